@@ -1,0 +1,37 @@
+"""What an engine is started with."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+
+def default_cache() -> str:
+    """The folder for downloaded and converted checkpoints and built kernels: `~/.cache/myna`."""
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "myna")
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that shapes one engine.
+
+    `model`: `SmolLM2-135M-Instruct`, a GGUF file, a folder with safetensors, or a hub id.
+    `kv_tokens`: size of the KV pool in tokens; 0 sizes it from free memory.
+    `step_tokens`: token budget of a step, decode tokens and prefill chunks together.
+    `max_batch`: most contexts in one step.
+    `threads`: 0 takes every core this process may use.
+    `prefix_sharing`: whether full blocks are kept in the prefix tree for later fills.
+    """
+
+    model: str = DEFAULT_MODEL
+    cache: str = msgspec.field(default_factory=default_cache)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    kernels: Literal["auto", "cpu", "torch"] = "auto"
+    kv_tokens: int = 0
+    block_size: int = 16
+    step_tokens: int = 512
+    max_batch: int = 256
+    threads: int = 0
+    prefix_sharing: bool = True

@@ -1,0 +1,166 @@
+"""A context: the tokens of one text being read and written, and the blocks that hold their KV."""
+
+from collections import deque
+
+from engine.generation import Generation
+from engine.kv_cache import SCRATCH, KVCache, Node
+
+
+class Context:
+    """Owns its tokens and its block table; the blocks themselves belong to the cache.
+
+    `tokens[:computed]` have their KV in `blocks`. The first `path_length` blocks stand in the prefix tree, the
+    last of them at `tip`. Whatever happens to the blocks, the tokens stay, so a context can always be recomputed.
+    """
+
+    def __init__(self, id: int, cache: KVCache, scope: str, rank: float, arrival: int) -> None:
+        self.id = id
+        self.scope = scope
+        self.rank = rank
+        self.arrival = arrival
+        self.tokens: list[int] = []
+        self.computed = 0
+        self.cached = 0
+        """Tokens of the current fills that were found in the tree and not computed."""
+        self.blocks: list[int] = []
+        self.fills: deque[int] = deque()
+        """Lengths at which a pending fill is done."""
+        self.generation: Generation | None = None
+        self._cache = cache
+        self._tip = cache.root(scope)
+        self._path_length = 0
+        self._announced: list[Node] = []
+
+    @property
+    def priority(self) -> tuple[float, int]:
+        """What goes first is smaller: rank, then arrival."""
+        return (self.rank, self.arrival)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step can bring this context forward."""
+        return self.generation is not None or self.computed < len(self.tokens) or bool(self.fills)
+
+    @property
+    def decoding(self) -> bool:
+        """Whether the next step computes the one token sampled last."""
+        return self.generation is not None and self.computed + 1 == len(self.tokens) and self.generation.started
+
+    def fork_from(self, parent: "Context") -> None:
+        """Takes over the parent's tokens and shares its blocks, the last one copy on write."""
+        size = self._cache.block_size
+        self.tokens = list(parent.tokens)
+        self.computed = parent.computed
+        self.blocks = parent.blocks[: -(-parent.computed // size)]
+        for block in self.blocks:
+            self._cache.share(block)
+        self._tip, self._path_length = parent._tip, parent._path_length
+
+    def adopt_cached(self) -> bool:
+        """Takes blocks from the tree for as long as they match what is still to compute.
+
+        False if the next block is being computed by somebody else in the step now planned: waiting for it is
+        cheaper than doing it twice.
+        """
+        cache, size = self._cache, self._cache.block_size
+        if not cache.sharing:
+            return True
+        while self.computed == self._path_length * size and len(self.tokens) - self.computed >= size:
+            node = cache.child(self._tip, tuple(self.tokens[self.computed : self.computed + size]))
+            if node is None:
+                return True
+            if not node.ready:
+                return False
+            cache.share(node.block)
+            self.blocks.append(node.block)
+            self._tip = node
+            self._path_length += 1
+            self.computed += size
+            if self.fills:
+                self.cached += size
+        return True
+
+    def reserve(self, end: int) -> list[tuple[int, int]] | None:
+        """Makes `blocks` hold `end` tokens and the next write private.
+
+        Returns the block copies (from, to) to make before the step, or None if the pool has too little;
+        nothing is changed then.
+        """
+        cache, size = self._cache, self._cache.block_size
+        index, inside = divmod(self.computed, size)
+        copy = inside > 0 and self.computed < end and cache.shared(self.blocks[index])
+        missing = -(-end // size) - len(self.blocks)
+        if cache.available < missing + copy:
+            return None
+        copies = []
+        if copy:
+            fresh = self._allocate()
+            copies.append((self.blocks[index], fresh))
+            cache.release([self.blocks[index]])
+            self.blocks[index] = fresh
+        for _ in range(missing):
+            self.blocks.append(self._allocate())
+        return copies
+
+    def _allocate(self) -> int:
+        block = self._cache.allocate()
+        assert block is not None, "the pool promised more than it had"
+        return block
+
+    def announce(self, end: int) -> None:
+        """Puts the blocks that this step will complete into the tree, as not ready."""
+        cache, size = self._cache, self._cache.block_size
+        if not cache.sharing:
+            return
+        tip = self._tip
+        for index in range(self._path_length, end // size):
+            key = tuple(self.tokens[index * size : (index + 1) * size])
+            node = cache.child(tip, key)
+            if node is None:
+                node = cache.insert(tip, key, self.blocks[index])
+            else:
+                cache.share(node.block)  # somebody was first; held, so that it is still there at the commit
+            self._announced.append(node)
+            tip = node
+
+    def commit(self, end: int) -> None:
+        """After the step: the KV up to `end` is there. Of blocks that were made twice one copy is kept."""
+        for node in self._announced:
+            own = self.blocks[self._path_length]
+            if node.block != own:
+                self.blocks[self._path_length] = node.block
+                self._cache.release([own])
+            node.ready = True
+            self._tip = node
+            self._path_length += 1
+        self._announced = []
+        self.computed = end
+
+    def abort(self) -> None:
+        """After a step that failed: what was announced is taken back. Call it last to first in the batch."""
+        for offset, node in reversed(list(enumerate(self._announced))):
+            if node.block == self.blocks[self._path_length + offset]:
+                self._cache.remove(node)
+            else:
+                self._cache.release([node.block])
+        self._announced = []
+
+    def drop_blocks(self) -> None:
+        """Gives all blocks back; the tree may keep them. They are found there again or recomputed."""
+        blocks, self.blocks = self.blocks, []
+        self._cache.release(reversed(blocks))
+        self.computed = 0
+        self._tip, self._path_length = self._cache.root(self.scope), 0
+
+    def retain(self, hint: float) -> None:
+        """Passes the hint on to the blocks that stand in the tree."""
+        self._cache.retain(self._tip, hint)
+
+    def slot(self, position: int) -> int:
+        """Where the KV of `position` lies, in tokens from the start of the pool."""
+        index, inside = divmod(position, self._cache.block_size)
+        return self.blocks[index] * self._cache.block_size + inside
+
+    def scratch_slot(self) -> int:
+        """Where a row writes whose KV is already there."""
+        return SCRATCH * self._cache.block_size

@@ -1,0 +1,112 @@
+"""One `generate` as it runs: what was sampled, what of it may be shown, and whether it has ended."""
+
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.link import Sampling, TokenLogprob
+from engine.tokenizer import Detokenizer, Tokenizer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one token brought: text to show (perhaps none) and the reason to end, if it ended."""
+
+    text: str
+    finish: str | None
+
+
+class Generation:
+    """Owns the random stream, the token counts and the held-back text of one generate."""
+
+    def __init__(self, sampling: Sampling, tokenizer: Tokenizer, prompt: list[int], limit: int) -> None:
+        """`prompt`: the context's tokens so far. `limit`: tokens that may come at most."""
+        self.sampling = sampling
+        self.limit = limit
+        self.count = 0
+        self.counts: Counter[int] = Counter()
+        self.seen: set[int] = set(prompt) if sampling.repetition_penalty != 1.0 else set()
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed & (2**64 - 1)
+        self.random = np.random.Generator(np.random.Philox(seed))
+        self.stop_tokens = frozenset(sampling.stop_token_ids) | (
+            frozenset() if sampling.ignore_eos else tokenizer.eos_ids
+        )
+        self._detokenizer = Detokenizer(tokenizer, skip_special=sampling.skip_special_tokens)
+        self._stops = StopStrings(sampling.stop)
+
+    @property
+    def started(self) -> bool:
+        """Whether a token was sampled yet."""
+        return self.count > 0
+
+    def push(self, token: int) -> Progress:
+        """Takes the token just sampled."""
+        self.count += 1
+        self.counts[token] += 1
+        if self.sampling.repetition_penalty != 1.0:
+            self.seen.add(token)
+        if token in self.stop_tokens:  # below min_tokens the sampler does not let one through
+            return self._end("", "stop")
+        piece = self._detokenizer.push(token)
+        if self.count < self.sampling.min_tokens:
+            return Progress(piece, None)
+        text, matched = self._stops.push(piece)
+        if matched:
+            return Progress(text, "stop")
+        if self.count >= self.limit:
+            return self._end(text, "length")
+        return Progress(text, None)
+
+    def _end(self, text: str, finish: str) -> Progress:
+        more, matched = self._stops.push(self._detokenizer.flush())
+        text += more
+        if not matched:
+            text += self._stops.flush()
+        return Progress(text, "stop" if matched else finish)
+
+
+class StopStrings:
+    """Looks for stop strings in a text that arrives in pieces; shows nothing that could be part of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """What may be shown now, and whether a stop string was found: then nothing behind it ever is.
+
+        Where several begin, the one that begins first counts.
+        """
+        if not self._stops:
+            return piece, False
+        text = self._held + piece
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """What was held back and turned out to be ordinary text."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[len(text) - length :]):
+            return length
+    return 0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A token and, where asked for, how likely it was."""
+
+    token: int
+    logprob: TokenLogprob | None

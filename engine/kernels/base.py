@@ -1,0 +1,97 @@
+"""The operation set, and the tensors it works on.
+
+Row counts vary from step to step; a row's result must not depend on which rows stand beside it (bit for bit),
+so that batching never changes what a request is answered.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+Packed = Any
+"""A weight in whatever layout the kernels like best; made by `pack`, understood only by the same kernels."""
+
+
+@dataclass(frozen=True)
+class KVTensors:
+    """The KV pool. Each layer's `keys[layer]` and `values[layer]`: (blocks, kv_heads, block_size, head_size)."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self.keys[0].shape[2]
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copies whole blocks, (from, to), in every layer."""
+        source = torch.tensor([copy[0] for copy in copies])
+        target = torch.tensor([copy[1] for copy in copies])
+        for layer in (*self.keys, *self.values):
+            layer[target] = layer[source]
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """Which rows belong to whom and where their keys lie. n sequences, `rows` rows in all.
+
+    positions: (rows,) int64, from 0. slots: (rows,) int64, where each row's KV goes, in tokens from the start
+    of the pool. query_starts: (n + 1,) int32, first row of each sequence. lengths: (n,) int32, keys that the
+    sequence's last row sees, its own included. block_tables: (n, width) int32, padded with the scratch block.
+    """
+
+    positions: torch.Tensor
+    slots: torch.Tensor
+    query_starts: torch.Tensor
+    lengths: torch.Tensor
+    block_tables: torch.Tensor
+
+
+class Kernels(Protocol):
+    """One implementation. Tensors are on its device, in the model's dtype unless said otherwise."""
+
+    name: str
+
+    def pack(self, weight: torch.Tensor) -> Packed:
+        """A (out, in) weight, for `linear` and `logits`. The original may be freed afterwards."""
+
+    def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+        """(rows, in) -> (rows, out)."""
+
+    def logits(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+        """(rows, in) -> (rows, out) in float32."""
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """(rows, hidden) -> the same, normalised in float32 (Zhang and Sennrich 2019)."""
+
+    def add_rms_norm(
+        self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """Adds `x` to `residual` in place and returns the norm of the sum."""
+
+    def rope_and_store(
+        self,
+        qkv: torch.Tensor,
+        rotary: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """Rotates queries and keys, writes keys and values to their slots, returns the queries.
+
+        qkv: (rows, (heads + 2 * kv_heads) * head_size). rotary: (window, head_size) float32, cosines then sines
+        by position, rotating halves (Su et al. 2021). Returns (rows, heads, head_size).
+        """
+
+    def attention(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """Causal attention of every row over its sequence's blocks.
+
+        queries: (rows, heads, head_size). Reads keys and values only. Returns (rows, heads * head_size).
+        """
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """(rows, 2 * intermediate) -> (rows, intermediate): silu of the first half times the second."""

