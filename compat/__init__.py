@@ -1,0 +1,1 @@
+"""Other people's shapes, and nothing else."""

@@ -1,0 +1,53 @@
+"""OpenAI's wire shapes, with the `semantic` extension of API.md: requests, answers, chunks, errors.
+
+Requests are pydantic models: they come from outside and need checking, with the field's path. Answers are
+msgspec structs: they are ours, and are encoded up to once a token.
+"""
+
+from compat.openai.requests import (
+    ChatCompletionRequest,
+    Message,
+    Semantic,
+    SessionRequest,
+    VariableRequest,
+)
+from compat.openai.responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChoiceDelta,
+    ChoiceLogprobs,
+    ChunkChoice,
+    CompletionUsage,
+    Error,
+    ErrorBody,
+    Model,
+    ModelList,
+    PromptTokensDetails,
+    ResponseMessage,
+    TokenLogprob,
+    TopLogprob,
+)
+
+__all__ = [
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "ChatCompletionRequest",
+    "Choice",
+    "ChoiceDelta",
+    "ChoiceLogprobs",
+    "ChunkChoice",
+    "CompletionUsage",
+    "Error",
+    "ErrorBody",
+    "Message",
+    "Model",
+    "ModelList",
+    "PromptTokensDetails",
+    "ResponseMessage",
+    "Semantic",
+    "SessionRequest",
+    "TokenLogprob",
+    "TopLogprob",
+    "VariableRequest",
+]

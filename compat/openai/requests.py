@@ -1,0 +1,151 @@
+"""Requests. Unknown fields are refused, and so are known ones with values that are not supported yet."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
+
+SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+_Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+_Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
+
+MAX_STOPS = 16
+"""Stop strings; OpenAI allows four."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(_Request):
+    """A text part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Request):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if self.content is None:
+            raise ValueError("a message needs content")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The content as one text; parts stand on lines of their own."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class StreamOptions(_Request):
+    """How a stream is told."""
+
+    include_usage: bool = False
+
+
+class ResponseFormat(_Request):
+    """What the answer looks like."""
+
+    type: Literal["text"]
+
+
+class Semantic(_Request):
+    """The Semantic Variable extension; see API.md."""
+
+    session: SessionId | None = None
+    inputs: dict[str, JsonValue] = Field(default_factory=dict)
+    output: str | None = None
+    defer: bool | None = None
+    objective: Literal["latency", "throughput"] | None = None
+    share: bool = True
+
+
+class ChatCompletionRequest(_Request):
+    """POST /v1/chat/completions."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    # length and choice
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    seed: _Seed | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    # what is told
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # only with the value that changes nothing
+    n: Literal[1] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    # taken and passed on to nobody: they concern OpenAI's own bookkeeping
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    semantic: Semantic | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _stops_say_something(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
+        if any(not text for text in stops):
+            raise ValueError("a stop string must not be empty")
+        return stop
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        bad = next((key for key in bias or () if not key.isdecimal()), None)
+        if bad is not None:
+            raise ValueError(f"keys are token ids; {bad!r} is none")
+        return bias
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream to be true")
+        return self
+
+
+class SessionRequest(_Request):
+    """POST /v1/sessions."""
+
+    id: SessionId | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class VariableRequest(_Request):
+    """PUT /v1/sessions/{id}/variables/{name}. `value` null declares."""
+
+    value: JsonValue

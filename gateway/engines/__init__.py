@@ -1,0 +1,1 @@
+"""Engines behind one protocol: fill, generate, free, and what each can do."""

@@ -1,0 +1,101 @@
+"""The universal engine, after the Parrot paper's abstraction: fill, generate, free a context.
+
+Contexts are handles. Commands are sent at once and in order; a refusal surfaces at the next thing awaited.
+
+    EngineFailure           carries the wire contract's `code`
+    ├── ContextRefused      the engine cannot do this for this context (too long, a bad parameter)
+    ├── EngineLost          the engine died or was taken away while it worked on the context
+    └── NoEngine            no engine could take the work in time
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from gateway.graph.call import Sampling
+from gateway.graph.variable import Piece
+
+
+class EngineFailure(Exception):
+    """Why an engine did not do what it was asked."""
+
+    code: str = "engine_failed"
+
+
+class ContextRefused(EngineFailure):
+    """The engine's own code and words."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EngineLost(EngineFailure):
+    """Work was in flight and is gone."""
+
+    code = "engine_failed"
+
+
+class NoEngine(EngineFailure):
+    """Nothing ready to take work."""
+
+    code = "engine_unavailable"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A context's prompt is there: its length in tokens, and how many of them were found in a cache."""
+
+    tokens: int
+    cached: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a step brought. `finish`: `stop` or `length`, on the last one."""
+
+    piece: Piece
+    finish: str | None
+
+
+class EngineContext(Protocol):
+    """A text being read and written on one engine."""
+
+    def fill(self, tokens: Sequence[int]) -> None:
+        """Appends tokens."""
+
+    def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
+        """Samples behind what was filled: once Filled, then deltas. Raises EngineFailure."""
+
+    def rerank(self, rank: float) -> None:
+        """Lower ranks go first."""
+
+    def free(self) -> None:
+        """Ends what runs and forgets the context. May be called again."""
+
+
+class Engine(Protocol):
+    """Something that runs contexts of one model."""
+
+    name: ClassVar[str] | str
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes work now."""
+
+    @property
+    def load(self) -> int:
+        """Contexts open."""
+
+    async def encode(self, text: str) -> Sequence[int]:
+        """Tokens of a value: ordinary text, never control tokens."""
+
+    def open(self, scope: str, rank: float) -> EngineContext:
+        """A new, empty context. Contexts of different scopes share no KV. Raises EngineLost."""
+
+
+class Engines(Protocol):
+    """The engines there are."""
+
+    async def serving(self, model: str) -> Sequence[Engine]:
+        """The ready engines of a model, waited for if need be. Raises NoEngine."""

@@ -1,0 +1,314 @@
+"""An engine process of our own: started, watched, restarted."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.link import (
+    Command,
+    EngineInfo,
+    Fatal,
+    Fill,
+    FrameBuffer,
+    FrameError,
+    Free,
+    Generate,
+    Ready,
+    Rerank,
+    Resolved,
+    Shutdown,
+    Step,
+    Update,
+    encode_frame,
+    report_decoder,
+)
+from engine.link import Sampling as LinkSampling
+from engine.tokenizer import Tokenizer
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled
+from gateway.graph.call import Sampling
+from gateway.graph.variable import Piece
+
+log = logging.getLogger("myna.engines")
+
+_READ_BYTES = 1 << 18
+_LONG_TEXT = 2_000
+"""Characters; longer texts are tokenised off the event loop."""
+_BACKOFF = (0.5, 30.0)
+"""Seconds before the first restart, and at most."""
+_HEALTHY_SECONDS = 60.0
+"""An engine that lived this long is restarted without a grudge."""
+_STOP_SECONDS = 3.0
+
+
+class EngineStartFailed(Exception):
+    """The engine said why it cannot start; trying again would change nothing."""
+
+
+class EmbeddedEngine:
+    """Owner of one engine process and of the contexts open on it.
+
+    `start` brings it up and keeps it up; `close` ends it. Every context open when the process dies raises
+    EngineLost at whoever waits for it.
+    """
+
+    def __init__(self, name: str, config: EngineConfig, changed: Callable[[], None]) -> None:
+        """`changed` is called whenever `ready` changes."""
+        self.name = name
+        self.info: EngineInfo | None = None
+        self.restarts = 0
+        self._config = config
+        self._changed = changed
+        self._tokenizer: Tokenizer | None = None
+        self._folder: str | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._contexts: dict[int, EmbeddedContext] = {}
+        self._next_context = 0
+        self._ready = False
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes work now."""
+        return self._ready
+
+    @property
+    def load(self) -> int:
+        """Contexts open."""
+        return len(self._contexts)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's; there from the first time the engine was ready."""
+        assert self._tokenizer is not None, "the engine has not been ready yet"
+        return self._tokenizer
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Returns when the engine is ready. Raises EngineStartFailed with the engine's own words."""
+        first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(first_ready), name=f"supervise {self.name}")
+        await first_ready
+
+    async def close(self) -> None:
+        """Ends the process, by force if it does not end itself."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+
+    def open(self, scope: str, rank: float) -> "EmbeddedContext":
+        """See `Engine.open`."""
+        if not self._ready:
+            raise EngineLost(f"engine {self.name} is not running")
+        self._next_context += 1
+        context = EmbeddedContext(self, self._next_context, scope, rank)
+        self._contexts[self._next_context] = context
+        return context
+
+    async def encode(self, text: str) -> list[int]:
+        """See `Engine.encode`."""
+        if len(text) < _LONG_TEXT:
+            return self.tokenizer.encode(text)
+        return await asyncio.to_thread(self.tokenizer.encode, text)
+
+    def send(self, command: Command) -> None:
+        """Queues a command. A process that is gone takes none; its contexts have been told."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(encode_frame(command))
+
+    def forget(self, context: int) -> None:
+        """The context was freed."""
+        self._contexts.pop(context, None)
+
+    # the process
+
+    async def _supervise(self, first_ready: asyncio.Future[None]) -> None:
+        """Runs the process again and again, with growing pauses."""
+        pause = _BACKOFF[0]
+        while True:
+            began = time.monotonic()
+            try:
+                fate = await self._run_once(first_ready)
+            except EngineStartFailed as error:
+                if not first_ready.done():
+                    first_ready.set_exception(error)
+                    return
+                fate = str(error)
+            except asyncio.CancelledError:
+                if not first_ready.done():
+                    first_ready.cancel()
+                raise
+            if not first_ready.done():
+                first_ready.set_exception(EngineStartFailed(f"the engine process ended while loading: {fate}"))
+                return
+            if time.monotonic() - began > _HEALTHY_SECONDS:
+                pause = _BACKOFF[0]
+            log.error("engine %s ended (%s); restarting in %.1f s", self.name, fate, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _BACKOFF[1])
+            self.restarts += 1
+
+    async def _run_once(self, first_ready: asyncio.Future[None]) -> str:
+        """Starts one process and serves it until it ends. Returns how it ended."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "engine.worker", "--fd", str(theirs.fileno())),
+                *("--config", msgspec.json.encode(self._config).decode()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=2,  # the gateway's stdout is the user's
+                pass_fds=[theirs.fileno()],
+            )
+        self._process = process
+        reader, writer = await asyncio.open_connection(sock=ours)
+        self._writer = writer
+        try:
+            await self._serve(reader, first_ready)
+        except (FrameError, msgspec.DecodeError, OSError) as error:
+            log.error("the link to engine %s broke: %s", self.name, error)
+        finally:
+            self._set_ready(False)
+            self._writer = None
+            # Closing our end is what ends the process: its reader thread sees the stream end.
+            if not writer.is_closing():
+                writer.write(encode_frame(Shutdown()))
+                writer.close()
+            self._lose_contexts()
+            fate = await self._reap(process)
+        return fate
+
+    async def _serve(self, reader: asyncio.StreamReader, first_ready: asyncio.Future[None]) -> None:
+        frames = FrameBuffer()
+        while data := await reader.read(_READ_BYTES):
+            for body in frames.feed(data):
+                match report_decoder.decode(body):
+                    case Step(updates):
+                        for update in updates:
+                            context = self._contexts.get(update.context)
+                            if context is not None:
+                                context.receive(update)
+                    case Resolved(folder):
+                        self._folder = folder
+                        if self._tokenizer is None:  # while the weights load
+                            self._tokenizer = await asyncio.to_thread(Tokenizer, folder)
+                    case Ready(info):
+                        self.info = info
+                        self._set_ready(True)
+                        if not first_ready.done():
+                            first_ready.set_result(None)
+                    case Fatal(message):
+                        raise EngineStartFailed(message)
+
+    async def _reap(self, process: asyncio.subprocess.Process) -> str:
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                status = await process.wait()
+        except TimeoutError:
+            process.kill()
+            status = await process.wait()
+        self._process = None
+        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready != self._ready:
+            self._ready = ready
+            self._changed()
+
+    def _lose_contexts(self) -> None:
+        contexts, self._contexts = self._contexts, {}
+        for context in contexts.values():
+            context.lose(EngineLost(f"engine {self.name} died while working on this request; it is being restarted"))
+
+
+class EmbeddedContext:
+    """See `EngineContext`. Owner of the updates that have come and were not read yet."""
+
+    def __init__(self, engine: EmbeddedEngine, id: int, scope: str, rank: float) -> None:
+        self._engine = engine
+        self._id = id
+        self._scope = scope
+        self._rank = rank
+        self._updates: deque[Update] = deque()
+        self._lost: EngineLost | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._cached = 0
+        self._freed = False
+
+    def fill(self, tokens: Sequence[int]) -> None:
+        """See `EngineContext.fill`. A context of a dead process must not go on in the next one."""
+        if self._lost is not None:
+            raise self._lost
+        self._engine.send(Fill(self._id, list(tokens), rank=self._rank, scope=self._scope))
+
+    async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
+        """See `EngineContext.generate`."""
+        if self._lost is not None:
+            raise self._lost
+        self._engine.send(Generate(self._id, _link_sampling(sampling)))
+        filled = 0
+        while True:
+            while self._updates:
+                update = self._updates.popleft()
+                if update.error is not None:
+                    raise ContextRefused(*update.error)
+                if update.filled is not None:
+                    filled = update.filled
+                    self._cached += update.cached
+                if update.tokens:
+                    if filled:
+                        yield Filled(filled, self._cached)
+                        filled = 0
+                    yield Delta(Piece(update.text, len(update.tokens), tuple(update.logprobs)), update.finish)
+                if update.finish is not None:
+                    return
+            if self._lost is not None:
+                raise self._lost
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+
+    def rerank(self, rank: float) -> None:
+        """See `EngineContext.rerank`."""
+        if rank != self._rank and self._lost is None:
+            self._rank = rank
+            self._engine.send(Rerank([self._id], rank))
+
+    def free(self) -> None:
+        """See `EngineContext.free`."""
+        if self._lost is None and not self._freed:
+            self._freed = True
+            self._engine.forget(self._id)
+            self._engine.send(Free(self._id))
+
+    def receive(self, update: Update) -> None:
+        """The engine says something of this context."""
+        self._updates.append(update)
+        self._notify()
+
+    def lose(self, error: EngineLost) -> None:
+        """The engine is gone."""
+        self._lost = error
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+def _link_sampling(sampling: Sampling) -> LinkSampling:
+    return LinkSampling(**asdict(sampling))

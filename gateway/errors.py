@@ -1,0 +1,70 @@
+"""Errors that a client sees: each carries its HTTP status, code and param once.
+
+    RequestError                refused at the door
+    └── FailedCall              a call that ran and failed; the status follows from the failure's code
+"""
+
+from collections.abc import Mapping
+
+from gateway.graph.errors import Failure, GraphError
+
+_STATUS = {
+    "unknown_variable": 400,
+    "bad_reference": 400,
+    "cycle": 400,
+    "session_conflict": 400,
+    "context_length_exceeded": 400,
+    "bad_token": 400,
+    "session_not_found": 404,
+    "variable_not_found": 404,
+    "variable_already_set": 409,
+    "session_exists": 409,
+    "cancelled": 409,
+    "session_expired": 410,
+    "too_large": 413,
+    "upstream_failed": 424,
+    "bad_logits": 500,
+    "step_failed": 500,
+    "internal_error": 500,
+    "engine_failed": 503,
+    "engine_unavailable": 503,
+}
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class RequestError(Exception):
+    """An answer other than success, in OpenAI's shape."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        if status == 503:
+            self.headers.setdefault("Retry-After", "1")
+
+    @property
+    def type(self) -> str:
+        """OpenAI's error type for the status."""
+        return _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+
+    @classmethod
+    def of_graph(cls, error: GraphError) -> "RequestError":
+        """The answer to a change that the graph refused."""
+        return cls(_STATUS[error.code], str(error), code=error.code, param=error.where)
+
+
+class FailedCall(RequestError):
+    """The answer to whoever waited for a call that failed."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(_STATUS.get(failure.code, 500), failure.message, code=failure.code)

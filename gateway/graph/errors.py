@@ -1,0 +1,70 @@
+"""What the graph refuses, and why a value will never be.
+
+    GraphError              carries the wire contract's `code` and the `where` of the offending field
+    ├── UnknownVariable
+    ├── BadReference
+    ├── VariableAlreadySet
+    ├── Cycle
+    ├── TooLarge
+    └── UnresolvedPath      a path into a value that turned out not to hold it
+
+`Failure` is no exception: it is the state of a variable or call that failed, and is read by many.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class GraphError(Exception):
+    """A change that the graph refuses. Nothing was changed."""
+
+    code: ClassVar[str]
+
+    def __init__(self, message: str, where: str | None = None) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+class UnknownVariable(GraphError):
+    """A name that the session does not know."""
+
+    code = "unknown_variable"
+
+
+class BadReference(GraphError):
+    """Something that cannot be a name or does not fit where it stands."""
+
+    code = "bad_reference"
+
+
+class VariableAlreadySet(GraphError):
+    """A name is assigned once."""
+
+    code = "variable_already_set"
+
+
+class Cycle(GraphError):
+    """A call would wait for itself."""
+
+    code = "cycle"
+
+
+class TooLarge(GraphError):
+    """A configured bound of the graph would be passed."""
+
+    code = "too_large"
+
+
+class UnresolvedPath(GraphError):
+    """A reference's path is not in the value."""
+
+    code = "bad_reference"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no value. `call`: the first call that failed, in a chain of them."""
+
+    code: str
+    message: str
+    call: str | None = None

@@ -1,0 +1,84 @@
+r"""The `<<name>>` grammar.
+
+    reference = "<<" name *( "." key ) ">>"
+    name      = [A-Za-z_][A-Za-z0-9_]{0,63}
+    key       = one or more characters other than ".", "<", ">" and white space
+
+`\<<name>>` is the text `<<name>>`. Whatever does not fit is text.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.graph.errors import BadReference, UnresolvedPath
+
+_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
+_REFERENCE = re.compile(rf"(\\?)<<({_NAME})((?:\.[^.<>\s]+)*)>>")
+_WHOLE_NAME = re.compile(_NAME)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A place in a prompt where a variable's value goes. `path` leads into a value that is JSON."""
+
+    name: str
+    path: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"<<{'.'.join((self.name, *self.path))}>>"
+
+
+def parse(text: str) -> Iterator[str | Reference]:
+    """Literal pieces and references of `text` in order; escapes are resolved, empty pieces left out."""
+    literal = ""
+    end = 0
+    for match in _REFERENCE.finditer(text):
+        literal += text[end : match.start()]
+        end = match.end()
+        escape, name, path = match.groups()
+        if escape:
+            literal += match.group()[1:]
+            continue
+        if literal:
+            yield literal
+            literal = ""
+        yield Reference(name, tuple(path.split(".")[1:]))
+    literal += text[end:]
+    if literal:
+        yield literal
+
+
+def check_name(name: str, where: str) -> str:
+    """The name, if it is one. Raises BadReference."""
+    if not _WHOLE_NAME.fullmatch(name):
+        raise BadReference(
+            f"{name!r} is not a variable name: letters, digits and underscores, not beginning with a digit, "
+            "at most 64 characters",
+            where,
+        )
+    return name
+
+
+def resolve(value: str, reference: Reference) -> str:
+    """What a reference stands for, given the variable's value.
+
+    Without a path the value itself; with one, the string or compact JSON found there. Raises UnresolvedPath.
+    """
+    if not reference.path:
+        return value
+    try:
+        at: Any = json.loads(value)
+    except ValueError as error:
+        raise UnresolvedPath(f"{reference} looks into {reference.name}, whose value is not JSON: {error}") from error
+    for depth, key in enumerate(reference.path):
+        if isinstance(at, dict) and key in at:
+            at = at[key]
+        elif isinstance(at, list) and key.isdecimal() and int(key) < len(at):
+            at = at[int(key)]
+        else:
+            place = ".".join((reference.name, *reference.path[:depth]))
+            raise UnresolvedPath(f"{reference} leads nowhere: {place} has no {key!r}")
+    return at if isinstance(at, str) else json.dumps(at, ensure_ascii=False, separators=(",", ":"))

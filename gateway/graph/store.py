@@ -1,0 +1,108 @@
+"""The sessions there are, by id, each belonging to one tenant."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from gateway.graph.call import Call
+from gateway.graph.errors import Failure, GraphError, TooLarge
+from gateway.graph.session import Bounds, Session
+
+_REMEMBERED = 10_000
+"""Expired ids kept, to answer 410 instead of 404."""
+
+
+class SessionNotFound(GraphError):
+    """No such session, or another tenant's."""
+
+    code = "session_not_found"
+
+
+class SessionExpired(GraphError):
+    """The session was there and is gone."""
+
+    code = "session_expired"
+
+
+@dataclass
+class SessionStore:
+    """Owner of all sessions. `cancel` stops a call and marks it and its output cancelled."""
+
+    cancel: Callable[[Call, Failure], None]
+    bounds: Bounds
+    ttl: float
+    max_sessions: int
+    _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
+    _expired: dict[tuple[str, str], None] = field(default_factory=dict)
+
+    def create(
+        self,
+        tenant: str,
+        id: str | None = None,
+        *,
+        metadata: dict[str, str] | None = None,
+        ttl: float | None = None,
+    ) -> Session:
+        """A new session. Raises GraphError if the id is taken, TooLarge if there are as many as may be."""
+        if len(self._sessions) >= self.max_sessions:
+            raise TooLarge(f"there are {len(self._sessions)} sessions, as many as may be; delete some or wait")
+        id = id or f"sess_{secrets.token_hex(12)}"
+        if (tenant, id) in self._sessions:
+            raise SessionExists(f"there is a session {id!r} already", "id")
+        session = self.anonymous(tenant, id, metadata=metadata, ttl=ttl)
+        self._expired.pop((tenant, id), None)
+        self._sessions[tenant, id] = session
+        return session
+
+    def anonymous(
+        self, tenant: str, id: str = "", *, metadata: dict[str, str] | None = None, ttl: float | None = None
+    ) -> Session:
+        """A session that is not kept: what a plain request runs in."""
+        return Session(
+            id=id,
+            tenant=tenant,
+            created=time.time(),
+            ttl=self.ttl if ttl is None else ttl,
+            metadata=metadata or {},
+            bounds=self.bounds,
+        )
+
+    def get(self, tenant: str, id: str) -> Session:
+        """The tenant's session, its time to live begun anew. Raises SessionNotFound or SessionExpired."""
+        session = self._sessions.get((tenant, id))
+        if session is None:
+            if (tenant, id) in self._expired:
+                raise SessionExpired(f"session {id!r} has expired")
+            raise SessionNotFound(f"there is no session {id!r}")
+        session.touched = time.monotonic()
+        return session
+
+    def get_or_create(self, tenant: str, id: str) -> Session:
+        """For ids of the client's choosing."""
+        return self.get(tenant, id) if (tenant, id) in self._sessions else self.create(tenant, id)
+
+    def of(self, tenant: str) -> Iterator[Session]:
+        """The tenant's sessions, oldest first."""
+        return (session for (owner, _), session in self._sessions.items() if owner == tenant)
+
+    def delete(self, session: Session) -> None:
+        """Ends a session; its work is cancelled and its name free."""
+        self._sessions.pop((session.tenant, session.id), None)
+        session.close(self.cancel)
+
+    def expire(self, now: float) -> int:
+        """Drops sessions that have done nothing for their time to live. `now` is of the monotonic clock."""
+        old = [s for s in self._sessions.values() if now - s.touched > s.ttl and not s.active]
+        for session in old:
+            self.delete(session)
+            self._expired[session.tenant, session.id] = None
+        while len(self._expired) > _REMEMBERED:
+            self._expired.pop(next(iter(self._expired)))
+        return len(old)
+
+
+class SessionExists(GraphError):
+    """The id asked for is taken."""
+
+    code = "session_exists"
