@@ -44,7 +44,9 @@ class Context:
     @property
     def decoding(self) -> bool:
         """Whether the next step computes the one token sampled last."""
-        return self.generation is not None and self.computed + 1 == len(self.tokens) and self.generation.started
+        return (
+            self.generation is not None and self.computed + 1 == len(self.tokens) and self.generation.started
+        )
 
     def fork_from(self, parent: "Context") -> None:
         """Takes over the parent's tokens and shares its blocks, the last one copy on write."""

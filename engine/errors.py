@@ -1,8 +1,8 @@
 """What an engine refuses.
 
-    EngineError
-    ├── CheckpointError     a model that cannot be found, fetched or understood: the message says what to do
-    └── ContextError        a command that does not fit its context; the context alone is affected
+EngineError
+├── CheckpointError     a model that cannot be found, fetched or understood: the message says what to do
+└── ContextError        a command that does not fit its context; the context alone is affected
 """
 
 

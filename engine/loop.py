@@ -90,17 +90,27 @@ class Engine:
     # commands
 
     def fill(
-        self, context: int, tokens: list[int], *, parent: int | None = None, rank: float = 0.0, scope: str = ""
+        self,
+        context: int,
+        tokens: list[int],
+        *,
+        parent: int | None = None,
+        rank: float = 0.0,
+        scope: str = "",
     ) -> None:
         """Appends tokens to a context, which its first fill makes; see `Fill`."""
         known = self._contexts.get(context)
         if known is not None and parent is not None:
             raise ContextError("context_exists", f"context {context} exists and cannot be forked into")
         if known is not None and known.generation is not None:
-            raise ContextError("context_busy", f"context {context} is generating; fill it when that has ended")
+            raise ContextError(
+                "context_busy", f"context {context} is generating; fill it when that has ended"
+            )
         bad = next((token for token in tokens if not 0 <= token < self.info.vocabulary), None)
         if bad is not None:
-            raise ContextError("bad_token", f"token {bad} is outside the vocabulary of {self.info.vocabulary}")
+            raise ContextError(
+                "bad_token", f"token {bad} is outside the vocabulary of {self.info.vocabulary}"
+            )
         before = len(known.tokens) if known else len(self._get(parent).tokens) if parent is not None else 0
         length, most = before + len(tokens), min(self.info.window, self.info.kv_tokens)
         if length > most:
@@ -163,8 +173,9 @@ class Engine:
                 self._contexts[context].rank = rank
 
     def retain(self, context: int, hint: float) -> None:
-        """How much the context's cached blocks are worth; see `Retain`."""
-        self._get(context).retain(hint)
+        """How much the context's cached blocks are worth; see `Retain`. Unknown ids are ignored."""
+        if context in self._contexts:
+            self._contexts[context].retain(hint)
 
     def _get(self, context: int) -> Context:
         if context not in self._contexts:
@@ -261,7 +272,9 @@ class Engine:
             lengths=torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32),
             block_tables=torch.from_numpy(tables),
         )
-        wanted = torch.tensor([starts[i + 1] - 1 for i, chunk in enumerate(chunks) if chunk.samples], dtype=torch.int64)
+        wanted = torch.tensor(
+            [starts[i + 1] - 1 for i, chunk in enumerate(chunks) if chunk.samples], dtype=torch.int64
+        )
         return torch.from_numpy(tokens), batch, wanted
 
     def check_integrity(self) -> None:
@@ -305,7 +318,8 @@ def _take_token(context: Context, sampled: Sampled, update: Update) -> None:
     update.tokens = [sampled.token]
     update.text = progress.text
     update.finish = progress.finish
-    if sampled.logprob is not None:
+    ends = progress.finish == "stop" and sampled.token in generation.stop_tokens
+    if sampled.logprob is not None and not ends:  # an end token is no part of the answer
         update.logprobs = [sampled.logprob]
     if progress.finish is not None:
         context.generation = None

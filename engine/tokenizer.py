@@ -117,7 +117,9 @@ def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]
     if '"ByteLevel"' in json.dumps(content.get("decoder")):
         alphabet = _byte_level_alphabet()
         for text, token in vocabulary.items():
-            table[token] = bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text.encode()
+            table[token] = (
+                bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text.encode()
+            )
     else:
         for text, token in vocabulary.items():
             byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
@@ -129,7 +131,11 @@ def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]
 
 def _byte_level_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019, `bytes_to_unicode`)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     alphabet = {chr(byte): byte for byte in printable}
     hidden = (byte for byte in range(256) if byte not in set(printable))
     return alphabet | {chr(256 + n): byte for n, byte in enumerate(hidden)}

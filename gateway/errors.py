@@ -1,7 +1,7 @@
 """Errors that a client sees: each carries its HTTP status, code and param once.
 
-    RequestError                refused at the door
-    └── FailedCall              a call that ran and failed; the status follows from the failure's code
+RequestError                refused at the door
+└── FailedCall              a call that ran and failed; the status follows from the failure's code
 """
 
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ class TorchKernels:
     def __init__(self, dtype: torch.dtype) -> None:
         self._packs = (
             dtype == torch.bfloat16
-            and torch.backends.mkldnn.is_available()
+            and torch._C._has_mkldnn
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
         self.name = "torch, packed" if self._packs else "torch"
@@ -67,7 +67,9 @@ class TorchKernels:
         parts = qkv.view(rows, heads + 2 * kv_heads, head_size)
         cosine, sine = rotary[batch.positions].unsqueeze(1).chunk(2, dim=-1)
         first, second = parts[:, : heads + kv_heads].float().chunk(2, dim=-1)
-        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(qkv.dtype)
+        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(
+            qkv.dtype
+        )
         block, inside = batch.slots // block_size, batch.slots % block_size
         keys[block, :, inside] = rotated[:, heads:]
         values[block, :, inside] = parts[:, heads + kv_heads :]

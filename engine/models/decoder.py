@@ -92,7 +92,9 @@ class Decoder:
                 if not len(wanted):
                     return torch.empty(0, self.spec.vocabulary)
                 residual, x = residual[wanted], x[wanted]
-            x = kernels.add_rms_norm(residual, x, self._norm if last else self._layers[index + 1].attention_norm, eps)
+            x = kernels.add_rms_norm(
+                residual, x, self._norm if last else self._layers[index + 1].attention_norm, eps
+            )
         return kernels.logits(x, self._head)
 
 
@@ -108,7 +110,9 @@ def rotary_table(window: int, head_size: int, theta: float, scaling: RopeScaling
         )
         blended = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
         frequencies = torch.where(
-            wavelengths > low, frequencies / scaling.factor, torch.where(wavelengths < high, frequencies, blended)
+            wavelengths > low,
+            frequencies / scaling.factor,
+            torch.where(wavelengths < high, frequencies, blended),
         )
     angles = torch.arange(window, dtype=torch.float32).unsqueeze(1) * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=1)

@@ -1,0 +1,1 @@
+"""One file a resource. Translates between wire and domain, decides nothing."""

@@ -10,7 +10,7 @@ Contexts are handles. Commands are sent at once and in order; a refusal surfaces
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
@@ -77,7 +77,7 @@ class EngineContext(Protocol):
 class Engine(Protocol):
     """Something that runs contexts of one model."""
 
-    name: ClassVar[str] | str
+    name: str
 
     @property
     def ready(self) -> bool:

@@ -4,7 +4,7 @@ Results meet their readers only here: a producer appends pieces, readers wait fo
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -119,15 +119,13 @@ class Variable:
                 self._final = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._final)  # one reader leaving leaves the others waiting
 
-    async def read(self) -> AsyncIterator[Piece]:
-        """All pieces from the first on, as they come, until the variable is final."""
-        at = 0
-        while True:
-            while at < len(self.pieces):
-                yield self.pieces[at]
-                at += 1
-            if self.state.final:
-                return
+    async def more(self, at: int) -> Sequence[Piece]:
+        """The pieces from index `at` on, waited for; none if the variable is final and that was all.
+
+        May be cancelled and called again: a reader's place is its own.
+        """
+        while at >= len(self.pieces) and not self.state.final:
             if self._changed is None:
                 self._changed = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._changed)
+        return self.pieces[at:]

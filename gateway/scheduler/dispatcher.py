@@ -25,6 +25,10 @@ class Overloaded(Exception):
         self.retry_after = retry_after
 
 
+class Stopping(Exception):
+    """The server is about to end and takes no new work."""
+
+
 class Scheduler:
     """Owner of the calls' coroutines and their contexts."""
 
@@ -37,6 +41,7 @@ class Scheduler:
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._contexts: dict[str, EngineContext] = {}
+        self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -45,10 +50,19 @@ class Scheduler:
         """Calls that were submitted and have not ended."""
         return len(self._tasks)
 
-    def admit(self) -> None:
-        """Raises Overloaded if no new session's work can be taken."""
-        if len(self._tasks) >= self._max_calls:
+    def admit(self, *, continues: bool) -> None:
+        """Raises Overloaded, or Stopping, if no new work can be taken.
+
+        `continues`: the work belongs to a graph that runs already, which is never refused in the middle.
+        """
+        if self._stopping:
+            raise Stopping("the server is stopping and takes no new work")
+        if not continues and len(self._tasks) >= self._max_calls:
             raise Overloaded(f"{len(self._tasks)} calls are unfinished, as many as may be; try again", 1)
+
+    def stop_admitting(self) -> None:
+        """From here on `admit` refuses."""
+        self._stopping = True
 
     def submit(self, call: Call) -> None:
         """Starts a call's coroutine; its results appear in its output variable."""
@@ -203,5 +217,7 @@ def _upstream(source: Variable) -> Failure:
         return root
     by = f"call {root.call}, " if root.call else ""
     return Failure(
-        "upstream_failed", f"variable {source.name!r} {source.state}: {by}{root.code}: {root.message}", root.call
+        "upstream_failed",
+        f"variable {source.name!r} {source.state}: {by}{root.code}: {root.message}",
+        root.call,
     )

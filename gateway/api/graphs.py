@@ -1,0 +1,64 @@
+"""A session's graph, as it stands."""
+
+from typing import Any
+
+from aiohttp import web
+
+from gateway.api.semantic import describe_variable
+from gateway.api.sessions import session_of
+from gateway.graph.call import Call
+from gateway.graph.objectives import objective
+from gateway.graph.session import Session
+from gateway.http.bodies import json_response
+from gateway.scheduler.rank import rank
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/v1/sessions/{id}/graph")
+async def graph(request: web.Request) -> web.Response:
+    """Calls, variables, and the edges between them."""
+    session = session_of(request)
+    return json_response(
+        {
+            "calls": [_call(session, call) for call in session.calls.values()],
+            "variables": [describe_variable(variable) for variable in session.variables.values()],
+            "edges": [edge for call in session.calls.values() for edge in _edges(call)],
+        }
+    )
+
+
+def _call(session: Session, call: Call) -> dict[str, Any]:
+    error = call.failure and {
+        "code": call.failure.code,
+        "message": call.failure.message,
+        "call": call.failure.call,
+    }
+    segments = len(call.spec.segments)
+    return {
+        "id": call.id,
+        "model": call.spec.model,
+        "state": call.state,
+        "waiting_on": call.waiting_on,
+        "inputs": list(call.inputs),
+        "output": call.output.name,
+        "objective": objective(call),
+        "priority": rank(call),
+        "engine": call.engine,
+        "prompt_tokens": call.usage.prompt,
+        "cached_tokens": call.usage.cached,
+        "completion_tokens": call.usage.completion,
+        "finish_reason": call.finish_reason,
+        "error": error,
+        "prefix_hashes": [session.prefix_hash(call, count) for count in range(1, segments + 1)],
+        "created": call.times.created,
+        "queued": call.times.queued,
+        "started": call.times.started,
+        "first_token": call.times.first_token,
+        "finished": call.times.finished,
+    }
+
+
+def _edges(call: Call) -> list[dict[str, str]]:
+    reads = [{"from": name, "to": call.id} for name in call.inputs]
+    return [*reads, {"from": call.id, "to": call.output.name}]

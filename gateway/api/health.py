@@ -1,0 +1,31 @@
+"""Whether the process lives, whether it takes work, and its metrics."""
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.api.services import SERVICES
+from gateway.http.bodies import json_response
+from gateway.metrics import UNFINISHED
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/health")
+async def health(request: web.Request) -> web.Response:
+    """200 as long as the gateway answers at all."""
+    return json_response({"status": "ok"})
+
+
+@routes.get("/health/ready")
+async def ready(request: web.Request) -> web.Response:
+    """200 once every model has an engine that takes work, 503 before and while it is restarted."""
+    if request.app[SERVICES].ready():
+        return json_response({"status": "ready"})
+    return json_response({"status": "starting"}, status=503)
+
+
+@routes.get("/metrics")
+async def metrics(request: web.Request) -> web.Response:
+    """Prometheus' text format."""
+    UNFINISHED.set(request.app[SERVICES].scheduler.unfinished)
+    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

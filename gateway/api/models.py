@@ -1,0 +1,25 @@
+"""The models that are served."""
+
+from aiohttp import web
+
+from compat.openai import Model, ModelList
+from gateway.api.services import SERVICES, ServedModel
+from gateway.http.bodies import json_response
+
+routes = web.RouteTableDef()
+
+
+def _model(model: ServedModel) -> Model:
+    return Model(id=model.id, created=model.created, max_model_len=model.window)
+
+
+@routes.get("/v1/models")
+async def list_models(request: web.Request) -> web.Response:
+    """All of them."""
+    return json_response(ModelList([_model(model) for model in await request.app[SERVICES].models.all()]))
+
+
+@routes.get("/v1/models/{id:.+}")
+async def get_model(request: web.Request) -> web.Response:
+    """One; hub ids hold a slash."""
+    return json_response(_model(await request.app[SERVICES].models.get(request.match_info["id"])))

@@ -1,0 +1,127 @@
+"""The `semantic` extension between wire and domain: which session, and what a call says of itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from compat.openai import Semantic
+from gateway.api.services import SERVICES
+from gateway.errors import RequestError
+from gateway.graph.call import Call
+from gateway.graph.session import Session
+from gateway.graph.variable import Variable, VariableState
+from gateway.http.auth import TENANT
+
+SESSION_HEADER = "X-Session-Id"
+DEFER_HEADER = "X-Semantic-Defer"
+_SESSION_ID_HELP = "letters, digits and ._:- , at most 128 characters"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a request belongs. `named`: to a session that outlives it, so that references are looked for."""
+
+    session: Session
+    named: bool
+    deferred: bool
+    inputs: dict[str, str]
+
+
+def text_of(value: Any) -> str:
+    """A variable's text: strings as they are, anything else as compact JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
+    """The session of a request, by body or header; a session of its own where it names none.
+
+    Raises RequestError and GraphError as API.md's table says.
+    """
+    services, tenant = request.app[SERVICES], request[TENANT]
+    header = request.headers.get(SESSION_HEADER)
+    body = semantic.session if semantic else None
+    if header is not None and not _is_session_id(header):
+        raise RequestError(400, f"{SESSION_HEADER}: an id is {_SESSION_ID_HELP}", code="invalid_value")
+    if header is not None and body is not None and header != body:
+        raise RequestError(
+            400,
+            f"the header {SESSION_HEADER} names session {header!r} and the body {body!r}",
+            code="session_conflict",
+            param="semantic.session",
+        )
+    deferred = _deferred(request, semantic)
+    if header is None and body is None:
+        _refuse_without_session(semantic, deferred)
+        return Scope(services.sessions.anonymous(tenant), named=False, deferred=False, inputs={})
+    if body is not None:
+        session = services.sessions.get(tenant, body)
+    else:
+        assert header is not None
+        session = services.sessions.get_or_create(tenant, header)
+    inputs = {name: text_of(value) for name, value in semantic.inputs.items()} if semantic else {}
+    return Scope(session, named=True, deferred=deferred, inputs=inputs)
+
+
+def _is_session_id(text: str) -> bool:
+    return 0 < len(text) <= 128 and all(c.isascii() and (c.isalnum() or c in "._:-") for c in text)
+
+
+def _deferred(request: web.Request, semantic: Semantic | None) -> bool:
+    if semantic is not None and semantic.defer is not None:
+        return semantic.defer
+    header = request.headers.get(DEFER_HEADER, "false").lower()
+    if header not in ("true", "false"):
+        raise RequestError(400, f"{DEFER_HEADER} is 'true' or 'false'", code="invalid_value")
+    return header == "true"
+
+
+def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:
+    """Variables live in sessions."""
+    asked = [("defer", deferred)]
+    if semantic is not None:
+        asked += [("inputs", bool(semantic.inputs)), ("output", semantic.output is not None)]
+    for what, present in asked:
+        if present:
+            raise RequestError(
+                400,
+                f"semantic.{what} needs a session: name one in semantic.session or in the header {SESSION_HEADER}",
+                code="unsupported_with_semantic",
+                param=f"semantic.{what}",
+            )
+
+
+def variable_of(session: Session, name: str) -> Variable:
+    """The variable a path names. Raises RequestError 404."""
+    if name not in session.variables:
+        raise RequestError(404, f"session {session.id} has no variable {name!r}", code="variable_not_found")
+    return session.variables[name]
+
+
+def describe_call(session: Session, call: Call) -> dict[str, Any]:
+    """The `semantic` object of an answer."""
+    return {
+        "session": session.id,
+        "call": call.id,
+        "output": call.output.name,
+        "status": call.state,
+        "waiting_on": call.waiting_on,
+        "variables": {},
+    }
+
+
+def describe_variable(variable: Variable) -> dict[str, Any]:
+    """A variable as API.md has it."""
+    error = None
+    if variable.failure is not None:
+        failure = variable.failure
+        error = {"code": failure.code, "message": failure.message, "call": failure.call}
+    return {
+        "name": variable.name,
+        "state": variable.state,
+        "value": variable.value if variable.state is VariableState.READY else None,
+        "error": error,
+        "producer": variable.producer.id if variable.producer else None,
+        "consumers": [call.id for call in variable.consumers],
+    }

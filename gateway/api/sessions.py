@@ -1,0 +1,64 @@
+"""Sessions: made, listed, read, ended."""
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from compat.openai import SessionRequest
+from gateway.api.services import SERVICES
+from gateway.graph.session import Session
+from gateway.http.auth import TENANT
+from gateway.http.bodies import json_response, read_json
+
+routes = web.RouteTableDef()
+
+
+def session_of(request: web.Request) -> Session:
+    """The session a path names. Raises SessionNotFound or SessionExpired."""
+    return request.app[SERVICES].sessions.get(request[TENANT], request.match_info["id"])
+
+
+def describe_session(session: Session) -> dict[str, Any]:
+    """A session as API.md has it."""
+    state = "deleted" if session.closed else "running" if session.active else "idle"
+    return {
+        "id": session.id,
+        "object": "session",
+        "created_at": int(session.created),
+        "expires_at": int(time.time() + session.ttl - (time.monotonic() - session.touched)),
+        "metadata": session.metadata,
+        "state": state,
+        "usage": session.usage(),
+    }
+
+
+@routes.post("/v1/sessions")
+async def create(request: web.Request) -> web.Response:
+    """A new session, with an id of the client's or ours."""
+    body = await read_json(request, SessionRequest)
+    session = request.app[SERVICES].sessions.create(
+        request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl
+    )
+    return json_response(describe_session(session), status=201)
+
+
+@routes.get("/v1/sessions")
+async def list_sessions(request: web.Request) -> web.Response:
+    """The key's sessions."""
+    sessions = request.app[SERVICES].sessions.of(request[TENANT])
+    return json_response({"object": "list", "data": [describe_session(session) for session in sessions]})
+
+
+@routes.get("/v1/sessions/{id}")
+async def get(request: web.Request) -> web.Response:
+    """One session."""
+    return json_response(describe_session(session_of(request)))
+
+
+@routes.delete("/v1/sessions/{id}")
+async def delete(request: web.Request) -> web.Response:
+    """Ends a session: what runs is cancelled, its KV freed."""
+    session = session_of(request)
+    request.app[SERVICES].sessions.delete(session)
+    return json_response(describe_session(session))

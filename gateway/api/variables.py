@@ -1,0 +1,75 @@
+"""A session's variables: set, declared, read, waited for."""
+
+import asyncio
+
+from aiohttp import web
+
+from compat.openai import VariableRequest
+from gateway.api.semantic import describe_variable, text_of, variable_of
+from gateway.api.services import SERVICES
+from gateway.api.sessions import session_of
+from gateway.errors import RequestError
+from gateway.graph.variable import Variable
+from gateway.http.bodies import json_response, read_json
+
+routes = web.RouteTableDef()
+
+
+@routes.put("/v1/sessions/{id}/variables/{name}")
+async def put(request: web.Request) -> web.Response:
+    """Sets a variable, or declares it with a null value. A name is assigned once."""
+    session, name = session_of(request), request.match_info["name"]
+    body = await read_json(request, VariableRequest)
+    variable = session.declare(name) if body.value is None else session.set(name, text_of(body.value))
+    return json_response(describe_variable(variable))
+
+
+@routes.get("/v1/sessions/{id}/variables")
+async def list_variables(request: web.Request) -> web.Response:
+    """All of the session's."""
+    variables = session_of(request).variables.values()
+    return json_response({"object": "list", "data": [describe_variable(variable) for variable in variables]})
+
+
+@routes.get("/v1/sessions/{id}/variables/{name}")
+async def get(request: web.Request) -> web.Response:
+    """One, as it is now or, with `wait=true`, once it is ready, failed or cancelled."""
+    variable = variable_of(session_of(request), request.match_info["name"])
+    if _flag(request, "wait") and not variable.state.final:
+        await _wait(request, variable, _timeout(request))
+    return json_response(describe_variable(variable))
+
+
+async def _wait(request: web.Request, variable: Variable, seconds: float) -> None:
+    scheduler = request.app[SERVICES].scheduler
+    scheduler.reader_came(variable)
+    try:
+        async with asyncio.timeout(seconds):
+            await variable.final()
+    except TimeoutError:
+        raise RequestError(
+            504,
+            f"{variable.name!r} is {variable.state} after {seconds:g} s; the work goes on, ask again",
+            code="wait_timeout",
+        ) from None
+    finally:
+        scheduler.reader_left(variable)
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    value = request.query.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestError(400, f"{name} is 'true' or 'false'", code="invalid_value", param=name)
+    return value == "true"
+
+
+def _timeout(request: web.Request) -> float:
+    """Seconds, at most what the server allows."""
+    most = request.app[SERVICES].max_wait_seconds
+    try:
+        seconds = float(request.query.get("timeout", most))
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < float("inf"):
+        raise RequestError(400, "timeout is a number of seconds", code="invalid_value", param="timeout")
+    return min(seconds, most)

@@ -1,0 +1,186 @@
+"""Puts the house together: the only room that knows all others. Start-up, and graceful stop."""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from engine.config import EngineConfig
+from gateway.api import chat, graphs, health, models, sessions, variables
+from gateway.api.services import SERVICES, Models, ServedModel, Services
+from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
+from gateway.engines.pool import EnginePool
+from gateway.graph.session import Bounds
+from gateway.graph.store import SessionStore
+from gateway.http.auth import authentication
+from gateway.http.errors import errors
+from gateway.metrics import observe
+from gateway.prompt import PromptBuilder
+from gateway.scheduler import Scheduler
+from gateway.settings import ServeSettings
+
+log = logging.getLogger("myna")
+
+_SWEEP_SECONDS = 5.0
+
+
+def build_services(settings: ServeSettings, pool: EnginePool) -> Services:
+    """The domain and the scheduler over the pool's engines."""
+    scheduler = Scheduler(pool, settings.max_calls, observe)
+    store = SessionStore(
+        cancel=scheduler.cancel,
+        bounds=Bounds(settings.max_session_calls, settings.max_session_variables, settings.max_value_bytes),
+        ttl=settings.session_ttl,
+        max_sessions=settings.max_sessions,
+    )
+    return Services(
+        sessions=store,
+        scheduler=scheduler,
+        models=Models(settings.engine_wait),
+        ready=lambda: pool.ready,
+        max_wait_seconds=settings.max_wait,
+    )
+
+
+def build_app(settings: ServeSettings, services: Services) -> web.Application:
+    """The HTTP application over the services."""
+    app = web.Application(
+        middlewares=[errors, authentication(settings.keys())],
+        client_max_size=settings.max_body_bytes,
+    )
+    app[SERVICES] = services
+    for resource in (chat, models, sessions, variables, graphs, health):
+        app.add_routes(resource.routes)
+    return app
+
+
+def engine_config(settings: ServeSettings) -> EngineConfig:
+    """What the engine process is told."""
+    return EngineConfig(
+        model=settings.model,
+        cache=str(settings.cache.expanduser()),
+        dtype=settings.dtype,
+        kernels=settings.kernels,
+        kv_tokens=settings.kv_tokens,
+        step_tokens=settings.step_tokens,
+        max_batch=settings.max_batch,
+        threads=settings.threads,
+        prefix_sharing=settings.prefix_sharing,
+    )
+
+
+@asynccontextmanager
+async def listening(app: web.Application, settings: ServeSettings) -> AsyncIterator[str]:
+    """Listens until the context ends; yields the address. Raises OSError if it cannot."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+async def serve(settings: ServeSettings) -> int:
+    """Serves until SIGTERM or SIGINT, then lets running answers finish. Returns the exit status."""
+    began = time.monotonic()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    pool = EnginePool(settings.engine_wait)
+    engine = EmbeddedEngine("embedded-0", engine_config(settings), pool.changed)
+    services = build_services(settings, pool)
+    async with AsyncExitStack() as stack:
+        try:
+            address = await stack.enter_async_context(listening(build_app(settings, services), settings))
+        except OSError as error:
+            print(
+                f"myna: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr
+            )
+            return 1
+        stack.push_async_callback(services.scheduler.close)
+        stack.push_async_callback(engine.close)
+        try:
+            if not await _unless(stop, engine.start()):
+                return 0
+        except EngineStartFailed as error:
+            print(f"myna: {error}", file=sys.stderr)
+            return 1
+        model = _add_model(settings, engine, pool, services)
+        _announce(model, engine, address, time.monotonic() - began)
+        sweeper = asyncio.create_task(_expire_sessions(services.sessions), name="expire sessions")
+        stack.callback(sweeper.cancel)
+        await stop.wait()
+        await _drain(services, settings.drain, stop)
+    return 0
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Awaits the work, or gives it up when `stop` comes first. Whether it was done."""
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    return False
+
+
+def _add_model(
+    settings: ServeSettings, engine: EmbeddedEngine, pool: EnginePool, services: Services
+) -> ServedModel:
+    assert engine.info is not None
+    model = ServedModel(
+        id=settings.model_name or engine.info.model,
+        window=engine.info.window,
+        vocabulary=engine.info.vocabulary,
+        tokenizer=engine.tokenizer,
+        prompts=PromptBuilder(engine.tokenizer),
+    )
+    pool.add(model.id, engine)
+    services.models.add(model)
+    return model
+
+
+def _announce(model: ServedModel, engine: EmbeddedEngine, address: str, seconds: float) -> None:
+    info = engine.info
+    assert info is not None
+    print(
+        f"myna serves {model.id} ({info.parameters / 1e6:.0f}M parameters, {info.dtype}, window {info.window}) "
+        f"on {info.device} with {info.threads} threads, kernels: {info.kernels}, KV {info.kv_tokens} tokens, "
+        f"at {address}/v1 (ready in {seconds:.1f} s)",
+        flush=True,
+    )
+
+
+async def _expire_sessions(store: SessionStore) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        store.expire(time.monotonic())
+
+
+async def _drain(services: Services, seconds: float, stop: asyncio.Event) -> None:
+    """Takes no new work and waits for what runs, at most so long; a second signal ends the wait."""
+    services.scheduler.stop_admitting()
+    unfinished = services.scheduler.unfinished
+    if not unfinished:
+        return
+    log.info("stopping: %d calls may finish within %g s; a second signal ends them", unfinished, seconds)
+    stop.clear()
+    waits = [asyncio.ensure_future(services.scheduler.drained()), asyncio.ensure_future(stop.wait())]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    if services.scheduler.unfinished:
+        log.warning("%d calls did not finish and were cancelled", services.scheduler.unfinished)

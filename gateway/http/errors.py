@@ -1,0 +1,80 @@
+"""The outermost layer: request ids, and every error in OpenAI's shape."""
+
+import logging
+import re
+import secrets
+import time
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from compat.openai import Error, ErrorBody
+from gateway.errors import RequestError
+from gateway.graph.errors import GraphError
+from gateway.http.bodies import encode_json
+from gateway.metrics import REQUESTS
+from gateway.scheduler import Overloaded, Stopping
+
+log = logging.getLogger("myna.http")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def error_body(error: RequestError) -> ErrorBody:
+    """What a client reads."""
+    return ErrorBody(Error(message=str(error), type=error.type, param=error.param, code=error.code))
+
+
+def as_request_error(error: Exception) -> RequestError:
+    """Any error as the answer it makes. What nobody foresaw is logged with its traceback."""
+    match error:
+        case RequestError():
+            return error
+        case GraphError():
+            return RequestError.of_graph(error)
+        case Overloaded():
+            retry = {"Retry-After": str(error.retry_after)}
+            return RequestError(429, str(error), code="overloaded", headers=retry)
+        case Stopping():
+            return RequestError(503, str(error), code="stopping", headers={"Retry-After": "5"})
+        case web.HTTPRequestEntityTooLarge():
+            return RequestError(413, error.text or "the body is too large", code="too_large")
+        case web.HTTPNotFound():
+            return RequestError(404, "there is no such route", code="unknown_route")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{error.method} is not allowed here; allowed: {allowed}"
+            return RequestError(405, message, code="method_not_allowed", headers={"Allow": allowed})
+        case web.HTTPException():
+            return RequestError(error.status, error.text or error.reason, code="http_error")
+        case _:
+            log.error("a request failed for a reason of our own", exc_info=error)
+            return RequestError(
+                500, "internal error; the server's log has the details", code="internal_error"
+            )
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives every answer an x-request-id and turns what is raised into an answer."""
+    offered = request.headers.get("x-request-id", "")
+    request_id = offered if _REQUEST_ID.fullmatch(offered) else f"req_{secrets.token_hex(12)}"
+    request["request_id"] = request_id
+    began = time.monotonic()
+    try:
+        response = await handler(request)
+    except Exception as raised:
+        error = as_request_error(raised)
+        response = web.Response(
+            status=error.status, body=encode_json(error_body(error)), content_type="application/json"
+        )
+        response.headers.update(error.headers)
+    if not response.prepared:
+        response.headers["x-request-id"] = request_id
+    route = request.match_info.route.resource
+    name = "unknown" if route is None else route.canonical
+    REQUESTS.labels(request.method, name, str(response.status)).inc()
+    log.debug(
+        "%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began)
+    )
+    return response

@@ -1,0 +1,49 @@
+"""Server-Sent Events."""
+
+from typing import Any
+
+from aiohttp import web
+
+from gateway.http.bodies import encode_json
+
+HEARTBEAT_SECONDS = 15.0
+"""The longest silence on a stream."""
+
+
+class EventStream:
+    """Writes events to one client. A client that went away is noticed by whoever awaits the request."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                "x-request-id": request["request_id"],
+            }
+        )
+
+    @property
+    def begun(self) -> bool:
+        """Whether the status line is out, so that errors can only be told as events."""
+        return self._response.prepared
+
+    async def data(self, *events: Any) -> None:
+        """Events with JSON data, in one write."""
+        await self._write(b"".join(b"data: " + encode_json(event) + b"\n\n" for event in events))
+
+    async def comment(self) -> None:
+        """A sign of life, which clients skip."""
+        await self._write(b": waiting\n\n")
+
+    async def end(self) -> web.StreamResponse:
+        """OpenAI's closing event."""
+        await self._write(b"data: [DONE]\n\n")
+        await self._response.write_eof()
+        return self._response
+
+    async def _write(self, data: bytes) -> None:
+        if not self.begun:
+            await self._response.prepare(self._request)
+        await self._response.write(data)

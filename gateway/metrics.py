@@ -1,0 +1,25 @@
+"""What Prometheus reads at /metrics."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from gateway.graph.call import Call
+
+REQUESTS = Counter("myna_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
+CALLS = Counter("myna_calls_total", "Calls that ended, by final state", ["state"])
+TOKENS = Counter("myna_tokens_total", "Tokens of calls: prompt, of these cached, and completion", ["kind"])
+FIRST_TOKEN = Histogram(
+    "myna_first_token_seconds",
+    "From a call's inputs being there to its first token",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+UNFINISHED = Gauge("myna_calls_unfinished", "Calls submitted and not ended")
+
+
+def observe(call: Call) -> None:
+    """Counts a call that has ended."""
+    CALLS.labels(call.state).inc()
+    TOKENS.labels("prompt").inc(call.usage.prompt)
+    TOKENS.labels("cached").inc(call.usage.cached)
+    TOKENS.labels("completion").inc(call.usage.completion)
+    if call.times.queued is not None and call.times.first_token is not None:
+        FIRST_TOKEN.observe(call.times.first_token - call.times.queued)
