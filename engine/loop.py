@@ -58,11 +58,11 @@ class Engine:
         spec = read_spec(folder)
         resolved(folder)
         self.tokenizer = Tokenizer(folder)
-        kernels = select_kernels(config.kernels, dtype)
+        kernels = select_kernels(config.kernels, spec, dtype, config.block_size, cache)
         self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
         tokens = config.kv_tokens or self._affordable_tokens()
         blocks = 1 + math.ceil(tokens / config.block_size)
-        self._kv = self.decoder.new_kv(blocks, config.block_size)
+        self._kv = self.decoder.new_kv(blocks)
         self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing)
         self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch)
         self._contexts: dict[int, Context] = {}

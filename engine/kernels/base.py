@@ -15,15 +15,13 @@ Packed = Any
 
 @dataclass(frozen=True)
 class KVTensors:
-    """The KV pool. Each layer's `keys[layer]` and `values[layer]`: (blocks, kv_heads, block_size, head_size)."""
+    """The KV pool: a tensor a layer for keys and one for values, (blocks, …).
+
+    How a block looks inside is the business of the kernels that made it.
+    """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
-
-    @property
-    def block_size(self) -> int:
-        """Tokens in a block."""
-        return self.keys[0].shape[2]
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to), in every layer."""
@@ -53,6 +51,9 @@ class Kernels(Protocol):
     """One implementation. Tensors are on its device, in the model's dtype unless said otherwise."""
 
     name: str
+
+    def new_kv(self, layers: int, blocks: int) -> KVTensors:
+        """A pool of zeros; the pages of memory come only as they are written."""
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """A (out, in) weight, for `linear` and `logits`. The original may be freed afterwards."""

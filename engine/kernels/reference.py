@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.base import AttentionBatch, Packed
+from engine.kernels.base import AttentionBatch, KVTensors, Packed
 
 _PACK_ROWS = 32
 """The row count that the packed layout is tuned for: a decode batch."""
@@ -15,7 +15,9 @@ _PACK_ROWS = 32
 class TorchKernels:
     """See `Kernels`. Weights in bfloat16 are packed once with oneDNN where it has bfloat16 on this CPU."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, kv_heads: int, head_size: int, block_size: int) -> None:
+        self._dtype = dtype
+        self._block_shape = (kv_heads, block_size, head_size)
         self._packs = (
             dtype == torch.bfloat16
             and torch._C._has_mkldnn
@@ -24,6 +26,14 @@ class TorchKernels:
         self.name = "torch, packed" if self._packs else "torch"
         self._layout: tuple[AttentionBatch, _Layout] | None = None
         """The last batch's: the same for all layers of a step."""
+
+    def new_kv(self, layers: int, blocks: int) -> KVTensors:
+        """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""
+        shape = (blocks, *self._block_shape)
+        return KVTensors(
+            keys=[torch.zeros(shape, dtype=self._dtype) for _ in range(layers)],
+            values=[torch.zeros(shape, dtype=self._dtype) for _ in range(layers)],
+        )
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """See `Kernels.pack`. Packing halves the cost of small batches: plain linear re-packs at every call."""

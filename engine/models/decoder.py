@@ -62,13 +62,9 @@ class Decoder:
         """Bytes of KV that a token takes in all layers."""
         return 2 * self.spec.layers * self.spec.kv_heads * self.spec.head_size * self.dtype.itemsize
 
-    def new_kv(self, blocks: int, block_size: int) -> KVTensors:
-        """A KV pool of zeros; the pages of memory come only as they are written."""
-        shape = (blocks, self.spec.kv_heads, block_size, self.spec.head_size)
-        return KVTensors(
-            keys=[torch.zeros(shape, dtype=self.dtype) for _ in range(self.spec.layers)],
-            values=[torch.zeros(shape, dtype=self.dtype) for _ in range(self.spec.layers)],
-        )
+    def new_kv(self, blocks: int) -> KVTensors:
+        """A KV pool for all layers; see `Kernels.new_kv`."""
+        return self._kernels.new_kv(self.spec.layers, blocks)
 
     @torch.inference_mode()
     def forward(
