@@ -7,6 +7,7 @@ so that batching never changes what a request is answered.
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 Packed = Any
@@ -22,6 +23,15 @@ class KVTensors:
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
+
+    @classmethod
+    def zeros(cls, layers: int, shape: tuple[int, ...], dtype: torch.dtype) -> "KVTensors":
+        """A pool whose pages of memory come only as they are written; torch.zeros would write them all."""
+
+        def layer() -> torch.Tensor:
+            return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), dtype=np.uint8)).view(dtype)
+
+        return cls([layer() for _ in range(layers)], [layer() for _ in range(layers)])
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to), in every layer."""

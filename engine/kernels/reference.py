@@ -29,11 +29,7 @@ class TorchKernels:
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""
-        shape = (blocks, *self._block_shape)
-        return KVTensors(
-            keys=[torch.zeros(shape, dtype=self._dtype) for _ in range(layers)],
-            values=[torch.zeros(shape, dtype=self._dtype) for _ in range(layers)],
-        )
+        return KVTensors.zeros(layers, (blocks, *self._block_shape), self._dtype)
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """See `Kernels.pack`. Packing halves the cost of small batches: plain linear re-packs at every call."""

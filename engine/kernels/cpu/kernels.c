@@ -23,13 +23,6 @@ typedef uint16_t bf16;
 #define TASK_ROWS 16      // query rows of one attention task
 #define MAX_HEAD 256
 
-INLINE float to_float(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, 4);
-    return y;
-}
-
 INLINE __m512 load_bf16(const bf16 *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
@@ -90,7 +83,7 @@ INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w,
         for (int c = 0; c < panels * 2; c++) {
             const bf16 *at = w + (c / 2) * panel_stride + i * PANEL * 2 + (c % 2) * LANES * 2;
             column[c] = load_pairs(at);
-            if (rows <= 4) _mm_prefetch((const char *)at + 1536, _MM_HINT_T0);
+            if (rows <= 8) _mm_prefetch((const char *)at + 1536, _MM_HINT_T0);  // few rows wait for memory
         }
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
@@ -156,7 +149,7 @@ void myna_linear(const bf16 *x, const bf16 *packed, void *y, int64_t m, int64_t 
 // residual += x if x is given; y = residual / rms(residual) * weight. hidden is a multiple of 16.
 void myna_add_rms_norm(bf16 *residual, const bf16 *x, const bf16 *weight, bf16 *y, int64_t rows, int64_t hidden,
                        float eps) {
-#pragma omp parallel for schedule(static) if (rows >= 64)
+#pragma omp parallel for schedule(static) if (rows >= 16)
     for (int64_t r = 0; r < rows; r++) {
         bf16 *at = residual + r * hidden, *to = y + r * hidden;
         __m512 squares = _mm512_setzero_ps();
@@ -194,12 +187,12 @@ INLINE int64_t block_of(int64_t block, int64_t head, int64_t kv_heads, int64_t d
     return (block * kv_heads + head) * BLOCK * d;
 }
 
-INLINE void rotate(const bf16 *from, const float *rotary, float *to, int64_t d) {
-    for (int64_t i = 0; i < d / 2; i++) {
-        float first = to_float(from[i]), second = to_float(from[i + d / 2]);
-        float cosine = rotary[i], sine = rotary[i + d / 2];
-        to[i] = first * cosine - second * sine;
-        to[i + d / 2] = second * cosine + first * sine;
+INLINE void rotate(const bf16 *from, const float *rotary, bf16 *to, int64_t d) {
+    for (int64_t i = 0; i < d / 2; i += LANES) {
+        __m512 first = load_bf16(from + i), second = load_bf16(from + i + d / 2);
+        __m512 cosine = _mm512_loadu_ps(rotary + i), sine = _mm512_loadu_ps(rotary + i + d / 2);
+        store_bf16(to + i, _mm512_sub_ps(_mm512_mul_ps(first, cosine), _mm512_mul_ps(second, sine)));
+        store_bf16(to + i + d / 2, _mm512_add_ps(_mm512_mul_ps(second, cosine), _mm512_mul_ps(first, sine)));
     }
 }
 
@@ -211,19 +204,13 @@ void myna_rope_and_store(const bf16 *qkv, const float *rotary, const int64_t *po
     for (int64_t r = 0; r < rows; r++) {
         const bf16 *row = qkv + r * (heads + 2 * kv_heads) * d;
         const float *angles = rotary + positions[r] * d;
-        float rotated[MAX_HEAD];
-        bf16 rounded[MAX_HEAD];
-        for (int64_t h = 0; h < heads; h++) {
-            rotate(row + h * d, angles, rotated, d);
-            for (int64_t i = 0; i < d; i += LANES)
-                store_bf16(queries + (r * heads + h) * d + i, _mm512_loadu_ps(rotated + i));
-        }
+        bf16 rotated[MAX_HEAD];
+        for (int64_t h = 0; h < heads; h++) rotate(row + h * d, angles, queries + (r * heads + h) * d, d);
         int64_t block = slots[r] / BLOCK, inside = slots[r] % BLOCK;
         for (int64_t h = 0; h < kv_heads; h++) {
             rotate(row + (heads + h) * d, angles, rotated, d);
-            for (int64_t i = 0; i < d; i += LANES) store_bf16(rounded + i, _mm512_loadu_ps(rotated + i));
             bf16 *key = keys + block_of(block, h, kv_heads, d);
-            for (int64_t i = 0; i < d; i += 2) memcpy(key + i * BLOCK + inside * 2, rounded + i, 4);
+            for (int64_t i = 0; i < d; i += 2) memcpy(key + i * BLOCK + inside * 2, rotated + i, 4);
             const bf16 *from = row + (heads + kv_heads + h) * d;
             bf16 *value = values + block_of(block, h, kv_heads, d) + (inside / 2) * d * 2 + inside % 2;
             for (int64_t i = 0; i < d; i++) value[i * 2] = from[i];

@@ -52,11 +52,7 @@ class CpuKernels:
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Inside a block, keys and values are in pairs for the dot products."""
-        shape = (blocks, self._kv_heads, _BLOCK * self._head_size)
-        return KVTensors(
-            keys=[torch.zeros(shape, dtype=torch.bfloat16) for _ in range(layers)],
-            values=[torch.zeros(shape, dtype=torch.bfloat16) for _ in range(layers)],
-        )
+        return KVTensors.zeros(layers, (blocks, self._kv_heads, _BLOCK * self._head_size), torch.bfloat16)
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """See `Kernels.pack`."""
