@@ -1,0 +1,19 @@
+.PHONY: install serve demo test lint bench
+
+install:            ## make .venv and install the project
+	scripts/install
+
+serve: install      ## serve the default model on 127.0.0.1:8000
+	.venv/bin/myna serve
+
+demo:               ## run an example against a server of its own
+	scripts/install examples && scripts/demo
+
+test:               ## run all tests
+	scripts/install test && .venv/bin/pytest
+
+lint:               ## style, types, lines of dependency
+	scripts/install test lint && scripts/lint
+
+bench:              ## measure through HTTP and print the figures
+	scripts/install && .venv/bin/python -m bench

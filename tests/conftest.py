@@ -1,0 +1,43 @@
+"""What tests share. A model is loaded once a session, and only if a test asks for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import Engine, EngineConfig
+from engine.config import default_cache
+from engine.models.fetch import fetch
+from engine.tokenizer import Tokenizer
+from tests.server import Server
+
+
+@pytest.fixture(scope="session")
+def gguf_file() -> Path:
+    """The default model, fetched if it is not in the cache."""
+    return fetch(EngineConfig().model, Path(default_cache()))
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The default model as it is served by default: bfloat16, the best kernels of this machine."""
+    return Engine(EngineConfig(kv_tokens=32_768))
+
+
+@pytest.fixture(scope="session")
+def exact_engine() -> Engine:
+    """The default model in float32."""
+    return Engine(EngineConfig(kv_tokens=32_768, dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(engine: Engine) -> Tokenizer:
+    """The default model's."""
+    return engine.tokenizer
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A running server with the default model."""
+    with Server("--kv-tokens", "32768") as server:
+        yield server

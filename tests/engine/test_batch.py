@@ -1,0 +1,114 @@
+"""engine/batch.py; that no plan breaks the paging is tested in test_kv_cache.py"""
+
+from engine.batch import BatchPlanner, Plan
+from engine.context import Context
+from engine.generation import Generation
+from engine.kv_cache import KVCache
+from engine.link import Sampling
+from engine.tokenizer import Tokenizer
+
+SIZE = 4
+
+
+class Stage:
+    """A pool, a planner, and contexts with made-up tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, blocks: int = 64, step_tokens: int = 16, max_batch: int = 8) -> None:
+        self.cache = KVCache(blocks, SIZE)
+        self.planner = BatchPlanner(self.cache, step_tokens, max_batch)
+        self.contexts: list[Context] = []
+        self._tokenizer = tokenizer
+
+    def add(self, tokens: list[int], *, rank: float = 0.0, generates: bool = True) -> Context:
+        context = Context(len(self.contexts), self.cache, "", rank, len(self.contexts))
+        context.tokens.extend(tokens)
+        if generates:
+            context.generation = Generation(Sampling(), self._tokenizer, [], 100)
+        self.contexts.append(context)
+        return context
+
+    def step(self) -> Plan:
+        plan = self.planner.plan(self.contexts)
+        for chunk in plan.chunks:
+            if not chunk.stored:
+                chunk.context.commit(chunk.end)
+            if chunk.samples and chunk.context.generation is not None:
+                chunk.context.tokens.append(1)
+                chunk.context.generation.push(1)
+        return plan
+
+
+def rows(plan: Plan) -> list[tuple[int, int]]:
+    return [(chunk.context.id, chunk.end - chunk.start) for chunk in plan.chunks]
+
+
+def test_decode_goes_first_and_prefill_fills_the_budget(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer)
+    stage.add([5] * 3)
+    stage.step()
+    stage.add([*range(100, 140)])
+    assert rows(stage.step()) == [(0, 1), (1, 15)]
+    assert rows(stage.step()) == [(0, 1), (1, 15)]
+    plan = stage.step()
+    assert rows(plan) == [(0, 1), (1, 10)]
+    assert [chunk.samples for chunk in plan.chunks] == [True, True]
+
+
+def test_lower_rank_is_prefilled_first(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer)
+    stage.add([*range(100, 120)], rank=2.0)
+    stage.add([*range(200, 210)], rank=1.0)
+    assert rows(stage.step()) == [(1, 10), (0, 6)]
+
+
+def test_equal_prompts_are_computed_once_though_they_come_together(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer, step_tokens=64)
+    for _ in range(5):
+        stage.add([*range(100, 120)])
+    assert rows(stage.step()) == [(0, 20)], "the others wait for the blocks being made"
+    # all full blocks are there; what is left is the last row, for the logits
+    assert rows(stage.step()) == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)]
+
+
+def test_a_whole_prompt_in_the_tree_writes_nothing(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer)
+    stage.add([*range(100, 108)], generates=False)
+    stage.step()
+    stage.add([*range(100, 108)])
+    (chunk,) = stage.step().chunks
+    assert (chunk.start, chunk.end, chunk.stored, chunk.samples) == (7, 8, True, True)
+
+
+def test_the_batch_bound_holds(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer, max_batch=3, step_tokens=100)
+    for index in range(5):
+        stage.add([200 + index])
+    assert len(stage.step().chunks) == 3
+
+
+def test_idle_contexts_lose_their_blocks_first_and_come_back(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer, blocks=1 + 6, step_tokens=100)
+    idle = stage.add([*range(100, 112)], generates=False)
+    stage.step()
+    assert not idle.has_work
+    stage.add([*range(300, 320)], rank=5.0)
+    plan = stage.step()
+    assert plan.preempted == [idle], "though the newcomer's rank is worse: it has work, the other has none"
+    idle.generation = Generation(Sampling(), tokenizer, [], 100)
+    stage.contexts.pop().drop_blocks()
+    assert rows(stage.step())[0][0] == idle.id
+    assert idle.computed == 12
+
+
+def test_runnable_contexts_give_way_to_better_ranks_only(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer, blocks=1 + 4, step_tokens=100)
+    low = stage.add([*range(100, 114)], rank=3.0)
+    stage.step()
+    stage.add([*range(200, 210)], rank=4.0)
+    plan = stage.step()
+    assert rows(plan) == [(low.id, 1)]
+    assert not plan.preempted
+    high = stage.add([*range(300, 310)], rank=1.0)
+    served = [stage.step() for _ in range(3)]
+    assert any(low in plan.preempted for plan in served)
+    assert any(chunk.context is high and chunk.samples for plan in served for chunk in plan.chunks)

@@ -1,0 +1,96 @@
+"""engine/generation.py"""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.generation import Generation, StopStrings
+from engine.link import Sampling
+from engine.tokenizer import Tokenizer
+
+
+def run(tokenizer: Tokenizer, tokens: list[int], sampling: Sampling, limit: int = 1000) -> tuple[str, str | None, int]:
+    """Text, finish reason and number of tokens taken when a model samples `tokens`."""
+    generation = Generation(sampling, tokenizer, [], limit)
+    text = ""
+    for count, token in enumerate(tokens, 1):
+        progress = generation.push(token)
+        text += progress.text
+        if progress.finish is not None:
+            return text, progress.finish, count
+    return text, None, len(tokens)
+
+
+def test_a_stop_string_across_tokens_is_never_shown(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("one two three four")
+    text, finish, _ = run(tokenizer, tokens, Sampling(stop=("o thr",)))
+    assert (text, finish) == ("one tw", "stop")
+
+
+def test_a_stop_string_that_does_not_come_is_shown_in_the_end(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("one two")
+    text, finish, _ = run(tokenizer, tokens, Sampling(stop=("twos",)), limit=len(tokens))
+    assert (text, finish) == ("one two", "length")
+
+
+def test_an_end_token_ends_and_shows_nothing(tokenizer: Tokenizer) -> None:
+    end = tokenizer.control["<|im_end|>"]
+    tokens = tokenizer.encode("Hi")
+    assert run(tokenizer, [*tokens, end], Sampling()) == ("Hi", "stop", len(tokens) + 1)
+
+
+def test_an_end_token_can_be_ignored(tokenizer: Tokenizer) -> None:
+    end = tokenizer.control["<|im_end|>"]
+    tokens = [*tokenizer.encode("a"), end, *tokenizer.encode("b")]
+    assert run(tokenizer, tokens, Sampling(ignore_eos=True))[:2] == ("ab", None)
+
+
+def test_a_stop_token_of_the_request_ends(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("one two three")
+    _, finish, count = run(tokenizer, tokens, Sampling(stop_token_ids=(tokens[1],)))
+    assert (finish, count) == ("stop", 2)
+
+
+def test_an_end_in_the_middle_of_a_character_shows_that_something_was_there(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("日")[:-1]
+    assert tokenizer.encode("日")[-1:] != tokens, "the character must have several tokens for this test"
+    assert run(tokenizer, tokens, Sampling(), limit=len(tokens)) == ("�", "length", len(tokens))
+
+
+def test_stops_count_only_after_min_tokens(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("a b a b a b")
+    text, finish, _ = run(tokenizer, tokens, Sampling(stop=(" b",), min_tokens=3))
+    assert finish == "stop"
+    assert text == "a b a"
+
+
+@given(
+    text=st.text("ab", max_size=30),
+    cuts=st.lists(st.integers(0, 30), max_size=8),
+    stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
+)
+def test_stop_strings_do_not_depend_on_how_the_text_arrives(text: str, cuts: list[int], stops: list[str]) -> None:
+    borders = sorted({0, *(min(cut, len(text)) for cut in cuts), len(text)})
+    matcher = StopStrings(tuple(stops))
+    shown, matched = "", False
+    for start, end in zip(borders, borders[1:], strict=False):
+        piece, matched = matcher.push(text[start:end])
+        shown += piece
+        if matched:
+            break
+    else:
+        shown += matcher.flush()
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if found:
+        # the first to be complete ends it, and nothing from any stop's beginning on is shown
+        assert matched
+        assert text.startswith(shown)
+        assert len(shown) <= max(found)
+        assert not any(stop in shown for stop in stops)
+    else:
+        assert (shown, matched) == (text, False)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_the_limit_ends(tokenizer: Tokenizer, limit: int) -> None:
+    assert run(tokenizer, tokenizer.encode("a b c d e"), Sampling(), limit=limit)[1:] == ("length", limit)

@@ -1,0 +1,147 @@
+"""engine/sampling.py, against slow and obvious versions with full sorts."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.generation import Generation, Sampled
+from engine.link import Sampling
+from engine.sampling import BadLogits, sample
+from engine.tokenizer import Tokenizer
+
+VOCABULARY = 2000
+
+
+def generation(tokenizer: Tokenizer, prompt: list[int] | None = None, **sampling: Any) -> Generation:
+    return Generation(Sampling(**sampling), tokenizer, prompt or [], 1000)
+
+
+def logits(seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return (np.random.default_rng(seed).standard_normal(VOCABULARY) * 3).astype(np.float32)
+
+
+def draw(row: np.ndarray[Any, Any], one: Generation) -> int:
+    (choice,) = sample(row[None, :], [one])
+    assert isinstance(choice, Sampled)
+    return choice.token
+
+
+def kept(row: np.ndarray[Any, Any], temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
+    """Candidates and probabilities by the definitions, in float64 and with a full sort."""
+    weights = np.exp((row.astype(np.float64) - row.max()) / temperature)
+    order = sorted(range(len(row)), key=lambda token: (-weights[token], token))
+    order = [token for token in order if weights[token] >= min_p]
+    if top_k:
+        order = order[:top_k]
+    total, running, nucleus = sum(weights[t] for t in order), 0.0, []
+    for token in order:
+        nucleus.append(token)
+        running += weights[token]
+        if running >= top_p * total:
+            break
+    chosen = nucleus if top_p < 1 else order
+    mass = sum(weights[t] for t in chosen)
+    return {token: weights[token] / mass for token in chosen}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [(1.0, 0, 1.0, 0.0), (0.7, 5, 1.0, 0.0), (1.0, 0, 0.3, 0.0), (1.5, 40, 0.8, 0.0), (1.0, 0, 1.0, 0.2), (2, 0, 0.999, 0)],
+)
+def test_tokens_come_as_often_as_they_should(
+    tokenizer: Tokenizer, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    row = logits(1)
+    one = generation(tokenizer, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=3)
+    wanted = kept(row, temperature, top_k, top_p, min_p)
+    draws = 3000
+    seen = np.bincount([draw(row, one) for _ in range(draws)], minlength=VOCABULARY)
+    assert set(np.flatnonzero(seen)) <= set(wanted)
+    expected = np.array([wanted.get(token, 0.0) for token in range(VOCABULARY)]) * draws
+    common = expected >= 5
+    statistic = float((((seen - expected) ** 2)[common] / expected[common]).sum())
+    freedom = max(1, int(common.sum()) - 1)
+    assert statistic < freedom + 6 * (2 * freedom) ** 0.5, "chi-squared, six standard deviations"
+
+
+@given(seed=st.integers(0, 10_000), top_k=st.integers(0, 300), top_p=st.floats(0.05, 1.0), min_p=st.floats(0, 0.5))
+def test_nothing_outside_the_candidates_is_drawn(
+    tokenizer: Tokenizer, seed: int, top_k: int, top_p: float, min_p: float
+) -> None:
+    row = logits(seed)
+    one = generation(tokenizer, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    # a hair more than asked for, where float32 sums differ from float64 ones at the border
+    wanted = kept(row, 1.0, top_k, min(1.0, top_p + 1e-5), min_p * (1 - 1e-5))
+    assert all(draw(row, one) in wanted for _ in range(5))
+
+
+def test_the_same_seed_gives_the_same_tokens_whoever_is_beside(tokenizer: Tokenizer) -> None:
+    row, other = logits(1), logits(2)
+    alone = generation(tokenizer, seed=7)
+    tokens = [draw(row, alone) for _ in range(20)]
+    together = generation(tokenizer, seed=7)
+    noise = generation(tokenizer, seed=8)
+    again = [sample(np.stack([other, row]), [noise, together])[1] for _ in range(20)]
+    assert [choice.token for choice in again if isinstance(choice, Sampled)] == tokens
+
+
+def test_zero_temperature_takes_the_likeliest(tokenizer: Tokenizer) -> None:
+    row = logits(4)
+    assert draw(row, generation(tokenizer, temperature=0.0)) == int(row.argmax())
+
+
+def test_bias_can_force_and_forbid(tokenizer: Tokenizer) -> None:
+    row = logits(5)
+    best = int(row.argmax())
+    assert draw(row, generation(tokenizer, temperature=0.0, logit_bias={best: -100.0})) != best
+    assert draw(row, generation(tokenizer, temperature=0.0, logit_bias={17: 100.0})) == 17
+    assert row.argmax() == best, "the logits themselves are not written to"
+
+
+def test_penalties_follow_their_definitions(tokenizer: Tokenizer) -> None:
+    row = np.zeros(VOCABULARY, dtype=np.float32)
+    row[1], row[2], row[3] = 2.0, 1.9, -1.0
+    one = generation(tokenizer, temperature=0.0, frequency_penalty=0.06, presence_penalty=0.06)
+    one.push(1)
+    assert draw(row, one) == 2, "2.0 - 0.06 - 0.06 is less than 1.9"
+    one = generation(tokenizer, prompt=[1], temperature=0.0, presence_penalty=2.0)
+    assert draw(row, one) == 1, "presence counts only what was generated"
+    one = generation(tokenizer, prompt=[1], temperature=0.0, repetition_penalty=1.2)
+    assert draw(row, one) == 2, "repetition counts the prompt: 2.0 / 1.2 is less than 1.9"
+
+
+def test_no_end_before_min_tokens(tokenizer: Tokenizer) -> None:
+    row = np.zeros(VOCABULARY, dtype=np.float32)
+    end = next(iter(tokenizer.eos_ids))
+    row[end], row[50] = 9.0, 1.0
+    one = generation(tokenizer, temperature=0.0, min_tokens=2)
+    for _ in range(2):
+        token = draw(row, one)
+        assert token == 50
+        one.push(token)
+    assert draw(row, one) == end
+
+
+def test_logprobs_are_those_of_the_model(tokenizer: Tokenizer) -> None:
+    row = logits(6)
+    one = generation(tokenizer, temperature=0.0, logprobs=True, top_logprobs=3, logit_bias={5: 100.0})
+    (choice,) = sample(row[None, :], [one])
+    assert isinstance(choice, Sampled)
+    assert choice.logprob is not None
+    exact = row.astype(np.float64) - np.log(np.exp(row.astype(np.float64)).sum())
+    assert choice.logprob.token == 5
+    assert choice.logprob.logprob == pytest.approx(exact[5], abs=1e-4)
+    best = sorted(range(VOCABULARY), key=lambda token: -exact[token])[:3]
+    assert [token for token, _ in choice.logprob.top] == best
+    assert [value for _, value in choice.logprob.top] == pytest.approx([exact[token] for token in best], abs=1e-4)
+
+
+def test_a_row_with_nan_harms_no_other(tokenizer: Tokenizer) -> None:
+    bad, good = logits(7), logits(8)
+    bad[100] = np.nan
+    results = sample(np.stack([bad, good]), [generation(tokenizer), generation(tokenizer, temperature=0.0)])
+    assert isinstance(results[0], BadLogits)
+    assert results[1] == Sampled(int(good.argmax()), None)
