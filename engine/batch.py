@@ -83,19 +83,13 @@ class BatchPlanner:
         end = min(length, context.computed + budget)
         return Chunk(context, context.computed, end, samples=samples and end == length)
 
-    def _reserve(
-        self, context: Context, end: int, everyone: list[Context], plan: Plan
-    ) -> list[tuple[int, int]] | None:
+    def _reserve(self, context: Context, end: int, everyone: list[Context], plan: Plan) -> list[tuple[int, int]] | None:
         copies = context.reserve(end)
         if copies is not None:
             return copies
         busy = {id(chunk.context) for chunk in plan.chunks}
         idle = [c for c in everyone if c.blocks and c is not context and not c.has_work]
-        lower = [
-            c
-            for c in everyone
-            if c.blocks and c.has_work and c.priority > context.priority and id(c) not in busy
-        ]
+        lower = [c for c in everyone if c.blocks and c.has_work and c.priority > context.priority and id(c) not in busy]
         for group in (idle, lower):
             for victim in sorted(group, key=lambda c: c.priority, reverse=True):
                 victim.drop_blocks()

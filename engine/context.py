@@ -38,15 +38,16 @@ class Context:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step can bring this context forward."""
-        return self.generation is not None or self.computed < len(self.tokens) or bool(self.fills)
+        """Whether somebody waits for a step of this context.
+
+        A context that lost its blocks while nobody does stays as it is until its next fill or generate.
+        """
+        return self.generation is not None or bool(self.fills)
 
     @property
     def decoding(self) -> bool:
         """Whether the next step computes the one token sampled last."""
-        return (
-            self.generation is not None and self.computed + 1 == len(self.tokens) and self.generation.started
-        )
+        return self.generation is not None and self.computed + 1 == len(self.tokens) and self.generation.started
 
     def fork_from(self, parent: "Context") -> None:
         """Takes over the parent's tokens and shares its blocks, the last one copy on write."""

@@ -183,9 +183,7 @@ class KVCache:
         offered = {id(note[3]) for note in self._cold if self._valid(note)}
         assert all(id(node) in offered for node in cold if not node.children), "a cold leaf was never offered"
         for node in cold:
-            assert all(in_use[child.block] == 0 for child in node.children.values()), (
-                "a cold node above a used one"
-            )
+            assert all(in_use[child.block] == 0 for child in node.children.values()), "a cold node above a used one"
 
 
 def _descendants(root: Node) -> Iterator[Node]:

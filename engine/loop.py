@@ -103,14 +103,10 @@ class Engine:
         if known is not None and parent is not None:
             raise ContextError("context_exists", f"context {context} exists and cannot be forked into")
         if known is not None and known.generation is not None:
-            raise ContextError(
-                "context_busy", f"context {context} is generating; fill it when that has ended"
-            )
+            raise ContextError("context_busy", f"context {context} is generating; fill it when that has ended")
         bad = next((token for token in tokens if not 0 <= token < self.info.vocabulary), None)
         if bad is not None:
-            raise ContextError(
-                "bad_token", f"token {bad} is outside the vocabulary of {self.info.vocabulary}"
-            )
+            raise ContextError("bad_token", f"token {bad} is outside the vocabulary of {self.info.vocabulary}")
         before = len(known.tokens) if known else len(self._get(parent).tokens) if parent is not None else 0
         length, most = before + len(tokens), min(self.info.window, self.info.kv_tokens)
         if length > most:
@@ -272,9 +268,7 @@ class Engine:
             lengths=torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32),
             block_tables=torch.from_numpy(tables),
         )
-        wanted = torch.tensor(
-            [starts[i + 1] - 1 for i, chunk in enumerate(chunks) if chunk.samples], dtype=torch.int64
-        )
+        wanted = torch.tensor([starts[i + 1] - 1 for i, chunk in enumerate(chunks) if chunk.samples], dtype=torch.int64)
         return torch.from_numpy(tokens), batch, wanted
 
     def check_integrity(self) -> None:

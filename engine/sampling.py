@@ -53,9 +53,7 @@ def _adjust(row: Row, generation: Generation) -> Row:
     if sampling.repetition_penalty != 1.0 and generation.seen:  # Keskar et al. 2019 (CTRL)
         ids = np.fromiter(generation.seen, dtype=np.int64)
         values = row[ids]
-        row[ids] = np.where(
-            values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
-        )
+        row[ids] = np.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
     if penalised and generation.counts:
         ids = np.fromiter(generation.counts.keys(), dtype=np.int64)
         counts = np.fromiter(generation.counts.values(), dtype=np.float32)
@@ -104,11 +102,7 @@ def _nucleus(weights: Row, top_p: float, among: NDArray[np.int64] | None) -> NDA
     size = len(weights) if among is None else len(among)
     length = _SHORT_LIST
     while True:
-        short = (
-            (np.arange(size) if among is None else among)
-            if length >= size
-            else _largest(weights, length, among)
-        )
+        short = (np.arange(size) if among is None else among) if length >= size else _largest(weights, length, among)
         order = short[np.lexsort((short, -weights[short]))]
         cumulative = np.cumsum(weights[order], dtype=np.float64)
         if cumulative[-1] >= top_p * total or length >= size:

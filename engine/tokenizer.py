@@ -117,9 +117,7 @@ def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]
     if '"ByteLevel"' in json.dumps(content.get("decoder")):
         alphabet = _byte_level_alphabet()
         for text, token in vocabulary.items():
-            table[token] = (
-                bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text.encode()
-            )
+            table[token] = bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text.encode()
     else:
         for text, token in vocabulary.items():
             byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)

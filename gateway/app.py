@@ -103,9 +103,7 @@ async def serve(settings: ServeSettings) -> int:
         try:
             address = await stack.enter_async_context(listening(build_app(settings, services), settings))
         except OSError as error:
-            print(
-                f"myna: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr
-            )
+            print(f"myna: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
             return 1
         stack.push_async_callback(services.scheduler.close)
         stack.push_async_callback(engine.close)
@@ -137,9 +135,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     return False
 
 
-def _add_model(
-    settings: ServeSettings, engine: EmbeddedEngine, pool: EnginePool, services: Services
-) -> ServedModel:
+def _add_model(settings: ServeSettings, engine: EmbeddedEngine, pool: EnginePool, services: Services) -> ServedModel:
     assert engine.info is not None
     model = ServedModel(
         id=settings.model_name or engine.info.model,

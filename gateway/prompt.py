@@ -35,9 +35,7 @@ class PromptBuilder:
         RequestError if the model has no template or the template refuses the messages.
         """
         if self._template is None:
-            raise RequestError(
-                400, "this model has no chat template, so it cannot chat", code="no_chat_template"
-            )
+            raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
         held = _Held(self._tokenizer, references)
         safe = [held.take_out(message, f"messages.{index}") for index, message in enumerate(messages)]
         try:
@@ -120,9 +118,7 @@ class _Held:
 
 def _compile(template: str) -> jinja2.Template:
     """The template in the sandbox and with the helpers that Hugging Face's templates expect."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)

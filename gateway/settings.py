@@ -38,16 +38,12 @@ class ServeSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port; 0 takes a free one")
     # what
-    model: str = Field(
-        DEFAULT_MODEL, description="default model, a GGUF file, a safetensors folder, or a hub id"
-    )
+    model: str = Field(DEFAULT_MODEL, description="default model, a GGUF file, a safetensors folder, or a hub id")
     model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of weights and KV cache")
     kernels: Literal["auto", "cpu", "torch"] = Field("auto", description="which kernels the engine uses")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="of the engine; 0 is one for each core")
-    kv_tokens: Annotated[int, Field(ge=0)] = Field(
-        0, description="KV pool in tokens; 0 sizes it from free memory"
-    )
+    kv_tokens: Annotated[int, Field(ge=0)] = Field(0, description="KV pool in tokens; 0 sizes it from free memory")
     step_tokens: Annotated[int, Field(ge=16)] = Field(512, description="token budget of one engine step")
     max_batch: Annotated[int, Field(ge=1)] = Field(256, description="most requests in one engine step")
     prefix_sharing: CliImplicitFlag[bool] = Field(True, description="keep and share the KV of equal prefixes")
@@ -57,28 +53,20 @@ class ServeSettings(BaseSettings):
     api_key_file: Path | None = Field(None, description="file with one accepted key a line")
     # bounds
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(16 << 20, description="largest request body")
-    max_calls: Annotated[int, Field(ge=1)] = Field(
-        4096, description="unfinished calls; more are answered 429"
-    )
+    max_calls: Annotated[int, Field(ge=1)] = Field(4096, description="unfinished calls; more are answered 429")
     max_sessions: Annotated[int, Field(ge=1)] = Field(10_000, description="sessions kept at a time")
     max_session_calls: Annotated[int, Field(ge=1)] = Field(10_000, description="calls of one session")
     max_session_variables: Annotated[int, Field(ge=1)] = Field(20_000, description="variables of one session")
     max_value_bytes: Annotated[int, Field(ge=1)] = Field(1 << 20, description="bytes of one variable's value")
     # times, in seconds
     session_ttl: Annotated[float, Field(gt=0)] = Field(3600.0, description="an idle session is kept so long")
-    max_wait: Annotated[float, Field(gt=0)] = Field(
-        600.0, description="longest wait for a variable in one request"
-    )
+    max_wait: Annotated[float, Field(gt=0)] = Field(600.0, description="longest wait for a variable in one request")
     engine_wait: Annotated[float, Field(gt=0)] = Field(
         30.0, description="a request waits so long for an engine that starts or restarts"
     )
-    drain: Annotated[float, Field(ge=0)] = Field(
-        30.0, description="on SIGTERM, running answers may take so long"
-    )
+    drain: Annotated[float, Field(ge=0)] = Field(30.0, description="on SIGTERM, running answers may take so long")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least of what is logged"
-    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
 
     @field_validator("api_key", mode="before")
     @classmethod

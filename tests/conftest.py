@@ -9,6 +9,7 @@ from engine import Engine, EngineConfig
 from engine.config import default_cache
 from engine.models.fetch import fetch
 from engine.tokenizer import Tokenizer
+from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 
 
@@ -41,3 +42,10 @@ def server() -> Iterator[Server]:
     """A running server with the default model."""
     with Server("--kv-tokens", "32768") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A random model with a window of 96 tokens, for what is about bounds and not about text."""
+    folder = write_tiny_llama(tmp_path_factory.mktemp("tiny"), window=96)
+    return Engine(EngineConfig(model=str(folder), kv_tokens=512))

@@ -77,9 +77,7 @@ class Kernels(Protocol):
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """(rows, hidden) -> the same, normalised in float32 (Zhang and Sennrich 2019)."""
 
-    def add_rms_norm(
-        self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def add_rms_norm(self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Adds `x` to `residual` in place and returns the norm of the sum."""
 
     def rope_and_store(

@@ -18,11 +18,7 @@ class TorchKernels:
     def __init__(self, dtype: torch.dtype, kv_heads: int, head_size: int, block_size: int) -> None:
         self._dtype = dtype
         self._block_shape = (kv_heads, block_size, head_size)
-        self._packs = (
-            dtype == torch.bfloat16
-            and torch._C._has_mkldnn
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
+        self._packs = dtype == torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.name = "torch, packed" if self._packs else "torch"
         self._layout: tuple[AttentionBatch, _Layout] | None = None
         """The last batch's: the same for all layers of a step."""
@@ -51,9 +47,7 @@ class TorchKernels:
         """See `Kernels.rms_norm`."""
         return F.rms_norm(x, weight.shape, weight, eps)
 
-    def add_rms_norm(
-        self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def add_rms_norm(self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """See `Kernels.add_rms_norm`."""
         residual += x
         return F.rms_norm(residual, weight.shape, weight, eps)
@@ -73,9 +67,7 @@ class TorchKernels:
         parts = qkv.view(rows, heads + 2 * kv_heads, head_size)
         cosine, sine = rotary[batch.positions].unsqueeze(1).chunk(2, dim=-1)
         first, second = parts[:, : heads + kv_heads].float().chunk(2, dim=-1)
-        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(
-            qkv.dtype
-        )
+        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(qkv.dtype)
         block, inside = batch.slots // block_size, batch.slots % block_size
         keys[block, :, inside] = rotated[:, heads:]
         values[block, :, inside] = parts[:, heads + kv_heads :]
@@ -101,9 +93,7 @@ class TorchKernels:
             k = _gather(keys, table.unsqueeze(0))[:, :, :length]
             v = _gather(values, table.unsqueeze(0))[:, :, :length]
             mask = None if end - start == length else _causal_mask(end - start, length)
-            attended = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-            )
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
             out[start:end] = attended[0].transpose(0, 1)
         return out.view(rows, heads * head_size)
 

@@ -47,15 +47,11 @@ def read_spec(folder: Path) -> DecoderSpec:
     """The spec in `config.json`. Raises CheckpointError for an architecture or option not supported."""
     path = folder / "config.json"
     if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no config.json; a model folder holds config.json, safetensors, tokenizer"
-        )
+        raise CheckpointError(f"{folder} has no config.json; a model folder holds config.json, safetensors, tokenizer")
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     architecture = next(iter(config.get("architectures") or []), "none")
     if architecture not in SUPPORTED:
-        raise CheckpointError(
-            f"{folder} is of architecture {architecture}; supported: {', '.join(SUPPORTED)}"
-        )
+        raise CheckpointError(f"{folder} is of architecture {architecture}; supported: {', '.join(SUPPORTED)}")
     for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if config.get(key, only) != only:
             raise CheckpointError(f"{folder} has {key} = {config[key]!r}; supported: {only!r}")

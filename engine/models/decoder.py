@@ -67,9 +67,7 @@ class Decoder:
         return self._kernels.new_kv(self.spec.layers, blocks)
 
     @torch.inference_mode()
-    def forward(
-        self, tokens: torch.Tensor, batch: AttentionBatch, kv: KVTensors, wanted: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, batch: AttentionBatch, kv: KVTensors, wanted: torch.Tensor) -> torch.Tensor:
         """One step: writes the rows' KV and returns logits.
 
         tokens: (rows,) int64. wanted: (m,) int64, rows that get logits. Returns (m, vocabulary) float32.
@@ -88,9 +86,7 @@ class Decoder:
                 if not len(wanted):
                     return torch.empty(0, self.spec.vocabulary)
                 residual, x = residual[wanted], x[wanted]
-            x = kernels.add_rms_norm(
-                residual, x, self._norm if last else self._layers[index + 1].attention_norm, eps
-            )
+            x = kernels.add_rms_norm(residual, x, self._norm if last else self._layers[index + 1].attention_norm, eps)
         return kernels.logits(x, self._head)
 
 

@@ -32,9 +32,7 @@ def fetch(model: str, cache: Path) -> Path:
     path = Path(model).expanduser()
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise CheckpointError(
-                f"{path} is a file but not a .gguf; give a GGUF file or a folder with safetensors"
-            )
+            raise CheckpointError(f"{path} is a file but not a .gguf; give a GGUF file or a folder with safetensors")
         return path
     if path.is_dir():
         return path

@@ -104,9 +104,7 @@ class _Fields:
 def _config(fields: _Fields) -> dict[str, Any]:
     architecture = fields.need("general.architecture")
     if architecture != "llama":
-        raise CheckpointError(
-            f"{fields.path} is of architecture {architecture!r}; GGUF is supported for: llama"
-        )
+        raise CheckpointError(f"{fields.path} is of architecture {architecture!r}; GGUF is supported for: llama")
     if fields.get("llama.rope.scaling.type", "none") != "none":
         raise CheckpointError(f"{fields.path} scales its rotary positions, which is not supported from GGUF")
     heads = fields.need("llama.attention.head_count")

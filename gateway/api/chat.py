@@ -157,9 +157,7 @@ class _Answer:
             prompt_tokens_details=PromptTokensDetails(usage.cached),
         )
 
-    def whole(
-        self, content: str, finish_reason: str, logprobs: ChoiceLogprobs | None = None
-    ) -> ChatCompletion:
+    def whole(self, content: str, finish_reason: str, logprobs: ChoiceLogprobs | None = None) -> ChatCompletion:
         """The answer in one piece."""
         return ChatCompletion(
             id=self._id,
@@ -219,9 +217,7 @@ async def _answer(answer: _Answer) -> web.Response:
     return json_response(answer.whole(output.value or "", finish, answer.logprobs(output.pieces)))
 
 
-async def _answer_reference(
-    request: web.Request, body: ChatCompletionRequest, answer: _Answer
-) -> web.StreamResponse:
+async def _answer_reference(request: web.Request, body: ChatCompletionRequest, answer: _Answer) -> web.StreamResponse:
     """A complete ordinary answer whose content is the reference to the one still to be made."""
     reference = f"<<{answer.call.output.name}>>"
     if not body.stream:

@@ -37,9 +37,7 @@ def describe_session(session: Session) -> dict[str, Any]:
 async def create(request: web.Request) -> web.Response:
     """A new session, with an id of the client's or ours."""
     body = await read_json(request, SessionRequest)
-    session = request.app[SERVICES].sessions.create(
-        request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl
-    )
+    session = request.app[SERVICES].sessions.create(request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl)
     return json_response(describe_session(session), status=201)
 
 

@@ -154,9 +154,7 @@ class EmbeddedEngine:
                     first_ready.cancel()
                 raise
             if not first_ready.done():
-                first_ready.set_exception(
-                    EngineStartFailed(f"the engine process ended while loading: {fate}")
-                )
+                first_ready.set_exception(EngineStartFailed(f"the engine process ended while loading: {fate}"))
                 return
             if time.monotonic() - began > _HEALTHY_SECONDS:
                 pause = _BACKOFF[0]
@@ -235,9 +233,7 @@ class EmbeddedEngine:
     def _lose_contexts(self) -> None:
         contexts, self._contexts = self._contexts, {}
         for context in contexts.values():
-            context.lose(
-                EngineLost(f"engine {self.name} died while working on this request; it is being restarted")
-            )
+            context.lose(EngineLost(f"engine {self.name} died while working on this request; it is being restarted"))
 
 
 class EmbeddedContext:

@@ -39,9 +39,7 @@ class EnginePool:
     @property
     def ready(self) -> bool:
         """Whether every model has an engine that takes work."""
-        return bool(self._engines) and all(
-            any(e.ready for e in engines) for engines in self._engines.values()
-        )
+        return bool(self._engines) and all(any(e.ready for e in engines) for engines in self._engines.values())
 
     def changed(self) -> None:
         """An engine became ready or stopped being so."""

@@ -72,9 +72,7 @@ def resolve(value: str, reference: Reference) -> str:
     try:
         at: Any = json.loads(value)
     except ValueError as error:
-        raise UnresolvedPath(
-            f"{reference} looks into {reference.name}, whose value is not JSON: {error}"
-        ) from error
+        raise UnresolvedPath(f"{reference} looks into {reference.name}, whose value is not JSON: {error}") from error
     for depth, key in enumerate(reference.path):
         if isinstance(at, dict) and key in at:
             at = at[key]

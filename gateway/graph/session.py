@@ -71,9 +71,7 @@ class Session:
     def _check_value(self, name: str, value: str, where: str) -> None:
         size = len(value.encode())
         if size > self.bounds.value_bytes:
-            raise TooLarge(
-                f"the value of {name!r} has {size} bytes; at most {self.bounds.value_bytes} are kept", where
-            )
+            raise TooLarge(f"the value of {name!r} has {size} bytes; at most {self.bounds.value_bytes} are kept", where)
 
     def _place(self, name: str, where: str) -> Variable:
         """The unassigned variable `name`, made if need be."""

@@ -46,9 +46,7 @@ class SessionStore:
     ) -> Session:
         """A new session. Raises GraphError if the id is taken, TooLarge if there are as many as may be."""
         if len(self._sessions) >= self.max_sessions:
-            raise TooLarge(
-                f"there are {len(self._sessions)} sessions, as many as may be; delete some or wait"
-            )
+            raise TooLarge(f"there are {len(self._sessions)} sessions, as many as may be; delete some or wait")
         id = id or f"sess_{secrets.token_hex(12)}"
         if (tenant, id) in self._sessions:
             raise SessionExists(f"there is a session {id!r} already", "id")

@@ -25,14 +25,8 @@ def authentication(keys: Sequence[str]) -> Middleware:
         if digests and request.path not in _OPEN_ROUTES:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             given = hashlib.sha256(token.strip().encode()).digest()
-            if scheme.lower() != "bearer" or not any(
-                hmac.compare_digest(given, digest) for digest in digests
-            ):
-                what = (
-                    "this API key is not known"
-                    if token
-                    else "an API key is needed: Authorization: Bearer KEY"
-                )
+            if scheme.lower() != "bearer" or not any(hmac.compare_digest(given, digest) for digest in digests):
+                what = "this API key is not known" if token else "an API key is needed: Authorization: Bearer KEY"
                 raise RequestError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
             request[TENANT] = given.hex()[:32]
         return await handler(request)

@@ -49,9 +49,7 @@ def as_request_error(error: Exception) -> RequestError:
             return RequestError(error.status, error.text or error.reason, code="http_error")
         case _:
             log.error("a request failed for a reason of our own", exc_info=error)
-            return RequestError(
-                500, "internal error; the server's log has the details", code="internal_error"
-            )
+            return RequestError(500, "internal error; the server's log has the details", code="internal_error")
 
 
 @web.middleware
@@ -74,7 +72,5 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     route = request.match_info.route.resource
     name = "unknown" if route is None else route.canonical
     REQUESTS.labels(request.method, name, str(response.status)).inc()
-    log.debug(
-        "%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began)
-    )
+    log.debug("%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began))
     return response

@@ -32,9 +32,7 @@ class Stopping(Exception):
 class Scheduler:
     """Owner of the calls' coroutines and their contexts."""
 
-    def __init__(
-        self, engines: Engines, max_calls: int, observe: Callable[[Call], None] = lambda call: None
-    ) -> None:
+    def __init__(self, engines: Engines, max_calls: int, observe: Callable[[Call], None] = lambda call: None) -> None:
         """`max_calls`: unfinished calls at a time. `observe` is told of every call that ends."""
         self._engines = engines
         self._max_calls = max_calls

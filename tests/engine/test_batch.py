@@ -22,6 +22,7 @@ class Stage:
     def add(self, tokens: list[int], *, rank: float = 0.0, generates: bool = True) -> Context:
         context = Context(len(self.contexts), self.cache, "", rank, len(self.contexts))
         context.tokens.extend(tokens)
+        context.fills.append(len(tokens))
         if generates:
             context.generation = Generation(Sampling(), self._tokenizer, [], 100)
         self.contexts.append(context)
@@ -32,6 +33,8 @@ class Stage:
         for chunk in plan.chunks:
             if not chunk.stored:
                 chunk.context.commit(chunk.end)
+            while chunk.context.fills and chunk.context.fills[0] <= chunk.end:
+                chunk.context.fills.popleft()
             if chunk.samples and chunk.context.generation is not None:
                 chunk.context.tokens.append(1)
                 chunk.context.generation.push(1)
@@ -112,3 +115,32 @@ def test_runnable_contexts_give_way_to_better_ranks_only(tokenizer: Tokenizer) -
     served = [stage.step() for _ in range(3)]
     assert any(low in plan.preempted for plan in served)
     assert any(chunk.context is high and chunk.samples for plan in served for chunk in plan.chunks)
+
+
+def test_an_ended_answer_is_not_worked_on(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer)
+    context = stage.add([5] * 3)
+    stage.step()
+    context.generation = None
+    assert not stage.step().chunks, "the token sampled last is computed when somebody goes on from it, not before"
+    context.drop_blocks()
+    assert not stage.step().chunks, "and blocks that were taken away are not filled again for nobody"
+
+
+def test_ten_times_more_work_than_memory_ends_without_thrashing(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer, blocks=1 + 24, step_tokens=32, max_batch=64)
+    answer = 20
+    for index in range(40):
+        stage.add([1000 + index * 50 + at for at in range(10 + index % 17)])
+    needed = sum(len(context.tokens) + answer for context in stage.contexts)
+    assert needed > 10 * stage.cache.capacity
+    rows = steps = 0
+    while any(context.has_work for context in stage.contexts):
+        rows += stage.step().rows
+        steps += 1
+        assert steps < 5000
+        for context in stage.contexts:
+            if context.generation is not None and context.generation.count >= answer:
+                context.generation = None
+                context.drop_blocks()
+    assert rows < 2.5 * needed, f"{rows} rows for {needed} tokens"

@@ -27,8 +27,9 @@ class Paging(RuleBasedStateMachine):
         self.slots: dict[int, tuple[int, ...]] = {}
         self.next_id = 0
 
-    def _room(self, context: Context | None) -> int:
-        return self.cache.capacity - (len(context.tokens) if context else 0)
+    def _fill(self, context: Context, tokens: list[int]) -> None:
+        context.tokens.extend(tokens[: self.cache.capacity - len(context.tokens)])
+        context.fills.append(len(context.tokens))
 
     def _new(self, scope: str, rank: float) -> Context:
         self.next_id += 1
@@ -36,15 +37,16 @@ class Paging(RuleBasedStateMachine):
         self.contexts[self.next_id] = context
         return context
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14), scope=st.sampled_from("ab"), rank=st.floats(0, 3))
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14), scope=st.sampled_from("ab"), rank=st.floats(0, 3)
+    )
     def begin(self, tokens: list[int], scope: str, rank: float) -> None:
-        self._new(scope, rank).tokens.extend(tokens)
+        self._fill(self._new(scope, rank), tokens)
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9))
     def go_on(self, data: st.DataObject, tokens: list[int]) -> None:
-        context = self._any(data)
-        context.tokens.extend(tokens[: self._room(context)])
+        self._fill(self._any(data), tokens)
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), max_size=5))
@@ -52,7 +54,7 @@ class Paging(RuleBasedStateMachine):
         parent = self._any(data)
         child = self._new(parent.scope, parent.rank)
         child.fork_from(parent)
-        child.tokens.extend(tokens[: self._room(child)])
+        self._fill(child, tokens)
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data())
@@ -90,6 +92,8 @@ class Paging(RuleBasedStateMachine):
                 self.slots[chunk.context.slot(at)] = self._text(chunk.context, at)
         for chunk in plan.chunks:
             chunk.context.commit(chunk.end)
+            while chunk.context.fills and chunk.context.fills[0] <= chunk.end:
+                chunk.context.fills.popleft()
 
     def _any(self, data: st.DataObject) -> Context:
         return self.contexts[data.draw(st.sampled_from(sorted(self.contexts)))]

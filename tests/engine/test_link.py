@@ -36,7 +36,9 @@ def test_frames_survive_any_cutting(data: st.DataObject, tokens: list[list[int]]
 
 
 def test_reports_come_back_as_they_were() -> None:
-    update = Update(3, tokens=[7], text="hé", finish="stop", filled=9, cached=4, logprobs=[TokenLogprob(7, -0.5, [(8, -1.0)])])
+    update = Update(
+        3, tokens=[7], text="hé", finish="stop", filled=9, cached=4, logprobs=[TokenLogprob(7, -0.5, [(8, -1.0)])]
+    )
     step = Step([update, Update(4, error=("bad_token", "no"))], running=2, free_tokens=160)
     (body,) = FrameBuffer().feed(encode_frame(step))
     assert report_decoder.decode(body) == step

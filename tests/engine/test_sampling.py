@@ -49,7 +49,14 @@ def kept(row: np.ndarray[Any, Any], temperature: float, top_k: int, top_p: float
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p", "min_p"),
-    [(1.0, 0, 1.0, 0.0), (0.7, 5, 1.0, 0.0), (1.0, 0, 0.3, 0.0), (1.5, 40, 0.8, 0.0), (1.0, 0, 1.0, 0.2), (2, 0, 0.999, 0)],
+    [
+        (1.0, 0, 1.0, 0.0),
+        (0.7, 5, 1.0, 0.0),
+        (1.0, 0, 0.3, 0.0),
+        (1.5, 40, 0.8, 0.0),
+        (1.0, 0, 1.0, 0.2),
+        (2, 0, 0.999, 0),
+    ],
 )
 def test_tokens_come_as_often_as_they_should(
     tokenizer: Tokenizer, temperature: float, top_k: int, top_p: float, min_p: float

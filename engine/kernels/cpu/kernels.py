@@ -47,7 +47,9 @@ class CpuKernels:
         self._state = torch.empty(size + 64, dtype=torch.uint8)
         self._state_address = -(-self._state.data_ptr() // 64) * 64
         # Where the CPU has a matrix unit, oneDNN uses it, and does better than dot products.
-        self._onednn = TorchKernels(torch.bfloat16, kv_heads, head_size, block_size) if "amx_bf16" in cpu_features() else None
+        self._onednn = (
+            TorchKernels(torch.bfloat16, kv_heads, head_size, block_size) if "amx_bf16" in cpu_features() else None
+        )
         self.name = "cpu, with oneDNN's AMX linear layers" if self._onednn else "cpu"
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:

