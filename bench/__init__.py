@@ -1,0 +1,1 @@
+"""Measures myna, and any other OpenAI-compatible server, through HTTP."""

@@ -7,7 +7,7 @@ import sys
 import tomllib
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, SettingsError
+from pydantic_settings import SettingsError
 
 _USAGE = """\
 usage: myna COMMAND [options]
@@ -36,14 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve(arguments: list[str]) -> int:
     from gateway.app import serve  # after `--help` of other commands: it takes half a second to import
-    from gateway.settings import ServeSettings
+    from gateway.settings import ServeSettings, parse
 
     try:
-        settings = CliApp.run(ServeSettings, cli_args=arguments, cli_cmd_method_name="describe")
+        settings = parse(ServeSettings, arguments, "myna serve")
         settings.keys()
     except ValidationError as error:
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
             print(f"myna serve: {name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         return 2
     except (SettingsError, OSError, ValueError, tomllib.TOMLDecodeError) as error:

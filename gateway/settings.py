@@ -1,76 +1,77 @@
 """Everything that can be set, said once: as a flag, as a MYNA_* variable, or in a TOML file."""
 
+import argparse
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliImplicitFlag,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from engine.config import DEFAULT_MODEL, default_cache
+
+_GROUPS = {
+    "host": "where to listen",
+    "model": "the model and its engine",
+    "api_key": "who may ask",
+    "max_body_bytes": "bounds",
+    "session_ttl": "times, in seconds",
+    "log_level": "logging",
+}
+"""The headings of `--help`, by the first setting under each."""
 
 
 class ServeSettings(BaseSettings):
     """Serve a model with an OpenAI-compatible API, and Semantic Variables across the calls of a session.
 
-    Each option can also be given as an environment variable (`--kv-tokens` is `MYNA_KV_TOKENS`) or in a TOML
-    file (`kv_tokens = 65536`) named by --config. A flag goes before a variable, a variable before the file.
+    Each option can also be given as an environment variable (--kv-tokens is MYNA_KV_TOKENS) or in a TOML file named
+    by --config (kv_tokens = 65536). A flag goes before a variable, a variable before the file.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="MYNA_",
-        cli_kebab_case=True,
-        cli_prog_name="myna serve",
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags=True,
-        extra="forbid",
-        validate_default=True,
+        env_prefix="MYNA_", extra="forbid", validate_default=True, protected_namespaces=()
     )
 
     config: Path | None = Field(None, description="TOML file with settings")
-    # where
+
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port; 0 takes a free one")
-    # what
-    model: str = Field(DEFAULT_MODEL, description="default model, a GGUF file, a safetensors folder, or a hub id")
+    port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
+
+    model: str = Field(DEFAULT_MODEL, description="a GGUF file, a folder with safetensors, a hub id, or the default")
     model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of weights and KV cache")
     kernels: Literal["auto", "cpu", "torch"] = Field("auto", description="which kernels the engine uses")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="of the engine; 0 is one for each core")
-    kv_tokens: Annotated[int, Field(ge=0)] = Field(0, description="KV pool in tokens; 0 sizes it from free memory")
-    step_tokens: Annotated[int, Field(ge=16)] = Field(512, description="token budget of one engine step")
-    max_batch: Annotated[int, Field(ge=1)] = Field(256, description="most requests in one engine step")
-    prefix_sharing: CliImplicitFlag[bool] = Field(True, description="keep and share the KV of equal prefixes")
+    threads: int = Field(0, ge=0, description="of the engine; 0 is one for each core")
+    kv_tokens: int = Field(0, ge=0, description="KV pool in tokens; 0 sizes it from free memory")
+    step_tokens: int = Field(512, ge=16, description="token budget of one engine step")
+    max_batch: int = Field(256, ge=1, description="most requests in one engine step")
+    prefix_sharing: bool = Field(True, description="keep and share the KV of equal prefixes")
     cache: Path = Field(Path(default_cache()), description="folder for downloaded models and built kernels")
-    # who
-    api_key: list[str] = Field([], description="accept only this key; may be given several times")
+
+    api_key: Annotated[list[str], NoDecode] = Field([], description="an accepted key; may be given several times")
     api_key_file: Path | None = Field(None, description="file with one accepted key a line")
-    # bounds
-    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(16 << 20, description="largest request body")
-    max_calls: Annotated[int, Field(ge=1)] = Field(4096, description="unfinished calls; more are answered 429")
-    max_sessions: Annotated[int, Field(ge=1)] = Field(10_000, description="sessions kept at a time")
-    max_session_calls: Annotated[int, Field(ge=1)] = Field(10_000, description="calls of one session")
-    max_session_variables: Annotated[int, Field(ge=1)] = Field(20_000, description="variables of one session")
-    max_value_bytes: Annotated[int, Field(ge=1)] = Field(1 << 20, description="bytes of one variable's value")
-    # times, in seconds
-    session_ttl: Annotated[float, Field(gt=0)] = Field(3600.0, description="an idle session is kept so long")
-    max_wait: Annotated[float, Field(gt=0)] = Field(600.0, description="longest wait for a variable in one request")
-    engine_wait: Annotated[float, Field(gt=0)] = Field(
-        30.0, description="a request waits so long for an engine that starts or restarts"
-    )
-    drain: Annotated[float, Field(ge=0)] = Field(30.0, description="on SIGTERM, running answers may take so long")
+
+    max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
+    max_calls: int = Field(4096, ge=1, description="unfinished calls; more are answered 429")
+    max_sessions: int = Field(10_000, ge=1, description="sessions kept at a time")
+    max_session_calls: int = Field(10_000, ge=1, description="calls of one session")
+    max_session_variables: int = Field(20_000, ge=1, description="variables of one session")
+    max_value_bytes: int = Field(1 << 20, ge=1, description="bytes of one variable's value")
+
+    session_ttl: float = Field(3600.0, gt=0, description="an idle session is kept so long")
+    max_wait: float = Field(600.0, gt=0, description="longest wait for a variable in one request")
+    engine_wait: float = Field(30.0, gt=0, description="a request waits so long for an engine to start or restart")
+    drain: float = Field(30.0, ge=0, description="on SIGTERM, running answers may take so long")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
 
     @field_validator("api_key", mode="before")
     @classmethod
     def _keys_from_text(cls, value: Any) -> Any:
+        """A variable of the environment holds several keys with commas between them."""
         return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -99,8 +100,43 @@ class ServeSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags come with init_settings; then the environment, then the file that one of them names."""
+        """Flags, then the environment, then the file that one of them names. Raises OSError if it is not there."""
         named = {**env_settings(), **init_settings()}.get("config")
         if named is None:
             return (init_settings, env_settings)
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=Path(named)))
+        path = Path(named).expanduser()
+        path.stat()  # the source would take a missing file for an empty one
+        return (init_settings, env_settings, TomlSource(settings_cls, toml_file=path))
+
+
+def parse(settings: type[ServeSettings], arguments: Sequence[str], program: str) -> ServeSettings:
+    """Settings from a command line. Raises ValidationError, OSError or TOMLDecodeError; ends at `--help`."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=inspect.cleandoc(settings.__doc__ or ""),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
+        usage=f"{program} [options]",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    group: argparse._ActionsContainer = parser
+    for name, field in settings.model_fields.items():
+        if name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[name])
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, **_flag(field))
+    return settings(**vars(parser.parse_args(arguments)))
+
+
+def _flag(field: FieldInfo) -> dict[str, Any]:
+    """argparse's view of a setting. Texts are turned into values by the model, with its own errors."""
+    help_text = field.description or ""
+    if field.default not in (None, [], True):
+        help_text += f" (default: {field.default})"
+    if field.annotation is bool:
+        return {"help": help_text, "action": argparse.BooleanOptionalAction}
+    if get_origin(field.annotation) is Literal:
+        return {"help": help_text, "choices": get_args(field.annotation)}
+    if get_origin(field.annotation) is list:
+        return {"help": help_text, "action": "append", "metavar": "TEXT"}
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return {"help": help_text, "metavar": "PATH" if Path in kinds else "TEXT" if str in kinds else "N"}

@@ -22,6 +22,7 @@ class Server:
 
     def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.log: list[str] = []
+        self._clients: list[OpenAI] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway", "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
@@ -58,7 +59,9 @@ class Server:
 
     def client(self, **options: object) -> OpenAI:
         """The real client, pointed here. It does not retry: tests want to see what the server says."""
-        return OpenAI(base_url=f"{self.address}/v1", **{"api_key": "none", "max_retries": 0, **options})  # type: ignore[arg-type]
+        client = OpenAI(base_url=f"{self.address}/v1", **{"api_key": "none", "max_retries": 0, **options})  # type: ignore[arg-type]
+        self._clients.append(client)
+        return client
 
     def engine_processes(self) -> list[psutil.Process]:
         """The engine processes that this server started."""
@@ -77,6 +80,8 @@ class Server:
             self._close()
 
     def _close(self) -> None:
+        for client in self._clients:
+            client.close()
         self._reader.join(_STOP_SECONDS)
         for pipe in (self.process.stdout, self.process.stderr):
             if pipe is not None:

@@ -1,5 +1,7 @@
 """engine/generation.py"""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,7 +75,7 @@ def test_stop_strings_do_not_depend_on_how_the_text_arrives(text: str, cuts: lis
     borders = sorted({0, *(min(cut, len(text)) for cut in cuts), len(text)})
     matcher = StopStrings(tuple(stops))
     shown, matched = "", False
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         piece, matched = matcher.push(text[start:end])
         shown += piece
         if matched:

@@ -51,7 +51,7 @@ def test_all_sampling_parameters_travel() -> None:
 
 
 def test_an_impossible_length_is_an_error() -> None:
-    with pytest.raises(FrameError, match="were allowed|are allowed"):
+    with pytest.raises(FrameError, match="are allowed"):
         list(FrameBuffer().feed((MAX_FRAME + 1).to_bytes(4, "little")))
 
 

@@ -1,0 +1,152 @@
+"""Measures a server through HTTP: `python -m bench`. Starts its own unless --base-url names one that runs."""
+
+import argparse
+import asyncio
+import json
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import aiohttp
+import psutil
+
+from bench.load import Client
+
+_STOP_SECONDS = 40
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured thing. `goal` is for a machine with bfloat16 matrix units; see docs/benchmarks.md."""
+
+    what: str
+    value: float
+    unit: str
+    goal: str = ""
+
+
+@contextmanager
+def _started(*command: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
+    """A process that prints its address in its first line; the seconds until it did."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - began
+        address = re.search(r"http://[^/\s]+", line)
+        if address is None:
+            raise SystemExit(f"bench: {command[0]} did not start")
+        print(line.strip(), file=sys.stderr, flush=True)
+        yield process, address[0], seconds
+    finally:
+        process.terminate()
+        process.wait(_STOP_SECONDS)
+
+
+@asynccontextmanager
+async def _client(url: str, model: str | None = None) -> AsyncIterator[Client]:
+    timeout = aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
+        if model is None:
+            async with http.get(f"{url}/models") as response:
+                model = (await response.json())["data"][0]["id"]
+        yield Client(http, url, model)
+
+
+async def _decode_and_prefill(url: str, runs: int) -> list[Figure]:
+    async with _client(url) as client:
+        await client.decode_rate(8, 16, 1)  # warm
+        figures = []
+        for streams, goal in ((1, "≥ 60"), (8, "≥ 400"), (32, "≥ 1000")):
+            rate = await client.decode_rate(streams, 128, runs)
+            figures.append(Figure(f"{streams} streams, 128 out", rate, "tok/s", goal))
+        rate, wait = await client.prefill_rate(1960, runs)
+        figures.append(Figure("2,000-token prompt, prefill", rate, "tok/s", "≥ 4000"))
+        figures.append(Figure("2,000-token prompt, first token", wait, "s"))
+    return figures
+
+
+async def _overhead(runs: int) -> list[Figure]:
+    medians: dict[str, list[float]] = {"gateway": [], "bare": []}
+    rates: dict[str, list[float]] = {"gateway": [], "bare": []}
+    with _started("bench.overhead", "gateway") as (_, gateway, _), _started("bench.overhead", "bare") as (_, bare, _):
+        async with _client(f"{gateway}/v1", "stub") as through, _client(f"{bare}/v1", "stub") as direct:
+            for _ in range(runs):  # in turn, so that the machine's moods fall on both
+                for name, client in (("gateway", through), ("bare", direct)):
+                    await client.latency(50)
+                    medians[name].append(await client.latency(400))
+                    rates[name].append(await client.request_rate(1600, 32))
+    middle = {name: sorted(values)[len(values) // 2] for name, values in medians.items()}
+    rate = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
+    return [
+        Figure(
+            "gateway over a stub engine, added at the median", 1e3 * (middle["gateway"] - middle["bare"]), "ms", "≤ 1"
+        ),
+        Figure("a bare handler, median", 1e3 * middle["bare"], "ms"),
+        Figure("gateway over a stub engine, 32 clients", rate["gateway"], "requests/s"),
+        Figure("a bare handler, 32 clients", rate["bare"], "requests/s"),
+    ]
+
+
+def _memory(process: subprocess.Popen[str]) -> float:
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return sum(one.memory_info().rss for one in everyone) / 2**20
+
+
+def _floor() -> list[Figure]:
+    done = subprocess.run([sys.executable, "-m", "bench.floor"], capture_output=True, text=True, check=True)
+    floor = json.loads(done.stdout)
+    figures = []
+    for rows, ours in floor["ours"].items():
+        figures.append(Figure(f"floor: linear layers alone, {rows} rows, {floor['kernels']}", ours, "ms"))
+        figures.append(Figure(f"floor: linear layers alone, {rows} rows, torch packed", floor["torch"][rows], "ms"))
+    return figures
+
+
+def _measure(base_url: str | None, runs: int) -> list[Figure]:
+    if base_url is not None:
+        return asyncio.run(_decode_and_prefill(base_url.rstrip("/"), runs))
+    starts = []
+    for _ in range(runs):
+        with _started("gateway", "serve", "--port", "0") as (_, _, seconds):
+            starts.append(seconds)
+    figures = [Figure("start to ready, model cached", sorted(starts)[len(starts) // 2], "s", "< 5")]
+    with _started("gateway", "serve", "--port", "0") as (process, address, _):
+        figures.append(Figure("resident memory after start", _memory(process), "MiB"))
+        figures += asyncio.run(_decode_and_prefill(f"{address}/v1", runs))
+    return figures + asyncio.run(_overhead(runs)) + _floor()
+
+
+def _table(figures: list[Figure]) -> str:
+    width = max(len(figure.what) for figure in figures)
+    rows = [f"{f.what:<{width}}  {f.value:>9.2f} {f.unit:<10} {f.goal}".rstrip() for f in figures]
+    return "\n".join(rows)
+
+
+def main() -> int:
+    """Prints a table, or JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--base-url", help="measure this server, such as http://127.0.0.1:8001/v1")
+    parser.add_argument("--runs", type=int, default=3, help="of each; the median is told (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    figures = _measure(arguments.base_url, arguments.runs)
+    if arguments.json:
+        machine: dict[str, Any] = {"cores": psutil.cpu_count(), "machine": platform.machine()}
+        print(json.dumps({"machine": machine, "figures": [asdict(figure) for figure in figures]}, indent=1))
+    else:
+        print(_table(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""A server without a model: the gateway over a stub engine, or a bare handler that answers the same.
+
+`python -m bench.overhead gateway|bare` prints its address and serves until its input closes.
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from aiohttp import web
+
+from bench.stub import StubEngine
+from engine.config import EngineConfig, default_cache
+from engine.models.fetch import fetch
+from engine.models.gguf import convert
+from engine.tokenizer import Tokenizer
+from gateway.api.services import ServedModel
+from gateway.app import build_app, build_services, listening
+from gateway.engines.pool import EnginePool
+from gateway.prompt import PromptBuilder
+from gateway.settings import ServeSettings
+
+_ANSWER = {
+    "id": "chatcmpl-0",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "stub",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "1"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+
+
+def _tokenizer() -> Tokenizer:
+    import torch
+
+    cache = Path(default_cache())
+    return Tokenizer(convert(fetch(EngineConfig().model, cache), cache, torch.bfloat16))
+
+
+def _gateway(settings: ServeSettings) -> web.Application:
+    pool = EnginePool(1.0)
+    services = build_services(settings, pool)
+    tokenizer = _tokenizer()
+    pool.add("stub", StubEngine(tokenizer))
+    services.models.add(ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer)))
+    return build_app(settings, services)
+
+
+async def _bare(request: web.Request) -> web.Response:
+    json.loads(await request.read())
+    return web.json_response(_ANSWER)
+
+
+async def _serve(kind: str) -> None:
+    settings = ServeSettings(port=0)
+    if kind == "gateway":
+        app = _gateway(settings)
+    else:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", _bare)
+    async with listening(app, settings) as address:
+        print(address, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1]))

@@ -1,0 +1,96 @@
+"""An engine that answers at once, for measuring and testing what stands before it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from engine.tokenizer import Tokenizer
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled
+from gateway.graph.call import Sampling
+from gateway.graph.variable import Piece
+
+
+class StubEngine:
+    """Answers every prompt with its own length in tokens, one digit a token, as fast as it is asked.
+
+    `hold` makes contexts wait before they answer; `lose` ends all of them as a dying process would.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None = None, name: str = "stub") -> None:
+        self.name = name
+        self.ready = True
+        self.opened: list[StubContext] = []
+        self.released = asyncio.Event()
+        self.released.set()
+        self._tokenizer = tokenizer
+
+    @property
+    def load(self) -> int:
+        """Contexts open."""
+        return sum(not context.freed for context in self.opened)
+
+    async def start(self) -> None:
+        """There is nothing to start."""
+
+    async def close(self) -> None:
+        """There is nothing to end."""
+
+    async def encode(self, text: str) -> Sequence[int]:
+        """Tokens of the model's tokenizer, or one a character."""
+        return [ord(c) for c in text] if self._tokenizer is None else self._tokenizer.encode(text)
+
+    def open(self, scope: str, rank: float) -> "StubContext":
+        """See `Engine.open`."""
+        if not self.ready:
+            raise EngineLost("the stub is not running")
+        context = StubContext(self, scope, rank)
+        self.opened.append(context)
+        return context
+
+    def hold(self) -> None:
+        """Contexts wait from here on, until `released` is set."""
+        self.released.clear()
+
+    def lose(self) -> None:
+        """Every open context is gone."""
+        for context in self.opened:
+            if not context.freed:
+                context.lost = True
+        self.released.set()
+
+
+class StubContext:
+    """See `EngineContext`. Remembers what was asked of it."""
+
+    def __init__(self, engine: StubEngine, scope: str, rank: float) -> None:
+        self.scope = scope
+        self.rank = rank
+        self.tokens: list[int] = []
+        self.freed = False
+        self.lost = False
+        self._engine = engine
+
+    def fill(self, tokens: Sequence[int]) -> None:
+        """See `EngineContext.fill`."""
+        if self.lost:
+            raise EngineLost("the stub was lost")
+        self.tokens.extend(tokens)
+
+    async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
+        """See `EngineContext.generate`."""
+        await self._engine.released.wait()
+        if self.lost:
+            raise EngineLost("the stub was lost")
+        if not self.tokens:
+            raise ContextRefused("empty_context", "nothing was filled")
+        yield Filled(len(self.tokens), 0)
+        digits = str(len(self.tokens))[: sampling.max_tokens]
+        for index, digit in enumerate(digits):
+            yield Delta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None)
+
+    def rerank(self, rank: float) -> None:
+        """See `EngineContext.rerank`."""
+        self.rank = rank
+
+    def free(self) -> None:
+        """See `EngineContext.free`."""
+        self.freed = True

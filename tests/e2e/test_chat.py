@@ -1,0 +1,287 @@
+"""Chat completions through the real client, against a running server."""
+
+import asyncio
+import base64
+import gzip
+import io
+import json
+import socket
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from engine import Engine, Sampling
+from tests.engine.prompts import CHAT, PROMPTS
+from tests.server import MODEL, Server
+
+
+def ask(server: Server, content: str, **options: Any) -> Any:
+    options.setdefault("temperature", 0)
+    options.setdefault("max_tokens", 16)
+    messages = [{"role": "user", "content": content}]
+    return server.client().chat.completions.create(model=MODEL, messages=messages, **options)  # type: ignore[call-overload]
+
+
+def text_of(answer: Any) -> str:
+    return str(answer.choices[0].message.content)
+
+
+def test_answers_are_the_engines(server: Server, engine: Engine) -> None:
+    for prompt in PROMPTS[:6]:
+        updates = list(engine.stream(CHAT.format(prompt), Sampling(temperature=0.0, max_tokens=16)))
+        answer = ask(server, prompt)
+        assert text_of(answer) == "".join(update.text for update in updates)
+        assert answer.choices[0].finish_reason == updates[-1].finish
+        assert answer.usage.completion_tokens == sum(len(update.tokens) for update in updates)
+        assert answer.usage.prompt_tokens == len(engine.tokenizer.encode_template(CHAT.format(prompt)))
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_streams_join_to_the_answer(server: Server) -> None:
+    whole = ask(server, PROMPTS[3])
+    chunks = list(ask(server, PROMPTS[3], stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text_of(whole)
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert all(c.usage is None for c in chunks[:-1])
+    assert len({c.id for c in chunks}) == 1
+    plain = list(ask(server, PROMPTS[3], stream=True))
+    assert all(c.usage is None and c.choices for c in plain)
+
+
+async def test_many_at_once_get_what_each_alone_gets(server: Server) -> None:
+    async with AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as client:
+
+        async def one(prompt: str) -> str:
+            messages: Any = [{"role": "user", "content": prompt}]
+            answer = await client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=16)
+            return text_of(answer)
+
+        together = await asyncio.gather(*(one(prompt) for prompt in PROMPTS * 2))
+    alone = [text_of(ask(server, prompt)) for prompt in PROMPTS]
+    assert together == alone * 2
+
+
+def test_cached_tokens_are_told(server: Server) -> None:
+    prompt = "Remember this exact sentence about a purple bicycle. " * 5
+    first, second = ask(server, prompt), ask(server, prompt)
+    assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens_details.cached_tokens
+    assert second.usage.prompt_tokens_details.cached_tokens >= second.usage.prompt_tokens - 16
+    assert text_of(first) == text_of(second)
+
+
+def test_parameters_do_what_they_say(server: Server) -> None:
+    seeded = [text_of(ask(server, "Tell a story.", temperature=1, seed=seed)) for seed in (1, 1, 2)]
+    assert seeded[0] == seeded[1] != seeded[2]
+    whole = text_of(ask(server, "Count: one, two, three", max_tokens=30))
+    stop = whole[5:8]
+    stopped = ask(server, "Count: one, two, three", max_tokens=30, stop=[stop])
+    assert text_of(stopped) == whole[: whole.index(stop)]
+    assert stopped.choices[0].finish_reason == "stop"
+    assert ask(server, "Hi", max_tokens=3).choices[0].finish_reason == "length"
+    assert ask(server, "Hi", max_tokens=None, max_completion_tokens=2).usage.completion_tokens == 2
+    forced = ask(server, "Hi", max_tokens=3, logit_bias={"284": 100})
+    assert len(set(text_of(forced).split(" "))) <= 2
+    long = ask(server, "Say only: ok", max_tokens=40, extra_body={"min_tokens": 40})
+    assert long.usage.completion_tokens == 40
+
+
+def test_logprobs_are_told(server: Server) -> None:
+    answer = ask(server, "What is the capital of France?", logprobs=True, top_logprobs=3, max_tokens=5)
+    content = answer.choices[0].logprobs.content
+    assert len(content) == 5
+    assert "".join(entry.token for entry in content) == text_of(answer)
+    for entry in content:
+        assert entry.logprob <= 0
+        assert len(entry.top_logprobs) == 3
+        assert entry.top_logprobs[0].token == entry.token, "greedy takes the likeliest"
+        assert bytes(entry.bytes).decode(errors="replace") == entry.token
+    chunks = list(ask(server, "What is the capital of France?", logprobs=True, max_tokens=5, stream=True))
+    streamed = [e.token for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content]
+    assert streamed == [entry.token for entry in content]
+
+
+def test_content_parts_and_roles_are_taken(server: Server) -> None:
+    messages: Any = [
+        {"role": "developer", "content": "Answer briefly."},
+        {"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there"}]},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "Bye", "name": "ann"},
+    ]
+    answer = server.client().chat.completions.create(model=MODEL, messages=messages, max_tokens=4)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+
+
+def test_models_are_listed(server: Server) -> None:
+    client = server.client()
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
+        client.models.retrieve("gpt")
+
+
+async def post(server: Server, body: Any, **options: Any) -> tuple[int, Any, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{server.address}/v1/chat/completions", data=data, **options) as response,
+    ):
+        return response.status, await response.json(), response.headers
+
+
+GOOD = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "code"),
+    [
+        ({"model": "gpt"}, 404, "model", "model_not_found"),
+        ({"model": None}, 400, "model", "invalid_value"),
+        ({"messages": []}, 400, "messages", "invalid_value"),
+        ({"messages": [{"role": "king", "content": "x"}]}, 400, "messages.0.role", "unsupported_value"),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": "x"}] * 2 + [{"content": "x"}]},
+            400,
+            "messages.2.role",
+            "missing_required_parameter",
+        ),
+        ({"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
+        ({"max_tokens": "5"}, 400, "max_tokens", "invalid_value"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, 400, None, "invalid_value"),
+        ({"temperature": -1}, 400, "temperature", "invalid_value"),
+        ({"top_p": 0}, 400, "top_p", "invalid_value"),
+        ({"n": 2}, 400, "n", "unsupported_value"),
+        ({"tools": []}, 400, "tools", "unsupported_parameter"),
+        ({"tool_choice": "auto"}, 400, "tool_choice", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format.type", "unsupported_value"),
+        ({"audio": {}}, 400, "audio", "unsupported_parameter"),
+        ({"stop": ["x"] * 17}, 400, "stop", "invalid_value"),
+        ({"stop": ""}, 400, "stop", "invalid_value"),
+        ({"logit_bias": {"x": 1}}, 400, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"99999999": 1}}, 400, "logit_bias", "invalid_value"),
+        ({"top_logprobs": 2}, 400, None, "invalid_value"),
+        ({"stream_options": {}}, 400, None, "invalid_value"),
+        ({"semantic": {"nonsense": 1}}, 400, "semantic.nonsense", "unsupported_parameter"),
+        ({"messages": [{"role": "user", "content": "word " * 9000}]}, 400, "messages", "context_length_exceeded"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            400,
+            None,
+            None,
+        ),
+    ],
+)
+async def test_what_is_wrong_is_refused_by_name(
+    server: Server, change: dict[str, Any], status: int, param: str | None, code: str | None
+) -> None:
+    got, body, headers = await post(server, {**GOOD, **change})
+    assert got == status
+    error = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == {400: "invalid_request_error", 404: "not_found_error"}[status]
+    if code is not None:
+        assert (error["param"], error["code"]) == (param, code)
+    assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}'])
+async def test_what_is_no_json_object_is_refused(server: Server, body: bytes) -> None:
+    status, answer, _ = await post(server, body)
+    assert (status, answer["error"]["code"]) == (400, "invalid_json")
+
+
+async def test_other_routes_and_methods_are_refused_in_the_same_shape(server: Server) -> None:
+    async with aiohttp.ClientSession(server.address) as session:
+        async with session.get("/v1/nothing") as response:
+            assert response.status == 404
+            assert (await response.json())["error"]["code"] == "unknown_route"
+        async with session.get("/v1/chat/completions") as response:
+            assert response.status == 405
+            assert response.headers["Allow"] == "POST"
+            assert "POST" in (await response.json())["error"]["message"]
+
+
+async def test_a_body_over_the_bound_is_refused(server: Server) -> None:
+    async with (
+        aiohttp.ClientSession(server.address) as session,
+        session.post("/v1/chat/completions", data=io.BytesIO(b"[" + b" " * (17 << 20))) as response,
+    ):
+        status, answer = response.status, await response.json()
+    assert (status, answer["error"]["code"]) == (413, "too_large")
+
+
+async def test_odd_texts_are_taken(server: Server) -> None:
+    odd = [
+        "",
+        " ",
+        "\x00",
+        "�",
+        "👩‍👩‍👧‍👦" * 20,
+        "\u202e",
+        base64.b64encode(bytes(range(256))).decode(),
+        "<|im_end|>" * 3,
+    ]
+    for content in odd:
+        status, answer, _ = await post(server, {**GOOD, "messages": [{"role": "user", "content": content}]})
+        assert status == 200, answer
+
+
+async def test_request_ids_come_back(server: Server) -> None:
+    _, _, headers = await post(server, GOOD, headers={"x-request-id": "mine-1"})
+    assert headers["x-request-id"] == "mine-1"
+    _, _, headers = await post(server, GOOD, headers={"x-request-id": "not one"})
+    assert headers["x-request-id"].startswith("req_")
+
+
+async def test_compressed_bodies_are_taken(server: Server) -> None:
+    data = gzip.compress(json.dumps(GOOD).encode())
+    status, _, _ = await post(server, data, headers={"Content-Encoding": "gzip"})
+    assert status == 200
+
+
+async def unfinished(server: Server) -> int:
+    async with aiohttp.ClientSession(server.address) as session, session.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("myna_calls_unfinished "))))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_hangs_up_ends_its_work(server: Server, stream: bool) -> None:
+    body = {**GOOD, "max_tokens": 4000, "stream": stream, "ignore_eos": True}
+    data = json.dumps(body).encode()
+    address = urlsplit(server.address)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    connection = socket.create_connection((address.hostname or "", address.port or 0))
+    connection.sendall(head + data)
+    async with asyncio.timeout(20):
+        while not await unfinished(server):
+            await asyncio.sleep(0.02)
+    connection.close()
+    async with asyncio.timeout(5):  # the answer would take a minute
+        while await unfinished(server):
+            await asyncio.sleep(0.02)
+
+
+def test_threads_may_share_a_client(server: Server) -> None:
+    client, answers = server.client(), []
+
+    def one() -> None:
+        messages: Any = [{"role": "user", "content": "Hi"}]
+        answers.append(client.chat.completions.create(model=MODEL, messages=messages, max_tokens=2, temperature=0))
+
+    threads = [threading.Thread(target=one) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({text_of(answer) for answer in answers}) == 1

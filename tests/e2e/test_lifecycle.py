@@ -1,0 +1,233 @@
+"""Starting, stopping, crashing, keys."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import psutil
+import pytest
+
+from tests.checkpoints import write_tiny_llama
+from tests.server import Server
+
+MESSAGES: Any = [{"role": "user", "content": "Hi"}]
+LONG: Any = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that starts fast and can talk for long."""
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=32_768)
+
+
+@pytest.fixture
+def small(tiny: Path) -> Iterator[Server]:
+    with Server("--model", str(tiny), "--kv-tokens", "65536") as server:
+        yield server
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        process.wait(10)
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+def start_long_answer(server: Server, **options: Any) -> tuple[threading.Thread, list[Any]]:
+    """A long answer in a thread of its own; the list gets its chunks or the error."""
+    got: list[Any] = []
+
+    def read() -> None:
+        try:
+            stream = server.client().chat.completions.create(
+                model="tiny", messages=MESSAGES, stream=True, **{**LONG, **options}
+            )
+            got.extend(stream)
+        except openai.APIError as error:
+            got.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while len(got) < 3 and time.monotonic() < deadline:
+        # the list is extended as the stream is read
+        threading.Event().wait(0.01)
+    return thread, got
+
+
+def test_the_start_line_says_what_was_chosen(small: Server) -> None:
+    assert re.fullmatch(
+        r"myna serves tiny \(\d+M parameters, bfloat16, window 32768\) on cpu with \d+ threads, "
+        r"kernels: \S.*, KV 65536 tokens, at http://127\.0\.0\.1:\d+/v1 \(ready in [\d.]+ s\)\n",
+        small.started,
+    )
+    assert httpx.get(f"{small.address}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{small.address}/health/ready").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_lets_running_answers_finish(small: Server, number: signal.Signals) -> None:
+    engines = small.engine_processes()
+    thread, got = start_long_answer(small, max_tokens=600)
+    small.process.send_signal(number)
+    thread.join(30)
+    assert got[-1].choices[0].finish_reason == "length", "the answer was not cut"
+    assert small.process.wait(20) == 0
+    assert all(gone(engine) for engine in engines)
+
+
+def test_stopping_has_a_bound_and_takes_no_new_work(tiny: Path) -> None:
+    with Server("--model", str(tiny), "--kv-tokens", "65536", "--drain", "2") as server:
+        engines = server.engine_processes()
+        thread, got = start_long_answer(server)
+        server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 2
+        refused = None
+        while refused is None and time.monotonic() < deadline:
+            try:
+                server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)
+            except openai.InternalServerError as error:
+                refused = error
+        assert refused is not None
+        assert (refused.status_code, refused.code) == (503, "stopping")
+        assert server.process.wait(15) == 0
+        thread.join(10)
+        assert isinstance(got[-1], openai.APIError)
+        assert all(gone(engine) for engine in engines)
+
+
+def test_no_engine_outlives_a_killed_gateway(small: Server) -> None:
+    engines = small.engine_processes()
+    assert len(engines) == 1
+    thread, _ = start_long_answer(small)
+    small.process.kill()
+    assert all(gone(engine) for engine in engines)
+    thread.join(10)
+
+
+def test_a_dead_engine_fails_what_runs_and_comes_back(small: Server) -> None:
+    (engine,) = small.engine_processes()
+    thread, got = start_long_answer(small)
+    waiting: list[Any] = []
+
+    def wait_whole() -> None:
+        try:
+            small.client().chat.completions.create(model="tiny", messages=MESSAGES, **LONG)
+        except openai.APIStatusError as error:
+            waiting.append(error)
+
+    whole = threading.Thread(target=wait_whole)
+    whole.start()
+    threading.Event().wait(0.3)
+    os.kill(engine.pid, signal.SIGKILL)
+    thread.join(10)
+    whole.join(10)
+    assert "died while working" in str(got[-1]), "a stream that has begun is told by an event"
+    assert (waiting[0].status_code, waiting[0].code) == (503, "engine_failed")
+    assert waiting[0].response.headers["Retry-After"]
+    assert small.process.poll() is None
+    # a request that comes while it restarts is held, not refused
+    answer = small.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2)
+    assert answer.choices
+    assert small.engine_processes()[0].pid != engine.pid
+    assert any("restarting in" in line for line in small.log)
+
+
+def test_keys_are_asked_for_and_separate_sessions(tiny: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("second\n")
+    with Server("--model", str(tiny), "--api-key", "first", "--api-key-file", str(keys)) as server:
+        for wrong in ("none", "first2"):
+            with pytest.raises(openai.AuthenticationError):
+                server.client(api_key=wrong).models.list()
+        assert httpx.get(f"{server.address}/v1/models").json()["error"]["code"] == "invalid_api_key"
+        assert httpx.get(f"{server.address}/health").status_code == 200
+
+        def cached(key: str) -> int:
+            messages: Any = [{"role": "user", "content": "The same words for everybody. " * 8}]
+            answer = server.client(api_key=key).chat.completions.create(model="tiny", messages=messages, max_tokens=1)
+            assert answer.usage is not None
+            assert answer.usage.prompt_tokens_details is not None
+            return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+        assert cached("first") == 0
+        assert cached("first") > 0
+        assert cached("second") == 0, "another key shares no KV"
+
+        def get(key: str, path: str) -> int:
+            return httpx.get(f"{server.address}/v1{path}", headers={"Authorization": f"Bearer {key}"}).status_code
+
+        server.client(api_key="first", default_headers={"X-Session-Id": "mine"}).chat.completions.create(
+            model="tiny", messages=MESSAGES, max_tokens=1
+        )
+        assert get("first", "/sessions/mine") == 200
+        assert get("second", "/sessions/mine") == 404
+
+
+def test_the_queue_is_bounded(tiny: Path) -> None:
+    with Server("--model", str(tiny), "--max-calls", "1", "--kv-tokens", "65536") as server:
+        thread, got = start_long_answer(server, max_tokens=3000)
+        with pytest.raises(openai.RateLimitError) as refusal:
+            server.client().chat.completions.create(model="tiny", messages=MESSAGES)
+        assert refusal.value.code == "overloaded"
+        assert int(refusal.value.response.headers["Retry-After"]) >= 1
+        thread.join(30)
+        assert got[-1].choices[0].finish_reason == "length"
+        assert server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1).choices
+
+
+def test_sessions_expire(tiny: Path) -> None:
+    with Server("--model", str(tiny), "--session-ttl", "0.5") as server:
+        assert httpx.post(f"{server.address}/v1/sessions", json={"id": "brief"}).status_code == 201
+        deadline = time.monotonic() + 20
+        status = 200
+        while status == 200 and time.monotonic() < deadline:
+            threading.Event().wait(1.0)
+            status = httpx.get(f"{server.address}/v1/sessions/brief").status_code
+        assert status == 410
+
+
+def test_a_model_that_cannot_be_had_ends_the_start_with_a_line(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"myna: .* has no config\.json"):
+        Server("--model", str(tmp_path))
+
+
+def test_a_taken_port_ends_the_start_with_a_line(tiny: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError, match="cannot listen on"):
+        Server("--model", str(tiny), "--port", str(taken.getsockname()[1]))
+
+
+def test_an_idle_server_uses_no_cpu(small: Server) -> None:
+    small.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2)
+    everyone = [psutil.Process(small.process.pid), *small.engine_processes()]
+
+    def used() -> float:
+        return sum(p.cpu_times().user + p.cpu_times().system for p in everyone)
+
+    deadline = time.monotonic() + 30
+    quiet = False
+    while not quiet and time.monotonic() < deadline:
+        before = used()
+        threading.Event().wait(2.0)
+        quiet = used() - before <= 0.02  # clocks tick in hundredths
+    assert quiet
+
+
+async def test_the_command_works_from_any_folder(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("myna")
+    done = await asyncio.to_thread(
+        subprocess.run, [str(command), "serve", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "--kv-tokens" in done.stdout

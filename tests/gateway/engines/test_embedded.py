@@ -1,0 +1,140 @@
+"""gateway/engines/embedded.py and engine/worker.py: a real process with a tiny model."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.config import EngineConfig
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled
+from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
+from gateway.engines.pool import EnginePool
+from gateway.graph.call import Sampling
+from tests.checkpoints import write_tiny_llama
+
+LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    return EngineConfig(model=str(write_tiny_llama(tmp_path_factory.mktemp("tiny"), window=512)), kv_tokens=2048)
+
+
+@pytest.fixture
+async def embedded(config: EngineConfig) -> AsyncIterator[EmbeddedEngine]:
+    engine = EmbeddedEngine("test", config, lambda: None)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def read(engine: EmbeddedEngine, sampling: Sampling, count: int = 10**9) -> list[Filled | Delta]:
+    context = engine.open("", 0.0)
+    context.fill([1, 2, 3])
+    events: list[Filled | Delta] = []
+    async for event in context.generate(sampling):
+        events.append(event)
+        if len(events) >= count:
+            break
+    context.free()
+    return events
+
+
+async def test_a_context_is_filled_and_goes_on(embedded: EmbeddedEngine) -> None:
+    filled, *deltas = await read(embedded, Sampling(max_tokens=5, ignore_eos=True))
+    assert filled == Filled(tokens=3, cached=0)
+    assert [delta.finish for delta in deltas if isinstance(delta, Delta)] == [None] * 4 + ["length"]
+    assert embedded.load == 0
+
+
+async def test_a_refusal_is_raised_where_it_is_awaited(embedded: EmbeddedEngine) -> None:
+    context = embedded.open("", 0.0)
+    context.fill([1] * 600)
+    with pytest.raises(ContextRefused, match="600 tokens do not fit") as refusal:
+        await anext(context.generate(Sampling()))
+    assert refusal.value.code == "context_length_exceeded"
+    context.free()
+    assert await read(embedded, Sampling(max_tokens=1))
+
+
+async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine) -> None:
+    assert embedded.pid is not None
+    first = embedded.pid
+    context = embedded.open("", 0.0)
+    context.fill([1, 2, 3])
+    stream = context.generate(LONG)
+    await anext(stream)
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(EngineLost, match="died while working"):
+        while True:
+            await anext(stream)
+    context.free()
+    assert not embedded.ready
+    with pytest.raises(EngineLost, match="is not running"):
+        embedded.open("", 0.0)
+    await until(lambda: embedded.ready)
+    assert embedded.pid != first
+    assert embedded.restarts == 1
+    assert await read(embedded, Sampling(max_tokens=1))
+    with pytest.raises(EngineLost):
+        context.fill([4])  # half a prompt must not go on in the new process
+
+
+async def test_a_dead_engine_is_waited_for(config: EngineConfig) -> None:
+    pool = EnginePool(wait_seconds=30.0)
+    engine = EmbeddedEngine("test", config, pool.changed)
+    await engine.start()
+    pool.add("m", engine)
+    assert pool.ready
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: not engine.ready)
+    assert list(await pool.serving("m")) == [engine]
+    assert engine.ready
+    await pool.close()
+
+
+async def test_an_idle_engine_uses_no_cpu(embedded: EmbeddedEngine) -> None:
+    await read(embedded, Sampling(max_tokens=3))
+    process = psutil.Process(embedded.pid)
+    async with asyncio.timeout(20):  # OpenMP's threads spin for a moment before they sleep
+        while True:
+            before = process.cpu_times()
+            await asyncio.sleep(1.0)
+            after = process.cpu_times()
+            if after.user + after.system == before.user + before.system:
+                break
+
+
+async def test_closing_ends_the_process(config: EngineConfig) -> None:
+    engine = EmbeddedEngine("test", config, lambda: None)
+    await engine.start()
+    assert engine.pid is not None
+    process = psutil.Process(engine.pid)
+    await engine.close()
+    assert not process.is_running()
+
+
+async def test_a_model_that_cannot_be_had_says_why(tmp_path: Path) -> None:
+    engine = EmbeddedEngine("test", EngineConfig(model=str(tmp_path)), lambda: None)
+    with pytest.raises(EngineStartFailed, match=r"no config\.json"):
+        await engine.start()
+    await engine.close()
+
+
+async def test_a_context_freed_early_frees_the_engine(embedded: EmbeddedEngine) -> None:
+    await read(embedded, LONG, count=3)
+    # had the freed one gone on, this would have waited for its 400 tokens
+    events = await read(embedded, Sampling(max_tokens=2, ignore_eos=True))
+    assert len(events) == 3
+    assert embedded.load == 0

@@ -1,0 +1,116 @@
+"""gateway/graph/references.py"""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.graph.errors import BadReference, UnresolvedPath
+from gateway.graph.references import Reference, check_name, parse, resolve
+
+names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,63}", fullmatch=True)
+keys = st.text(st.characters(exclude_characters=".<>", exclude_categories=["Z", "C"]), min_size=1, max_size=8)
+plain = st.text(st.characters(exclude_characters="<\\"), max_size=10)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", []),
+        ("no reference", ["no reference"]),
+        ("<<a>>", [Reference("a")]),
+        ("x <<a>> y", ["x ", Reference("a"), " y"]),
+        ("<<a>><<b>>", [Reference("a"), Reference("b")]),
+        ("<<plan.steps.0.title>>", [Reference("plan", ("steps", "0", "title"))]),
+        (r"\<<a>>", ["<<a>>"]),
+        (r"x\<<a>>y<<b>>", ["x<<a>>y", Reference("b")]),
+        ("<<<a>>>", ["<", Reference("a"), ">"]),
+        ("cout << x >> y", ["cout << x >> y"]),
+        ("<<EOF\ntext\nEOF", ["<<EOF\ntext\nEOF"]),
+        ("<< a >>", ["<< a >>"]),
+        ("<<1a>>", ["<<1a>>"]),
+        ("<<a.>>", ["<<a.>>"]),
+        ("<<a..b>>", ["<<a..b>>"]),
+        ("<<é>>", ["<<é>>"]),
+        (f"<<{'n' * 64}>>", [Reference("n" * 64)]),
+        (f"<<{'n' * 65}>>", [f"<<{'n' * 65}>>"]),
+        ("<<a>", ["<<a>"]),
+        (r"\\<<a>>", ["\\<<a>>"]),
+    ],
+)
+def test_grammar(text: str, pieces: list[str | Reference]) -> None:
+    assert list(parse(text)) == pieces
+
+
+@given(parts=st.lists(st.one_of(plain, st.builds(Reference, names, st.lists(keys, max_size=3).map(tuple))), max_size=6))
+def test_what_is_written_is_read(parts: list[str | Reference]) -> None:
+    merged: list[str | Reference] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part != "":
+            merged.append(part)
+    assert list(parse("".join(str(part) for part in parts))) == merged
+
+
+@given(text=st.text("<>\\ab._ 0", max_size=40))
+def test_nothing_is_lost(text: str) -> None:
+    pieces = list(parse(text))
+    assert all(pieces), "no empty pieces"
+    again = "".join(str(piece) for piece in pieces)
+    # only the backslashes of escapes are gone
+    assert len(text) - len(again) == sum(1 for at in range(len(text)) if text[at] == "\\" and escapes(text[at:]))
+
+
+def escapes(text: str) -> bool:
+    first = next(iter(parse(text)), "")
+    return isinstance(first, str) and first.startswith("<<")
+
+
+@given(text=st.text(max_size=40))
+def test_escaped_text_is_literal(text: str) -> None:
+    escaped = text.replace("<<", r"\<<")
+    assert all(isinstance(piece, str) for piece in parse(escaped))
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ((), '{"steps": [{"title": "One", "n": 1}], "ok": true, "0": "zero"}'),
+        (("steps", "0", "title"), "One"),
+        (("steps", "0"), '{"title":"One","n":1}'),
+        (("ok",), "true"),
+        (("0",), "zero"),
+    ],
+)
+def test_paths_lead_into_json(path: tuple[str, ...], text: str) -> None:
+    value = '{"steps": [{"title": "One", "n": 1}], "ok": true, "0": "zero"}'
+    assert resolve(value, Reference("plan", path)) == text
+
+
+@given(value=st.dictionaries(keys, st.text(), min_size=1))
+def test_strings_are_inserted_as_they_are(value: dict[str, str]) -> None:
+    for key, text in value.items():
+        assert resolve(json.dumps(value), Reference("v", (key,))) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "words"),
+    [
+        ("not json", ("a",), "not JSON"),
+        ('{"a": 1}', ("b",), "v has no 'b'"),
+        ('{"a": [1]}', ("a", "1"), r"v\.a has no '1'"),
+        ('{"a": [1]}', ("a", "-1"), "has no '-1'"),
+        ('{"a": 1}', ("a", "b"), r"v\.a has no 'b'"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_where_it_ended(value: str, path: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UnresolvedPath, match=words):
+        resolve(value, Reference("v", path))
+
+
+@pytest.mark.parametrize("name", ["", "1a", "a-b", "a b", "é", "n" * 65, "a.b"])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(BadReference, match="not a variable name"):
+        check_name(name, "semantic.output")

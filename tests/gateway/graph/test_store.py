@@ -1,0 +1,67 @@
+"""gateway/graph/store.py"""
+
+import pytest
+
+from gateway.graph.call import CallState
+from gateway.graph.errors import TooLarge
+from gateway.graph.session import Bounds
+from gateway.graph.store import SessionExists, SessionExpired, SessionNotFound, SessionStore
+from tests.gateway.graph.test_session import spec
+
+
+def store(**options: float) -> SessionStore:
+    return SessionStore(
+        cancel=lambda call, failure: setattr(call, "state", CallState.CANCELLED),
+        bounds=Bounds(),
+        ttl=options.get("ttl", 60.0),
+        max_sessions=int(options.get("max_sessions", 3)),
+    )
+
+
+def test_a_session_is_its_tenants_alone() -> None:
+    sessions = store()
+    mine = sessions.create("me", "run")
+    assert sessions.get("me", "run") is mine
+    with pytest.raises(SessionNotFound):
+        sessions.get("you", "run")
+    assert sessions.get_or_create("you", "run") is not mine
+    assert [list(sessions.of(tenant)) for tenant in ("me", "nobody")] == [[mine], []]
+
+
+def test_an_id_is_taken_once() -> None:
+    sessions = store()
+    sessions.create("me", "run")
+    with pytest.raises(SessionExists):
+        sessions.create("me", "run")
+    assert sessions.create("me").id != sessions.create("me").id
+
+
+def test_there_is_a_bound() -> None:
+    sessions = store(max_sessions=1)
+    sessions.create("me")
+    with pytest.raises(TooLarge):
+        sessions.create("me")
+
+
+def test_idle_sessions_expire_and_busy_ones_do_not() -> None:
+    sessions = store(ttl=10.0)
+    idle, busy = sessions.create("me", "idle"), sessions.create("me", "busy")
+    call = busy.add(spec())
+    assert sessions.expire(idle.touched + 9.0) == 0
+    assert sessions.expire(idle.touched + 11.0) == 1
+    with pytest.raises(SessionExpired):
+        sessions.get("me", "idle")
+    assert sessions.get("me", "busy") is busy
+    assert sessions.create("me", "idle") is not idle, "the name is free again"
+    call.state = CallState.DONE
+    assert sessions.expire(busy.touched + 11.0) == 2
+
+
+def test_deleting_cancels() -> None:
+    sessions = store()
+    session = sessions.create("me", "run")
+    call = session.add(spec())
+    sessions.delete(session)
+    assert call.state is CallState.CANCELLED
+    with pytest.raises(SessionNotFound):
+        sessions.get("me", "run")

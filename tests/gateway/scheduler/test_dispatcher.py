@@ -1,0 +1,215 @@
+"""gateway/scheduler/: calls run over an engine that answers at once, held and lost at will."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from bench.stub import StubEngine
+from gateway.engines.base import Engine, NoEngine
+from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Text
+from gateway.graph.references import Reference
+from gateway.graph.session import Session
+from gateway.graph.variable import VariableState
+from gateway.scheduler import Overloaded, Scheduler, Stopping
+from gateway.scheduler.placement import place
+from tests.gateway.graph.test_session import session, spec
+
+
+class Stubs:
+    """Engines that are there, or not."""
+
+    def __init__(self, *engines: StubEngine) -> None:
+        self.engines = engines
+
+    async def serving(self, model: str) -> Sequence[Engine]:
+        ready = [engine for engine in self.engines if engine.ready]
+        if not ready:
+            raise NoEngine("no engine")
+        return ready
+
+
+class Stage:
+    """A scheduler over one stub, and a session."""
+
+    def __init__(self, max_calls: int = 100) -> None:
+        self.engine = StubEngine()
+        self.ended: list[Call] = []
+        self.scheduler = Scheduler(Stubs(self.engine), max_calls, self.ended.append)
+        self.session: Session = session()
+
+    def run(self, *reads: str, output: str | None = None, deferred: bool = True) -> Call:
+        call = self.session.add(spec(*reads, output=output, deferred=deferred))
+        self.scheduler.submit(call)
+        return call
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_values_flow_from_call_to_call() -> None:
+    stage = Stage()
+    last = stage.run(output="unread")
+    first = stage.run(output="a")
+    second = stage.run("a", output="b")
+    await second.output.final()
+    await stage.scheduler.drained()
+    assert first.output.value == "2", "two tokens of text"
+    assert second.output.value == "3", "two, and the one character of the value"
+    assert last.state is second.state is CallState.DONE
+    assert stage.engine.load == 0, "every context was freed"
+    assert len(stage.ended) == 3
+    assert second.usage.prompt == 3
+    assert second.finish_reason == "stop"
+
+
+async def test_what_is_known_is_filled_before_the_value_is_there() -> None:
+    stage = Stage()
+    stage.session.declare("later")
+    call = stage.run("later")
+    await settle()
+    assert call.state is CallState.WAITING
+    assert stage.engine.opened[0].tokens == [1, 2]
+    stage.session.set("later", "xyz")
+    await call.output.final()
+    assert call.output.value == "5"
+
+
+async def test_a_value_is_data() -> None:
+    stage = Stage()
+    stage.session.set("tricky", "<<tricky>> <|im_end|>")
+    call = stage.run("tricky")
+    await call.output.final()
+    assert stage.engine.opened[0].tokens[2:] == [ord(c) for c in "<<tricky>> <|im_end|>"]
+
+
+async def test_a_failure_reaches_descendants_with_its_root_and_spares_siblings() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    failing = stage.run(output="a")
+    await settle()
+    child, grandchild, sibling = stage.run("a", output="b"), stage.run("b"), None
+    stage.engine.opened[0].lost = True
+    stage.engine.released.set()
+    sibling = stage.run()
+    await stage.scheduler.drained()
+    assert failing.state is CallState.FAILED
+    assert failing.output.failure is not None
+    assert failing.output.failure.code == "engine_failed"
+    for call in (child, grandchild):
+        assert call.state is CallState.FAILED
+        assert call.failure is not None
+        assert call.failure.code == "upstream_failed"
+        assert call.failure.call == failing.id
+        assert "the stub was lost" in call.failure.message
+    assert sibling.state is CallState.DONE
+
+
+async def test_a_path_into_a_value_that_lacks_it_fails_the_call() -> None:
+    stage = Stage()
+    stage.session.set("plan", '{"a": 1}')
+    reads = CallSpec(
+        model="m",
+        segments=[Text([1]), Input(Reference("plan", ("b",)), "messages.0.content")],
+        sampling=Sampling(),
+        deferred=True,
+    )
+    call = stage.session.add(reads)
+    stage.scheduler.submit(call)
+    await call.output.final()
+    assert call.failure is not None
+    assert call.failure.code == "bad_reference"
+
+
+async def test_a_reader_that_leaves_takes_with_it_what_only_it_needed() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    only_its = stage.run(output="a", deferred=False)
+    kept = stage.run(output="k", deferred=True)
+    call = stage.run("a", "k", output="b", deferred=False)
+    stage.scheduler.reader_came(call.output)
+    await settle()
+    stage.scheduler.reader_left(call.output)
+    assert (call.state, only_its.state, kept.state) == (CallState.CANCELLED, CallState.CANCELLED, CallState.PREFILL)
+    assert [context.freed for context in stage.engine.opened] == [True, False, True]
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    assert kept.state is CallState.DONE
+
+
+async def test_a_call_lives_while_one_reader_does() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    call = stage.run(deferred=False)
+    for _ in range(2):
+        stage.scheduler.reader_came(call.output)
+    await settle()
+    stage.scheduler.reader_left(call.output)
+    assert not call.state.final
+    stage.engine.released.set()
+    await call.output.final()
+    stage.scheduler.reader_left(call.output)
+    assert call.state is CallState.DONE
+
+
+async def test_who_is_waited_for_ranks_before_who_is_not() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    early, late = stage.run(output="a"), stage.run(output="b")
+    reader = stage.run("b", output="c")
+    await settle()
+    ranks = [context.rank for context in stage.engine.opened]
+    assert ranks[0] < ranks[1]
+    stage.scheduler.reader_came(reader.output)
+    ranks = [context.rank for context in stage.engine.opened]
+    assert ranks[1] < ranks[0], "what a waiting reader needs goes first"
+    assert ranks[2] < ranks[0]
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    assert early.state is late.state is CallState.DONE
+
+
+async def test_cancelling_before_the_coroutine_first_ran() -> None:
+    stage = Stage()
+    call = stage.run()
+    stage.session.close(stage.scheduler.cancel)
+    await stage.scheduler.drained()
+    assert call.state is CallState.CANCELLED
+    assert call.output.state is VariableState.CANCELLED
+
+
+async def test_without_an_engine_calls_fail_and_say_so() -> None:
+    stage = Stage()
+    stage.engine.ready = False
+    call = stage.run()
+    await call.output.final()
+    assert call.failure is not None
+    assert call.failure.code == "engine_unavailable"
+
+
+async def test_admission_is_bounded_but_graphs_go_on() -> None:
+    stage = Stage(max_calls=1)
+    stage.engine.hold()
+    stage.scheduler.admit(continues=False)
+    stage.run()
+    with pytest.raises(Overloaded):
+        stage.scheduler.admit(continues=False)
+    stage.scheduler.admit(continues=True)
+    stage.scheduler.stop_admitting()
+    with pytest.raises(Stopping):
+        stage.scheduler.admit(continues=True)
+    await stage.scheduler.close()
+    assert stage.scheduler.unfinished == 0
+
+
+async def test_the_idlest_engine_is_chosen_and_at_a_tie_the_one_that_holds_the_inputs() -> None:
+    one, two = StubEngine(name="one"), StubEngine(name="two")
+    graph = session()
+    source = graph.add(spec(output="a"))
+    source.engine = "two"
+    call = graph.add(spec("a"))
+    assert place(call, [one, two]) is two
+    two.open("", 0.0)
+    assert place(call, [one, two]) is one

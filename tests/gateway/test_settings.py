@@ -1,0 +1,98 @@
+"""gateway/settings.py and the command line"""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.__main__ import main
+from gateway.settings import ServeSettings, parse
+
+
+def settings(*arguments: str) -> ServeSettings:
+    return parse(ServeSettings, arguments, "myna serve")
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ServeSettings.model_fields:
+        monkeypatch.delenv(f"MYNA_{name.upper()}", raising=False)
+
+
+def test_flags_variables_and_file_say_the_same_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "myna.toml"
+    file.write_text('port = 1\nkv_tokens = 11\nmax_calls = 111\napi_key = ["a", "b"]\nprefix_sharing = false\n')
+    monkeypatch.setenv("MYNA_PORT", "2")
+    monkeypatch.setenv("MYNA_KV_TOKENS", "22")
+    got = settings("--config", str(file), "--port", "3")
+    assert (got.port, got.kv_tokens, got.max_calls) == (3, 22, 111), "flag, then variable, then file"
+    assert got.keys() == ["a", "b"]
+    assert got.prefix_sharing is False
+    monkeypatch.setenv("MYNA_CONFIG", str(file))
+    assert settings("--prefix-sharing").prefix_sharing is True
+    assert settings().max_calls == 111
+
+
+def test_every_setting_has_a_flag_and_a_word_about_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        settings("--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name, field in ServeSettings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description
+
+
+def test_keys_come_from_flags_variable_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\nthree\n\n four \n")
+    assert settings("--api-key", "one", "--api-key", "two", "--api-key-file", str(file)).keys() == [
+        "one",
+        "two",
+        "three",
+        "four",
+    ]
+    monkeypatch.setenv("MYNA_API_KEY", "five, six")
+    assert settings().keys() == ["five", "six"]
+    file.write_text("# nothing\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        settings("--api-key-file", str(file)).keys()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--port", "70000"], ["--kv-tokens", "-1"], ["--api-key", " "], ["--step-tokens", "many"]],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(ValidationError):
+        settings(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--port", "70000"], "port: Input should be less than or equal to 65535"),
+        (["serve", "--config", "/no/such/file"], "No such file"),
+        (["serve", "--api-key-file", "/no/such/file"], "No such file"),
+        (["fly"], "there is no command 'fly'"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_a_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_file_with_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "myna.toml"
+    file.write_text("prot = 1\n")
+    assert main(["serve", "--config", str(file)]) == 2
+    assert "prot" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "serve" in capsys.readouterr().out
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("myna 0.")
