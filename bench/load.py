@@ -2,44 +2,18 @@
 
 import asyncio
 import random
+import re
 import time
 from dataclasses import dataclass
 from statistics import median
 
 import aiohttp
 
-_WORDS = [
-    "river",
-    "stone",
-    "window",
-    "garden",
-    "letter",
-    "morning",
-    "engine",
-    "mountain",
-    "silver",
-    "paper",
-    "music",
-    "harbour",
-    "winter",
-    "bridge",
-    "candle",
-    "forest",
-    "market",
-    "ladder",
-    "copper",
-    "island",
-    "voice",
-    "shadow",
-    "kitchen",
-    "signal",
-    "thread",
-    "meadow",
-    "planet",
-    "hammer",
-    "basket",
-    "ocean",
-]
+_WORDS = re.findall(
+    r"\w+",
+    "river stone window garden letter morning engine mountain silver paper music harbour winter bridge candle forest "
+    "market ladder copper island voice shadow kitchen signal thread meadow planet hammer basket ocean",
+)
 
 
 def prompt(words: int, seed: int) -> str:
@@ -74,12 +48,11 @@ class Client:
     async def decode_rate(self, streams: int, tokens: int, runs: int) -> float:
         """Output tokens a second, all streams together, short prompts included."""
         rates = []
-        for run in range(runs):
+        for _ in range(runs):
             texts = [prompt(8, random.randrange(10**9)) for _ in range(streams)]
             began = time.perf_counter()
             counts = await asyncio.gather(*(self.ask(text, tokens) for text in texts))
             rates.append(sum(made for _, made in counts) / (time.perf_counter() - began))
-            del run
         return median(rates)
 
     async def prefill_rate(self, words: int, runs: int) -> tuple[float, float]:

@@ -1,0 +1,45 @@
+"""examples/: each runs against a server as a user would run it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server import Server
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(server: Server, *command: str) -> str:
+    environment = {**os.environ, "OPENAI_BASE_URL": f"{server.address}/v1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.*")} == {"chat.py", "chain.py", "chain.sh"}
+
+
+def test_chat(server: Server) -> None:
+    first, *second = run(server, sys.executable, str(EXAMPLES / "chat.py")).splitlines()
+    assert first.strip()
+    assert any(line.strip() for line in second)
+
+
+def test_chain(server: Server) -> None:
+    text = run(server, sys.executable, str(EXAMPLES / "chain.py"))
+    assert "the first answer, for now: <<v_" in text
+    assert "title: " in text
+    assert text.count(": done, reads ") == 3
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_chain_with_curl(server: Server) -> None:
+    first, second, value = run(server, str(EXAMPLES / "chain.sh")).strip().splitlines()
+    assert '"content":"<<points>>"' in first
+    assert '"content":"<<sentence>>"' in second
+    assert '"state":"ready"' in value
