@@ -10,7 +10,9 @@ DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 
 def default_cache() -> str:
-    """The folder for downloaded and converted checkpoints and built kernels: `~/.cache/myna`."""
+    """The folder for downloaded and converted checkpoints and built kernels: MYNA_CACHE or `~/.cache/myna`."""
+    if named := os.environ.get("MYNA_CACHE"):
+        return named
     return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "myna")
 
 

@@ -17,9 +17,7 @@ KEY = os.environ.get("OPENAI_API_KEY", "none")
 def main() -> None:
     """Sends both calls, then waits for the last answer only."""
     session = f"chain-{uuid.uuid4().hex[:8]}"
-    deferred = OpenAI(
-        base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session, "X-Semantic-Defer": "true"}
-    )
+    deferred = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session, "X-Semantic-Defer": "true"})
 
     def ask(prompt: str) -> str:
         answer = deferred.chat.completions.create(

@@ -189,6 +189,11 @@ class Session:
         """Whether any call is unfinished."""
         return any(not call.state.final for call in self.calls.values())
 
+    @property
+    def in_use(self) -> bool:
+        """Whether any call is unfinished or anybody waits for a variable."""
+        return self.active or any(variable.readers for variable in self.variables.values())
+
     # endings
 
     def close(self, cancel: Callable[[Call, Failure], None]) -> None:

@@ -93,7 +93,7 @@ class SessionStore:
 
     def expire(self, now: float) -> int:
         """Drops sessions that have done nothing for their time to live. `now` is of the monotonic clock."""
-        old = [s for s in self._sessions.values() if now - s.touched > s.ttl and not s.active]
+        old = [s for s in self._sessions.values() if now - s.touched > s.ttl and not s.in_use]
         for session in old:
             self.delete(session)
             self._expired[session.tenant, session.id] = None

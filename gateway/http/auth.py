@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import RequestError
 
-TENANT = "tenant"
+TENANT = web.RequestKey("tenant", str)
 """The request's tenant: a digest of the key, or empty where no keys are configured."""
 
 _OPEN_ROUTES = ("/health", "/health/ready", "/metrics")

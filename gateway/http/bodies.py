@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from gateway.errors import RequestError
 
@@ -38,29 +39,34 @@ async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
 
 
 def _refusal(error: ValidationError, content: dict[str, Any]) -> RequestError:
-    """The first complaint, in words; complaints about one alternative of a union are told as one."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = _place(first["loc"], content)
+    """The complaint that looked deepest, in words.
+
+    Of a union's alternatives, that is the one the client meant; where all failed at one place, all are told.
+    """
+    problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False)]
+    place, problem = max(problems, key=lambda each: len(each[0]))  # the first of the deepest
     param = ".".join(place) or None
-    if first["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
         return RequestError(400, f"{param!r} is not supported", code="unsupported_parameter", param=param)
-    message = first["msg"].removeprefix("Value error, ")
-    code = "unsupported_value" if first["type"] == "literal_error" else "invalid_value"
-    if first["type"] == "missing":
-        code, message = "missing_required_parameter", "this field is required"
+    if problem["type"] == "missing":
+        return RequestError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"].endswith("_type"):
+        same = (other for at, other in problems if at == place and other["type"].endswith("_type"))
+        wanted = dict.fromkeys(other["msg"].removeprefix("Input should be ") for other in same)
+        message = f"Input should be {' or '.join(wanted)}"
+    code = "unsupported_value" if problem["type"] == "literal_error" else "invalid_value"
     return RequestError(400, f"{param}: {message}" if param else message, code=code, param=param)
 
 
-def _place(location: tuple[int | str, ...], content: Any) -> list[str]:
+def _place(problem: ErrorDetails, content: Any) -> list[str]:
     """The path as far as it names fields of the request; pydantic adds the names of a union's alternatives."""
     place: list[str] = []
     at = content
-    for index, step in enumerate(location):
-        last = index + 1 == len(location)
-        if isinstance(at, dict) and (step in at or last):
-            place.append(str(step))
-            at = at.get(step)
-        elif isinstance(at, list) and isinstance(step, int) and step < len(at):
-            place.append(str(step))
+    for step in problem["loc"]:
+        if (isinstance(at, dict) and step in at) or (isinstance(at, list) and isinstance(step, int) and step < len(at)):
             at = at[step]
+        elif problem["type"] != "missing" or step != problem["loc"][-1]:
+            continue
+        place.append(str(step))
     return place

@@ -12,6 +12,7 @@ from compat.openai import Error, ErrorBody
 from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
 from gateway.http.bodies import encode_json
+from gateway.http.sse import REQUEST_ID
 from gateway.metrics import REQUESTS
 from gateway.scheduler import Overloaded, Stopping
 
@@ -57,7 +58,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives every answer an x-request-id and turns what is raised into an answer."""
     offered = request.headers.get("x-request-id", "")
     request_id = offered if _REQUEST_ID.fullmatch(offered) else f"req_{secrets.token_hex(12)}"
-    request["request_id"] = request_id
+    request[REQUEST_ID] = request_id
     began = time.monotonic()
     try:
         response = await handler(request)

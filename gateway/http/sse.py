@@ -6,6 +6,9 @@ from aiohttp import web
 
 from gateway.http.bodies import encode_json
 
+REQUEST_ID = web.RequestKey("request_id", str)
+"""What every answer carries as x-request-id."""
+
 HEARTBEAT_SECONDS = 15.0
 """The longest silence on a stream."""
 
@@ -20,7 +23,7 @@ class EventStream:
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",
-                "x-request-id": request["request_id"],
+                "x-request-id": request[REQUEST_ID],
             }
         )
 

@@ -57,6 +57,16 @@ def test_idle_sessions_expire_and_busy_ones_do_not() -> None:
     assert sessions.expire(busy.touched + 11.0) == 2
 
 
+def test_a_session_that_somebody_waits_in_does_not_expire() -> None:
+    sessions = store(ttl=10.0)
+    session = sessions.create("me", "run")
+    variable = session.declare("later")
+    variable.readers += 1
+    assert sessions.expire(session.touched + 11.0) == 0
+    variable.readers -= 1
+    assert sessions.expire(session.touched + 11.0) == 1
+
+
 def test_deleting_cancels() -> None:
     sessions = store()
     session = sessions.create("me", "run")

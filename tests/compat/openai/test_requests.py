@@ -1,0 +1,38 @@
+"""compat/openai/requests.py; refusals by field are tested in tests/e2e/test_chat.py"""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from compat.openai import ChatCompletionRequest, Message
+from compat.openai.requests import MAX_STOPS
+
+GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+def test_content_parts_become_one_text() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert Message.model_validate({"role": "user", "content": parts}).text == "one\ntwo"
+
+
+@pytest.mark.parametrize("stops", [1, MAX_STOPS, MAX_STOPS + 1])
+def test_stop_strings_have_a_bound(stops: int) -> None:
+    body = {**GOOD, "stop": ["x"] * stops}
+    if stops <= MAX_STOPS:
+        assert len(ChatCompletionRequest.model_validate(body).stop or "") == stops
+    else:
+        with pytest.raises(ValidationError, match=f"at most {MAX_STOPS}"):
+            ChatCompletionRequest.model_validate(body)
+
+
+@pytest.mark.parametrize("field", sorted(set(ChatCompletionRequest.model_fields) - {"model", "messages"}))
+def test_every_optional_field_may_be_null(field: str) -> None:
+    ChatCompletionRequest.model_validate({**GOOD, field: None})
+
+
+def test_numbers_must_be_numbers() -> None:
+    for value in (float("nan"), float("inf"), "1", True):
+        with pytest.raises(ValidationError):
+            ChatCompletionRequest.model_validate({**GOOD, "temperature": value})
+    ChatCompletionRequest.model_validate({**GOOD, "temperature": 1})

@@ -1,0 +1,41 @@
+"""gateway/engines/pool.py"""
+
+import asyncio
+
+import pytest
+
+from bench.stub import StubEngine
+from gateway.engines.base import NoEngine
+from gateway.engines.pool import EnginePool
+
+
+async def test_ready_engines_of_the_model_are_given() -> None:
+    pool = EnginePool(1.0)
+    assert not pool.ready
+    one, two, other = StubEngine(name="one"), StubEngine(name="two"), StubEngine(name="other")
+    pool.add("m", one)
+    pool.add("m", two)
+    pool.add("n", other)
+    two.ready = False
+    assert await pool.serving("m") == [one]
+    assert pool.ready
+    other.ready = False
+    assert not pool.ready, "a model without an engine"
+
+
+async def test_an_engine_that_restarts_is_waited_for() -> None:
+    pool, engine = EnginePool(30.0), StubEngine()
+    engine.ready = False
+    pool.add("m", engine)
+    waiting = asyncio.create_task(pool.serving("m"))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    engine.ready = True
+    pool.changed()
+    assert await waiting == [engine]
+
+
+async def test_the_wait_is_bounded() -> None:
+    pool = EnginePool(0.01)
+    with pytest.raises(NoEngine, match="no engine for m was ready"):
+        await pool.serving("m")
