@@ -64,7 +64,8 @@ def _place(problem: ErrorDetails, content: Any) -> list[str]:
     place: list[str] = []
     at = content
     for step in problem["loc"]:
-        if (isinstance(at, dict) and step in at) or (isinstance(at, list) and isinstance(step, int) and step < len(at)):
+        known = step in at if isinstance(at, dict) else isinstance(at, list) and step in range(len(at))
+        if known:
             at = at[step]
         elif problem["type"] != "missing" or step != problem["loc"][-1]:
             continue
