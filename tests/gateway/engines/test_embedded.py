@@ -1,6 +1,7 @@
 """gateway/engines/embedded.py and engine/worker.py: a real process with a tiny model."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from engine.config import EngineConfig
+from engine.link import Sampling as LinkSampling
 from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled
 from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
 from gateway.engines.pool import EnginePool
@@ -138,3 +140,8 @@ async def test_a_context_freed_early_frees_the_engine(embedded: EmbeddedEngine) 
     events = await read(embedded, Sampling(max_tokens=2, ignore_eos=True))
     assert len(events) == 3
     assert embedded.load == 0
+
+
+def test_the_domain_and_the_link_say_the_same_of_sampling() -> None:
+    domain = {field.name: getattr(Sampling(), field.name) for field in dataclasses.fields(Sampling)}
+    assert {name: getattr(LinkSampling(), name) for name in LinkSampling.__struct_fields__} == domain
