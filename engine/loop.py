@@ -62,7 +62,7 @@ class Engine:
         self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
         tokens = config.kv_tokens or self._affordable_tokens()
         blocks = 1 + math.ceil(tokens / config.block_size)
-        self._kv = self.decoder.new_kv(blocks)
+        self.decoder.allocate_kv(blocks)
         self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing)
         self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch)
         self._contexts: dict[int, Context] = {}
@@ -233,12 +233,12 @@ class Engine:
     def _forward(self, plan: Plan) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """Logits (sampling chunks, vocabulary) of the plan's rows."""
         if plan.copies:
-            self._kv.copy_blocks(plan.copies)
+            self.decoder.copy_blocks(plan.copies)
         chunks = [chunk for chunk in plan.chunks if chunk.end > chunk.start]
         if not chunks:
             return np.empty((0, self.info.vocabulary), dtype=np.float32)
         tokens, batch, wanted = self._gather(chunks, plan.rows)
-        return self.decoder.forward(tokens, batch, self._kv, wanted).numpy()
+        return self.decoder.forward(tokens, batch, wanted).numpy()
 
     def _gather(self, chunks: list[Chunk], rows: int) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
         """The chunks' rows as arrays."""

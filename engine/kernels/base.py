@@ -4,11 +4,13 @@ Row counts vary from step to step; a row's result must not depend on which rows 
 so that batching never changes what a request is answered.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
+
+from engine.kernels.memory import large_zeros
 
 Packed = Any
 """A weight in whatever layout the kernels like best; made by `pack`, understood only by the same kernels."""
@@ -26,12 +28,9 @@ class KVTensors:
 
     @classmethod
     def zeros(cls, layers: int, shape: tuple[int, ...], dtype: torch.dtype) -> "KVTensors":
-        """A pool whose pages of memory come only as they are written; torch.zeros would write them all."""
-
-        def layer() -> torch.Tensor:
-            return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), dtype=np.uint8)).view(dtype)
-
-        return cls([layer() for _ in range(layers)], [layer() for _ in range(layers)])
+        """A pool of zeros whose memory comes as it is written."""
+        keys, values = ([large_zeros(shape, dtype) for _ in range(layers)] for _ in range(2))
+        return cls(keys, values)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to), in every layer."""
@@ -39,6 +38,19 @@ class KVTensors:
         target = torch.tensor([copy[1] for copy in copies])
         for layer in (*self.keys, *self.values):
             layer[target] = layer[source]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer of a decoder: norms as they are, linear weights packed. Queries, keys and values are one weight,
+    and so are gate and up."""
+
+    attention_norm: torch.Tensor
+    qkv: Packed
+    output: Packed
+    mlp_norm: torch.Tensor
+    gate_up: Packed
+    down: Packed
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,16 @@ class AttentionBatch:
     query_starts: torch.Tensor
     lengths: torch.Tensor
     block_tables: torch.Tensor
+
+
+class FusedLayers(Protocol):
+    """All layers of a decoder in one call."""
+
+    def __call__(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        """Writes the rows' KV. residual: (rows, hidden), changed in place.
+
+        Returns what the last layer adds to the residual, (rows, hidden), good until the next call.
+        """
 
 
 class Kernels(Protocol):
@@ -104,3 +126,8 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """(rows, 2 * intermediate) -> (rows, intermediate): silu of the first half times the second."""
+
+    def fuse(
+        self, layers: Sequence[LayerWeights], kv: KVTensors, rotary: torch.Tensor, eps: float
+    ) -> FusedLayers | None:
+        """All layers in one call with the same results, where these kernels can; else None."""

@@ -1,12 +1,13 @@
 """The operations in plain torch: the reference, and what runs where nothing better does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.base import AttentionBatch, KVTensors, Packed
+from engine.kernels.base import AttentionBatch, KVTensors, LayerWeights, Packed
 
 _PACK_ROWS = 32
 """The row count that the packed layout is tuned for: a decode batch."""
@@ -101,6 +102,9 @@ class TorchKernels:
         """See `Kernels.silu_mul`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors, rotary: torch.Tensor, eps: float) -> None:
+        """See `Kernels.fuse`."""
 
 
 def _gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:

@@ -2,27 +2,18 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from engine.kernels import AttentionBatch, Kernels, KVTensors
-from engine.kernels.base import Packed
+from engine.kernels import AttentionBatch, Kernels, LayerWeights
 from engine.models.checkpoint import DecoderSpec, RopeScaling
 
 
-@dataclass(frozen=True)
-class _Layer:
-    attention_norm: torch.Tensor
-    qkv: Packed
-    output: Packed
-    mlp_norm: torch.Tensor
-    gate_up: Packed
-    down: Packed
-
-
 class Decoder:
-    """A loaded model. Weights are packed once, when it is made; `forward` keeps no state but the KV."""
+    """A loaded model and its KV pool. Weights are packed once, when it is made; `forward` keeps no state but the KV.
+
+    In every layer the keys and values of all rows are written before any row attends.
+    """
 
     def __init__(
         self, spec: DecoderSpec, weight: Callable[[str], torch.Tensor], kernels: Kernels, dtype: torch.dtype
@@ -46,7 +37,7 @@ class Decoder:
             name = f"model.layers.{index}."
             attention = name + "self_attn."
             self._layers.append(
-                _Layer(
+                LayerWeights(
                     attention_norm=take(name + "input_layernorm.weight"),
                     qkv=kernels.pack(take(*(f"{attention}{part}_proj.weight" for part in "qkv"))),
                     output=kernels.pack(take(attention + "o_proj.weight")),
@@ -62,32 +53,45 @@ class Decoder:
         """Bytes of KV that a token takes in all layers."""
         return 2 * self.spec.layers * self.spec.kv_heads * self.spec.head_size * self.dtype.itemsize
 
-    def new_kv(self, blocks: int) -> KVTensors:
-        """A KV pool for all layers; see `Kernels.new_kv`."""
-        return self._kernels.new_kv(self.spec.layers, blocks)
+    def allocate_kv(self, blocks: int) -> None:
+        """Makes the KV pool; see `Kernels.new_kv`. Once, before the first step."""
+        self._kv = self._kernels.new_kv(self.spec.layers, blocks)
+        self._fused = self._kernels.fuse(self._layers, self._kv, self._rotary, self.spec.norm_eps)
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copies whole KV blocks, (from, to)."""
+        self._kv.copy_blocks(copies)
 
     @torch.inference_mode()
-    def forward(self, tokens: torch.Tensor, batch: AttentionBatch, kv: KVTensors, wanted: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
         """One step: writes the rows' KV and returns logits.
 
         tokens: (rows,) int64. wanted: (m,) int64, rows that get logits. Returns (m, vocabulary) float32.
         """
-        kernels, eps = self._kernels, self.spec.norm_eps
+        kernels = self._kernels
         residual = torch.nn.functional.embedding(tokens, self._embedding)
-        x = kernels.rms_norm(residual, self._layers[0].attention_norm, eps)
-        for index, layer in enumerate(self._layers):
-            keys, values = kv.keys[index], kv.values[index]
+        delta = self._one_by_one(residual, batch) if self._fused is None else self._fused(residual, batch)
+        if not len(wanted):
+            return torch.empty(0, self.spec.vocabulary)
+        x = kernels.add_rms_norm(residual[wanted], delta[wanted], self._norm, self.spec.norm_eps)
+        return kernels.logits(x, self._head)
+
+    def _one_by_one(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        """What `FusedLayers` does, operation by operation."""
+        kernels, eps = self._kernels, self.spec.norm_eps
+        delta: torch.Tensor | None = None
+        for layer, keys, values in zip(self._layers, self._kv.keys, self._kv.values, strict=True):
+            x = (
+                kernels.rms_norm(residual, layer.attention_norm, eps)
+                if delta is None
+                else kernels.add_rms_norm(residual, delta, layer.attention_norm, eps)
+            )
             queries = kernels.rope_and_store(kernels.linear(x, layer.qkv), self._rotary, keys, values, batch)
             attended = kernels.linear(kernels.attention(queries, keys, values, batch), layer.output)
             x = kernels.add_rms_norm(residual, attended, layer.mlp_norm, eps)
-            x = kernels.linear(kernels.silu_mul(kernels.linear(x, layer.gate_up)), layer.down)
-            last = index + 1 == len(self._layers)
-            if last:
-                if not len(wanted):
-                    return torch.empty(0, self.spec.vocabulary)
-                residual, x = residual[wanted], x[wanted]
-            x = kernels.add_rms_norm(residual, x, self._norm if last else self._layers[index + 1].attention_norm, eps)
-        return kernels.logits(x, self._head)
+            delta = kernels.linear(kernels.silu_mul(kernels.linear(x, layer.gate_up)), layer.down)
+        assert delta is not None, "a decoder has layers"
+        return delta
 
 
 def rotary_table(window: int, head_size: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:

@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -113,14 +114,13 @@ static void any_tile(int rows, int panels, const bf16 *x, const bf16 *w, int64_t
     }
 }
 
-// x (m, k) times packed (n, k) -> y (m, n), bfloat16 or float32
-void myna_linear(const bf16 *x, const bf16 *packed, void *y, int64_t m, int64_t n, int64_t k, int32_t y_is_float) {
+static void linear(const bf16 *x, const bf16 *packed, void *y, int64_t m, int64_t n, int64_t k, int y_is_float) {
     int64_t panels = (n + PANEL - 1) / PANEL;
     // Few rows take two panels at a time: more independent sums to hide the latency of each.
     int wide = m <= ROW_TILE / 2 ? 2 : 1;
     int64_t tiles = (m + ROW_TILE - 1) / ROW_TILE, stride = PANEL * k;
     int64_t groups = (panels + wide - 1) / wide;
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
     for (int64_t g = 0; g < groups; g++) {
         float out[ROW_TILE * PANEL] __attribute__((aligned(64)));
         int64_t first = g * wide;
@@ -144,12 +144,18 @@ void myna_linear(const bf16 *x, const bf16 *packed, void *y, int64_t m, int64_t 
     }
 }
 
+// x (m, k) times packed (n, k) -> y (m, n), bfloat16 or float32
+void myna_linear(const bf16 *x, const bf16 *packed, void *y, int64_t m, int64_t n, int64_t k, int32_t y_is_float) {
+#pragma omp parallel
+    linear(x, packed, y, m, n, k, y_is_float);
+}
+
 // ------------------------------------------------------------------------------------------- fused small things
 
 // residual += x if x is given; y = residual / rms(residual) * weight. hidden is a multiple of 16.
-void myna_add_rms_norm(bf16 *residual, const bf16 *x, const bf16 *weight, bf16 *y, int64_t rows, int64_t hidden,
-                       float eps) {
-#pragma omp parallel for schedule(static) if (rows >= 16)
+static void add_rms_norm(bf16 *residual, const bf16 *x, const bf16 *weight, bf16 *y, int64_t rows, int64_t hidden,
+                         float eps) {
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         bf16 *at = residual + r * hidden, *to = y + r * hidden;
         __m512 squares = _mm512_setzero_ps();
@@ -167,10 +173,16 @@ void myna_add_rms_norm(bf16 *residual, const bf16 *x, const bf16 *weight, bf16 *
     }
 }
 
+void myna_add_rms_norm(bf16 *residual, const bf16 *x, const bf16 *weight, bf16 *y, int64_t rows, int64_t hidden,
+                       float eps) {
+#pragma omp parallel if (rows >= 16)
+    add_rms_norm(residual, x, weight, y, rows, hidden, eps);
+}
+
 // y = silu(gate) * up over rows of gate, up. size is a multiple of 16.
-void myna_silu_mul(const bf16 *gate_up, bf16 *y, int64_t rows, int64_t size) {
+static void silu_mul(const bf16 *gate_up, bf16 *y, int64_t rows, int64_t size) {
     const __m512 one = _mm512_set1_ps(1.0f);
-#pragma omp parallel for schedule(static) if (rows >= 16)
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const bf16 *gate = gate_up + r * 2 * size, *up = gate + size;
         for (int64_t i = 0; i < size; i += LANES) {
@@ -179,6 +191,11 @@ void myna_silu_mul(const bf16 *gate_up, bf16 *y, int64_t rows, int64_t size) {
             store_bf16(y + r * size + i, _mm512_mul_ps(silu, load_bf16(up + i)));
         }
     }
+}
+
+void myna_silu_mul(const bf16 *gate_up, bf16 *y, int64_t rows, int64_t size) {
+#pragma omp parallel if (rows >= 16)
+    silu_mul(gate_up, y, rows, size);
 }
 
 // Where in the pool things lie, for a head of d elements:
@@ -197,10 +214,10 @@ INLINE void rotate(const bf16 *from, const float *rotary, bf16 *to, int64_t d) {
 }
 
 // d is a multiple of 32
-void myna_rope_and_store(const bf16 *qkv, const float *rotary, const int64_t *positions, const int64_t *slots,
-                         bf16 *keys, bf16 *values, bf16 *queries, int64_t rows, int64_t heads, int64_t kv_heads,
-                         int64_t d) {
-#pragma omp parallel for schedule(static) if (rows >= 16)
+static void rope_and_store(const bf16 *qkv, const float *rotary, const int64_t *positions, const int64_t *slots,
+                           bf16 *keys, bf16 *values, bf16 *queries, int64_t rows, int64_t heads, int64_t kv_heads,
+                           int64_t d) {
+#pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const bf16 *row = qkv + r * (heads + 2 * kv_heads) * d;
         const float *angles = rotary + positions[r] * d;
@@ -216,6 +233,13 @@ void myna_rope_and_store(const bf16 *qkv, const float *rotary, const int64_t *po
             for (int64_t i = 0; i < d; i++) value[i * 2] = from[i];
         }
     }
+}
+
+void myna_rope_and_store(const bf16 *qkv, const float *rotary, const int64_t *positions, const int64_t *slots,
+                         bf16 *keys, bf16 *values, bf16 *queries, int64_t rows, int64_t heads, int64_t kv_heads,
+                         int64_t d) {
+#pragma omp parallel if (rows >= 16)
+    rope_and_store(qkv, rotary, positions, slots, keys, values, queries, rows, heads, kv_heads, d);
 }
 
 // ---------------------------------------------------------------------------------------------------- attention
@@ -369,6 +393,10 @@ static void attention_task(const bf16 *queries, const bf16 *keys, const bf16 *va
             value[b] = values + at;
             for (int64_t i = 0; i < BLOCK * d; i += 32) _mm_prefetch((const char *)(value[b] + i), _MM_HINT_T0);
         }
+        // and the next segment's keys: blocks are scattered, so the hardware does not foresee them
+        for (int64_t b = begin / BLOCK + SEGMENT; b < (most + BLOCK - 1) / BLOCK && b < begin / BLOCK + 2 * SEGMENT; b++)
+            for (int64_t i = 0; i < BLOCK * d; i += 32)
+                _mm_prefetch((const char *)(keys + block_of(table[b], kv_head, kv_heads, d) + i), _MM_HINT_T1);
         for (int64_t i = 0; i < total;) {
             // Queries that see nothing of this segment, and those that need fewer blocks, go by themselves.
             if (state[i].visible <= begin) { i++; continue; }
@@ -392,9 +420,9 @@ static void attention_task(const bf16 *queries, const bf16 *keys, const bf16 *va
 
 // Causal attention of n sequences; see AttentionBatch for starts (n + 1), lengths (n) and tables (n, width).
 // `state` has room for threads * TASK_ROWS * group queries (myna_attention_state bytes each). d: multiple of 32.
-void myna_attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const int32_t *starts,
-                    const int32_t *lengths, const int32_t *tables, int64_t n, int64_t width, int64_t heads,
-                    int64_t kv_heads, int64_t d, float scale, Query *state, int32_t threads) {
+static void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const int32_t *starts,
+                      const int32_t *lengths, const int32_t *tables, int64_t n, int64_t width, int64_t heads,
+                      int64_t kv_heads, int64_t d, float scale, Query *state) {
     int64_t group = heads / kv_heads, tasks = 0;
     int64_t begins[n + 1];
     for (int64_t s = 0; s < n; s++) {
@@ -402,26 +430,66 @@ void myna_attention(const bf16 *queries, const bf16 *keys, const bf16 *values, b
         tasks += (starts[s + 1] - starts[s] + TASK_ROWS - 1) / TASK_ROWS * kv_heads;
     }
     begins[n] = tasks;
-#pragma omp parallel num_threads(threads)
-    {
-        int thread = 0;
-#ifdef _OPENMP
-        extern int omp_get_thread_num(void);
-        thread = omp_get_thread_num();
-#endif
-        int64_t s = n - 1;
-        // Last rows first: they see most and take longest.
+    int64_t s = n - 1;
+    // Last rows first: they see most and take longest.
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t t = tasks - 1; t >= 0; t--) {
-            while (s < n - 1 && t >= begins[s + 1]) s++;
-            while (t < begins[s]) s--;
-            int64_t rows = starts[s + 1] - starts[s], local = t - begins[s];
-            int64_t from = local / kv_heads * TASK_ROWS, count = rows - from < TASK_ROWS ? rows - from : TASK_ROWS;
-            attention_task(queries, keys, values, out, tables + s * width, starts[s] + from, count,
-                           lengths[s] - rows + from + 1, local % kv_heads, heads, kv_heads, d, scale,
-                           state + thread * TASK_ROWS * group);
-        }
+    for (int64_t t = tasks - 1; t >= 0; t--) {
+        while (s < n - 1 && t >= begins[s + 1]) s++;
+        while (t < begins[s]) s--;
+        int64_t rows = starts[s + 1] - starts[s], local = t - begins[s];
+        int64_t from = local / kv_heads * TASK_ROWS, count = rows - from < TASK_ROWS ? rows - from : TASK_ROWS;
+        attention_task(queries, keys, values, out, tables + s * width, starts[s] + from, count,
+                       lengths[s] - rows + from + 1, local % kv_heads, heads, kv_heads, d, scale,
+                       state + omp_get_thread_num() * TASK_ROWS * group);
     }
 }
 
+void myna_attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const int32_t *starts,
+                    const int32_t *lengths, const int32_t *tables, int64_t n, int64_t width, int64_t heads,
+                    int64_t kv_heads, int64_t d, float scale, Query *state, int32_t threads) {
+#pragma omp parallel num_threads(threads)
+    attention(queries, keys, values, out, starts, lengths, tables, n, width, heads, kv_heads, d, scale, state);
+}
+
 int64_t myna_attention_state(void) { return sizeof(Query) * TASK_ROWS; }
+
+// ------------------------------------------------------------------------------------------------- whole layers
+
+typedef struct {
+    const bf16 *attention_norm, *qkv, *output, *mlp_norm, *gate_up, *down;
+    bf16 *keys, *values;
+} Layer;
+
+typedef struct {
+    int64_t layers, hidden, intermediate, heads, kv_heads, d, threads;
+    float eps, scale;
+} Shape;
+
+// All layers over `rows` rows, in one parallel region: threads meet at barriers instead of being called anew.
+// residual (rows, hidden): the embeddings, at the end the sum before the last `delta` is added.
+// scratch: rows * (hidden * 2 + (heads * 3 + kv_heads * 2) * d + intermediate * 3) elements.
+// Returns where in scratch the last layer's `delta` (rows, hidden) is.
+bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const float *rotary,
+                  const int64_t *positions, const int64_t *slots, const int32_t *starts, const int32_t *lengths,
+                  const int32_t *tables, int64_t rows, int64_t n, int64_t width, bf16 *scratch, Query *state) {
+    const Shape at = *shape;
+    const int64_t q = at.heads * at.d, kv = at.kv_heads * at.d;
+    bf16 *normed = scratch, *delta = normed + rows * at.hidden, *qkv = delta + rows * at.hidden;
+    bf16 *queries = qkv + rows * (q + 2 * kv), *attended = queries + rows * q;
+    bf16 *gate_up = attended + rows * q, *active = gate_up + rows * 2 * at.intermediate;
+#pragma omp parallel num_threads(at.threads)
+    for (int64_t l = 0; l < at.layers; l++) {
+        const Layer *w = layers + l;
+        add_rms_norm(residual, l ? delta : NULL, w->attention_norm, normed, rows, at.hidden, at.eps);
+        linear(normed, w->qkv, qkv, rows, q + 2 * kv, at.hidden, 0);
+        rope_and_store(qkv, rotary, positions, slots, w->keys, w->values, queries, rows, at.heads, at.kv_heads, at.d);
+        attention(queries, w->keys, w->values, attended, starts, lengths, tables, n, width, at.heads, at.kv_heads,
+                  at.d, at.scale, state);
+        linear(attended, w->output, delta, rows, at.hidden, q, 0);
+        add_rms_norm(residual, delta, w->mlp_norm, normed, rows, at.hidden, at.eps);
+        linear(normed, w->gate_up, gate_up, rows, 2 * at.intermediate, at.hidden, 0);
+        silu_mul(gate_up, active, rows, at.intermediate);
+        linear(active, w->down, delta, rows, at.hidden, at.intermediate, 0);
+    }
+    return delta;
+}
