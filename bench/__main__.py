@@ -88,9 +88,7 @@ async def _overhead(runs: int) -> list[Figure]:
     middle = {name: sorted(values)[len(values) // 2] for name, values in medians.items()}
     rate = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
     return [
-        Figure(
-            "gateway over a stub engine, added at the median", 1e3 * (middle["gateway"] - middle["bare"]), "ms", "≤ 1"
-        ),
+        Figure("gateway over a stub engine, added", 1e3 * (middle["gateway"] - middle["bare"]), "ms", "≤ 1"),
         Figure("a bare handler, median", 1e3 * middle["bare"], "ms"),
         Figure("gateway over a stub engine, 32 clients", rate["gateway"], "requests/s"),
         Figure("a bare handler, 32 clients", rate["bare"], "requests/s"),

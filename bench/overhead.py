@@ -8,12 +8,12 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from aiohttp import web
 
 from bench.stub import StubEngine
 from engine.config import EngineConfig, default_cache
-from engine.models.fetch import fetch
-from engine.models.gguf import convert
+from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
 from gateway.api.services import ServedModel
 from gateway.app import build_app, build_services, listening
@@ -32,10 +32,7 @@ _ANSWER = {
 
 
 def _tokenizer() -> Tokenizer:
-    import torch
-
-    cache = Path(default_cache())
-    return Tokenizer(convert(fetch(EngineConfig().model, cache), cache, torch.bfloat16))
+    return Tokenizer(checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16))
 
 
 def _gateway(settings: ServeSettings) -> web.Application:

@@ -21,8 +21,7 @@ from engine.kv_cache import KVCache
 from engine.link import EngineInfo, Sampling, Update
 from engine.models.checkpoint import open_weights, read_spec
 from engine.models.decoder import Decoder
-from engine.models.fetch import fetch, model_name
-from engine.models.gguf import convert
+from engine.models.fetch import checkpoint_folder, model_name
 from engine.sampling import BadLogits, sample
 from engine.tokenizer import Tokenizer
 
@@ -53,8 +52,7 @@ class Engine:
         threads = config.threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
         cache = Path(config.cache).expanduser()
-        source = fetch(config.model, cache)
-        folder = convert(source, cache, dtype) if source.is_file() else source
+        folder = checkpoint_folder(config.model, cache, dtype)
         spec = read_spec(folder)
         resolved(folder)
         self.tokenizer = Tokenizer(folder)

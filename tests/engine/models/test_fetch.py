@@ -10,7 +10,6 @@ import pytest
 
 from engine.config import DEFAULT_MODEL
 from engine.errors import CheckpointError
-from engine.models import fetch as module
 from engine.models.fetch import fetch, model_name
 
 
@@ -113,13 +112,3 @@ def test_a_hub_id_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pyt
     }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(snapshot)
-
-
-def test_folders_move_into_place_at_once(tmp_path: Path) -> None:
-    for text in ("first", "second"):
-        made = tmp_path / text
-        made.mkdir()
-        (made / "file").write_text(text)
-        module.replace_folder(made, tmp_path / "target")
-    assert (tmp_path / "target" / "file").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError
-from engine.models.gguf import convert
+from engine.models.fetch import checkpoint_folder
 
 
 def write(path: Path, architecture: str = "llama", tokenizer: str = "gpt2") -> Path:
@@ -39,11 +39,11 @@ def write(path: Path, architecture: str = "llama", tokenizer: str = "gpt2") -> P
 
 def test_a_file_becomes_a_checkpoint_folder_once(tmp_path: Path) -> None:
     file = write(tmp_path / "small.gguf")
-    folder = convert(file, tmp_path, torch.float32)
+    folder = checkpoint_folder(str(file), tmp_path, torch.float32)
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert convert(file, tmp_path, torch.float32) == folder
+    assert checkpoint_folder(str(file), tmp_path, torch.float32) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
-    assert convert(file, tmp_path, torch.bfloat16) != folder
+    assert checkpoint_folder(str(file), tmp_path, torch.bfloat16) != folder
     assert [path.name for path in (tmp_path / "converted").iterdir() if path.name.startswith(".")] == []
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -54,7 +54,7 @@ def test_a_file_becomes_a_checkpoint_folder_once(tmp_path: Path) -> None:
 def test_rotary_halves_come_back_in_order(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    folder = convert(write(tmp_path / "small.gguf"), tmp_path, torch.float32)
+    folder = checkpoint_folder(str(write(tmp_path / "small.gguf")), tmp_path, torch.float32)
     stored = load_file(folder / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
     # llama.cpp interleaves the halves of each head: rows 0, 1, 2, 3 of a head of four were rows 0, 2, 1, 3
     assert (stored[:, 0] / 8).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
@@ -66,11 +66,11 @@ def test_rotary_halves_come_back_in_order(tmp_path: Path) -> None:
 )
 def test_what_is_not_supported_is_named(tmp_path: Path, arguments: dict[str, str], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
-        convert(write(tmp_path / "odd.gguf", **arguments), tmp_path, torch.float32)
+        checkpoint_folder(str(write(tmp_path / "odd.gguf", **arguments)), tmp_path, torch.float32)
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "wrong.gguf"
     file.write_bytes(b"this is not a model" * 10)
     with pytest.raises(CheckpointError, match="cannot be read as GGUF"):
-        convert(file, tmp_path, torch.float32)
+        checkpoint_folder(str(file), tmp_path, torch.float32)
