@@ -1,0 +1,101 @@
+"""Where a step's time goes, line by line: `python -m bench.step`. No server; the engine alone.
+
+Operations are timed one by one, each called by itself; the last lines are whole steps as they are served, in which all
+layers are one call.
+"""
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from engine import Engine, EngineConfig, Sampling
+
+_OPERATIONS = ("linear", "logits", "rms_norm", "add_rms_norm", "rope_and_store", "attention", "silu_mul")
+_STEPS = 40
+
+
+class _Clock:
+    """Milliseconds by operation, for every call of an object's methods."""
+
+    def __init__(self, target: Any) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        for name in _OPERATIONS:
+            setattr(target, name, self._timed(name, getattr(target, name)))
+
+    def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = method(*arguments)
+            self.spent[name] += 1e3 * (time.perf_counter() - began)
+            return result
+
+        return call
+
+
+def _tokens(count: int) -> list[int]:
+    return [random.randrange(300, 40_000) for _ in range(count)]
+
+
+def _decode(engine: Engine, streams: int, before: int, timed: Callable[[], None]) -> list[float]:
+    """Milliseconds of steps that decode so many streams, each behind so many tokens."""
+    for context in range(streams):
+        engine.fill(context, _tokens(before))
+        while engine.has_work:
+            engine.step()
+    for context in range(streams):
+        engine.generate(context, Sampling(temperature=0.0, max_tokens=_STEPS, ignore_eos=True))
+    timed()
+    taken = []
+    while engine.has_work:
+        began = time.perf_counter()
+        engine.step()
+        taken.append(1e3 * (time.perf_counter() - began))
+    for context in range(streams):
+        engine.free_context(context)
+    return taken
+
+
+def _prefill(engine: Engine, tokens: int, timed: Callable[[], None]) -> list[float]:
+    """Milliseconds of the steps of a prompt's prefill."""
+    engine.fill(0, _tokens(tokens))
+    timed()
+    taken = []
+    while engine.has_work:
+        began = time.perf_counter()
+        engine.step()
+        taken.append(1e3 * (time.perf_counter() - began))
+    engine.free_context(0)
+    return taken
+
+
+Case = Callable[[Engine, Callable[[], None]], list[float]]
+CASES: dict[str, Case] = {
+    "1 stream": lambda engine, timed: _decode(engine, 1, 40, timed),
+    "8 streams": lambda engine, timed: _decode(engine, 8, 40, timed),
+    "32 streams": lambda engine, timed: _decode(engine, 32, 40, timed),
+    "16 behind 600": lambda engine, timed: _decode(engine, 16, 600, timed),
+    "prefill 2,000": lambda engine, timed: _prefill(engine, 2000, timed),
+}
+
+
+def main() -> None:
+    """Prints the table: milliseconds a step, means for operations, medians for whole steps."""
+    engine = Engine(EngineConfig(kv_tokens=65_536))
+    whole = {name: median(case(engine, lambda: None)) for name, case in CASES.items()}
+    engine.decoder._fused = None
+    clock = _Clock(engine.decoder._kernels)
+    rows: dict[str, dict[str, float]] = {}
+    for name, case in CASES.items():
+        steps = len(case(engine, clock.spent.clear))
+        rows[name] = {operation: spent / steps for operation, spent in clock.spent.items()}
+    print(f"{'ms a step':<18}" + "".join(f"{name:>16}" for name in CASES))
+    for operation in _OPERATIONS:
+        print(f"{operation:<18}" + "".join(f"{rows[name].get(operation, 0.0):>16.2f}" for name in CASES))
+    print(f"{'whole step':<18}" + "".join(f"{whole[name]:>16.2f}" for name in CASES))
+
+
+if __name__ == "__main__":
+    main()
