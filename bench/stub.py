@@ -18,15 +18,11 @@ class StubEngine:
     def __init__(self, tokenizer: Tokenizer | None = None, name: str = "stub") -> None:
         self.name = name
         self.ready = True
+        self.load = 0
         self.opened: list[StubContext] = []
         self.released = asyncio.Event()
         self.released.set()
         self._tokenizer = tokenizer
-
-    @property
-    def load(self) -> int:
-        """Contexts open."""
-        return sum(not context.freed for context in self.opened)
 
     async def start(self) -> None:
         """There is nothing to start."""
@@ -44,6 +40,7 @@ class StubEngine:
             raise EngineLost("the stub is not running")
         context = StubContext(self, scope, rank)
         self.opened.append(context)
+        self.load += 1
         return context
 
     def hold(self) -> None:
@@ -93,4 +90,5 @@ class StubContext:
 
     def free(self) -> None:
         """See `EngineContext.free`."""
+        self._engine.load -= not self.freed
         self.freed = True

@@ -20,6 +20,10 @@ from gateway.errors import RequestError
 from gateway.graph.call import Input, Segment, Text
 from gateway.graph.references import Reference, parse
 
+_NONCE = secrets.token_hex(8)
+"""Makes marks that nobody can forge: it leaves the process never, not even as tokens."""
+_MARK = re.compile(f"\ue000{_NONCE}-(\\d+)\ue001")
+
 
 class PromptBuilder:
     """Renders one model's prompts. Immutable; safe to use from several threads."""
@@ -58,9 +62,6 @@ class _Held:
     def __init__(self, tokenizer: Tokenizer, references: bool) -> None:
         self._tokenizer = tokenizer
         self._references = references
-        # A mark cannot be forged: it holds a number the client has not seen.
-        self._nonce = secrets.token_hex(8)
-        self._mark = re.compile(f"\ue000{self._nonce}-(\\d+)\ue001")
         self._pieces: list[str | Input] = []
 
     def take_out(self, value: Any, where: str) -> Any:
@@ -85,7 +86,7 @@ class _Held:
 
     def _keep(self, piece: str | Input) -> str:
         self._pieces.append(piece)
-        return f"\ue000{self._nonce}-{len(self._pieces) - 1}\ue001"
+        return f"\ue000{_NONCE}-{len(self._pieces) - 1}\ue001"
 
     def segments(self, rendered: str) -> list[Segment]:
         """The rendered template, cut at references and tokenised between them."""
@@ -99,7 +100,7 @@ class _Held:
                 run = ""
                 tokens.append(self._tokenizer.control[part])
                 continue
-            for place, piece in enumerate(self._mark.split(part)):
+            for place, piece in enumerate(_MARK.split(part)):
                 held = self._pieces[int(piece)] if place % 2 else piece
                 if isinstance(held, str):
                     run += held

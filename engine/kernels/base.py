@@ -1,7 +1,7 @@
 """The operation set, and the tensors it works on.
 
-Row counts vary from step to step; a row's result must not depend on which rows stand beside it (bit for bit),
-so that batching never changes what a request is answered.
+Row counts vary from step to step. Kernels whose rows do not depend on their neighbours, bit for bit, say so: then
+batching never changes what a request is answered.
 """
 
 from collections.abc import Sequence
@@ -83,6 +83,8 @@ class Kernels(Protocol):
     """One implementation. Tensors are on its device, in the model's dtype unless said otherwise."""
 
     name: str
+    batch_invariant: bool
+    """Whether a row's results are the same bit for bit whatever rows stand beside it; else to rounding."""
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """A pool of zeros; the pages of memory come only as they are written."""

@@ -21,8 +21,17 @@ class TorchKernels:
         self._block_shape = (kv_heads, block_size, head_size)
         self._packs = dtype == torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.name = "torch, packed" if self._packs else "torch"
+        self.batch_invariant = False  # attention is chosen by the shape of the batch
         self._layout: tuple[AttentionBatch, _Layout] | None = None
         """The last batch's: the same for all layers of a step."""
+
+    def linear_is_batch_invariant(self) -> bool:
+        """Tries it: oneDNN promises nothing, and chooses its code by CPU and number of rows."""
+        random = torch.Generator().manual_seed(0)
+        x = torch.randn(256, 576, generator=random).to(self._dtype)
+        weight = self.pack(torch.randn(1536, 576, generator=random).to(self._dtype))
+        whole = self.linear(x, weight)
+        return all(torch.equal(self.linear(x[:rows].clone(), weight), whole[:rows]) for rows in (1, 2, 7, 16, 33, 64))
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""

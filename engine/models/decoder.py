@@ -49,6 +49,11 @@ class Decoder:
         self._rotary = rotary_table(spec.window, spec.head_size, spec.rope_theta, spec.rope_scaling)
 
     @property
+    def batch_invariant(self) -> bool:
+        """See `Kernels.batch_invariant`."""
+        return self._kernels.batch_invariant
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV that a token takes in all layers."""
         return 2 * self.spec.layers * self.spec.kv_heads * self.spec.head_size * self.dtype.itemsize

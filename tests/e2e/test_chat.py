@@ -31,6 +31,7 @@ def text_of(answer: Any) -> str:
     return str(answer.choices[0].message.content)
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_answers_are_the_engines(server: Server, engine: Engine) -> None:
     for prompt in PROMPTS[:6]:
         updates = list(engine.stream(CHAT.format(prompt), Sampling(temperature=0.0, max_tokens=16)))
@@ -56,6 +57,7 @@ def test_streams_join_to_the_answer(server: Server) -> None:
     assert all(c.usage is None and c.choices for c in plain)
 
 
+@pytest.mark.usefixtures("batch_invariant")
 async def test_many_at_once_get_what_each_alone_gets(server: Server) -> None:
     async with AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as client:
 
@@ -69,6 +71,7 @@ async def test_many_at_once_get_what_each_alone_gets(server: Server) -> None:
     assert together == alone * 2
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_cached_tokens_are_told(server: Server) -> None:
     prompt = "Remember this exact sentence about a purple bicycle. " * 5
     first, second = ask(server, prompt), ask(server, prompt)

@@ -65,6 +65,7 @@ def content(answer: Any) -> str:
     return str(answer.choices[0].message.content)
 
 
+@pytest.mark.usefixtures("batch_invariant")
 async def test_an_answer_pasted_into_the_next_prompt_builds_the_graph(api: Api) -> None:
     first = await api.ask("Name an animal.", {"defer": True})
     assert content(first).startswith("<<v_")

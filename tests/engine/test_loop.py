@@ -110,11 +110,13 @@ def test_greedy_text_is_transformers_without_prefix_reuse_and_in_odd_chunks(
 # bfloat16, as served: bit for bit the same in any company
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[list[int]]) -> None:
     together = run(engine, prompts, GREEDY)
     assert [run(engine, [tokens], GREEDY)[0] for tokens in prompts] == together
 
 
+@pytest.mark.usefixtures("batch_invariant")
 @pytest.mark.parametrize("budget", [16, 23, 77])
 def test_text_does_not_depend_on_chunks(
     engine: Engine, prompts: list[list[int]], step_tokens: Callable[[Engine, int], None], budget: int
@@ -134,6 +136,7 @@ def test_text_does_not_depend_on_chunks(
     assert answers == whole
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_seeded_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[list[int]]) -> None:
     seeded = [Sampling(max_tokens=16, seed=index, top_p=0.95) for index in range(len(prompts))]
     together = run(engine, prompts, seeded)
@@ -191,6 +194,7 @@ def collect(engine: Engine, context: int) -> tuple[list[int], str, str | None]:
     return tokens, text, finish
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_filling_in_pieces_is_filling_at_once(engine: Engine, prompts: list[list[int]]) -> None:
     tokens = prompts[15]
     (whole,) = run(engine, [tokens], GREEDY)
@@ -204,6 +208,7 @@ def test_filling_in_pieces_is_filling_at_once(engine: Engine, prompts: list[list
     engine.free_context(7)
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_generated_tokens_stay_and_can_be_gone_on_from(engine: Engine, prompts: list[list[int]]) -> None:
     tokens, more = prompts[2], engine.tokenizer.encode(" And another one:")
     engine.fill(1, tokens)
@@ -216,6 +221,7 @@ def test_generated_tokens_stay_and_can_be_gone_on_from(engine: Engine, prompts: 
     assert run(engine, [tokens + answer + more], GREEDY) == [gone_on]
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_forks_go_their_own_ways(engine: Engine, prompts: list[list[int]]) -> None:
     tokens = prompts[3]
     tails = [engine.tokenizer.encode(tail) for tail in (" Be brief.", " Use an example.", "")]
@@ -251,6 +257,7 @@ def test_a_fill_says_how_much_it_found(engine: Engine, prompts: list[list[int]])
         engine.free_context(context)
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_the_same_text_under_memory_pressure(engine: Engine, prompts: list[list[int]]) -> None:
     small = Engine(EngineConfig(kv_tokens=1536, step_tokens=128))
     few = [tokens for tokens in prompts if len(tokens) < 900]
@@ -334,6 +341,7 @@ def test_a_step_that_fails_says_so_and_leaves_nothing_behind(
     assert run(engine, [prompts[5]], GREEDY)[0]
 
 
+@pytest.mark.usefixtures("batch_invariant")
 def test_nan_logits_fail_the_request_that_has_them(
     engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ class CpuKernels:
             TorchKernels(torch.bfloat16, kv_heads, head_size, block_size) if "amx_bf16" in cpu_features() else None
         )
         self.name = "cpu, with oneDNN's AMX linear layers" if self._onednn else "cpu"
+        self.batch_invariant = self._onednn is None or self._onednn.linear_is_batch_invariant()
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Inside a block, keys and values are in pairs for the dot products."""
