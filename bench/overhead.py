@@ -15,9 +15,9 @@ from bench.stub import StubEngine
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
-from gateway.api.services import ServedModel
 from gateway.app import build_app, build_services, listening
 from gateway.engines.pool import EnginePool
+from gateway.models import ServedModel
 from gateway.prompt import PromptBuilder
 from gateway.settings import ServeSettings
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from engine.config import EngineConfig
 from gateway.api import chat, graphs, health, models, sessions, variables
-from gateway.api.services import SERVICES, Models, ServedModel, Services
+from gateway.api.services import SERVICES, Services
 from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
 from gateway.engines.pool import EnginePool
 from gateway.graph.session import Bounds
@@ -21,6 +21,7 @@ from gateway.graph.store import SessionStore
 from gateway.http.auth import authentication
 from gateway.http.errors import errors
 from gateway.metrics import observe
+from gateway.models import Models, ServedModel
 from gateway.prompt import PromptBuilder
 from gateway.scheduler import Scheduler
 from gateway.settings import ServeSettings

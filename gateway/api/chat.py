@@ -23,7 +23,7 @@ from compat.openai import (
     TopLogprob,
 )
 from gateway.api.semantic import Scope, describe_call, scope_of
-from gateway.api.services import SERVICES, ServedModel
+from gateway.api.services import SERVICES
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Sampling, Segment, Text
 from gateway.graph.errors import Failure
@@ -31,6 +31,7 @@ from gateway.graph.variable import Piece
 from gateway.http.bodies import json_response, read_json
 from gateway.http.errors import as_request_error, error_body
 from gateway.http.sse import HEARTBEAT_SECONDS, EventStream
+from gateway.models import ServedModel
 
 routes = web.RouteTableDef()
 

@@ -5,12 +5,13 @@ from typing import Any
 from aiohttp import web
 
 from gateway.api.semantic import describe_variable
+from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
 from gateway.graph.call import Call
 from gateway.graph.objectives import objective
 from gateway.graph.session import Session
 from gateway.http.bodies import json_response
-from gateway.scheduler.rank import rank
+from gateway.scheduler import Scheduler
 
 routes = web.RouteTableDef()
 
@@ -18,17 +19,17 @@ routes = web.RouteTableDef()
 @routes.get("/v1/sessions/{id}/graph")
 async def graph(request: web.Request) -> web.Response:
     """Calls, variables, and the edges between them."""
-    session = session_of(request)
+    session, scheduler = session_of(request), request.app[SERVICES].scheduler
     return json_response(
         {
-            "calls": [_call(session, call) for call in session.calls.values()],
+            "calls": [_call(session, call, scheduler) for call in session.calls.values()],
             "variables": [describe_variable(variable) for variable in session.variables.values()],
             "edges": [edge for call in session.calls.values() for edge in _edges(call)],
         }
     )
 
 
-def _call(session: Session, call: Call) -> dict[str, Any]:
+def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
     error = call.failure and {
         "code": call.failure.code,
         "message": call.failure.message,
@@ -43,7 +44,7 @@ def _call(session: Session, call: Call) -> dict[str, Any]:
         "inputs": list(call.inputs),
         "output": call.output.name,
         "objective": objective(call),
-        "priority": rank(call),
+        "priority": scheduler.rank(call),
         "engine": call.engine,
         "prompt_tokens": call.usage.prompt,
         "cached_tokens": call.usage.cached,

@@ -3,8 +3,9 @@
 from aiohttp import web
 
 from compat.openai import Model, ModelList
-from gateway.api.services import SERVICES, ServedModel
+from gateway.api.services import SERVICES
 from gateway.http.bodies import json_response
+from gateway.models import ServedModel
 
 routes = web.RouteTableDef()
 

@@ -58,6 +58,10 @@ class Scheduler:
         if not continues and len(self._tasks) >= self._max_calls:
             raise Overloaded(f"{len(self._tasks)} calls are unfinished, as many as may be; try again", 1)
 
+    def rank(self, call: Call) -> float:
+        """The call's place in the order of waiting work; lower goes first."""
+        return rank(call)
+
     def stop_admitting(self) -> None:
         """From here on `admit` refuses."""
         self._stopping = True
