@@ -9,8 +9,14 @@ from engine.generation import Generation, Sampled
 from engine.link import TokenLogprob
 
 Row = NDArray[np.float32]
-_SHORT_LIST = 128
-"""Candidates looked at first for top_p; widened eightfold until they hold the asked probability."""
+Ids = NDArray[np.int64]
+_BUCKETS = 1024
+_BUCKETS_PER_NAT = 16.0
+"""Candidates are sorted into buckets by how far they are below the likeliest; only one bucket is ever sorted."""
+_SMALL = 2048
+"""So few candidates are quicker sorted than counted into buckets."""
+_CHUNK = 256
+"""Weights summed at a time when one is drawn from all: first the chunk is found, then the token in it."""
 
 
 class BadLogits(Exception):
@@ -67,47 +73,85 @@ def _adjust(row: Row, generation: Generation) -> Row:
 
 
 def _draw(row: Row, generation: Generation) -> int:
-    """Inverse transform over the kept candidates, one uniform number a token."""
+    """Inverse transform over the kept candidates in vocabulary order, one uniform number a token."""
     sampling = generation.sampling
     scaled = (row - row.max()) / np.float32(sampling.temperature)
     weights = np.exp(scaled)
-    candidates: NDArray[np.int64] | None = None
+    candidates: Ids | None = None
     if sampling.min_p > 0.0:
         candidates = np.flatnonzero(weights >= sampling.min_p)  # the likeliest has weight 1
     if 0 < sampling.top_k < len(row if candidates is None else candidates):
-        candidates = _largest(weights, sampling.top_k, candidates)
+        candidates = _largest(scaled, sampling.top_k, candidates)
     if sampling.top_p < 1.0:
-        candidates = _nucleus(weights, sampling.top_p, candidates)
-    if candidates is not None:
-        candidates.sort()  # vocabulary order: the choice does not depend on how the short list was made
-        weights = weights[candidates]
+        candidates = _nucleus(scaled, weights, sampling.top_p, candidates)
+    uniform = generation.random.random()
+    if candidates is None:
+        return _pick_from_all(weights, uniform)
+    candidates.sort()  # the choice does not depend on how the candidates were found
+    return int(candidates[_pick(weights[candidates], uniform)])
+
+
+def _pick(weights: Row, uniform: float) -> int:
     cumulative = np.cumsum(weights, dtype=np.float64)
-    index = int(np.searchsorted(cumulative, generation.random.random() * cumulative[-1], side="right"))
-    index = min(index, len(cumulative) - 1)
-    return index if candidates is None else int(candidates[index])
+    return min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(weights) - 1)
 
 
-def _largest(weights: Row, count: int, among: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Ids of the `count` largest weights, in no order; ties at the border go to the smaller id."""
-    pool = weights if among is None else weights[among]
-    border = np.partition(pool, len(pool) - count)[len(pool) - count]
-    above = np.flatnonzero(pool > border)
-    ids = np.concatenate([above, np.flatnonzero(pool == border)[: count - len(above)]])
-    return ids if among is None else among[ids]
+def _pick_from_all(weights: Row, uniform: float) -> int:
+    """What `_pick` does, without running through the whole vocabulary one by one."""
+    whole = len(weights) // _CHUNK * _CHUNK
+    sums = weights[:whole].reshape(-1, _CHUNK).sum(axis=1, dtype=np.float64)
+    cumulative = np.cumsum(np.append(sums, weights[whole:].sum(dtype=np.float64)))
+    target = uniform * cumulative[-1]
+    chunk = min(int(np.searchsorted(cumulative, target, side="right")), len(cumulative) - 1)
+    start = chunk * _CHUNK
+    if start == len(weights):  # rounding led past the end, and the last chunk is empty
+        chunk, start = chunk - 1, start - _CHUNK
+    inside = np.cumsum(weights[start : start + _CHUNK], dtype=np.float64)
+    before = cumulative[chunk - 1] if chunk else 0.0
+    return start + min(int(np.searchsorted(inside, target - before, side="right")), len(inside) - 1)
 
 
-def _nucleus(weights: Row, top_p: float, among: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _buckets(scaled: Row) -> NDArray[np.intp]:
+    """Bucket of each value, 0 for the likeliest. scaled: at most 0."""
+    buckets: NDArray[np.intp] = np.minimum(scaled * np.float32(-_BUCKETS_PER_NAT), np.float32(_BUCKETS - 1)).astype(
+        np.intp
+    )
+    return buckets
+
+
+def _sorted(scaled: Row, ids: Ids) -> Ids:
+    """Likeliest first; ties go to the smaller id."""
+    return ids[np.lexsort((ids, -scaled[ids]))]
+
+
+def _largest(scaled: Row, count: int, among: Ids | None = None) -> Ids:
+    """Ids of the `count` likeliest, the border's ties going to the smaller id. At least so many are there."""
+    pool = np.arange(len(scaled)) if among is None else among
+    if len(pool) <= _SMALL:
+        return _sorted(scaled, pool)[:count]
+    buckets = _buckets(scaled if among is None else scaled[among])
+    reached = np.cumsum(np.bincount(buckets, minlength=_BUCKETS))
+    border = int(np.searchsorted(reached, count))
+    above = pool[buckets < border]
+    return np.concatenate([above, _sorted(scaled, pool[buckets == border])[: count - len(above)]])
+
+
+def _nucleus(scaled: Row, weights: Row, top_p: float, among: Ids | None) -> Ids:
     """The fewest likeliest candidates that together hold `top_p` (Holtzman et al. 2020)."""
-    total = float(weights.sum(dtype=np.float64) if among is None else weights[among].sum(dtype=np.float64))
-    size = len(weights) if among is None else len(among)
-    length = _SHORT_LIST
-    while True:
-        short = (np.arange(size) if among is None else among) if length >= size else _largest(weights, length, among)
-        order = short[np.lexsort((short, -weights[short]))]
-        cumulative = np.cumsum(weights[order], dtype=np.float64)
-        if cumulative[-1] >= top_p * total or length >= size:
-            return order[: int(np.searchsorted(cumulative, top_p * total)) + 1]
-        length *= 8
+    pool = np.arange(len(scaled)) if among is None else among
+    own = weights if among is None else weights[among]
+    if len(pool) <= _SMALL:
+        above, inside, held, target = pool[:0], pool, 0.0, top_p * float(own.sum(dtype=np.float64))
+    else:
+        buckets = _buckets(scaled if among is None else scaled[among])
+        reached = np.cumsum(np.bincount(buckets, weights=own, minlength=_BUCKETS))
+        target = top_p * float(reached[-1])
+        border = int(np.searchsorted(reached, target))
+        above, inside = pool[buckets < border], pool[buckets == border]
+        held = float(reached[border - 1]) if border else 0.0
+    order = _sorted(scaled, inside)
+    running = held + np.cumsum(weights[order], dtype=np.float64)
+    return np.concatenate([above, order[: int(np.searchsorted(running, target)) + 1]])
 
 
 def _logprob(row: Row, token: int, top: int) -> TokenLogprob:
@@ -115,7 +159,6 @@ def _logprob(row: Row, token: int, top: int) -> TokenLogprob:
     normaliser = np.log(np.exp(shifted).sum(dtype=np.float64))
     alternatives: list[tuple[int, float]] = []
     if top:
-        ids = _largest(row, min(top, len(row)))
-        ids = ids[np.lexsort((ids, -row[ids]))]
+        ids = _sorted(shifted, _largest(shifted, min(top, len(row))))
         alternatives = [(int(id), float(shifted[id] - normaliser)) for id in ids]
     return TokenLogprob(token, float(shifted[token] - normaliser), alternatives)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from engine.generation import Generation, Sampled
 from engine.link import Sampling
-from engine.sampling import BadLogits, sample
+from engine.sampling import BadLogits, _largest, _nucleus, _pick_from_all, sample
 from engine.tokenizer import Tokenizer
 
-VOCABULARY = 2000
+VOCABULARY = 6000
 
 
 def generation(tokenizer: Tokenizer, prompt: list[int] | None = None, **sampling: Any) -> Generation:
@@ -152,3 +152,39 @@ def test_a_row_with_nan_harms_no_other(tokenizer: Tokenizer) -> None:
     results = sample(np.stack([bad, good]), [generation(tokenizer), generation(tokenizer, temperature=0.0)])
     assert isinstance(results[0], BadLogits)
     assert results[1] == Sampled(int(good.argmax()), None)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([1, 255, 256, 257, 512, 6000]),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_picking_from_all_is_picking_one_by_one(seed: int, size: int, uniform: float) -> None:
+    weights = np.exp(logits(seed)[:size])
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    got = _pick_from_all(weights, uniform)
+    before, after = (cumulative[got - 1] if got else 0.0), cumulative[got]
+    hair = 1e-9 * cumulative[-1]
+    assert before - hair <= uniform * cumulative[-1] <= after + hair
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 6000), top_p=st.floats(0.01, 0.999))
+def test_candidates_are_those_of_a_full_sort(seed: int, count: int, top_p: float) -> None:
+    scaled = np.round(logits(seed), 1)  # many ties
+    scaled -= scaled.max()
+    order = sorted(range(VOCABULARY), key=lambda token: (-scaled[token], token))
+    assert set(_largest(scaled, count).tolist()) == set(order[:count])
+    weights = np.exp(scaled)
+    mass = np.cumsum(weights[order], dtype=np.float64)
+    wanted = int(np.searchsorted(mass, top_p * mass[-1])) + 1
+    got = _nucleus(scaled, weights, top_p, None)
+    assert set(got.tolist()) == set(order[: len(got)]), "always the likeliest"
+    assert abs(len(got) - wanted) <= 1, "sums in another order may differ by a hair at the border"
+
+
+def test_impossible_tokens_are_never_drawn(tokenizer: Tokenizer) -> None:
+    row = np.full(VOCABULARY, -np.inf, dtype=np.float32)
+    row[[7, 5000]] = 0.0
+    for sampling in ({}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}):
+        one = generation(tokenizer, seed=1, **sampling)
+        assert {draw(row, one) for _ in range(50)} == {7, 5000}

@@ -34,6 +34,6 @@ async def test_an_unknown_name_is_refused_with_the_nearest(tokenizer: Tokenizer)
     models = Models(1.0)
     for name in ("SmolLM2-135M-Instruct", "other"):
         models.add(served(tokenizer, name))
-    with pytest.raises(RequestError, match="served: SmolLM2-135M-Instruct$") as refusal:
+    with pytest.raises(RequestError, match=r"served: SmolLM2-135M-Instruct$") as refusal:
         await models.get("SmolLM2-135M")
     assert (refusal.value.status, refusal.value.code, refusal.value.param) == (404, "model_not_found", "model")
