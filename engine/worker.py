@@ -73,7 +73,10 @@ class Worker:
                 self._send(Step(updates, engine.running, engine.free_tokens))
 
     def _send(self, report: Report) -> None:
-        self._connection.sendall(encode_frame(report))
+        try:
+            self._connection.sendall(encode_frame(report))
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)  # the gateway is gone; the reader was about to say so
 
     def _read(self) -> None:
         """Enqueues commands until the stream ends, then ends the process, whatever it is doing."""

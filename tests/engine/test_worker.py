@@ -43,7 +43,7 @@ class Worker:
         with theirs:
             arguments = ["--fd", str(theirs.fileno()), "--config", msgspec.json.encode(config).decode()]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "engine.worker", *arguments], pass_fds=[theirs.fileno()]
+                [sys.executable, "-m", "engine.worker", *arguments], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE
             )
         self._frames = FrameBuffer()
         self._reports: list[Report] = []
@@ -69,9 +69,11 @@ class Worker:
                     if update.finish is not None or update.error is not None:
                         return
 
-    def close(self) -> None:
+    def close(self) -> str:
+        """Hangs up. Returns what the process wrote to stderr."""
         self.socket.close()
-        self.process.wait(_SECONDS)
+        _, written = self.process.communicate(timeout=_SECONDS)
+        return written.decode()
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +137,9 @@ def test_the_process_ends_with_its_gateway(folder: Path, how: str) -> None:
         worker.socket.sendall(b"\xff" * 64)
     else:
         worker.socket.close()
-    assert worker.process.wait(_SECONDS) == 0
-    worker.socket.close()
+    written = worker.close()
+    assert worker.process.returncode == 0
+    assert "Traceback" not in written
 
 
 def test_a_model_that_cannot_be_had_is_told(tmp_path: Path) -> None:
@@ -144,5 +147,5 @@ def test_a_model_that_cannot_be_had_is_told(tmp_path: Path) -> None:
     report = worker.receive()
     assert isinstance(report, Fatal)
     assert "no config.json" in report.message
-    assert worker.process.wait(_SECONDS) == 1
     worker.close()
+    assert worker.process.returncode == 1
