@@ -147,5 +147,5 @@ def test_a_model_that_cannot_be_had_is_told(tmp_path: Path) -> None:
     report = worker.receive()
     assert isinstance(report, Fatal)
     assert "no config.json" in report.message
+    assert worker.process.wait(_SECONDS) == 1  # by itself: hanging up would end it too
     worker.close()
-    assert worker.process.returncode == 1
