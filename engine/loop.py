@@ -43,7 +43,7 @@ class Engine:
     def __init__(self, config: EngineConfig, resolved: Callable[[Path], None] = lambda folder: None) -> None:
         """Fetches, converts and loads the model. `resolved` is told the folder as soon as it is on disk.
 
-        Raises CheckpointError if the model cannot be had.
+        Raises CheckpointError if the model cannot be had, EngineError if the wanted kernels cannot run here.
         """
         began = time.monotonic()
         self.config = config

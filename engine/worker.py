@@ -16,7 +16,7 @@ import threading
 import msgspec
 
 from engine.config import EngineConfig
-from engine.errors import CheckpointError, ContextError
+from engine.errors import ContextError, EngineError
 from engine.link import (
     Command,
     Fatal,
@@ -56,7 +56,7 @@ class Worker:
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         try:
             engine = Engine(config, resolved=lambda folder: self._send(Resolved(str(folder))))
-        except CheckpointError as error:
+        except EngineError as error:
             self._send(Fatal(str(error)))
             return 1
         self._send(Ready(engine.info))

@@ -149,3 +149,13 @@ def test_a_model_that_cannot_be_had_is_told(tmp_path: Path) -> None:
     assert "no config.json" in report.message
     assert worker.process.wait(_SECONDS) == 1  # by itself: hanging up would end it too
     worker.close()
+
+
+def test_kernels_that_cannot_run_here_are_told(folder: Path) -> None:
+    worker = Worker(EngineConfig(model=str(folder), kernels="cpu", dtype="float32"))
+    assert isinstance(worker.receive(), Resolved)
+    report = worker.receive()
+    assert isinstance(report, Fatal)
+    assert "the cpu kernels cannot run here: they compute in bfloat16" in report.message
+    assert worker.process.wait(_SECONDS) == 1
+    assert "Traceback" not in worker.close()
