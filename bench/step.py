@@ -13,7 +13,7 @@ from typing import Any
 
 from engine import Engine, EngineConfig, Sampling
 
-_OPERATIONS = ("linear", "logits", "rms_norm", "add_rms_norm", "rope_and_store", "attention", "silu_mul")
+_OPERATIONS = ("linear", "logits", "add_rms_norm", "rope_and_store", "attention", "gated")
 _STEPS = 40
 
 
@@ -26,9 +26,9 @@ class _Clock:
             setattr(target, name, self._timed(name, getattr(target, name)))
 
     def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             began = time.perf_counter()
-            result = method(*arguments)
+            result = method(*arguments, **named)
             self.spent[name] += 1e3 * (time.perf_counter() - began)
             return result
 
@@ -39,10 +39,13 @@ def _tokens(count: int) -> list[int]:
     return [random.randrange(300, 40_000) for _ in range(count)]
 
 
-def _decode(engine: Engine, streams: int, before: int, timed: Callable[[], None]) -> list[float]:
-    """Milliseconds of steps that decode so many streams, each behind so many tokens."""
+def _decode(
+    engine: Engine, streams: int, before: int, timed: Callable[[], None], *, shared: bool = False
+) -> list[float]:
+    """Milliseconds of steps that decode so many streams, each behind so many tokens, which may be the same ones."""
+    prompt = _tokens(before)
     for context in range(streams):
-        engine.fill(context, _tokens(before))
+        engine.fill(context, (prompt if shared else _tokens(before)) + _tokens(20))
         while engine.has_work:
             engine.step()
     for context in range(streams):
@@ -77,6 +80,8 @@ CASES: dict[str, Case] = {
     "8 streams": lambda engine, timed: _decode(engine, 8, 40, timed),
     "32 streams": lambda engine, timed: _decode(engine, 32, 40, timed),
     "16 behind 600": lambda engine, timed: _decode(engine, 16, 600, timed),
+    "16 behind 2,000": lambda engine, timed: _decode(engine, 16, 2000, timed),
+    "… one prefix": lambda engine, timed: _decode(engine, 16, 2000, timed, shared=True),
     "prefill 2,000": lambda engine, timed: _prefill(engine, 2000, timed),
 }
 

@@ -20,6 +20,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that shapes one engine.
 
     `model`: `SmolLM2-135M-Instruct`, a GGUF file, a folder with safetensors, or a hub id.
+    `quantize`: int8 keeps linear weights in 8 bits and multiplies in 8 bits, faster and less exact.
     `kv_tokens`: size of the KV pool in tokens; 0 sizes it from free memory.
     `step_tokens`: token budget of a step, decode tokens and prefill chunks together.
     `max_batch`: most contexts in one step.
@@ -31,6 +32,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache: str = msgspec.field(default_factory=default_cache)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     kernels: Literal["auto", "cpu", "torch"] = "auto"
+    quantize: Literal["none", "int8"] = "none"
     kv_tokens: int = 0
     block_size: int = 16
     step_tokens: int = 512

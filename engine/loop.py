@@ -19,9 +19,10 @@ from engine.generation import Generation, Sampled
 from engine.kernels import AttentionBatch, select_kernels
 from engine.kv_cache import KVCache
 from engine.link import EngineInfo, Sampling, Update
-from engine.models.checkpoint import open_weights, read_spec
+from engine.models.checkpoint import open_weights
 from engine.models.decoder import Decoder
 from engine.models.fetch import checkpoint_folder, model_name
+from engine.models.spec import read_spec
 from engine.sampling import BadLogits, sample
 from engine.tokenizer import Tokenizer
 
@@ -56,7 +57,9 @@ class Engine:
         spec = read_spec(folder)
         resolved(folder)
         self.tokenizer = Tokenizer(folder)
-        kernels = select_kernels(config.kernels, spec, dtype, config.block_size, cache)
+        kernels = select_kernels(
+            config.kernels, spec.shape, dtype, config.block_size, cache, quantize=config.quantize
+        )
         self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
         tokens = config.kv_tokens or self._affordable_tokens()
         blocks = 1 + math.ceil(tokens / config.block_size)

@@ -3,7 +3,7 @@
 `torch` is the reference and runs anywhere; `cpu` is C, built at first use.
 """
 
-from engine.kernels.base import AttentionBatch, Kernels, KVTensors, LayerWeights
+from engine.kernels.base import AttentionBatch, Kernels, KVTensors, LayerShape, LayerWeights, Positions
 from engine.kernels.select import select_kernels
 
-__all__ = ["AttentionBatch", "KVTensors", "Kernels", "LayerWeights", "select_kernels"]
+__all__ = ["AttentionBatch", "KVTensors", "Kernels", "LayerShape", "LayerWeights", "Positions", "select_kernels"]

@@ -6,7 +6,7 @@ batching never changes what a request is answered.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -14,6 +14,26 @@ from engine.kernels.memory import large_zeros
 
 Packed = Any
 """A weight in whatever layout the kernels like best; made by `pack`, understood only by the same kernels."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What all layers of a decoder have in common, in elements.
+
+    `rotated`: leading elements of a head that are turned by position. `scale` multiplies attention scores; a `softcap` above 0 then bounds them (Gemma 2). `activation` is applied to
+    the gate: silu, or gelu in its tanh form.
+    """
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    rotated: int
+    hidden: int
+    intermediate: int
+    activation: Literal["silu", "gelu"]
+    scale: float
+    softcap: float
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -41,16 +61,38 @@ class KVTensors:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """What is done to a layer's query and key heads before they meet.
+
+    query_norm, key_norm: (head_size,) float32, RMS norms of each head first, or None. rotary: (window, rotated)
+    float32, cosines then sines by position, for the first `rotated` elements of a head, rotating halves (Su et al.
+    2021); None for a layer without positions.
+    """
+
+    rotary: torch.Tensor | None
+    query_norm: torch.Tensor | None = None
+    key_norm: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class LayerWeights:
-    """One layer of a decoder: norms as they are, linear weights packed. Queries, keys and values are one weight,
-    and so are gate and up."""
+    """One layer of a decoder: norms (hidden,) float32, linear weights packed. Queries, keys and values are one
+    weight, and so are gate and up.
+
+    `attended_norm` and `mlp_out_norm` are norms of what is added to the residual, where the family has them.
+    `window`: keys that a row sees at most, its own included; 0 for all.
+    """
 
     attention_norm: torch.Tensor
     qkv: Packed
+    positions: Positions
     output: Packed
     mlp_norm: torch.Tensor
     gate_up: Packed
     down: Packed
+    attended_norm: torch.Tensor | None = None
+    mlp_out_norm: torch.Tensor | None = None
+    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,12 +117,14 @@ class FusedLayers(Protocol):
     def __call__(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """Writes the rows' KV. residual: (rows, hidden), changed in place.
 
-        Returns what the last layer adds to the residual, (rows, hidden), good until the next call.
+        Returns what the last layer adds to the residual, (rows, hidden), before its `mlp_out_norm`, good until the
+        next call.
         """
 
 
 class Kernels(Protocol):
-    """One implementation. Tensors are on its device, in the model's dtype unless said otherwise."""
+    """One implementation, for one shape of layer. Tensors are on its device, in the model's dtype unless said
+    otherwise."""
 
     name: str
     batch_invariant: bool
@@ -89,8 +133,8 @@ class Kernels(Protocol):
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """A pool of zeros; the pages of memory come only as they are written."""
 
-    def pack(self, weight: torch.Tensor) -> Packed:
-        """A (out, in) weight, for `linear` and `logits`. The original may be freed afterwards."""
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
+        """A (out, in) weight and its (out,) bias, for `linear` and `logits`. The originals may be freed then."""
 
     def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
         """(rows, in) -> (rows, out)."""
@@ -98,38 +142,38 @@ class Kernels(Protocol):
     def logits(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
         """(rows, in) -> (rows, out) in float32."""
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """(rows, hidden) -> the same, normalised in float32 (Zhang and Sennrich 2019)."""
+    def add_rms_norm(
+        self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, inner: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Adds `x` to `residual` in place and returns the norm of the sum (Zhang and Sennrich 2019).
 
-    def add_rms_norm(self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Adds `x` to `residual` in place and returns the norm of the sum."""
+        residual, x: (rows, hidden); without `x` the residual's own norm. `inner`: a norm that `x` goes through
+        first; `x` is nobody else's then.
+        """
 
     def rope_and_store(
-        self,
-        qkv: torch.Tensor,
-        rotary: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: AttentionBatch,
+        self, qkv: torch.Tensor, positions: Positions, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
     ) -> torch.Tensor:
-        """Rotates queries and keys, writes keys and values to their slots, returns the queries.
+        """Norms and rotates queries and keys, writes keys and values to their slots, returns the queries.
 
-        qkv: (rows, (heads + 2 * kv_heads) * head_size). rotary: (window, head_size) float32, cosines then sines
-        by position, rotating halves (Su et al. 2021). Returns (rows, heads, head_size).
+        qkv: (rows, (heads + 2 * kv_heads) * head_size). Returns (rows, heads, head_size).
         """
 
     def attention(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: AttentionBatch,
+        window: int = 0,
     ) -> torch.Tensor:
-        """Causal attention of every row over its sequence's blocks.
+        """Causal attention of every row over its sequence's blocks; see `LayerWeights` for the window.
 
         queries: (rows, heads, head_size). Reads keys and values only. Returns (rows, heads * head_size).
         """
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """(rows, 2 * intermediate) -> (rows, intermediate): silu of the first half times the second."""
+    def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """(rows, 2 * intermediate) -> (rows, intermediate): the activation of the first half times the second."""
 
-    def fuse(
-        self, layers: Sequence[LayerWeights], kv: KVTensors, rotary: torch.Tensor, eps: float
-    ) -> FusedLayers | None:
+    def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """All layers in one call with the same results, where these kernels can; else None."""

@@ -13,7 +13,8 @@ def large_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     Large pages spare the address lookups that scattered KV blocks and long weights otherwise wait for.
     """
     count = math.prod(shape)
-    memory = mmap.mmap(-1, count * dtype.itemsize)
+    # private: shared memory, which Python maps unasked, gets large pages from hardly any system
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -2,118 +2,142 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.base import AttentionBatch, KVTensors, LayerWeights, Packed
+from engine.kernels.base import AttentionBatch, KVTensors, LayerShape, LayerWeights, Packed, Positions
 
 _PACK_ROWS = 32
 """The row count that the packed layout is tuned for: a decode batch."""
 
 
+class _Weight(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
 class TorchKernels:
     """See `Kernels`. Weights in bfloat16 are packed once with oneDNN where it has bfloat16 on this CPU."""
 
-    def __init__(self, dtype: torch.dtype, kv_heads: int, head_size: int, block_size: int) -> None:
+    def __init__(self, shape: LayerShape, dtype: torch.dtype, block_size: int) -> None:
+        self._shape = shape
         self._dtype = dtype
-        self._block_shape = (kv_heads, block_size, head_size)
+        self._block_size = block_size
         self._packs = dtype == torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.name = "torch, packed" if self._packs else "torch"
         self.batch_invariant = False  # attention is chosen by the shape of the batch
-        self._layout: tuple[AttentionBatch, _Layout] | None = None
-        """The last batch's: the same for all layers of a step."""
-
-    def linear_is_batch_invariant(self) -> bool:
-        """Tries it: oneDNN promises nothing, and chooses its code by CPU and number of rows."""
-        random = torch.Generator().manual_seed(0)
-        x = torch.randn(256, 576, generator=random).to(self._dtype)
-        weight = self.pack(torch.randn(1536, 576, generator=random).to(self._dtype))
-        whole = self.linear(x, weight)
-        return all(torch.equal(self.linear(x[:rows].clone(), weight), whole[:rows]) for rows in (1, 2, 7, 16, 33, 64))
+        self._layout: tuple[AttentionBatch, int, _Layout] | None = None
+        """The last batch's: the same for all layers of a step that have the same window."""
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""
-        return KVTensors.zeros(layers, (blocks, *self._block_shape), self._dtype)
+        return KVTensors.zeros(
+            layers, (blocks, self._shape.kv_heads, self._block_size, self._shape.head_size), self._dtype
+        )
 
-    def pack(self, weight: torch.Tensor) -> Packed:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
         """See `Kernels.pack`. Packing halves the cost of small batches: plain linear re-packs at every call."""
         if self._packs:
-            return torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
-        return weight
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
+        return _Weight(weight, bias)
 
     def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
         """See `Kernels.linear`."""
         if self._packs:
-            return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # type: ignore[no-any-return]
-        return F.linear(x, weight)
+            result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, *weight, "none", [], "")
+            return result
+        return F.linear(x, *weight)
 
     def logits(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
         """See `Kernels.logits`."""
         return self.linear(x, weight).float()
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """See `Kernels.rms_norm`."""
-        return F.rms_norm(x, weight.shape, weight, eps)
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x.float(), weight.shape, weight, self._shape.eps).to(x.dtype)
 
-    def add_rms_norm(self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def add_rms_norm(
+        self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, inner: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See `Kernels.add_rms_norm`."""
-        residual += x
-        return F.rms_norm(residual, weight.shape, weight, eps)
+        if x is not None:
+            residual += x if inner is None else self._norm(x, inner)
+        return self._norm(residual, weight)
 
     def rope_and_store(
+        self, qkv: torch.Tensor, positions: Positions, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """See `Kernels.rope_and_store`."""
+        heads, kv_heads, size = self._shape.heads, self._shape.kv_heads, self._shape.head_size
+        q, k, v = qkv.view(len(qkv), -1, size).split((heads, kv_heads, kv_heads), dim=1)
+        if positions.query_norm is not None:
+            q = self._norm(q, positions.query_norm)
+        if positions.key_norm is not None:
+            k = self._norm(k, positions.key_norm)
+        if positions.rotary is not None:
+            angles = positions.rotary[batch.positions].unsqueeze(1)
+            q, k = _rotate(q, angles), _rotate(k, angles)
+        block, inside = batch.slots // self._block_size, batch.slots % self._block_size
+        keys[block, :, inside] = k
+        values[block, :, inside] = v
+        return q.contiguous()
+
+    def attention(
         self,
-        qkv: torch.Tensor,
-        rotary: torch.Tensor,
+        queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         batch: AttentionBatch,
+        window: int = 0,
     ) -> torch.Tensor:
-        """See `Kernels.rope_and_store`."""
-        _, kv_heads, block_size, head_size = keys.shape
-        rows = qkv.shape[0]
-        heads = qkv.shape[1] // head_size - 2 * kv_heads
-        parts = qkv.view(rows, heads + 2 * kv_heads, head_size)
-        cosine, sine = rotary[batch.positions].unsqueeze(1).chunk(2, dim=-1)
-        first, second = parts[:, : heads + kv_heads].float().chunk(2, dim=-1)
-        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(qkv.dtype)
-        block, inside = batch.slots // block_size, batch.slots % block_size
-        keys[block, :, inside] = rotated[:, heads:]
-        values[block, :, inside] = parts[:, heads + kv_heads :]
-        return rotated[:, :heads].contiguous()
-
-    def attention(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
-    ) -> torch.Tensor:
-        """See `Kernels.attention`. Gathers the blocks, then torch's own attention over them."""
-        if self._layout is None or self._layout[0] is not batch:
-            self._layout = (batch, _Layout.of(batch, keys.shape[2]))
-        layout = self._layout[1]
+        """See `Kernels.attention`. Gathers the blocks, then attends over them: rows that decode together, others
+        sequence by sequence."""
+        if self._layout is None or self._layout[0] is not batch or self._layout[1] != window:
+            self._layout = (batch, window, _Layout.of(batch, self._block_size, window))
+        layout = self._layout[2]
         rows, heads, head_size = queries.shape
-        kv_heads = keys.shape[1]
+        kv_heads = self._shape.kv_heads
         out = torch.empty_like(queries)
         if len(layout.decode_rows):
             grouped = queries[layout.decode_rows].view(-1, kv_heads, heads // kv_heads, head_size)
             k, v = _gather(keys, layout.decode_tables), _gather(values, layout.decode_tables)
-            attended = F.scaled_dot_product_attention(grouped, k, v, attn_mask=layout.decode_mask)
+            attended = self._attend(grouped, k, v, layout.decode_mask)
             out[layout.decode_rows] = attended.reshape(-1, heads, head_size)
-        for start, end, length, table in layout.prefills:
+        for start, end, length, table, mask in layout.prefills:
             q = queries[start:end].transpose(0, 1).unsqueeze(0)
             k = _gather(keys, table.unsqueeze(0))[:, :, :length]
             v = _gather(values, table.unsqueeze(0))[:, :, :length]
-            mask = None if end - start == length else _causal_mask(end - start, length)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-            out[start:end] = attended[0].transpose(0, 1)
+            out[start:end] = self._attend(q, k, v, mask)[0].transpose(0, 1)
         return out.view(rows, heads * head_size)
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """See `Kernels.silu_mul`."""
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """q (n, heads, rows, head_size), k and v (n, kv_heads, length, head_size)."""
+        shape = self._shape
+        if not shape.softcap:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=shape.scale, enable_gqa=True)
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = (q @ k.transpose(-1, -2)).float() * shape.scale
+        scores = torch.tanh(scores / shape.softcap) * shape.softcap
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
 
-    def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors, rotary: torch.Tensor, eps: float) -> None:
+    def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See `Kernels.gated`."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return (F.silu(gate) if self._shape.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+    def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> None:
         """See `Kernels.fuse`."""
+
+
+def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """x (rows, heads, size), angles (rows, 1, rotated)."""
+    rotated = angles.shape[-1]
+    cosine, sine = angles.chunk(2, dim=-1)
+    first, second = x[..., :rotated].float().chunk(2, dim=-1)
+    turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(x.dtype)
+    return torch.cat((turned, x[..., rotated:]), dim=-1)
 
 
 def _gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
@@ -124,10 +148,10 @@ def _gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     return blocks.transpose(1, 2).reshape(n, kv_heads, width * block_size, head_size)
 
 
-@lru_cache(maxsize=4)
-def _causal_mask(queries: int, length: int) -> torch.Tensor:
-    """(queries, length) bool: the last query sees all keys, the one before it one less."""
-    return torch.ones(queries, length, dtype=torch.bool).tril(diagonal=length - queries)
+def _mask(rows: int, length: int, window: int) -> torch.Tensor:
+    """(rows, length) bool: the last row sees all keys, or the last `window` of them; the one before it one less."""
+    mask = torch.ones(rows, length, dtype=torch.bool).tril(diagonal=length - rows)
+    return mask.triu(diagonal=length - rows - window + 1) if window else mask
 
 
 @dataclass(frozen=True)
@@ -137,21 +161,31 @@ class _Layout:
     decode_rows: torch.Tensor
     decode_tables: torch.Tensor
     decode_mask: torch.Tensor
-    prefills: list[tuple[int, int, int, torch.Tensor]]
+    prefills: list[tuple[int, int, int, torch.Tensor, torch.Tensor]]
 
     @classmethod
-    def of(cls, batch: AttentionBatch, block_size: int) -> "_Layout":
+    def of(cls, batch: AttentionBatch, block_size: int, window: int) -> "_Layout":
         starts, lengths = batch.query_starts.tolist(), batch.lengths.tolist()
         decodes = [n for n in range(len(lengths)) if starts[n + 1] - starts[n] == 1]
         longest = max((lengths[n] for n in decodes), default=0)
         tables = batch.block_tables[decodes, : -(-longest // block_size)]
-        seen = torch.arange(tables.shape[1] * block_size)
+        place = torch.arange(tables.shape[1] * block_size)
+        visible = batch.lengths[decodes].unsqueeze(1)
+        seen = place < visible
+        if window:
+            seen &= place >= visible - window
         return cls(
             decode_rows=torch.tensor([starts[n] for n in decodes], dtype=torch.int64),
             decode_tables=tables,
-            decode_mask=(seen < batch.lengths[decodes].unsqueeze(1))[:, None, None, :],
+            decode_mask=seen[:, None, None, :],
             prefills=[
-                (starts[n], starts[n + 1], lengths[n], batch.block_tables[n, : -(-lengths[n] // block_size)])
+                (
+                    starts[n],
+                    starts[n + 1],
+                    lengths[n],
+                    batch.block_tables[n, : -(-lengths[n] // block_size)],
+                    _mask(starts[n + 1] - starts[n], lengths[n], window),
+                )
                 for n in range(len(lengths))
                 if starts[n + 1] - starts[n] > 1
             ],

@@ -1,12 +1,14 @@
-"""The decoder-only transformer, as a sequence of kernel calls."""
+"""The decoder-only transformer of every family, as a sequence of kernel calls."""
 
-import math
 from collections.abc import Callable
 
 import torch
 
-from engine.kernels import AttentionBatch, Kernels, LayerWeights
-from engine.models.checkpoint import DecoderSpec, RopeScaling
+from engine.errors import CheckpointError
+from engine.kernels import AttentionBatch, Kernels, LayerWeights, Positions
+from engine.kernels.base import Packed
+from engine.models.rope import Rope, rotary_table
+from engine.models.spec import DecoderSpec, LayerSpec
 
 
 class Decoder:
@@ -18,35 +20,52 @@ class Decoder:
     def __init__(
         self, spec: DecoderSpec, weight: Callable[[str], torch.Tensor], kernels: Kernels, dtype: torch.dtype
     ) -> None:
-        """`weight` gives tensors by their checkpoint names. Raises CheckpointError for a missing one."""
+        """`weight` gives tensors by their checkpoint names. Raises CheckpointError for a missing or misshapen one."""
         self.spec = spec
         self.dtype = dtype
         self._kernels = kernels
-        self.parameters = 0
+        self._tables: dict[int, torch.Tensor] = {}
+        reader = _Reader(spec, weight, kernels, dtype)
+        self._embedding = reader.matrix("model.embed_tokens", rows=spec.vocabulary)
+        self._head = kernels.pack(self._embedding) if spec.tied else reader.linear(spec.vocabulary, "lm_head")
+        self._norm = reader.norm("model.norm")
+        self._layers = [self._layer(reader, index, layer) for index, layer in enumerate(spec.layers)]
+        self.parameters = reader.parameters
 
-        def take(*names: str) -> torch.Tensor:
-            parts = [weight(name) for name in names]
-            self.parameters += sum(part.numel() for part in parts)
-            return torch.cat([part.to(dtype) for part in parts]).contiguous()
+    def _layer(self, reader: "_Reader", index: int, layer: LayerSpec) -> LayerWeights:
+        spec, shape, name = self.spec, self.spec.shape, f"model.layers.{index}."
+        attention, mlp = name + "self_attn.", name + "mlp."
+        width = (shape.heads + 2 * shape.kv_heads) * shape.head_size
+        return LayerWeights(
+            attention_norm=reader.norm(name + "input_layernorm"),
+            qkv=reader.linear(
+                width,
+                *([attention + "qkv_proj"] if spec.fused else [f"{attention}{part}_proj" for part in "qkv"]),
+                bias=spec.qkv_bias,
+            ),
+            positions=Positions(
+                rotary=None if layer.rope is None else self._table(layer.rope),
+                query_norm=reader.norm(attention + "q_norm") if spec.head_norms else None,
+                key_norm=reader.norm(attention + "k_norm") if spec.head_norms else None,
+            ),
+            output=reader.linear(shape.hidden, attention + "o_proj", bias=spec.output_bias),
+            mlp_norm=reader.norm(name + ("pre_feedforward" if spec.sandwich else "post_attention") + "_layernorm"),
+            gate_up=reader.linear(
+                2 * shape.intermediate,
+                *([mlp + "gate_up_proj"] if spec.fused else [mlp + "gate_proj", mlp + "up_proj"]),
+                bias=spec.mlp_bias,
+            ),
+            down=reader.linear(shape.hidden, mlp + "down_proj", bias=spec.mlp_bias),
+            attended_norm=reader.norm(name + "post_attention_layernorm") if spec.sandwich else None,
+            mlp_out_norm=reader.norm(name + "post_feedforward_layernorm") if spec.sandwich else None,
+            window=layer.window,
+        )
 
-        self._embedding = take("model.embed_tokens.weight")
-        self._head = kernels.pack(self._embedding if spec.tied else take("lm_head.weight"))
-        self._norm = take("model.norm.weight")
-        self._layers = []
-        for index in range(spec.layers):
-            name = f"model.layers.{index}."
-            attention = name + "self_attn."
-            self._layers.append(
-                LayerWeights(
-                    attention_norm=take(name + "input_layernorm.weight"),
-                    qkv=kernels.pack(take(*(f"{attention}{part}_proj.weight" for part in "qkv"))),
-                    output=kernels.pack(take(attention + "o_proj.weight")),
-                    mlp_norm=take(name + "post_attention_layernorm.weight"),
-                    gate_up=kernels.pack(take(name + "mlp.gate_proj.weight", name + "mlp.up_proj.weight")),
-                    down=kernels.pack(take(name + "mlp.down_proj.weight")),
-                )
-            )
-        self._rotary = rotary_table(spec.window, spec.head_size, spec.rope_theta, spec.rope_scaling)
+    def _table(self, rope: Rope) -> torch.Tensor:
+        """One table for all layers that turn alike."""
+        if id(rope) not in self._tables:
+            self._tables[id(rope)] = rotary_table(rope, self.spec.window)
+        return self._tables[id(rope)]
 
     @property
     def batch_invariant(self) -> bool:
@@ -56,12 +75,13 @@ class Decoder:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV that a token takes in all layers."""
-        return 2 * self.spec.layers * self.spec.kv_heads * self.spec.head_size * self.dtype.itemsize
+        shape = self.spec.shape
+        return 2 * len(self.spec.layers) * shape.kv_heads * shape.head_size * self.dtype.itemsize
 
     def allocate_kv(self, blocks: int) -> None:
         """Makes the KV pool; see `Kernels.new_kv`. Once, before the first step."""
-        self._kv = self._kernels.new_kv(self.spec.layers, blocks)
-        self._fused = self._kernels.fuse(self._layers, self._kv, self._rotary, self.spec.norm_eps)
+        self._kv = self._kernels.new_kv(len(self.spec.layers), blocks)
+        self._fused = self._kernels.fuse(self._layers, self._kv)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole KV blocks, (from, to)."""
@@ -73,47 +93,68 @@ class Decoder:
 
         tokens: (rows,) int64. wanted: (m,) int64, rows that get logits. Returns (m, vocabulary) float32.
         """
-        kernels = self._kernels
         residual = torch.nn.functional.embedding(tokens, self._embedding)
+        if self.spec.embedding_scale != 1.0:
+            residual *= torch.tensor(self.spec.embedding_scale, dtype=self.dtype)  # rounded, as it was trained
         delta = self._one_by_one(residual, batch) if self._fused is None else self._fused(residual, batch)
         if not len(wanted):
             return torch.empty(0, self.spec.vocabulary)
-        x = kernels.add_rms_norm(residual[wanted], delta[wanted], self._norm, self.spec.norm_eps)
-        return kernels.logits(x, self._head)
+        last = self._layers[-1].mlp_out_norm
+        x = self._kernels.add_rms_norm(residual[wanted], delta[wanted], self._norm, last)
+        logits = self._kernels.logits(x, self._head)
+        if cap := self.spec.logit_cap:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
 
     def _one_by_one(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """What `FusedLayers` does, operation by operation."""
-        kernels, eps = self._kernels, self.spec.norm_eps
+        kernels = self._kernels
         delta: torch.Tensor | None = None
+        inner: torch.Tensor | None = None
         for layer, keys, values in zip(self._layers, self._kv.keys, self._kv.values, strict=True):
-            x = (
-                kernels.rms_norm(residual, layer.attention_norm, eps)
-                if delta is None
-                else kernels.add_rms_norm(residual, delta, layer.attention_norm, eps)
+            x = kernels.add_rms_norm(residual, delta, layer.attention_norm, inner)
+            queries = kernels.rope_and_store(kernels.linear(x, layer.qkv), layer.positions, keys, values, batch)
+            attended = kernels.attention(queries, keys, values, batch, layer.window)
+            x = kernels.add_rms_norm(
+                residual, kernels.linear(attended, layer.output), layer.mlp_norm, layer.attended_norm
             )
-            queries = kernels.rope_and_store(kernels.linear(x, layer.qkv), self._rotary, keys, values, batch)
-            attended = kernels.linear(kernels.attention(queries, keys, values, batch), layer.output)
-            x = kernels.add_rms_norm(residual, attended, layer.mlp_norm, eps)
-            delta = kernels.linear(kernels.silu_mul(kernels.linear(x, layer.gate_up)), layer.down)
+            delta = kernels.linear(kernels.gated(kernels.linear(x, layer.gate_up)), layer.down)
+            inner = layer.mlp_out_norm
         assert delta is not None, "a decoder has layers"
         return delta
 
 
-def rotary_table(window: int, head_size: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
-    """(window, head_size) float32: cosines of the head's first half, then the sines, by position."""
-    frequencies = 1.0 / theta ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
-    if scaling is not None:
-        low = scaling.original_window / scaling.low_frequency_factor
-        high = scaling.original_window / scaling.high_frequency_factor
-        wavelengths = 2 * math.pi / frequencies
-        smooth = (scaling.original_window / wavelengths - scaling.low_frequency_factor) / (
-            scaling.high_frequency_factor - scaling.low_frequency_factor
-        )
-        blended = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
-        frequencies = torch.where(
-            wavelengths > low,
-            frequencies / scaling.factor,
-            torch.where(wavelengths < high, frequencies, blended),
-        )
-    angles = torch.arange(window, dtype=torch.float32).unsqueeze(1) * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=1)
+class _Reader:
+    """Takes tensors out of a checkpoint, checks their shapes and counts them."""
+
+    def __init__(
+        self, spec: DecoderSpec, weight: Callable[[str], torch.Tensor], kernels: Kernels, dtype: torch.dtype
+    ) -> None:
+        self.parameters = 0
+        self._spec = spec
+        self._weight = weight
+        self._kernels = kernels
+        self._dtype = dtype
+
+    def _take(self, name: str) -> torch.Tensor:
+        tensor = self._weight(name)
+        self.parameters += tensor.numel()
+        return tensor
+
+    def norm(self, name: str) -> torch.Tensor:
+        weight = self._take(name + ".weight").float()
+        return weight + 1.0 if self._spec.unit_norms else weight.clone()
+
+    def matrix(self, *names: str, rows: int) -> torch.Tensor:
+        whole = torch.cat([self._take(name + ".weight").to(self._dtype) for name in names]).contiguous()
+        if whole.dim() != 2 or len(whole) != rows:
+            raise CheckpointError(
+                f"{' + '.join(names)} has the shape {tuple(whole.shape)}; by config.json it has {rows} rows"
+            )
+        return whole
+
+    def linear(self, rows: int, *names: str, bias: bool = False) -> Packed:
+        weight = self.matrix(*names, rows=rows)
+        if not bias:
+            return self._kernels.pack(weight)
+        return self._kernels.pack(weight, torch.cat([self._take(name + ".bias").to(self._dtype) for name in names]))

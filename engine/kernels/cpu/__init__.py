@@ -1,4 +1,4 @@
-"""The operations in C, for x86-64 CPUs with AVX512-bf16; built at first use."""
+"""The operations in C, for any CPU that has a C compiler beside it; built at first use."""
 
 from engine.kernels.cpu.build import Unavailable
 from engine.kernels.cpu.kernels import CpuKernels

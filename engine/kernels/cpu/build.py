@@ -1,4 +1,4 @@
-"""Builds the C file once for this machine and keeps it in the cache folder."""
+"""Builds the C files once for this machine and keeps the library in the cache folder."""
 
 import ctypes
 import hashlib
@@ -7,12 +7,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.c")
-_FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno"]
-_NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"})
-_BUILD_SECONDS = 120
+_FOLDER = Path(__file__).parent
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno")
+_BUILD_SECONDS = 300
 
 
 class Unavailable(Exception):
@@ -25,24 +25,39 @@ def cpu_features() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return frozenset()
-    return next((frozenset(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), frozenset())
+    return next(
+        (frozenset(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))),
+        frozenset(),
+    )
 
 
-def load(cache: Path) -> ctypes.CDLL:
-    """The library, built if it is not in the cache. Takes about a second then. Raises Unavailable."""
-    features = cpu_features()
-    missing = _NEEDED - features
-    if missing:
-        raise Unavailable(f"this CPU lacks {', '.join(sorted(missing))}")
+def find_compiler() -> str | None:
+    """The C compiler that would be used: $CC, cc, gcc or clang."""
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def native_flag() -> str:
+    """What makes the compiler use all that this CPU has."""
+    return "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+
+
+def load(cache: Path, target: tuple[str, ...] | None = None) -> ctypes.CDLL:
+    """The library, built if it is not in the cache. Takes a few seconds then. Raises Unavailable.
+
+    `target`: compiler flags that choose the instructions, for tests; None for the best this CPU has.
+    """
+    flags = (*_FLAGS, *((native_flag(),) if target is None else target))
     openmp = _loaded_openmp()
-    identity = [SOURCE.read_text(), " ".join(_FLAGS), platform.machine(), " ".join(sorted(features)), str(openmp)]
-    target = cache / "kernels" / f"cpu-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:16]}.so"
-    if not target.is_file():
-        _build(target, openmp)
+    sources = sorted([*_FOLDER.glob("*.c"), *_FOLDER.glob("*.h")])
+    identity = [*(source.read_text() for source in sources), *flags, platform.machine(), str(openmp)]
+    identity += sorted(cpu_features())
+    library = cache / "kernels" / f"cpu-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:16]}.so"
+    if not library.is_file():
+        _build(library, flags, openmp)
     try:
-        return ctypes.CDLL(str(target))
+        return ctypes.CDLL(str(library))
     except OSError as error:
-        raise Unavailable(f"{target} cannot be loaded: {error}") from error
+        raise Unavailable(f"{library} cannot be loaded: {error}") from error
 
 
 def _loaded_openmp() -> Path:
@@ -51,24 +66,37 @@ def _loaded_openmp() -> Path:
     The kernels must use that one: a second runtime has threads of its own, and the two sets would wait for each
     other on the same cores.
     """
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError as error:
+        raise Unavailable(f"they need Linux: {error}") from error
+    for line in maps:
         path = line.split(maxsplit=5)[-1]
         if "libgomp" in Path(path).name or "libiomp5" in Path(path).name:
             return Path(path)
     raise Unavailable("torch runs here without OpenMP")
 
 
-def _build(target: Path, openmp: Path) -> None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+def _build(library: Path, flags: tuple[str, ...], openmp: Path) -> None:
+    compiler = find_compiler()
     if compiler is None:
         raise Unavailable("there is no C compiler (install gcc)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
-        compiled, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
-        _run([compiler, *_FLAGS, "-c", str(SOURCE), "-o", str(compiled)])
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as directory:
+        scratch = Path(directory)
+        sources = sorted(_FOLDER.glob("*.c"))
+        objects = [scratch / f"{source.stem}.o" for source in sources]
+        with ThreadPoolExecutor() as pool:
+            compiles = [
+                pool.submit(_run, [compiler, *flags, "-c", str(source), "-o", str(target)])
+                for source, target in zip(sources, objects, strict=True)
+            ]
+        for compile_ in compiles:
+            compile_.result()
+        linked = scratch / library.name
         # linked with the runtime by path, not with -fopenmp, which would pull in the compiler's own
-        _run([compiler, "-shared", str(compiled), str(openmp), "-lm", "-o", str(linked)])
-        linked.rename(target)
+        _run([compiler, "-shared", *map(str, objects), str(openmp), "-lm", "-o", str(linked)])
+        linked.rename(library)
 
 
 def _run(command: list[str]) -> None:

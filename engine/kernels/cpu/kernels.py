@@ -1,231 +1,300 @@
 """The C operations behind the common protocol."""
 
 import ctypes
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from engine.kernels.base import AttentionBatch, FusedLayers, KVTensors, LayerWeights, Packed
-from engine.kernels.cpu.build import Unavailable, cpu_features, load
+from engine.kernels.base import AttentionBatch, FusedLayers, KVTensors, LayerShape, LayerWeights, Packed, Positions
+from engine.kernels.cpu.build import Unavailable, load
 from engine.kernels.memory import large_zeros
-from engine.kernels.reference import TorchKernels
 
 _POINTER, _INTEGER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "myna_pack": [_POINTER] * 2 + [_SIZE] * 2,
-    "myna_linear": [_POINTER] * 3 + [_SIZE] * 3 + [_INTEGER],
-    "myna_add_rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_FLOAT],
-    "myna_silu_mul": [_POINTER] * 2 + [_SIZE] * 2,
-    "myna_rope_and_store": [_POINTER] * 7 + [_SIZE] * 4,
-    "myna_attention": [_POINTER] * 7 + [_SIZE] * 5 + [_FLOAT, _POINTER, _INTEGER],
-    "myna_attention_state": [],
-    "myna_layers": [_POINTER] * 9 + [_SIZE] * 3 + [_POINTER] * 2,
+    "myna_pack_bytes": [_POINTER] * 3 + [_SIZE] * 2,
+    "myna_linear": [_POINTER] * 3 + [_SIZE, _INTEGER],
+    "myna_add_rms_norm": [_POINTER] * 5 + [_SIZE] * 2 + [_FLOAT],
+    "myna_gated": [_POINTER] * 2 + [_SIZE] * 2 + [_INTEGER],
+    "myna_rope_and_store": [_POINTER] * 7 + [_FLOAT],
+    "myna_attention": [_POINTER] * 6 + [_SIZE, _POINTER],
+    "myna_attention_state": [_SIZE],
+    "myna_scratch": [_POINTER] * 2,
+    "myna_layers": [_POINTER] * 6,
+    "myna_instructions": [],
+    "myna_has_amx": [],
 }
-_RESULTS = {"myna_attention_state": _SIZE, "myna_layers": _POINTER}
+_RESULTS = {
+    "myna_attention_state": _SIZE,
+    "myna_scratch": _SIZE,
+    "myna_layers": _POINTER,
+    "myna_instructions": ctypes.c_char_p,
+    "myna_has_amx": _INTEGER,
+}
 _BLOCK = 16
 _PANEL = 32
+_GROUP = 64
 _LARGEST_HEAD = 256
+_ACTIVATIONS = {"silu": 0, "gelu": 1}
 
 
-class _Panels(NamedTuple):
-    """A packed weight; `tensor` keeps the memory at `address`."""
+def _structure(name: str, fields: str) -> type[ctypes.Structure]:
+    """A C struct: `pointer a b, size c, float d`."""
+    kinds = {"pointer": _POINTER, "size": _SIZE, "float": _FLOAT}
+    listed = []
+    for part in fields.split(","):
+        kind, *names = part.split()
+        listed += [(field, kinds[kind]) for field in names]
+    return type(name, (ctypes.Structure,), {"_fields_": listed})
 
-    tensor: torch.Tensor
-    address: int
+
+# As in kernels.h, layers.c and attention.c.
+_Weight = _structure("_Weight", "pointer data scales bias, size n k")
+_AttentionShape = _structure("_AttentionShape", "size heads kv_heads d threads, float scale softcap")
+_Batch = _structure("_Batch", "pointer positions slots starts lengths tables, size rows n width")
+_Positions = _structure("_Positions", "pointer query_norm key_norm rotary, size rotated")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _Weight) for name in ("qkv", "output", "gate_up", "down")),
+        ("positions", _Positions),
+        *((name, _POINTER) for name in ("attention_norm", "mlp_norm", "attended_norm", "mlp_out_norm")),
+        ("window", _SIZE),
+        ("keys", _POINTER),
+        ("values", _POINTER),
+    ]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, _SIZE) for name in ("layers", "hidden", "intermediate", "activation")),
+        ("eps", _FLOAT),
+        ("attention", _AttentionShape),
+    ]
+
+
+@dataclass(frozen=True)
+class _Panels:
+    """A packed weight; the tensors keep the memory that `weight` points at."""
+
+    weight: ctypes.Structure
+    kept: tuple[torch.Tensor | None, ...]
     columns: int
-    inner: int
 
 
 class CpuKernels:
     """See `Kernels`. bfloat16 only; all tensors contiguous."""
 
-    def __init__(self, cache: Path, *, heads: int, kv_heads: int, head_size: int, block_size: int, hidden: int) -> None:
-        """Builds and loads the library. Raises Unavailable if it cannot be had or does not fit the model."""
-        if block_size != _BLOCK or head_size % 32 or head_size > _LARGEST_HEAD or hidden % 16:
+    def __init__(
+        self,
+        cache: Path,
+        shape: LayerShape,
+        dtype: torch.dtype,
+        block_size: int,
+        *,
+        quantize: str = "none",
+        target: tuple[str, ...] | None = None,
+    ) -> None:
+        """Builds and loads the library. Raises Unavailable if it cannot be had or does not fit the model.
+
+        `target`: see `load`.
+        """
+        if dtype != torch.bfloat16:
+            raise Unavailable(f"they compute in bfloat16, not {dtype}")
+        if block_size != _BLOCK or shape.head_size % 32 or shape.head_size > _LARGEST_HEAD:
             raise Unavailable(
-                f"they need blocks of {_BLOCK} tokens, heads of 32, 64, … {_LARGEST_HEAD} elements and a hidden size "
-                f"in multiples of 16; this is {block_size}, {head_size} and {hidden}"
+                f"they need blocks of {_BLOCK} tokens and heads of 32, 64, … {_LARGEST_HEAD} elements; "
+                f"this is {block_size} and {shape.head_size}"
             )
-        self._library = load(cache)
+        if shape.hidden % 16 or shape.intermediate % 16 or shape.rotated % 32:
+            raise Unavailable(
+                "they need sizes in multiples of 16, and of 32 where heads are rotated; this is "
+                f"{shape.hidden}, {shape.intermediate} and {shape.rotated}"
+            )
+        self._library = load(cache, target)
         for name, arguments in _SIGNATURES.items():
             function = getattr(self._library, name)
             function.argtypes = arguments
             function.restype = _RESULTS.get(name)
-        self._scale = 1.0 / math.sqrt(head_size)
-        self._heads, self._kv_heads, self._head_size = heads, kv_heads, head_size
-        self._threads = torch.get_num_threads()
-        size = self._threads * (heads // kv_heads) * self._library.myna_attention_state()
+        self._shape = shape
+        self._quantize = quantize == "int8"
+        threads = torch.get_num_threads()
+        self._attention = _AttentionShape(
+            shape.heads, shape.kv_heads, shape.head_size, threads, shape.scale, shape.softcap
+        )
+        size = threads * self._library.myna_attention_state(shape.heads // shape.kv_heads)
         self._state = torch.empty(size + 64, dtype=torch.uint8)
         self._state_address = -(-self._state.data_ptr() // 64) * 64
-        # Where the CPU has a matrix unit, oneDNN uses it, and does better than dot products.
-        self._onednn = (
-            TorchKernels(torch.bfloat16, kv_heads, head_size, block_size) if "amx_bf16" in cpu_features() else None
-        )
-        self.name = "cpu, with oneDNN's AMX linear layers" if self._onednn else "cpu"
-        self.batch_invariant = self._onednn is None or self._onednn.linear_is_batch_invariant()
+        instructions = self._library.myna_instructions().decode()
+        self.name = f"C with {'AMX and ' if self._library.myna_has_amx() else ''}{instructions}"
+        if self._quantize:
+            self.name += ", weights in 8 bits"
+        self.batch_invariant = True
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Inside a block, keys and values are in pairs for the dot products."""
-        return KVTensors.zeros(layers, (blocks, self._kv_heads, _BLOCK * self._head_size), torch.bfloat16)
+        return KVTensors.zeros(layers, (blocks, self._shape.kv_heads, _BLOCK * self._shape.head_size), torch.bfloat16)
 
-    def pack(self, weight: torch.Tensor) -> Packed:
-        """See `Kernels.pack`."""
-        if self._onednn is not None:
-            return self._onednn.pack(weight)
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
+        """See `Kernels.pack`. To 8 bits with a scale for 64 of a row, where that was asked for and fits."""
         columns, inner = weight.shape
-        if inner % 2:
-            raise Unavailable(f"a weight has an odd inner size, {inner}")
-        packed = large_zeros((-(-columns // _PANEL) * _PANEL * inner,), torch.bfloat16)
-        self._library.myna_pack(weight.contiguous().data_ptr(), packed.data_ptr(), columns, inner)
-        return _Panels(packed, packed.data_ptr(), columns, inner)
+        weight, panels = weight.contiguous(), -(-columns // _PANEL)
+        bias = None if bias is None else bias.float().contiguous()
+        scales = None
+        if self._quantize and inner % _GROUP == 0:
+            packed = large_zeros((panels * _PANEL * inner,), torch.uint8)
+            scales = large_zeros((panels * _PANEL * inner // _GROUP,), torch.float32)
+            self._library.myna_pack_bytes(weight.data_ptr(), packed.data_ptr(), scales.data_ptr(), columns, inner)
+        else:
+            packed = large_zeros((panels * _PANEL * inner,), torch.bfloat16)
+            self._library.myna_pack(weight.data_ptr(), packed.data_ptr(), columns, inner)
+        held = _Weight(packed.data_ptr(), _address(scales), _address(bias), columns, inner)
+        return _Panels(held, (packed, scales, bias), columns)
 
     def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
         """See `Kernels.linear`."""
-        if self._onednn is not None:
-            return self._onednn.linear(x, weight)
         return self._multiply(x, weight, torch.bfloat16)
 
     def logits(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
         """See `Kernels.logits`."""
-        if self._onednn is not None:
-            return self._onednn.logits(x, weight)
         return self._multiply(x, weight, torch.float32)
 
     def _multiply(self, x: torch.Tensor, weight: Packed, dtype: torch.dtype) -> torch.Tensor:
-        rows = x.shape[0]
-        y = torch.empty(rows, weight.columns, dtype=dtype)
+        y = torch.empty(len(x), weight.columns, dtype=dtype)
         self._library.myna_linear(
-            x.data_ptr(), weight.address, y.data_ptr(), rows, weight.columns, weight.inner, int(dtype is torch.float32)
+            x.data_ptr(), ctypes.byref(weight.weight), y.data_ptr(), len(x), int(dtype is torch.float32)
         )
         return y
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """See `Kernels.rms_norm`."""
-        y = torch.empty_like(x)
-        self._library.myna_add_rms_norm(x.data_ptr(), None, weight.data_ptr(), y.data_ptr(), *x.shape, eps)
-        return y
-
-    def add_rms_norm(self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def add_rms_norm(
+        self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, inner: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See `Kernels.add_rms_norm`."""
-        y = torch.empty_like(x)
+        y = torch.empty_like(residual)
         self._library.myna_add_rms_norm(
-            residual.data_ptr(), x.data_ptr(), weight.data_ptr(), y.data_ptr(), *x.shape, eps
+            residual.data_ptr(),
+            _address(x),
+            _address(inner),
+            weight.data_ptr(),
+            y.data_ptr(),
+            *residual.shape,
+            self._shape.eps,
         )
         return y
 
     def rope_and_store(
-        self,
-        qkv: torch.Tensor,
-        rotary: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: AttentionBatch,
+        self, qkv: torch.Tensor, positions: Positions, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
     ) -> torch.Tensor:
         """See `Kernels.rope_and_store`."""
-        rows = qkv.shape[0]
-        queries = torch.empty(rows, self._heads, self._head_size, dtype=torch.bfloat16)
+        queries = torch.empty(len(qkv), self._shape.heads, self._shape.head_size, dtype=torch.bfloat16)
         self._library.myna_rope_and_store(
-            *(tensor.data_ptr() for tensor in (qkv, rotary, batch.positions, batch.slots, keys, values, queries)),
-            rows,
-            self._heads,
-            self._kv_heads,
-            self._head_size,
+            qkv.data_ptr(),
+            ctypes.byref(_positions(positions)),
+            keys.data_ptr(),
+            values.data_ptr(),
+            queries.data_ptr(),
+            ctypes.byref(_batch(batch)),
+            ctypes.byref(self._attention),
+            self._shape.eps,
         )
         return queries
 
     def attention(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: AttentionBatch,
+        window: int = 0,
     ) -> torch.Tensor:
         """See `Kernels.attention`."""
-        out = torch.empty(queries.shape[0], self._heads * self._head_size, dtype=torch.bfloat16)
-        tables = batch.block_tables
+        out = torch.empty(len(queries), self._shape.heads * self._shape.head_size, dtype=torch.bfloat16)
         self._library.myna_attention(
-            *(tensor.data_ptr() for tensor in (queries, keys, values, out, batch.query_starts, batch.lengths, tables)),
-            *tables.shape,
-            self._heads,
-            self._kv_heads,
-            self._head_size,
-            self._scale,
+            queries.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            out.data_ptr(),
+            ctypes.byref(_batch(batch)),
+            ctypes.byref(self._attention),
+            window,
             self._state_address,
-            self._threads,
         )
         return out
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """See `Kernels.silu_mul`."""
+    def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See `Kernels.gated`."""
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         y = torch.empty(rows, size, dtype=torch.bfloat16)
-        self._library.myna_silu_mul(gate_up.data_ptr(), y.data_ptr(), rows, size)
+        self._library.myna_gated(
+            gate_up.data_ptr(), y.data_ptr(), rows, size, _ACTIVATIONS[self._shape.activation]
+        )
         return y
 
-    def fuse(
-        self, layers: Sequence[LayerWeights], kv: KVTensors, rotary: torch.Tensor, eps: float
-    ) -> FusedLayers | None:
-        """See `Kernels.fuse`. Not with oneDNN's linear layers, which cannot be called from C here."""
-        if self._onednn is not None:
-            return None
+    def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
+        """See `Kernels.fuse`."""
         shape = _Shape(
             len(layers),
-            len(layers[0].attention_norm),
-            layers[0].down.inner,
-            self._heads,
-            self._kv_heads,
-            self._head_size,
-            self._threads,
-            eps,
-            self._scale,
+            self._shape.hidden,
+            self._shape.intermediate,
+            _ACTIVATIONS[self._shape.activation],
+            self._shape.eps,
+            self._attention,
         )
-        return _Fused(self._library, layers, kv, rotary, shape, self._state_address)
+        return _Fused(self._library, layers, kv, shape, self._state_address)
 
 
-class _Layer(ctypes.Structure):
-    """`Layer` in kernels.c."""
-
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in ("attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down", "keys", "values")
-    ]
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
-class _Shape(ctypes.Structure):
-    """`Shape` in kernels.c."""
+def _positions(positions: Positions) -> ctypes.Structure:
+    rotated = 0 if positions.rotary is None else positions.rotary.shape[1]
+    return _Positions(
+        _address(positions.query_norm), _address(positions.key_norm), _address(positions.rotary), rotated
+    )
 
-    _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_size", "threads")
-        ),
-        ("eps", ctypes.c_float),
-        ("scale", ctypes.c_float),
-    ]
+
+def _batch(batch: AttentionBatch) -> ctypes.Structure:
+    return _Batch(
+        batch.positions.data_ptr(),
+        batch.slots.data_ptr(),
+        batch.query_starts.data_ptr(),
+        batch.lengths.data_ptr(),
+        batch.block_tables.data_ptr(),
+        len(batch.positions),
+        *batch.block_tables.shape,
+    )
 
 
 class _Fused:
-    """See `FusedLayers`. Owns the activations, which are kept between steps."""
+    """See `FusedLayers`. Owns the activations' memory, which is kept between steps."""
 
     def __init__(
         self,
         library: ctypes.CDLL,
         layers: Sequence[LayerWeights],
         kv: KVTensors,
-        rotary: torch.Tensor,
         shape: _Shape,
         state_address: int,
     ) -> None:
-        self._run = library.myna_layers
-        self._kept = (layers, kv, rotary)  # C holds their addresses
+        self._library = library
+        self._kept = (layers, kv)  # C holds their addresses
         self._layers = (_Layer * len(layers))(
             *(
                 _Layer(
+                    layer.qkv.weight,
+                    layer.output.weight,
+                    layer.gate_up.weight,
+                    layer.down.weight,
+                    _positions(layer.positions),
                     layer.attention_norm.data_ptr(),
-                    layer.qkv.address,
-                    layer.output.address,
                     layer.mlp_norm.data_ptr(),
-                    layer.gate_up.address,
-                    layer.down.address,
+                    _address(layer.attended_norm),
+                    _address(layer.mlp_out_norm),
+                    layer.window,
                     keys.data_ptr(),
                     values.data_ptr(),
                 )
@@ -233,29 +302,20 @@ class _Fused:
             )
         )
         self._shape = shape
-        self._addresses = (ctypes.addressof(self._layers), ctypes.addressof(shape), rotary.data_ptr())
         self._state_address = state_address
-        self._row = 2 * shape.hidden + (3 * shape.heads + 2 * shape.kv_heads) * shape.head_size + 3 * shape.intermediate
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
     def __call__(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """See `FusedLayers`."""
-        rows = len(residual)
-        if len(self._scratch) < rows * self._row:
-            self._scratch = torch.empty(rows * self._row, dtype=torch.bfloat16)
-        layers, shape, rotary = self._addresses
-        address = self._run(
+        held = _batch(batch)
+        needed = self._library.myna_scratch(ctypes.byref(self._shape), ctypes.byref(held)) // 2
+        if len(self._scratch) < needed:
+            self._scratch = torch.empty(needed + needed // 4, dtype=torch.bfloat16)
+        address = self._library.myna_layers(
             residual.data_ptr(),
-            layers,
-            shape,
-            rotary,
-            batch.positions.data_ptr(),
-            batch.slots.data_ptr(),
-            batch.query_starts.data_ptr(),
-            batch.lengths.data_ptr(),
-            batch.block_tables.data_ptr(),
-            rows,
-            *batch.block_tables.shape,
+            self._layers,
+            ctypes.byref(self._shape),
+            ctypes.byref(held),
             self._scratch.data_ptr(),
             self._state_address,
         )

@@ -1,7 +1,13 @@
 """engine/kernels/: every implementation against float64, over random shapes and block tables."""
 
+import math
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,89 +17,181 @@ from hypothesis import strategies as st
 
 from engine.config import default_cache
 from engine.errors import EngineError
-from engine.kernels import AttentionBatch, Kernels, select_kernels
+from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions, select_kernels
 from engine.kernels.cpu import CpuKernels, Unavailable
-from engine.kernels.cpu import build as build_module
-from engine.kernels.cpu import kernels as cpu_module
+from engine.kernels.cpu.build import cpu_features
 from engine.kernels.reference import TorchKernels
-from engine.models.checkpoint import DecoderSpec
-from engine.models.decoder import rotary_table
+from engine.models.rope import Rope, rotary_table
 
 SIZE = 16
 BF16, F32 = torch.bfloat16, torch.float32
+EPS = 1e-5
+
+TARGETS: dict[str, tuple[tuple[str, ...] | None, frozenset[str]]] = {
+    "native": (None, frozenset()),
+    "emulated AMX": (("-march=native", "-DMYNA_EMULATE_AMX"), frozenset()),
+    "AVX512": (("-march=skylake-avx512",), frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})),
+    "AVX2": (("-march=haswell",), frozenset({"avx2", "fma"})),
+    "plain": (("-march=x86-64",), frozenset({"sse2"})),
+}
+"""What the C files can be built for: compiler flags, and the CPU features without which that cannot run here."""
 
 
-def cpu(heads: int = 4, kv_heads: int = 2, head_size: int = 64) -> Kernels:
-    """The C kernels, or a skip that says why this machine cannot run them."""
-    try:
-        return CpuKernels(
-            Path(default_cache()), heads=heads, kv_heads=kv_heads, head_size=head_size, block_size=SIZE, hidden=64
-        )
-    except Unavailable as reason:
-        pytest.skip(str(reason))
+@dataclass(frozen=True)
+class Hand:
+    """An implementation, its dtype, and the error it may make relative to the largest value."""
+
+    make: Callable[[LayerShape], Kernels]
+    dtype: torch.dtype
+    error: float
 
 
-def hands(heads: int = 4, kv_heads: int = 2, head_size: int = 64) -> list[tuple[Kernels, torch.dtype, float]]:
-    """Each implementation with its dtype and the error it may make, relative to the largest value."""
-    found: list[tuple[Kernels, torch.dtype, float]] = [
-        (TorchKernels(F32, kv_heads, head_size, SIZE), F32, 1e-5),
-        (TorchKernels(BF16, kv_heads, head_size, SIZE), BF16, 2e-2),
+def hands() -> list[Any]:
+    """All that can run here, as test parameters."""
+    found = [
+        pytest.param(Hand(lambda shape: TorchKernels(shape, F32, SIZE), F32, 1e-5), id="torch float32"),
+        pytest.param(Hand(lambda shape: TorchKernels(shape, BF16, SIZE), BF16, 2e-2), id="torch bfloat16"),
     ]
-    if "avx512_bf16" in build_module.cpu_features():
-        found.append((cpu(heads, kv_heads, head_size), BF16, 2e-2))
-        # as on a CPU with AMX; oneDNN does without it too
-        with patch.object(cpu_module, "cpu_features", lambda: frozenset({"amx_bf16"})):
-            found.append((cpu(heads, kv_heads, head_size), BF16, 2e-2))
+    for name, (flags, needed) in TARGETS.items():
+        if not needed <= cpu_features() or (flags and platform.machine() != "x86_64"):
+            continue
+
+        def make(shape: LayerShape, flags: tuple[str, ...] | None = flags) -> Kernels:
+            return CpuKernels(Path(default_cache()), shape, BF16, SIZE, target=flags)
+
+        found.append(pytest.param(Hand(make, BF16, 2e-2), id=f"C, {name}"))
     return found
+
+
+every_hand = pytest.mark.parametrize("hand", hands())
+every_c_hand = pytest.mark.parametrize("hand", hands()[2:])
+
+
+def layer_shape(heads: int = 4, kv_heads: int = 2, head_size: int = 64, **other: Any) -> LayerShape:
+    defaults: dict[str, Any] = {
+        "rotated": head_size,
+        "hidden": 64,
+        "intermediate": 64,
+        "activation": "silu",
+        "scale": head_size**-0.5,
+        "softcap": 0.0,
+        "eps": EPS,
+    }
+    return LayerShape(heads, kv_heads, head_size, **{**defaults, **other})
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor, error: float) -> bool:
     return bool((got.double() - wanted).abs().max() <= error * max(1.0, float(wanted.abs().max())))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 8, 13, 14, 15, 29, 64])
-@pytest.mark.parametrize(("inner", "columns"), [(64, 32), (96, 72), (576, 960), (130, 1)])
-def test_linear(rows: int, inner: int, columns: int) -> None:
+@every_hand
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 13, 14, 15, 16, 17, 29, 33, 64, 81])
+@pytest.mark.parametrize(("inner", "columns"), [(64, 32), (96, 72), (576, 960), (80, 33)])
+def test_linear(hand: Hand, rows: int, inner: int, columns: int) -> None:
     torch.manual_seed(rows)
-    for kernels, dtype, error in hands():
-        x, weight = torch.randn(rows, inner).to(dtype), (torch.randn(columns, inner) / inner**0.5).to(dtype)
-        wanted = x.double() @ weight.double().T
-        packed = kernels.pack(weight)
-        assert close(kernels.linear(x, packed), wanted, error), kernels.name
-        logits = kernels.logits(x, packed)
-        assert logits.dtype == F32
-        assert close(logits, wanted, error), kernels.name
+    kernels = hand.make(layer_shape())
+    x, weight = torch.randn(rows, inner).to(hand.dtype), (torch.randn(columns, inner) / inner**0.5).to(hand.dtype)
+    bias = torch.randn(columns).to(hand.dtype)
+    wanted = x.double() @ weight.double().T
+    packed, biased = kernels.pack(weight), kernels.pack(weight, bias)
+    assert close(kernels.linear(x, packed), wanted, hand.error)
+    assert close(kernels.linear(x, biased), wanted + bias.double(), hand.error)
+    logits = kernels.logits(x, packed)
+    assert logits.dtype == F32
+    assert close(logits, wanted, hand.error)
 
 
+@pytest.mark.parametrize("target", [name for name, (_, needed) in TARGETS.items() if needed <= cpu_features()])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 13, 40])
+@pytest.mark.parametrize(("inner", "columns"), [(64, 32), (576, 960), (128, 33), (96, 40)])
+def test_linear_in_8_bits(target: str, rows: int, inner: int, columns: int) -> None:
+    """To the error of the rounding: half a step of 1/127 for weights and for inputs, over independent terms."""
+    torch.manual_seed(rows)
+    kernels = CpuKernels(
+        Path(default_cache()), layer_shape(), BF16, SIZE, quantize="int8", target=TARGETS[target][0]
+    )
+    x, weight = torch.randn(rows, inner).to(BF16), (torch.randn(columns, inner) / inner**0.5).to(BF16)
+    x[:, :3] *= 20  # outliers, as real activations have them, must only hurt their own group
+    wanted = x.double() @ weight.double().T
+    packed = kernels.pack(weight)
+    assert (packed.weight.scales is not None) == (inner % 64 == 0), "what does not fit stays in bfloat16"
+    got = kernels.logits(x, packed)
+    assert float((got.double() - wanted).abs().max()) < 0.05 * float(wanted.std()) * math.sqrt(math.log(got.numel()))
+    for row in range(rows):
+        assert torch.equal(kernels.logits(x[row : row + 1].clone(), packed)[0], got[row])
+
+
+def test_zeros_and_extremes_survive_8_bits() -> None:
+    kernels = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, quantize="int8")
+    weight = torch.zeros(32, 64, dtype=BF16)
+    weight[1], weight[2] = 3e4, -1e-30
+    x = torch.zeros(2, 64, dtype=BF16)
+    x[1] = 2.0
+    got = kernels.logits(x, kernels.pack(weight))
+    assert not got[0].any()
+    assert got[1, 1] == pytest.approx(2 * 3e4 * 64, rel=0.01)
+    assert bool(got.isfinite().all())
+
+
+@every_hand
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_norms_and_activation(rows: int) -> None:
+def test_norms(hand: Hand, rows: int) -> None:
     torch.manual_seed(rows)
-    for kernels, dtype, error in hands():
-        x, residual, weight = torch.randn(rows, 64).to(dtype), torch.randn(rows, 64).to(dtype), torch.rand(64).to(dtype)
+    kernels = hand.make(layer_shape())
+    x, residual = torch.randn(rows, 64).to(hand.dtype), torch.randn(rows, 64).to(hand.dtype)
+    weight, inner = torch.rand(64), torch.rand(64)
 
-        def norm(value: torch.Tensor, scale: torch.Tensor = weight) -> torch.Tensor:
-            value = value.double()
-            return value / (value.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * scale.double()
+    def norm(value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        value = value.double()
+        return value / (value.pow(2).mean(-1, keepdim=True) + EPS).sqrt() * scale.double()
 
-        assert close(kernels.rms_norm(x, weight, 1e-5), norm(x), error), kernels.name
-        total = (residual + x).clone()
-        assert close(kernels.add_rms_norm(residual, x, weight, 1e-5), norm(total), error), kernels.name
-        assert torch.equal(residual, total), "the sum stays in the residual"
-        gate, up = (x * 4).double().chunk(2, dim=-1)
-        wanted = gate * torch.sigmoid(gate) * up
-        assert close(kernels.silu_mul((x * 4).contiguous()), wanted, error), kernels.name
+    untouched = residual.clone()
+    assert close(kernels.add_rms_norm(residual, None, weight), norm(residual, weight), hand.error)
+    assert torch.equal(residual, untouched)
+    total = (residual + x).clone()
+    assert close(kernels.add_rms_norm(residual, x.clone(), weight), norm(total, weight), hand.error)
+    assert torch.equal(residual, total), "the sum stays in the residual"
+    wanted = residual.double() + norm(x, inner)
+    got = kernels.add_rms_norm(residual, x.clone(), weight, inner)
+    assert close(residual, wanted, hand.error)
+    assert close(got, norm(residual, weight), hand.error)
 
 
-def make_batch(sequences: list[tuple[int, int]], seed: int = 0) -> tuple[AttentionBatch, int]:
-    """(keys, query rows) for each sequence, its blocks scattered over a pool. Returns also the pool's blocks."""
+@every_hand
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_gated(hand: Hand, rows: int, activation: Any) -> None:
+    torch.manual_seed(rows)
+    kernels = hand.make(layer_shape(activation=activation))
+    x = (torch.randn(rows, 128) * 4).to(hand.dtype)
+    x[0, :4] = torch.tensor([0.0, 300.0, -300.0, 1e4])
+    gate, up = x.double().chunk(2, dim=-1)
+    active = (
+        gate * torch.sigmoid(gate)
+        if activation == "silu"
+        else 0.5 * gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+    )
+    got = kernels.gated(x)
+    assert bool(got.isfinite().all())
+    assert close(got, active * up, hand.error)
+
+
+def make_batch(
+    sequences: list[tuple[int, int]], seed: int = 0, shared: int = 0, width: int = 0
+) -> tuple[AttentionBatch, int]:
+    """(keys, query rows) for each sequence, its blocks scattered over a pool, the first `shared` blocks of all the
+    same. Tables are at least `width` wide. Returns also the pool's blocks."""
     random = np.random.default_rng(seed)
     needed = [-(-length // SIZE) for length, _ in sequences]
-    order = 1 + random.permutation(sum(needed))
-    tables = np.zeros((len(sequences), max(needed)), dtype=np.int32)
-    at = 0
+    total = shared + sum(max(0, count - shared) for count in needed)
+    order = 1 + random.permutation(total)
+    tables = np.zeros((len(sequences), max(*needed, width)), dtype=np.int32)
+    at = shared
     for row, count in enumerate(needed):
-        tables[row, :count] = order[at : at + count]
-        at += count
+        common = min(count, shared)
+        tables[row, :common] = order[:common]
+        tables[row, common:count] = order[at : at + count - common]
+        at += count - common
     positions = [np.arange(length - rows, length) for length, rows in sequences]
     slots = [tables[row, place // SIZE] * SIZE + place % SIZE for row, place in enumerate(positions)]
     starts = np.cumsum([0, *(rows for _, rows in sequences)])
@@ -104,69 +202,114 @@ def make_batch(sequences: list[tuple[int, int]], seed: int = 0) -> tuple[Attenti
         lengths=torch.tensor([length for length, _ in sequences], dtype=torch.int32),
         block_tables=torch.from_numpy(tables),
     )
-    return batch, sum(needed) + 1
+    return batch, total + 1
 
 
-def attend_exactly(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: int) -> torch.Tensor:
+def rotate_exactly(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """x (rows, heads, d), angles (rows, rotated), float64."""
+    cosine, sine = angles.unsqueeze(1).chunk(2, -1)
+    rotated = angles.shape[-1]
+    first, second = x[..., :rotated].chunk(2, -1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, x[..., rotated:]), -1)
+
+
+def attend_exactly(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: LayerShape, window: int = 0
+) -> torch.Tensor:
     """q (rows, heads, d), k and v (length, kv_heads, d), float64."""
-    group = q.shape[1] // k.shape[1]
+    rows, group = len(q), q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    scores = torch.einsum("qhd,khd->hqk", q, k) * shape.scale
+    if shape.softcap:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
     seen = torch.ones(rows, len(k), dtype=torch.bool).tril(len(k) - rows)
+    if window:
+        seen &= torch.ones(rows, len(k), dtype=torch.bool).triu(len(k) - rows - window + 1)
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, v)
 
 
 def check_attention(
-    kernels: Kernels, dtype: torch.dtype, error: float, sequences: list[tuple[int, int]], shape: tuple[int, int, int]
+    hand: Hand, shape: LayerShape, sequences: list[tuple[int, int]], *, window: int = 0, head_norms: bool = False
 ) -> None:
     """Writes every key through rope_and_store, as prefill does, then asks for the query rows."""
-    heads, kv_heads, d = shape
+    kernels, heads, kv_heads, d = hand.make(shape), shape.heads, shape.kv_heads, shape.head_size
     torch.manual_seed(len(sequences))
     _, blocks = make_batch(sequences)
     kv = kernels.new_kv(1, blocks)
     keys, values = kv.keys[0], kv.values[0]
-    rotary = rotary_table(512, d, 10000.0, None)
+    norms = (torch.rand(d) + 0.5, torch.rand(d) + 0.5) if head_norms else (None, None)
+    rotary = rotary_table(Rope(shape.rotated, 10000.0, "default", {}), 512) if shape.rotated else None
+    positions = Positions(rotary, *norms)
     whole, _ = make_batch([(length, length) for length, _ in sequences])
-    qkv = torch.randn(sum(length for length, _ in sequences), (heads + 2 * kv_heads) * d).to(dtype)
-    queries = kernels.rope_and_store(qkv, rotary, keys, values, whole)
+    qkv = torch.randn(sum(length for length, _ in sequences), (heads + 2 * kv_heads) * d).to(hand.dtype)
+    queries = kernels.rope_and_store(qkv, positions, keys, values, whole)
 
-    parts = qkv.double().view(-1, heads + 2 * kv_heads, d)
-    cosine, sine = rotary.double()[whole.positions].unsqueeze(1).chunk(2, -1)
-    first, second = parts[:, : heads + kv_heads].chunk(2, -1)
-    rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
-    assert close(queries, rotated[:, :heads], error), kernels.name
+    q, k, v = qkv.double().view(len(qkv), -1, d).split((heads, kv_heads, kv_heads), dim=1)
+    if head_norms:
+        q, k = (
+            x / (x.pow(2).mean(-1, keepdim=True) + EPS).sqrt() * norm.double()
+            for x, norm in ((q, norms[0]), (k, norms[1]))
+            if norm is not None
+        )
+    if rotary is not None:
+        angles = rotary.double()[whole.positions]
+        q, k = rotate_exactly(q, angles), rotate_exactly(k, angles)
+    assert close(queries, q, hand.error)
 
     batch, _ = make_batch(sequences)
     ends = np.cumsum([length for length, _ in sequences])
     asked = torch.cat([torch.arange(end - rows, end) for end, (_, rows) in zip(ends, sequences, strict=True)])
-    got = kernels.attention(queries[asked].contiguous(), keys, values, batch).view(-1, heads, d)
+    got = kernels.attention(queries[asked].contiguous(), keys, values, batch, window).view(-1, heads, d)
     at = 0
     for end, (length, rows) in zip(ends, sequences, strict=True):
-        k = rotated[end - length : end, heads:].to(dtype).double()
-        v = parts[end - length : end, heads + kv_heads :]
-        wanted = attend_exactly(queries[end - rows : end].double(), k, v, rows)
-        assert close(got[at : at + rows], wanted, error), (kernels.name, sequences)
+        own = slice(end - length, end)
+        wanted = attend_exactly(
+            queries[end - rows : end].double(), k[own].to(hand.dtype).double(), v[own], shape, window
+        )
+        assert close(got[at : at + rows], wanted, hand.error), sequences
         at += rows
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 64), (9, 3, 64), (8, 1, 32), (6, 2, 96), (4, 2, 128), (2, 1, 256)])
+LENGTHS = [
+    [(1, 1)],
+    [(16, 16)],
+    [(17, 1), (16, 1), (15, 1)],
+    [(128, 1), (129, 1), (300, 1)],
+    [(130, 33), (5, 1), (40, 40), (257, 16)],
+]
+
+
+@every_hand
+@pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 64), (8, 1, 32), (6, 2, 96), (4, 2, 128), (2, 1, 256)], ids=str)
+@pytest.mark.parametrize("sequences", LENGTHS)
+def test_attention(hand: Hand, heads: tuple[int, int, int], sequences: list[tuple[int, int]]) -> None:
+    check_attention(hand, layer_shape(*heads), sequences)
+
+
+@every_hand
+@pytest.mark.parametrize("sequences", LENGTHS)
 @pytest.mark.parametrize(
-    "sequences",
+    ("shape", "window", "head_norms"),
     [
-        [(1, 1)],
-        [(16, 16)],
-        [(17, 1), (16, 1), (15, 1)],
-        [(128, 1), (129, 1), (300, 1)],
-        [(130, 33), (5, 1), (40, 40), (257, 16)],
+        (layer_shape(), 1, False),
+        (layer_shape(), 20, True),
+        (layer_shape(), 130, False),
+        (layer_shape(softcap=5.0, scale=0.3), 0, False),
+        (layer_shape(softcap=50.0), 33, True),
+        (layer_shape(rotated=32), 0, True),
+        (layer_shape(rotated=0), 0, False),
     ],
+    ids=["itself alone", "window", "window of a segment", "soft cap", "all", "half rotated", "no positions"],
 )
-def test_attention(shape: tuple[int, int, int], sequences: list[tuple[int, int]]) -> None:
-    for kernels, dtype, error in hands(*shape):
-        check_attention(kernels, dtype, error, sequences, shape)
+def test_attention_of_every_family(
+    hand: Hand, sequences: list[tuple[int, int]], shape: LayerShape, window: int, head_norms: bool
+) -> None:
+    check_attention(hand, shape, sequences, window=window, head_norms=head_norms)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@every_hand
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sequences=st.lists(
         st.integers(1, 200).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length))),
@@ -176,84 +319,161 @@ def test_attention(shape: tuple[int, int, int], sequences: list[tuple[int, int]]
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 5),
     head_size=st.sampled_from([32, 64, 96]),
+    window=st.sampled_from([0, 0, 5, 64]),
 )
-def test_attention_over_any_batch(sequences: list[tuple[int, int]], kv_heads: int, group: int, head_size: int) -> None:
-    shape = (kv_heads * group, kv_heads, head_size)
-    for kernels, dtype, error in hands(*shape):
-        check_attention(kernels, dtype, error, sequences, shape)
+def test_attention_over_any_batch(
+    hand: Hand, sequences: list[tuple[int, int]], kv_heads: int, group: int, head_size: int, window: int
+) -> None:
+    check_attention(hand, layer_shape(kv_heads * group, kv_heads, head_size), sequences, window=window)
 
 
-def test_rows_do_not_depend_on_their_neighbours() -> None:
-    """Bit for bit, where the kernels say so."""
-    for kernels, _, _ in hands():
-        if not kernels.batch_invariant:
-            continue
-        torch.manual_seed(1)
-        packed = kernels.pack(torch.randn(96, 64).to(BF16))
-        x = torch.randn(70, 64).to(BF16)
-        whole = kernels.linear(x, packed)
-        for rows in range(1, 70):
-            assert torch.equal(kernels.linear(x[:rows].contiguous(), packed), whole[:rows]), (kernels.name, rows)
+@every_c_hand
+def test_rows_do_not_depend_on_their_neighbours(hand: Hand) -> None:
+    """Bit for bit, as the C kernels promise."""
+    kernels = hand.make(layer_shape())
+    assert kernels.batch_invariant
+    torch.manual_seed(1)
+    packed = kernels.pack(torch.randn(96, 64).to(BF16))
+    x = torch.randn(70, 64).to(BF16)
+    whole = kernels.linear(x, packed)
+    for rows in range(1, 70):
+        assert torch.equal(kernels.linear(x[:rows].contiguous(), packed), whole[:rows]), rows
 
 
-def test_attention_does_not_depend_on_the_batch() -> None:
-    kernels = cpu(9, 3, 64)
-    torch.manual_seed(2)
-    sequences = [(300, 40), (77, 1), (128, 5)]
-    batch, blocks = make_batch(sequences)
+def alone(batch: AttentionBatch, index: int, row: int) -> AttentionBatch:
+    """One row of a sequence by itself, as decode does it."""
+    length, starts = int(batch.lengths[index]), batch.query_starts
+    rows = int(starts[index + 1] - starts[index])
+    return AttentionBatch(
+        positions=torch.tensor([length - rows + row]),
+        slots=torch.tensor([0]),
+        query_starts=torch.tensor([0, 1], dtype=torch.int32),
+        lengths=torch.tensor([length - rows + row + 1], dtype=torch.int32),
+        block_tables=batch.block_tables[index : index + 1].contiguous(),
+    )
+
+
+@every_c_hand
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 500), st.integers(1, 20)), min_size=1, max_size=24),
+    shared=st.integers(0, 24),
+    window=st.sampled_from([0, 0, 100]),
+    width=st.sampled_from([0, 40]),
+)
+def test_a_shared_prefix_changes_no_bit(
+    hand: Hand, lengths: list[tuple[int, int]], shared: int, window: int, width: int
+) -> None:
+    """Sequences that begin with the same blocks attend together, and each gets what it gets by itself."""
+    kernels = hand.make(layer_shape(6, 3, 64))
+    sequences = [(length, rows if rows <= min(length, 3) else 1) for length, rows in lengths]
+    batch, blocks = make_batch(sequences, shared=shared, width=width)
     kv = kernels.new_kv(1, blocks)
+    torch.manual_seed(3)
     for tensor in (kv.keys[0], kv.values[0]):
         tensor.copy_(torch.randn(tensor.shape).to(BF16))
-    queries = torch.randn(46, 9, 64).to(BF16)
-    whole = kernels.attention(queries, kv.keys[0], kv.values[0], batch)
+    queries = torch.randn(sum(rows for _, rows in sequences), 6, 64).to(BF16)
+    whole = kernels.attention(queries, kv.keys[0], kv.values[0], batch, window)
     starts = batch.query_starts.tolist()
-    for index, (length, rows) in enumerate(sequences):
-        for row in range(rows):  # every row by itself, as decode does
-            alone = AttentionBatch(
-                positions=torch.tensor([length - rows + row]),
-                slots=torch.tensor([0]),
-                query_starts=torch.tensor([0, 1], dtype=torch.int32),
-                lengths=torch.tensor([length - rows + row + 1], dtype=torch.int32),
-                block_tables=batch.block_tables[index : index + 1].contiguous(),
-            )
+    for index, (_, rows) in enumerate(sequences):
+        for row in range(rows):
             at = starts[index] + row
-            got = kernels.attention(queries[at : at + 1].contiguous(), kv.keys[0], kv.values[0], alone)
+            query = queries[at : at + 1].contiguous()
+            got = kernels.attention(query, kv.keys[0], kv.values[0], alone(batch, index, row), window)
             assert torch.equal(got[0], whole[at])
 
 
-def test_blocks_are_copied_whole() -> None:
-    for kernels, _, _ in hands():
-        kv = kernels.new_kv(2, 4)
-        kv.keys[1][2] = 3.0
-        kv.values[0][2] = 4.0
-        kv.copy_blocks([(2, 3)])
-        assert bool((kv.keys[1][3] == 3.0).all())
-        assert bool((kv.values[0][3] == 4.0).all())
-        assert not kv.keys[0][3].any()
+@every_c_hand
+def test_attention_by_blocks_is_attention(hand: Hand) -> None:
+    """A tree of prefixes: eight of all, three more of half, the rest their own, against float64."""
+    shape = layer_shape(6, 3, 64)
+    kernels = hand.make(shape)
+    torch.manual_seed(4)
+    tables = np.zeros((16, 24), dtype=np.int32)
+    tables[:, :8] = np.arange(1, 9)
+    tables[::2, 8:11] = np.arange(9, 12)
+    tables[1::2, 8:11] = np.arange(12, 15)
+    tables[:, 11:] = 15 + np.arange(16 * 13).reshape(16, 13)
+    lengths = [11 * SIZE + 1 + 12 * row for row in range(16)]
+    keys, values = torch.randn(2, 15 + 16 * 13, SIZE, 3, 64).to(BF16)
+    kv = kernels.new_kv(1, len(keys))
+    every = AttentionBatch(
+        positions=torch.zeros(len(keys) * SIZE, dtype=torch.int64),
+        slots=torch.arange(len(keys) * SIZE),
+        query_starts=torch.tensor([0, len(keys) * SIZE], dtype=torch.int32),
+        lengths=torch.tensor([len(keys) * SIZE], dtype=torch.int32),
+        block_tables=torch.zeros(1, len(keys), dtype=torch.int32),
+    )
+    qkv = torch.cat((torch.zeros(len(keys) * SIZE, 6, 64, dtype=BF16), keys.flatten(0, 1), values.flatten(0, 1)), 1)
+    kernels.rope_and_store(qkv.flatten(1).contiguous(), Positions(None), kv.keys[0], kv.values[0], every)
+    queries = torch.randn(16, 6, 64).to(BF16)
+    batch = AttentionBatch(
+        positions=torch.tensor(lengths) - 1,
+        slots=torch.zeros(16, dtype=torch.int64),
+        query_starts=torch.arange(17, dtype=torch.int32),
+        lengths=torch.tensor(lengths, dtype=torch.int32),
+        block_tables=torch.from_numpy(tables),
+    )
+    got = kernels.attention(queries, kv.keys[0], kv.values[0], batch).view(16, 6, 64)
+    for row, length in enumerate(lengths):
+        k, v = (t[torch.from_numpy(tables[row]).long()].flatten(0, 1)[:length].double() for t in (keys, values))
+        assert close(got[row : row + 1], attend_exactly(queries[row : row + 1].double(), k, v, shape), hand.error)
 
 
-SPEC = DecoderSpec("X", 1, 64, 4, 2, 32, 64, 100, 64, 1e-5, 1e4, None, False)
+@every_hand
+def test_blocks_are_copied_whole(hand: Hand) -> None:
+    kv = hand.make(layer_shape()).new_kv(2, 4)
+    kv.keys[1][2] = 3.0
+    kv.values[0][2] = 4.0
+    kv.copy_blocks([(2, 3)])
+    assert bool((kv.keys[1][3] == 3.0).all())
+    assert bool((kv.values[0][3] == 4.0).all())
+    assert not kv.keys[0][3].any()
 
 
 def test_without_a_compiler_the_torch_kernels_run_and_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
-    monkeypatch.setattr(build_module, "cpu_features", lambda: build_module._NEEDED)
-    kernels = select_kernels("auto", SPEC, BF16, SIZE, tmp_path)
+    kernels = select_kernels("auto", layer_shape(), BF16, SIZE, tmp_path)
     assert isinstance(kernels, TorchKernels)
     assert "no-such-compiler did not run" in caplog.text
     with pytest.raises(EngineError, match="cannot run here"):
-        select_kernels("cpu", SPEC, BF16, SIZE, tmp_path)
+        select_kernels("cpu", layer_shape(), BF16, SIZE, tmp_path)
+    with pytest.raises(EngineError, match="cannot run here"):
+        select_kernels("auto", layer_shape(), BF16, SIZE, tmp_path, quantize="int8")
+    with pytest.raises(EngineError, match="do not quantise"):
+        select_kernels("torch", layer_shape(), BF16, SIZE, tmp_path, quantize="int8")
 
 
-def test_on_another_cpu_the_torch_kernels_run_and_say_why(
+def test_a_compiler_that_fails_is_quoted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(build_module, "cpu_features", lambda: frozenset({"sse2"}))
-    assert isinstance(select_kernels("auto", SPEC, BF16, SIZE, tmp_path), TorchKernels)
-    assert "this CPU lacks avx512_bf16" in caplog.text
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'fatal error: no such header' >&2\nexit 1\n")
+    os.chmod(compiler, 0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert isinstance(select_kernels("auto", layer_shape(), BF16, SIZE, tmp_path), TorchKernels)
+    assert "fatal error: no such header" in caplog.text
+    assert not list(tmp_path.glob("kernels/*")), "nothing half-built is left"
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (layer_shape(head_size=48), "heads of 32, 64"),
+        (layer_shape(hidden=72), "multiples of 16"),
+        (layer_shape(rotated=48), "of 32 where heads are rotated"),
+    ],
+)
+def test_what_does_not_fit_the_c_kernels_runs_on_torch(
+    shape: LayerShape, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(select_kernels("auto", shape, BF16, SIZE, tmp_path), TorchKernels)
+    assert words in caplog.text
 
 
 def test_float32_is_the_torch_kernels_business(tmp_path: Path) -> None:
-    assert isinstance(select_kernels("auto", SPEC, F32, SIZE, tmp_path), TorchKernels)
+    assert isinstance(select_kernels("auto", layer_shape(), F32, SIZE, tmp_path), TorchKernels)
+
+

@@ -1,0 +1,87 @@
+// Matrix tiles (AMX). MYNA_EMULATE_AMX computes what the instructions do in plain C, so that the code around them
+// can be tested on a CPU that has none.
+
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__) && !defined(MYNA_EMULATE_AMX)
+#define HAS_AMX
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// Linux keeps room for the tiles only for processes that ask.
+static int amx_permitted(void) {
+    static int answer = -1;  // threads may race; they write the same
+    if (answer < 0) answer = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
+    return answer;
+}
+
+#define tile_zero _tile_zero
+#define tile_loadd _tile_loadd
+#define tile_stored _tile_stored
+#define tile_dpbf16ps _tile_dpbf16ps
+
+static void amx_load(const void *shape) { _tile_loadconfig(shape); }
+
+// Call at the end of a parallel region: threads with tiles in use are dear to switch.
+void amx_end(void) {
+    if (amx_permitted()) _tile_release();
+}
+
+#elif defined(MYNA_EMULATE_AMX)
+#define HAS_AMX
+static _Thread_local struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } amx_shape;
+static _Thread_local uint8_t amx_tile[8][16][64];
+
+static int amx_permitted(void) { return 1; }
+static void amx_load(const void *shape) {
+    memcpy(&amx_shape, shape, 64);
+    memset(amx_tile, 0, sizeof amx_tile);
+}
+void amx_end(void) { memset(&amx_shape, 0, sizeof amx_shape); }
+
+static void tile_zero(int t) { memset(amx_tile[t], 0, sizeof amx_tile[t]); }
+static void tile_loadd(int t, const void *from, int64_t stride) {
+    for (int r = 0; r < amx_shape.rows[t]; r++) memcpy(amx_tile[t][r], (const char *)from + r * stride, amx_shape.bytes[t]);
+}
+static void tile_stored(int t, void *to, int64_t stride) {
+    for (int r = 0; r < amx_shape.rows[t]; r++) memcpy((char *)to + r * stride, amx_tile[t][r], amx_shape.bytes[t]);
+}
+static float amx_widen(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+static void tile_dpbf16ps(int c, int a, int b) {
+    for (int m = 0; m < amx_shape.rows[c]; m++)
+        for (int k = 0; k < amx_shape.bytes[a] / 4; k++)
+            for (int n = 0; n < amx_shape.bytes[c] / 4; n++) {
+                float sum;
+                uint16_t left[2], right[2];
+                memcpy(&sum, amx_tile[c][m] + n * 4, 4);
+                memcpy(left, amx_tile[a][m] + k * 4, 4);
+                memcpy(right, amx_tile[b][k] + n * 4, 4);
+                sum += amx_widen(left[0]) * amx_widen(right[0]) + amx_widen(left[1]) * amx_widen(right[1]);
+                memcpy(amx_tile[c][m] + n * 4, &sum, 4);
+            }
+}
+
+#else
+void amx_end(void) {}
+#endif
+
+#ifdef HAS_AMX
+// Tiles 0-3: sums (16 floats a row), 4-5: inputs (32 bfloat16 a row), 6-7: weights (16 pairs of rows).
+static void amx_configure(int first_rows, int second_rows) {
+    struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape;
+    memset(&shape, 0, sizeof shape);
+    shape.palette = 1;
+    int second = second_rows ? second_rows : 1;
+    const int rows[8] = {first_rows, first_rows, second, second, first_rows, second, 16, 16};
+    for (int t = 0; t < 8; t++) shape.bytes[t] = 64, shape.rows[t] = (uint8_t)rows[t];
+    amx_load(&shape);
+}
+#endif

@@ -1,0 +1,305 @@
+// Causal attention over block tables. A prefix that several sequences share is read once for all of them.
+//
+// Work is cut into tasks of up to TASK_ROWS query rows: neighbours of one sequence, or rows of sequences that begin
+// with the same blocks. A task goes through the keys segment by segment; within a segment, rows whose blocks are the
+// same ones go together. Every row still takes its own segments in order, with a running maximum and sum (Milakov
+// and Gimelshein 2018), so what it shares changes not one bit of its result.
+
+#define _GNU_SOURCE
+#include "kernels.h"
+#include <omp.h>
+#include <stdlib.h>
+
+#define SEGMENT 8         // KV blocks whose scores are exponentiated together
+#define TASK_ROWS 16
+#define TASKS_PER_THREAD 3
+#if PARTS == 1
+#define QUERY_TILE 4      // queries that share a load of keys or values
+#define KEY_TILE 4        // KV blocks scored at a time
+#define VALUE_TILE 4      // registers of the head's elements mixed at a time
+#else
+#define QUERY_TILE 2
+#define KEY_TILE 2
+#define VALUE_TILE 2
+#endif
+#define UNSEEN -1e30f
+
+typedef struct {
+    const bf16 *query;    // d elements
+    bf16 *out;
+    int64_t first, visible;  // keys it sees: first <= key < visible
+    float top;
+    float total[LANES] __attribute__((aligned(64)));
+    float sum[MAX_HEAD] __attribute__((aligned(64)));
+} Query;
+
+struct Task {
+    int32_t sequence;     // rows [begin, begin + count) of this sequence, or, if < 0, of order[begin …], one row each
+    int32_t begin, count;
+};
+
+int64_t myna_attention_state(int64_t group) { return sizeof(Query) * TASK_ROWS * group; }
+
+int64_t count_tasks(const Batch *batch) { return batch->n + batch->rows / TASK_ROWS + 1; }
+size_t myna_task_bytes(void) { return sizeof(struct Task); }
+
+// ------------------------------------------------------------------------------------------------------ planning
+
+static int compare_tables(const void *left, const void *right, void *context) {
+    const Batch *batch = context;
+    int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
+    int64_t blocks = (batch->lengths[a] < batch->lengths[b] ? batch->lengths[a] : batch->lengths[b]) / BLOCK;
+    int order = memcmp(batch->tables + a * batch->width, batch->tables + b * batch->width, blocks * 4);
+    return order ? order : a - b;
+}
+
+static int share_a_segment(const Batch *batch, int32_t a, int32_t b) {
+    return batch->lengths[a] >= SEGMENT * BLOCK && batch->lengths[b] >= SEGMENT * BLOCK &&
+           !memcmp(batch->tables + a * batch->width, batch->tables + b * batch->width, SEGMENT * 4);
+}
+
+// Fills `order` (n) and `tasks` (count_tasks), returns how many. The longest come first.
+int64_t plan_attention(const Batch *batch, const AttentionShape *shape, int32_t *order, Task *tasks) {
+    int64_t singles = 0, count = 0;
+    for (int32_t s = 0; s < batch->n; s++) {
+        int64_t rows = batch->starts[s + 1] - batch->starts[s];
+        if (rows == 1) order[singles++] = s;
+        else for (int64_t begin = (rows - 1) / TASK_ROWS * TASK_ROWS; begin >= 0; begin -= TASK_ROWS) {
+            int64_t left = rows - begin;
+            tasks[count++] = (Task){s, (int32_t)begin, (int32_t)(left < TASK_ROWS ? left : TASK_ROWS)};
+        }
+    }
+    qsort_r(order, singles, sizeof *order, compare_tables, (void *)batch);
+    int64_t heads = shape->kv_heads, wanted = (TASKS_PER_THREAD * shape->threads + heads - 1) / heads;
+    for (int64_t from = 0, to; from < singles; from = to) {
+        for (to = from + 1; to < singles && share_a_segment(batch, order[to - 1], order[to]); to++) {}
+        int64_t members = to - from, parts = (members + TASK_ROWS - 1) / TASK_ROWS;
+        if (parts < wanted) parts = wanted < members ? wanted : members;
+        for (int64_t part = 0; part < parts; part++) {
+            int64_t begin = from + members * part / parts, end = from + members * (part + 1) / parts;
+            tasks[count++] = (Task){-1, (int32_t)begin, (int32_t)(end - begin)};
+        }
+    }
+    return count;
+}
+
+// ------------------------------------------------------------------------------------------------------ computing
+
+// Scores of `count` queries against `blocks` blocks of keys, scaled to base-2 exponents.
+INLINE void score(const int count, Query *q, const bf16 *const *key, int blocks, int64_t begin, const int64_t d,
+                  float scale, float softcap, float (*scores)[SEGMENT * BLOCK]) {
+    for (int b = 0; b < blocks; b += KEY_TILE) {
+        const int now = blocks - b < KEY_TILE ? blocks - b : KEY_TILE;
+        const bf16 *from[KEY_TILE];
+#pragma GCC unroll 4
+        for (int j = 0; j < KEY_TILE; j++) from[j] = key[j < now ? b + j : b];
+        f32 s[QUERY_TILE][KEY_TILE];
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < KEY_TILE; j++) s[i][j] = splat(0.0f);
+        for (int64_t e = 0; e < d / 2; e++) {
+            pairs column[KEY_TILE];
+#pragma GCC unroll 4
+            for (int j = 0; j < KEY_TILE; j++) column[j] = load_pairs(from[j] + e * BLOCK * 2);
+#pragma GCC unroll 4
+            for (int i = 0; i < count; i++) {
+                pairs value = splat_pair(q[i].query + e * 2);
+#pragma GCC unroll 4
+                for (int j = 0; j < KEY_TILE; j++) s[i][j] = dot(s[i][j], column[j], value);
+            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < KEY_TILE; j++) {
+                if (j >= now) break;
+                int64_t at = begin + (b + j) * BLOCK, seen = q[i].visible - at;
+                f32 value = mul(s[i][j], splat(scale));
+                if (softcap != 0.0f)
+                    value = mul(tanh_f32(divide(value, splat(softcap * LOG2_E))), splat(softcap * LOG2_E));
+                if (seen < BLOCK) value = keep_first(value, seen, UNSEEN);
+                if (q[i].first > at) value = drop_first(value, q[i].first - at, UNSEEN);
+                store_f32(scores[i] + (b + j) * BLOCK, value);
+            }
+    }
+}
+
+// Scores to weights (bfloat16); maximum and sum brought up to date. Returns the old sums' new factor.
+INLINE float soften(Query *q, const float *scores, int blocks, bf16 *weights) {
+    f32 top = load_f32(scores);
+    for (int b = 1; b < blocks; b++) top = larger(top, load_f32(scores + b * BLOCK));
+    float highest = largest_of(top), factor = 1.0f;
+    if (highest > q->top) {
+        factor = exp2f(q->top - highest);
+        q->top = highest;
+    }
+    f32 shift = splat(q->top), total = mul(load_f32(q->total), splat(factor));
+    for (int b = 0; b < blocks; b++) {
+        f32 value = exp2_f32(sub(load_f32(scores + b * BLOCK), shift));
+        total = add(total, value);
+        store_bf16(weights + b * BLOCK, value);
+    }
+    store_f32(q->total, total);
+    return factor;
+}
+
+// sums = sums * factor + weights * values, `registers` x 16 elements of the head
+INLINE void mix(const int count, const int registers, Query *q, const bf16 *const *value, int blocks, int64_t element,
+                const int64_t d, const float *factor, bf16 (*weights)[SEGMENT * BLOCK]) {
+    f32 sum[QUERY_TILE][VALUE_TILE];
+#pragma GCC unroll 4
+    for (int i = 0; i < count; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < registers; j++)
+            sum[i][j] = mul(load_f32(q[i].sum + element + j * LANES), splat(factor[i]));
+    for (int b = 0; b < blocks; b++)
+        for (int t = 0; t < BLOCK / 2; t++) {
+            pairs column[VALUE_TILE];
+#pragma GCC unroll 4
+            for (int j = 0; j < registers; j++) column[j] = load_pairs(value[b] + t * d * 2 + (element + j * LANES) * 2);
+#pragma GCC unroll 4
+            for (int i = 0; i < count; i++) {
+                pairs weight = splat_pair(weights[i] + b * BLOCK + t * 2);
+#pragma GCC unroll 4
+                for (int j = 0; j < registers; j++) sum[i][j] = dot(sum[i][j], column[j], weight);
+            }
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < count; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < registers; j++) store_f32(q[i].sum + element + j * LANES, sum[i][j]);
+}
+
+INLINE void attend(const int count, Query *q, const bf16 *const *key, const bf16 *const *value, int blocks,
+                   int64_t begin, const int64_t d, float scale, float softcap) {
+    float scores[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));
+    bf16 weights[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));
+    float factor[QUERY_TILE];
+    score(count, q, key, blocks, begin, d, scale, softcap, scores);
+    for (int i = 0; i < count; i++) factor[i] = soften(q + i, scores[i], blocks, weights[i]);
+    int64_t element = 0;
+    for (; element + VALUE_TILE * LANES <= d; element += VALUE_TILE * LANES)
+        mix(count, VALUE_TILE, q, value, blocks, element, d, factor, weights);
+    for (; element + 2 * LANES <= d; element += 2 * LANES)
+        mix(count, 2, q, value, blocks, element, d, factor, weights);
+}
+
+#define FOR_HEAD(D) \
+    switch (count) { \
+    case 1: attend(1, q, key, value, blocks, begin, D, scale, softcap); break; \
+    case 2: attend(2, q, key, value, blocks, begin, D, scale, softcap); break; \
+    case 3: if (QUERY_TILE > 2) attend(QUERY_TILE > 2 ? 3 : 1, q, key, value, blocks, begin, D, scale, softcap); break; \
+    case 4: if (QUERY_TILE > 2) attend(QUERY_TILE > 2 ? 4 : 1, q, key, value, blocks, begin, D, scale, softcap); break; \
+    }
+
+static void attend_any(int count, Query *q, const bf16 *const *key, const bf16 *const *value, int blocks,
+                       int64_t begin, int64_t d, float scale, float softcap) {
+    if (d == 64 && softcap == 0.0f) {
+        const float softcap = 0.0f;
+        FOR_HEAD(64)
+    } else if (d == 128 && softcap == 0.0f) {
+        const float softcap = 0.0f;
+        FOR_HEAD(128)
+    } else {
+        FOR_HEAD(d)
+    }
+}
+
+typedef struct {
+    const int32_t *table;
+    int64_t row, first, visible;
+} Row;
+
+// Blocks of the segment at `begin` that a row needs; 0 if it sees nothing there.
+INLINE int needed(const Row *row, int64_t begin) {
+    if (row->visible <= begin || row->first >= begin + SEGMENT * BLOCK) return 0;
+    int64_t blocks = (row->visible - begin + BLOCK - 1) / BLOCK;
+    return blocks < SEGMENT ? (int)blocks : SEGMENT;
+}
+
+// A task's rows, for the query heads that share one KV head.
+static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Row *rows, int count,
+                     int64_t kv_head, const AttentionShape *shape, Query *state) {
+    const int64_t d = shape->d, kv_heads = shape->kv_heads, group = shape->heads / kv_heads;
+    int64_t from = rows[0].first, to = 0;
+    for (int r = 0; r < count; r++) {
+        if (rows[r].first < from) from = rows[r].first;
+        if (rows[r].visible > to) to = rows[r].visible;
+        for (int64_t h = 0; h < group; h++) {
+            int64_t place = (rows[r].row * shape->heads + kv_head * group + h) * d;
+            Query *q = state + r * group + h;
+            q->query = queries + place;
+            q->out = out + place;
+            q->first = rows[r].first;
+            q->visible = rows[r].visible;
+            q->top = UNSEEN;
+            memset(q->total, 0, sizeof q->total);
+            memset(q->sum, 0, d * 4);
+        }
+    }
+    // Segments begin at multiples of their length from the context's start, for every row alike.
+    for (int64_t begin = from / (SEGMENT * BLOCK) * (SEGMENT * BLOCK); begin < to; begin += SEGMENT * BLOCK) {
+        for (int r = 0, end; r < count; r = end) {
+            const int32_t *table = rows[r].table + begin / BLOCK;
+            int blocks = needed(rows + r, begin);
+            for (end = r + 1; end < count && needed(rows + end, begin) == blocks; end++) {
+                const int32_t *other = rows[end].table + begin / BLOCK;
+                if (other != table && memcmp(other, table, blocks * 4)) break;
+            }
+            if (!blocks) continue;
+            const bf16 *key[SEGMENT], *value[SEGMENT];
+            for (int b = 0; b < blocks; b++) {
+                int64_t at = block_of(table[b], kv_head, kv_heads, d);
+                key[b] = keys + at;
+                value[b] = values + at;
+                for (int64_t i = 0; i < BLOCK * d; i += 32) prefetch_near(value[b] + i);
+            }
+            // and the next segment's keys: blocks are scattered, so the hardware does not foresee them
+            for (int64_t b = SEGMENT; b < 2 * SEGMENT && begin + b * BLOCK < rows[r].visible; b++)
+                for (int64_t i = 0; i < BLOCK * d; i += 32)
+                    prefetch_far(keys + block_of(table[b], kv_head, kv_heads, d) + i);
+            for (int64_t i = r * group; i < end * group; i += QUERY_TILE) {
+                int64_t left = end * group - i;
+                attend_any(left < QUERY_TILE ? (int)left : QUERY_TILE, state + i, key, value, blocks, begin, d,
+                           shape->scale * LOG2_E, shape->softcap);
+            }
+        }
+    }
+    for (int64_t i = 0; i < count * group; i++) {
+        f32 scale = splat(1.0f / sum_of(load_f32(state[i].total)));
+        for (int64_t e = 0; e < d; e += LANES)
+            store_bf16(state[i].out + e, mul(load_f32(state[i].sum + e), scale));
+    }
+}
+
+// `window`: keys that a row sees at most, 0 for all. `state`: threads * myna_attention_state bytes.
+void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Batch *batch,
+               const AttentionShape *shape, int64_t window, const int32_t *order, const Task *tasks, int64_t count,
+               void *state) {
+    const int64_t group = shape->heads / shape->kv_heads;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t t = 0; t < count * shape->kv_heads; t++) {
+        const Task *task = tasks + t / shape->kv_heads;
+        Row rows[TASK_ROWS];
+        for (int r = 0; r < task->count; r++) {
+            int64_t s = task->sequence < 0 ? order[task->begin + r] : task->sequence;
+            int64_t row = batch->starts[s] + (task->sequence < 0 ? 0 : task->begin + r);
+            int64_t visible = batch->lengths[s] - (batch->starts[s + 1] - 1 - row);
+            int64_t first = window && visible > window ? visible - window : 0;
+            rows[r] = (Row){batch->tables + s * batch->width, row, first, visible};
+        }
+        run_task(queries, keys, values, out, rows, task->count, t % shape->kv_heads, shape,
+                 (Query *)((char *)state + omp_get_thread_num() * myna_attention_state(group)));
+    }
+}
+
+void myna_attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Batch *batch,
+                    const AttentionShape *shape, int64_t window, void *state) {
+    int32_t order[batch->n];
+    Task *tasks = malloc(count_tasks(batch) * sizeof *tasks);
+    int64_t count = plan_attention(batch, shape, order, tasks);
+#pragma omp parallel num_threads(shape->threads)
+    attention(queries, keys, values, out, batch, shape, window, order, tasks, count, state);
+    free(tasks);
+}

@@ -1,0 +1,59 @@
+// What the C files share. Addresses come from engine/kernels/cpu/kernels.py, which mirrors the structs.
+//
+// Every output row is computed by one chain of operations whose order depends only on that row's own position,
+// never on how many rows stand beside it: results are equal bit for bit in any batch, chunking or thread count.
+
+#pragma once
+#include <stddef.h>
+#include "simd.h"
+
+#define PANEL 32          // output columns of a packed weight that lie together
+#define GROUP 64          // inner elements of an 8-bit weight or input that share a scale
+#define BLOCK 16          // tokens in a KV block
+#define MAX_HEAD 256
+
+// A packed (n, k) weight. bfloat16: panels (n / PANEL, k / 2, PANEL, 2), k even. 8-bit, where scales are given:
+// (n / PANEL, k / 4, PANEL, 4) of value + 128, with scales (n / PANEL, k / GROUP, PANEL).
+typedef struct {
+    const void *data;
+    const float *scales;
+    const float *bias;    // (n,) or none
+    int64_t n, k;
+} Weight;
+
+// Room for the 8-bit form of `rows` inputs of a linear layer, made by `quantise`.
+typedef struct {
+    int8_t *values;       // (rows, k)
+    float *scales;        // (rows, k / GROUP)
+    int32_t *offsets;     // (rows, k / GROUP): -128 times the sum of the values, which undoes the weights' + 128
+} Quantised;
+
+// Functions without a `myna_` are called by all threads of a parallel region, and end with a barrier.
+void linear(const bf16 *x, const Weight *w, Quantised *room, void *y, int64_t m, int y_is_float);
+void amx_end(void);  // at the end of a parallel region with linear layers in it
+
+typedef struct {
+    int64_t heads, kv_heads, d, threads;
+    float scale, softcap;  // softcap 0: none
+} AttentionShape;
+
+// See AttentionBatch in engine/kernels/base.py.
+typedef struct {
+    const int64_t *positions, *slots;
+    const int32_t *starts, *lengths, *tables;
+    int64_t rows, n, width;
+} Batch;
+
+typedef struct Task Task;
+int64_t count_tasks(const Batch *batch);
+size_t myna_task_bytes(void);
+int64_t plan_attention(const Batch *batch, const AttentionShape *shape, int32_t *order, Task *tasks);
+void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Batch *batch,
+               const AttentionShape *shape, int64_t window, const int32_t *order, const Task *tasks, int64_t count,
+               void *state);
+
+// Where in the pool things lie, for a head of d elements:
+// keys (blocks, kv_heads, d / 2, BLOCK, 2), values (blocks, kv_heads, BLOCK / 2, d, 2)
+INLINE int64_t block_of(int64_t block, int64_t head, int64_t kv_heads, int64_t d) {
+    return (block * kv_heads + head) * BLOCK * d;
+}

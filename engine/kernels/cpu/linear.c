@@ -1,0 +1,335 @@
+// Linear layers over packed weights: bfloat16 with dot products or matrix tiles, and 8-bit integers.
+
+#include "kernels.h"
+#include "amx.h"
+#include <stdlib.h>
+
+#if PARTS == 1
+#define ROW_TILE 14       // rows x 2 registers of sums: 28 of the 32 registers
+#define BYTE_ROWS 12
+#else
+#define ROW_TILE 2
+#define BYTE_ROWS 2
+#endif
+#define MOST_ROWS 32      // of any tile, matrix tiles included
+
+// weight (n, k) -> panels, columns beyond n zero
+void myna_pack(const bf16 *weight, bf16 *packed, int64_t n, int64_t k) {
+    int64_t panels = (n + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; p++) {
+        bf16 *out = packed + p * PANEL * k;
+        for (int64_t c = 0; c < PANEL; c++) {
+            int64_t column = p * PANEL + c;
+            for (int64_t i = 0; i < k; i++)
+                out[(i / 2) * PANEL * 2 + c * 2 + i % 2] = column < n ? weight[column * k + i] : 0;
+        }
+    }
+}
+
+INLINE float widen(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+// weight (n, k) -> 8-bit panels and scales, columns beyond n zero; k is a multiple of GROUP
+void myna_pack_bytes(const bf16 *weight, uint8_t *packed, float *scales, int64_t n, int64_t k) {
+    int64_t panels = (n + PANEL - 1) / PANEL, groups = k / GROUP;
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t c = 0; c < PANEL; c++)
+            for (int64_t g = 0; g < groups; g++) {
+                int64_t column = p * PANEL + c;
+                const bf16 *from = weight + column * k + g * GROUP;
+                float most = 0;
+                for (int64_t i = 0; column < n && i < GROUP; i++) most = fmaxf(most, fabsf(widen(from[i])));
+                float scale = most / 127;
+                scales[(p * groups + g) * PANEL + c] = scale;
+                for (int64_t i = 0; i < GROUP; i++) {
+                    int64_t at = g * GROUP + i;
+                    float value = scale > 0 ? widen(from[i]) / scale : 0;
+                    packed[p * PANEL * k + (at / 4) * PANEL * 4 + c * 4 + at % 4] = (uint8_t)(128 + lrintf(value));
+                }
+            }
+}
+
+// x (m, k) -> 8-bit values with a scale for each GROUP of a row
+static void quantise(const bf16 *x, Quantised *to, int64_t m, int64_t k) {
+    int64_t groups = k / GROUP;
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t g = 0; g < groups; g++) {
+            const bf16 *from = x + r * k + g * GROUP;
+            f32 most = splat(0.0f);
+            for (int64_t i = 0; i < GROUP; i += LANES) {
+                f32 value = load_bf16(from + i);
+                most = larger(most, larger(value, sub(splat(0.0f), value)));
+            }
+            float scale = largest_of(most) / 127, inverse = scale > 0 ? 1 / scale : 0;
+            int32_t sum = 0;
+            int8_t *out = to->values + r * k + g * GROUP;
+            for (int64_t i = 0; i < GROUP; i += LANES) sum += store_bytes(out + i, mul(load_bf16(from + i), splat(inverse)));
+            to->scales[r * groups + g] = scale;
+            to->offsets[r * groups + g] = -128 * sum;
+        }
+}
+
+// The sums of rows x (panels * PANEL) of one tile. `ahead`: memory to fetch meanwhile, `stride` bytes a pair.
+INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w, int64_t k, float *restrict out,
+                 int64_t panel_stride, const char *ahead) {
+    f32 sum[ROW_TILE * 2 + 2];
+#pragma GCC unroll 28
+    for (int i = 0; i < rows * panels * 2; i++) sum[i] = splat(0.0f);
+    for (int64_t i = 0; i < k / 2; i++) {
+        pairs column[4];
+#pragma GCC unroll 4
+        for (int c = 0; c < panels * 2; c++) {
+            const bf16 *at = w + (c / 2) * panel_stride + i * PANEL * 2 + (c % 2) * LANES * 2;
+            column[c] = load_pairs(at);
+            if (!ahead) prefetch_near((const char *)at + 1536);
+        }
+        if (ahead) prefetch_far(ahead + i * 64);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++) {
+            pairs value = splat_pair(x + r * k + i * 2);
+#pragma GCC unroll 4
+            for (int c = 0; c < panels * 2; c++) sum[r * panels * 2 + c] = dot(sum[r * panels * 2 + c], column[c], value);
+        }
+    }
+#pragma GCC unroll 28
+    for (int i = 0; i < rows * panels * 2; i++) store_f32(out + i * LANES, sum[i]);
+}
+
+#define ONE_PANEL(R) case R: if (R <= ROW_TILE) tile(R <= ROW_TILE ? R : 1, 1, x, w, k, out, stride, ahead); break;
+#define TWO_PANELS(R) case R: if (R <= ROW_TILE / 2) tile(R <= ROW_TILE / 2 ? R : 1, 2, x, w, k, out, stride, ahead); break;
+
+static void any_tile(int rows, int panels, const bf16 *x, const bf16 *w, int64_t k, float *out, int64_t stride,
+                     const char *ahead) {
+    if (panels == 2) switch (rows) {
+        TWO_PANELS(1) TWO_PANELS(2) TWO_PANELS(3) TWO_PANELS(4) TWO_PANELS(5) TWO_PANELS(6) TWO_PANELS(7)
+    }
+    else switch (rows) {
+        ONE_PANEL(1) ONE_PANEL(2) ONE_PANEL(3) ONE_PANEL(4) ONE_PANEL(5) ONE_PANEL(6) ONE_PANEL(7)
+        ONE_PANEL(8) ONE_PANEL(9) ONE_PANEL(10) ONE_PANEL(11) ONE_PANEL(12) ONE_PANEL(13) ONE_PANEL(14)
+    }
+}
+
+// Rounds (rows, width) sums into y (…, n) from column `first` on.
+static void finish(const float *sums, int64_t rows, int64_t width, const Weight *w, int64_t first, void *y,
+                   int64_t row, int y_is_float) {
+    int64_t left = w->n - first, columns = left < width ? left : width;
+    for (int64_t r = 0; r < rows; r++) {
+        float biased[2 * PANEL];
+        const float *from = sums + r * width;
+        if (w->bias) {
+            for (int64_t c = 0; c < columns; c++) biased[c] = from[c] + w->bias[first + c];
+            for (int64_t c = columns; c < width; c++) biased[c] = 0;
+            from = biased;
+        }
+        if (y_is_float) {
+            memcpy((float *)y + (row + r) * w->n + first, from, columns * 4);
+        } else if (columns == width) {
+            bf16 *to = (bf16 *)y + (row + r) * w->n + first;
+            for (int64_t c = 0; c < width; c += LANES) store_bf16(to + c, load_f32(from + c));
+        } else {
+            bf16 rounded[2 * PANEL];
+            for (int64_t c = 0; c < width; c += LANES) store_bf16(rounded + c, load_f32(from + c));
+            memcpy((bf16 *)y + (row + r) * w->n + first, rounded, columns * 2);
+        }
+    }
+}
+
+static void linear_pairs(const bf16 *x, const Weight *w, void *y, int64_t m, int y_is_float) {
+    const bf16 *packed = w->data;
+    const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, stride = PANEL * k;
+    // Few rows take two panels at a time: more independent sums to hide the latency of each.
+    const int wide = m <= ROW_TILE / 2 ? 2 : 1;
+    const int64_t tiles = (m + ROW_TILE - 1) / ROW_TILE, groups = (panels + wide - 1) / wide;
+#pragma omp for schedule(static)
+    for (int64_t g = 0; g < groups; g++) {
+        float out[ROW_TILE * PANEL + 2 * PANEL] __attribute__((aligned(64)));
+        int64_t first = g * wide;
+        int count = first + wide <= panels ? wide : (int)(panels - first);
+        const bf16 *at = packed + first * stride;
+        for (int64_t t = 0; t < tiles; t++) {
+            int64_t begin = m * t / tiles, end = m * (t + 1) / tiles;
+            // One tile reads straight from memory. Several read a panel from the cache, while the next one comes.
+            const char *ahead = tiles == 1 ? NULL : (const char *)(at + stride) + (t % 2) * stride;  // half each
+            any_tile((int)(end - begin), count, x + begin * k, at, k, out, stride, ahead);
+            finish(out, end - begin, count * PANEL, w, first * PANEL, y, begin, y_is_float);
+        }
+    }
+}
+
+// As `tile`, for 8-bit weights. Sums of a group are whole numbers, exact; between groups they are kept in `out`.
+INLINE void byte_tile(const int rows, const int panels, const int8_t *x, const float *scales, const int32_t *offsets,
+                      const uint8_t *w, const float *w_scales, int64_t k, float *restrict out, int64_t panel_stride,
+                      const char *ahead) {
+    const int64_t groups = k / GROUP;
+    memset(out, 0, rows * panels * PANEL * 4);
+    for (int64_t g = 0; g < groups; g++) {
+        i32 sum[BYTE_ROWS * 2 + 2];
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int c = 0; c < panels * 2; c++) sum[r * panels * 2 + c] = splat_i32(offsets[r * groups + g]);
+        for (int64_t i = g * GROUP / 4; i < (g + 1) * GROUP / 4; i++) {
+            i32 column[4];
+#pragma GCC unroll 4
+            for (int c = 0; c < panels * 2; c++) {
+                const uint8_t *at = w + (c / 2) * panel_stride + i * PANEL * 4 + (c % 2) * LANES * 4;
+                column[c] = load_i32(at);
+                if (!ahead) prefetch_near(at + 1536);
+            }
+            if (ahead) prefetch_far(ahead + i * 64);
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) {
+                int32_t four;
+                memcpy(&four, x + r * k + i * 4, 4);
+                i32 value = splat_i32(four);
+#pragma GCC unroll 4
+                for (int c = 0; c < panels * 2; c++)
+                    sum[r * panels * 2 + c] = dot_bytes(sum[r * panels * 2 + c], column[c], value);
+            }
+        }
+#pragma GCC unroll 4
+        for (int c = 0; c < panels * 2; c++) {
+            f32 weight_scale = load_f32(w_scales + ((c / 2) * groups + g) * PANEL + (c % 2) * LANES);
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) {
+                float *at = out + (r * panels * 2 + c) * LANES;
+                f32 scale = mul(weight_scale, splat(scales[r * groups + g]));
+                store_f32(at, fma_f32(to_f32(sum[r * panels * 2 + c]), scale, load_f32(at)));
+            }
+        }
+    }
+}
+
+#define BYTES(R, P) case R: if (R * P <= BYTE_ROWS) byte_tile(R * P <= BYTE_ROWS ? R : 1, P, x, scales, offsets, w, w_scales, k, out, stride, ahead); break;
+
+static void any_byte_tile(int rows, int panels, const int8_t *x, const float *scales, const int32_t *offsets,
+                          const uint8_t *w, const float *w_scales, int64_t k, float *out, int64_t stride, const char *ahead) {
+    if (panels == 2) switch (rows) {
+        BYTES(1, 2) BYTES(2, 2) BYTES(3, 2) BYTES(4, 2) BYTES(5, 2) BYTES(6, 2)
+    }
+    else switch (rows) {
+        BYTES(1, 1) BYTES(2, 1) BYTES(3, 1) BYTES(4, 1) BYTES(5, 1) BYTES(6, 1)
+        BYTES(7, 1) BYTES(8, 1) BYTES(9, 1) BYTES(10, 1) BYTES(11, 1) BYTES(12, 1)
+    }
+}
+
+static void linear_bytes(const Quantised *x, const Weight *w, void *y, int64_t m, int y_is_float) {
+    const uint8_t *packed = w->data;
+    const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, stride = PANEL * k;
+    const int wide = m <= BYTE_ROWS / 2 ? 2 : 1;
+    const int64_t tiles = (m + BYTE_ROWS - 1) / BYTE_ROWS, groups = (panels + wide - 1) / wide;
+#pragma omp for schedule(static)
+    for (int64_t g = 0; g < groups; g++) {
+        float out[BYTE_ROWS * PANEL + 2 * PANEL] __attribute__((aligned(64)));
+        int64_t first = g * wide;
+        int count = first + wide <= panels ? wide : (int)(panels - first);
+        for (int64_t t = 0; t < tiles; t++) {
+            int64_t begin = m * t / tiles, end = m * (t + 1) / tiles, at = begin * (k / GROUP);
+            const uint8_t *panel = packed + first * stride;
+            const char *ahead = tiles == 1 ? NULL : (const char *)(panel + stride) + (t % 2) * (stride / 2);
+            any_byte_tile((int)(end - begin), count, x->values + begin * k, x->scales + at, x->offsets + at, panel,
+                          w->scales + first * (k / GROUP) * PANEL, k, out, stride, ahead);
+            finish(out, end - begin, count * PANEL, w, first * PANEL, y, begin, y_is_float);
+        }
+    }
+}
+
+#ifdef HAS_AMX
+// 2 x 2 matrix tiles: up to 32 rows by one panel. k is a multiple of 32.
+static void matrix_tile(const bf16 *x, const bf16 *w, int64_t k, int second_rows, float *out, int fetch) {
+    tile_zero(0);
+    tile_zero(1);
+    if (second_rows) {
+        tile_zero(2);
+        tile_zero(3);
+    }
+    for (int64_t i = 0; i < k; i += 32) {
+        const bf16 *at = w + i * PANEL;
+        if (fetch)
+            for (int line = 0; line < 32; line++) prefetch_near((const char *)at + 4096 + line * 64);
+        tile_loadd(4, x + i, k * 2);
+        tile_loadd(6, at, PANEL * 4);
+        tile_dpbf16ps(0, 4, 6);
+        tile_loadd(7, at + LANES * 2, PANEL * 4);
+        tile_dpbf16ps(1, 4, 7);
+        if (second_rows) {
+            tile_loadd(5, x + 16 * k + i, k * 2);
+            tile_dpbf16ps(2, 5, 6);
+            tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    tile_stored(0, out, PANEL * 4);
+    tile_stored(1, out + LANES, PANEL * 4);
+    if (second_rows) {
+        tile_stored(2, out + 16 * PANEL, PANEL * 4);
+        tile_stored(3, out + 16 * PANEL + LANES, PANEL * 4);
+    }
+}
+
+static void linear_matrix(const bf16 *x, const Weight *w, void *y, int64_t m, int y_is_float) {
+    const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, full = m / MOST_ROWS * MOST_ROWS;
+    // Full tiles first, then the rest, so that the tiles' shape changes once and not for every panel.
+    for (int part = 0; part < 2; part++) {
+        int64_t from = part ? full : 0, to = part ? m : full;
+        if (from == to) continue;
+        int rows = to - from < MOST_ROWS ? (int)(to - from) : MOST_ROWS;
+        amx_configure(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0);
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < panels; p++) {
+            float out[MOST_ROWS * PANEL] __attribute__((aligned(64)));
+            for (int64_t r = from; r < to; r += rows) {
+                matrix_tile(x + r * k, (const bf16 *)w->data + p * PANEL * k, k, rows > 16, out, to - from <= MOST_ROWS);
+                finish(out, rows, PANEL, w, p * PANEL, y, r, y_is_float);
+            }
+        }
+    }
+}
+#endif
+
+// x (m, k) times w -> y (m, n), bfloat16 or float32
+void linear(const bf16 *x, const Weight *w, Quantised *room, void *y, int64_t m, int y_is_float) {
+    if (w->scales) {
+        quantise(x, room, m, w->k);
+        linear_bytes(room, w, y, m, y_is_float);
+        return;
+    }
+#ifdef HAS_AMX
+    if (amx_permitted() && w->k % 32 == 0) {
+        linear_matrix(x, w, y, m, y_is_float);
+        return;
+    }
+#endif
+    linear_pairs(x, w, y, m, y_is_float);
+}
+
+void myna_linear(const bf16 *x, const Weight *w, void *y, int64_t m, int32_t y_is_float) {
+    Quantised room = {0};
+    if (w->scales) {
+        int64_t groups = w->k / GROUP;
+        room.values = malloc(m * w->k + m * groups * 8 + 64);
+        room.scales = (float *)(((uintptr_t)(room.values + m * w->k) + 63) & ~(uintptr_t)63);
+        room.offsets = (int32_t *)(room.scales + m * groups);
+    }
+#pragma omp parallel
+    {
+        linear(x, w, &room, y, m, y_is_float);
+        amx_end();
+    }
+    free(room.values);
+}
+
+// Whether linear layers use matrix tiles here.
+int32_t myna_has_amx(void) {
+#ifdef HAS_AMX
+    return amx_permitted();
+#else
+    return 0;
+#endif
+}

@@ -1,0 +1,114 @@
+"""Rotary positions: frequencies by every scaling that the families use, as transformers computes them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.errors import CheckpointError
+
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How positions turn a head. `rotated`: leading elements of the head that are turned.
+
+    `scaling`: the checkpoint's own parameters, with `kind` one of KINDS.
+    """
+
+    rotated: int
+    theta: float
+    kind: str
+    scaling: dict[str, Any]
+
+
+def read_rope(config: dict[str, Any], parameters: dict[str, Any], head_size: int, theta: float | None = None) -> Rope:
+    """The rope that a config's `rope_parameters` or `rope_scaling` describe. Raises CheckpointError for others."""
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind == "su":  # Phi-3's first name for it
+        kind = "longrope"
+    if kind not in KINDS:
+        raise CheckpointError(f"rotary positions are scaled by {kind!r}; supported: {', '.join(KINDS)}")
+    share = parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    base = theta or parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
+    original = parameters.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    scaling = {**parameters, "original_max_position_embeddings": original}
+    return Rope(int(head_size * share), float(base), kind, scaling)
+
+
+def rotary_table(rope: Rope, window: int) -> torch.Tensor:
+    """(window, rotated) float32: cosines of the head's first half, then the sines, by position."""
+    frequencies, factor = _frequencies(rope, window)
+    angles = torch.arange(window, dtype=torch.float32).unsqueeze(1) * frequencies
+    return torch.cat((angles.cos() * factor, angles.sin() * factor), dim=1)
+
+
+def _frequencies(rope: Rope, window: int) -> tuple[torch.Tensor, float]:
+    """(rotated / 2,) float32, and what cosines and sines are multiplied by."""
+    plain = 1.0 / rope.theta ** (torch.arange(0, rope.rotated, 2, dtype=torch.float32) / rope.rotated)
+    match rope.kind:
+        case "linear":
+            return plain / rope.scaling["factor"], 1.0
+        case "llama3":
+            return _llama3(plain, rope.scaling), 1.0
+        case "yarn":
+            return _yarn(plain, rope, window)
+        case "longrope":
+            return _longrope(plain, rope, window)
+        case _:  # dynamic changes nothing within the window that the checkpoint states
+            return plain, 1.0
+
+
+def _llama3(plain: torch.Tensor, scaling: dict[str, Any]) -> torch.Tensor:
+    """meta-llama/llama-models, `apply_scaling`."""
+    original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    low_factor, high_factor = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelengths = 2 * math.pi / plain
+    smooth = (original / wavelengths - low_factor) / (high_factor - low_factor)
+    blended = (1 - smooth) * plain / factor + smooth * plain
+    return torch.where(
+        wavelengths > original / low_factor,
+        plain / factor,
+        torch.where(wavelengths < original / high_factor, plain, blended),
+    )
+
+
+def _yarn(plain: torch.Tensor, rope: Rope, window: int) -> tuple[torch.Tensor, float]:
+    """Peng et al. 2023."""
+    scaling, size = rope.scaling, rope.rotated
+    original = scaling["original_max_position_embeddings"] or window
+    factor = scaling.get("factor") or window / original
+
+    def dimension(rotations: float) -> float:
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    def temperature(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    ramp = ((torch.arange(size // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        mscale, all_dimensions = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        attention = (
+            temperature(mscale) / temperature(all_dimensions) if mscale and all_dimensions else temperature(1.0)
+        )
+    return plain / factor * ramp + plain * (1 - ramp), attention
+
+
+def _longrope(plain: torch.Tensor, rope: Rope, window: int) -> tuple[torch.Tensor, float]:
+    """Ding et al. 2024. The long factors wherever the window is longer than the original one: keys are kept, and
+    a text that grows must not find them turned by other angles."""
+    scaling = rope.scaling
+    original = scaling["original_max_position_embeddings"] or window
+    factors = scaling["long_factor" if window > original else "short_factor"]
+    stretch = scaling.get("factor") or window / original
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        attention = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    return plain / torch.tensor(factors, dtype=torch.float32), attention
