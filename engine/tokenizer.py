@@ -8,11 +8,15 @@ import codecs
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer as _Backend
 
 from engine.errors import CheckpointError
+
+
+Place = Literal["nothing", "control", "text"]
+"""What stands before a text in a prompt."""
 
 
 class Tokenizer:
@@ -27,6 +31,7 @@ class Tokenizer:
         content = json.loads(path.read_text(encoding="utf-8"))
         added = content.get("added_tokens") or []
         self._backend = _plain_backend(content)
+        self._leading_space = _leading_space(content)
         self.control: dict[str, int] = {token["content"]: token["id"] for token in added}
         """Every added token by its text: what a value or message must never become."""
         self.special: frozenset[int] = frozenset(token["id"] for token in added if token["special"])
@@ -55,21 +60,27 @@ class Tokenizer:
         """Number of token ids that have a text."""
         return len(self._bytes)
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of ordinary text; `<|im_end|>` in it is nine or so ordinary tokens."""
+    def encode(self, text: str, *, after: Place = "text") -> list[int]:
+        """Tokens of ordinary text; `<|im_end|>` in it is nine or so ordinary tokens.
+
+        `after`: what stands before it in the prompt, other text, a control token or nothing: vocabularies in the
+        manner of SentencePiece put a space before a text there.
+        """
+        if after in self._leading_space and text:
+            text = " " + text
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_template(self, text: str) -> list[int]:
         """Tokens of text that a template wrote: control tokens are control tokens."""
         if self.control_pattern is None:
-            return self.encode(text)
+            return self.encode(text, after="nothing")
         tokens: list[int] = []
         for index, piece in enumerate(self.control_pattern.split(text)):
             if index % 2:
                 tokens.append(self.control[piece])
             elif piece:
-                tokens.extend(self.encode(piece))
+                tokens.extend(self.encode(piece, after="control" if tokens else "nothing"))
         return tokens
 
     def token_bytes(self, token: int) -> bytes:
@@ -102,9 +113,31 @@ class Detokenizer:
 
 
 def _plain_backend(content: dict[str, Any]) -> _Backend:
-    """The tokenizer without its added tokens and without anything it would put around a text."""
+    """The tokenizer without its added tokens and without anything it would put before or around a text."""
     plain = {**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    plain["normalizer"] = _without_prepend(content.get("normalizer"))
+    pre = content.get("pre_tokenizer")
+    if pre is not None and pre.get("type") == "Metaspace":
+        plain["pre_tokenizer"] = {**pre, "prepend_scheme": "never"}
     return _Backend.from_str(json.dumps(plain))
+
+
+def _without_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    if normalizer is None or normalizer.get("type") == "Prepend":
+        return None
+    if normalizer.get("type") != "Sequence":
+        return normalizer
+    return {**normalizer, "normalizers": [part for part in normalizer["normalizers"] if part["type"] != "Prepend"]}
+
+
+def _leading_space(content: dict[str, Any]) -> frozenset[Place]:
+    """Where this tokenizer puts a space before a text."""
+    normalizer, pre = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
+    parts = [normalizer, *normalizer.get("normalizers", [])]
+    scheme = pre.get("prepend_scheme", "always") if pre.get("type") == "Metaspace" else "never"
+    if scheme == "always" or any(part.get("type") == "Prepend" for part in parts):
+        return frozenset({"nothing", "control"})
+    return frozenset({"nothing"}) if scheme == "first" else frozenset()
 
 
 def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]:

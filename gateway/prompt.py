@@ -15,7 +15,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.tokenizer import Tokenizer
+from engine.tokenizer import Place, Tokenizer
 from gateway.errors import RequestError
 from gateway.graph.call import Input, Segment, Text
 from gateway.graph.references import Reference, parse
@@ -93,11 +93,12 @@ class _Held:
         segments: list[Segment] = []
         tokens: list[int] = []
         run = ""  # ordinary text is tokenised in runs as long as possible, as in any other server
+        before: Place = "nothing"
         pattern = self._tokenizer.control_pattern
         for index, part in enumerate([rendered] if pattern is None else pattern.split(rendered)):
             if index % 2:
-                tokens += self._tokenizer.encode(run) if run else []
-                run = ""
+                tokens += self._tokenizer.encode(run, after=before) if run else []
+                run, before = "", "control"
                 tokens.append(self._tokenizer.control[part])
                 continue
             for place, piece in enumerate(_MARK.split(part)):
@@ -105,13 +106,13 @@ class _Held:
                 if isinstance(held, str):
                     run += held
                     continue
-                tokens += self._tokenizer.encode(run) if run else []
-                run = ""
+                tokens += self._tokenizer.encode(run, after=before) if run else []
+                run, before = "", "text"
                 if tokens:
                     segments.append(Text(tokens))
                 tokens = []
                 segments.append(held)
-        tokens += self._tokenizer.encode(run) if run else []
+        tokens += self._tokenizer.encode(run, after=before) if run else []
         if tokens:
             segments.append(Text(tokens))
         return segments

@@ -9,13 +9,71 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCABULARY = 320
 
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 5000.0,
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + 0.02 * i for i in range(16)],
+    "long_factor": [1.5 + 0.2 * i for i in range(16)],
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+_PHI = {"pad_token_id": 0, "attention_dropout": 0.0}
 
-def write_tiny_llama(
-    folder: Path, *, window: int = 256, shards: bool = False, dtype: torch.dtype = torch.float32, **config: Any
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama 2": ("llama", {"num_key_value_heads": 4}),
+    "Llama 3": ("llama", {"rope_parameters": _LLAMA3_ROPE}),
+    "Llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "Llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    "SmolLM2": ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "SmolLM3": ("smollm3", {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3, "pad_token_id": 0}),
+    "Mistral": ("mistral", {"sliding_window": None}),
+    "Mistral 7B v0.1": ("mistral", {"sliding_window": 24}),
+    "Qwen2": ("qwen2", {}),
+    "Qwen2.5, yarn": ("qwen2", {"rope_parameters": _YARN, "tie_word_embeddings": True}),
+    "Qwen2, sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1, "num_hidden_layers": 3},
+    ),
+    "Qwen3": ("qwen3", {}),
+    "Gemma 2": ("gemma2", {"sliding_window": 24, "query_pre_attn_scalar": 48, "num_hidden_layers": 3}),
+    "Gemma 3": ("gemma3_text", {"sliding_window": 24, "query_pre_attn_scalar": 48, "num_hidden_layers": 7}),
+    "Phi-3": ("phi3", {"sliding_window": 24, **_PHI}),
+    "Phi-3, longrope": ("phi3", {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 64, **_PHI}),
+    "Phi-4 mini": (
+        "phi3",
+        {
+            "head_dim": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            "partial_rotary_factor": 0.5,
+            "tie_word_embeddings": True,
+            **_PHI,
+        },
+    ),
+}
+"""Each family by a small model of its kind: transformers' model type, and what is particular."""
+
+
+def write_tiny(
+    folder: Path,
+    family: str = "Llama 3",
+    *,
+    window: int = 256,
+    shards: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
 ) -> Path:
-    """A random Llama of two layers with a byte tokenizer. `config` goes to transformers' LlamaConfig."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A random model of a family, with a byte tokenizer. `config` goes to transformers' config class."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    kind, particular = FAMILIES[family]
     torch.manual_seed(0)
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -31,10 +89,21 @@ def write_tiny_llama(
         "eos_token_id": 257,
         "tie_word_embeddings": False,
     }
-    model = LlamaForCausalLM(LlamaConfig(**{**shape, **config})).to(dtype)
-    model.save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
+    if kind == "phi3":  # heads of its hidden size, whatever else is said
+        shape["hidden_size"] = shape["num_attention_heads"] * particular.get("head_dim", 32)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**shape, **particular, **config}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):  # they start as ones and zeros, which would hide mistakes
+                parameter += 0.3 * torch.randn(parameter.shape)
+    model.to(dtype).save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
     write_byte_tokenizer(folder)
     return folder
+
+
+def write_tiny_llama(folder: Path, **config: Any) -> Path:
+    """A random Llama with plain rotary positions; see `write_tiny`."""
+    return write_tiny(folder, "Llama 3", **{"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **config})
 
 
 def write_byte_tokenizer(folder: Path) -> None:

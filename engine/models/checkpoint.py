@@ -8,8 +8,8 @@ from safetensors import safe_open
 
 from engine.errors import CheckpointError
 
-_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
-"""Where a text decoder's tensors stand, in checkpoints of text models and of those that also see."""
+_PREFIXES = (("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""))
+"""Where a text decoder's tensors stand, and its head, in checkpoints of text models and of those that also see."""
 
 
 def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
@@ -25,10 +25,10 @@ def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
     except Exception as error:  # safetensors raises its own kind, which it does not export
         raise CheckpointError(f"{folder}: a .safetensors file cannot be read: {error}") from error
     owner = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
-    prefix = next((prefix for prefix in _PREFIXES if prefix + "embed_tokens.weight" in owner), "model.")
+    body, head = next((pair for pair in _PREFIXES if pair[0] + "embed_tokens.weight" in owner), _PREFIXES[0])
 
     def weight(name: str) -> torch.Tensor:
-        own = prefix + name.removeprefix("model.") if name.startswith("model.") else name
+        own = body + name.removeprefix("model.") if name.startswith("model.") else head + name
         if own not in owner:
             raise CheckpointError(f"{folder} lacks the tensor {own!r}")
         tensor: torch.Tensor = owner[own].get_tensor(own)

