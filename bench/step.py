@@ -91,7 +91,7 @@ def main() -> None:
     engine = Engine(EngineConfig(kv_tokens=65_536))
     whole = {name: median(case(engine, lambda: None)) for name, case in CASES.items()}
     engine.decoder._fused = None
-    clock = _Clock(engine.decoder._kernels)
+    clock = _Clock(engine.decoder.kernels)
     rows: dict[str, dict[str, float]] = {}
     for name, case in CASES.items():
         steps = len(case(engine, clock.spent.clear))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from engine.context import Context
 from engine.kv_cache import KVCache
+from engine.pace import Pacer
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,19 @@ class Chunk:
 
 @dataclass
 class Plan:
-    """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks."""
+    """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks.
+
+    `decoding`: rows that decode; `long`: rows of prompts that were held back for them (see Pacer). `waiting`:
+    whether a prompt was held back altogether.
+    """
 
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     preempted: list[Context] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        """Tokens in the step."""
-        return sum(chunk.end - chunk.start for chunk in self.chunks)
+    rows: int = 0
+    decoding: int = 0
+    long: int = 0
+    waiting: bool = False
 
 
 class BatchPlanner:
@@ -41,35 +45,85 @@ class BatchPlanner:
 
     When the pool is full, blocks that only the tree holds go first (the cache sees to it), then contexts with
     nothing to do, then the runnable ones of lowest rank below the one that asks. The first candidate can
-    therefore always go on: nothing deadlocks.
+    therefore always go on: nothing deadlocks. A context begins only where all its tokens fit and leave those that
+    run a block each: to begin, lose the blocks again and begin anew would waste the work.
     """
 
-    def __init__(self, cache: KVCache, step_tokens: int, max_batch: int) -> None:
+    def __init__(self, cache: KVCache, step_tokens: int, max_batch: int, pacer: Pacer | None = None) -> None:
+        """Without a pacer, only `step_tokens` bounds a step."""
         self._cache = cache
         self._step_tokens = step_tokens
         self._max_batch = max_batch
+        self._pacer = pacer
 
-    def plan(self, contexts: Iterable[Context]) -> Plan:
-        """The next step over all contexts there are; empty if none can go on."""
-        everyone = list(contexts)
-        runnable = [context for context in everyone if context.has_work]
-        runnable.sort(key=lambda context: (not context.decoding, context.priority))
+    def plan(self, contexts: Iterable[Context], everyone: list[Context] | None = None) -> Plan:
+        """The next step over the contexts; empty if none can go on. `everyone`: all who may have to give blocks,
+        where that is more than `contexts`."""
+        candidates = list(contexts)
+        if everyone is None:
+            everyone = candidates
+        decoders: list[Context] = []
+        others: list[Context] = []
+        for context in candidates:
+            if context.decoding:
+                decoders.append(context)
+            elif context.has_work:
+                others.append(context)
+        decoders.sort(key=_priority)
+        others.sort(key=_priority)
         plan = Plan()
-        budget = self._step_tokens
-        for context in runnable:
-            if budget <= 0 or len(plan.chunks) >= self._max_batch:
+        for context in decoders:
+            if len(plan.chunks) >= min(self._max_batch, self._step_tokens):
                 break
-            chunk = self._chunk(context, budget)
-            if chunk is None:
-                continue
-            copies = self._reserve(context, chunk.end, everyone, plan)
-            if copies is None:
-                continue
-            context.announce(chunk.end)
-            plan.chunks.append(chunk)
-            plan.copies.extend(copies)
-            budget -= chunk.end - chunk.start
+            self._add(plan, context, 1, everyone)
+        plan.decoding = plan.rows
+        if others:
+            self._prefill(plan, others, everyone)
         return plan
+
+    def _prefill(self, plan: Plan, others: list[Context], everyone: list[Context]) -> None:
+        budget = self._step_tokens - plan.rows
+        most = long = budget
+        if self._pacer is not None:
+            most, long = self._pacer.rows(decoding=plan.decoding > 0)
+            budget, long = min(budget, most), min(budget, long)
+        full = False
+        for context in others:
+            if budget <= 0 or len(plan.chunks) >= self._max_batch:
+                plan.waiting = True
+                break
+            if full and not context.begun:
+                continue  # who could not begin is not overtaken by a smaller one
+            is_long = plan.decoding > 0 and len(context.tokens) - context.computed > most
+            allowed = min(budget, long) if is_long else budget
+            if allowed <= 0:
+                plan.waiting = True
+                continue
+            rows = self._add(plan, context, allowed, everyone)
+            if rows is None:
+                full = True
+                continue
+            budget -= rows
+            if is_long:
+                long -= rows
+                plan.long += rows
+
+    def _add(self, plan: Plan, context: Context, budget: int, everyone: list[Context]) -> int | None:
+        """Puts the context's next rows into the plan, at most `budget`. Returns how many; None if memory lacks."""
+        chunk = self._chunk(context, budget)
+        if chunk is None:
+            return 0
+        copies = self._reserve(context, chunk.end, everyone, plan)
+        if copies is None:
+            if not context.begun:
+                context.drop_blocks()  # what it found in the tree is not kept from others while it waits
+            return None
+        context.announce(chunk.end)
+        plan.chunks.append(chunk)
+        plan.copies.extend(copies)
+        rows = chunk.end - chunk.start
+        plan.rows += rows
+        return rows
 
     def _chunk(self, context: Context, budget: int) -> Chunk | None:
         if not context.adopt_cached():
@@ -84,17 +138,28 @@ class BatchPlanner:
         return Chunk(context, context.computed, end, samples=samples and end == length)
 
     def _reserve(self, context: Context, end: int, everyone: list[Context], plan: Plan) -> list[tuple[int, int]] | None:
-        copies = context.reserve(end)
-        if copies is not None:
-            return copies
+        if context.begun or self._fits_whole(context, plan):
+            copies = context.reserve(end)
+            if copies is not None:
+                return copies
         busy = {id(chunk.context) for chunk in plan.chunks}
         idle = [c for c in everyone if c.blocks and c is not context and not c.has_work]
         lower = [c for c in everyone if c.blocks and c.has_work and c.priority > context.priority and id(c) not in busy]
         for group in (idle, lower):
-            for victim in sorted(group, key=lambda c: c.priority, reverse=True):
+            for victim in sorted(group, key=_priority, reverse=True):
                 victim.drop_blocks()
                 plan.preempted.append(victim)
-                copies = context.reserve(end)
-                if copies is not None:
-                    return copies
-        return None
+                if context.begun or self._fits_whole(context, plan):
+                    copies = context.reserve(end)
+                    if copies is not None:
+                        return copies
+        # Whoever is alone takes what there is: its tokens fit the pool, or it would have been refused.
+        return None if plan.chunks else context.reserve(end)
+
+    def _fits_whole(self, context: Context, plan: Plan) -> bool:
+        missing = -(-len(context.tokens) // self._cache.block_size) - len(context.blocks)
+        return self._cache.available >= missing + len(plan.chunks)
+
+
+def _priority(context: Context) -> tuple[float, int]:
+    return context.priority

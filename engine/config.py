@@ -23,6 +23,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `quantize`: int8 keeps linear weights in 8 bits and multiplies in 8 bits, faster and less exact.
     `kv_tokens`: size of the KV pool in tokens; 0 sizes it from free memory.
     `step_tokens`: token budget of a step, decode tokens and prefill chunks together.
+    `step_seconds`: what a step may take while somebody decodes, as far as prefill can be cut; `decode_share`: part of
+    its speed that decoding keeps on average while long prompts are read beside it.
     `max_batch`: most contexts in one step.
     `threads`: 0 takes every core this process may use.
     `prefix_sharing`: whether full blocks are kept in the prefix tree for later fills.
@@ -36,6 +38,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int = 0
     block_size: int = 16
     step_tokens: int = 512
+    step_seconds: float = 0.1
+    decode_share: float = 0.6
     max_batch: int = 256
     threads: int = 0
     prefix_sharing: bool = True

@@ -3,7 +3,7 @@
 from collections import deque
 
 from engine.generation import Generation
-from engine.kv_cache import SCRATCH, KVCache, Node
+from engine.kv_cache import KVCache, Node
 
 
 class Context:
@@ -26,6 +26,8 @@ class Context:
         self.fills: deque[int] = deque()
         """Lengths at which a pending fill is done."""
         self.generation: Generation | None = None
+        self.begun = False
+        """Whether it was given blocks of its own since it last had none."""
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0
@@ -103,6 +105,7 @@ class Context:
             self.blocks[index] = fresh
         for _ in range(missing):
             self.blocks.append(self._allocate())
+        self.begun = True
         return copies
 
     def _allocate(self) -> int:
@@ -151,6 +154,7 @@ class Context:
     def drop_blocks(self) -> None:
         """Gives all blocks back; the tree may keep them. They are found there again or recomputed."""
         blocks, self.blocks = self.blocks, []
+        self.begun = False
         self._cache.release(reversed(blocks))
         self.computed = 0
         self._tip, self._path_length = self._cache.root(self.scope), 0
@@ -158,12 +162,3 @@ class Context:
     def retain(self, hint: float) -> None:
         """Passes the hint on to the blocks that stand in the tree."""
         self._cache.retain(self._tip, hint)
-
-    def slot(self, position: int) -> int:
-        """Where the KV of `position` lies, in tokens from the start of the pool."""
-        index, inside = divmod(position, self._cache.block_size)
-        return self.blocks[index] * self._cache.block_size + inside
-
-    def scratch_slot(self) -> int:
-        """Where a row writes whose KV is already there."""
-        return SCRATCH * self._cache.block_size

@@ -3,6 +3,7 @@
 import secrets
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,8 +11,7 @@ from engine.link import Sampling, TokenLogprob
 from engine.tokenizer import Detokenizer, Tokenizer
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """What one token brought: text to show (perhaps none) and the reason to end, if it ended."""
 
     text: str
@@ -27,12 +27,24 @@ class Generation:
         self.limit = limit
         self.count = 0
         self.counts: Counter[int] = Counter()
+        """Tokens generated, where a penalty asks how often."""
+        self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self.seen: set[int] = set(prompt) if sampling.repetition_penalty != 1.0 else set()
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed & (2**64 - 1)
         self.random = np.random.Generator(np.random.Philox(seed))
         self.stop_tokens = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else tokenizer.eos_ids
         )
+        self.request = (
+            sampling.temperature,
+            sampling.top_p,
+            sampling.min_p,
+            max(0, sampling.top_k),
+            min(sampling.top_logprobs, tokenizer.vocabulary) if sampling.logprobs else -1,
+            0.0,
+        )
+        """A row of REQUEST, but for its uniform number."""
+        self._uniform: float | None = None
         self._detokenizer = Detokenizer(tokenizer, skip_special=sampling.skip_special_tokens)
         self._stops = StopStrings(sampling.stop)
 
@@ -41,10 +53,33 @@ class Generation:
         """Whether a token was sampled yet."""
         return self.count > 0
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        sampling = self.sampling
+        return bool(
+            sampling.logit_bias
+            or sampling.presence_penalty
+            or sampling.frequency_penalty
+            or sampling.repetition_penalty != 1.0
+            or self.count < sampling.min_tokens
+        )
+
+    def uniform(self) -> float:
+        """The number that chooses the next token: one a token, however often it is asked for. 0 where none is
+        needed."""
+        if self.sampling.temperature == 0.0:
+            return 0.0
+        if self._uniform is None:
+            self._uniform = float(self.random.random())
+        return self._uniform
+
     def push(self, token: int) -> Progress:
         """Takes the token just sampled."""
+        self._uniform = None
         self.count += 1
-        self.counts[token] += 1
+        if self._counts:
+            self.counts[token] += 1
         if self.sampling.repetition_penalty != 1.0:
             self.seen.add(token)
         if token in self.stop_tokens:  # below min_tokens the sampler does not let one through

@@ -4,34 +4,31 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from engine.batch import BatchPlanner, Chunk, Plan
+from engine.capacity import affordable_tokens
 from engine.config import EngineConfig
 from engine.context import Context
 from engine.errors import ContextError
 from engine.generation import Generation, Sampled
 from engine.kernels import AttentionBatch, select_kernels
-from engine.kv_cache import KVCache
+from engine.kv_cache import SCRATCH, KVCache
 from engine.link import EngineInfo, Sampling, Update
 from engine.models.checkpoint import open_weights
 from engine.models.decoder import Decoder
 from engine.models.fetch import checkpoint_folder, model_name
 from engine.models.spec import read_spec
+from engine.pace import Pacer
 from engine.sampling import BadLogits, sample
 from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("myna.engine")
-
-_KV_SHARE = 0.3
-"""Part of the free memory that the KV pool may take where `kv_tokens` is not given."""
-_KV_WINDOWS = 32
-"""More windows than this are not reserved unasked."""
 
 
 class Engine:
@@ -61,12 +58,14 @@ class Engine:
             config.kernels, spec.shape, dtype, config.block_size, cache, quantize=config.quantize
         )
         self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
-        tokens = config.kv_tokens or self._affordable_tokens()
+        tokens = config.kv_tokens or affordable_tokens(self.decoder.kv_bytes_per_token, spec.window)
         blocks = 1 + math.ceil(tokens / config.block_size)
         self.decoder.allocate_kv(blocks)
         self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing)
-        self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch)
+        self._pacer = Pacer(decode_share=config.decode_share, gap=config.step_seconds)
+        self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch, self._pacer)
         self._contexts: dict[int, Context] = {}
+        self._suspects: deque[int] = deque()
         self._arrivals = 0
         self.info = EngineInfo(
             model=model_name(config.model),
@@ -83,10 +82,7 @@ class Engine:
             block_size=config.block_size,
             load_seconds=time.monotonic() - began,
         )
-
-    def _affordable_tokens(self) -> int:
-        free = psutil.virtual_memory().available * _KV_SHARE
-        return min(int(free / self.decoder.kv_bytes_per_token), _KV_WINDOWS * self.decoder.spec.window)
+        self._warm_up()
 
     # commands
 
@@ -199,78 +195,131 @@ class Engine:
     def step(self) -> list[Update]:
         """Plans one batch, runs it, samples, and says what changed for whom.
 
-        A step that raises fails the contexts in it, frees them and says so in their updates.
+        If a step over several contexts raises, each of them is tried alone: who raises again fails, and only it.
         """
-        plan = self._planner.plan(self._contexts.values())
+        if self._suspects:
+            return self._step_alone()
+        return self._run(self._planner.plan(self._contexts.values()))
+
+    def _step_alone(self) -> list[Update]:
+        """A step for the first of those that were in a step that raised."""
+        context = self._contexts.get(self._suspects.popleft())
+        if context is None or not context.has_work:
+            return []
+        return self._run(self._planner.plan([context], [other for other in self._contexts.values()]))
+
+    def _run(self, plan: Plan) -> list[Update]:
         if not plan.chunks:
             return []
+        began = time.perf_counter()
         sampling = [chunk for chunk in plan.chunks if chunk.samples]
+        generations = [chunk.context.generation for chunk in sampling]
         try:
             logits = self._forward(plan)
-            generations = [chunk.context.generation for chunk in sampling]
-            sampled = sample(logits, [generation for generation in generations if generation is not None])
+            sampled = sample(logits, [one for one in generations if one is not None], self.decoder.kernels)
         except Exception as error:
-            log.exception("a step over %d contexts failed", len(plan.chunks))
-            for chunk in reversed(plan.chunks):
-                chunk.context.abort()
-            return [self._fail(chunk.context, "step_failed", repr(error)) for chunk in plan.chunks]
+            return self._recover(plan, error)
         for chunk in plan.chunks:
             if not chunk.stored:
                 chunk.context.commit(chunk.end)
-        updates = {chunk.context.id: Update(chunk.context.id) for chunk in plan.chunks}
+        updates: list[Update] = []
+        choices = iter(sampled)
         for chunk in plan.chunks:
-            _report_fills(chunk.context, updates[chunk.context.id])
-        for chunk, choice in zip(sampling, sampled, strict=True):
-            if isinstance(choice, BadLogits):
-                updates[chunk.context.id] = self._fail(chunk.context, "bad_logits", str(choice))
-            else:
-                _take_token(chunk.context, choice, updates[chunk.context.id])
-        return [update for update in updates.values() if _says_something(update)]
+            update = Update(chunk.context.id)
+            if chunk.context.fills:
+                _report_fills(chunk.context, update)
+            if chunk.samples:
+                choice = next(choices)
+                if isinstance(choice, BadLogits):
+                    update = self._fail(chunk.context, "bad_logits", str(choice))
+                else:
+                    _take_token(chunk.context, choice, update)
+            if update.tokens or update.error or update.filled is not None:
+                updates.append(update)
+        self._pacer.observe(
+            decoding=plan.decoding,
+            prefill=plan.rows - plan.decoding,
+            long=plan.long,
+            waiting=plan.waiting,
+            seconds=time.perf_counter() - began,
+        )
+        return updates
+
+    def _recover(self, plan: Plan, error: Exception) -> list[Update]:
+        """After a step that raised: its KV is as if it had not been, and whoever is to blame is found."""
+        log.exception("a step over %d contexts failed", len(plan.chunks))
+        for chunk in reversed(plan.chunks):
+            chunk.context.abort()
+            chunk.context.drop_blocks()  # copies it was to make may not have been made
+        if len(plan.chunks) == 1:
+            return [self._fail(plan.chunks[0].context, "step_failed", repr(error))]
+        self._suspects.extend(chunk.context.id for chunk in plan.chunks)
+        return []
 
     def _fail(self, context: Context, code: str, message: str) -> Update:
         self.free_context(context.id)
         return Update(context.id, error=(code, message))
 
-    def _forward(self, plan: Plan) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    def _forward(self, plan: Plan) -> torch.Tensor:
         """Logits (sampling chunks, vocabulary) of the plan's rows."""
         if plan.copies:
             self.decoder.copy_blocks(plan.copies)
         chunks = [chunk for chunk in plan.chunks if chunk.end > chunk.start]
         if not chunks:
-            return np.empty((0, self.info.vocabulary), dtype=np.float32)
-        tokens, batch, wanted = self._gather(chunks, plan.rows)
-        return self.decoder.forward(tokens, batch, wanted).numpy()
+            return torch.empty(0, self.info.vocabulary)
+        return self.decoder.forward(*self._gather(chunks, plan.rows))
 
     def _gather(self, chunks: list[Chunk], rows: int) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
-        """The chunks' rows as arrays."""
-        tokens, positions, slots = (np.empty(rows, dtype=np.int64) for _ in range(3))
-        starts = np.zeros(len(chunks) + 1, dtype=np.int32)
-        tables = np.zeros((len(chunks), max(len(chunk.context.blocks) for chunk in chunks)), dtype=np.int32)
+        """The chunks' rows as arrays: token ids, the batch, and the rows that get logits."""
         size = self.config.block_size
+        width = max(len(chunk.context.blocks) for chunk in chunks)
+        tables = np.zeros((len(chunks), width), dtype=np.int32)
+        rows_of = np.empty((3, rows), dtype=np.int64)
+        tokens, positions, slots = rows_of
+        starts, lengths, wanted = [0], [], []
         at = 0
         for index, chunk in enumerate(chunks):
-            context, count = chunk.context, chunk.end - chunk.start
-            tables[index, : len(context.blocks)] = context.blocks
-            if count == 1:
-                tokens[at] = context.tokens[chunk.start]
-                positions[at] = chunk.start
-                slots[at] = context.scratch_slot() if chunk.stored else context.slot(chunk.start)
+            context, start, end = chunk.context, chunk.start, chunk.end
+            blocks = context.blocks
+            tables[index, : len(blocks)] = blocks
+            if end - start == 1:
+                tokens[at] = context.tokens[start]
+                positions[at] = start
+                slots[at] = SCRATCH * size if chunk.stored else blocks[start // size] * size + start % size
             else:
-                place = np.arange(chunk.start, chunk.end)
-                tokens[at : at + count] = context.tokens[chunk.start : chunk.end]
-                positions[at : at + count] = place
-                slots[at : at + count] = tables[index, place // size] * size + place % size
-            at += count
-            starts[index + 1] = at
+                place = np.arange(start, end)
+                stop = at + end - start
+                tokens[at:stop] = context.tokens[start:end]
+                positions[at:stop] = place
+                slots[at:stop] = tables[index, place // size] * size + place % size
+            at += end - start
+            starts.append(at)
+            lengths.append(end)
+            if chunk.samples:
+                wanted.append(at - 1)
         batch = AttentionBatch(
             positions=torch.from_numpy(positions),
             slots=torch.from_numpy(slots),
-            query_starts=torch.from_numpy(starts),
-            lengths=torch.tensor([chunk.end for chunk in chunks], dtype=torch.int32),
+            query_starts=torch.tensor(starts, dtype=torch.int32),
+            lengths=torch.tensor(lengths, dtype=torch.int32),
             block_tables=torch.from_numpy(tables),
         )
-        wanted = torch.tensor([starts[i + 1] - 1 for i, chunk in enumerate(chunks) if chunk.samples], dtype=torch.int64)
-        return torch.from_numpy(tokens), batch, wanted
+        return torch.from_numpy(tokens), batch, torch.tensor(wanted, dtype=torch.int64)
+
+    def _warm_up(self) -> None:
+        """Runs two steps on the scratch block, so that the first request meets no first time, and the pacer knows
+        what a row costs."""
+        for rows in (64, 1, 64, 1):
+            batch = AttentionBatch(
+                positions=torch.arange(rows).clamp(max=self.info.window - 1),
+                slots=torch.zeros(rows, dtype=torch.int64),
+                query_starts=torch.tensor([0, rows], dtype=torch.int32),
+                lengths=torch.tensor([rows], dtype=torch.int32),
+                block_tables=torch.full((1, -(-rows // self.config.block_size)), SCRATCH, dtype=torch.int32),
+            )
+            began = time.perf_counter()
+            self.decoder.forward(torch.zeros(rows, dtype=torch.int64), batch, torch.tensor([rows - 1]))
+            self._pacer.learn(rows, time.perf_counter() - began)
 
     def check_integrity(self) -> None:
         """Recounts the cache from all contexts. Raises AssertionError on any difference."""
@@ -318,7 +367,3 @@ def _take_token(context: Context, sampled: Sampled, update: Update) -> None:
         update.logprobs = [sampled.logprob]
     if progress.finish is not None:
         context.generation = None
-
-
-def _says_something(update: Update) -> bool:
-    return bool(update.tokens or update.error or update.filled is not None)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.kernels.memory import large_zeros
 
@@ -111,6 +113,55 @@ class AttentionBatch:
     block_tables: torch.Tensor
 
 
+REQUEST = np.dtype(
+    [
+        ("temperature", "f4"),
+        ("top_p", "f4"),
+        ("min_p", "f4"),
+        ("top_k", "i4"),
+        ("top_logprobs", "i4"),
+        ("uniform", "f8"),
+    ],
+    align=True,
+)
+"""How one row chooses its token. Temperature 0 takes the likeliest; else the row's candidates, after min_p, top_k and
+top_p (off at 0, 0 and 1), are drawn from by `uniform` in [0, 1). `top_logprobs`: alternatives to report, -1 for no log
+probabilities at all."""
+
+
+@dataclass(frozen=True)
+class ChoiceRequests:
+    """rows: (m,) of REQUEST. Row r's logits of ids[starts[r] : starts[r + 1]] become the values of the same places
+    before the choice; log probabilities are those of the logits as they were."""
+
+    rows: NDArray[np.void]
+    starts: NDArray[np.int32]
+    ids: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """tokens: (m,) int32, -1 for a row with NaN or with no token left. logprobs: (m,); top_ids, top_logprobs: (m,
+    most asked for), filled as far as each row asked."""
+
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    top_ids: NDArray[np.int32]
+    top_logprobs: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, requests: ChoiceRequests) -> "Choices":
+        """Room for the answers; no row has a token yet."""
+        rows, width = len(requests.rows), max(0, int(requests.rows["top_logprobs"].max()))
+        return cls(
+            np.full(rows, -1, dtype=np.int32),
+            np.zeros(rows, dtype=np.float32),
+            np.zeros((rows, width), dtype=np.int32),
+            np.zeros((rows, width), dtype=np.float32),
+        )
+
+
 class FusedLayers(Protocol):
     """All layers of a decoder in one call."""
 
@@ -174,6 +225,9 @@ class Kernels(Protocol):
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
         """(rows, 2 * intermediate) -> (rows, intermediate): the activation of the first half times the second."""
+
+    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
+        """One token for each row of logits, (m, vocabulary) float32, which may be changed."""
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """All layers in one call with the same results, where these kernels can; else None."""

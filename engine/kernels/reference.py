@@ -7,7 +7,17 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from engine.kernels.base import AttentionBatch, KVTensors, LayerShape, LayerWeights, Packed, Positions
+from engine.kernels.base import (
+    AttentionBatch,
+    ChoiceRequests,
+    Choices,
+    KVTensors,
+    LayerShape,
+    LayerWeights,
+    Packed,
+    Positions,
+)
+from engine.kernels.choose import choose
 
 _PACK_ROWS = 32
 """The row count that the packed layout is tuned for: a decode batch."""
@@ -126,6 +136,10 @@ class TorchKernels:
         """See `Kernels.gated`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return (F.silu(gate) if self._shape.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+
+    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
+        """See `Kernels.choose`."""
+        return choose(logits.numpy(), requests)
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> None:
         """See `Kernels.fuse`."""

@@ -23,7 +23,7 @@ class Decoder:
         """`weight` gives tensors by their checkpoint names. Raises CheckpointError for a missing or misshapen one."""
         self.spec = spec
         self.dtype = dtype
-        self._kernels = kernels
+        self.kernels = kernels
         self._tables: dict[int, torch.Tensor] = {}
         reader = _Reader(spec, weight, kernels, dtype)
         self._embedding = reader.matrix("model.embed_tokens", rows=spec.vocabulary)
@@ -70,7 +70,7 @@ class Decoder:
     @property
     def batch_invariant(self) -> bool:
         """See `Kernels.batch_invariant`."""
-        return self._kernels.batch_invariant
+        return self.kernels.batch_invariant
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -80,8 +80,8 @@ class Decoder:
 
     def allocate_kv(self, blocks: int) -> None:
         """Makes the KV pool; see `Kernels.new_kv`. Once, before the first step."""
-        self._kv = self._kernels.new_kv(len(self.spec.layers), blocks)
-        self._fused = self._kernels.fuse(self._layers, self._kv)
+        self._kv = self.kernels.new_kv(len(self.spec.layers), blocks)
+        self._fused = self.kernels.fuse(self._layers, self._kv)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole KV blocks, (from, to)."""
@@ -100,15 +100,15 @@ class Decoder:
         if not len(wanted):
             return torch.empty(0, self.spec.vocabulary)
         last = self._layers[-1].mlp_out_norm
-        x = self._kernels.add_rms_norm(residual[wanted], delta[wanted], self._norm, last)
-        logits = self._kernels.logits(x, self._head)
+        x = self.kernels.add_rms_norm(residual[wanted], delta[wanted], self._norm, last)
+        logits = self.kernels.logits(x, self._head)
         if cap := self.spec.logit_cap:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
     def _one_by_one(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """What `FusedLayers` does, operation by operation."""
-        kernels = self._kernels
+        kernels = self.kernels
         delta: torch.Tensor | None = None
         inner: torch.Tensor | None = None
         for layer, keys, values in zip(self._layers, self._kv.keys, self._kv.values, strict=True):

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels.base import AttentionBatch, FusedLayers, KVTensors, LayerShape, LayerWeights, Packed, Positions
+from engine.kernels.base import (
+    AttentionBatch,
+    ChoiceRequests,
+    Choices,
+    FusedLayers,
+    KVTensors,
+    LayerShape,
+    LayerWeights,
+    Packed,
+    Positions,
+)
 from engine.kernels.cpu.build import Unavailable, load
 from engine.kernels.memory import large_zeros
 
@@ -23,6 +33,8 @@ _SIGNATURES = {
     "myna_attention_state": [_SIZE],
     "myna_scratch": [_POINTER] * 2,
     "myna_layers": [_POINTER] * 6,
+    "myna_choose": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 8 + [_SIZE, _POINTER],
+    "myna_choose_room": [_SIZE],
     "myna_instructions": [],
     "myna_has_amx": [],
 }
@@ -30,6 +42,7 @@ _RESULTS = {
     "myna_attention_state": _SIZE,
     "myna_scratch": _SIZE,
     "myna_layers": _POINTER,
+    "myna_choose_room": _SIZE,
     "myna_instructions": ctypes.c_char_p,
     "myna_has_amx": _INTEGER,
 }
@@ -128,6 +141,7 @@ class CpuKernels:
         size = threads * self._library.myna_attention_state(shape.heads // shape.kv_heads)
         self._state = torch.empty(size + 64, dtype=torch.uint8)
         self._state_address = -(-self._state.data_ptr() // 64) * 64
+        self._choice_room: torch.Tensor | None = None
         instructions = self._library.myna_instructions().decode()
         self.name = f"C with {'AMX and ' if self._library.myna_has_amx() else ''}{instructions}"
         if self._quantize:
@@ -232,6 +246,23 @@ class CpuKernels:
             gate_up.data_ptr(), y.data_ptr(), rows, size, _ACTIVATIONS[self._shape.activation]
         )
         return y
+
+    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
+        """See `Kernels.choose`. Rows are shared out between the threads."""
+        rows, vocabulary = logits.shape
+        if self._choice_room is None:
+            self._choice_room = torch.empty(self._library.myna_choose_room(vocabulary), dtype=torch.uint8)
+        choices = Choices.empty(requests)
+        self._library.myna_choose(
+            logits.data_ptr(),
+            rows,
+            vocabulary,
+            *(array.ctypes.data for array in (requests.rows, requests.starts, requests.ids, requests.values)),
+            *(array.ctypes.data for array in (choices.tokens, choices.logprobs, choices.top_ids, choices.top_logprobs)),
+            choices.top_ids.shape[1],
+            self._choice_room.data_ptr(),
+        )
+        return choices
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """See `Kernels.fuse`."""
