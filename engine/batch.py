@@ -94,7 +94,11 @@ class BatchPlanner:
                 break
             if full and not context.begun:
                 continue  # who could not begin is not overtaken by a smaller one
-            is_long = plan.decoding > 0 and len(context.tokens) - context.computed > most
+            if not context.prompt:
+                if not context.adopt_cached():
+                    continue
+                context.prompt = len(context.tokens) - context.computed
+            is_long = plan.decoding > 0 and context.prompt > most
             allowed = min(budget, long) if is_long else budget
             if allowed <= 0:
                 plan.waiting = True

@@ -28,6 +28,8 @@ class Context:
         self.generation: Generation | None = None
         self.begun = False
         """Whether it was given blocks of its own since it last had none."""
+        self.prompt = 0
+        """Tokens that were to be computed when the prefill now running was first planned; 0 between prefills."""
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0
@@ -141,6 +143,8 @@ class Context:
             self._path_length += 1
         self._announced = []
         self.computed = end
+        if end == len(self.tokens):
+            self.prompt = 0
 
     def abort(self) -> None:
         """After a step that failed: what was announced is taken back. Call it last to first in the batch."""

@@ -25,7 +25,7 @@ class Pacer:
     def rows(self, *, decoding: bool) -> tuple[int, int]:
         """Rows of prefill that the next step may carry: at most, and at most of long prompts.
 
-        A prompt is long if what is left of it is more than the first number.
+        A prompt is long if it is, or was when it began, more than the first number.
         """
         if not decoding:
             most = max(_FEWEST, int(2 * self._gap / self.row_seconds))

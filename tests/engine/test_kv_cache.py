@@ -78,7 +78,7 @@ class Paging(RuleBasedStateMachine):
             for inside in range(SIZE):
                 if source * SIZE + inside in self.slots:
                     self.slots[target * SIZE + inside] = self.slots[source * SIZE + inside]
-        written = [chunk.context.slot(at) for chunk in plan.chunks for at in range(chunk.start, chunk.end)]
+        written = [_slot(chunk.context, at) for chunk in plan.chunks for at in range(chunk.start, chunk.end)]
         assert len(set(written)) == len(written), "two rows write to one slot"
         assert all(slot >= (SCRATCH + 1) * SIZE for slot in written)
         if fails:
@@ -89,7 +89,7 @@ class Paging(RuleBasedStateMachine):
             return
         for chunk in plan.chunks:
             for at in range(chunk.start, chunk.end):
-                self.slots[chunk.context.slot(at)] = self._text(chunk.context, at)
+                self.slots[_slot(chunk.context, at)] = self._text(chunk.context, at)
         for chunk in plan.chunks:
             chunk.context.commit(chunk.end)
             while chunk.context.fills and chunk.context.fills[0] <= chunk.end:
@@ -109,13 +109,18 @@ class Paging(RuleBasedStateMachine):
     def every_context_finds_its_own_text(self) -> None:
         for context in self.contexts.values():
             for at in range(context.computed):
-                assert self.slots[context.slot(at)] == self._text(context, at)
+                assert self.slots[_slot(context, at)] == self._text(context, at)
 
     def teardown(self) -> None:
         for context in self.contexts.values():
             context.drop_blocks()
         self.cache.check_integrity([])
         assert self.cache.available == BLOCKS - 1, "a block was lost"
+
+
+def _slot(context: Context, position: int) -> int:
+    """Where the KV of a position lies, in tokens from the start of the pool."""
+    return context.blocks[position // SIZE] * SIZE + position % SIZE
 
 
 TestPaging = Paging.TestCase

@@ -1,0 +1,97 @@
+"""engine/pace.py and what the planner makes of it: how long prompts and readers share the steps."""
+
+import pytest
+
+from engine.batch import BatchPlanner
+from engine.context import Context
+from engine.generation import Generation
+from engine.kv_cache import KVCache
+from engine.link import Sampling
+from engine.pace import Pacer
+from engine.tokenizer import Tokenizer
+
+DECODE, ROW = 0.012, 0.0008
+
+
+class Clock:
+    """A machine whose steps take what they take, and a planner that has to find that out."""
+
+    def __init__(self, tokenizer: Tokenizer, *, decode: float = DECODE, row: float = ROW) -> None:
+        self.decode, self.row = decode, row
+        self.cache = KVCache(4096, 16, sharing=False)
+        self.pacer = Pacer(decode_share=0.6, gap=0.1)
+        self.pacer.learn(64, 64 * row * 0.7)  # a trial at the start is not the whole truth
+        self.pacer.learn(1, decode * 1.5)
+        self.planner = BatchPlanner(self.cache, 512, 64, self.pacer)
+        self.contexts: list[Context] = []
+        self.now = 0.0
+        self.tokenizer = tokenizer
+
+    def add(self, tokens: int, *, rank: float = 0.0) -> Context:
+        context = Context(len(self.contexts), self.cache, "", rank, len(self.contexts))
+        context.tokens.extend(range(tokens))
+        context.generation = Generation(Sampling(ignore_eos=True), self.tokenizer, [], 10_000)
+        self.contexts.append(context)
+        return context
+
+    def step(self) -> float:
+        plan = self.planner.plan(self.contexts)
+        prefill = plan.rows - plan.decoding
+        seconds = (self.decode if plan.decoding else 0.0) + self.row * prefill
+        self.now += seconds
+        self.pacer.observe(
+            decoding=plan.decoding, prefill=prefill, long=plan.long, waiting=plan.waiting, seconds=seconds
+        )
+        for chunk in plan.chunks:
+            chunk.context.commit(chunk.end)
+            if chunk.samples and chunk.context.generation is not None:
+                chunk.context.tokens.append(1)
+                chunk.context.generation.push(1)
+        return seconds
+
+
+@pytest.mark.parametrize(("decode", "row"), [(DECODE, ROW), (0.011, 0.00016), (0.06, 0.004)])
+def test_readers_keep_their_share_while_long_prompts_arrive(tokenizer: Tokenizer, decode: float, row: float) -> None:
+    clock = Clock(tokenizer, decode=decode, row=row)
+    readers = [clock.add(20) for _ in range(8)]
+    for _ in range(30):
+        clock.step()
+    late = [clock.add(2000) for _ in range(4)]
+    began, before = clock.now, sum(len(reader.tokens) for reader in readers)
+    longest = 0.0
+    while any(context.computed < 2000 for context in late):
+        longest = max(longest, clock.step())
+    made = sum(len(reader.tokens) for reader in readers) - before
+    alone = (clock.now - began) / decode * 8
+    assert made / alone >= 0.6 * 0.95
+    assert longest <= 0.11 + decode
+    assert clock.now - began < 1.2 * 8000 * row / 0.4, "and the prompts get all the rest"
+
+
+def test_short_prompts_do_not_wait_for_their_share(tokenizer: Tokenizer) -> None:
+    clock = Clock(tokenizer)
+    clock.add(20)
+    for _ in range(30):
+        clock.step()
+    short = clock.add(60)
+    clock.step()
+    assert short.generation is not None
+    assert short.generation.started
+
+
+def test_nobody_decoding_lets_a_prompt_have_whole_steps(tokenizer: Tokenizer) -> None:
+    clock = Clock(tokenizer)
+    clock.add(2000)
+    steps = [clock.step() for _ in range(3)]
+    assert max(steps) > 0.15
+    assert max(steps) < 0.5
+
+
+def test_a_step_that_was_held_up_teaches_nothing() -> None:
+    pacer = Pacer(decode_share=0.6, gap=0.1)
+    pacer.learn(64, 64 * ROW)
+    pacer.learn(1, DECODE)
+    before = pacer.rows(decoding=True), pacer.rows(decoding=False)
+    pacer.observe(decoding=8, prefill=0, long=0, waiting=False, seconds=60.0)
+    pacer.observe(decoding=0, prefill=100, long=0, waiting=False, seconds=60.0)
+    assert (pacer.rows(decoding=True), pacer.rows(decoding=False)) == before

@@ -1,0 +1,289 @@
+"""The whole engine but for its arithmetic, against a slow and obvious one: 100,000 random operations.
+
+The decoder is a transparent one: a slot holds a digest of the text up to its token, and logits are a function of all
+the digests that a row sees through its block table. Whoever finds one wrong block says something else than the obvious
+engine, which only looks at the text.
+"""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import Engine, EngineConfig, Sampling
+from engine.errors import ContextError
+from engine.kernels import AttentionBatch
+from engine.link import Update
+from tests.checkpoints import VOCABULARY, write_tiny
+
+OPERATIONS = 100_000
+POISON = 13
+"""A step over a row with this token raises."""
+MUTE = 14
+"""A row behind this token has NaN logits."""
+
+
+def digest(before: int, token: int) -> int:
+    return hash((before, token))
+
+
+def next_token(view: tuple[int, ...]) -> int:
+    """What comes behind a text, by the digests of its beginnings. Never an end, a poisoned or a muted token."""
+    return 20 + hash(view) % (250 - 20)
+
+
+def obvious(text: list[int], count: int) -> list[int]:
+    """What a generate of so many tokens behind the text must say."""
+    text, said = list(text), []
+    for _ in range(count):
+        at, view = 0, []
+        for token in text:
+            at = digest(at, token)
+            view.append(at)
+        said.append(next_token(tuple(view)))
+        text.append(said[-1])
+    return said
+
+
+class TransparentDecoder:
+    """Stands in for the arithmetic of `Decoder`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.kernels = engine.decoder.kernels
+        self.size = engine.config.block_size
+        self.slots: dict[int, int] = {}
+        self.random = random.Random(0)
+        self.unlucky = 0
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        if self.random.random() < 0.03:
+            self.unlucky += 1
+            raise RuntimeError("a copy that was not made")
+        for source, target in copies:
+            for inside in range(self.size):
+                self.slots[target * self.size + inside] = self.slots.get(source * self.size + inside, 0)
+
+    def forward(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
+        ids, slots, positions = tokens.tolist(), batch.slots.tolist(), batch.positions.tolist()
+        starts, tables = batch.query_starts.tolist(), batch.block_tables.tolist()
+        views: dict[int, tuple[int, ...]] = {}
+        asked = set(wanted.tolist())
+        for index, table in enumerate(tables):
+
+            def slot(at: int, table: list[int] = table) -> int:
+                return table[at // self.size] * self.size + at % self.size
+
+            for row in range(starts[index], starts[index + 1]):
+                if ids[row] == POISON:
+                    raise RuntimeError("a poisoned token")
+                at = positions[row]
+                before = self.slots[slot(at - 1)] if at else 0
+                own = digest(before, ids[row])
+                if slots[row] < self.size:  # the scratch block: it must be there already
+                    assert self.slots[slot(at)] == own
+                else:
+                    assert slots[row] == slot(at)
+                    self.slots[slots[row]] = own
+                if row in asked:
+                    views[row] = tuple(self.slots[slot(place)] for place in range(at + 1))
+        logits = torch.zeros(len(wanted), VOCABULARY)
+        for index, row in enumerate(wanted.tolist()):
+            if ids[row] == MUTE:
+                logits[index] = torch.nan
+            else:
+                logits[index, next_token(views[row])] = 10.0
+        return logits
+
+
+@dataclass
+class Known:
+    """What the test knows of a context: its text as it must be, and what it still waits for."""
+
+    text: list[int]
+    scope: str
+    fills: list[int] = field(default_factory=list)
+    expected: list[int] = field(default_factory=list)
+    generating: bool = False
+
+
+class Run:
+    """Random operations on an engine, and the account of what must come of them."""
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        self.engine = engine
+        self.random = random.Random(seed)
+        self.known: dict[int, Known] = {}
+        self.next_id = 0
+        self.most = min(engine.info.window, engine.info.kv_tokens)
+        self.finished = self.failed = self.preempted = 0
+        self._prefixes = [[self.random.randrange(20, 250) for _ in range(70)] for _ in range(4)]
+
+    def tokens(self) -> list[int]:
+        if self.random.random() < 0.6:  # something others say as well
+            return self.random.choice(self._prefixes)[: self.random.randrange(1, 70)]
+        found = [self.random.randrange(20, 250) for _ in range(self.random.randrange(1, 30))]
+        if self.random.random() < 0.06:
+            found[-1] = self.random.choice((POISON, MUTE))
+        return found
+
+    def any(self) -> int | None:
+        return self.random.choice(list(self.known)) if self.known else None
+
+    def operate(self) -> None:
+        kind = self.random.choices(
+            ("begin", "more", "fork", "generate", "free", "rerank", "retain", "step"), (6, 4, 3, 8, 2, 3, 1, 40)
+        )[0]
+        context = self.any()
+        if kind == "begin" or (context is None and kind != "step"):
+            if len(self.known) < 24:
+                self.fill(None)
+        elif kind == "step":
+            self.step()
+        elif context is not None:
+            getattr(self, kind)(context)
+
+    def fill(self, parent: int | None, tokens: list[int] | None = None) -> None:
+        self.next_id += 1
+        tokens = self.tokens() if tokens is None else tokens
+        before = [] if parent is None else self.known[parent].text
+        scope = self.random.choice("ab") if parent is None else self.known[parent].scope
+        self.send(self.next_id, before, tokens, scope, parent)
+
+    def send(self, id: int, before: list[int], tokens: list[int], scope: str, parent: int | None) -> None:
+        known = self.known.get(id)
+        try:
+            self.engine.fill(id, tokens, parent=parent, rank=self.random.random(), scope=scope)
+        except ContextError as error:
+            busy = known is not None and known.generating
+            assert error.code == ("context_busy" if busy else "context_length_exceeded")
+            assert busy or len(before) + len(tokens) > self.most
+            return
+        if known is None:
+            known = self.known[id] = Known(list(before), scope)
+        known.text += tokens
+        known.fills.append(len(known.text))
+
+    def more(self, context: int) -> None:
+        self.send(context, self.known[context].text, self.tokens(), self.known[context].scope, None)
+
+    def fork(self, context: int) -> None:
+        if not self.known[context].generating and len(self.known) < 24:
+            self.fill(context, self.tokens() if self.random.random() < 0.7 else [])
+
+    def generate(self, context: int) -> None:
+        known = self.known[context]
+        count = self.random.randrange(1, 12)
+        room = min(self.engine.info.window, self.engine.info.kv_tokens + 1) - len(known.text)
+        one = Sampling(temperature=0.0, max_tokens=count, ignore_eos=True)
+        if known.generating or room <= 0:
+            with pytest.raises(ContextError):
+                self.engine.generate(context, one)
+            return
+        self.engine.generate(context, one)
+        known.generating = True
+        known.expected = obvious(known.text, min(count, room))
+
+    def free(self, context: int) -> None:
+        self.engine.free_context(context)
+        del self.known[context]
+
+    def rerank(self, context: int) -> None:
+        self.engine.rerank([context], self.random.random())
+
+    def retain(self, context: int) -> None:
+        self.engine.retain(context, self.random.random())
+
+    def step(self) -> None:
+        had_work = self.engine.has_work
+        updates = self.engine.step()
+        assert had_work or not updates
+        for update in updates:
+            self.take(update)
+
+    def take(self, update: Update) -> None:
+        known = self.known[update.context]
+        if update.error is not None:
+            self.failed += 1
+            code = update.error[0]
+            decoder: Any = self.engine.decoder
+            if "a copy that" in update.error[1]:
+                assert decoder.unlucky > 0
+                decoder.unlucky -= 1
+            else:
+                assert code == ("step_failed" if POISON in known.text else "bad_logits"), update.error
+            assert code != "bad_logits" or known.text[-1] == MUTE
+            del self.known[update.context]
+            return
+        if update.filled is not None:
+            while known.fills and known.fills[0] <= update.filled:
+                known.fills.pop(0)
+        for token in update.tokens:
+            assert known.generating
+            assert token == known.expected.pop(0), "another text than the obvious engine's"
+            known.text.append(token)
+        if update.finish is not None:
+            assert update.finish == "length"
+            assert not known.expected
+            known.generating = False
+            self.finished += 1
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    """A window of 120 tokens, a pool of 320: two or three contexts fill it."""
+    made = Engine(EngineConfig(model=str(write_tiny(tmp_path, window=120)), kv_tokens=320, step_tokens=48, max_batch=8))
+    stand_in: Any = TransparentDecoder(made)
+    made.decoder = stand_in
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hundred_thousand_operations(engine: Engine, seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL")  # steps that raise are logged with their traces
+    run = Run(engine, seed)
+    plan = engine._planner.plan
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        made = plan(*arguments, **named)
+        run.preempted += len(made.preempted)
+        return made
+
+    engine._planner.plan = counted  # type: ignore[method-assign]
+    for operation in range(OPERATIONS // 4):
+        run.operate()
+        if operation % 5 == 0:
+            engine.check_integrity()
+    for _ in range(5000):
+        if not engine.has_work:
+            break
+        run.step()
+    assert not engine.has_work, "work was left that no step brought forward"
+    for context in list(run.known):
+        assert not run.known[context].generating
+        assert not run.known[context].fills
+        run.free(context)
+    engine.check_integrity()
+    assert engine.free_tokens == engine.info.kv_tokens, "a block was lost"
+    assert run.finished > 1000, run.finished
+    assert run.failed > 20, "poison was in it"
+    assert run.preempted > 500, "the pool was too small"
+
+
+def test_the_obvious_engine_would_notice(engine: Engine) -> None:
+    """The test of the test: one wrong entry in one slot changes what is said."""
+    engine.fill(1, list(range(20, 60)))
+    while engine.has_work:
+        engine.step()
+    decoder: Any = engine.decoder
+    wanted = obvious(list(range(20, 60)), 3)
+    engine.generate(1, Sampling(temperature=0.0, max_tokens=3, ignore_eos=True))
+    block = engine._contexts[1].blocks[0]
+    decoder.slots[block * 16 + 5] += 1
+    said: list[int] = []
+    while engine.has_work:
+        said += [token for update in engine.step() for token in update.tokens]
+    assert said != wanted
