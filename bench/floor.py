@@ -12,11 +12,11 @@ from statistics import median
 import torch
 
 from engine.config import default_cache
-from engine.kernels import Kernels, select_kernels
+from engine.kernels import Kernels, LayerShape, select_kernels
 from engine.kernels.reference import TorchKernels
-from engine.models.checkpoint import DecoderSpec
 
-SPEC = DecoderSpec("LlamaForCausalLM", 30, 576, 9, 3, 64, 1536, 49_152, 8192, 1e-5, 1e5, None, True)
+SHAPE = LayerShape(9, 3, 64, 64, 576, 1536, "silu", 0.125, 0.0, 1e-5)
+LAYERS, VOCABULARY = 30, 49_152
 """SmolLM2-135M."""
 ROWS = (1, 8, 32, 512)
 
@@ -33,21 +33,21 @@ def _time(action: Callable[[], object], runs: int = 5) -> float:
 
 @torch.inference_mode()
 def _linear_layers(kernels: Kernels) -> dict[int, float]:
-    kv = SPEC.kv_heads * SPEC.head_size
+    kv = SHAPE.kv_heads * SHAPE.head_size
     shapes = [
-        (SPEC.hidden, SPEC.hidden + 2 * kv),
-        (SPEC.hidden, SPEC.hidden),
-        (SPEC.hidden, 2 * SPEC.intermediate),
-        (SPEC.intermediate, SPEC.hidden),
+        (SHAPE.hidden, SHAPE.hidden + 2 * kv),
+        (SHAPE.hidden, SHAPE.hidden),
+        (SHAPE.hidden, 2 * SHAPE.intermediate),
+        (SHAPE.intermediate, SHAPE.hidden),
     ]
     weights = [
-        [(inner, kernels.pack(torch.randn(out, inner).bfloat16())) for inner, out in shapes] for _ in range(SPEC.layers)
+        [(inner, kernels.pack(torch.randn(out, inner).bfloat16())) for inner, out in shapes] for _ in range(LAYERS)
     ]
-    head = kernels.pack(torch.randn(SPEC.vocabulary, SPEC.hidden).bfloat16())
+    head = kernels.pack(torch.randn(VOCABULARY, SHAPE.hidden).bfloat16())
     taken = {}
     for rows in ROWS:
         inputs = {inner: torch.randn(rows, inner).bfloat16() for inner, _ in shapes}
-        last = inputs[SPEC.hidden][: min(rows, 32)].contiguous()
+        last = inputs[SHAPE.hidden][: min(rows, 32)].contiguous()
 
         def step(inputs: dict[int, torch.Tensor] = inputs, last: torch.Tensor = last) -> None:
             for layer in weights:
@@ -61,8 +61,8 @@ def _linear_layers(kernels: Kernels) -> dict[int, float]:
 
 def main() -> None:
     """Prints the figures."""
-    best = select_kernels("auto", SPEC, torch.bfloat16, 16, Path(default_cache()))
-    torch_packed = TorchKernels(torch.bfloat16, SPEC.kv_heads, SPEC.head_size, 16)
+    best = select_kernels("auto", SHAPE, torch.bfloat16, 16, Path(default_cache()))
+    torch_packed = TorchKernels(SHAPE, torch.bfloat16, 16)
     print(json.dumps({"kernels": best.name, "ours": _linear_layers(best), "torch": _linear_layers(torch_packed)}))
 
 

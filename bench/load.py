@@ -5,6 +5,7 @@ import random
 import re
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import aiohttp
@@ -54,6 +55,74 @@ class Client:
             counts = await asyncio.gather(*(self.ask(text, tokens) for text in texts))
             rates.append(sum(made for _, made in counts) / (time.perf_counter() - began))
         return median(rates)
+
+    async def rate_behind(self, streams: int, words: int, tokens: int, runs: int, *, shared: bool) -> float:
+        """Output tokens a second of streams behind long prompts that were read before: their own, or one that all
+        begin with."""
+        rates = []
+        for _ in range(runs):
+            seed = random.randrange(10**9)
+            prompts = [prompt(words, seed if shared else seed + stream) for stream in range(streams)]
+            for text in dict.fromkeys(prompts):
+                await self.ask(text, 1)
+            began = time.perf_counter()
+            asked = (self.ask(f"{text} Number {stream}.", tokens) for stream, text in enumerate(prompts))
+            counts = await asyncio.gather(*asked)
+            rates.append(sum(made for _, made in counts) / (time.perf_counter() - began))
+        return median(rates)
+
+    async def cached_first_token(self, words: int, runs: int) -> float:
+        """Median seconds to the first token of a long prompt that was read before, but for its last words."""
+        waits = []
+        for _ in range(runs):
+            text = prompt(words, random.randrange(10**9))
+            await self.ask(text, 1)
+            began = time.perf_counter()
+            await self.ask(f"{text} And now?", 1)
+            waits.append(time.perf_counter() - began)
+        return median(waits)
+
+    async def stream(self, text: str, max_tokens: int, times: list[float]) -> None:
+        """One greedy answer of so many tokens, streamed; when each of its chunks came."""
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        async with self.http.post(f"{self.url}/chat/completions", json=body) as response:
+            response.raise_for_status()
+            async for line in response.content:
+                if line.startswith(b"data: {"):
+                    times.append(time.perf_counter())
+
+    async def mixed(self, streams: int, prompts: int, words: int) -> tuple[float, float, float]:
+        """Streams that decode while long prompts arrive: the part of their speed that they keep meanwhile, the
+        longest gap between two chunks of one of them, and the seconds until the last prompt had its first token."""
+        times: list[list[float]] = [[] for _ in range(streams)]
+        texts = [prompt(8, random.randrange(10**9)) for _ in range(streams)]
+        readers = [
+            asyncio.create_task(self.stream(text, 3000, own)) for text, own in zip(texts, times, strict=True)
+        ]
+        while min(map(len, times)) < 5:
+            await asyncio.sleep(0.05)
+        settled = time.perf_counter()
+        await asyncio.sleep(3.0)
+        began = time.perf_counter()
+        await asyncio.gather(*(self.ask(prompt(words, random.randrange(10**9)), 1) for _ in range(prompts)))
+        ended = time.perf_counter()
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+        def rate(start: float, end: float) -> float:
+            return sum(start <= at < end for own in times for at in own) / (end - start)
+
+        inside = [[at for at in own if began <= at < ended] for own in times]
+        gap = max(after - before for own in inside for before, after in pairwise(own))
+        return rate(began, ended) / rate(settled, began), gap, ended - began
 
     async def prefill_rate(self, words: int, runs: int) -> tuple[float, float]:
         """Prompt tokens a second of one long prompt, and the seconds to its first token."""

@@ -14,7 +14,7 @@
 #define TASK_ROWS 16
 #define TASKS_PER_THREAD 3
 #if PARTS == 1
-#define QUERY_TILE 4      // queries that share a load of keys or values
+#define QUERY_TILE 6      // queries that share a load of keys or values
 #define KEY_TILE 4        // KV blocks scored at a time
 #define VALUE_TILE 4      // registers of the head's elements mixed at a time
 #else
@@ -85,31 +85,44 @@ int64_t plan_attention(const Batch *batch, const AttentionShape *shape, int32_t 
 
 // ------------------------------------------------------------------------------------------------------ computing
 
+// The blocks of a segment for one KV head, and those of the segment after it, which are fetched meanwhile: blocks
+// are scattered, so the hardware does not foresee them.
+typedef struct {
+    const bf16 *key[SEGMENT], *value[SEGMENT];
+    const bf16 *next_key[SEGMENT], *next_value[SEGMENT];
+} Segment;
+
 // Scores of `count` queries against `blocks` blocks of keys, scaled to base-2 exponents.
-INLINE void score(const int count, Query *q, const bf16 *const *key, int blocks, int64_t begin, const int64_t d,
+INLINE void score(const int count, const int fetch, Query *q, const Segment *segment, int blocks, int64_t begin, const int64_t d,
                   float scale, float softcap, float (*scores)[SEGMENT * BLOCK]) {
     for (int b = 0; b < blocks; b += KEY_TILE) {
         const int now = blocks - b < KEY_TILE ? blocks - b : KEY_TILE;
-        const bf16 *from[KEY_TILE];
+        const bf16 *from[KEY_TILE], *next[KEY_TILE];
 #pragma GCC unroll 4
-        for (int j = 0; j < KEY_TILE; j++) from[j] = key[j < now ? b + j : b];
+        for (int j = 0; j < KEY_TILE; j++) {
+            from[j] = segment->key[j < now ? b + j : b];
+            next[j] = segment->next_key[j < now ? b + j : b];
+        }
         f32 s[QUERY_TILE][KEY_TILE];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int i = 0; i < count; i++)
 #pragma GCC unroll 4
             for (int j = 0; j < KEY_TILE; j++) s[i][j] = splat(0.0f);
         for (int64_t e = 0; e < d / 2; e++) {
             pairs column[KEY_TILE];
 #pragma GCC unroll 4
-            for (int j = 0; j < KEY_TILE; j++) column[j] = load_pairs(from[j] + e * BLOCK * 2);
-#pragma GCC unroll 4
+            for (int j = 0; j < KEY_TILE; j++) {
+                column[j] = load_pairs(from[j] + e * BLOCK * 2);
+                if (fetch) prefetch_far(next[j] + e * BLOCK * 2);
+            }
+#pragma GCC unroll 6
             for (int i = 0; i < count; i++) {
                 pairs value = splat_pair(q[i].query + e * 2);
 #pragma GCC unroll 4
                 for (int j = 0; j < KEY_TILE; j++) s[i][j] = dot(s[i][j], column[j], value);
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int i = 0; i < count; i++)
 #pragma GCC unroll 4
             for (int j = 0; j < KEY_TILE; j++) {
@@ -127,7 +140,7 @@ INLINE void score(const int count, Query *q, const bf16 *const *key, int blocks,
 
 // Scores to weights (bfloat16); maximum and sum brought up to date. Returns the old sums' new factor.
 INLINE float soften(Query *q, const float *scores, int blocks, bf16 *weights) {
-    f32 top = load_f32(scores);
+    f32 top = load_f32(scores);  // there is one block at least
     for (int b = 1; b < blocks; b++) top = larger(top, load_f32(scores + b * BLOCK));
     float highest = largest_of(top), factor = 1.0f;
     if (highest > q->top) {
@@ -136,7 +149,7 @@ INLINE float soften(Query *q, const float *scores, int blocks, bf16 *weights) {
     }
     f32 shift = splat(q->top), total = mul(load_f32(q->total), splat(factor));
     for (int b = 0; b < blocks; b++) {
-        f32 value = exp2_f32(sub(load_f32(scores + b * BLOCK), shift));
+        f32 value = exp2_rough(sub(load_f32(scores + b * BLOCK), shift));
         total = add(total, value);
         store_bf16(weights + b * BLOCK, value);
     }
@@ -145,10 +158,10 @@ INLINE float soften(Query *q, const float *scores, int blocks, bf16 *weights) {
 }
 
 // sums = sums * factor + weights * values, `registers` x 16 elements of the head
-INLINE void mix(const int count, const int registers, Query *q, const bf16 *const *value, int blocks, int64_t element,
+INLINE void mix(const int count, const int registers, const int fetch, Query *q, const Segment *segment, int blocks, int64_t element,
                 const int64_t d, const float *factor, bf16 (*weights)[SEGMENT * BLOCK]) {
     f32 sum[QUERY_TILE][VALUE_TILE];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < count; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < registers; j++)
@@ -157,53 +170,47 @@ INLINE void mix(const int count, const int registers, Query *q, const bf16 *cons
         for (int t = 0; t < BLOCK / 2; t++) {
             pairs column[VALUE_TILE];
 #pragma GCC unroll 4
-            for (int j = 0; j < registers; j++) column[j] = load_pairs(value[b] + t * d * 2 + (element + j * LANES) * 2);
-#pragma GCC unroll 4
+            for (int j = 0; j < registers; j++) {
+                column[j] = load_pairs(segment->value[b] + t * d * 2 + (element + j * LANES) * 2);
+                if (fetch) prefetch_far(segment->next_value[b] + t * d * 2 + (element + j * LANES) * 2);
+            }
+#pragma GCC unroll 6
             for (int i = 0; i < count; i++) {
                 pairs weight = splat_pair(weights[i] + b * BLOCK + t * 2);
 #pragma GCC unroll 4
                 for (int j = 0; j < registers; j++) sum[i][j] = dot(sum[i][j], column[j], weight);
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < count; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < registers; j++) store_f32(q[i].sum + element + j * LANES, sum[i][j]);
 }
 
-INLINE void attend(const int count, Query *q, const bf16 *const *key, const bf16 *const *value, int blocks,
-                   int64_t begin, const int64_t d, float scale, float softcap) {
-    float scores[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));
+INLINE void attend(const int count, const int fetch, Query *q, const Segment *segment, int blocks, int64_t begin,
+                   const int64_t d, float scale, float softcap) {
+    float scores[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));  // written for `blocks`, which is 1 at least
     bf16 weights[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));
     float factor[QUERY_TILE];
-    score(count, q, key, blocks, begin, d, scale, softcap, scores);
+    score(count, fetch, q, segment, blocks, begin, d, scale, softcap, scores);
     for (int i = 0; i < count; i++) factor[i] = soften(q + i, scores[i], blocks, weights[i]);
     int64_t element = 0;
     for (; element + VALUE_TILE * LANES <= d; element += VALUE_TILE * LANES)
-        mix(count, VALUE_TILE, q, value, blocks, element, d, factor, weights);
+        mix(count, VALUE_TILE, fetch, q, segment, blocks, element, d, factor, weights);
     for (; element + 2 * LANES <= d; element += 2 * LANES)
-        mix(count, 2, q, value, blocks, element, d, factor, weights);
+        mix(count, 2, fetch, q, segment, blocks, element, d, factor, weights);
 }
 
-#define FOR_HEAD(D) \
-    switch (count) { \
-    case 1: attend(1, q, key, value, blocks, begin, D, scale, softcap); break; \
-    case 2: attend(2, q, key, value, blocks, begin, D, scale, softcap); break; \
-    case 3: if (QUERY_TILE > 2) attend(QUERY_TILE > 2 ? 3 : 1, q, key, value, blocks, begin, D, scale, softcap); break; \
-    case 4: if (QUERY_TILE > 2) attend(QUERY_TILE > 2 ? 4 : 1, q, key, value, blocks, begin, D, scale, softcap); break; \
-    }
+#define ATTEND(COUNT) \
+    case COUNT: \
+        if (COUNT > QUERY_TILE) break; \
+        if (fetch) attend(COUNT <= QUERY_TILE ? COUNT : 1, 1, q, segment, blocks, begin, d, scale, softcap); \
+        else attend(COUNT <= QUERY_TILE ? COUNT : 1, 0, q, segment, blocks, begin, d, scale, softcap); \
+        break;
 
-static void attend_any(int count, Query *q, const bf16 *const *key, const bf16 *const *value, int blocks,
-                       int64_t begin, int64_t d, float scale, float softcap) {
-    if (d == 64 && softcap == 0.0f) {
-        const float softcap = 0.0f;
-        FOR_HEAD(64)
-    } else if (d == 128 && softcap == 0.0f) {
-        const float softcap = 0.0f;
-        FOR_HEAD(128)
-    } else {
-        FOR_HEAD(d)
-    }
+static void attend_any(int count, int fetch, Query *q, const Segment *segment, int blocks, int64_t begin, int64_t d,
+                       float scale, float softcap) {
+    switch (count) { ATTEND(1) ATTEND(2) ATTEND(3) ATTEND(4) ATTEND(5) ATTEND(6) }
 }
 
 typedef struct {
@@ -248,21 +255,18 @@ static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, 
                 if (other != table && memcmp(other, table, blocks * 4)) break;
             }
             if (!blocks) continue;
-            const bf16 *key[SEGMENT], *value[SEGMENT];
+            Segment segment;
+            int64_t after = (rows[r].visible - begin + BLOCK - 1) / BLOCK;  // blocks from here to the row's end
             for (int b = 0; b < blocks; b++) {
                 int64_t at = block_of(table[b], kv_head, kv_heads, d);
-                key[b] = keys + at;
-                value[b] = values + at;
-                for (int64_t i = 0; i < BLOCK * d; i += 32) prefetch_near(value[b] + i);
+                int64_t next = b + SEGMENT < after ? block_of(table[b + SEGMENT], kv_head, kv_heads, d) : at;
+                segment.key[b] = keys + at, segment.value[b] = values + at;
+                segment.next_key[b] = keys + next, segment.next_value[b] = values + next;
             }
-            // and the next segment's keys: blocks are scattered, so the hardware does not foresee them
-            for (int64_t b = SEGMENT; b < 2 * SEGMENT && begin + b * BLOCK < rows[r].visible; b++)
-                for (int64_t i = 0; i < BLOCK * d; i += 32)
-                    prefetch_far(keys + block_of(table[b], kv_head, kv_heads, d) + i);
             for (int64_t i = r * group; i < end * group; i += QUERY_TILE) {
                 int64_t left = end * group - i;
-                attend_any(left < QUERY_TILE ? (int)left : QUERY_TILE, state + i, key, value, blocks, begin, d,
-                           shape->scale * LOG2_E, shape->softcap);
+                attend_any(left < QUERY_TILE ? (int)left : QUERY_TILE, i == r * group, state + i, &segment, blocks,
+                           begin, d, shape->scale * LOG2_E, shape->softcap);
             }
         }
     }

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno")
+_FLAGS = ("-O2", "-ftree-vectorize", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno")
 _BUILD_SECONDS = 300
 
 

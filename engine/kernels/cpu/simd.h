@@ -185,7 +185,7 @@ INLINE f32 dot(f32 sum, pairs a, pairs b) {
 #endif
 }
 
-// 2 ** x to 2e-6 of itself, for x <= 127; far below zero it is 0
+// 2 ** x to 3e-7 of itself, for x <= 127; far below zero it is 0
 INLINE f32 exp2_f32(f32 x) {
     f32 n, power;
 #if PARTS == 1
@@ -200,11 +200,11 @@ INLINE f32 exp2_f32(f32 x) {
     }
 #endif
     f32 r = sub(x, n);
-    power = splat(1.3400711e-3f);
-    power = fma_f32(power, r, splat(9.6719407e-3f));
-    power = fma_f32(power, r, splat(5.5503249e-2f));
-    power = fma_f32(power, r, splat(2.4022651e-1f));
-    power = fma_f32(power, r, splat(6.9314718e-1f));
+    power = splat(1.32764719e-3f);
+    power = fma_f32(power, r, splat(9.67554732e-3f));
+    power = fma_f32(power, r, splat(5.55071332e-2f));
+    power = fma_f32(power, r, splat(2.40221196e-1f));
+    power = fma_f32(power, r, splat(6.93146967e-1f));
     power = fma_f32(power, r, splat(1.0f));
 #if PARTS == 1
     power.p[0] = _mm512_scalef_ps(power.p[0], n.p[0]);
@@ -216,6 +216,21 @@ INLINE f32 exp2_f32(f32 x) {
     EACH_PART power.p[part] = (f32_part)((u32_part)power.p[part] & (u32_part)(x.p[part] > -126.0f));
 #endif
     return power;
+}
+
+// 2 ** x to 1e-4 of itself, for what is rounded to bfloat16 (4e-3) next; x <= 0
+INLINE f32 exp2_rough(f32 x) {
+#if PARTS == 1
+    f32 r, power;
+    r.p[0] = _mm512_reduce_ps(x.p[0], 1);  // what is above the next whole number below
+    power = fma_f32(splat(7.8024109e-2f), r, splat(2.26067901e-1f));
+    power = fma_f32(power, r, splat(6.95833169e-1f));
+    power = fma_f32(power, r, splat(9.99925264e-1f));
+    power.p[0] = _mm512_scalef_ps(power.p[0], x.p[0]);
+    return power;
+#else
+    return exp2_f32(x);
+#endif
 }
 
 #define LOG2_E 1.44269504088896f
