@@ -22,6 +22,12 @@ class StubEngine:
         self.opened: list[StubContext] = []
         self.released = asyncio.Event()
         self.released.set()
+        self.doomed: set[int] | None = None
+        """Whoever's prompt begins with such a token loses the engine."""
+        self.doom_spreads = False
+        """Whether everybody who is at work then loses it too."""
+        self.deaths = 0
+        """So many answers lose the engine behind their first token."""
         self._tokenizer = tokenizer
 
     async def start(self) -> None:
@@ -77,11 +83,23 @@ class StubContext:
         await self._engine.released.wait()
         if self.lost:
             raise EngineLost("the stub was lost")
+        if self._engine.doomed and self.tokens and self.tokens[0] in self._engine.doomed:
+            if self._engine.doom_spreads:
+                self._engine.lose()
+            raise EngineLost("the stub was lost")
+        await asyncio.sleep(0)
+        if self.lost:
+            raise EngineLost("the stub was lost")
         if not self.tokens:
             raise ContextRefused("empty_context", "nothing was filled")
         yield Filled(len(self.tokens), 0)
         digits = str(len(self.tokens))[: sampling.max_tokens]
         for index, digit in enumerate(digits):
+            if index == 1 and self._engine.deaths:
+                self._engine.deaths -= 1
+                for _ in range(5):  # whoever reads what came so far gets it
+                    await asyncio.sleep(0)
+                raise EngineLost("the stub was lost")
             yield Delta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None)
 
     def rerank(self, rank: float) -> None:

@@ -152,11 +152,16 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """One step's updates. `running`: contexts with work left; `free_tokens`: KV free or evictable."""
+    """One step's updates. `running`: contexts with work left; `free_tokens`: KV free or evictable; `commands`: how
+    many have been taken in since the start.
+
+    While there is work one comes every second at least, and one when there is none left: silence means a hang.
+    """
 
     updates: list[Update]
     running: int
     free_tokens: int
+    commands: int
 
 
 Report = Resolved | Ready | Fatal | Step

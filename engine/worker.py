@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 import msgspec
 
@@ -41,6 +42,7 @@ from engine.loop import Engine
 log = logging.getLogger("myna.engine")
 
 _READ_BYTES = 1 << 18
+_HEARTBEAT_SECONDS = 1.0
 
 
 class Worker:
@@ -60,17 +62,29 @@ class Worker:
             self._send(Fatal(str(error)))
             return 1
         self._send(Ready(engine.info))
+        self._serve(engine)
+        return 0
+
+    def _serve(self, engine: Engine) -> None:
+        """Steps while there is work, until told to shut down."""
+        taken, told = 0, (0, 0)
+        last = time.monotonic()
         while True:
             updates: list[Update] = []
             while not self._commands.empty() or not (engine.has_work or updates):
+                if self._commands.empty() and told != (taken, 0):
+                    told = (taken, 0)
+                    self._send(Step([], 0, engine.free_tokens, taken))
                 command = self._commands.get()  # blocks, at no cost, when there is nothing to do
+                taken += 1
                 if isinstance(command, Shutdown):
-                    return 0
+                    return
                 if (refusal := _apply(engine, command)) is not None:
                     updates.append(refusal)
             updates.extend(engine.step())
-            if updates:
-                self._send(Step(updates, engine.running, engine.free_tokens))
+            if updates or time.monotonic() - last > _HEARTBEAT_SECONDS:
+                last, told = time.monotonic(), (taken, engine.running)
+                self._send(Step(updates, told[1], engine.free_tokens, taken))
 
     def _send(self, report: Report) -> None:
         try:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 
 import msgspec
 
@@ -40,6 +40,7 @@ from gateway.graph.variable import Piece
 
 log = logging.getLogger("myna.engines")
 
+_WORKER = "engine.worker"
 _READ_BYTES = 1 << 18
 _LONG_TEXT = 2_000
 """Characters; longer texts are tokenised off the event loop."""
@@ -54,6 +55,15 @@ class EngineStartFailed(Exception):
     """The engine said why it cannot start; trying again would change nothing."""
 
 
+@dataclass(frozen=True)
+class Heard:
+    """The last that a process said: when, whether it had work then, and how many commands it had taken in."""
+
+    at: float
+    working: bool
+    commands: int
+
+
 class EmbeddedEngine:
     """Owner of one engine process and of the contexts open on it.
 
@@ -61,13 +71,19 @@ class EmbeddedEngine:
     EngineLost at whoever waits for it.
     """
 
-    def __init__(self, name: str, config: EngineConfig, changed: Callable[[], None]) -> None:
-        """`changed` is called whenever `ready` changes."""
+    def __init__(
+        self, name: str, config: EngineConfig, changed: Callable[[], None], *, hang_seconds: float = 60.0
+    ) -> None:
+        """`changed` is called whenever `ready` changes. A process that has work and is silent for `hang_seconds` is
+        killed and replaced."""
         self.name = name
         self.info: EngineInfo | None = None
         self.restarts = 0
         self._config = config
         self._changed = changed
+        self._hang_seconds = hang_seconds
+        self._sent = 0
+        self._heard = Heard(time.monotonic(), working=False, commands=0)
         self._tokenizer: Tokenizer | None = None
         self._folder: str | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -129,7 +145,15 @@ class EmbeddedEngine:
     def send(self, command: Command) -> None:
         """Queues a command. A process that is gone takes none; its contexts have been told."""
         if self._writer is not None and not self._writer.is_closing():
+            if not self._owes:
+                self._heard = replace(self._heard, at=time.monotonic())  # from here on an answer is due
+            self._sent += 1
             self._writer.write(encode_frame(command))
+
+    @property
+    def _owes(self) -> bool:
+        """Whether the process has something to say: of work in hand, or of commands it has not taken in."""
+        return self._ready and (self._heard.working or self._heard.commands != self._sent)
 
     def forget(self, context: int) -> None:
         """The context was freed."""
@@ -169,7 +193,7 @@ class EmbeddedEngine:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "engine.worker", "--fd", str(theirs.fileno())),
+                *("-m", _WORKER, "--fd", str(theirs.fileno())),
                 *("--config", msgspec.json.encode(self._config).decode()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,  # the gateway's stdout is the user's
@@ -178,11 +202,14 @@ class EmbeddedEngine:
         self._process = process
         reader, writer = await asyncio.open_connection(sock=ours)
         self._writer = writer
+        self._sent, self._heard = 0, Heard(time.monotonic(), working=False, commands=0)
+        watchdog = asyncio.create_task(self._watch(process), name=f"watch {self.name}")
         try:
             await self._serve(reader, first_ready)
         except (FrameError, msgspec.DecodeError, OSError) as error:
             log.error("the link to engine %s broke: %s", self.name, error)
         finally:
+            watchdog.cancel()
             self._set_ready(False)
             self._writer = None
             # Closing our end is what ends the process: its reader thread sees the stream end.
@@ -193,12 +220,23 @@ class EmbeddedEngine:
             fate = await self._reap(process)
         return fate
 
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kills a process that hangs. Whoever reads from it sees its end and does the rest."""
+        while True:
+            await asyncio.sleep(self._hang_seconds / 4)
+            silent = time.monotonic() - self._heard.at
+            if self._owes and silent > self._hang_seconds:
+                log.error("engine %s has work and has been silent for %.0f s; killing it", self.name, silent)
+                process.kill()
+                return
+
     async def _serve(self, reader: asyncio.StreamReader, first_ready: asyncio.Future[None]) -> None:
         frames = FrameBuffer()
         while data := await reader.read(_READ_BYTES):
             for body in frames.feed(data):
                 match report_decoder.decode(body):
-                    case Step(updates):
+                    case Step(updates, running, _, commands):
+                        self._heard = Heard(time.monotonic(), working=running > 0, commands=commands)
                         for update in updates:
                             context = self._contexts.get(update.context)
                             if context is not None:

@@ -53,6 +53,8 @@ class Variable:
         self.readers = 0
         """Clients waiting for it or reading its stream now."""
         self.pieces: list[Piece] = []
+        self.shown = False
+        """Whether a reader has been given part of a value that is still being made."""
         self._changed: asyncio.Future[None] | None = None
         self._final: asyncio.Future[None] | None = None
 
@@ -82,6 +84,14 @@ class Variable:
         self.state = VariableState.STREAMING
         self.pieces.append(piece)
         self._wake_changed()
+
+    def start_over(self) -> bool:
+        """The producer begins again. False, and nothing is changed, if somebody was shown what it made before."""
+        if self.shown or self.state.final:
+            return False
+        self.pieces.clear()
+        self.state = VariableState.PENDING
+        return True
 
     def complete(self) -> None:
         """The producer is done: the value is all that was appended."""
@@ -128,4 +138,5 @@ class Variable:
             if self._changed is None:
                 self._changed = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._changed)
+        self.shown = self.shown or at < len(self.pieces)
         return self.pieces[at:]

@@ -5,8 +5,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from gateway.engines.base import Delta, Engine, EngineContext, EngineFailure, Engines, Filled
-from gateway.graph.call import Call, CallState, Text
+from gateway.engines.base import Delta, Engine, EngineContext, EngineFailure, EngineLost, Engines, Filled
+from gateway.graph.call import Call, CallState, Text, Usage
 from gateway.graph.errors import Failure, UnresolvedPath
 from gateway.graph.objectives import ancestors
 from gateway.graph.references import resolve
@@ -15,6 +15,9 @@ from gateway.scheduler.placement import place
 from gateway.scheduler.rank import rank
 
 log = logging.getLogger("myna.scheduler")
+
+_ATTEMPTS = 3
+"""Engines that may die under a call before it fails."""
 
 
 class Overloaded(Exception):
@@ -39,6 +42,7 @@ class Scheduler:
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._contexts: dict[str, EngineContext] = {}
+        self._last_attempts = asyncio.Lock()
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -137,16 +141,7 @@ class Scheduler:
 
     async def _run(self, call: Call) -> None:
         try:
-            engine = place(call, await self._engines.serving(call.spec.model))
-            call.engine = engine.name
-            context = engine.open(call.scope, rank(call))
-            self._contexts[call.id] = context
-            try:
-                if await self._fill(call, engine, context):
-                    await self._generate(call, context)
-            finally:
-                self._contexts.pop(call.id, None)
-                context.free()
+            await self._attempts(call)
         except EngineFailure as error:
             self._fail(call, Failure(error.code, str(error), call.id))
         except asyncio.CancelledError:
@@ -155,6 +150,38 @@ class Scheduler:
         except Exception as error:
             log.exception("call %s failed for a reason of our own", call.id)
             self._fail(call, Failure("internal_error", f"internal error: {error!r}", call.id))
+
+    async def _attempts(self, call: Call) -> None:
+        """Runs the call, and again if its engine dies under it before anybody was shown a token.
+
+        Perhaps it was the call that killed the engine. So its last attempt is made while no other such call runs:
+        the one to blame then takes none of the others with it.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                if attempt < _ATTEMPTS:
+                    return await self._attempt(call)
+                async with self._last_attempts:
+                    return await self._attempt(call)
+            except EngineLost as error:
+                if attempt == _ATTEMPTS:
+                    raise EngineLost(f"{error}; that was attempt {attempt} of {_ATTEMPTS}") from error
+                if not call.output.start_over():
+                    raise
+                log.warning("call %s lost its engine and is run again", call.id)
+                call.state, call.usage, call.finish_reason = CallState.WAITING, Usage(), None
+
+    async def _attempt(self, call: Call) -> None:
+        engine = place(call, await self._engines.serving(call.spec.model))
+        call.engine = engine.name
+        context = engine.open(call.scope, rank(call))
+        self._contexts[call.id] = context
+        try:
+            if await self._fill(call, engine, context):
+                await self._generate(call, context)
+        finally:
+            self._contexts.pop(call.id, None)
+            context.free()
 
     async def _fill(self, call: Call, engine: Engine, context: EngineContext) -> bool:
         """Fills segment by segment, waiting where a value is missing. False if one never comes."""

@@ -1,6 +1,7 @@
 """gateway/scheduler/: calls run over an engine that answers at once, held and lost at will."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -87,13 +88,11 @@ async def test_a_value_is_data() -> None:
 
 async def test_a_failure_reaches_descendants_with_its_root_and_spares_siblings() -> None:
     stage = Stage()
-    stage.engine.hold()
     failing = stage.run(output="a")
-    await settle()
-    child, grandchild, sibling = stage.run("a", output="b"), stage.run("b"), None
-    stage.engine.opened[0].lost = True
-    stage.engine.released.set()
-    sibling = stage.run()
+    child, grandchild = stage.run("a", output="b"), stage.run("b")
+    stage.engine.doomed = {1, 2}  # its own first tokens
+    sibling = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([3])]))
+    stage.scheduler.submit(sibling)
     await stage.scheduler.drained()
     assert failing.state is CallState.FAILED
     assert failing.output.failure is not None
@@ -105,6 +104,60 @@ async def test_a_failure_reaches_descendants_with_its_root_and_spares_siblings()
         assert call.failure.call == failing.id
         assert "the stub was lost" in call.failure.message
     assert sibling.state is CallState.DONE
+
+
+async def test_a_call_whose_engine_dies_is_run_again() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    call = stage.run()
+    await settle()
+    stage.engine.opened[0].lost = True
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    assert call.state is CallState.DONE
+    assert call.output.value == "2"
+    assert len(stage.engine.opened) == 2
+    assert stage.engine.load == 0
+
+
+async def test_not_if_somebody_was_shown_a_token() -> None:
+    stage = Stage()
+    stage.engine.deaths = 1
+    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12)]))
+    stage.scheduler.submit(call)
+    assert [piece.text for piece in await call.output.more(0)] == ["1"]
+    await stage.scheduler.drained()
+    assert call.state is CallState.FAILED
+    assert len(stage.engine.opened) == 1
+
+
+async def test_what_nobody_was_shown_is_made_anew_and_not_twice() -> None:
+    stage = Stage()
+    stage.engine.deaths = 1
+    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12)]))
+    stage.scheduler.submit(call)
+    await stage.scheduler.drained()
+    assert call.output.value == "12"
+    assert call.usage.completion == 2
+    assert len(stage.engine.opened) == 2
+
+
+async def test_a_call_that_kills_every_engine_fails_and_takes_nobody_with_it() -> None:
+    stage = Stage()
+    stage.engine.doomed = {7, 7}
+    stage.engine.doom_spreads = True
+    killer = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([7, 7])]))
+    others = [stage.session.add(spec(deferred=True)) for _ in range(6)]
+    stage.engine.hold()
+    for call in (*others[:3], killer, *others[3:]):
+        stage.scheduler.submit(call)
+    await settle()
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    assert killer.state is CallState.FAILED
+    assert killer.failure is not None
+    assert "attempt 3 of 3" in killer.failure.message
+    assert [call.state for call in others] == [CallState.DONE] * 6
 
 
 async def test_a_path_into_a_value_that_lacks_it_fails_the_call() -> None:
