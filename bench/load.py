@@ -113,6 +113,8 @@ class Client:
         began = time.perf_counter()
         await asyncio.gather(*(self.ask(prompt(words, random.randrange(10**9)), 1) for _ in range(prompts)))
         ended = time.perf_counter()
+        await asyncio.sleep(3.0)
+        left = time.perf_counter()
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
@@ -122,7 +124,9 @@ class Client:
 
         inside = [[at for at in own if began <= at < ended] for own in times]
         gap = max(after - before for own in inside for before, after in pairwise(own))
-        return rate(began, ended) / rate(settled, began), gap, ended - began
+        # texts grow meanwhile, and with them the cost of a step: what they run at alone is the mean of both sides
+        alone = (rate(settled, began) + rate(ended, left)) / 2
+        return rate(began, ended) / alone, gap, ended - began
 
     async def prefill_rate(self, words: int, runs: int) -> tuple[float, float]:
         """Prompt tokens a second of one long prompt, and the seconds to its first token."""

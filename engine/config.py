@@ -39,7 +39,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     step_tokens: int = 512
     step_seconds: float = 0.1
-    decode_share: float = 0.6
+    decode_share: float = 0.65
     max_batch: int = 256
     threads: int = 0
     prefix_sharing: bool = True

@@ -3,8 +3,8 @@
 _SMOOTHING = 0.2
 _FEWEST = 16
 """Rows; a smaller chunk of prefill is not worth reading the weights for."""
-_STALE = 32.0
-"""A step that took so many times what was foreseen was held up by something else, and teaches nothing."""
+_STRANGE = 2.0
+"""A step that took more than so many times what was foreseen was held up by something else, and teaches less."""
 
 
 class Pacer:
@@ -21,6 +21,7 @@ class Pacer:
         self.decode_seconds = 0.01
         self.row_seconds = 0.0005
         self._saved = 0.0
+        self._carried = False
 
     def rows(self, *, decoding: bool) -> tuple[int, int]:
         """Rows of prefill that the next step may carry: at most, and at most of long prompts.
@@ -32,7 +33,9 @@ class Pacer:
             return most, most
         most = max(_FEWEST, int((self._gap - self.decode_seconds) / self.row_seconds))
         affordable = int(self._saved / self.row_seconds)
-        return most, min(most, affordable) if affordable >= _FEWEST else 0
+        if self._carried or affordable < _FEWEST:
+            return most, 0
+        return most, min(most, affordable)
 
     def learn(self, rows: int, seconds: float) -> None:
         """From a trial: a step of one row, or of many rows of one prompt."""
@@ -46,15 +49,17 @@ class Pacer:
 
         `waiting`: whether prefill was left undone.
         """
+        extra = seconds - (self.decode_seconds if decoding else 0.0)
         if not prefill:
-            if decoding and seconds < _STALE * self.decode_seconds:
-                self.decode_seconds += _SMOOTHING * (seconds - self.decode_seconds)
-        elif prefill >= _FEWEST:
-            row = (seconds - (self.decode_seconds if decoding else 0.0)) / prefill
-            if 0 < row < _STALE * self.row_seconds:
-                self.row_seconds += _SMOOTHING * (row - self.row_seconds)
+            if decoding:
+                self.decode_seconds += _SMOOTHING * (min(seconds, _STRANGE * self.decode_seconds) - self.decode_seconds)
+        elif prefill >= _FEWEST and extra > 0:
+            row = min(extra / prefill, _STRANGE * self.row_seconds)
+            self.row_seconds += _SMOOTHING * (row - self.row_seconds)
+        # Every other step at least is one of decoding alone, and tells what that takes.
+        self._carried = long > 0
         if not decoding or not (waiting or long):
             self._saved = 0.0
             return
-        self._saved -= long * self.row_seconds
+        self._saved -= extra * long / prefill if long else 0.0
         self._saved = min(self._saved + self.decode_seconds * (1 / self._share - 1), self._gap)

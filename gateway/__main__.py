@@ -1,19 +1,25 @@
 """The command line: `myna COMMAND`, the same as `python -m gateway COMMAND`."""
 
+import argparse
 import asyncio
 import importlib.metadata
 import logging
 import sys
 import tomllib
+from pathlib import Path
 
+import msgspec
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+
+from engine.config import default_cache
 
 _USAGE = """\
 usage: myna COMMAND [options]
 
 commands:
   serve      serve a model with an OpenAI-compatible API (myna serve --help)
+  doctor     what this machine has, which kernels run on it and whether they are right (--json, --cache PATH)
   version    print the version
 """
 
@@ -24,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     match command:
         case "serve":
             return _serve(rest)
+        case "doctor":
+            return _doctor(rest)
         case "version" | "--version" | "-V":
             print(f"myna {importlib.metadata.version('myna')}")
             return 0
@@ -55,6 +63,19 @@ def _serve(arguments: list[str]) -> int:
         stream=sys.stderr,
     )
     return asyncio.run(serve(settings))
+
+
+def _doctor(arguments: list[str]) -> int:
+    """Prints what was found. The exit status is 1 if a result was wrong."""
+    parser = argparse.ArgumentParser(prog="myna doctor", description="Examines this machine; takes some ten seconds.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--cache", type=Path, default=Path(default_cache()), help="folder for built kernels")
+    wanted = parser.parse_args(arguments)
+    from engine.doctor import as_text, examine  # it loads torch
+
+    report = examine(wanted.cache.expanduser())
+    print(msgspec.json.format(msgspec.json.encode(report)).decode() if wanted.json else as_text(report))
+    return 0 if report.healthy else 1
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class ServeSettings(BaseSettings):
     kv_tokens: int = Field(0, ge=0, description="KV pool in tokens; 0 sizes it from free memory")
     step_tokens: int = Field(512, ge=16, description="token budget of one engine step")
     step_seconds: float = Field(0.1, gt=0, description="longest step while somebody reads, where prompts can be cut")
-    decode_share: float = Field(0.6, gt=0, lt=1, description="speed that answers keep while long prompts are read")
+    decode_share: float = Field(0.65, gt=0, lt=1, description="speed that answers keep while long prompts are read")
     max_batch: int = Field(256, ge=1, description="most requests in one engine step")
     prefix_sharing: bool = Field(True, description="keep and share the KV of equal prefixes")
     cache: Path = Field(Path(default_cache()), description="folder for downloaded models and built kernels")

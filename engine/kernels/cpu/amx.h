@@ -11,10 +11,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+static int amx_answer = -1;  // threads may race; they write the same
+
 // Linux keeps room for the tiles only for processes that ask.
 static int amx_permitted(void) {
-    static int answer = -1;  // threads may race; they write the same
-    if (answer < 0) answer = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
+    int answer = amx_answer;
+    if (answer < 0) answer = amx_answer = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
     return answer;
 }
 
@@ -35,7 +37,9 @@ void amx_end(void) {
 static _Thread_local struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } amx_shape;
 static _Thread_local uint8_t amx_tile[8][16][64];
 
-static int amx_permitted(void) { return 1; }
+static int amx_answer = 1;
+
+static int amx_permitted(void) { return amx_answer; }
 static void amx_load(const void *shape) {
     memcpy(&amx_shape, shape, 64);
     memset(amx_tile, 0, sizeof amx_tile);

@@ -1,6 +1,7 @@
 """The C operations behind the common protocol."""
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from engine.kernels.base import (
 from engine.kernels.cpu.build import Unavailable, load
 from engine.kernels.memory import large_zeros
 
+log = logging.getLogger("myna.engine")
+
 _POINTER, _INTEGER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "myna_pack": [_POINTER] * 2 + [_SIZE] * 2,
@@ -37,6 +40,7 @@ _SIGNATURES = {
     "myna_choose_room": [_SIZE],
     "myna_instructions": [],
     "myna_has_amx": [],
+    "myna_forbid_amx": [],
 }
 _RESULTS = {
     "myna_attention_state": _SIZE,
@@ -142,11 +146,21 @@ class CpuKernels:
         self._state = torch.empty(size + 64, dtype=torch.uint8)
         self._state_address = -(-self._state.data_ptr() // 64) * 64
         self._choice_room: torch.Tensor | None = None
+        if self._library.myna_has_amx() and not self._multiplies():
+            log.warning("this CPU's matrix tiles (AMX) give wrong results here; going without them")
+            self._library.myna_forbid_amx()
         instructions = self._library.myna_instructions().decode()
         self.name = f"C with {'AMX and ' if self._library.myna_has_amx() else ''}{instructions}"
         if self._quantize:
             self.name += ", weights in 8 bits"
         self.batch_invariant = True
+
+    def _multiplies(self) -> bool:
+        """Tries the matrix tiles, which an emulator or a hypervisor may have got wrong."""
+        random = torch.Generator().manual_seed(0)
+        x, weight = (torch.randn(size, 96, generator=random).bfloat16() for size in (45, 64))
+        wanted = x.float() @ weight.float().T
+        return torch.allclose(self.logits(x, self._pack(weight, None, in_bytes=False)), wanted, atol=0.05, rtol=0.02)
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Inside a block, keys and values are in pairs for the dot products."""
@@ -154,11 +168,14 @@ class CpuKernels:
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
         """See `Kernels.pack`. To 8 bits with a scale for 64 of a row, where that was asked for and fits."""
+        return self._pack(weight, bias, in_bytes=self._quantize and weight.shape[1] % _GROUP == 0)
+
+    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, in_bytes: bool) -> Packed:
         columns, inner = weight.shape
         weight, panels = weight.contiguous(), -(-columns // _PANEL)
         bias = None if bias is None else bias.float().contiguous()
         scales = None
-        if self._quantize and inner % _GROUP == 0:
+        if in_bytes:
             packed = large_zeros((panels * _PANEL * inner,), torch.uint8)
             scales = large_zeros((panels * _PANEL * inner // _GROUP,), torch.float32)
             self._library.myna_pack_bytes(weight.data_ptr(), packed.data_ptr(), scales.data_ptr(), columns, inner)

@@ -333,3 +333,10 @@ int32_t myna_has_amx(void) {
     return 0;
 #endif
 }
+
+// From here on linear layers go without matrix tiles.
+void myna_forbid_amx(void) {
+#ifdef HAS_AMX
+    amx_answer = 0;
+#endif
+}

@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -477,3 +476,19 @@ def test_float32_is_the_torch_kernels_business(tmp_path: Path) -> None:
     assert isinstance(select_kernels("auto", layer_shape(), F32, SIZE, tmp_path), TorchKernels)
 
 
+
+
+def test_matrix_tiles_that_are_wrong_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an emulator may have them. The library is told to go without; a later load in this process is too."""
+    monkeypatch.setattr(CpuKernels, "_multiplies", lambda self: False)
+    flags = (*(TARGETS["emulated AMX"][0] or ()), "-DMYNA_TEST_OF_WRONG_TILES")  # a library of this test's own
+    kernels = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, target=flags)
+    assert "going without them" in caplog.text
+    assert not kernels._library.myna_has_amx()
+    x, weight = torch.randn(5, 64).to(BF16), torch.randn(32, 64).to(BF16)
+    plain = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE)
+    assert torch.equal(
+        kernels.linear(x, kernels.pack(weight)), plain.linear(x, plain.pack(weight))
+    ), "now it is the same code"

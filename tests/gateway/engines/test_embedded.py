@@ -92,6 +92,52 @@ async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine
         context.fill([4])  # half a prompt must not go on in the new process
 
 
+async def test_a_process_that_dies_in_the_middle_of_a_frame(
+    config: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MYNA_TEST_DIED", str(tmp_path / "died"))
+    monkeypatch.setattr("gateway.engines.embedded._WORKER", "tests.gateway.engines.dying_worker")
+    engine = EmbeddedEngine("test", config, lambda: None)
+    await engine.start()
+    with pytest.raises(EngineLost, match="died while working"):
+        await read(engine, LONG)
+    assert (tmp_path / "died").exists()
+    await until(lambda: engine.ready)
+    assert len(await read(engine, Sampling(max_tokens=4, ignore_eos=True))) == 5, "half a frame is nothing"
+    await engine.close()
+
+
+async def test_a_process_that_dies_while_it_fills(embedded: EmbeddedEngine) -> None:
+    context = embedded.open("", 0.0)
+    assert embedded.pid is not None
+    os.kill(embedded.pid, signal.SIGSTOP)  # so that the fill is under way and not done
+    context.fill([1] * 300)
+    stream = context.generate(LONG)
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    os.kill(embedded.pid, signal.SIGKILL)
+    with pytest.raises(EngineLost):
+        await waiting
+    await until(lambda: embedded.ready)
+    assert await read(embedded, Sampling(max_tokens=1))
+
+
+async def test_a_hung_process_is_killed_and_an_idle_one_is_not(config: EngineConfig) -> None:
+    engine = EmbeddedEngine("test", config, lambda: None, hang_seconds=0.8)
+    await engine.start()
+    assert engine.pid is not None
+    first = engine.pid
+    await read(engine, Sampling(max_tokens=3))
+    await asyncio.sleep(2.0)  # with nothing to do, silence is right
+    assert engine.pid == first
+    os.kill(first, signal.SIGSTOP)
+    with pytest.raises(EngineLost):
+        await read(engine, LONG)
+    await until(lambda: engine.ready)
+    assert engine.pid != first
+    await engine.close()
+
+
 async def test_a_dead_engine_is_waited_for(config: EngineConfig) -> None:
     pool = EnginePool(wait_seconds=30.0)
     engine = EmbeddedEngine("test", config, pool.changed)

@@ -1,0 +1,207 @@
+"""What this machine has, which kernels run on it and why not better ones, and a short trial of results and speed."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import torch
+
+from engine.capacity import free_memory
+from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions
+from engine.kernels.cpu import CpuKernels, Unavailable
+from engine.kernels.cpu.build import cpu_features, find_compiler
+from engine.kernels.reference import TorchKernels
+
+_SHAPE = LayerShape(9, 3, 64, 64, 576, 1536, "silu", 0.125, 0.0, 1e-5)
+_ROWS = (1, 8, 32, 256)
+_LAYERS = 24
+_TOLERANCE = 0.02
+"""Of the largest value: bfloat16 keeps 8 bits."""
+
+_TELLING = {
+    "amx_bf16": "matrix tiles",
+    "avx512_bf16": "bfloat16 dot products",
+    "avx512_vnni": "8-bit dot products",
+    "avx512f": "registers of 16 floats",
+    "avx2": "registers of 8 floats",
+    "asimd": "NEON",
+}
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One trial of results: the largest error, relative to the largest value, and whether that is right."""
+
+    what: str
+    error: float
+    right: bool
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """One trial of speed."""
+
+    what: str
+    value: float
+    unit: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All that was found. `kernels`: those that would be used; `because`: why not better ones."""
+
+    cores: int
+    threads: int
+    features: dict[str, bool]
+    compiler: str | None
+    free_memory_gib: float
+    gpu: str | None
+    kernels: str
+    because: list[str]
+    checks: list[Check]
+    speeds: list[Speed]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every result was right."""
+        return all(check.right for check in self.checks)
+
+
+def examine(cache: Path) -> Report:
+    """Takes about five seconds, and as many more to build the kernels if they are not in the cache."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    features = cpu_features()
+    because = []
+    kernels: Kernels = TorchKernels(_SHAPE, torch.bfloat16, 16)
+    try:
+        kernels = CpuKernels(cache, _SHAPE, torch.bfloat16, 16)
+    except Unavailable as error:
+        because.append(f"not the kernels in C: {error}")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    because.append(
+        "not a GPU: torch finds none" if gpu is None else f"not the GPU ({gpu}): this version has no kernels for it"
+    )
+    if "AMX" not in kernels.name:
+        because.append(
+            "not AMX: Linux does not permit it to this process"
+            if "amx_bf16" in features
+            else "not AMX: this CPU has none"
+        )
+    return Report(
+        cores=cores,
+        threads=torch.get_num_threads(),
+        features={name: name in features for name in _TELLING},
+        compiler=find_compiler(),
+        free_memory_gib=free_memory() / 2**30,
+        gpu=gpu,
+        kernels=kernels.name,
+        because=because,
+        checks=_checks(kernels),
+        speeds=_speeds(kernels),
+    )
+
+
+def _error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.double() - wanted.double()).abs().max() / wanted.abs().max())
+
+
+@torch.inference_mode()
+def _checks(kernels: Kernels) -> list[Check]:
+    """Each operation against the reference in float32, on the same numbers."""
+    exact = TorchKernels(_SHAPE, torch.float32, 16)
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random).bfloat16()
+
+    found = []
+
+    def check(what: str, got: torch.Tensor, wanted: torch.Tensor) -> None:
+        error = _error(got, wanted)
+        found.append(Check(what, error, error < _TOLERANCE))
+
+    weight = normal(960, 576) / 24
+    for rows in (1, 5, 40):
+        x = normal(rows, 576)
+        packed, plain = kernels.pack(weight), exact.pack(weight.float())
+        check(f"linear layer, {rows} rows", kernels.linear(x, packed), exact.linear(x.float(), plain))
+    x, scale = normal(40, 576), torch.rand(576, generator=random)
+    check("norm", kernels.add_rms_norm(x.clone(), None, scale), exact.add_rms_norm(x.float(), None, scale))
+    x = normal(40, 3072)
+    check("gated activation", kernels.gated(x), exact.gated(x.float()))
+    for length, rows in ((300, 1), (300, 100)):
+        batch = _batch(length, length)
+        qkv = normal(length, 15 * 64)
+        answers = []
+        for hand, given in ((kernels, qkv), (exact, qkv.float())):
+            kv = hand.new_kv(1, 40)
+            queries = hand.rope_and_store(given, Positions(None), kv.keys[0], kv.values[0], batch)
+            asked = queries[length - rows :].contiguous()
+            answers.append(hand.attention(asked, kv.keys[0], kv.values[0], _batch(length, rows)))
+        check(f"attention, {rows} rows over {length} keys", *answers)
+    return found
+
+
+def _batch(length: int, rows: int) -> AttentionBatch:
+    """One sequence, its blocks in order from the second on."""
+    place = torch.arange(length - rows, length)
+    return AttentionBatch(
+        positions=place,
+        slots=place + 16,
+        query_starts=torch.tensor([0, rows], dtype=torch.int32),
+        lengths=torch.tensor([length], dtype=torch.int32),
+        block_tables=torch.arange(1, 2 + (length - 1) // 16, dtype=torch.int32).unsqueeze(0),
+    )
+
+
+@torch.inference_mode()
+def _speeds(kernels: Kernels) -> list[Speed]:
+    """Linear layers of a small model, too many for the caches; and attention over a long text."""
+    weights = [kernels.pack(torch.randn(3072, 576).bfloat16()) for _ in range(_LAYERS)]
+    numbers = _LAYERS * 3072 * 576
+    found = []
+    for rows in _ROWS:
+        x = torch.randn(rows, 576).bfloat16()
+        seconds = _time(lambda x=x: [kernels.linear(x, weight) for weight in weights])  # type: ignore[misc]
+        if rows == 1:
+            found.append(Speed("linear layers, 1 row, weights read", 2e-9 * numbers / seconds, "GB/s"))
+        else:
+            found.append(Speed(f"linear layers, {rows} rows", 2e-9 * numbers * rows / seconds, "GFLOP/s"))
+    kv = kernels.new_kv(1, 300)
+    queries = torch.randn(256, 9, 64).bfloat16()
+    seconds = _time(lambda: kernels.attention(queries, kv.keys[0], kv.values[0], _batch(4000, 256)))
+    found.append(Speed("attention, 256 rows over 4,000 keys", 4e-9 * 256 * 4000 * 9 * 64 / seconds, "GFLOP/s"))
+    return found
+
+
+def _time(action: Callable[[], object]) -> float:
+    """Median seconds."""
+    action()
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - began)
+    return median(taken)
+
+
+def as_text(report: Report) -> str:
+    """The report for people."""
+    features = ", ".join(f"{name} ({_TELLING[name]})" for name, there in report.features.items() if there)
+    lines = [
+        f"cores       {report.cores}, {report.threads} threads",
+        f"CPU has     {features or 'nothing that these kernels know'}",
+        f"compiler    {report.compiler or 'none'}",
+        f"memory      {report.free_memory_gib:.1f} GiB free to this process",
+        f"GPU         {report.gpu or 'none'}",
+        f"kernels     {report.kernels}",
+        *(f"            {reason}" for reason in report.because),
+        "",
+        "results, against the reference in float32",
+        *(f"  {'ok   ' if c.right else 'WRONG'} {c.what}, error {c.error:.4f}" for c in report.checks),
+        "",
+        "speed",
+        *(f"  {speed.what:<40} {speed.value:8.1f} {speed.unit}" for speed in report.speeds),
+    ]
+    return "\n".join(lines)

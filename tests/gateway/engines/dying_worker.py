@@ -1,0 +1,27 @@
+"""An engine process that dies in the middle of a frame: the first one that carries tokens, once.
+
+Run in place of `engine.worker`, with the same arguments; the file named by MYNA_TEST_DIED says that it has happened.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from engine import worker
+from engine.link import Report, Step, encode_frame
+
+
+class DyingWorker(worker.Worker):
+    def _send(self, report: Report) -> None:
+        died = Path(os.environ["MYNA_TEST_DIED"])
+        if isinstance(report, Step) and any(update.tokens for update in report.updates) and not died.exists():
+            died.touch()
+            frame = encode_frame(report)
+            self._connection.sendall(frame[: len(frame) // 2])
+            os._exit(9)
+        super()._send(report)
+
+
+if __name__ == "__main__":
+    worker.Worker = DyingWorker  # type: ignore[misc]
+    sys.exit(worker.main())
