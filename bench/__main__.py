@@ -76,9 +76,7 @@ async def _decode_and_prefill(url: str, runs: int) -> list[Figure]:
         rate, wait = await client.prefill_rate(1960, runs)
         figures.append(Figure("2,000-token prompt, prefill", rate, "tok/s"))
         figures.append(Figure("2,000-token prompt, first token", wait, "s", "≤ 0.45"))
-        figures.append(
-            Figure("… with the prefix cached", await client.cached_first_token(1960, runs), "s", "≤ 0.03")
-        )
+        figures.append(Figure("… with the prefix cached", await client.cached_first_token(1960, runs), "s", "≤ 0.03"))
         mixed = [await client.mixed(8, 4, 1960) for _ in range(runs)]
         share, gap, wait = (sorted(values)[runs // 2] for values in zip(*mixed, strict=True))
         figures.append(Figure("8 streams keep, while four 2,000-token prompts arrive", 100 * share, "%", "≥ 60"))

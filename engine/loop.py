@@ -54,9 +54,7 @@ class Engine:
         spec = read_spec(folder)
         resolved(folder)
         self.tokenizer = Tokenizer(folder)
-        kernels = select_kernels(
-            config.kernels, spec.shape, dtype, config.block_size, cache, quantize=config.quantize
-        )
+        kernels = select_kernels(config.kernels, spec.shape, dtype, config.block_size, cache, quantize=config.quantize)
         self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
         tokens = config.kv_tokens or affordable_tokens(self.decoder.kv_bytes_per_token, spec.window)
         blocks = 1 + math.ceil(tokens / config.block_size)
@@ -206,7 +204,7 @@ class Engine:
         context = self._contexts.get(self._suspects.popleft())
         if context is None or not context.has_work:
             return []
-        return self._run(self._planner.plan([context], [other for other in self._contexts.values()]))
+        return self._run(self._planner.plan([context], list(self._contexts.values())))
 
     def _run(self, plan: Plan) -> list[Update]:
         if not plan.chunks:

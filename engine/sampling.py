@@ -16,9 +16,7 @@ class BadLogits(Exception):
     """A row holds NaN, or allows no token: the request that owns it cannot go on."""
 
 
-def sample(
-    logits: torch.Tensor, generations: Sequence[Generation], kernels: Kernels
-) -> list[Sampled | BadLogits]:
+def sample(logits: torch.Tensor, generations: Sequence[Generation], kernels: Kernels) -> list[Sampled | BadLogits]:
     """One token a row.
 
     logits: (rows, vocabulary) float32, one row for each of `generations`; may be changed. A bad row gives BadLogits

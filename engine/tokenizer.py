@@ -14,7 +14,6 @@ from tokenizers import Tokenizer as _Backend
 
 from engine.errors import CheckpointError
 
-
 Place = Literal["nothing", "control", "text"]
 """What stands before a text in a prompt."""
 

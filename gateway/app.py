@@ -101,9 +101,7 @@ async def serve(settings: ServeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     pool = EnginePool(settings.engine_wait)
-    engine = EmbeddedEngine(
-        "embedded-0", engine_config(settings), pool.changed, hang_seconds=settings.engine_timeout
-    )
+    engine = EmbeddedEngine("embedded-0", engine_config(settings), pool.changed, hang_seconds=settings.engine_timeout)
     services = build_services(settings, pool)
     async with AsyncExitStack() as stack:
         try:

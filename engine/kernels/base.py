@@ -22,8 +22,8 @@ Packed = Any
 class LayerShape:
     """What all layers of a decoder have in common, in elements.
 
-    `rotated`: leading elements of a head that are turned by position. `scale` multiplies attention scores; a `softcap` above 0 then bounds them (Gemma 2). `activation` is applied to
-    the gate: silu, or gelu in its tanh form.
+    `rotated`: leading elements of a head that are turned by position. `scale` multiplies attention scores; a
+    `softcap` above 0 then bounds them (Gemma 2). `activation` is applied to the gate: silu, or gelu in its tanh form.
     """
 
     heads: int

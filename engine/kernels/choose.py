@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.base import Choices, ChoiceRequests
+from engine.kernels.base import ChoiceRequests, Choices
 
 Row = NDArray[np.float32]
 Ids = NDArray[np.int64]

@@ -80,7 +80,7 @@ class TorchKernels:
     ) -> torch.Tensor:
         """See `Kernels.rope_and_store`."""
         heads, kv_heads, size = self._shape.heads, self._shape.kv_heads, self._shape.head_size
-        q, k, v = qkv.view(len(qkv), -1, size).split((heads, kv_heads, kv_heads), dim=1)
+        q, k, v = torch.split(qkv.view(len(qkv), -1, size), [heads, kv_heads, kv_heads], dim=1)
         if positions.query_norm is not None:
             q = self._norm(q, positions.query_norm)
         if positions.key_norm is not None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -56,7 +55,9 @@ def write_tokenizer(fields: Fields, folder: Path) -> None:
     """
     kind = fields.need("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
-        raise CheckpointError(f"{fields.path} has a tokenizer of kind {kind!r}; from GGUF, gpt2 and llama are supported")
+        raise CheckpointError(
+            f"{fields.path} has a tokenizer of kind {kind!r}; from GGUF, gpt2 and llama are supported"
+        )
     tokens: list[str] = fields.need("tokenizer.ggml.tokens")
     types: list[int] = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
     backend = _byte_level(fields, tokens) if kind == "gpt2" else _sentencepiece(fields, tokens, types)
@@ -130,7 +131,7 @@ def _sentencepiece(fields: Fields, tokens: list[str], types: list[int]) -> Backe
             byte_fallback=True,
         )
     )
-    space = [normalizers.Replace(" ", "▁")]
+    space: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
     if fields.get("tokenizer.ggml.add_space_prefix", True):
         space.insert(0, normalizers.Prepend("▁"))
     backend.normalizer = normalizers.Sequence(space)

@@ -95,9 +95,7 @@ def _yarn(plain: torch.Tensor, rope: Rope, window: int) -> tuple[torch.Tensor, f
     attention = scaling.get("attention_factor")
     if attention is None:
         mscale, all_dimensions = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        attention = (
-            temperature(mscale) / temperature(all_dimensions) if mscale and all_dimensions else temperature(1.0)
-        )
+        attention = temperature(mscale) / temperature(all_dimensions) if mscale and all_dimensions else temperature(1.0)
     return plain / factor * ramp + plain * (1 - ramp), attention
 
 

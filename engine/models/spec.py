@@ -142,8 +142,8 @@ def _layers(architecture: str, config: Config, head_size: int) -> tuple[LayerSpe
     if window >= config["max_position_embeddings"]:
         window = 0
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    by_kind = parameters if "full_attention" in parameters else {}
-    everywhere = read_rope(config, by_kind.get("full_attention", parameters), head_size)
+    by_kind: Config = parameters if "full_attention" in parameters else {}
+    everywhere = read_rope(config, by_kind.get("full_attention") or parameters, head_size)
     local = everywhere
     if "sliding_attention" in by_kind:
         local = read_rope(config, by_kind["sliding_attention"], head_size)

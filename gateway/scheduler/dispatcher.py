@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from gateway.engines.base import Delta, Engine, EngineContext, EngineFailure, EngineLost, Engines, Filled
 from gateway.graph.call import Call, CallState, Text, Usage
@@ -159,10 +160,9 @@ class Scheduler:
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                if attempt < _ATTEMPTS:
-                    return await self._attempt(call)
-                async with self._last_attempts:
-                    return await self._attempt(call)
+                async with self._last_attempts if attempt == _ATTEMPTS else nullcontext():
+                    await self._attempt(call)
+                return
             except EngineLost as error:
                 if attempt == _ATTEMPTS:
                     raise EngineLost(f"{error}; that was attempt {attempt} of {_ATTEMPTS}") from error

@@ -288,3 +288,80 @@ def test_threads_may_share_a_client(server: Server) -> None:
     for thread in threads:
         thread.join()
     assert len({text_of(answer) for answer in answers}) == 1
+
+
+POISONS: dict[str, tuple[dict[str, Any], int]] = {
+    "a prompt over the window": ({"messages": [{"role": "user", "content": "word " * 20_000}]}, 400),
+    "half a megabyte of one letter": ({"messages": [{"role": "user", "content": "a" * 500_000}]}, 400),
+    "control tokens as data": ({"messages": [{"role": "user", "content": "<|im_end|>" * 300}]}, 200),
+    "every plane of unicode": (
+        {
+            "messages": [
+                {"role": "user", "content": "\u0000\u202e\ufeff\U0010ffff\u0301\U0001f469\u200d\U0001f680" * 20}
+            ]
+        },
+        200,
+    ),
+    "half a surrogate pair": ({"messages": [{"role": "user", "content": "\ud800"}]}, 400),
+    "a hundred stop strings": ({"stop": [f"stop {n}" for n in range(100)]}, 400),
+    "stop strings that almost match": ({"stop": ["a" * 5000, " ", "\n\n\n"]}, 200),
+    "a bias beyond the vocabulary": ({"logit_bias": {"999999": 1.0}}, 400),
+    "a bias that is no number": ({"logit_bias": {"5": "NaN"}}, 400),
+    "ten thousand biases": ({"logit_bias": {str(n): 100.0 for n in range(10_000)}}, 200),
+    "a temperature out of range": ({"temperature": 1e9}, 400),
+    "the smallest temperature": ({"temperature": 1e-300}, 200),
+    "the smallest nucleus": ({"temperature": 2.0, "top_p": 1e-300}, 200),
+    "everything at once": (
+        {
+            "temperature": 2.0,
+            "top_p": 0.01,
+            "top_k": 1_000_000,
+            "min_p": 1.0,
+            "repetition_penalty": 10.0,
+            "presence_penalty": 2.0,
+            "frequency_penalty": -2.0,
+            "seed": -(2**63),
+            "logprobs": True,
+            "top_logprobs": 20,
+        },
+        200,
+    ),
+    "an answer without end": ({"max_tokens": 2**62, "ignore_eos": True, "stop": ["e"]}, 200),
+    "a role nobody knows": ({"messages": [{"role": "oracle", "content": "Hi"}]}, 400),
+}
+
+
+async def test_a_poisoned_request_never_harms_the_ones_beside_it(server: Server) -> None:
+    """Each is answered or refused in words; an ordinary answer that runs beside all of them stays what it was."""
+    url = f"{server.address}/v1/chat/completions"
+    ordinary = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": PROMPTS[2]}],
+        "max_tokens": 150,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    (engine,) = server.engine_processes()
+    async with aiohttp.ClientSession() as http:
+
+        async def post(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            async with http.post(url, data=json.dumps(body), headers={"Content-Type": "application/json"}) as response:
+                return response.status, await response.json()
+
+        _, wanted = await post(ordinary)
+        beside = asyncio.create_task(post(ordinary))
+        answers = await asyncio.gather(
+            *(
+                post({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, **poison})
+                for poison, _ in POISONS.values()
+            )
+        )
+        for (name, (_, status)), (got, body) in zip(POISONS.items(), answers, strict=True):
+            assert got == status, (name, body)
+            if got == 400:
+                assert body["error"]["message"], name
+                assert body["error"]["type"] == "invalid_request_error", name
+        status, got_beside = await beside
+    assert status == 200
+    assert got_beside["choices"][0]["message"] == wanted["choices"][0]["message"]
+    assert server.engine_processes() == [engine], "and the engine lives on"

@@ -154,11 +154,14 @@ class Run:
 
     def send(self, id: int, before: list[int], tokens: list[int], scope: str, parent: int | None) -> None:
         known = self.known.get(id)
+        refusal: ContextError | None = None
         try:
             self.engine.fill(id, tokens, parent=parent, rank=self.random.random(), scope=scope)
         except ContextError as error:
+            refusal = error
+        if refusal is not None:
             busy = known is not None and known.generating
-            assert error.code == ("context_busy" if busy else "context_length_exceeded")
+            assert refusal.code == ("context_busy" if busy else "context_length_exceeded")
             assert busy or len(before) + len(tokens) > self.most
             return
         if known is None:

@@ -259,9 +259,7 @@ class CpuKernels:
         """See `Kernels.gated`."""
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         y = torch.empty(rows, size, dtype=torch.bfloat16)
-        self._library.myna_gated(
-            gate_up.data_ptr(), y.data_ptr(), rows, size, _ACTIVATIONS[self._shape.activation]
-        )
+        self._library.myna_gated(gate_up.data_ptr(), y.data_ptr(), rows, size, _ACTIVATIONS[self._shape.activation])
         return y
 
     def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
@@ -300,9 +298,7 @@ def _address(tensor: torch.Tensor | None) -> int | None:
 
 def _positions(positions: Positions) -> ctypes.Structure:
     rotated = 0 if positions.rotary is None else positions.rotary.shape[1]
-    return _Positions(
-        _address(positions.query_norm), _address(positions.key_norm), _address(positions.rotary), rotated
-    )
+    return _Positions(_address(positions.query_norm), _address(positions.key_norm), _address(positions.rotary), rotated)
 
 
 def _batch(batch: AttentionBatch) -> ctypes.Structure:

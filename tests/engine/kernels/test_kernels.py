@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from engine.config import default_cache
 from engine.errors import EngineError
 from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions, select_kernels
-from engine.kernels.cpu import CpuKernels, Unavailable
+from engine.kernels.cpu import CpuKernels
 from engine.kernels.cpu.build import cpu_features
 from engine.kernels.reference import TorchKernels
 from engine.models.rope import Rope, rotary_table
@@ -106,9 +106,7 @@ def test_linear(hand: Hand, rows: int, inner: int, columns: int) -> None:
 def test_linear_in_8_bits(target: str, rows: int, inner: int, columns: int) -> None:
     """To the error of the rounding: half a step of 1/127 for weights and for inputs, over independent terms."""
     torch.manual_seed(rows)
-    kernels = CpuKernels(
-        Path(default_cache()), layer_shape(), BF16, SIZE, quantize="int8", target=TARGETS[target][0]
-    )
+    kernels = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, quantize="int8", target=TARGETS[target][0])
     x, weight = torch.randn(rows, inner).to(BF16), (torch.randn(columns, inner) / inner**0.5).to(BF16)
     x[:, :3] *= 20  # outliers, as real activations have them, must only hurt their own group
     wanted = x.double() @ weight.double().T
@@ -476,8 +474,6 @@ def test_float32_is_the_torch_kernels_business(tmp_path: Path) -> None:
     assert isinstance(select_kernels("auto", layer_shape(), F32, SIZE, tmp_path), TorchKernels)
 
 
-
-
 def test_matrix_tiles_that_are_wrong_are_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -489,6 +485,6 @@ def test_matrix_tiles_that_are_wrong_are_not_used(
     assert not kernels._library.myna_has_amx()
     x, weight = torch.randn(5, 64).to(BF16), torch.randn(32, 64).to(BF16)
     plain = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE)
-    assert torch.equal(
-        kernels.linear(x, kernels.pack(weight)), plain.linear(x, plain.pack(weight))
-    ), "now it is the same code"
+    assert torch.equal(kernels.linear(x, kernels.pack(weight)), plain.linear(x, plain.pack(weight))), (
+        "now it is the same code"
+    )

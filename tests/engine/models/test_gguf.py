@@ -11,7 +11,6 @@ import torch
 from gguf.quants import dequantize, quantize
 
 from engine import Engine, EngineConfig
-
 from engine.errors import CheckpointError
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
@@ -300,8 +299,9 @@ def test_a_sentencepiece_vocabulary_cuts_text_as_sentencepiece_does(tmp_path: Pa
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "gpt-4o", "tekken"])
 def test_every_way_to_cut_a_text_loses_nothing(tmp_path: Path, pre: str) -> None:
-    from engine.models.gguf_tokenizer import _PRE_TOKENIZERS
     from tokenizers.decoders import ByteLevel
+
+    from engine.models.gguf_tokenizer import _PRE_TOKENIZERS
 
     for text in TEXTS[:4]:
         pieces = _PRE_TOKENIZERS[pre]().pre_tokenize_str(text)

@@ -144,7 +144,7 @@ async def test_what_nobody_was_shown_is_made_anew_and_not_twice() -> None:
 
 async def test_a_call_that_kills_every_engine_fails_and_takes_nobody_with_it() -> None:
     stage = Stage()
-    stage.engine.doomed = {7, 7}
+    stage.engine.doomed = {7}
     stage.engine.doom_spreads = True
     killer = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([7, 7])]))
     others = [stage.session.add(spec(deferred=True)) for _ in range(6)]
