@@ -1,7 +1,7 @@
 """Where a step's time goes, line by line: `python -m bench.step`. No server; the engine alone.
 
-Operations are timed one by one, each called by itself; the last lines are whole steps as they are served, in which all
-layers are one call.
+Operations are timed one by one, each called by itself. The last lines are of steps as they are served, in which all
+layers are one call: what they take beside the model (planning, arrays, choosing tokens, texts), and whole.
 """
 
 import random
@@ -20,9 +20,9 @@ _STEPS = 40
 class _Clock:
     """Milliseconds by operation, for every call of an object's methods."""
 
-    def __init__(self, target: Any) -> None:
+    def __init__(self, target: Any, operations: tuple[str, ...] = _OPERATIONS) -> None:
         self.spent: dict[str, float] = defaultdict(float)
-        for name in _OPERATIONS:
+        for name in operations:
             setattr(target, name, self._timed(name, getattr(target, name)))
 
     def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +89,12 @@ CASES: dict[str, Case] = {
 def main() -> None:
     """Prints the table: milliseconds a step, means for operations, medians for whole steps."""
     engine = Engine(EngineConfig(kv_tokens=65_536))
-    whole = {name: median(case(engine, lambda: None)) for name, case in CASES.items()}
+    whole, apart = {}, {}
+    timed = _Clock(engine.decoder, ("forward",))
+    for name, case in CASES.items():
+        steps = case(engine, timed.spent.clear)
+        whole[name] = median(steps)
+        apart[name] = (sum(steps) - timed.spent["forward"]) / len(steps)
     engine.decoder._fused = None
     clock = _Clock(engine.decoder.kernels)
     rows: dict[str, dict[str, float]] = {}
@@ -99,6 +104,7 @@ def main() -> None:
     print(f"{'ms a step':<18}" + "".join(f"{name:>16}" for name in CASES))
     for operation in _OPERATIONS:
         print(f"{operation:<18}" + "".join(f"{rows[name].get(operation, 0.0):>16.2f}" for name in CASES))
+    print(f"{'beside forward':<18}" + "".join(f"{apart[name]:>16.2f}" for name in CASES))
     print(f"{'whole step':<18}" + "".join(f"{whole[name]:>16.2f}" for name in CASES))
 
 
