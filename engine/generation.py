@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.kernels.base import REQUEST
 from engine.link import Sampling, TokenLogprob
 from engine.tokenizer import Detokenizer, Tokenizer
 
@@ -35,14 +36,9 @@ class Generation:
         self.stop_tokens = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else tokenizer.eos_ids
         )
-        self.request = (
-            sampling.temperature,
-            sampling.top_p,
-            sampling.min_p,
-            max(0, sampling.top_k),
-            min(sampling.top_logprobs, tokenizer.vocabulary) if sampling.logprobs else -1,
-            0.0,
-        )
+        logprobs = min(sampling.top_logprobs, tokenizer.vocabulary) if sampling.logprobs else -1
+        row = (sampling.temperature, sampling.top_p, sampling.min_p, max(0, sampling.top_k), logprobs, 0.0)
+        self.request = np.array(row, dtype=REQUEST).tobytes()
         """A row of REQUEST, but for its uniform number."""
         self._uniform: float | None = None
         self._detokenizer = Detokenizer(tokenizer, skip_special=sampling.skip_special_tokens)

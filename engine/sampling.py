@@ -34,7 +34,7 @@ def sample(logits: torch.Tensor, generations: Sequence[Generation], kernels: Ker
 
 
 def _requests(logits: torch.Tensor, generations: Sequence[Generation]) -> ChoiceRequests:
-    rows = np.array([generation.request for generation in generations], dtype=REQUEST)
+    rows = np.frombuffer(bytearray(b"".join([generation.request for generation in generations])), dtype=REQUEST)
     rows["uniform"] = [generation.uniform() for generation in generations]
     starts = np.zeros(len(generations) + 1, dtype=np.int32)
     ids: list[NDArray[np.int32]] = []

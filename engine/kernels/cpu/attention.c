@@ -109,15 +109,15 @@ INLINE void score(const int count, const int fetch, Query *q, const Segment *seg
 #pragma GCC unroll 4
             for (int j = 0; j < KEY_TILE; j++) s[i][j] = splat(0.0f);
         for (int64_t e = 0; e < d / 2; e++) {
-            pairs column[KEY_TILE];
+            operand column[KEY_TILE];
 #pragma GCC unroll 4
             for (int j = 0; j < KEY_TILE; j++) {
-                column[j] = load_pairs(from[j] + e * BLOCK * 2);
+                column[j] = widen_pairs(load_pairs(from[j] + e * BLOCK * 2));
                 if (fetch) prefetch_far(next[j] + e * BLOCK * 2);
             }
 #pragma GCC unroll 6
             for (int i = 0; i < count; i++) {
-                pairs value = splat_pair(q[i].query + e * 2);
+                operand value = splat_pair(q[i].query + e * 2);
 #pragma GCC unroll 4
                 for (int j = 0; j < KEY_TILE; j++) s[i][j] = dot(s[i][j], column[j], value);
             }
@@ -168,15 +168,15 @@ INLINE void mix(const int count, const int registers, const int fetch, Query *q,
             sum[i][j] = mul(load_f32(q[i].sum + element + j * LANES), splat(factor[i]));
     for (int b = 0; b < blocks; b++)
         for (int t = 0; t < BLOCK / 2; t++) {
-            pairs column[VALUE_TILE];
+            operand column[VALUE_TILE];
 #pragma GCC unroll 4
             for (int j = 0; j < registers; j++) {
-                column[j] = load_pairs(segment->value[b] + t * d * 2 + (element + j * LANES) * 2);
+                column[j] = widen_pairs(load_pairs(segment->value[b] + t * d * 2 + (element + j * LANES) * 2));
                 if (fetch) prefetch_far(segment->next_value[b] + t * d * 2 + (element + j * LANES) * 2);
             }
 #pragma GCC unroll 6
             for (int i = 0; i < count; i++) {
-                pairs weight = splat_pair(weights[i] + b * BLOCK + t * 2);
+                operand weight = splat_pair(weights[i] + b * BLOCK + t * 2);
 #pragma GCC unroll 4
                 for (int j = 0; j < registers; j++) sum[i][j] = dot(sum[i][j], column[j], weight);
             }

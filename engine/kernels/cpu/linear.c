@@ -5,10 +5,14 @@
 #include <stdlib.h>
 
 #if PARTS == 1
+#ifdef HAS_PAIR_PRODUCTS
 #define ROW_TILE 14       // rows x 2 registers of sums: 28 of the 32 registers
+#else
+#define ROW_TILE 12       // two weights of two halves need more
+#endif
 #define BYTE_ROWS 12
 #else
-#define ROW_TILE 2
+#define ROW_TILE 4        // one vector of columns at a time, or the registers do not suffice
 #define BYTE_ROWS 2
 #endif
 #define MOST_ROWS 32      // of any tile, matrix tiles included
@@ -76,30 +80,35 @@ static void quantise(const bf16 *x, Quantised *to, int64_t m, int64_t k) {
         }
 }
 
-// The sums of rows x (panels * PANEL) of one tile. `ahead`: memory to fetch meanwhile, `stride` bytes a pair.
+// The sums of rows x (panels * PANEL) of one tile. `ahead`: memory to fetch meanwhile, 64 bytes a pair.
 INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w, int64_t k, float *restrict out,
                  int64_t panel_stride, const char *ahead) {
-    f32 sum[ROW_TILE * 2 + 2];
+    const int vectors = panels * 2, at_once = PARTS == 1 ? vectors : 1;
+    for (int v = 0; v < vectors; v += at_once) {
+        f32 sum[ROW_TILE * 2 + 2];
 #pragma GCC unroll 28
-    for (int i = 0; i < rows * panels * 2; i++) sum[i] = splat(0.0f);
-    for (int64_t i = 0; i < k / 2; i++) {
-        pairs column[4];
+        for (int i = 0; i < rows * at_once; i++) sum[i] = splat(0.0f);
+        for (int64_t i = 0; i < k / 2; i++) {
+            operand column[4];
 #pragma GCC unroll 4
-        for (int c = 0; c < panels * 2; c++) {
-            const bf16 *at = w + (c / 2) * panel_stride + i * PANEL * 2 + (c % 2) * LANES * 2;
-            column[c] = load_pairs(at);
-            if (!ahead) prefetch_near((const char *)at + 1536);
-        }
-        if (ahead) prefetch_far(ahead + i * 64);
+            for (int c = 0; c < at_once; c++) {
+                const bf16 *at = w + ((v + c) / 2) * panel_stride + i * PANEL * 2 + ((v + c) % 2) * LANES * 2;
+                column[c] = widen_pairs(load_pairs(at));
+                if (!ahead) prefetch_near((const char *)at + 1536);
+            }
+            if (ahead) prefetch_far(ahead + i * 64);
 #pragma GCC unroll 14
-        for (int r = 0; r < rows; r++) {
-            pairs value = splat_pair(x + r * k + i * 2);
+            for (int r = 0; r < rows; r++) {
+                operand value = splat_pair(x + r * k + i * 2);
 #pragma GCC unroll 4
-            for (int c = 0; c < panels * 2; c++) sum[r * panels * 2 + c] = dot(sum[r * panels * 2 + c], column[c], value);
+                for (int c = 0; c < at_once; c++) sum[r * at_once + c] = dot(sum[r * at_once + c], column[c], value);
+            }
         }
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int c = 0; c < at_once; c++) store_f32(out + (r * vectors + v + c) * LANES, sum[r * at_once + c]);
     }
-#pragma GCC unroll 28
-    for (int i = 0; i < rows * panels * 2; i++) store_f32(out + i * LANES, sum[i]);
 }
 
 #define ONE_PANEL(R) case R: if (R <= ROW_TILE) tile(R <= ROW_TILE ? R : 1, 1, x, w, k, out, stride, ahead); break;

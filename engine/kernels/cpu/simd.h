@@ -40,13 +40,17 @@ INLINE f32 splat(float x) {
     return y;
 }
 
+// Part by part: a copy of the whole would go through the stack in smaller pieces.
+#define COPY_IN(Y, FROM) EACH_PART memcpy(&(Y).p[part], (const char *)(FROM) + part * WIDTH * 4, WIDTH * 4)
+#define COPY_OUT(TO, X) EACH_PART memcpy((char *)(TO) + part * WIDTH * 4, &(X).p[part], WIDTH * 4)
+
 INLINE f32 load_f32(const float *from) {
     f32 y;
-    memcpy(&y, from, sizeof y);
+    COPY_IN(y, from);
     return y;
 }
 
-INLINE void store_f32(float *to, f32 x) { memcpy(to, &x, sizeof x); }
+INLINE void store_f32(float *to, f32 x) { COPY_OUT(to, x); }
 
 #define F32_OPERATION(NAME, EXPRESSION) \
     INLINE f32 NAME(f32 a, f32 b) { \
@@ -153,35 +157,50 @@ INLINE void store_bf16(bf16 *to, f32 x) {
 
 INLINE pairs load_pairs(const bf16 *from) {
     pairs y;
-    memcpy(&y, from, sizeof y);
+    COPY_IN(y, from);
     return y;
 }
 
+// Pairs as products want them: as they are, or, without bfloat16 products, each half widened to floats.
+#if defined(__AVX512BF16__) && PARTS == 1
+#define HAS_PAIR_PRODUCTS
+typedef pairs operand;
+INLINE operand widen_pairs(pairs x) { return x; }
+#else
+typedef struct { f32 low, high; } operand;
+INLINE operand widen_pairs(pairs x) {
+    operand y;
+    EACH_PART {
+        y.low.p[part] = (f32_part)(x.p[part] << 16);
+        y.high.p[part] = (f32_part)(x.p[part] & 0xffff0000u);
+    }
+    return y;
+}
+#endif
+
 // one pair in all 16 places
-INLINE pairs splat_pair(const bf16 *from) {
+INLINE operand splat_pair(const bf16 *from) {
+#ifdef HAS_PAIR_PRODUCTS
     uint32_t bits;
     memcpy(&bits, from, 4);
-    pairs y;
-#if PARTS == 1
+    operand y;
     y.p[0] = (u32_part)_mm512_set1_epi32((int)bits);
-#else
-    EACH_PART y.p[part] = bits - (u32_part){0};
-#endif
     return y;
+#else
+    uint32_t bits[2] = {(uint32_t)from[0] << 16, (uint32_t)from[1] << 16};
+    float halves[2];
+    memcpy(halves, bits, 8);
+    return (operand){splat(halves[0]), splat(halves[1])};
+#endif
 }
 
 // sum + the products of each pair
-INLINE f32 dot(f32 sum, pairs a, pairs b) {
-#if defined(__AVX512BF16__) && PARTS == 1
+INLINE f32 dot(f32 sum, operand a, operand b) {
+#ifdef HAS_PAIR_PRODUCTS
     sum.p[0] = _mm512_dpbf16_ps(sum.p[0], (__m512bh)a.p[0], (__m512bh)b.p[0]);
     return sum;
 #else
-    f32 a0, a1, b0, b1;
-    EACH_PART {
-        a0.p[part] = (f32_part)(a.p[part] << 16), a1.p[part] = (f32_part)(a.p[part] & 0xffff0000u);
-        b0.p[part] = (f32_part)(b.p[part] << 16), b1.p[part] = (f32_part)(b.p[part] & 0xffff0000u);
-    }
-    return fma_f32(a1, b1, fma_f32(a0, b0, sum));
+    return fma_f32(a.high, b.high, fma_f32(a.low, b.low, sum));
 #endif
 }
 
@@ -258,7 +277,7 @@ INLINE i32 dot_bytes(i32 sum, i32 weights, i32 inputs) {
 
 INLINE i32 load_i32(const void *from) {
     i32 y;
-    memcpy(&y, from, sizeof y);
+    COPY_IN(y, from);
     return y;
 }
 

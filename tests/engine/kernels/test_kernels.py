@@ -484,7 +484,8 @@ def test_matrix_tiles_that_are_wrong_are_not_used(
     assert "going without them" in caplog.text
     assert not kernels._library.myna_has_amx()
     x, weight = torch.randn(5, 64).to(BF16), torch.randn(32, 64).to(BF16)
-    plain = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE)
+    without = ("-march=native", "-mno-amx-bf16")
+    plain = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, target=without)
     assert torch.equal(kernels.linear(x, kernels.pack(weight)), plain.linear(x, plain.pack(weight))), (
         "now it is the same code"
     )
