@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import aiohttp
 
@@ -31,16 +32,19 @@ class Client:
     url: str
     model: str
 
-    async def ask(self, text: str, max_tokens: int) -> tuple[int, int]:
-        """One greedy answer of exactly so many tokens, not streamed. Returns prompt and completion tokens."""
-        body = {
+    def _body(self, text: str, max_tokens: int) -> dict[str, Any]:
+        """A request for a greedy answer of exactly so many tokens."""
+        return {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
             "max_tokens": max_tokens,
             "temperature": 0,
             "ignore_eos": True,
         }
-        async with self.http.post(f"{self.url}/chat/completions", json=body) as response:
+
+    async def ask(self, text: str, max_tokens: int) -> tuple[int, int]:
+        """One greedy answer of exactly so many tokens, not streamed. Returns prompt and completion tokens."""
+        async with self.http.post(f"{self.url}/chat/completions", json=self._body(text, max_tokens)) as response:
             if response.status != 200:
                 raise RuntimeError(f"{response.status}: {await response.text()}")
             usage = (await response.json())["usage"]
@@ -84,14 +88,7 @@ class Client:
 
     async def stream(self, text: str, max_tokens: int, times: list[float]) -> None:
         """One greedy answer of so many tokens, streamed; when each of its chunks came."""
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": text}],
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-        }
+        body = {**self._body(text, max_tokens), "stream": True}
         async with self.http.post(f"{self.url}/chat/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.content:
