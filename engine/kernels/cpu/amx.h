@@ -16,7 +16,10 @@ static int amx_answer = -1;  // threads may race; they write the same
 // Linux keeps room for the tiles only for processes that ask.
 static int amx_permitted(void) {
     int answer = amx_answer;
-    if (answer < 0) answer = amx_answer = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
+    if (answer < 0) {
+        const int ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+        answer = amx_answer = syscall(SYS_arch_prctl, ask, tile_data) == 0;
+    }
     return answer;
 }
 
@@ -48,10 +51,12 @@ void amx_end(void) { memset(&amx_shape, 0, sizeof amx_shape); }
 
 static void tile_zero(int t) { memset(amx_tile[t], 0, sizeof amx_tile[t]); }
 static void tile_loadd(int t, const void *from, int64_t stride) {
-    for (int r = 0; r < amx_shape.rows[t]; r++) memcpy(amx_tile[t][r], (const char *)from + r * stride, amx_shape.bytes[t]);
+    for (int r = 0; r < amx_shape.rows[t]; r++)
+        memcpy(amx_tile[t][r], (const char *)from + r * stride, amx_shape.bytes[t]);
 }
 static void tile_stored(int t, void *to, int64_t stride) {
-    for (int r = 0; r < amx_shape.rows[t]; r++) memcpy((char *)to + r * stride, amx_tile[t][r], amx_shape.bytes[t]);
+    for (int r = 0; r < amx_shape.rows[t]; r++)
+        memcpy((char *)to + r * stride, amx_tile[t][r], amx_shape.bytes[t]);
 }
 static float amx_widen(uint16_t x) {
     uint32_t bits = (uint32_t)x << 16;

@@ -64,9 +64,9 @@ int64_t plan_attention(const Batch *batch, const AttentionShape *shape, int32_t 
     for (int32_t s = 0; s < batch->n; s++) {
         int64_t rows = batch->starts[s + 1] - batch->starts[s];
         if (rows == 1) order[singles++] = s;
-        else for (int64_t begin = (rows - 1) / TASK_ROWS * TASK_ROWS; begin >= 0; begin -= TASK_ROWS) {
-            int64_t left = rows - begin;
-            tasks[count++] = (Task){s, (int32_t)begin, (int32_t)(left < TASK_ROWS ? left : TASK_ROWS)};
+        for (int64_t cut = (rows - 1) / TASK_ROWS; rows > 1 && cut >= 0; cut--) {
+            int64_t left = rows - cut * TASK_ROWS;
+            tasks[count++] = (Task){s, (int32_t)(cut * TASK_ROWS), (int32_t)(left < TASK_ROWS ? left : TASK_ROWS)};
         }
     }
     qsort_r(order, singles, sizeof *order, compare_tables, (void *)batch);
@@ -93,8 +93,8 @@ typedef struct {
 } Segment;
 
 // Scores of `count` queries against `blocks` blocks of keys, scaled to base-2 exponents.
-INLINE void score(const int count, const int fetch, Query *q, const Segment *segment, int blocks, int64_t begin, const int64_t d,
-                  float scale, float softcap, float (*scores)[SEGMENT * BLOCK]) {
+INLINE void score(const int count, const int fetch, Query *q, const Segment *segment, int blocks, int64_t begin,
+                  const int64_t d, float scale, float softcap, float (*scores)[SEGMENT * BLOCK]) {
     for (int b = 0; b < blocks; b += KEY_TILE) {
         const int now = blocks - b < KEY_TILE ? blocks - b : KEY_TILE;
         const bf16 *from[KEY_TILE], *next[KEY_TILE];
@@ -158,8 +158,8 @@ INLINE float soften(Query *q, const float *scores, int blocks, bf16 *weights) {
 }
 
 // sums = sums * factor + weights * values, `registers` x 16 elements of the head
-INLINE void mix(const int count, const int registers, const int fetch, Query *q, const Segment *segment, int blocks, int64_t element,
-                const int64_t d, const float *factor, bf16 (*weights)[SEGMENT * BLOCK]) {
+INLINE void mix(const int count, const int registers, const int fetch, Query *q, const Segment *segment, int blocks,
+                int64_t element, const int64_t d, const float *factor, bf16 (*weights)[SEGMENT * BLOCK]) {
     f32 sum[QUERY_TILE][VALUE_TILE];
 #pragma GCC unroll 6
     for (int i = 0; i < count; i++)
@@ -189,7 +189,7 @@ INLINE void mix(const int count, const int registers, const int fetch, Query *q,
 
 INLINE void attend(const int count, const int fetch, Query *q, const Segment *segment, int blocks, int64_t begin,
                    const int64_t d, float scale, float softcap) {
-    float scores[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));  // written for `blocks`, which is 1 at least
+    float scores[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));  // of `blocks`, which is 1 at least
     bf16 weights[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));
     float factor[QUERY_TILE];
     score(count, fetch, q, segment, blocks, begin, d, scale, softcap, scores);

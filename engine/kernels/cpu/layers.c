@@ -41,14 +41,14 @@ enum { SILU, GELU };
 
 // y = activation(gate) * up over rows of gate, up. size is a multiple of 16.
 static void gated(const bf16 *gate_up, bf16 *y, int64_t rows, int64_t size, int activation) {
-    const f32 one = splat(1.0f), zero = splat(0.0f), half = splat(0.5f);
+    const f32 one = splat(1.0f), half = splat(0.5f);
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const bf16 *gate = gate_up + r * 2 * size, *up = gate + size;
         for (int64_t i = 0; i < size; i += LANES) {
             f32 g = load_bf16(gate + i), active;
             if (activation == SILU) {
-                active = divide(g, add(one, exp_f32(larger(splat(-87.0f), sub(zero, larger(splat(-87.0f), g))))));
+                active = divide(g, add(one, exp_f32(larger(splat(-87.0f), smaller(splat(87.0f), negative(g))))));
             } else {  // the tanh form (Hendrycks and Gimpel 2016)
                 f32 cube = mul(mul(g, g), g);
                 f32 inner = mul(splat(0.7978845608f), fma_f32(cube, splat(0.044715f), g));
@@ -159,13 +159,15 @@ static void *take(char **at, int64_t bytes) {
 bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const Batch *batch, char *scratch,
                   void *state) {
     const Shape at = *shape;
-    const int64_t rows = batch->rows, q = at.attention.heads * at.attention.d, kv = at.attention.kv_heads * at.attention.d;
+    const int64_t rows = batch->rows;
+    const int64_t q = at.attention.heads * at.attention.d, kv = at.attention.kv_heads * at.attention.d;
     int64_t widest = at.hidden > at.intermediate ? at.hidden : at.intermediate;
     if (q > widest) widest = q;
     bf16 *normed = take(&scratch, rows * at.hidden * 2), *delta = take(&scratch, rows * at.hidden * 2);
     bf16 *qkv = take(&scratch, rows * (q + 2 * kv) * 2), *queries = take(&scratch, rows * q * 2);
     bf16 *attended = take(&scratch, rows * q * 2);
-    bf16 *gate_up = take(&scratch, rows * 2 * at.intermediate * 2), *active = take(&scratch, rows * at.intermediate * 2);
+    bf16 *gate_up = take(&scratch, rows * 2 * at.intermediate * 2);
+    bf16 *active = take(&scratch, rows * at.intermediate * 2);
     Quantised room = {take(&scratch, rows * widest), take(&scratch, rows * (widest / GROUP) * 4),
                       take(&scratch, rows * (widest / GROUP) * 4)};
     int32_t *order = take(&scratch, batch->n * 4);
@@ -179,7 +181,8 @@ bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const
                          at.hidden, at.eps);
             linear(normed, &w->qkv, &room, qkv, rows, 0);
             rope_and_store(qkv, &w->positions, w->keys, w->values, queries, batch, &at.attention, at.eps);
-            attention(queries, w->keys, w->values, attended, batch, &at.attention, w->window, order, tasks, count, state);
+            attention(queries, w->keys, w->values, attended, batch, &at.attention, w->window, order, tasks, count,
+                      state);
             linear(attended, &w->output, &room, delta, rows, 0);
             add_rms_norm(residual, delta, w->attended_norm, w->mlp_norm, normed, rows, at.hidden, at.eps);
             linear(normed, &w->gate_up, &room, gate_up, rows, 0);

@@ -48,7 +48,10 @@ void myna_pack_bytes(const bf16 *weight, uint8_t *packed, float *scales, int64_t
                 int64_t column = p * PANEL + c;
                 const bf16 *from = weight + column * k + g * GROUP;
                 float most = 0;
-                for (int64_t i = 0; column < n && i < GROUP; i++) most = fmaxf(most, fabsf(widen(from[i])));
+                for (int64_t i = 0; column < n && i < GROUP; i++) {
+                    float size = fabsf(widen(from[i]));
+                    if (size > most) most = size;
+                }
                 float scale = most / 127;
                 scales[(p * groups + g) * PANEL + c] = scale;
                 for (int64_t i = 0; i < GROUP; i++) {
@@ -69,18 +72,20 @@ static void quantise(const bf16 *x, Quantised *to, int64_t m, int64_t k) {
             f32 most = splat(0.0f);
             for (int64_t i = 0; i < GROUP; i += LANES) {
                 f32 value = load_bf16(from + i);
-                most = larger(most, larger(value, sub(splat(0.0f), value)));
+                most = larger(most, larger(value, negative(value)));
             }
             float scale = largest_of(most) / 127, inverse = scale > 0 ? 1 / scale : 0;
             int32_t sum = 0;
             int8_t *out = to->values + r * k + g * GROUP;
-            for (int64_t i = 0; i < GROUP; i += LANES) sum += store_bytes(out + i, mul(load_bf16(from + i), splat(inverse)));
+            for (int64_t i = 0; i < GROUP; i += LANES)
+                sum += store_bytes(out + i, mul(load_bf16(from + i), splat(inverse)));
             to->scales[r * groups + g] = scale;
             to->offsets[r * groups + g] = -128 * sum;
         }
 }
 
-// The sums of rows x (panels * PANEL) of one tile. `ahead`: memory to fetch meanwhile, 64 bytes a pair.
+// The sums of rows x (panels * PANEL) of one tile. `ahead`: memory to fetch meanwhile, 64 bytes a pair; none
+// where one tile reads its panel straight from memory.
 INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w, int64_t k, float *restrict out,
                  int64_t panel_stride, const char *ahead) {
     const int vectors = panels * 2, at_once = PARTS == 1 ? vectors : 1;
@@ -112,7 +117,8 @@ INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w,
 }
 
 #define ONE_PANEL(R) case R: if (R <= ROW_TILE) tile(R <= ROW_TILE ? R : 1, 1, x, w, k, out, stride, ahead); break;
-#define TWO_PANELS(R) case R: if (R <= ROW_TILE / 2) tile(R <= ROW_TILE / 2 ? R : 1, 2, x, w, k, out, stride, ahead); break;
+#define TWO_PANELS(R) \
+    case R: if (R <= ROW_TILE / 2) tile(R <= ROW_TILE / 2 ? R : 1, 2, x, w, k, out, stride, ahead); break;
 
 static void any_tile(int rows, int panels, const bf16 *x, const bf16 *w, int64_t k, float *out, int64_t stride,
                      const char *ahead) {
@@ -216,10 +222,15 @@ INLINE void byte_tile(const int rows, const int panels, const int8_t *x, const f
     }
 }
 
-#define BYTES(R, P) case R: if (R * P <= BYTE_ROWS) byte_tile(R * P <= BYTE_ROWS ? R : 1, P, x, scales, offsets, w, w_scales, k, out, stride, ahead); break;
+#define BYTES(R, P) \
+    case R: \
+        if (R * P <= BYTE_ROWS) \
+            byte_tile(R * P <= BYTE_ROWS ? R : 1, P, x, scales, offsets, w, w_scales, k, out, stride, ahead); \
+        break;
 
 static void any_byte_tile(int rows, int panels, const int8_t *x, const float *scales, const int32_t *offsets,
-                          const uint8_t *w, const float *w_scales, int64_t k, float *out, int64_t stride, const char *ahead) {
+                          const uint8_t *w, const float *w_scales, int64_t k, float *out, int64_t stride,
+                          const char *ahead) {
     if (panels == 2) switch (rows) {
         BYTES(1, 2) BYTES(2, 2) BYTES(3, 2) BYTES(4, 2) BYTES(5, 2) BYTES(6, 2)
     }
@@ -294,7 +305,8 @@ static void linear_matrix(const bf16 *x, const Weight *w, void *y, int64_t m, in
         for (int64_t p = 0; p < panels; p++) {
             float out[MOST_ROWS * PANEL] __attribute__((aligned(64)));
             for (int64_t r = from; r < to; r += rows) {
-                matrix_tile(x + r * k, (const bf16 *)w->data + p * PANEL * k, k, rows > 16, out, to - from <= MOST_ROWS);
+                const bf16 *panel = (const bf16 *)w->data + p * PANEL * k;
+                matrix_tile(x + r * k, panel, k, rows > 16, out, to - from <= MOST_ROWS);
                 finish(out, rows, PANEL, w, p * PANEL, y, r, y_is_float);
             }
         }

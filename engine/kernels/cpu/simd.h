@@ -70,6 +70,9 @@ F32_OPERATION(larger, _mm256_max_ps(l, r))
 F32_OPERATION(larger, (f32_part)(((i32_part)l & (l > r)) | ((i32_part)r & ~(l > r))))
 #endif
 
+INLINE f32 negative(f32 x) { return sub(splat(0.0f), x); }
+INLINE f32 smaller(f32 a, f32 b) { return negative(larger(negative(a), negative(b))); }
+
 // a * b + c
 INLINE f32 fma_f32(f32 a, f32 b, f32 c) {
     f32 y;
@@ -257,7 +260,7 @@ INLINE f32 exp2_rough(f32 x) {
 INLINE f32 exp_f32(f32 x) { return exp2_f32(mul(x, splat(LOG2_E))); }
 
 INLINE f32 tanh_f32(f32 x) {
-    f32 twice = exp2_f32(larger(splat(-60.0f), sub(splat(0.0f), larger(splat(-60.0f), sub(splat(0.0f), mul(x, splat(2 * LOG2_E)))))));
+    f32 twice = exp2_f32(larger(splat(-60.0f), smaller(splat(60.0f), mul(x, splat(2 * LOG2_E)))));
     return sub(splat(1.0f), divide(splat(2.0f), add(twice, splat(1.0f))));
 }
 
