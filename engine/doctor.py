@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -11,6 +12,7 @@ import torch
 
 from engine.capacity import free_memory
 from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions
+from engine.kernels.base import Packed
 from engine.kernels.cpu import CpuKernels, Unavailable
 from engine.kernels.cpu.build import cpu_features, find_compiler
 from engine.kernels.reference import TorchKernels
@@ -162,8 +164,7 @@ def _speeds(kernels: Kernels) -> list[Speed]:
     numbers = _LAYERS * 3072 * 576
     found = []
     for rows in _ROWS:
-        x = torch.randn(rows, 576).bfloat16()
-        seconds = _time(lambda x=x: [kernels.linear(x, weight) for weight in weights])  # type: ignore[misc]
+        seconds = _time(partial(_all, kernels, torch.randn(rows, 576).bfloat16(), weights))
         if rows == 1:
             found.append(Speed("linear layers, 1 row, weights read", 2e-9 * numbers / seconds, "GB/s"))
         else:
@@ -173,6 +174,11 @@ def _speeds(kernels: Kernels) -> list[Speed]:
     seconds = _time(lambda: kernels.attention(queries, kv.keys[0], kv.values[0], _batch(4000, 256)))
     found.append(Speed("attention, 256 rows over 4,000 keys", 4e-9 * 256 * 4000 * 9 * 64 / seconds, "GFLOP/s"))
     return found
+
+
+def _all(kernels: Kernels, x: torch.Tensor, weights: list[Packed]) -> None:
+    for weight in weights:
+        kernels.linear(x, weight)
 
 
 def _time(action: Callable[[], object]) -> float:
