@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.context import Context
 from engine.kv_cache import KVCache
 from engine.pace import Pacer
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Rows of one context in a step: `tokens[start:end]`. `samples`: whether the last row gets logits.
 
     `stored`: the KV of these rows is there already and must not be written (a whole prompt found in the tree
@@ -75,7 +75,12 @@ class BatchPlanner:
         for context in decoders:
             if len(plan.chunks) >= min(self._max_batch, self._step_tokens):
                 break
-            self._add(plan, context, 1, everyone)
+            at = context.computed
+            if context.has_room:
+                plan.chunks.append(Chunk(context, at, at + 1, samples=True))
+                plan.rows += 1
+            else:
+                self._add(plan, context, 1, everyone)
         plan.decoding = plan.rows
         if others:
             self._prefill(plan, others, everyone)

@@ -53,6 +53,13 @@ class Context:
         """Whether the next step computes the one token sampled last."""
         return self.generation is not None and self.computed + 1 == len(self.tokens) and self.generation.started
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the next token goes into a block of its own that it does not fill: nothing has to be found,
+        reserved or announced for it."""
+        index, inside = divmod(self.computed, self._cache.block_size)
+        return 0 < inside < self._cache.block_size - 1 and not self._cache.shared(self.blocks[index])
+
     def fork_from(self, parent: "Context") -> None:
         """Takes over the parent's tokens and shares its blocks, the last one copy on write."""
         size = self._cache.block_size
