@@ -39,6 +39,16 @@ def _tokens(count: int) -> list[int]:
     return [random.randrange(300, 40_000) for _ in range(count)]
 
 
+def _steps(engine: Engine) -> list[float]:
+    """Milliseconds of each step until there is no work left."""
+    taken = []
+    while engine.has_work:
+        began = time.perf_counter()
+        engine.step()
+        taken.append(1e3 * (time.perf_counter() - began))
+    return taken
+
+
 def _decode(
     engine: Engine, streams: int, before: int, timed: Callable[[], None], *, shared: bool = False
 ) -> list[float]:
@@ -51,11 +61,7 @@ def _decode(
     for context in range(streams):
         engine.generate(context, Sampling(temperature=0.0, max_tokens=_STEPS, ignore_eos=True))
     timed()
-    taken = []
-    while engine.has_work:
-        began = time.perf_counter()
-        engine.step()
-        taken.append(1e3 * (time.perf_counter() - began))
+    taken = _steps(engine)
     for context in range(streams):
         engine.free_context(context)
     return taken
@@ -65,11 +71,7 @@ def _prefill(engine: Engine, tokens: int, timed: Callable[[], None]) -> list[flo
     """Milliseconds of the steps of a prompt's prefill."""
     engine.fill(0, _tokens(tokens))
     timed()
-    taken = []
-    while engine.has_work:
-        began = time.perf_counter()
-        engine.step()
-        taken.append(1e3 * (time.perf_counter() - began))
+    taken = _steps(engine)
     engine.free_context(0)
     return taken
 

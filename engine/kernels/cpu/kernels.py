@@ -103,7 +103,7 @@ class _Panels:
 
 
 class CpuKernels:
-    """See `Kernels`. bfloat16 only; all tensors contiguous."""
+    """See `Kernels`. bfloat16 only; tensors that are written to, weights and KV are contiguous."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class CpuKernels:
         return self._multiply(x, weight, torch.float32)
 
     def _multiply(self, x: torch.Tensor, weight: Packed, dtype: torch.dtype) -> torch.Tensor:
-        y = torch.empty(len(x), weight.columns, dtype=dtype)
+        x, y = x.contiguous(), torch.empty(len(x), weight.columns, dtype=dtype)
         self._library.myna_linear(
             x.data_ptr(), ctypes.byref(weight.weight), y.data_ptr(), len(x), int(dtype is torch.float32)
         )
@@ -220,6 +220,7 @@ class CpuKernels:
         self, qkv: torch.Tensor, positions: Positions, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
     ) -> torch.Tensor:
         """See `Kernels.rope_and_store`."""
+        qkv = qkv.contiguous()
         queries = torch.empty(len(qkv), self._shape.heads, self._shape.head_size, dtype=torch.bfloat16)
         self._library.myna_rope_and_store(
             qkv.data_ptr(),
@@ -242,6 +243,7 @@ class CpuKernels:
         window: int = 0,
     ) -> torch.Tensor:
         """See `Kernels.attention`."""
+        queries = queries.contiguous()
         out = torch.empty(len(queries), self._shape.heads * self._shape.head_size, dtype=torch.bfloat16)
         self._library.myna_attention(
             queries.data_ptr(),
@@ -257,7 +259,7 @@ class CpuKernels:
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
         """See `Kernels.gated`."""
-        rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        gate_up, rows, size = gate_up.contiguous(), gate_up.shape[0], gate_up.shape[1] // 2
         y = torch.empty(rows, size, dtype=torch.bfloat16)
         self._library.myna_gated(gate_up.data_ptr(), y.data_ptr(), rows, size, _ACTIVATIONS[self._shape.activation])
         return y

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from engine.config import default_cache
 from engine.errors import EngineError
 from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions, select_kernels
-from engine.kernels.cpu import CpuKernels
+from engine.kernels.cpu import CpuKernels, Unavailable
 from engine.kernels.cpu.build import cpu_features
 from engine.kernels.reference import TorchKernels
 from engine.models.rope import Rope, rotary_table
@@ -174,12 +174,12 @@ def test_gated(hand: Hand, rows: int, activation: Any) -> None:
 
 
 def make_batch(
-    sequences: list[tuple[int, int]], seed: int = 0, shared: int = 0, width: int = 0
+    sequences: list[tuple[int, int]], seed: int = 0, shared: int = 0, width: int = 0, size: int = SIZE
 ) -> tuple[AttentionBatch, int]:
     """(keys, query rows) for each sequence, its blocks scattered over a pool, the first `shared` blocks of all the
     same. Tables are at least `width` wide. Returns also the pool's blocks."""
     random = np.random.default_rng(seed)
-    needed = [-(-length // SIZE) for length, _ in sequences]
+    needed = [-(-length // size) for length, _ in sequences]
     total = shared + sum(max(0, count - shared) for count in needed)
     order = 1 + random.permutation(total)
     tables = np.zeros((len(sequences), max(*needed, width)), dtype=np.int32)
@@ -190,7 +190,7 @@ def make_batch(
         tables[row, common:count] = order[at : at + count - common]
         at += count - common
     positions = [np.arange(length - rows, length) for length, rows in sequences]
-    slots = [tables[row, place // SIZE] * SIZE + place % SIZE for row, place in enumerate(positions)]
+    slots = [tables[row, place // size] * size + place % size for row, place in enumerate(positions)]
     starts = np.cumsum([0, *(rows for _, rows in sequences)])
     batch = AttentionBatch(
         positions=torch.from_numpy(np.concatenate(positions)),
@@ -227,18 +227,24 @@ def attend_exactly(
 
 
 def check_attention(
-    hand: Hand, shape: LayerShape, sequences: list[tuple[int, int]], *, window: int = 0, head_norms: bool = False
+    hand: Hand,
+    shape: LayerShape,
+    sequences: list[tuple[int, int]],
+    *,
+    window: int = 0,
+    head_norms: bool = False,
+    size: int = SIZE,
 ) -> None:
     """Writes every key through rope_and_store, as prefill does, then asks for the query rows."""
     kernels, heads, kv_heads, d = hand.make(shape), shape.heads, shape.kv_heads, shape.head_size
     torch.manual_seed(len(sequences))
-    _, blocks = make_batch(sequences)
+    _, blocks = make_batch(sequences, size=size)
     kv = kernels.new_kv(1, blocks)
     keys, values = kv.keys[0], kv.values[0]
     norms = (torch.rand(d) + 0.5, torch.rand(d) + 0.5) if head_norms else (None, None)
     rotary = rotary_table(Rope(shape.rotated, 10000.0, "default", {}), 512) if shape.rotated else None
     positions = Positions(rotary, *norms)
-    whole, _ = make_batch([(length, length) for length, _ in sequences])
+    whole, _ = make_batch([(length, length) for length, _ in sequences], size=size)
     qkv = torch.randn(sum(length for length, _ in sequences), (heads + 2 * kv_heads) * d).to(hand.dtype)
     queries = kernels.rope_and_store(qkv, positions, keys, values, whole)
 
@@ -254,7 +260,7 @@ def check_attention(
         q, k = rotate_exactly(q, angles), rotate_exactly(k, angles)
     assert close(queries, q, hand.error)
 
-    batch, _ = make_batch(sequences)
+    batch, _ = make_batch(sequences, size=size)
     ends = np.cumsum([length for length, _ in sequences])
     asked = torch.cat([torch.arange(end - rows, end) for end, (_, rows) in zip(ends, sequences, strict=True)])
     got = kernels.attention(queries[asked].contiguous(), keys, values, batch, window).view(-1, heads, d)
@@ -492,3 +498,39 @@ def test_matrix_tiles_that_are_wrong_are_not_used(
     assert torch.equal(kernels.linear(x, kernels.pack(weight)), plain.linear(x, plain.pack(weight))), (
         "now it is the same code"
     )
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+@pytest.mark.parametrize("sequences", LENGTHS)
+def test_blocks_of_other_sizes(size: int, sequences: list[tuple[int, int]]) -> None:
+    """Where the kernels take them; those in C refuse them."""
+    hand = Hand(lambda shape: TorchKernels(shape, F32, size), F32, 1e-5)
+    check_attention(hand, layer_shape(), sequences, size=size)
+    with pytest.raises(Unavailable, match="blocks of 16"):
+        CpuKernels(Path(default_cache()), layer_shape(), BF16, size)
+
+
+@every_hand
+def test_inputs_may_have_strides(hand: Hand) -> None:
+    """The same result as without; of torch, to rounding."""
+    kernels = hand.make(layer_shape())
+
+    def same(left: torch.Tensor, right: torch.Tensor) -> bool:
+        return torch.equal(left, right) if kernels.batch_invariant else close(left, right.double(), hand.error)
+
+    torch.manual_seed(5)
+    x = torch.randn(9, 256).to(hand.dtype)[:, ::2]
+    packed = kernels.pack(torch.randn(32, 128).to(hand.dtype))
+    assert same(kernels.linear(x, packed), kernels.linear(x.contiguous(), packed))
+    assert same(kernels.gated(x), kernels.gated(x.contiguous()))
+    batch, blocks = make_batch([(9, 9)])
+    rotary = rotary_table(Rope(64, 10000.0, "default", {}), 16)
+    answers = []
+    qkv = torch.randn(9, 2 * 8 * 64).to(hand.dtype)[:, ::2]
+    for rows in (qkv, qkv.contiguous()):
+        kv = kernels.new_kv(1, blocks)
+        queries = kernels.rope_and_store(rows, Positions(rotary), kv.keys[0], kv.values[0], batch)
+        spread = torch.stack((queries, queries), dim=-1)[..., 0]
+        answers.append(kernels.attention(spread, kv.keys[0], kv.values[0], batch))
+        assert same(answers[-1], kernels.attention(queries, kv.keys[0], kv.values[0], batch))
+    assert same(*answers)
