@@ -1,9 +1,12 @@
 """A context: the tokens of one text being read and written, and the blocks that hold their KV."""
 
 from collections import deque
+from itertools import count
 
 from engine.generation import Generation
 from engine.kv_cache import KVCache, Node
+
+_versions = count(1)
 
 
 class Context:
@@ -23,6 +26,8 @@ class Context:
         self.cached = 0
         """Tokens of the current fills that were found in the tree and not computed."""
         self.blocks: list[int] = []
+        self.table_version = next(_versions)
+        """A number that no other table has; a new one whenever `blocks` changes other than by growing."""
         self.fills: deque[int] = deque()
         """Lengths at which a pending fill is done."""
         self.generation: Generation | None = None
@@ -112,6 +117,7 @@ class Context:
             copies.append((self.blocks[index], fresh))
             cache.release([self.blocks[index]])
             self.blocks[index] = fresh
+            self.table_version = next(_versions)
         for _ in range(missing):
             self.blocks.append(self._allocate())
         self.begun = True
@@ -144,6 +150,7 @@ class Context:
             own = self.blocks[self._path_length]
             if node.block != own:
                 self.blocks[self._path_length] = node.block
+                self.table_version = next(_versions)
                 self._cache.release([own])
             node.ready = True
             self._tip = node
@@ -165,6 +172,7 @@ class Context:
     def drop_blocks(self) -> None:
         """Gives all blocks back; the tree may keep them. They are found there again or recomputed."""
         blocks, self.blocks = self.blocks, []
+        self.table_version = next(_versions)
         self.begun = False
         self._cache.release(reversed(blocks))
         self.computed = 0

@@ -30,9 +30,11 @@ class Generation:
         self.counts: Counter[int] = Counter()
         """Tokens generated, where a penalty asks how often."""
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        self._adjusts = bool(self._counts or sampling.logit_bias or sampling.repetition_penalty != 1.0)
         self.seen: set[int] = set(prompt) if sampling.repetition_penalty != 1.0 else set()
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed & (2**64 - 1)
-        self.random = np.random.Generator(np.random.Philox(seed))
+        self.random = np.random.Generator(np.random.Philox(seed)) if sampling.temperature else None
+        """Where `uniform` comes from; None for the likeliest token."""
         self.stop_tokens = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else tokenizer.eos_ids
         )
@@ -52,19 +54,12 @@ class Generation:
     @property
     def adjusts(self) -> bool:
         """Whether logits are changed before a token is chosen."""
-        sampling = self.sampling
-        return bool(
-            sampling.logit_bias
-            or sampling.presence_penalty
-            or sampling.frequency_penalty
-            or sampling.repetition_penalty != 1.0
-            or self.count < sampling.min_tokens
-        )
+        return self._adjusts or self.count < self.sampling.min_tokens
 
     def uniform(self) -> float:
         """The number that chooses the next token: one a token, however often it is asked for. 0 where none is
         needed."""
-        if self.sampling.temperature == 0.0:
+        if self.random is None:
             return 0.0
         if self._uniform is None:
             self._uniform = float(self.random.random())

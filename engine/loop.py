@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from engine.batch import BatchPlanner, Chunk, Plan
+from engine.arrays import StepArrays
+from engine.batch import BatchPlanner, Plan
 from engine.capacity import affordable_tokens
 from engine.config import EngineConfig
 from engine.context import Context
@@ -25,7 +25,7 @@ from engine.models.decoder import Decoder
 from engine.models.fetch import checkpoint_folder, model_name
 from engine.models.spec import read_spec
 from engine.pace import Pacer
-from engine.sampling import BadLogits, sample
+from engine.sampling import BadLogits, Sampler
 from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("myna.engine")
@@ -62,6 +62,8 @@ class Engine:
         self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing)
         self._pacer = Pacer(decode_share=config.decode_share, gap=config.step_seconds)
         self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch, self._pacer)
+        self._sampler = Sampler(kernels)
+        self._arrays = StepArrays(config.step_tokens, config.max_batch, config.block_size)
         self._contexts: dict[int, Context] = {}
         self._suspects: deque[int] = deque()
         self._arrivals = 0
@@ -214,7 +216,7 @@ class Engine:
         generations = [chunk.context.generation for chunk in sampling]
         try:
             logits = self._forward(plan)
-            sampled = sample(logits, [one for one in generations if one is not None], self.decoder.kernels)
+            sampled = self._sampler.sample(logits, [one for one in generations if one is not None])
         except Exception as error:
             return self._recover(plan, error)
         for chunk in plan.chunks:
@@ -262,47 +264,9 @@ class Engine:
         """Logits (sampling chunks, vocabulary) of the plan's rows."""
         if plan.copies:
             self.decoder.copy_blocks(plan.copies)
-        chunks = [chunk for chunk in plan.chunks if chunk.end > chunk.start]
-        if not chunks:
+        if not plan.rows:
             return torch.empty(0, self.info.vocabulary)
-        return self.decoder.forward(*self._gather(chunks, plan.rows))
-
-    def _gather(self, chunks: list[Chunk], rows: int) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
-        """The chunks' rows as arrays: token ids, the batch, and the rows that get logits."""
-        size = self.config.block_size
-        width = max(len(chunk.context.blocks) for chunk in chunks)
-        tables = np.zeros((len(chunks), width), dtype=np.int32)
-        rows_of = np.empty((3, rows), dtype=np.int64)
-        tokens, positions, slots = rows_of
-        starts, lengths, wanted = [0], [], []
-        at = 0
-        for index, chunk in enumerate(chunks):
-            context, start, end = chunk.context, chunk.start, chunk.end
-            blocks = context.blocks
-            tables[index, : len(blocks)] = blocks
-            if end - start == 1:
-                tokens[at] = context.tokens[start]
-                positions[at] = start
-                slots[at] = SCRATCH * size if chunk.stored else blocks[start // size] * size + start % size
-            else:
-                place = np.arange(start, end)
-                stop = at + end - start
-                tokens[at:stop] = context.tokens[start:end]
-                positions[at:stop] = place
-                slots[at:stop] = tables[index, place // size] * size + place % size
-            at += end - start
-            starts.append(at)
-            lengths.append(end)
-            if chunk.samples:
-                wanted.append(at - 1)
-        batch = AttentionBatch(
-            positions=torch.from_numpy(positions),
-            slots=torch.from_numpy(slots),
-            query_starts=torch.tensor(starts, dtype=torch.int32),
-            lengths=torch.tensor(lengths, dtype=torch.int32),
-            block_tables=torch.from_numpy(tables),
-        )
-        return torch.from_numpy(tokens), batch, torch.tensor(wanted, dtype=torch.int64)
+        return self.decoder.forward(*self._arrays.gather(plan))
 
     def _warm_up(self) -> None:
         """Runs two steps on the scratch block, so that the first request meets no first time, and the pacer knows

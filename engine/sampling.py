@@ -1,6 +1,8 @@
 """What each generation wants of its logits, and what it gets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,26 +18,48 @@ class BadLogits(Exception):
     """A row holds NaN, or allows no token: the request that owns it cannot go on."""
 
 
-def sample(logits: torch.Tensor, generations: Sequence[Generation], kernels: Kernels) -> list[Sampled | BadLogits]:
-    """One token a row.
+class Sampler:
+    """Chooses tokens, and keeps what the requests of one step and the next have in common."""
 
-    logits: (rows, vocabulary) float32, one row for each of `generations`; may be changed. A bad row gives BadLogits
-    in its place and harms no other.
-    """
-    if not generations:
-        return []
-    choices = kernels.choose(logits, _requests(logits, generations))
-    return [
-        BadLogits("the model produced NaN logits, or its request allows no token")
-        if token < 0
-        else Sampled(token, _logprob(choices, row, token, generation) if generation.sampling.logprobs else None)
-        for row, (token, generation) in enumerate(zip(choices.tokens.tolist(), generations, strict=True))
-    ]
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._of: list[Generation] = []
+        self._requests = _requests(b"")
+
+    def sample(self, logits: torch.Tensor, generations: list[Generation]) -> list[Sampled | BadLogits]:
+        """One token a row.
+
+        logits: (rows, vocabulary) float32, one row for each of `generations`; may be changed. A bad row gives
+        BadLogits in its place and harms no other.
+        """
+        if not generations:
+            return []
+        if self._of != generations:
+            self._of = generations
+            self._requests = _requests(b"".join([generation.request for generation in generations]))
+        requests = self._requests
+        if any(generation.random for generation in generations):
+            requests.rows["uniform"] = [generation.uniform() for generation in generations]
+        if any(generation.adjusts for generation in generations):
+            requests = replace(requests, **_adjustments(logits, generations))
+        choices = self._kernels.choose(logits, requests)
+        return [
+            BadLogits("the model produced NaN logits, or its request allows no token")
+            if token < 0
+            else Sampled(token, _logprob(choices, row, token, generation) if generation.sampling.logprobs else None)
+            for row, (token, generation) in enumerate(zip(choices.tokens.tolist(), generations, strict=True))
+        ]
 
 
-def _requests(logits: torch.Tensor, generations: Sequence[Generation]) -> ChoiceRequests:
-    rows = np.frombuffer(bytearray(b"".join([generation.request for generation in generations])), dtype=REQUEST)
-    rows["uniform"] = [generation.uniform() for generation in generations]
+def _requests(rows: bytes) -> ChoiceRequests:
+    """Rows of REQUEST that change no logits."""
+    requests = np.frombuffer(bytearray(rows), dtype=REQUEST)
+    starts = np.zeros(len(requests) + 1, dtype=np.int32)
+    return ChoiceRequests(requests, starts, np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+
+
+def _adjustments(logits: torch.Tensor, generations: Sequence[Generation]) -> dict[str, NDArray[Any]]:
+    """The fields of ChoiceRequests that say which logits change."""
     starts = np.zeros(len(generations) + 1, dtype=np.int32)
     ids: list[NDArray[np.int32]] = []
     values: list[NDArray[np.float32]] = []
@@ -46,12 +70,7 @@ def _requests(logits: torch.Tensor, generations: Sequence[Generation]) -> Choice
             values.append(became)
             starts[row + 1] = len(changed)
     np.cumsum(starts, out=starts)
-    return ChoiceRequests(
-        rows,
-        starts,
-        np.concatenate(ids) if ids else np.empty(0, dtype=np.int32),
-        np.concatenate(values) if values else np.empty(0, dtype=np.float32),
-    )
+    return {"starts": starts, "ids": np.concatenate(ids), "values": np.concatenate(values)}
 
 
 def _adjusted(row: NDArray[np.float32], generation: Generation) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -227,7 +227,7 @@ class Kernels(Protocol):
         """(rows, 2 * intermediate) -> (rows, intermediate): the activation of the first half times the second."""
 
     def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
-        """One token for each row of logits, (m, vocabulary) float32, which may be changed."""
+        """One token for each row of logits, (m, vocabulary) float32, which may be changed. Good until the next call."""
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """All layers in one call with the same results, where these kernels can; else None."""

@@ -16,8 +16,7 @@ from engine.kernels.choose import _largest, _nucleus, _pick_from_all
 from engine.kernels.cpu import CpuKernels
 from engine.kernels.reference import TorchKernels
 from engine.link import Sampling
-from engine.sampling import BadLogits
-from engine.sampling import sample as sample_with
+from engine.sampling import BadLogits, Sampler
 from engine.tokenizer import Tokenizer
 
 VOCABULARY = 6000
@@ -41,7 +40,7 @@ kernels = HANDS["numpy"]
 
 
 def sample(logits: np.ndarray[Any, Any], generations: list[Generation]) -> list[Sampled | BadLogits]:
-    return sample_with(torch.from_numpy(logits.copy()), generations, kernels)
+    return Sampler(kernels).sample(torch.from_numpy(logits.copy()), generations)
 
 
 def generation(tokenizer: Tokenizer, prompt: list[int] | None = None, **sampling: Any) -> Generation:
@@ -278,7 +277,7 @@ def test_c_and_numpy_choose_the_same(
         ones = [generation(tokenizer, **wishes) for _ in range(3)]
         for at, one in enumerate(ones):
             one._uniform = (seed % 997 / 997 + at / 3) % 1.0
-        results.append(sample_with(batch.clone(), ones, HANDS[name]))
+        results.append(Sampler(HANDS[name]).sample(batch.clone(), ones))
     for ours, wanted in zip(results[1], results[0], strict=True):
         assert isinstance(ours, Sampled)
         assert isinstance(wanted, Sampled)

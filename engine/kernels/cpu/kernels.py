@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.kernels.base import (
     AttentionBatch,
@@ -145,7 +147,8 @@ class CpuKernels:
         size = threads * self._library.myna_attention_state(shape.heads // shape.kv_heads)
         self._state = torch.empty(size + 64, dtype=torch.uint8)
         self._state_address = -(-self._state.data_ptr() // 64) * 64
-        self._choice_room: torch.Tensor | None = None
+        self._choosing: _Choosing | None = None
+        self._choice_room: NDArray[np.uint8] | None = None
         if self._library.myna_has_amx() and not self._multiplies():
             log.warning("this CPU's matrix tiles (AMX) give wrong results here; going without them")
             self._library.myna_forbid_amx()
@@ -266,20 +269,11 @@ class CpuKernels:
 
     def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
         """See `Kernels.choose`. Rows are shared out between the threads."""
-        rows, vocabulary = logits.shape
-        if self._choice_room is None:
-            self._choice_room = torch.empty(self._library.myna_choose_room(vocabulary), dtype=torch.uint8)
-        choices = Choices.empty(requests)
-        self._library.myna_choose(
-            logits.data_ptr(),
-            rows,
-            vocabulary,
-            *(array.ctypes.data for array in (requests.rows, requests.starts, requests.ids, requests.values)),
-            *(array.ctypes.data for array in (choices.tokens, choices.logprobs, choices.top_ids, choices.top_logprobs)),
-            choices.top_ids.shape[1],
-            self._choice_room.data_ptr(),
-        )
-        return choices
+        if self._choosing is None or self._choosing.requests is not requests:
+            if self._choice_room is None:
+                self._choice_room = np.empty(self._library.myna_choose_room(logits.shape[1]), dtype=np.uint8)
+            self._choosing = _Choosing(self._library, requests, self._choice_room)
+        return self._choosing(logits)
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """See `Kernels.fuse`."""
@@ -292,6 +286,26 @@ class CpuKernels:
             self._attention,
         )
         return _Fused(self._library, layers, kv, shape, self._state_address)
+
+
+class _Choosing:
+    """The same requests asked of one step's logits after another's: answers and addresses are kept."""
+
+    def __init__(self, library: ctypes.CDLL, requests: ChoiceRequests, room: NDArray[np.uint8]) -> None:
+        self.requests = requests
+        self._library = library
+        self._choices = choices = Choices.empty(requests)
+        given = (requests.rows, requests.starts, requests.ids, requests.values)
+        made = (choices.tokens, choices.logprobs, choices.top_ids, choices.top_logprobs)
+        self._arguments = (
+            *(array.ctypes.data for array in (*given, *made)),
+            choices.top_ids.shape[1],
+            room.ctypes.data,
+        )
+
+    def __call__(self, logits: torch.Tensor) -> Choices:
+        self._library.myna_choose(logits.data_ptr(), *logits.shape, *self._arguments)
+        return self._choices
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

@@ -28,7 +28,7 @@ def own_logits(engine: Engine, tokens: list[int]) -> torch.Tensor:
     rows = []
     while engine.has_work:
         plan = engine._planner.plan(engine._contexts.values())
-        ids, batch, _ = engine._gather(plan.chunks, plan.rows)
+        ids, batch, _ = engine._arrays.gather(plan)
         rows.append(engine.decoder.forward(ids, batch, torch.arange(len(ids))).clone())
         for chunk in plan.chunks:
             chunk.context.commit(chunk.end)
