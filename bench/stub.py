@@ -40,6 +40,12 @@ class StubEngine:
         """Tokens of the model's tokenizer, or one a character."""
         return [ord(c) for c in text] if self._tokenizer is None else self._tokenizer.encode(text)
 
+    def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
+        """See `Engine.encode_settled`."""
+        if self._tokenizer is not None:
+            return self._tokenizer.encode_settled(text)
+        return [ord(c) for c in text], len(text)
+
     def open(self, scope: str, rank: float) -> "StubContext":
         """See `Engine.open`."""
         if not self.ready:
@@ -68,6 +74,7 @@ class StubContext:
         self.scope = scope
         self.rank = rank
         self.tokens: list[int] = []
+        self.generates = 0
         self.freed = False
         self.lost = False
         self._engine = engine
@@ -80,6 +87,7 @@ class StubContext:
 
     async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
         """See `EngineContext.generate`."""
+        self.generates += 1
         await self._engine.released.wait()
         if self.lost:
             raise EngineLost("the stub was lost")
@@ -100,6 +108,7 @@ class StubContext:
                 for _ in range(5):  # whoever reads what came so far gets it
                     await asyncio.sleep(0)
                 raise EngineLost("the stub was lost")
+            self.tokens.append(ord(digit))
             yield Delta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None)
 
     def rerank(self, rank: float) -> None:

@@ -144,6 +144,22 @@ class Context:
             self._announced.append(node)
             tip = node
 
+    def truncate(self, length: int) -> None:
+        """Forgets all tokens behind the first `length`, and their KV."""
+        del self.tokens[length:]
+        if length >= self.computed:
+            return
+        size = self._cache.block_size
+        kept = -(-length // size)
+        self._cache.release(reversed(self.blocks[kept:]))
+        del self.blocks[kept:]
+        self.table_version = next(_versions)
+        while self._path_length * size > length:
+            assert self._tip.parent is not None
+            self._tip = self._tip.parent
+            self._path_length -= 1
+        self.computed = length
+
     def commit(self, end: int) -> None:
         """After the step: the KV up to `end` is there. Of blocks that were made twice one copy is kept."""
         for node in self._announced:

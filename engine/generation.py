@@ -43,6 +43,9 @@ class Generation:
         self.request = np.array(row, dtype=REQUEST).tobytes()
         """A row of REQUEST, but for its uniform number."""
         self._uniform: float | None = None
+        self._tokenizer = tokenizer
+        self._prompt_length = len(prompt)
+        self._told = 0
         self._detokenizer = Detokenizer(tokenizer, skip_special=sampling.skip_special_tokens)
         self._stops = StopStrings(sampling.stop)
 
@@ -67,6 +70,27 @@ class Generation:
 
     def push(self, token: int) -> Progress:
         """Takes the token just sampled."""
+        progress = self._push(token)
+        self._told += len(progress.text)
+        return progress
+
+    def kept(self, tokens: list[int]) -> tuple[int, list[int]]:
+        """What of a context's tokens stands for exactly the text that was told: so many from its beginning, and then
+        these. An end token goes, and so does what a stop string cut off."""
+        end = len(tokens)
+        if end > self._prompt_length and tokens[-1] in self.stop_tokens and self.count >= self.sampling.min_tokens:
+            return end - 1, []
+        detokenizer = Detokenizer(self._tokenizer, skip_special=self.sampling.skip_special_tokens)
+        text, whole, length = "", self._prompt_length, 0
+        for at in range(self._prompt_length, end):
+            text += detokenizer.push(tokens[at])
+            if len(text) > self._told:
+                break
+            if not detokenizer.pending:
+                whole, length = at + 1, len(text)
+        return whole, self._tokenizer.encode(text[length : self._told])
+
+    def _push(self, token: int) -> Progress:
         self._uniform = None
         self.count += 1
         if self._counts:

@@ -329,3 +329,7 @@ def _take_token(context: Context, sampled: Sampled, update: Update) -> None:
         update.logprobs = [sampled.logprob]
     if progress.finish is not None:
         context.generation = None
+        if progress.finish == "stop":
+            kept, rest = generation.kept(context.tokens)
+            context.truncate(kept)
+            context.tokens += rest

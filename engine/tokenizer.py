@@ -7,6 +7,7 @@ goes through `encode_template`, which knows them.
 import codecs
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ class Tokenizer:
         added = content.get("added_tokens") or []
         self._backend = _plain_backend(content)
         self._leading_space = _leading_space(content)
+        self._settles = not self._leading_space and _settles(content)
         self.control: dict[str, int] = {token["content"]: token["id"] for token in added}
         """Every added token by its text: what a value or message must never become."""
         self.special: frozenset[int] = frozenset(token["id"] for token in added if token["special"])
@@ -70,6 +72,23 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_settled(self, text: str) -> tuple[list[int], int]:
+        """Tokens of the longest beginning of a growing text that nothing behind it can change, and its length in
+        characters. They are those of the whole text if what follows is encoded by itself.
+
+        Where the vocabulary does not cut a text into words first, nothing is settled before the end.
+        """
+        if not self._settles or not unicodedata.is_normalized("NFC", text):
+            return [], 0
+        words = self._backend.pre_tokenizer.pre_tokenize_str(text)
+        # A word's end is found by looking at what follows, one visible character at the most: where a whole visible
+        # word follows, and something behind it, the words before it are what they will be.
+        for index in range(len(words) - 2, 0, -1):
+            start, end = words[index][1]
+            if not text[start:end].isspace():
+                return self.encode(text[:start]), start
+        return [], 0
+
     def encode_template(self, text: str) -> list[int]:
         """Tokens of text that a template wrote: control tokens are control tokens."""
         if self.control_pattern is None:
@@ -106,6 +125,11 @@ class Detokenizer:
             return ""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
+    @property
+    def pending(self) -> bool:
+        """Whether part of a character is held."""
+        return bool(self._decoder.getstate()[0])
+
     def flush(self) -> str:
         """What an end in the middle of a character leaves: U+FFFD or nothing."""
         return self._decoder.decode(b"", final=True)
@@ -137,6 +161,17 @@ def _leading_space(content: dict[str, Any]) -> frozenset[Place]:
     if scheme == "always" or any(part.get("type") == "Prepend" for part in parts):
         return frozenset({"nothing", "control"})
     return frozenset({"nothing"}) if scheme == "first" else frozenset()
+
+
+def _settles(content: dict[str, Any]) -> bool:
+    """Whether a text is cut into words by rules that look ahead only, and is not changed before."""
+    normalizer, pre = content.get("normalizer"), content.get("pre_tokenizer")
+    parts = [pre or {}, *(pre or {}).get("pretokenizers", [])]
+    return (
+        (normalizer is None or normalizer.get("type") == "NFC")
+        and any(part.get("type") in ("ByteLevel", "Split") for part in parts)
+        and not any(part.get("add_prefix_space") or part.get("type") == "Metaspace" for part in parts)
+    )
 
 
 def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]:

@@ -36,9 +36,17 @@ def build_services(settings: ServeSettings, pool: EnginePool) -> Services:
     scheduler = Scheduler(pool, settings.max_calls, observe)
     store = SessionStore(
         cancel=scheduler.cancel,
-        bounds=Bounds(settings.max_session_calls, settings.max_session_variables, settings.max_value_bytes),
+        bounds=Bounds(
+            calls=settings.max_session_calls,
+            variables=settings.max_session_variables,
+            value_bytes=settings.max_value_bytes,
+            bytes=settings.max_session_bytes,
+            depth=settings.max_depth,
+            waiters=settings.max_waiters,
+        ),
         ttl=settings.session_ttl,
         max_sessions=settings.max_sessions,
+        max_sessions_per_tenant=settings.max_key_sessions,
     )
     return Services(
         sessions=store,

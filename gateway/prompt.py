@@ -1,4 +1,4 @@
-"""Messages to segments: the chat template's text as tokens, with places for variables' values.
+"""Messages to segments: the chat template's text as tokens, with places for values and for what is generated.
 
 Everything a client sends is data. A control token's text inside a message is taken out before the template is
 rendered and put back as ordinary text afterwards, so that only the template itself can write control tokens.
@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -17,12 +18,22 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.tokenizer import Place, Tokenizer
 from gateway.errors import RequestError
-from gateway.graph.call import Input, Segment, Text
-from gateway.graph.references import Reference, parse
+from gateway.graph.call import Input, Segment, Slot, Text
+from gateway.graph.errors import SlotWithoutPlace
+from gateway.graph.references import parse
 
 _NONCE = secrets.token_hex(8)
 """Makes marks that nobody can forge: it leaves the process never, not even as tokens."""
 _MARK = re.compile(f"\ue000{_NONCE}-(\\d+)\ue001")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Segments, the last of them the place of the answer; or, where the last message is an assistant's with slots, the
+    answer's parts: it is that message, once its slots are there."""
+
+    segments: Sequence[Segment]
+    parts: Sequence[str | Input] | None = None
 
 
 class PromptBuilder:
@@ -32,64 +43,137 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._template = None if tokenizer.chat_template is None else _compile(tokenizer.chat_template)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, references: bool) -> list[Segment]:
-        """The prompt of a conversation, ready for the assistant's answer.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        answer: Slot,
+        *,
+        references: bool = False,
+        slots: Mapping[str, Slot] | None = None,
+        where: str = "",
+    ) -> Prompt:
+        """The prompt of a conversation, with the assistant's answer behind it.
 
-        `messages`: as in the request, contents as strings. `references`: whether `<<name>>` is one. Raises
-        RequestError if the model has no template or the template refuses the messages.
+        `messages`: as in the request, contents as strings or lists of text parts. `references`: whether `<<name>>` is
+        one; `slots` are those that this call generates itself. `where`: the path of the request in a larger one.
+        Raises RequestError if the model has no template or the template refuses the messages, SlotWithoutPlace.
         """
         if self._template is None:
             raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
-        held = _Held(self._tokenizer, references)
-        safe = [held.take_out(message, f"messages.{index}") for index, message in enumerate(messages)]
+        held = _Held(self._tokenizer, references, slots or {})
+        safe = [held.take_out(message, f"{where}messages.{index}") for index, message in enumerate(messages)]
+        held.check_slots()
+        parts = held.last_message(messages[-1]) if messages else None
         try:
             text = self._template.render(
                 messages=safe,
-                add_generation_prompt=True,
+                add_generation_prompt=parts is None,
                 bos_token=self._tokenizer.bos_text,
                 eos_token=self._tokenizer.eos_text,
             )
         except jinja2.TemplateError as error:
             raise RequestError(
-                400, f"the model's chat template refuses these messages: {error}", param="messages"
+                400, f"the model's chat template refuses these messages: {error}", param=f"{where}messages"
             ) from error
-        return held.segments(text)
+        segments = held.segments(text)
+        held.check_rendered(segments)
+        if parts is None:
+            return Prompt([*segments, answer])
+        last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
+        return Prompt(segments[: last + 1], parts)
 
 
 class _Held:
     """What was taken out of the messages of one request, and where it was."""
 
-    def __init__(self, tokenizer: Tokenizer, references: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, references: bool, slots: Mapping[str, Slot]) -> None:
         self._tokenizer = tokenizer
         self._references = references
-        self._pieces: list[str | Input] = []
+        self._slots = slots
+        self._placed: set[str] = set()
+        self._pieces: list[str | Input | Slot] = []
+        self._last: list[str | Input] = []
+        """What the content looked at last is made of."""
+        self._last_has_slots = False
 
-    def take_out(self, value: Any, where: str) -> Any:
-        """The value with references and control tokens in its strings replaced by marks."""
+    def take_out(self, message: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The message with references and control tokens in its strings replaced by marks."""
+        taken: dict[str, Any] = {}
+        for key, value in message.items():
+            if key == "content" and value is not None:
+                taken[key] = self._content(value, f"{where}.content", message.get("role") == "assistant")
+            else:
+                taken[key] = self._neutralise(value)  # roles and names are no prompt text, but templates write them
+        return taken
+
+    def _content(self, content: Any, where: str, assistant: bool) -> str:
+        self._last, self._last_has_slots = [], False
+        if isinstance(content, str):
+            return self._text(content, where, assistant)
+        texts = []
+        for index, part in enumerate(content):  # parts stand on lines of their own
+            if index:
+                self._last.append("\n")
+            texts.append(self._text(part, f"{where}.{index}.text", assistant))
+        return "\n".join(texts)
+
+    def _text(self, text: str, where: str, assistant: bool) -> str:
+        if not self._references:
+            self._last.append(text)
+            return self._neutral(text)
+        out = ""
+        for piece in parse(text):
+            if isinstance(piece, str):
+                self._last.append(piece)
+                out += self._neutral(piece)
+                continue
+            self._last.append(Input(piece, where))
+            slot = self._slots.get(piece.name) if assistant and not piece.path else None
+            if slot is not None and piece.name not in self._placed:
+                self._placed.add(piece.name)
+                self._last_has_slots = True
+                out += self._keep(slot)
+            else:
+                out += self._keep(Input(piece, where))
+        return out
+
+    def check_slots(self) -> None:
+        """Raises SlotWithoutPlace."""
+        for name, slot in self._slots.items():
+            if name not in self._placed:
+                raise SlotWithoutPlace(
+                    f"no assistant message has a place <<{name}>> where the slot could be generated", slot.where
+                )
+
+    def check_rendered(self, segments: Sequence[Segment]) -> None:
+        """Raises RequestError if the template left a slot out, or wrote one twice."""
+        written = [segment.name for segment in segments if isinstance(segment, Slot)]
+        if sorted(written, key=str) != sorted(self._placed):
+            raise RequestError(400, "the model's chat template does not write every message once", param="messages")
+
+    def last_message(self, message: Mapping[str, Any]) -> Sequence[str | Input] | None:
+        """The parts of the message looked at last, if it is an assistant's with slots."""
+        return self._last if message.get("role") == "assistant" and self._last_has_slots else None
+
+    def _neutralise(self, value: Any) -> Any:
         if isinstance(value, str):
-            # roles and names are no prompt text, but templates write them
-            if not self._references or not where.endswith("content"):
-                return self._neutral(value)
-            return "".join(
-                self._keep(Input(piece, where)) if isinstance(piece, Reference) else self._neutral(piece)
-                for piece in parse(value)
-            )
+            return self._neutral(value)
         if isinstance(value, Mapping):
-            return {key: self.take_out(item, f"{where}.{key}") for key, item in value.items()}
+            return {key: self._neutralise(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self.take_out(item, f"{where}.{index}") for index, item in enumerate(value)]
+            return [self._neutralise(item) for item in value]
         return value
 
     def _neutral(self, text: str) -> str:
         pattern = self._tokenizer.control_pattern
         return text if pattern is None else pattern.sub(lambda match: self._keep(match.group()), text)
 
-    def _keep(self, piece: str | Input) -> str:
+    def _keep(self, piece: str | Input | Slot) -> str:
         self._pieces.append(piece)
         return f"\ue000{_NONCE}-{len(self._pieces) - 1}\ue001"
 
     def segments(self, rendered: str) -> list[Segment]:
-        """The rendered template, cut at references and tokenised between them."""
+        """The rendered template, cut at references and slots and tokenised between them."""
         segments: list[Segment] = []
         tokens: list[int] = []
         run = ""  # ordinary text is tokenised in runs as long as possible, as in any other server

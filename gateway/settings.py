@@ -60,8 +60,12 @@ class ServeSettings(BaseSettings):
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
     max_calls: int = Field(4096, ge=1, description="unfinished calls; more are answered 429")
     max_sessions: int = Field(10_000, ge=1, description="sessions kept at a time")
+    max_key_sessions: int = Field(10_000, ge=1, description="sessions of one key kept at a time")
     max_session_calls: int = Field(10_000, ge=1, description="calls of one session")
     max_session_variables: int = Field(20_000, ge=1, description="variables of one session")
+    max_session_bytes: int = Field(256 << 20, ge=1, description="bytes of one session's values and prompts")
+    max_waiters: int = Field(10_000, ge=1, description="requests that may wait for one session's variables")
+    max_depth: int = Field(1_000, ge=1, description="calls that may wait for one another in a row")
     max_value_bytes: int = Field(1 << 20, ge=1, description="bytes of one variable's value")
 
     session_ttl: float = Field(3600.0, gt=0, description="an idle session is kept so long")

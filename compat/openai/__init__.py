@@ -9,6 +9,8 @@ from compat.openai.requests import (
     Message,
     Semantic,
     SessionRequest,
+    SlotRequest,
+    Transform,
     VariableRequest,
 )
 from compat.openai.responses import (
@@ -47,7 +49,9 @@ __all__ = [
     "ResponseMessage",
     "Semantic",
     "SessionRequest",
+    "SlotRequest",
     "TokenLogprob",
     "TopLogprob",
+    "Transform",
     "VariableRequest",
 ]

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
+import regex  # what transforms are run with: a pattern is refused here if it would be refused there
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -45,10 +46,10 @@ class Message(_Request):
         return self
 
     @property
-    def text(self) -> str:
-        """The content as one text; parts stand on lines of their own."""
+    def texts(self) -> str | list[str]:
+        """The content, or the texts of its parts."""
         if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
+            return [part.text for part in self.content]
         return self.content or ""
 
 
@@ -64,57 +65,39 @@ class ResponseFormat(_Request):
     type: Literal["text"]
 
 
-class Semantic(_Request):
-    """The Semantic Variable extension; see API.md."""
+class Transform(_Request):
+    """What is made of an answer before it becomes a value; several keys apply in this order."""
 
-    session: SessionId | None = None
-    inputs: dict[str, JsonValue] = Field(default_factory=dict)
-    output: str | None = None
-    defer: bool | None = None
-    objective: Literal["latency", "throughput"] | None = None
-    share: bool = True
+    strip: bool = False
+    line: int | None = None
+    regex: str | None = None
+    group: Annotated[int, Field(ge=0)] = 0
+    json_: str | None = Field(None, alias="json", min_length=1)
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        if self.regex is None:
+            if self.group:
+                raise ValueError("group needs regex")
+            return self
+        try:
+            groups = regex.compile(self.regex).groups
+        except regex.error as error:
+            raise ValueError(f"regex is none: {error}") from None
+        if self.group > groups:
+            raise ValueError(f"regex has {groups} groups, and group is {self.group}")
+        return self
 
 
-class ChatCompletionRequest(_Request):
-    """POST /v1/chat/completions."""
+class _Sampled(_Request):
+    """How a text is chosen and when it ends; None falls back."""
 
-    model: str
-    messages: list[Message] = Field(min_length=1)
-    # length and choice
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     seed: _Seed | None = None
-    presence_penalty: _Penalty | None = None
-    frequency_penalty: _Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    # what is told
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    # only with the value that changes nothing
-    n: Literal[1] | None = None
-    response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    # taken and passed on to nobody: they concern OpenAI's own bookkeeping
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-
-    semantic: Semantic | None = None
 
     @field_validator("stop")
     @classmethod
@@ -126,6 +109,51 @@ class ChatCompletionRequest(_Request):
             raise ValueError("a stop string must not be empty")
         return stop
 
+
+class SlotRequest(_Sampled):
+    """A variable generated in place. What is left out falls back to the request's."""
+
+    response_format: ResponseFormat | None = None
+    transform: Transform | None = None
+
+
+class Semantic(_Request):
+    """The Semantic Variable extension; see API.md."""
+
+    session: SessionId | None = None
+    inputs: dict[str, JsonValue] = Field(default_factory=dict)
+    output: str | None = None
+    transform: Transform | None = None
+    slots: dict[str, SlotRequest] = Field(default_factory=dict)
+    defer: bool | None = None
+    objective: Literal["latency", "throughput"] | None = None
+    share: bool = True
+
+
+class _Generation(_Sampled):
+    """What chat completions and completions have in common."""
+
+    model: str
+    # length and choice
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    # what is told
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # only with the value that changes nothing
+    n: Literal[1] | None = None
+    # taken and passed on to nobody: it concerns OpenAI's own bookkeeping
+    user: str | None = None
+
+    semantic: Semantic | None = None
+
     @field_validator("logit_bias")
     @classmethod
     def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
@@ -135,13 +163,35 @@ class ChatCompletionRequest(_Request):
         return bias
 
     @model_validator(mode="after")
+    def _streams_with_its_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream to be true")
+        return self
+
+
+class ChatCompletionRequest(_Generation):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    # only with the value that changes nothing
+    response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    # taken and passed on to nobody: they concern OpenAI's own bookkeeping
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream to be true")
         return self
 
 
@@ -154,6 +204,13 @@ class SessionRequest(_Request):
 
 
 class VariableRequest(_Request):
-    """PUT /v1/sessions/{id}/variables/{name}. `value` null declares."""
+    """PUT /v1/sessions/{id}/variables/{name}. `value` null declares; `template` derives it from others."""
 
-    value: JsonValue
+    value: JsonValue = None
+    template: str = ""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if self.model_fields_set not in ({"value"}, {"template"}):
+            raise ValueError("either value or template is needed, and not both")
+        return self

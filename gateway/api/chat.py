@@ -19,19 +19,21 @@ from compat.openai import (
     CompletionUsage,
     PromptTokensDetails,
     ResponseMessage,
+    Semantic,
     TokenLogprob,
     TopLogprob,
 )
-from gateway.api.semantic import Scope, describe_call, scope_of
+from gateway.api.semantic import Scope, describe_call, scope_of, slots_of, transform_of
 from gateway.api.services import SERVICES
 from gateway.errors import FailedCall, RequestError
-from gateway.graph.call import Call, CallSpec, CallState, Objective, Sampling, Segment, Text
+from gateway.graph.call import Call, CallSpec, CallState, Objective, Sampling, Slot, Text, Usage
 from gateway.graph.errors import Failure
 from gateway.graph.variable import Piece
 from gateway.http.bodies import json_response, read_json
 from gateway.http.errors import as_request_error, error_body
 from gateway.http.sse import HEARTBEAT_SECONDS, EventStream
 from gateway.models import ServedModel
+from gateway.prompt import Prompt
 
 routes = web.RouteTableDef()
 
@@ -50,43 +52,50 @@ async def create(request: web.Request) -> web.StreamResponse:
     sampling = _sampling(body, model)
     scope = scope_of(request, body.semantic)
     services.scheduler.admit(continues=bool(scope.session.calls))
-    segments = await _segments(body, model, scope)
+    semantic = body.semantic or Semantic()
+    answer_slot = Slot(None, sampling, transform_of(semantic.transform))
+    prompt = await _prompt(body, model, scope, answer_slot, slots_of(semantic, sampling))
     spec = CallSpec(
         model=model.id,
-        segments=segments,
-        sampling=sampling,
-        output=body.semantic.output if body.semantic else None,
+        segments=prompt.segments,
+        parts=prompt.parts,
+        inputs=scope.inputs,
+        output=semantic.output,
         deferred=scope.deferred,
-        objective=Objective(body.semantic.objective) if body.semantic and body.semantic.objective else None,
+        objective=Objective(semantic.objective) if semantic.objective else None,
+        share=semantic.share,
     )
-    call = scope.session.add(spec, scope.inputs)
+    addition = scope.session.add_all([spec])
+    call = addition.calls[0]
     if scope.deferred:
-        services.scheduler.submit(call)
+        await services.scheduler.start(scope.session, addition, promised=True)
         return await _answer_reference(request, body, _Answer(call, scope, model))
     services.scheduler.reader_came(call.output)
     try:
-        services.scheduler.submit(call)
+        await services.scheduler.start(scope.session, addition)
         answer = _Answer(call, scope, model)
         return await (_stream(request, body, answer) if body.stream else _answer(answer))
     finally:
         services.scheduler.reader_left(call.output)
 
 
-async def _segments(body: ChatCompletionRequest, model: ServedModel, scope: Scope) -> list[Segment]:
+async def _prompt(
+    body: ChatCompletionRequest, model: ServedModel, scope: Scope, answer: Slot, slots: dict[str, Slot]
+) -> Prompt:
     """The prompt. Raises RequestError if what is known of it is over the window already."""
     messages = []
     for message in body.messages:
         # templates know `system`; `developer` is OpenAI's newer name for it
         role = "system" if message.role == "developer" else message.role
-        entry: dict[str, Any] = {"role": role, "content": message.text}
+        entry: dict[str, Any] = {"role": role, "content": message.texts}
         if message.name is not None:
             entry["name"] = message.name
         messages.append(entry)
-    if sum(len(message["content"]) for message in messages) < _LONG_PROMPT:
-        segments = model.prompts.chat(messages, references=scope.named)
+    if sum(len(text) for message in body.messages for text in message.texts) < _LONG_PROMPT:
+        prompt = model.prompts.chat(messages, answer, references=scope.named, slots=slots)
     else:
-        segments = await asyncio.to_thread(model.prompts.chat, messages, references=scope.named)
-    known = sum(len(segment.tokens) for segment in segments if isinstance(segment, Text))
+        prompt = await asyncio.to_thread(model.prompts.chat, messages, answer, references=scope.named, slots=slots)
+    known = sum(len(segment.tokens) for segment in prompt.segments if isinstance(segment, Text))
     if known >= model.window:
         raise RequestError(
             400,
@@ -94,7 +103,7 @@ async def _segments(body: ChatCompletionRequest, model: ServedModel, scope: Scop
             code="context_length_exceeded",
             param="messages",
         )
-    return segments
+    return prompt
 
 
 def _sampling(body: ChatCompletionRequest, model: ServedModel) -> Sampling:
@@ -149,8 +158,8 @@ class _Answer:
         return describe_call(self._scope.session, self.call) if self._scope.named else msgspec.UNSET
 
     def usage(self) -> CompletionUsage:
-        """Tokens so far."""
-        usage = self.call.usage
+        """Tokens so far; none for an answer that is only the reference."""
+        usage = Usage() if self.call.spec.deferred else self.call.usage
         return CompletionUsage(
             prompt_tokens=usage.prompt,
             completion_tokens=usage.completion,
@@ -190,7 +199,7 @@ class _Answer:
 
     def logprobs(self, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
         """Log probabilities of the pieces' tokens, if they were asked for."""
-        if not self.call.spec.sampling.logprobs:
+        if not any(slot.sampling.logprobs for slot in self.call.spec.slots):
             return None
         return ChoiceLogprobs([self._logprob(entry) for piece in pieces for entry in piece.logprobs])
 
@@ -248,24 +257,23 @@ async def _stream(request: web.Request, body: ChatCompletionRequest, answer: _An
     output = answer.call.output
     hidden, _ = _usage_fields(body, answer)
     opening = [answer.chunk(ChoiceDelta(role="assistant", content=""), usage=hidden)]
-    at = 0
     try:
-        while True:
-            try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS if stream.begun else _STATUS_SECONDS):
-                    pieces = await output.more(at)
-            except TimeoutError:
-                await stream.comment()
-                continue
-            if not pieces:
-                break
-            at += len(pieces)
-            text = "".join(piece.text for piece in pieces)
-            logprobs = answer.logprobs(pieces)
-            if text or logprobs:
-                chunk = answer.chunk(ChoiceDelta(content=text), logprobs=logprobs, usage=hidden)
-                await stream.data(*opening, chunk)
-                opening = []
+        with output.read() as reader:
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT_SECONDS if stream.begun else _STATUS_SECONDS):
+                        pieces = await reader.more()
+                except TimeoutError:
+                    await stream.comment()
+                    continue
+                if not pieces:
+                    break
+                text = "".join(piece.text for piece in pieces)
+                logprobs = answer.logprobs(pieces)
+                if text or logprobs:
+                    chunk = answer.chunk(ChoiceDelta(content=text), logprobs=logprobs, usage=hidden)
+                    await stream.data(*opening, chunk)
+                    opening = []
         answer.check()
     except FailedCall as error:
         if not stream.begun:

@@ -35,7 +35,6 @@ def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
         "message": call.failure.message,
         "call": call.failure.call,
     }
-    segments = len(call.spec.segments)
     return {
         "id": call.id,
         "model": call.spec.model,
@@ -43,6 +42,8 @@ def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
         "waiting_on": call.waiting_on,
         "inputs": list(call.inputs),
         "output": call.output.name,
+        "slots": list(call.slots),
+        "shared_with": call.leader.id if call.leader else None,
         "objective": objective(call),
         "priority": scheduler.rank(call),
         "engine": call.engine,
@@ -51,7 +52,7 @@ def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
         "completion_tokens": call.usage.completion,
         "finish_reason": call.finish_reason,
         "error": error,
-        "prefix_hashes": [session.prefix_hash(call, count) for count in range(1, segments + 1)],
+        "prefix_hashes": session.prefix_hashes(call),
         "created": call.times.created,
         "queued": call.times.queued,
         "started": call.times.started,
@@ -62,4 +63,4 @@ def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
 
 def _edges(call: Call) -> list[dict[str, str]]:
     reads = [{"from": name, "to": call.id} for name in call.inputs]
-    return [*reads, {"from": call.id, "to": call.output.name}]
+    return [*reads, *({"from": call.id, "to": variable.name} for variable in call.makes)]

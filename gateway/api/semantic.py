@@ -1,5 +1,6 @@
 """The `semantic` extension between wire and domain: which session, and what a call says of itself."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,9 +8,10 @@ import msgspec
 from aiohttp import web
 
 from compat.openai import Semantic
+from compat.openai import Transform as WireTransform
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
-from gateway.graph.call import Call
+from gateway.graph.call import Call, Sampling, Slot, Transform
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.auth import TENANT
@@ -81,7 +83,11 @@ def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:
     """Variables live in sessions."""
     asked = [("defer", deferred)]
     if semantic is not None:
-        asked += [("inputs", bool(semantic.inputs)), ("output", semantic.output is not None)]
+        asked += [
+            ("inputs", bool(semantic.inputs)),
+            ("output", semantic.output is not None),
+            ("slots", bool(semantic.slots)),
+        ]
     for what, present in asked:
         if present:
             raise RequestError(
@@ -90,6 +96,31 @@ def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:
                 code="unsupported_with_semantic",
                 param=f"semantic.{what}",
             )
+
+
+def transform_of(transform: WireTransform | None) -> Transform | None:
+    """A transform in the domain's terms."""
+    if transform is None:
+        return None
+    return Transform(transform.strip, transform.line, transform.regex, transform.group, transform.json_)
+
+
+def slots_of(semantic: Semantic, sampling: Sampling) -> dict[str, Slot]:
+    """The slots of a call; what they leave out falls back to the call's own sampling."""
+    slots = {}
+    for name, wanted in semantic.slots.items():
+        given = {
+            key: getattr(wanted, key)
+            for key in ("max_tokens", "temperature", "top_p", "seed")
+            if getattr(wanted, key) is not None
+        }
+        if wanted.top_k is not None:
+            given["top_k"] = max(0, wanted.top_k)
+        if wanted.stop is not None:
+            given["stop"] = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop)
+        own = dataclasses.replace(sampling, **given)
+        slots[name] = Slot(name, own, transform_of(wanted.transform), f"semantic.slots.{name}")
+    return slots
 
 
 def variable_of(session: Session, name: str) -> Variable:
@@ -107,7 +138,7 @@ def describe_call(session: Session, call: Call) -> dict[str, Any]:
         "output": call.output.name,
         "status": call.state,
         "waiting_on": call.waiting_on,
-        "variables": {},
+        "variables": {name: slot.value for name, slot in call.slots.items() if slot.state is VariableState.READY},
     }
 
 

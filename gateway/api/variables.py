@@ -9,6 +9,8 @@ from gateway.api.semantic import describe_variable, text_of, variable_of
 from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
 from gateway.errors import RequestError
+from gateway.graph.call import Input
+from gateway.graph.references import Reference, parse
 from gateway.graph.variable import Variable
 from gateway.http.bodies import json_response, read_json
 
@@ -17,10 +19,25 @@ routes = web.RouteTableDef()
 
 @routes.put("/v1/sessions/{id}/variables/{name}")
 async def put(request: web.Request) -> web.Response:
-    """Sets a variable, or declares it with a null value. A name is assigned once."""
+    """Sets a variable, derives it from others, or declares it with a null value. A name is assigned once."""
     session, name = session_of(request), request.match_info["name"]
     body = await read_json(request, VariableRequest)
-    variable = session.declare(name) if body.value is None else session.set(name, text_of(body.value))
+    if "template" in body.model_fields_set:
+        parts = [Input(piece, "template") if isinstance(piece, Reference) else piece for piece in parse(body.template)]
+        addition = session.put(name, template=parts)
+    else:
+        addition = session.put(name, None if body.value is None else text_of(body.value))
+    await request.app[SERVICES].scheduler.start(session, addition, promised=True)
+    return json_response(describe_variable(session.variable(name)))
+
+
+@routes.delete("/v1/sessions/{id}/variables/{name}")
+async def delete(request: web.Request) -> web.Response:
+    """Takes a variable its name; a producer that nobody else needs is cancelled."""
+    session, name = session_of(request), request.match_info["name"]
+    variable_of(session, name)
+    variable = session.delete(name)
+    request.app[SERVICES].scheduler.release(variable)
     return json_response(describe_variable(variable))
 
 
@@ -34,9 +51,15 @@ async def list_variables(request: web.Request) -> web.Response:
 @routes.get("/v1/sessions/{id}/variables/{name}")
 async def get(request: web.Request) -> web.Response:
     """One, as it is now or, with `wait=true`, once it is ready, failed or cancelled."""
-    variable = variable_of(session_of(request), request.match_info["name"])
+    session = session_of(request)
+    variable = variable_of(session, request.match_info["name"])
     if _flag(request, "wait") and not variable.state.final:
-        await _wait(request, variable, _timeout(request))
+        seconds = _timeout(request)
+        session.enter()
+        try:
+            await _wait(request, variable, seconds)
+        finally:
+            session.leave()
     return json_response(describe_variable(variable))
 
 

@@ -59,7 +59,8 @@ class Delta:
 
 
 class EngineContext(Protocol):
-    """A text being read and written on one engine."""
+    """A text being read and written on one engine. What is generated stays in it, to the last character that was told
+    and no further: what is filled next goes on behind that."""
 
     def fill(self, tokens: Sequence[int]) -> None:
         """Appends tokens."""
@@ -89,6 +90,10 @@ class Engine(Protocol):
 
     async def encode(self, text: str) -> Sequence[int]:
         """Tokens of a value: ordinary text, never control tokens."""
+
+    def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
+        """Tokens of a value that is still growing, as far as nothing that may come can change them, and the length of
+        their text in characters. (), 0 where that cannot be known."""
 
     def open(self, scope: str, rank: float) -> EngineContext:
         """A new, empty context. Contexts of different scopes share no KV. Raises EngineLost."""

@@ -142,6 +142,10 @@ class EmbeddedEngine:
             return self.tokenizer.encode(text)
         return await asyncio.to_thread(self.tokenizer.encode, text)
 
+    def encode_settled(self, text: str) -> tuple[list[int], int]:
+        """See `Engine.encode_settled`."""
+        return self.tokenizer.encode_settled(text)
+
     def send(self, command: Command) -> None:
         """Queues a command. A process that is gone takes none; its contexts have been told."""
         if self._writer is not None and not self._writer.is_closing():

@@ -1,12 +1,16 @@
-"""A call: one model request, as segments of a prompt and the variable that takes the answer."""
+"""A call: one model request, as segments of a prompt and the variables that take what is generated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from gateway.graph.errors import Failure
 from gateway.graph.references import Reference
 from gateway.graph.variable import Variable
+
+if TYPE_CHECKING:
+    from gateway.graph.session import Session
 
 
 class CallState(StrEnum):
@@ -23,7 +27,10 @@ class CallState(StrEnum):
     @property
     def final(self) -> bool:
         """Whether nothing comes after it."""
-        return self in (CallState.DONE, CallState.FAILED, CallState.CANCELLED)
+        return self in _FINAL
+
+
+_FINAL = frozenset({CallState.DONE, CallState.FAILED, CallState.CANCELLED})
 
 
 class Objective(StrEnum):
@@ -33,27 +40,9 @@ class Objective(StrEnum):
     THROUGHPUT = "throughput"
 
 
-@dataclass(frozen=True)
-class Text:
-    """A piece of prompt that is known, as tokens."""
-
-    tokens: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Input:
-    """A piece of prompt that is a variable's value. `where`: the field of the request that holds it."""
-
-    reference: Reference
-    where: str
-
-
-Segment = Text | Input
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the answer is chosen, in the terms of the engines' contract; None leaves it to the engine.
+    """How a text is chosen, in the terms of the engines' contract; None leaves it to the engine.
 
     Fields mean what they mean in `engine.link.Sampling`.
     """
@@ -76,20 +65,94 @@ class Sampling:
     logprobs: bool = False
     top_logprobs: int = 0
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same prompt gives the same text."""
+        return self.temperature == 0.0 or self.seed is not None
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What is made of a generated text before it becomes a value: steps in the order in which they stand here, None or
+    False leaves one out.
+
+    `line` counts from 0, or from the end if negative. `regex` takes the first match's `group`. `json` is a path as in
+    a reference.
+    """
+
+    strip: bool = False
+    line: int | None = None
+    regex: str | None = None
+    group: int = 0
+    json: str | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of prompt that is known, as tokens."""
+
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A piece of prompt that is a variable's value. `where`: the field of the request that holds it."""
+
+    reference: Reference
+    where: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where text is generated. `name` None: the call's output."""
+
+    name: str | None
+    sampling: Sampling
+    transform: Transform | None = None
+    where: str = "semantic.output"
+
+
+Segment = Text | Input | Slot
+
 
 @dataclass(frozen=True, kw_only=True)
 class CallSpec:
-    """What a client asks for, before it is part of a graph. `output` None: a generated name."""
+    """What a client asks for, before it is part of a graph.
+
+    `output` None: a generated name. `parts`: what the output is put together from where no slot generates it: texts and
+    references to inputs and slots. With an empty `model` the call has no prompt: its output is its parts, a template.
+    `inputs`: variables set by value before the call. `share`: an identical call may serve this one. `where` is the path
+    of the request's body in a larger one, with a dot behind it.
+    """
 
     model: str
-    segments: Sequence[Segment]
-    sampling: Sampling
+    segments: Sequence[Segment] = ()
     output: str | None = None
+    parts: Sequence[str | Input] | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
     deferred: bool = False
     objective: Objective | None = None
+    share: bool = True
+    where: str = ""
+
+    @property
+    def slots(self) -> list[Slot]:
+        """In the order in which they are generated."""
+        return [segment for segment in self.segments if isinstance(segment, Slot)]
+
+    @property
+    def references(self) -> list[Input]:
+        """Every place where a value is read, those of its own slots among them."""
+        read = [segment for segment in self.segments if isinstance(segment, Input)]
+        return [*read, *(part for part in self.parts or () if isinstance(part, Input))]
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether running it again gives the same."""
+        return all(slot.sampling.deterministic for slot in self.slots)
 
 
-@dataclass
+@dataclass(slots=True)
 class Usage:
     """Tokens of one call. `prompt` includes `cached`."""
 
@@ -98,7 +161,7 @@ class Usage:
     completion: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Times:
     """Seconds of the Unix clock; None until it happens."""
 
@@ -109,37 +172,68 @@ class Times:
     finished: float | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """Owner of a call's state; the dispatcher's coroutine for it is the only one that moves it on.
 
-    `inputs`: the variables that the segments refer to, by name.
+    `inputs`: the variables that the prompt refers to, by name. `slots`: those it generates in place, by name.
     """
 
     id: str
     spec: CallSpec
     inputs: dict[str, Variable]
+    slots: dict[str, Variable]
     output: Variable
     times: Times
-    scope: str
-    """Whose KV may be shared with: the tenant."""
+    session: "Session"
     arrival: int
+    depth: int = 1
+    """Calls on the longest way to it, itself counted."""
+    note: "Callable[[Call], None] | None" = None
+    """Called after every change of state."""
     state: CallState = CallState.WAITING
     failure: Failure | None = None
     usage: Usage = field(default_factory=Usage)
     finish_reason: str | None = None
     engine: str | None = None
+    made: dict[str, str] = field(default_factory=dict)
+    """Texts of the slots that are done, as they stand in the prompt."""
+    leader: "Call | None" = None
+    """The identical call that serves this one."""
+    followers: "list[Call]" = field(default_factory=list)
+    """Calls that are served by this one."""
+
+    @property
+    def scope(self) -> str:
+        """Whose KV may be shared with it: the tenant's."""
+        return self.session.tenant
+
+    @property
+    def makes(self) -> list[Variable]:
+        """Its slots, then its output."""
+        return [*self.slots.values(), self.output]
 
     @property
     def waiting_on(self) -> list[str]:
         """Names of the inputs that are not final yet."""
-        if self.state is not CallState.WAITING:
+        if self.state.final:
             return []
         return [name for name, variable in self.inputs.items() if not variable.state.final]
 
     @property
     def wanted(self) -> bool:
         """Whether anybody can still read what it makes: see API.md, promise 4."""
-        if self.spec.deferred or self.output.readers:
+        if any(not follower.state.final for follower in self.followers):
             return True
-        return any(not consumer.state.final for consumer in self.output.consumers)
+        return any(
+            (self.spec.deferred and not variable.deleted)
+            or variable.readers
+            or any(not consumer.state.final for consumer in variable.consumers)
+            for variable in self.makes
+        )
+
+    def move(self, state: CallState) -> None:
+        """To a new state, once nothing else of the call changes with it any more."""
+        self.state = state
+        if self.note is not None:
+            self.note(self)

@@ -5,7 +5,9 @@
     ├── BadReference
     ├── VariableAlreadySet
     ├── Cycle
+    ├── SlotWithoutPlace
     ├── TooLarge
+    ├── TooManyWaiters
     └── UnresolvedPath      a path into a value that turned out not to hold it
 
 `Failure` is no exception: it is the state of a variable or call that failed, and is read by many.
@@ -49,10 +51,22 @@ class Cycle(GraphError):
     code = "cycle"
 
 
+class SlotWithoutPlace(GraphError):
+    """A slot that no assistant message has a place for."""
+
+    code = "slot_without_place"
+
+
 class TooLarge(GraphError):
     """A configured bound of the graph would be passed."""
 
     code = "too_large"
+
+
+class TooManyWaiters(GraphError):
+    """As many clients wait for a session's variables as may."""
+
+    code = "overloaded"
 
 
 class UnresolvedPath(GraphError):

@@ -8,21 +8,39 @@ from gateway.graph.call import Call, Objective
 def objective(call: Call) -> Objective:
     """What the client said, or what follows from who waits.
 
-    Latency if a client reads the output now or a call of objective latency consumes it; throughput if nobody
-    waits yet.
+    Latency if a client reads its outputs now or a call of objective latency needs them; throughput if nobody waits
+    yet.
     """
     stack, seen = [call], {call.id}
     while stack:
         at = stack.pop()
-        if at.spec.objective is Objective.LATENCY or (at.spec.objective is None and at.output.readers):
+        if at.spec.objective is Objective.LATENCY:
             return Objective.LATENCY
         if at.spec.objective is Objective.THROUGHPUT:
             continue
-        for consumer in at.output.consumers:
-            if consumer.id not in seen and not consumer.state.final:
-                seen.add(consumer.id)
-                stack.append(consumer)
+        if any(variable.readers for variable in at.makes):
+            return Objective.LATENCY
+        for reader in _readers(at):
+            if reader.id not in seen and not reader.state.final:
+                seen.add(reader.id)
+                stack.append(reader)
     return Objective.THROUGHPUT
+
+
+def _readers(call: Call) -> Iterator[Call]:
+    """The calls that need what this one makes."""
+    yield from call.followers
+    for variable in call.makes:
+        yield from variable.consumers
+
+
+def sources(call: Call) -> Iterator[Call]:
+    """The calls that this one directly waits for, finished or not."""
+    if call.leader is not None:
+        yield call.leader
+    for variable in call.inputs.values():
+        if variable.producer is not None:
+            yield variable.producer
 
 
 def ancestors(call: Call) -> Iterator[Call]:
@@ -31,8 +49,7 @@ def ancestors(call: Call) -> Iterator[Call]:
     while stack:
         at = stack.pop()
         yield at
-        for source in at.inputs.values():
-            producer = source.producer
-            if producer is not None and producer.id not in seen and not producer.state.final:
-                seen.add(producer.id)
-                stack.append(producer)
+        for source in sources(at):
+            if source.id not in seen and not source.state.final:
+                seen.add(source.id)
+                stack.append(source)

@@ -3,35 +3,86 @@
 Parrot (Lin et al., OSDI'24) calls the questions asked of it GetProducer, GetConsumers and PrefixHash.
 """
 
+import asyncio
+import bisect
 import difflib
 import hashlib
 import itertools
 import secrets
 import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.graph.call import Call, CallSpec, CallState, Input, Text, Times
-from gateway.graph.errors import Cycle, Failure, TooLarge, UnknownVariable, VariableAlreadySet
+from gateway.graph.call import Call, CallSpec, CallState, Input, Slot, Text, Times, Usage
+from gateway.graph.errors import (
+    Cycle,
+    Failure,
+    TooLarge,
+    TooManyWaiters,
+    UnknownVariable,
+    VariableAlreadySet,
+)
+from gateway.graph.events import (
+    Added,
+    Assigned,
+    CallChanged,
+    Change,
+    Event,
+    Fact,
+    Log,
+    Made,
+    NoLog,
+    SessionEnded,
+    Shown,
+    VariableChanged,
+    VariableDeleted,
+)
 from gateway.graph.references import check_name
 from gateway.graph.variable import Variable, VariableState
 
 _arrivals = itertools.count()
+_NEAREST = 1000
+"""Names that are looked at for the nearest to a wrong one."""
+_NO_LOG = NoLog()
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How large one session may grow."""
+    """How large one session may grow. `depth` counts the calls on a way through the graph."""
 
     calls: int = 10_000
     variables: int = 20_000
     value_bytes: int = 1 << 20
+    bytes: int = 256 << 20
+    depth: int = 1_000
+    waiters: int = 10_000
 
 
-@dataclass
+@dataclass(frozen=True)
+class Given:
+    """A variable that a client brings: with a value, or with a template, or else only declared."""
+
+    name: str
+    value: str | None = None
+    template: Sequence[str | Input] | None = None
+    where: str = "name"
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What was added to a session. `values` are to be set as soon as they are kept; see `Session.settle`."""
+
+    calls: Sequence[Call]
+    values: Sequence[tuple[Variable, str]]
+
+
+@dataclass(eq=False)
 class Session:
-    """Owner of its variables and calls. Changes are all or nothing: whatever raises has changed nothing."""
+    """Owner of its variables and calls. Changes are all or nothing: whatever raises has changed nothing.
+
+    `log` keeps what happens. Without an id it is nobody's but one request's, and nothing of it is kept or told.
+    """
 
     id: str
     tenant: str
@@ -39,130 +90,351 @@ class Session:
     ttl: float
     metadata: dict[str, str] = field(default_factory=dict)
     bounds: Bounds = field(default_factory=Bounds)
+    log: Log = _NO_LOG
     variables: dict[str, Variable] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     closed: bool = False
     touched: float = field(default_factory=time.monotonic)
+    unfinished: int = 0
+    """Calls that have not ended."""
+    waiters: int = 0
+    """Clients that wait for its variables or watch it."""
+    size: int = 0
+    """Bytes of all values and prompts."""
+    events: list[Event] = field(default_factory=list)
+    retired: set[str] = field(default_factory=set)
+    """Names that were read as ready and deleted: they stay taken."""
+    shared: dict[bytes, Call] = field(default_factory=dict)
+    """Calls that may serve identical ones, by what they do."""
+    facts: int = 0
+    """How many there have been; events are numbered by them."""
+    _told: "asyncio.Future[None] | None" = None
 
     # names
 
     def variable(self, name: str, where: str | None = None) -> Variable:
         """The variable of that name. Raises UnknownVariable, which names the nearest known ones."""
         if name not in self.variables:
-            raise UnknownVariable(self._unknown(name), where)
+            raise self._unknown(name, reversed(self.variables), where)
         return self.variables[name]
 
-    def _unknown(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self.variables, n=3)
+    def _unknown(self, name: str, known: Iterable[str], where: str | None) -> UnknownVariable:
+        near = difflib.get_close_matches(name, itertools.islice(known, _NEAREST), n=3)
         hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in near)}?" if near else ""
-        return f"session {self.id} has no variable {name!r}{hint}"
+        return UnknownVariable(f"session {self.id} has no variable {name!r}{hint}", where)
 
-    def declare(self, name: str) -> Variable:
-        """A variable without a value yet; the one that is there, if it is only declared."""
-        return self._place(name, "name")
-
-    def set(self, name: str, value: str) -> Variable:
-        """Sets a variable, declared before or not. Raises VariableAlreadySet, BadReference, TooLarge."""
-        self._check_value(name, value, "value")
-        variable = self._place(name, "name")
-        variable.set(value)
-        return variable
-
-    def _check_value(self, name: str, value: str, where: str) -> None:
-        size = len(value.encode())
+    def _check_value(self, name: str, value: str, where: str) -> int:
+        size = len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
         if size > self.bounds.value_bytes:
             raise TooLarge(f"the value of {name!r} has {size} bytes; at most {self.bounds.value_bytes} are kept", where)
-
-    def _place(self, name: str, where: str) -> Variable:
-        """The unassigned variable `name`, made if need be."""
-        self._check_free(name, where)
-        if name not in self.variables:
-            self.variables[name] = Variable(name)
-        return self.variables[name]
+        return size
 
     def _check_free(self, name: str, where: str) -> None:
         check_name(name, where)
         known = self.variables.get(name)
         if known is not None and known.assigned:
             raise VariableAlreadySet(f"{name!r} is {known.state} already; a name is assigned once", where)
-        if known is None and len(self.variables) >= self.bounds.variables:
-            raise TooLarge(f"session {self.id} has {len(self.variables)} variables, as many as it may", where)
+        if name in self.retired:
+            raise VariableAlreadySet(f"{name!r} had a value that was read, and stays taken", where)
 
-    # calls
+    # growing
 
-    def add(self, spec: CallSpec, inputs: Mapping[str, str] | None = None) -> Call:
-        """Joins a call to the graph, with variables set by value before it.
+    def put(self, name: str, value: str | None = None, template: Sequence[str | Input] | None = None) -> Addition:
+        """One variable; see `Given`."""
+        return self.add_all((), [Given(name, value, template)])
+
+    def add(self, spec: CallSpec) -> Call:
+        """Joins one call to the graph, its inputs set. See `add_all`."""
+        addition = self.add_all([spec])
+        self.settle(addition)
+        return addition.calls[0]
+
+    def add_all(self, specs: Sequence[CallSpec], given: Sequence[Given] = ()) -> Addition:
+        """Joins variables and calls to the graph, which may refer to each other in any order.
 
         Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle or TooLarge.
         """
-        inputs = inputs or {}
-        if len(self.calls) >= self.bounds.calls:
-            raise TooLarge(f"session {self.id} has {len(self.calls)} calls, as many as it may")
-        for name, value in inputs.items():
-            self._check_free(name, f"semantic.inputs.{name}")
-            self._check_value(name, value, f"semantic.inputs.{name}")
-        output = spec.output or self._generated_name()
-        self._check_free(output, "semantic.output")
-        if output in inputs:
-            raise VariableAlreadySet(f"{output!r} is set in inputs and named as output", "semantic.output")
-        read: dict[str, str] = {}
-        for segment in spec.segments:
-            if isinstance(segment, Input):
-                name = segment.reference.name
-                if name not in inputs and name != output:
-                    self.variable(name, segment.where)
-                read.setdefault(name, segment.where)
-        self._check_cycle(output, read)
+        values: dict[str, tuple[str, str]] = {}
+        declared: dict[str, str] = {}
+        everything = list(specs)
+        for one in given:
+            if one.value is not None:
+                self._take(values, one.name, one.value, one.where)
+            elif one.template is not None:
+                everything.append(
+                    CallSpec(model="", output=one.name, parts=one.template, deferred=True, where=one.where)
+                )
+            else:
+                declared[one.name] = one.where
+        for spec in specs:
+            for name, value in spec.inputs.items():
+                self._take(values, name, value, f"{spec.where}semantic.inputs.{name}")
+        for name, where in declared.items():
+            self._check_free(name, where)
+            if name in values:
+                raise VariableAlreadySet(f"{name!r} is declared and set at once", where)
+        made: dict[str, int] = {}
+        outputs = [self._outputs(spec, made, index, values) for index, spec in enumerate(everything)]
+        fresh = {name: None for name in (*made, *values, *declared) if name not in self.variables}
+        reads = [self._reads(spec, fresh) for spec in everything]
+        depths = self._check_order(everything, outputs, reads, made)
+        grown = sum(len(v[0]) for v in values.values()) + sum(_prompt_bytes(spec) for spec in everything)
+        self._check_bounds(len(everything), len(fresh), grown)
 
-        for name, value in inputs.items():
-            self._place(name, f"semantic.inputs.{name}").set(value)
-        variable = self._place(output, "semantic.output")
-        call = Call(
-            id=f"call_{secrets.token_hex(8)}",
-            spec=spec,
-            inputs={name: self.variables[name] for name in read},
-            output=variable,
-            times=Times(created=time.time()),
-            scope=self.tenant,
-            arrival=next(_arrivals),
-        )
-        variable.produced_by(call)
-        for source in call.inputs.values():
-            source.consumers.append(call)
-        self.calls[call.id] = call
-        return call
+        self.size += grown
+        placed = []
+        for name in (*declared, *values):
+            variable = self._place(name)
+            if name in fresh:
+                self._note_variable(variable)
+            if name in values:
+                value, _ = values[name]
+                variable.reserved = True
+                self._write(Assigned(name, value))
+                placed.append((variable, value))
+        for name in made:
+            self._place(name)
+        calls = [self._join(spec, outputs[index], reads[index], depths[index]) for index, spec in enumerate(everything)]
+        return Addition(calls, placed)
+
+    def settle(self, addition: Addition, failure: Failure | None = None) -> None:
+        """Sets the values that came with an addition, or fails them."""
+        for variable, value in addition.values:
+            if failure is not None:
+                variable.fail(failure)
+            elif not variable.state.final:  # the session may have ended meanwhile
+                variable.set(value)
+
+    def _take(self, values: dict[str, tuple[str, str]], name: str, value: str, where: str) -> None:
+        self._check_free(name, where)
+        self._check_value(name, value, where)
+        if name in values:
+            raise VariableAlreadySet(f"{name!r} is set twice", where)
+        values[name] = (value, where)
+
+    def _outputs(self, spec: CallSpec, made: dict[str, int], index: int, values: Mapping[str, object]) -> list[str]:
+        """Names that the call will make, its output last."""
+        names = [(slot.name, slot.where) for slot in spec.slots if slot.name is not None]
+        where = f"{spec.where}semantic.output" if spec.model else spec.where
+        names.append((spec.output or self._generated_name(), where))
+        for name, place in names:
+            self._check_free(name, place)
+            if name in values:
+                raise VariableAlreadySet(f"{name!r} is set by value and named as output", place)
+            if name in made:
+                raise VariableAlreadySet(f"{name!r} is made twice", place)
+            made[name] = index
+        return [name for name, _ in names]
 
     def _generated_name(self) -> str:
         while (name := f"v_{secrets.token_hex(6)}") in self.variables:
             pass
         return name
 
-    def _check_cycle(self, output: str, read: Mapping[str, str]) -> None:
-        """Refuses a call whose inputs wait, through other calls, for its own output."""
-        for start, where in read.items():
-            path = self._path_back(start, output)
-            if path:
-                raise Cycle(f"this call would wait for itself: {' <- '.join([output, *path])}", where)
+    def _reads(self, spec: CallSpec, fresh: Mapping[str, object]) -> dict[str, str]:
+        """Names that the call reads, and where. Its own slots are not among them."""
+        done: set[str] = set()
+        own = {slot.name for slot in spec.slots}
+        read: dict[str, str] = {}
+        for segment in (*spec.segments, *(spec.parts or ())):
+            if isinstance(segment, Slot) and segment.name is not None:
+                done.add(segment.name)
+            elif isinstance(segment, Input):
+                name, where = segment.reference.name, segment.where
+                if name in done:
+                    continue
+                if name in own:
+                    raise Cycle(f"{segment.reference} is read before the place where it is generated", where)
+                if name not in self.variables and name not in fresh:
+                    raise self._unknown(name, itertools.chain(fresh, reversed(self.variables)), where)
+                read.setdefault(name, where)
+        return read
 
-    def _path_back(self, start: str, goal: str) -> list[str]:
-        """Names from `start` back to `goal` along producers' inputs; empty if there is no such way."""
-        came_from: dict[str, str | None] = {start: None}
-        stack = [start]
-        while stack:
-            name = stack.pop()
-            if name == goal:
-                path = []
-                at: str | None = name
-                while at is not None:
-                    path.append(at)
-                    at = came_from[at]
-                return path[::-1]
-            producer = self.variables[name].producer if name in self.variables else None
-            for source in producer.inputs if producer is not None else ():
-                if source not in came_from:
-                    came_from[source] = name
-                    stack.append(source)
-        return []
+    def _check_order(
+        self,
+        specs: Sequence[CallSpec],
+        outputs: Sequence[Sequence[str]],
+        reads: Sequence[Mapping[str, str]],
+        made: Mapping[str, int],
+    ) -> list[int]:
+        """Depths of the calls. Raises Cycle if one would wait for itself, TooLarge if a way becomes too long.
+
+        Only through a name that was declared and read before, and is made now, does an old call wait for a new one.
+        """
+        adopts = any(name in self.variables and self.variables[name].consumers for name in made)
+        depths: dict[int | str, int] = {}
+        for start in range(len(specs)):
+            if start in depths:
+                continue
+            # nodes: indexes of new calls, ids of old ones; each with the reads that are still to be looked at
+            way: list[tuple[int | str, Iterator[str]]] = [(start, iter(reads[start]))]
+            entered: dict[int | str, str] = {start: outputs[start][-1]}
+            depths[start] = 1
+            while way:
+                node, ahead = way[-1]
+                name = next(ahead, None)
+                if name is None:
+                    way.pop()
+                    del entered[node]
+                    if way:
+                        below = way[-1][0]
+                        depths[below] = max(depths[below], depths[node] + 1)
+                    continue
+                source: int | str | None = made.get(name)
+                old = self.variables[name].producer if source is None and name in self.variables else None
+                if old is not None:
+                    if not adopts:
+                        depths[node] = max(depths[node], old.depth + 1)
+                        continue
+                    source = old.id
+                if source is None:
+                    continue
+                if source in entered:
+                    raise _cycle(entered, source, name, reads)
+                if source in depths:
+                    depths[node] = max(depths[node], depths[source] + 1)
+                    continue
+                depths[source] = 1
+                entered[source] = name
+                way.append((source, iter(reads[source] if isinstance(source, int) else self.calls[source].inputs)))
+        for index, spec in enumerate(specs):
+            self._check_depth(depths[index], spec)
+        if adopts:
+            self._deepen(specs, outputs, depths)
+        return [depths[index] for index in range(len(specs))]
+
+    def _check_depth(self, depth: int, spec: CallSpec) -> None:
+        if depth > self.bounds.depth:
+            raise TooLarge(
+                f"{depth} calls would wait for one another in a row; at most {self.bounds.depth} may",
+                spec.where.rstrip(".") or None,
+            )
+
+    def _deepen(
+        self, specs: Sequence[CallSpec], outputs: Sequence[Sequence[str]], depths: Mapping[int | str, int]
+    ) -> None:
+        """Old calls behind names that are made now lie deeper than before."""
+        deeper: dict[str, int] = {}
+        for index, spec in enumerate(specs):
+            stack = [(name, depths[index]) for name in outputs[index] if name in self.variables]
+            while stack:
+                name, depth = stack.pop()
+                for call in self.variables[name].consumers:
+                    if max(call.depth, deeper.get(call.id, 0)) <= depth:
+                        self._check_depth(depth + 1, spec)
+                        deeper[call.id] = depth + 1
+                        stack += [(variable.name, depth + 1) for variable in call.makes]
+        for id, depth in deeper.items():
+            self.calls[id].depth = depth
+
+    def _check_bounds(self, calls: int, variables: int, grown: int) -> None:
+        bounds = self.bounds
+        if len(self.calls) + calls > bounds.calls:
+            raise TooLarge(f"session {self.id} has {len(self.calls)} calls; {bounds.calls} may be in one")
+        if len(self.variables) + variables > bounds.variables:
+            raise TooLarge(f"session {self.id} has {len(self.variables)} variables; {bounds.variables} may be in one")
+        if self.size + grown > bounds.bytes:
+            raise TooLarge(f"session {self.id} holds {self.size} bytes; {bounds.bytes} may be in one")
+
+    def _place(self, name: str) -> Variable:
+        """The unassigned variable `name`, made if need be."""
+        variable = self.variables.get(name)
+        if variable is None:
+            variable = self.variables[name] = Variable(name, self._note_variable if self.id else None)
+        return variable
+
+    def _join(self, spec: CallSpec, outputs: Sequence[str], reads: Iterable[str], depth: int) -> Call:
+        *slots, output = [self.variables[name] for name in outputs]
+        call = Call(
+            id=f"call_{secrets.token_hex(8)}",
+            spec=spec,
+            inputs={name: self.variables[name] for name in reads},
+            slots={slot.name: slot for slot in slots},
+            output=output,
+            times=Times(created=time.time()),
+            session=self,
+            arrival=next(_arrivals),
+            depth=depth,
+            note=self._note_call,
+        )
+        self.calls[call.id] = call
+        self.unfinished += 1
+        self._write(Added(call))
+        self._note_call(call)
+        for variable in call.makes:
+            variable.produced_by(call)
+        for source in call.inputs.values():
+            source.consumers.append(call)
+        return call
+
+    # what happened
+
+    def _write(self, fact: Fact) -> None:
+        if self.id:
+            if not isinstance(fact, Event):
+                self.facts += 1
+            self.log.write(self, fact)
+
+    def _happened(self, change: Change) -> None:
+        if not self.id:
+            return
+        self.facts += 1
+        event = Event(self.facts, time.time(), change)
+        self.events.append(event)
+        self.log.write(self, event)
+        told, self._told = self._told, None
+        if told is not None and not told.done():
+            told.set_result(None)
+
+    def _note_variable(self, variable: Variable) -> None:
+        if not variable.deleted:
+            self._happened(VariableChanged(variable.name, variable.state, variable.failure))
+
+    def _note_call(self, call: Call) -> None:
+        if call.state.final:
+            self.unfinished -= 1
+        self._happened(CallChanged(call, call.state, call.failure))
+
+    def assigning(self, variable: Variable, value: str) -> None:
+        """The value is about to become readable under its name."""
+        self.size += len(value)
+        if not variable.deleted:
+            self._write(Assigned(variable.name, value))
+
+    def making(self, call: Call, slot: str, text: str) -> None:
+        """The slot's text is about to become part of the prompt."""
+        call.made[slot] = text
+        self._write(Made(call, slot, text))
+
+    def showing(self, variable: Variable) -> None:
+        """Part of a value is about to be shown to a client before it is whole."""
+        if not variable.shown and not variable.deleted:
+            self._write(Shown(variable.name))
+
+    async def more_events(self, after: int) -> Sequence[Event]:
+        """Events numbered above `after`, waited for and kept; none once the session has ended and told all."""
+        while True:
+            at = bisect.bisect_right(self.events, after, key=lambda event: event.id)
+            if at < len(self.events):
+                last = len(self.events)
+                await self.log.flushed()
+                return self.events[at:last]
+            if self.closed:
+                return []
+            if self._told is None:
+                self._told = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._told)
+
+    def enter(self) -> None:
+        """A client waits or watches from now on. Raises TooManyWaiters. Pair with `leave`."""
+        if self.waiters >= self.bounds.waiters:
+            raise TooManyWaiters(f"{self.waiters} requests wait for session {self.id}, as many as may")
+        self.waiters += 1
+
+    def leave(self) -> None:
+        """The client has what it wanted, or has gone."""
+        self.waiters -= 1
+        self.touched = time.monotonic()
 
     # questions
 
@@ -176,25 +448,54 @@ class Session:
 
     def prefix_hash(self, call: Call, segments: int) -> str:
         """Identifies the first `segments` segments of the prompt: equal for equal text and equal sources."""
-        digest = hashlib.blake2b(digest_size=16)
-        for segment in call.spec.segments[:segments]:
-            if isinstance(segment, Text):
-                digest.update(b"t" + array("i", segment.tokens).tobytes())
-            else:
-                digest.update(f"v{self.id}\0{segment.reference}\0".encode())
-        return digest.hexdigest()
+        return self.prefix_hashes(call)[segments - 1] if segments else _digest(self.tenant).hexdigest()
+
+    def prefix_hashes(self, call: Call) -> list[str]:
+        """The hash at every border of segments, in order."""
+        return prefix_hashes(call)
 
     @property
     def active(self) -> bool:
         """Whether any call is unfinished."""
-        return any(not call.state.final for call in self.calls.values())
+        return self.unfinished > 0
 
     @property
     def in_use(self) -> bool:
-        """Whether any call is unfinished or anybody waits for a variable."""
-        return self.active or any(variable.readers for variable in self.variables.values())
+        """Whether any call is unfinished or any client waits."""
+        return self.active or self.waiters > 0
+
+    def usage(self) -> dict[str, int]:
+        """Tokens and calls, summed. A call that another served took no tokens."""
+        run = [call for call in self.calls.values() if call.leader is None and call.spec.model]
+        total = Usage()
+        for call in run:
+            total.prompt += call.usage.prompt
+            total.cached += call.usage.cached
+            total.completion += call.usage.completion
+        return {
+            "prompt_tokens": total.prompt,
+            "cached_tokens": total.cached,
+            "completion_tokens": total.completion,
+            "calls_run": sum(call.state is CallState.DONE for call in run),
+            "calls_shared": sum(
+                call.leader is not None and call.state is CallState.DONE for call in self.calls.values()
+            ),
+        }
 
     # endings
+
+    def delete(self, name: str) -> Variable:
+        """Takes a variable its name. Calls that wait for it still get what its producer makes; without a producer they
+        are told that there will be nothing. Raises UnknownVariable."""
+        variable = self.variable(name)
+        del self.variables[name]
+        if variable.state is VariableState.READY:
+            self.retired.add(name)
+        variable.deleted = True
+        self._happened(VariableDeleted(name))
+        if variable.producer is None:
+            variable.cancel(Failure("cancelled", f"variable {name!r} was deleted"))
+        return variable
 
     def close(self, cancel: Callable[[Call, Failure], None]) -> None:
         """Ends the session: every unfinished call is cancelled, every unassigned variable as well."""
@@ -204,16 +505,39 @@ class Session:
             if not call.state.final:
                 cancel(call, failure)
         for variable in self.variables.values():
-            if variable.state is VariableState.DECLARED:
+            if variable.producer is None:
                 variable.cancel(failure)
+        self._happened(SessionEnded())
 
-    def usage(self) -> dict[str, int]:
-        """Tokens and calls, summed."""
-        calls = self.calls.values()
-        return {
-            "prompt_tokens": sum(call.usage.prompt for call in calls),
-            "cached_tokens": sum(call.usage.cached for call in calls),
-            "completion_tokens": sum(call.usage.completion for call in calls),
-            "calls_run": sum(call.state is CallState.DONE for call in calls),
-            "calls_shared": 0,
-        }
+
+def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads: Sequence[Mapping[str, str]]) -> Cycle:
+    """`entered`: the way to here, calls with the name through which each was reached; `name` leads back to `source`."""
+    around = list(entered)[list(entered).index(source) :]
+    names = [name, *(entered[one] for one in around[1:]), name]
+    new = next(at for at, one in enumerate(around) if isinstance(one, int))
+    where = reads[around[new]].get(names[new + 1])  # type: ignore[index]  # the new ones are indexes
+    return Cycle(f"a call would wait for itself: {' <- '.join(names)}", where)
+
+
+def _prompt_bytes(spec: CallSpec) -> int:
+    return sum(4 * len(segment.tokens) for segment in spec.segments if isinstance(segment, Text))
+
+
+def prefix_hashes(call: Call) -> list[str]:
+    """Hashes of the prompt at every border of segments: equal for equal text and equal sources, in one tenant."""
+    digest = _digest(call.scope + call.spec.model)
+    hashes = []
+    for segment in call.spec.segments:
+        match segment:
+            case Text(tokens):
+                digest.update(b"t" + array("i", tokens).tobytes())
+            case Input(reference, _):
+                digest.update(f"v{call.session.id}\0{reference}\0".encode())
+            case Slot(name):
+                digest.update(f"s{call.session.id}\0{name or call.output.name}\0".encode())
+        hashes.append(digest.hexdigest())
+    return hashes
+
+
+def _digest(scope: str) -> "hashlib.blake2b":
+    return hashlib.blake2b(scope.encode(), digest_size=16)

@@ -2,11 +2,13 @@
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge
+from gateway.graph.events import Log, NoLog
 from gateway.graph.session import Bounds, Session
 
 _REMEMBERED = 10_000
@@ -33,6 +35,9 @@ class SessionStore:
     bounds: Bounds
     ttl: float
     max_sessions: int
+    max_sessions_per_tenant: int
+    log: Log = field(default_factory=NoLog)
+    _counts: Counter[str] = field(default_factory=Counter)
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
     _expired: dict[tuple[str, str], None] = field(default_factory=dict)
 
@@ -47,13 +52,22 @@ class SessionStore:
         """A new session. Raises GraphError if the id is taken, TooLarge if there are as many as may be."""
         if len(self._sessions) >= self.max_sessions:
             raise TooLarge(f"there are {len(self._sessions)} sessions, as many as may be; delete some or wait")
+        if self._counts[tenant] >= self.max_sessions_per_tenant:
+            raise TooLarge(f"this key has {self._counts[tenant]} sessions, as many as it may; delete some or wait")
         id = id or f"sess_{secrets.token_hex(12)}"
         if (tenant, id) in self._sessions:
             raise SessionExists(f"there is a session {id!r} already", "id")
         session = self.anonymous(tenant, id, metadata=metadata, ttl=ttl)
-        self._expired.pop((tenant, id), None)
-        self._sessions[tenant, id] = session
+        self.adopt(session)
+        session.log.opened(session)
         return session
+
+    def adopt(self, session: Session) -> None:
+        """Takes in a session that was made elsewhere: one that outlived its process."""
+        key = (session.tenant, session.id)
+        self._expired.pop(key, None)
+        self._sessions[key] = session
+        self._counts[session.tenant] += 1
 
     def anonymous(
         self, tenant: str, id: str = "", *, metadata: dict[str, str] | None = None, ttl: float | None = None
@@ -66,6 +80,7 @@ class SessionStore:
             ttl=self.ttl if ttl is None else ttl,
             metadata=metadata or {},
             bounds=self.bounds,
+            log=self.log,
         )
 
     def get(self, tenant: str, id: str) -> Session:
@@ -88,7 +103,11 @@ class SessionStore:
 
     def delete(self, session: Session) -> None:
         """Ends a session; its work is cancelled and its name free."""
-        self._sessions.pop((session.tenant, session.id), None)
+        if self._sessions.pop((session.tenant, session.id), None) is None:
+            return
+        self._counts[session.tenant] -= 1
+        if not self._counts[session.tenant]:
+            del self._counts[session.tenant]
         session.close(self.cancel)
 
     def expire(self, now: float) -> int:

@@ -4,10 +4,11 @@ Results meet their readers only here: a producer appends pieces, readers wait fo
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from gateway.graph.errors import Failure, VariableAlreadySet
 
@@ -28,10 +29,13 @@ class VariableState(StrEnum):
     @property
     def final(self) -> bool:
         """Whether nothing comes after it."""
-        return self in (VariableState.READY, VariableState.FAILED, VariableState.CANCELLED)
+        return self in _FINAL
 
 
-@dataclass(frozen=True)
+_FINAL = frozenset({VariableState.READY, VariableState.FAILED, VariableState.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What one step added. `logprobs`: whatever the engine says of the tokens, passed through."""
 
@@ -40,10 +44,34 @@ class Piece:
     logprobs: tuple[object, ...] = ()
 
 
+class StartedOver(Exception):
+    """What was read of a value so far is void: its producer begins again."""
+
+
 class Variable:
     """Owner of a value's state. Only its producer or setter changes it; only on the event loop."""
 
-    def __init__(self, name: str) -> None:
+    __slots__ = (
+        "_changed",
+        "_final",
+        "_note",
+        "_reading",
+        "consumers",
+        "deleted",
+        "failure",
+        "name",
+        "pieces",
+        "producer",
+        "readers",
+        "reserved",
+        "shown",
+        "starts",
+        "state",
+        "value",
+    )
+
+    def __init__(self, name: str, note: "Callable[[Variable], None] | None" = None) -> None:
+        """`note` is called after every change of state."""
         self.name = name
         self.state = VariableState.DECLARED
         self.value: str | None = None
@@ -54,20 +82,29 @@ class Variable:
         """Clients waiting for it or reading its stream now."""
         self.pieces: list[Piece] = []
         self.shown = False
-        """Whether a reader has been given part of a value that is still being made."""
+        """Whether a client has been given part of a value that is still being made."""
+        self.deleted = False
+        """Whether its name was taken from it: nobody new can find it."""
+        self.reserved = False
+        """Whether a value has been accepted that is about to be set."""
+        self.starts = 0
+        """How often its producer began anew."""
+        self._note = note
+        self._reading = 0
         self._changed: asyncio.Future[None] | None = None
         self._final: asyncio.Future[None] | None = None
 
     @property
     def assigned(self) -> bool:
         """Whether it has a value or somebody who will make it; it takes no other then."""
-        return self.producer is not None or self.state is not VariableState.DECLARED
+        return self.producer is not None or self.reserved or self.state is not VariableState.DECLARED
 
     def set(self, value: str) -> None:
         """Gives a declared variable its value. Raises VariableAlreadySet."""
-        if self.assigned:
+        if self.producer is not None or self.state is not VariableState.DECLARED:
             raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once")
-        self.pieces.append(Piece(value))
+        if value:
+            self.pieces.append(Piece(value))
         self._finish(VariableState.READY, value)
 
     def produced_by(self, call: "Call") -> None:
@@ -75,28 +112,37 @@ class Variable:
         if self.assigned:
             raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once")
         self.producer = call
-        self.state = VariableState.PENDING
+        self._move(VariableState.PENDING)
 
     def append(self, piece: Piece) -> None:
         """The producer made some more."""
         if self.state.final:
             return
-        self.state = VariableState.STREAMING
         self.pieces.append(piece)
+        if self.state is not VariableState.STREAMING:
+            self._move(VariableState.STREAMING)
         self._wake_changed()
 
     def start_over(self) -> bool:
-        """The producer begins again. False, and nothing is changed, if somebody was shown what it made before."""
+        """The producer begins again. False, and nothing is changed, if a client was shown what it made before."""
         if self.shown or self.state.final:
             return False
-        self.pieces.clear()
-        self.state = VariableState.PENDING
+        if self.state is VariableState.STREAMING:
+            self.pieces.clear()
+            self.starts += 1
+            self._move(VariableState.PENDING)
+            self._wake_changed()
         return True
+
+    @property
+    def text(self) -> str:
+        """What there is of the value."""
+        return "".join([piece.text for piece in self.pieces])
 
     def complete(self) -> None:
         """The producer is done: the value is all that was appended."""
         if not self.state.final:
-            self._finish(VariableState.READY, "".join(piece.text for piece in self.pieces))
+            self._finish(VariableState.READY, self.text)
 
     def fail(self, failure: Failure) -> None:
         """There will be no value."""
@@ -110,12 +156,25 @@ class Variable:
             self.failure = failure
             self._finish(VariableState.CANCELLED, None)
 
-    def _finish(self, state: VariableState, value: str | None) -> None:
+    def _move(self, state: VariableState) -> None:
         self.state = state
+        if self._note is not None:
+            self._note(self)
+
+    def _finish(self, state: VariableState, value: str | None) -> None:
         self.value = value
+        self.reserved = False
+        self._move(state)
         self._wake_changed()
         if self._final is not None and not self._final.done():
             self._final.set_result(None)
+        self._compact()
+
+    def _compact(self) -> None:
+        """One piece instead of one a token, once nobody is in the middle of them."""
+        if self._reading or len(self.pieces) < 2 or any(piece.logprobs for piece in self.pieces):
+            return
+        self.pieces = [Piece(self.text, sum(piece.tokens for piece in self.pieces))]
 
     def _wake_changed(self) -> None:
         changed, self._changed = self._changed, None
@@ -129,14 +188,48 @@ class Variable:
                 self._final = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._final)  # one reader leaving leaves the others waiting
 
-    async def more(self, at: int) -> Sequence[Piece]:
-        """The pieces from index `at` on, waited for; none if the variable is final and that was all.
+    async def changed(self) -> None:
+        """Waits for the next piece, a new start or the end."""
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._changed)
 
-        May be cancelled and called again: a reader's place is its own.
-        """
-        while at >= len(self.pieces) and not self.state.final:
-            if self._changed is None:
-                self._changed = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._changed)
-        self.shown = self.shown or at < len(self.pieces)
-        return self.pieces[at:]
+    def read(self, *, shows: bool = True) -> "Reader":
+        """All of the value from its beginning, as it is made. `shows`: to a client, so that it cannot be unsaid."""
+        return Reader(self, shows)
+
+
+class Reader:
+    """One reader's place in a variable. A context manager; `more` may be cancelled and called again."""
+
+    def __init__(self, variable: Variable, shows: bool) -> None:
+        self._variable = variable
+        self._shows = shows
+        self._at = 0
+        self._starts = variable.starts
+
+    def __enter__(self) -> Self:
+        self._variable._reading += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._variable._reading -= 1
+        if self._variable.state.final:
+            self._variable._compact()
+
+    async def more(self) -> Sequence[Piece]:
+        """The next pieces, waited for; none if the variable is final and that was all. Raises StartedOver."""
+        variable = self._variable
+        while True:
+            if variable.starts != self._starts:
+                raise StartedOver
+            if self._at < len(variable.pieces) or variable.state.final:
+                break
+            await variable.changed()
+        pieces = variable.pieces[self._at :]
+        self._at += len(pieces)
+        if pieces and self._shows:
+            variable.shown = True
+        return pieces

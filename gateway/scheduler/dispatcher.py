@@ -1,24 +1,28 @@
-"""One coroutine a call: fill what is known, wait for a variable, fill on, generate, publish, free."""
+"""One coroutine a call: fill, wait for a variable, fill on, generate, publish, free."""
 
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from gateway.engines.base import Delta, Engine, EngineContext, EngineFailure, EngineLost, Engines, Filled
-from gateway.graph.call import Call, CallState, Text, Usage
-from gateway.graph.errors import Failure, UnresolvedPath
-from gateway.graph.objectives import ancestors
-from gateway.graph.references import resolve
-from gateway.graph.variable import Variable, VariableState
+from gateway.engines.base import EngineContext, EngineFailure, EngineLost, Engines
+from gateway.graph.call import Call, CallState, Usage
+from gateway.graph.errors import Failure, GraphError
+from gateway.graph.objectives import ancestors, sources
+from gateway.graph.session import Addition, Session, prefix_hashes
+from gateway.graph.variable import StartedOver, Variable, VariableState
 from gateway.scheduler.placement import place
 from gateway.scheduler.rank import rank
+from gateway.scheduler.walk import CallFailed, Unsettled, Walk, derive
 
 log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
 """Engines that may die under a call before it fails."""
+_PREFIXES = 100_000
+"""Prompt beginnings whose engine is remembered."""
 
 
 class Overloaded(Exception):
@@ -43,6 +47,9 @@ class Scheduler:
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._contexts: dict[str, EngineContext] = {}
+        self._prefixes: OrderedDict[str, str] = OrderedDict()
+        """Engines by the hash of a prompt's beginning that they were given, the last ones last."""
+        self._owned: set[asyncio.Task[None]] = set()
         self._last_attempts = asyncio.Lock()
         self._stopping = False
         self._idle = asyncio.Event()
@@ -71,8 +78,34 @@ class Scheduler:
         """From here on `admit` refuses."""
         self._stopping = True
 
+    async def start(self, session: Session, addition: Addition, *, promised: bool = False) -> None:
+        """Starts what was added to a session. Returns when its values, and all of it if `promised`, are kept.
+
+        Raises GraphError if that cannot be: then none of it is done.
+        """
+        for call in addition.calls:
+            self.submit(call)
+        if not promised and not addition.values:
+            return
+        # begun is done: a client that leaves now must not leave half of it
+        task = asyncio.get_running_loop().create_task(self._settle(session, addition))
+        self._owned.add(task)
+        task.add_done_callback(self._owned.discard)
+        await asyncio.shield(task)
+
+    async def _settle(self, session: Session, addition: Addition) -> None:
+        try:
+            await session.log.flushed()
+        except GraphError as error:
+            failure = Failure(error.code, str(error))
+            session.settle(addition, failure)
+            for call in addition.calls:
+                self.cancel(call, failure)
+            raise
+        session.settle(addition)
+
     def submit(self, call: Call) -> None:
-        """Starts a call's coroutine; its results appear in its output variable."""
+        """Starts a call's coroutine; its results appear in the variables that it makes."""
         self._idle.clear()
         task = asyncio.get_running_loop().create_task(self._run(call), name=call.id)
         self._tasks[call.id] = task
@@ -82,6 +115,8 @@ class Scheduler:
         del self._tasks[call.id]
         if not call.state.final:  # its task was cancelled before it first ran
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
+        for source in sources(call):  # a call that failed may leave some that nobody else needs
+            self._release(source)
         self._observe(call)
         if not self._tasks:
             self._idle.set()
@@ -111,15 +146,17 @@ class Scheduler:
 
     def release(self, variable: Variable) -> None:
         """Cancels the variable's producer and its ancestors as far as nobody can read them any more."""
-        if variable.producer is None:
-            return
-        stack = [variable.producer]
+        if variable.producer is not None:
+            self._release(variable.producer)
+
+    def _release(self, call: Call) -> None:
+        stack = [call]
         while stack:
-            call = stack.pop()
-            if call.state.final or call.wanted:
+            at = stack.pop()
+            if at.state.final or at.wanted:
                 continue
-            self.cancel(call, Failure("cancelled", "nobody waits for this any more", call.id))
-            stack.extend(source.producer for source in call.inputs.values() if source.producer is not None)
+            self.cancel(at, Failure("cancelled", "nobody waits for this any more", at.id))
+            stack.extend(sources(at))
 
     def _rerank(self, call: Call) -> None:
         for at in ancestors(call):
@@ -133,7 +170,7 @@ class Scheduler:
 
     async def close(self) -> None:
         """Cancels what runs and waits until it has ended."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._owned]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -142,15 +179,29 @@ class Scheduler:
 
     async def _run(self, call: Call) -> None:
         try:
-            await self._attempts(call)
+            await (self._attempts(call) if call.spec.model else derive(call))
+            await self._publish(call)
+        except CallFailed as error:
+            self._end(call, CallState.FAILED, error.failure)
         except EngineFailure as error:
-            self._fail(call, Failure(error.code, str(error), call.id))
+            self._end(call, CallState.FAILED, Failure(error.code, str(error), call.id))
+        except GraphError as error:  # a value that could not be kept
+            self._end(call, CallState.FAILED, Failure(error.code, str(error), call.id))
         except asyncio.CancelledError:
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
             raise
         except Exception as error:
             log.exception("call %s failed for a reason of our own", call.id)
-            self._fail(call, Failure("internal_error", f"internal error: {error!r}", call.id))
+            self._end(call, CallState.FAILED, Failure("internal_error", f"internal error: {error!r}", call.id))
+
+    async def _publish(self, call: Call) -> None:
+        """Ends a call whose output is whole; its value is kept before anybody reads it as ready."""
+        if call.session.id:
+            for variable in call.makes:
+                if not variable.state.final:
+                    call.session.assigning(variable, variable.text)
+            await call.session.log.flushed()
+        self._end(call, CallState.DONE, None)
 
     async def _attempts(self, call: Call) -> None:
         """Runs the call, and again if its engine dies under it before anybody was shown a token.
@@ -158,95 +209,115 @@ class Scheduler:
         Perhaps it was the call that killed the engine. So its last attempt is made while no other such call runs:
         the one to blame then takes none of the others with it.
         """
-        for attempt in range(1, _ATTEMPTS + 1):
+        attempt, patient = 1, False
+        while True:
             try:
                 async with self._last_attempts if attempt == _ATTEMPTS else nullcontext():
-                    await self._attempt(call)
+                    await self._attempt(call, patient=patient)
                 return
             except EngineLost as error:
                 if attempt == _ATTEMPTS:
                     raise EngineLost(f"{error}; that was attempt {attempt} of {_ATTEMPTS}") from error
-                if not call.output.start_over():
+                if not _start_over(call):
                     raise
+                attempt += 1
                 log.warning("call %s lost its engine and is run again", call.id)
-                call.state, call.usage, call.finish_reason = CallState.WAITING, Usage(), None
+            except (StartedOver, Unsettled) as error:
+                if not _start_over(call):
+                    message = "a value that this call had read in part is made anew"
+                    raise CallFailed(Failure("engine_failed", message, call.id)) from error
+                patient = patient or isinstance(error, Unsettled)
 
-    async def _attempt(self, call: Call) -> None:
-        engine = place(call, await self._engines.serving(call.spec.model))
+    async def _attempt(self, call: Call, *, patient: bool) -> None:
+        if not call.waiting_on:
+            call.move(CallState.QUEUED)
+        engines = await self._engines.serving(call.spec.model)
+        hashes = prefix_hashes(call) if len(engines) > 1 else []
+        engine = place(call, engines, [self._prefixes.get(hash) for hash in hashes])
+        for hash in hashes:
+            self._prefixes[hash] = engine.name
+            self._prefixes.move_to_end(hash)
+        while len(self._prefixes) > _PREFIXES:
+            self._prefixes.popitem(last=False)
         call.engine = engine.name
         context = engine.open(call.scope, rank(call))
         self._contexts[call.id] = context
         try:
-            if await self._fill(call, engine, context):
-                await self._generate(call, context)
+            walk = Walk(call, engine, context, patient=patient)
+            leader = self._leader(call, await walk.prepare())
+            if leader is None:
+                await walk.generate()
         finally:
             self._contexts.pop(call.id, None)
             context.free()
+        if leader is not None:
+            await self._follow(call, leader)
 
-    async def _fill(self, call: Call, engine: Engine, context: EngineContext) -> bool:
-        """Fills segment by segment, waiting where a value is missing. False if one never comes."""
-        for segment in call.spec.segments:
-            if isinstance(segment, Text):
-                context.fill(segment.tokens)
-                continue
-            source = call.inputs[segment.reference.name]
-            await source.final()
-            if source.state is not VariableState.READY or source.value is None:
-                self._fail(call, _upstream(source))
-                return False
-            try:
-                text = resolve(source.value, segment.reference)
-            except UnresolvedPath as error:
-                self._fail(call, Failure(error.code, str(error), call.id))
-                return False
-            if text:
-                context.fill(await engine.encode(text))
-        return True
+    def _leader(self, call: Call, identity: bytes | None) -> Call | None:
+        """The call that does the same, if there is one; else this call leads those that come."""
+        if identity is None or not call.session.id:
+            return None
+        shared = call.session.shared
+        known = shared.get(identity)
+        if known is not None and known is not call and known.state not in (CallState.FAILED, CallState.CANCELLED):
+            return known if call.spec.share else None
+        shared[identity] = call
+        return None
 
-    async def _generate(self, call: Call, context: EngineContext) -> None:
+    async def _follow(self, call: Call, leader: Call) -> None:
+        """Takes over what the leader makes, as it makes it."""
+        call.leader = leader
+        leader.followers.append(call)
+        self._rerank(call)
+        call.engine = leader.engine
         call.times.queued = time.time()
-        call.state = CallState.PREFILL
-        async for event in context.generate(call.spec.sampling):
-            match event:
-                case Filled(tokens, cached):
-                    call.usage.prompt, call.usage.cached = tokens, cached
-                    call.times.started = time.time()
-                case Delta(piece, finish):
-                    if call.state is CallState.PREFILL:
-                        call.state = CallState.DECODE
-                        call.times.first_token = time.time()
-                    call.usage.completion += piece.tokens
-                    if finish is not None:
-                        call.finish_reason = finish
-                    call.output.append(piece)
-        self._end(call, CallState.DONE, None)
-
-    def _fail(self, call: Call, failure: Failure) -> None:
-        self._end(call, CallState.FAILED, failure)
+        try:
+            for own, source in zip(call.makes, leader.makes, strict=True):
+                with source.read(shows=False) as reader:
+                    while pieces := await reader.more():
+                        if call.state is not CallState.DECODE:
+                            call.times.started = call.times.first_token = time.time()
+                            call.move(CallState.DECODE)
+                        for piece in pieces:
+                            own.append(piece)
+                if source.state is not VariableState.READY:
+                    reason = source.failure or Failure("cancelled", "the call that served this one was cancelled")
+                    raise CallFailed(reason)
+                if own is not call.output:
+                    call.session.assigning(own, own.text)
+                    await call.session.log.flushed()
+                    own.complete()
+        except StartedOver:
+            leader.followers.remove(call)
+            call.leader = None
+            raise
+        usage = leader.usage
+        call.usage = Usage(usage.prompt, usage.prompt, usage.completion)
+        call.finish_reason = leader.finish_reason
 
     def _end(self, call: Call, state: CallState, failure: Failure | None) -> None:
-        """Moves a call to its final state, once, and its output with it."""
+        """Moves a call to its final state, once, and what it makes with it."""
         if call.state.final:
             return
-        call.state = state
         call.failure = failure
         call.times.finished = time.time()
-        if failure is None:
-            call.output.complete()
-        elif state is CallState.CANCELLED:
-            call.output.cancel(failure)
-        else:
-            call.output.fail(failure)
+        call.move(state)
+        for variable in call.makes:
+            if failure is None:
+                variable.complete()
+            elif state is CallState.CANCELLED:
+                variable.cancel(failure)
+            else:
+                variable.fail(failure)
 
 
-def _upstream(source: Variable) -> Failure:
-    """What a reader of a failed variable is told: the first call that failed, and why."""
-    root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
-    if root.code == "upstream_failed":
-        return root
-    by = f"call {root.call}, " if root.call else ""
-    return Failure(
-        "upstream_failed",
-        f"variable {source.name!r} {source.state}: {by}{root.code}: {root.message}",
-        root.call,
-    )
+def _start_over(call: Call) -> bool:
+    """Makes the call as if it had not begun, but for the slots that are done. False if it was shown to a client."""
+    unfinished = [variable for variable in call.makes if not variable.state.final]
+    if any(variable.shown for variable in unfinished):
+        return False
+    for variable in unfinished:
+        variable.start_over()
+    call.usage, call.finish_reason = Usage(), None
+    call.move(CallState.WAITING)
+    return True

@@ -180,7 +180,9 @@ async def test_names_are_assigned_once(api: Api) -> None:
         ("x", {"output": "not a name"}, "bad_reference", "semantic.output"),
         ("x", {"inputs": {"1st": "x"}}, "bad_reference", "semantic.inputs.1st"),
         ("<<me>>", {"output": "me"}, "cycle", "messages.0.content"),
-        ("x", {"slots": {}}, "unsupported_parameter", "semantic.slots"),
+        ("x", {"slots": {"a": {}}}, "slot_without_place", "semantic.slots.a"),
+        ("x", {"slots": {"a": {"color": 1}}}, "unsupported_parameter", "semantic.slots.a.color"),
+        ("x", {"transform": {"regex": "("}}, "invalid_value", "semantic.transform"),
         ("x", {"objective": "speed"}, "unsupported_value", "semantic.objective"),
     ],
 )
@@ -270,3 +272,61 @@ async def test_sessions_are_made_listed_and_counted(api: Api) -> None:
     await api.put("b", None)
     _, variables = await api.call("GET", f"/sessions/{api.session}/variables")
     assert {(v["name"], v["state"]) for v in variables["data"]} == {("a", "ready"), ("b", "declared")}
+
+
+@pytest.mark.usefixtures("batch_invariant")
+async def test_slots_are_generated_in_place(api: Api) -> None:
+    messages: Any = [
+        {"role": "user", "content": "Name an animal and its colour."},
+        {"role": "assistant", "content": "Animal: <<animal>>. Its colour: <<colour>>!"},
+    ]
+    slots = {"animal": {"max_tokens": 3}, "colour": {"max_tokens": 2, "transform": {"strip": True}}}
+    answer = await api.openai.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, extra_body={"semantic": {"slots": slots, "output": "both"}}
+    )
+    variables = answer.semantic["variables"]  # type: ignore[attr-defined]
+    text = content(answer)
+    assert text.startswith(f"Animal: {variables['animal']}. Its colour: ")
+    assert text.endswith("!")
+    assert variables["colour"] in text
+    assert variables["colour"] == variables["colour"].strip()
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 5
+    assert (await api.variable("both"))["value"] == text
+    # the same prompt, its first slot written out, goes on with the same second one
+    by_hand = [messages[0], {"role": "assistant", "content": f"Animal: {variables['animal']}. Its colour: <<again>>"}]
+    second = await api.openai.chat.completions.create(
+        model=MODEL,
+        messages=by_hand,  # type: ignore[arg-type]
+        temperature=0,
+        extra_body={"semantic": {"slots": {"again": slots["colour"]}}},
+    )
+    assert second.semantic["variables"]["again"] == variables["colour"]  # type: ignore[attr-defined]
+
+
+async def test_transforms_templates_and_deletion(api: Api) -> None:
+    answer = await api.ask("Say something.", {"output": "word", "transform": {"regex": r"\w+"}})
+    assert content(answer) == (await api.variable("word"))["value"]
+    assert content(answer).isalnum()
+    with pytest.raises(openai.UnprocessableEntityError) as refusal:
+        await api.ask("Say something.", {"output": "none", "transform": {"regex": "\u2603"}})
+    assert refusal.value.code == "transform_failed"
+    path = f"/sessions/{api.session}/variables"
+    assert (await api.call("PUT", f"{path}/said", {"template": "It said <<word>>."}))[0] == 200
+    assert (await api.variable("said"))["value"] == f"It said {content(answer)}."
+    assert (await api.call("PUT", f"{path}/x", {"template": "<<wird>>"}))[1]["error"]["code"] == "unknown_variable"
+    assert (await api.call("PUT", f"{path}/x", {"template": "a", "value": 1}))[0] == 400
+    assert (await api.call("DELETE", f"{path}/none"))[0] == 200, "a failed name is free again"
+    assert (await api.ask("Hi", {"output": "none"})).semantic["output"] == "none"
+    assert (await api.call("DELETE", f"{path}/word"))[0] == 200
+    assert (await api.call("GET", f"{path}/word"))[0] == 404
+    assert (await api.put("word", "other"))[0] == 409, "a value that was read stays the only one of its name"
+
+
+async def test_identical_calls_run_once(api: Api) -> None:
+    answers = await asyncio.gather(*(api.ask("Count to ten.", max_tokens=20) for _ in range(4)))
+    apart = await api.ask("Count to ten.", {"share": False}, max_tokens=20)
+    assert {content(answer) for answer in (*answers, apart)} == {content(apart)}
+    _, session = await api.call("GET", f"/sessions/{api.session}")
+    assert (session["usage"]["calls_run"], session["usage"]["calls_shared"]) == (2, 3)
+    assert session["usage"]["completion_tokens"] == 40

@@ -91,3 +91,24 @@ def test_detokenised_pieces_join_to_the_whole(tokenizer: Tokenizer, tokens: list
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         Tokenizer(tmp_path)
+
+
+@given(text=st.text(st.sampled_from("ab É\n\t'sx1 2.,<|>\u0301漢🙂 "), max_size=80), cuts=st.lists(st.integers(1, 12)))
+def test_settled_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer, text: str, cuts: list[int]) -> None:
+    tokens: list[int] = []
+    rest, at = "", 0
+    for size in [*cuts, len(text)]:
+        rest += text[at : at + size]
+        at += size
+        settled, length = tokenizer.encode_settled(rest)
+        tokens += settled
+        rest = rest[length:]
+    tokens += tokenizer.encode(rest + text[at:]) if rest + text[at:] else []
+    assert tokens == tokenizer.encode(text)
+
+
+def test_most_of_a_growing_text_is_settled(tokenizer: Tokenizer) -> None:
+    text = "The quick brown fox jumps over the lazy dog, and then it's gone. "
+    settled, length = tokenizer.encode_settled(text * 3)
+    assert length > 2.8 * len(text)
+    assert tokenizer.decode(settled) == (text * 3)[:length]

@@ -11,9 +11,9 @@ from compat.openai.requests import MAX_STOPS
 GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
-def test_content_parts_become_one_text() -> None:
+def test_content_parts_are_texts() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert Message.model_validate({"role": "user", "content": parts}).text == "one\ntwo"
+    assert Message.model_validate({"role": "user", "content": parts}).texts == ["one", "two"]
 
 
 @pytest.mark.parametrize("stops", [1, MAX_STOPS, MAX_STOPS + 1])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.graph.call import CallSpec, CallState, Input, Sampling, Segment, Text
+from gateway.graph.call import CallSpec, CallState, Input, Sampling, Segment, Slot, Text
 from gateway.graph.errors import BadReference, Cycle, GraphError, TooLarge, UnknownVariable, VariableAlreadySet
 from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Session
@@ -20,13 +20,18 @@ def session(**bounds: Any) -> Session:
 def spec(*reads: str, output: str | None = None, **more: Any) -> CallSpec:
     segments: list[Segment] = [Text([1, 2])]
     segments += [Input(Reference(name), f"messages.{index}.content") for index, name in enumerate(reads)]
-    return CallSpec(model="m", segments=segments, sampling=Sampling(), output=output, **more)
+    segments.append(Slot(None, Sampling()))
+    return CallSpec(model="m", segments=segments, output=output, **more)
+
+
+def put(graph: Session, name: str, value: str) -> None:
+    graph.settle(graph.put(name, value))
 
 
 def test_calls_and_variables_are_joined() -> None:
     graph = session()
     first = graph.add(spec(output="a"))
-    second = graph.add(spec("a", "topic"), {"topic": "cats"})
+    second = graph.add(spec("a", "topic", inputs={"topic": "cats"}))
     assert graph.producer("a") is first
     assert graph.consumers("a") == [second]
     assert graph.producer("topic") is None
@@ -38,7 +43,7 @@ def test_calls_and_variables_are_joined() -> None:
 
 def test_an_unknown_name_is_refused_with_the_place_and_the_nearest() -> None:
     graph = session()
-    graph.set("summary_1", "x")
+    put(graph, "summary_1", "x")
     with pytest.raises(UnknownVariable, match="did you mean <<summary_1>>") as refusal:
         graph.add(spec("sumary_1", output="out"))
     assert refusal.value.where == "messages.0.content"
@@ -51,36 +56,36 @@ def test_a_refused_call_changes_nothing(kind: type[GraphError]) -> None:
     graph.add(spec(output="taken"))
     before = (set(graph.variables), set(graph.calls))
     wrong = {
-        VariableAlreadySet: (spec(output="taken"), {"fresh": "x"}),
-        BadReference: (spec(output="1st"), {"fresh": "x"}),
-        UnknownVariable: (spec("nobody", output="b"), {"fresh": "x"}),
-        TooLarge: (spec(output="b"), {"fresh": "x" * 11}),
+        VariableAlreadySet: spec(output="taken", inputs={"fresh": "x"}),
+        BadReference: spec(output="1st", inputs={"fresh": "x"}),
+        UnknownVariable: spec("nobody", output="b", inputs={"fresh": "x"}),
+        TooLarge: spec(output="b", inputs={"fresh": "x" * 11}),
     }[kind]
     with pytest.raises(kind):
-        graph.add(*wrong)
+        graph.add(wrong)
     assert (set(graph.variables), set(graph.calls)) == before
 
 
 def test_inputs_and_output_must_differ() -> None:
     with pytest.raises(VariableAlreadySet, match="named as output"):
-        session().add(spec(output="a"), {"a": "x"})
+        session().add(spec(output="a", inputs={"a": "x"}))
 
 
 def test_a_declared_name_can_be_read_before_it_is_made() -> None:
     graph = session()
-    graph.declare("later")
+    graph.put("later")
     reader = graph.add(spec("later"))
     assert reader.waiting_on == ["later"]
     maker = graph.add(spec(output="later"))
     assert graph.producer("later") is maker
     assert graph.consumers("later") == [reader]
     with pytest.raises(VariableAlreadySet):
-        graph.declare("later")
+        graph.put("later")
 
 
 def test_a_cycle_is_refused_and_named() -> None:
     graph = session()
-    graph.declare("a")
+    graph.put("a")
     graph.add(spec("a", output="b"))
     graph.add(spec("b", output="c"))
     with pytest.raises(Cycle, match="a <- c <- b <- a"):
@@ -94,7 +99,7 @@ def test_a_cycle_is_refused_and_named() -> None:
 def test_the_graph_never_has_a_cycle(edges: list[tuple[int, int]]) -> None:
     graph = session()
     for name in range(7):
-        graph.declare(f"v{name}")
+        graph.put(f"v{name}")
     accepted: dict[int, int] = {}
     for reads, makes in edges:
         at: int | None = reads
@@ -118,29 +123,29 @@ def test_the_graph_never_has_a_cycle(edges: list[tuple[int, int]]) -> None:
     ("bounds", "make"),
     [
         ({"calls": 2}, lambda graph: graph.add(spec())),
-        ({"variables": 2}, lambda graph: graph.set(f"v{len(graph.variables)}", "x")),
+        ({"variables": 2}, lambda graph: put(graph, f"v{len(graph.variables)}", "x")),
     ],
 )
 def test_bounds_hold_at_the_border_and_one_past_it(bounds: dict[str, int], make: Any) -> None:
     graph = session(**bounds)
     make(graph)
     make(graph)
-    with pytest.raises(TooLarge, match="as many as it may"):
+    with pytest.raises(TooLarge, match="may be in one"):
         make(graph)
 
 
 def test_values_are_counted_in_bytes() -> None:
     graph = session(value_bytes=4)
-    graph.set("a", "éé")
+    put(graph, "a", "éé")
     with pytest.raises(TooLarge, match="5 bytes"):
-        graph.set("b", "ééx")
+        put(graph, "b", "ééx")
 
 
 def test_prefix_hashes_are_equal_as_far_as_prompts_are() -> None:
     graph = session()
-    graph.set("a", "x")
+    put(graph, "a", "x")
     one, two = graph.add(spec("a")), graph.add(spec("a"))
-    other = graph.add(CallSpec(model="m", segments=[Text([1, 2]), Text([3])], sampling=Sampling()))
+    other = graph.add(CallSpec(model="m", segments=[Text([1, 2]), Text([3])]))
     assert [graph.prefix_hash(one, n) for n in (1, 2)] == [graph.prefix_hash(two, n) for n in (1, 2)]
     assert graph.prefix_hash(one, 1) == graph.prefix_hash(other, 1)
     assert graph.prefix_hash(one, 2) != graph.prefix_hash(other, 2)
@@ -149,8 +154,8 @@ def test_prefix_hashes_are_equal_as_far_as_prompts_are() -> None:
 def test_closing_cancels_what_is_unfinished() -> None:
     graph = session()
     done, running = graph.add(spec()), graph.add(spec())
-    done.state = CallState.DONE
-    graph.declare("never")
+    done.move(CallState.DONE)
+    graph.put("never")
     cancelled = []
     graph.close(lambda call, failure: cancelled.append((call, failure.code)))
     assert cancelled == [(running, "cancelled")]

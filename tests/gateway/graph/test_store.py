@@ -11,10 +11,11 @@ from tests.gateway.graph.test_session import spec
 
 def store(**options: float) -> SessionStore:
     return SessionStore(
-        cancel=lambda call, failure: setattr(call, "state", CallState.CANCELLED),
+        cancel=lambda call, failure: call.move(CallState.CANCELLED),
         bounds=Bounds(),
         ttl=options.get("ttl", 60.0),
         max_sessions=int(options.get("max_sessions", 3)),
+        max_sessions_per_tenant=int(options.get("per_tenant", 100)),
     )
 
 
@@ -53,17 +54,16 @@ def test_idle_sessions_expire_and_busy_ones_do_not() -> None:
         sessions.get("me", "idle")
     assert sessions.get("me", "busy") is busy
     assert sessions.create("me", "idle") is not idle, "the name is free again"
-    call.state = CallState.DONE
+    call.move(CallState.DONE)
     assert sessions.expire(busy.touched + 11.0) == 2
 
 
 def test_a_session_that_somebody_waits_in_does_not_expire() -> None:
     sessions = store(ttl=10.0)
     session = sessions.create("me", "run")
-    variable = session.declare("later")
-    variable.readers += 1
+    session.enter()
     assert sessions.expire(session.touched + 11.0) == 0
-    variable.readers -= 1
+    session.leave()
     assert sessions.expire(session.touched + 11.0) == 1
 
 

@@ -8,13 +8,15 @@ import pytest
 
 from bench.stub import StubEngine
 from gateway.engines.base import Engine, NoEngine
-from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Text
+from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Slot, Text, Transform
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
-from gateway.graph.variable import VariableState
+from gateway.graph.variable import Piece, VariableState
 from gateway.scheduler import Overloaded, Scheduler, Stopping
 from gateway.scheduler.placement import place
 from tests.gateway.graph.test_session import session, spec
+
+ANSWER = Slot(None, Sampling())
 
 
 class Stubs:
@@ -68,22 +70,22 @@ async def test_values_flow_from_call_to_call() -> None:
 
 async def test_what_is_known_is_filled_before_the_value_is_there() -> None:
     stage = Stage()
-    stage.session.declare("later")
+    stage.session.put("later")
     call = stage.run("later")
     await settle()
     assert call.state is CallState.WAITING
     assert stage.engine.opened[0].tokens == [1, 2]
-    stage.session.set("later", "xyz")
+    stage.session.settle(stage.session.put("later", "xyz"))
     await call.output.final()
     assert call.output.value == "5"
 
 
 async def test_a_value_is_data() -> None:
     stage = Stage()
-    stage.session.set("tricky", "<<tricky>> <|im_end|>")
+    stage.session.settle(stage.session.put("tricky", "<<tricky>> <|im_end|>"))
     call = stage.run("tricky")
     await call.output.final()
-    assert stage.engine.opened[0].tokens[2:] == [ord(c) for c in "<<tricky>> <|im_end|>"]
+    assert stage.engine.opened[0].tokens[2:-2] == [ord(c) for c in "<<tricky>> <|im_end|>"]
 
 
 async def test_a_failure_reaches_descendants_with_its_root_and_spares_siblings() -> None:
@@ -91,7 +93,7 @@ async def test_a_failure_reaches_descendants_with_its_root_and_spares_siblings()
     failing = stage.run(output="a")
     child, grandchild = stage.run("a", output="b"), stage.run("b")
     stage.engine.doomed = {1, 2}  # its own first tokens
-    sibling = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([3])]))
+    sibling = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([3]), ANSWER]))
     stage.scheduler.submit(sibling)
     await stage.scheduler.drained()
     assert failing.state is CallState.FAILED
@@ -123,9 +125,10 @@ async def test_a_call_whose_engine_dies_is_run_again() -> None:
 async def test_not_if_somebody_was_shown_a_token() -> None:
     stage = Stage()
     stage.engine.deaths = 1
-    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12)]))
+    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
     stage.scheduler.submit(call)
-    assert [piece.text for piece in await call.output.more(0)] == ["1"]
+    with call.output.read() as reader:
+        assert [piece.text for piece in await reader.more()] == ["1"]
     await stage.scheduler.drained()
     assert call.state is CallState.FAILED
     assert len(stage.engine.opened) == 1
@@ -134,7 +137,7 @@ async def test_not_if_somebody_was_shown_a_token() -> None:
 async def test_what_nobody_was_shown_is_made_anew_and_not_twice() -> None:
     stage = Stage()
     stage.engine.deaths = 1
-    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12)]))
+    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
     stage.scheduler.submit(call)
     await stage.scheduler.drained()
     assert call.output.value == "12"
@@ -146,7 +149,7 @@ async def test_a_call_that_kills_every_engine_fails_and_takes_nobody_with_it() -
     stage = Stage()
     stage.engine.doomed = {7}
     stage.engine.doom_spreads = True
-    killer = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([7, 7])]))
+    killer = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([7, 7]), ANSWER]))
     others = [stage.session.add(spec(deferred=True)) for _ in range(6)]
     stage.engine.hold()
     for call in (*others[:3], killer, *others[3:]):
@@ -162,11 +165,10 @@ async def test_a_call_that_kills_every_engine_fails_and_takes_nobody_with_it() -
 
 async def test_a_path_into_a_value_that_lacks_it_fails_the_call() -> None:
     stage = Stage()
-    stage.session.set("plan", '{"a": 1}')
+    stage.session.settle(stage.session.put("plan", '{"a": 1}'))
     reads = CallSpec(
         model="m",
-        segments=[Text([1]), Input(Reference("plan", ("b",)), "messages.0.content")],
-        sampling=Sampling(),
+        segments=[Text([1]), Input(Reference("plan", ("b",)), "messages.0.content"), ANSWER],
         deferred=True,
     )
     call = stage.session.add(reads)
@@ -266,3 +268,150 @@ async def test_the_idlest_engine_is_chosen_and_at_a_tie_the_one_that_holds_the_i
     assert place(call, [one, two]) is two
     two.open("", 0.0)
     assert place(call, [one, two]) is one
+
+
+def slot(name: str, **transform: object) -> Slot:
+    return Slot(name, Sampling(), Transform(**transform) if transform else None)  # type: ignore[arg-type]
+
+
+def submit(stage: Stage, one: CallSpec) -> Call:
+    addition = stage.session.add_all([one])
+    for call in addition.calls:
+        stage.scheduler.submit(call)
+    stage.session.settle(addition)
+    return addition.calls[0]
+
+
+async def test_slots_are_generated_in_place_on_one_context() -> None:
+    stage = Stage()
+    name = Input(Reference("name"), "m")
+    segments = [Text([1, 2]), slot("name"), Text([3]), name, ANSWER]
+    call = submit(stage, CallSpec(model="m", segments=segments, output="out", deferred=True))
+    await stage.scheduler.drained()
+    assert call.state is CallState.DONE
+    assert stage.session.variable("name").value == "2"
+    assert call.output.value == "5", "two tokens, one generated, one between, one of the value"
+    assert stage.engine.opened[0].tokens == [1, 2, ord("2"), 3, ord("2"), ord("5")]
+    assert len(stage.engine.opened) == 1
+    assert (call.usage.prompt, call.usage.completion) == (4, 2)
+
+
+async def test_an_assistant_message_with_slots_is_the_answer_once_they_are_there() -> None:
+    stage = Stage()
+    a, b = Input(Reference("a"), "m"), Input(Reference("b"), "m")
+    spec = CallSpec(
+        model="m", segments=[Text([1] * 12), slot("a"), Text([2]), slot("b")], parts=["A ", a, ", B ", b, "; ", a]
+    )
+    call = submit(stage, dataclasses.replace(spec, output="all", deferred=True))
+    await stage.scheduler.drained()
+    assert call.output.value == "A 12, B 15; 12"
+    assert stage.session.variable("b").value == "15"
+
+
+async def test_a_slot_that_is_done_is_not_generated_again_after_a_death() -> None:
+    stage = Stage()
+    segments = [Text([1, 2]), slot("a"), Text([9] * 20), ANSWER]
+    stage.engine.deaths = 1
+    call = submit(stage, CallSpec(model="m", segments=segments, output="out", deferred=True))
+    await stage.scheduler.drained()
+    assert (stage.session.variable("a").value, call.output.value) == ("2", "23")
+    assert [context.generates for context in stage.engine.opened] == [2, 1]
+
+
+async def test_transforms_make_the_value() -> None:
+    stage = Stage()
+    segments = [Text([1] * 123), Slot(None, Sampling(), Transform(regex="1(.)", group=1))]
+    call = submit(stage, CallSpec(model="m", segments=segments, output="a", deferred=True))
+    nothing = [Text([1] * 45), Slot(None, Sampling(), Transform(regex="x"))]
+    failing = submit(stage, CallSpec(model="m", segments=nothing, output="b", deferred=True))
+    await stage.scheduler.drained()
+    assert call.output.value == "2"
+    assert failing.failure is not None
+    assert (failing.state, failing.failure.code) == (CallState.FAILED, "transform_failed")
+
+
+async def test_templates_are_put_together_when_all_is_there() -> None:
+    stage = Stage()
+    stage.session.put("joke")
+    parts = ["Joke:\n", Input(Reference("joke"), "template"), "!"]
+    addition = stage.session.put("shown", template=parts)
+    await stage.scheduler.start(stage.session, addition)
+    reader = stage.run("shown")
+    await settle()
+    assert stage.session.variable("shown").state is VariableState.PENDING
+    maker = stage.run(output="joke")
+    await stage.scheduler.drained()
+    assert maker.output.value == "2"
+    assert stage.session.variable("shown").value == "Joke:\n2!"
+    assert reader.output.value == "10"
+
+
+GREEDY = Slot(None, Sampling(temperature=0.0))
+
+
+async def test_identical_calls_run_once_and_live_while_one_is_read() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    greedy = CallSpec(model="m", segments=[Text([1] * 33), GREEDY])
+    first, second = submit(stage, greedy), submit(stage, greedy)
+    alone = submit(stage, dataclasses.replace(greedy, share=False, deferred=True))
+    other = submit(stage, dataclasses.replace(greedy, segments=[Text([2] * 33), GREEDY], deferred=True))
+    for call in (first, second):
+        stage.scheduler.reader_came(call.output)
+    await settle()
+    assert second.leader is first
+    stage.scheduler.reader_left(first.output)
+    assert not first.state.final, "the second is served by it"
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    late = submit(stage, dataclasses.replace(greedy, deferred=True))
+    await stage.scheduler.drained()
+    assert [call.output.value for call in (first, second, alone, other, late)] == ["33"] * 5
+    assert sum(context.generates for context in stage.engine.opened) == 3
+    assert stage.session.usage()["calls_shared"] == 2
+    assert stage.session.usage()["calls_run"] == 3
+
+
+async def test_a_shared_call_ends_when_its_last_reader_leaves() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    greedy = CallSpec(model="m", segments=[Text([1] * 33), GREEDY])
+    first, second = submit(stage, greedy), submit(stage, greedy)
+    for call in (first, second):
+        stage.scheduler.reader_came(call.output)
+    await settle()
+    stage.scheduler.reader_left(first.output)
+    stage.scheduler.reader_left(second.output)
+    await stage.scheduler.drained()
+    assert first.state is second.state is CallState.CANCELLED
+    assert stage.engine.load == 0
+
+
+async def test_a_value_is_filled_while_it_is_made() -> None:
+    stage = Stage()
+    source = stage.run(output="grows")
+    reader = stage.run("grows")
+    stage.engine.hold()
+    await settle()
+    source.output.append(Piece("x" * 100))
+    await settle()
+    assert stage.engine.opened[1].tokens == [1, 2, *[ord("x")] * 100]
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    assert reader.output.value == "103"
+
+
+async def test_a_deleted_variable_ends_who_waits_for_it_and_work_that_only_it_needed() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    stage.session.put("never")
+    waiting = stage.run("never")
+    running = stage.run(output="a")
+    await settle()
+    for name in ("never", "a"):
+        stage.scheduler.release(stage.session.delete(name))
+    await settle()
+    assert running.state is CallState.CANCELLED
+    assert waiting.failure is not None
+    assert waiting.failure.code == "upstream_failed"
+    stage.session.put("a")

@@ -1,0 +1,255 @@
+"""One attempt at a call: its prompt walked from segment to segment, on one context."""
+
+import hashlib
+import time
+from array import array
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from gateway.engines.base import Delta, Engine, EngineContext, Filled
+from gateway.graph.call import Call, CallState, Input, Slot, Text
+from gateway.graph.errors import Failure, UnresolvedPath
+from gateway.graph.references import resolve
+from gateway.graph.variable import Piece, Variable, VariableState
+from gateway.scheduler.transform import TransformFailed, apply
+
+_STREAM_CHARACTERS = 96
+"""Of a value that is being made, looked at together for tokens that are settled."""
+
+
+class CallFailed(Exception):
+    """The call cannot go on."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Unsettled(Exception):
+    """Tokens that were filled of a value in the making are not those of the whole value."""
+
+
+class Walk:
+    """Owner of what one attempt has filled so far.
+
+    Nothing that goes wrong here is final: `StartedOver`, `Unsettled` and `EngineLost` mean that the walk may be
+    begun again, `CallFailed` and other failures of the engine that the call cannot be done.
+    """
+
+    def __init__(self, call: Call, engine: Engine, context: EngineContext, *, patient: bool) -> None:
+        """`patient`: waits for values to be whole, and takes nothing of them before."""
+        self._call = call
+        self._engine = engine
+        self._context = context
+        self._patient = patient
+        self._filled = array("i")
+        self._parts = iter(call.spec.parts or ())
+
+    async def prepare(self) -> bytes | None:
+        """Fills all that stands before the first slot, as its values come.
+
+        Returns what the rest of the call does, as a digest: calls with the same one do the same. None if that is not
+        settled by what is filled.
+        """
+        for segment in self._before_slots():
+            await self._take(segment)
+        return self._identity()
+
+    def _before_slots(self) -> Iterator[Text | Input]:
+        for segment in self._call.spec.segments:
+            if isinstance(segment, Slot):
+                return
+            yield segment
+
+    def _identity(self) -> bytes | None:
+        spec = self._call.spec
+        if not spec.deterministic:
+            return None
+        digest = hashlib.blake2b(self._filled.tobytes(), digest_size=20)
+        begun = False
+        for segment in spec.segments:
+            match segment:
+                case Slot():
+                    begun = True
+                    digest.update(f"\0{segment.sampling!r}\0{segment.transform!r}".encode())
+                case Text(tokens) if begun:
+                    digest.update(b"\0t" + array("i", tokens).tobytes())
+                case Input(reference) if begun:
+                    digest.update(f"\0{self._origin(reference.name)}{reference.path!r}".encode())
+        for part in spec.parts or ():
+            text = part if isinstance(part, str) else f"{self._origin(part.reference.name)}{part.reference.path!r}"
+            digest.update(f"\0p{text}".encode())
+        digest.update(spec.model.encode())
+        return digest.digest()
+
+    def _origin(self, name: str) -> str:
+        """A variable by what it is: a value, the n-th of the call's own slots, or what another call will make."""
+        call = self._call
+        if name in call.slots:
+            return f"s{list(call.slots).index(name)}"
+        source = call.inputs[name]
+        return f"v{source.value}" if source.state is VariableState.READY else f"n{name}"
+
+    async def generate(self) -> None:
+        """Generates slot after slot, and fills what stands between them. The output is there then, but not final."""
+        segments = self._call.spec.segments
+        first = next(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
+        for segment in segments[first:]:
+            if isinstance(segment, Slot):
+                await self._generate(segment)
+            else:
+                await self._take(segment)
+        await self._put_together(None)
+
+    # prompt
+
+    def _fill(self, tokens: Sequence[int]) -> None:
+        if tokens:
+            self._context.fill(tokens)
+            self._filled.extend(tokens)
+            self._call.usage.prompt += len(tokens)
+
+    async def _take(self, segment: Text | Input) -> None:
+        if isinstance(segment, Text):
+            self._fill(segment.tokens)
+            return
+        source = self._source(segment)
+        if source.state.final or segment.reference.path or self._patient:
+            self._fill(await self._engine.encode(await self._value(segment)))
+        else:
+            await self._take_growing(segment, source)
+
+    def _source(self, segment: Input) -> Variable:
+        name = segment.reference.name
+        return self._call.slots[name] if name in self._call.slots else self._call.inputs[name]
+
+    async def _value(self, segment: Input) -> str:
+        """What the reference stands for, waited for. Raises CallFailed."""
+        source = self._source(segment)
+        await self._final(source)
+        try:
+            return resolve(source.value or "", segment.reference)
+        except UnresolvedPath as error:
+            raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
+
+    async def _final(self, source: Variable) -> None:
+        if not source.state.final:
+            self._waits()
+            await source.final()
+        if source.state is not VariableState.READY:
+            raise CallFailed(_upstream(source))
+
+    def _waits(self) -> None:
+        if self._call.state is not CallState.WAITING:
+            self._call.move(CallState.WAITING)
+
+    async def _take_growing(self, segment: Input, source: Variable) -> None:
+        """Fills a value while it is being made, as far as its tokens are settled."""
+        self._waits()
+        rest = ""
+        filled: list[int] = []
+        with source.read(shows=False) as reader:
+            while pieces := await reader.more():
+                rest += "".join([piece.text for piece in pieces])
+                if len(rest) < _STREAM_CHARACTERS:
+                    continue
+                tokens, length = self._engine.encode_settled(rest)
+                self._fill(tokens)
+                filled += tokens
+                rest = rest[length:]
+        whole = await self._engine.encode(await self._value(segment))
+        if list(whole[: len(filled)]) != filled:
+            raise Unsettled
+        self._fill(whole[len(filled) :])
+
+    # slots
+
+    async def _generate(self, slot: Slot) -> None:
+        call = self._call
+        composed = call.spec.parts is not None
+        if composed:
+            await self._put_together(slot)
+        if slot.name is not None and slot.name in call.made:  # by an attempt before this one
+            text = call.made[slot.name]
+            self._fill(await self._engine.encode(text))
+            if composed:
+                call.output.append(Piece(text))
+            return
+        variable = call.output if slot.name is None else call.slots[slot.name]
+        targets = [] if slot.transform is not None else [variable]
+        if composed:
+            targets.append(call.output)
+        pieces = [piece async for piece in self._pieces(slot, targets)]
+        text = "".join([piece.text for piece in pieces])
+        if slot.transform is not None:
+            try:
+                value = await apply(slot.transform, text)
+            except TransformFailed as error:
+                raise CallFailed(Failure("transform_failed", str(error), call.id)) from error
+            logprobs = tuple(entry for piece in pieces for entry in piece.logprobs)
+            variable.append(Piece(value, sum(piece.tokens for piece in pieces), logprobs))
+        if slot.name is not None:
+            call.session.making(call, slot.name, text)
+            call.session.assigning(variable, variable.text)
+            await call.session.log.flushed()
+            variable.complete()
+
+    async def _pieces(self, slot: Slot, targets: Sequence[Variable]) -> AsyncIterator[Piece]:
+        """The slot's pieces as they come; they are also appended to the targets."""
+        call, times = self._call, self._call.times
+        times.queued = times.queued or time.time()
+        call.move(CallState.PREFILL)
+        async for event in self._context.generate(slot.sampling):
+            match event:
+                case Filled(_, cached):
+                    call.usage.cached = cached
+                    times.started = times.started or time.time()
+                case Delta(piece, finish):
+                    if call.state is CallState.PREFILL:
+                        times.first_token = times.first_token or time.time()
+                        call.move(CallState.DECODE)
+                    call.usage.completion += piece.tokens
+                    call.finish_reason = finish or call.finish_reason
+                    for target in targets:
+                        target.append(piece)
+                    yield piece
+
+    async def _put_together(self, slot: Slot | None) -> None:
+        """Appends to the output what stands before the slot's place, or all that is left."""
+        for part in self._parts:
+            if isinstance(part, str):
+                self._call.output.append(Piece(part))
+            elif slot is not None and part.reference.name == slot.name:
+                return
+            else:
+                self._call.output.append(Piece(await self._value(part)))
+
+
+async def derive(call: Call) -> None:
+    """Makes the output of a template, once all it refers to is there. Raises CallFailed."""
+    text = ""
+    for part in call.spec.parts or ():
+        if isinstance(part, str):
+            text += part
+            continue
+        source = call.inputs[part.reference.name]
+        await source.final()
+        if source.state is not VariableState.READY:
+            raise CallFailed(_upstream(source))
+        try:
+            text += resolve(source.value or "", part.reference)
+        except UnresolvedPath as error:
+            raise CallFailed(Failure(error.code, str(error), call.id)) from error
+    call.output.append(Piece(text))
+
+
+def _upstream(source: Variable) -> Failure:
+    """What a reader of a failed variable is told: the first call that failed, and why."""
+    root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
+    if root.code == "upstream_failed":
+        return root
+    by = f"call {root.call}, " if root.call else ""
+    return Failure(
+        "upstream_failed",
+        f"variable {source.name!r} {source.state}: {by}{root.code}: {root.message}",
+        root.call,
+    )
