@@ -4,7 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.api.semantic import describe_variable
+from gateway.api.semantic import describe_failure, describe_variable
 from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
 from gateway.graph.call import Call
@@ -30,11 +30,6 @@ async def graph(request: web.Request) -> web.Response:
 
 
 def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
-    error = call.failure and {
-        "code": call.failure.code,
-        "message": call.failure.message,
-        "call": call.failure.call,
-    }
     return {
         "id": call.id,
         "model": call.spec.model,
@@ -51,7 +46,7 @@ def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
         "cached_tokens": call.usage.cached,
         "completion_tokens": call.usage.completion,
         "finish_reason": call.finish_reason,
-        "error": error,
+        "error": describe_failure(call.failure),
         "prefix_hashes": session.prefix_hashes(call),
         "created": call.times.created,
         "queued": call.times.queued,

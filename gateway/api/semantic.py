@@ -12,6 +12,7 @@ from compat.openai import Transform as WireTransform
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.graph.call import Call, Sampling, Slot, Transform
+from gateway.graph.errors import Failure
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.auth import TENANT
@@ -142,17 +143,18 @@ def describe_call(session: Session, call: Call) -> dict[str, Any]:
     }
 
 
+def describe_failure(failure: Failure | None) -> dict[str, Any] | None:
+    """Why there is no value, if there is none."""
+    return None if failure is None else {"code": failure.code, "message": failure.message, "call": failure.call}
+
+
 def describe_variable(variable: Variable) -> dict[str, Any]:
     """A variable as API.md has it."""
-    error = None
-    if variable.failure is not None:
-        failure = variable.failure
-        error = {"code": failure.code, "message": failure.message, "call": failure.call}
     return {
         "name": variable.name,
         "state": variable.state,
         "value": variable.value if variable.state is VariableState.READY else None,
-        "error": error,
+        "error": describe_failure(variable.failure),
         "producer": variable.producer.id if variable.producer else None,
         "consumers": [call.id for call in variable.consumers],
     }

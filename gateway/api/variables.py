@@ -11,8 +11,10 @@ from gateway.api.sessions import session_of
 from gateway.errors import RequestError
 from gateway.graph.call import Input
 from gateway.graph.references import Reference, parse
+from gateway.graph.session import Session
 from gateway.graph.variable import Variable
 from gateway.http.bodies import json_response, read_json
+from gateway.http.sse import HEARTBEAT_SECONDS, EventStream
 
 routes = web.RouteTableDef()
 
@@ -49,10 +51,12 @@ async def list_variables(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/sessions/{id}/variables/{name}")
-async def get(request: web.Request) -> web.Response:
-    """One, as it is now or, with `wait=true`, once it is ready, failed or cancelled."""
+async def get(request: web.Request) -> web.StreamResponse:
+    """One, as it is now or, with `wait=true`, once it is ready, failed or cancelled; or streamed as it is made."""
     session = session_of(request)
     variable = variable_of(session, request.match_info["name"])
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        return await _stream(request, session, variable)
     if _flag(request, "wait") and not variable.state.final:
         seconds = _timeout(request)
         session.enter()
@@ -61,6 +65,30 @@ async def get(request: web.Request) -> web.Response:
         finally:
             session.leave()
     return json_response(describe_variable(variable))
+
+
+async def _stream(request: web.Request, session: Session, variable: Variable) -> web.StreamResponse:
+    """The value from its beginning, piece by piece, then the variable as it ended."""
+    stream, scheduler = EventStream(request), request.app[SERVICES].scheduler
+    session.enter()
+    scheduler.reader_came(variable)
+    try:
+        with variable.read() as reader:
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        pieces = await reader.more()
+                except TimeoutError:
+                    await stream.comment()
+                    continue
+                if not pieces:
+                    break
+                await stream.event("delta", {"text": "".join(piece.text for piece in pieces)})
+        await stream.event(variable.state, describe_variable(variable))
+        return await stream.end(done=False)
+    finally:
+        scheduler.reader_left(variable)
+        session.leave()
 
 
 async def _wait(request: web.Request, variable: Variable, seconds: float) -> None:

@@ -36,13 +36,18 @@ class EventStream:
         """Events with JSON data, in one write."""
         await self._write(b"".join(b"data: " + encode_json(event) + b"\n\n" for event in events))
 
+    async def event(self, name: str, value: Any, id: int | None = None) -> None:
+        """One named event, with an id that a client can go on from."""
+        head = f"event: {name}\n" if id is None else f"id: {id}\nevent: {name}\n"
+        await self._write(head.encode() + b"data: " + encode_json(value) + b"\n\n")
+
     async def comment(self) -> None:
         """A sign of life, which clients skip."""
         await self._write(b": waiting\n\n")
 
-    async def end(self) -> web.StreamResponse:
-        """OpenAI's closing event."""
-        await self._write(b"data: [DONE]\n\n")
+    async def end(self, *, done: bool = True) -> web.StreamResponse:
+        """`done`: with OpenAI's closing event."""
+        await self._write(b"data: [DONE]\n\n" if done else b"")
         await self._response.write_eof()
         return self._response
 

@@ -1,6 +1,7 @@
 """Semantic Variables over HTTP: API.md's names, from the outside."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
@@ -330,3 +331,59 @@ async def test_identical_calls_run_once(api: Api) -> None:
     _, session = await api.call("GET", f"/sessions/{api.session}")
     assert (session["usage"]["calls_run"], session["usage"]["calls_shared"]) == (2, 3)
     assert session["usage"]["completion_tokens"] == 40
+
+
+async def read_events(response: aiohttp.ClientResponse, count: int | None = None) -> list[dict[str, Any]]:
+    """Events of a stream, until it ends or there are so many."""
+    found: list[dict[str, Any]] = []
+    event: dict[str, Any] = {}
+    async with asyncio.timeout(30):
+        async for line in response.content:
+            key, _, value = line.decode().rstrip("\n").partition(": ")
+            if key == "data":
+                event["data"] = json.loads(value)
+            elif key in ("id", "event"):
+                event[key] = value
+            elif not key and event:
+                found.append(event)
+                event = {}
+                if len(found) == count:
+                    break
+    return found
+
+
+async def test_a_value_streams_to_any_number_of_readers_at_any_time(api: Api) -> None:
+    await api.ask("Write about rain.", {"defer": True, "output": "text"}, max_tokens=40)
+    path = f"/v1/sessions/{api.session}/variables/text"
+    headers = {"Accept": "text/event-stream"}
+    async with api.http.get(path, headers=headers) as first, api.http.get(path, headers=headers) as second:
+        early = await asyncio.gather(read_events(first), read_events(second))
+    async with api.http.get(path, headers=headers) as third:
+        late = await read_events(third)
+    value = (await api.variable("text"))["value"]
+    assert len(early[0]) > 5, "piece by piece"
+    for told in (*early, late):
+        assert "".join(event["data"]["text"] for event in told[:-1]) == value
+        assert (told[-1]["event"], told[-1]["data"]["value"]) == ("ready", value)
+
+
+async def test_events_tell_every_change_and_go_on_without_a_gap(api: Api) -> None:
+    await api.put("topic", "rain")
+    await api.ask("About <<topic>>", {"output": "about"})
+    path = f"/v1/sessions/{api.session}/events"
+    async with api.http.get(path) as stream:
+        before = await read_events(stream, count=6)
+    async with api.http.get(path, headers={"Last-Event-ID": before[2]["id"]}) as stream:
+        reading = asyncio.create_task(read_events(stream))
+        assert (await api.call("DELETE", f"/sessions/{api.session}"))[0] == 200
+        rest = await reading
+    assert rest[:3] == before[3:]
+    told = [*before[:3], *rest]
+    ids = [int(event["id"]) for event in told]
+    assert ids == sorted(set(ids))
+    assert [e["data"]["state"] for e in told if e["data"].get("name") == "topic"] == ["declared", "ready"]
+    assert [e["data"]["state"] for e in told if e["data"].get("name") == "about"] == ["pending", "streaming", "ready"]
+    calls = [e["data"]["state"] for e in told if e["event"] == "call"]
+    assert calls == ["waiting", "queued", "prefill", "decode", "done"]
+    assert told[-1]["event"] == "session"
+    assert (await api.call("GET", f"/sessions/{api.session}/events"))[0] == 404

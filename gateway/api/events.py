@@ -1,0 +1,64 @@
+"""What happens in a session, as it happens."""
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from gateway.api.semantic import describe_failure
+from gateway.api.sessions import session_of
+from gateway.errors import RequestError
+from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
+from gateway.http.sse import HEARTBEAT_SECONDS, EventStream
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/v1/sessions/{id}/events")
+async def events(request: web.Request) -> web.StreamResponse:
+    """Every change of state, from the session's beginning or from behind `Last-Event-ID`, until the session ends."""
+    session, at = session_of(request), _last_event(request)
+    stream = EventStream(request)
+    session.enter()
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    told = await session.more_events(at)
+            except TimeoutError:
+                await stream.comment()
+                continue
+            if not told:
+                return await stream.end(done=False)
+            for event in told:
+                kind, value = _describe(event)
+                await stream.event(kind, value, event.id)
+            at = told[-1].id
+    finally:
+        session.leave()
+
+
+def _last_event(request: web.Request) -> int:
+    text = request.headers.get("Last-Event-ID", "0")
+    if not text.isdecimal():
+        raise RequestError(400, "Last-Event-ID is the id of an event", code="invalid_value")
+    return int(text)
+
+
+def _describe(event: Event) -> tuple[str, dict[str, Any]]:
+    """The event's name, and what is told."""
+    kind, value = _describe_change(event.change)
+    return kind, {"at": event.at, **value}
+
+
+def _describe_change(change: Change) -> tuple[str, dict[str, Any]]:
+    match change:
+        case VariableChanged(name, state, failure):
+            return "variable", {"name": name, "state": state, "error": describe_failure(failure)}
+        case VariableDeleted(name):
+            return "variable", {"name": name, "state": "deleted", "error": None}
+        case CallChanged(call, state, failure):
+            told = {"id": call.id, "state": state, "output": call.output.name, "error": describe_failure(failure)}
+            return "call", told
+        case SessionEnded():
+            return "session", {"state": "deleted"}
