@@ -222,6 +222,25 @@ def test_generated_tokens_stay_and_can_be_gone_on_from(engine: Engine, prompts: 
 
 
 @pytest.mark.usefixtures("batch_invariant")
+@pytest.mark.parametrize("stop", ["the", "e", " ", "th", "."])
+def test_what_a_stop_string_cuts_off_does_not_stay(engine: Engine, prompts: list[list[int]], stop: str) -> None:
+    more = engine.tokenizer.encode(", and so")
+    for prompt in prompts[:4]:
+        engine.fill(1, prompt)
+        engine.generate(1, Sampling(temperature=0.0, max_tokens=40, stop=(stop,)))
+        _, text, _ = collect(engine, 1)
+        engine.check_integrity()
+        held = list(engine._contexts[1].tokens)
+        assert held[: len(prompt)] == prompt
+        assert engine.tokenizer.decode(held[len(prompt) :], skip_special=False) == text
+        engine.fill(1, more)
+        engine.generate(1, GREEDY)
+        gone_on, _, _ = collect(engine, 1)
+        engine.free_context(1)
+        assert run(engine, [held + more], GREEDY) == [gone_on]
+
+
+@pytest.mark.usefixtures("batch_invariant")
 def test_forks_go_their_own_ways(engine: Engine, prompts: list[list[int]]) -> None:
     tokens = prompts[3]
     tails = [engine.tokenizer.encode(tail) for tail in (" Be brief.", " Use an example.", "")]
