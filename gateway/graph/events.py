@@ -77,14 +77,7 @@ class Made:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A client is about to be given part of a value that may come out otherwise if it is made again."""
-
-    name: str
-
-
-Fact = Event | Assigned | Added | Made | Shown
+Fact = Event | Assigned | Added | Made
 
 
 class Log(Protocol):

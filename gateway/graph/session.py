@@ -34,7 +34,6 @@ from gateway.graph.events import (
     Made,
     NoLog,
     SessionEnded,
-    Shown,
     VariableChanged,
     VariableDeleted,
 )
@@ -405,11 +404,6 @@ class Session:
         """The slot's text is about to become part of the prompt."""
         call.made[slot] = text
         self._write(Made(call, slot, text))
-
-    def showing(self, variable: Variable) -> None:
-        """Part of a value is about to be shown to a client before it is whole."""
-        if not variable.shown and not variable.deleted:
-            self._write(Shown(variable.name))
 
     async def more_events(self, after: int) -> Sequence[Event]:
         """Events numbered above `after`, waited for and kept; none once the session has ended and told all."""
