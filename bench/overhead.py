@@ -1,11 +1,12 @@
 """A server without a model: the gateway over a stub engine, or a bare handler that answers the same.
 
-`python -m bench.overhead gateway|bare` prints its address and serves until its input closes.
+`python -m bench.overhead gateway|bare [settings of myna serve]` prints its address and serves until its input closes.
 """
 
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +18,11 @@ from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
 from gateway.app import build_app, build_services, listening
 from gateway.engines.pool import EnginePool
+from gateway.graph.events import Log, NoLog
+from gateway.journal import Journal
 from gateway.models import ServedModel
 from gateway.prompt import PromptBuilder
-from gateway.settings import ServeSettings
+from gateway.settings import ServeSettings, parse
 
 _ANSWER = {
     "id": "chatcmpl-0",
@@ -35,9 +38,9 @@ def _tokenizer() -> Tokenizer:
     return Tokenizer(checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16))
 
 
-def _gateway(settings: ServeSettings) -> web.Application:
+def _gateway(settings: ServeSettings, log: Log) -> web.Application:
     pool = EnginePool(1.0)
-    services = build_services(settings, pool)
+    services = build_services(settings, pool, log)
     tokenizer = _tokenizer()
     pool.add("stub", StubEngine(tokenizer))
     services.models.add(ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer)))
@@ -49,17 +52,20 @@ async def _bare(request: web.Request) -> web.Response:
     return web.json_response(_ANSWER)
 
 
-async def _serve(kind: str) -> None:
-    settings = ServeSettings(port=0)
+async def _serve(kind: str, arguments: Sequence[str]) -> None:
+    settings = parse(ServeSettings, ["--port", "0", *arguments], "bench.overhead")
+    journal = None if (path := settings.journal_file()) is None else Journal(path)
     if kind == "gateway":
-        app = _gateway(settings)
+        app = _gateway(settings, journal or NoLog())
     else:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", _bare)
     async with listening(app, settings) as address:
         print(address, flush=True)
         await asyncio.to_thread(sys.stdin.read)
+        if journal is not None:
+            await journal.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1]))
+    asyncio.run(_serve(sys.argv[1], sys.argv[2:]))

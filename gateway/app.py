@@ -16,10 +16,12 @@ from gateway.api import chat, events, graphs, health, models, sessions, variable
 from gateway.api.services import SERVICES, Services
 from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
 from gateway.engines.pool import EnginePool
-from gateway.graph.session import Bounds
+from gateway.graph.events import Log, NoLog
+from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.http.auth import authentication
 from gateway.http.errors import errors
+from gateway.journal import Journal, JournalError
 from gateway.metrics import observe
 from gateway.models import Models, ServedModel
 from gateway.prompt import PromptBuilder
@@ -31,22 +33,16 @@ log = logging.getLogger("myna")
 _SWEEP_SECONDS = 5.0
 
 
-def build_services(settings: ServeSettings, pool: EnginePool) -> Services:
+def build_services(settings: ServeSettings, pool: EnginePool, log: Log) -> Services:
     """The domain and the scheduler over the pool's engines."""
     scheduler = Scheduler(pool, settings.max_calls, observe)
     store = SessionStore(
         cancel=scheduler.cancel,
-        bounds=Bounds(
-            calls=settings.max_session_calls,
-            variables=settings.max_session_variables,
-            value_bytes=settings.max_value_bytes,
-            bytes=settings.max_session_bytes,
-            depth=settings.max_depth,
-            waiters=settings.max_waiters,
-        ),
+        bounds=session_bounds(settings),
         ttl=settings.session_ttl,
         max_sessions=settings.max_sessions,
         max_sessions_per_tenant=settings.max_key_sessions,
+        log=log,
     )
     return Services(
         sessions=store,
@@ -54,6 +50,18 @@ def build_services(settings: ServeSettings, pool: EnginePool) -> Services:
         models=Models(settings.engine_wait),
         ready=lambda: pool.ready,
         max_wait_seconds=settings.max_wait,
+    )
+
+
+def session_bounds(settings: ServeSettings) -> Bounds:
+    """How large one session may grow."""
+    return Bounds(
+        calls=settings.max_session_calls,
+        variables=settings.max_session_variables,
+        value_bytes=settings.max_value_bytes,
+        bytes=settings.max_session_bytes,
+        depth=settings.max_depth,
+        waiters=settings.max_waiters,
     )
 
 
@@ -110,8 +118,14 @@ async def serve(settings: ServeSettings) -> int:
         loop.add_signal_handler(number, stop.set)
     pool = EnginePool(settings.engine_wait)
     engine = EmbeddedEngine("embedded-0", engine_config(settings), pool.changed, hang_seconds=settings.engine_timeout)
-    services = build_services(settings, pool)
     async with AsyncExitStack() as stack:
+        try:
+            journal = await _open_journal(settings, stack)
+            services = build_services(settings, pool, journal or NoLog())
+            restored = _restore(settings, services.sessions, journal)
+        except JournalError as error:
+            print(f"myna: {error}", file=sys.stderr)
+            return 1
         try:
             address = await stack.enter_async_context(listening(build_app(settings, services), settings))
         except OSError as error:
@@ -119,6 +133,8 @@ async def serve(settings: ServeSettings) -> int:
             return 1
         stack.push_async_callback(services.scheduler.close)
         stack.push_async_callback(engine.close)
+        if journal is not None:  # before calls are cancelled: they are to go on after the next start
+            stack.push_async_callback(journal.close)
         try:
             if not await _unless(stop, engine.start()):
                 return 0
@@ -126,12 +142,36 @@ async def serve(settings: ServeSettings) -> int:
             print(f"myna: {error}", file=sys.stderr)
             return 1
         model = _add_model(settings, engine, pool, services)
+        for session in restored:
+            services.scheduler.resume(session)
         _announce(model, engine, address, time.monotonic() - began)
         sweeper = asyncio.create_task(_expire_sessions(services.sessions), name="expire sessions")
         stack.callback(sweeper.cancel)
         await stop.wait()
         await _drain(services, settings.drain, stop)
     return 0
+
+
+async def _open_journal(settings: ServeSettings, stack: AsyncExitStack) -> Journal | None:
+    """The journal, closed at the end, if one is wanted. Raises JournalError."""
+    path = settings.journal_file()
+    if path is None:
+        return None
+    journal = await asyncio.to_thread(Journal, path)
+    stack.push_async_callback(journal.close)
+    return journal
+
+
+def _restore(settings: ServeSettings, store: SessionStore, journal: Journal | None) -> list[Session]:
+    """Takes in the sessions of the process before this one. Raises JournalError."""
+    if journal is None:
+        return []
+    for tenant, id in journal.expired():
+        store.remember(tenant, id)
+    sessions = journal.restore(session_bounds(settings))
+    for session in sessions:
+        store.adopt(session)
+    return sessions
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

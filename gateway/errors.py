@@ -29,6 +29,8 @@ _STATUS = {
     "bad_logits": 500,
     "step_failed": 500,
     "internal_error": 500,
+    "interrupted": 503,
+    "journal_failed": 503,
     "engine_failed": 503,
     "engine_unavailable": 503,
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -18,6 +19,7 @@ _GROUPS = {
     "model": "the model and its engine",
     "api_key": "who may ask",
     "max_body_bytes": "bounds",
+    "journal": "what outlives a restart",
     "session_ttl": "times, in seconds",
     "log_level": "logging",
 }
@@ -68,6 +70,8 @@ class ServeSettings(BaseSettings):
     max_depth: int = Field(1_000, ge=1, description="calls that may wait for one another in a row")
     max_value_bytes: int = Field(1 << 20, ge=1, description="bytes of one variable's value")
 
+    journal: str = Field("auto", min_length=1, description="file for sessions, 'memory' for none; auto: one a port")
+
     session_ttl: float = Field(3600.0, gt=0, description="an idle session is kept so long")
     max_wait: float = Field(600.0, gt=0, description="longest wait for a variable in one request")
     engine_wait: float = Field(30.0, gt=0, description="a request waits so long for an engine to start or restart")
@@ -98,6 +102,15 @@ class ServeSettings(BaseSettings):
                 raise ValueError(f"{self.api_key_file} holds no key")
             keys += found
         return keys
+
+    def journal_file(self) -> Path | None:
+        """Where sessions are kept; None: nowhere. A server on a port of its own choosing cannot be found again."""
+        if self.journal == "memory" or (self.journal == "auto" and self.port == 0):
+            return None
+        if self.journal == "auto":
+            state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+            return state / "myna" / f"journal-{self.port}.sqlite"
+        return Path(self.journal).expanduser()
 
     @classmethod
     def settings_customise_sources(

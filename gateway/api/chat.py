@@ -31,7 +31,7 @@ from gateway.graph.errors import Failure
 from gateway.graph.variable import Piece
 from gateway.http.bodies import json_response, read_json
 from gateway.http.errors import as_request_error, error_body
-from gateway.http.sse import HEARTBEAT_SECONDS, EventStream
+from gateway.http.sse import EventStream
 from gateway.models import ServedModel
 from gateway.prompt import Prompt
 
@@ -258,16 +258,8 @@ async def _stream(request: web.Request, body: ChatCompletionRequest, answer: _An
     hidden, _ = _usage_fields(body, answer)
     opening = [answer.chunk(ChoiceDelta(role="assistant", content=""), usage=hidden)]
     try:
-        with output.read() as reader:
-            while True:
-                try:
-                    async with asyncio.timeout(HEARTBEAT_SECONDS if stream.begun else _STATUS_SECONDS):
-                        pieces = await reader.more()
-                except TimeoutError:
-                    await stream.comment()
-                    continue
-                if not pieces:
-                    break
+        with answer.call.session.read(output) as reader:
+            while pieces := await stream.patiently(reader.more, _STATUS_SECONDS):
                 text = "".join(piece.text for piece in pieces)
                 logprobs = answer.logprobs(pieces)
                 if text or logprobs:

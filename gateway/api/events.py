@@ -1,6 +1,6 @@
 """What happens in a session, as it happens."""
 
-import asyncio
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -9,7 +9,7 @@ from gateway.api.semantic import describe_failure
 from gateway.api.sessions import session_of
 from gateway.errors import RequestError
 from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
-from gateway.http.sse import HEARTBEAT_SECONDS, EventStream
+from gateway.http.sse import EventStream
 
 routes = web.RouteTableDef()
 
@@ -21,19 +21,12 @@ async def events(request: web.Request) -> web.StreamResponse:
     stream = EventStream(request)
     session.enter()
     try:
-        while True:
-            try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
-                    told = await session.more_events(at)
-            except TimeoutError:
-                await stream.comment()
-                continue
-            if not told:
-                return await stream.end(done=False)
+        while told := await stream.patiently(partial(session.more_events, at)):
             for event in told:
                 kind, value = _describe(event)
                 await stream.event(kind, value, event.id)
             at = told[-1].id
+        return await stream.end(done=False)
     finally:
         session.leave()
 
@@ -53,12 +46,12 @@ def _describe(event: Event) -> tuple[str, dict[str, Any]]:
 
 def _describe_change(change: Change) -> tuple[str, dict[str, Any]]:
     match change:
-        case VariableChanged(name, state, failure):
-            return "variable", {"name": name, "state": state, "error": describe_failure(failure)}
-        case VariableDeleted(name):
-            return "variable", {"name": name, "state": "deleted", "error": None}
+        case VariableChanged(variable, state, failure):
+            return "variable", {"name": variable.name, "state": state, "error": describe_failure(failure)}
+        case VariableDeleted(variable):
+            return "variable", {"name": variable.name, "state": "deleted", "error": None}
         case CallChanged(call, state, failure):
             told = {"id": call.id, "state": state, "output": call.output.name, "error": describe_failure(failure)}
             return "call", told
-        case SessionEnded():
-            return "session", {"state": "deleted"}
+        case SessionEnded(expired):
+            return "session", {"state": "expired" if expired else "deleted"}

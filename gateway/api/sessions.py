@@ -38,6 +38,7 @@ async def create(request: web.Request) -> web.Response:
     """A new session, with an id of the client's or ours."""
     body = await read_json(request, SessionRequest)
     session = request.app[SERVICES].sessions.create(request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl)
+    await session.log.flushed()
     return json_response(describe_session(session), status=201)
 
 
@@ -59,4 +60,5 @@ async def delete(request: web.Request) -> web.Response:
     """Ends a session: what runs is cancelled, its KV freed."""
     session = session_of(request)
     request.app[SERVICES].sessions.delete(session)
+    await session.log.flushed()
     return json_response(describe_session(session))

@@ -14,7 +14,7 @@ from gateway.graph.references import Reference, parse
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable
 from gateway.http.bodies import json_response, read_json
-from gateway.http.sse import HEARTBEAT_SECONDS, EventStream
+from gateway.http.sse import EventStream
 
 routes = web.RouteTableDef()
 
@@ -40,6 +40,7 @@ async def delete(request: web.Request) -> web.Response:
     variable_of(session, name)
     variable = session.delete(name)
     request.app[SERVICES].scheduler.release(variable)
+    await session.log.flushed()
     return json_response(describe_variable(variable))
 
 
@@ -73,16 +74,8 @@ async def _stream(request: web.Request, session: Session, variable: Variable) ->
     session.enter()
     scheduler.reader_came(variable)
     try:
-        with variable.read() as reader:
-            while True:
-                try:
-                    async with asyncio.timeout(HEARTBEAT_SECONDS):
-                        pieces = await reader.more()
-                except TimeoutError:
-                    await stream.comment()
-                    continue
-                if not pieces:
-                    break
+        with session.read(variable) as reader:
+            while pieces := await stream.patiently(reader.more):
                 await stream.event("delta", {"text": "".join(piece.text for piece in pieces)})
         await stream.event(variable.state, describe_variable(variable))
         return await stream.end(done=False)

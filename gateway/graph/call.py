@@ -121,8 +121,8 @@ class CallSpec:
 
     `output` None: a generated name. `parts`: what the output is put together from where no slot generates it: texts and
     references to inputs and slots. With an empty `model` the call has no prompt: its output is its parts, a template.
-    `inputs`: variables set by value before the call. `share`: an identical call may serve this one. `where` is the path
-    of the request's body in a larger one, with a dot behind it.
+    `inputs`: variables set by value before the call. `share`: an identical call may serve this one. `where`: the path
+    of what asks for it in a larger request.
     """
 
     model: str
@@ -134,6 +134,10 @@ class CallSpec:
     objective: Objective | None = None
     share: bool = True
     where: str = ""
+
+    def at(self, field: str) -> str:
+        """The path of one of its fields in the request."""
+        return f"{self.where}.{field}" if self.where else field
 
     @property
     def slots(self) -> list[Slot]:
@@ -198,6 +202,8 @@ class Call:
     engine: str | None = None
     made: dict[str, str] = field(default_factory=dict)
     """Texts of the slots that are done, as they stand in the prompt."""
+    identity: bytes | None = None
+    """What it does, as a digest, if it may serve identical calls."""
     leader: "Call | None" = None
     """The identical call that serves this one."""
     followers: "list[Call]" = field(default_factory=list)

@@ -8,23 +8,23 @@ from gateway.graph.errors import Failure
 if TYPE_CHECKING:
     from gateway.graph.call import Call, CallState
     from gateway.graph.session import Session
-    from gateway.graph.variable import VariableState
+    from gateway.graph.variable import Variable, VariableState
 
 
 @dataclass(frozen=True, slots=True)
 class VariableChanged:
-    """A variable came to be or changed its state."""
+    """A variable came to be or changed its state. `variable` goes on changing, as a call does in `CallChanged`."""
 
-    name: str
+    variable: "Variable"
     state: "VariableState"
     failure: Failure | None
 
 
 @dataclass(frozen=True, slots=True)
 class VariableDeleted:
-    """A name is free again."""
+    """A variable lost its name."""
 
-    name: str
+    variable: "Variable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,9 @@ class CallChanged:
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """Deleted or expired; nothing comes after it."""
+    """Nothing comes after it. `expired`: by itself; else it was deleted."""
+
+    expired: bool
 
 
 Change = VariableChanged | VariableDeleted | CallChanged | SessionEnded
@@ -57,7 +59,7 @@ class Event:
 class Assigned:
     """A value that is about to become readable. No event: nobody is told before it is kept."""
 
-    name: str
+    variable: "Variable"
     value: str
 
 
@@ -77,24 +79,37 @@ class Made:
     text: str
 
 
-Fact = Event | Assigned | Added | Made
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A client is about to be given part of a value that is not whole, and that would not come out the same again."""
+
+    variable: "Variable"
+
+
+Fact = Event | Assigned | Added | Made | Shown
 
 
 class Log(Protocol):
-    """Where facts go. Facts of one session stay in order."""
+    """Where facts go. What is kept is always the beginning of all that was taken, in order."""
+
+    def check(self) -> None:
+        """Raises GraphError if facts cannot be kept now, so that nothing new should be begun."""
 
     def opened(self, session: "Session") -> None:
         """A new session."""
 
     def write(self, session: "Session", fact: Fact) -> None:
-        """Takes a fact; at once, and without fail."""
+        """Takes a fact, the `session.facts`-th of its session; at once, and without fail."""
 
     async def flushed(self) -> None:
-        """Returns when all that was taken before is kept. Raises GraphError `journal_failed` if it cannot be."""
+        """Returns when all that was taken before is kept. Raises GraphError if it cannot be."""
 
 
 class NoLog:
     """Keeps nothing."""
+
+    def check(self) -> None:
+        """See `Log.check`."""
 
     def opened(self, session: "Session") -> None:
         """See `Log.opened`."""

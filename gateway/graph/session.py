@@ -34,11 +34,12 @@ from gateway.graph.events import (
     Made,
     NoLog,
     SessionEnded,
+    Shown,
     VariableChanged,
     VariableDeleted,
 )
 from gateway.graph.references import check_name
-from gateway.graph.variable import Variable, VariableState
+from gateway.graph.variable import Reader, Variable, VariableState
 
 _arrivals = itertools.count()
 _NEAREST = 1000
@@ -98,6 +99,8 @@ class Session:
     """Calls that have not ended."""
     waiters: int = 0
     """Clients that wait for its variables or watch it."""
+    named: int = 0
+    """Variables that there ever were, deleted ones among them."""
     size: int = 0
     """Bytes of all values and prompts."""
     events: list[Event] = field(default_factory=list)
@@ -107,6 +110,8 @@ class Session:
     """Calls that may serve identical ones, by what they do."""
     facts: int = 0
     """How many there have been; events are numbered by them."""
+    ended: bool = False
+    """Whether the last fact of all has been told."""
     _told: "asyncio.Future[None] | None" = None
 
     # names
@@ -121,12 +126,6 @@ class Session:
         near = difflib.get_close_matches(name, itertools.islice(known, _NEAREST), n=3)
         hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in near)}?" if near else ""
         return UnknownVariable(f"session {self.id} has no variable {name!r}{hint}", where)
-
-    def _check_value(self, name: str, value: str, where: str) -> int:
-        size = len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
-        if size > self.bounds.value_bytes:
-            raise TooLarge(f"the value of {name!r} has {size} bytes; at most {self.bounds.value_bytes} are kept", where)
-        return size
 
     def _check_free(self, name: str, where: str) -> None:
         check_name(name, where)
@@ -153,7 +152,8 @@ class Session:
 
         Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle or TooLarge.
         """
-        values: dict[str, tuple[str, str]] = {}
+        self.log.check()
+        values: dict[str, str] = {}
         declared: dict[str, str] = {}
         everything = list(specs)
         for one in given:
@@ -167,7 +167,7 @@ class Session:
                 declared[one.name] = one.where
         for spec in specs:
             for name, value in spec.inputs.items():
-                self._take(values, name, value, f"{spec.where}semantic.inputs.{name}")
+                self._take(values, name, value, spec.at(f"semantic.inputs.{name}"))
         for name, where in declared.items():
             self._check_free(name, where)
             if name in values:
@@ -177,7 +177,7 @@ class Session:
         fresh = {name: None for name in (*made, *values, *declared) if name not in self.variables}
         reads = [self._reads(spec, fresh) for spec in everything]
         depths = self._check_order(everything, outputs, reads, made)
-        grown = sum(len(v[0]) for v in values.values()) + sum(_prompt_bytes(spec) for spec in everything)
+        grown = sum(map(_bytes, values.values())) + sum(_prompt_bytes(spec) for spec in everything)
         self._check_bounds(len(everything), len(fresh), grown)
 
         self.size += grown
@@ -187,10 +187,9 @@ class Session:
             if name in fresh:
                 self._note_variable(variable)
             if name in values:
-                value, _ = values[name]
                 variable.reserved = True
-                self._write(Assigned(name, value))
-                placed.append((variable, value))
+                self._write(Assigned(variable, values[name]))
+                placed.append((variable, values[name]))
         for name in made:
             self._place(name)
         calls = [self._join(spec, outputs[index], reads[index], depths[index]) for index, spec in enumerate(everything)]
@@ -204,17 +203,19 @@ class Session:
             elif not variable.state.final:  # the session may have ended meanwhile
                 variable.set(value)
 
-    def _take(self, values: dict[str, tuple[str, str]], name: str, value: str, where: str) -> None:
+    def _take(self, values: dict[str, str], name: str, value: str, where: str) -> None:
         self._check_free(name, where)
-        self._check_value(name, value, where)
+        size = _bytes(value)
+        if size > self.bounds.value_bytes:
+            raise TooLarge(f"the value of {name!r} has {size} bytes; at most {self.bounds.value_bytes} are kept", where)
         if name in values:
             raise VariableAlreadySet(f"{name!r} is set twice", where)
-        values[name] = (value, where)
+        values[name] = value
 
     def _outputs(self, spec: CallSpec, made: dict[str, int], index: int, values: Mapping[str, object]) -> list[str]:
         """Names that the call will make, its output last."""
         names = [(slot.name, slot.where) for slot in spec.slots if slot.name is not None]
-        where = f"{spec.where}semantic.output" if spec.model else spec.where
+        where = spec.at("semantic.output") if spec.model else spec.where
         names.append((spec.output or self._generated_name(), where))
         for name, place in names:
             self._check_free(name, place)
@@ -306,7 +307,7 @@ class Session:
         if depth > self.bounds.depth:
             raise TooLarge(
                 f"{depth} calls would wait for one another in a row; at most {self.bounds.depth} may",
-                spec.where.rstrip(".") or None,
+                spec.where or None,
             )
 
     def _deepen(
@@ -330,16 +331,19 @@ class Session:
         bounds = self.bounds
         if len(self.calls) + calls > bounds.calls:
             raise TooLarge(f"session {self.id} has {len(self.calls)} calls; {bounds.calls} may be in one")
-        if len(self.variables) + variables > bounds.variables:
-            raise TooLarge(f"session {self.id} has {len(self.variables)} variables; {bounds.variables} may be in one")
+        if self.named + variables > bounds.variables:
+            raise TooLarge(f"session {self.id} has had {self.named} variables; {bounds.variables} may be in one")
         if self.size + grown > bounds.bytes:
             raise TooLarge(f"session {self.id} holds {self.size} bytes; {bounds.bytes} may be in one")
 
     def _place(self, name: str) -> Variable:
         """The unassigned variable `name`, made if need be."""
-        variable = self.variables.get(name)
-        if variable is None:
-            variable = self.variables[name] = Variable(name, self._note_variable if self.id else None)
+        return self.variables.get(name) or self.place(name, self.named + 1)
+
+    def place(self, name: str, number: int) -> Variable:
+        """A new variable, the `number`-th of the session."""
+        self.named = max(self.named, number)
+        variable = self.variables[name] = Variable(name, self._note_variable if self.id else None, number)
         return variable
 
     def _join(self, spec: CallSpec, outputs: Sequence[str], reads: Iterable[str], depth: int) -> Call:
@@ -354,40 +358,49 @@ class Session:
             session=self,
             arrival=next(_arrivals),
             depth=depth,
-            note=self._note_call,
         )
-        self.calls[call.id] = call
-        self.unfinished += 1
         self._write(Added(call))
+        self._link(call)
         self._note_call(call)
         for variable in call.makes:
             variable.produced_by(call)
+        return call
+
+    def rejoin(self, call: Call) -> None:
+        """A call that was part of the graph before a restart; its state is to be set."""
+        call.arrival = next(_arrivals)
+        self.size += _prompt_bytes(call.spec)
+        self._link(call)
+        for variable in call.makes:
+            variable.producer = call
+
+    def _link(self, call: Call) -> None:
+        call.note = self._note_call
+        self.calls[call.id] = call
+        self.unfinished += 1
         for source in call.inputs.values():
             source.consumers.append(call)
-        return call
 
     # what happened
 
     def _write(self, fact: Fact) -> None:
-        if self.id:
-            if not isinstance(fact, Event):
-                self.facts += 1
+        if self.id and not self.ended:
+            self.facts += 1
             self.log.write(self, fact)
 
     def _happened(self, change: Change) -> None:
-        if not self.id:
+        if not self.id or self.ended:
             return
-        self.facts += 1
-        event = Event(self.facts, time.time(), change)
+        event = Event(self.facts + 1, time.time(), change)
         self.events.append(event)
-        self.log.write(self, event)
+        self._write(event)
         told, self._told = self._told, None
         if told is not None and not told.done():
             told.set_result(None)
 
     def _note_variable(self, variable: Variable) -> None:
         if not variable.deleted:
-            self._happened(VariableChanged(variable.name, variable.state, variable.failure))
+            self._happened(VariableChanged(variable, variable.state, variable.failure))
 
     def _note_call(self, call: Call) -> None:
         if call.state.final:
@@ -396,14 +409,28 @@ class Session:
 
     def assigning(self, variable: Variable, value: str) -> None:
         """The value is about to become readable under its name."""
-        self.size += len(value)
-        if not variable.deleted:
-            self._write(Assigned(variable.name, value))
+        self.grow(value)
+        self._write(Assigned(variable, value))
+
+    def grow(self, value: str) -> None:
+        """The session holds this value as well."""
+        self.size += _bytes(value)
 
     def making(self, call: Call, slot: str, text: str) -> None:
         """The slot's text is about to become part of the prompt."""
         call.made[slot] = text
         self._write(Made(call, slot, text))
+
+    def read(self, variable: Variable) -> Reader:
+        """For a client: what it is given of a value is not made anew in other words, now or after a restart."""
+        return variable.read(self._show)
+
+    async def _show(self, variable: Variable) -> None:
+        if not variable.shown:
+            variable.shown = True
+            if variable.producer is not None and not variable.producer.spec.deterministic:
+                self._write(Shown(variable))
+                await self.log.flushed()
 
     async def more_events(self, after: int) -> Sequence[Event]:
         """Events numbered above `after`, waited for and kept; none once the session has ended and told all."""
@@ -482,35 +509,44 @@ class Session:
         """Takes a variable its name. Calls that wait for it still get what its producer makes; without a producer they
         are told that there will be nothing. Raises UnknownVariable."""
         variable = self.variable(name)
-        del self.variables[name]
-        if variable.state is VariableState.READY:
-            self.retired.add(name)
-        variable.deleted = True
-        self._happened(VariableDeleted(name))
+        self.forget(variable)
+        self._happened(VariableDeleted(variable))
         if variable.producer is None:
             variable.cancel(Failure("cancelled", f"variable {name!r} was deleted"))
         return variable
 
-    def close(self, cancel: Callable[[Call, Failure], None]) -> None:
+    def forget(self, variable: Variable) -> None:
+        """The variable has no name any more; the name is free, unless its value was readable under it."""
+        del self.variables[variable.name]
+        if variable.state is VariableState.READY:
+            self.retired.add(variable.name)
+        variable.deleted = True
+
+    def close(self, cancel: Callable[[Call, Failure], None], *, expired: bool = False) -> None:
         """Ends the session: every unfinished call is cancelled, every unassigned variable as well."""
         self.closed = True
-        failure = Failure("cancelled", f"session {self.id} was deleted")
+        failure = Failure("cancelled", f"session {self.id} {'has expired' if expired else 'was deleted'}")
         for call in self.calls.values():
             if not call.state.final:
                 cancel(call, failure)
         for variable in self.variables.values():
             if variable.producer is None:
                 variable.cancel(failure)
-        self._happened(SessionEnded())
+        self._happened(SessionEnded(expired))
+        self.ended = True
 
 
 def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads: Sequence[Mapping[str, str]]) -> Cycle:
     """`entered`: the way to here, calls with the name through which each was reached; `name` leads back to `source`."""
     around = list(entered)[list(entered).index(source) :]
     names = [name, *(entered[one] for one in around[1:]), name]
-    new = next(at for at, one in enumerate(around) if isinstance(one, int))
-    where = reads[around[new]].get(names[new + 1])  # type: ignore[index]  # the new ones are indexes
+    at, new = next((at, one) for at, one in enumerate(around) if isinstance(one, int))
+    where = reads[new].get(names[at + 1])
     return Cycle(f"a call would wait for itself: {' <- '.join(names)}", where)
+
+
+def _bytes(value: str) -> int:
+    return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
 
 
 def _prompt_bytes(spec: CallSpec) -> int:

@@ -50,6 +50,7 @@ class SessionStore:
         ttl: float | None = None,
     ) -> Session:
         """A new session. Raises GraphError if the id is taken, TooLarge if there are as many as may be."""
+        self.log.check()
         if len(self._sessions) >= self.max_sessions:
             raise TooLarge(f"there are {len(self._sessions)} sessions, as many as may be; delete some or wait")
         if self._counts[tenant] >= self.max_sessions_per_tenant:
@@ -101,23 +102,28 @@ class SessionStore:
         """The tenant's sessions, oldest first."""
         return (session for (owner, _), session in self._sessions.items() if owner == tenant)
 
-    def delete(self, session: Session) -> None:
+    def delete(self, session: Session, *, expired: bool = False) -> None:
         """Ends a session; its work is cancelled and its name free."""
         if self._sessions.pop((session.tenant, session.id), None) is None:
             return
         self._counts[session.tenant] -= 1
         if not self._counts[session.tenant]:
             del self._counts[session.tenant]
-        session.close(self.cancel)
+        session.close(self.cancel, expired=expired)
+        if expired:
+            self.remember(session.tenant, session.id)
+
+    def remember(self, tenant: str, id: str) -> None:
+        """The session has expired: whoever asks for it is told so."""
+        self._expired[tenant, id] = None
+        if len(self._expired) > _REMEMBERED:
+            self._expired.pop(next(iter(self._expired)))
 
     def expire(self, now: float) -> int:
         """Drops sessions that have done nothing for their time to live. `now` is of the monotonic clock."""
         old = [s for s in self._sessions.values() if now - s.touched > s.ttl and not s.in_use]
         for session in old:
-            self.delete(session)
-            self._expired[session.tenant, session.id] = None
-        while len(self._expired) > _REMEMBERED:
-            self._expired.pop(next(iter(self._expired)))
+            self.delete(session, expired=True)
         return len(old)
 
 

@@ -4,7 +4,7 @@ Results meet their readers only here: a producer appends pieces, readers wait fo
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -60,6 +60,7 @@ class Variable:
         "deleted",
         "failure",
         "name",
+        "number",
         "pieces",
         "producer",
         "readers",
@@ -70,9 +71,10 @@ class Variable:
         "value",
     )
 
-    def __init__(self, name: str, note: "Callable[[Variable], None] | None" = None) -> None:
-        """`note` is called after every change of state."""
+    def __init__(self, name: str, note: "Callable[[Variable], None] | None" = None, number: int = 0) -> None:
+        """`note` is called after every change of state. `number`: the how-many-th of its session; names come again."""
         self.name = name
+        self.number = number
         self.state = VariableState.DECLARED
         self.value: str | None = None
         self.failure: Failure | None = None
@@ -82,7 +84,7 @@ class Variable:
         """Clients waiting for it or reading its stream now."""
         self.pieces: list[Piece] = []
         self.shown = False
-        """Whether a client has been given part of a value that is still being made."""
+        """Whether a client has been given part of a value that is not whole yet."""
         self.deleted = False
         """Whether its name was taken from it: nobody new can find it."""
         self.reserved = False
@@ -194,17 +196,20 @@ class Variable:
             self._changed = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._changed)
 
-    def read(self, *, shows: bool = True) -> "Reader":
-        """All of the value from its beginning, as it is made. `shows`: to a client, so that it cannot be unsaid."""
-        return Reader(self, shows)
+    def read(self, show: "Callable[[Variable], Awaitable[None]] | None" = None) -> "Reader":
+        """All of the value from its beginning, as it is made.
+
+        `show` is awaited before pieces of an unfinished value are given away to somebody to whom they cannot be unsaid.
+        """
+        return Reader(self, show)
 
 
 class Reader:
     """One reader's place in a variable. A context manager; `more` may be cancelled and called again."""
 
-    def __init__(self, variable: Variable, shows: bool) -> None:
+    def __init__(self, variable: Variable, show: Callable[[Variable], Awaitable[None]] | None) -> None:
         self._variable = variable
-        self._shows = shows
+        self._show = show
         self._at = 0
         self._starts = variable.starts
 
@@ -220,16 +225,19 @@ class Reader:
             self._variable._compact()
 
     async def more(self) -> Sequence[Piece]:
-        """The next pieces, waited for; none if the variable is final and that was all. Raises StartedOver."""
+        """The next pieces, waited for; none if the variable is final and that was all. Raises StartedOver if
+        some were read before."""
         variable = self._variable
         while True:
             if variable.starts != self._starts:
-                raise StartedOver
-            if self._at < len(variable.pieces) or variable.state.final:
+                if self._at:
+                    raise StartedOver
+                self._starts = variable.starts
+            if variable.state.final or self._at < len(variable.pieces):
                 break
             await variable.changed()
+        if self._show is not None and not variable.state.final:
+            await self._show(variable)
         pieces = variable.pieces[self._at :]
         self._at += len(pieces)
-        if pieces and self._shows:
-            variable.shown = True
         return pieces

@@ -1,6 +1,8 @@
 """Server-Sent Events."""
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -9,8 +11,10 @@ from gateway.http.bodies import encode_json
 REQUEST_ID = web.RequestKey("request_id", str)
 """What every answer carries as x-request-id."""
 
-HEARTBEAT_SECONDS = 15.0
+_HEARTBEAT_SECONDS = 15.0
 """The longest silence on a stream."""
+
+_Told = TypeVar("_Told")
 
 
 class EventStream:
@@ -41,9 +45,17 @@ class EventStream:
         head = f"event: {name}\n" if id is None else f"id: {id}\nevent: {name}\n"
         await self._write(head.encode() + b"data: " + encode_json(value) + b"\n\n")
 
-    async def comment(self) -> None:
-        """A sign of life, which clients skip."""
-        await self._write(b": waiting\n\n")
+    async def patiently(self, wait: Callable[[], Awaitable[_Told]], first: float = _HEARTBEAT_SECONDS) -> _Told:
+        """What `wait` returns, which may be cancelled and called again; comments are signs of life until then.
+
+        `first`: the longest silence in seconds before the status line is out.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(_HEARTBEAT_SECONDS if self.begun else first):
+                    return await wait()
+            except TimeoutError:
+                await self._write(b": waiting\n\n")
 
     async def end(self, *, done: bool = True) -> web.StreamResponse:
         """`done`: with OpenAI's closing event."""

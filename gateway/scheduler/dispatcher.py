@@ -104,6 +104,14 @@ class Scheduler:
             raise
         session.settle(addition)
 
+    def resume(self, session: Session) -> None:
+        """Begins the unfinished calls of a session that outlived its process anew, as far as they are wanted."""
+        unfinished = [call for call in session.calls.values() if not call.state.final]
+        for call in unfinished:
+            self.submit(call)
+        for call in unfinished:
+            self._release(call)
+
     def submit(self, call: Call) -> None:
         """Starts a call's coroutine; its results appear in the variables that it makes."""
         self._idle.clear()
@@ -262,6 +270,7 @@ class Scheduler:
         if known is not None and known is not call and known.state not in (CallState.FAILED, CallState.CANCELLED):
             return known if call.spec.share else None
         shared[identity] = call
+        call.identity = identity
         return None
 
     async def _follow(self, call: Call, leader: Call) -> None:
@@ -273,7 +282,7 @@ class Scheduler:
         call.times.queued = time.time()
         try:
             for own, source in zip(call.makes, leader.makes, strict=True):
-                with source.read(shows=False) as reader:
+                with source.read() as reader:
                     while pieces := await reader.more():
                         if call.state is not CallState.DECODE:
                             call.times.started = call.times.first_token = time.time()

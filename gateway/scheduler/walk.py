@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from gateway.engines.base import Delta, Engine, EngineContext, Filled
 from gateway.graph.call import Call, CallState, Input, Slot, Text
 from gateway.graph.errors import Failure, UnresolvedPath
-from gateway.graph.references import resolve
+from gateway.graph.references import Reference, resolve
 from gateway.graph.variable import Piece, Variable, VariableState
 from gateway.scheduler.transform import TransformFailed, apply
 
@@ -125,18 +125,10 @@ class Walk:
     async def _value(self, segment: Input) -> str:
         """What the reference stands for, waited for. Raises CallFailed."""
         source = self._source(segment)
-        await self._final(source)
-        try:
-            return resolve(source.value or "", segment.reference)
-        except UnresolvedPath as error:
-            raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
-
-    async def _final(self, source: Variable) -> None:
         if not source.state.final:
             self._waits()
             await source.final()
-        if source.state is not VariableState.READY:
-            raise CallFailed(_upstream(source))
+        return _resolved(self._call, source, segment.reference)
 
     def _waits(self) -> None:
         if self._call.state is not CallState.WAITING:
@@ -147,7 +139,7 @@ class Walk:
         self._waits()
         rest = ""
         filled: list[int] = []
-        with source.read(shows=False) as reader:
+        with source.read() as reader:
             while pieces := await reader.more():
                 rest += "".join([piece.text for piece in pieces])
                 if len(rest) < _STREAM_CHARACTERS:
@@ -233,13 +225,18 @@ async def derive(call: Call) -> None:
             continue
         source = call.inputs[part.reference.name]
         await source.final()
-        if source.state is not VariableState.READY:
-            raise CallFailed(_upstream(source))
-        try:
-            text += resolve(source.value or "", part.reference)
-        except UnresolvedPath as error:
-            raise CallFailed(Failure(error.code, str(error), call.id)) from error
+        text += _resolved(call, source, part.reference)
     call.output.append(Piece(text))
+
+
+def _resolved(call: Call, source: Variable, reference: Reference) -> str:
+    """What the reference to a final variable stands for. Raises CallFailed."""
+    if source.state is not VariableState.READY:
+        raise CallFailed(_upstream(source))
+    try:
+        return resolve(source.value or "", reference)
+    except UnresolvedPath as error:
+        raise CallFailed(Failure(error.code, str(error), call.id)) from error
 
 
 def _upstream(source: Variable) -> Failure:

@@ -127,7 +127,7 @@ async def test_not_if_somebody_was_shown_a_token() -> None:
     stage.engine.deaths = 1
     call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
     stage.scheduler.submit(call)
-    with call.output.read() as reader:
+    with stage.session.read(call.output) as reader:
         assert [piece.text for piece in await reader.more()] == ["1"]
     await stage.scheduler.drained()
     assert call.state is CallState.FAILED

@@ -1,0 +1,267 @@
+"""A fact as a row, and back. Rows are JSON, so that a journal can be read with nothing but sqlite3.
+
+A change of what stands here is a new schema: see `file.SCHEMA`.
+"""
+
+import dataclasses
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.graph.call import (
+    Call,
+    CallSpec,
+    CallState,
+    Input,
+    Objective,
+    Sampling,
+    Segment,
+    Slot,
+    Text,
+    Times,
+    Transform,
+    Usage,
+)
+from gateway.graph.errors import Failure
+from gateway.graph.events import (
+    Added,
+    Assigned,
+    CallChanged,
+    Event,
+    Fact,
+    Made,
+    SessionEnded,
+    Shown,
+    VariableChanged,
+    VariableDeleted,
+)
+from gateway.graph.references import Reference
+from gateway.graph.session import Session
+from gateway.graph.variable import VariableState
+
+
+class _Record(msgspec.Struct, frozen=True, array_like=True):
+    pass
+
+
+class SessionRecord(_Record, frozen=True, tag="session"):
+    """The first of each session."""
+
+    tenant: str
+    id: str
+    created: float
+    ttl: float
+    metadata: dict[str, str]
+
+
+class VariableRecord(_Record, frozen=True, tag="variable"):
+    """A variable, by its number, came to be or changed its state."""
+
+    at: float
+    number: int
+    name: str
+    state: VariableState
+    failure: Failure | None
+
+
+class DeletedRecord(_Record, frozen=True, tag="deleted"):
+    """A variable lost its name."""
+
+    at: float
+    number: int
+
+
+class ValueRecord(_Record, frozen=True, tag="value"):
+    """What a variable's value will be."""
+
+    number: int
+    name: str
+    value: str
+
+
+class ShownRecord(_Record, frozen=True, tag="shown"):
+    """Part of the variable's value was given away."""
+
+    number: int
+
+
+class TextPart(_Record, frozen=True, tag="text"):
+    """Tokens, as 32-bit integers in the machine's order."""
+
+    tokens: bytes
+
+
+class InputPart(_Record, frozen=True, tag="input"):
+    """A reference."""
+
+    name: str
+    path: tuple[str, ...]
+    where: str
+
+
+class SlotPart(_Record, frozen=True, tag="slot"):
+    """A place where text is generated; of sampling and transform only what is not the default."""
+
+    name: str | None
+    sampling: dict[str, Any]
+    transform: dict[str, Any] | None
+    where: str
+
+
+class CallRecord(_Record, frozen=True, tag="call"):
+    """A call joined the graph. `inputs` and `makes`: names and numbers of variables; the output is the last."""
+
+    id: str
+    created: float
+    depth: int
+    model: str
+    segments: list[TextPart | InputPart | SlotPart]
+    parts: list[str | InputPart] | None
+    inputs: dict[str, int]
+    makes: dict[str, int]
+    deferred: bool
+    objective: Objective | None
+    share: bool
+
+
+class Outcome(_Record, frozen=True):
+    """What there is to say of a call that ended."""
+
+    usage: Usage
+    times: Times
+    finish_reason: str | None
+    engine: str | None
+    leader: str | None
+    identity: bytes | None
+
+
+class StateRecord(_Record, frozen=True, tag="state"):
+    """A call changed its state."""
+
+    at: float
+    call: str
+    state: CallState
+    failure: Failure | None
+    outcome: Outcome | None
+
+
+class MadeRecord(_Record, frozen=True, tag="made"):
+    """A slot's text as it stands in the prompt."""
+
+    call: str
+    slot: str
+    text: str
+
+
+Record = (
+    SessionRecord | VariableRecord | DeletedRecord | ValueRecord | ShownRecord | CallRecord | StateRecord | MadeRecord
+)
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder(Record).decode
+
+
+def record_of(fact: Fact) -> Record:
+    """The fact as it is now; what it speaks of may go on changing."""
+    match fact:
+        case Event(_, at, change):
+            match change:
+                case VariableChanged(variable, state, failure):
+                    return VariableRecord(at, variable.number, variable.name, state, failure)
+                case CallChanged(call, state, failure):
+                    return StateRecord(at, call.id, state, failure, _outcome(call) if state.final else None)
+                case VariableDeleted(variable):
+                    return DeletedRecord(at, variable.number)
+                case SessionEnded():
+                    raise ValueError("a session that has ended has no rows")
+        case Assigned(variable, value):
+            return ValueRecord(variable.number, variable.name, value)
+        case Added(call):
+            return _call(call)
+        case Made(call, slot, text):
+            return MadeRecord(call.id, slot, text)
+        case Shown(variable):
+            return ShownRecord(variable.number)
+
+
+def session_record(session: Session) -> SessionRecord:
+    """What a session is before anything happens in it."""
+    return SessionRecord(session.tenant, session.id, session.created, session.ttl, session.metadata)
+
+
+def spec_of(record: CallRecord) -> CallSpec:
+    """What the call's client asked for."""
+    return CallSpec(
+        model=record.model,
+        segments=[_segment(part) for part in record.segments],
+        output=list(record.makes)[-1],
+        parts=None if record.parts is None else [_part(part) for part in record.parts],
+        deferred=record.deferred,
+        objective=record.objective,
+        share=record.share,
+    )
+
+
+def _outcome(call: Call) -> Outcome:
+    leader = call.leader.id if call.leader else None
+    return Outcome(call.usage, call.times, call.finish_reason, call.engine, leader, call.identity)
+
+
+def _call(call: Call) -> CallRecord:
+    spec = call.spec
+    return CallRecord(
+        id=call.id,
+        created=call.times.created,
+        depth=call.depth,
+        model=spec.model,
+        segments=[_segment_record(segment) for segment in spec.segments],
+        parts=None if spec.parts is None else [p if isinstance(p, str) else _input_record(p) for p in spec.parts],
+        inputs={name: variable.number for name, variable in call.inputs.items()},
+        makes={variable.name: variable.number for variable in call.makes},
+        deferred=spec.deferred,
+        objective=spec.objective,
+        share=spec.share,
+    )
+
+
+def _segment_record(segment: Segment) -> TextPart | InputPart | SlotPart:
+    match segment:
+        case Text(tokens):
+            return TextPart(array("i", tokens).tobytes())
+        case Input():
+            return _input_record(segment)
+        case Slot(name, sampling, transform, where):
+            return SlotPart(name, _changed(sampling), None if transform is None else _changed(transform), where)
+
+
+def _input_record(part: Input) -> InputPart:
+    return InputPart(part.reference.name, part.reference.path, part.where)
+
+
+def _segment(part: TextPart | InputPart | SlotPart) -> Segment:
+    match part:
+        case TextPart(tokens):
+            return Text(array("i", tokens).tolist())
+        case InputPart(name, path, where):
+            return Input(Reference(name, path), where)
+        case SlotPart(name, sampling, transform, where):
+            made = None if transform is None else msgspec.convert(transform, Transform)
+            return Slot(name, msgspec.convert(sampling, Sampling, strict=False), made, where)
+
+
+def _part(part: str | InputPart) -> str | Input:
+    return part if isinstance(part, str) else Input(Reference(part.name, part.path), part.where)
+
+
+def _defaults(kind: type[Sampling] | type[Transform]) -> Sequence[tuple[str, Any]]:
+    return [(name, getattr(kind(), name)) for name in (field.name for field in dataclasses.fields(kind))]
+
+
+_DEFAULTS = {kind: _defaults(kind) for kind in (Sampling, Transform)}
+
+
+def _changed(chosen: Sampling | Transform) -> dict[str, Any]:
+    """The fields that are not the default."""
+    return {name: value for name, default in _DEFAULTS[type(chosen)] if (value := getattr(chosen, name)) != default}

@@ -1,0 +1,428 @@
+"""gateway/journal/: what was accepted and what was read outlives the process, wherever it is cut off."""
+
+import asyncio
+import dataclasses
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.stub import StubEngine
+from gateway.graph.call import Call, CallSpec, CallState, Input, Objective, Sampling, Slot, Text, Times, Transform
+from gateway.graph.events import Added
+from gateway.graph.references import Reference
+from gateway.graph.session import Bounds, Session
+from gateway.graph.store import SessionStore
+from gateway.graph.variable import Piece, VariableState
+from gateway.journal import Journal, JournalError, JournalFailed
+from gateway.journal.file import Batch, JournalFile
+from gateway.journal.records import CallRecord, decode, encode, record_of, session_record, spec_of
+from gateway.scheduler import Scheduler
+from tests.gateway.scheduler.test_dispatcher import Stubs
+
+GREEDY = Sampling(temperature=0.0)
+ANSWER = Slot(None, GREEDY)
+
+
+class House:
+    """A store, a scheduler over one stub, and a journal: what `app.py` puts together, without HTTP."""
+
+    def __init__(self, path: Path) -> None:
+        self.engine = StubEngine()
+        self.scheduler = Scheduler(Stubs(self.engine), 1000)
+        self.journal = Journal(path)
+        self.store = SessionStore(self.scheduler.cancel, Bounds(), 60.0, 100, 100, self.journal)
+        self.restored = self.journal.restore(Bounds())
+        for session in self.restored:
+            self.store.adopt(session)
+
+    async def run(self, session: Session, *specs: CallSpec) -> list[Call]:
+        addition = session.add_all(specs)
+        await self.scheduler.start(session, addition, promised=True)
+        return list(addition.calls)
+
+    async def put(self, session: Session, name: str, value: str | None = None) -> None:
+        await self.scheduler.start(session, session.put(name, value), promised=True)
+
+    async def resume(self) -> None:
+        for session in self.restored:
+            self.scheduler.resume(session)
+        await self.scheduler.drained()
+
+    async def die(self) -> None:
+        """As a killed process: nothing more is written, and nothing is told to anybody."""
+        self.journal._closed = True
+        await self.scheduler.close()
+        self.journal._file.close()
+
+
+def spec(output: str, *reads: str, deferred: bool = True, slots: tuple[Slot, ...] = (ANSWER,)) -> CallSpec:
+    inputs = [Input(Reference(name), f"messages.{at}.content") for at, name in enumerate(reads)]
+    return CallSpec(model="m", segments=[Text([7, 8]), *inputs, *slots], output=output, deferred=deferred)
+
+
+async def test_a_session_comes_back_as_it_was(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    session = house.store.create("tenant", "s", metadata={"a": "b"}, ttl=30.0)
+    await house.put(session, "given", "wörld\0\n<<x>>")
+    await house.put(session, "declared")
+    parts = ["T ", Input(Reference("given"), "template")]
+    await house.scheduler.start(session, session.put("shown", template=parts), promised=True)
+    slots = (Slot("inner", GREEDY), Text([1]), ANSWER)
+    calls = await house.run(session, spec("a", "given"), spec("b", "a", slots=slots), spec("c", "given"))
+    await house.scheduler.drained()
+    session.delete("c")
+    await house.journal.flushed()
+    await house.die()
+
+    again = House(tmp_path / "j")
+    (back,) = again.restored
+    assert (back.id, back.tenant, back.metadata, back.ttl) == ("s", "tenant", {"a": "b"}, 30.0)
+    assert {v.name: (v.state, v.value) for v in back.variables.values()} == {
+        v.name: (v.state, v.value) for v in session.variables.values()
+    }
+    assert back.variable("shown").value == "T wörld\0\n<<x>>"
+    assert back.usage() == session.usage()
+    assert [c.state for c in back.calls.values()] == [c.state for c in session.calls.values()]
+    assert [c.id for c in back.consumers("given")] == [c.id for c in session.consumers("given")]
+    assert back.producer("b") is back.calls[calls[1].id]
+    assert back.prefix_hashes(back.calls[calls[1].id]) == session.prefix_hashes(calls[1])
+    assert back.size == session.size
+    assert [event.id for event in back.events] == [event.id for event in session.events]
+    assert "c" in back.retired
+    shared = (await again.run(back, spec("twin", "given")))[0]
+    await again.scheduler.drained()
+    assert shared.leader is back.calls[calls[0].id], "what was done before may serve what comes now"
+    assert again.engine.opened[0].generates == 0
+    await again.die()
+
+
+async def test_unfinished_calls_run_again_and_what_was_done_does_not(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    session = house.store.create("", "s")
+    await house.run(session, spec("done"))
+    await house.scheduler.drained()
+    house.engine.hold()
+    running, waiting = await house.run(session, spec("a", "done"), spec("b", "a"))
+    other = dataclasses.replace(spec("c", deferred=False), segments=[Text([9]), ANSWER])
+    blocking = (await house.run(session, other))[0]
+    needed = (await house.run(session, spec("d", deferred=False)))[0]
+    await house.run(session, spec("e", "d"))
+    for call in (blocking, needed):
+        house.scheduler.reader_came(call.output)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert running.state is CallState.PREFILL
+    await house.journal.flushed()
+    await house.die()
+
+    again = House(tmp_path / "j")
+    await again.resume()
+    (back,) = again.restored
+    assert back.calls[running.id].state is back.calls[waiting.id].state is CallState.DONE
+    assert back.calls[blocking.id].state is CallState.CANCELLED, "its client is gone, and nobody else reads it"
+    assert back.calls[needed.id].state is CallState.DONE, "another call reads it"
+    assert sum(context.generates for context in again.engine.opened) == 2, "the others do what was done before"
+    assert back.unfinished == 0
+    await again.die()
+
+
+async def test_what_was_shown_and_would_not_come_out_the_same_is_not_made_anew(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    session = house.store.create("", "s")
+    house.engine.deaths = 1
+    random = Slot(None, Sampling(temperature=1.0))
+    long = Text([1] * 98)
+    specs = [
+        dataclasses.replace(spec(name, slots=(slot,)), segments=[long, slot])
+        for name, slot in (("random", random), ("greedy", ANSWER))
+    ]
+    house.engine.released.clear()
+    calls = await house.run(session, *specs)
+    for call in calls:  # some of each is made
+        call.move(CallState.DECODE)
+        call.output.append(Piece("4", 1))
+        with session.read(call.output) as reader:
+            assert [piece.text for piece in await reader.more()] == ["4"]
+    await house.die()
+
+    again = House(tmp_path / "j")
+    await again.resume()
+    (back,) = again.restored
+    failed, same = back.calls[calls[0].id], back.calls[calls[1].id]
+    assert failed.state is CallState.FAILED
+    assert failed.output.failure is not None
+    assert failed.output.failure.code == "interrupted"
+    assert same.output.value == "98"
+    await again.die()
+
+
+class Cuts:
+    """Every place at which a process may be killed: behind each turn of the loop in which something was written."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.rows: list[list[bytes]] = []
+        self._journal = journal
+        self._open = False
+        begin_soon = journal._begin_soon
+
+        def taken() -> None:
+            if not self._open:
+                self._open = True
+                self.rows.append([])
+                asyncio.get_running_loop().call_soon(self._close)
+            self.rows[-1].append(journal._rows[-1])
+            begin_soon()
+
+        journal._begin_soon = taken  # type: ignore[method-assign]
+
+    def _close(self) -> None:
+        self._open = False
+
+
+async def test_cut_off_anywhere_all_that_was_promised_is_done(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    cuts = Cuts(house.journal)
+    session = house.store.create("", "s")
+    await house.put(session, "late")
+    random = Slot("dice", Sampling(temperature=1.0))
+    specs = [
+        spec("a"),
+        spec("twin"),
+        spec("b", "a", slots=(random, Text([3]), Slot("greedy", GREEDY), Text([4]), ANSWER)),
+        spec("c", "b", "late"),
+        dataclasses.replace(spec("d", "c"), segments=[Text([5]), Slot(None, GREEDY, Transform(regex="nothing"))]),
+        spec("e", "d"),
+    ]
+    await house.run(session, *specs)
+    await house.put(session, "late", "now")
+    await house.scheduler.drained()
+    expected = {v.name: (v.state, v.value) for v in session.variables.values()}
+    assert {state for state, _ in expected.values()} == {VariableState.READY, VariableState.FAILED}
+    await house.die()
+    assert len(cuts.rows) > 12
+
+    for end in range(2, len(cuts.rows) + 1):
+        path = tmp_path / f"cut-{end}"
+        file = JournalFile(path)
+        file.commit(Batch([row for turn in cuts.rows[:end] for row in turn], [], []))
+        file.close()
+        again = House(path)
+        (back,) = again.restored
+        told = {event.id for event in back.events}
+        known = {v.name: v.value for v in back.variables.values() if v.state is VariableState.READY}
+        assert all(expected[name] == (VariableState.READY, value) for name, value in known.items())
+        if back.variable("late").state is VariableState.DECLARED:
+            await again.put(back, "late", "now")
+        await again.resume()
+        assert back.unfinished == 0
+        if back.calls:
+            assert {v.name: (v.state, v.value) for v in back.variables.values()} == expected, f"cut behind {end}"
+        assert len({event.id for event in back.events}) == len(back.events), "no event's number comes twice"
+        assert told <= {event.id for event in back.events}
+        await again.die()
+        third = House(path)  # and what was done then is on disk as well
+        if back.calls:
+            assert {v.name: (v.state, v.value) for v in third.restored[0].variables.values()} == expected
+        await third.die()
+
+
+async def test_deleted_and_expired_sessions_leave_the_file(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    for name in ("deleted", "expired", "stays"):
+        session = house.store.create("t", name, ttl=1.0 if name == "expired" else 1e6)
+        await house.put(session, "big", "x" * 500_000)
+    house.store.delete(house.store.get("t", "deleted"))
+    house.store.expire(house.store.get("t", "expired").touched + 2.0)
+    await house.journal.close()
+    await house.scheduler.close()
+    assert (tmp_path / "j").stat().st_size < 1_000_000, "the space of two of three values was given back"
+
+    again = House(tmp_path / "j")
+    assert [session.id for session in again.restored] == ["stays"]
+    assert again.journal.expired() == [("t", "expired")]
+    await again.die()
+
+
+async def test_facts_after_closing_did_not_happen(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    session = house.store.create("", "s")
+    house.engine.hold()
+    (call,) = await house.run(session, spec("a"))
+    await house.journal.close()
+    await house.scheduler.close()
+    assert call.state is CallState.CANCELLED
+    with pytest.raises(JournalFailed, match="stopping"):
+        await house.put(session, "b", "x")
+
+    again = House(tmp_path / "j")
+    await again.resume()
+    assert again.restored[0].variable("a").value == "2", "a server that is stopped goes on with it next time"
+    await again.die()
+
+
+@pytest.mark.parametrize("problem", ["query_only = ON", "max_page_count = 1"])
+async def test_a_file_that_cannot_be_written_refuses_new_work_and_loses_nothing(tmp_path: Path, problem: str) -> None:
+    house = House(tmp_path / "j")
+    session = house.store.create("", "s")
+    await house.put(session, "early", "kept")
+    house.journal._file._connection.execute(f"PRAGMA {problem}").fetchall()
+    words = "readonly database" if "query" in problem else "disk is full"
+    with pytest.raises(JournalFailed, match=words):
+        await house.put(session, "lost", "x" * 100_000)
+    assert session.variable("lost").state is VariableState.FAILED
+    with pytest.raises(JournalFailed):
+        await house.run(session, spec("refused"))
+    with pytest.raises(JournalFailed):
+        house.store.create("", "another")
+    assert "refused" not in session.variables
+
+    healing = "query_only = OFF" if "query" in problem else "max_page_count = 1000000"
+    house.journal._file._connection.execute(f"PRAGMA {healing}").fetchall()
+    async with asyncio.timeout(10):
+        while house.journal._failure is not None:
+            await asyncio.sleep(0.05)
+    (call,) = await house.run(session, spec("goes_on", "early"))
+    await house.scheduler.drained()
+    assert call.state is CallState.DONE
+    await house.die()
+    again = House(tmp_path / "j")
+    states = {v.name: v.state for v in again.restored[0].variables.values()}
+    assert states == {"early": "ready", "lost": "failed", "goes_on": "ready"}
+    await again.die()
+
+
+def _not_a_database(path: Path) -> None:
+    path.write_bytes(b"something else, long enough to be looked at" * 100)
+
+
+def _newer(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+
+def _another_programs(path: Path) -> None:
+    path.unlink()
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+
+
+def _torn(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(os.urandom(size // 4))
+
+
+def _unknown_row(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE facts SET body = '[\"nonsense\"]' WHERE seq = 1")
+    connection.commit()
+    connection.close()
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (_not_a_database, "damaged.*not a database"),
+        (_torn, "damaged"),
+        (_unknown_row, "damaged.*row 1 of session 1"),
+        (_newer, "newer myna .schema 99"),
+        (_another_programs, "another program's"),
+        (_folder, "cannot be written: Is a directory"),
+    ],
+)
+async def test_a_file_that_cannot_be_used_is_left_alone_and_said_so(
+    tmp_path: Path, harm: Callable[[Path], None], words: str
+) -> None:
+    house = House(tmp_path / "j")
+    session = house.store.create("", "s")
+    await house.put(session, "a", "x" * 200_000)
+    await house.journal.close()
+    harm(tmp_path / "j")
+    before = (tmp_path / "j").read_bytes() if (tmp_path / "j").is_file() else b""
+    with pytest.raises(JournalError, match=words):
+        House(tmp_path / "j")
+    if before:
+        assert (tmp_path / "j").read_bytes() == before
+
+
+async def test_a_file_has_one_owner(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    with pytest.raises(JournalError, match="in use by another myna"):
+        Journal(tmp_path / "j")
+    await house.die()
+
+
+def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    file = JournalFile(tmp_path / "deep" / "j")
+    assert (tmp_path / "deep" / "j").stat().st_mode & 0o077 == 0
+    file.close()
+
+
+samplings = st.builds(
+    Sampling,
+    max_tokens=st.none() | st.integers(1, 99),
+    temperature=st.floats(0, 2),
+    seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+    logit_bias=st.dictionaries(st.integers(0, 9), st.floats(-100, 100)),
+    stop=st.lists(st.text()).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 9)).map(tuple),
+    logprobs=st.booleans(),
+)
+inputs = st.builds(Input, st.builds(Reference, st.just("x"), st.lists(st.text()).map(tuple)), st.text())
+slots = st.builds(
+    Slot,
+    st.none() | st.sampled_from(["p", "q"]),
+    samplings,
+    st.none() | st.builds(Transform, strip=st.booleans(), line=st.none() | st.integers(), json=st.none() | st.text()),
+    st.text(),
+)
+segments = st.builds(Text, st.lists(st.integers(0, 2**31 - 1))) | inputs | slots
+
+
+@given(
+    spec=st.builds(
+        CallSpec,
+        model=st.text(),
+        segments=st.lists(segments),
+        parts=st.none() | st.lists(st.text() | inputs),
+        output=st.just("out"),
+        deferred=st.booleans(),
+        objective=st.none() | st.sampled_from(Objective),
+        share=st.booleans(),
+    )
+)
+def test_a_call_is_read_as_it_was_written(spec: CallSpec) -> None:
+    session = Session(id="s", tenant="t", created=0.0, ttl=1.0)
+    made = dict.fromkeys(slot.name for slot in spec.slots if slot.name)
+    variables = {name: session.place(name, at) for at, name in enumerate([*made, "out"], 1)}
+    call = Call(
+        id="call_1",
+        spec=spec,
+        inputs={},
+        slots={name: variables[name] for name in made},
+        output=variables["out"],
+        times=Times(1.0),
+        session=session,
+        arrival=0,
+    )
+    record = decode(encode(record_of(Added(call))))
+    assert isinstance(record, CallRecord)
+    assert spec_of(record) == spec
+
+
+def test_a_session_is_read_as_it_was_written() -> None:
+    session = Session(id="s", tenant="t", created=1.5, ttl=1.0, metadata={"ä": "\0"})
+    assert decode(encode(session_record(session))) == session_record(session)
