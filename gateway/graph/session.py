@@ -152,7 +152,8 @@ class Session:
 
         Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle or TooLarge.
         """
-        self.log.check()
+        if self.id:
+            self.log.check()
         values: dict[str, str] = {}
         declared: dict[str, str] = {}
         everything = list(specs)

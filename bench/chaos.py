@@ -1,0 +1,382 @@
+"""Kills engines and gateways under a running load, and checks that nothing that was promised is lost.
+
+`python -m bench.chaos --engine-kills 200 --gateway-kills 50` starts a server of its own with a journal, drives it with
+sessions of chains, map-reduce, slots, templates and streams, sends SIGKILL at random times, and holds every answer
+against the promises of docs/api.md: an accepted value is never lost, none is assigned twice, every wait ends, events
+come without a gap. Exit status 1, and what was wrong, if one does not hold.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+_PATIENCE_SECONDS = 120.0
+"""Longer than any wait may take, kills included."""
+_FAILURES = {"interrupted", "engine_failed", "engine_unavailable", "upstream_failed", "transform_failed"}
+"""What a variable may fail with when a process dies under it."""
+
+
+class Broken(Exception):
+    """A promise was not kept."""
+
+
+class Victim:
+    """A server on a port that stays the same, killed and started again."""
+
+    def __init__(self, journal: Path, arguments: Sequence[str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._command = [sys.executable, "-m", "gateway", "serve", "--port", str(self.port), "--journal", str(journal)]
+        self._command += ["--log-level", "error", *arguments]
+        self._process: subprocess.Popen[str] | None = None
+        self.model = ""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def start(self) -> None:
+        """Returns when it is ready."""
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        served = re.search(r"myna serves (\S+)", line)
+        if served is None:
+            raise Broken(f"the server did not start: exit status {self._process.wait()}")
+        self.model = served[1]
+
+    def kill_gateway(self) -> None:
+        """SIGKILL to the gateway; its engine ends by itself."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def kill_engine(self) -> bool:
+        """SIGKILL to the engine. False if there is none at the moment."""
+        assert self._process is not None
+        engines = [p for p in psutil.Process(self._process.pid).children() if "engine.worker" in p.cmdline()]
+        for engine in engines:
+            engine.kill()
+        return bool(engines)
+
+    def stop(self) -> int:
+        """Ends it in order. Returns the exit status."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._process.terminate()
+        self._process.stdout.close()
+        return self._process.wait(60)
+
+
+@dataclass
+class Session:
+    """What one session's client was told, so that it can be held against what it is told later."""
+
+    id: str
+    values: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    accepted: set[str] = field(default_factory=set)
+    last_event: int = 0
+    ready: Counter[str] = field(default_factory=Counter)
+
+
+class Load:
+    """Clients that never give up, and believe what they were told."""
+
+    def __init__(self, http: aiohttp.ClientSession, victim: Victim, seed: int) -> None:
+        self._http = http
+        self._victim = victim
+        self._random = random.Random(seed)
+        self.sessions: list[Session] = []
+        self.requests = 0
+        self.retries = 0
+        self.streams = 0
+
+    async def run(self, until: asyncio.Event) -> None:
+        """One client: session after session."""
+        while not until.is_set():
+            session = Session(f"chaos-{len(self.sessions)}")
+            self.sessions.append(session)
+            await self._session(session)
+
+    async def _session(self, session: Session) -> None:
+        pick = self._random
+        await self._accept("POST", "/sessions", {"id": session.id, "ttl": 86_400}, already="session_exists")
+        topic = f"the number {pick.randrange(10**6)} & <<not_a_reference"
+        await self._accept("PUT", f"/sessions/{session.id}/variables/topic", {"value": topic})
+        session.values["topic"] = topic
+        session.accepted.add("topic")
+        count = pick.randrange(1, 4)
+        for index in range(count):
+            await self._defer(session, f"map_{index}", f"Point {index} of <<topic>>", pick.choice([0.0, 1.0]))
+        points = " ".join(f"<<map_{index}>>" for index in range(count))
+        await self._defer(session, "reduce", f"Sum up: {points}", 0.0)
+        await self._accept(
+            "PUT", f"/sessions/{session.id}/variables/page", {"template": "Topic: <<topic>>\n<<reduce>>"}
+        )
+        session.accepted.add("page")
+        await self._defer(
+            session,
+            "verdict",
+            "Judge <<page>>",
+            0.0,
+            answer="Good: <<good>>. Bad: <<bad>>.",
+            slots={"good": {"max_tokens": 4}, "bad": {"max_tokens": 4, "temperature": 1.0}},
+        )
+        names = sorted(session.accepted)
+        waits = [self._wait(session, name) for name in pick.sample(names, 2)]
+        await asyncio.gather(*waits, self._stream(session, "map_0"), self._events(session, 12))
+        for name in names:
+            await self._wait(session, name)
+        await self._events(session, 1)
+
+    async def _defer(
+        self, session: Session, name: str, text: str, temperature: float, answer: str = "", **semantic: Any
+    ) -> None:
+        messages = [{"role": "user", "content": text}, *([{"role": "assistant", "content": answer}] if answer else [])]
+        body = {
+            "model": self._victim.model,
+            "messages": messages,
+            "max_tokens": self._random.randrange(4, 40),
+            "temperature": temperature,
+            "semantic": {"session": session.id, "output": name, "defer": True, **semantic},
+        }
+        await self._accept("POST", "/chat/completions", body)
+        session.accepted |= {name, *semantic.get("slots", ())}
+
+    async def _accept(self, method: str, path: str, body: Any, already: str = "variable_already_set") -> None:
+        """Asks until it is taken. A retry that finds it taken is content."""
+        async for status, answer in self._until_answered(method, path, body):
+            if status in (200, 201):
+                return
+            if status == 409 and answer["error"]["code"] == already:
+                return
+            raise Broken(f"{method} {path} was answered {status}: {answer}")
+
+    async def _until_answered(self, method: str, path: str, body: Any = None) -> AsyncIterator[tuple[int, Any]]:
+        """The first answer that is neither a broken connection nor 503."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            self.requests += 1
+            try:
+                async with self._http.request(method, self._victim.url + path, json=body) as response:
+                    status, answer = response.status, await response.json()
+            except (aiohttp.ClientError, ConnectionError):
+                status, answer = 503, None
+            if status != 503:
+                yield status, answer
+                return
+            self.retries += 1
+            if time.monotonic() > deadline:
+                raise Broken(f"{method} {path} had no answer in {_PATIENCE_SECONDS:g} s: {answer}")
+            await asyncio.sleep(0.1)
+
+    async def _wait(self, session: Session, name: str) -> None:
+        async for status, answer in self._until_answered(
+            "GET", f"/sessions/{session.id}/variables/{name}?wait=true&timeout={_PATIENCE_SECONDS:g}"
+        ):
+            if status != 200:
+                raise Broken(f"{session.id}/{name}: waiting was answered {status}: {answer}")
+            self._told(session, answer)
+
+    def _told(self, session: Session, variable: Any) -> None:
+        name, state = variable["name"], variable["state"]
+        where = f"{session.id}/{name}"
+        if state == "ready":
+            value = variable["value"]
+            if session.values.setdefault(name, value) != value:
+                raise Broken(f"{where} was {session.values[name]!r} and is {value!r}")
+        elif state == "failed" and variable["error"]["code"] in _FAILURES:
+            if name in session.values:
+                raise Broken(f"{where} was {session.values[name]!r} and has failed: {variable['error']}")
+            session.failures[name] = variable["error"]["code"]
+        else:
+            raise Broken(f"{where} ended as {variable}")
+
+    async def _stream(self, session: Session, name: str) -> None:
+        """Reads a value as it is made, again from its beginning if the connection breaks."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        path = f"{self._victim.url}/sessions/{session.id}/variables/{name}"
+        while time.monotonic() < deadline:
+            self.streams += 1
+            text = ""
+            try:
+                async with self._http.get(path, headers={"Accept": "text/event-stream"}) as response:
+                    if response.status == 200:
+                        async for kind, data, _ in _events_of(response):
+                            if kind == "delta":
+                                text += data["text"]
+                            else:
+                                self._told(session, data)
+                                if data["state"] == "ready" and text != data["value"]:
+                                    raise Broken(f"{session.id}/{name} streamed {text!r} and is {data['value']!r}")
+                                return
+            except (aiohttp.ClientError, ConnectionError):
+                pass  # the server was killed; ask again
+            self.retries += 1
+            await asyncio.sleep(0.1)
+        raise Broken(f"{session.id}/{name}: its stream had no end")
+
+    async def _events(self, session: Session, enough: int) -> None:
+        """Some more events, from where the last ones ended."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            headers = {"Last-Event-ID": str(session.last_event)}
+            try:
+                async with self._http.get(
+                    f"{self._victim.url}/sessions/{session.id}/events", headers=headers
+                ) as response:
+                    if response.status == 200:
+                        async for kind, data, id in _events_of(response):
+                            if id <= session.last_event:
+                                raise Broken(f"{session.id}: event {id} came behind {session.last_event}")
+                            session.last_event = id
+                            if kind == "variable" and data["state"] == "ready":
+                                session.ready[data["name"]] += 1
+                                if session.ready[data["name"]] > 1:
+                                    raise Broken(f"{session.id}/{data['name']} was assigned twice")
+                            enough -= 1
+                            if enough <= 0:
+                                return
+            except (aiohttp.ClientError, ConnectionError):
+                pass  # the server was killed; go on behind the last one
+            self.retries += 1
+            await asyncio.sleep(0.1)
+        raise Broken(f"{session.id}: no more events")
+
+    async def check_all(self) -> None:
+        """Everything that was ever told, read once more."""
+        for session in self.sessions:
+            async for _, answer in self._until_answered("GET", f"/sessions/{session.id}/variables"):
+                found = {variable["name"]: variable for variable in answer["data"]}
+                for name in session.accepted:
+                    if name not in found:
+                        raise Broken(f"{session.id}/{name} was accepted and is not there")
+                    self._told(session, found[name])
+
+
+async def _events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any, int]]:
+    """Server-Sent Events: name, data and id."""
+    kind, data, id = "", None, 0
+    async for raw in response.content:
+        line = raw.decode().rstrip("\n")
+        if not line and data is not None:
+            yield kind, data, id
+            kind, data = "", None
+        elif line.startswith("event: "):
+            kind = line[7:]
+        elif line.startswith("id: "):
+            id = int(line[4:])
+        elif line.startswith("data: "):
+            data = json.loads(line[6:])
+
+
+async def _kill(victim: Victim, engine_kills: int, gateway_kills: int, pick: random.Random) -> float:
+    """All the kills in random order, at random times. Returns the longest that a restarted gateway took to be ready."""
+    order = ["engine"] * engine_kills + ["gateway"] * gateway_kills
+    pick.shuffle(order)
+    slowest = 0.0
+    for kind in order:
+        await asyncio.sleep(pick.uniform(0.0, 1.5))
+        if kind == "gateway":
+            victim.kill_gateway()
+            began = time.monotonic()
+            await asyncio.to_thread(victim.start)
+            slowest = max(slowest, time.monotonic() - began)
+        else:
+            while not victim.kill_engine():
+                await asyncio.sleep(0.05)
+    return slowest
+
+
+async def chaos(
+    arguments: Sequence[str], *, engine_kills: int, gateway_kills: int, clients: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Runs it all. Returns what there is to report. Raises Broken."""
+    victim = Victim(folder / "journal.sqlite", arguments)
+    await asyncio.to_thread(victim.start)
+    try:
+        timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
+            load = Load(http, victim, seed)
+            done = asyncio.Event()
+            running = asyncio.gather(*(load.run(done) for _ in range(clients)))
+            kills = asyncio.ensure_future(_kill(victim, engine_kills, gateway_kills, random.Random(seed)))
+            await asyncio.wait([running, kills], return_when=asyncio.FIRST_COMPLETED)
+            if not kills.done():
+                kills.cancel()
+                await running  # raises what broke
+            done.set()
+            await running
+            await load.check_all()
+            status = await asyncio.to_thread(victim.stop)
+            if status:
+                raise Broken(f"the server ended with status {status}")
+            await asyncio.to_thread(victim.start)
+            await load.check_all()  # and once more, from the disk alone
+    finally:
+        victim.kill_gateway()
+    return {
+        "engine_kills": engine_kills,
+        "gateway_kills": gateway_kills,
+        "sessions": len(load.sessions),
+        "variables": sum(len(session.accepted) for session in load.sessions),
+        "ready": sum(len(session.values) for session in load.sessions),
+        "failed": dict(Counter(code for session in load.sessions for code in session.failures.values())),
+        "requests": load.requests,
+        "retries": load.retries,
+        "slowest_restart_s": round(kills.result(), 2),
+        "journal_bytes": (folder / "journal.sqlite").stat().st_size,
+    }
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench.chaos", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--engine-kills", type=int, default=200)
+    parser.add_argument("--gateway-kills", type=int, default=50)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=1)
+    known, rest = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = asyncio.run(
+                chaos(
+                    rest,
+                    engine_kills=known.engine_kills,
+                    gateway_kills=known.gateway_kills,
+                    clients=known.clients,
+                    seed=known.seed,
+                    folder=Path(folder),
+                )
+            )
+        except Broken as error:
+            print(f"broken: {error}", file=sys.stderr)
+            return 1
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

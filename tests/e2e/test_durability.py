@@ -1,0 +1,90 @@
+"""What a killed server had promised is there when it comes back."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2 as httpx
+import psutil
+import pytest
+
+from bench.chaos import chaos
+from tests.checkpoints import write_tiny_llama
+from tests.server import Server
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that starts fast."""
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=4096)
+
+
+async def test_nothing_promised_is_lost_while_engines_and_gateways_are_killed(tiny: Path, tmp_path: Path) -> None:
+    """The short form of `python -m bench.chaos`."""
+    arguments = ["--model", str(tiny), "--kv-tokens", "65536"]
+    report = await chaos(arguments, engine_kills=5, gateway_kills=3, clients=4, seed=7, folder=tmp_path)
+    assert report["ready"] > 50, "the load got somewhere"
+    assert report["retries"] > 0, "the kills were felt"
+
+
+def defer(server: Server, output: str, max_tokens: int = 4) -> httpx.Response:
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": max_tokens,
+        "semantic": {"output": output, "defer": True},
+    }
+    return httpx.post(f"{server.address}/v1/chat/completions", json=body, headers={"X-Session-Id": "s"})
+
+
+def wait(server: Server, name: str) -> dict[str, object]:
+    return dict(httpx.get(f"{server.address}/v1/sessions/s/variables/{name}?wait=true", timeout=30).json())
+
+
+def test_a_server_that_is_stopped_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
+    arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"), "--drain", "0")
+    with Server(*arguments) as server:
+        assert defer(server, "long", 2000).status_code == 200
+        assert httpx.put(f"{server.address}/v1/sessions/s/variables/x", json={"value": "kept"}).status_code == 200
+        assert server.stop() == 0
+    with Server(*arguments) as server:
+        assert wait(server, "x")["value"] == "kept"
+        assert wait(server, "long")["state"] == "ready"
+
+
+def test_a_full_disk_is_said_and_nothing_accepted_is_lost(tiny: Path, tmp_path: Path) -> None:
+    arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"))
+    with Server(*arguments) as server:
+        assert defer(server, "before").status_code == 200
+        assert wait(server, "before")["state"] == "ready"
+        process = psutil.Process(server.process.pid)
+        limit = process.rlimit(psutil.RLIMIT_FSIZE)
+        process.rlimit(psutil.RLIMIT_FSIZE, (8192, limit[1]))  # no file of its can grow: as on a full disk
+        refusal = defer(server, "refused")
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "journal_failed")
+        assert "Retry-After" in refusal.headers
+        plain = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        assert httpx.post(f"{server.address}/v1/chat/completions", json=plain).status_code == 200
+        process.rlimit(psutil.RLIMIT_FSIZE, limit)
+        for _ in range(100):
+            again = defer(server, "after")
+            if again.status_code == 200:
+                break
+            time.sleep(0.1)
+        assert again.status_code == 200, again.text
+        assert wait(server, "after")["state"] == "ready"
+        assert any("journal" in line and "cannot be written" in line for line in server.log)
+        server.process.kill()
+    with Server(*arguments) as server:
+        assert wait(server, "before")["state"] == wait(server, "after")["state"] == "ready"
+
+
+def test_a_journal_that_cannot_be_used_ends_the_start_with_a_line(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b"no database, and long enough to be one " * 50)
+    command = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--model", str(tiny)]
+    ended = subprocess.run([*command, "--journal", str(tmp_path / "j")], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("myna: the journal")
+    assert "damaged" in line
