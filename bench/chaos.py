@@ -72,13 +72,14 @@ class Victim:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
-    def kill_engine(self) -> bool:
-        """SIGKILL to the engine. False if there is none at the moment."""
+    def kill_engine(self) -> None:
+        """SIGKILL to the engine, as soon as there is one."""
         assert self._process is not None
-        engines = [p for p in psutil.Process(self._process.pid).children() if "engine.worker" in p.cmdline()]
+        gateway = psutil.Process(self._process.pid)
+        while not (engines := [p for p in gateway.children() if "engine.worker" in p.cmdline()]):
+            time.sleep(0.05)
         for engine in engines:
             engine.kill()
-        return bool(engines)
 
     def stop(self) -> int:
         """Ends it in order. Returns the exit status."""
@@ -305,8 +306,7 @@ async def _kill(victim: Victim, engine_kills: int, gateway_kills: int, pick: ran
             await asyncio.to_thread(victim.start)
             slowest = max(slowest, time.monotonic() - began)
         else:
-            while not victim.kill_engine():
-                await asyncio.sleep(0.05)
+            await asyncio.to_thread(victim.kill_engine)
     return slowest
 
 

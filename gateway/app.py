@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import EngineConfig
-from gateway.api import chat, events, graphs, health, models, sessions, variables
+from gateway.api import chat, completions, events, graphs, health, models, sessions, variables
 from gateway.api.services import SERVICES, Services
 from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
 from gateway.engines.pool import EnginePool
@@ -72,7 +72,7 @@ def build_app(settings: ServeSettings, services: Services) -> web.Application:
         client_max_size=settings.max_body_bytes,
     )
     app[SERVICES] = services
-    for resource in (chat, models, sessions, variables, graphs, events, health):
+    for resource in (chat, completions, models, sessions, variables, graphs, events, health):
         app.add_routes(resource.routes)
     return app
 

@@ -37,6 +37,11 @@ _STATUS = {
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
+def at(where: str, field: str) -> str:
+    """The path of a field of a request that is itself at `where` in a larger one."""
+    return ".".join(filter(None, (where, field)))
+
+
 class RequestError(Exception):
     """An answer other than success, in OpenAI's shape."""
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from engine.tokenizer import Tokenizer
-from gateway.errors import RequestError
+from gateway.errors import RequestError, at
 from gateway.prompt import PromptBuilder
 
 
@@ -45,12 +45,14 @@ class Models:
             raise RequestError(503, "the model is still loading", code="engine_unavailable") from None
         return list(self._served.values())
 
-    async def get(self, name: str) -> ServedModel:
-        """The model of that name. Raises RequestError 404, which names the ones there are."""
+    async def get(self, name: str, where: str = "") -> ServedModel:
+        """The model of that name, asked for by the request at `where` in a larger one.
+
+        Raises RequestError 404, which names the ones there are.
+        """
         served = {model.id: model for model in await self.all()}
         if name not in served:
             near = difflib.get_close_matches(name, served, n=1) or list(served)
-            raise RequestError(
-                404, f"there is no model {name!r}; served: {', '.join(near)}", code="model_not_found", param="model"
-            )
+            message = f"there is no model {name!r}; served: {', '.join(near)}"
+            raise RequestError(404, message, code="model_not_found", param=at(where, "model"))
         return served[name]

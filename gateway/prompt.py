@@ -17,7 +17,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.tokenizer import Place, Tokenizer
-from gateway.errors import RequestError
+from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import parse
@@ -34,6 +34,8 @@ class Prompt:
 
     segments: Sequence[Segment]
     parts: Sequence[str | Input] | None = None
+    field: str = "messages"
+    """Of the request, where it came from."""
 
 
 class PromptBuilder:
@@ -61,7 +63,7 @@ class PromptBuilder:
         if self._template is None:
             raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
         held = _Held(self._tokenizer, references, slots or {})
-        safe = [held.take_out(message, f"{where}messages.{index}") for index, message in enumerate(messages)]
+        safe = [held.take_out(message, at(where, f"messages.{index}")) for index, message in enumerate(messages)]
         held.check_slots()
         parts = held.last_message(messages[-1]) if messages else None
         try:
@@ -73,14 +75,27 @@ class PromptBuilder:
             )
         except jinja2.TemplateError as error:
             raise RequestError(
-                400, f"the model's chat template refuses these messages: {error}", param=f"{where}messages"
+                400, f"the model's chat template refuses these messages: {error}", param=at(where, "messages")
             ) from error
         segments = held.segments(text)
-        held.check_rendered(segments)
+        held.check_rendered(segments, at(where, "messages"))
         if parts is None:
             return Prompt([*segments, answer])
         last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
         return Prompt(segments[: last + 1], parts)
+
+    def completion(self, text: str, answer: Slot, *, references: bool = False) -> Prompt:
+        """A text that the answer goes on with. It is the client's own template: control tokens in it are control
+        tokens, but not those in values."""
+        held = _Held(self._tokenizer, references, {})
+        rendered = held.mark(text, "prompt")
+        if self._tokenizer.adds_bos:
+            rendered = self._tokenizer.bos_text + rendered
+        return Prompt([*held.segments(rendered), answer], field="prompt")
+
+    def tokens(self, tokens: Sequence[int], answer: Slot) -> Prompt:
+        """Tokens as they are."""
+        return Prompt([Text(tokens), answer], field="prompt")
 
 
 class _Held:
@@ -137,6 +152,12 @@ class _Held:
                 out += self._keep(Input(piece, where))
         return out
 
+    def mark(self, text: str, where: str) -> str:
+        """The text with nothing but its references replaced by marks."""
+        if not self._references:
+            return text
+        return "".join([piece if isinstance(piece, str) else self._keep(Input(piece, where)) for piece in parse(text)])
+
     def check_slots(self) -> None:
         """Raises SlotWithoutPlace."""
         for name, slot in self._slots.items():
@@ -145,11 +166,11 @@ class _Held:
                     f"no assistant message has a place <<{name}>> where the slot could be generated", slot.where
                 )
 
-    def check_rendered(self, segments: Sequence[Segment]) -> None:
+    def check_rendered(self, segments: Sequence[Segment], where: str) -> None:
         """Raises RequestError if the template left a slot out, or wrote one twice."""
         written = [segment.name for segment in segments if isinstance(segment, Slot)]
         if sorted(written, key=str) != sorted(self._placed):
-            raise RequestError(400, "the model's chat template does not write every message once", param="messages")
+            raise RequestError(400, "the model's chat template does not write every message once", param=where)
 
     def last_message(self, message: Mapping[str, Any]) -> Sequence[str | Input] | None:
         """The parts of the message looked at last, if it is an assistant's with slots."""

@@ -168,6 +168,16 @@ class _Generation(_Sampled):
             raise ValueError("stream_options needs stream to be true")
         return self
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the answer is a stream."""
+        return bool(self.stream)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream tells usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class ChatCompletionRequest(_Generation):
     """POST /v1/chat/completions."""
@@ -193,6 +203,55 @@ class ChatCompletionRequest(_Generation):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         return self
+
+    @property
+    def length(self) -> int | None:
+        """Most tokens of the answer."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether log probabilities are told."""
+        return bool(self.logprobs)
+
+    @property
+    def alternatives(self) -> int:
+        """Tokens told at each place."""
+        return self.top_logprobs or 0
+
+
+class CompletionRequest(_Generation):
+    """POST /v1/completions."""
+
+    prompt: str | list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+
+    @property
+    def length(self) -> int:
+        """Most tokens of the answer; OpenAI's own default is 16 here."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether log probabilities are told."""
+        return False
+
+    @property
+    def alternatives(self) -> int:
+        """Tokens told at each place."""
+        return 0
+
+
+class GraphRequest(_Request):
+    """POST /v1/graphs. The calls are chat bodies, checked one by one.
+
+    A variable is its value; or an object with nothing but `value` or `template` in it; null declares it.
+    """
+
+    variables: dict[str, JsonValue] = Field(default_factory=dict)
+    calls: list[Any] = Field(default_factory=list)
+    outputs: list[str] | None = None
+    session: SessionId | None = None
+    stream: bool = False
 
 
 class SessionRequest(_Request):

@@ -103,6 +103,28 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     semantic: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One answer of a completion, or its part in a chunk."""
+
+    text: str
+    finish_reason: str | None
+    index: int = 0
+    logprobs: None = None
+
+
+class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a completion, or one event of it. `usage` is left out of events unless it was asked for."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    object: Literal["text_completion"] = "text_completion"
+    system_fingerprint: str | None = None
+    usage: CompletionUsage | None | msgspec.UnsetType = msgspec.UNSET
+    semantic: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A model that is served. `max_model_len`: its window in tokens."""
 

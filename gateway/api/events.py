@@ -23,8 +23,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     try:
         while told := await stream.patiently(partial(session.more_events, at)):
             for event in told:
-                kind, value = _describe(event)
-                await stream.event(kind, value, event.id)
+                await stream.event(*describe_event(event), event.id)
             at = told[-1].id
         return await stream.end(done=False)
     finally:
@@ -38,7 +37,7 @@ def _last_event(request: web.Request) -> int:
     return int(text)
 
 
-def _describe(event: Event) -> tuple[str, dict[str, Any]]:
+def describe_event(event: Event) -> tuple[str, dict[str, Any]]:
     """The event's name, and what is told."""
     kind, value = _describe_change(event.change)
     return kind, {"at": event.at, **value}

@@ -1,19 +1,157 @@
-"""A session's graph, as it stands."""
+"""Graphs: a whole workflow at once, and a session's graph as it stands."""
 
+import asyncio
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
-from gateway.api.semantic import describe_failure, describe_variable
+from compat.openai import ChatCompletionRequest, GraphRequest, VariableRequest
+from gateway.api.answers import usage_of
+from gateway.api.chat import chat_spec
+from gateway.api.events import describe_event
+from gateway.api.semantic import describe_failure, describe_variable, session_named
 from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
-from gateway.graph.call import Call
+from gateway.api.variables import given_as
+from gateway.errors import RequestError
+from gateway.graph.call import Call, CallSpec
+from gateway.graph.events import CallChanged, VariableChanged
 from gateway.graph.objectives import objective
-from gateway.graph.session import Session
-from gateway.http.bodies import json_response
+from gateway.graph.session import Addition, Given, Session
+from gateway.graph.variable import Variable, VariableState
+from gateway.http.auth import TENANT
+from gateway.http.bodies import check, json_response, read_json
+from gateway.http.sse import EventStream
 from gateway.scheduler import Scheduler
 
 routes = web.RouteTableDef()
+
+_AT_ONCE = 20
+"""Calls of a large graph that are read without a turn for others."""
+
+
+@routes.post("/v1/graphs")
+async def run(request: web.Request) -> web.StreamResponse:
+    """Runs a whole workflow, all of it checked before any of it runs; answers with its outputs, or with its events."""
+    services = request.app[SERVICES]
+    body = await read_json(request, GraphRequest)
+    given = [_given(name, value) for name, value in body.variables.items()]
+    session = session_named(request, body.session, "session")
+    specs = await _specs(request, body, None if session is None else session.id)
+    services.scheduler.admit(continues=session is not None and bool(session.calls))
+    fresh = session is None
+    session = session or services.sessions.create(request[TENANT])
+    try:
+        if body.outputs is not None:
+            _check_outputs(body.outputs, session, specs, given)
+        before = session.facts
+        addition = session.add_all(specs, given)
+    except Exception:
+        if fresh:
+            services.sessions.delete(session)
+        raise
+    graph = _Graph(session, addition, body.outputs, before)
+    return await graph.run(request, stream=body.stream)
+
+
+def _given(name: str, value: Any) -> Given:
+    where = f"variables.{name}"
+    if isinstance(value, dict) and len(value) == 1 and ("value" in value or "template" in value):
+        return given_as(check(value, VariableRequest, where), name, where)
+    return given_as(VariableRequest(value=value), name, where)
+
+
+async def _specs(request: web.Request, body: GraphRequest, session: str | None) -> list[CallSpec]:
+    """The calls, in the request's order. Raises RequestError and GraphError."""
+    models = request.app[SERVICES].models
+    specs = []
+    for index, raw in enumerate(body.calls):
+        if index % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)
+        where = f"calls.{index}"
+        call = check(raw, ChatCompletionRequest, where)
+        if call.stream:
+            message = "the calls of a graph are not streamed one by one; stream the graph"
+            raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")
+        semantic = call.semantic
+        if semantic is not None and semantic.session not in (None, session):
+            message = f"the call names session {semantic.session!r} and the graph {session!r}"
+            raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
+        model = await models.get(call.model, where)
+        deferred = semantic is not None and bool(semantic.defer)
+        specs.append(chat_spec(call, model, references=True, deferred=deferred, where=where))
+    return specs
+
+
+def _check_outputs(outputs: Sequence[str], session: Session, specs: Sequence[CallSpec], given: Sequence[Given]) -> None:
+    made = {one.name for one in given} | {name for spec in specs for name in (spec.output, *spec.inputs)}
+    made |= {slot.name for spec in specs for slot in spec.slots}
+    for index, name in enumerate(outputs):
+        if name not in made:
+            session.variable(name, f"outputs.{index}")
+
+
+class _Graph:
+    """What was added at once, while its client waits for it."""
+
+    def __init__(self, session: Session, addition: Addition, outputs: Sequence[str] | None, before: int) -> None:
+        """`outputs`: names; left out, whatever no call reads. `before`: facts of the session before the addition."""
+        self._session = session
+        self._addition = addition
+        self._before = before
+        if outputs is None:
+            unread = [call.output for call in addition.calls if not call.output.consumers]
+            self._outputs = {variable.name: variable for variable in unread}
+        else:
+            self._outputs = {name: session.variable(name) for name in outputs}
+
+    async def run(self, request: web.Request, *, stream: bool) -> web.StreamResponse:
+        """Starts it and answers. What nobody waits for is not run, and none of it once the client has gone."""
+        scheduler, outputs = request.app[SERVICES].scheduler, self._outputs.values()
+        for variable in outputs:
+            scheduler.reader_came(variable)
+        try:
+            await scheduler.start(self._session, self._addition, promised=True)
+            for call in self._addition.calls:
+                scheduler.release(call.output)
+            if stream:
+                return await self._stream(EventStream(request))
+            for variable in outputs:
+                await variable.final()
+            return json_response(self._answer())
+        finally:
+            for variable in outputs:
+                scheduler.reader_left(variable)
+
+    async def _stream(self, stream: EventStream) -> web.StreamResponse:
+        """What happens to it, then the answer."""
+        ours: set[Call | Variable] = {*self._addition.calls, *(variable for variable, _ in self._addition.values)}
+        ours |= {variable for call in self._addition.calls for variable in call.makes}
+        at = self._before
+        while at < self._session.last_event or not all(variable.state.final for variable in self._outputs.values()):
+            told = await stream.patiently(partial(self._session.more_events, at))
+            if not told:
+                break
+            at = told[-1].id
+            for event in told:
+                match event.change:
+                    case CallChanged(subject) | VariableChanged(subject) if subject in ours:
+                        await stream.event(*describe_event(event), event.id)
+        await stream.event("graph", self._answer())
+        return await stream.end(done=False)
+
+    def _answer(self) -> dict[str, Any]:
+        values = {name: variable.value for name, variable in self._outputs.items()}
+        errors = {
+            name: describe_failure(variable.failure)
+            for name, variable in self._outputs.items()
+            if variable.state is not VariableState.READY
+        }
+        usage = usage_of([call.usage for call in self._addition.calls if call.leader is None])
+        answer = {"session": self._session.id, "outputs": values, "usage": usage}
+        return {**answer, "errors": errors} if errors else answer
 
 
 @routes.get("/v1/sessions/{id}/graph")

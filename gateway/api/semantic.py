@@ -10,7 +10,7 @@ from aiohttp import web
 from compat.openai import Semantic
 from compat.openai import Transform as WireTransform
 from gateway.api.services import SERVICES
-from gateway.errors import RequestError
+from gateway.errors import RequestError, at
 from gateway.graph.call import Call, Sampling, Slot, Transform
 from gateway.graph.errors import Failure
 from gateway.graph.session import Session
@@ -29,7 +29,6 @@ class Scope:
     session: Session
     named: bool
     deferred: bool
-    inputs: dict[str, str]
 
 
 def text_of(value: Any) -> str:
@@ -42,9 +41,18 @@ def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
 
     Raises RequestError and GraphError as API.md's table says.
     """
-    services, tenant = request.app[SERVICES], request[TENANT]
+    deferred = _deferred(request, semantic)
+    session = session_named(request, semantic.session if semantic else None, "semantic.session")
+    if session is None:
+        _refuse_without_session(semantic, deferred)
+        return Scope(request.app[SERVICES].sessions.anonymous(request[TENANT]), named=False, deferred=False)
+    return Scope(session, named=True, deferred=deferred)
+
+
+def session_named(request: web.Request, body: str | None, where: str) -> Session | None:
+    """The session that the body, at `where`, or the header names, if one does. Raises RequestError and GraphError."""
+    sessions, tenant = request.app[SERVICES].sessions, request[TENANT]
     header = request.headers.get(SESSION_HEADER)
-    body = semantic.session if semantic else None
     if header is not None and not _is_session_id(header):
         raise RequestError(400, f"{SESSION_HEADER}: an id is {_SESSION_ID_HELP}", code="invalid_value")
     if header is not None and body is not None and header != body:
@@ -52,19 +60,11 @@ def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
             400,
             f"the header {SESSION_HEADER} names session {header!r} and the body {body!r}",
             code="session_conflict",
-            param="semantic.session",
+            param=where,
         )
-    deferred = _deferred(request, semantic)
-    if header is None and body is None:
-        _refuse_without_session(semantic, deferred)
-        return Scope(services.sessions.anonymous(tenant), named=False, deferred=False, inputs={})
     if body is not None:
-        session = services.sessions.get(tenant, body)
-    else:
-        assert header is not None
-        session = services.sessions.get_or_create(tenant, header)
-    inputs = {name: text_of(value) for name, value in semantic.inputs.items()} if semantic else {}
-    return Scope(session, named=True, deferred=deferred, inputs=inputs)
+        return sessions.get(tenant, body)
+    return None if header is None else sessions.get_or_create(tenant, header)
 
 
 def _is_session_id(text: str) -> bool:
@@ -106,7 +106,7 @@ def transform_of(transform: WireTransform | None) -> Transform | None:
     return Transform(transform.strip, transform.line, transform.regex, transform.group, transform.json_)
 
 
-def slots_of(semantic: Semantic, sampling: Sampling) -> dict[str, Slot]:
+def slots_of(semantic: Semantic, sampling: Sampling, where: str = "") -> dict[str, Slot]:
     """The slots of a call; what they leave out falls back to the call's own sampling."""
     slots = {}
     for name, wanted in semantic.slots.items():
@@ -120,7 +120,7 @@ def slots_of(semantic: Semantic, sampling: Sampling) -> dict[str, Slot]:
         if wanted.stop is not None:
             given["stop"] = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop)
         own = dataclasses.replace(sampling, **given)
-        slots[name] = Slot(name, own, transform_of(wanted.transform), f"semantic.slots.{name}")
+        slots[name] = Slot(name, own, transform_of(wanted.transform), at(where, f"semantic.slots.{name}"))
     return slots
 
 

@@ -8,10 +8,10 @@ from compat.openai import VariableRequest
 from gateway.api.semantic import describe_variable, text_of, variable_of
 from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
-from gateway.errors import RequestError
+from gateway.errors import RequestError, at
 from gateway.graph.call import Input
 from gateway.graph.references import Reference, parse
-from gateway.graph.session import Session
+from gateway.graph.session import Given, Session
 from gateway.graph.variable import Variable
 from gateway.http.bodies import json_response, read_json
 from gateway.http.sse import EventStream
@@ -24,13 +24,18 @@ async def put(request: web.Request) -> web.Response:
     """Sets a variable, derives it from others, or declares it with a null value. A name is assigned once."""
     session, name = session_of(request), request.match_info["name"]
     body = await read_json(request, VariableRequest)
-    if "template" in body.model_fields_set:
-        parts = [Input(piece, "template") if isinstance(piece, Reference) else piece for piece in parse(body.template)]
-        addition = session.put(name, template=parts)
-    else:
-        addition = session.put(name, None if body.value is None else text_of(body.value))
+    addition = session.add_all([], [given_as(body, name, "")])
     await request.app[SERVICES].scheduler.start(session, addition, promised=True)
     return json_response(describe_variable(session.variable(name)))
+
+
+def given_as(body: VariableRequest, name: str, where: str) -> Given:
+    """The variable that a client brings; `where` in a larger request."""
+    if "template" in body.model_fields_set:
+        place = at(where, "template")
+        parts = [Input(piece, place) if isinstance(piece, Reference) else piece for piece in parse(body.template)]
+        return Given(name, template=parts, where=where or "name")
+    return Given(name, None if body.value is None else text_of(body.value), where=where or "name")
 
 
 @routes.delete("/v1/sessions/{id}/variables/{name}")

@@ -422,6 +422,11 @@ class Session:
         call.made[slot] = text
         self._write(Made(call, slot, text))
 
+    @property
+    def last_event(self) -> int:
+        """Its id; 0 if nothing has happened."""
+        return self.events[-1].id if self.events else 0
+
     def read(self, variable: Variable) -> Reader:
         """For a client: what it is given of a value is not made anew in other words, now or after a restart."""
         return variable.read(self._show)

@@ -7,7 +7,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.errors import RequestError
+from gateway.errors import RequestError, at
 
 _Body = TypeVar("_Body", bound=BaseModel)
 _encoder = msgspec.json.Encoder()
@@ -32,20 +32,25 @@ async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
         raise RequestError(400, f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_json")
+    return check(content, schema)
+
+
+def check(content: Any, schema: type[_Body], where: str = "") -> _Body:
+    """A body, or the part of one that is at `where`. Raises RequestError with the offending field's path in `param`."""
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        raise _refusal(error, content) from None
+        raise _refusal(error, content, where) from None
 
 
-def _refusal(error: ValidationError, content: dict[str, Any]) -> RequestError:
+def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
     """The complaint that looked deepest, in words.
 
     Of a union's alternatives, that is the one the client meant; where all failed at one place, all are told.
     """
     problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False)]
     place, problem = max(problems, key=lambda each: len(each[0]))  # the first of the deepest
-    param = ".".join(place) or None
+    param = at(where, ".".join(place)) or None
     if problem["type"] == "extra_forbidden":
         return RequestError(400, f"{param!r} is not supported", code="unsupported_parameter", param=param)
     if problem["type"] == "missing":
