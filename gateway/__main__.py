@@ -13,12 +13,15 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from engine.config import default_cache
+from gateway import show
 
 _USAGE = """\
 usage: myna COMMAND [options]
 
 commands:
   serve      serve a model with an OpenAI-compatible API (myna serve --help)
+  sessions   the sessions of a running server
+  graph      a session's graph as a tree, with states and times (myna graph SESSION)
   doctor     what this machine has, which kernels run on it and whether they are right (--json, --cache PATH)
   version    print the version
 """
@@ -30,6 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     match command:
         case "serve":
             return _serve(rest)
+        case "sessions":
+            return show.sessions(rest)
+        case "graph":
+            return show.graph(rest)
         case "doctor":
             return _doctor(rest)
         case "version" | "--version" | "-V":

@@ -10,6 +10,7 @@ from aiohttp import web
 from compat.openai import ChatCompletionRequest, GraphRequest, VariableRequest
 from gateway.api.answers import usage_of
 from gateway.api.chat import chat_spec
+from gateway.api.diagrams import dot, mermaid
 from gateway.api.events import describe_event
 from gateway.api.semantic import describe_failure, describe_variable, session_named
 from gateway.api.services import SERVICES
@@ -156,15 +157,21 @@ class _Graph:
 
 @routes.get("/v1/sessions/{id}/graph")
 async def graph(request: web.Request) -> web.Response:
-    """Calls, variables, and the edges between them."""
+    """Calls, variables, and the edges between them; as JSON, or as text for mermaid or Graphviz to draw."""
     session, scheduler = session_of(request), request.app[SERVICES].scheduler
-    return json_response(
-        {
-            "calls": [_call(session, call, scheduler) for call in session.calls.values()],
-            "variables": [describe_variable(variable) for variable in session.variables.values()],
-            "edges": [edge for call in session.calls.values() for edge in _edges(call)],
-        }
-    )
+    described = {
+        "calls": [_call(session, call, scheduler) for call in session.calls.values()],
+        "variables": [describe_variable(variable) for variable in session.variables.values()],
+        "edges": [edge for call in session.calls.values() for edge in _edges(call)],
+    }
+    match request.query.get("format", "json"):
+        case "json":
+            return json_response(described)
+        case "mermaid":
+            return web.Response(text=mermaid(described))
+        case "dot":
+            return web.Response(text=dot(described), content_type="text/vnd.graphviz")
+    raise RequestError(400, "format is 'json', 'mermaid' or 'dot'", code="invalid_value", param="format")
 
 
 def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:

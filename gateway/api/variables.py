@@ -9,7 +9,7 @@ from gateway.api.semantic import describe_variable, text_of, variable_of
 from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
 from gateway.errors import RequestError, at
-from gateway.graph.call import Input
+from gateway.graph.call import Input, Objective
 from gateway.graph.references import Reference, parse
 from gateway.graph.session import Given, Session
 from gateway.graph.variable import Variable
@@ -64,10 +64,10 @@ async def get(request: web.Request) -> web.StreamResponse:
     if "text/event-stream" in request.headers.get("Accept", ""):
         return await _stream(request, session, variable)
     if _flag(request, "wait") and not variable.state.final:
-        seconds = _timeout(request)
+        seconds, objective = _timeout(request), _objective(request)
         session.enter()
         try:
-            await _wait(request, variable, seconds)
+            await _wait(request, variable, seconds, objective)
         finally:
             session.leave()
     return json_response(describe_variable(variable))
@@ -75,9 +75,9 @@ async def get(request: web.Request) -> web.StreamResponse:
 
 async def _stream(request: web.Request, session: Session, variable: Variable) -> web.StreamResponse:
     """The value from its beginning, piece by piece, then the variable as it ended."""
-    stream, scheduler = EventStream(request), request.app[SERVICES].scheduler
+    stream, scheduler, objective = EventStream(request), request.app[SERVICES].scheduler, _objective(request)
     session.enter()
-    scheduler.reader_came(variable)
+    scheduler.reader_came(variable, objective)
     try:
         with session.read(variable) as reader:
             while pieces := await stream.patiently(reader.more):
@@ -85,13 +85,13 @@ async def _stream(request: web.Request, session: Session, variable: Variable) ->
         await stream.event(variable.state, describe_variable(variable))
         return await stream.end(done=False)
     finally:
-        scheduler.reader_left(variable)
+        scheduler.reader_left(variable, objective)
         session.leave()
 
 
-async def _wait(request: web.Request, variable: Variable, seconds: float) -> None:
+async def _wait(request: web.Request, variable: Variable, seconds: float, objective: Objective) -> None:
     scheduler = request.app[SERVICES].scheduler
-    scheduler.reader_came(variable)
+    scheduler.reader_came(variable, objective)
     try:
         async with asyncio.timeout(seconds):
             await variable.final()
@@ -102,7 +102,16 @@ async def _wait(request: web.Request, variable: Variable, seconds: float) -> Non
             code="wait_timeout",
         ) from None
     finally:
-        scheduler.reader_left(variable)
+        scheduler.reader_left(variable, objective)
+
+
+def _objective(request: web.Request) -> Objective:
+    """What the reader wants; whoever waits wants it soon, unless it says otherwise."""
+    try:
+        return Objective(request.query.get("objective", Objective.LATENCY))
+    except ValueError:
+        message = "objective is 'latency' or 'throughput'"
+        raise RequestError(400, message, code="invalid_value", param="objective") from None
 
 
 def _flag(request: web.Request, name: str) -> bool:

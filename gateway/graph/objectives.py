@@ -8,7 +8,7 @@ from gateway.graph.call import Call, Objective
 def objective(call: Call) -> Objective:
     """What the client said, or what follows from who waits.
 
-    Latency if a client reads its outputs now or a call of objective latency needs them; throughput if nobody waits
+    Latency if a client wants its outputs soon or a call of objective latency needs them; throughput if nobody waits
     yet.
     """
     stack, seen = [call], {call.id}
@@ -18,7 +18,7 @@ def objective(call: Call) -> Objective:
             return Objective.LATENCY
         if at.spec.objective is Objective.THROUGHPUT:
             continue
-        if any(variable.readers for variable in at.makes):
+        if any(variable.hurried for variable in at.makes):
             return Objective.LATENCY
         for reader in _readers(at):
             if reader.id not in seen and not reader.state.final:

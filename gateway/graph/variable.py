@@ -59,6 +59,7 @@ class Variable:
         "consumers",
         "deleted",
         "failure",
+        "hurried",
         "name",
         "number",
         "pieces",
@@ -82,6 +83,8 @@ class Variable:
         self.consumers: list[Call] = []
         self.readers = 0
         """Clients waiting for it or reading its stream now."""
+        self.hurried = 0
+        """Of these, those who want it soon."""
         self.pieces: list[Piece] = []
         self.shown = False
         """Whether a client has been given part of a value that is not whole yet."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from gateway.engines.base import EngineContext, EngineFailure, EngineLost, Engines
-from gateway.graph.call import Call, CallState, Usage
+from gateway.graph.call import Call, CallState, Objective, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.objectives import ancestors, sources
 from gateway.graph.session import Addition, Session, prefix_hashes
@@ -141,15 +141,17 @@ class Scheduler:
         if task is not None:
             task.cancel()
 
-    def reader_came(self, variable: Variable) -> None:
+    def reader_came(self, variable: Variable, objective: Objective = Objective.LATENCY) -> None:
         """Somebody waits for the variable now: what it needs may rank higher. Pair with `reader_left`."""
         variable.readers += 1
+        variable.hurried += objective is Objective.LATENCY
         if variable.producer is not None and not variable.producer.state.final:
             self._rerank(variable.producer)
 
-    def reader_left(self, variable: Variable) -> None:
+    def reader_left(self, variable: Variable, objective: Objective = Objective.LATENCY) -> None:
         """The reader has what it wanted or has gone; what nobody else needs is cancelled."""
         variable.readers -= 1
+        variable.hurried -= objective is Objective.LATENCY
         self.release(variable)
 
     def release(self, variable: Variable) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.test_semantic import Api, api, content  # noqa: F401  # the fixture
+from tests.e2e.api import Api, content
 from tests.server import MODEL, Server
 
 
@@ -24,7 +24,7 @@ def chat(text: str, output: str | None = None, **semantic: Any) -> dict[str, Any
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_a_graph_runs_in_any_order_and_says_what_its_calls_would(api: Api) -> None:  # noqa: F811
+async def test_a_graph_runs_in_any_order_and_says_what_its_calls_would(api: Api) -> None:
     status, answer = await api.call(
         "POST",
         "/graphs",
@@ -50,7 +50,7 @@ async def test_a_graph_runs_in_any_order_and_says_what_its_calls_would(api: Api)
     assert {variable["name"]: variable["value"] for variable in graph["variables"]}["a"] == content(first)
 
 
-async def test_outputs_are_chosen_and_what_nobody_needs_is_not_run(api: Api) -> None:  # noqa: F811
+async def test_outputs_are_chosen_and_what_nobody_needs_is_not_run(api: Api) -> None:
     await api.put("old", "water")
     calls = [chat("About <<old>>", "a"), chat("About <<a>>", "b"), chat("Unneeded", "c"), chat("Kept", "d", defer=True)]
     status, answer = await api.call(
@@ -65,7 +65,7 @@ async def test_outputs_are_chosen_and_what_nobody_needs_is_not_run(api: Api) -> 
     assert states == {"a": "ready", "b": "cancelled", "c": "cancelled", "d": "ready"}
 
 
-async def test_a_graph_as_a_stream_of_events(api: Api) -> None:  # noqa: F811
+async def test_a_graph_as_a_stream_of_events(api: Api) -> None:
     body = {"session": api.session, "calls": [chat("Hi", "a"), chat("<<a>>", "b")], "stream": True}
     async with api.http.post("/v1/graphs", json=body) as response:
         assert response.content_type == "text/event-stream"
@@ -85,7 +85,7 @@ async def test_a_graph_as_a_stream_of_events(api: Api) -> None:  # noqa: F811
     assert answer["outputs"]["b"] == (await api.variable("b"))["value"]
 
 
-async def test_a_failed_output_says_why_and_the_others_are_there(api: Api) -> None:  # noqa: F811
+async def test_a_failed_output_says_why_and_the_others_are_there(api: Api) -> None:
     failing = chat("Hi", "a", transform={"regex": "nothing of the kind"})
     status, answer = await api.call("POST", "/graphs", {"calls": [failing, chat("<<a>>", "b"), chat("Yes", "c")]})
     assert status == 200
@@ -133,7 +133,7 @@ async def test_a_graph_is_checked_before_any_of_it_runs(
     body: dict[str, Any],
     status: int,
     code: str,
-    param: str | None,  # noqa: F811
+    param: str | None,
 ) -> None:
     _, before = await api.call("GET", "/sessions")
     got, answer = await api.call("POST", "/graphs", body)
@@ -146,7 +146,7 @@ async def test_a_graph_is_checked_before_any_of_it_runs(
     assert {s["id"] for s in after["data"]} == {s["id"] for s in before["data"]}
 
 
-async def test_a_client_that_leaves_a_graph_ends_it(api: Api) -> None:  # noqa: F811
+async def test_a_client_that_leaves_a_graph_ends_it(api: Api) -> None:
     long = {**chat("Go on", "a"), "max_tokens": 2000, "ignore_eos": True}
     body = {"session": api.session, "calls": [long, chat("<<a>>", "b")]}
     task = asyncio.create_task(api.call("POST", "/graphs", body))
@@ -164,7 +164,7 @@ async def complete(http: aiohttp.ClientSession, **body: Any) -> Any:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_completions(server: Server, api: Api) -> None:  # noqa: F811
+async def test_completions(server: Server, api: Api) -> None:
     client = api.openai
     text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     plain = await client.completions.create(model=MODEL, prompt=text, max_tokens=12, temperature=0)
@@ -187,7 +187,7 @@ async def test_completions(server: Server, api: Api) -> None:  # noqa: F811
     assert default.usage.completion_tokens == 16, "OpenAI's default"
 
 
-async def test_completions_read_and_make_variables(api: Api) -> None:  # noqa: F811
+async def test_completions_read_and_make_variables(api: Api) -> None:
     await api.put("city", "<|im_end|> <<city>>")
     extra = {"semantic": {"output": "out", "defer": True}}
     deferred = await api.openai.completions.create(model=MODEL, prompt="About <<city>> \\<<city>>", extra_body=extra)
@@ -202,7 +202,7 @@ async def test_completions_read_and_make_variables(api: Api) -> None:  # noqa: F
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_completions_take_tokens(api: Api, tokenizer: Any) -> None:  # noqa: F811
+async def test_completions_take_tokens(api: Api, tokenizer: Any) -> None:
     tokens = tokenizer.encode_template("The capital of France is")
     _, by_tokens = await complete(api.http, prompt=tokens)
     _, by_text = await complete(api.http, prompt="The capital of France is")
@@ -220,12 +220,12 @@ async def test_completions_take_tokens(api: Api, tokenizer: Any) -> None:  # noq
         ({"prompt": "x", "echo": True}, "unsupported_parameter", "echo"),
     ],
 )
-async def test_completions_refuse(api: Api, body: dict[str, Any], code: str, param: str) -> None:  # noqa: F811
+async def test_completions_refuse(api: Api, body: dict[str, Any], code: str, param: str) -> None:
     status, answer = await complete(api.http, **body)
     assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, code, param)
 
 
-async def test_an_unknown_name_in_a_completion_is_refused(api: Api) -> None:  # noqa: F811
+async def test_an_unknown_name_in_a_completion_is_refused(api: Api) -> None:
     body = {"model": MODEL, "prompt": "<<no>>"}
     async with api.http.post("/v1/completions", json=body, headers={"X-Session-Id": api.session}) as response:
         error = (await response.json())["error"]

@@ -11,7 +11,7 @@ def test_whoever_is_waited_for_is_served_soon() -> None:
     second = graph.add(spec("a", output="b", deferred=True))
     aside = graph.add(spec(output="c", deferred=True))
     assert {objective(call) for call in (first, second, aside)} == {Objective.THROUGHPUT}
-    second.output.readers += 1
+    second.output.hurried += 1
     assert objective(second) is objective(first) is Objective.LATENCY
     assert objective(aside) is Objective.THROUGHPUT
     second.state = CallState.DONE
@@ -21,7 +21,7 @@ def test_whoever_is_waited_for_is_served_soon() -> None:
 def test_what_the_client_says_counts() -> None:
     graph = session()
     call = graph.add(spec(objective=Objective.THROUGHPUT))
-    call.output.readers += 1
+    call.output.hurried += 1
     assert objective(call) is Objective.THROUGHPUT
     assert objective(graph.add(spec(objective=Objective.LATENCY, deferred=True))) is Objective.LATENCY
 

@@ -1,0 +1,71 @@
+"""A graph as text that other programs draw."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Graph = Mapping[str, Any]
+"""As `GET /v1/sessions/{id}/graph` answers it."""
+
+_COLOURS = {
+    "ready": "#d5f5d5",
+    "done": "#d5f5d5",
+    "failed": "#f8d0d0",
+    "cancelled": "#dddddd",
+    "streaming": "#fff3c4",
+    "prefill": "#fff3c4",
+    "decode": "#fff3c4",
+}
+"""By state; others are white."""
+
+
+def mermaid(graph: Graph) -> str:
+    """For mermaid: calls as boxes, variables as rounded ones."""
+    lines = ["flowchart LR"]
+    for call in graph["calls"]:
+        lines.append(f'    {call["id"]}["{_mermaid(_call_label(call))}"]:::{call["state"]}')
+    for variable in graph["variables"]:
+        lines.append(f'    var_{variable["name"]}(["{variable["name"]}"]):::{variable["state"]}')
+    for source, target in _edges(graph):
+        lines.append(f"    {source} --> {target}")
+    lines += [f"    classDef {state} fill:{colour},stroke:#555" for state, colour in _COLOURS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def dot(graph: Graph) -> str:
+    """For Graphviz."""
+    lines = ["digraph session {", "    rankdir=LR;", '    node [style=filled, fillcolor="white"];']
+    for call in graph["calls"]:
+        lines.append(f"    {call['id']} [shape=box, label={_quoted(_call_label(call))}{_fill(call['state'])}];")
+    for variable in graph["variables"]:
+        name = variable["name"]
+        lines.append(f"    var_{name} [shape=oval, label={_quoted(name)}{_fill(variable['state'])}];")
+    for source, target in _edges(graph):
+        lines.append(f"    {source} -> {target};")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _call_label(call: Mapping[str, Any]) -> str:
+    what = call["model"] or "template"
+    seconds = "" if call["finished"] is None else f" in {call['finished'] - call['created']:.2f} s"
+    return f"{what}\n{call['state']}{seconds}"
+
+
+def _edges(graph: Graph) -> Iterator[tuple[str, str]]:
+    """Edges between what is there: a variable may have been deleted."""
+    there = {call["id"] for call in graph["calls"]} | {variable["name"] for variable in graph["variables"]}
+    calls = {call["id"] for call in graph["calls"]}
+    for edge in graph["edges"]:
+        if edge["from"] in there and edge["to"] in there:
+            yield tuple(end if end in calls else f"var_{end}" for end in (edge["from"], edge["to"]))  # type: ignore[misc]
+
+
+def _mermaid(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace("\n", "<br/>")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _fill(state: str) -> str:
+    return f', fillcolor="{_COLOURS[state]}"' if state in _COLOURS else ""
