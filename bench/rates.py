@@ -1,0 +1,179 @@
+"""What graphs cost the gateway, over an engine that answers at once: `python -m bench.rates [--json]`.
+
+Deferred calls a second with and without a journal, taken in turns; a call's cost as its session grows; a graph of
+10,000 calls in one request; memory of many sessions.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import aiohttp
+import psutil
+
+_CONNECTIONS = 32
+_names = itertools.count()
+
+
+@contextmanager
+def stub_server(*settings: str) -> Iterator[tuple[str, psutil.Process]]:
+    """The gateway over a stub; its address and its process."""
+    command = [sys.executable, "-m", "bench.overhead", "gateway", *settings]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        address = re.match(r"http://\S+", process.stdout.readline())
+        if address is None:
+            raise SystemExit("bench.rates: the server did not start")
+        yield f"{address[0]}/v1", psutil.Process(process.pid)
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+def _call(text: str, output: str, **semantic: Any) -> dict[str, Any]:
+    return {
+        "model": "stub",
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 2,
+        "semantic": {"output": output, **semantic},
+    }
+
+
+async def _post(http: aiohttp.ClientSession, url: str, body: Any, session: str | None = None) -> Any:
+    headers = {"X-Session-Id": session} if session else {}
+    async with http.post(url, json=body, headers=headers) as response:
+        answer = await response.json()
+        if response.status != 200:
+            raise SystemExit(f"bench.rates: {response.status}: {answer}")
+        return answer
+
+
+async def deferred_rate(http: aiohttp.ClientSession, url: str, calls: int, session_calls: int) -> float:
+    """Deferred calls taken a second, in sessions of so many, each a chain."""
+    work = iter(range(calls // session_calls))
+
+    async def client() -> None:
+        for _ in work:
+            session = f"rate-{next(_names)}"
+            before = "Begin."
+            for index in range(session_calls):
+                body = _call(f"Go on: {before}", f"v{index}", defer=True)
+                answer = await _post(http, f"{url}/chat/completions", body, session)
+                before = answer["choices"][0]["message"]["content"]
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(_CONNECTIONS)))
+    return calls / (time.perf_counter() - began)
+
+
+async def growing_cost(http: aiohttp.ClientSession, url: str, sizes: list[int]) -> dict[int, float]:
+    """Milliseconds a deferred call takes, one after another in one session, when it holds so many."""
+    session = f"grow-{next(_names)}"
+    costs, held = {}, 0
+    for size in sizes:
+        while held < size - 100:
+            bodies = [_call("Hi", f"v{held + at}", defer=True) for at in range(min(50, size - 100 - held))]
+            await asyncio.gather(*(_post(http, f"{url}/chat/completions", body, session) for body in bodies))
+            held += len(bodies)
+        took = []
+        for _ in range(max(0, size - held)):
+            began = time.perf_counter()
+            await _post(http, f"{url}/chat/completions", _call("Hi", f"v{held}", defer=True), session)
+            took.append(1e3 * (time.perf_counter() - began))
+            held += 1
+        costs[size] = median(took)
+    return costs
+
+
+async def graph_seconds(http: aiohttp.ClientSession, url: str, calls: int) -> tuple[float, float]:
+    """Seconds until a large graph is refused for its last call, and until the first event of one that is run."""
+    bodies = [_call("Begin.", "v0")]
+    bodies += [_call(f"Go on: <<v{max(0, at - 10)}>>", f"v{at}") for at in range(1, calls)]
+    wrong = [*bodies[:-1], _call("<<nobody>>", "last")]
+    began = time.perf_counter()
+    async with http.post(f"{url}/graphs", json={"calls": wrong}) as response:
+        if response.status != 400:
+            raise SystemExit(f"bench.rates: {response.status}: {await response.text()}")
+    checked = time.perf_counter() - began
+    began = time.perf_counter()
+    async with http.post(f"{url}/graphs", json={"calls": bodies, "stream": True}) as response:
+        await response.content.readline()
+        begun = time.perf_counter() - began
+        await response.read()
+    return checked, begun
+
+
+async def memory(http: aiohttp.ClientSession, url: str, process: psutil.Process, sessions: int, variables: int) -> int:
+    """Bytes that so many sessions with so many small variables each take."""
+    before = process.memory_info().rss
+    work = iter(range(sessions))
+
+    async def client() -> None:
+        for _ in work:
+            given = {f"v{index}": f"the value number {index}, a line of ordinary text" for index in range(variables)}
+            async with http.post(f"{url}/graphs", json={"variables": given}) as response:
+                if response.status != 200:
+                    raise SystemExit(f"bench.rates: {response.status}: {await response.text()}")
+
+    await asyncio.gather(*(client() for _ in range(_CONNECTIONS)))
+    return process.memory_info().rss - before
+
+
+async def _measure(runs: int) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    timeout = aiohttp.ClientTimeout(total=600)
+    with tempfile.TemporaryDirectory() as folder:
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
+            with (
+                stub_server() as (plain, _),
+                stub_server("--journal", str(Path(folder) / "rates")) as (kept, _),
+            ):
+                pairs = []
+                for url in (plain, kept):
+                    await deferred_rate(http, url, 500, 10)
+                for _ in range(runs):
+                    pairs.append([await deferred_rate(http, url, 3000, 10) for url in (plain, kept)])
+                report["deferred_per_s"] = median(pair[0] for pair in pairs)
+                report["deferred_per_s_journal"] = median(pair[1] for pair in pairs)
+                report["journal_cost"] = 1 - median(pair[1] / pair[0] for pair in pairs)
+                report["ms_by_session_calls"] = await growing_cost(http, kept, [100, 1000, 10_000])
+            with stub_server("--max-calls", "20000", "--journal", str(Path(folder) / "graphs")) as (url, _):
+                checks = [await graph_seconds(http, url, 10_000) for _ in range(runs)]
+                report["graph_10k_refused_s"] = median(checked for checked, _ in checks)
+                report["graph_10k_begun_s"] = median(begun for _, begun in checks)
+            settings = ("--max-sessions", "10000", "--journal", str(Path(folder) / "many"))
+            with stub_server(*settings) as (url, process):
+                report["mb_5000_sessions"] = await memory(http, url, process, 5000, 20) / 1e6
+    return report
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench.rates", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    report = asyncio.run(_measure(chosen.runs))
+    if chosen.json:
+        print(json.dumps(report))
+        return
+    for what, value in report.items():
+        print(f"{what:28} {value if isinstance(value, dict) else round(value, 3)}")
+
+
+if __name__ == "__main__":
+    main()
