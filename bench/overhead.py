@@ -16,7 +16,7 @@ from bench.stub import StubEngine
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
-from gateway.app import build_app, build_services, listening
+from gateway.app import build_app, build_services, listening, spare_collector
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import Log, NoLog
 from gateway.journal import Journal
@@ -61,6 +61,7 @@ async def _serve(kind: str, arguments: Sequence[str]) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", _bare)
     async with listening(app, settings) as address:
+        spare_collector()
         print(address, flush=True)
         await asyncio.to_thread(sys.stdin.read)
         if journal is not None:

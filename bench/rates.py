@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
 
-_CONNECTIONS = 32
+_CONNECTIONS = 64
 _names = itertools.count()
 
 
@@ -53,49 +54,77 @@ def _call(text: str, output: str, **semantic: Any) -> dict[str, Any]:
     }
 
 
-async def _post(http: aiohttp.ClientSession, url: str, body: Any, session: str | None = None) -> Any:
-    headers = {"X-Session-Id": session} if session else {}
-    async with http.post(url, json=body, headers=headers) as response:
-        answer = await response.json()
-        if response.status != 200:
-            raise SystemExit(f"bench.rates: {response.status}: {answer}")
+class Wire:
+    """One connection that is kept, and as little work as can be: the client shares the machine with the server."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port, self._path = parts.hostname, parts.port, parts.path
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._writer is not None
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def post(self, path: str, body: Any, session: str) -> bytes:
+        """The answer's body."""
+        assert self._reader is not None
+        assert self._writer is not None
+        data = json.dumps(body).encode()
+        self._writer.write(
+            f"POST {self._path}{path} HTTP/1.1\r\nHost: x\r\nX-Session-Id: {session}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+            + data
+        )
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: (\d+)", head)
+        assert length is not None
+        answer = await self._reader.readexactly(int(length[1]))
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"bench.rates: {answer.decode()}")
         return answer
 
 
-async def deferred_rate(http: aiohttp.ClientSession, url: str, calls: int, session_calls: int) -> float:
+async def deferred_rate(url: str, calls: int, session_calls: int) -> float:
     """Deferred calls taken a second, in sessions of so many, each a chain."""
     work = iter(range(calls // session_calls))
 
     async def client() -> None:
-        for _ in work:
-            session = f"rate-{next(_names)}"
-            before = "Begin."
-            for index in range(session_calls):
-                body = _call(f"Go on: {before}", f"v{index}", defer=True)
-                answer = await _post(http, f"{url}/chat/completions", body, session)
-                before = answer["choices"][0]["message"]["content"]
+        async with Wire(url) as wire:
+            for _ in work:
+                session = f"rate-{next(_names)}"
+                before = "Begin."
+                for index in range(session_calls):
+                    body = _call(f"Go on: {before}", f"v{index}", defer=True)
+                    answer = await wire.post("/chat/completions", body, session)
+                    if b'"content":"<<v%d>>"' % index not in answer:
+                        raise SystemExit(f"bench.rates: {answer.decode()}")
+                    before = f"<<v{index}>>"
 
     began = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(_CONNECTIONS)))
     return calls / (time.perf_counter() - began)
 
 
-async def growing_cost(http: aiohttp.ClientSession, url: str, sizes: list[int]) -> dict[int, float]:
+async def growing_cost(url: str, sizes: list[int]) -> dict[int, float]:
     """Milliseconds a deferred call takes, one after another in one session, when it holds so many."""
     session = f"grow-{next(_names)}"
     costs, held = {}, 0
-    for size in sizes:
-        while held < size - 100:
-            bodies = [_call("Hi", f"v{held + at}", defer=True) for at in range(min(50, size - 100 - held))]
-            await asyncio.gather(*(_post(http, f"{url}/chat/completions", body, session) for body in bodies))
-            held += len(bodies)
-        took = []
-        for _ in range(max(0, size - held)):
-            began = time.perf_counter()
-            await _post(http, f"{url}/chat/completions", _call("Hi", f"v{held}", defer=True), session)
-            took.append(1e3 * (time.perf_counter() - began))
+    async with Wire(url) as wire:
+        for size in sizes:
+            took = []
+            for held in range(held, size):
+                began = time.perf_counter()
+                await wire.post("/chat/completions", _call("Hi", f"v{held}", defer=True), session)
+                took.append(1e3 * (time.perf_counter() - began))
             held += 1
-        costs[size] = median(took)
+            costs[size] = median(took[-100:])
     return costs
 
 
@@ -144,13 +173,13 @@ async def _measure(runs: int) -> dict[str, Any]:
             ):
                 pairs = []
                 for url in (plain, kept):
-                    await deferred_rate(http, url, 500, 10)
+                    await deferred_rate(url, 500, 10)
                 for _ in range(runs):
-                    pairs.append([await deferred_rate(http, url, 3000, 10) for url in (plain, kept)])
+                    pairs.append([await deferred_rate(url, 4000, 10) for url in (plain, kept)])
                 report["deferred_per_s"] = median(pair[0] for pair in pairs)
                 report["deferred_per_s_journal"] = median(pair[1] for pair in pairs)
                 report["journal_cost"] = 1 - median(pair[1] / pair[0] for pair in pairs)
-                report["ms_by_session_calls"] = await growing_cost(http, kept, [100, 1000, 10_000])
+                report["ms_by_session_calls"] = await growing_cost(kept, [100, 1000, 10_000])
             with stub_server("--max-calls", "20000", "--journal", str(Path(folder) / "graphs")) as (url, _):
                 checks = [await graph_seconds(http, url, 10_000) for _ in range(runs)]
                 report["graph_10k_refused_s"] = median(checked for checked, _ in checks)

@@ -8,6 +8,7 @@ import codecs
 import json
 import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,10 @@ from tokenizers import Tokenizer as _Backend
 
 from engine.errors import CheckpointError
 
+_SHORT_TEXT = 100
+_SHORT_TEXTS = 4096
+"""Texts of at most so many characters, and so many of them, are remembered with their tokens: what a chat template
+writes between the messages comes again in every prompt."""
 Place = Literal["nothing", "control", "text"]
 """What stands before a text in a prompt."""
 
@@ -31,6 +36,7 @@ class Tokenizer:
         content = json.loads(path.read_text(encoding="utf-8"))
         added = content.get("added_tokens") or []
         self._backend = _plain_backend(content)
+        self._short = lru_cache(_SHORT_TEXTS)(self._encode_short)
         self._leading_space = _leading_space(content)
         self._settles = not self._leading_space and _settles(content)
         self.control: dict[str, int] = {token["content"]: token["id"] for token in added}
@@ -69,8 +75,13 @@ class Tokenizer:
         """
         if after in self._leading_space and text:
             text = " " + text
+        if len(text) <= _SHORT_TEXT:
+            return list(self._short(text))
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
+
+    def _encode_short(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_settled(self, text: str) -> tuple[list[int], int]:
         """Tokens of the longest beginning of a growing text that nothing behind it can change, and its length in

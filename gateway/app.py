@@ -1,6 +1,7 @@
 """Puts the house together: the only room that knows all others. Start-up, and graceful stop."""
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -31,6 +32,8 @@ from gateway.settings import ServeSettings
 log = logging.getLogger("myna")
 
 _SWEEP_SECONDS = 5.0
+_COLLECTOR = (20_000, 10, 50)
+"""New objects until the youngest are looked through, and how often that until the older ones are."""
 
 
 def build_services(settings: ServeSettings, pool: EnginePool, log: Log) -> Services:
@@ -144,12 +147,23 @@ async def serve(settings: ServeSettings) -> int:
         model = _add_model(settings, engine, pool, services)
         for session in restored:
             services.scheduler.resume(session)
+        spare_collector()
         _announce(model, engine, address, time.monotonic() - began)
         sweeper = asyncio.create_task(_expire_sessions(services.sessions), name="expire sessions")
         stack.callback(sweeper.cancel)
         await stop.wait()
         await _drain(services, settings.drain, stop)
     return 0
+
+
+def spare_collector() -> None:
+    """Keeps Python's cycle collector from walking, again and again, all that the start has left and that sessions hold.
+
+    It took a quarter of the time of deferred calls. Cycles are rare here: calls and variables of sessions that ended.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTOR)
 
 
 async def _open_journal(settings: ServeSettings, stack: AsyncExitStack) -> Journal | None:

@@ -22,7 +22,7 @@ _VACUUM_PAGES = 2_000
 """Given back to the file system in one go, so that no commit waits long."""
 
 _CREATE = f"""
-CREATE TABLE facts (session INTEGER NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (session, seq))
+CREATE TABLE facts (session INTEGER NOT NULL, seq INTEGER NOT NULL, facts TEXT NOT NULL, PRIMARY KEY (session, seq))
     WITHOUT ROWID;
 CREATE TABLE expired (at INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, id TEXT NOT NULL);
 PRAGMA application_id = {_APPLICATION};
@@ -36,7 +36,7 @@ class JournalError(Exception):
 
 @dataclass(frozen=True)
 class Batch:
-    """What goes into the file at once: rows as JSON arrays `[session, seq, body]`, the keys of sessions that ended, and
+    """What goes into the file at once: rows as JSON arrays `[session, seq, facts]`, the keys of sessions that ended, and
     tenants and ids of those that expired."""
 
     rows: Sequence[bytes]
@@ -112,9 +112,9 @@ class JournalFile:
         )
 
     def rows(self) -> Iterator[tuple[int, int, str]]:
-        """All there are: session, seq and body, in that order. Raises JournalError."""
+        """All there are: session, number of the first fact, and facts, in that order. Raises JournalError."""
         try:
-            yield from self._connection.execute("SELECT session, seq, body FROM facts ORDER BY session, seq")
+            yield from self._connection.execute("SELECT session, seq, facts FROM facts ORDER BY session, seq")
         except sqlite3.Error as error:
             raise self._damaged(error) from error
 

@@ -11,13 +11,16 @@ from gateway.graph.errors import GraphError
 from gateway.graph.events import Event, Fact, SessionEnded
 from gateway.graph.session import Bounds, Session
 from gateway.journal.file import Batch, JournalFile
-from gateway.journal.records import encode, record_of, session_record
+from gateway.journal.records import Record, record_of, rows_of, session_record
 from gateway.journal.replay import mend, replay
 
 log = logging.getLogger("myna.journal")
 
 _LINGER_SECONDS = 0.05
 """Facts that nobody waits for are gathered so long."""
+_GATHER_SECONDS = 0.002
+_COMPANY = 8
+"""Where so many waited for one commit, the next waits so long for company."""
 _RETRY_SECONDS = 1.0
 """Between two attempts at a file that fails."""
 
@@ -42,13 +45,18 @@ class Journal:
         self._thread = ThreadPoolExecutor(1, "journal")
         self._keys: dict[Session, int] = {}
         self._next_key = 1
-        self._rows: list[bytes] = []
+        self._facts: list[tuple[int, int, Record]] = []
+        """Keys of sessions, numbers and facts, in no commit yet."""
+        self._unwritten: list[bytes] = []
+        """Rows of commits that failed, older than all facts above."""
         self._ended: list[int] = []
         self._expired: list[tuple[str, str]] = []
-        self._next: asyncio.Future[None] | None = None
-        """Of whoever waits for the facts that are in no commit yet."""
-        self._flying: asyncio.Future[None] | None = None
-        """Of the commit that is on its way."""
+        self._waiting: list[asyncio.Future[None]] = []
+        """Whoever waits for facts that are in no commit yet."""
+        self._flying: list[asyncio.Future[None]] | None = None
+        """Whoever waits for the commit that is on its way, if one is."""
+        self._busy = False
+        """Whether the last commit found company worth waiting for."""
         self._timer: asyncio.TimerHandle | None = None
         self._failure: JournalFailed | None = None
         self._closed = False
@@ -83,7 +91,7 @@ class Journal:
             return
         self._keys[session] = self._next_key
         self._next_key += 1
-        self._rows.append(_row(self._keys[session], 0, encode(session_record(session))))
+        self._facts.append((self._keys[session], 0, session_record(session)))
         self._begin_soon()
 
     def write(self, session: Session, fact: Fact) -> None:
@@ -97,7 +105,7 @@ class Journal:
             if fact.change.expired:
                 self._expired.append((session.tenant, session.id))
         else:
-            self._rows.append(_row(key, session.facts, encode(record_of(fact))))
+            self._facts.append((key, session.facts, record_of(fact)))
         self._begin_soon()
 
     def _begin_soon(self) -> None:
@@ -106,23 +114,26 @@ class Journal:
 
     @property
     def _pending(self) -> bool:
-        return bool(self._rows or self._ended)
+        return bool(self._facts or self._ended or self._unwritten)
 
     async def flushed(self) -> None:
         """See `Log.flushed`. Raises JournalFailed."""
         self.check()
         if self._closed:
             raise JournalFailed("the server is stopping")
-        if not self._pending:
-            if self._flying is not None:
-                await asyncio.shield(self._flying)
-            return
         loop = asyncio.get_running_loop()
-        if self._next is None:
-            self._next = loop.create_future()
-            if self._flying is None:
+        if self._pending:
+            waiters = self._waiting
+            if self._flying is None and not self._busy:
                 loop.call_soon(self._begin)  # behind whatever else this turn of the loop brings
-        await asyncio.shield(self._next)
+        elif self._flying is not None:
+            waiters = self._flying
+        else:
+            return
+        # a future each: what they share would have to be shielded, which costs more
+        kept = loop.create_future()
+        waiters.append(kept)
+        await kept
 
     # commits
 
@@ -131,49 +142,60 @@ class Journal:
             self._timer.cancel()
             self._timer = None
         if self._flying is not None or not self._pending:
+            self._busy = False
             return
-        loop = asyncio.get_running_loop()
-        batch = Batch(self._rows, self._ended, self._expired)
-        self._rows, self._ended, self._expired = [], [], []
-        self._flying, self._next = self._next or loop.create_future(), None
-        commit = loop.run_in_executor(self._thread, self._file.commit, batch)
+        batch = Batch([*self._unwritten, *rows_of(self._facts)], self._ended, self._expired)
+        self._facts, self._unwritten, self._ended, self._expired = [], [], [], []
+        self._flying, self._waiting = self._waiting, []
+        self._busy = len(self._flying) >= _COMPANY
+        commit = asyncio.get_running_loop().run_in_executor(self._thread, self._file.commit, batch)
         commit.add_done_callback(lambda commit: self._landed(batch, commit.exception()))
 
     def _landed(self, batch: Batch, error: BaseException | None) -> None:
-        flying, self._flying = self._flying, None
-        assert flying is not None
+        assert self._flying is not None
+        flown, self._flying = self._flying, None
         if error is None:
             if self._failure is not None:
                 log.warning("the journal %s is written again", self._path)
                 self._failure = None
-            flying.set_result(None)
         else:
-            self._failed(batch, error)
-            flying.set_exception(self._failure or error)
-            flying.exception()  # perhaps nobody waited
-        if self._pending and not self._closed:
-            loop = asyncio.get_running_loop()
-            if self._failure is not None:
-                self._timer = loop.call_later(_RETRY_SECONDS, self._begin)
-            elif self._next is not None:
-                self._begin()
+            flown += self._failed(batch, error)
+        for kept in flown:
+            if kept.done():
+                continue  # whoever waited has gone
+            if self._failure is None:
+                kept.set_result(None)
             else:
-                self._timer = loop.call_later(_LINGER_SECONDS, self._begin)
+                kept.set_exception(self._failure)
+        if not self._closed:
+            self._go_on()
 
-    def _failed(self, batch: Batch, error: BaseException) -> None:
-        """What was in the commit goes before what came since; whoever waits for that is told as well."""
+    def _go_on(self) -> None:
+        """Sees to the next commit."""
+        if self._failure is not None:
+            pause = _RETRY_SECONDS
+        elif self._busy:
+            pause = _GATHER_SECONDS
+        elif self._waiting:
+            pause = 0.0
+        elif self._pending:
+            pause = _LINGER_SECONDS
+        else:
+            return
+        self._timer = asyncio.get_running_loop().call_later(pause, self._begin)
+
+    def _failed(self, batch: Batch, error: BaseException) -> list[asyncio.Future[None]]:
+        """What was in the commit goes before what came since. Returns who waits for that: they fail as well."""
         if self._failure is None:
             log.error("the journal %s cannot be written: %s; deferred work is refused until it can", self._path, error)
         if not isinstance(error, sqlite3.Error):
             log.error("a commit failed for a reason of our own", exc_info=error)
         self._failure = JournalFailed(f"the journal cannot be written: {error}")
-        self._rows = [*batch.rows, *self._rows]
+        self._unwritten = list(batch.rows)
         self._ended = [*batch.ended, *self._ended]
         self._expired = [*batch.expired, *self._expired]
-        if self._next is not None:
-            waiting, self._next = self._next, None
-            waiting.set_exception(self._failure)
-            waiting.exception()
+        waiting, self._waiting = self._waiting, []
+        return waiting
 
     async def close(self) -> None:
         """Writes what there is, takes nothing more, and gives the file back. What happens later did not happen."""
@@ -183,13 +205,9 @@ class Journal:
             while self._pending or self._flying is not None:
                 await self.flushed()
         except JournalFailed as error:
-            log.error("the journal's last %d facts are lost: %s", len(self._rows), error)
+            log.error("the journal's last %d facts are lost: %s", len(self._facts) + len(self._unwritten), error)
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
         self._thread.shutdown()
-
-
-def _row(session: int, seq: int, body: bytes) -> bytes:
-    return b"[%d,%d,%b]" % (session, seq, body)

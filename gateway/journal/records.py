@@ -5,7 +5,7 @@ A change of what stands here is a new schema: see `file.SCHEMA`.
 
 import dataclasses
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -159,8 +159,17 @@ Record = (
     SessionRecord | VariableRecord | DeletedRecord | ValueRecord | ShownRecord | CallRecord | StateRecord | MadeRecord
 )
 
-encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Record).decode
+_encode = msgspec.json.Encoder().encode
+facts_of = msgspec.json.Decoder(list[tuple[int, Record]]).decode
+"""A row's facts, with their numbers. Raises msgspec.DecodeError."""
+
+
+def rows_of(facts: Iterable[tuple[int, int, Record]]) -> list[bytes]:
+    """Facts with their sessions' keys and their numbers as rows, one a session: `[key, first number, facts]`."""
+    by_session: dict[int, list[tuple[int, Record]]] = {}
+    for key, seq, record in facts:
+        by_session.setdefault(key, []).append((seq, record))
+    return [_encode((key, group[0][0], group)) for key, group in by_session.items()]
 
 
 def record_of(fact: Fact) -> Record:

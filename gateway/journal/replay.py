@@ -33,7 +33,7 @@ from gateway.journal.records import (
     StateRecord,
     ValueRecord,
     VariableRecord,
-    decode,
+    facts_of,
     spec_of,
 )
 
@@ -42,13 +42,14 @@ def replay(file: JournalFile, bounds: Bounds, log: Log) -> Iterator[tuple[int, S
     """Sessions with their keys; see `mend` for what is still to be done with them. Raises JournalError."""
     for key, rows in itertools.groupby(file.rows(), key=lambda row: row[0]):
         applied: Replay | None = None
-        for _, seq, body in rows:
+        for _, first, facts in rows:
+            seq = first
             try:
-                record = decode(body)
-                if applied is None:
-                    applied = Replay(record, bounds, log)
-                else:
-                    applied.apply(seq, record)
+                for seq, record in facts_of(facts):
+                    if applied is None:
+                        applied = Replay(record, bounds, log)
+                    else:
+                        applied.apply(seq, record)
             except (msgspec.DecodeError, LookupError, TypeError) as error:
                 raise file.damaged(key, seq, repr(error)) from error
         if applied is not None:

@@ -85,7 +85,9 @@ class Scheduler:
         """
         for call in addition.calls:
             self.submit(call)
-        if not promised and not addition.values:
+        if not addition.values:
+            if promised:
+                await self._settle(session, addition)
             return
         # begun is done: a client that leaves now must not leave half of it
         task = asyncio.get_running_loop().create_task(self._settle(session, addition))
