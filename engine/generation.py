@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.grammar import Matcher
 from engine.kernels.base import REQUEST
 from engine.link import Sampling, TokenLogprob
 from engine.tokenizer import Detokenizer, Tokenizer
@@ -22,9 +23,13 @@ class Progress(NamedTuple):
 class Generation:
     """Owns the random stream, the token counts and the held-back text of one generate."""
 
-    def __init__(self, sampling: Sampling, tokenizer: Tokenizer, prompt: list[int], limit: int) -> None:
-        """`prompt`: the context's tokens so far. `limit`: tokens that may come at most."""
+    def __init__(
+        self, sampling: Sampling, tokenizer: Tokenizer, prompt: list[int], limit: int, matcher: Matcher | None = None
+    ) -> None:
+        """`prompt`: the context's tokens so far. `limit`: tokens that may come at most. `matcher` holds the text to a
+        grammar."""
         self.sampling = sampling
+        self.matcher = matcher
         self.limit = limit
         self.count = 0
         self.counts: Counter[int] = Counter()
@@ -57,7 +62,12 @@ class Generation:
     @property
     def adjusts(self) -> bool:
         """Whether logits are changed before a token is chosen."""
-        return self._adjusts or self.count < self.sampling.min_tokens
+        return self._adjusts or self.muted
+
+    @property
+    def muted(self) -> bool:
+        """Whether the text may not end yet. Where a grammar says when it ends, it does."""
+        return self.count < self.sampling.min_tokens and self.matcher is None
 
     def uniform(self) -> float:
         """The number that chooses the next token: one a token, however often it is asked for. 0 where none is
@@ -97,14 +107,17 @@ class Generation:
             self.counts[token] += 1
         if self.sampling.repetition_penalty != 1.0:
             self.seen.add(token)
+        over = self.matcher is not None and self.matcher.push(token)
         if token in self.stop_tokens:  # below min_tokens the sampler does not let one through
             return self._end("", "stop")
         piece = self._detokenizer.push(token)
-        if self.count < self.sampling.min_tokens:
+        if self.muted:
             return Progress(piece, None)
         text, matched = self._stops.push(piece)
         if matched:
             return Progress(text, "stop")
+        if over:
+            return self._end(text, "stop")
         if self.count >= self.limit:
             return self._end(text, "length")
         return Progress(text, None)

@@ -20,6 +20,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `top_logprobs` counts the
     alternatives reported with each token. Penalties are applied to raw logits: repetition to prompt and
     output, presence and frequency to output. `seed` makes the text a function of prompt and parameters alone.
+    `regex`: what the whole text matches, in the syntax of Rust's; `json_schema`: what it is valid for, as JSON.
     """
 
     max_tokens: int | None = None
@@ -39,6 +40,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     skip_special_tokens: bool = True
     logprobs: bool = False
     top_logprobs: int = 0
+    regex: str | None = None
+    json_schema: str | None = None
 
 
 class Fill(msgspec.Struct, frozen=True, tag="fill"):

@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from engine.context import Context
 from engine.errors import ContextError
 from engine.generation import Generation, Sampled
+from engine.grammar import Grammars
 from engine.kernels import AttentionBatch, select_kernels
 from engine.kv_cache import SCRATCH, KVCache
 from engine.link import EngineInfo, Sampling, Update
@@ -63,6 +64,7 @@ class Engine:
         self._pacer = Pacer(decode_share=config.decode_share, gap=config.step_seconds)
         self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch, self._pacer)
         self._sampler = Sampler(kernels)
+        self._grammars = Grammars(self.tokenizer)
         self._arrays = StepArrays(config.step_tokens, config.max_batch, config.block_size)
         self._contexts: dict[int, Context] = {}
         self._suspects: deque[int] = deque()
@@ -149,7 +151,8 @@ class Engine:
                 f"the prompt's {len(target.tokens)} tokens leave no room in the window of {self.info.window}",
             )
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        target.generation = Generation(sampling, self.tokenizer, target.tokens, limit)
+        matcher = self._grammars.matcher(sampling)
+        target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher)
         if rank is not None:
             target.rank = rank
 

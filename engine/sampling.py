@@ -38,6 +38,9 @@ class Sampler:
             self._of = generations
             self._requests = _requests(b"".join([generation.request for generation in generations]))
         requests = self._requests
+        for row, generation in enumerate(generations):
+            if generation.matcher is not None:
+                generation.matcher.forbid(logits[row].numpy())
         if any(generation.random for generation in generations):
             requests.rows["uniform"] = [generation.uniform() for generation in generations]
         if any(generation.adjusts for generation in generations):
@@ -76,7 +79,7 @@ def _adjustments(logits: torch.Tensor, generations: Sequence[Generation]) -> dic
 def _adjusted(row: NDArray[np.float32], generation: Generation) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The tokens whose logits penalties, bias and min_tokens change, and what they become."""
     sampling = generation.sampling
-    muted = generation.stop_tokens if generation.count < sampling.min_tokens else frozenset()
+    muted = generation.stop_tokens if generation.muted else frozenset()
     repeated = generation.seen if sampling.repetition_penalty != 1.0 else set()
     counted = generation.counts if sampling.presence_penalty or sampling.frequency_penalty else {}
     ids = np.fromiter({*sampling.logit_bias, *muted, *repeated, *counted}, dtype=np.int32)

@@ -63,6 +63,11 @@ class Tokenizer:
         """Tokens that end an answer."""
 
     @property
+    def eos_id(self) -> int | None:
+        """The token that ends an answer, where one has to be chosen."""
+        return self.control.get(self.eos_text, min(self.eos_ids, default=None))
+
+    @property
     def vocabulary(self) -> int:
         """Number of token ids that have a text."""
         return len(self._bytes)

@@ -16,6 +16,7 @@ _STATUS = {
     "context_length_exceeded": 400,
     "slot_without_place": 400,
     "bad_token": 400,
+    "bad_grammar": 400,
     "session_not_found": 404,
     "variable_not_found": 404,
     "variable_already_set": 409,

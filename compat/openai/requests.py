@@ -1,8 +1,10 @@
 """Requests. Unknown fields are refused, and so are known ones with values that are not supported yet."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 import regex  # what transforms are run with: a pattern is refused here if it would be refused there
+from llguidance import LLMatcher  # what answers are held to: refused here is what would be refused there
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -59,10 +61,41 @@ class StreamOptions(_Request):
     include_usage: bool = False
 
 
-class ResponseFormat(_Request):
-    """What the answer looks like."""
+class JsonSchema(_Request):
+    """A schema by name; `strict` changes nothing: it is always held to."""
 
-    type: Literal["text"]
+    name: str
+    schema_: dict[str, JsonValue] | bool = Field(True, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+    @field_validator("schema_")
+    @classmethod
+    def _can_be_held_to(cls, schema: dict[str, JsonValue] | bool) -> dict[str, JsonValue] | bool:
+        problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+        if problem:
+            raise ValueError(f"this schema cannot be held to: {problem}")
+        return schema
+
+
+class ResponseFormat(_Request):
+    """What the answer looks like: any text, any JSON object, or JSON that is valid for a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            raise ValueError("json_schema goes with the type json_schema")
+        return self
+
+    @property
+    def schema_text(self) -> str | None:
+        """What the answer is valid for, as JSON; None for any text."""
+        if self.type == "text":
+            return None
+        return json.dumps({"type": "object"} if self.json_schema is None else self.json_schema.schema_)
 
 
 class Transform(_Request):
@@ -114,7 +147,22 @@ class SlotRequest(_Sampled):
     """A variable generated in place. What is left out falls back to the request's."""
 
     response_format: ResponseFormat | None = None
+    regex: str | None = None
     transform: Transform | None = None
+
+    @field_validator("regex")
+    @classmethod
+    def _can_be_matched(cls, pattern: str | None) -> str | None:
+        problem = pattern is not None and LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(pattern))
+        if problem:
+            raise ValueError(f"this regex cannot be held to: {problem}")
+        return pattern
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> Self:
+        if self.regex is not None and self.response_format is not None:
+            raise ValueError("either regex or response_format, not both")
+        return self
 
 
 class Semantic(_Request):
@@ -186,8 +234,8 @@ class ChatCompletionRequest(_Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    # only with the value that changes nothing
     response_format: ResponseFormat | None = None
+    # only with the value that changes nothing
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -210,6 +258,11 @@ class ChatCompletionRequest(_Generation):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def schema_text(self) -> str | None:
+        """What the answer is valid for, as JSON; None for any text."""
+        return None if self.response_format is None else self.response_format.schema_text
+
+    @property
     def wants_logprobs(self) -> bool:
         """Whether log probabilities are told."""
         return bool(self.logprobs)
@@ -229,6 +282,11 @@ class CompletionRequest(_Generation):
     def length(self) -> int:
         """Most tokens of the answer; OpenAI's own default is 16 here."""
         return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def schema_text(self) -> None:
+        """What the answer is valid for: any text will do."""
+        return None
 
     @property
     def wants_logprobs(self) -> bool:

@@ -50,6 +50,7 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
         skip_special_tokens=given(body.skip_special_tokens, True),
         logprobs=body.wants_logprobs,
         top_logprobs=body.alternatives,
+        json_schema=body.schema_text,
     )
 
 

@@ -119,6 +119,10 @@ def slots_of(semantic: Semantic, sampling: Sampling, where: str = "") -> dict[st
             given["top_k"] = max(0, wanted.top_k)
         if wanted.stop is not None:
             given["stop"] = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop)
+        if wanted.regex is not None:
+            given |= {"regex": wanted.regex, "json_schema": None}
+        if wanted.response_format is not None:
+            given["json_schema"] = wanted.response_format.schema_text
         own = dataclasses.replace(sampling, **given)
         slots[name] = Slot(name, own, transform_of(wanted.transform), at(where, f"semantic.slots.{name}"))
     return slots

@@ -64,6 +64,8 @@ class Sampling:
     skip_special_tokens: bool = True
     logprobs: bool = False
     top_logprobs: int = 0
+    regex: str | None = None
+    json_schema: str | None = None
 
     @property
     def deterministic(self) -> bool:

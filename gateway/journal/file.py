@@ -36,8 +36,8 @@ class JournalError(Exception):
 
 @dataclass(frozen=True)
 class Batch:
-    """What goes into the file at once: rows as JSON arrays `[session, seq, facts]`, the keys of sessions that ended, and
-    tenants and ids of those that expired."""
+    """What goes into the file at once: rows as JSON arrays `[session, seq, facts]`, the keys of sessions that ended,
+    and tenants and ids of those that expired."""
 
     rows: Sequence[bytes]
     ended: Sequence[int]

@@ -335,3 +335,50 @@ async def test_events_tell_every_change_and_go_on_without_a_gap(api: Api) -> Non
     assert calls == ["waiting", "queued", "prefill", "decode", "done"]
     assert told[-1]["event"] == "session"
     assert (await api.call("GET", f"/sessions/{api.session}/events"))[0] == 404
+
+
+async def test_slots_and_answers_keep_to_their_form(api: Api) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema}}
+    text = "Colour: <<colour>>\nCount: <<count>>"
+    answer = await api.openai.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Describe a cat."}, {"role": "assistant", "content": text}],
+        temperature=0,
+        max_tokens=40,
+        extra_body={
+            "semantic": {
+                "slots": {
+                    "colour": {"regex": "(red|green|blue)", "max_tokens": 8},
+                    "count": {"response_format": form, "transform": {"json": "n"}, "max_tokens": 30},
+                }
+            }
+        },
+    )
+    colour, count = (await api.variable("colour"))["value"], (await api.variable("count"))["value"]
+    assert colour in ("red", "green", "blue")
+    assert int(count) is not None
+    assert content(answer) == f"Colour: {colour}\nCount: " + json.dumps({"n": int(count)})
+    whole = await api.ask("A count as JSON", {"output": "whole"}, response_format=form, max_tokens=30)
+    assert set(json.loads(content(whole))) == {"n"}
+    reader = await api.ask("Of <<whole.n>>", {"output": "reader"})
+    assert content(reader)
+
+
+@pytest.mark.parametrize(
+    ("slot", "param"),
+    [
+        ({"regex": "(["}, "semantic.slots.a.regex"),
+        ({"regex": "x", "response_format": {"type": "json_object"}}, "semantic.slots.a"),
+        ({"response_format": {"type": "json_schema"}}, "semantic.slots.a.response_format"),
+    ],
+)
+async def test_a_form_that_cannot_be_kept_to_is_refused(api: Api, slot: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        await api.ask("<<a>>", {"slots": {"a": slot}})
+    assert refusal.value.param == param

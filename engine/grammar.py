@@ -1,0 +1,76 @@
+"""Which tokens may come next where a text has to fit a regular expression or a JSON schema, by llguidance."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import llguidance.numpy
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from numpy.typing import NDArray
+
+from engine.errors import ContextError
+from engine.link import Sampling
+from engine.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # it is there for type checkers only
+    from llguidance._lib import JsonCompileOptions
+
+_JSON: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""One way to write each value: where white space is free, a small model rambles in it."""
+
+
+class Grammars:
+    """What all grammars over one vocabulary share; made when the first is asked for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer)))
+
+    def matcher(self, sampling: Sampling) -> "Matcher | None":
+        """What holds a text to its grammar, if the request has one. Raises ContextError."""
+        if sampling.regex is not None:
+            grammar = LLMatcher.grammar_from_regex(sampling.regex)
+        elif sampling.json_schema is not None:
+            grammar = LLMatcher.grammar_from_json_schema(sampling.json_schema, overrides=_JSON)
+        else:
+            return None
+        matcher = LLMatcher(self._vocabulary, grammar)
+        if matcher.is_error():
+            raise ContextError("bad_grammar", matcher.get_error())
+        return Matcher(matcher, self._vocabulary.vocab_size)
+
+
+class Matcher:
+    """Owner of one text's place in its grammar."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+        self._matcher = matcher
+        self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
+
+    def forbid(self, logits: NDArray[np.float32]) -> None:
+        """Sets the logits, (vocabulary,), of tokens that cannot come next to minus infinity."""
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
+        allowed = np.unpackbits(self._mask[0].view(np.uint8), count=len(logits), bitorder="little")
+        logits[allowed == 0] = -np.inf
+
+    def push(self, token: int) -> bool:
+        """Takes the token just sampled. Whether nothing can follow it."""
+        self._matcher.consume_token(token)
+        return bool(self._matcher.is_stopped())
+
+
+class _Vocabulary:
+    """The tokenizer as llguidance asks for it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.eos_token_id = tokenizer.eos_id
+        self.bos_token_id = None
+        self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocabulary)]
+        self.special_token_ids = list(tokenizer.control.values())
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._encode(text.decode(errors="replace") if isinstance(text, bytes) else text)
