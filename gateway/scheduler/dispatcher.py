@@ -15,7 +15,7 @@ from gateway.graph.session import Addition, Session, prefix_hashes
 from gateway.graph.variable import StartedOver, Variable, VariableState
 from gateway.scheduler.placement import place
 from gateway.scheduler.rank import rank
-from gateway.scheduler.walk import CallFailed, Unsettled, Walk, derive
+from gateway.scheduler.walk import CallFailed, Unsettled, Walk, derive, upstream
 
 log = logging.getLogger("myna.scheduler")
 
@@ -101,6 +101,8 @@ class Scheduler:
         except GraphError as error:
             failure = Failure(error.code, str(error))
             session.settle(addition, failure)
+            for variable, _ in addition.values:
+                self._fail_readers(variable)
             for call in addition.calls:
                 self.cancel(call, failure)
             raise
@@ -133,15 +135,7 @@ class Scheduler:
 
     def cancel(self, call: Call, failure: Failure) -> None:
         """Stops a call; its context is freed at once."""
-        if call.state.final:
-            return
         self._end(call, CallState.CANCELLED, failure)
-        context = self._contexts.pop(call.id, None)
-        if context is not None:
-            context.free()
-        task = self._tasks.get(call.id)
-        if task is not None:
-            task.cancel()
 
     def reader_came(self, variable: Variable, objective: Objective = Objective.LATENCY) -> None:
         """Somebody waits for the variable now: what it needs may rank higher. Pair with `reader_left`."""
@@ -157,9 +151,14 @@ class Scheduler:
         self.release(variable)
 
     def release(self, variable: Variable) -> None:
-        """Cancels the variable's producer and its ancestors as far as nobody can read them any more."""
+        """Cancels the variable's producer and its ancestors as far as nobody can read them any more.
+
+        Without a producer, whoever reads a variable that will not be is told.
+        """
         if variable.producer is not None:
             self._release(variable.producer)
+        elif variable.failure is not None:
+            self._fail_readers(variable)
 
     def _release(self, call: Call) -> None:
         stack = [call]
@@ -191,6 +190,9 @@ class Scheduler:
 
     async def _run(self, call: Call) -> None:
         try:
+            for source in call.inputs.values():
+                if source.failure is not None:
+                    raise CallFailed(upstream(source))
             await (self._attempts(call) if call.spec.model else derive(call))
             await self._publish(call)
         except CallFailed as error:
@@ -309,19 +311,41 @@ class Scheduler:
         call.finish_reason = leader.finish_reason
 
     def _end(self, call: Call, state: CallState, failure: Failure | None) -> None:
-        """Moves a call to its final state, once, and what it makes with it."""
-        if call.state.final:
-            return
-        call.failure = failure
-        call.times.finished = time.time()
-        call.move(state)
-        for variable in call.makes:
-            if failure is None:
-                variable.complete()
-            elif state is CallState.CANCELLED:
-                variable.cancel(failure)
-            else:
-                variable.fail(failure)
+        """Moves a call to its final state, once, what it makes with it, and whoever reads what will not be."""
+        ends = [(call, state, failure)]
+        while ends:
+            call, state, failure = ends.pop()
+            if call.state.final:
+                continue
+            call.failure = failure
+            call.times.finished = time.time()
+            call.move(state)
+            for variable in call.makes:
+                if failure is None:
+                    variable.complete()
+                elif state is CallState.CANCELLED:
+                    variable.cancel(failure)
+                else:
+                    variable.fail(failure)
+            self._stop(call)
+            if failure is not None and not call.session.closed:
+                ends += [
+                    (reader, CallState.FAILED, upstream(v)) for v in call.makes if v.failure for reader in v.consumers
+                ]
+
+    def _fail_readers(self, variable: Variable) -> None:
+        """Whoever reads the variable fails: it will not be."""
+        for reader in variable.consumers:
+            self._end(reader, CallState.FAILED, upstream(variable))
+
+    def _stop(self, call: Call) -> None:
+        """Frees its context and ends its coroutine, unless that is the one that asks."""
+        context = self._contexts.pop(call.id, None)
+        if context is not None:
+            context.free()
+        task = self._tasks.get(call.id)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
 
 
 def _start_over(call: Call) -> bool:

@@ -232,14 +232,14 @@ async def derive(call: Call) -> None:
 def _resolved(call: Call, source: Variable, reference: Reference) -> str:
     """What the reference to a final variable stands for. Raises CallFailed."""
     if source.state is not VariableState.READY:
-        raise CallFailed(_upstream(source))
+        raise CallFailed(upstream(source))
     try:
         return resolve(source.value or "", reference)
     except UnresolvedPath as error:
         raise CallFailed(Failure(error.code, str(error), call.id)) from error
 
 
-def _upstream(source: Variable) -> Failure:
+def upstream(source: Variable) -> Failure:
     """What a reader of a failed variable is told: the first call that failed, and why."""
     root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
     if root.code == "upstream_failed":
