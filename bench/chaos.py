@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -72,14 +73,26 @@ class Victim:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
-    def kill_engine(self) -> None:
-        """SIGKILL to the engine, as soon as there is one."""
-        assert self._process is not None
-        gateway = psutil.Process(self._process.pid)
-        while not (engines := [p for p in gateway.children() if "engine.worker" in p.cmdline()]):
+    def wait_for_engine(self, *, loading: bool) -> None:
+        """Returns once there is one, or once it takes work."""
+        while not (self._engines() if loading else self._ready()):
             time.sleep(0.05)
-        for engine in engines:
+
+    def kill_engine(self) -> None:
+        """SIGKILL to the engine, if there is one."""
+        for engine in self._engines():
             engine.kill()
+
+    def _engines(self) -> list[psutil.Process]:
+        assert self._process is not None
+        return [p for p in psutil.Process(self._process.pid).children() if "engine.worker" in p.cmdline()]
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
 
     def stop(self) -> int:
         """Ends it in order. Returns the exit status."""
@@ -299,14 +312,17 @@ async def _kill(victim: Victim, engine_kills: int, gateway_kills: int, pick: ran
     pick.shuffle(order)
     slowest = 0.0
     for kind in order:
-        await asyncio.sleep(pick.uniform(0.0, 1.5))
         if kind == "gateway":
+            await asyncio.sleep(pick.uniform(0.0, 3.0))
             victim.kill_gateway()
             began = time.monotonic()
             await asyncio.to_thread(victim.start)
             slowest = max(slowest, time.monotonic() - began)
         else:
-            await asyncio.to_thread(victim.kill_engine)
+            loading = pick.random() < 0.1
+            await asyncio.to_thread(victim.wait_for_engine, loading=loading)
+            await asyncio.sleep(pick.uniform(0.0, 3.0))
+            victim.kill_engine()
     return slowest
 
 

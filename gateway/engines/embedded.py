@@ -47,7 +47,7 @@ _LONG_TEXT = 2_000
 _BACKOFF = (0.5, 30.0)
 """Seconds before the first restart, and at most."""
 _HEALTHY_SECONDS = 60.0
-"""An engine that lived this long is restarted without a grudge."""
+"""An engine that lived this long, or that answered anybody, is restarted without a grudge."""
 _STOP_SECONDS = 3.0
 
 
@@ -83,6 +83,8 @@ class EmbeddedEngine:
         self._changed = changed
         self._hang_seconds = hang_seconds
         self._sent = 0
+        self._answered = False
+        """Whether the process that runs now has finished an answer."""
         self._heard = Heard(time.monotonic(), working=False, commands=0)
         self._tokenizer: Tokenizer | None = None
         self._folder: str | None = None
@@ -184,7 +186,7 @@ class EmbeddedEngine:
             if not first_ready.done():
                 first_ready.set_exception(EngineStartFailed(f"the engine process ended while loading: {fate}"))
                 return
-            if time.monotonic() - began > _HEALTHY_SECONDS:
+            if self._answered or time.monotonic() - began > _HEALTHY_SECONDS:
                 pause = _BACKOFF[0]
             log.error("engine %s ended (%s); restarting in %.1f s", self.name, fate, pause)
             await asyncio.sleep(pause)
@@ -206,6 +208,7 @@ class EmbeddedEngine:
         self._process = process
         reader, writer = await asyncio.open_connection(sock=ours)
         self._writer = writer
+        self._answered = False
         self._sent, self._heard = 0, Heard(time.monotonic(), working=False, commands=0)
         watchdog = asyncio.create_task(self._watch(process), name=f"watch {self.name}")
         try:
@@ -242,6 +245,7 @@ class EmbeddedEngine:
                     case Step(updates, running, _, commands):
                         self._heard = Heard(time.monotonic(), working=running > 0, commands=commands)
                         for update in updates:
+                            self._answered |= update.finish is not None
                             context = self._contexts.get(update.context)
                             if context is not None:
                                 context.receive(update)
