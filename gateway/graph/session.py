@@ -281,8 +281,11 @@ class Session:
                         below = way[-1][0]
                         depths[below] = max(depths[below], depths[node] + 1)
                     continue
-                source: int | str | None = made.get(name)
-                old = self.variables[name].producer if source is None and name in self.variables else None
+                # a name means what it meant when it was read: it may have been deleted and taken again
+                variable = self.calls[node].inputs[name] if isinstance(node, str) else self.variables.get(name)
+                gone = variable is not None and variable.deleted
+                source: int | str | None = None if gone else made.get(name)
+                old = variable.producer if source is None and variable is not None else None
                 if old is not None:
                     if not adopts:
                         depths[node] = max(depths[node], old.depth + 1)
@@ -317,14 +320,14 @@ class Session:
         """Old calls behind names that are made now lie deeper than before."""
         deeper: dict[str, int] = {}
         for index, spec in enumerate(specs):
-            stack = [(name, depths[index]) for name in outputs[index] if name in self.variables]
+            stack = [(self.variables[name], depths[index]) for name in outputs[index] if name in self.variables]
             while stack:
-                name, depth = stack.pop()
-                for call in self.variables[name].consumers:
+                variable, depth = stack.pop()
+                for call in variable.consumers:
                     if max(call.depth, deeper.get(call.id, 0)) <= depth:
                         self._check_depth(depth + 1, spec)
                         deeper[call.id] = depth + 1
-                        stack += [(variable.name, depth + 1) for variable in call.makes]
+                        stack += [(made, depth + 1) for made in call.makes]
         for id, depth in deeper.items():
             self.calls[id].depth = depth
 

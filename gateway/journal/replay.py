@@ -89,6 +89,8 @@ class Replay:
             case DeletedRecord(at, number):
                 variable = self._variables[number]
                 session.forget(variable)
+                if variable.producer is None:
+                    variable.cancel(Failure("cancelled", f"variable {variable.name!r} was deleted"))
                 self._happened(seq, at, VariableDeleted(variable))
             case ValueRecord(number, name, value):
                 variable = self._variable(number, name)

@@ -114,6 +114,10 @@ class Scheduler:
         for call in unfinished:
             self.submit(call)
         for call in unfinished:
+            failed = next((source for source in call.inputs.values() if source.failure is not None), None)
+            if failed is not None:
+                self._end(call, CallState.FAILED, upstream(failed))
+        for call in unfinished:
             self._release(call)
 
     def submit(self, call: Call) -> None:

@@ -160,3 +160,47 @@ def test_closing_cancels_what_is_unfinished() -> None:
     graph.close(lambda call, failure: cancelled.append((call, failure.code)))
     assert cancelled == [(running, "cancelled")]
     assert graph.variable("never").state is VariableState.CANCELLED
+
+
+def test_names_that_were_deleted_lead_nowhere() -> None:
+    graph = session()
+    graph.put("late")
+    graph.add(spec("late", output="gone"))
+    graph.add(spec("gone", output="last"))
+    graph.delete("gone")
+    graph.put("gone")
+    deep = graph.add(spec(output="late"))  # what reads it lies deeper now, whatever became of the names between
+    assert [call.depth for call in graph.calls.values()] == [2, 3, deep.depth] == [2, 3, 1]
+    graph.add(spec("last", output="gone"))  # the name is another variable now: no cycle
+    assert graph.calls[list(graph.calls)[-1]].depth == 4
+
+
+@pytest.mark.parametrize(
+    ("bounds", "make"),
+    [
+        ({"depth": 3}, lambda graph, at: graph.add(spec(*([f"v{at - 1}"] if at else []), output=f"v{at}"))),
+        ({"bytes": 3 * 100}, lambda graph, at: put(graph, f"v{at}", "ä" * 50)),
+        ({"value_bytes": 3}, lambda graph, at: put(graph, f"v{at}", "x" * (at + 1))),
+        ({"waiters": 3}, lambda graph, at: graph.enter()),
+    ],
+)
+def test_three_are_allowed_and_a_fourth_is_not(bounds: dict[str, int], make: Any) -> None:
+    graph = session(**bounds)
+    for at in range(3):
+        make(graph, at)
+    calls, variables = len(graph.calls), len(graph.variables)
+    with pytest.raises(GraphError) as refusal:
+        make(graph, 3)
+    assert refusal.value.code == ("overloaded" if "waiters" in bounds else "too_large")
+    assert (len(graph.calls), len(graph.variables)) == (calls, variables), "nothing was changed"
+
+
+def test_a_declared_name_cannot_hide_depth() -> None:
+    graph = session(depth=3)
+    graph.put("late")
+    graph.add(spec("late", output="a"))
+    graph.add(spec("a", output="b"))
+    graph.add(spec(output="x"))
+    with pytest.raises(TooLarge, match="4 calls would wait for one another"):
+        graph.add(spec("x", output="late"))
+    graph.add(spec(output="late"))

@@ -75,3 +75,14 @@ def test_deleting_cancels() -> None:
     assert call.state is CallState.CANCELLED
     with pytest.raises(SessionNotFound):
         sessions.get("me", "run")
+
+
+def test_each_key_has_its_own_bound() -> None:
+    sessions = store(max_sessions=10, per_tenant=2)
+    first = sessions.create("me")
+    sessions.create("me")
+    with pytest.raises(TooLarge, match="this key has 2 sessions"):
+        sessions.create("me")
+    sessions.create("you")
+    sessions.delete(first)
+    sessions.create("me")
