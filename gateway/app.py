@@ -127,7 +127,7 @@ async def serve(settings: ServeSettings) -> int:
             services = build_services(settings, pool, journal or NoLog())
             restored = _restore(settings, services.sessions, journal)
         except JournalError as error:
-            print(f"myna: {error}", file=sys.stderr)
+            print(f"myna: {error} (--journal FILE names another, --journal memory does without)", file=sys.stderr)
             return 1
         try:
             address = await stack.enter_async_context(listening(build_app(settings, services), settings))

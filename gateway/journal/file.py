@@ -84,12 +84,12 @@ class JournalFile:
         schema = execute("PRAGMA user_version").fetchone()[0]
         if application != _APPLICATION:
             if application or execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                raise JournalError(f"{self._path} is another program's database, not a journal; name another file")
+                raise JournalError(f"{self._path} is another program's database, not a journal")
             return True
         if schema > SCHEMA:
             raise JournalError(
                 f"the journal {self._path} was written by a newer myna (schema {schema}, this one knows {SCHEMA}); "
-                "update myna, or name another file"
+                "update myna"
             )
         problem = execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
@@ -98,7 +98,7 @@ class JournalFile:
 
     def _explained(self, error: sqlite3.Error) -> JournalError:
         if "locked" in str(error):
-            return JournalError(f"the journal {self._path} is in use by another myna; name another file")
+            return JournalError(f"the journal {self._path} is in use by another myna")
         if "readonly" in str(error) or "unable to open" in str(error):
             return JournalError(f"the journal {self._path} cannot be written: {error}")
         if isinstance(error, sqlite3.OperationalError):

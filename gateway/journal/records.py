@@ -5,7 +5,7 @@ A change of what stands here is a new schema: see `file.SCHEMA`.
 
 import dataclasses
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -32,7 +32,6 @@ from gateway.graph.events import (
     Event,
     Fact,
     Made,
-    SessionEnded,
     Shown,
     VariableChanged,
     VariableDeleted,
@@ -42,7 +41,7 @@ from gateway.graph.session import Session
 from gateway.graph.variable import VariableState
 
 
-class _Record(msgspec.Struct, frozen=True, array_like=True):
+class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     pass
 
 
@@ -174,25 +173,12 @@ def rows_of(facts: Iterable[tuple[int, int, Record]]) -> list[bytes]:
 
 def record_of(fact: Fact) -> Record:
     """The fact as it is now; what it speaks of may go on changing."""
-    match fact:
-        case Event(_, at, change):
-            match change:
-                case VariableChanged(variable, state, failure):
-                    return VariableRecord(at, variable.number, variable.name, state, failure)
-                case CallChanged(call, state, failure):
-                    return StateRecord(at, call.id, state, failure, _outcome(call) if state.final else None)
-                case VariableDeleted(variable):
-                    return DeletedRecord(at, variable.number)
-                case SessionEnded():
-                    raise ValueError("a session that has ended has no rows")
-        case Assigned(variable, value):
-            return ValueRecord(variable.number, variable.name, value)
-        case Added(call):
-            return _call(call)
-        case Made(call, slot, text):
-            return MadeRecord(call.id, slot, text)
-        case Shown(variable):
-            return ShownRecord(variable.number)
+    # by type, not by `match`: there are ten a call
+    if isinstance(fact, Event):
+        record: Record = _CHANGES[type(fact.change)](fact.at, fact.change)
+    else:
+        record = _FACTS[type(fact)](fact)
+    return record
 
 
 def session_record(session: Session) -> SessionRecord:
@@ -211,6 +197,31 @@ def spec_of(record: CallRecord) -> CallSpec:
         objective=record.objective,
         share=record.share,
     )
+
+
+def _variable_changed(at: float, change: VariableChanged) -> Record:
+    variable = change.variable
+    return VariableRecord(at, variable.number, variable.name, change.state, change.failure)
+
+
+def _call_changed(at: float, change: CallChanged) -> Record:
+    outcome = _outcome(change.call) if change.state.final else None
+    return StateRecord(at, change.call.id, change.state, change.failure, outcome)
+
+
+_CHANGES: dict[type, Callable[[float, Any], Record]] = {
+    VariableChanged: _variable_changed,
+    CallChanged: _call_changed,
+    VariableDeleted: lambda at, change: DeletedRecord(at, change.variable.number),
+}
+"""Of a session that has ended there are no rows."""
+
+_FACTS: dict[type, Callable[[Any], Record]] = {
+    Assigned: lambda fact: ValueRecord(fact.variable.number, fact.variable.name, fact.value),
+    Added: lambda fact: _call(fact.call),
+    Made: lambda fact: MadeRecord(fact.call.id, fact.slot, fact.text),
+    Shown: lambda fact: ShownRecord(fact.variable.number),
+}
 
 
 def _outcome(call: Call) -> Outcome:

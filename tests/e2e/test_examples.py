@@ -1,6 +1,7 @@
 """examples/: each runs against a server as a user would run it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,14 @@ def run(server: Server, *command: str) -> str:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.*")} == {"chat.py", "chain.py", "chain.sh"}
+    assert {path.name for path in EXAMPLES.glob("*.*")} == {
+        "chat.py",
+        "chain.py",
+        "chain.sh",
+        "map_reduce.py",
+        "review.py",
+        "stream_variable.py",
+    }
 
 
 def test_chat(server: Server) -> None:
@@ -43,3 +51,23 @@ def test_chain_with_curl(server: Server) -> None:
     assert '"content":"<<points>>"' in first
     assert '"content":"<<sentence>>"' in second
     assert '"state":"ready"' in value
+
+
+def test_map_reduce(server: Server) -> None:
+    text = run(server, sys.executable, str(EXAMPLES / "map_reduce.py"))
+    assert text.count("<<v_") == 3
+    assert "the whole: " in text
+    assert "\n4 calls, " in text
+
+
+def test_review(server: Server) -> None:
+    text = run(server, sys.executable, str(EXAMPLES / "review.py"))
+    reviews = re.findall(r"== (\w+)_review\nVerdict: (accept|revise)\nRemark: ", text)
+    assert [name for name, _ in reviews] == ["facts", "style"]
+    assert re.search(r"== final\n\S", text)
+
+
+def test_stream_variable(server: Server) -> None:
+    text = run(server, sys.executable, str(EXAMPLES / "stream_variable.py"))
+    *story, last = text.splitlines()
+    assert last == f"a second reader got the same, {len(chr(10).join(story))} characters"
