@@ -1,6 +1,7 @@
 """Semantic Variables over HTTP: API.md's names, from the outside."""
 
 import asyncio
+import io
 import json
 from typing import Any
 
@@ -382,3 +383,66 @@ async def test_a_form_that_cannot_be_kept_to_is_refused(api: Api, slot: dict[str
     with pytest.raises(openai.BadRequestError) as refusal:
         await api.ask("<<a>>", {"slots": {"a": slot}})
     assert refusal.value.param == param
+
+
+async def test_values_are_bounded_in_bytes(api: Api) -> None:
+    most = 1 << 20
+    for name, value, status in (("fits", "x" * most, 200), ("large", "ä" * (most // 2) + "x", 413)):
+        data = io.BytesIO(json.dumps({"value": value}).encode())
+        async with api.http.put(f"/v1/sessions/{api.session}/variables/{name}", data=data) as response:
+            assert response.status == status
+            answer = await response.json()
+    assert answer["error"]["code"] == "too_large"
+    assert (await api.variable("large", ""))["error"]["code"] == "variable_not_found"
+
+
+async def test_a_failed_name_can_be_taken_again_once_it_is_deleted(api: Api) -> None:
+    await api.ask("Hi", {"output": "a", "transform": {"regex": "no such thing"}, "defer": True})
+    assert (await api.variable("a"))["error"]["code"] == "transform_failed"
+    with pytest.raises(openai.ConflictError) as refusal:
+        await api.ask("Hi", {"output": "a"})
+    assert refusal.value.code == "variable_already_set"
+    status, _ = await api.call("DELETE", f"/sessions/{api.session}/variables/a")
+    assert status == 200
+    answer = await api.ask("Hi", {"output": "a"})
+    assert content(answer) == (await api.variable("a"))["value"]
+
+
+async def test_a_call_fails_as_soon_as_one_of_its_inputs_has(api: Api) -> None:
+    await api.put("never", None)
+    await api.ask("Hi", {"output": "bad", "transform": {"regex": "no such thing"}, "defer": True})
+    await api.ask("<<never>> and <<bad>>", {"output": "reader", "defer": True})
+    await api.ask("<<reader>>", {"output": "last", "defer": True})
+    last = await api.variable("last")
+    assert last["error"]["code"] == "upstream_failed"
+    assert "transform_failed" in last["error"]["message"], "the first cause"
+    assert (await api.variable("never", ""))["state"] == "declared"
+
+
+async def test_a_reader_says_how_soon_it_wants_a_value(api: Api) -> None:
+    await api.put("late", None)
+    await api.ask("<<late>>", {"output": "a", "defer": True})
+
+    async def objective_with(query: str) -> str:
+        waiting = asyncio.create_task(api.variable("a", f"?wait=true&timeout=5{query}"))
+        await asyncio.sleep(0.2)
+        (call,) = (await api.graph())["calls"]
+        waiting.cancel()
+        await asyncio.sleep(0.1)
+        return str(call["objective"])
+
+    assert await objective_with("") == "latency"
+    assert await objective_with("&objective=throughput") == "throughput"
+    status, answer = await api.call("GET", f"/sessions/{api.session}/variables/a?wait=true&objective=soon")
+    assert (status, answer["error"]["param"]) == (400, "objective")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"X-Session-Id": "no spaces"}, {"X-Session-Id": "x" * 129}, {"X-Session-Id": "s", "X-Semantic-Defer": "yes"}],
+)
+async def test_headers_are_checked(api: Api, headers: dict[str, str]) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+    async with api.http.post("/v1/chat/completions", json=body, headers=headers) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["code"] == "invalid_value"
