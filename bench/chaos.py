@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,17 @@ class Victim:
     def kill_engine(self) -> None:
         """SIGKILL to the engine, if there is one."""
         for engine in self._engines():
-            engine.kill()
+            with suppress(psutil.NoSuchProcess):
+                engine.kill()
 
     def _engines(self) -> list[psutil.Process]:
         assert self._process is not None
-        return [p for p in psutil.Process(self._process.pid).children() if "engine.worker" in p.cmdline()]
+        found = []
+        for process in psutil.Process(self._process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # one that was killed is a zombie for a moment
+                if "engine.worker" in process.cmdline():
+                    found.append(process)
+        return found
 
     def _ready(self) -> bool:
         try:
@@ -340,9 +347,10 @@ async def chaos(
             running = asyncio.gather(*(load.run(done) for _ in range(clients)))
             kills = asyncio.ensure_future(_kill(victim, engine_kills, gateway_kills, random.Random(seed)))
             await asyncio.wait([running, kills], return_when=asyncio.FIRST_COMPLETED)
-            if not kills.done():
+            if running.done():
                 kills.cancel()
                 await running  # raises what broke
+            await kills
             done.set()
             await running
             await load.check_all()
