@@ -52,11 +52,11 @@ def _call_label(call: Mapping[str, Any]) -> str:
 
 def _edges(graph: Graph) -> Iterator[tuple[str, str]]:
     """Edges between what is there: a variable may have been deleted."""
-    there = {call["id"] for call in graph["calls"]} | {variable["name"] for variable in graph["variables"]}
-    calls = {call["id"] for call in graph["calls"]}
+    nodes = {call["id"]: call["id"] for call in graph["calls"]}
+    nodes |= {variable["name"]: f"var_{variable['name']}" for variable in graph["variables"]}
     for edge in graph["edges"]:
-        if edge["from"] in there and edge["to"] in there:
-            yield tuple(end if end in calls else f"var_{end}" for end in (edge["from"], edge["to"]))  # type: ignore[misc]
+        if edge["from"] in nodes and edge["to"] in nodes:
+            yield nodes[edge["from"]], nodes[edge["to"]]
 
 
 def _mermaid(text: str) -> str:

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway.engines.base import ContextRefused, Delta, Engine, EngineLost, Filled
 from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text
+from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
 from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Session
@@ -256,7 +257,7 @@ class WholeGraph(RuleBasedStateMachine):
         taken = name in self.retired or (name in self.known and self.known[name].state is not VariableState.DECLARED)
         try:
             self.run(self.scheduler.start(self.session, self.session.put(name, value), promised=True))
-        except Exception:
+        except GraphError:
             assert taken
             return
         assert not taken
@@ -290,7 +291,7 @@ class WholeGraph(RuleBasedStateMachine):
         )
         try:
             addition = self.session.add_all([spec])
-        except Exception:
+        except GraphError:
             assert wrong
             return
         assert not wrong
