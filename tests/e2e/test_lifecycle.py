@@ -184,14 +184,31 @@ def test_keys_are_asked_for_and_separate_sessions(tiny: Path, tmp_path: Path) ->
         assert cached("first") > 0
         assert cached("second") == 0, "another key shares no KV"
 
-        def get(key: str, path: str) -> int:
-            return httpx.get(f"{server.address}/v1{path}", headers={"Authorization": f"Bearer {key}"}).status_code
+        def status(key: str, method: str, path: str, body: Any = None) -> int:
+            headers = {"Authorization": f"Bearer {key}"}
+            return httpx.request(method, f"{server.address}/v1{path}", headers=headers, json=body).status_code
 
         server.client(api_key="first", default_headers={"X-Session-Id": "mine"}).chat.completions.create(
             model="tiny", messages=MESSAGES, max_tokens=1
         )
-        assert get("first", "/sessions/mine") == 200
-        assert get("second", "/sessions/mine") == 404
+        chat = {"model": "tiny", "messages": MESSAGES, "max_tokens": 1, "semantic": {"session": "mine"}}
+        routes: list[tuple[str, str, Any]] = [
+            ("GET", "/sessions/mine", None),
+            ("GET", "/sessions/mine/graph", None),
+            ("PUT", "/sessions/mine/variables/x", {"value": "x"}),
+            ("GET", "/sessions/mine/variables", None),
+            ("GET", "/sessions/mine/variables/x", None),
+            ("POST", "/chat/completions", chat),
+            ("POST", "/completions", {"model": "tiny", "prompt": "Hi", "semantic": {"session": "mine"}}),
+            ("POST", "/graphs", {"session": "mine"}),
+            ("DELETE", "/sessions/mine/variables/x", None),
+            ("DELETE", "/sessions/mine", None),
+        ]
+        for method, path, body in routes:
+            assert status("second", method, path, body) == 404, (method, path)
+        assert status("second", "GET", "/sessions/mine/events") == 404
+        for method, path, body in routes:
+            assert status("first", method, path, body) == 200, (method, path)
 
 
 def test_the_queue_is_bounded(tiny: Path) -> None:
