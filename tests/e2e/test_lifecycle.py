@@ -213,9 +213,14 @@ def test_keys_are_asked_for_and_separate_sessions(tiny: Path, tmp_path: Path) ->
 
 def test_the_queue_is_bounded(tiny: Path) -> None:
     with Server("--model", str(tiny), "--max-calls", "1", "--kv-tokens", "65536") as server:
+        begun, fresh = (server.client(default_headers={"X-Session-Id": name}) for name in ("begun", "fresh"))
+        begun.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)
         thread, got = start_long_answer(server, max_tokens=3000)
         with pytest.raises(openai.RateLimitError) as refusal:
             server.client().chat.completions.create(model="tiny", messages=MESSAGES)
+        with pytest.raises(openai.RateLimitError):
+            fresh.chat.completions.create(model="tiny", messages=MESSAGES)
+        assert begun.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1).choices, "in its middle"
         assert refusal.value.code == "overloaded"
         assert int(refusal.value.response.headers["Retry-After"]) >= 1
         thread.join(30)
@@ -266,3 +271,52 @@ async def test_the_command_works_from_any_folder(tmp_path: Path) -> None:
         subprocess.run, [str(command), "serve", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "--kv-tokens" in done.stdout
+
+
+def test_every_bound_of_a_session_is_a_setting_with_an_error(tiny: Path) -> None:
+    settings = {"calls": 5, "variables": 5, "bytes": 2000}
+    flags = [text for name, most in settings.items() for text in (f"--max-session-{name}", str(most))]
+    flags += ["--max-key-sessions", "3", "--max-depth", "2", "--max-waiters", "1", "--max-value-bytes", "1000"]
+    with Server("--model", str(tiny), *flags) as server, httpx.Client(base_url=f"{server.address}/v1") as http:
+
+        def defer(session: str, text: str, output: str) -> httpx.Response:
+            semantic = {"session": session, "output": output, "defer": True}
+            messages = [{"role": "user", "content": text}]
+            return http.post(
+                "/chat/completions", json={"model": "tiny", "messages": messages, "max_tokens": 1, "semantic": semantic}
+            )
+
+        def put(session: str, name: str, value: str | None) -> httpx.Response:
+            return http.put(f"/sessions/{session}/variables/{name}", json={"value": value})
+
+        def refused(response: httpx.Response, words: str, status: int = 413, code: str = "too_large") -> None:
+            assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
+            assert words in response.json()["error"]["message"]
+
+        for name in "abc":
+            assert http.post("/sessions", json={"id": name}).status_code == 201
+        refused(http.post("/sessions", json={"id": "d"}), "this key has 3 sessions")
+
+        assert defer("a", "Hi", "v0").status_code == 200
+        assert defer("a", "<<v0>>", "v1").status_code == 200
+        refused(defer("a", "<<v1>>", "v2"), "3 calls would wait for one another")
+        for name in ("v2", "v3", "v4"):
+            assert defer("a", "Hi", name).status_code == 200
+        refused(defer("a", "Hi", "v5"), "has 5 calls")
+
+        for at in range(5):
+            assert put("b", f"v{at}", None).status_code == 200
+        refused(put("b", "v5", None), "has had 5 variables")
+        refused(put("b", "v0", "x" * 1001), "1001 bytes")
+        assert put("b", "v0", "x" * 1000).status_code == 200
+        assert put("b", "v1", "x" * 1000).status_code == 200
+        refused(put("b", "v2", "x"), "holds 2000 bytes")
+
+        waiting = threading.Thread(target=lambda: http.get("/sessions/b/variables/v3?wait=true&timeout=20", timeout=30))
+        waiting.start()
+        deadline = time.monotonic() + 10
+        while (busy := http.get("/sessions/b/variables/v4?wait=true&timeout=0.05")).status_code == 504:
+            assert time.monotonic() < deadline
+        refused(busy, "1 requests wait", 429, "overloaded")
+        assert http.delete("/sessions/b").status_code == 200
+        waiting.join(20)
