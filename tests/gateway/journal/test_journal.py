@@ -21,7 +21,16 @@ from gateway.graph.store import SessionStore
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal import Journal, JournalError, JournalFailed
 from gateway.journal.file import Batch, JournalFile
-from gateway.journal.records import CallRecord, Record, facts_of, record_of, rows_of, session_record, spec_of
+from gateway.journal.records import (
+    CallRecord,
+    MadeRecord,
+    Record,
+    facts_of,
+    record_of,
+    rows_of,
+    session_record,
+    spec_of,
+)
 from gateway.scheduler import Scheduler
 from tests.gateway.scheduler.test_dispatcher import Stubs
 
@@ -230,6 +239,28 @@ async def test_cut_off_anywhere_all_that_was_promised_is_done(tmp_path: Path) ->
         if back.calls:
             assert {v.name: (v.state, v.value) for v in third.restored[0].variables.values()} == expected
         await third.die()
+
+
+async def test_a_slot_that_was_done_is_not_generated_again(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    cuts = Cuts(house.journal)
+    session = house.store.create("", "s")
+    dice = Slot("dice", Sampling(temperature=1.0))
+    await house.run(session, spec("whole", slots=(dice, Text([3]), ANSWER)))
+    await house.scheduler.drained()
+    await house.die()
+    done = next(at for at, turn in enumerate(cuts.turns) if any(isinstance(fact[2], MadeRecord) for fact in turn))
+    file = JournalFile(tmp_path / "cut")
+    file.commit(Batch(rows_of(fact for turn in cuts.turns[: done + 1] for fact in turn), [], []))
+    file.close()
+
+    again = House(tmp_path / "cut")
+    (back,) = again.restored
+    assert (back.variable("dice").value, back.variable("whole").state) == ("2", VariableState.PENDING)
+    await again.resume()
+    assert back.variable("whole").value == session.variable("whole").value
+    assert sum(context.generates for context in again.engine.opened) == 1, "the answer alone"
+    await again.die()
 
 
 async def test_deleted_and_expired_sessions_leave_the_file(tmp_path: Path) -> None:
