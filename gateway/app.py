@@ -159,7 +159,8 @@ async def serve(settings: ServeSettings) -> int:
 def spare_collector() -> None:
     """Keeps Python's cycle collector from walking, again and again, all that the start has left and that sessions hold.
 
-    It took a quarter of the time of deferred calls. Cycles are rare here: calls and variables of sessions that ended.
+    It took a quarter of the time of deferred calls. What it is there for is small: calls and variables that nobody
+    holds any more.
     """
     gc.collect()
     gc.freeze()

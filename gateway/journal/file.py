@@ -8,6 +8,7 @@ SQLite takes apart by itself.
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +128,7 @@ class JournalFile:
         return self._connection.execute("SELECT tenant, id FROM expired ORDER BY at").fetchall()
 
     def commit(self, batch: Batch) -> None:
-        """Keeps all of the batch, or raises sqlite3.Error and keeps none of it."""
+        """Keeps all of the batch, or raises sqlite3.Error; then it may be given again, kept or not."""
         chunks = list(_chunks(batch.rows))
         if len(chunks) == 1 and not batch.ended:
             self._insert(chunks[0])
@@ -142,17 +143,18 @@ class JournalFile:
             self._connection.executemany("INSERT INTO expired (tenant, id) VALUES (?, ?)", batch.expired)
             if batch.expired:
                 execute("DELETE FROM expired WHERE at <= (SELECT max(at) FROM expired) - ?", (_EXPIRED,))
+            execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
             raise
-        execute("COMMIT")
-        # a script is stepped through to its end; `execute` would give back a single page
-        self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+        with suppress(sqlite3.Error):  # the batch is kept; the space is given back another time
+            # a script is stepped through to its end; `execute` would give back a single page
+            self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def _insert(self, rows: str) -> None:
         self._connection.execute(
-            "INSERT INTO facts SELECT value ->> 0, value ->> 1, value -> 2 FROM json_each(?)",
+            "INSERT OR REPLACE INTO facts SELECT value ->> 0, value ->> 1, value -> 2 FROM json_each(?)",
             (rows,),
         )
 

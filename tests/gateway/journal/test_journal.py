@@ -390,6 +390,27 @@ async def test_a_file_that_cannot_be_used_is_left_alone_and_said_so(
         assert (tmp_path / "j").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "denied", [(sqlite3.SQLITE_DELETE, "facts"), (sqlite3.SQLITE_TRANSACTION, "COMMIT")], ids=["in it", "at its end"]
+)
+def test_a_batch_that_failed_may_be_given_again(tmp_path: Path, denied: tuple[int, str]) -> None:
+    file = JournalFile(tmp_path / "j")
+    first, second = Batch([b"[1,0,[]]"], [], []), Batch([b"[2,0,[]]", b"[2,1,[]]"], [1], [("t", "gone")])
+    file.commit(first)
+    file.commit(first)  # it was kept, but that was not heard
+    file._connection.set_authorizer(
+        lambda action, what, *_: sqlite3.SQLITE_DENY if (action, what) == denied else sqlite3.SQLITE_OK
+    )
+    with pytest.raises(sqlite3.Error):
+        file.commit(second)
+    assert list(file.rows()) == [(1, 0, "[]")], "none of it"
+    file._connection.set_authorizer(None)
+    file.commit(second)
+    assert list(file.rows()) == [(2, 0, "[]"), (2, 1, "[]")]
+    assert file.expired() == [("t", "gone")]
+    file.close()
+
+
 async def test_a_file_has_one_owner(tmp_path: Path) -> None:
     house = House(tmp_path / "j")
     with pytest.raises(JournalError, match="in use by another myna"):
