@@ -240,6 +240,16 @@ class Call:
             for variable in self.makes
         )
 
+    def conclude(self) -> None:
+        """What the call makes ends as it did."""
+        for variable in self.makes:
+            if self.state is CallState.DONE:
+                variable.complete()
+            elif self.failure is None or self.state is CallState.CANCELLED:
+                variable.cancel(self.failure or Failure("cancelled", "the call was cancelled", self.id))
+            else:
+                variable.fail(self.failure)
+
     def move(self, state: CallState) -> None:
         """To a new state, once nothing else of the call changes with it any more."""
         self.state = state

@@ -1,4 +1,8 @@
-"""What happens in a session, in order: told to whoever watches it, and kept by whoever keeps it."""
+"""What happens in a session, in order: told to whoever watches it, and kept by whoever keeps it.
+
+Some events follow from the fact before them and are no facts of their own, though they are numbered: that an added call
+waits and what it makes is pending, and that what a call makes ends with it.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol

@@ -113,6 +113,8 @@ class Session:
     ended: bool = False
     """Whether the last fact of all has been told."""
     _told: "asyncio.Future[None] | None" = None
+    _joining: Call | None = None
+    """The call that is being added: what happens now follows from that."""
 
     # names
 
@@ -364,26 +366,27 @@ class Session:
             depth=depth,
         )
         self._write(Added(call))
-        self._link(call)
-        self._note_call(call)
-        for variable in call.makes:
-            variable.produced_by(call)
+        self._enter(call)
         return call
 
     def rejoin(self, call: Call) -> None:
         """A call that was part of the graph before a restart; its state is to be set."""
         call.arrival = next(_arrivals)
         self.size += _prompt_bytes(call.spec)
-        self._link(call)
-        for variable in call.makes:
-            variable.producer = call
+        self._enter(call)
 
-    def _link(self, call: Call) -> None:
+    def _enter(self, call: Call) -> None:
+        """What follows from the fact that the call was added."""
         call.note = self._note_call
         self.calls[call.id] = call
         self.unfinished += 1
         for source in call.inputs.values():
             source.consumers.append(call)
+        self._joining = call
+        self._note_call(call)
+        for variable in call.makes:
+            variable.produced_by(call)
+        self._joining = None
 
     # what happened
 
@@ -392,24 +395,35 @@ class Session:
             self.facts += 1
             self.log.write(self, fact)
 
-    def _happened(self, change: Change) -> None:
+    def _happened(self, change: Change, at: float | None = None) -> None:
+        """`at`: when the fact before happened, from which this follows: nothing more has to be kept of it."""
         if not self.id or self.ended:
             return
-        event = Event(self.facts + 1, time.time(), change)
+        event = Event(self.facts + 1, time.time() if at is None else at, change)
         self.events.append(event)
-        self._write(event)
+        if at is None:
+            self._write(event)
+        else:
+            self.facts += 1
         told, self._told = self._told, None
         if told is not None and not told.done():
             told.set_result(None)
 
     def _note_variable(self, variable: Variable) -> None:
-        if not variable.deleted:
-            self._happened(VariableChanged(variable, variable.state, variable.failure))
+        if variable.deleted:
+            return
+        change = VariableChanged(variable, variable.state, variable.failure)
+        producer = variable.producer
+        if producer is not None and (producer is self._joining or producer.state.final):
+            self._happened(change, self.last_told)
+        else:
+            self._happened(change)
 
     def _note_call(self, call: Call) -> None:
         if call.state.final:
             self.unfinished -= 1
-        self._happened(CallChanged(call, call.state, call.failure))
+        joining = call is self._joining
+        self._happened(CallChanged(call, call.state, call.failure), call.times.created if joining else None)
 
     def assigning(self, variable: Variable, value: str) -> None:
         """The value is about to become readable under its name."""
@@ -424,6 +438,11 @@ class Session:
         """The slot's text is about to become part of the prompt."""
         call.made[slot] = text
         self._write(Made(call, slot, text))
+
+    @property
+    def last_told(self) -> float:
+        """When the last event happened."""
+        return self.events[-1].at if self.events else self.created
 
     @property
     def last_event(self) -> int:

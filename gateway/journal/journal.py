@@ -10,8 +10,8 @@ from typing import ClassVar
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Event, Fact, SessionEnded
 from gateway.graph.session import Bounds, Session
-from gateway.journal.file import Batch, JournalFile
-from gateway.journal.records import Record, record_of, rows_of, session_record
+from gateway.journal.file import Batch, Entry, JournalFile
+from gateway.journal.records import Record, entries_of, record_of, session_record
 from gateway.journal.replay import mend, replay
 
 log = logging.getLogger("myna.journal")
@@ -47,8 +47,8 @@ class Journal:
         self._next_key = 1
         self._facts: list[tuple[int, int, Record]] = []
         """Keys of sessions, numbers and facts, in no commit yet."""
-        self._unwritten: list[bytes] = []
-        """Rows of commits that failed, older than all facts above."""
+        self._unwritten: list[Entry] = []
+        """Entries of commits that failed, older than all facts above."""
         self._ended: list[int] = []
         self._expired: list[tuple[str, str]] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -67,9 +67,10 @@ class Journal:
         To be called once, before anything is written. Raises JournalError.
         """
         sessions = []
-        for key, session in replay(self._file, bounds, self):
+        replayed = replay(self._file, bounds, self)
+        self._next_key = self._file.last_session + 1
+        for key, session in replayed.items():
             self._keys[session] = key
-            self._next_key = key + 1
             mend(session)
             sessions.append(session)
         return sessions
@@ -144,7 +145,7 @@ class Journal:
         if self._flying is not None or not self._pending:
             self._busy = False
             return
-        batch = Batch([*self._unwritten, *rows_of(self._facts)], self._ended, self._expired)
+        batch = Batch([*self._unwritten, *entries_of(self._facts)], self._ended, self._expired)
         self._facts, self._unwritten, self._ended, self._expired = [], [], [], []
         self._flying, self._waiting = self._waiting, []
         self._busy = len(self._flying) >= _COMPANY
@@ -191,7 +192,7 @@ class Journal:
         if not isinstance(error, sqlite3.Error):
             log.error("a commit failed for a reason of our own", exc_info=error)
         self._failure = JournalFailed(f"the journal cannot be written: {error}")
-        self._unwritten = list(batch.rows)
+        self._unwritten = list(batch.entries)
         self._ended = [*batch.ended, *self._ended]
         self._expired = [*batch.expired, *self._expired]
         waiting, self._waiting = self._waiting, []

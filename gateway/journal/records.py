@@ -160,15 +160,15 @@ Record = (
 
 _encode = msgspec.json.Encoder().encode
 facts_of = msgspec.json.Decoder(list[tuple[int, Record]]).decode
-"""A row's facts, with their numbers. Raises msgspec.DecodeError."""
+"""An entry's facts, with their numbers. Raises msgspec.DecodeError."""
 
 
-def rows_of(facts: Iterable[tuple[int, int, Record]]) -> list[bytes]:
-    """Facts with their sessions' keys and their numbers as rows, one a session: `[key, first number, facts]`."""
+def entries_of(facts: Iterable[tuple[int, int, Record]]) -> list[tuple[int, bytes]]:
+    """Facts with their sessions' keys and their numbers, put together by session; see `file.Entry`."""
     by_session: dict[int, list[tuple[int, Record]]] = {}
     for key, seq, record in facts:
         by_session.setdefault(key, []).append((seq, record))
-    return [_encode((key, group[0][0], group)) for key, group in by_session.items()]
+    return [(key, _encode((key, group))) for key, group in by_session.items()]
 
 
 def record_of(fact: Fact) -> Record:

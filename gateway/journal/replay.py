@@ -5,9 +5,6 @@ what was cut off in the middle is ended or made ready to begin anew, as far as t
 have seen.
 """
 
-import itertools
-from collections.abc import Iterator
-
 import msgspec
 
 from gateway.graph.call import Call, CallState, Times, Usage
@@ -38,22 +35,20 @@ from gateway.journal.records import (
 )
 
 
-def replay(file: JournalFile, bounds: Bounds, log: Log) -> Iterator[tuple[int, Session]]:
-    """Sessions with their keys; see `mend` for what is still to be done with them. Raises JournalError."""
-    for key, rows in itertools.groupby(file.rows(), key=lambda row: row[0]):
-        applied: Replay | None = None
-        for _, first, facts in rows:
-            seq = first
+def replay(file: JournalFile, bounds: Bounds, log: Log) -> dict[int, Session]:
+    """Sessions by their keys; see `mend` for what is still to be done with them. Raises JournalError."""
+    applied: dict[int, Replay] = {}
+    for id, entries in file.rows():
+        for key, facts in entries:
             try:
                 for seq, record in facts_of(facts):
-                    if applied is None:
-                        applied = Replay(record, bounds, log)
+                    if key in applied:
+                        applied[key].apply(seq, record)
                     else:
-                        applied.apply(seq, record)
+                        applied[key] = Replay(record, bounds, log)
             except (msgspec.DecodeError, LookupError, TypeError) as error:
-                raise file.damaged(key, seq, repr(error)) from error
-        if applied is not None:
-            yield key, applied.session
+                raise file.damaged(id, f"session {key}: {error!r}") from error
+    return {key: one.session for key, one in applied.items()}
 
 
 class Replay:
@@ -114,6 +109,8 @@ class Replay:
                     if call.identity is not None and state is CallState.DONE:
                         session.shared[call.identity] = call
                 self._happened(seq, at, CallChanged(call, state, failure))
+                if state.final:
+                    call.conclude()
             case MadeRecord(call_id, slot, text):
                 session.calls[call_id].made[slot] = text
             case SessionRecord():
@@ -150,10 +147,10 @@ def mend(session: Session) -> None:
             variable.complete()
     for call in session.calls.values():
         if call.state.final:
-            _end(call)
-        elif _kept(call.output):
+            continue
+        if _kept(call.output):
             call.move(CallState.DONE)
-            _end(call)
+            call.conclude()
         else:
             _begin_anew(call)
 
@@ -161,16 +158,6 @@ def mend(session: Session) -> None:
 def _kept(variable: Variable) -> bool:
     """Whether the value is on disk: it is what it is then, even if nobody was told that it is there."""
     return variable.state is VariableState.READY or variable.reserved
-
-
-def _end(call: Call) -> None:
-    for variable in call.makes:
-        if call.state is CallState.DONE:
-            variable.complete()
-        elif call.failure is None or call.state is CallState.CANCELLED:
-            variable.cancel(call.failure or Failure("cancelled", "the call was cancelled", call.id))
-        else:
-            variable.fail(call.failure)
 
 
 def _begin_anew(call: Call) -> None:
@@ -181,7 +168,7 @@ def _begin_anew(call: Call) -> None:
         message = "the server ended while this was read, and it would not be the same again"
         call.failure = Failure("interrupted", message, call.id)
         call.move(CallState.FAILED)
-        _end(call)
+        call.conclude()
         return
     for variable in call.makes:
         variable.start_over()

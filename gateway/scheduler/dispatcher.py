@@ -324,13 +324,7 @@ class Scheduler:
             call.failure = failure
             call.times.finished = time.time()
             call.move(state)
-            for variable in call.makes:
-                if failure is None:
-                    variable.complete()
-                elif state is CallState.CANCELLED:
-                    variable.cancel(failure)
-                else:
-                    variable.fail(failure)
+            call.conclude()
             self._stop(call)
             if failure is not None and not call.session.closed:
                 ends += [

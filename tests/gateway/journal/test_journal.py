@@ -2,17 +2,19 @@
 
 import asyncio
 import dataclasses
+import json
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.stub import StubEngine
+from gateway.api.events import describe_event
 from gateway.graph.call import Call, CallSpec, CallState, Input, Objective, Sampling, Slot, Text, Times, Transform
 from gateway.graph.events import Added
 from gateway.graph.references import Reference
@@ -20,14 +22,14 @@ from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal import Journal, JournalError, JournalFailed
-from gateway.journal.file import Batch, JournalFile
+from gateway.journal.file import Batch, Entry, JournalFile
 from gateway.journal.records import (
     CallRecord,
     MadeRecord,
     Record,
+    entries_of,
     facts_of,
     record_of,
-    rows_of,
     session_record,
     spec_of,
 )
@@ -103,6 +105,7 @@ async def test_a_session_comes_back_as_it_was(tmp_path: Path) -> None:
     assert back.prefix_hashes(back.calls[calls[1].id]) == session.prefix_hashes(calls[1])
     assert back.size == session.size
     assert [event.id for event in back.events] == [event.id for event in session.events]
+    assert [describe_event(event) for event in back.events] == [describe_event(event) for event in session.events]
     assert "c" in back.retired
     shared = (await again.run(back, spec("twin", "given")))[0]
     await again.scheduler.drained()
@@ -219,7 +222,7 @@ async def test_cut_off_anywhere_all_that_was_promised_is_done(tmp_path: Path) ->
     for end in range(2, len(cuts.turns) + 1):
         path = tmp_path / f"cut-{end}"
         file = JournalFile(path)
-        file.commit(Batch(rows_of(fact for turn in cuts.turns[:end] for fact in turn), [], []))
+        file.commit(Batch(entries_of(fact for turn in cuts.turns[:end] for fact in turn), [], []))
         file.close()
         again = House(path)
         (back,) = again.restored
@@ -251,7 +254,7 @@ async def test_a_slot_that_was_done_is_not_generated_again(tmp_path: Path) -> No
     await house.die()
     done = next(at for at, turn in enumerate(cuts.turns) if any(isinstance(fact[2], MadeRecord) for fact in turn))
     file = JournalFile(tmp_path / "cut")
-    file.commit(Batch(rows_of(fact for turn in cuts.turns[: done + 1] for fact in turn), [], []))
+    file.commit(Batch(entries_of(fact for turn in cuts.turns[: done + 1] for fact in turn), [], []))
     file.close()
 
     again = House(tmp_path / "cut")
@@ -332,10 +335,13 @@ def _not_a_database(path: Path) -> None:
     path.write_bytes(b"something else, long enough to be looked at" * 100)
 
 
-def _newer(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
+def _of_schema(version: int) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        connection = sqlite3.connect(path)
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.close()
+
+    return harm
 
 
 def _another_programs(path: Path) -> None:
@@ -354,7 +360,7 @@ def _torn(path: Path) -> None:
 
 def _unknown_row(path: Path) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE facts SET facts = '[[1, [\"nonsense\"]]]' ")
+    connection.execute("UPDATE commits SET facts = '[[1, [[1, [\"nonsense\"]]]]]' ")
     connection.commit()
     connection.close()
 
@@ -369,8 +375,9 @@ def _folder(path: Path) -> None:
     [
         (_not_a_database, "damaged.*not a database"),
         (_torn, "damaged"),
-        (_unknown_row, "damaged.*row 0 of session 1"),
-        (_newer, "newer myna .schema 99"),
+        (_unknown_row, "damaged.*row 1: session 1"),
+        (_of_schema(99), "newer myna .schema 99"),
+        (_of_schema(1), "older myna .schema 1"),
         (_another_programs, "another program's"),
         (_folder, "cannot be written: Is a directory"),
     ],
@@ -390,25 +397,96 @@ async def test_a_file_that_cannot_be_used_is_left_alone_and_said_so(
         assert (tmp_path / "j").read_bytes() == before
 
 
+def _entry(session: int, facts: str = "[]") -> Entry:
+    return session, f"[{session},{facts}]".encode()
+
+
+def _content(file: JournalFile) -> list[tuple[int, str]]:
+    """What counts, in order."""
+    return [(session, bytes(facts).decode()) for _, entries in file.rows() for session, facts in entries]
+
+
 @pytest.mark.parametrize(
-    "denied", [(sqlite3.SQLITE_DELETE, "facts"), (sqlite3.SQLITE_TRANSACTION, "COMMIT")], ids=["in it", "at its end"]
+    "denied", [(sqlite3.SQLITE_DELETE, "commits"), (sqlite3.SQLITE_TRANSACTION, "COMMIT")], ids=["in it", "at its end"]
 )
 def test_a_batch_that_failed_may_be_given_again(tmp_path: Path, denied: tuple[int, str]) -> None:
     file = JournalFile(tmp_path / "j")
-    first, second = Batch([b"[1,0,[]]"], [], []), Batch([b"[2,0,[]]", b"[2,1,[]]"], [1], [("t", "gone")])
-    file.commit(first)
-    file.commit(first)  # it was kept, but that was not heard
+    file.commit(Batch([_entry(1)], [], []))
+    second = Batch([_entry(2)], [1], [("t", "gone")])
     file._connection.set_authorizer(
         lambda action, what, *_: sqlite3.SQLITE_DENY if (action, what) == denied else sqlite3.SQLITE_OK
     )
     with pytest.raises(sqlite3.Error):
         file.commit(second)
-    assert list(file.rows()) == [(1, 0, "[]")], "none of it"
     file._connection.set_authorizer(None)
+    rows = "SELECT facts FROM commits ORDER BY id"
+    assert file._connection.execute(rows).fetchall() == [("[[1,[]]]",)], "none of it"
     file.commit(second)
-    assert list(file.rows()) == [(2, 0, "[]"), (2, 1, "[]")]
+    assert file._connection.execute(rows).fetchall() == [("[[2,[]]]",)]
     assert file.expired() == [("t", "gone")]
     file.close()
+
+
+def test_a_batch_that_was_kept_without_being_heard_of_may_be_given_again(tmp_path: Path) -> None:
+    file = JournalFile(tmp_path / "j")
+    insert = file._insert
+
+    def kept_but_failed(at: int, entries: Sequence[Entry]) -> None:
+        insert(at, entries)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    file._insert = kept_but_failed  # type: ignore[method-assign]
+    with pytest.raises(sqlite3.Error):
+        file.commit(Batch([_entry(1, "[1]")], [], []))
+    file._insert = insert  # type: ignore[method-assign]
+    file.commit(Batch([_entry(1, "[1]"), _entry(1, "[2]")], [], []))
+    file.close()
+    again = JournalFile(tmp_path / "j")
+    assert _content(again) == [(1, "[1]"), (1, "[2]")]
+    again.close()
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_what_counts_is_there_and_little_else(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("journal") / "j"
+    file = JournalFile(path)
+    expected: dict[int, list[str]] = {}
+    fresh, fact = 1, 0
+    for _ in range(data.draw(st.integers(1, 8))):
+        match data.draw(st.sampled_from(["grow", "grow", "end", "reopen"])):
+            case "grow":
+                entries = []
+                new = range(fresh, fresh + data.draw(st.integers(0 if expected else 1, 3)))
+                fresh = new.stop
+                for session in [*new, *data.draw(st.lists(st.sampled_from([*expected, *new]), max_size=3))]:
+                    fact += 1
+                    entries.append(_entry(session, f"[{fact}]"))
+                    expected.setdefault(session, []).append(f"[{fact}]")
+                ended = data.draw(st.sets(st.sampled_from(list(expected)), max_size=2))
+                if entries or ended:
+                    file.commit(Batch(entries, list(ended), []))
+            case "end":
+                ended = data.draw(st.sets(st.sampled_from(list(expected)))) if expected else set()
+                file.commit(Batch([], list(ended), []))
+            case "reopen":
+                ended = set()
+                file.close()
+                file = JournalFile(path)
+                list(file.rows())
+                stands = file._connection.execute("SELECT facts FROM commits").fetchall()
+                keys = [key for (facts,) in stands for key, _ in json.loads(facts)]
+                assert file.last_session == max(keys, default=0), "no key comes twice while its facts are there"
+                fresh = file.last_session + 1
+        for session in ended:
+            expected.pop(session, None)
+    file.close()
+    again = JournalFile(path)
+    content = _content(again)
+    assert {key: [facts for session, facts in content if session == key] for key in expected} == expected
+    assert sum(map(len, expected.values())) == len(content), "nothing of a session that ended"
+    assert all(live and 2 * live >= total for live, total in again._commits.values()), "what ended is taken out in time"
+    again.close()
 
 
 async def test_a_file_has_one_owner(tmp_path: Path) -> None:
@@ -425,9 +503,9 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
 
 
 def read_again(record: Record) -> Record:
-    (row,) = rows_of([(1, 5, record)])
-    key, seq, facts = msgspec.json.decode(row, type=tuple[int, int, msgspec.Raw])
-    assert (key, seq) == (1, 5)
+    ((key, entry),) = entries_of([(1, 5, record)])
+    again_key, facts = msgspec.json.decode(entry, type=tuple[int, msgspec.Raw])
+    assert key == again_key == 1
     ((number, again),) = facts_of(facts)
     assert number == 5
     return again

@@ -21,7 +21,7 @@ from gateway.graph.events import Fact
 from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Session
 from gateway.graph.variable import Piece, VariableState
-from gateway.journal.records import Record, facts_of, record_of, rows_of, session_record
+from gateway.journal.records import Record, entries_of, facts_of, record_of, session_record
 from gateway.journal.replay import Replay, mend
 from gateway.scheduler import Scheduler
 
@@ -124,8 +124,8 @@ class Ledger:
 
     def replay(self) -> Session:
         """The session as another process would find it."""
-        (row,) = rows_of(self.facts)
-        pairs = facts_of(row[row.index(b"[", 1) : -1])
+        ((_, entry),) = entries_of(self.facts)
+        pairs = facts_of(entry[entry.index(b"[", 1) : -1])
         replayed = Replay(pairs[0][1], Bounds(), self)
         for seq, record in pairs[1:]:
             replayed.apply(seq, record)
