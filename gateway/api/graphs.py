@@ -17,7 +17,7 @@ from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
 from gateway.api.variables import given_as
 from gateway.errors import RequestError
-from gateway.graph.call import Call, CallSpec
+from gateway.graph.call import Call, CallSpec, CallState
 from gateway.graph.events import CallChanged, VariableChanged
 from gateway.graph.objectives import objective
 from gateway.graph.session import Addition, Given, Session
@@ -180,6 +180,7 @@ def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
         "model": call.spec.model,
         "state": call.state,
         "waiting_on": call.waiting_on,
+        "why": _why(call),
         "inputs": list(call.inputs),
         "output": call.output.name,
         "slots": list(call.slots),
@@ -199,6 +200,26 @@ def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
         "first_token": call.times.first_token,
         "finished": call.times.finished,
     }
+
+
+def _why(call: Call) -> str | None:
+    """What stands between the call and its next token, in words; None if nothing does."""
+    if waiting := [call.inputs[name] for name in call.waiting_on]:
+        return "; ".join(map(_why_not_ready, waiting))
+    if call.leader is not None and not call.state.final:
+        return f"{call.leader.id}, which does the same and serves it, is {call.leader.state}"
+    match call.state:
+        case CallState.QUEUED:
+            return "no engine has taken it yet"
+        case CallState.PREFILL:
+            return f"engine {call.engine} has its prompt to read, or others that go first"
+    return None
+
+
+def _why_not_ready(source: Variable) -> str:
+    if source.producer is None:
+        return f"{source.name} is declared, and nothing makes it yet"
+    return f"{source.name} is {source.state}: {source.producer.id}, which makes it, is {source.producer.state}"
 
 
 def _edges(call: Call) -> list[dict[str, str]]:

@@ -273,6 +273,68 @@ async def test_transforms_templates_and_deletion(api: Api) -> None:
     assert (await api.put("word", "other"))[0] == 409, "a value that was read stays the only one of its name"
 
 
+@pytest.mark.parametrize(
+    ("transform", "value"),
+    [
+        ({"strip": True}, "one\n  two = 2"),
+        ({"line": 1}, "  two = 2 "),
+        ({"line": -1, "strip": True}, "  two = 2"),
+        ({"regex": r"(\w+) = (\d)", "group": 1}, "two"),
+        ({"regex": r"\d", "json": "steps"}, None),
+        ({"line": 7}, None),
+    ],
+)
+async def test_every_transform(api: Api, transform: dict[str, Any], value: str | None) -> None:
+    semantic = {"output": "made", "slots": {"said": {"regex": " one\n  two = 2 ", "transform": transform}}}
+    messages: Any = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "<<said>>"}]
+    asked = api.openai.chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=40, temperature=0, extra_body={"semantic": semantic}
+    )
+    if value is not None:
+        await asked
+        assert (await api.variable("said"))["value"] == value
+        return
+    with pytest.raises(openai.APIStatusError) as refusal:
+        await asked
+    assert refusal.value.code == "transform_failed"
+
+
+async def test_references_are_found_in_every_role_and_in_text_parts(api: Api) -> None:
+    await api.put("kind", "brief")
+    await api.put("plan", {"steps": [{"title": "Dig"}, {"title": "Sow"}]})
+
+    async def tokens(*contents: Any) -> int:
+        roles = ("system", "user", "assistant", "user")
+        messages: Any = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+        answer = await api.openai.chat.completions.create(model=MODEL, messages=messages, max_tokens=1, temperature=0)
+        assert answer.usage is not None
+        return answer.usage.prompt_tokens
+
+    def part(text: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": text}]
+
+    # a value that is the whole of a message has the same tokens as its text
+    read = await tokens("<<kind>>", part("<<plan.steps.0.title>>"), "<<plan.steps.1.title>>", part("<<plan.steps.0>>"))
+    assert read == await tokens("brief", "Dig", "Sow", '{"title":"Dig"}')
+    await tokens("\\<<kind>>", part("a << b"), "<<EOF", part("<<kind >>"))
+    calls = (await api.graph())["calls"]
+    assert [sorted(call["inputs"]) for call in calls] == [["kind", "plan"], [], []]
+
+
+async def test_the_graph_says_what_a_call_waits_on_and_why(api: Api) -> None:
+    await api.put("never", None)
+    first = await api.ask("Of <<never>>", {"output": "first", "defer": True})
+    await api.ask("On <<first>>", {"output": "second", "defer": True})
+    calls = {call["output"]: call for call in (await api.graph())["calls"]}
+    assert calls["first"]["waiting_on"] == ["never"]
+    assert calls["first"]["why"] == "never is declared, and nothing makes it yet"
+    maker = first.semantic["call"]
+    assert calls["second"]["why"] == f"first is pending: {maker}, which makes it, is waiting"
+    await api.put("never", "now")
+    await api.variable("second")
+    assert [call["why"] for call in (await api.graph())["calls"]] == [None, None]
+
+
 async def test_identical_calls_run_once(api: Api) -> None:
     answers = await asyncio.gather(*(api.ask("Count to ten.", max_tokens=20) for _ in range(4)))
     apart = await api.ask("Count to ten.", {"share": False}, max_tokens=20)
