@@ -31,7 +31,7 @@ class StepArrays:
     def gather(self, plan: Plan) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
         """Token ids (rows,), the batch, and the rows that get logits; good until the next call."""
         chunks, size = plan.chunks, self._block_size
-        if len(chunks) > plan.rows:
+        if plan.empty:
             chunks = [chunk for chunk in chunks if chunk.end > chunk.start]
         # Behind a step of the model nothing of this is in the caches, and what counts is how many calls into numpy
         # and torch are made: so rows are gathered in lists, and every array is written once.

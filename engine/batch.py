@@ -28,13 +28,14 @@ class Plan:
     """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks.
 
     `decoding`: rows that decode; `long`: rows of prompts that were held back for them (see Pacer). `waiting`:
-    whether a prompt was held back altogether.
+    whether a prompt was held back altogether. `empty`: chunks of no rows, which only report.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     preempted: list[Context] = field(default_factory=list)
     rows: int = 0
+    empty: int = 0
     decoding: int = 0
     long: int = 0
     waiting: bool = False
@@ -132,17 +133,18 @@ class BatchPlanner:
         plan.copies.extend(copies)
         rows = chunk.end - chunk.start
         plan.rows += rows
+        plan.empty += not rows
         return rows
 
     def _chunk(self, context: Context, budget: int) -> Chunk | None:
         if not context.adopt_cached():
             return None
-        length = len(context.tokens)
+        length = context.wanted
         samples = context.generation is not None
         if context.computed == length:
             if samples:
                 return Chunk(context, length - 1, length, samples=True, stored=True)
-            return Chunk(context, length, length, samples=False)  # a fill found whole in the tree
+            return Chunk(context, length, length, samples=False)  # a fill found whole in the tree, or of no full block
         end = min(length, context.computed + budget)
         return Chunk(context, context.computed, end, samples=samples and end == length)
 

@@ -54,6 +54,27 @@ class Context:
         return self.generation is not None or bool(self.fills)
 
     @property
+    def wanted(self) -> int:
+        """How many tokens are to be computed now: all that something is generated behind, else full blocks only.
+
+        What is left of a block comes with what is filled or generated next. So contexts that are filled alike, little
+        by little, stay at the borders of blocks, where one can take over what another has computed.
+        """
+        length = len(self.tokens)
+        if self.generation is not None:
+            return length
+        return max(self.computed, length - length % self._cache.block_size)
+
+    def settle_fills(self) -> int | None:
+        """Takes the pending fills that are done; the length of the last one."""
+        settled = None
+        while self.fills and self.computed >= min(self.fills[0], self.wanted):
+            settled = self.fills.popleft()
+        if settled is not None and self.generation is None and not self.fills:
+            self.prompt = 0
+        return settled
+
+    @property
     def decoding(self) -> bool:
         """Whether the next step computes the one token sampled last."""
         return self.generation is not None and self.computed + 1 == len(self.tokens) and self.generation.started

@@ -47,6 +47,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Fill(msgspec.Struct, frozen=True, tag="fill"):
     """Append `tokens` to `context`, which comes to be by its first fill, forked from `parent` if given.
 
+    Done when the KV of its full blocks is there; the rest is computed with what is filled or generated behind it.
+
     Contexts of different `scope` never share KV.
     """
 

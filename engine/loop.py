@@ -313,10 +313,9 @@ class Engine:
 
 
 def _report_fills(context: Context, update: Update) -> None:
-    while context.fills and context.computed >= context.fills[0]:
-        update.filled = context.fills.popleft()
-        if not context.fills:
-            update.cached, context.cached = context.cached, 0
+    update.filled = context.settle_fills()
+    if update.filled is not None and not context.fills:
+        update.cached, context.cached = context.cached, 0
 
 
 def _take_token(context: Context, sampled: Sampled, update: Update) -> None:

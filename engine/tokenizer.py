@@ -98,10 +98,11 @@ class Tokenizer:
             return [], 0
         words = self._backend.pre_tokenizer.pre_tokenize_str(text)
         # A word's end is found by looking at what follows, one visible character at the most: where a whole visible
-        # word follows, and something behind it, the words before it are what they will be.
+        # word follows, and something behind it, the words before it are what they will be. White space at the end of a
+        # text is cut in another way than before a word.
         for index in range(len(words) - 2, 0, -1):
             start, end = words[index][1]
-            if not text[start:end].isspace():
+            if not text[start:end].isspace() and not text[start - 1].isspace():
                 return self.encode(text[:start]), start
         return [], 0
 

@@ -82,8 +82,7 @@ def test_arrays_that_are_kept_are_those_made_anew() -> None:
             if not chunk.stored:
                 chunk.context.commit(chunk.end)
             one = chunk.context
-            while one.fills and one.computed >= one.fills[0]:
-                one.fills.popleft()
+            if one.settle_fills() is not None:
                 one.generation = Decoding()  # type: ignore[assignment]  # one that samples
             if chunk.samples:
                 one.tokens.append(dice.randrange(9))

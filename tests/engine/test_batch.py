@@ -33,8 +33,7 @@ class Stage:
         for chunk in plan.chunks:
             if not chunk.stored:
                 chunk.context.commit(chunk.end)
-            while chunk.context.fills and chunk.context.fills[0] <= chunk.end:
-                chunk.context.fills.popleft()
+            chunk.context.settle_fills()
             if chunk.samples and chunk.context.generation is not None:
                 chunk.context.tokens.append(1)
                 chunk.context.generation.push(1)

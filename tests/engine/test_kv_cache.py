@@ -92,8 +92,7 @@ class Paging(RuleBasedStateMachine):
                 self.slots[_slot(chunk.context, at)] = self._text(chunk.context, at)
         for chunk in plan.chunks:
             chunk.context.commit(chunk.end)
-            while chunk.context.fills and chunk.context.fills[0] <= chunk.end:
-                chunk.context.fills.popleft()
+            chunk.context.settle_fills()
 
     def _any(self, data: st.DataObject) -> Context:
         return self.contexts[data.draw(st.sampled_from(sorted(self.contexts)))]

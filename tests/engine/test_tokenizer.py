@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from engine.errors import CheckpointError
@@ -93,6 +93,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
+@example(text=" \n<1", cuts=[])
 @given(text=st.text(st.sampled_from("ab É\n\t'sx1 2.,<|>\u0301漢🙂 "), max_size=80), cuts=st.lists(st.integers(1, 12)))
 def test_settled_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer, text: str, cuts: list[int]) -> None:
     tokens: list[int] = []

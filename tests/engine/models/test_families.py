@@ -25,14 +25,14 @@ def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
 def own_logits(engine: Engine, tokens: list[int]) -> torch.Tensor:
     """Logits at every position, the engine's own way: planned, gathered, in chunks."""
     engine.fill(999, tokens)
-    rows = []
-    while engine.has_work:
+    engine.generate(999, Sampling(max_tokens=1))
+    rows: list[torch.Tensor] = []
+    while sum(map(len, rows)) < len(tokens):
         plan = engine._planner.plan(engine._contexts.values())
         ids, batch, _ = engine._arrays.gather(plan)
         rows.append(engine.decoder.forward(ids, batch, torch.arange(len(ids))).clone())
         for chunk in plan.chunks:
             chunk.context.commit(chunk.end)
-            chunk.context.fills.clear() if chunk.end == len(tokens) else None
     engine.free_context(999)
     return torch.cat(rows)
 

@@ -1,0 +1,50 @@
+"""Servers that a measurement starts and ends."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+_STOP_SECONDS = 40
+
+
+@contextmanager
+def started(
+    command: Sequence[str], *, port_option: str, environment: Mapping[str, str] | None = None, seconds: float = 120
+) -> Iterator[str]:
+    """Any server with an OpenAI API, on a free port of this machine; its address, once it lists its models.
+
+    Raises SystemExit if it ends or is not ready in so many seconds.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([*command, port_option, str(port)], stdout=sys.stderr, env=environment)
+    try:
+        address, began = f"http://127.0.0.1:{port}", time.monotonic()
+        while not _lists_models(address):
+            if process.poll() is not None:
+                raise SystemExit(f"bench: {' '.join(command[:4])} … ended with {process.returncode}")
+            if time.monotonic() - began > seconds:
+                raise SystemExit(f"bench: {' '.join(command[:4])} … was not ready within {seconds:g} s")
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _lists_models(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/v1/models", timeout=2) as response:
+            return response.status == 200 and b'"id"' in response.read()
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,245 @@
+"""Whole applications through HTTP: `python -m bench.workloads`. Starts its own server unless --base-url names one.
+
+Every application of `examples/workloads` runs in each mode, in turns, so that the machine's moods fall on all of them; the
+table has medians and ratios to the first mode. `--peer vllm` measures vLLM's CPU build in the same run, in client mode.
+"""
+
+import argparse
+import asyncio
+import html
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from bench.servers import started
+from examples.workloads.apps import OUT, WORKLOADS, Workload
+from examples.workloads.client import MODES, App, Span
+from examples.workloads.texts import Texts
+
+_CHAT_SECONDS = 0.5
+"""On average, between two messages of plain chat in the mixed load."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A server and how applications use it."""
+
+    name: str
+    url: str
+    model: str
+    mode: str
+
+
+@dataclass
+class Result:
+    """Of one workload in one way: seconds of each run, and the calls of the last one."""
+
+    seconds: list[float] = field(default_factory=list)
+    spans: Sequence[Span] = ()
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+async def run_once(http: aiohttp.ClientSession, way: Way, work: Workload, seed: int, rtt: float) -> tuple[float, App]:
+    """Seconds that one run takes, and the application it was."""
+    app = App(http, way.url, way.model, way.mode, rtt)
+    began = time.perf_counter()
+    await work(app, Texts(seed, salt=way.name))
+    seconds = time.perf_counter() - began
+    await app.close()
+    return seconds, app
+
+
+async def mixed_once(
+    http: aiohttp.ClientSession, way: Way, seed: int, rtt: float, apps: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """All applications begun within a few seconds, beside plain chat: seconds of each of them, and of each chat."""
+    pick = random.Random(seed)
+    chats: list[float] = []
+    over = asyncio.Event()
+
+    async def chat(at: int) -> None:
+        app = App(http, way.url, way.model, "client", rtt)
+        began = time.perf_counter()
+        await app.ask(f"{pick.random()}: {Texts(seed).chunk(1000 + at, 24)}", OUT, name=f"chat {at}")
+        chats.append(time.perf_counter() - began)
+
+    async def chatter() -> None:
+        async with asyncio.TaskGroup() as group:
+            for at in range(10**6):
+                if over.is_set():
+                    return
+                group.create_task(chat(at))
+                await asyncio.sleep(pick.expovariate(1 / _CHAT_SECONDS))
+
+    async def one(number: int, name: str) -> float:
+        await asyncio.sleep(number * 0.5)
+        return (await run_once(http, way, WORKLOADS[name], seed + number, rtt))[0]
+
+    talk = asyncio.create_task(chatter())
+    try:
+        seconds = await asyncio.gather(*(one(number, name) for number, name in enumerate(apps)))
+    finally:
+        over.set()
+        await talk
+    return list(seconds), chats
+
+
+async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, dict[str, Result]]:
+    """By workload and way. Runs take turns between the ways, after one to warm up."""
+    found: dict[str, dict[str, Result]] = {}
+    seeds = iter(range(random.randrange(10**9), 10**12, 1000))
+    timeout = aiohttp.ClientTimeout(total=1800)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
+        for way in ways:
+            await run_once(http, way, WORKLOADS["map_reduce"], next(seeds), 0.0)
+        for name in chosen.only:
+            results = found[name] = {way.name: Result() for way in ways}
+            for _ in range(chosen.runs):
+                seed = next(seeds)
+                for way in ways:
+                    if name == "mixed":
+                        apps = [one for one in WORKLOADS for _ in range(2)]
+                        seconds, chats = await mixed_once(http, way, seed, chosen.rtt, apps)
+                        results[way.name].seconds.append(statistics.mean(seconds))
+                        found.setdefault("mixed: chat p99", {}).setdefault(way.name, Result()).seconds.append(
+                            sorted(chats)[max(0, -(-99 * len(chats) // 100) - 1)]
+                        )
+                        continue
+                    taken, app = await run_once(http, way, WORKLOADS[name], seed, chosen.rtt)
+                    results[way.name].seconds.append(taken)
+                    results[way.name].spans = app.spans
+            row = "  ".join(f"{way} {result.median:.2f} s" for way, result in results.items())
+            print(f"{name}: {row}", file=sys.stderr, flush=True)
+    return found
+
+
+def table(found: dict[str, dict[str, Result]]) -> str:
+    """Markdown: seconds of each way, and how many times as long the first takes."""
+    ways = list(next(iter(found.values())))
+    lines = [
+        "| | " + " | ".join([ways[0], *(cell for way in ways[1:] for cell in (way, "ratio"))]) + " |",
+        "| --- " * (2 * len(ways)) + "|",
+    ]
+    for name, results in found.items():
+        first = results[ways[0]].median
+        cells = [f"{first:.2f} s"]
+        for way in ways[1:]:
+            cells += [f"{results[way].median:.2f} s", f"{first / results[way].median:.2f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def timeline(found: dict[str, dict[str, Result]]) -> str:
+    """SVG: a bar for each call of the last runs, its part before the first token lighter."""
+    bar, gap, width, left = 9, 3, 760, 150
+    rows: list[str] = []
+    y = 10
+    for name, results in found.items():
+        longest = max((_extent(result.spans) for result in results.values()), default=0.0)
+        if not longest:
+            continue
+        for way, result in results.items():
+            if not result.spans:
+                continue
+            zero = min(span.begin for span in result.spans)
+            y += 22
+            title = html.escape(f"{name}, {way}: {result.median:.2f} s")
+            rows.append(f'<text x="{left}" y="{y - 6}" class="title">{title}</text>')
+            for span in sorted(result.spans, key=lambda span: (span.begin, span.name)):
+                begin, end = ((at - zero) / longest * width for at in (span.begin, span.end))
+                first = begin if span.first is None else (span.first - zero) / longest * width
+                rows.append(f'<text x="{left - 6}" y="{y + bar - 1}" class="name">{html.escape(span.name)}</text>')
+                for at, until, kind in ((begin, first, "wait"), (first, end, "run")):
+                    rows.append(
+                        f'<rect x="{left + at:.1f}" y="{y}" width="{max(0.5, until - at):.1f}" height="{bar}" class="{kind}"/>'
+                    )
+                y += bar + gap
+    style = (
+        "text{font:9px sans-serif;fill:#222}.name{text-anchor:end;font-size:8px}.title{font-weight:bold;font-size:11px}"
+        ".wait{fill:#c9d6e8}.run{fill:#3b6ea8}"
+    )
+    size = f'width="{left + width + 10}" height="{y + 10}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>'
+    return "\n".join([head, *rows, "</svg>\n"])
+
+
+def _extent(spans: Sequence[Span]) -> float:
+    return max((span.end for span in spans), default=0.0) - min((span.begin for span in spans), default=0.0)
+
+
+@contextmanager
+def _vllm(python: str) -> Iterator[tuple[str, str]]:
+    """vLLM's CPU build on the default model, from an environment of its own; its address and the model's name."""
+    from engine.config import EngineConfig, default_cache
+    from engine.models.fetch import checkpoint_folder
+
+    import torch
+
+    folder = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "peer"]
+    command += ["--dtype", "bfloat16", "--max-model-len", "8192", "--host", "127.0.0.1"]
+    with started(command, port_option="--port", environment=environment, seconds=600) as address:
+        yield f"{address}/v1", "peer"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench.workloads", description=__doc__, allow_abbrev=False)
+    everything = [*WORKLOADS, "mixed"]
+    parser.add_argument("--base-url", help="an OpenAI-compatible server, with /v1; client mode unless it is myna's")
+    parser.add_argument("--model", help="of that server; left out, the first it has")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--rtt", type=float, default=0.0, help="seconds added to each exchange, as a network would")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--peer", choices=["vllm"])
+    parser.add_argument("--peer-python", default=sys.executable, help="python that has the peer installed")
+    parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of myna serve, to the end of the line")
+    parser.add_argument("--svg", type=Path, help="file for a picture of every call")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    with ExitStack() as stack:
+        ways = []
+        if chosen.peer:
+            url, model = stack.enter_context(_vllm(chosen.peer_python))
+            ways.append(Way("vllm", url, model, "client"))
+        url = chosen.base_url
+        if url is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            command = [sys.executable, "-m", "gateway", "serve", "--journal", f"{folder}/journal", *chosen.settings]
+            url = stack.enter_context(started(command, port_option="--port")) + "/v1"
+        model = chosen.model or asyncio.run(_first_model(url))
+        ways += [Way(mode, url, model, mode) for mode in chosen.modes]
+        found = asyncio.run(measure(ways, chosen))
+    if chosen.svg:
+        chosen.svg.write_text(timeline(found))
+    if chosen.json:
+        print(json.dumps({name: {way: one.seconds for way, one in ways.items()} for name, ways in found.items()}))
+    else:
+        print(table(found))
+
+
+async def _first_model(url: str) -> str:
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/models") as response:
+        answer: Any = await response.json()
+        return str(answer["data"][0]["id"])
+
+
+if __name__ == "__main__":
+    main()
