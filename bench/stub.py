@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
@@ -46,11 +46,11 @@ class StubEngine:
             return self._tokenizer.encode_settled(text)
         return [ord(c) for c in text], len(text)
 
-    def open(self, scope: str, rank: float) -> "StubContext":
+    def open(self, scope: str, urgency: Urgency) -> "StubContext":
         """See `Engine.open`."""
         if not self.ready:
             raise EngineLost("the stub is not running")
-        context = StubContext(self, scope, rank)
+        context = StubContext(self, scope, urgency)
         self.opened.append(context)
         self.load += 1
         return context
@@ -70,9 +70,9 @@ class StubEngine:
 class StubContext:
     """See `EngineContext`. Remembers what was asked of it."""
 
-    def __init__(self, engine: StubEngine, scope: str, rank: float) -> None:
+    def __init__(self, engine: StubEngine, scope: str, urgency: Urgency) -> None:
         self.scope = scope
-        self.rank = rank
+        self.urgency = urgency
         self.tokens: list[int] = []
         self.generates = 0
         self.freed = False
@@ -111,9 +111,9 @@ class StubContext:
             self.tokens.append(ord(digit))
             yield Delta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None)
 
-    def rerank(self, rank: float) -> None:
+    def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""
-        self.rank = rank
+        self.urgency = urgency
 
     def free(self) -> None:
         """See `EngineContext.free`."""

@@ -1,7 +1,7 @@
 """Whole applications through HTTP: `python -m bench.workloads`. Starts its own server unless --base-url names one.
 
-Every application of `examples/workloads` runs in each mode, in turns, so that the machine's moods fall on all of them; the
-table has medians and ratios to the first mode. `--peer vllm` measures vLLM's CPU build in the same run, in client mode.
+Every application of `examples/workloads` runs in each mode, in turns, so that the machine's moods fall on all of them;
+the table has medians and ratios to the first way. `--peer vllm` measures vLLM's CPU build in the same run, as the first.
 """
 
 import argparse
@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import torch
 
 from bench.servers import started
+from engine.config import EngineConfig, default_cache
+from engine.models.fetch import checkpoint_folder
 from examples.workloads.apps import OUT, WORKLOADS, Workload
 from examples.workloads.client import MODES, App, Span
 from examples.workloads.texts import Texts
@@ -165,17 +168,16 @@ def timeline(found: dict[str, dict[str, Result]]) -> str:
                 first = begin if span.first is None else (span.first - zero) / longest * width
                 rows.append(f'<text x="{left - 6}" y="{y + bar - 1}" class="name">{html.escape(span.name)}</text>')
                 for at, until, kind in ((begin, first, "wait"), (first, end, "run")):
-                    rows.append(
-                        f'<rect x="{left + at:.1f}" y="{y}" width="{max(0.5, until - at):.1f}" height="{bar}" class="{kind}"/>'
-                    )
+                    place = f'x="{left + at:.1f}" y="{y}" width="{max(0.5, until - at):.1f}" height="{bar}"'
+                    rows.append(f'<rect {place} class="{kind}"/>')
                 y += bar + gap
     style = (
         "text{font:9px sans-serif;fill:#222}.name{text-anchor:end;font-size:8px}.title{font-weight:bold;font-size:11px}"
         ".wait{fill:#c9d6e8}.run{fill:#3b6ea8}"
     )
     size = f'width="{left + width + 10}" height="{y + 10}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style><rect width="100%" height="100%" fill="#fff"/>'
-    return "\n".join([head, *rows, "</svg>\n"])
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="#fff"/>', *rows, "</svg>\n"])
 
 
 def _extent(spans: Sequence[Span]) -> float:
@@ -185,14 +187,17 @@ def _extent(spans: Sequence[Span]) -> float:
 @contextmanager
 def _vllm(python: str) -> Iterator[tuple[str, str]]:
     """vLLM's CPU build on the default model, from an environment of its own; its address and the model's name."""
-    from engine.config import EngineConfig, default_cache
-    from engine.models.fetch import checkpoint_folder
-
-    import torch
-
     folder = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "peer"]
+    command = [
+        python,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(folder),
+        "--served-model-name",
+        "peer",
+    ]
     command += ["--dtype", "bfloat16", "--max-model-len", "8192", "--host", "127.0.0.1"]
     with started(command, port_option="--port", environment=environment, seconds=600) as address:
         yield f"{address}/v1", "peer"
@@ -210,7 +215,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", choices=["vllm"])
     parser.add_argument("--peer-python", default=sys.executable, help="python that has the peer installed")
-    parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of myna serve, to the end of the line")
+    parser.add_argument(
+        "--settings", nargs=argparse.REMAINDER, default=[], help="of myna serve, to the end of the line"
+    )
     parser.add_argument("--svg", type=Path, help="file for a picture of every call")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()

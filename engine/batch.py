@@ -89,10 +89,11 @@ class BatchPlanner:
 
     def _prefill(self, plan: Plan, others: list[Context], everyone: list[Context]) -> None:
         budget = self._step_tokens - plan.rows
-        most = long = budget
+        most = long = ahead = budget
         if self._pacer is not None:
-            most, long = self._pacer.rows(decoding=plan.decoding > 0)
-            budget, long = min(budget, most), min(budget, long)
+            watched = any(chunk.context.watched for chunk in plan.chunks)
+            most, long, ahead = self._pacer.rows(plan.decoding, watched=watched)
+            budget = min(budget, most)
         full = False
         for context in others:
             if budget <= 0 or len(plan.chunks) >= self._max_batch:
@@ -105,7 +106,8 @@ class BatchPlanner:
                     continue
                 context.prompt = len(context.tokens) - context.computed
             is_long = plan.decoding > 0 and context.prompt > most
-            allowed = min(budget, long) if is_long else budget
+            waits = context.generation is None  # for what stands behind: nobody is held up by it yet
+            allowed = min(budget, long if is_long else budget, ahead if waits else budget)
             if allowed <= 0:
                 plan.waiting = True
                 continue
@@ -114,6 +116,8 @@ class BatchPlanner:
                 full = True
                 continue
             budget -= rows
+            if waits:
+                ahead -= rows
             if is_long:
                 long -= rows
                 plan.long += rows

@@ -20,6 +20,8 @@ class Context:
         self.id = id
         self.scope = scope
         self.rank = rank
+        self.watched = True
+        """Whether somebody reads what it generates as it comes."""
         self.arrival = arrival
         self.tokens: list[int] = []
         self.computed = 0

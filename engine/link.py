@@ -49,7 +49,8 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
 
     Done when the KV of its full blocks is there; the rest is computed with what is filled or generated behind it.
 
-    Contexts of different `scope` never share KV.
+    Contexts of different `scope` never share KV. `watched`: somebody reads what it generates as it comes, so that
+    prompts leave its steps short.
     """
 
     context: int
@@ -57,6 +58,7 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
     parent: int | None = None
     rank: float = 0.0
     scope: str = ""
+    watched: bool = True
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
@@ -74,10 +76,11 @@ class Free(msgspec.Struct, frozen=True, tag="free"):
 
 
 class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
-    """Give contexts a new rank; lower ranks go first."""
+    """Give contexts a new rank, lower ones go first, and say whether they are `watched`; see `Fill`."""
 
     contexts: list[int]
     rank: float
+    watched: bool = True
 
 
 class Retain(msgspec.Struct, frozen=True, tag="retain"):

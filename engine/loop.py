@@ -96,6 +96,7 @@ class Engine:
         parent: int | None = None,
         rank: float = 0.0,
         scope: str = "",
+        watched: bool = True,
     ) -> None:
         """Appends tokens to a context, which its first fill makes; see `Fill`."""
         known = self._contexts.get(context)
@@ -123,7 +124,7 @@ class Engine:
             if parent is not None:
                 target.fork_from(self._get(parent))
             self._contexts[context] = target
-        target.rank = rank
+        target.rank, target.watched = rank, watched
         target.tokens.extend(tokens)
         target.fills.append(len(target.tokens))
 
@@ -162,11 +163,12 @@ class Engine:
         if target is not None:
             target.drop_blocks()
 
-    def rerank(self, contexts: Iterable[int], rank: float) -> None:
-        """New rank for those of the contexts that exist."""
+    def rerank(self, contexts: Iterable[int], rank: float, *, watched: bool = True) -> None:
+        """New rank for those of the contexts that exist; see `Rerank`."""
         for context in contexts:
             if context in self._contexts:
                 self._contexts[context].rank = rank
+                self._contexts[context].watched = watched
 
     def retain(self, context: int, hint: float) -> None:
         """How much the context's cached blocks are worth; see `Retain`. Unknown ids are ignored."""

@@ -1,5 +1,7 @@
 """How much prefill a step may carry beside those who decode, from what steps have been taking."""
 
+from typing import NamedTuple
+
 _SMOOTHING = 0.2
 _FEWEST = 16
 """Rows; a smaller chunk of prefill is not worth reading the weights for."""
@@ -7,12 +9,35 @@ _STRANGE = 2.0
 """A step that took more than so many times what was foreseen was held up by something else, and teaches less."""
 
 
+_FREE = 0.7
+_FULL = 2.0
+"""Rows whose products take such a share of the time of a step that only decodes: hidden behind the reading of the
+weights, and more than that, which is still less than they would take by themselves."""
+_BARE_EVERY = 16
+
+
+class Allowance(NamedTuple):
+    """Rows of prefill that a step may carry.
+
+    `most`: of all. `long`: of long prompts, those that are, or were when they began, more than `most`. `ahead`: of
+    prompts behind which nothing is generated yet, since something in them is still missing.
+    """
+
+    most: int
+    long: int
+    ahead: int
+
+
 class Pacer:
     """Owner of the cost model: a step takes `decode_seconds`, and `row_seconds` more for each row of prefill.
 
-    While somebody decodes, long prompts get on average so much time that decoding keeps `decode_share` of its
-    speed, saved up until it pays for a chunk; and no step is planned to take longer than `gap` seconds, which is
-    what a reader sees between two tokens. Prompts so short that one step takes them whole do not wait for that.
+    While somebody decodes and is watched, long prompts get on average so much time that decoding keeps `decode_share`
+    of its speed, saved up until it pays for a chunk; and no step is planned to take longer than `gap` seconds, which is
+    what a reader sees between two tokens. Prompts so short that one step takes them whole do not wait for that. Where
+    nobody watches, only when the last is done counts: prompts have whole steps, and decoding rides along.
+
+    A step that decodes is bound by reading the weights, and a few rows more cost it next to nothing. So rows of prompts
+    that wait for something ride with every such step, instead of having steps of their own later.
     """
 
     def __init__(self, *, decode_share: float, gap: float) -> None:
@@ -22,20 +47,29 @@ class Pacer:
         self.row_seconds = 0.0005
         self._saved = 0.0
         self._carried = False
+        self._since_bare = 0
+        """Steps since one that decoded alone, from which it is learned what that takes."""
+        self._decoding = 0
+        """Rows that decoded then."""
 
-    def rows(self, *, decoding: bool) -> tuple[int, int]:
-        """Rows of prefill that the next step may carry: at most, and at most of long prompts.
-
-        A prompt is long if it is, or was when it began, more than the first number.
-        """
+    def rows(self, decoding: int, *, watched: bool) -> Allowance:
+        """What the next step, in which so many rows decode, may carry."""
+        whole = max(_FEWEST, int(2 * self._gap / self.row_seconds))
         if not decoding:
-            most = max(_FEWEST, int(2 * self._gap / self.row_seconds))
-            return most, most
+            return Allowance(whole, whole, whole)
+        blind = self._since_bare >= _BARE_EVERY or abs(decoding - self._decoding) > 0.25 * self._decoding
+        if not watched:
+            return Allowance(whole, whole, 0 if blind else self._fitting(_FULL, decoding))
         most = max(_FEWEST, int((self._gap - self.decode_seconds) / self.row_seconds))
         affordable = int(self._saved / self.row_seconds)
+        free = 0 if blind else self._fitting(_FREE, decoding)
         if self._carried or affordable < _FEWEST:
-            return most, 0
-        return most, min(most, affordable)
+            return Allowance(most, free, free)
+        return Allowance(most, min(most, affordable), free)
+
+    def _fitting(self, share: float, decoding: int) -> int:
+        """Rows that fit beside those who decode, if all together may take such a share of a decoding step's time."""
+        return max(0, int(share * self.decode_seconds / self.row_seconds) - decoding)
 
     def learn(self, rows: int, seconds: float) -> None:
         """From a trial: a step of one row, or of many rows of one prompt."""
@@ -49,6 +83,10 @@ class Pacer:
 
         `waiting`: whether prefill was left undone.
         """
+        if decoding and not prefill:
+            self._since_bare, self._decoding = 0, decoding
+        else:
+            self._since_bare += 1
         extra = seconds - (self.decode_seconds if decoding else 0.0)
         if not prefill:
             if decoding:
@@ -56,8 +94,7 @@ class Pacer:
         elif prefill >= _FEWEST and extra > 0:
             row = min(extra / prefill, _STRANGE * self.row_seconds)
             self.row_seconds += _SMOOTHING * (row - self.row_seconds)
-        # Every other step at least is one of decoding alone, and tells what that takes.
-        self._carried = long > 0
+        self._carried = long > self._fitting(_FREE, decoding)
         if not decoding or not (waiting or long):
             self._saved = 0.0
             return

@@ -108,14 +108,14 @@ def _apply(engine: Engine, command: Command) -> Update | None:
     """Hands a command to the engine; a refusal becomes the context's error, and the context is freed."""
     try:
         match command:
-            case Fill(context, tokens, parent, rank, scope):
-                engine.fill(context, tokens, parent=parent, rank=rank, scope=scope)
+            case Fill(context, tokens, parent, rank, scope, watched):
+                engine.fill(context, tokens, parent=parent, rank=rank, scope=scope, watched=watched)
             case Generate(context, sampling, rank):
                 engine.generate(context, sampling, rank=rank)
             case Free(context):
                 engine.free_context(context)
-            case Rerank(contexts, rank):
-                engine.rerank(contexts, rank)
+            case Rerank(contexts, rank, watched):
+                engine.rerank(contexts, rank, watched=watched)
             case Retain(context, hint):
                 engine.retain(context, hint)
             case Shutdown():

@@ -72,7 +72,9 @@ async def agents(app: App, texts: Texts) -> None:
         )
         files = await asyncio.gather(
             *(
-                app.ask(f"{shared}Review of file {at}: {reviews[at]}\nRewrite file {at}.", 96, name=f"revise {turn}.{at}")
+                app.ask(
+                    f"{shared}Review of file {at}: {reviews[at]}\nRewrite file {at}.", 96, name=f"revise {turn}.{at}"
+                )
                 for at in range(6)
             )
         )

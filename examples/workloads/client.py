@@ -61,7 +61,7 @@ class App:
     async def ask(
         self, prompt: str | Sequence[dict[str, str]], tokens: int, *, wanted: bool = False, name: str = "call"
     ) -> str:
-        """An answer to be pasted into other prompts: its text, or the reference to it. Always the text if it is `wanted`.
+        """An answer to be pasted into other prompts: its text, or the reference to it. If it is `wanted`, its text.
 
         `name` is for the timeline.
         """
@@ -103,7 +103,7 @@ class App:
 
     async def close(self) -> None:
         """Ends the session, and asks before what became of its calls, for the timeline."""
-        if self.mode == "client":
+        if self.mode == "client" or not next(self._names):  # nothing was asked
             return
         quick = replace(self, rtt=0.0)
         graph = await quick._exchange("GET", f"/sessions/{self.session}/graph")

@@ -43,6 +43,15 @@ class NoEngine(EngineFailure):
 
 
 @dataclass(frozen=True)
+class Urgency:
+    """How soon an engine is to work on a context: lower ranks go first. `watched`: a client waits for what it
+    generates, so that it goes on at a steady pace; else only its end counts."""
+
+    rank: float
+    watched: bool
+
+
+@dataclass(frozen=True)
 class Filled:
     """A context's prompt is there: its length in tokens, and how many of them were found in a cache."""
 
@@ -68,8 +77,8 @@ class EngineContext(Protocol):
     def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
         """Samples behind what was filled: once Filled, then deltas. Raises EngineFailure."""
 
-    def rerank(self, rank: float) -> None:
-        """Lower ranks go first."""
+    def rerank(self, urgency: Urgency) -> None:
+        """From here on."""
 
     def free(self) -> None:
         """Ends what runs and forgets the context. May be called again."""
@@ -95,7 +104,7 @@ class Engine(Protocol):
         """Tokens of a value that is still growing, as far as nothing that may come can change them, and the length of
         their text in characters. (), 0 where that cannot be known."""
 
-    def open(self, scope: str, rank: float) -> EngineContext:
+    def open(self, scope: str, urgency: Urgency) -> EngineContext:
         """A new, empty context. Contexts of different scopes share no KV. Raises EngineLost."""
 
 

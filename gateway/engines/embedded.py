@@ -34,7 +34,7 @@ from engine.link import (
 )
 from engine.link import Sampling as LinkSampling
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
@@ -129,12 +129,12 @@ class EmbeddedEngine:
             with suppress(asyncio.CancelledError):
                 await self._supervisor
 
-    def open(self, scope: str, rank: float) -> "EmbeddedContext":
+    def open(self, scope: str, urgency: Urgency) -> "EmbeddedContext":
         """See `Engine.open`."""
         if not self._ready:
             raise EngineLost(f"engine {self.name} is not running")
         self._next_context += 1
-        context = EmbeddedContext(self, self._next_context, scope, rank)
+        context = EmbeddedContext(self, self._next_context, scope, urgency)
         self._contexts[self._next_context] = context
         return context
 
@@ -285,11 +285,11 @@ class EmbeddedEngine:
 class EmbeddedContext:
     """See `EngineContext`. Owner of the updates that have come and were not read yet."""
 
-    def __init__(self, engine: EmbeddedEngine, id: int, scope: str, rank: float) -> None:
+    def __init__(self, engine: EmbeddedEngine, id: int, scope: str, urgency: Urgency) -> None:
         self._engine = engine
         self._id = id
         self._scope = scope
-        self._rank = rank
+        self._urgency = urgency
         self._updates: deque[Update] = deque()
         self._lost: EngineLost | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -300,7 +300,8 @@ class EmbeddedContext:
         """See `EngineContext.fill`. A context of a dead process must not go on in the next one."""
         if self._lost is not None:
             raise self._lost
-        self._engine.send(Fill(self._id, list(tokens), rank=self._rank, scope=self._scope))
+        rank, watched = self._urgency.rank, self._urgency.watched
+        self._engine.send(Fill(self._id, list(tokens), rank=rank, scope=self._scope, watched=watched))
 
     async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
         """See `EngineContext.generate`."""
@@ -328,11 +329,11 @@ class EmbeddedContext:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
 
-    def rerank(self, rank: float) -> None:
+    def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""
-        if rank != self._rank and self._lost is None:
-            self._rank = rank
-            self._engine.send(Rerank([self._id], rank))
+        if urgency != self._urgency and self._lost is None:
+            self._urgency = urgency
+            self._engine.send(Rerank([self._id], urgency.rank, urgency.watched))
 
     def free(self) -> None:
         """See `EngineContext.free`."""

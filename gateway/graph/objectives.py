@@ -41,15 +41,3 @@ def sources(call: Call) -> Iterator[Call]:
     for variable in call.inputs.values():
         if variable.producer is not None:
             yield variable.producer
-
-
-def ancestors(call: Call) -> Iterator[Call]:
-    """The call and every unfinished call it waits for, directly or not."""
-    stack, seen = [call], {call.id}
-    while stack:
-        at = stack.pop()
-        yield at
-        for source in sources(at):
-            if source.id not in seen and not source.state.final:
-                seen.add(source.id)
-                stack.append(source)

@@ -10,11 +10,12 @@ from contextlib import nullcontext
 from gateway.engines.base import EngineContext, EngineFailure, EngineLost, Engines
 from gateway.graph.call import Call, CallState, Objective, Usage
 from gateway.graph.errors import Failure, GraphError
-from gateway.graph.objectives import ancestors, sources
+from gateway.graph.objectives import sources
 from gateway.graph.session import Addition, Session, prefix_hashes
 from gateway.graph.variable import StartedOver, Variable, VariableState
+from gateway.scheduler.estimate import Estimates
 from gateway.scheduler.placement import place
-from gateway.scheduler.rank import rank
+from gateway.scheduler.rank import Priorities
 from gateway.scheduler.walk import CallFailed, Unsettled, Walk, derive, upstream
 
 log = logging.getLogger("myna.scheduler")
@@ -47,6 +48,8 @@ class Scheduler:
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._contexts: dict[str, EngineContext] = {}
+        self._estimates = Estimates()
+        self._priorities = Priorities(self._estimates)
         self._prefixes: OrderedDict[str, str] = OrderedDict()
         """Engines by the hash of a prompt's beginning that they were given, the last ones last."""
         self._owned: set[asyncio.Task[None]] = set()
@@ -72,7 +75,7 @@ class Scheduler:
 
     def rank(self, call: Call) -> float:
         """The call's place in the order of waiting work; lower goes first."""
-        return rank(call)
+        return self._priorities.rank(call)
 
     def stop_admitting(self) -> None:
         """From here on `admit` refuses."""
@@ -122,6 +125,8 @@ class Scheduler:
 
     def submit(self, call: Call) -> None:
         """Starts a call's coroutine; its results appear in the variables that it makes."""
+        self._priorities.add(call, time.monotonic())
+        self._apply_priorities()
         self._idle.clear()
         task = asyncio.get_running_loop().create_task(self._run(call), name=call.id)
         self._tasks[call.id] = task
@@ -145,14 +150,16 @@ class Scheduler:
         """Somebody waits for the variable now: what it needs may rank higher. Pair with `reader_left`."""
         variable.readers += 1
         variable.hurried += objective is Objective.LATENCY
-        if variable.producer is not None and not variable.producer.state.final:
-            self._rerank(variable.producer)
+        self._priorities.wanted(variable, objective, time.monotonic())
+        self._apply_priorities()
 
     def reader_left(self, variable: Variable, objective: Objective = Objective.LATENCY) -> None:
         """The reader has what it wanted or has gone; what nobody else needs is cancelled."""
         variable.readers -= 1
         variable.hurried -= objective is Objective.LATENCY
+        self._priorities.left(variable)
         self.release(variable)
+        self._apply_priorities()
 
     def release(self, variable: Variable) -> None:
         """Cancels the variable's producer and its ancestors as far as nobody can read them any more.
@@ -173,11 +180,12 @@ class Scheduler:
             self.cancel(at, Failure("cancelled", "nobody waits for this any more", at.id))
             stack.extend(sources(at))
 
-    def _rerank(self, call: Call) -> None:
-        for at in ancestors(call):
-            context = self._contexts.get(at.id)
+    def _apply_priorities(self) -> None:
+        """Tells the engines of what has become more or less urgent."""
+        for call in self._priorities.changed():
+            context = self._contexts.get(call.id)
             if context is not None:
-                context.rerank(rank(at))
+                context.rerank(self._priorities.urgency(call))
 
     async def drained(self) -> None:
         """Returns once no call is unfinished."""
@@ -258,7 +266,7 @@ class Scheduler:
         while len(self._prefixes) > _PREFIXES:
             self._prefixes.popitem(last=False)
         call.engine = engine.name
-        context = engine.open(call.scope, rank(call))
+        context = engine.open(call.scope, self._priorities.urgency(call))
         self._contexts[call.id] = context
         try:
             walk = Walk(call, engine, context, patient=patient)
@@ -287,7 +295,8 @@ class Scheduler:
         """Takes over what the leader makes, as it makes it."""
         call.leader = leader
         leader.followers.append(call)
-        self._rerank(call)
+        self._priorities.follow(call, leader)
+        self._apply_priorities()
         call.engine = leader.engine
         call.times.queued = time.time()
         try:
@@ -309,6 +318,7 @@ class Scheduler:
         except StartedOver:
             leader.followers.remove(call)
             call.leader = None
+            self._priorities.follow(call, leader)
             raise
         usage = leader.usage
         call.usage = Usage(usage.prompt, usage.prompt, usage.completion)
@@ -325,6 +335,9 @@ class Scheduler:
             call.times.finished = time.time()
             call.move(state)
             call.conclude()
+            self._priorities.end(call)
+            if state is CallState.DONE:
+                self._estimates.learn(call)
             self._stop(call)
             if failure is not None and not call.session.closed:
                 ends += [

@@ -1,12 +1,216 @@
-"""The order of waiting work: what somebody waits for before what nobody does, then first come, first served."""
+"""The order of waiting work: for each call, when it would have to begin at the latest.
 
+A reader who comes for a variable wants it by a time: now, plus the longest way through the graph to it, plus a share of
+all the work its application has outstanding. What feeds it is wanted by the time that its reader has to begin, and so
+on backwards. So within an application the longest remaining way goes first and calls that feed one consumer go together;
+between applications small ones go before large ones; and since all are times of one clock, whoever waits comes to the
+front by itself. This is scheduling by latest start times, as in critical-path planning, on the deadlines of EDF.
+
+No clock and no I/O: whoever calls says what time it is.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gateway.engines.base import Urgency
 from gateway.graph.call import Call, Objective
-from gateway.graph.objectives import objective
+from gateway.graph.objectives import sources
+from gateway.graph.variable import Variable
+from gateway.scheduler.estimate import Estimates
 
-_BAND = 2.0**40
-"""Arrivals within one objective's band; far more than a process will ever see."""
+PATIENCE_SECONDS = 30.0
+"""So much later is wanted what nobody waits for yet, and what somebody says there is time for."""
+OUTSTANDING = 0.25
+"""Share of an application's outstanding work, in seconds, by which it is wanted later."""
 
 
-def rank(call: Call) -> float:
-    """Lower goes first."""
-    return call.arrival + (_BAND if objective(call) is Objective.THROUGHPUT else 0.0)
+class Priorities:
+    """Owner of the ranks of all unfinished calls; lower goes first.
+
+    Kept up as the graph changes: a change walks backwards only as far as it changes something. For every call
+
+        rank = min(own wants, ranks of the unfinished calls that read it or are served by it) - cost
+
+    so nothing ranks behind what it feeds. Nothing that comes later than a call's own want overtakes it.
+    """
+
+    def __init__(self, estimates: Estimates) -> None:
+        self._estimates = estimates
+        self._known: dict[str, _Known] = {}
+        self._sessions: dict[int, _Work] = {}
+        self._tenants: dict[str, _Work] = {}
+        """What they have outstanding."""
+        self._changed: dict[str, Call] = {}
+
+    def add(self, call: Call, now: float) -> None:
+        """A call joined the graph, behind everything it reads. May be called again."""
+        if call.id in self._known or call.state.final:
+            return
+        cost = self._estimates.cost(call)
+        ahead = [self._known[source.id].path for source in sources(call) if source.id in self._known]
+        path = cost + max(ahead, default=0.0)
+        tenant = self._tenants.setdefault(call.scope, _Work())
+        # a key that has asked for more than another goes behind it by that much
+        lead = tenant.seconds - min(work.seconds for work in self._tenants.values())
+        session = self._sessions.setdefault(id(call.session), _Work())
+        for work in (tenant, session):
+            work.calls += 1
+            work.seconds += cost
+        patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
+        want = now + lead + patience + path + OUTSTANDING * session.seconds
+        self._known[call.id] = _Known(call, cost, path, lead, want)
+        self._changed[call.id] = call
+        self._recompute([call])
+
+    def wanted(self, variable: Variable, objective: Objective, now: float) -> None:
+        """A client waits for the variable."""
+        call = variable.producer
+        if call is None or call.state.final:
+            return
+        self.add(call, now)
+        known = self._known[call.id]
+        patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
+        work = self._sessions[id(call.session)]
+        patience = PATIENCE_SECONDS if patient else 0.0
+        want = now + known.lead + patience + known.path + OUTSTANDING * work.seconds
+        if want < known.want:
+            known.want = want
+            self._lower(call, want - known.cost)
+        self._changed[call.id] = call  # perhaps it is watched now
+
+    def follow(self, call: Call, leader: Call) -> None:
+        """The call is served by the leader from here on, or no more."""
+        self._recompute([leader])
+        self._changed[leader.id] = leader
+
+    def left(self, variable: Variable) -> None:
+        """A client waits no more."""
+        call = variable.producer
+        if call is not None and call.id in self._known:
+            self._changed[call.id] = call
+
+    def end(self, call: Call) -> None:
+        """The call has ended: what fed it is needed by the others alone."""
+        known = self._known.pop(call.id, None)
+        if known is None:
+            return
+        self._changed.pop(call.id, None)
+        _done(self._sessions, id(call.session), known.cost)
+        _done(self._tenants, call.scope, known.cost)
+        self._recompute([source for source in sources(call) if self._depends(source, known.rank)])
+
+    def urgency(self, call: Call) -> Urgency:
+        """What an engine is told of it."""
+        return Urgency(self.rank(call), _watched(call))
+
+    def rank(self, call: Call) -> float:
+        """When it would have to begin at the latest, in seconds of the caller's clock. Of a call that has ended, 0."""
+        known = self._known.get(call.id)
+        return 0.0 if known is None else known.rank
+
+    def changed(self) -> Iterator[Call]:
+        """The calls whose urgency may have changed since this was asked before."""
+        changed, self._changed = self._changed, {}
+        return iter(changed.values())
+
+    def _depends(self, source: Call, rank: float) -> bool:
+        """Whether a call's rank may be what it is because of a reader of this rank."""
+        known = self._known.get(source.id)
+        return known is not None and known.rank == rank - known.cost
+
+    def _lower(self, call: Call, rank: float) -> None:
+        """The call has to begin by then, and what feeds it before."""
+        lowered = [(call, rank)]
+        while lowered:
+            call, rank = lowered.pop()
+            known = self._known[call.id]
+            if rank >= known.rank:
+                continue
+            known.rank = rank
+            self._changed[call.id] = call
+            for source in sources(call):
+                other = self._known.get(source.id)
+                if other is not None:
+                    lowered.append((source, rank - other.cost))
+
+    def _recompute(self, calls: list[Call]) -> None:
+        """Computes ranks from what needs the calls, and then those of what feeds them, as far as that changes any."""
+        while calls:
+            call = calls.pop()
+            known = self._known.get(call.id)
+            if known is None:
+                continue
+            before, rank = known.rank, self.computed(call)
+            if rank < before:
+                self._lower(call, rank)
+            elif rank > before:
+                known.rank = rank
+                self._changed[call.id] = call
+                calls += [source for source in sources(call) if self._depends(source, before)]
+
+    def computed(self, call: Call) -> float:
+        """The rank as it follows from those of the calls that need it."""
+        known = self._known[call.id]
+        due = known.want
+        for reader in _readers(call):
+            other = self._known.get(reader.id)
+            if other is not None:
+                due = min(due, other.rank)
+        return due - known.cost
+
+    def check_integrity(self) -> None:
+        """Computes everything anew. Raises AssertionError on any difference."""
+        for name, known in self._known.items():
+            assert not known.call.state.final, f"{name} has ended"
+            assert known.rank == self.computed(known.call), f"the rank of {name} is not what it should be"
+        sessions = Counter(id(known.call.session) for known in self._known.values())
+        assert sessions == {id: work.calls for id, work in self._sessions.items()}, "work that is not there"
+        tenants = Counter(known.call.scope for known in self._known.values())
+        assert tenants == {tenant: work.calls for tenant, work in self._tenants.items()}, "tenants that do nothing"
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is outstanding of a session or a tenant."""
+
+    calls: int = 0
+    seconds: float = 0.0
+
+
+_Key = TypeVar("_Key")
+
+
+def _done(outstanding: dict[_Key, _Work], key: _Key, cost: float) -> None:
+    work = outstanding[key]
+    work.calls -= 1
+    work.seconds -= cost
+    if not work.calls:
+        del outstanding[key]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of an unfinished call. `path`: seconds of the longest way to its end. `lead`: seconds by which its
+    tenant was ahead of others when it came. `want`: by when it is wanted for its own sake."""
+
+    call: Call
+    cost: float
+    path: float
+    lead: float
+    want: float
+    rank: float = math.inf
+
+
+def _readers(call: Call) -> Iterator[Call]:
+    """The calls that need what this one makes."""
+    yield from call.followers
+    for variable in call.makes:
+        yield from variable.consumers
+
+
+def _watched(call: Call) -> bool:
+    """Whether a client waits for what it makes."""
+    return any(variable.hurried for variable in call.makes) or any(map(_watched, call.followers))

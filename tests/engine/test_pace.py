@@ -25,12 +25,17 @@ class Clock:
         self.planner = BatchPlanner(self.cache, 512, 64, self.pacer)
         self.contexts: list[Context] = []
         self.now = 0.0
+        self.rows: list[tuple[int, int]] = []
+        """Of each step: those that decode, and those of prompts."""
         self.tokenizer = tokenizer
 
-    def add(self, tokens: int, *, rank: float = 0.0) -> Context:
-        context = Context(len(self.contexts), self.cache, "", rank, len(self.contexts))
+    def add(self, tokens: int, *, watched: bool = True, generates: bool = True) -> Context:
+        context = Context(len(self.contexts), self.cache, "", 0.0, len(self.contexts))
         context.tokens.extend(range(tokens))
-        context.generation = Generation(Sampling(ignore_eos=True), self.tokenizer, [], 10_000)
+        context.watched = watched
+        context.fills.append(tokens)
+        if generates:
+            context.generation = Generation(Sampling(ignore_eos=True), self.tokenizer, [], 10_000)
         self.contexts.append(context)
         return context
 
@@ -38,12 +43,14 @@ class Clock:
         plan = self.planner.plan(self.contexts)
         prefill = plan.rows - plan.decoding
         seconds = (self.decode if plan.decoding else 0.0) + self.row * prefill
+        self.rows.append((plan.decoding, prefill))
         self.now += seconds
         self.pacer.observe(
             decoding=plan.decoding, prefill=prefill, long=plan.long, waiting=plan.waiting, seconds=seconds
         )
         for chunk in plan.chunks:
             chunk.context.commit(chunk.end)
+            chunk.context.settle_fills()
             if chunk.samples and chunk.context.generation is not None:
                 chunk.context.tokens.append(1)
                 chunk.context.generation.push(1)
@@ -85,6 +92,35 @@ def test_nobody_decoding_lets_a_prompt_have_whole_steps(tokenizer: Tokenizer) ->
     steps = [clock.step() for _ in range(3)]
     assert max(steps) > 0.15
     assert max(steps) < 0.5
+
+
+def test_where_nobody_watches_prompts_have_whole_steps_and_decoding_rides_along(tokenizer: Tokenizer) -> None:
+    clock = Clock(tokenizer)
+    clock.add(20, watched=False)
+    for _ in range(30):
+        clock.step()
+    clock.rows.clear()
+    late = clock.add(2000, watched=False)
+    while not late.decoding:
+        clock.step()
+    assert all(decoding == 1 for decoding, _ in clock.rows)
+    assert len(clock.rows) < 2000 * ROW / 0.2 + 4
+
+
+def test_prompts_that_wait_for_something_ride_with_those_who_decode(tokenizer: Tokenizer) -> None:
+    for watched, least in ((True, 1), (False, 8)):
+        clock = Clock(tokenizer)
+        clock.add(20, watched=watched)
+        for _ in range(30):
+            clock.step()
+        clock.rows.clear()
+        ahead = clock.add(2000, generates=False)
+        for _ in range(60):
+            clock.step()
+        carried = [prefill for _, prefill in clock.rows]
+        assert sum(rows > 0 for rows in carried) > 50, "with nearly every step"
+        assert carried.count(0) >= 3, "some are left bare, to learn what decoding takes"
+        assert least * 50 < ahead.computed < 60 * 2.1 * DECODE / ROW, "but none has to wait long for it"
 
 
 def test_a_step_that_was_held_up_teaches_little() -> None:

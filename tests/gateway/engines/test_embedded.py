@@ -12,13 +12,15 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.link import Sampling as LinkSampling
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Urgency
 from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Sampling
 from tests.checkpoints import write_tiny_llama
 
 LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=0.0)
+
+SOON = Urgency(0.0, watched=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def read(engine: EmbeddedEngine, sampling: Sampling, count: int = 10**9) -> list[Filled | Delta]:
-    context = engine.open("", 0.0)
+    context = engine.open("", SOON)
     context.fill([1, 2, 3])
     events: list[Filled | Delta] = []
     async for event in context.generate(sampling):
@@ -60,7 +62,7 @@ async def test_a_context_is_filled_and_goes_on(embedded: EmbeddedEngine) -> None
 
 
 async def test_a_refusal_is_raised_where_it_is_awaited(embedded: EmbeddedEngine) -> None:
-    context = embedded.open("", 0.0)
+    context = embedded.open("", SOON)
     context.fill([1] * 600)
     with pytest.raises(ContextRefused, match="600 tokens do not fit") as refusal:
         await anext(context.generate(Sampling()))
@@ -72,7 +74,7 @@ async def test_a_refusal_is_raised_where_it_is_awaited(embedded: EmbeddedEngine)
 async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine) -> None:
     assert embedded.pid is not None
     first = embedded.pid
-    context = embedded.open("", 0.0)
+    context = embedded.open("", SOON)
     context.fill([1, 2, 3])
     stream = context.generate(LONG)
     await anext(stream)
@@ -83,7 +85,7 @@ async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine
     context.free()
     assert not embedded.ready
     with pytest.raises(EngineLost, match="is not running"):
-        embedded.open("", 0.0)
+        embedded.open("", SOON)
     await until(lambda: embedded.ready)
     assert embedded.pid != first
     assert embedded.restarts == 1
@@ -108,7 +110,7 @@ async def test_a_process_that_dies_in_the_middle_of_a_frame(
 
 
 async def test_a_process_that_dies_while_it_fills(embedded: EmbeddedEngine) -> None:
-    context = embedded.open("", 0.0)
+    context = embedded.open("", SOON)
     assert embedded.pid is not None
     os.kill(embedded.pid, signal.SIGSTOP)  # so that the fill is under way and not done
     context.fill([1] * 300)

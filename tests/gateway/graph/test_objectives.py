@@ -1,7 +1,7 @@
 """gateway/graph/objectives.py"""
 
 from gateway.graph.call import CallState, Objective
-from gateway.graph.objectives import ancestors, objective
+from gateway.graph.objectives import objective
 from tests.gateway.graph.test_session import session, spec
 
 
@@ -24,13 +24,3 @@ def test_what_the_client_says_counts() -> None:
     call.output.hurried += 1
     assert objective(call) is Objective.THROUGHPUT
     assert objective(graph.add(spec(objective=Objective.LATENCY, deferred=True))) is Objective.LATENCY
-
-
-def test_ancestors_are_found_once_each() -> None:
-    graph = session()
-    top = graph.add(spec(output="a"))
-    left, right = graph.add(spec("a", output="b")), graph.add(spec("a", output="c"))
-    bottom = graph.add(spec("b", "c"))
-    found = list(ancestors(bottom))
-    assert len(found) == 4
-    assert set(map(id, found)) == set(map(id, (top, left, right, bottom)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from bench.stub import StubEngine
-from gateway.engines.base import Engine, NoEngine
+from gateway.engines.base import Engine, NoEngine, Urgency
 from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Slot, Text, Transform
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
@@ -17,6 +17,7 @@ from gateway.scheduler.placement import place
 from tests.gateway.graph.test_session import session, spec
 
 ANSWER = Slot(None, Sampling())
+SOON = Urgency(0.0, watched=True)
 
 
 class Stubs:
@@ -215,10 +216,10 @@ async def test_who_is_waited_for_ranks_before_who_is_not() -> None:
     early, late = stage.run(output="a"), stage.run(output="b")
     reader = stage.run("b", output="c")
     await settle()
-    ranks = [context.rank for context in stage.engine.opened]
+    ranks = [context.urgency.rank for context in stage.engine.opened]
     assert ranks[0] < ranks[1]
     stage.scheduler.reader_came(reader.output)
-    ranks = [context.rank for context in stage.engine.opened]
+    ranks = [context.urgency.rank for context in stage.engine.opened]
     assert ranks[1] < ranks[0], "what a waiting reader needs goes first"
     assert ranks[2] < ranks[0]
     stage.engine.released.set()
@@ -266,7 +267,7 @@ async def test_the_idlest_engine_is_chosen_and_at_a_tie_the_one_that_holds_the_i
     source.engine = "two"
     call = graph.add(spec("a"))
     assert place(call, [one, two]) is two
-    two.open("", 0.0)
+    two.open("", SOON)
     assert place(call, [one, two]) is one
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.engines.base import ContextRefused, Delta, Engine, EngineLost, Filled
+from gateway.engines.base import ContextRefused, Delta, Engine, EngineLost, Filled, Urgency
 from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
@@ -56,7 +56,7 @@ class Puppets:
     def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
         return [ord(c) for c in text], len(text)
 
-    def open(self, scope: str, rank: float) -> "Puppet":
+    def open(self, scope: str, urgency: Urgency) -> "Puppet":
         puppet = Puppet(self)
         self.contexts.append(puppet)
         return puppet
@@ -96,7 +96,7 @@ class Puppet:
         finally:
             self.generating = False
 
-    def rerank(self, rank: float) -> None:
+    def rerank(self, urgency: Urgency) -> None:
         """No order here."""
 
     def free(self) -> None:
