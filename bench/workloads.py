@@ -1,7 +1,7 @@
 """Whole applications through HTTP: `python -m bench.workloads`. Starts its own server unless --base-url names one.
 
 Every application of `examples/workloads` runs in each mode, in turns, so that the machine's moods fall on all of them;
-the table has medians and ratios to the first way. `--peer vllm` measures vLLM's CPU build in the same run, as the first.
+the table has medians and ratios to the first way. `--peer vllm` measures vLLM's CPU build in the same run, first.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,20 +187,46 @@ def _extent(spans: Sequence[Span]) -> float:
 @contextmanager
 def _vllm(python: str) -> Iterator[tuple[str, str]]:
     """vLLM's CPU build on the default model, from an environment of its own; its address and the model's name."""
-    folder = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
+    own = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in own.iterdir():
+            (Path(folder) / file.name).symlink_to(file)
+        config = json.loads((own / "config.json").read_text())
+        del config["partial_rotary_factor"]  # 1.0, which transformers takes for part of another scaling
+        (Path(folder) / "config.json").unlink()
+        (Path(folder) / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+        with _vllm_on(folder, python) as address:
+            yield f"{address}/v1", "peer"
+
+
+def _vllm_on(folder: str, python: str) -> AbstractContextManager[str]:
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     command = [
         python,
         "-m",
         "vllm.entrypoints.openai.api_server",
         "--model",
-        str(folder),
+        folder,
         "--served-model-name",
         "peer",
     ]
     command += ["--dtype", "bfloat16", "--max-model-len", "8192", "--host", "127.0.0.1"]
-    with started(command, port_option="--port", environment=environment, seconds=600) as address:
-        yield f"{address}/v1", "peer"
+    return started(command, port_option="--port", environment=environment, seconds=600)
+
+
+_WITHOUT = (
+    ("by arrival", ("--order", "arrival")),
+    ("no fill ahead", ("--no-fill-ahead",)),
+    ("no shared prefixes", ("--no-prefix-sharing",)),
+)
+"""What `--ablation` leaves out, one at a time."""
+
+
+def _own(stack: ExitStack, *settings: str) -> str:
+    """The address of a server of ours that ends with the stack."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    command = [sys.executable, "-m", "gateway", "serve", "--journal", f"{folder}/journal", *settings]
+    return stack.enter_context(started(command, port_option="--port")) + "/v1"
 
 
 def main() -> None:
@@ -224,15 +250,14 @@ def main() -> None:
     with ExitStack() as stack:
         ways = []
         if chosen.peer:
-            url, model = stack.enter_context(_vllm(chosen.peer_python))
-            ways.append(Way("vllm", url, model, "client"))
-        url = chosen.base_url
-        if url is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            command = [sys.executable, "-m", "gateway", "serve", "--journal", f"{folder}/journal", *chosen.settings]
-            url = stack.enter_context(started(command, port_option="--port")) + "/v1"
+            ways.append(Way("vllm", *stack.enter_context(_vllm(chosen.peer_python)), "client"))
+        url = chosen.base_url or _own(stack, *chosen.settings)
         model = chosen.model or asyncio.run(_first_model(url))
-        ways += [Way(mode, url, model, mode) for mode in chosen.modes]
+        if chosen.ablation:
+            ways += [Way("everything", url, model, "graph"), Way("no deferral", url, model, "client")]
+            ways += [Way(name, _own(stack, *chosen.settings, *flags), model, "graph") for name, flags in _WITHOUT]
+        else:
+            ways += [Way(mode, url, model, mode) for mode in chosen.modes]
         found = asyncio.run(measure(ways, chosen))
     if chosen.svg:
         chosen.svg.write_text(timeline(found))

@@ -17,6 +17,7 @@ from engine.config import DEFAULT_MODEL, default_cache
 _GROUPS = {
     "host": "where to listen",
     "model": "the model and its engine",
+    "order": "scheduling",
     "api_key": "who may ask",
     "max_body_bytes": "bounds",
     "journal": "what outlives a restart",
@@ -55,6 +56,11 @@ class ServeSettings(BaseSettings):
     max_batch: int = Field(256, ge=1, description="most requests in one engine step")
     prefix_sharing: bool = Field(True, description="keep and share the KV of equal prefixes")
     cache: Path = Field(Path(default_cache()), description="folder for downloaded models and built kernels")
+
+    order: Literal["latest-start", "arrival"] = Field(
+        "latest-start", description="of waiting work: by what its readers need, or first come, first served"
+    )
+    fill_ahead: bool = Field(True, description="read prompts before all the values in them are there")
 
     api_key: Annotated[list[str], NoDecode] = Field([], description="an accepted key; may be given several times")
     api_key_file: Path | None = Field(None, description="file with one accepted key a line")

@@ -15,7 +15,7 @@ from gateway.graph.session import Addition, Session, prefix_hashes
 from gateway.graph.variable import StartedOver, Variable, VariableState
 from gateway.scheduler.estimate import Estimates
 from gateway.scheduler.placement import place
-from gateway.scheduler.rank import Priorities
+from gateway.scheduler.rank import Order, Priorities
 from gateway.scheduler.walk import CallFailed, Unsettled, Walk, derive, upstream
 
 log = logging.getLogger("myna.scheduler")
@@ -41,15 +41,25 @@ class Stopping(Exception):
 class Scheduler:
     """Owner of the calls' coroutines and their contexts."""
 
-    def __init__(self, engines: Engines, max_calls: int, observe: Callable[[Call], None] = lambda call: None) -> None:
-        """`max_calls`: unfinished calls at a time. `observe` is told of every call that ends."""
+    def __init__(
+        self,
+        engines: Engines,
+        max_calls: int,
+        observe: Callable[[Call], None] = lambda call: None,
+        *,
+        order: Order = Order.LATEST_START,
+        fill_ahead: bool = True,
+    ) -> None:
+        """`max_calls`: unfinished calls at a time. `observe` is told of every call that ends. `fill_ahead`: whether
+        prompts are filled before all that they read is there."""
         self._engines = engines
         self._max_calls = max_calls
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._contexts: dict[str, EngineContext] = {}
         self._estimates = Estimates()
-        self._priorities = Priorities(self._estimates)
+        self._priorities = Priorities(self._estimates, order)
+        self._fill_ahead = fill_ahead
         self._prefixes: OrderedDict[str, str] = OrderedDict()
         """Engines by the hash of a prompt's beginning that they were given, the last ones last."""
         self._owned: set[asyncio.Task[None]] = set()
@@ -255,6 +265,9 @@ class Scheduler:
                 patient = patient or isinstance(error, Unsettled)
 
     async def _attempt(self, call: Call, *, patient: bool) -> None:
+        if not self._fill_ahead:
+            for source in call.inputs.values():
+                await source.final()
         if not call.waiting_on:
             call.move(CallState.QUEUED)
         engines = await self._engines.serving(call.spec.model)

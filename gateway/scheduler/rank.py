@@ -2,9 +2,9 @@
 
 A reader who comes for a variable wants it by a time: now, plus the longest way through the graph to it, plus a share of
 all the work its application has outstanding. What feeds it is wanted by the time that its reader has to begin, and so
-on backwards. So within an application the longest remaining way goes first and calls that feed one consumer go together;
-between applications small ones go before large ones; and since all are times of one clock, whoever waits comes to the
-front by itself. This is scheduling by latest start times, as in critical-path planning, on the deadlines of EDF.
+on backwards. So within an application the longest remaining way goes first and calls that feed one consumer go
+together; between applications small ones go before large ones; and since all are times of one clock, whoever waits
+comes to the front by itself. These are the latest start times of critical-path planning, on the deadlines of EDF.
 
 No clock and no I/O: whoever calls says what time it is.
 """
@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeVar
 
 from gateway.engines.base import Urgency
@@ -27,6 +28,13 @@ OUTSTANDING = 0.25
 """Share of an application's outstanding work, in seconds, by which it is wanted later."""
 
 
+class Order(StrEnum):
+    """How waiting work is ordered."""
+
+    LATEST_START = "latest-start"
+    ARRIVAL = "arrival"
+
+
 class Priorities:
     """Owner of the ranks of all unfinished calls; lower goes first.
 
@@ -37,8 +45,10 @@ class Priorities:
     so nothing ranks behind what it feeds. Nothing that comes later than a call's own want overtakes it.
     """
 
-    def __init__(self, estimates: Estimates) -> None:
+    def __init__(self, estimates: Estimates, order: Order = Order.LATEST_START) -> None:
+        """With `Order.ARRIVAL` engines are told of nothing but who came first, as other servers have it."""
         self._estimates = estimates
+        self._order = order
         self._known: dict[str, _Known] = {}
         self._sessions: dict[int, _Work] = {}
         self._tenants: dict[str, _Work] = {}
@@ -104,6 +114,8 @@ class Priorities:
 
     def urgency(self, call: Call) -> Urgency:
         """What an engine is told of it."""
+        if self._order is Order.ARRIVAL:
+            return Urgency(call.arrival, watched=True)
         return Urgency(self.rank(call), _watched(call))
 
     def rank(self, call: Call) -> float:

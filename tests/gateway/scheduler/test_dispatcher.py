@@ -12,7 +12,7 @@ from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Slot,
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState
-from gateway.scheduler import Overloaded, Scheduler, Stopping
+from gateway.scheduler import Order, Overloaded, Scheduler, Stopping
 from gateway.scheduler.placement import place
 from tests.gateway.graph.test_session import session, spec
 
@@ -416,3 +416,45 @@ async def test_a_deleted_variable_ends_who_waits_for_it_and_work_that_only_it_ne
     assert waiting.failure is not None
     assert waiting.failure.code == "upstream_failed"
     stage.session.put("a")
+
+
+async def test_without_filling_ahead_nothing_is_read_before_all_values_are_there() -> None:
+    stage = Stage()
+    stage.scheduler = Scheduler(Stubs(stage.engine), 10, fill_ahead=False)
+    stage.session.put("later")
+    call = stage.run("later")
+    await settle()
+    assert (call.state, stage.engine.opened) == (CallState.WAITING, [])
+    stage.session.settle(stage.session.put("later", "xyz"))
+    await call.output.final()
+    assert call.output.value == "5"
+
+
+async def test_by_arrival_nobody_overtakes() -> None:
+    stage = Stage()
+    stage.scheduler = Scheduler(Stubs(stage.engine), 10, order=Order.ARRIVAL)
+    stage.engine.hold()
+    stage.run(output="a")
+    wanted = stage.run(output="b")
+    stage.scheduler.reader_came(wanted.output)
+    await settle()
+    told = [context.urgency for context in stage.engine.opened]
+    assert told[0].rank < told[1].rank
+    assert all(one.watched for one in told)
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+
+
+async def test_an_engine_is_told_who_is_watched() -> None:
+    stage = Stage()
+    stage.engine.hold()
+    stage.run(output="a")
+    last = stage.run("a", output="b")
+    await settle()
+    assert [context.urgency.watched for context in stage.engine.opened] == [False, False]
+    stage.scheduler.reader_came(last.output)
+    assert [context.urgency.watched for context in stage.engine.opened] == [False, True]
+    stage.scheduler.reader_left(last.output)
+    assert [context.urgency.watched for context in stage.engine.opened] == [False, False]
+    stage.engine.released.set()
+    await stage.scheduler.drained()
