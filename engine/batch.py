@@ -28,7 +28,8 @@ class Plan:
     """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks.
 
     `decoding`: rows that decode; `long`: rows of prompts that were held back for them (see Pacer). `waiting`:
-    whether a prompt was held back altogether. `empty`: chunks of no rows, which only report.
+    whether a prompt was held back altogether. `empty`: chunks of no rows, which only report. `held`: contexts for whose
+    prompts there was no room in the step; `starved`: those for whose prompts there was no memory.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -39,6 +40,8 @@ class Plan:
     decoding: int = 0
     long: int = 0
     waiting: bool = False
+    held: list[Context] = field(default_factory=list)
+    starved: list[Context] = field(default_factory=list)
 
 
 class BatchPlanner:
@@ -95,11 +98,13 @@ class BatchPlanner:
             most, long, ahead = self._pacer.rows(plan.decoding, watched=watched)
             budget = min(budget, most)
         full = False
-        for context in others:
+        for place, context in enumerate(others):
             if budget <= 0 or len(plan.chunks) >= self._max_batch:
                 plan.waiting = True
+                plan.held += others[place:]
                 break
             if full and not context.begun:
+                plan.starved.append(context)
                 continue  # who could not begin is not overtaken by a smaller one
             if not context.prompt:
                 if not context.adopt_cached():
@@ -110,10 +115,12 @@ class BatchPlanner:
             allowed = min(budget, long if is_long else budget, ahead if waits else budget)
             if allowed <= 0:
                 plan.waiting = True
+                plan.held.append(context)
                 continue
             rows = self._add(plan, context, allowed, everyone)
             if rows is None:
                 full = True
+                plan.starved.append(context)
                 continue
             budget -= rows
             if waits:

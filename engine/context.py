@@ -27,6 +27,10 @@ class Context:
         self.computed = 0
         self.cached = 0
         """Tokens of the current fills that were found in the tree and not computed."""
+        self.held = 0.0
+        """Seconds of steps in which there was no room for its prompt, since that was last reported."""
+        self.starved = 0.0
+        """Seconds of steps in which there was no memory for it."""
         self.blocks: list[int] = []
         self.table_version = next(_versions)
         """A number that no other table has; a new one whenever `blocks` changes other than by growing."""

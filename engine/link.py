@@ -144,7 +144,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     """What one step brought one context.
 
-    `filled`: tokens in the context once a fill is done; `cached`: how many of them were not computed.
+    `filled`: tokens in the context once a fill is done; `cached`: how many of them were not computed; `held` and
+    `starved`: seconds for which the fill waited for room in a step, and for memory.
     `tokens`: sampled in this step; `text`: what they add, whole characters only, nothing of a stop string.
     `finish`: `stop` or `length`. `error`: (code, message); the context is then already freed.
     """
@@ -157,6 +158,8 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     cached: int = 0
     logprobs: list[TokenLogprob] = []
     error: tuple[str, str] | None = None
+    held: float = 0.0
+    starved: float = 0.0
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

@@ -241,12 +241,17 @@ class Engine:
                     _take_token(chunk.context, choice, update)
             if update.tokens or update.error or update.filled is not None:
                 updates.append(update)
+        seconds = time.perf_counter() - began
+        for context in plan.held:
+            context.held += seconds
+        for context in plan.starved:
+            context.starved += seconds
         self._pacer.observe(
             decoding=plan.decoding,
             prefill=plan.rows - plan.decoding,
             long=plan.long,
             waiting=plan.waiting,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
         )
         return updates
 
@@ -318,6 +323,8 @@ def _report_fills(context: Context, update: Update) -> None:
     update.filled = context.settle_fills()
     if update.filled is not None and not context.fills:
         update.cached, context.cached = context.cached, 0
+        update.held, context.held = context.held, 0.0
+        update.starved, context.starved = context.starved, 0.0
 
 
 def _take_token(context: Context, sampled: Sampled, update: Update) -> None:

@@ -74,9 +74,13 @@ _SENTENCES = [" ".join(paragraph.split()).split(". ") for paragraph in _PARAGRAP
 
 
 class Texts:
-    """Texts for one run. The same seed gives the same ones, but for their first words where the salt differs."""
+    """Texts for one run. The same seed gives the same ones, but for their first words where the salt differs.
 
-    def __init__(self, seed: int, salt: str = "") -> None:
+    `scale` makes all of them longer or shorter.
+    """
+
+    def __init__(self, seed: int, salt: str = "", scale: float = 1.0) -> None:
+        self._words_per_token = 0.78 * scale  # this model's tokenizer makes 1.28 tokens of a word here
         self._seed = seed
         self._salt = salt
 
@@ -85,8 +89,8 @@ class Texts:
         pick = random.Random(f"{self._seed}/{number}")
         mark = random.Random(f"{self._salt}/{self._seed}/{number}").randrange(10**8, 10**9)
         words: list[str] = [f"Text {mark}."]
-        while len(words) < tokens * 0.78:  # this model's tokenizer makes 1.28 tokens of a word here
+        wanted = int(tokens * self._words_per_token)
+        while len(words) < wanted:
             sentences = pick.choice(_SENTENCES)
-            sentences = pick.sample(sentences, len(sentences))
-            words += ". ".join(sentences).split()
-        return " ".join(words[: int(tokens * 0.78)])
+            words += ". ".join(pick.sample(sentences, len(sentences))).split()
+        return " ".join(words[:wanted])

@@ -1,6 +1,7 @@
 """Graphs: a whole workflow at once, and a session's graph as it stands."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -159,8 +160,9 @@ class _Graph:
 async def graph(request: web.Request) -> web.Response:
     """Calls, variables, and the edges between them; as JSON, or as text for mermaid or Graphviz to draw."""
     session, scheduler = session_of(request), request.app[SERVICES].scheduler
+    spent = _spent(session)
     described = {
-        "calls": [_call(session, call, scheduler) for call in session.calls.values()],
+        "calls": [_call(session, call, scheduler, spent[call.id]) for call in session.calls.values()],
         "variables": [describe_variable(variable) for variable in session.variables.values()],
         "edges": [edge for call in session.calls.values() for edge in _edges(call)],
     }
@@ -174,7 +176,38 @@ async def graph(request: web.Request) -> web.Response:
     raise RequestError(400, "format is 'json', 'mermaid' or 'dot'", code="invalid_value", param="format")
 
 
-def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
+_SPENT_ON = {
+    CallState.WAITING: "inputs",
+    CallState.QUEUED: "queue",
+    CallState.PREFILL: "prompt",
+    CallState.DECODE: "answer",
+}
+
+
+def _spent(session: Session) -> dict[str, dict[str, float]]:
+    """Seconds, by call, so far: waiting for its inputs, for an engine and room in its steps, for memory there; reading
+    the prompt; generating the answer."""
+    spent = {id: dict.fromkeys(("inputs", "queue", "memory", "prompt", "answer"), 0.0) for id in session.calls}
+    since: dict[str, tuple[CallState, float]] = {}
+    told = [
+        (one.change.call, one.change.state, one.at) for one in session.events if isinstance(one.change, CallChanged)
+    ]
+    now = time.time()
+    for call, state, at in (*told, *((call, call.state, now) for call in session.calls.values())):
+        before, began = since.get(call.id, (state, at))
+        since[call.id] = state, at
+        if before in _SPENT_ON:
+            spent[call.id][_SPENT_ON[before]] += max(0.0, at - began)
+    for call in session.calls.values():  # of what passed before the first token, the engine knows more
+        own = spent[call.id]
+        own["memory"] = min(own["prompt"], call.times.starved)
+        held = min(own["prompt"] - own["memory"], call.times.held)
+        own["queue"] += held
+        own["prompt"] -= own["memory"] + held
+    return spent
+
+
+def _call(session: Session, call: Call, scheduler: Scheduler, spent: dict[str, float]) -> dict[str, Any]:
     return {
         "id": call.id,
         "model": call.spec.model,
@@ -199,6 +232,7 @@ def _call(session: Session, call: Call, scheduler: Scheduler) -> dict[str, Any]:
         "started": call.times.started,
         "first_token": call.times.first_token,
         "finished": call.times.finished,
+        "spent_ms": {what: round(1e3 * seconds, 1) for what, seconds in spent.items()},
     }
 
 

@@ -53,10 +53,13 @@ class Urgency:
 
 @dataclass(frozen=True)
 class Filled:
-    """A context's prompt is there: its length in tokens, and how many of them were found in a cache."""
+    """A context's prompt is there: its length in tokens, and how many of them were found in a cache. `held` and
+    `starved`: seconds for which it waited for room in a step, and for memory."""
 
     tokens: int
     cached: int
+    held: float = 0.0
+    starved: float = 0.0
 
 
 @dataclass(frozen=True)

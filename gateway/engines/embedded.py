@@ -294,6 +294,8 @@ class EmbeddedContext:
         self._lost: EngineLost | None = None
         self._wake: asyncio.Future[None] | None = None
         self._cached = 0
+        self._held = 0.0
+        self._starved = 0.0
         self._freed = False
 
     def fill(self, tokens: Sequence[int]) -> None:
@@ -317,9 +319,11 @@ class EmbeddedContext:
                 if update.filled is not None:
                     filled = update.filled
                     self._cached += update.cached
+                    self._held += update.held
+                    self._starved += update.starved
                 if update.tokens:
                     if filled:
-                        yield Filled(filled, self._cached)
+                        yield Filled(filled, self._cached, self._held, self._starved)
                         filled = 0
                     yield Delta(Piece(update.text, len(update.tokens), tuple(update.logprobs)), update.finish)
                 if update.finish is not None:

@@ -169,13 +169,16 @@ class Usage:
 
 @dataclass(slots=True)
 class Times:
-    """Seconds of the Unix clock; None until it happens."""
+    """Seconds of the Unix clock; None until it happens. `held` and `starved` are durations: how long its prompt waited
+    for room in an engine's steps, and for memory."""
 
     created: float
     queued: float | None = None
     started: float | None = None
     first_token: float | None = None
     finished: float | None = None
+    held: float = 0.0
+    starved: float = 0.0
 
 
 @dataclass(eq=False, slots=True)

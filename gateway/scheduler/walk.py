@@ -192,8 +192,9 @@ class Walk:
         call.move(CallState.PREFILL)
         async for event in self._context.generate(slot.sampling):
             match event:
-                case Filled(_, cached):
+                case Filled(_, cached, held, starved):
                     call.usage.cached = cached
+                    times.held, times.starved = held, starved
                     times.started = times.started or time.time()
                 case Delta(piece, finish):
                     if call.state is CallState.PREFILL:

@@ -330,8 +330,16 @@ async def test_the_graph_says_what_a_call_waits_on_and_why(api: Api) -> None:
     assert calls["first"]["why"] == "never is declared, and nothing makes it yet"
     maker = first.semantic["call"]
     assert calls["second"]["why"] == f"first is pending: {maker}, which makes it, is waiting"
+    await asyncio.sleep(0.2)
     await api.put("never", "now")
     await api.variable("second")
+    for call in (await api.graph())["calls"]:
+        spent = call["spent_ms"]
+        assert spent["inputs"] >= 200
+        assert spent["prompt"] + spent["queue"] > 0
+        assert spent["answer"] > 0
+        assert spent["memory"] == 0
+        assert sum(spent.values()) == pytest.approx(1e3 * (call["finished"] - call["created"]), abs=20)
     assert [call["why"] for call in (await api.graph())["calls"]] == [None, None]
 
 

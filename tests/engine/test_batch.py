@@ -160,3 +160,15 @@ def test_ten_times_more_work_than_memory_ends_without_thrashing(tokenizer: Token
                 context.generation = None
                 context.drop_blocks()
     assert rows < 1.2 * needed, f"{rows} rows for {needed} tokens"
+
+
+def test_a_plan_says_who_waits_for_room_and_who_for_memory(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer, blocks=9)
+    first, second = stage.add([*range(24)]), stage.add([*range(100, 110)], rank=1.0)
+    plan = stage.step()
+    assert (rows(plan), plan.held, plan.starved) == ([(0, 16)], [second], [])
+    third = stage.add([*range(200, 220)], rank=2.0)
+    plan = stage.step()
+    assert first.begun
+    assert third in plan.starved
+    assert third not in plan.held

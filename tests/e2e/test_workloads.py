@@ -1,0 +1,78 @@
+"""examples/workloads/: every application runs in every mode, and does the same in all of them."""
+
+from collections.abc import Iterator
+
+import aiohttp
+import pytest
+
+from bench.workloads import Result, Way, mixed_once, table, timeline
+from examples.workloads.apps import WORKLOADS
+from examples.workloads.client import MODES, App, Refused
+from examples.workloads.texts import Texts
+from tests.checkpoints import write_tiny_llama
+from tests.server import Server
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with a random model, whose tokens are bytes."""
+    folder = write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=16384)
+    with Server("--model", str(folder), "--kv-tokens", "131072") as server:
+        yield f"{server.address}/v1"
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+async def test_every_application_does_the_same_in_every_mode(tiny: str, name: str) -> None:
+    calls = {}
+    async with aiohttp.ClientSession() as http:
+        for mode in MODES:
+            app = App(http, tiny, "tiny", mode)
+            await WORKLOADS[name](app, Texts(1, scale=0.1))
+            await app.close()
+            calls[mode] = sorted(span.name.replace(" ", "_").replace(".", "_") for span in app.spans)
+            assert all(span.begin <= (span.first or span.begin) <= span.end for span in app.spans)
+        async with http.get(f"{tiny}/sessions") as response:
+            assert (await response.json())["data"] == [], "sessions are ended"
+    semantic = [sorted(span.rpartition("_")[0] for span in calls[mode]) for mode in MODES[1:]]
+    assert semantic == [calls["client"]] * 2, "the same calls"
+
+
+async def test_a_pasted_reference_is_the_text_that_a_client_would_paste(tiny: str) -> None:
+    found = []
+    async with aiohttp.ClientSession() as http:
+        for mode in MODES:
+            app = App(http, tiny, "tiny", mode)
+            first = await app.ask("Begin.", 8)
+            second = await app.ask([{"role": "user", "content": "Go on."}, {"role": "user", "content": first}], 8)
+            found.append(await app.texts(first, second))
+            await app.close()
+    assert found[1] == found[2]
+    assert found[0][0] == found[1][0]
+
+
+async def test_the_mixed_load_and_what_is_shown_of_it(tiny: str) -> None:
+    async with aiohttp.ClientSession() as http:
+        for mode in ("client", "graph"):
+            seconds, chats = await mixed_once(http, Way(mode, tiny, "tiny", mode), 1, 0.0, ["chain", "react"])
+            assert len(seconds) == 2
+            assert chats
+        app = App(http, tiny, "tiny", "graph")
+        await WORKLOADS["chain"](app, Texts(2, scale=0.1))
+        await app.close()
+    found = {"chain": {"client": Result([2.0, 3.0, 2.5]), "graph": Result([1.0], app.spans)}}
+    assert table(found).splitlines()[-1] == "| chain | 2.50 s | 1.00 s | 2.50 |"
+    drawn = timeline(found)
+    assert drawn.count('class="run"') == 8
+    assert "chain, graph: 1.00 s" in drawn
+
+
+async def test_a_server_that_refuses_is_quoted(tiny: str) -> None:
+    async with aiohttp.ClientSession() as http:
+        with pytest.raises(Refused, match="no_such_model"):
+            await App(http, tiny, "no_such_model").ask("Hi", 1)
+
+
+def test_texts_of_two_ways_share_no_beginning() -> None:
+    one, other = (Texts(1, salt).chunk(0, 500) for salt in ("client", "graph"))
+    assert one.split()[2:] == other.split()[2:]
+    assert one.split()[1] != other.split()[1]
