@@ -22,6 +22,7 @@ commands:
   serve      serve a model with an OpenAI-compatible API (myna serve --help)
   sessions   the sessions of a running server
   graph      a session's graph as a tree, with states and times (myna graph SESSION)
+  simulate   the scheduler on modelled engines and virtual time, against others (myna simulate --help)
   doctor     what this machine has, which kernels run on it and whether they are right (--json, --cache PATH)
   version    print the version
 """
@@ -37,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
             return show.sessions(rest)
         case "graph":
             return show.graph(rest)
+        case "simulate":
+            from gateway.simulate.run import main as simulate
+
+            return simulate(rest)
         case "doctor":
             return _doctor(rest)
         case "version" | "--version" | "-V":

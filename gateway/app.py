@@ -26,7 +26,7 @@ from gateway.journal import Journal, JournalError
 from gateway.metrics import observe
 from gateway.models import Models, ServedModel
 from gateway.prompt import PromptBuilder
-from gateway.scheduler import Order, Scheduler
+from gateway.scheduler import Estimates, Order, Priorities, Scheduler
 from gateway.settings import ServeSettings
 
 log = logging.getLogger("myna")
@@ -38,9 +38,8 @@ _COLLECTOR = (20_000, 10, 50)
 
 def build_services(settings: ServeSettings, pool: EnginePool, log: Log) -> Services:
     """The domain and the scheduler over the pool's engines."""
-    scheduler = Scheduler(
-        pool, settings.max_calls, observe, order=Order(settings.order), fill_ahead=settings.fill_ahead
-    )
+    priorities = Priorities(Estimates(), Order(settings.order))
+    scheduler = Scheduler(pool, settings.max_calls, observe, priorities=priorities, fill_ahead=settings.fill_ahead)
     store = SessionStore(
         cancel=scheduler.cancel,
         bounds=session_bounds(settings),

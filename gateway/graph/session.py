@@ -91,6 +91,8 @@ class Session:
     metadata: dict[str, str] = field(default_factory=dict)
     bounds: Bounds = field(default_factory=Bounds)
     log: Log = _NO_LOG
+    clock: Callable[[], float] = time.time
+    """Seconds of the Unix clock, or of any other."""
     variables: dict[str, Variable] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     closed: bool = False
@@ -360,7 +362,7 @@ class Session:
             inputs={name: self.variables[name] for name in reads},
             slots={slot.name: slot for slot in slots},
             output=output,
-            times=Times(created=time.time()),
+            times=Times(created=self.clock()),
             session=self,
             arrival=next(_arrivals),
             depth=depth,
@@ -399,7 +401,7 @@ class Session:
         """`at`: when the fact before happened, from which this follows: nothing more has to be kept of it."""
         if not self.id or self.ended:
             return
-        event = Event(self.facts + 1, time.time() if at is None else at, change)
+        event = Event(self.facts + 1, self.clock() if at is None else at, change)
         self.events.append(event)
         if at is None:
             self._write(event)

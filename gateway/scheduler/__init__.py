@@ -1,6 +1,7 @@
 """Decides what runs where and in which order. Sees calls and engines, not HTTP."""
 
 from gateway.scheduler.dispatcher import Overloaded, Scheduler, Stopping
-from gateway.scheduler.rank import Order
+from gateway.scheduler.estimate import Estimates
+from gateway.scheduler.rank import Order, Priorities
 
-__all__ = ["Order", "Overloaded", "Scheduler", "Stopping"]
+__all__ = ["Estimates", "Order", "Overloaded", "Priorities", "Scheduler", "Stopping"]

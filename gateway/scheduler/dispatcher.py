@@ -14,8 +14,8 @@ from gateway.graph.objectives import sources
 from gateway.graph.session import Addition, Session, prefix_hashes
 from gateway.graph.variable import StartedOver, Variable, VariableState
 from gateway.scheduler.estimate import Estimates
-from gateway.scheduler.placement import place
-from gateway.scheduler.rank import Order, Priorities
+from gateway.scheduler.placement import Placement, place
+from gateway.scheduler.rank import Priorities
 from gateway.scheduler.walk import CallFailed, Unsettled, Walk, derive, upstream
 
 log = logging.getLogger("myna.scheduler")
@@ -47,18 +47,22 @@ class Scheduler:
         max_calls: int,
         observe: Callable[[Call], None] = lambda call: None,
         *,
-        order: Order = Order.LATEST_START,
+        priorities: Priorities | None = None,
         fill_ahead: bool = True,
+        place: Placement = place,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_calls`: unfinished calls at a time. `observe` is told of every call that ends. `fill_ahead`: whether
-        prompts are filled before all that they read is there."""
+        prompts are filled before all that they read is there. `priorities` and `place` decide; `now` is the clock of
+        the priorities, in seconds."""
         self._engines = engines
         self._max_calls = max_calls
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._contexts: dict[str, EngineContext] = {}
-        self._estimates = Estimates()
-        self._priorities = Priorities(self._estimates, order)
+        self._priorities = priorities or Priorities(Estimates())
+        self._place = place
+        self._now = now
         self._fill_ahead = fill_ahead
         self._prefixes: OrderedDict[str, str] = OrderedDict()
         """Engines by the hash of a prompt's beginning that they were given, the last ones last."""
@@ -135,7 +139,7 @@ class Scheduler:
 
     def submit(self, call: Call) -> None:
         """Starts a call's coroutine; its results appear in the variables that it makes."""
-        self._priorities.add(call, time.monotonic())
+        self._priorities.add(call, self._now())
         self._apply_priorities()
         self._idle.clear()
         task = asyncio.get_running_loop().create_task(self._run(call), name=call.id)
@@ -160,7 +164,7 @@ class Scheduler:
         """Somebody waits for the variable now: what it needs may rank higher. Pair with `reader_left`."""
         variable.readers += 1
         variable.hurried += objective is Objective.LATENCY
-        self._priorities.wanted(variable, objective, time.monotonic())
+        self._priorities.wanted(variable, objective, self._now())
         self._apply_priorities()
 
     def reader_left(self, variable: Variable, objective: Objective = Objective.LATENCY) -> None:
@@ -272,7 +276,7 @@ class Scheduler:
             call.move(CallState.QUEUED)
         engines = await self._engines.serving(call.spec.model)
         hashes = prefix_hashes(call) if len(engines) > 1 else []
-        engine = place(call, engines, [self._prefixes.get(hash) for hash in hashes])
+        engine = self._place(call, engines, [self._prefixes.get(hash) for hash in hashes])
         for hash in hashes:
             self._prefixes[hash] = engine.name
             self._prefixes.move_to_end(hash)
@@ -311,13 +315,13 @@ class Scheduler:
         self._priorities.follow(call, leader)
         self._apply_priorities()
         call.engine = leader.engine
-        call.times.queued = time.time()
+        call.times.queued = call.session.clock()
         try:
             for own, source in zip(call.makes, leader.makes, strict=True):
                 with source.read() as reader:
                     while pieces := await reader.more():
                         if call.state is not CallState.DECODE:
-                            call.times.started = call.times.first_token = time.time()
+                            call.times.started = call.times.first_token = call.session.clock()
                             call.move(CallState.DECODE)
                         for piece in pieces:
                             own.append(piece)
@@ -345,12 +349,12 @@ class Scheduler:
             if call.state.final:
                 continue
             call.failure = failure
-            call.times.finished = time.time()
+            call.times.finished = call.session.clock()
             call.move(state)
             call.conclude()
             self._priorities.end(call)
             if state is CallState.DONE:
-                self._estimates.learn(call)
+                self._priorities.estimates.learn(call)
             self._stop(call)
             if failure is not None and not call.session.closed:
                 ends += [

@@ -1,19 +1,41 @@
 """Which engine takes a call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from gateway.engines.base import Engine
-from gateway.graph.call import Call
+from gateway.graph.call import Call, Text
+
+Placement = Callable[[Call, Sequence[Engine], Sequence[str | None]], Engine]
+"""See `place`."""
+
+_CONTEXT_TOKENS = 48
+"""So many tokens of prompt found in a cache make up for one context more on the engine."""
+_LOOKED_AT = 16
+"""Of many engines, so many are looked at for an idle one, others for each call: nearly as good as all of them."""
+_load = attrgetter("load")
 
 
 def place(call: Call, engines: Sequence[Engine], holders: Sequence[str | None] = ()) -> Engine:
-    """The idlest engine; of those, the one that holds most of the prompt's beginning, then most of its inputs.
+    """An idle engine, or a busier one that holds much of the prompt's beginning; then one that holds most inputs.
 
     `holders`: for each border of the prompt's segments, the engine that was given the same beginning.
     """
-    held = [source.producer.engine for source in call.inputs.values() if source.producer is not None]
+    if len(engines) == 1:
+        return engines[0]
+    held: dict[str, int] = {}
+    known = 0
+    for segment, name in zip(call.spec.segments, holders, strict=False):
+        known += len(segment.tokens) if isinstance(segment, Text) else 1
+        if name is not None:
+            held[name] = known
+    made = [source.producer.engine for source in call.inputs.values() if source.producer is not None]
 
-    def beginning(engine: Engine) -> int:
-        return max((at + 1 for at, name in enumerate(holders) if name == engine.name), default=0)
+    def cost(engine: Engine) -> tuple[int, int]:
+        return engine.load * _CONTEXT_TOKENS - held.get(engine.name, 0), -made.count(engine.name)
 
-    return min(engines, key=lambda engine: (engine.load, -beginning(engine), -held.count(engine.name)))
+    if len(engines) > _LOOKED_AT:
+        first = call.arrival * _LOOKED_AT % len(engines)
+        some = [*engines[first : first + _LOOKED_AT], *engines[: max(0, first + _LOOKED_AT - len(engines))]]
+        engines = [min(some, key=_load), *(engine for engine in engines if engine.name in held)]
+    return min(engines, key=cost)

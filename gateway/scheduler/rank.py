@@ -47,7 +47,7 @@ class Priorities:
 
     def __init__(self, estimates: Estimates, order: Order = Order.LATEST_START) -> None:
         """With `Order.ARRIVAL` engines are told of nothing but who came first, as other servers have it."""
-        self._estimates = estimates
+        self.estimates = estimates
         self._order = order
         self._known: dict[str, _Known] = {}
         self._sessions: dict[int, _Work] = {}
@@ -59,7 +59,7 @@ class Priorities:
         """A call joined the graph, behind everything it reads. May be called again."""
         if call.id in self._known or call.state.final:
             return
-        cost = self._estimates.cost(call)
+        cost = self.estimates.cost(call)
         ahead = [self._known[source.id].path for source in sources(call) if source.id in self._known]
         path = cost + max(ahead, default=0.0)
         tenant = self._tenants.setdefault(call.scope, _Work())

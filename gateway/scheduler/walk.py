@@ -1,7 +1,6 @@
 """One attempt at a call: its prompt walked from segment to segment, on one context."""
 
 import hashlib
-import time
 from array import array
 from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -188,17 +187,17 @@ class Walk:
     async def _pieces(self, slot: Slot, targets: Sequence[Variable]) -> AsyncIterator[Piece]:
         """The slot's pieces as they come; they are also appended to the targets."""
         call, times = self._call, self._call.times
-        times.queued = times.queued or time.time()
+        times.queued = times.queued or call.session.clock()
         call.move(CallState.PREFILL)
         async for event in self._context.generate(slot.sampling):
             match event:
                 case Filled(_, cached, held, starved):
                     call.usage.cached = cached
                     times.held, times.starved = held, starved
-                    times.started = times.started or time.time()
+                    times.started = times.started or call.session.clock()
                 case Delta(piece, finish):
                     if call.state is CallState.PREFILL:
-                        times.first_token = times.first_token or time.time()
+                        times.first_token = times.first_token or call.session.clock()
                         call.move(CallState.DECODE)
                     call.usage.completion += piece.tokens
                     call.finish_reason = finish or call.finish_reason

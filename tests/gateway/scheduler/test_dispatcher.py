@@ -12,7 +12,7 @@ from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Slot,
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState
-from gateway.scheduler import Order, Overloaded, Scheduler, Stopping
+from gateway.scheduler import Estimates, Order, Overloaded, Priorities, Scheduler, Stopping
 from gateway.scheduler.placement import place
 from tests.gateway.graph.test_session import session, spec
 
@@ -432,7 +432,7 @@ async def test_without_filling_ahead_nothing_is_read_before_all_values_are_there
 
 async def test_by_arrival_nobody_overtakes() -> None:
     stage = Stage()
-    stage.scheduler = Scheduler(Stubs(stage.engine), 10, order=Order.ARRIVAL)
+    stage.scheduler = Scheduler(Stubs(stage.engine), 10, priorities=Priorities(Estimates(), Order.ARRIVAL))
     stage.engine.hold()
     stage.run(output="a")
     wanted = stage.run(output="b")

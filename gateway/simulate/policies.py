@@ -1,0 +1,77 @@
+"""What is compared: how others order and place work, and how we do."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.engines.base import Engine, Urgency
+from gateway.graph.call import Call, Objective
+from gateway.graph.objectives import objective
+from gateway.scheduler.estimate import Estimates
+from gateway.scheduler.placement import Placement, place
+from gateway.scheduler.rank import Order, Priorities
+
+_BAND = 1e9
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One way to decide, made anew for each run."""
+
+    name: str
+    priorities: Priorities
+    place: Placement
+    fill_ahead: bool
+
+
+class _ApplicationsFirstCome(Priorities):
+    """As Parrot (Lin et al., OSDI'24, section 5) orders its queue: what a client waits for, directly or through others,
+    before what is for throughput; applications in the order in which they came, and within one, calls in that order."""
+
+    def urgency(self, call: Call) -> Urgency:
+        """See `Priorities.urgency`."""
+        band = _BAND if objective(call) is Objective.THROUGHPUT else 0.0
+        return Urgency(band + call.session.created + 1e-9 * call.arrival, watched=True)
+
+
+class _PrefixThenTurns:
+    """The engine that was given the longest beginning of the prompt; each in its turn where none was."""
+
+    def __init__(self) -> None:
+        self._turns = itertools.count()
+
+    def __call__(self, call: Call, engines: Sequence[Engine], holders: Sequence[str | None]) -> Engine:
+        last = next((name for name in reversed(holders) if name is not None), None)
+        for engine in engines if last is not None else ():
+            if engine.name == last:
+                return engine
+        return engines[next(self._turns) % len(engines)]
+
+
+def _idlest(call: Call, engines: Sequence[Engine], holders: Sequence[str | None]) -> Engine:
+    return min(engines, key=lambda engine: engine.load)
+
+
+def _prefix_or_idlest(call: Call, engines: Sequence[Engine], holders: Sequence[str | None]) -> Engine:
+    """Parrot's: calls of one prefix together, else where there is least to do."""
+    last = next((name for name in reversed(holders) if name is not None), None)
+    found = next((engine for engine in engines if engine.name == last), None)
+    idlest = _idlest(call, engines, holders)
+    return found if found is not None and found.load <= 2 * idlest.load + 8 else idlest
+
+
+def policy(name: str) -> Policy:
+    """By one of the `POLICIES`."""
+    match name:
+        case "fifo":
+            return Policy(name, Priorities(Estimates(), Order.ARRIVAL), _idlest, fill_ahead=False)
+        case "prefix":
+            return Policy(name, Priorities(Estimates(), Order.ARRIVAL), _PrefixThenTurns(), fill_ahead=False)
+        case "parrot":
+            return Policy(name, _ApplicationsFirstCome(Estimates()), _prefix_or_idlest, fill_ahead=True)
+        case "myna":
+            return Policy(name, Priorities(Estimates()), place, fill_ahead=True)
+    raise ValueError(f"there is no policy {name!r}")
+
+
+POLICIES = ("fifo", "prefix", "parrot", "myna")

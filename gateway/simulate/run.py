@@ -1,0 +1,211 @@
+"""`myna simulate`: applications on modelled engines, once for each policy."""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.engines.base import Engine
+from gateway.graph.session import Bounds, Session
+from gateway.scheduler import Scheduler
+from gateway.simulate import clock
+from gateway.simulate.engine import TABLES, Costs, SimulatedEngine
+from gateway.simulate.load import MIXES, Application, Applications, arrivals
+from gateway.simulate.policies import POLICIES, Policy, policy
+
+_BOUNDS = Bounds()
+_TRIAL = 200
+"""Applications that come all at once, to see what engines can do."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What comes, and onto what. `utilisation`: of what the engines could do."""
+
+    engines: int = 1
+    costs: Costs = TABLES["cpu"]
+    mix: str = "mixed"
+    applications: int = 1000
+    utilisation: float = 0.8
+    bursts: bool = False
+    seed: int = 1
+
+
+@dataclass
+class Outcome:
+    """Of one policy. Times are virtual, but for `real`: seconds that the simulation took."""
+
+    policy: str
+    seconds: list[float] = field(default_factory=list)
+    """From an application's coming to its end."""
+    by_kind: dict[str, list[float]] = field(default_factory=dict)
+    calls: int = 0
+    prompt: int = 0
+    cached: int = 0
+    busy: float = 0.0
+    span: float = 0.0
+    real: float = 0.0
+
+    def summary(self, engines: int) -> dict[str, float | str]:
+        """What is shown of it."""
+        ordered = sorted(self.seconds)
+        return {
+            "policy": self.policy,
+            "mean_s": statistics.fmean(ordered),
+            "p50_s": ordered[len(ordered) // 2],
+            "p99_s": ordered[max(0, -(-99 * len(ordered) // 100) - 1)],
+            "cached": self.cached / max(1, self.prompt),
+            "busy": self.busy / max(1e-9, self.span * engines),
+            "calls": self.calls,
+            "us_per_call": 1e6 * self.real / max(1, self.calls),
+            **{f"{kind}_mean_s": statistics.fmean(seconds) for kind, seconds in sorted(self.by_kind.items())},
+        }
+
+
+class _Pool:
+    def __init__(self, engines: Sequence[SimulatedEngine]) -> None:
+        self._engines = engines
+
+    async def serving(self, model: str) -> Sequence[Engine]:
+        return self._engines
+
+
+class _Simulation:
+    """Owner of one run."""
+
+    def __init__(self, scenario: Scenario, chosen: Policy) -> None:
+        loop = asyncio.get_running_loop()
+        self.outcome = Outcome(chosen.name)
+        self.engines = [SimulatedEngine(f"engine-{at}", scenario.costs) for at in range(scenario.engines)]
+        self._loop = loop
+        self._scheduler = Scheduler(
+            _Pool(self.engines),
+            10**9,
+            priorities=chosen.priorities,
+            fill_ahead=chosen.fill_ahead,
+            place=chosen.place,
+            now=loop.time,
+        )
+
+    async def run(self, applications: Sequence[Application], gaps: Sequence[float]) -> Outcome:
+        """All of them, each so long after the one before."""
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number, (application, gap) in enumerate(zip(applications, gaps, strict=True)):
+                if gap:
+                    await asyncio.sleep(gap)
+                group.create_task(self._application(number, application))
+        outcome = self.outcome
+        outcome.real = time.perf_counter() - began
+        outcome.span = self._loop.time()
+        outcome.busy = sum(engine.busy for engine in self.engines)
+        return outcome
+
+    async def _application(self, number: int, application: Application) -> None:
+        began = self._loop.time()
+        session = Session(
+            id="", tenant="", created=began, ttl=1.0, bounds=_BOUNDS, clock=self._loop.time
+        )  # without an id: nothing of it is kept
+        addition = session.add_all(application.calls)
+        output = session.variable(application.output)
+        self._scheduler.reader_came(output)
+        await self._scheduler.start(session, addition)
+        await output.final()
+        self._scheduler.reader_left(output)
+        if output.failure is not None:
+            raise RuntimeError(f"application {number} ({application.kind}) failed: {output.failure.message}")
+        seconds = self._loop.time() - began
+        self.outcome.seconds.append(seconds)
+        self.outcome.by_kind.setdefault(application.kind, []).append(seconds)
+        for call in addition.calls:
+            self.outcome.calls += 1
+            self.outcome.prompt += call.usage.prompt
+            self.outcome.cached += call.usage.cached
+
+
+def simulate(scenario: Scenario, policies: Sequence[str]) -> list[Outcome]:
+    """The same applications at the same times, once for each policy."""
+    source = Applications(random.Random(scenario.seed)).of(scenario.mix)
+    applications = [next(source) for _ in range(scenario.applications)]
+    between = arrivals(random.Random(scenario.seed + 1), _rate(scenario), bursts=scenario.bursts)
+    gaps = [next(between) for _ in applications]
+    return [_once(scenario, applications, gaps, policy(name)) for name in policies]
+
+
+def _rate(scenario: Scenario) -> float:
+    """Applications a second that keep the engines busy for the wanted part of the time, found by a trial of one."""
+    one = dataclasses.replace(scenario, engines=1)
+    source = Applications(random.Random(scenario.seed + 2)).of(scenario.mix)
+    applications = [next(source) for _ in range(_TRIAL)]
+    done = _once(one, applications, [0.0] * _TRIAL, policy("myna"))
+    return scenario.utilisation * scenario.engines * _TRIAL / done.busy
+
+
+def _once(scenario: Scenario, applications: Sequence[Application], gaps: Sequence[float], chosen: Policy) -> Outcome:
+    async def work() -> Outcome:
+        return await _Simulation(scenario, chosen).run(applications, gaps)
+
+    return clock.run(work())
+
+
+def as_text(outcomes: Sequence[Outcome], engines: int) -> str:
+    """A table."""
+    rows = [outcome.summary(engines) for outcome in outcomes]
+    lines = [f"{'policy':8} {'mean':>9} {'median':>9} {'p99':>9} {'cached':>7} {'busy':>6} {'us a call':>10}"]
+    for row in rows:
+        lines.append(
+            f"{row['policy']:8} {row['mean_s']:8.2f}s {row['p50_s']:8.2f}s {row['p99_s']:8.2f}s "
+            f"{row['cached']:7.0%} {row['busy']:6.0%} {row['us_per_call']:10.0f}"
+        )
+    kinds = sorted({kind for outcome in outcomes for kind in outcome.by_kind})
+    if len(kinds) > 1:
+        lines.append("")
+        lines.append(f"{'mean of':8} " + " ".join(f"{kind:>11}" for kind in kinds))
+        for outcome in outcomes:
+            means = (statistics.fmean(outcome.by_kind[kind]) for kind in kinds)
+            lines.append(f"{outcome.policy:8} " + " ".join(f"{mean:10.2f}s" for mean in means))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="myna simulate",
+        description="Runs applications on modelled engines, on virtual time, through the scheduler itself; compares "
+        "ways to order and place their calls.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--engines", type=int, default=1, metavar="N", help="1 to 1,024 (default: 1)")
+    parser.add_argument("--table", choices=sorted(TABLES), default="cpu", help="what an engine's steps cost")
+    parser.add_argument("--mix", choices=MIXES, default="mixed", help="which applications come")
+    parser.add_argument("--applications", type=int, default=1000, metavar="N")
+    parser.add_argument("--utilisation", type=float, default=0.8, metavar="SHARE", help="of what engines can do")
+    parser.add_argument("--bursts", action="store_true", help="ten come nearly at once")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args(arguments)
+    if not 1 <= chosen.engines <= 1024 or chosen.applications < 1 or not 0 < chosen.utilisation < 2:
+        print("myna simulate: engines are 1 to 1024, applications at least 1, utilisation in (0, 2)", file=sys.stderr)
+        return 2
+    scenario = Scenario(
+        engines=chosen.engines,
+        costs=TABLES[chosen.table],
+        mix=chosen.mix,
+        applications=chosen.applications,
+        utilisation=chosen.utilisation,
+        bursts=chosen.bursts,
+        seed=chosen.seed,
+    )
+    outcomes = simulate(scenario, chosen.policies)
+    if chosen.json:
+        print(json.dumps([outcome.summary(chosen.engines) for outcome in outcomes]))
+    else:
+        print(as_text(outcomes, chosen.engines))
+    return 0
