@@ -93,6 +93,7 @@ class BatchPlanner:
     def _prefill(self, plan: Plan, others: list[Context], everyone: list[Context]) -> None:
         budget = self._step_tokens - plan.rows
         most = long = ahead = budget
+        watched = False
         if self._pacer is not None:
             watched = any(chunk.context.watched for chunk in plan.chunks)
             most, long, ahead = self._pacer.rows(plan.decoding, watched=watched)
@@ -110,7 +111,7 @@ class BatchPlanner:
                 if not context.adopt_cached():
                     continue
                 context.prompt = len(context.tokens) - context.computed
-            is_long = plan.decoding > 0 and context.prompt > most
+            is_long = watched and context.prompt > most
             waits = context.generation is None  # for what stands behind: nobody is held up by it yet
             allowed = min(budget, long if is_long else budget, ahead if waits else budget)
             if allowed <= 0:

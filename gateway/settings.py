@@ -57,8 +57,8 @@ class ServeSettings(BaseSettings):
     prefix_sharing: bool = Field(True, description="keep and share the KV of equal prefixes")
     cache: Path = Field(Path(default_cache()), description="folder for downloaded models and built kernels")
 
-    order: Literal["latest-start", "arrival"] = Field(
-        "latest-start", description="of waiting work: by what its readers need, or first come, first served"
+    order: Literal["need", "arrival"] = Field(
+        "need", description="of waiting work: by what its readers need, or first come, first served"
     )
     fill_ahead: bool = Field(True, description="read prompts before all the values in them are there")
 

@@ -1,10 +1,10 @@
-"""The order of waiting work: for each call, when it would have to begin at the latest.
+"""The order of waiting work: for each call, by when it is to be worked on.
 
-A reader who comes for a variable wants it by a time: now, plus the longest way through the graph to it, plus a share of
-all the work its application has outstanding. What feeds it is wanted by the time that its reader has to begin, and so
-on backwards. So within an application the longest remaining way goes first and calls that feed one consumer go
-together; between applications small ones go before large ones; and since all are times of one clock, whoever waits
-comes to the front by itself. These are the latest start times of critical-path planning, on the deadlines of EDF.
+A reader who comes for a variable wants it by a time: now, plus the longest way through the graph to it, plus some
+times all the work that it needs. What feeds it is due a little earlier, the more so the longer it takes, and so on
+backwards. So within an application the longest remaining way goes first, and calls that feed one consumer go together;
+between applications small ones go before large ones, and equal ones in the order in which they came; and since all are
+times of one clock, whoever waits comes to the front by itself: deadlines of EDF, inherited along the graph.
 
 No clock and no I/O: whoever calls says what time it is.
 """
@@ -24,14 +24,20 @@ from gateway.scheduler.estimate import Estimates
 
 PATIENCE_SECONDS = 30.0
 """So much later is wanted what nobody waits for yet, and what somebody says there is time for."""
-OUTSTANDING = 0.25
-"""Share of an application's outstanding work, in seconds, by which it is wanted later."""
+OUTSTANDING = 4.0
+"""So many times the work that it needs, in seconds, something is wanted later. Little makes the order that of arrival
+under load, since nearly everything is late then; much makes large applications wait for small ones."""
+WITHIN = 0.1
+"""Share of a call's time by which it is due before what it feeds. Were it all of it, the beginning of a long
+application would go before the end of one that came earlier, and all would end late."""
+_LOOKED_AT = 1000
+"""Calls that are looked at to find how much work something needs; what needs more is taken to need all there is."""
 
 
 class Order(StrEnum):
     """How waiting work is ordered."""
 
-    LATEST_START = "latest-start"
+    NEED = "need"
     ARRIVAL = "arrival"
 
 
@@ -40,12 +46,12 @@ class Priorities:
 
     Kept up as the graph changes: a change walks backwards only as far as it changes something. For every call
 
-        rank = min(own wants, ranks of the unfinished calls that read it or are served by it) - cost
+        rank = min(own wants, ranks of the unfinished calls that read it or are served by it) - WITHIN * cost
 
     so nothing ranks behind what it feeds. Nothing that comes later than a call's own want overtakes it.
     """
 
-    def __init__(self, estimates: Estimates, order: Order = Order.LATEST_START) -> None:
+    def __init__(self, estimates: Estimates, order: Order = Order.NEED) -> None:
         """With `Order.ARRIVAL` engines are told of nothing but who came first, as other servers have it."""
         self.estimates = estimates
         self._order = order
@@ -83,12 +89,11 @@ class Priorities:
         self.add(call, now)
         known = self._known[call.id]
         patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
-        work = self._sessions[id(call.session)]
         patience = PATIENCE_SECONDS if patient else 0.0
-        want = now + known.lead + patience + known.path + OUTSTANDING * work.seconds
+        want = now + known.lead + patience + known.path + OUTSTANDING * self._needed(call)
         if want < known.want:
             known.want = want
-            self._lower(call, want - known.cost)
+            self._lower(call, want - known.ahead)
         self._changed[call.id] = call  # perhaps it is watched now
 
     def follow(self, call: Call, leader: Call) -> None:
@@ -119,7 +124,7 @@ class Priorities:
         return Urgency(self.rank(call), _watched(call))
 
     def rank(self, call: Call) -> float:
-        """When it would have to begin at the latest, in seconds of the caller's clock. Of a call that has ended, 0."""
+        """By when it is to be worked on, in seconds of the caller's clock. Of a call that has ended, 0."""
         known = self._known.get(call.id)
         return 0.0 if known is None else known.rank
 
@@ -128,13 +133,30 @@ class Priorities:
         changed, self._changed = self._changed, {}
         return iter(changed.values())
 
+    def _needed(self, call: Call) -> float:
+        """Seconds of unfinished work that the call waits for, its own included."""
+        seconds = 0.0
+        stack, seen = [call], {call.id}
+        while stack:
+            known = self._known.get(stack.pop().id)
+            if known is None:
+                continue
+            if len(seen) > _LOOKED_AT:
+                return self._sessions[id(call.session)].seconds
+            seconds += known.cost
+            for source in sources(known.call):
+                if source.id not in seen:
+                    seen.add(source.id)
+                    stack.append(source)
+        return seconds
+
     def _depends(self, source: Call, rank: float) -> bool:
         """Whether a call's rank may be what it is because of a reader of this rank."""
         known = self._known.get(source.id)
-        return known is not None and known.rank == rank - known.cost
+        return known is not None and known.rank == rank - known.ahead
 
     def _lower(self, call: Call, rank: float) -> None:
-        """The call has to begin by then, and what feeds it before."""
+        """The call is due by then, and what feeds it before."""
         lowered = [(call, rank)]
         while lowered:
             call, rank = lowered.pop()
@@ -146,7 +168,7 @@ class Priorities:
             for source in sources(call):
                 other = self._known.get(source.id)
                 if other is not None:
-                    lowered.append((source, rank - other.cost))
+                    lowered.append((source, rank - other.ahead))
 
     def _recompute(self, calls: list[Call]) -> None:
         """Computes ranks from what needs the calls, and then those of what feeds them, as far as that changes any."""
@@ -171,7 +193,7 @@ class Priorities:
             other = self._known.get(reader.id)
             if other is not None:
                 due = min(due, other.rank)
-        return due - known.cost
+        return due - known.ahead
 
     def check_integrity(self) -> None:
         """Computes everything anew. Raises AssertionError on any difference."""
@@ -214,6 +236,11 @@ class _Known:
     lead: float
     want: float
     rank: float = math.inf
+
+    @property
+    def ahead(self) -> float:
+        """So much before what it feeds it is due."""
+        return WITHIN * self.cost
 
 
 def _readers(call: Call) -> Iterator[Call]:

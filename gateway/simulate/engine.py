@@ -89,7 +89,8 @@ class SimulatedEngine:
         self._contexts = 0
         self._decoding: list[SimulatedContext] = []
         self._waiting: list[tuple[float, int, SimulatedContext]] = []
-        """Prompts to be read, the most urgent first. Entries of another rank than the context's are stale."""
+        """Prompts to be read, the most urgent first: rank, ticket, context. A ticket that is not the context's last one
+        is void."""
         self._cache: OrderedDict[int, None] = OrderedDict()
         """Blocks by what they and all before them hold; those used last are last."""
         self._numbers = itertools.count()
@@ -124,7 +125,8 @@ class SimulatedEngine:
 
     def wants(self, context: "SimulatedContext") -> None:
         """A context has tokens to be read, or another rank than before."""
-        heapq.heappush(self._waiting, (context.urgency.rank, next(self._numbers), context))
+        context.ticket = next(self._numbers)
+        heapq.heappush(self._waiting, (context.urgency.rank, context.ticket, context))
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._steps())
 
@@ -143,7 +145,7 @@ class SimulatedEngine:
             )
             for context, count in step.chunks:
                 context.read(count)
-                if context.begun and not context.freed:
+                if not context.wanted and context.sampling is not None and not context.freed:
                     self._decoding.append(context)
             for context in decoding:
                 context.made += 1
@@ -161,9 +163,11 @@ class SimulatedEngine:
         again = []
         announced: set[int] = set()
         while self._waiting and budget > 0:
-            rank, _, context = heapq.heappop(self._waiting)
-            if context.freed or not context.wanted or rank != context.urgency.rank:
-                if context.begins and not context.freed:
+            _, ticket, context = heapq.heappop(self._waiting)
+            if context.freed or ticket != context.ticket:
+                continue
+            if not context.wanted:
+                if context.sampling is not None:
                     self._decoding.append(context)
                 continue
             self._find(context)
@@ -171,7 +175,7 @@ class SimulatedEngine:
             if context.hashes and context.hashes[0] in announced:
                 again.append(context)  # somebody computes it in this step
                 continue
-            is_long = bool(decoding) and context.prompt > most
+            is_long = watched and context.prompt > most
             waits = context.sampling is None
             rows = min(context.wanted, budget, long if is_long else budget, ahead if waits else budget)
             if rows < context.wanted:
@@ -222,8 +226,7 @@ class SimulatedContext:
         self.cached = 0
         self.prompt = 0
         """Tokens that were to be read when that began; 0 in between."""
-        self.begun = False
-        """Whether all was read that something is now generated behind."""
+        self.ticket = -1
         self.freed = False
         self.hashes: list[int] = []
         """Of the full blocks that are still to be read."""
@@ -236,11 +239,6 @@ class SimulatedContext:
     def wanted(self) -> int:
         """Rows to be read now: full blocks only, as long as nothing is generated behind them."""
         return self.unread if self.sampling is not None else self.unread - len(self._tail)
-
-    @property
-    def begins(self) -> bool:
-        """Whether all is read and nothing is generated yet, though it is to be."""
-        return self.sampling is not None and not self.unread and not self.made and not self.begun
 
     def fill(self, tokens: Sequence[int]) -> None:
         """See `EngineContext.fill`."""
@@ -259,7 +257,6 @@ class SimulatedContext:
         self.sampling = sampling
         self.tokens = sampling.max_tokens or _OTHER_TOKENS
         self.made = 0
-        self.begun = False
         self._done = asyncio.get_running_loop().create_future()
         self._engine.wants(self)
         await self._done
@@ -278,7 +275,6 @@ class SimulatedContext:
         del self.hashes[:blocks]
         if not self.wanted:
             self.prompt = 0
-            self.begun = self.sampling is not None
 
     def found(self, rows: int) -> None:
         """So many tokens were in the cache."""

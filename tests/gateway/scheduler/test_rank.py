@@ -12,7 +12,7 @@ from gateway.graph.objectives import sources
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.scheduler.estimate import Estimates
-from gateway.scheduler.rank import OUTSTANDING, PATIENCE_SECONDS, Priorities
+from gateway.scheduler.rank import OUTSTANDING, PATIENCE_SECONDS, WITHIN, Priorities
 
 _numbers = itertools.count()
 
@@ -68,13 +68,27 @@ def test_what_a_reader_needs_goes_first_and_the_longest_way_before_the_others() 
     assert stage.order(second, last) == [0, 1]
 
 
-def test_siblings_that_feed_one_consumer_end_together() -> None:
+def test_of_siblings_that_feed_one_consumer_the_longest_begins_first() -> None:
     stage, app = Stage(), session()
     long = stage.add(app, prompt=4000, output="long")
     brief = stage.add(app, prompt=10, output="brief")
     stage.read(stage.add(app, "long", "brief"))
-    ends = [stage.priorities.rank(one) + stage.estimates.cost(one) for one in (long, brief)]
-    assert ends[0] == pytest.approx(ends[1])
+    assert stage.order(brief, long) == [1, 0]
+    ends = [stage.priorities.rank(one) + WITHIN * stage.estimates.cost(one) for one in (long, brief)]
+    assert ends[0] == pytest.approx(ends[1]), "they are due together"
+
+
+def test_what_came_first_is_ended_first_among_equals() -> None:
+    stage, apps = Stage(), []
+    for _ in range(2):
+        app = session()
+        first = stage.add(app, prompt=1000, tokens=100, output="first")
+        last = stage.add(app, "first", tokens=100)
+        stage.read(last)
+        apps.append((first, last))
+        stage.now += 5.0
+    (_, ends), (begins, _) = apps
+    assert stage.order(begins, ends) == [1, 0], "the end of the one before the beginning of the other"
 
 
 def test_a_short_question_of_somebody_else_is_not_stuck_behind_five_hundred_maps() -> None:
