@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", choices=["vllm"])
     parser.add_argument("--peer-python", default=sys.executable, help="python that has the peer installed")
+    parser.add_argument("--ablation", action="store_true", help="graph mode, one part of ours left out at a time")
     parser.add_argument(
         "--settings", nargs=argparse.REMAINDER, default=[], help="of myna serve, to the end of the line"
     )

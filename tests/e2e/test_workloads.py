@@ -1,11 +1,14 @@
 """examples/workloads/: every application runs in every mode, and does the same in all of them."""
 
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 
-from bench.workloads import Result, Way, mixed_once, table, timeline
+from bench.workloads import Result, Way, main, mixed_once, table, timeline
 from examples.workloads.apps import WORKLOADS
 from examples.workloads.client import MODES, App, Refused
 from examples.workloads.texts import Texts
@@ -64,6 +67,17 @@ async def test_the_mixed_load_and_what_is_shown_of_it(tiny: str) -> None:
     drawn = timeline(found)
     assert drawn.count('class="run"') == 8
     assert "chain, graph: 1.00 s" in drawn
+
+
+def test_the_command(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawing = tmp_path / "calls.svg"
+    words = f"bench.workloads --base-url {tiny} --only chain --runs 1 --modes client graph --svg {drawing}"
+    monkeypatch.setattr(sys, "argv", words.split())
+    main()
+    assert re.search(r"^\| chain \| \d+\.\d\d s \| \d+\.\d\d s \| \d+\.\d\d \|$", capsys.readouterr().out, re.MULTILINE)
+    assert drawing.read_text().startswith("<svg")
 
 
 async def test_a_server_that_refuses_is_quoted(tiny: str) -> None:
