@@ -43,14 +43,9 @@ class Estimates:
         call = variable.producer
         if call is None:
             return 0.0
-        if not call.spec.model:
-            return sum(
-                len(part) / _CHARACTERS_PER_TOKEN
-                if isinstance(part, str)
-                else self.tokens(call.inputs[part.reference.name])
-                for part in call.spec.parts or ()
-                if isinstance(part, str) or not call.inputs[part.reference.name].state.final
-            )
+        if not call.spec.model:  # not followed further: templates of templates may be many, and deep
+            parts = call.spec.parts or ()
+            return sum(len(p) / _CHARACTERS_PER_TOKEN if isinstance(p, str) else _UNBOUNDED_TOKENS for p in parts)
         return sum(self._length(call, slot) for slot in call.spec.slots if slot.name in (None, variable.name))
 
     def _length(self, call: Call, slot: Slot) -> float:

@@ -140,6 +140,17 @@ def test_keys_that_ask_for_more_than_their_share_go_behind() -> None:
     assert stage.priorities.rank(stage.add(session("modest"))) == stage.priorities.rank(stage.add(session("new")))
 
 
+def test_templates_of_templates_cost_no_more_to_estimate() -> None:
+    app = session()
+    app.put("t0")
+    for at in range(900):
+        twice = [Input(Reference(f"t{at}"), ""), "\n", Input(Reference(f"t{at}"), "")]
+        app.put(f"t{at + 1}", template=twice)
+    stage = Stage()
+    call = stage.add(app, "t900")
+    assert 0 < stage.priorities.rank(call) < stage.now + 100
+
+
 def test_watched_is_what_a_client_waits_for_itself() -> None:
     stage, app = Stage(), session()
     feeds = stage.add(app, output="feeds")
