@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Urgency
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
@@ -19,6 +19,7 @@ class StubEngine:
         self.name = name
         self.ready = True
         self.load = 0
+        self.pace = Pace(row_seconds=0.001, step_seconds=0.01)
         self.opened: list[StubContext] = []
         self.released = asyncio.Event()
         self.released.set()

@@ -1,5 +1,6 @@
 """What goes into the next step: decode tokens first, then prefill chunks up to the token budget, in rank order."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -7,6 +8,9 @@ from typing import NamedTuple
 from engine.context import Context
 from engine.kv_cache import KVCache
 from engine.pace import Pacer
+
+TOGETHER_SECONDS = 0.001
+"""Seconds by which ranks may differ and still be of one urgency."""
 
 
 class Chunk(NamedTuple):
@@ -92,15 +96,17 @@ class BatchPlanner:
 
     def _prefill(self, plan: Plan, others: list[Context], everyone: list[Context]) -> None:
         budget = self._step_tokens - plan.rows
-        most = long = ahead = budget
+        most = long = behind = ahead = budget
         watched = False
         if self._pacer is not None:
             watched = any(chunk.context.watched for chunk in plan.chunks)
-            most, long, ahead = self._pacer.rows(plan.decoding, watched=watched)
+            most, long, behind, ahead = self._pacer.rows(plan.decoding, watched=watched)
             budget = min(budget, most)
+        first = plan.chunks[0].context.rank + TOGETHER_SECONDS if plan.chunks else math.inf
         full = False
         for place, context in enumerate(others):
-            if budget <= 0 or len(plan.chunks) >= self._max_batch:
+            follows = context.rank > first
+            if budget <= 0 or (follows and behind <= 0) or len(plan.chunks) >= self._max_batch:
                 plan.waiting = True
                 plan.held += others[place:]
                 break
@@ -113,7 +119,9 @@ class BatchPlanner:
                 context.prompt = len(context.tokens) - context.computed
             is_long = watched and context.prompt > most
             waits = context.generation is None  # for what stands behind: nobody is held up by it yet
-            allowed = min(budget, long if is_long else budget, ahead if waits else budget)
+            allowed = min(
+                budget, long if is_long else budget, behind if follows else budget, ahead if waits else budget
+            )
             if allowed <= 0:
                 plan.waiting = True
                 plan.held.append(context)
@@ -124,6 +132,8 @@ class BatchPlanner:
                 plan.starved.append(context)
                 continue
             budget -= rows
+            if follows:
+                behind -= rows
             if waits:
                 ahead -= rows
             if is_long:

@@ -197,6 +197,11 @@ class Engine:
         """KV tokens that are free or can be freed at once."""
         return self.cache.available * self.config.block_size
 
+    @property
+    def pace(self) -> tuple[float, float]:
+        """Seconds that a row of a prompt takes, and a step in which one or two contexts decode."""
+        return self._pacer.row_seconds, self._pacer.alone_seconds
+
     def step(self) -> list[Update]:
         """Plans one batch, runs it, samples, and says what changed for whom.
 

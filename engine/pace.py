@@ -10,7 +10,7 @@ _STRANGE = 2.0
 
 
 _FREE = 0.7
-_FULL = 2.0
+_FULL = 1.5
 """Rows whose products take such a share of the time of a step that only decodes: hidden behind the reading of the
 weights, and more than that, which is still less than they would take by themselves."""
 _BARE_EVERY = 16
@@ -19,12 +19,14 @@ _BARE_EVERY = 16
 class Allowance(NamedTuple):
     """Rows of prefill that a step may carry.
 
-    `most`: of all. `long`: of long prompts, those that are, or were when they began, more than `most`. `ahead`: of
-    prompts behind which nothing is generated yet, since something in them is still missing.
+    `most`: of all. `long`: of long prompts, those that are, or were when they began, more than `most`. `behind`: of
+    prompts that are less urgent than somebody who decodes. `ahead`: of prompts behind which nothing is generated yet,
+    since something in them is still missing.
     """
 
     most: int
     long: int
+    behind: int
     ahead: int
 
 
@@ -34,7 +36,8 @@ class Pacer:
     While somebody decodes and is watched, long prompts get on average so much time that decoding keeps `decode_share`
     of its speed, saved up until it pays for a chunk; and no step is planned to take longer than `gap` seconds, which is
     what a reader sees between two tokens. Prompts so short that one step takes them whole do not wait for that. Where
-    nobody watches, only when the last is done counts: prompts have whole steps, and decoding rides along.
+    nobody watches, only when the last is done counts: prompts that are as urgent as what decodes have whole steps, and
+    decoding rides along; less urgent ones have as many rows as decoding can carry without being slowed down much.
 
     A step that decodes is bound by reading the weights, and a few rows more cost it next to nothing. So rows of prompts
     that wait for something ride with every such step, instead of having steps of their own later.
@@ -45,6 +48,8 @@ class Pacer:
         self._gap = gap
         self.decode_seconds = 0.01
         self.row_seconds = 0.0005
+        self.alone_seconds = 0.01
+        """Of a step in which one or two contexts decode."""
         self._saved = 0.0
         self._carried = False
         self._since_bare = 0
@@ -56,16 +61,18 @@ class Pacer:
         """What the next step, in which so many rows decode, may carry."""
         whole = max(_FEWEST, int(2 * self._gap / self.row_seconds))
         if not decoding:
-            return Allowance(whole, whole, whole)
-        blind = self._since_bare >= _BARE_EVERY or abs(decoding - self._decoding) > 0.25 * self._decoding
+            return Allowance(whole, whole, whole, whole)
+        overdue = self._since_bare >= _BARE_EVERY
+        blind = overdue or abs(decoding - self._decoding) > 0.25 * self._decoding
         if not watched:
-            return Allowance(whole, whole, 0 if blind else self._fitting(_FULL, decoding))
+            riding = max(_FEWEST, self._fitting(_FULL, decoding))
+            return Allowance(whole, whole, 0 if overdue else riding, 0 if blind else riding)
         most = max(_FEWEST, int((self._gap - self.decode_seconds) / self.row_seconds))
         affordable = int(self._saved / self.row_seconds)
         free = 0 if blind else self._fitting(_FREE, decoding)
         if self._carried or affordable < _FEWEST:
-            return Allowance(most, free, free)
-        return Allowance(most, min(most, affordable), free)
+            return Allowance(most, free, most, free)
+        return Allowance(most, min(most, affordable), most, free)
 
     def _fitting(self, share: float, decoding: int) -> int:
         """Rows that fit beside those who decode, if all together may take such a share of a decoding step's time."""
@@ -74,7 +81,7 @@ class Pacer:
     def learn(self, rows: int, seconds: float) -> None:
         """From a trial: a step of one row, or of many rows of one prompt."""
         if rows == 1:
-            self.decode_seconds = seconds
+            self.decode_seconds = self.alone_seconds = seconds
         else:
             self.row_seconds = seconds / rows
 
@@ -91,6 +98,8 @@ class Pacer:
         if not prefill:
             if decoding:
                 self.decode_seconds += _SMOOTHING * (min(seconds, _STRANGE * self.decode_seconds) - self.decode_seconds)
+            if decoding in (1, 2):
+                self.alone_seconds += _SMOOTHING * (min(seconds, _STRANGE * self.alone_seconds) - self.alone_seconds)
         elif prefill >= _FEWEST and extra > 0:
             row = min(extra / prefill, _STRANGE * self.row_seconds)
             self.row_seconds += _SMOOTHING * (row - self.row_seconds)

@@ -74,7 +74,7 @@ class Worker:
             while not self._commands.empty() or not (engine.has_work or updates):
                 if self._commands.empty() and told != (taken, 0):
                     told = (taken, 0)
-                    self._send(Step([], 0, engine.free_tokens, taken))
+                    self._send(Step([], 0, engine.free_tokens, taken, *engine.pace))
                 command = self._commands.get()  # blocks, at no cost, when there is nothing to do
                 taken += 1
                 if isinstance(command, Shutdown):
@@ -84,7 +84,7 @@ class Worker:
             updates.extend(engine.step())
             if updates or time.monotonic() - last > _HEARTBEAT_SECONDS:
                 last, told = time.monotonic(), (taken, engine.running)
-                self._send(Step(updates, told[1], engine.free_tokens, taken))
+                self._send(Step(updates, told[1], engine.free_tokens, taken, *engine.pace))
 
     def _send(self, report: Report) -> None:
         try:

@@ -52,6 +52,14 @@ class Urgency:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """What an engine's steps take, in seconds: a row of a prompt, and a step in which one or two contexts generate."""
+
+    row_seconds: float
+    step_seconds: float
+
+
+@dataclass(frozen=True)
 class Filled:
     """A context's prompt is there: its length in tokens, and how many of them were found in a cache. `held` and
     `starved`: seconds for which it waited for room in a step, and for memory."""
@@ -99,6 +107,10 @@ class Engine(Protocol):
     @property
     def load(self) -> int:
         """Contexts open."""
+
+    @property
+    def pace(self) -> Pace | None:
+        """As it has been lately; None where that is not known."""
 
     async def encode(self, text: str) -> Sequence[int]:
         """Tokens of a value: ordinary text, never control tokens."""

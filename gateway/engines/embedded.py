@@ -34,7 +34,7 @@ from engine.link import (
 )
 from engine.link import Sampling as LinkSampling
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Urgency
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
@@ -79,6 +79,8 @@ class EmbeddedEngine:
         self.name = name
         self.info: EngineInfo | None = None
         self.restarts = 0
+        self.pace: Pace | None = None
+        """See `Engine.pace`."""
         self._config = config
         self._changed = changed
         self._hang_seconds = hang_seconds
@@ -242,7 +244,8 @@ class EmbeddedEngine:
         while data := await reader.read(_READ_BYTES):
             for body in frames.feed(data):
                 match report_decoder.decode(body):
-                    case Step(updates, running, _, commands):
+                    case Step(updates, running, _, commands, row, step):
+                        self.pace = Pace(row, step)
                         self._heard = Heard(time.monotonic(), working=running > 0, commands=commands)
                         for update in updates:
                             self._answered |= update.finish is not None

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -11,7 +10,7 @@ from gateway.engines.base import EngineContext, EngineFailure, EngineLost, Engin
 from gateway.graph.call import Call, CallState, Objective, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.objectives import sources
-from gateway.graph.session import Addition, Session, prefix_hashes
+from gateway.graph.session import Addition, Session
 from gateway.graph.variable import StartedOver, Variable, VariableState
 from gateway.scheduler.estimate import Estimates
 from gateway.scheduler.placement import Placement, place
@@ -22,8 +21,6 @@ log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
 """Engines that may die under a call before it fails."""
-_PREFIXES = 100_000
-"""Prompt beginnings whose engine is remembered."""
 
 
 class Overloaded(Exception):
@@ -64,8 +61,6 @@ class Scheduler:
         self._place = place
         self._now = now
         self._fill_ahead = fill_ahead
-        self._prefixes: OrderedDict[str, str] = OrderedDict()
-        """Engines by the hash of a prompt's beginning that they were given, the last ones last."""
         self._owned: set[asyncio.Task[None]] = set()
         self._last_attempts = asyncio.Lock()
         self._stopping = False
@@ -275,14 +270,11 @@ class Scheduler:
         if not call.waiting_on:
             call.move(CallState.QUEUED)
         engines = await self._engines.serving(call.spec.model)
-        hashes = prefix_hashes(call) if len(engines) > 1 else []
-        engine = self._place(call, engines, [self._prefixes.get(hash) for hash in hashes])
-        for hash in hashes:
-            self._prefixes[hash] = engine.name
-            self._prefixes.move_to_end(hash)
-        while len(self._prefixes) > _PREFIXES:
-            self._prefixes.popitem(last=False)
+        prefixes, beginnings = self._priorities.prefixes, self._priorities.beginnings(call)
+        engine = engines[0] if len(engines) == 1 else self._place(call, engines, prefixes.held(beginnings))
+        prefixes.given(beginnings, engine.name)
         call.engine = engine.name
+        self._priorities.estimates.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))
         self._contexts[call.id] = context
         try:

@@ -1,5 +1,9 @@
 """How long calls are likely to take: from what they ask for, and from what calls like them took."""
 
+import math
+from dataclasses import dataclass
+
+from gateway.engines.base import Engine, Pace
 from gateway.graph.call import Call, Input, Slot, Text
 from gateway.graph.variable import Variable
 
@@ -7,23 +11,38 @@ _UNBOUNDED_TOKENS = 256
 """Of an answer without `max_tokens`, until one has been seen."""
 _CHARACTERS_PER_TOKEN = 4
 _SMOOTHING = 0.1
+_SLOW = 0.002
 _MAX_SHAPES = 10_000
+_PACE = Pace(row_seconds=0.001, step_seconds=0.010)
+"""Until an engine has said what its is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a call whose inputs are there, in seconds. `time`: how long it takes from its first row to its last token.
+    `work`: of the engine's time that is, of which steps that many calls share are a part."""
+
+    time: float = 0.0
+    work: float = 0.0
 
 
 class Estimates:
-    """Owner of what was learned. Times are in seconds on an engine that does nothing else: what counts is how they
-    compare."""
+    """Owner of what was learned. They need not be right: what counts is how they compare."""
 
     def __init__(self) -> None:
-        self.prompt_token = 0.001
-        self.output_token = 0.015
+        self.pace: Pace | None = None
+        """Of the engines, smoothed: were it to move fast, equal calls would change places for nothing."""
         self._lengths: dict[tuple[object, ...], float] = {}
         """Output tokens by the shape of calls."""
 
-    def cost(self, call: Call) -> float:
-        """Seconds that the call will take, once its inputs are there."""
+    def cost(self, call: Call, cached: int = 0) -> Cost:
+        """What the call will take, if so many tokens of its prompt need not be computed.
+
+        A token that is generated takes a step, which it shares with whoever generates then. As work it is something
+        between a row and a whole step, since nobody knows with how many: their geometric mean is taken.
+        """
         if not call.spec.model:
-            return 0.0
+            return Cost()
         prompt = output = 0.0
         for segment in call.spec.segments:
             match segment:
@@ -34,7 +53,20 @@ class Estimates:
                     prompt += 0.0 if source is None else self.tokens(source)
                 case Slot():
                     output += self._length(call, segment)
-        return prompt * self.prompt_token + output * self.output_token
+        prompt = max(0.0, prompt - cached)
+        row, step = (self.pace or _PACE).row_seconds, (self.pace or _PACE).step_seconds
+        return Cost(prompt * row + output * step, prompt * row + output * math.sqrt(row * step))
+
+    def observe(self, engine: Engine) -> None:
+        """Of an engine that is given a call: what its steps take."""
+        now, pace = engine.pace, self.pace
+        if now is None or pace is None:
+            self.pace = now or pace
+            return
+        self.pace = Pace(
+            pace.row_seconds + _SLOW * (now.row_seconds - pace.row_seconds),
+            pace.step_seconds + _SLOW * (now.step_seconds - pace.step_seconds),
+        )
 
     def tokens(self, variable: Variable) -> float:
         """Of its value, known or not."""
@@ -56,21 +88,13 @@ class Estimates:
 
     def learn(self, call: Call) -> None:
         """From a call that was done."""
-        times, usage = call.times, call.usage
-        slots = len(call.spec.slots)
-        if call.leader is not None or not usage.completion or not slots:
+        made, slots = call.usage.completion, len(call.spec.slots)
+        if call.leader is not None or not made or not slots:
             return
         shape = _shape(call)
         if len(self._lengths) < _MAX_SHAPES or shape in self._lengths:
-            made = usage.completion / slots
-            self._lengths[shape] = made + (1 - _SMOOTHING) * (self._lengths.get(shape, made) - made)
-        if times.first_token is not None and times.finished is not None and usage.completion > 1:
-            took = (times.finished - times.first_token) / (usage.completion - 1)
-            self.output_token += _SMOOTHING * (min(took, 4 * self.output_token) - self.output_token)
-        computed = usage.prompt - usage.cached
-        if times.queued is not None and times.first_token is not None and computed > 64:
-            took = (times.first_token - times.queued) / computed
-            self.prompt_token += _SMOOTHING * (min(took, 2 * self.prompt_token) - self.prompt_token)
+            each = made / slots
+            self._lengths[shape] = each + (1 - _SMOOTHING) * (self._lengths.get(shape, each) - each)
 
 
 def _shape(call: Call) -> tuple[object, ...]:

@@ -1,34 +1,26 @@
 """Which engine takes a call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 
 from gateway.engines.base import Engine
-from gateway.graph.call import Call, Text
+from gateway.graph.call import Call
 
-Placement = Callable[[Call, Sequence[Engine], Sequence[str | None]], Engine]
+Placement = Callable[[Call, Sequence[Engine], Mapping[str, int]], Engine]
 """See `place`."""
 
-_CONTEXT_TOKENS = 48
+_CONTEXT_TOKENS = 12
 """So many tokens of prompt found in a cache make up for one context more on the engine."""
 _LOOKED_AT = 16
 """Of many engines, so many are looked at for an idle one, others for each call: nearly as good as all of them."""
 _load = attrgetter("load")
 
 
-def place(call: Call, engines: Sequence[Engine], holders: Sequence[str | None] = ()) -> Engine:
+def place(call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Engine:
     """An idle engine, or a busier one that holds much of the prompt's beginning; then one that holds most inputs.
 
-    `holders`: for each border of the prompt's segments, the engine that was given the same beginning.
+    `held`: engines that were given the beginning of its prompt before, with how many tokens of it.
     """
-    if len(engines) == 1:
-        return engines[0]
-    held: dict[str, int] = {}
-    known = 0
-    for segment, name in zip(call.spec.segments, holders, strict=False):
-        known += len(segment.tokens) if isinstance(segment, Text) else 1
-        if name is not None:
-            held[name] = known
     made = [source.producer.engine for source in call.inputs.values() if source.producer is not None]
 
     def cost(engine: Engine) -> tuple[int, int]:

@@ -20,16 +20,18 @@ from gateway.engines.base import Urgency
 from gateway.graph.call import Call, Objective
 from gateway.graph.objectives import sources
 from gateway.graph.variable import Variable
-from gateway.scheduler.estimate import Estimates
+from gateway.scheduler.estimate import Cost, Estimates
+from gateway.scheduler.prefixes import Border, Prefixes, borders
 
 PATIENCE_SECONDS = 30.0
 """So much later is wanted what nobody waits for yet, and what somebody says there is time for."""
-OUTSTANDING = 4.0
+OUTSTANDING = 3.0
 """So many times the work that it needs, in seconds, something is wanted later. Little makes the order that of arrival
 under load, since nearly everything is late then; much makes large applications wait for small ones."""
-WITHIN = 0.1
-"""Share of a call's time by which it is due before what it feeds. Were it all of it, the beginning of a long
-application would go before the end of one that came earlier, and all would end late."""
+WITHIN = 1e-6
+"""Share of a call's time by which it is due before what it feeds: enough for an order in an application, and so little
+that engines take all of it for one urgency. Were it all of it, the beginning of a long application would go before the
+end of one that came earlier, and all would end late."""
 _LOOKED_AT = 1000
 """Calls that are looked at to find how much work something needs; what needs more is taken to need all there is."""
 
@@ -46,7 +48,7 @@ class Priorities:
 
     Kept up as the graph changes: a change walks backwards only as far as it changes something. For every call
 
-        rank = min(own wants, ranks of the unfinished calls that read it or are served by it) - WITHIN * cost
+        rank = min(own wants, ranks of the unfinished calls that read it or are served by it) - WITHIN * time
 
     so nothing ranks behind what it feeds. Nothing that comes later than a call's own want overtakes it.
     """
@@ -55,6 +57,7 @@ class Priorities:
         """With `Order.ARRIVAL` engines are told of nothing but who came first, as other servers have it."""
         self.estimates = estimates
         self._order = order
+        self.prefixes = Prefixes()
         self._known: dict[str, _Known] = {}
         self._sessions: dict[int, _Work] = {}
         self._tenants: dict[str, _Work] = {}
@@ -65,29 +68,34 @@ class Priorities:
         """A call joined the graph, behind everything it reads. May be called again."""
         if call.id in self._known or call.state.final:
             return
-        cost = self.estimates.cost(call)
+        beginnings = borders(call)
+        cost = self.estimates.cost(call, self.prefixes.known(beginnings))
+        self.prefixes.add(beginnings)
         ahead = [self._known[source.id].path for source in sources(call) if source.id in self._known]
-        path = cost + max(ahead, default=0.0)
+        path = cost.time + max(ahead, default=0.0)
         tenant = self._tenants.setdefault(call.scope, _Work())
         # a key that has asked for more than another goes behind it by that much
         lead = tenant.seconds - min(work.seconds for work in self._tenants.values())
         session = self._sessions.setdefault(id(call.session), _Work())
         for work in (tenant, session):
             work.calls += 1
-            work.seconds += cost
+            work.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
-        want = now + lead + patience + path + OUTSTANDING * session.seconds
-        self._known[call.id] = _Known(call, cost, path, lead, want)
+        unread = now + lead + patience + path + OUTSTANDING * session.seconds
+        self._known[call.id] = _Known(call, beginnings, cost, path, lead, unread)
         self._changed[call.id] = call
-        self._recompute([call])
+        leaves = [source for source in sources(call) if source.id in self._known and self._known[source.id].leaf]
+        self._recompute([*leaves, call])
+        for variable in call.makes:
+            if variable.readers:  # who came before the call was added
+                self.wanted(variable, Objective.LATENCY if variable.hurried else Objective.THROUGHPUT, now)
 
     def wanted(self, variable: Variable, objective: Objective, now: float) -> None:
-        """A client waits for the variable."""
+        """A client waits for the variable. Of calls that are yet to be added, `add` looks for itself."""
         call = variable.producer
-        if call is None or call.state.final:
+        known = None if call is None else self._known.get(call.id)
+        if call is None or known is None:
             return
-        self.add(call, now)
-        known = self._known[call.id]
         patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
         patience = PATIENCE_SECONDS if patient else 0.0
         want = now + known.lead + patience + known.path + OUTSTANDING * self._needed(call)
@@ -113,9 +121,9 @@ class Priorities:
         if known is None:
             return
         self._changed.pop(call.id, None)
-        _done(self._sessions, id(call.session), known.cost)
-        _done(self._tenants, call.scope, known.cost)
-        self._recompute([source for source in sources(call) if self._depends(source, known.rank)])
+        _done(self._sessions, id(call.session), known.cost.work)
+        _done(self._tenants, call.scope, known.cost.work)
+        self._recompute([source for source in sources(call) if source.id in self._known])
 
     def urgency(self, call: Call) -> Urgency:
         """What an engine is told of it."""
@@ -127,6 +135,11 @@ class Priorities:
         """By when it is to be worked on, in seconds of the caller's clock. Of a call that has ended, 0."""
         known = self._known.get(call.id)
         return 0.0 if known is None else known.rank
+
+    def beginnings(self, call: Call) -> list[Border]:
+        """Of its prompt."""
+        known = self._known.get(call.id)
+        return borders(call) if known is None else known.beginnings
 
     def changed(self) -> Iterator[Call]:
         """The calls whose urgency may have changed since this was asked before."""
@@ -143,7 +156,7 @@ class Priorities:
                 continue
             if len(seen) > _LOOKED_AT:
                 return self._sessions[id(call.session)].seconds
-            seconds += known.cost
+            seconds += known.cost.work
             for source in sources(known.call):
                 if source.id not in seen:
                     seen.add(source.id)
@@ -178,6 +191,7 @@ class Priorities:
             if known is None:
                 continue
             before, rank = known.rank, self.computed(call)
+            known.leaf = not any(reader.id in self._known for reader in _readers(call))
             if rank < before:
                 self._lower(call, rank)
             elif rank > before:
@@ -188,12 +202,8 @@ class Priorities:
     def computed(self, call: Call) -> float:
         """The rank as it follows from those of the calls that need it."""
         known = self._known[call.id]
-        due = known.want
-        for reader in _readers(call):
-            other = self._known.get(reader.id)
-            if other is not None:
-                due = min(due, other.rank)
-        return due - known.ahead
+        readers = [self._known[reader.id].rank for reader in _readers(call) if reader.id in self._known]
+        return min(known.want, min(readers, default=known.unread)) - known.ahead
 
     def check_integrity(self) -> None:
         """Computes everything anew. Raises AssertionError on any difference."""
@@ -228,19 +238,23 @@ def _done(outstanding: dict[_Key, _Work], key: _Key, cost: float) -> None:
 @dataclass(slots=True)
 class _Known:
     """What is known of an unfinished call. `path`: seconds of the longest way to its end. `lead`: seconds by which its
-    tenant was ahead of others when it came. `want`: by when it is wanted for its own sake."""
+    tenant was ahead of others when it came. `unread`: by when it is wanted as long as nothing reads it; `want`: since
+    somebody waits for it. `leaf`: whether no unfinished call reads it."""
 
     call: Call
-    cost: float
+    beginnings: list[Border]
+    cost: Cost
     path: float
     lead: float
-    want: float
+    unread: float
+    want: float = math.inf
     rank: float = math.inf
+    leaf: bool = True
 
     @property
     def ahead(self) -> float:
         """So much before what it feeds it is due."""
-        return WITHIN * self.cost
+        return WITHIN * self.cost.time
 
 
 def _readers(call: Call) -> Iterator[Call]:

@@ -3,13 +3,15 @@
 import asyncio
 import heapq
 import itertools
+import math
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from engine.batch import TOGETHER_SECONDS
 from engine.pace import Pacer
-from gateway.engines.base import Delta, EngineLost, Filled, Urgency
+from gateway.engines.base import Delta, EngineLost, Filled, Pace, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
@@ -88,9 +90,9 @@ class SimulatedEngine:
         self._costs = costs
         self._contexts = 0
         self._decoding: list[SimulatedContext] = []
-        self._waiting: list[tuple[float, int, SimulatedContext]] = []
-        """Prompts to be read, the most urgent first: rank, ticket, context. A ticket that is not the context's last one
-        is void."""
+        self._waiting: list[tuple[float, int, int, SimulatedContext]] = []
+        """Prompts to be read, the most urgent first: rank, arrival, ticket, context. A ticket that is not the context's
+        last one is void."""
         self._cache: OrderedDict[int, None] = OrderedDict()
         """Blocks by what they and all before them hold; those used last are last."""
         self._numbers = itertools.count()
@@ -104,6 +106,11 @@ class SimulatedEngine:
         """Contexts open."""
         return self._contexts
 
+    @property
+    def pace(self) -> Pace:
+        """See `Engine.pace`."""
+        return Pace(self._pacer.row_seconds, self._pacer.alone_seconds)
+
     async def encode(self, text: str) -> Sequence[int]:
         """One token a character."""
         return [ord(c) for c in text]
@@ -115,7 +122,7 @@ class SimulatedEngine:
     def open(self, scope: str, urgency: Urgency) -> "SimulatedContext":
         """See `Engine.open`."""
         self._contexts += 1
-        return SimulatedContext(self, scope, urgency)
+        return SimulatedContext(self, scope, urgency, next(self._numbers))
 
     def closed(self, context: "SimulatedContext") -> None:
         """A context was freed."""
@@ -126,7 +133,7 @@ class SimulatedEngine:
     def wants(self, context: "SimulatedContext") -> None:
         """A context has tokens to be read, or another rank than before."""
         context.ticket = next(self._numbers)
-        heapq.heappush(self._waiting, (context.urgency.rank, context.ticket, context))
+        heapq.heappush(self._waiting, (context.urgency.rank, context.arrival, context.ticket, context))
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._steps())
 
@@ -158,12 +165,16 @@ class SimulatedEngine:
         """What goes into the next step beside those who decode: as `engine.batch` has it."""
         step = _Step()
         watched = any(context.urgency.watched for context in decoding)
-        most, long, ahead = self._pacer.rows(len(decoding), watched=watched)
+        most, long, behind, ahead = self._pacer.rows(len(decoding), watched=watched)
+        first = min((context.urgency.rank for context in decoding), default=math.inf) + TOGETHER_SECONDS
         budget = min(self._costs.step_rows - len(decoding), most)
         again = []
         announced: set[int] = set()
         while self._waiting and budget > 0:
-            _, ticket, context = heapq.heappop(self._waiting)
+            rank, _, ticket, context = self._waiting[0]
+            if rank > first and behind <= 0:
+                break  # nor can any other
+            heapq.heappop(self._waiting)
             if context.freed or ticket != context.ticket:
                 continue
             if not context.wanted:
@@ -177,13 +188,21 @@ class SimulatedEngine:
                 continue
             is_long = watched and context.prompt > most
             waits = context.sampling is None
-            rows = min(context.wanted, budget, long if is_long else budget, ahead if waits else budget)
+            follows = rank > first
+            rows = min(
+                context.wanted,
+                budget,
+                long if is_long else budget,
+                behind if follows else budget,
+                ahead if waits else budget,
+            )
             if rows < context.wanted:
                 step.waiting = True
                 again.append(context)
             if rows <= 0:
                 continue
             budget -= rows
+            behind -= rows if follows else 0
             ahead -= rows if waits else 0
             if is_long:
                 long -= rows
@@ -216,7 +235,8 @@ class SimulatedEngine:
 class SimulatedContext:
     """See `EngineContext`."""
 
-    def __init__(self, engine: SimulatedEngine, scope: str, urgency: Urgency) -> None:
+    def __init__(self, engine: SimulatedEngine, scope: str, urgency: Urgency, arrival: int) -> None:
+        self.arrival = arrival
         self.urgency = urgency
         self.sampling: Sampling | None = None
         self.length = 0

@@ -1,7 +1,7 @@
 """What is compared: how others order and place work, and how we do."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.engines.base import Engine, Urgency
@@ -40,23 +40,27 @@ class _PrefixThenTurns:
     def __init__(self) -> None:
         self._turns = itertools.count()
 
-    def __call__(self, call: Call, engines: Sequence[Engine], holders: Sequence[str | None]) -> Engine:
-        last = next((name for name in reversed(holders) if name is not None), None)
-        for engine in engines if last is not None else ():
-            if engine.name == last:
-                return engine
+    def __call__(self, call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Engine:
+        holder = _holder(engines, held)
+        if holder is not None:
+            return holder
         return engines[next(self._turns) % len(engines)]
 
 
-def _idlest(call: Call, engines: Sequence[Engine], holders: Sequence[str | None]) -> Engine:
+def _holder(engines: Sequence[Engine], held: Mapping[str, int]) -> Engine | None:
+    """The engine that has most of it, the last one that was given it among equals."""
+    most = max(held.values(), default=0)
+    name = next((name for name in reversed([*held]) if held[name] == most), None)
+    return next((engine for engine in engines if engine.name == name), None)
+
+
+def _idlest(call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Engine:
     return min(engines, key=lambda engine: engine.load)
 
 
-def _prefix_or_idlest(call: Call, engines: Sequence[Engine], holders: Sequence[str | None]) -> Engine:
+def _prefix_or_idlest(call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Engine:
     """Parrot's: calls of one prefix together, else where there is least to do."""
-    last = next((name for name in reversed(holders) if name is not None), None)
-    found = next((engine for engine in engines if engine.name == last), None)
-    idlest = _idlest(call, engines, holders)
+    found, idlest = _holder(engines, held), _idlest(call, engines, held)
     return found if found is not None and found.load <= 2 * idlest.load + 8 else idlest
 
 
@@ -68,7 +72,7 @@ def policy(name: str) -> Policy:
         case "prefix":
             return Policy(name, Priorities(Estimates(), Order.ARRIVAL), _PrefixThenTurns(), fill_ahead=False)
         case "parrot":
-            return Policy(name, _ApplicationsFirstCome(Estimates()), _prefix_or_idlest, fill_ahead=True)
+            return Policy(name, _ApplicationsFirstCome(Estimates()), _prefix_or_idlest, fill_ahead=False)
         case "myna":
             return Policy(name, Priorities(Estimates()), place, fill_ahead=True)
     raise ValueError(f"there is no policy {name!r}")

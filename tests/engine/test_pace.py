@@ -134,3 +134,19 @@ def test_a_step_that_was_held_up_teaches_little() -> None:
     for _ in range(30):
         pacer.observe(decoding=8, prefill=0, long=0, waiting=False, seconds=DECODE)
     assert pacer.decode_seconds == pytest.approx(DECODE, rel=0.01)
+
+
+def test_less_urgent_prompts_ride_with_those_who_decode(tokenizer: Tokenizer) -> None:
+    clock = Clock(tokenizer)
+    urgent = clock.add(20, watched=False)
+    for _ in range(30):
+        clock.step()
+    clock.rows.clear()
+    late = clock.add(4000, watched=False)
+    late.rank = urgent.rank + 1.0
+    seconds = [clock.step() for _ in range(100)]
+    assert max(seconds) < 3 * DECODE, "who decodes is not slowed down much"
+    assert late.computed > 70 * 16, "nor does the prompt starve"
+    assert [rows for _, rows in clock.rows].count(0) >= 5, "some are left bare, to learn what decoding takes"
+    late.rank = urgent.rank
+    assert max(clock.step() for _ in range(2)) > 0.15, "what is as urgent has whole steps"

@@ -8,12 +8,13 @@ import pytest
 
 from bench.stub import StubEngine
 from gateway.engines.base import Engine, NoEngine, Urgency
-from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Slot, Text, Transform
+from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text, Transform
 from gateway.graph.references import Reference
-from gateway.graph.session import Session
+from gateway.graph.session import Bounds, Session
 from gateway.graph.variable import Piece, VariableState
 from gateway.scheduler import Estimates, Order, Overloaded, Priorities, Scheduler, Stopping
 from gateway.scheduler.placement import place
+from gateway.scheduler.prefixes import Prefixes, borders
 from tests.gateway.graph.test_session import session, spec
 
 ANSWER = Slot(None, Sampling())
@@ -266,9 +267,39 @@ async def test_the_idlest_engine_is_chosen_and_at_a_tie_the_one_that_holds_the_i
     source = graph.add(spec(output="a"))
     source.engine = "two"
     call = graph.add(spec("a"))
-    assert place(call, [one, two]) is two
+    assert place(call, [one, two], {}) is two
     two.open("", SOON)
-    assert place(call, [one, two]) is one
+    assert place(call, [one, two], {}) is one
+    assert place(call, [one, two], {"two": 100}) is two, "which holds the prompt's beginning, and is hardly busier"
+    for _ in range(20):
+        two.open("", SOON)
+    assert place(call, [one, two], {"two": 100}) is one
+
+
+def test_beginnings_are_known_by_what_they_hold_within_texts_too() -> None:
+    def call(*segments: Segment) -> Call:
+        return graph.add(CallSpec(model="m", segments=[*segments, ANSWER], deferred=True))
+
+    graph = session()
+    made = graph.add(spec(output="a"))
+    system, value = [*range(300)], Input(Reference("a"), "m")
+    first = call(Text([*system, 7]), value, Text([8]))
+    same_start = call(Text([*system, 9]))
+    same_value = call(Text([*system, 7]), value, Text([9]))
+    prefixes = Prefixes()
+    assert prefixes.known(borders(first)) == 0
+    prefixes.add(borders(first))
+    prefixes.given(borders(first), "one")
+    assert prefixes.known(borders(same_start)) == 256, "two chunks of 128"
+    assert prefixes.known(borders(same_value)) == 301 + 64
+    assert prefixes.held(borders(same_start)) == {"one": 256}
+    prefixes.given(borders(same_start), "two")
+    assert prefixes.held(borders(same_value)) == {"one": 365, "two": 256}
+    other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, bounds=Bounds()).add(
+        CallSpec(model="m", segments=[Text(system), ANSWER], deferred=True)
+    )
+    assert prefixes.known(borders(other)) == 0, "nothing is shared between keys"
+    assert made.output.value is None
 
 
 def slot(name: str, **transform: object) -> Slot:

@@ -74,7 +74,7 @@ def test_of_siblings_that_feed_one_consumer_the_longest_begins_first() -> None:
     brief = stage.add(app, prompt=10, output="brief")
     stage.read(stage.add(app, "long", "brief"))
     assert stage.order(brief, long) == [1, 0]
-    ends = [stage.priorities.rank(one) + WITHIN * stage.estimates.cost(one) for one in (long, brief)]
+    ends = [stage.priorities.rank(one) + WITHIN * stage.estimates.cost(one).time for one in (long, brief)]
     assert ends[0] == pytest.approx(ends[1]), "they are due together"
 
 
@@ -104,7 +104,7 @@ def test_a_short_question_of_somebody_else_is_not_stuck_behind_five_hundred_maps
 def test_nothing_that_comes_after_its_bound_overtakes_a_call() -> None:
     stage, app = Stage(), session()
     waits = stage.add(app, prompt=2000)
-    cost = stage.estimates.cost(waits)
+    cost = stage.estimates.cost(waits).time
     stage.now += PATIENCE_SECONDS + (1 + OUTSTANDING) * cost
     for _ in range(20):
         late = stage.add(session(), prompt=1, tokens=1)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.engines.base import ContextRefused, Delta, Engine, EngineLost, Filled, Urgency
+from gateway.engines.base import ContextRefused, Delta, Engine, EngineLost, Filled, Pace, Urgency
 from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
@@ -41,6 +41,7 @@ class Puppets:
     def __init__(self) -> None:
         self.name = "puppets"
         self.ready = True
+        self.pace = Pace(row_seconds=0.001, step_seconds=0.01)
         self.contexts: list[Puppet] = []
 
     @property
