@@ -80,6 +80,8 @@ class BatchPlanner:
         decoders.sort(key=_priority)
         others.sort(key=_priority)
         plan = Plan()
+        if self._pacer is not None and len(decoders) > self._pacer.most_decoding:
+            decoders = self._urgent(decoders, others, plan, self._pacer.most_decoding)
         for context in decoders:
             if len(plan.chunks) >= min(self._max_batch, self._step_tokens):
                 break
@@ -93,6 +95,22 @@ class BatchPlanner:
         if others:
             self._prefill(plan, others, everyone)
         return plan
+
+    def _urgent(self, decoders: list[Context], others: list[Context], plan: Plan, most: int) -> list[Context]:
+        """Those who decode in this step, if not all can: were a client's answer to keep pace with all that nobody
+        watches, it would crawl, and so would prompts. The less urgent ones pause until it is their turn."""
+        if not any(context.watched for context in (*decoders, *others)):
+            return decoders
+        room = most - sum(context.watched for context in decoders)
+        chosen = []
+        for context in decoders:
+            if not context.watched:
+                room -= 1
+                if room < 0:
+                    plan.held.append(context)
+                    continue
+            chosen.append(context)
+        return chosen
 
     def _prefill(self, plan: Plan, others: list[Context], everyone: list[Context]) -> None:
         budget = self._step_tokens - plan.rows

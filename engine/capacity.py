@@ -11,9 +11,9 @@ _KV_WINDOWS = 32
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def affordable_tokens(bytes_per_token: int, window: int) -> int:
-    """Tokens of KV to reserve where nobody said how many."""
-    return max(1, min(int(free_memory() * _KV_SHARE / bytes_per_token), _KV_WINDOWS * window))
+def affordable_tokens(bytes_per_token: int, window: int, peers: int = 1) -> int:
+    """Tokens of KV to reserve where nobody said how many, by each of so many engines."""
+    return max(1, min(int(free_memory() * _KV_SHARE / peers / bytes_per_token), _KV_WINDOWS * window))
 
 
 def free_memory(root: Path = _CGROUP, process: Path = Path("/proc/self/cgroup")) -> int:

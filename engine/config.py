@@ -27,6 +27,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     its speed that decoding keeps on average while long prompts are read beside it.
     `max_batch`: most contexts in one step.
     `threads`: 0 takes every core this process may use.
+    `peers`: engines that share the machine, this one counted: cores and free memory are divided by it where
+    `threads` and `kv_tokens` are 0.
     `prefix_sharing`: whether full blocks are kept in the prefix tree for later fills.
     """
 
@@ -42,4 +44,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     decode_share: float = 0.65
     max_batch: int = 256
     threads: int = 0
+    peers: int = 1
     prefix_sharing: bool = True

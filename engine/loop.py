@@ -48,7 +48,7 @@ class Engine:
         self.config = config
         dtype = getattr(torch, config.dtype)
         assert isinstance(dtype, torch.dtype)
-        threads = config.threads or len(os.sched_getaffinity(0))
+        threads = config.threads or max(1, len(os.sched_getaffinity(0)) // config.peers)
         torch.set_num_threads(threads)
         cache = Path(config.cache).expanduser()
         folder = checkpoint_folder(config.model, cache, dtype)
@@ -57,7 +57,7 @@ class Engine:
         self.tokenizer = Tokenizer(folder)
         kernels = select_kernels(config.kernels, spec.shape, dtype, config.block_size, cache, quantize=config.quantize)
         self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
-        tokens = config.kv_tokens or affordable_tokens(self.decoder.kv_bytes_per_token, spec.window)
+        tokens = config.kv_tokens or affordable_tokens(self.decoder.kv_bytes_per_token, spec.window, config.peers)
         blocks = 1 + math.ceil(tokens / config.block_size)
         self.decoder.allocate_kv(blocks)
         self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing)

@@ -10,7 +10,7 @@ _STRANGE = 2.0
 
 
 _FREE = 0.7
-_FULL = 1.5
+_FULL = 2.0
 """Rows whose products take such a share of the time of a step that only decodes: hidden behind the reading of the
 weights, and more than that, which is still less than they would take by themselves."""
 _BARE_EVERY = 16
@@ -73,6 +73,11 @@ class Pacer:
         if self._carried or affordable < _FEWEST:
             return Allowance(most, free, most, free)
         return Allowance(most, min(most, affordable), most, free)
+
+    @property
+    def most_decoding(self) -> int:
+        """Rows that may decode in a step while somebody is watched: such that half of it is left for prompts."""
+        return max(_FEWEST, int(0.5 * self._gap / self.row_seconds))
 
     def _fitting(self, share: float, decoding: int) -> int:
         """Rows that fit beside those who decode, if all together may take such a share of a decoding step's time."""

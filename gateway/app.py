@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -95,6 +95,7 @@ def engine_config(settings: ServeSettings) -> EngineConfig:
         decode_share=settings.decode_share,
         max_batch=settings.max_batch,
         threads=settings.threads,
+        peers=settings.engines,
         prefix_sharing=settings.prefix_sharing,
     )
 
@@ -121,7 +122,10 @@ async def serve(settings: ServeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     pool = EnginePool(settings.engine_wait)
-    engine = EmbeddedEngine("embedded-0", engine_config(settings), pool.changed, hang_seconds=settings.engine_timeout)
+    config, hang = engine_config(settings), settings.engine_timeout
+    engines = [
+        EmbeddedEngine(f"embedded-{at}", config, pool.changed, hang_seconds=hang) for at in range(settings.engines)
+    ]
     async with AsyncExitStack() as stack:
         try:
             journal = await _open_journal(settings, stack)
@@ -136,20 +140,21 @@ async def serve(settings: ServeSettings) -> int:
             print(f"myna: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
             return 1
         stack.push_async_callback(services.scheduler.close)
-        stack.push_async_callback(engine.close)
+        for engine in engines:
+            stack.push_async_callback(engine.close)
         if journal is not None:  # before calls are cancelled: they are to go on after the next start
             stack.push_async_callback(journal.close)
         try:
-            if not await _unless(stop, engine.start()):
+            if not await _unless(stop, _start(engines)):
                 return 0
         except EngineStartFailed as error:
             print(f"myna: {error}", file=sys.stderr)
             return 1
-        model = _add_model(settings, engine, pool, services)
+        model = _add_model(settings, engines, pool, services)
         for session in restored:
             services.scheduler.resume(session)
         spare_collector()
-        _announce(model, engine, address, time.monotonic() - began)
+        _announce(model, engines, address, time.monotonic() - began)
         sweeper = asyncio.create_task(_expire_sessions(services.sessions), name="expire sessions")
         stack.callback(sweeper.cancel)
         await stop.wait()
@@ -203,7 +208,17 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     return False
 
 
-def _add_model(settings: ServeSettings, engine: EmbeddedEngine, pool: EnginePool, services: Services) -> ServedModel:
+async def _start(engines: Sequence[EmbeddedEngine]) -> None:
+    """The first one alone: it fetches the model and builds the kernels that the others find. Raises
+    EngineStartFailed."""
+    await engines[0].start()
+    await asyncio.gather(*(engine.start() for engine in engines[1:]))
+
+
+def _add_model(
+    settings: ServeSettings, engines: Sequence[EmbeddedEngine], pool: EnginePool, services: Services
+) -> ServedModel:
+    engine = engines[0]
     assert engine.info is not None
     model = ServedModel(
         id=settings.model_name or engine.info.model,
@@ -212,17 +227,18 @@ def _add_model(settings: ServeSettings, engine: EmbeddedEngine, pool: EnginePool
         tokenizer=engine.tokenizer,
         prompts=PromptBuilder(engine.tokenizer),
     )
-    pool.add(model.id, engine)
+    for engine in engines:
+        pool.add(model.id, engine)
     services.models.add(model)
     return model
 
 
-def _announce(model: ServedModel, engine: EmbeddedEngine, address: str, seconds: float) -> None:
-    info = engine.info
+def _announce(model: ServedModel, engines: Sequence[EmbeddedEngine], address: str, seconds: float) -> None:
+    info, several = engines[0].info, f"{len(engines)} engines, each " if len(engines) > 1 else ""
     assert info is not None
     print(
         f"myna serves {model.id} ({info.parameters / 1e6:.0f}M parameters, {info.dtype}, window {info.window}) "
-        f"on {info.device} with {info.threads} threads, kernels: {info.kernels}, KV {info.kv_tokens} tokens, "
+        f"on {several}{info.device} with {info.threads} threads, kernels: {info.kernels}, KV {info.kv_tokens} tokens, "
         f"at {address}/v1 (ready in {seconds:.1f} s)",
         flush=True,
     )

@@ -12,6 +12,11 @@ FIRST_TOKEN = Histogram(
     "From a call's inputs being there to its first token",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
+WAITED = Counter(
+    "myna_call_waited_seconds_total",
+    "Time that calls waited: for their inputs, for room in an engine's steps, for memory there",
+    ["on"],
+)
 UNFINISHED = Gauge("myna_calls_unfinished", "Calls submitted and not ended")
 
 
@@ -21,5 +26,8 @@ def observe(call: Call) -> None:
     TOKENS.labels("prompt").inc(call.usage.prompt)
     TOKENS.labels("cached").inc(call.usage.cached)
     TOKENS.labels("completion").inc(call.usage.completion)
+    WAITED.labels("inputs").inc(max(0.0, (call.times.queued or call.times.created) - call.times.created))
+    WAITED.labels("queue").inc(call.times.held)
+    WAITED.labels("memory").inc(call.times.starved)
     if call.times.queued is not None and call.times.first_token is not None:
         FIRST_TOKEN.observe(call.times.first_token - call.times.queued)

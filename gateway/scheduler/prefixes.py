@@ -103,9 +103,3 @@ class Prefixes:
                 seen.engines.remove(engine)
             seen.engines.append(engine)
             del seen.engines[:-_HOLDERS]
-
-    def lost(self, engine: str) -> None:
-        """An engine has forgotten everything."""
-        for seen in self._seen.values():
-            if engine in seen.engines:
-                seen.engines.remove(engine)

@@ -139,7 +139,7 @@ class SimulatedEngine:
 
     async def _steps(self) -> None:
         while self._waiting or self._decoding:
-            decoding = self._decoding[: self._costs.step_rows]
+            decoding = self._urgent()[: self._costs.step_rows]
             step = self._plan(decoding)
             prefill = sum(rows for _, rows in step.chunks)
             if not decoding and not prefill:
@@ -160,6 +160,15 @@ class SimulatedEngine:
                     self._decoding.remove(context)
                     context.finish()
         self._running = None
+
+    def _urgent(self) -> "list[SimulatedContext]":
+        """Those who decode in the next step: as `engine.batch` has it."""
+        most, decoding = self._pacer.most_decoding, self._decoding
+        if len(decoding) <= most or not any(
+            one.urgency.watched for one in (*decoding, *(w[-1] for w in self._waiting))
+        ):
+            return decoding
+        return sorted(decoding, key=lambda one: (not one.urgency.watched, one.urgency.rank))[:most]
 
     def _plan(self, decoding: Sequence["SimulatedContext"]) -> "_Step":
         """What goes into the next step beside those who decode: as `engine.batch` has it."""

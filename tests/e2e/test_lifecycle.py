@@ -143,6 +143,32 @@ def test_a_dead_engine_comes_back_and_its_work_with_it(small: Server) -> None:
     assert any("is run again" in line for line in small.log)
 
 
+def test_work_of_a_dead_engine_goes_to_the_one_beside_it(tiny: Path) -> None:
+    with Server("--model", str(tiny), "--kv-tokens", "65536", "--engines", "2") as server:
+        assert "on 2 engines, each cpu with" in server.started
+        first, second = server.engine_processes()
+        names = [f"v{at}" for at in range(12)]
+        for name in names:
+            server.client().chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": f"Tell {name}"}],
+                max_tokens=1500,
+                extra_body={"ignore_eos": True, "semantic": {"session": "s", "output": name, "defer": True}},
+            )
+
+        def graph() -> list[dict[str, Any]]:
+            calls: list[dict[str, Any]] = httpx.get(f"{server.address}/v1/sessions/s/graph").json()["calls"]
+            return calls
+
+        assert {call["engine"] for call in graph()} == {"embedded-0", "embedded-1"}
+        first.kill()
+        deadline = time.monotonic() + 60
+        while not all(call["state"] == "done" for call in graph()) and time.monotonic() < deadline:
+            threading.Event().wait(0.1)
+        assert {call["state"] for call in graph()} == {"done"}
+        assert second.is_running(), "and that one was not disturbed"
+
+
 def test_a_hung_engine_is_replaced_and_its_work_run_again(tiny: Path) -> None:
     with Server("--model", str(tiny), "--engine-timeout", "1.5") as server:
         (engine,) = server.engine_processes()
