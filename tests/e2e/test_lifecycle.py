@@ -153,7 +153,8 @@ def test_work_of_a_dead_engine_goes_to_the_one_beside_it(tiny: Path) -> None:
                 model="tiny",
                 messages=[{"role": "user", "content": f"Tell {name}"}],
                 max_tokens=1500,
-                extra_body={"ignore_eos": True, "semantic": {"session": "s", "output": name, "defer": True}},
+                extra_headers={"X-Session-Id": "s"},
+                extra_body={"ignore_eos": True, "semantic": {"output": name, "defer": True}},
             )
 
         def graph() -> list[dict[str, Any]]:
