@@ -63,11 +63,14 @@ class Priorities:
         self._tenants: dict[str, _Work] = {}
         """What they have outstanding."""
         self._changed: dict[str, Call] = {}
+        self._stale: dict[str, Call] = {}
+        """Those whose readers ended, to be computed anew once for all of them: many may end at once."""
 
     def add(self, call: Call, now: float) -> None:
         """A call joined the graph, behind everything it reads. May be called again."""
         if call.id in self._known or call.state.final:
             return
+        self._settle()
         beginnings = borders(call)
         cost = self.estimates.cost(call, self.prefixes.known(beginnings))
         self.prefixes.add(beginnings)
@@ -84,7 +87,13 @@ class Priorities:
         unread = now + lead + patience + path + OUTSTANDING * session.seconds
         self._known[call.id] = _Known(call, beginnings, cost, path, lead, unread)
         self._changed[call.id] = call
-        leaves = [source for source in sources(call) if source.id in self._known and self._known[source.id].leaf]
+        leaves = []
+        for source in sources(call):
+            feeds = self._known.get(source.id)
+            if feeds is not None:
+                if not feeds.readers:
+                    leaves.append(source)  # wanted no more for its own sake
+                feeds.readers += 1
         self._recompute([*leaves, call])
         for variable in call.makes:
             if variable.readers:  # who came before the call was added
@@ -96,6 +105,7 @@ class Priorities:
         known = None if call is None else self._known.get(call.id)
         if call is None or known is None:
             return
+        self._settle()
         patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
         patience = PATIENCE_SECONDS if patient else 0.0
         want = now + known.lead + patience + known.path + OUTSTANDING * self._needed(call)
@@ -106,6 +116,7 @@ class Priorities:
 
     def follow(self, call: Call, leader: Call) -> None:
         """The call is served by the leader from here on, or no more."""
+        self._settle()
         self._recompute([leader])
         self._changed[leader.id] = leader
 
@@ -123,7 +134,12 @@ class Priorities:
         self._changed.pop(call.id, None)
         _done(self._sessions, id(call.session), known.cost.work)
         _done(self._tenants, call.scope, known.cost.work)
-        self._recompute([source for source in sources(call) if source.id in self._known])
+        for source in sources(call):
+            feeds = self._known.get(source.id)
+            if feeds is not None:
+                feeds.readers -= 1
+                if not feeds.readers or feeds.rank == known.rank - feeds.ahead:
+                    self._stale[source.id] = source
 
     def urgency(self, call: Call) -> Urgency:
         """What an engine is told of it."""
@@ -133,6 +149,7 @@ class Priorities:
 
     def rank(self, call: Call) -> float:
         """By when it is to be worked on, in seconds of the caller's clock. Of a call that has ended, 0."""
+        self._settle()
         known = self._known.get(call.id)
         return 0.0 if known is None else known.rank
 
@@ -143,6 +160,7 @@ class Priorities:
 
     def changed(self) -> Iterator[Call]:
         """The calls whose urgency may have changed since this was asked before."""
+        self._settle()
         changed, self._changed = self._changed, {}
         return iter(changed.values())
 
@@ -183,6 +201,11 @@ class Priorities:
                 if other is not None:
                     lowered.append((source, rank - other.ahead))
 
+    def _settle(self) -> None:
+        if self._stale:
+            stale, self._stale = self._stale, {}
+            self._recompute(list(stale.values()))
+
     def _recompute(self, calls: list[Call]) -> None:
         """Computes ranks from what needs the calls, and then those of what feeds them, as far as that changes any."""
         while calls:
@@ -191,7 +214,7 @@ class Priorities:
             if known is None:
                 continue
             before, rank = known.rank, self.computed(call)
-            known.leaf = not any(reader.id in self._known for reader in _readers(call))
+            known.readers = sum(reader.id in self._known for reader in _readers(call))
             if rank < before:
                 self._lower(call, rank)
             elif rank > before:
@@ -207,9 +230,12 @@ class Priorities:
 
     def check_integrity(self) -> None:
         """Computes everything anew. Raises AssertionError on any difference."""
+        self._settle()
         for name, known in self._known.items():
             assert not known.call.state.final, f"{name} has ended"
             assert known.rank == self.computed(known.call), f"the rank of {name} is not what it should be"
+            readers = sum(reader.id in self._known for reader in _readers(known.call))
+            assert known.readers == readers, f"{name} has {readers} readers"
         sessions = Counter(id(known.call.session) for known in self._known.values())
         assert sessions == {id: work.calls for id, work in self._sessions.items()}, "work that is not there"
         tenants = Counter(known.call.scope for known in self._known.values())
@@ -239,7 +265,7 @@ def _done(outstanding: dict[_Key, _Work], key: _Key, cost: float) -> None:
 class _Known:
     """What is known of an unfinished call. `path`: seconds of the longest way to its end. `lead`: seconds by which its
     tenant was ahead of others when it came. `unread`: by when it is wanted as long as nothing reads it; `want`: since
-    somebody waits for it. `leaf`: whether no unfinished call reads it."""
+    somebody waits for it. `readers`: unfinished calls that read it."""
 
     call: Call
     beginnings: list[Border]
@@ -249,7 +275,7 @@ class _Known:
     unread: float
     want: float = math.inf
     rank: float = math.inf
-    leaf: bool = True
+    readers: int = 0
 
     @property
     def ahead(self) -> float:

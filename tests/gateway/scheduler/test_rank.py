@@ -5,7 +5,7 @@ import itertools
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.graph.call import Call, CallSpec, CallState, Input, Objective, Sampling, Slot, Text
 from gateway.graph.objectives import sources
@@ -185,19 +185,21 @@ class Growth(RuleBasedStateMachine):
         to = self.sessions[at]
         known = [name for name, variable in to.variables.items() if variable.failure is None]
         reads = data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)) if known else []
-        call = join(to, *reads, prompt=prompt, tokens=tokens, objective=objective)
-        self.calls.append(call)
-        self.priorities.add(call, self.now)
+        for _ in range(data.draw(st.integers(1, 4))):  # alike, so that much is read by several
+            call = join(to, *reads, prompt=prompt, tokens=tokens, objective=objective)
+            self.calls.append(call)
+            self.priorities.add(call, self.now)
 
+    @precondition(lambda self: self.calls)
     @rule(data=st.data(), objective=st.sampled_from(Objective))
     def read(self, data: st.DataObject, objective: Objective) -> None:
-        if self.calls:
-            self.priorities.wanted(data.draw(st.sampled_from(self.calls)).output, objective, self.now)
+        self.priorities.wanted(data.draw(st.sampled_from(self.calls)).output, objective, self.now)
 
     @rule(seconds=st.floats(0, 100))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
+    @precondition(lambda self: self.unfinished())
     @rule(data=st.data())
     def serve(self, data: st.DataObject) -> None:
         alone = [call for call in self.unfinished() if not call.inputs and call.leader is None]
@@ -208,10 +210,13 @@ class Growth(RuleBasedStateMachine):
                 leader.followers.append(call)
                 self.priorities.follow(call, leader)
 
-    @rule(data=st.data(), state=st.sampled_from([CallState.DONE, CallState.CANCELLED]))
-    def end(self, data: st.DataObject, state: CallState) -> None:
-        ready = [call for call in self.unfinished() if state is not CallState.DONE or not call.waiting_on]
-        if ready:
+    @precondition(lambda self: self.unfinished())
+    @rule(data=st.data(), state=st.sampled_from([CallState.DONE, CallState.CANCELLED]), many=st.integers(1, 5))
+    def end(self, data: st.DataObject, state: CallState, many: int) -> None:
+        for _ in range(many):  # at once: nothing is asked in between
+            ready = [call for call in self.unfinished() if state is not CallState.DONE or not call.waiting_on]
+            if not ready:
+                return
             call = data.draw(st.sampled_from(ready))
             finish(call, state)
             self.priorities.end(call)
@@ -238,4 +243,4 @@ class Growth(RuleBasedStateMachine):
 
 
 TestGrowth = Growth.TestCase
-TestGrowth.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestGrowth.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
