@@ -271,8 +271,10 @@ class Scheduler:
             call.move(CallState.QUEUED)
         engines = await self._engines.serving(call.spec.model)
         prefixes, beginnings = self._priorities.prefixes, self._priorities.beginnings(call)
-        engine = engines[0] if len(engines) == 1 else self._place(call, engines, prefixes.held(beginnings))
-        prefixes.given(beginnings, engine.name)
+        engine = engines[0]
+        if len(engines) > 1:
+            engine = self._place(call, engines, prefixes.held(beginnings))
+            prefixes.given(beginnings, engine.name)
         call.engine = engine.name
         self._priorities.estimates.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))
