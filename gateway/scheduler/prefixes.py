@@ -1,4 +1,4 @@
-"""Which beginnings of prompts there have been, where they are, and who will read them: asked of no engine."""
+"""Which beginnings of prompts there have been, and which engines were given them: asked of no engine."""
 
 from array import array
 from collections import OrderedDict
