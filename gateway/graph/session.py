@@ -10,10 +10,10 @@ import hashlib
 import itertools
 import secrets
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gateway.graph.borders import borders
 from gateway.graph.call import Call, CallSpec, CallState, Input, Slot, Text, Times, Usage
 from gateway.graph.errors import (
     Cycle,
@@ -585,18 +585,7 @@ def _prompt_bytes(spec: CallSpec) -> int:
 
 def prefix_hashes(call: Call) -> list[str]:
     """Hashes of the prompt at every border of segments: equal for equal text and equal sources, in one tenant."""
-    digest = _digest(call.scope + call.spec.model)
-    hashes = []
-    for segment in call.spec.segments:
-        match segment:
-            case Text(tokens):
-                digest.update(b"t" + array("i", tokens).tobytes())
-            case Input(reference, _):
-                digest.update(f"v{call.session.id}\0{reference}\0".encode())
-            case Slot(name):
-                digest.update(f"s{call.session.id}\0{name or call.output.name}\0".encode())
-        hashes.append(digest.hexdigest())
-    return hashes
+    return [border.key.hex() for border in borders(call) if border.ends]
 
 
 def _digest(scope: str) -> "hashlib.blake2b":

@@ -17,11 +17,12 @@ from enum import StrEnum
 from typing import TypeVar
 
 from gateway.engines.base import Urgency
+from gateway.graph.borders import Border, borders
 from gateway.graph.call import Call, Objective
 from gateway.graph.objectives import sources
 from gateway.graph.variable import Variable
 from gateway.scheduler.estimate import Cost, Estimates
-from gateway.scheduler.prefixes import Border, Prefixes, borders
+from gateway.scheduler.prefixes import Prefixes
 
 PATIENCE_SECONDS = 30.0
 """So much later is wanted what nobody waits for yet, and what somebody says there is time for."""

@@ -8,13 +8,14 @@ import pytest
 
 from bench.stub import StubEngine
 from gateway.engines.base import Engine, NoEngine, Urgency
+from gateway.graph.borders import borders
 from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text, Transform
 from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Session
 from gateway.graph.variable import Piece, VariableState
 from gateway.scheduler import Estimates, Order, Overloaded, Priorities, Scheduler, Stopping
 from gateway.scheduler.placement import place
-from gateway.scheduler.prefixes import Prefixes, borders
+from gateway.scheduler.prefixes import Prefixes
 from tests.gateway.graph.test_session import session, spec
 
 ANSWER = Slot(None, Sampling())
