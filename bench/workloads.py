@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,14 @@ from examples.workloads.apps import OUT, WORKLOADS, Workload
 from examples.workloads.client import MODES, App, Span
 from examples.workloads.texts import Texts
 
-_CHAT_SECONDS = 0.5
+_CHAT_SECONDS = 2.0
 """On average, between two messages of plain chat in the mixed load."""
+_APPLICATION_SECONDS = 8.0
+"""On average, between two applications in it: about four fifths of what two cores with AVX512 can do."""
+
+
+_ALONE_SECONDS = 45.0
+"""Chat is measured so long by itself."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,11 @@ async def run_once(http: aiohttp.ClientSession, way: Way, work: Workload, seed: 
 async def mixed_once(
     http: aiohttp.ClientSession, way: Way, seed: int, rtt: float, apps: Sequence[str]
 ) -> tuple[list[float], list[float]]:
-    """All applications begun within a few seconds, beside plain chat: seconds of each of them, and of each chat."""
-    pick = random.Random(seed)
+    """Applications that come by chance, beside plain chat: seconds of each of them, and of each chat.
+
+    Without applications, chat by itself for a while.
+    """
+    pick, come = random.Random(seed), random.Random(seed)
     chats: list[float] = []
     over = asyncio.Event()
 
@@ -89,13 +99,17 @@ async def mixed_once(
                 group.create_task(chat(at))
                 await asyncio.sleep(pick.expovariate(1 / _CHAT_SECONDS))
 
-    async def one(number: int, name: str) -> float:
-        await asyncio.sleep(number * 0.5)
+    async def one(number: int, name: str, at: float) -> float:
+        await asyncio.sleep(at)
         return (await run_once(http, way, WORKLOADS[name], seed + number, rtt))[0]
 
     talk = asyncio.create_task(chatter())
     try:
-        seconds = await asyncio.gather(*(one(number, name) for number, name in enumerate(apps)))
+        order = come.sample(apps, len(apps))
+        times = accumulate(come.expovariate(1 / _APPLICATION_SECONDS) for _ in order)
+        seconds = await asyncio.gather(*(one(*coming) for coming in zip(count(), order, times)))
+        if not apps:
+            await asyncio.sleep(_ALONE_SECONDS)
     finally:
         over.set()
         await talk
@@ -116,12 +130,13 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
                 seed = next(seeds)
                 for way in ways:
                     if name == "mixed":
+                        _, alone = await mixed_once(http, way, seed, chosen.rtt, [])
                         apps = [one for one in WORKLOADS for _ in range(2)]
                         seconds, chats = await mixed_once(http, way, seed, chosen.rtt, apps)
                         results[way.name].seconds.append(statistics.mean(seconds))
-                        found.setdefault("mixed: chat p99", {}).setdefault(way.name, Result()).seconds.append(
-                            sorted(chats)[max(0, -(-99 * len(chats) // 100) - 1)]
-                        )
+                        for what, times in (("beside them", chats), ("alone", alone)):
+                            row = found.setdefault(f"chat {what}: p99", {})
+                            row.setdefault(way.name, Result()).seconds.append(_slowest_percent(times))
                         continue
                     taken, app = await run_once(http, way, WORKLOADS[name], seed, chosen.rtt)
                     results[way.name].seconds.append(taken)
@@ -129,6 +144,10 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
             row = "  ".join(f"{way} {result.median:.2f} s" for way, result in results.items())
             print(f"{name}: {row}", file=sys.stderr, flush=True)
     return found
+
+
+def _slowest_percent(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[max(0, -(-99 * len(seconds) // 100) - 1)]
 
 
 def table(found: dict[str, dict[str, Result]]) -> str:
@@ -214,11 +233,12 @@ def _vllm_on(folder: str, python: str) -> AbstractContextManager[str]:
     return started(command, port_option="--port", environment=environment, seconds=600)
 
 
-_WITHOUT = (
-    ("by arrival", ("--order", "arrival")),
-    ("no fill ahead", ("--no-fill-ahead",)),
-    ("no shared prefixes", ("--no-prefix-sharing",)),
-)
+_WITHOUT = {
+    "deferral": (),
+    "rank": ("--order", "arrival"),
+    "fill-ahead": ("--no-fill-ahead",),
+    "prefix-sharing": ("--no-prefix-sharing",),
+}
 """What `--ablation` leaves out, one at a time."""
 
 
@@ -241,7 +261,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", choices=["vllm"])
     parser.add_argument("--peer-python", default=sys.executable, help="python that has the peer installed")
-    parser.add_argument("--ablation", action="store_true", help="graph mode, one part of ours left out at a time")
+    parser.add_argument(
+        "--ablation",
+        nargs="*",
+        choices=_WITHOUT,
+        metavar="PART",
+        help="graph mode, one part of ours left out at a time",
+    )
     parser.add_argument(
         "--settings", nargs=argparse.REMAINDER, default=[], help="of myna serve, to the end of the line"
     )
@@ -254,9 +280,12 @@ def main() -> None:
             ways.append(Way("vllm", *stack.enter_context(_vllm(chosen.peer_python)), "client"))
         url = chosen.base_url or _own(stack, *chosen.settings)
         model = chosen.model or asyncio.run(_first_model(url))
-        if chosen.ablation:
-            ways += [Way("everything", url, model, "graph"), Way("no deferral", url, model, "client")]
-            ways += [Way(name, _own(stack, *chosen.settings, *flags), model, "graph") for name, flags in _WITHOUT]
+        if chosen.ablation is not None:
+            ways.append(Way("everything", url, model, "graph"))
+            for part in chosen.ablation or _WITHOUT:
+                flags = _WITHOUT[part]
+                at = _own(stack, *chosen.settings, *flags) if flags else url
+                ways.append(Way(f"no {part}", at, model, "graph" if flags else "client"))
         else:
             ways += [Way(mode, url, model, mode) for mode in chosen.modes]
         found = asyncio.run(measure(ways, chosen))

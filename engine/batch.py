@@ -31,9 +31,9 @@ class Chunk(NamedTuple):
 class Plan:
     """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks.
 
-    `decoding`: rows that decode; `long`: rows of prompts that were held back for them (see Pacer). `waiting`:
-    whether a prompt was held back altogether. `empty`: chunks of no rows, which only report. `held`: contexts for whose
-    prompts there was no room in the step; `starved`: those for whose prompts there was no memory.
+    `decoding`: rows that decode, `watched` of them watched; `long`: rows of prompts that wait for their share (see
+    Pacer). `waiting`: whether a prompt was held back altogether. `empty`: chunks of no rows, which only report. `held`:
+    contexts for which there was no room in the step; `starved`: those for whose prompts there was no memory.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -42,6 +42,7 @@ class Plan:
     rows: int = 0
     empty: int = 0
     decoding: int = 0
+    watched: int = 0
     long: int = 0
     waiting: bool = False
     held: list[Context] = field(default_factory=list)
@@ -80,8 +81,8 @@ class BatchPlanner:
         decoders.sort(key=_priority)
         others.sort(key=_priority)
         plan = Plan()
-        if self._pacer is not None and len(decoders) > self._pacer.most_decoding:
-            decoders = self._urgent(decoders, others, plan, self._pacer.most_decoding)
+        if self._pacer is not None:
+            decoders = self._urgent(decoders, others, plan, self._pacer)
         for context in decoders:
             if len(plan.chunks) >= min(self._max_batch, self._step_tokens):
                 break
@@ -92,16 +93,18 @@ class BatchPlanner:
             else:
                 self._add(plan, context, 1, everyone)
         plan.decoding = plan.rows
+        plan.watched = sum(chunk.context.watched for chunk in plan.chunks)
         if others:
             self._prefill(plan, others, everyone)
         return plan
 
-    def _urgent(self, decoders: list[Context], others: list[Context], plan: Plan, most: int) -> list[Context]:
+    def _urgent(self, decoders: list[Context], others: list[Context], plan: Plan, pacer: Pacer) -> list[Context]:
         """Those who decode in this step, if not all can: were a client's answer to keep pace with all that nobody
         watches, it would crawl, and so would prompts. The less urgent ones pause until it is their turn."""
-        if not any(context.watched for context in (*decoders, *others)):
+        watched = sum(context.watched for context in decoders)
+        if watched == len(decoders) or not (watched or any(context.watched for context in others)):
             return decoders
-        room = most - sum(context.watched for context in decoders)
+        room = pacer.unwatched(watched)
         chosen = []
         for context in decoders:
             if not context.watched:
@@ -115,10 +118,9 @@ class BatchPlanner:
     def _prefill(self, plan: Plan, others: list[Context], everyone: list[Context]) -> None:
         budget = self._step_tokens - plan.rows
         most = long = behind = ahead = budget
-        watched = False
         if self._pacer is not None:
-            watched = any(chunk.context.watched for chunk in plan.chunks)
-            most, long, behind, ahead = self._pacer.rows(plan.decoding, watched=watched)
+            mixed = any(context.watched for context in others) and not all(context.watched for context in others)
+            most, long, behind, ahead = self._pacer.rows(plan.decoding, watched=plan.watched, mixed=mixed)
             budget = min(budget, most)
         first = plan.chunks[0].context.rank + TOGETHER_SECONDS if plan.chunks else math.inf
         full = False
@@ -135,7 +137,7 @@ class BatchPlanner:
                 if not context.adopt_cached():
                     continue
                 context.prompt = len(context.tokens) - context.computed
-            is_long = watched and context.prompt > most
+            is_long = plan.watched > 0 and (context.prompt > most or not context.watched)
             waits = context.generation is None  # for what stands behind: nobody is held up by it yet
             allowed = min(
                 budget, long if is_long else budget, behind if follows else budget, ahead if waits else budget

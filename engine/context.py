@@ -4,7 +4,7 @@ from collections import deque
 from itertools import count
 
 from engine.generation import Generation
-from engine.kv_cache import KVCache, Node
+from engine.kv_cache import KVCache, Missing, Node
 
 _versions = count(1)
 
@@ -45,6 +45,12 @@ class Context:
         self._tip = cache.root(scope)
         self._path_length = 0
         self._announced: list[Node] = []
+        self._returns_to: Node | None = None
+        """The last block in the tree of those it gave back and will come for."""
+        self.filled = 0
+        """Tokens of the current fills."""
+        self.missing: Missing | None = None
+        """Why they were not all in the tree, once that is known."""
 
     @property
     def priority(self) -> tuple[float, int]:
@@ -80,6 +86,14 @@ class Context:
             self.prompt = 0
         return settled
 
+    def settle_missed(self) -> dict[str, int]:
+        """Takes account of the fills that are done: how many of their tokens were not in the tree, by the reason."""
+        missed, self.filled = self.filled - self.cached, 0
+        why, self.missing = self.missing, None
+        if missed <= 0:
+            return {}
+        return {why or (Missing.PART_OF_A_BLOCK if self._cache.sharing else Missing.SHARING_OFF): missed}
+
     @property
     def decoding(self) -> bool:
         """Whether the next step computes the one token sampled last."""
@@ -108,12 +122,20 @@ class Context:
         False if the next block is being computed by somebody else in the step now planned: waiting for it is
         cheaper than doing it twice.
         """
-        cache, size = self._cache, self._cache.block_size
-        if not cache.sharing:
+        if not self._cache.sharing:
             return True
+        ready = self._adopt()
+        self._expected_no_more()
+        return ready
+
+    def _adopt(self) -> bool:
+        cache, size = self._cache, self._cache.block_size
         while self.computed == self._path_length * size and len(self.tokens) - self.computed >= size:
-            node = cache.child(self._tip, tuple(self.tokens[self.computed : self.computed + size]))
+            key = tuple(self.tokens[self.computed : self.computed + size])
+            node = cache.child(self._tip, key)
             if node is None:
+                if self.missing is None and self.fills:
+                    self.missing = cache.missing(self._tip, key)
                 return True
             if not node.ready:
                 return False
@@ -213,14 +235,27 @@ class Context:
         self._announced = []
 
     def drop_blocks(self) -> None:
-        """Gives all blocks back; the tree may keep them. They are found there again or recomputed."""
+        """Gives all blocks back for now; the tree may keep them. They are found there again or recomputed."""
+        if self.computed and self._path_length:
+            self._expected_no_more()
+            self._returns_to = self._tip
+            self._cache.expect(self._tip, self.rank)
+        self._release()
+
+    def free(self) -> None:
+        """Gives all blocks back and will not come for them."""
+        self._expected_no_more()
+        self._release()
+
+    def _expected_no_more(self) -> None:
+        if self._returns_to is not None:
+            self._cache.expect_no_more(self._returns_to)
+            self._returns_to = None
+
+    def _release(self) -> None:
         blocks, self.blocks = self.blocks, []
         self.table_version = next(_versions)
         self.begun = False
         self._cache.release(reversed(blocks))
         self.computed = 0
         self._tip, self._path_length = self._cache.root(self.scope), 0
-
-    def retain(self, hint: float) -> None:
-        """Passes the hint on to the blocks that stand in the tree."""
-        self._cache.retain(self._tip, hint)

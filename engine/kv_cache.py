@@ -5,8 +5,11 @@ never written again, so sharing needs no locks and no copies; a partly filled bl
 whoever writes first (copy on write).
 """
 
-import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+
+from engine.retention import Retention
 
 SCRATCH = 0
 """A block that belongs to nobody; rows whose KV is already there write into it."""
@@ -15,32 +18,70 @@ Key = tuple[int, ...]
 """The tokens of one full block."""
 
 
+class Missing(StrEnum):
+    """Why the KV of the rest of a prompt was not there: nothing begins like it; what begins like it goes on otherwise;
+    it was given up for lack of room; it is there, but for another tenant; it does not fill a block; nothing is kept."""
+
+    NEVER_SEEN = "never_seen"
+    DIVERGED = "diverged"
+    EVICTED = "evicted"
+    OTHER_KEY = "other_key"
+    PART_OF_A_BLOCK = "part_of_a_block"
+    SHARING_OFF = "sharing_off"
+
+
 class Node:
-    """A full block in the prefix tree, reached by the tokens of its ancestors and its own."""
+    """A full block in the prefix tree, reached by the tokens of its ancestors and its own.
 
-    __slots__ = ("block", "children", "key", "parent", "ready", "retention", "used")
+    `text`: a digest of the tokens from the beginning to its end; `path`: the same of one scope. `reads`, `used`: see
+    `retention.Evictable`. `returning`: contexts that gave it back and will come for it.
+    """
 
-    def __init__(self, parent: "Node | None", key: Key, block: int) -> None:
+    __slots__ = (
+        "block",
+        "children",
+        "due",
+        "evictable",
+        "key",
+        "parent",
+        "path",
+        "reads",
+        "ready",
+        "returning",
+        "scope",
+        "text",
+        "used",
+    )
+
+    def __init__(self, parent: "Node | None", key: Key, block: int, scope: int = 0) -> None:
         self.parent = parent
         self.key = key
         self.block = block
         self.children: dict[Key, Node] = {}
         self.ready = False
         """False while the step that computes it runs; whoever wants it waits one step instead of redoing it."""
+        self.scope: int = scope if parent is None else parent.scope
+        self.text: int = 0 if parent is None else hash((parent.text, key))
+        self.path = hash((self.scope, self.text))
         self.used = 0
-        self.retention = 0.0
+        self.reads = 1
+        self.returning = 0
+        self.due: float | None = None
+        self.evictable = False
 
 
 class KVCache:
     """Owner of all block state.
 
     References to a block: one for each context whose table holds it, one for the tree. A block with none is
-    free; one that only the tree holds is cold and goes when room is needed: lowest retention first, then least
-    recently used, leaves before their parents. Whoever holds a block of the tree holds all its ancestors, so a
+    free; one that only the tree holds is cold and goes when room is needed: see `retention` for which goes first, but
+    leaves go before their parents. Whoever holds a block of the tree holds all its ancestors, so a
     cold node never stands above a used one.
     """
 
-    def __init__(self, blocks: int, block_size: int, *, sharing: bool = True) -> None:
+    def __init__(
+        self, blocks: int, block_size: int, *, sharing: bool = True, retention: Retention | None = None
+    ) -> None:
         """`blocks` counts the scratch block; `block_size` is in tokens."""
         if blocks < 2:
             raise ValueError("a KV pool needs at least two blocks")
@@ -53,9 +94,10 @@ class KVCache:
         self._free = list(range(blocks - 1, SCRATCH, -1))
         self._roots: dict[str, Node] = {}
         self._nodes: dict[int, Node] = {}
-        self._cold: list[tuple[float, int, int, Node]] = []
+        self._texts: Counter[int] = Counter()
+        """In how many scopes a text is there."""
+        self._retention = retention or Retention(blocks - 1)
         self._cold_count = 0
-        self._clock = 0
 
     @property
     def available(self) -> int:
@@ -65,7 +107,7 @@ class KVCache:
     def root(self, scope: str) -> Node:
         """Where the paths of `scope` begin. Scopes share nothing."""
         if scope not in self._roots:
-            root = Node(None, (), SCRATCH)
+            root = Node(None, (), SCRATCH, hash(scope))
             root.ready = True
             self._roots[scope] = root
         return self._roots[scope]
@@ -81,8 +123,14 @@ class KVCache:
     def share(self, block: int) -> None:
         """One more reference to a block that has some."""
         node = self._nodes.get(block)
-        if node is not None and self._references[block] == 1:
-            self._cold_count -= 1
+        if node is not None:
+            if self._references[block] == 1:
+                self._cold_count -= 1
+                node.evictable = False
+                if not node.returning:
+                    self._retention.read_again(node)
+            if not node.returning:
+                node.reads += 1
         self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
@@ -93,8 +141,7 @@ class KVCache:
             if left == 0:
                 self._free.append(block)
             elif left == 1 and (node := self._nodes.get(block)) is not None:
-                self._clock += 1
-                node.used = self._clock
+                node.used = self._retention.given_back()
                 self._cold_count += 1
                 self._offer(node)
 
@@ -109,7 +156,10 @@ class KVCache:
     def insert(self, node: Node, key: Key, block: int) -> Node:
         """Puts a block, held by the caller and being computed in this step, behind `node`."""
         child = Node(node, key, block)
+        child.reads += self._retention.returned(child.path)
+        self._texts[child.text] += 1
         node.children[key] = child
+        node.evictable = False
         self._nodes[block] = child
         self._references[block] += 1
         return child
@@ -120,45 +170,59 @@ class KVCache:
         assert not node.children
         del node.parent.children[node.key]
         del self._nodes[node.block]
+        node.evictable = False
+        self._texts[node.text] -= 1
+        if not self._texts[node.text]:
+            del self._texts[node.text]
         if self._references[node.block] == 1:
             self._cold_count -= 1
         self.release([node.block])
         if node.parent.parent is not None and self._references[node.parent.block] == 1:
             self._offer(node.parent)
 
-    def retain(self, node: Node, hint: float) -> None:
-        """Sets the worth of `node` and its ancestors; see `Retain` in engine/link.py."""
+    def missing(self, node: Node, key: Key) -> Missing:
+        """Why the block behind `node` that holds the tokens `key` is not there."""
+        text = hash((node.text, key))
+        if self._retention.evicted(hash((node.scope, text))):
+            return Missing.EVICTED
+        if text in self._texts:
+            return Missing.OTHER_KEY
+        return Missing.DIVERGED if node.children and node.parent is not None else Missing.NEVER_SEEN
+
+    def expect(self, node: Node, rank: float) -> None:
+        """Somebody who gives back `node` and its ancestors now will come for them again."""
         at: Node | None = node
         while at is not None and at.parent is not None:
-            at.retention = hint
-            if self._references[at.block] == 1:
-                self._offer(at)
+            at.returning += 1
+            at.due = rank if at.due is None else min(at.due, rank)
+            if at.evictable:
+                self._retention.offer(at)
+            at = at.parent
+
+    def expect_no_more(self, node: Node) -> None:
+        """Who was expected has come, or never will."""
+        at: Node | None = node
+        while at is not None and at.parent is not None:
+            at.returning -= 1
+            if not at.returning:
+                at.due = None
+                if at.evictable:
+                    self._retention.offer(at)
             at = at.parent
 
     def _offer(self, node: Node) -> None:
-        """Notes a node for eviction if it is a leaf. Notes go stale; `_evict` checks them."""
+        """It can be evicted if it is a leaf."""
         if not node.children:
-            heapq.heappush(self._cold, (node.retention, node.used, id(node), node))
-            if len(self._cold) > 4 * len(self._references):
-                self._cold = [note for note in self._cold if self._valid(note)]
-                heapq.heapify(self._cold)
-
-    def _valid(self, note: tuple[float, int, int, Node]) -> bool:
-        retention, used, _, node = note
-        return (
-            self._nodes.get(node.block) is node
-            and not node.children
-            and self._references[node.block] == 1
-            and (node.retention, node.used) == (retention, used)
-        )
+            node.evictable = True
+            self._retention.offer(node)
 
     def _evict(self) -> bool:
-        while self._cold:
-            note = heapq.heappop(self._cold)
-            if self._valid(note):
-                self.remove(note[3])
-                return True
-        return False
+        node = self._retention.choose()
+        if node is None:
+            return False
+        assert isinstance(node, Node)
+        self.remove(node)
+        return True
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Recounts everything from the tables of all contexts. Raises AssertionError on any difference."""
@@ -180,8 +244,13 @@ class KVCache:
         assert sorted(self._free) == free, "the free list differs from the unreferenced blocks"
         cold = [node for node in nodes if in_use[node.block] == 0]
         assert len(cold) == self._cold_count, "the count of cold blocks is off"
-        offered = {id(note[3]) for note in self._cold if self._valid(note)}
-        assert all(id(node) in offered for node in cold if not node.children), "a cold leaf was never offered"
+        leaves = {node.block for node in cold if not node.children}
+        assert leaves == {node.block for node in nodes if node.evictable}, (
+            "other blocks can be evicted than cold leaves"
+        )
+        assert leaves == {one.block for one in self._retention.offered()}, "a cold leaf was never offered"
+        assert all((node.due is not None) == (node.returning > 0) for node in nodes), "due for nobody"
+        assert Counter(node.text for node in nodes) == self._texts, "texts that are not there"
         for node in cold:
             assert all(in_use[child.block] == 0 for child in node.children.values()), "a cold node above a used one"
 

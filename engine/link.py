@@ -83,18 +83,11 @@ class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
     watched: bool = True
 
 
-class Retain(msgspec.Struct, frozen=True, tag="retain"):
-    """How much the context's cached blocks are worth keeping; less goes first when the pool is full."""
-
-    context: int
-    hint: float
-
-
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the process."""
 
 
-Command = Fill | Generate | Free | Rerank | Retain | Shutdown
+Command = Fill | Generate | Free | Rerank | Shutdown
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,8 +137,9 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     """What one step brought one context.
 
-    `filled`: tokens in the context once a fill is done; `cached`: how many of them were not computed; `held` and
-    `starved`: seconds for which the fill waited for room in a step, and for memory.
+    `filled`: tokens in the context once a fill is done; `cached`: how many of them were not computed; `missed`: how
+    many were, by why they were not in the cache, see `kv_cache.Missing`; `held` and `starved`: seconds for which the
+    fill waited for room in a step, and for memory.
     `tokens`: sampled in this step; `text`: what they add, whole characters only, nothing of a stop string.
     `finish`: `stop` or `length`. `error`: (code, message); the context is then already freed.
     """
@@ -160,6 +154,7 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     error: tuple[str, str] | None = None
     held: float = 0.0
     starved: float = 0.0
+    missed: dict[str, int] = {}
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

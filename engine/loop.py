@@ -35,7 +35,7 @@ log = logging.getLogger("myna.engine")
 class Engine:
     """Owner of all contexts and of the KV pool. Not thread-safe: one loop calls it.
 
-    `fill`, `generate`, `free_context`, `rerank` and `retain` only note what is wanted; `step` does the work and
+    `fill`, `generate`, `free_context` and `rerank` only note what is wanted; `step` does the work and
     returns what it brought. Commands that do not fit raise ContextError and change nothing.
     """
 
@@ -127,6 +127,7 @@ class Engine:
         target.rank, target.watched = rank, watched
         target.tokens.extend(tokens)
         target.fills.append(len(target.tokens))
+        target.filled += len(tokens)
 
     def fork(self, context: int, parent: int, *, rank: float = 0.0) -> None:
         """A new context that goes on from where `parent` is; blocks are shared until written."""
@@ -161,7 +162,7 @@ class Engine:
         """Forgets the context and gives its blocks back. Unknown ids are ignored."""
         target = self._contexts.pop(context, None)
         if target is not None:
-            target.drop_blocks()
+            target.free()
 
     def rerank(self, contexts: Iterable[int], rank: float, *, watched: bool = True) -> None:
         """New rank for those of the contexts that exist; see `Rerank`."""
@@ -169,11 +170,6 @@ class Engine:
             if context in self._contexts:
                 self._contexts[context].rank = rank
                 self._contexts[context].watched = watched
-
-    def retain(self, context: int, hint: float) -> None:
-        """How much the context's cached blocks are worth; see `Retain`. Unknown ids are ignored."""
-        if context in self._contexts:
-            self._contexts[context].retain(hint)
 
     def _get(self, context: int) -> Context:
         if context not in self._contexts:
@@ -253,6 +249,7 @@ class Engine:
             context.starved += seconds
         self._pacer.observe(
             decoding=plan.decoding,
+            watched=plan.watched,
             prefill=plan.rows - plan.decoding,
             long=plan.long,
             waiting=plan.waiting,
@@ -327,6 +324,7 @@ class Engine:
 def _report_fills(context: Context, update: Update) -> None:
     update.filled = context.settle_fills()
     if update.filled is not None and not context.fills:
+        update.missed = context.settle_missed()
         update.cached, context.cached = context.cached, 0
         update.held, context.held = context.held, 0.0
         update.starved, context.starved = context.starved, 0.0

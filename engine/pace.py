@@ -19,9 +19,9 @@ _BARE_EVERY = 16
 class Allowance(NamedTuple):
     """Rows of prefill that a step may carry.
 
-    `most`: of all. `long`: of long prompts, those that are, or were when they began, more than `most`. `behind`: of
-    prompts that are less urgent than somebody who decodes. `ahead`: of prompts behind which nothing is generated yet,
-    since something in them is still missing.
+    `most`: of all. `long`: of prompts that wait for their share, where somebody is watched. `behind`: of prompts that
+    are less urgent than somebody who decodes. `ahead`: of prompts behind which nothing is generated yet, since
+    something in them is still missing.
     """
 
     most: int
@@ -33,11 +33,13 @@ class Allowance(NamedTuple):
 class Pacer:
     """Owner of the cost model: a step takes `decode_seconds`, and `row_seconds` more for each row of prefill.
 
-    While somebody decodes and is watched, long prompts get on average so much time that decoding keeps `decode_share`
-    of its speed, saved up until it pays for a chunk; and no step is planned to take longer than `gap` seconds, which is
-    what a reader sees between two tokens. Prompts so short that one step takes them whole do not wait for that. Where
-    nobody watches, only when the last is done counts: prompts that are as urgent as what decodes have whole steps, and
-    decoding rides along; less urgent ones have as many rows as decoding can carry without being slowed down much.
+    While somebody decodes and is watched, others take on average so much time that those keep `decode_share` of the
+    speed that they would have by themselves: answers that nobody watches, as many as that allows, and long prompts and
+    those of calls that nobody watches, for which time is saved up until it pays for a chunk. No step is planned to take
+    longer than `gap` seconds, which is what a reader sees between two tokens. Prompts so short that one step takes them
+    whole, and for whose answers somebody waits, do not wait for that. Where nobody watches, only when the last is done
+    counts: prompts that are as urgent as what decodes have whole steps, and decoding rides along; less urgent ones have
+    as many rows as decoding can carry without being slowed down much.
 
     A step that decodes is bound by reading the weights, and a few rows more cost it next to nothing. So rows of prompts
     that wait for something ride with every such step, instead of having steps of their own later.
@@ -57,9 +59,12 @@ class Pacer:
         self._decoding = 0
         """Rows that decoded then."""
 
-    def rows(self, decoding: int, *, watched: bool) -> Allowance:
-        """What the next step, in which so many rows decode, may carry."""
-        whole = max(_FEWEST, int(2 * self._gap / self.row_seconds))
+    def rows(self, decoding: int, *, watched: int, mixed: bool = False) -> Allowance:
+        """What the next step may carry, in which so many rows decode, and so many of these are watched.
+
+        `mixed`: whether prompts for whose answers somebody waits stand beside others.
+        """
+        whole = max(_FEWEST, int((1 if mixed else 2) * self._gap / self.row_seconds))
         if not decoding:
             return Allowance(whole, whole, whole, whole)
         overdue = self._since_bare >= _BARE_EVERY
@@ -74,10 +79,11 @@ class Pacer:
             return Allowance(most, free, most, free)
         return Allowance(most, min(most, affordable), most, free)
 
-    @property
-    def most_decoding(self) -> int:
-        """Rows that may decode in a step while somebody is watched: such that half of it is left for prompts."""
-        return max(_FEWEST, int(0.5 * self._gap / self.row_seconds))
+    def unwatched(self, watched: int) -> int:
+        """Rows that nobody watches and that may decode beside so many that are watched, or waited for."""
+        free = max(0, int(_FREE * self.alone_seconds / self.row_seconds) - watched)
+        others = (1 / self._share - 1) * max(self.alone_seconds, watched * self.row_seconds)
+        return max(1, free + int(others / self.row_seconds))
 
     def _fitting(self, share: float, decoding: int) -> int:
         """Rows that fit beside those who decode, if all together may take such a share of a decoding step's time."""
@@ -90,8 +96,9 @@ class Pacer:
         else:
             self.row_seconds = seconds / rows
 
-    def observe(self, *, decoding: int, prefill: int, long: int, waiting: bool, seconds: float) -> None:
-        """A step over `decoding` rows that decode and `prefill` rows of prompts, `long` of them of long ones.
+    def observe(self, *, decoding: int, watched: int, prefill: int, long: int, waiting: bool, seconds: float) -> None:
+        """A step over `decoding` rows that decode, `watched` of them watched, and `prefill` rows of prompts, `long` of
+        them of such that wait for their share.
 
         `waiting`: whether prefill was left undone.
         """
@@ -113,4 +120,6 @@ class Pacer:
             self._saved = 0.0
             return
         self._saved -= extra * long / prefill if long else 0.0
-        self._saved = min(self._saved + self.decode_seconds * (1 / self._share - 1), self._gap)
+        # what those who are watched would take by themselves
+        themselves = max(min(self.alone_seconds, self.decode_seconds), self.decode_seconds * watched / decoding)
+        self._saved = min(self._saved + max(0.0, themselves / self._share - self.decode_seconds), self._gap)

@@ -30,7 +30,6 @@ from engine.link import (
     Report,
     Rerank,
     Resolved,
-    Retain,
     Shutdown,
     Step,
     Update,
@@ -116,8 +115,6 @@ def _apply(engine: Engine, command: Command) -> Update | None:
                 engine.free_context(context)
             case Rerank(contexts, rank, watched):
                 engine.rerank(contexts, rank, watched=watched)
-            case Retain(context, hint):
-                engine.retain(context, hint)
             case Shutdown():
                 raise AssertionError("handled by the loop")
     except ContextError as error:

@@ -13,21 +13,23 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import EngineConfig
+from gateway import metrics
 from gateway.api import chat, completions, events, graphs, health, models, sessions, variables
 from gateway.api.services import SERVICES, Services
 from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
 from gateway.engines.pool import EnginePool
+from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
 from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.http.auth import authentication
 from gateway.http.errors import errors
 from gateway.journal import Journal, JournalError
-from gateway.metrics import observe
 from gateway.models import Models, ServedModel
 from gateway.prompt import PromptBuilder
 from gateway.scheduler import Estimates, Order, Priorities, Scheduler
 from gateway.settings import ServeSettings
+from gateway.simulate.trace import Recorder
 
 log = logging.getLogger("myna")
 
@@ -36,8 +38,14 @@ _COLLECTOR = (20_000, 10, 50)
 """New objects until the youngest are looked through, and how often that until the older ones are."""
 
 
-def build_services(settings: ServeSettings, pool: EnginePool, log: Log) -> Services:
+def build_services(settings: ServeSettings, pool: EnginePool, log: Log, recorder: Recorder | None = None) -> Services:
     """The domain and the scheduler over the pool's engines."""
+
+    def observe(call: Call) -> None:
+        metrics.observe(call)
+        if recorder is not None:
+            recorder.observe(call)
+
     priorities = Priorities(Estimates(), Order(settings.order))
     scheduler = Scheduler(pool, settings.max_calls, observe, priorities=priorities, fill_ahead=settings.fill_ahead)
     store = SessionStore(
@@ -129,10 +137,13 @@ async def serve(settings: ServeSettings) -> int:
     async with AsyncExitStack() as stack:
         try:
             journal = await _open_journal(settings, stack)
-            services = build_services(settings, pool, journal or NoLog())
+            services = build_services(settings, pool, journal or NoLog(), _recorder(settings, stack))
             restored = _restore(settings, services.sessions, journal)
         except JournalError as error:
             print(f"myna: {error} (--journal FILE names another, --journal memory does without)", file=sys.stderr)
+            return 1
+        except OSError as error:
+            print(f"myna: cannot write {settings.record}: {error.strerror}", file=sys.stderr)
             return 1
         try:
             address = await stack.enter_async_context(listening(build_app(settings, services), settings))
@@ -171,6 +182,13 @@ def spare_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECTOR)
+
+
+def _recorder(settings: ServeSettings, stack: AsyncExitStack) -> Recorder | None:
+    """What writes the trace, if one is wanted; closed at the end. Raises OSError."""
+    if settings.record is None:
+        return None
+    return Recorder(stack.enter_context(settings.record.expanduser().open("a", encoding="utf-8")))
 
 
 async def _open_journal(settings: ServeSettings, stack: AsyncExitStack) -> Journal | None:

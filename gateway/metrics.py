@@ -7,6 +7,12 @@ from gateway.graph.call import Call
 REQUESTS = Counter("myna_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
 CALLS = Counter("myna_calls_total", "Calls that ended, by final state", ["state"])
 TOKENS = Counter("myna_tokens_total", "Tokens of calls: prompt, of these cached, and completion", ["kind"])
+MISSED = Counter(
+    "myna_prompt_tokens_missed_total",
+    "Tokens of prompts that were not in the cache: never seen, diverged from what was, evicted, another key's, "
+    "part of a block, sharing off",
+    ["why"],
+)
 FIRST_TOKEN = Histogram(
     "myna_first_token_seconds",
     "From a call's inputs being there to its first token",
@@ -26,6 +32,8 @@ def observe(call: Call) -> None:
     TOKENS.labels("prompt").inc(call.usage.prompt)
     TOKENS.labels("cached").inc(call.usage.cached)
     TOKENS.labels("completion").inc(call.usage.completion)
+    for why, tokens in call.usage.missed.items():
+        MISSED.labels(why).inc(tokens)
     WAITED.labels("inputs").inc(max(0.0, (call.times.queued or call.times.created) - call.times.created))
     WAITED.labels("queue").inc(call.times.held)
     WAITED.labels("memory").inc(call.times.starved)

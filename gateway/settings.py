@@ -78,6 +78,7 @@ class ServeSettings(BaseSettings):
     max_value_bytes: int = Field(1 << 20, ge=1, description="bytes of one variable's value")
 
     journal: str = Field("auto", min_length=1, description="file for sessions, 'memory' for none; auto: one a port")
+    record: Path | None = Field(None, description="file for the shape of what is asked, to simulate; no texts")
 
     session_ttl: float = Field(3600.0, gt=0, description="an idle session is kept so long")
     max_wait: float = Field(600.0, gt=0, description="longest wait for a variable in one request")

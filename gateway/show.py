@@ -139,7 +139,16 @@ def _state(variable: Mapping[str, Any] | None, producer: Mapping[str, Any] | Non
     if producer["waiting_on"]:
         words.append(f"waits for {', '.join(producer['waiting_on'])}")
     times = " ".join(f"{what} {seconds:.2f} s" for what, seconds in _times(producer))
-    return "  ".join(filter(None, [*words, times]))
+    return "  ".join(filter(None, [*words, times, _prompt(producer)]))
+
+
+def _prompt(call: Mapping[str, Any]) -> str:
+    """How much of its prompt was in the cache, and what most of the rest was not there for."""
+    tokens, cached, missed = call["prompt_tokens"], call["cached_tokens"], call["missed_tokens"]
+    if not tokens:
+        return ""
+    why = f" ({max(missed, key=missed.get).replace('_', ' ')})" if missed else ""
+    return f"{cached} of {tokens} tokens cached{why}"
 
 
 def _times(call: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
 from gateway.api.variables import given_as
 from gateway.errors import RequestError
-from gateway.graph.call import Call, CallSpec, CallState
+from gateway.graph.call import Call, CallSpec, CallState, Usage
 from gateway.graph.events import CallChanged, VariableChanged
 from gateway.graph.objectives import objective
 from gateway.graph.session import Addition, Given, Session
@@ -223,6 +224,7 @@ def _call(session: Session, call: Call, scheduler: Scheduler, spent: dict[str, f
         "engine": call.engine,
         "prompt_tokens": call.usage.prompt,
         "cached_tokens": call.usage.cached,
+        "missed_tokens": _missed(call.usage),
         "completion_tokens": call.usage.completion,
         "finish_reason": call.finish_reason,
         "error": describe_failure(call.failure),
@@ -234,6 +236,14 @@ def _call(session: Session, call: Call, scheduler: Scheduler, spent: dict[str, f
         "finished": call.times.finished,
         "spent_ms": {what: round(1e3 * seconds, 1) for what, seconds in spent.items()},
     }
+
+
+def _missed(usage: Usage) -> dict[str, int]:
+    """Tokens of the prompt that were not in the cache, by the reason. That another key asked for the same is nobody's
+    business."""
+    missed = Counter(usage.missed)
+    missed["never_seen"] += missed.pop("other_key", 0)
+    return {why: tokens for why, tokens in missed.items() if tokens}
 
 
 def _why(call: Call) -> str | None:

@@ -8,8 +8,8 @@ Contexts are handles. Commands are sent at once and in order; a refusal surfaces
     └── NoEngine            no engine could take the work in time
 """
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.graph.call import Sampling
@@ -62,12 +62,14 @@ class Pace:
 @dataclass(frozen=True)
 class Filled:
     """A context's prompt is there: its length in tokens, and how many of them were found in a cache. `held` and
-    `starved`: seconds for which it waited for room in a step, and for memory."""
+    `starved`: seconds for which it waited for room in a step, and for memory. `missed`: how many were not found, by why
+    they were not, in the engine's words."""
 
     tokens: int
     cached: int
     held: float = 0.0
     starved: float = 0.0
+    missed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -299,6 +299,7 @@ class EmbeddedContext:
         self._cached = 0
         self._held = 0.0
         self._starved = 0.0
+        self._missed: Counter[str] = Counter()
         self._freed = False
 
     def fill(self, tokens: Sequence[int]) -> None:
@@ -324,9 +325,10 @@ class EmbeddedContext:
                     self._cached += update.cached
                     self._held += update.held
                     self._starved += update.starved
+                    self._missed.update(update.missed)
                 if update.tokens:
                     if filled:
-                        yield Filled(filled, self._cached, self._held, self._starved)
+                        yield Filled(filled, self._cached, self._held, self._starved, dict(self._missed))
                         filled = 0
                     yield Delta(Piece(update.text, len(update.tokens), tuple(update.logprobs)), update.finish)
                 if update.finish is not None:

@@ -160,11 +160,12 @@ class CallSpec:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one call. `prompt` includes `cached`."""
+    """Tokens of one call. `prompt` includes `cached`. `missed`: those of the prompt that were not, by the reason."""
 
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+    missed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -280,7 +280,7 @@ class Scheduler:
         context = engine.open(call.scope, self._priorities.urgency(call))
         self._contexts[call.id] = context
         try:
-            walk = Walk(call, engine, context, patient=patient)
+            walk = Walk(call, engine, context, patient=patient, prompt_read=self._priorities.prompt_read)
             leader = self._leader(call, await walk.prepare())
             if leader is None:
                 await walk.generate()

@@ -14,8 +14,11 @@ _HOLDERS = 4
 
 @dataclass(slots=True)
 class _Seen:
-    """`engines`: which were given it, the last ones last."""
+    """`engines`: which were given it, the last ones last. `read`: whether one of them has read it to its end.
+    `session`: which asked for it last."""
 
+    session: int
+    read: bool = False
     engines: list[str] = field(default_factory=list)
 
 
@@ -25,22 +28,36 @@ class Prefixes:
     def __init__(self) -> None:
         self._seen: OrderedDict[bytes, _Seen] = OrderedDict()
 
-    def known(self, beginnings: Sequence[Border]) -> int:
-        """Tokens of the longest beginning that has been seen before."""
+    def known(self, beginnings: Sequence[Border], session: int) -> int:
+        """Tokens of the longest beginning that the session need not pay for: it has been read, or will be by a call of
+        its own."""
         for border in reversed(beginnings):
-            if border.key in self._seen:
+            seen = self._seen.get(border.key)
+            if seen is not None and (seen.read or seen.session == session):
                 return border.tokens
         return 0
 
-    def add(self, beginnings: Sequence[Border]) -> None:
-        """A call comes that will read them."""
+    def add(self, beginnings: Sequence[Border], session: int) -> None:
+        """A call of the session comes that will read them."""
         for _, key, _ in beginnings:
-            if key in self._seen:
-                self._seen.move_to_end(key)
+            seen = self._seen.get(key)
+            if seen is None:
+                self._seen[key] = _Seen(session)
             else:
-                self._seen[key] = _Seen()
+                seen.session = session
+                self._seen.move_to_end(key)
         while len(self._seen) > _MOST:
             self._seen.popitem(last=False)
+
+    def read(self, beginnings: Sequence[Border]) -> None:
+        """A call has read them."""
+        for border in reversed(beginnings):
+            seen = self._seen.get(border.key)
+            if seen is None:
+                continue
+            if seen.read:
+                return  # and what is shorter with it
+            seen.read = True
 
     def held(self, beginnings: Sequence[Border]) -> dict[str, int]:
         """Engines that were given some of it, with how many tokens of it each."""

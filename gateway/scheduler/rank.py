@@ -29,6 +29,8 @@ PATIENCE_SECONDS = 30.0
 OUTSTANDING = 3.0
 """So many times the work that it needs, in seconds, something is wanted later. Little makes the order that of arrival
 under load, since nearly everything is late then; much makes large applications wait for small ones."""
+LATER = 120.0
+SHORT = 2.0
 WITHIN = 1e-6
 """Share of a call's time by which it is due before what it feeds: enough for an order in an application, and so little
 that engines take all of it for one urgency. Were it all of it, the beginning of a long application would go before the
@@ -73,8 +75,8 @@ class Priorities:
             return
         self._settle()
         beginnings = borders(call)
-        cost = self.estimates.cost(call, self.prefixes.known(beginnings))
-        self.prefixes.add(beginnings)
+        cost = self.estimates.cost(call, self.prefixes.known(beginnings, id(call.session)))
+        self.prefixes.add(beginnings, id(call.session))
         ahead = [self._known[source.id].path for source in sources(call) if source.id in self._known]
         path = cost.time + max(ahead, default=0.0)
         tenant = self._tenants.setdefault(call.scope, _Work())
@@ -85,7 +87,7 @@ class Priorities:
             work.calls += 1
             work.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
-        unread = now + lead + patience + path + OUTSTANDING * session.seconds
+        unread = now + lead + patience + path + _slack(session.seconds)
         self._known[call.id] = _Known(call, beginnings, cost, path, lead, unread)
         self._changed[call.id] = call
         leaves = []
@@ -100,6 +102,10 @@ class Priorities:
             if variable.readers:  # who came before the call was added
                 self.wanted(variable, Objective.LATENCY if variable.hurried else Objective.THROUGHPUT, now)
 
+    def prompt_read(self, call: Call) -> None:
+        """An engine has read the call's prompt: others that begin alike have less to do."""
+        self.prefixes.read(self.beginnings(call))
+
     def wanted(self, variable: Variable, objective: Objective, now: float) -> None:
         """A client waits for the variable. Of calls that are yet to be added, `add` looks for itself."""
         call = variable.producer
@@ -109,7 +115,7 @@ class Priorities:
         self._settle()
         patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
         patience = PATIENCE_SECONDS if patient else 0.0
-        want = now + known.lead + patience + known.path + OUTSTANDING * self._needed(call)
+        want = now + known.lead + patience + known.path + _slack(self._needed(call))
         if want < known.want:
             known.want = want
             self._lower(call, want - known.ahead)
@@ -241,6 +247,11 @@ class Priorities:
         assert sessions == {id: work.calls for id, work in self._sessions.items()}, "work that is not there"
         tenants = Counter(known.call.scope for known in self._known.values())
         assert tenants == {tenant: work.calls for tenant, work in self._tenants.items()}, "tenants that do nothing"
+
+
+def _slack(work: float) -> float:
+    """Seconds by which something may come later, that needs so many seconds of work."""
+    return OUTSTANDING * work + LATER * min(1.0, max(0.0, work / SHORT - 1.0))
 
 
 @dataclass(slots=True)

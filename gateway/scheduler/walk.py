@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from gateway.engines.base import Delta, Engine, EngineContext, Filled
 from gateway.graph.call import Call, CallState, Input, Slot, Text
@@ -34,12 +34,22 @@ class Walk:
     begun again, `CallFailed` and other failures of the engine that the call cannot be done.
     """
 
-    def __init__(self, call: Call, engine: Engine, context: EngineContext, *, patient: bool) -> None:
-        """`patient`: waits for values to be whole, and takes nothing of them before."""
+    def __init__(
+        self,
+        call: Call,
+        engine: Engine,
+        context: EngineContext,
+        *,
+        patient: bool,
+        prompt_read: Callable[[Call], None] = lambda call: None,
+    ) -> None:
+        """`patient`: waits for values to be whole, and takes nothing of them before. `prompt_read` is told when all
+        before the first slot has been read."""
         self._call = call
         self._engine = engine
         self._context = context
         self._patient = patient
+        self._prompt_read = prompt_read
         self._filled = array("i")
         self._parts = iter(call.spec.parts or ())
 
@@ -191,10 +201,12 @@ class Walk:
         call.move(CallState.PREFILL)
         async for event in self._context.generate(slot.sampling):
             match event:
-                case Filled(_, cached, held, starved):
-                    call.usage.cached = cached
+                case Filled(_, cached, held, starved, missed):
+                    call.usage.cached, call.usage.missed = cached, dict(missed)
                     times.held, times.starved = held, starved
-                    times.started = times.started or call.session.clock()
+                    if times.started is None:
+                        times.started = call.session.clock()
+                        self._prompt_read(call)
                 case Delta(piece, finish):
                     if call.state is CallState.PREFILL:
                         times.first_token = times.first_token or call.session.clock()

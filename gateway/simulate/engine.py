@@ -144,11 +144,17 @@ class SimulatedEngine:
             prefill = sum(rows for _, rows in step.chunks)
             if not decoding and not prefill:
                 continue
+            watched = sum(one.urgency.watched for one in decoding)
             seconds = self._costs.step(len(decoding) + prefill, sum(one.length for one in decoding))
             self.busy += seconds
             await asyncio.sleep(seconds)
             self._pacer.observe(
-                decoding=len(decoding), prefill=prefill, long=step.long, waiting=step.waiting, seconds=seconds
+                decoding=len(decoding),
+                watched=watched,
+                prefill=prefill,
+                long=step.long,
+                waiting=step.waiting,
+                seconds=seconds,
             )
             for context, count in step.chunks:
                 context.read(count)
@@ -163,18 +169,24 @@ class SimulatedEngine:
 
     def _urgent(self) -> "list[SimulatedContext]":
         """Those who decode in the next step: as `engine.batch` has it."""
-        most, decoding = self._pacer.most_decoding, self._decoding
-        if len(decoding) <= most or not any(
-            one.urgency.watched for one in (*decoding, *(w[-1] for w in self._waiting))
-        ):
-            return decoding
-        return sorted(decoding, key=lambda one: (not one.urgency.watched, one.urgency.rank))[:most]
+        watched = sum(one.urgency.watched for one in self._decoding)
+        if watched == len(self._decoding) or not (watched or self._awaited()):
+            return self._decoding
+        most = watched + self._pacer.unwatched(watched)
+        if len(self._decoding) <= most:
+            return self._decoding
+        return sorted(self._decoding, key=lambda one: (not one.urgency.watched, one.urgency.rank))[:most]
+
+    def _awaited(self) -> bool:
+        """Whether somebody waits for the answer to one of the prompts."""
+        return any(one.urgency.watched for *_, one in self._waiting if not one.freed)
 
     def _plan(self, decoding: Sequence["SimulatedContext"]) -> "_Step":
         """What goes into the next step beside those who decode: as `engine.batch` has it."""
         step = _Step()
-        watched = any(context.urgency.watched for context in decoding)
-        most, long, behind, ahead = self._pacer.rows(len(decoding), watched=watched)
+        watched = sum(context.urgency.watched for context in decoding)
+        mixed = self._awaited() and not all(one.urgency.watched for *_, one in self._waiting)
+        most, long, behind, ahead = self._pacer.rows(len(decoding), watched=watched, mixed=mixed)
         first = min((context.urgency.rank for context in decoding), default=math.inf) + TOGETHER_SECONDS
         budget = min(self._costs.step_rows - len(decoding), most)
         again = []
@@ -195,7 +207,7 @@ class SimulatedEngine:
             if context.hashes and context.hashes[0] in announced:
                 again.append(context)  # somebody computes it in this step
                 continue
-            is_long = watched and context.prompt > most
+            is_long = watched > 0 and (context.prompt > most or not context.urgency.watched)
             waits = context.sampling is None
             follows = rank > first
             rows = min(

@@ -11,12 +11,27 @@ _OUT = Sampling(max_tokens=32, temperature=0.0, ignore_eos=True)
 
 
 @dataclass(frozen=True)
+class Step:
+    """Calls that a client sends together, so many seconds after the variable `after` is there, or after the beginning;
+    it waits for those of their outputs that are `wanted`."""
+
+    calls: Sequence[CallSpec]
+    wanted: Sequence[str]
+    after: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Application:
-    """A graph that a client sends at once, and waits for `output`."""
+    """What a client does in a session."""
 
     kind: str
-    calls: Sequence[CallSpec]
-    output: str
+    steps: Sequence[Step]
+
+
+def _at_once(kind: str, calls: Sequence[CallSpec], output: str) -> Application:
+    """A graph that a client sends at once, and waits for one text."""
+    return Application(kind, [Step(calls, [output])])
 
 
 def _call(output: str, prompt: Sequence[tuple[int, int] | str], tokens: int = 32) -> CallSpec:
@@ -41,26 +56,26 @@ class Applications:
 
     def chat(self) -> Application:
         """One question."""
-        return Application("chat", [_call("a", [self._text(60)], self._pick.choice((16, 32, 64)))], "a")
+        return _at_once("chat", [_call("a", [self._text(60)], self._pick.choice((16, 32, 64)))], "a")
 
     def copilot(self) -> Application:
         """One question behind one of four long prompts that many share."""
         prompt = (self._pick.randrange(4), 1024)
-        return Application("copilot", [_call("a", [prompt, self._text(30)])], "a")
+        return _at_once("copilot", [_call("a", [prompt, self._text(30)])], "a")
 
     def chain(self) -> Application:
         """Summaries one after another."""
         length = self._pick.randrange(4, 12)
         calls = [_call("s0", [self._text(512)])]
         calls += [_call(f"s{at}", [self._text(512), f"s{at - 1}"]) for at in range(1, length)]
-        return Application("chain", calls, f"s{length - 1}")
+        return _at_once("chain", calls, f"s{length - 1}")
 
     def map_reduce(self) -> Application:
         """Summaries side by side, and one of them all."""
         width = self._pick.randrange(6, 30)
         calls = [_call(f"m{at}", [self._text(512)]) for at in range(width)]
         calls.append(_call("r", [self._text(10), *(f"m{at}" for at in range(width))]))
-        return Application("map_reduce", calls, "r")
+        return _at_once("map_reduce", calls, "r")
 
     def agents(self) -> Application:
         """An architect, coders, reviewers and revisers, who see all code."""
@@ -75,7 +90,7 @@ class Applications:
                 for at in range(4)
             ]
         calls.append(_call("all", [self._text(5), *(f"c2_{at}" for at in range(4))], 16))
-        return Application("agents", calls, "all")
+        return _at_once("agents", calls, "all")
 
     def of(self, mix: str) -> Iterator[Application]:
         """Applications without end: of one kind, or mixed."""

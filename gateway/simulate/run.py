@@ -10,14 +10,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gateway.engines.base import Engine
 from gateway.graph.session import Bounds, Session
+from gateway.graph.variable import Variable
 from gateway.scheduler import Scheduler
 from gateway.simulate import clock
 from gateway.simulate.engine import TABLES, Costs, SimulatedEngine
 from gateway.simulate.load import MIXES, Application, Applications, arrivals
 from gateway.simulate.policies import POLICIES, Policy, policy
+from gateway.simulate.trace import BadTrace, read_applications
 
 _BOUNDS = Bounds()
 _TRIAL = 200
@@ -35,6 +38,8 @@ class Scenario:
     utilisation: float = 0.8
     bursts: bool = False
     seed: int = 1
+    trace: Path | None = None
+    """Applications and times that were recorded, in place of a mix, a number and a utilisation."""
 
 
 @dataclass
@@ -59,13 +64,18 @@ class Outcome:
             "policy": self.policy,
             "mean_s": statistics.fmean(ordered),
             "p50_s": ordered[len(ordered) // 2],
-            "p99_s": ordered[max(0, -(-99 * len(ordered) // 100) - 1)],
+            "p99_s": _percentile(ordered),
             "cached": self.cached / max(1, self.prompt),
             "busy": self.busy / max(1e-9, self.span * engines),
             "calls": self.calls,
             "us_per_call": 1e6 * self.real / max(1, self.calls),
             **{f"{kind}_mean_s": statistics.fmean(seconds) for kind, seconds in sorted(self.by_kind.items())},
+            **{f"{kind}_p99_s": _percentile(seconds) for kind, seconds in sorted(self.by_kind.items())},
         }
+
+
+def _percentile(seconds: Sequence[float], percent: int = 99) -> float:
+    return sorted(seconds)[max(0, -(-percent * len(seconds) // 100) - 1)]
 
 
 class _Pool:
@@ -112,25 +122,40 @@ class _Simulation:
         session = Session(
             id="", tenant="", created=began, ttl=1.0, bounds=_BOUNDS, clock=self._loop.time
         )  # without an id: nothing of it is kept
-        addition = session.add_all(application.calls)
-        output = session.variable(application.output)
-        self._scheduler.reader_came(output)
-        await self._scheduler.start(session, addition)
-        await output.final()
-        self._scheduler.reader_left(output)
-        if output.failure is not None:
-            raise RuntimeError(f"application {number} ({application.kind}) failed: {output.failure.message}")
+        async with asyncio.TaskGroup() as group:
+            for step in application.steps:
+                if step.after is not None:
+                    await session.variable(step.after).final()
+                since = began if step.after is None else self._loop.time()
+                if (wait := since + step.seconds - self._loop.time()) > 0:
+                    await asyncio.sleep(wait)
+                addition = session.add_all(step.calls)
+                wanted = [session.variable(name) for name in step.wanted]
+                for variable in wanted:
+                    self._scheduler.reader_came(variable)
+                await self._scheduler.start(session, addition)
+                for variable in wanted:
+                    group.create_task(self._read(variable, f"application {number} ({application.kind})"))
         seconds = self._loop.time() - began
         self.outcome.seconds.append(seconds)
         self.outcome.by_kind.setdefault(application.kind, []).append(seconds)
-        for call in addition.calls:
+        for call in session.calls.values():
             self.outcome.calls += 1
             self.outcome.prompt += call.usage.prompt
             self.outcome.cached += call.usage.cached
 
+    async def _read(self, variable: Variable, who: str) -> None:
+        await variable.final()
+        self._scheduler.reader_left(variable)
+        if variable.failure is not None:
+            raise RuntimeError(f"{who} failed: {variable.failure.message}")
+
 
 def simulate(scenario: Scenario, policies: Sequence[str]) -> list[Outcome]:
-    """The same applications at the same times, once for each policy."""
+    """The same applications at the same times, once for each policy. Raises BadTrace, or OSError."""
+    if scenario.trace is not None:
+        applications, gaps = read_applications(scenario.trace)
+        return [_once(scenario, applications, gaps, policy(name)) for name in policies]
     source = Applications(random.Random(scenario.seed)).of(scenario.mix)
     applications = [next(source) for _ in range(scenario.applications)]
     between = arrivals(random.Random(scenario.seed + 1), _rate(scenario), bursts=scenario.bursts)
@@ -165,11 +190,11 @@ def as_text(outcomes: Sequence[Outcome], engines: int) -> str:
         )
     kinds = sorted({kind for outcome in outcomes for kind in outcome.by_kind})
     if len(kinds) > 1:
-        lines.append("")
-        lines.append(f"{'mean of':8} " + " ".join(f"{kind:>11}" for kind in kinds))
-        for outcome in outcomes:
-            means = (statistics.fmean(outcome.by_kind[kind]) for kind in kinds)
-            lines.append(f"{outcome.policy:8} " + " ".join(f"{mean:10.2f}s" for mean in means))
+        for what in ("mean", "p99"):
+            lines += ["", f"{what + ' of':8} " + " ".join(f"{kind:>11}" for kind in kinds)]
+            for row in rows:
+                cells = " ".join(f"{row[f'{kind}_{what}_s']:10.2f}s" for kind in kinds)
+                lines.append(f"{row['policy']:8} {cells}")
     return "\n".join(lines)
 
 
@@ -184,6 +209,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--engines", type=int, default=1, metavar="N", help="1 to 1,024 (default: 1)")
     parser.add_argument("--table", choices=sorted(TABLES), default="cpu", help="what an engine's steps cost")
     parser.add_argument("--mix", choices=MIXES, default="mixed", help="which applications come")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="what `myna serve --record` wrote, in place of a mix"
+    )
     parser.add_argument("--applications", type=int, default=1000, metavar="N")
     parser.add_argument("--utilisation", type=float, default=0.8, metavar="SHARE", help="of what engines can do")
     parser.add_argument("--bursts", action="store_true", help="ten come nearly at once")
@@ -202,8 +230,13 @@ def main(arguments: Sequence[str]) -> int:
         utilisation=chosen.utilisation,
         bursts=chosen.bursts,
         seed=chosen.seed,
+        trace=chosen.trace,
     )
-    outcomes = simulate(scenario, chosen.policies)
+    try:
+        outcomes = simulate(scenario, chosen.policies)
+    except (BadTrace, OSError) as error:
+        print(f"myna simulate: {error}", file=sys.stderr)
+        return 2
     if chosen.json:
         print(json.dumps([outcome.summary(chosen.engines) for outcome in outcomes]))
     else:

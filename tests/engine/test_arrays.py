@@ -88,7 +88,7 @@ def test_arrays_that_are_kept_are_those_made_anew() -> None:
                 one.tokens.append(dice.randrange(9))
         for one in [one for one in contexts if len(one.tokens) > 130 or dice.random() < 0.01]:
             contexts.remove(one)
-            one.drop_blocks()
+            one.free()
     cache.check_integrity([one.blocks for one in contexts])
     assert widest > 16, "tables had to be widened"
     assert kinds == 7, "rows that were stored, rows that were not, and prefill beside decoding all came"

@@ -97,7 +97,7 @@ def test_idle_contexts_lose_their_blocks_first_and_come_back(tokenizer: Tokenize
     plan = stage.step()
     assert plan.preempted == [idle], "though the newcomer's rank is worse: it has work, the other has none"
     idle.generation = Generation(Sampling(), tokenizer, [], 100)
-    stage.contexts.pop().drop_blocks()
+    stage.contexts.pop().free()
     assert rows(stage.step())[0][0] == idle.id
     assert idle.computed == 12
 
@@ -137,7 +137,7 @@ def test_under_pressure_the_better_rank_ends_first(tokenizer: Tokenizer) -> None
         for context in stage.contexts:
             if context.generation is not None and context.generation.count >= 12:
                 context.generation = None
-                context.drop_blocks()
+                context.free()
                 ended.append(context.rank)
     assert len(ended) == 40
     assert all(abs(place - rank) <= at_once for place, rank in enumerate(ended)), ended
@@ -158,7 +158,7 @@ def test_ten_times_more_work_than_memory_ends_without_thrashing(tokenizer: Token
         for context in stage.contexts:
             if context.generation is not None and context.generation.count >= answer:
                 context.generation = None
-                context.drop_blocks()
+                context.free()
     assert rows < 1.2 * needed, f"{rows} rows for {needed} tokens"
 
 

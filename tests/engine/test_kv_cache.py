@@ -60,13 +60,13 @@ class Paging(RuleBasedStateMachine):
     @rule(data=st.data())
     def free(self, data: st.DataObject) -> None:
         context = self._any(data)
-        context.drop_blocks()
+        context.free()
         del self.contexts[context.id]
 
     @precondition(lambda self: self.contexts)
-    @rule(data=st.data(), hint=st.floats(0, 2))
-    def retain(self, data: st.DataObject, hint: float) -> None:
-        self._any(data).retain(hint)
+    @rule(data=st.data())
+    def preempt(self, data: st.DataObject) -> None:
+        self._any(data).drop_blocks()
 
     @rule(fails=st.booleans())
     def step(self, fails: bool) -> None:
@@ -84,7 +84,7 @@ class Paging(RuleBasedStateMachine):
         if fails:
             for chunk in reversed(plan.chunks):
                 chunk.context.abort()
-                chunk.context.drop_blocks()
+                chunk.context.free()
                 del self.contexts[chunk.context.id]
             return
         for chunk in plan.chunks:
@@ -112,7 +112,7 @@ class Paging(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for context in self.contexts.values():
-            context.drop_blocks()
+            context.free()
         self.cache.check_integrity([])
         assert self.cache.available == BLOCKS - 1, "a block was lost"
 
@@ -166,22 +166,59 @@ def test_the_block_used_longest_ago_goes_first() -> None:
     old, recent = context_with(cache, [1] * SIZE), context_with(cache, [2] * SIZE)
     for context in (old, recent):
         compute(context)
-        context.drop_blocks()
+        context.free()
     compute(context_with(cache, [3] * SIZE))
     assert compute(context_with(cache, [2] * SIZE)) == 0
     assert cache.available == 0
 
 
-def test_what_is_worth_more_stays_longer() -> None:
-    cache = KVCache(1 + 2, SIZE)
-    old, recent = context_with(cache, [1] * SIZE), context_with(cache, [2] * SIZE)
-    for context in (old, recent):
+def test_what_somebody_will_come_back_for_goes_last_and_the_most_urgent_at_the_very_end() -> None:
+    cache = KVCache(1 + 3, SIZE)
+    urgent, patient, done = (context_with(cache, [at] * SIZE) for at in range(3))
+    patient.rank = 5.0
+    for context in (urgent, patient, done):
         compute(context)
-    old.retain(5.0)
-    for context in (old, recent):
-        context.drop_blocks()
+    urgent.drop_blocks()
+    patient.drop_blocks()
+    done.free()  # the last one, and yet it goes first
+    kept = [(1, 2), (1,), ()]
+    for new, left in enumerate(kept):
+        compute(context_with(cache, [10 + new] * SIZE))
+        there = [at for at in range(3) if cache.child(cache.root(""), (at,) * SIZE) is not None]
+        assert there == {(1, 2): [0, 1], (1,): [0], (): []}[left]
+
+
+def test_a_context_that_ended_after_all_is_waited_for_no_more() -> None:
+    cache = KVCache(1 + 2, SIZE)
+    ended, later = context_with(cache, [1] * SIZE), context_with(cache, [2] * SIZE)
+    for context in (ended, later):
+        compute(context)
+    ended.drop_blocks()
+    later.free()
+    ended.free()
     compute(context_with(cache, [3] * SIZE))
-    assert compute(context_with(cache, [1] * SIZE)) == 0
+    assert compute(context_with(cache, [2] * SIZE)) == 0, "the other one, which was used before, has gone"
+
+
+def test_why_a_prompt_was_not_there() -> None:
+    cache = KVCache(1 + 6, SIZE)
+
+    def missed(tokens: list[int], scope: str = "") -> dict[str, int]:
+        context = context_with(cache, tokens, scope)
+        context.filled = len(tokens)
+        compute(context)
+        context.free()
+        return context.settle_missed()
+
+    assert missed([1] * 8) == {"never_seen": 8}
+    assert missed([1] * 8) == {}
+    assert missed([*[1] * 4, *[2] * 4]) == {"diverged": 4}
+    assert missed([1] * 10) == {"part_of_a_block": 2}
+    assert missed([1] * 8, "another") == {"other_key": 8}
+    assert missed(list(range(24))) == {"never_seen": 24}, "takes all room"
+    assert missed([1] * 8) == {"evicted": 8}
+    cache = KVCache(BLOCKS, SIZE, sharing=False)
+    assert missed([1] * 8) == {"sharing_off": 8}
 
 
 def test_a_pool_needs_room() -> None:

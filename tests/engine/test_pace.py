@@ -46,7 +46,12 @@ class Clock:
         self.rows.append((plan.decoding, prefill))
         self.now += seconds
         self.pacer.observe(
-            decoding=plan.decoding, prefill=prefill, long=plan.long, waiting=plan.waiting, seconds=seconds
+            decoding=plan.decoding,
+            watched=plan.watched,
+            prefill=prefill,
+            long=plan.long,
+            waiting=plan.waiting,
+            seconds=seconds,
         )
         for chunk in plan.chunks:
             chunk.context.commit(chunk.end)
@@ -84,6 +89,32 @@ def test_short_prompts_do_not_wait_for_their_share(tokenizer: Tokenizer) -> None
     clock.step()
     assert short.generation is not None
     assert short.generation.started
+
+
+def test_a_reader_keeps_its_share_beside_all_that_nobody_watches(tokenizer: Tokenizer) -> None:
+    clock = Clock(tokenizer)
+    reader = clock.add(20)
+    for _ in range(30):
+        clock.step()
+    for _ in range(20):
+        clock.add(40, watched=False)
+    clock.add(4000, watched=False)
+    clock.step()
+    began, before = clock.now, len(reader.tokens)
+    for _ in range(200):
+        clock.step()
+    assert (len(reader.tokens) - before) * DECODE / (clock.now - began) >= 0.6 * 0.9
+    assert sum(context.computed for context in clock.contexts[1:]) > 1000, "and they get on"
+
+
+def test_a_prompt_somebody_waits_for_does_not_wait_for_a_step_full_of_others(tokenizer: Tokenizer) -> None:
+    for watched, longest in ((False, 0.3), (True, 0.15)):
+        clock = Clock(tokenizer)
+        clock.add(2000, watched=False)
+        awaited = clock.add(40, watched=watched)
+        awaited.rank = -1.0
+        assert 0.5 * longest < clock.step() < longest
+        assert awaited.decoding
 
 
 def test_nobody_decoding_lets_a_prompt_have_whole_steps(tokenizer: Tokenizer) -> None:
@@ -127,12 +158,12 @@ def test_a_step_that_was_held_up_teaches_little() -> None:
     pacer = Pacer(decode_share=0.6, gap=0.1)
     pacer.learn(64, 64 * ROW)
     pacer.learn(1, DECODE)
-    pacer.observe(decoding=8, prefill=0, long=0, waiting=False, seconds=60.0)
-    pacer.observe(decoding=0, prefill=100, long=0, waiting=False, seconds=60.0)
+    pacer.observe(decoding=8, watched=8, prefill=0, long=0, waiting=False, seconds=60.0)
+    pacer.observe(decoding=0, watched=0, prefill=100, long=0, waiting=False, seconds=60.0)
     assert DECODE < pacer.decode_seconds < 1.5 * DECODE
     assert ROW < pacer.row_seconds < 1.5 * ROW
     for _ in range(30):
-        pacer.observe(decoding=8, prefill=0, long=0, waiting=False, seconds=DECODE)
+        pacer.observe(decoding=8, watched=8, prefill=0, long=0, waiting=False, seconds=DECODE)
     assert pacer.decode_seconds == pytest.approx(DECODE, rel=0.01)
 
 
@@ -160,7 +191,7 @@ def test_what_nobody_watches_pauses_where_all_together_would_be_too_many(tokeniz
     for _ in range(20):
         clock.step()
     assert max(decoding for decoding, _ in clock.rows) == 100, "alone they all go on"
-    reader, most = clock.add(40), clock.pacer.most_decoding
+    reader, most = clock.add(40), clock.pacer.unwatched(1)
     reader.rank = 50.5
     clock.rows.clear()
     before = [len(context.tokens) for context in crowd]

@@ -134,7 +134,7 @@ class Run:
 
     def operate(self) -> None:
         kind = self.random.choices(
-            ("begin", "more", "fork", "generate", "free", "rerank", "retain", "step"), (6, 4, 3, 8, 2, 3, 1, 40)
+            ("begin", "more", "fork", "generate", "free", "rerank", "step"), (6, 4, 3, 8, 2, 3, 40)
         )[0]
         context = self.any()
         if kind == "begin" or (context is None and kind != "step"):
@@ -195,9 +195,6 @@ class Run:
 
     def rerank(self, context: int) -> None:
         self.engine.rerank([context], self.random.random())
-
-    def retain(self, context: int) -> None:
-        self.engine.retain(context, self.random.random())
 
     def step(self) -> None:
         had_work = self.engine.has_work
@@ -272,7 +269,7 @@ def test_a_hundred_thousand_operations(engine: Engine, seed: int, caplog: pytest
     engine.check_integrity()
     assert engine.free_tokens == engine.info.kv_tokens, "a block was lost"
     assert run.finished > 1000, run.finished
-    assert run.failed > 20, "poison was in it"
+    assert run.failed > 10, "poison was in it"
     assert run.preempted > 500, "the pool was too small"
 
 

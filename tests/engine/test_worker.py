@@ -21,7 +21,6 @@ from engine.link import (
     Report,
     Rerank,
     Resolved,
-    Retain,
     Sampling,
     Shutdown,
     Step,
@@ -109,7 +108,7 @@ def test_one_frame_a_step_carries_every_context(worker: Worker) -> None:
 
 def test_a_refusal_harms_nobody_else(worker: Worker) -> None:
     worker.send(Fill(10, [1, 2]), Generate(10, Sampling(max_tokens=4, ignore_eos=True)))
-    worker.send(Fill(11, [99_999]), Generate(12, Sampling()), Retain(13, 1.0), Rerank([14], 0.0), Free(15))
+    worker.send(Fill(11, [99_999]), Generate(12, Sampling()), Rerank([14], 0.0), Free(15))
     assert [update.finish for update in worker.updates(10)][-1] == "length"
     worker.send(Fill(16, [5]), Generate(16, Sampling(logit_bias={-3: 1.0})))
     (refused,) = (update for update in worker.updates(16) if update.error)
