@@ -75,9 +75,15 @@ async def run_once(http: aiohttp.ClientSession, way: Way, work: Workload, seed: 
 
 
 async def mixed_once(
-    http: aiohttp.ClientSession, way: Way, seed: int, rtt: float, apps: Sequence[str]
+    http: aiohttp.ClientSession,
+    way: Way,
+    seed: int,
+    rtt: float,
+    apps: Sequence[str],
+    apart: float = _APPLICATION_SECONDS,
 ) -> tuple[list[float], list[float]]:
-    """Applications that come by chance, beside plain chat: seconds of each of them, and of each chat.
+    """Applications that come by chance, on average so many seconds `apart`, beside plain chat: seconds of each of them,
+    and of each chat.
 
     Without applications, chat by itself for a while.
     """
@@ -106,7 +112,7 @@ async def mixed_once(
     talk = asyncio.create_task(chatter())
     try:
         order = come.sample(apps, len(apps))
-        times = accumulate(come.expovariate(1 / _APPLICATION_SECONDS) for _ in order)
+        times = accumulate(come.expovariate(1 / apart) for _ in order)
         seconds = await asyncio.gather(*(one(*coming) for coming in zip(count(), order, times)))
         if not apps:
             await asyncio.sleep(_ALONE_SECONDS)
@@ -279,7 +285,7 @@ def main() -> None:
         if chosen.peer:
             ways.append(Way("vllm", *stack.enter_context(_vllm(chosen.peer_python)), "client"))
         url = chosen.base_url or _own(stack, *chosen.settings)
-        model = chosen.model or asyncio.run(_first_model(url))
+        model = chosen.model or asyncio.run(first_model(url))
         if chosen.ablation is not None:
             ways.append(Way("everything", url, model, "graph"))
             for part in chosen.ablation or _WITHOUT:
@@ -297,7 +303,8 @@ def main() -> None:
         print(table(found))
 
 
-async def _first_model(url: str) -> str:
+async def first_model(url: str) -> str:
+    """The id of the first model that a server lists."""
     async with aiohttp.ClientSession() as http, http.get(f"{url}/models") as response:
         answer: Any = await response.json()
         return str(answer["data"][0]["id"])

@@ -96,7 +96,7 @@ class KVCache:
         self._nodes: dict[int, Node] = {}
         self._texts: Counter[int] = Counter()
         """In how many scopes a text is there."""
-        self._retention = retention or Retention(blocks - 1)
+        self._retention = Retention(blocks - 1) if retention is None else retention
         self._cold_count = 0
 
     @property

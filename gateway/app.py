@@ -22,7 +22,7 @@ from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
 from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
-from gateway.http.auth import authentication
+from gateway.http.auth import authentication, tenant_of
 from gateway.http.errors import errors
 from gateway.journal import Journal, JournalError
 from gateway.models import Models, ServedModel
@@ -46,7 +46,8 @@ def build_services(settings: ServeSettings, pool: EnginePool, log: Log, recorder
         if recorder is not None:
             recorder.observe(call)
 
-    priorities = Priorities(Estimates(), Order(settings.order))
+    weights = {tenant_of(key): weight for key, weight in settings.keys().items()}
+    priorities = Priorities(Estimates(), Order(settings.order), weights)
     scheduler = Scheduler(pool, settings.max_calls, observe, priorities=priorities, fill_ahead=settings.fill_ahead)
     store = SessionStore(
         cancel=scheduler.cancel,
@@ -188,7 +189,7 @@ def _recorder(settings: ServeSettings, stack: AsyncExitStack) -> Recorder | None
     """What writes the trace, if one is wanted; closed at the end. Raises OSError."""
     if settings.record is None:
         return None
-    return Recorder(stack.enter_context(settings.record.expanduser().open("a", encoding="utf-8")))
+    return Recorder(stack.enter_context(settings.record.expanduser().open("a", buffering=1, encoding="utf-8")))
 
 
 async def _open_journal(settings: ServeSettings, stack: AsyncExitStack) -> Journal | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ class ServeSettings(BaseSettings):
     fill_ahead: bool = Field(True, description="read prompts before all the values in them are there")
 
     api_key: Annotated[list[str], NoDecode] = Field([], description="an accepted key; may be given several times")
-    api_key_file: Path | None = Field(None, description="file with one accepted key a line")
+    api_key_file: Path | None = Field(None, description="file with an accepted key a line, and its weight, if not 1")
 
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
     max_calls: int = Field(4096, ge=1, description="unfinished calls; more are answered 429")
@@ -100,16 +101,28 @@ class ServeSettings(BaseSettings):
             raise ValueError("an API key must not be empty")
         return self
 
-    def keys(self) -> list[str]:
-        """All accepted keys. Raises OSError or ValueError if the file cannot be read or holds none."""
-        keys = list(self.api_key)
+    def keys(self) -> dict[str, float]:
+        """All accepted keys, and their weights: how large a share of the engines each has where there is not enough for
+        all. Raises OSError or ValueError if the file cannot be read, or holds none, or something else."""
+        keys = dict.fromkeys(self.api_key, 1.0)
         if self.api_key_file is not None:
             lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
-            found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            found = [line.split() for line in lines if line.strip() and not line.strip().startswith("#")]
             if not found:
                 raise ValueError(f"{self.api_key_file} holds no key")
-            keys += found
+            keys |= {key: self._weight(key, rest) for key, *rest in found}
         return keys
+
+    def _weight(self, key: str, rest: Sequence[str]) -> float:
+        try:
+            weight = float(*rest or ("1",))
+        except (TypeError, ValueError):
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            raise ValueError(
+                f"{self.api_key_file}: behind the key {key[:4]}… stands {' '.join(rest)!r}; a weight is a number over 0"
+            )
+        return weight
 
     def journal_file(self) -> Path | None:
         """Where sessions are kept; None: nowhere. A server on a port of its own choosing cannot be found again."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -15,7 +15,16 @@ TENANT = web.RequestKey("tenant", str)
 _OPEN_ROUTES = ("/health", "/health/ready", "/metrics")
 
 
-def authentication(keys: Sequence[str]) -> Middleware:
+def tenant_of(key: str) -> str:
+    """The tenant behind an API key."""
+    return _tenant(hashlib.sha256(key.encode()).digest())
+
+
+def _tenant(digest: bytes) -> str:
+    return digest.hex()[:32]
+
+
+def authentication(keys: Collection[str]) -> Middleware:
     """Lets requests with one of `keys` as bearer token pass; without keys, everybody, as one tenant."""
     digests = {hashlib.sha256(key.encode()).digest() for key in keys}
 
@@ -28,7 +37,7 @@ def authentication(keys: Sequence[str]) -> Middleware:
             if scheme.lower() != "bearer" or not any(hmac.compare_digest(given, digest) for digest in digests):
                 what = "this API key is not known" if token else "an API key is needed: Authorization: Bearer KEY"
                 raise RequestError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-            request[TENANT] = given.hex()[:32]
+            request[TENANT] = _tenant(given)
         return await handler(request)
 
     return authenticate

@@ -11,10 +11,9 @@ No clock and no I/O: whoever calls says what time it is.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
 
 from gateway.engines.base import Urgency
 from gateway.graph.borders import Border, borders
@@ -23,6 +22,7 @@ from gateway.graph.objectives import sources
 from gateway.graph.variable import Variable
 from gateway.scheduler.estimate import Cost, Estimates
 from gateway.scheduler.prefixes import Prefixes
+from gateway.scheduler.shares import Shares
 
 PATIENCE_SECONDS = 30.0
 """So much later is wanted what nobody waits for yet, and what somebody says there is time for."""
@@ -30,7 +30,10 @@ OUTSTANDING = 3.0
 """So many times the work that it needs, in seconds, something is wanted later. Little makes the order that of arrival
 under load, since nearly everything is late then; much makes large applications wait for small ones."""
 LATER = 120.0
+"""So many seconds later, besides, is wanted what is not short: where more comes than can be done everything is late in
+the end, and a question that takes a second must not wait behind all of it."""
 SHORT = 2.0
+"""Seconds of work; from here to twice as much, `LATER` comes in by degrees."""
 WITHIN = 1e-6
 """Share of a call's time by which it is due before what it feeds: enough for an order in an application, and so little
 that engines take all of it for one urgency. Were it all of it, the beginning of a long application would go before the
@@ -56,15 +59,17 @@ class Priorities:
     so nothing ranks behind what it feeds. Nothing that comes later than a call's own want overtakes it.
     """
 
-    def __init__(self, estimates: Estimates, order: Order = Order.NEED) -> None:
-        """With `Order.ARRIVAL` engines are told of nothing but who came first, as other servers have it."""
+    def __init__(
+        self, estimates: Estimates, order: Order = Order.NEED, weights: Mapping[str, float] | None = None
+    ) -> None:
+        """With `Order.ARRIVAL` engines are told of nothing but who came first, as other servers have it. `weights`: of
+        tenants whose share is not 1."""
         self.estimates = estimates
         self._order = order
         self.prefixes = Prefixes()
         self._known: dict[str, _Known] = {}
         self._sessions: dict[int, _Work] = {}
-        self._tenants: dict[str, _Work] = {}
-        """What they have outstanding."""
+        self.shares = Shares(weights or {})
         self._changed: dict[str, Call] = {}
         self._stale: dict[str, Call] = {}
         """Those whose readers ended, to be computed anew once for all of them: many may end at once."""
@@ -79,13 +84,10 @@ class Priorities:
         self.prefixes.add(beginnings, id(call.session))
         ahead = [self._known[source.id].path for source in sources(call) if source.id in self._known]
         path = cost.time + max(ahead, default=0.0)
-        tenant = self._tenants.setdefault(call.scope, _Work())
-        # a key that has asked for more than another goes behind it by that much
-        lead = tenant.seconds - min(work.seconds for work in self._tenants.values())
+        lead = self.shares.asked(call.scope, cost.work)
         session = self._sessions.setdefault(id(call.session), _Work())
-        for work in (tenant, session):
-            work.calls += 1
-            work.seconds += cost.work
+        session.calls += 1
+        session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
         unread = now + lead + patience + path + _slack(session.seconds)
         self._known[call.id] = _Known(call, beginnings, cost, path, lead, unread)
@@ -139,8 +141,12 @@ class Priorities:
         if known is None:
             return
         self._changed.pop(call.id, None)
-        _done(self._sessions, id(call.session), known.cost.work)
-        _done(self._tenants, call.scope, known.cost.work)
+        self.shares.done(call.scope, known.cost.work)
+        session = self._sessions[id(call.session)]
+        session.calls -= 1
+        session.seconds -= known.cost.work
+        if not session.calls:
+            del self._sessions[id(call.session)]
         for source in sources(call):
             feeds = self._known.get(source.id)
             if feeds is not None:
@@ -246,7 +252,7 @@ class Priorities:
         sessions = Counter(id(known.call.session) for known in self._known.values())
         assert sessions == {id: work.calls for id, work in self._sessions.items()}, "work that is not there"
         tenants = Counter(known.call.scope for known in self._known.values())
-        assert tenants == {tenant: work.calls for tenant, work in self._tenants.items()}, "tenants that do nothing"
+        assert tenants == self.shares.unfinished(), "tenants that do nothing"
 
 
 def _slack(work: float) -> float:
@@ -256,27 +262,16 @@ def _slack(work: float) -> float:
 
 @dataclass(slots=True)
 class _Work:
-    """What is outstanding of a session or a tenant."""
+    """What is outstanding of a session."""
 
     calls: int = 0
     seconds: float = 0.0
 
 
-_Key = TypeVar("_Key")
-
-
-def _done(outstanding: dict[_Key, _Work], key: _Key, cost: float) -> None:
-    work = outstanding[key]
-    work.calls -= 1
-    work.seconds -= cost
-    if not work.calls:
-        del outstanding[key]
-
-
 @dataclass(slots=True)
 class _Known:
-    """What is known of an unfinished call. `path`: seconds of the longest way to its end. `lead`: seconds by which its
-    tenant was ahead of others when it came. `unread`: by when it is wanted as long as nothing reads it; `want`: since
+    """What is known of an unfinished call. `path`: seconds of the longest way to its end. `lead`: see
+    `Shares.asked`. `unread`: by when it is wanted as long as nothing reads it; `want`: since
     somebody waits for it. `readers`: unfinished calls that read it."""
 
     call: Call

@@ -8,6 +8,10 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
 
 from engine.batch import TOGETHER_SECONDS
 from engine.pace import Pacer
@@ -45,6 +49,21 @@ class Costs:
             (low, cheap), (high, dear) = self.rows[at - 1 : at + 1]
             seconds = cheap + (rows - low) * (dear - cheap) / (high - low)
         return seconds + attended * self.attention
+
+
+class BadTable(Exception):
+    """The file is no table of costs."""
+
+
+def read_costs(path: Path) -> Costs:
+    """A table from a file of JSON with the fields of `Costs`. Raises BadTable, or OSError."""
+    try:
+        costs = msgspec.json.decode(path.read_bytes(), type=Costs)
+    except msgspec.DecodeError as error:
+        raise BadTable(f"{path} is no table of costs: {error}") from error
+    if len(costs.rows) < 2 or any(low >= high for (low, _), (high, _) in pairwise(costs.rows)):
+        raise BadTable(f"{path} is no table of costs: rows have to grow, and be two at least")
+    return costs
 
 
 CPU = Costs(

@@ -17,7 +17,7 @@ from gateway.graph.session import Bounds, Session
 from gateway.graph.variable import Variable
 from gateway.scheduler import Scheduler
 from gateway.simulate import clock
-from gateway.simulate.engine import TABLES, Costs, SimulatedEngine
+from gateway.simulate.engine import TABLES, BadTable, Costs, SimulatedEngine, read_costs
 from gateway.simulate.load import MIXES, Application, Applications, arrivals
 from gateway.simulate.policies import POLICIES, Policy, policy
 from gateway.simulate.trace import BadTrace, read_applications
@@ -207,7 +207,8 @@ def main(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--engines", type=int, default=1, metavar="N", help="1 to 1,024 (default: 1)")
-    parser.add_argument("--table", choices=sorted(TABLES), default="cpu", help="what an engine's steps cost")
+    tables = f"{' or '.join(sorted(TABLES))}, or a file that `python -m bench.simulator --table` wrote"
+    parser.add_argument("--table", default="cpu", help=f"what an engine's steps cost: {tables} (default: cpu)")
     parser.add_argument("--mix", choices=MIXES, default="mixed", help="which applications come")
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="what `myna serve --record` wrote, in place of a mix"
@@ -222,9 +223,14 @@ def main(arguments: Sequence[str]) -> int:
     if not 1 <= chosen.engines <= 1024 or chosen.applications < 1 or not 0 < chosen.utilisation < 2:
         print("myna simulate: engines are 1 to 1024, applications at least 1, utilisation in (0, 2)", file=sys.stderr)
         return 2
+    try:
+        costs = TABLES.get(chosen.table) or read_costs(Path(chosen.table))
+    except (BadTable, OSError) as error:
+        print(f"myna simulate: {error}", file=sys.stderr)
+        return 2
     scenario = Scenario(
         engines=chosen.engines,
-        costs=TABLES[chosen.table],
+        costs=costs,
         mix=chosen.mix,
         applications=chosen.applications,
         utilisation=chosen.utilisation,

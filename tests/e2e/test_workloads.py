@@ -56,7 +56,7 @@ async def test_a_pasted_reference_is_the_text_that_a_client_would_paste(tiny: st
 async def test_the_mixed_load_and_what_is_shown_of_it(tiny: str) -> None:
     async with aiohttp.ClientSession() as http:
         for mode in ("client", "graph"):
-            seconds, chats = await mixed_once(http, Way(mode, tiny, "tiny", mode), 1, 0.0, ["chain", "react"])
+            seconds, chats = await mixed_once(http, Way(mode, tiny, "tiny", mode), 1, 0.0, ["chain", "react"], 0.5)
             assert len(seconds) == 2
             assert chats
         app = App(http, tiny, "tiny", "graph")

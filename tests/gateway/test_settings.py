@@ -26,7 +26,7 @@ def test_flags_variables_and_file_say_the_same_things(tmp_path: Path, monkeypatc
     monkeypatch.setenv("MYNA_KV_TOKENS", "22")
     got = settings("--config", str(file), "--port", "3")
     assert (got.port, got.kv_tokens, got.max_calls) == (3, 22, 111), "flag, then variable, then file"
-    assert got.keys() == ["a", "b"]
+    assert list(got.keys()) == ["a", "b"]
     assert got.prefix_sharing is False
     monkeypatch.setenv("MYNA_CONFIG", str(file))
     assert settings("--prefix-sharing").prefix_sharing is True
@@ -45,18 +45,18 @@ def test_every_setting_has_a_flag_and_a_word_about_it(capsys: pytest.CaptureFixt
 
 def test_keys_come_from_flags_variable_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
-    file.write_text("# ours\nthree\n\n four \n")
-    assert settings("--api-key", "one", "--api-key", "two", "--api-key-file", str(file)).keys() == [
-        "one",
-        "two",
-        "three",
-        "four",
-    ]
+    file.write_text("# ours\nthree\n\n four \n  # heavy\nfive 2.5\n")
+    got = settings("--api-key", "one", "--api-key", "two", "--api-key-file", str(file)).keys()
+    assert got == {"one": 1.0, "two": 1.0, "three": 1.0, "four": 1.0, "five": 2.5}
     monkeypatch.setenv("MYNA_API_KEY", "five, six")
-    assert settings().keys() == ["five", "six"]
+    assert settings().keys() == {"five": 1.0, "six": 1.0}
     file.write_text("# nothing\n")
     with pytest.raises(ValueError, match="holds no key"):
         settings("--api-key-file", str(file)).keys()
+    for weight in ("0", "-1", "much", "nan", "inf", "1 2"):
+        file.write_text(f"secret {weight}\n")
+        with pytest.raises(ValueError, match=f"the key secr… stands '{weight}'"):
+            settings("--api-key-file", str(file)).keys()
 
 
 @pytest.mark.parametrize(

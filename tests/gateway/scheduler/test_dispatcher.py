@@ -288,18 +288,21 @@ def test_beginnings_are_known_by_what_they_hold_within_texts_too() -> None:
     same_start = call(Text([*system, 9]))
     same_value = call(Text([*system, 7]), value, Text([9]))
     prefixes = Prefixes()
-    assert prefixes.known(borders(first)) == 0
-    prefixes.add(borders(first))
+    assert prefixes.known(borders(first), 1) == 0
+    prefixes.add(borders(first), 1)
     prefixes.given(borders(first), "one")
-    assert prefixes.known(borders(same_start)) == 256, "two chunks of 128"
-    assert prefixes.known(borders(same_value)) == 301 + 64
+    assert prefixes.known(borders(same_start), 1) == 256, "two chunks of 128, for which the first one pays"
+    assert prefixes.known(borders(same_value), 1) == 301 + 64
+    assert prefixes.known(borders(same_value), 2) == 0, "nobody has read it yet, and another may have to"
+    prefixes.read(borders(first))
+    assert prefixes.known(borders(same_value), 2) == 301 + 64
     assert prefixes.held(borders(same_start)) == {"one": 256}
     prefixes.given(borders(same_start), "two")
     assert prefixes.held(borders(same_value)) == {"one": 365, "two": 256}
     other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, bounds=Bounds()).add(
         CallSpec(model="m", segments=[Text(system), ANSWER], deferred=True)
     )
-    assert prefixes.known(borders(other)) == 0, "nothing is shared between keys"
+    assert prefixes.known(borders(other), 1) == 0, "nothing is shared between keys"
     assert made.output.value is None
 
 

@@ -12,7 +12,7 @@ from gateway.graph.objectives import sources
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.scheduler.estimate import Estimates
-from gateway.scheduler.rank import OUTSTANDING, PATIENCE_SECONDS, WITHIN, Priorities
+from gateway.scheduler.rank import LATER, OUTSTANDING, PATIENCE_SECONDS, WITHIN, Priorities
 
 _numbers = itertools.count()
 
@@ -105,7 +105,7 @@ def test_nothing_that_comes_after_its_bound_overtakes_a_call() -> None:
     stage, app = Stage(), session()
     waits = stage.add(app, prompt=2000)
     cost = stage.estimates.cost(waits).time
-    stage.now += PATIENCE_SECONDS + (1 + OUTSTANDING) * cost
+    stage.now += PATIENCE_SECONDS + LATER + (1 + OUTSTANDING) * cost
     for _ in range(20):
         late = stage.add(session(), prompt=1, tokens=1)
         stage.read(late)
@@ -125,19 +125,32 @@ def test_who_says_there_is_time_goes_behind_who_does_not() -> None:
     assert stage.order(said, hurried) == [1, 0]
 
 
+def test_a_short_question_goes_before_large_work_that_has_been_late_for_long() -> None:
+    stage, app = Stage(), session()
+    large = [stage.add(app, prompt=1000, output=f"map_{at}") for at in range(40)]
+    stage.read(stage.add(app, *(call.output.name for call in large)))
+    stage.now += LATER
+    question = stage.add(session(), prompt=30)
+    stage.read(question)
+    assert stage.priorities.rank(question) < stage.priorities.rank(large[0])
+    stage.now += LATER * 2
+    later = stage.add(session(), prompt=30)
+    stage.read(later)
+    assert stage.priorities.rank(later) > stage.priorities.rank(large[0]), "but not for ever"
+
+
 def test_keys_that_ask_for_more_than_their_share_go_behind() -> None:
     stage = Stage()
     greedy = [stage.add(session("greedy"), prompt=500) for _ in range(50)]
     modest = [stage.add(session("modest"), prompt=500) for _ in range(5)]
-    more = [stage.add(session("greedy"), prompt=500) for _ in range(5)]
-    for call in (*greedy, *modest, *more):
+    for call in (*greedy, *modest):
         stage.read(call)
-    assert max(stage.priorities.rank(call) for call in modest) < min(stage.priorities.rank(call) for call in more)
-    for call in (*greedy, *modest, *more):
+    ranks = [[stage.priorities.rank(call) for call in calls] for calls in (modest, greedy)]
+    assert max(ranks[0]) < min(ranks[1]), "what came first of the other's too"
+    for call in (*greedy, *modest):
         finish(call)
         stage.priorities.end(call)
     stage.priorities.check_integrity()
-    assert stage.priorities.rank(stage.add(session("modest"))) == stage.priorities.rank(stage.add(session("new")))
 
 
 def test_templates_of_templates_cost_no_more_to_estimate() -> None:
