@@ -37,8 +37,8 @@ _APPLICATION_SECONDS = 8.0
 """On average, between two applications in it: about four fifths of what two cores with AVX512 can do."""
 
 
-_ALONE_SECONDS = 45.0
-"""Chat is measured so long by itself."""
+GRAPHS = ("chain", "map_reduce", "agents", "thoughts")
+"""Applications that are work in the background; the others are people who ask, as plain chat is."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,10 @@ async def mixed_once(
     rtt: float,
     apps: Sequence[str],
     apart: float = _APPLICATION_SECONDS,
+    without: Sequence[str] = (),
 ) -> tuple[list[float], list[float]]:
     """Applications that come by chance, on average so many seconds `apart`, beside plain chat: seconds of each of them,
-    and of each chat.
-
-    Without applications, chat by itself for a while.
+    and of each chat. `without`: applications that do not come, though all else does as with them.
     """
     pick, come = random.Random(seed), random.Random(seed)
     chats: list[float] = []
@@ -113,9 +112,8 @@ async def mixed_once(
     try:
         order = come.sample(apps, len(apps))
         times = accumulate(come.expovariate(1 / apart) for _ in order)
-        seconds = await asyncio.gather(*(one(*coming) for coming in zip(count(), order, times)))
-        if not apps:
-            await asyncio.sleep(_ALONE_SECONDS)
+        coming = zip(count(), order, times, strict=False)
+        seconds = await asyncio.gather(*(one(*each) for each in coming if each[1] not in without))
     finally:
         over.set()
         await talk
@@ -136,12 +134,12 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
                 seed = next(seeds)
                 for way in ways:
                     if name == "mixed":
-                        _, alone = await mixed_once(http, way, seed, chosen.rtt, [])
                         apps = [one for one in WORKLOADS for _ in range(2)]
+                        _, without = await mixed_once(http, way, seed, chosen.rtt, apps, without=GRAPHS)
                         seconds, chats = await mixed_once(http, way, seed, chosen.rtt, apps)
                         results[way.name].seconds.append(statistics.mean(seconds))
-                        for what, times in (("beside them", chats), ("alone", alone)):
-                            row = found.setdefault(f"chat {what}: p99", {})
+                        for what, times in (("with", chats), ("without", without)):
+                            row = found.setdefault(f"chat {what} graphs: p99", {})
                             row.setdefault(way.name, Result()).seconds.append(_slowest_percent(times))
                         continue
                     taken, app = await run_once(http, way, WORKLOADS[name], seed, chosen.rtt)

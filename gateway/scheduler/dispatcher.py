@@ -274,7 +274,7 @@ class Scheduler:
         engine = engines[0]
         if len(engines) > 1:
             engine = self._place(call, engines, prefixes.held(beginnings))
-            prefixes.given(beginnings, engine.name)
+            prefixes.given(beginnings, engine)
         call.engine = engine.name
         self._priorities.estimates.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))

@@ -6,7 +6,7 @@ from operator import attrgetter
 from gateway.engines.base import Engine
 from gateway.graph.call import Call
 
-Placement = Callable[[Call, Sequence[Engine], Mapping[str, int]], Engine]
+Placement = Callable[[Call, Sequence[Engine], Mapping[Engine, int]], Engine]
 """See `place`."""
 
 _CONTEXT_TOKENS = 12
@@ -16,7 +16,7 @@ _LOOKED_AT = 16
 _load = attrgetter("load")
 
 
-def place(call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Engine:
+def place(call: Call, engines: Sequence[Engine], held: Mapping[Engine, int]) -> Engine:
     """An idle engine, or a busier one that holds much of the prompt's beginning; then one that holds most inputs.
 
     `held`: engines that were given the beginning of its prompt before, with how many tokens of it.
@@ -24,10 +24,10 @@ def place(call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Eng
     made = [source.producer.engine for source in call.inputs.values() if source.producer is not None]
 
     def cost(engine: Engine) -> tuple[int, int]:
-        return engine.load * _CONTEXT_TOKENS - held.get(engine.name, 0), -made.count(engine.name)
+        return engine.load * _CONTEXT_TOKENS - held.get(engine, 0), -made.count(engine.name)
 
     if len(engines) > _LOOKED_AT:
         first = call.arrival * _LOOKED_AT % len(engines)
         some = [*engines[first : first + _LOOKED_AT], *engines[: max(0, first + _LOOKED_AT - len(engines))]]
-        engines = [min(some, key=_load), *(engine for engine in engines if engine.name in held)]
+        engines = [min(some, key=_load), *(engine for engine in held if engine.ready)]
     return min(engines, key=cost)

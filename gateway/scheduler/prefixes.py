@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gateway.engines.base import Engine
 from gateway.graph.borders import Border
 
 _MOST = 100_000
@@ -19,7 +20,7 @@ class _Seen:
 
     session: int
     read: bool = False
-    engines: list[str] = field(default_factory=list)
+    engines: list[Engine] = field(default_factory=list)
 
 
 class Prefixes:
@@ -59,9 +60,9 @@ class Prefixes:
                 return  # and what is shorter with it
             seen.read = True
 
-    def held(self, beginnings: Sequence[Border]) -> dict[str, int]:
+    def held(self, beginnings: Sequence[Border]) -> dict[Engine, int]:
         """Engines that were given some of it, with how many tokens of it each."""
-        held: dict[str, int] = {}
+        held: dict[Engine, int] = {}
         for tokens, key, _ in beginnings:
             seen = self._seen.get(key)
             if seen is None:
@@ -70,7 +71,7 @@ class Prefixes:
                 held[engine] = tokens
         return held
 
-    def given(self, beginnings: Sequence[Border], engine: str) -> None:
+    def given(self, beginnings: Sequence[Border], engine: Engine) -> None:
         """An engine was given all of it."""
         for _, key, _ in beginnings:
             seen = self._seen.get(key)

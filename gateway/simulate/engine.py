@@ -109,9 +109,16 @@ class SimulatedEngine:
         self._costs = costs
         self._contexts = 0
         self._decoding: list[SimulatedContext] = []
-        self._waiting: list[tuple[float, int, int, SimulatedContext]] = []
-        """Prompts to be read, the most urgent first: rank, arrival, ticket, context. A ticket that is not the context's
-        last one is void."""
+        self._waiting: dict[tuple[bool, bool], list[tuple[float, int, int, SimulatedContext]]] = {
+            (False, False): [],
+            (False, True): [],
+            (True, False): [],
+            (True, True): [],
+        }
+        """Prompts to be read, by whether something in them is still missing and whether they are watched; the most
+        urgent first: rank, arrival, ticket, context. A ticket that is not the context's last one is void."""
+        self._reading = {True: 0, False: 0}
+        """How many contexts have prompts to be read, of those that are watched and of the others."""
         self._cache: OrderedDict[int, None] = OrderedDict()
         """Blocks by what they and all before them hold; those used last are last."""
         self._numbers = itertools.count()
@@ -124,6 +131,11 @@ class SimulatedEngine:
     def load(self) -> int:
         """Contexts open."""
         return self._contexts
+
+    @property
+    def working(self) -> bool:
+        """Whether it is in a step, or about to be."""
+        return self._running is not None
 
     @property
     def pace(self) -> Pace:
@@ -146,18 +158,29 @@ class SimulatedEngine:
     def closed(self, context: "SimulatedContext") -> None:
         """A context was freed."""
         self._contexts -= 1
+        self._count(context, None)
         if context in self._decoding:
             self._decoding.remove(context)
+
+    def _count(self, context: "SimulatedContext", watched: bool | None) -> None:
+        """Counts it as one that has a prompt to be read, or as none."""
+        if context.counted is not None:
+            self._reading[context.counted] -= 1
+        if watched is not None:
+            self._reading[watched] += 1
+        context.counted = watched
 
     def wants(self, context: "SimulatedContext") -> None:
         """A context has tokens to be read, or another rank than before."""
         context.ticket = next(self._numbers)
-        heapq.heappush(self._waiting, (context.urgency.rank, context.arrival, context.ticket, context))
+        self._count(context, context.urgency.watched)
+        waiting = self._waiting[context.sampling is None, context.urgency.watched]
+        heapq.heappush(waiting, (context.urgency.rank, context.arrival, context.ticket, context))
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._steps())
 
     async def _steps(self) -> None:
-        while self._waiting or self._decoding:
+        while any(self._waiting.values()) or self._decoding:
             decoding = self._urgent()[: self._costs.step_rows]
             step = self._plan(decoding)
             prefill = sum(rows for _, rows in step.chunks)
@@ -177,6 +200,8 @@ class SimulatedEngine:
             )
             for context, count in step.chunks:
                 context.read(count)
+                if not context.wanted:
+                    self._count(context, None)
                 if not context.wanted and context.sampling is not None and not context.freed:
                     self._decoding.append(context)
             for context in decoding:
@@ -189,35 +214,41 @@ class SimulatedEngine:
     def _urgent(self) -> "list[SimulatedContext]":
         """Those who decode in the next step: as `engine.batch` has it."""
         watched = sum(one.urgency.watched for one in self._decoding)
-        if watched == len(self._decoding) or not (watched or self._awaited()):
+        if watched == len(self._decoding) or not (watched or self._reading[True]):
             return self._decoding
         most = watched + self._pacer.unwatched(watched)
         if len(self._decoding) <= most:
             return self._decoding
         return sorted(self._decoding, key=lambda one: (not one.urgency.watched, one.urgency.rank))[:most]
 
-    def _awaited(self) -> bool:
-        """Whether somebody waits for the answer to one of the prompts."""
-        return any(one.urgency.watched for *_, one in self._waiting if not one.freed)
-
     def _plan(self, decoding: Sequence["SimulatedContext"]) -> "_Step":
         """What goes into the next step beside those who decode: as `engine.batch` has it."""
         step = _Step()
         watched = sum(context.urgency.watched for context in decoding)
-        mixed = self._awaited() and not all(one.urgency.watched for *_, one in self._waiting)
+        mixed = self._reading[True] > 0 and self._reading[False] > 0
         most, long, behind, ahead = self._pacer.rows(len(decoding), watched=watched, mixed=mixed)
         first = min((context.urgency.rank for context in decoding), default=math.inf) + TOGETHER_SECONDS
         budget = min(self._costs.step_rows - len(decoding), most)
         again = []
         announced: set[int] = set()
-        while self._waiting and budget > 0:
-            rank, _, ticket, context = self._waiting[0]
+        while budget > 0:
+            # of each kind all wait, once nothing more is left for that kind
+            allowed = [
+                waiting
+                for (waits, seen), waiting in self._waiting.items()
+                if waiting and (ahead > 0 or not waits) and (long > 0 or seen or not watched)
+            ]
+            if not allowed:
+                break
+            waiting = min(allowed)
+            rank, _, ticket, context = waiting[0]
             if rank > first and behind <= 0:
                 break  # nor can any other
-            heapq.heappop(self._waiting)
+            heapq.heappop(waiting)
             if context.freed or ticket != context.ticket:
                 continue
             if not context.wanted:
+                self._count(context, None)
                 if context.sampling is not None:
                     self._decoding.append(context)
                 continue
@@ -249,7 +280,7 @@ class SimulatedEngine:
                 step.long += rows
             step.chunks.append((context, rows))
             announced.update(context.hashes[: (context.length + rows) // _BLOCK - context.length // _BLOCK])
-        step.waiting = step.waiting or bool(self._waiting)
+        step.waiting = step.waiting or any(self._waiting.values())
         for context in again:
             self.wants(context)
         return step
@@ -287,6 +318,8 @@ class SimulatedContext:
         self.prompt = 0
         """Tokens that were to be read when that began; 0 in between."""
         self.ticket = -1
+        self.counted: bool | None = None
+        """Watched or not, while it has a prompt to be read."""
         self.freed = False
         self.hashes: list[int] = []
         """Of the full blocks that are still to be read."""
@@ -349,7 +382,7 @@ class SimulatedContext:
 
     def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""
-        changed = urgency.rank != self.urgency.rank
+        changed = urgency != self.urgency
         self.urgency = urgency
         if changed and self.unread and not self.freed:
             self._engine.wants(self)

@@ -40,27 +40,26 @@ class _PrefixThenTurns:
     def __init__(self) -> None:
         self._turns = itertools.count()
 
-    def __call__(self, call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Engine:
-        holder = _holder(engines, held)
+    def __call__(self, call: Call, engines: Sequence[Engine], held: Mapping[Engine, int]) -> Engine:
+        holder = _holder(held)
         if holder is not None:
             return holder
         return engines[next(self._turns) % len(engines)]
 
 
-def _holder(engines: Sequence[Engine], held: Mapping[str, int]) -> Engine | None:
+def _holder(held: Mapping[Engine, int]) -> Engine | None:
     """The engine that has most of it, the last one that was given it among equals."""
     most = max(held.values(), default=0)
-    name = next((name for name in reversed([*held]) if held[name] == most), None)
-    return next((engine for engine in engines if engine.name == name), None)
+    return next((engine for engine in reversed([*held]) if held[engine] == most), None)
 
 
-def _idlest(call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Engine:
+def _idlest(call: Call, engines: Sequence[Engine], held: Mapping[Engine, int]) -> Engine:
     return min(engines, key=lambda engine: engine.load)
 
 
-def _prefix_or_idlest(call: Call, engines: Sequence[Engine], held: Mapping[str, int]) -> Engine:
+def _prefix_or_idlest(call: Call, engines: Sequence[Engine], held: Mapping[Engine, int]) -> Engine:
     """Parrot's: calls of one prefix together, else where there is least to do."""
-    found, idlest = _holder(engines, held), _idlest(call, engines, held)
+    found, idlest = _holder(held), _idlest(call, engines, held)
     return found if found is not None and found.load <= 2 * idlest.load + 8 else idlest
 
 

@@ -3,12 +3,14 @@
 import argparse
 import asyncio
 import dataclasses
+import gc
+import itertools
 import json
 import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from gateway.simulate.trace import BadTrace, read_applications
 _BOUNDS = Bounds()
 _TRIAL = 200
 """Applications that come all at once, to see what engines can do."""
+_COLLECTOR = (50_000, 20, 100)
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,11 @@ class _Simulation:
             now=loop.time,
         )
 
-    async def run(self, applications: Sequence[Application], gaps: Sequence[float]) -> Outcome:
-        """All of them, each so long after the one before."""
+    async def run(self, load: Iterable[tuple[Application, float]]) -> Outcome:
+        """All applications, each so long after the one before."""
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            for number, (application, gap) in enumerate(zip(applications, gaps, strict=True)):
+            for number, (application, gap) in enumerate(load):
                 if gap:
                     await asyncio.sleep(gap)
                 group.create_task(self._application(number, application))
@@ -154,29 +157,38 @@ class _Simulation:
 def simulate(scenario: Scenario, policies: Sequence[str]) -> list[Outcome]:
     """The same applications at the same times, once for each policy. Raises BadTrace, or OSError."""
     if scenario.trace is not None:
-        applications, gaps = read_applications(scenario.trace)
-        return [_once(scenario, applications, gaps, policy(name)) for name in policies]
+        recorded = read_applications(scenario.trace)
+        return [_once(scenario, zip(*recorded, strict=True), policy(name)) for name in policies]
+    rate = _rate(scenario)
+    return [_once(scenario, _load(scenario, rate), policy(name)) for name in policies]
+
+
+def _load(scenario: Scenario, rate: float) -> Iterator[tuple[Application, float]]:
+    """Applications, made only when they come, since there may be hundreds of thousands; and times between them."""
     source = Applications(random.Random(scenario.seed)).of(scenario.mix)
-    applications = [next(source) for _ in range(scenario.applications)]
-    between = arrivals(random.Random(scenario.seed + 1), _rate(scenario), bursts=scenario.bursts)
-    gaps = [next(between) for _ in applications]
-    return [_once(scenario, applications, gaps, policy(name)) for name in policies]
+    between = arrivals(random.Random(scenario.seed + 1), rate, bursts=scenario.bursts)
+    return itertools.islice(zip(source, between, strict=False), scenario.applications)
 
 
 def _rate(scenario: Scenario) -> float:
     """Applications a second that keep the engines busy for the wanted part of the time, found by a trial of one."""
     one = dataclasses.replace(scenario, engines=1)
     source = Applications(random.Random(scenario.seed + 2)).of(scenario.mix)
-    applications = [next(source) for _ in range(_TRIAL)]
-    done = _once(one, applications, [0.0] * _TRIAL, policy("myna"))
+    done = _once(one, ((next(source), 0.0) for _ in range(_TRIAL)), policy("myna"))
     return scenario.utilisation * scenario.engines * _TRIAL / done.busy
 
 
-def _once(scenario: Scenario, applications: Sequence[Application], gaps: Sequence[float], chosen: Policy) -> Outcome:
+def _once(scenario: Scenario, load: Iterable[tuple[Application, float]], chosen: Policy) -> Outcome:
     async def work() -> Outcome:
-        return await _Simulation(scenario, chosen).run(applications, gaps)
+        return await _Simulation(scenario, chosen).run(load)
 
-    return clock.run(work())
+    # sessions are cycles, and few of what there is at a time: to look at all of it often would take a third of the time
+    before = gc.get_threshold()
+    gc.set_threshold(*_COLLECTOR)
+    try:
+        return clock.run(work())
+    finally:
+        gc.set_threshold(*before)
 
 
 def as_text(outcomes: Sequence[Outcome], engines: int) -> str:

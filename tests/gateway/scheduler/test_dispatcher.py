@@ -271,10 +271,10 @@ async def test_the_idlest_engine_is_chosen_and_at_a_tie_the_one_that_holds_the_i
     assert place(call, [one, two], {}) is two
     two.open("", SOON)
     assert place(call, [one, two], {}) is one
-    assert place(call, [one, two], {"two": 100}) is two, "which holds the prompt's beginning, and is hardly busier"
+    assert place(call, [one, two], {two: 100}) is two, "which holds the prompt's beginning, and is hardly busier"
     for _ in range(20):
         two.open("", SOON)
-    assert place(call, [one, two], {"two": 100}) is one
+    assert place(call, [one, two], {two: 100}) is one
 
 
 def test_beginnings_are_known_by_what_they_hold_within_texts_too() -> None:
@@ -287,18 +287,18 @@ def test_beginnings_are_known_by_what_they_hold_within_texts_too() -> None:
     first = call(Text([*system, 7]), value, Text([8]))
     same_start = call(Text([*system, 9]))
     same_value = call(Text([*system, 7]), value, Text([9]))
-    prefixes = Prefixes()
+    prefixes, one, two = Prefixes(), StubEngine(name="one"), StubEngine(name="two")
     assert prefixes.known(borders(first), 1) == 0
     prefixes.add(borders(first), 1)
-    prefixes.given(borders(first), "one")
+    prefixes.given(borders(first), one)
     assert prefixes.known(borders(same_start), 1) == 256, "two chunks of 128, for which the first one pays"
     assert prefixes.known(borders(same_value), 1) == 301 + 64
     assert prefixes.known(borders(same_value), 2) == 0, "nobody has read it yet, and another may have to"
     prefixes.read(borders(first))
     assert prefixes.known(borders(same_value), 2) == 301 + 64
-    assert prefixes.held(borders(same_start)) == {"one": 256}
-    prefixes.given(borders(same_start), "two")
-    assert prefixes.held(borders(same_value)) == {"one": 365, "two": 256}
+    assert prefixes.held(borders(same_start)) == {one: 256}
+    prefixes.given(borders(same_start), two)
+    assert prefixes.held(borders(same_value)) == {one: 365, two: 256}
     other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, bounds=Bounds()).add(
         CallSpec(model="m", segments=[Text(system), ANSWER], deferred=True)
     )
