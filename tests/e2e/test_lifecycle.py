@@ -18,6 +18,8 @@ import openai
 import psutil
 import pytest
 
+from gateway.simulate.run import Scenario, simulate
+from gateway.simulate.trace import read_applications
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 
@@ -188,6 +190,40 @@ def test_an_engine_at_rest_is_not_taken_for_a_hung_one(tiny: Path) -> None:
             server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2)
             threading.Event().wait(1.0)
         assert engine.is_running()
+
+
+def test_what_is_asked_is_recorded_without_its_words(tiny: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    with Server("--model", str(tiny), "--record", str(trace), "--journal", "memory") as server:
+        graph = {
+            "calls": [
+                {"model": "tiny", "messages": MESSAGES, "max_tokens": 5, "semantic": {"output": "first"}},
+                {
+                    "model": "tiny",
+                    "messages": [{"role": "user", "content": "Confidential: <<first>>"}],
+                    "max_tokens": 7,
+                    "semantic": {"output": "second"},
+                    "ignore_eos": True,
+                },
+            ],
+            "outputs": ["second"],
+        }
+        assert httpx.post(f"{server.address}/v1/graphs", json=graph).status_code == 200
+        server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=3)
+    text = trace.read_text()
+    assert len(text.splitlines()) == 3
+    assert "onfidential" not in text
+    (session, request), _ = read_applications(trace)
+    assert [(spec.output, len(spec.slots)) for step in session.steps for spec in step.calls] == [
+        ("first", 1),
+        ("second", 1),
+    ]
+    assert [step.wanted for step in session.steps] == [["second"]]
+    assert request.kind == "request"
+    (outcome,) = simulate(Scenario(trace=trace), ["myna"])
+    assert outcome.calls == 3
+    with pytest.raises(RuntimeError, match=r"cannot write .*Is a directory"):
+        Server("--model", str(tiny), "--record", str(tmp_path))
 
 
 def test_keys_are_asked_for_and_separate_sessions(tiny: Path, tmp_path: Path) -> None:

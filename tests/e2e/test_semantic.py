@@ -343,6 +343,24 @@ async def test_the_graph_says_what_a_call_waits_on_and_why(api: Api) -> None:
     assert [call["why"] for call in (await api.graph())["calls"]] == [None, None]
 
 
+async def test_the_graph_says_why_prompts_were_not_in_the_cache(api: Api) -> None:
+    common = f"{api.session} has words that nobody else has. " * 6
+    for number, ending in enumerate(("One.", "One.", "Two, and then something more that was not there before.")):
+        await api.ask(common + ending, {"output": f"a{number}", "share": False})
+        while (await api.graph())["calls"][-1]["finished"] is None:
+            await asyncio.sleep(0.01)
+    first, again, other = (await api.graph())["calls"]
+    for call in (first, again, other):
+        assert call["cached_tokens"] + sum(call["missed_tokens"].values()) == call["prompt_tokens"]
+    assert set(first["missed_tokens"]) <= {"never_seen", "diverged"}
+    assert sum(first["missed_tokens"].values()) > 30
+    assert set(again["missed_tokens"]) <= {"part_of_a_block"}
+    assert set(other["missed_tokens"]) == {"diverged"}
+    async with api.http.get("/metrics") as response:
+        metrics = await response.text()
+    assert 'myna_prompt_tokens_missed_total{why="diverged"}' in metrics
+
+
 async def test_identical_calls_run_once(api: Api) -> None:
     answers = await asyncio.gather(*(api.ask("Count to ten.", max_tokens=20) for _ in range(4)))
     apart = await api.ask("Count to ten.", {"share": False}, max_tokens=20)
