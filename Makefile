@@ -15,5 +15,5 @@ test:               ## run all tests
 lint:               ## style, types, lines of dependency
 	scripts/install test lint && scripts/lint
 
-bench:              ## measure through HTTP and print the figures
-	scripts/install && .venv/bin/python -m bench
+bench:              ## measure through HTTP and print the figures, of requests and of whole applications
+	scripts/install && .venv/bin/python -m bench && .venv/bin/python -m bench.workloads

@@ -242,6 +242,7 @@ _WITHOUT = {
     "rank": ("--order", "arrival"),
     "fill-ahead": ("--no-fill-ahead",),
     "prefix-sharing": ("--no-prefix-sharing",),
+    "retention": ("--retention", "lru"),
 }
 """What `--ablation` leaves out, one at a time."""
 

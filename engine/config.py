@@ -30,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `peers`: engines that share the machine, this one counted: cores and free memory are divided by it where
     `threads` and `kv_tokens` are 0.
     `prefix_sharing`: whether full blocks are kept in the prefix tree for later fills.
+    `retention`: which of them go first when the pool is full; see `retention.py`.
     """
 
     model: str = DEFAULT_MODEL
@@ -46,3 +47,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0
     peers: int = 1
     prefix_sharing: bool = True
+    retention: Literal["learned", "lru"] = "learned"

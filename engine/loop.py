@@ -26,6 +26,7 @@ from engine.models.decoder import Decoder
 from engine.models.fetch import checkpoint_folder, model_name
 from engine.models.spec import read_spec
 from engine.pace import Pacer
+from engine.retention import Retention
 from engine.sampling import BadLogits, Sampler
 from engine.tokenizer import Tokenizer
 
@@ -60,7 +61,8 @@ class Engine:
         tokens = config.kv_tokens or affordable_tokens(self.decoder.kv_bytes_per_token, spec.window, config.peers)
         blocks = 1 + math.ceil(tokens / config.block_size)
         self.decoder.allocate_kv(blocks)
-        self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing)
+        retention = Retention(blocks - 1, learns=config.retention == "learned")
+        self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing, retention=retention)
         self._pacer = Pacer(decode_share=config.decode_share, gap=config.step_seconds)
         self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch, self._pacer)
         self._sampler = Sampler(kernels)
