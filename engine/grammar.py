@@ -35,6 +35,8 @@ class Grammars:
             grammar = LLMatcher.grammar_from_regex(sampling.regex)
         elif sampling.json_schema is not None:
             grammar = LLMatcher.grammar_from_json_schema(sampling.json_schema, overrides=_JSON)
+        elif sampling.grammar is not None:
+            grammar = LLMatcher.grammar_from_lark(sampling.grammar)
         else:
             return None
         matcher = LLMatcher(self._vocabulary, grammar)

@@ -20,7 +20,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `top_logprobs` counts the
     alternatives reported with each token. Penalties are applied to raw logits: repetition to prompt and
     output, presence and frequency to output. `seed` makes the text a function of prompt and parameters alone.
-    `regex`: what the whole text matches, in the syntax of Rust's; `json_schema`: what it is valid for, as JSON.
+    `regex`: what the whole text matches, in the syntax of Rust's; `json_schema`: what it is valid for, as JSON;
+    `grammar`: what derives it, in llguidance's Lark. At most one of them.
     """
 
     max_tokens: int | None = None
@@ -42,6 +43,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_logprobs: int = 0
     regex: str | None = None
     json_schema: str | None = None
+    grammar: str | None = None
 
 
 class Fill(msgspec.Struct, frozen=True, tag="fill"):

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from engine.config import EngineConfig
 from gateway import metrics
-from gateway.api import chat, completions, events, graphs, health, models, sessions, variables
+from gateway.api import chat, completions, events, graphs, health, models, sessions, tokens, variables
 from gateway.api.services import SERVICES, Services
 from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
 from gateway.engines.pool import EnginePool
@@ -85,7 +85,7 @@ def build_app(settings: ServeSettings, services: Services) -> web.Application:
         client_max_size=settings.max_body_bytes,
     )
     app[SERVICES] = services
-    for resource in (chat, completions, models, sessions, variables, graphs, events, health):
+    for resource in (chat, completions, tokens, models, sessions, variables, graphs, events, health):
         app.add_routes(resource.routes)
     return app
 
@@ -106,6 +106,7 @@ def engine_config(settings: ServeSettings) -> EngineConfig:
         threads=settings.threads,
         peers=settings.engines,
         prefix_sharing=settings.prefix_sharing,
+        retention=settings.retention,
     )
 
 

@@ -45,6 +45,16 @@ class Models:
             raise RequestError(503, "the model is still loading", code="engine_unavailable") from None
         return list(self._served.values())
 
+    async def one(self, name: str | None) -> ServedModel:
+        """The model of that name, or the only one there is. Raises RequestError."""
+        if name is not None:
+            return await self.get(name)
+        first, *others = await self.all()
+        if others:
+            message = f"several models are served; name one of {first.id}, {', '.join(other.id for other in others)}"
+            raise RequestError(400, message, code="missing_required_parameter", param="model")
+        return first
+
     async def get(self, name: str, where: str = "") -> ServedModel:
         """The model of that name, asked for by the request at `where` in a larger one.
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -21,10 +22,13 @@ from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import parse
+from gateway.tools import Tools, in_words, style_of
 
 _NONCE = secrets.token_hex(8)
 """Makes marks that nobody can forge: it leaves the process never, not even as tokens."""
 _MARK = re.compile(f"\ue000{_NONCE}-(\\d+)\ue001")
+_END = f"\ue000{_NONCE}-end\ue001"
+"""Where a message ends that the answer goes on with."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,11 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._template = None if tokenizer.chat_template is None else _compile(tokenizer.chat_template)
+        source = tokenizer.chat_template or ""
+        self._template = None if tokenizer.chat_template is None else _compile(source)
+        self._knows_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(source))
+        self.style = style_of(source)
+        """How the model writes calls of tools."""
 
     def chat(
         self,
@@ -52,31 +60,65 @@ class PromptBuilder:
         *,
         references: bool = False,
         slots: Mapping[str, Slot] | None = None,
+        tools: Tools | None = None,
+        opens: bool = True,
+        continues: bool = False,
+        options: Mapping[str, Any] | None = None,
         where: str = "",
     ) -> Prompt:
         """The prompt of a conversation, with the assistant's answer behind it.
 
         `messages`: as in the request, contents as strings or lists of text parts. `references`: whether `<<name>>` is
-        one; `slots` are those that this call generates itself. `where`: the path of the request in a larger one.
+        one; `slots` are those that this call generates itself. `tools`: if there are any. `opens`: whether an
+        assistant's message is begun; `continues`: whether the answer goes on with the last one. `options`: what else
+        the template is told. `where`: the path of the request in a larger one.
         Raises RequestError if the model has no template or the template refuses the messages, SlotWithoutPlace.
         """
         if self._template is None:
             raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
         held = _Held(self._tokenizer, references, slots or {})
-        safe = [held.take_out(message, at(where, f"messages.{index}")) for index, message in enumerate(messages)]
+        known_tools = tools.known if tools is not None and tools.choice != "none" else ()
+        before = len(messages)
+        if not self._knows_tools:
+            messages = in_words(messages, known_tools)
+        shift = len(messages) - before  # what was put before them is no message of the request's
+        safe = [
+            held.take_out(message, at(where, f"messages.{index}"))
+            for index, message in enumerate(messages, start=-shift)
+        ]
         held.check_slots()
         parts = held.last_message(messages[-1]) if messages else None
+        if continues:
+            if parts is not None:
+                message = "a message with slots is gone on with anyway"
+                raise RequestError(
+                    400, message, code="unsupported_with_semantic", param=at(where, "continue_final_message")
+                )
+            safe[-1]["content"] += _END
+        known = {
+            "messages": safe,
+            "add_generation_prompt": parts is None and opens and not continues,
+            "bos_token": self._tokenizer.bos_text,
+            "eos_token": self._tokenizer.eos_text,
+        }
+        if known_tools and self._knows_tools:
+            known["tools"] = held.neutral([tool.described() for tool in known_tools])
+        if taken := known.keys() & (options or {}).keys():
+            message = f"the template is told {min(taken)} by the server"
+            raise RequestError(400, message, code="invalid_value", param=at(where, "chat_template_kwargs"))
         try:
-            text = self._template.render(
-                messages=safe,
-                add_generation_prompt=parts is None,
-                bos_token=self._tokenizer.bos_text,
-                eos_token=self._tokenizer.eos_text,
-            )
+            text = self._template.render(**held.neutral(dict(options or {})), **known)
         except jinja2.TemplateError as error:
             raise RequestError(
                 400, f"the model's chat template refuses these messages: {error}", param=at(where, "messages")
             ) from error
+        if tools is not None and tools.choice == "forced" and known["add_generation_prompt"]:
+            text += self.style.begin
+        if continues:
+            text, end, _ = text.rpartition(_END)
+            if not end:
+                message = "the model's chat template does not write the last message as it is"
+                raise RequestError(400, message, param=at(where, "continue_final_message"))
         segments = held.segments(text)
         held.check_rendered(segments, at(where, "messages"))
         if parts is None:
@@ -84,18 +126,20 @@ class PromptBuilder:
         last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
         return Prompt(segments[: last + 1], parts)
 
-    def completion(self, text: str, answer: Slot, *, references: bool = False) -> Prompt:
-        """A text that the answer goes on with. It is the client's own template: control tokens in it are control
-        tokens, but not those in values."""
+    def completion(
+        self, text: str, answer: Slot, *, references: bool = False, begins: bool = True, where: str = "prompt"
+    ) -> Prompt:
+        """A text, at `where` in the request, that the answer goes on with. It is the client's own template: control
+        tokens in it are control tokens, but not those in values. `begins`: with what the model wants at a beginning."""
         held = _Held(self._tokenizer, references, {})
-        rendered = held.mark(text, "prompt")
-        if self._tokenizer.adds_bos:
+        rendered = held.mark(text, where)
+        if self._tokenizer.adds_bos and begins:
             rendered = self._tokenizer.bos_text + rendered
-        return Prompt([*held.segments(rendered), answer], field="prompt")
+        return Prompt([*held.segments(rendered), answer], field=where)
 
-    def tokens(self, tokens: Sequence[int], answer: Slot) -> Prompt:
+    def tokens(self, tokens: Sequence[int], answer: Slot, *, where: str = "prompt") -> Prompt:
         """Tokens as they are."""
-        return Prompt([Text(tokens), answer], field="prompt")
+        return Prompt([Text(tokens), answer], field=where)
 
 
 class _Held:
@@ -151,6 +195,10 @@ class _Held:
             else:
                 out += self._keep(Input(piece, where))
         return out
+
+    def neutral(self, value: Any) -> Any:
+        """What a template is told besides messages, without control tokens."""
+        return self._neutralise(value)
 
     def mark(self, text: str, where: str) -> str:
         """The text with nothing but its references replaced by marks."""
@@ -224,12 +272,16 @@ class _Held:
 
 
 def _compile(template: str) -> jinja2.Template:
-    """The template in the sandbox and with the helpers that Hugging Face's templates expect."""
+    """The template, with the helpers that Hugging Face's templates expect."""
+    return _environment().from_string(template)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment.from_string(template)
+    return environment
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:

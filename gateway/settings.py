@@ -57,6 +57,9 @@ class ServeSettings(BaseSettings):
     decode_share: float = Field(0.65, gt=0, lt=1, description="speed that answers keep while long prompts are read")
     max_batch: int = Field(256, ge=1, description="most requests in one engine step")
     prefix_sharing: bool = Field(True, description="keep and share the KV of equal prefixes")
+    retention: Literal["learned", "lru"] = Field(
+        "learned", description="what leaves a full KV pool first: what is read again last, or what was read longest ago"
+    )
     cache: Path = Field(Path(default_cache()), description="folder for downloaded models and built kernels")
 
     order: Literal["need", "arrival"] = Field(

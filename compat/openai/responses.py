@@ -44,12 +44,37 @@ class CompletionUsage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails
 
 
+class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is called, with arguments as JSON; or a part of that, in a chunk."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallAnswer(msgspec.Struct, frozen=True):
+    """A call that the client is to make."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to a call."""
+
+    index: int
+    function: FunctionCall
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class ResponseMessage(msgspec.Struct, frozen=True):
     """The assistant's answer."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCallAnswer] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -79,6 +104,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -103,13 +129,22 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     semantic: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """Log probabilities of a completion's tokens, and where in the text each begins."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class CompletionChoice(msgspec.Struct, frozen=True):
     """One answer of a completion, or its part in a chunk."""
 
     text: str
     finish_reason: str | None
     index: int = 0
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,10 @@
-"""A call as an answer: whole, as a stream, or at once as the reference to what is still to be made."""
+"""Calls as an answer: whole, as a stream, or at once as references to what is still to be made."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack
+from itertools import chain, repeat
 from typing import Any, Protocol
 
 import msgspec
@@ -27,24 +31,25 @@ Told = CompletionUsage | None | msgspec.UnsetType
 
 
 class Shape(Protocol):
-    """An endpoint's own wire shapes for one call."""
+    """An endpoint's own wire shapes for one request. Each of its choices is a call."""
 
-    call: Call
+    def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Any:
+        """One answer in one piece."""
 
-    def whole(self, text: str, finish: str, pieces: Sequence[Piece], usage: CompletionUsage, extra: Extra) -> Any:
-        """The answer in one piece."""
+    def whole(self, choices: Sequence[Any], usage: CompletionUsage, extra: Extra) -> Any:
+        """All of them."""
 
-    def opening(self, usage: Told, extra: Extra) -> list[Any]:
-        """What a stream begins with."""
+    def opening(self, index: int) -> Any | None:
+        """What an answer's stream begins with, if with anything."""
 
-    def piece(self, text: str, pieces: Sequence[Piece], usage: Told) -> Any | None:
-        """A part of the answer; None if there is nothing in it to tell."""
+    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> Any | None:
+        """A part of an answer; None if there is nothing in it to tell."""
 
-    def closing(self, finish: str, usage: Told, extra: Extra) -> Any:
-        """What says that the answer is whole, and why it ended."""
+    def closing(self, index: int, finish: str) -> Any:
+        """What says that an answer is whole, and why it ended."""
 
-    def usage(self, usage: CompletionUsage, extra: Extra) -> Any:
-        """The chunk behind the last, where usage was asked for."""
+    def chunk(self, choices: Sequence[Any], usage: Told, extra: Extra = msgspec.UNSET) -> Any:
+        """An event with parts of answers; without any, the one that tells usage."""
 
 
 class Asked(Protocol):
@@ -68,95 +73,185 @@ def usage_of(usages: Sequence[Usage]) -> CompletionUsage:
 
 
 class _Answer:
-    """How one call is told to its client."""
+    """How a request's calls are told to its client."""
 
-    def __init__(self, body: Asked, scope: Scope, shape: Shape) -> None:
+    def __init__(self, body: Asked, scope: Scope, shape: Shape, calls: Sequence[Call], each: int) -> None:
+        """`each`: how many of the calls, one after another, have one prompt, which counts once."""
         self._scope = scope
         self._shape = shape
-        self._call = shape.call
+        self._calls = calls
+        self._each = each
         self._wants_usage = body.wants_usage
 
     @property
     def _extra(self) -> Extra:
-        return describe_call(self._scope.session, self._call) if self._scope.named else msgspec.UNSET
+        if not self._scope.named:
+            return msgspec.UNSET
+        first, *others = (describe_call(self._scope.session, call) for call in self._calls)
+        return {**first, "others": others} if others else first
 
     @property
     def _usage(self) -> CompletionUsage:
-        """None so far for an answer that is only the reference."""
-        return usage_of([] if self._call.spec.deferred else [self._call.usage])
+        """None so far for answers that are only references."""
+        if self._calls[0].spec.deferred:
+            return usage_of([])
+        usages = [call.usage for call in self._calls]
+        first = {id(usage) for usage in usages[:: self._each]}
+        return usage_of([one if id(one) in first else Usage(completion=one.completion) for one in usages])
 
     @property
     def _hidden(self) -> Told:
         return None if self._wants_usage else msgspec.UNSET
 
-    def _last(self, finish: str) -> list[Any]:
-        events = [self._shape.closing(finish, self._hidden, self._extra)]
-        return [*events, self._shape.usage(self._usage, self._extra)] if self._wants_usage else events
+    async def whole(self, keep: int) -> web.Response:
+        """The texts, once they are there; of each prompt's answers the `keep` likeliest."""
+        for call in self._calls:
+            await call.output.final()
+        for call in self._calls:
+            _check(call)
+        kept = self._calls if keep == self._each else self._likeliest(keep)
+        choices = [
+            self._shape.choice(index, call, call.output.value or "", call.finish_reason or "stop", call.output.pieces)
+            for index, call in enumerate(kept)
+        ]
+        return json_response(self._shape.whole(choices, self._usage, self._extra))
 
-    def _check(self) -> None:
-        """Raises FailedCall unless the call is done."""
-        call = self._call
-        if call.state is not CallState.DONE:
-            raise FailedCall(call.failure or Failure("internal_error", f"the call is {call.state}"))
-
-    async def whole(self) -> web.Response:
-        """The text, once it is there."""
-        output = self._call.output
-        await output.final()
-        self._check()
-        finish = self._call.finish_reason or "stop"
-        return json_response(self._shape.whole(output.value or "", finish, output.pieces, self._usage, self._extra))
+    def _likeliest(self, keep: int) -> list[Call]:
+        """By the mean log probability of their tokens."""
+        kept: list[Call] = []
+        for at in range(0, len(self._calls), self._each):
+            kept += sorted(self._calls[at : at + self._each], key=_likelihood, reverse=True)[:keep]
+        return kept
 
     def reference(self) -> web.Response:
-        """A complete ordinary answer whose content is the reference to the one still to be made."""
-        return json_response(self._shape.whole(self._named, "stop", (), self._usage, self._extra))
-
-    @property
-    def _named(self) -> str:
-        return f"<<{self._call.output.name}>>"
+        """A complete ordinary answer whose contents are the references to the ones still to be made."""
+        choices = [
+            self._shape.choice(index, call, _reference(call), "stop", ()) for index, call in enumerate(self._calls)
+        ]
+        return json_response(self._shape.whole(choices, self._usage, self._extra))
 
     async def stream_reference(self, request: web.Request) -> web.StreamResponse:
         """The same as a stream."""
-        stream = EventStream(request)
-        piece = self._shape.piece(self._named, (), self._hidden)
-        await stream.data(*self._shape.opening(self._hidden, self._extra), piece, *self._last("stop"))
+        stream, shape = EventStream(request), self._shape
+        parts: list[Any] = []
+        for index, call in enumerate(self._calls):
+            parts += [shape.opening(index), shape.piece(index, call, _reference(call), ())]
+        extras = chain([self._extra], repeat(msgspec.UNSET))
+        told = [part for part in parts if part is not None]
+        chunks = [shape.chunk([part], self._hidden, extra) for part, extra in zip(told, extras, strict=False)]
+        closings = [shape.closing(index, "stop") for index in range(len(self._calls))]
+        await stream.data(*chunks, *self._last(closings))
         return await stream.end()
 
+    def _last(self, closings: Sequence[Any]) -> list[Any]:
+        *before, last = closings
+        events = [self._shape.chunk([closing], self._hidden) for closing in before]
+        events.append(self._shape.chunk([last], self._hidden, self._extra))
+        return [*events, self._shape.chunk([], self._usage, self._extra)] if self._wants_usage else events
+
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """The text as it is made."""
+        """The texts as they are made."""
         stream, shape = EventStream(request), self._shape
-        opening = shape.opening(self._hidden, self._extra)
+        opened: set[int] = set()
+        unfinished = len(self._calls)
+
+        def opening(index: int) -> list[Any]:
+            part = None if index in opened else shape.opening(index)
+            extra = msgspec.UNSET if opened else self._extra
+            opened.add(index)
+            return [] if part is None else [shape.chunk([part], self._hidden, extra)]
+
         try:
-            with self._call.session.read(self._call.output) as reader:
-                while pieces := await stream.patiently(reader.more, _STATUS_SECONDS):
-                    chunk = shape.piece("".join([piece.text for piece in pieces]), pieces, self._hidden)
-                    if chunk is not None:
-                        await stream.data(*opening, chunk)
-                        opening = []
-            self._check()
+            async for index, pieces in self._pieces(stream):
+                call = self._calls[index]
+                if pieces:
+                    part = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
+                    if part is not None:
+                        await stream.data(*opening(index), shape.chunk([part], self._hidden))
+                    continue
+                _check(call)
+                unfinished -= 1
+                closing = shape.closing(index, call.finish_reason or "stop")
+                last = [shape.chunk([closing], self._hidden)] if unfinished else self._last([closing])
+                await stream.data(*opening(index), *last)
         except FailedCall as error:
             if not stream.begun:
                 raise
             await stream.data(error_body(as_request_error(error)))
-            return await stream.end()
-        await stream.data(*opening, *self._last(self._call.finish_reason or "stop"))
         return await stream.end()
+
+    async def _pieces(self, stream: EventStream) -> AsyncIterator[tuple[int, Sequence[Piece]]]:
+        """What is made, with the index of the call that made it, as it comes; nothing, where that has ended."""
+        with ExitStack() as stack:
+            readers = [stack.enter_context(call.session.read(call.output)) for call in self._calls]
+            if len(readers) == 1:
+                while pieces := await stream.patiently(readers[0].more, _STATUS_SECONDS):
+                    yield 0, pieces
+                yield 0, ()
+                return
+            waits: dict[asyncio.Future[Sequence[Piece]], int] = {
+                asyncio.ensure_future(reader.more()): index for index, reader in enumerate(readers)
+            }
+            try:
+                while waits:
+                    # that one stream waits does not mean that all do
+                    done = await stream.patiently(lambda: _first(waits), _STATUS_SECONDS)
+                    for wait in done:
+                        index, pieces = waits.pop(wait), wait.result()
+                        if pieces:
+                            waits[asyncio.ensure_future(readers[index].more())] = index
+                        yield index, pieces
+            finally:
+                for wait in waits:
+                    wait.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def _first(waits: Iterable[asyncio.Future[Sequence[Piece]]]) -> set[asyncio.Future[Sequence[Piece]]]:
+    """Those that are done, once there are any."""
+    done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    return done
+
+
+def _check(call: Call) -> None:
+    """Raises FailedCall unless the call is done."""
+    if call.state is not CallState.DONE:
+        raise FailedCall(call.failure or Failure("internal_error", f"the call is {call.state}"))
+
+
+def _reference(call: Call) -> str:
+    return f"<<{call.output.name}>>"
+
+
+def _likelihood(call: Call) -> float:
+    entries: list[Any] = [entry for piece in call.output.pieces for entry in piece.logprobs]
+    logprobs = [entry.logprob for entry in entries]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 async def respond(
-    request: web.Request, body: Asked, scope: Scope, spec: CallSpec, shape_of: Callable[[Call], Shape]
+    request: web.Request,
+    body: Asked,
+    scope: Scope,
+    specs: Sequence[CallSpec],
+    shape: Shape,
+    each: int = 1,
+    keep: int = 1,
 ) -> web.StreamResponse:
-    """Joins the call to its session's graph, starts it and answers."""
+    """Joins the calls to their session's graph, starts them and answers. `each` of them, one after another, have one
+    prompt; `keep` of these are told."""
     scheduler = request.app[SERVICES].scheduler
-    addition = scope.session.add_all([spec])
-    call = addition.calls[0]
-    answer = _Answer(body, scope, shape_of(call))
-    if spec.deferred:
+    addition = scope.session.add_all(specs)
+    calls = addition.calls
+    answer = _Answer(body, scope, shape, calls, each)
+    if specs[0].deferred:
         await scheduler.start(scope.session, addition, promised=True)
         return await answer.stream_reference(request) if body.streamed else answer.reference()
-    scheduler.reader_came(call.output)
+    for call in calls:
+        scheduler.reader_came(call.output)
     try:
         await scheduler.start(scope.session, addition)
-        return await (answer.stream(request) if body.streamed else answer.whole())
+        return await (answer.stream(request) if body.streamed else answer.whole(keep))
     finally:
-        scheduler.reader_left(call.output)
+        for call in calls:
+            scheduler.reader_left(call.output)

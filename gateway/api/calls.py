@@ -1,5 +1,6 @@
 """A request as a call: what chat completions, completions and graphs have in common."""
 
+import dataclasses
 from typing import Any
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
@@ -50,7 +51,9 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
         skip_special_tokens=given(body.skip_special_tokens, True),
         logprobs=body.wants_logprobs,
         top_logprobs=body.alternatives,
-        json_schema=body.schema_text,
+        regex=body.form.regex,
+        json_schema=body.form.json_schema,
+        grammar=body.form.grammar,
     )
 
 
@@ -59,8 +62,43 @@ def answer_slot(semantic: Semantic, sampling: Sampling, where: str = "") -> Slot
     return Slot(None, sampling, transform_of(semantic.transform), at(where, "semantic.output"))
 
 
-def spec_of(model: ServedModel, prompt: Prompt, semantic: Semantic, *, deferred: bool, where: str = "") -> CallSpec:
+def several(spec: CallSpec, count: int) -> list[CallSpec]:
+    """The call so many times, each with a seed of its own if it has one. Only the first takes the output's name.
+
+    Raises RequestError if it generates slots, whose names can be taken once.
+    """
+    if count == 1:
+        return [spec]
+    if spec.parts is not None:
+        raise RequestError(
+            400,
+            "a request with slots has one answer: n is 1",
+            code="unsupported_with_semantic",
+            param=spec.at("n"),
+        )
+    specs = []
+    for number in range(count):
+        *before, slot = spec.segments
+        assert isinstance(slot, Slot)
+        if slot.sampling.seed is not None:
+            slot = dataclasses.replace(
+                slot, sampling=dataclasses.replace(slot.sampling, seed=slot.sampling.seed + number)
+            )
+        own = dataclasses.replace(spec, segments=[*before, slot], share=False)
+        specs.append(dataclasses.replace(own, output=None, inputs={}) if number else own)
+    return specs
+
+
+def spec_of(
+    model: ServedModel,
+    prompt: Prompt,
+    body: ChatCompletionRequest | CompletionRequest,
+    *,
+    deferred: bool,
+    where: str = "",
+) -> CallSpec:
     """The call. Raises RequestError if what is known of its prompt is over the window already."""
+    semantic = body.semantic or Semantic()
     known = sum(len(segment.tokens) for segment in prompt.segments if isinstance(segment, Text))
     if known >= model.window:
         raise RequestError(
@@ -78,5 +116,6 @@ def spec_of(model: ServedModel, prompt: Prompt, semantic: Semantic, *, deferred:
         deferred=deferred,
         objective=Objective(semantic.objective) if semantic.objective else None,
         share=semantic.share,
+        salt=body.cache_salt or "",
         where=where,
     )

@@ -1,9 +1,11 @@
 """POST /v1/chat/completions."""
 
 import asyncio
+import dataclasses
+import json
+import secrets
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,19 +20,26 @@ from compat.openai import (
     ChoiceLogprobs,
     ChunkChoice,
     CompletionUsage,
+    FunctionCall,
+    Message,
+    NamedTool,
     ResponseMessage,
     Semantic,
     TokenLogprob,
+    ToolCallAnswer,
+    ToolCallDelta,
     TopLogprob,
 )
 from gateway.api.answers import Extra, Told, respond
-from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, spec_of
+from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of
 from gateway.api.semantic import scope_of, slots_of
 from gateway.api.services import SERVICES
-from gateway.graph.call import Call, CallSpec
+from gateway.graph.call import Call, CallSpec, Sampling, Slot
 from gateway.graph.variable import Piece
 from gateway.http.bodies import read_json
 from gateway.models import ServedModel
+from gateway.prompt import Prompt
+from gateway.tools import Argued, Called, Found, Reader, Said, Style, Tool, Tools
 
 routes = web.RouteTableDef()
 
@@ -47,7 +56,8 @@ async def create(request: web.Request) -> web.StreamResponse:
         spec = chat_spec(body, model, references=scope.named, deferred=scope.deferred)
     else:
         spec = await asyncio.to_thread(chat_spec, body, model, references=scope.named, deferred=scope.deferred)
-    return await respond(request, body, scope, spec, partial(_Shape, model))
+    specs, count = several(spec, body.choices), body.choices
+    return await respond(request, body, scope, specs, _Shape(model, body), count, count)
 
 
 def chat_spec(
@@ -56,71 +66,153 @@ def chat_spec(
     """The call that a request asks for. Raises RequestError and GraphError; changes nothing."""
     semantic = body.semantic or Semantic()
     sampling = sampling_of(body, model, where)
-    prompt = model.prompts.chat(
-        [_message(message.role, message.texts, message.name) for message in body.messages],
+    tools = tools_of(body)
+    if tools is not None:
+        sampling = _held_to(sampling, tools, model.prompts.style)
+    prompt = chat_prompt(
+        model,
+        body.messages,
         answer_slot(semantic, sampling, where),
         references=references,
         slots=slots_of(semantic, sampling, where),
+        tools=tools,
+        opens=body.add_generation_prompt is not False,
+        continues=bool(body.continue_final_message),
+        options=body.chat_template_kwargs,
         where=where,
     )
-    return spec_of(model, prompt, semantic, deferred=deferred, where=where)
+    return spec_of(model, prompt, body, deferred=deferred, where=where)
 
 
-def _message(role: str, content: str | Sequence[str], name: str | None) -> dict[str, Any]:
+def tools_of(body: ChatCompletionRequest) -> Tools | None:
+    """What the request says of tools, if it has any."""
+    if not body.tools:
+        return None
+    known = [
+        Tool(
+            tool.function.name,
+            tool.function.description or "",
+            tool.function.parameters or {"type": "object", "properties": {}},
+            bool(tool.function.strict),
+        )
+        for tool in body.tools
+    ]
+    choice = body.tool_choice
+    if isinstance(choice, NamedTool):
+        named = [tool for tool in known if tool.name == choice.function.name]
+        return Tools(known, "forced", named)
+    if choice == "required":
+        return Tools(known, "forced", known, parallel=bool(body.parallel_tool_calls))
+    return Tools(known, "none" if choice == "none" else "auto")
+
+
+def _held_to(sampling: Sampling, tools: Tools, style: Style) -> Sampling:
+    """A call that has to be made takes the place of what the answer would be held to else."""
+    if tools.choice == "forced":
+        schema = json.dumps(tools.call_schema(style))
+        return dataclasses.replace(sampling, regex=None, json_schema=schema, grammar=None)
+    if sampling.regex is None and sampling.json_schema is None and sampling.grammar is None:
+        return dataclasses.replace(sampling, grammar=tools.grammar(style))
+    return sampling
+
+
+def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **how: Any) -> Prompt:
+    """The prompt of a conversation; `how` as in `PromptBuilder.chat`, and it raises the same."""
+    return model.prompts.chat([_message(message) for message in messages], answer, **how)
+
+
+def _message(message: Message) -> dict[str, Any]:
     """A message as templates know it: `developer` is OpenAI's newer name for `system`."""
-    message: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": content}
-    return message if name is None else {**message, "name": name}
+    role = "system" if message.role == "developer" else message.role
+    told: dict[str, Any] = {"role": role, "content": message.texts}
+    if message.name is not None:
+        told["name"] = message.name
+    if message.tool_calls:
+        told["tool_calls"] = message.called
+    if message.tool_call_id is not None:
+        told["tool_call_id"] = message.tool_call_id
+    return told
 
 
 class _Shape:
     """See `answers.Shape`."""
 
-    def __init__(self, model: ServedModel, call: Call) -> None:
-        self.call = call
+    def __init__(self, model: ServedModel, body: ChatCompletionRequest) -> None:
         self._model = model
-        self._id = f"chatcmpl-{call.id.removeprefix('call_')}"
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
+        tools = tools_of(body)
+        self._tools = tools if tools is not None and tools.choice != "none" else None
+        self._readers: dict[int, Reader] = {}
+        """Of streamed answers, by index."""
 
-    def whole(
-        self, text: str, finish: str, pieces: Sequence[Piece], usage: CompletionUsage, extra: Extra
-    ) -> ChatCompletion:
+    def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
+        """See `answers.Shape`."""
+        logprobs = self._logprobs(call, pieces)
+        if self._tools is None:
+            return Choice(index, ResponseMessage(text), finish, logprobs)
+        reader = self._reader()
+        said, calls = "", []
+        for found in (*reader.push(text), *reader.finish()):
+            match found:
+                case Said(piece):
+                    said += piece
+                case Called(_, name):
+                    calls.append((name, ""))
+                case Argued(_, piece):
+                    calls[-1] = (calls[-1][0], calls[-1][1] + piece)
+        if not calls:
+            return Choice(index, ResponseMessage(said), finish, logprobs)
+        answers = [ToolCallAnswer(_call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
+        return Choice(index, ResponseMessage(said or None, tool_calls=answers), _finish(finish), logprobs)
+
+    def whole(self, choices: Sequence[Choice], usage: CompletionUsage, extra: Extra) -> ChatCompletion:
         """See `answers.Shape`."""
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model.id,
-            choices=[Choice(0, ResponseMessage(text), finish, self._logprobs(pieces))],
+            choices=list(choices),
             usage=usage,
             semantic=extra,
         )
 
-    def opening(self, usage: Told, extra: Extra) -> list[ChatCompletionChunk]:
+    def opening(self, index: int) -> ChunkChoice:
         """See `answers.Shape`."""
-        return [self._chunk([ChunkChoice(0, ChoiceDelta(role="assistant", content=""))], usage, extra)]
+        return ChunkChoice(index, ChoiceDelta(role="assistant", content=""))
 
-    def piece(self, text: str, pieces: Sequence[Piece], usage: Told) -> ChatCompletionChunk | None:
+    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> ChunkChoice | None:
         """See `answers.Shape`."""
-        logprobs = self._logprobs(pieces)
-        if not text and not logprobs:
+        logprobs = self._logprobs(call, pieces)
+        if self._tools is None:
+            delta = ChoiceDelta(content=text)
+        else:
+            delta = _delta(self._readers.setdefault(index, self._reader()).push(text))
+        if not delta.content and not delta.tool_calls and not logprobs:
             return None
-        return self._chunk([ChunkChoice(0, ChoiceDelta(content=text), None, logprobs)], usage)
+        return ChunkChoice(index, delta, None, logprobs)
 
-    def closing(self, finish: str, usage: Told, extra: Extra) -> ChatCompletionChunk:
+    def closing(self, index: int, finish: str) -> ChunkChoice:
         """See `answers.Shape`."""
-        return self._chunk([ChunkChoice(0, ChoiceDelta(), finish)], usage, extra)
+        reader = self._readers.get(index)
+        if reader is None:
+            return ChunkChoice(index, ChoiceDelta(), finish)
+        delta = _delta(reader.finish())
+        return ChunkChoice(index, delta, _finish(finish) if reader.calls else finish)
 
-    def usage(self, usage: CompletionUsage, extra: Extra) -> ChatCompletionChunk:
+    def chunk(self, choices: Sequence[ChunkChoice], usage: Told, extra: Extra = msgspec.UNSET) -> ChatCompletionChunk:
         """See `answers.Shape`."""
-        return self._chunk([], usage, extra)
-
-    def _chunk(self, choices: list[ChunkChoice], usage: Told, extra: Extra = msgspec.UNSET) -> ChatCompletionChunk:
         return ChatCompletionChunk(
-            id=self._id, created=self._created, model=self._model.id, choices=choices, usage=usage, semantic=extra
+            id=self._id, created=self._created, model=self._model.id, choices=list(choices), usage=usage, semantic=extra
         )
 
-    def _logprobs(self, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
+    def _reader(self) -> Reader:
+        assert self._tools is not None
+        return Reader([tool.name for tool in self._tools.known], forced=self._tools.choice == "forced")
+
+    def _logprobs(self, call: Call, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
         """Log probabilities of the pieces' tokens, if they were asked for."""
-        if not any(slot.sampling.logprobs for slot in self.call.spec.slots):
+        if not any(slot.sampling.logprobs for slot in call.spec.slots):
             return None
         return ChoiceLogprobs([self._logprob(entry) for piece in pieces for entry in piece.logprobs])
 
@@ -133,3 +225,26 @@ class _Shape:
 
     def _bytes(self, token: int) -> list[int]:
         return list(self._model.tokenizer.token_bytes(token))
+
+
+def _delta(found: Sequence[Found]) -> ChoiceDelta:
+    """What was found in a piece of text, as a chunk adds it."""
+    said, calls = "", []
+    for one in found:
+        match one:
+            case Said(text):
+                said += text
+            case Called(index, name):
+                calls.append(ToolCallDelta(index, FunctionCall(name, ""), _call_id(), "function"))
+            case Argued(index, text):
+                calls.append(ToolCallDelta(index, FunctionCall(arguments=text)))
+    return ChoiceDelta(content=said or None, tool_calls=calls or None)
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _finish(finish: str) -> str:
+    """Why an answer with calls ended."""
+    return "tool_calls" if finish == "stop" else finish

@@ -1,20 +1,30 @@
 """POST /v1/completions: text goes on as the model would have it, without a chat template."""
 
 import asyncio
+import dataclasses
+import secrets
 import time
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from compat.openai import CompletionChoice, CompletionRequest, CompletionUsage, Semantic, TextCompletion
+from compat.openai import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    CompletionUsage,
+    Semantic,
+    TextCompletion,
+)
 from gateway.api.answers import Extra, Told, respond
-from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, spec_of
+from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of
 from gateway.api.semantic import scope_of
 from gateway.api.services import SERVICES
+from gateway.api.tokens import known
 from gateway.errors import RequestError
-from gateway.graph.call import Call, CallSpec
+from gateway.graph.call import Call, CallSpec, Input
 from gateway.graph.variable import Piece
 from gateway.http.bodies import read_json
 from gateway.models import ServedModel
@@ -30,15 +40,15 @@ async def create(request: web.Request) -> web.StreamResponse:
     model = await services.models.get(body.model)
     scope = scope_of(request, body.semantic)
     services.scheduler.admit(continues=bool(scope.session.calls))
-    if len(body.prompt) < LONG_PROMPT:
-        spec = _spec(body, model, references=scope.named, deferred=scope.deferred)
+    if sum(map(len, body.prompts)) < LONG_PROMPT:
+        specs = _specs(body, model, references=scope.named, deferred=scope.deferred)
     else:
-        spec = await asyncio.to_thread(_spec, body, model, references=scope.named, deferred=scope.deferred)
-    return await respond(request, body, scope, spec, partial(_Shape, model))
+        specs = await asyncio.to_thread(_specs, body, model, references=scope.named, deferred=scope.deferred)
+    return await respond(request, body, scope, specs, _Shape(model, body), body.candidates, body.choices)
 
 
-def _spec(body: CompletionRequest, model: ServedModel, *, references: bool, deferred: bool) -> CallSpec:
-    """The call that a request asks for. Raises RequestError and GraphError; changes nothing."""
+def _specs(body: CompletionRequest, model: ServedModel, *, references: bool, deferred: bool) -> list[CallSpec]:
+    """The calls that a request asks for. Raises RequestError and GraphError; changes nothing."""
     semantic = body.semantic or Semantic()
     if semantic.slots:
         raise RequestError(
@@ -47,50 +57,107 @@ def _spec(body: CompletionRequest, model: ServedModel, *, references: bool, defe
             code="unsupported_with_semantic",
             param="semantic.slots",
         )
+    specs: list[CallSpec] = []
+    for number, prompt in enumerate(body.prompts):
+        where = f"prompt.{number}" if len(body.prompts) > 1 else "prompt"
+        spec = _spec(body, prompt, where, model, semantic, references=references, deferred=deferred)
+        if specs:  # names are taken once
+            spec = dataclasses.replace(spec, output=None, inputs={})
+        specs += several(spec, body.candidates)
+    return specs
+
+
+def _spec(
+    body: CompletionRequest,
+    prompt: str | list[int],
+    where: str,
+    model: ServedModel,
+    semantic: Semantic,
+    *,
+    references: bool,
+    deferred: bool,
+) -> CallSpec:
     answer = answer_slot(semantic, sampling_of(body, model))
-    if isinstance(body.prompt, str):
-        prompt = model.prompts.completion(body.prompt, answer, references=references)
+    if isinstance(prompt, str):
+        built = model.prompts.completion(prompt, answer, references=references, where=where)
     else:
-        bad = next((token for token in body.prompt if token >= model.vocabulary), None)
-        if bad is not None:
-            message = f"token {bad} is outside the vocabulary of {model.vocabulary}"
-            raise RequestError(400, message, code="invalid_value", param="prompt")
-        prompt = model.prompts.tokens(body.prompt, answer)
-    return spec_of(model, prompt, semantic, deferred=deferred)
+        known(prompt, model, where)
+        built = model.prompts.tokens(prompt, answer, where=where)
+    if body.echo and any(isinstance(segment, Input) for segment in built.segments):
+        raise RequestError(
+            400, "echo is not for prompts with references", code="unsupported_with_semantic", param="echo"
+        )
+    return spec_of(model, built, body, deferred=deferred)
 
 
 class _Shape:
     """See `answers.Shape`. Whole answers and chunks look the same."""
 
-    def __init__(self, model: ServedModel, call: Call) -> None:
-        self.call = call
+    def __init__(self, model: ServedModel, body: CompletionRequest) -> None:
         self._model = model
-        self._id = f"cmpl-{call.id.removeprefix('call_')}"
+        self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
+        self._logprobs_told = body.logprobs is not None
+        self._lengths: dict[int, int] = {}
+        """Characters of each answer that were told."""
+        self._echoed: list[str] = []
+        """What comes before the answers to each prompt."""
+        self._each = body.choices
+        if body.echo:
+            self._echoed = [
+                prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt) for prompt in body.prompts
+            ]
 
-    def whole(
-        self, text: str, finish: str, pieces: Sequence[Piece], usage: CompletionUsage, extra: Extra
-    ) -> TextCompletion:
+    def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> CompletionChoice:
         """See `answers.Shape`."""
-        return self._completion([CompletionChoice(text, finish)], usage, extra)
+        return CompletionChoice(self._before(index) + text, finish, index, self._logprobs(index, pieces))
 
-    def opening(self, usage: Told, extra: Extra) -> list[TextCompletion]:
+    def whole(self, choices: Sequence[CompletionChoice], usage: CompletionUsage, extra: Extra) -> TextCompletion:
         """See `answers.Shape`."""
-        return []
+        return self.chunk(choices, usage, extra)
 
-    def piece(self, text: str, pieces: Sequence[Piece], usage: Told) -> TextCompletion | None:
+    def opening(self, index: int) -> CompletionChoice | None:
         """See `answers.Shape`."""
-        return self._completion([CompletionChoice(text, None)], usage) if text else None
+        before = self._before(index)
+        return CompletionChoice(before, None, index) if before else None
 
-    def closing(self, finish: str, usage: Told, extra: Extra) -> TextCompletion:
+    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> CompletionChoice | None:
         """See `answers.Shape`."""
-        return self._completion([CompletionChoice("", finish)], usage, extra)
+        logprobs = self._logprobs(index, pieces)
+        if not text and not logprobs:
+            return None
+        return CompletionChoice(text, None, index, logprobs)
 
-    def usage(self, usage: CompletionUsage, extra: Extra) -> TextCompletion:
+    def closing(self, index: int, finish: str) -> CompletionChoice:
         """See `answers.Shape`."""
-        return self._completion([], usage, extra)
+        return CompletionChoice("", finish, index)
 
-    def _completion(self, choices: list[CompletionChoice], usage: Told, extra: Extra = msgspec.UNSET) -> TextCompletion:
+    def chunk(self, choices: Sequence[CompletionChoice], usage: Told, extra: Extra = msgspec.UNSET) -> TextCompletion:
+        """See `answers.Shape`."""
         return TextCompletion(
-            id=self._id, created=self._created, model=self._model.id, choices=choices, usage=usage, semantic=extra
+            id=self._id, created=self._created, model=self._model.id, choices=list(choices), usage=usage, semantic=extra
         )
+
+    def _before(self, index: int) -> str:
+        return self._echoed[index // self._each] if self._echoed else ""
+
+    def _logprobs(self, index: int, pieces: Sequence[Piece]) -> CompletionLogprobs | None:
+        """Log probabilities of the pieces' tokens, if they were asked for."""
+        if not self._logprobs_told:
+            return None
+        entries: list[Any] = [entry for piece in pieces for entry in piece.logprobs]
+        texts, offsets = [], []
+        for entry in entries:
+            text = self._text(entry.token)
+            texts.append(text)
+            offsets.append(self._lengths.get(index, 0))
+            self._lengths[index] = offsets[-1] + len(text)
+        return CompletionLogprobs(
+            texts,
+            [entry.logprob for entry in entries],
+            [{self._text(token): logprob for token, logprob in entry.top} for entry in entries],
+            offsets,
+        )
+
+    def _text(self, token: int) -> str:
+        return self._model.tokenizer.token_bytes(token).decode(errors="replace")

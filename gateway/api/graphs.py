@@ -78,6 +78,9 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         if call.stream:
             message = "the calls of a graph are not streamed one by one; stream the graph"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")
+        if call.choices > 1:
+            message = "a call of a graph has one answer: n is 1"
+            raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.n")
         semantic = call.semantic
         if semantic is not None and semantic.session not in (None, session):
             message = f"the call names session {semantic.session!r} and the graph {session!r}"

@@ -120,9 +120,9 @@ def slots_of(semantic: Semantic, sampling: Sampling, where: str = "") -> dict[st
         if wanted.stop is not None:
             given["stop"] = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop)
         if wanted.regex is not None:
-            given |= {"regex": wanted.regex, "json_schema": None}
+            given |= {"regex": wanted.regex, "json_schema": None, "grammar": None}
         if wanted.response_format is not None:
-            given["json_schema"] = wanted.response_format.schema_text
+            given |= {"regex": None, "json_schema": wanted.response_format.schema_text, "grammar": None}
         own = dataclasses.replace(sampling, **given)
         slots[name] = Slot(name, own, transform_of(wanted.transform), at(where, f"semantic.slots.{name}"))
     return slots

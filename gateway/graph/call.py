@@ -66,6 +66,7 @@ class Sampling:
     top_logprobs: int = 0
     regex: str | None = None
     json_schema: str | None = None
+    grammar: str | None = None
 
     @property
     def deterministic(self) -> bool:
@@ -123,8 +124,8 @@ class CallSpec:
 
     `output` None: a generated name. `parts`: what the output is put together from where no slot generates it: texts and
     references to inputs and slots. With an empty `model` the call has no prompt: its output is its parts, a template.
-    `inputs`: variables set by value before the call. `share`: an identical call may serve this one. `where`: the path
-    of what asks for it in a larger request.
+    `inputs`: variables set by value before the call. `share`: an identical call may serve this one. `salt`: its KV is
+    shared with calls of the same salt only. `where`: the path of what asks for it in a larger request.
     """
 
     model: str
@@ -135,6 +136,7 @@ class CallSpec:
     deferred: bool = False
     objective: Objective | None = None
     share: bool = True
+    salt: str = ""
     where: str = ""
 
     def at(self, field: str) -> str:
@@ -217,8 +219,9 @@ class Call:
 
     @property
     def scope(self) -> str:
-        """Whose KV may be shared with it: the tenant's."""
-        return self.session.tenant
+        """Whose KV may be shared with it: the tenant's, and of the same salt."""
+        salt = self.spec.salt
+        return f"{self.session.tenant}\0{salt}" if salt else self.session.tenant
 
     @property
     def makes(self) -> list[Variable]:

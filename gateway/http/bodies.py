@@ -7,6 +7,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from compat.openai import REFUSED
 from gateway.errors import RequestError, at
 
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -52,7 +53,8 @@ def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
     place, problem = max(problems, key=lambda each: len(each[0]))  # the first of the deepest
     param = at(where, ".".join(place)) or None
     if problem["type"] == "extra_forbidden":
-        return RequestError(400, f"{param!r} is not supported", code="unsupported_parameter", param=param)
+        why = f": {REFUSED[place[-1]]}" if place[-1] in REFUSED else ""
+        return RequestError(400, f"{param!r} is not supported{why}", code="unsupported_parameter", param=param)
     if problem["type"] == "missing":
         return RequestError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
     message = problem["msg"].removeprefix("Value error, ")

@@ -123,6 +123,7 @@ class CallRecord(_Record, frozen=True, tag="call"):
     deferred: bool
     objective: Objective | None
     share: bool
+    salt: str = ""
 
 
 class Outcome(_Record, frozen=True):
@@ -196,6 +197,7 @@ def spec_of(record: CallRecord) -> CallSpec:
         deferred=record.deferred,
         objective=record.objective,
         share=record.share,
+        salt=record.salt,
     )
 
 
@@ -243,6 +245,7 @@ def _call(call: Call) -> CallRecord:
         deferred=spec.deferred,
         objective=spec.objective,
         share=spec.share,
+        salt=spec.salt,
     )
 
 

@@ -84,7 +84,7 @@ class Priorities:
         self.prefixes.add(beginnings, id(call.session))
         ahead = [self._known[source.id].path for source in sources(call) if source.id in self._known]
         path = cost.time + max(ahead, default=0.0)
-        lead = self.shares.asked(call.scope, cost.work)
+        lead = self.shares.asked(call.session.tenant, cost.work)
         session = self._sessions.setdefault(id(call.session), _Work())
         session.calls += 1
         session.seconds += cost.work
@@ -141,7 +141,7 @@ class Priorities:
         if known is None:
             return
         self._changed.pop(call.id, None)
-        self.shares.done(call.scope, known.cost.work)
+        self.shares.done(call.session.tenant, known.cost.work)
         session = self._sessions[id(call.session)]
         session.calls -= 1
         session.seconds -= known.cost.work
@@ -251,7 +251,7 @@ class Priorities:
             assert known.readers == readers, f"{name} has {readers} readers"
         sessions = Counter(id(known.call.session) for known in self._known.values())
         assert sessions == {id: work.calls for id, work in self._sessions.items()}, "work that is not there"
-        tenants = Counter(known.call.scope for known in self._known.values())
+        tenants = Counter(known.call.session.tenant for known in self._known.values())
         assert tenants == self.shares.unfinished(), "tenants that do nothing"
 
 

@@ -87,7 +87,7 @@ class Walk:
         for part in spec.parts or ():
             text = part if isinstance(part, str) else f"{self._origin(part.reference.name)}{part.reference.path!r}"
             digest.update(f"\0p{text}".encode())
-        digest.update(spec.model.encode())
+        digest.update(f"{spec.model}\0{spec.salt}".encode())
         return digest.digest()
 
     def _origin(self, name: str) -> str:

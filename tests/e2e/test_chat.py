@@ -163,9 +163,9 @@ GOOD = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_to
         ({"max_tokens": 5, "max_completion_tokens": 6}, 400, None, "invalid_value"),
         ({"temperature": -1}, 400, "temperature", "invalid_value"),
         ({"top_p": 0}, 400, "top_p", "invalid_value"),
-        ({"n": 2}, 400, "n", "unsupported_value"),
-        ({"tools": []}, 400, "tools", "unsupported_parameter"),
-        ({"tool_choice": "auto"}, 400, "tool_choice", "unsupported_parameter"),
+        ({"n": 0}, 400, "n", "invalid_value"),
+        ({"functions": []}, 400, "functions", "unsupported_parameter"),
+        ({"tool_choice": "sometimes"}, 400, "tool_choice", "unsupported_value"),
         ({"response_format": {"type": "xml"}}, 400, "response_format.type", "unsupported_value"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format", "invalid_value"),
         (

@@ -216,8 +216,8 @@ async def test_completions_take_tokens(api: Api, tokenizer: Any) -> None:
         ({"prompt": [10**9]}, "invalid_value", "prompt"),
         ({"prompt": "x " * 20_000}, "context_length_exceeded", "prompt"),
         ({"prompt": "<<no>>", "semantic": {"slots": {"a": {}}}}, "unsupported_with_semantic", "semantic.slots"),
-        ({"prompt": "x", "suffix": "y"}, "unsupported_parameter", "suffix"),
-        ({"prompt": "x", "echo": True}, "unsupported_parameter", "echo"),
+        ({"prompt": "x", "suffix": "y"}, "unsupported_value", "suffix"),
+        ({"prompt": "x", "logprobs": 21}, "invalid_value", "logprobs"),
     ],
 )
 async def test_completions_refuse(api: Api, body: dict[str, Any], code: str, param: str) -> None:

@@ -1,0 +1,349 @@
+"""Tools: how a model is told of them, how its calls are written, and how they are found in what it writes.
+
+Families write calls in ways of their own. Which one a model's is, its chat template shows; where that knows of no
+tools, the model is told in words, and asked to write as most do.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llguidance import StructTag
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How calls are written: JSON with a `name` and the arguments under a key of the family's, between two marks.
+
+    `listed`: they stand in a list, even a single one.
+    """
+
+    name: str
+    begin: str
+    end: str
+    arguments: str = "arguments"
+    listed: bool = False
+
+
+HERMES = Style("hermes", "<tool_call>\n", "\n</tool_call>")
+"""Hermes, Qwen, SmolLM3 and many others."""
+LLAMA = Style("llama", "", "", "parameters")
+MISTRAL = Style("mistral", "[TOOL_CALLS] ", "", listed=True)
+
+
+def style_of(template: str) -> Style:
+    """The one that a chat template shows."""
+    if "[TOOL_CALLS]" in template:
+        return MISTRAL
+    if "<tool_call>" not in template and '"parameters"' in template and "ipython" in template:
+        return LLAMA
+    return HERMES
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the client can call. `schema`: of its arguments, as JSON schema has it. `strict`: arguments are
+    held to that even where the model need not call at all."""
+
+    name: str
+    description: str = ""
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+    strict: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """As OpenAI has it, and templates expect it."""
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.schema)}
+        return {"type": "function", "function": function}
+
+
+Choice = Literal["none", "auto", "forced"]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a request says of tools. With `forced` the answer is calls of `callable`, one or, if `parallel`, several."""
+
+    known: Sequence[Tool]
+    choice: Choice = "auto"
+    callable: Sequence[Tool] = ()
+    parallel: bool = False
+
+    def call_schema(self, style: Style) -> dict[str, Any]:
+        """Of what a forced answer is."""
+        each = {"anyOf": [_call(tool, style) for tool in self.callable]} if len(self.callable) > 1 else None
+        one = each or _call(self.callable[0], style)
+        if not (self.parallel or style.listed):
+            return one
+        return {"type": "array", "items": one, "minItems": 1, "maxItems": _MOST_CALLS if self.parallel else 1}
+
+    def grammar(self, style: Style) -> str | None:
+        """For an answer that may call strict tools and need not: any text, with calls in it that are right."""
+        if self.choice != "auto" or not any(tool.strict for tool in self.known) or style is not HERMES:
+            return None
+        tags = []
+        for tool in self.known:
+            schema = {**_WRITTEN, **(tool.schema if tool.strict else {"type": "object"})}
+            begin = f'{style.begin}{{"name": {json.dumps(tool.name)}, "{style.arguments}": '
+            tags.append(StructTag(trigger=style.begin.strip(), begin=begin, grammar=schema, end="}" + style.end))
+        return StructTag.to_grammar(tags, assume_special=False)
+
+
+_MOST_CALLS = 16
+"""Of an answer that may hold several."""
+_WRITTEN = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+"""How llguidance is to write JSON: without white space in which a small model could ramble."""
+
+
+def _call(tool: Tool, style: Style) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool.name}, style.arguments: dict(tool.schema)},
+        "required": ["name", style.arguments],
+        "additionalProperties": False,
+    }
+
+
+# for templates that know of no tools
+
+
+def in_words(messages: Sequence[Message], tools: Sequence[Tool], style: Style = HERMES) -> list[dict[str, Any]]:
+    """The conversation for a template that knows neither tools nor calls nor what tools answer."""
+    told = [_told(message, style) for message in messages]
+    if not tools:
+        return told
+    listed = "\n".join(json.dumps(tool.described()) for tool in tools)
+    words = (
+        "You can call functions. Each is described here as JSON:\n"
+        f"<tools>\n{listed}\n</tools>\n"
+        "To call one, write its name and its arguments as JSON:\n"
+        f'{style.begin}{{"name": <name>, "{style.arguments}": <arguments>}}{style.end}'
+    )
+    if told and told[0]["role"] == "system":
+        content = told[0]["content"]
+        more = [*content, words] if isinstance(content, list) else f"{content}\n\n{words}"
+        return [{**told[0], "content": more}, *told[1:]]
+    return [{"role": "system", "content": words}, *told]
+
+
+def _told(message: Message, style: Style) -> dict[str, Any]:
+    if message["role"] == "tool":
+        content = message["content"]
+        texts = content if isinstance(content, list) else [content]
+        return {"role": "user", "content": ["<tool_response>", *texts, "</tool_response>"]}
+    told = {key: value for key, value in message.items() if key != "tool_calls"}
+    if calls := message.get("tool_calls"):
+        written = [_written(call["function"], style) for call in calls]
+        content = message.get("content") or []
+        told["content"] = [*([content] if isinstance(content, str) else content), *written]
+    return told
+
+
+def _written(function: Mapping[str, Any], style: Style) -> str:
+    body = json.dumps({"name": function["name"], style.arguments: function["arguments"]})
+    return f"{style.begin}{body}{style.end}"
+
+
+# what the model writes
+
+
+@dataclass(frozen=True)
+class Said:
+    """A piece of ordinary text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Called:
+    """A call begins: the `index`-th of the answer."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Argued:
+    """A piece of a call's arguments, as JSON."""
+
+    index: int
+    text: str
+
+
+Found = Said | Called | Argued
+
+_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
+_LONGEST_HEAD = 400
+"""Characters; what has no name by then is no call."""
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+
+
+class Reader:
+    """Finds calls in an answer as it grows. What turns out not to be one is text.
+
+    `text`: ordinary text, until a mark comes, or JSON at the very beginning. `between`: behind a mark, or a call: JSON
+    with a name, or an end. `arguments`: within a call's. `plain`: nothing but text any more.
+    """
+
+    def __init__(self, names: Sequence[str], *, forced: bool) -> None:
+        """`names`: of the tools that there are. `forced`: the answer is nothing but calls."""
+        self._names = frozenset(names)
+        self._state = "between" if forced else "text"
+        self._marked = False
+        """Whether a mark was opened and not closed yet."""
+        self._held = ""
+        """What came and was not told yet."""
+        self._before = ""
+        """What stood before it and would be told with it, if it is text after all."""
+        self._told = False
+        self._behind_call = False
+        """Whether nothing was told since a call's end."""
+        self._calls = 0
+        self._scan = _Json()
+
+    @property
+    def calls(self) -> int:
+        """Calls found so far."""
+        return self._calls
+
+    def push(self, text: str) -> list[Found]:
+        """The text goes on."""
+        self._held += text
+        return list(self._found(last=False))
+
+    def finish(self) -> list[Found]:
+        """The text has ended."""
+        found = list(self._found(last=True))
+        if self._held or self._before:
+            if self._state == "arguments":
+                found.append(Argued(self._calls - 1, self._held))
+            elif self._calls == 0 or (self._before + self._held).strip(" \n\t,[]"):
+                found.append(Said(self._before + self._held))
+        self._held = self._before = ""
+        return found
+
+    def _found(self, *, last: bool) -> Iterator[Found]:
+        while self._held:
+            before = self._state, self._held
+            match self._state:
+                case "text":
+                    yield from self._text(last=last)
+                case "between":
+                    yield from self._between(last=last)
+                case "arguments":
+                    piece, ended = self._scan.take(self._held)
+                    self._held = self._held[len(piece) :]
+                    if piece:
+                        yield Argued(self._calls - 1, piece)
+                    if ended:
+                        self._state = "behind"
+                case "behind":
+                    self._held = self._held.lstrip()
+                    if self._held:
+                        self._held = self._held.removeprefix("}")
+                        self._state = "between"
+                case _:
+                    yield Said(self._held)
+                    self._held = ""
+            if (self._state, self._held) == before:
+                return
+
+    def _text(self, *, last: bool) -> Iterator[Found]:
+        if not self._told and not self._calls and self._held.lstrip()[:1] in ("{", "["):
+            self._state = "between"
+            return
+        at = self._held.find(_OPEN)
+        if at >= 0:
+            yield from self._say(self._held[:at].rstrip("\n"))
+            self._before, self._held = _OPEN, self._held[at + len(_OPEN) :]
+            self._state, self._marked = "between", True
+            return
+        if not self._told and not self._held.strip() and not last:
+            return  # white space before a call is no text
+        if self._calls and self._behind_call:
+            self._held = self._held.lstrip("\n")
+        text = self._held
+        if not last:  # line ends before a mark belong to it
+            text = text[: len(text) - _begun(text, _OPEN)].rstrip("\n")
+        self._held = self._held[len(text) :]
+        yield from self._say(text)
+
+    def _say(self, text: str) -> Iterator[Found]:
+        if text:
+            self._told, self._behind_call = True, False
+            yield Said(text)
+
+    def _between(self, *, last: bool) -> Iterator[Found]:
+        rest = self._held.lstrip(" \n\t,[]" if not self._marked else " \n\t")
+        if self._marked and rest.startswith(_CLOSE):
+            self._held, self._before = rest[len(_CLOSE) :].lstrip("\n"), ""
+            self._state, self._marked, self._behind_call = "text", False, True
+            return
+        head = _HEAD.match(rest)
+        if head is not None and (name := json.loads(head[1])) in self._names:
+            yield Called(self._calls, name)
+            self._calls += 1
+            self._held, self._before = rest[head.end() :], ""
+            self._state, self._scan = "arguments", _Json()
+            return
+        growing = not rest or rest.startswith("{") or (self._marked and _CLOSE.startswith(rest))
+        if head is None and growing and len(rest) < _LONGEST_HEAD and not last:
+            return
+        if last and not rest:
+            return
+        if self._calls and not self._marked and _OPEN.startswith(rest[: len(_OPEN)]):
+            self._state = "text"
+            return
+        self._held, self._before = self._before + self._held, ""
+        self._state, self._told = "plain", True
+
+
+class _Json:
+    """Where one JSON value ends."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self._begun = False
+
+    def take(self, text: str) -> tuple[str, bool]:
+        """The part of the text that belongs to the value, and whether it ends there."""
+        for at, character in enumerate(text):
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif character == "\\":
+                    self._escaped = True
+                elif character == '"':
+                    self._in_string = False
+                    if not self._depth:
+                        return text[: at + 1], True
+                continue
+            if character == '"':
+                self._in_string = self._begun = True
+            elif character in "{[":
+                self._depth += 1
+                self._begun = True
+            elif character in "}]":
+                if not self._depth:
+                    return text[:at], True  # what it stands in ends
+                self._depth -= 1
+                if not self._depth:
+                    return text[: at + 1], True
+            elif not self._depth and self._begun and character in ", \n\t":
+                return text[:at], True
+            elif not character.isspace():
+                self._begun = True
+        return text, False
+
+
+def _begun(text: str, mark: str) -> int:
+    """Length of the longest end of the text that is a proper beginning of the mark."""
+    for length in range(min(len(text), len(mark) - 1), 0, -1):
+        if mark.startswith(text[len(text) - length :]):
+            return length
+    return 0

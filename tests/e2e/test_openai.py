@@ -1,0 +1,429 @@
+"""The rest of OpenAI's surface, and vLLM's extras, through the SDK: several answers, forms, tools, tokens."""
+
+import json
+import re
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.server import MODEL, Server
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 12},
+                "unit": {"enum": ["celsius", "fahrenheit"]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 7},
+            },
+            "required": ["city", "unit", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+ADD: Any = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "maximum": 99, "minimum": 0}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> OpenAI:
+    return server.client()
+
+
+def chat(client: OpenAI, content: str = "Name a river.", **options: Any) -> Any:
+    messages: Any = options.pop("messages", [{"role": "user", "content": content}])
+    options.setdefault("max_tokens", 12)
+    options.setdefault("temperature", 0)
+    return client.chat.completions.create(model=MODEL, messages=messages, **options)
+
+
+def refused(client: OpenAI, **options: Any) -> tuple[str | None, str]:
+    """The field that is refused, and the words."""
+    with pytest.raises(openai.BadRequestError) as error:
+        chat(client, **options)
+    return error.value.param, str(error.value)
+
+
+# several answers
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_n_answers_differ_by_seed_and_count_their_prompt_once(client: OpenAI) -> None:
+    alone = [chat(client, temperature=1, seed=seed) for seed in (5, 6, 7)]
+    together = chat(client, temperature=1, seed=5, n=3)
+    assert [choice.index for choice in together.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in together.choices] == [
+        answer.choices[0].message.content for answer in alone
+    ]
+    assert together.usage.prompt_tokens == alone[0].usage.prompt_tokens
+    assert together.usage.completion_tokens == sum(answer.usage.completion_tokens for answer in alone)
+    assert together.usage.total_tokens == together.usage.prompt_tokens + together.usage.completion_tokens
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_n_answers_are_streamed_side_by_side(client: OpenAI) -> None:
+    whole = chat(client, temperature=1, seed=5, n=3)
+    texts, finishes, roles, usage = ["", "", ""], [None] * 3, 0, None
+    stream = chat(client, temperature=1, seed=5, n=3, stream=True, stream_options={"include_usage": True})
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            roles += choice.delta.role == "assistant"
+            texts[choice.index] += choice.delta.content or ""
+            finishes[choice.index] = choice.finish_reason or finishes[choice.index]
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert finishes == [choice.finish_reason for choice in whole.choices]
+    assert roles == 3
+    assert usage is not None
+    assert usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_n_has_bounds_and_no_slots(client: OpenAI) -> None:
+    assert refused(client, n=0)[0] == "n"
+    assert refused(client, n=129)[0] == "n"
+    slots = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<<a>>"}], "n": 2}
+    extra = {"semantic": {"slots": {"a": {}}}}
+    headers = {"X-Session-Id": "n-and-slots"}
+    assert refused(client, **slots, extra_body=extra, extra_headers=headers)[0] == "n"
+
+
+def test_n_deferred_answers_are_references_of_their_own(client: OpenAI) -> None:
+    headers = {"X-Session-Id": "n-deferred"}
+    answer = chat(client, n=2, temperature=1, extra_headers=headers, extra_body={"semantic": {"defer": True}})
+    first, second = (choice.message.content for choice in answer.choices)
+    assert first != second
+    assert re.fullmatch(r"<<\w+>>", first)
+    texts = chat(client, f"{first} {second}", extra_headers=headers).usage
+    assert texts.prompt_tokens > 20
+
+
+# completions
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_completions_of_many_prompts(client: OpenAI) -> None:
+    prompts = ["The sky is", "Two and two make"]
+    alone = [client.completions.create(model=MODEL, prompt=one, max_tokens=6, temperature=0) for one in prompts]
+    both = client.completions.create(model=MODEL, prompt=prompts, max_tokens=6, temperature=0, n=2, echo=True)
+    texts = [answer.choices[0].text for answer in alone]
+    assert [choice.text for choice in both.choices] == [
+        prompt + text for prompt, text in zip(prompts, texts, strict=True) for _ in range(2)
+    ]
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    assert both.usage is not None
+    assert both.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in alone if answer.usage)
+
+
+def test_completions_by_tokens_are_those_of_the_text(client: OpenAI, server: Server) -> None:
+    tokens = post(server, "/tokenize", {"prompt": "The sky is"})["tokens"]
+    options: Any = {"model": MODEL, "max_tokens": 6, "temperature": 0}
+    by_text = client.completions.create(prompt="The sky is", **options)
+    by_tokens = client.completions.create(prompt=[tokens, tokens], **options)
+    assert [choice.text for choice in by_tokens.choices] == [by_text.choices[0].text] * 2
+    echoed = client.completions.create(prompt=tokens, echo=True, **options)
+    assert echoed.choices[0].text == "The sky is" + by_text.choices[0].text
+
+
+def test_completions_tell_log_probabilities_and_where_tokens_begin(client: OpenAI) -> None:
+    options: Any = {"model": MODEL, "prompt": "The sky is", "max_tokens": 5, "temperature": 0, "logprobs": 2}
+    choice = client.completions.create(**options).choices[0]
+    told = choice.logprobs
+    assert told is not None
+    assert "".join(told.tokens or ()) == choice.text
+    assert told.text_offset == [len("".join((told.tokens or [])[:at])) for at in range(5)]
+    for token, logprob, top in zip(told.tokens or (), told.token_logprobs or (), told.top_logprobs or (), strict=True):
+        assert top[token] == pytest.approx(logprob)
+        assert len(top) == 2
+    streamed = [chunk.choices[0] for chunk in client.completions.create(**options, stream=True)]
+    offsets = [at for part in streamed if part.logprobs for at in part.logprobs.text_offset or ()]
+    assert offsets == told.text_offset
+
+
+def test_best_of_tells_the_likeliest(client: OpenAI) -> None:
+    options: Any = {"model": MODEL, "prompt": "Once upon a", "max_tokens": 4, "temperature": 1.5, "seed": 3}
+    candidates = client.completions.create(**options, n=6, logprobs=0)
+
+    def mean(choice: Any) -> float:
+        return sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs)
+
+    ranked = sorted(candidates.choices, key=mean, reverse=True)
+    best = client.completions.create(**options, n=2, best_of=6)
+    assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
+    assert best.usage is not None
+    assert candidates.usage is not None
+    assert best.usage.completion_tokens == candidates.usage.completion_tokens, "all that were made"
+    assert best.choices[0].logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"suffix": "and so on"}, "suffix"),
+        ({"n": 3, "best_of": 2}, None),
+        ({"best_of": 2, "stream": True}, None),
+        ({"echo": True, "logprobs": 1}, None),
+        ({"prompt": [[1, 2], [10**6]]}, "prompt.1"),
+    ],
+)
+def test_completions_refuse_in_words(client: OpenAI, options: dict[str, Any], param: str | None) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(**{"model": MODEL, "prompt": "a", "max_tokens": 1, **options})
+    assert error.value.param == param
+
+
+# forms
+
+
+FORMS: list[tuple[dict[str, Any], str]] = [
+    ({"structured_outputs": {"choice": ["yes, certainly", "no"]}}, r"(yes, certainly|no)"),
+    ({"structured_outputs": {"regex": "[ab]{3}-[0-9]"}}, r"[ab]{3}-[0-9]"),
+    ({"structured_outputs": {"grammar": 'start: "x" ("y" | "z") "!"'}}, r"x[yz]!"),
+    ({"guided_choice": ["red", "green"]}, r"(red|green)"),
+    ({"guided_regex": "a+b"}, r"a+b"),
+    ({"guided_grammar": 'start: "one" " two"?'}, r"one( two)?"),
+    ({"guided_json": {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}}, r'\{"a": [12].*'),
+    ({"structured_outputs": {"json": '{"enum": ["left", "right"]}'}}, r'"(left|right)"'),
+]
+
+
+@pytest.mark.parametrize(("extra", "pattern"), FORMS)
+def test_answers_are_held_to_what_vllm_calls_structured_outputs(
+    client: OpenAI, extra: dict[str, Any], pattern: str
+) -> None:
+    for endpoint in ("chat", "completions"):
+        if endpoint == "chat":
+            text = chat(client, extra_body=extra, max_tokens=40).choices[0].message.content
+        else:
+            made = client.completions.create(
+                model=MODEL, prompt="Choose:", max_tokens=40, temperature=0, extra_body=extra
+            )
+            text = made.choices[0].text
+        assert re.fullmatch(pattern, text), (endpoint, text)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"structured_outputs": {"choice": ["a"], "regex": "b"}}, "and not more"),
+        ({"structured_outputs": {}}, "is needed"),
+        ({"structured_outputs": {"regex": "("}}, "cannot be held to"),
+        ({"guided_grammar": "no grammar"}, "cannot be held to"),
+        ({"guided_json": {"type": "no type"}}, "cannot be held to"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "one does"),
+    ],
+)
+def test_forms_that_make_no_sense_are_refused(client: OpenAI, extra: dict[str, Any], words: str) -> None:
+    assert words in refused(client, extra_body=extra)[1]
+
+
+def test_what_is_known_and_not_done_is_refused_with_the_reason(client: OpenAI) -> None:
+    param, words = refused(client, extra_body={"use_beam_search": True})
+    assert param == "use_beam_search"
+    assert "answers are sampled" in words
+    param, words = refused(client, functions=[{"name": "f"}])
+    assert (param, "tool_choice" in words or "tools" in words) == ("functions", True)
+    assert refused(client, extra_body={"no_such_thing": 1})[0] == "no_such_thing"
+
+
+# prompts
+
+
+def post(server: Server, path: str, body: Any, status: int = 200) -> Any:
+    import httpx2 as httpx
+
+    response = httpx.post(f"{server.address}{path}", json=body)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def test_tokens_of_texts_and_conversations(server: Server) -> None:
+    text = "Rivers, bread & 7 bridges <|im_end|>"
+    told = post(server, "/tokenize", {"prompt": text, "return_token_strs": True})
+    assert told["count"] == len(told["tokens"]) == len(told["token_strs"])
+    assert "".join(told["token_strs"]) == text
+    assert told["max_model_len"] == 8192
+    assert post(server, "/v1/detokenize", {"model": MODEL, "tokens": told["tokens"]}) == {"prompt": text}
+    messages = [{"role": "user", "content": "Hi"}]
+    opened = post(server, "/v1/tokenize", {"messages": messages})["tokens"]
+    closed = post(server, "/v1/tokenize", {"messages": messages, "add_generation_prompt": False})["tokens"]
+    assert opened[: len(closed)] == closed
+    assert len(opened) > len(closed)
+    assert post(server, "/tokenize", {}, 400)["error"]["code"] == "invalid_value"
+    assert post(server, "/detokenize", {"tokens": [10**7]}, 400)["error"]["param"] == "tokens"
+    assert post(server, "/tokenize", {"prompt": "a", "model": "none"}, 404)["error"]["code"] == "model_not_found"
+    assert "no embeddings" in post(server, "/v1/embeddings", {"input": "a"}, 400)["error"]["message"]
+
+
+def test_the_last_message_can_be_gone_on_with(client: OpenAI, server: Server) -> None:
+    messages = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two, "}]
+    going_on = {"continue_final_message": True, "add_generation_prompt": False}
+    tokens = post(server, "/tokenize", {"messages": messages, **going_on})["tokens"]
+    assert post(server, "/detokenize", {"tokens": tokens})["prompt"].endswith("<|im_start|>assistant\nOne, two, ")
+    answer = chat(client, messages=messages, extra_body=going_on, max_tokens=6)
+    by_tokens = client.completions.create(model=MODEL, prompt=tokens, max_tokens=6, temperature=0)
+    assert answer.choices[0].message.content == by_tokens.choices[0].text
+    assert "last one is none" in refused(client, extra_body={"continue_final_message": True})[1]
+
+
+def test_templates_are_told_what_clients_say_but_not_what_servers_say(client: OpenAI) -> None:
+    chat(client, extra_body={"chat_template_kwargs": {"enable_thinking": False}}, max_tokens=1)
+    assert "by the server" in refused(client, extra_body={"chat_template_kwargs": {"messages": []}})[1]
+
+
+def test_a_salt_keeps_caches_apart(client: OpenAI) -> None:
+    prompt = "A long and unusual sentence about salted lighthouses and their keepers. " * 4
+
+    def cached(salt: str | None) -> int:
+        usage = chat(client, prompt, max_tokens=1, extra_body={"cache_salt": salt} if salt else {}).usage
+        return int(usage.prompt_tokens_details.cached_tokens)
+
+    assert cached("a") == cached("b") == 0
+    assert cached(None) <= 16, "no more than what the chat template writes before"
+    assert min(cached("a"), cached("b"), cached(None)) > 30
+
+
+# tools
+
+
+def arguments(call: Any) -> Any:
+    return json.loads(call.function.arguments)
+
+
+def check_weather(told: Any) -> None:
+    assert set(told) == {"city", "unit", "days"}
+    assert len(told["city"]) <= 12
+    assert told["unit"] in ("celsius", "fahrenheit")
+    assert 1 <= told["days"] <= 7
+
+
+NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def test_a_tool_that_has_to_be_called_is_called_as_its_schema_says(client: OpenAI) -> None:
+    for choice in (NAMED, "required"):
+        tools = [WEATHER] if choice == "required" else [ADD, WEATHER]
+        answer = chat(client, "What is the weather in Paris?", tools=tools, tool_choice=choice, max_tokens=80)
+        (call,) = answer.choices[0].message.tool_calls
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert answer.choices[0].message.content is None
+        assert call.type == "function"
+        assert call.id.startswith("call_")
+        assert call.function.name == "get_weather"
+        check_weather(arguments(call))
+
+
+def test_one_of_several_tools_is_called(client: OpenAI) -> None:
+    for seed in range(3):
+        answer = chat(client, tools=[ADD, WEATHER], tool_choice="required", max_tokens=90, temperature=1, seed=seed)
+        (call,) = answer.choices[0].message.tool_calls
+        told = arguments(call)
+        if call.function.name == "add":
+            assert 0 <= told["a"] <= 99
+        else:
+            check_weather(told)
+    answer = chat(client, tools=[ADD], tool_choice="required", parallel_tool_calls=True, max_tokens=400)
+    calls = answer.choices[0].message.tool_calls
+    assert 1 <= len(calls) <= 16
+    assert {call.function.name for call in calls} == {"add"}
+
+
+def test_calls_are_streamed_with_their_arguments_as_they_come(client: OpenAI) -> None:
+    options: Any = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 80}
+    whole = chat(client, "Weather in Rome?", **options).choices[0].message.tool_calls[0]
+    name, ids, pieces, finish = None, [], [], None
+    for chunk in chat(client, "Weather in Rome?", stream=True, **options):
+        for choice in chunk.choices:
+            assert not choice.delta.content
+            finish = choice.finish_reason or finish
+            for delta in choice.delta.tool_calls or ():
+                assert delta.index == 0
+                name = delta.function.name or name
+                ids += [delta.id] if delta.id else []
+                pieces += [delta.function.arguments] if delta.function.arguments else []
+    assert (name, finish, len(ids)) == ("get_weather", "tool_calls", 1)
+    assert len(pieces) > 3
+    assert json.loads("".join(pieces)) == arguments(whole)
+
+
+def test_what_tools_answer_goes_back_in(client: OpenAI, server: Server) -> None:
+    conversation: Any = [
+        {"role": "user", "content": "Weather in Rome?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "refusal": None,
+            "tool_calls": [
+                {
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "Sunny, 31 degrees."},
+    ]
+    answer = chat(client, messages=conversation, tools=[WEATHER], tool_choice="none")
+    assert answer.choices[0].message.tool_calls is None
+    assert answer.choices[0].message.content
+    tokens = post(server, "/tokenize", {"messages": conversation})["tokens"]
+    text = post(server, "/detokenize", {"tokens": tokens})["prompt"]
+    assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>' in text
+    assert "<tool_response>\nSunny, 31 degrees.\n</tool_response>" in text
+
+
+def test_tools_work_inside_sessions(client: OpenAI) -> None:
+    headers = {"X-Session-Id": "tools-in-session"}
+
+    def ask(content: str, semantic: dict[str, Any], **options: Any) -> Any:
+        return chat(client, content, extra_headers=headers, extra_body={"semantic": semantic}, **options)
+
+    ask("Weather?", {"output": "wanted", "defer": True}, tools=[WEATHER], tool_choice=NAMED, max_tokens=80)
+    city = ask("City: <<wanted.arguments.city>>", {"output": "said", "defer": True}).choices[0].message.content
+    assert city == "<<said>>"
+    conversation: Any = [
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "In words: <<said>>"},
+    ]
+    answer = chat(client, messages=conversation, tools=[WEATHER], tool_choice="none", extra_headers=headers)
+    assert answer.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"tools": [WEATHER, WEATHER]}, "two tools have one name"),
+        ({"tools": [ADD], "tool_choice": NAMED}, "the tools are add"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "no type"}}}]},
+            "tools.0.function.parameters",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "needs content"),
+    ],
+)
+def test_tools_that_make_no_sense_are_refused(client: OpenAI, options: dict[str, Any], words: str) -> None:
+    assert words in refused(client, **options)[1]

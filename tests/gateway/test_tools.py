@@ -1,0 +1,178 @@
+"""gateway/tools.py: calls found in what a model writes, whole or in pieces, and told to models that know of none."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.tools import (
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    Argued,
+    Called,
+    Found,
+    Reader,
+    Said,
+    Style,
+    Tool,
+    Tools,
+    in_words,
+    style_of,
+)
+
+NAMES = ["weather", "add"]
+
+
+def read(pieces: list[str], *, forced: bool = False) -> tuple[str, list[tuple[str, str]]]:
+    """The text, and the calls with their arguments."""
+    reader = Reader(NAMES, forced=forced)
+    found: list[Found] = []
+    for piece in pieces:
+        found += reader.push(piece)
+    found += reader.finish()
+    said, calls = "", []
+    for one in found:
+        match one:
+            case Said(text):
+                said += text
+            case Called(index, name):
+                assert index == len(calls)
+                calls.append((name, ""))
+            case Argued(index, text):
+                assert index == len(calls) - 1
+                calls[index] = (calls[index][0], calls[index][1] + text)
+    assert reader.calls == len(calls)
+    return said, calls
+
+
+def cut(text: str, pick: random.Random) -> list[str]:
+    places = sorted(pick.randrange(len(text) + 1) for _ in range(pick.randrange(len(text) + 2)))
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
+    ("Just words, with < and {braces} in them.", "Just words, with < and {braces} in them.", []),
+    ("<<reference>>", "<<reference>>", []),
+    (
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>',
+        "",
+        [("weather", '{"city": "Bonn"}')],
+    ),
+    (
+        'I look.\n<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>\n'
+        '<tool_call>\n{"name":"add","arguments":{"a":[1,{"b":"}"}]}}\n</tool_call>',
+        "I look.",
+        [("weather", "{}"), ("add", '{"a":[1,{"b":"}"}]}')],
+    ),
+    ('{"name": "add", "parameters": {"a": 1, "b": 2}}', "", [("add", '{"a": 1, "b": 2}')]),
+    (
+        '[{"name": "add", "arguments": {"a": "\\"]}"}}, {"name": "weather", "arguments": {"c": null}}]',
+        "",
+        [("add", '{"a": "\\"]}"}'), ("weather", '{"c": null}')],
+    ),
+    ('{"answer": 42}', '{"answer": 42}', []),
+    ('{"name": "unknown", "arguments": {}}', '{"name": "unknown", "arguments": {}}', []),
+    ("<tool_call>nonsense</tool_call> and on", "<tool_call>nonsense</tool_call> and on", []),
+    ('<tool_call>\n{"name": "add", "arguments": {"a": 1', "", [("add", '{"a": 1')]),
+    ("[1, 2, 3] is a list", "[1, 2, 3] is a list", []),
+    (
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\nThat was it.',
+        "That was it.",
+        [("add", '{"a": 1}')],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "said", "calls"), CASES)
+@given(seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=50)
+def test_calls_are_found_however_the_text_is_cut(seed: int, text: str, said: str, calls: list[tuple[str, str]]) -> None:
+    assert read([text]) == (said, calls)
+    assert read(cut(text, random.Random(seed))) == (said, calls)
+    assert read([*text]) == (said, calls)
+
+
+@given(
+    arguments=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=8,
+    ).map(lambda value: {"value": value}),
+    count=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None)
+def test_what_is_written_as_a_call_is_read_as_one(arguments: dict[str, Any], count: int, seed: int) -> None:
+    body = json.dumps({"name": "add", "arguments": arguments})
+    for text, forced in ((body, True), (f"{HERMES.begin}{body}{HERMES.end}" * count, False)):
+        said, calls = read(cut(text, random.Random(seed)), forced=forced)
+        assert said == ""
+        assert [(name, json.loads(text)) for name, text in calls] == [("add", arguments)] * (1 if forced else count)
+
+
+def test_arguments_are_told_as_they_come() -> None:
+    reader = Reader(NAMES, forced=True)
+    assert reader.push('{"name": "add", "argu') == []
+    assert reader.push('ments": {"a"') == [Called(0, "add"), Argued(0, '{"a"')]
+    assert reader.push(": 12") == [Argued(0, ": 12")]
+    assert reader.push("}}") == [Argued(0, "}")]
+    assert reader.finish() == []
+
+
+TOOLS = [
+    Tool("weather", "Of a city.", {"type": "object", "properties": {"city": {"type": "string"}}}),
+    Tool("add", strict=True),
+]
+
+
+def test_a_template_without_tools_gets_them_in_words() -> None:
+    conversation: list[dict[str, Any]] = [
+        {"role": "user", "content": "Warm?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "1", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}],
+        },
+        {"role": "tool", "content": "21 degrees", "tool_call_id": "1"},
+    ]
+    system, user, assistant, tool = in_words(conversation, TOOLS)
+    assert system["role"] == "system"
+    assert '"name": "weather"' in system["content"]
+    assert user == conversation[0]
+    assert assistant["content"] == [
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>',
+    ]
+    assert "tool_calls" not in assistant
+    assert tool == {"role": "user", "content": ["<tool_response>", "21 degrees", "</tool_response>"]}
+    own, _ = in_words([{"role": "system", "content": "Be brief."}, conversation[0]], TOOLS)
+    assert own["content"].startswith("Be brief.\n\nYou can call functions.")
+    assert in_words(conversation[:1], []) == conversation[:1]
+
+
+@pytest.mark.parametrize(
+    ("template", "style"),
+    [
+        ("{{ '[AVAILABLE_TOOLS]' }}{{ '[TOOL_CALLS] [' }}", MISTRAL),
+        ("{{ '{\"name\": name, \"parameters\": …}' }}{{ 'ipython' }}", LLAMA),
+        ("{{ '<tool_call>' }}", HERMES),
+        ("{{ messages }}", HERMES),
+    ],
+)
+def test_families_are_known_by_their_templates(template: str, style: Style) -> None:
+    assert style_of(template) is style
+
+
+def test_what_has_to_be_called_is_a_schema() -> None:
+    one = Tools(TOOLS, "forced", TOOLS[:1]).call_schema(LLAMA)
+    assert one["properties"]["name"] == {"const": "weather"}
+    assert one["required"] == ["name", "parameters"]
+    assert len(Tools(TOOLS, "forced", TOOLS).call_schema(HERMES)["anyOf"]) == 2
+    many = Tools(TOOLS, "forced", TOOLS, parallel=True).call_schema(HERMES)
+    assert (many["type"], many["minItems"]) == ("array", 1)
+    assert Tools(TOOLS, "forced", TOOLS[:1]).call_schema(MISTRAL)["maxItems"] == 1
+    assert Tools(TOOLS[:1]).grammar(HERMES) is None, "no strict one"
+    assert Tools(TOOLS).grammar(HERMES) is not None
