@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import ExitStack, aclosing
 from itertools import chain, repeat
 from typing import Any, Protocol
 
@@ -162,25 +162,26 @@ class _Answer:
             return [] if part is None else [shape.chunk([part], self._hidden, extra)]
 
         try:
-            async for index, pieces in self._pieces(stream):
-                call = self._calls[index]
-                if pieces:
-                    part = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
-                    if part is not None:
-                        await stream.data(*opening(index), shape.chunk([part], self._hidden))
-                    continue
-                _check(call)
-                unfinished -= 1
-                closing = shape.closing(index, call.finish_reason or "stop")
-                last = [shape.chunk([closing], self._hidden)] if unfinished else self._last([closing])
-                await stream.data(*opening(index), *last)
+            async with aclosing(self._pieces(stream)) as made:
+                async for index, pieces in made:
+                    call = self._calls[index]
+                    if pieces:
+                        part = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
+                        if part is not None:
+                            await stream.data(*opening(index), shape.chunk([part], self._hidden))
+                        continue
+                    _check(call)
+                    unfinished -= 1
+                    closing = shape.closing(index, call.finish_reason or "stop")
+                    last = [shape.chunk([closing], self._hidden)] if unfinished else self._last([closing])
+                    await stream.data(*opening(index), *last)
         except FailedCall as error:
             if not stream.begun:
                 raise
             await stream.data(error_body(as_request_error(error)))
         return await stream.end()
 
-    async def _pieces(self, stream: EventStream) -> AsyncIterator[tuple[int, Sequence[Piece]]]:
+    async def _pieces(self, stream: EventStream) -> AsyncGenerator[tuple[int, Sequence[Piece]], None]:
         """What is made, with the index of the call that made it, as it comes; nothing, where that has ended."""
         with ExitStack() as stack:
             readers = [stack.enter_context(call.session.read(call.output)) for call in self._calls]

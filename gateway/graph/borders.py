@@ -1,8 +1,7 @@
 """Beginnings of prompts, as what they hold: what the paper calls PrefixHash."""
 
-from array import array
-from hashlib import blake2b
 from typing import NamedTuple
+from zlib import adler32, crc32
 
 from gateway.graph.call import Call, Input, Slot, Text
 
@@ -13,34 +12,40 @@ _VALUE = 64
 
 
 class Border(NamedTuple):
-    """A beginning of a prompt: about how many tokens it has, what it is, and whether a segment ends there."""
+    """A beginning of a prompt: about how many tokens it has, what it is, and whether a segment ends there.
+
+    `key`: 64 bits, the same in every process. Two beginnings that have one by chance would be taken for equal by
+    estimates and placement, and by nothing else.
+    """
 
     tokens: int
-    key: bytes
+    key: int
     ends: bool = True
 
 
 def borders(call: Call) -> list[Border]:
     """From the shortest to the whole prompt: equal for equal text and equal sources, in one tenant and model."""
-    digest = blake2b(f"{call.scope}\0{call.spec.model}".encode(), digest_size=16)
+    scope = f"{call.scope}\0{call.spec.model}".encode()
+    key = hash((crc32(scope), adler32(scope)))
     found, length = [], 0
     for segment in call.spec.segments:
         match segment:
             case Text(tokens):
-                data = memoryview(array("i", tokens)).cast("B")
-                for end in range(_CHUNK, len(tokens), _CHUNK):
-                    digest.update(data[4 * (end - _CHUNK) : 4 * end])
-                    found.append(Border(length + end, digest.digest(), ends=False))
-                digest.update(data[4 * (max(0, len(tokens) - 1) // _CHUNK * _CHUNK) :])
+                # hashes of numbers are the same everywhere, and take a third of the time of a digest over their bytes
+                last = max(0, len(tokens) - 1) // _CHUNK * _CHUNK
+                for end in range(_CHUNK, last + 1, _CHUNK):
+                    key = hash((key, tuple(tokens[end - _CHUNK : end])))
+                    found.append(Border(length + end, key, ends=False))
+                key = hash((key, tuple(tokens[last:])))
                 length += len(tokens)
             case Input(reference) if reference.name in call.inputs:
                 source = call.inputs[reference.name]
                 made_by = source.producer.id if source.producer is not None else f"{call.session.id}\0{source.name}"
-                digest.update(f"\0v{made_by}\0{reference}\0".encode())
+                key = hash((key, 1, crc32(made_by.encode()), crc32(str(reference).encode())))
                 length += _VALUE if source.value is None else len(source.value) // 4
             case Input(reference):  # a slot of its own
-                digest.update(f"\0s{call.id}\0{reference}\0".encode())
+                key = hash((key, 2, crc32(call.id.encode()), crc32(str(reference).encode())))
             case Slot(name):
-                digest.update(f"\0s{call.id}\0{name or call.output.name}\0".encode())
-        found.append(Border(length, digest.digest()))
+                key = hash((key, 3, crc32(call.id.encode()), crc32((name or call.output.name).encode())))
+        found.append(Border(length, key))
     return found

@@ -585,7 +585,7 @@ def _prompt_bytes(spec: CallSpec) -> int:
 
 def prefix_hashes(call: Call) -> list[str]:
     """Hashes of the prompt at every border of segments: equal for equal text and equal sources, in one tenant."""
-    return [border.key.hex() for border in borders(call) if border.ends]
+    return [f"{border.key % 2**64:016x}" for border in borders(call) if border.ends]
 
 
 def _digest(scope: str) -> "hashlib.blake2b":

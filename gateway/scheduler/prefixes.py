@@ -27,7 +27,7 @@ class Prefixes:
     """Owner of what is known of beginnings. The last ones are remembered."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, _Seen] = OrderedDict()
+        self._seen: OrderedDict[int, _Seen] = OrderedDict()
 
     def known(self, beginnings: Sequence[Border], session: int) -> int:
         """Tokens of the longest beginning that the session need not pay for: it has been read, or will be by a call of

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher
 
 from gateway.tools import (
     HERMES,
@@ -175,4 +176,7 @@ def test_what_has_to_be_called_is_a_schema() -> None:
     assert (many["type"], many["minItems"]) == ("array", 1)
     assert Tools(TOOLS, "forced", TOOLS[:1]).call_schema(MISTRAL)["maxItems"] == 1
     assert Tools(TOOLS[:1]).grammar(HERMES) is None, "no strict one"
-    assert Tools(TOOLS).grammar(HERMES) is not None
+    grammar = Tools(TOOLS).grammar(HERMES)
+    assert grammar is not None
+    assert not LLMatcher.validate_grammar(grammar)
+    assert Tools(TOOLS).grammar(LLAMA) is None, "which has no mark at which it could begin"
