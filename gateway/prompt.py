@@ -22,7 +22,7 @@ from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import parse
-from gateway.tools import Tools, in_words, style_of
+from gateway.tools import Tools, Verbatim, in_words, style_of
 
 _NONCE = secrets.token_hex(8)
 """Makes marks that nobody can forge: it leaves the process never, not even as tokens."""
@@ -177,8 +177,8 @@ class _Held:
         return "\n".join(texts)
 
     def _text(self, text: str, where: str, assistant: bool) -> str:
-        if not self._references:
-            self._last.append(text)
+        if not self._references or isinstance(text, Verbatim):
+            self._last.append(str(text))
             return self._neutral(text)
         out = ""
         for piece in parse(text):

@@ -110,6 +110,12 @@ def _call(tool: Tool, style: Style) -> dict[str, Any]:
 # for templates that know of no tools
 
 
+class Verbatim(str):
+    """Text of ours in a message: what looks like a reference in it is none."""
+
+    __slots__ = ()
+
+
 def in_words(messages: Sequence[Message], tools: Sequence[Tool], style: Style = HERMES) -> list[dict[str, Any]]:
     """The conversation for a template that knows neither tools nor calls nor what tools answer."""
     told = [_told(message, style) for message in messages]
@@ -124,9 +130,9 @@ def in_words(messages: Sequence[Message], tools: Sequence[Tool], style: Style = 
     )
     if told and told[0]["role"] == "system":
         content = told[0]["content"]
-        more = [*content, words] if isinstance(content, list) else f"{content}\n\n{words}"
-        return [{**told[0], "content": more}, *told[1:]]
-    return [{"role": "system", "content": words}, *told]
+        before = content if isinstance(content, list) else [content]
+        return [{**told[0], "content": [*before, "", Verbatim(words)]}, *told[1:]]
+    return [{"role": "system", "content": Verbatim(words)}, *told]
 
 
 def _told(message: Message, style: Style) -> dict[str, Any]:
@@ -142,9 +148,9 @@ def _told(message: Message, style: Style) -> dict[str, Any]:
     return told
 
 
-def _written(function: Mapping[str, Any], style: Style) -> str:
+def _written(function: Mapping[str, Any], style: Style) -> Verbatim:
     body = json.dumps({"name": function["name"], style.arguments: function["arguments"]})
-    return f"{style.begin}{body}{style.end}"
+    return Verbatim(f"{style.begin}{body}{style.end}")
 
 
 # what the model writes

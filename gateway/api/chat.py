@@ -34,6 +34,7 @@ from gateway.api.answers import Extra, Told, respond
 from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of
 from gateway.api.semantic import scope_of, slots_of
 from gateway.api.services import SERVICES
+from gateway.errors import RequestError, at
 from gateway.graph.call import Call, CallSpec, Sampling, Slot
 from gateway.graph.variable import Piece
 from gateway.http.bodies import read_json
@@ -68,6 +69,9 @@ def chat_spec(
     sampling = sampling_of(body, model, where)
     tools = tools_of(body)
     if tools is not None:
+        if tools.choice == "forced" and semantic.slots:
+            message = "a request with slots has no answer of its own that could be a call"
+            raise RequestError(400, message, code="unsupported_with_semantic", param=at(where, "tool_choice"))
         sampling = _held_to(sampling, tools, model.prompts.style)
     prompt = chat_prompt(
         model,

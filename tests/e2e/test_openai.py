@@ -410,6 +410,31 @@ def test_tools_work_inside_sessions(client: OpenAI) -> None:
     assert answer.choices[0].message.content
 
 
+def test_what_looks_like_a_reference_in_a_tool_is_none(client: OpenAI) -> None:
+    headers = {"X-Session-Id": "tools-with-brackets"}
+    tool: Any = {"type": "function", "function": {"name": "f", "description": "Reads <<nothing>>."}}
+    called: Any = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "<<no>>"}'}}
+    conversation: Any = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Go."},
+        {"role": "assistant", "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "1", "content": "Done."},
+    ]
+    assert chat(client, messages=conversation, tools=[tool], extra_headers=headers).choices
+    conversation[1]["content"] = "Go <<there>>."
+    assert refused(client, messages=conversation, tools=[tool], extra_headers=headers)[0] == "messages.1.content"
+    del conversation[0]
+    assert refused(client, messages=conversation, tools=[tool], extra_headers=headers)[0] == "messages.0.content"
+
+
+def test_a_forced_call_has_no_slots(client: OpenAI) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<<a>>"}]
+    extra = {"semantic": {"slots": {"a": {}}}}
+    headers = {"X-Session-Id": "tools-and-slots"}
+    options: Any = {"messages": messages, "tools": [ADD], "tool_choice": "required"}
+    assert refused(client, **options, extra_body=extra, extra_headers=headers)[0] == "tool_choice"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

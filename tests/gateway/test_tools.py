@@ -150,7 +150,8 @@ def test_a_template_without_tools_gets_them_in_words() -> None:
     assert "tool_calls" not in assistant
     assert tool == {"role": "user", "content": ["<tool_response>", "21 degrees", "</tool_response>"]}
     own, _ = in_words([{"role": "system", "content": "Be brief."}, conversation[0]], TOOLS)
-    assert own["content"].startswith("Be brief.\n\nYou can call functions.")
+    assert own["content"][:2] == ["Be brief.", ""]
+    assert own["content"][2].startswith("You can call functions.")
     assert in_words(conversation[:1], []) == conversation[:1]
 
 
