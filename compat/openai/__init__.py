@@ -4,21 +4,9 @@ Requests are pydantic models: they come from outside and need checking, with the
 msgspec structs: they are ours, and are encoded up to once a token.
 """
 
+from compat.openai.messages import Message, NamedTool
 from compat.openai.refused import REFUSED
-from compat.openai.requests import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    GraphRequest,
-    Message,
-    NamedTool,
-    Semantic,
-    SessionRequest,
-    SlotRequest,
-    TokenizeRequest,
-    Transform,
-    VariableRequest,
-)
+from compat.openai.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from compat.openai.responses import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -41,6 +29,14 @@ from compat.openai.responses import (
     ToolCallAnswer,
     ToolCallDelta,
     TopLogprob,
+)
+from compat.openai.semantic import (
+    GraphRequest,
+    Semantic,
+    SessionRequest,
+    SlotRequest,
+    Transform,
+    VariableRequest,
 )
 
 __all__ = [

@@ -1,346 +1,37 @@
-"""Requests. Unknown fields are refused, and so are known ones with values that are not supported yet."""
+"""Requests of OpenAI's endpoints, and of vLLM's two for tokens."""
 
-import json
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-import regex  # what transforms are run with: a pattern is refused here if it would be refused there
-from llguidance import LLMatcher  # what answers are held to: refused here is what would be refused there
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PrivateAttr,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, JsonValue, PrivateAttr, field_validator, model_validator
 
-SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
-_Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+from compat.openai.base import Request, Sampled
+from compat.openai.forms import (
+    Form,
+    ResponseFormat,
+    StructuredOutputs,
+    one_of,
+    valid_grammar,
+    valid_regex,
+    valid_schema,
+)
+from compat.openai.messages import Message, NamedTool, ToolDefinition
+from compat.openai.semantic import Semantic
+
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
-MAX_STOPS = 16
-"""Stop strings; OpenAI allows four."""
 MAX_CHOICES = 128
 """Answers to one prompt."""
 MAX_PROMPTS = 1024
 """Prompts of one completion."""
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class TextPart(_Request):
-    """A text part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class CalledFunction(_Request):
-    """What an assistant called, with arguments as JSON."""
-
-    name: str
-    arguments: str
-
-    @field_validator("arguments")
-    @classmethod
-    def _are_json(cls, arguments: str) -> str:
-        try:
-            json.loads(arguments or "{}")
-        except ValueError as error:
-            raise ValueError(f"arguments are JSON: {error}") from None
-        return arguments
-
-
-class ToolCall(_Request):
-    """A call in an assistant's message."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class Message(_Request):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    # what clients pass on from answers, where there was nothing
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    annotations: list[JsonValue] | None = Field(None, max_length=0)
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError("only an assistant calls tools")
-        if self.content is None and not self.tool_calls:
-            raise ValueError("a message needs content")
-        if (self.tool_call_id is None) == (self.role == "tool"):
-            raise ValueError("a tool's message, and no other, names the call that it answers in tool_call_id")
-        return self
-
-    @property
-    def texts(self) -> str | list[str]:
-        """The content, or the texts of its parts."""
-        if isinstance(self.content, list):
-            return [part.text for part in self.content]
-        return self.content or ""
-
-    @property
-    def called(self) -> list[dict[str, Any]]:
-        """Its calls as templates know them: arguments are no text there."""
-        return [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments or "{}")},
-            }
-            for call in self.tool_calls or ()
-        ]
-
-
-class StreamOptions(_Request):
+class StreamOptions(Request):
     """How a stream is told."""
 
     include_usage: bool = False
 
 
-def _must_be_held_to(grammar: str, what: str) -> None:
-    """Raises ValueError if an engine would refuse it."""
-    problem = LLMatcher.validate_grammar(grammar)
-    if problem:
-        raise ValueError(f"this {what} cannot be held to: {problem}")
-
-
-def _valid_schema(schema: Any) -> str:
-    """A JSON schema as text. Raises ValueError."""
-    text = schema if isinstance(schema, str) else json.dumps(schema)
-    try:
-        json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"this schema is no JSON: {error}") from None
-    _must_be_held_to(LLMatcher.grammar_from_json_schema(text), "schema")
-    return text
-
-
-def _valid_regex(pattern: str) -> str:
-    _must_be_held_to(LLMatcher.grammar_from_regex(pattern), "regex")
-    return pattern
-
-
-def _valid_grammar(grammar: str) -> str:
-    _must_be_held_to(LLMatcher.grammar_from_lark(grammar), "grammar")
-    return grammar
-
-
-def _one_of(choices: list[str]) -> str:
-    """A grammar for one of some texts. Raises ValueError."""
-    if not all(choices):
-        raise ValueError("a choice must not be empty")
-    return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What an answer is held to: at most one of a JSON schema, a regular expression, a grammar in Lark."""
-
-    json_schema: str | None = None
-    regex: str | None = None
-    grammar: str | None = None
-
-
-class JsonSchema(_Request):
-    """A schema by name; `strict` changes nothing: it is always held to."""
-
-    name: str
-    schema_: dict[str, JsonValue] | bool = Field(True, alias="schema")
-    description: str | None = None
-    strict: bool | None = None
-
-    @field_validator("schema_")
-    @classmethod
-    def _can_be_held_to(cls, schema: dict[str, JsonValue] | bool) -> dict[str, JsonValue] | bool:
-        _valid_schema(schema)
-        return schema
-
-
-class ResponseFormat(_Request):
-    """What the answer looks like: any text, any JSON object, or JSON that is valid for a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _has_its_schema(self) -> Self:
-        if (self.json_schema is None) == (self.type == "json_schema"):
-            raise ValueError("json_schema goes with the type json_schema")
-        return self
-
-    @property
-    def schema_text(self) -> str | None:
-        """What the answer is valid for, as JSON; None for any text."""
-        if self.type == "text":
-            return None
-        return json.dumps({"type": "object"} if self.json_schema is None else self.json_schema.schema_)
-
-
-class StructuredOutputs(_Request):
-    """vLLM's ways to say what the answer looks like; one of them."""
-
-    json_: dict[str, JsonValue] | str | bool | None = Field(None, alias="json")
-    regex: str | None = None
-    choice: list[str] | None = Field(None, min_length=1)
-    grammar: str | None = None
-    json_object: bool | None = None
-
-    @model_validator(mode="after")
-    def _says_one_thing(self) -> Self:
-        said = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
-        if sum(one is not None for one in said) != 1:
-            raise ValueError("one of json, regex, choice, grammar and json_object is needed, and not more")
-        _ = self.form  # refused here is what would be refused later
-        return self
-
-    @property
-    def form(self) -> Form:
-        """The same for an engine. Raises ValueError."""
-        if self.json_ is not None:
-            return Form(json_schema=_valid_schema(self.json_))
-        if self.regex is not None:
-            return Form(regex=_valid_regex(self.regex))
-        if self.choice is not None:
-            return Form(grammar=_one_of(self.choice))
-        if self.grammar is not None:
-            return Form(grammar=_valid_grammar(self.grammar))
-        return Form(json_schema='{"type": "object"}')
-
-
-_FunctionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-
-
-class FunctionDefinition(_Request):
-    """A function that the client can call for the model."""
-
-    name: _FunctionName
-    description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
-    strict: bool | None = None
-
-    @field_validator("parameters")
-    @classmethod
-    def _can_be_held_to(cls, schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if schema is not None:
-            _valid_schema(schema)
-        return schema
-
-
-class ToolDefinition(_Request):
-    """A tool: a function."""
-
-    type: Literal["function"]
-    function: FunctionDefinition
-
-
-class NamedFunction(_Request):
-    """A function by its name."""
-
-    name: str
-
-
-class NamedTool(_Request):
-    """The tool that has to be called."""
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
-class Transform(_Request):
-    """What is made of an answer before it becomes a value; several keys apply in this order."""
-
-    strip: bool = False
-    line: int | None = None
-    regex: str | None = None
-    group: Annotated[int, Field(ge=0)] = 0
-    json_: str | None = Field(None, alias="json", min_length=1)
-
-    @model_validator(mode="after")
-    def _can_be_run(self) -> Self:
-        if self.regex is None:
-            if self.group:
-                raise ValueError("group needs regex")
-            return self
-        try:
-            groups = regex.compile(self.regex).groups
-        except regex.error as error:
-            raise ValueError(f"regex is none: {error}") from None
-        if self.group > groups:
-            raise ValueError(f"regex has {groups} groups, and group is {self.group}")
-        return self
-
-
-class _Sampled(_Request):
-    """How a text is chosen and when it ends; None falls back."""
-
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    seed: _Seed | None = None
-    stop: str | list[str] | None = None
-
-    @field_validator("stop")
-    @classmethod
-    def _stops_say_something(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        stops = [stop] if isinstance(stop, str) else stop or []
-        if len(stops) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
-        if any(not text for text in stops):
-            raise ValueError("a stop string must not be empty")
-        return stop
-
-
-class SlotRequest(_Sampled):
-    """A variable generated in place. What is left out falls back to the request's."""
-
-    response_format: ResponseFormat | None = None
-    regex: str | None = None
-    transform: Transform | None = None
-
-    @field_validator("regex")
-    @classmethod
-    def _can_be_matched(cls, pattern: str | None) -> str | None:
-        return pattern if pattern is None else _valid_regex(pattern)
-
-    @model_validator(mode="after")
-    def _has_one_form(self) -> Self:
-        if self.regex is not None and self.response_format is not None:
-            raise ValueError("either regex or response_format, not both")
-        return self
-
-
-class Semantic(_Request):
-    """The Semantic Variable extension; see API.md."""
-
-    session: SessionId | None = None
-    inputs: dict[str, JsonValue] = Field(default_factory=dict)
-    output: str | None = None
-    transform: Transform | None = None
-    slots: dict[str, SlotRequest] = Field(default_factory=dict)
-    defer: bool | None = None
-    objective: Literal["latency", "throughput"] | None = None
-    share: bool = True
-
-
-class _Generation(_Sampled):
+class _Generation(Sampled):
     """What chat completions and completions have in common."""
 
     model: str
@@ -405,12 +96,12 @@ class _Generation(_Sampled):
         if self.structured_outputs is not None:
             return self.structured_outputs.form
         if self.guided_json is not None:
-            return Form(json_schema=_valid_schema(self.guided_json))
+            return Form(json_schema=valid_schema(self.guided_json))
         if self.guided_regex is not None:
-            return Form(regex=_valid_regex(self.guided_regex))
+            return Form(regex=valid_regex(self.guided_regex))
         if self.guided_choice is not None:
-            return Form(grammar=_one_of(self.guided_choice))
-        return Form() if self.guided_grammar is None else Form(grammar=_valid_grammar(self.guided_grammar))
+            return Form(grammar=one_of(self.guided_choice))
+        return Form() if self.guided_grammar is None else Form(grammar=valid_grammar(self.guided_grammar))
 
     @property
     def form(self) -> Form:
@@ -560,7 +251,7 @@ class CompletionRequest(_Generation):
         return self.logprobs or 0
 
 
-class TokenizeRequest(_Request):
+class TokenizeRequest(Request):
     """POST /tokenize, vLLM's: a text as a completion's prompt, or messages as a chat's."""
 
     model: str | None = None
@@ -579,42 +270,8 @@ class TokenizeRequest(_Request):
         return self
 
 
-class DetokenizeRequest(_Request):
+class DetokenizeRequest(Request):
     """POST /detokenize, vLLM's."""
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0)]]
-
-
-class GraphRequest(_Request):
-    """POST /v1/graphs. The calls are chat bodies, checked one by one.
-
-    A variable is its value; or an object with nothing but `value` or `template` in it; null declares it.
-    """
-
-    variables: dict[str, JsonValue] = Field(default_factory=dict)
-    calls: list[Any] = Field(default_factory=list)
-    outputs: list[str] | None = None
-    session: SessionId | None = None
-    stream: bool = False
-
-
-class SessionRequest(_Request):
-    """POST /v1/sessions."""
-
-    id: SessionId | None = None
-    metadata: dict[str, str] = Field(default_factory=dict)
-    ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-
-
-class VariableRequest(_Request):
-    """PUT /v1/sessions/{id}/variables/{name}. `value` null declares; `template` derives it from others."""
-
-    value: JsonValue = None
-    template: str = ""
-
-    @model_validator(mode="after")
-    def _says_one_thing(self) -> Self:
-        if self.model_fields_set not in ({"value"}, {"template"}):
-            raise ValueError("either value or template is needed, and not both")
-        return self

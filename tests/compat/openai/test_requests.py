@@ -1,4 +1,4 @@
-"""compat/openai/requests.py; refusals by field are tested in tests/e2e/test_chat.py"""
+"""What compat/openai says of requests; refusals by field are tested in tests/e2e/test_chat.py"""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from compat.openai import ChatCompletionRequest, Message
-from compat.openai.requests import MAX_STOPS
+from compat.openai.base import MAX_STOPS
 
 GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 

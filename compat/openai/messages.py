@@ -1,0 +1,123 @@
+"""Messages of a conversation, and the tools that may be called in it."""
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
+
+from compat.openai.base import Request
+from compat.openai.forms import valid_schema
+
+
+class TextPart(Request):
+    """A text part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Request):
+    """What an assistant called, with arguments as JSON."""
+
+    name: str
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _are_json(cls, arguments: str) -> str:
+        try:
+            json.loads(arguments or "{}")
+        except ValueError as error:
+            raise ValueError(f"arguments are JSON: {error}") from None
+        return arguments
+
+
+class ToolCall(Request):
+    """A call in an assistant's message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(Request):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    # what clients pass on from answers, where there was nothing
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[JsonValue] | None = Field(None, max_length=0)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only an assistant calls tools")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise ValueError("a tool's message, and no other, names the call that it answers in tool_call_id")
+        return self
+
+    @property
+    def texts(self) -> str | list[str]:
+        """The content, or the texts of its parts."""
+        if isinstance(self.content, list):
+            return [part.text for part in self.content]
+        return self.content or ""
+
+    @property
+    def called(self) -> list[dict[str, Any]]:
+        """Its calls as templates know them: arguments are no text there."""
+        return [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments or "{}")},
+            }
+            for call in self.tool_calls or ()
+        ]
+
+
+_FunctionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class FunctionDefinition(Request):
+    """A function that the client can call for the model."""
+
+    name: _FunctionName
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_held_to(cls, schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        if schema is not None:
+            valid_schema(schema)
+        return schema
+
+
+class ToolDefinition(Request):
+    """A tool: a function."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Request):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(Request):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction

@@ -1,0 +1,101 @@
+"""The Semantic Variable extension's part of requests, and the requests of its own endpoints; see API.md."""
+
+from typing import Annotated, Any, Literal, Self
+
+import regex  # what transforms are run with: a pattern is refused here if it would be refused there
+from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
+
+from compat.openai.base import Request, Sampled
+from compat.openai.forms import ResponseFormat, valid_regex
+
+SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+
+
+class Transform(Request):
+    """What is made of an answer before it becomes a value; several keys apply in this order."""
+
+    strip: bool = False
+    line: int | None = None
+    regex: str | None = None
+    group: Annotated[int, Field(ge=0)] = 0
+    json_: str | None = Field(None, alias="json", min_length=1)
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        if self.regex is None:
+            if self.group:
+                raise ValueError("group needs regex")
+            return self
+        try:
+            groups = regex.compile(self.regex).groups
+        except regex.error as error:
+            raise ValueError(f"regex is none: {error}") from None
+        if self.group > groups:
+            raise ValueError(f"regex has {groups} groups, and group is {self.group}")
+        return self
+
+
+class SlotRequest(Sampled):
+    """A variable generated in place. What is left out falls back to the request's."""
+
+    response_format: ResponseFormat | None = None
+    regex: str | None = None
+    transform: Transform | None = None
+
+    @field_validator("regex")
+    @classmethod
+    def _can_be_matched(cls, pattern: str | None) -> str | None:
+        return pattern if pattern is None else valid_regex(pattern)
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> Self:
+        if self.regex is not None and self.response_format is not None:
+            raise ValueError("either regex or response_format, not both")
+        return self
+
+
+class Semantic(Request):
+    """The Semantic Variable extension; see API.md."""
+
+    session: SessionId | None = None
+    inputs: dict[str, JsonValue] = Field(default_factory=dict)
+    output: str | None = None
+    transform: Transform | None = None
+    slots: dict[str, SlotRequest] = Field(default_factory=dict)
+    defer: bool | None = None
+    objective: Literal["latency", "throughput"] | None = None
+    share: bool = True
+
+
+class GraphRequest(Request):
+    """POST /v1/graphs. The calls are chat bodies, checked one by one.
+
+    A variable is its value; or an object with nothing but `value` or `template` in it; null declares it.
+    """
+
+    variables: dict[str, JsonValue] = Field(default_factory=dict)
+    calls: list[Any] = Field(default_factory=list)
+    outputs: list[str] | None = None
+    session: SessionId | None = None
+    stream: bool = False
+
+
+class SessionRequest(Request):
+    """POST /v1/sessions."""
+
+    id: SessionId | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class VariableRequest(Request):
+    """PUT /v1/sessions/{id}/variables/{name}. `value` null declares; `template` derives it from others."""
+
+    value: JsonValue = None
+    template: str = ""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if self.model_fields_set not in ({"value"}, {"template"}):
+            raise ValueError("either value or template is needed, and not both")
+        return self
