@@ -1,4 +1,4 @@
-.PHONY: install serve demo test lint bench
+.PHONY: install serve demo test test-ecosystem lint bench
 
 install:            ## make .venv and install the project
 	scripts/install
@@ -11,6 +11,9 @@ demo:               ## run an example against a server of its own
 
 test:               ## run all tests
 	scripts/install test && .venv/bin/pytest
+
+test-ecosystem:     ## clients of other people (LangGraph, LlamaIndex, DSPy, ...), in an environment of their own
+	scripts/test-ecosystem
 
 lint:               ## style, types, lines of dependency
 	scripts/install test lint && scripts/lint

@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import logging
+import resource
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -14,7 +16,7 @@ from aiohttp import web
 
 from engine.config import EngineConfig
 from gateway import metrics
-from gateway.api import chat, completions, events, graphs, health, models, sessions, tokens, variables
+from gateway.api import chat, completions, events, graphs, health, models, parrot, sessions, tokens, variables
 from gateway.api.services import SERVICES, Services
 from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
 from gateway.engines.pool import EnginePool
@@ -22,7 +24,10 @@ from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
 from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
-from gateway.http.auth import authentication, tenant_of
+from gateway.http import openapi
+from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
+from gateway.http.compression import compression
+from gateway.http.cors import cross_origin
 from gateway.http.errors import errors
 from gateway.journal import Journal, JournalError
 from gateway.models import Models, ServedModel
@@ -34,6 +39,7 @@ from gateway.simulate.trace import Recorder
 log = logging.getLogger("myna")
 
 _SWEEP_SECONDS = 5.0
+_BACKLOG = 1024
 _COLLECTOR = (20_000, 10, 50)
 """New objects until the youngest are looked through, and how often that until the older ones are."""
 
@@ -80,13 +86,24 @@ def session_bounds(settings: ServeSettings) -> Bounds:
 
 def build_app(settings: ServeSettings, services: Services) -> web.Application:
     """The HTTP application over the services."""
+    keys = Keys(settings.keys())
+    resources = [chat, completions, tokens, models, sessions, variables, graphs, events, health]
+    open_routes = {*OPEN_ROUTES, openapi.PATH}
+    if settings.parrot_api:
+        resources.append(parrot)
+        open_routes |= parrot.open_routes()
     app = web.Application(
-        middlewares=[errors, authentication(settings.keys())],
+        middlewares=[compression, errors, authentication(keys, open_routes)],
         client_max_size=settings.max_body_bytes,
     )
+    if settings.cors_origin:
+        app.on_response_prepare.append(cross_origin(settings.cors_origin))
     app[SERVICES] = services
-    for resource in (chat, completions, tokens, models, sessions, variables, graphs, events, health):
-        app.add_routes(resource.routes)
+    if settings.parrot_api:
+        app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)
+    for one in resources:
+        app.add_routes(one.routes)
+    openapi.serving(app, open_routes)
     return app
 
 
@@ -116,17 +133,41 @@ async def listening(app: web.Application, settings: ServeSettings) -> AsyncItera
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
-        await site.start()
+        tls = _tls(settings)
+        if settings.uds is not None:
+            path = settings.uds.expanduser()
+            await web.UnixSite(runner, path, ssl_context=tls, backlog=_BACKLOG).start()
+            try:
+                yield f"unix:{path}"
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        await web.TCPSite(runner, settings.host, settings.port, ssl_context=tls, backlog=_BACKLOG).start()
         host, port = runner.addresses[0][:2]
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        yield f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         await runner.cleanup()
+
+
+def _tls(settings: ServeSettings) -> ssl.SSLContext | None:
+    """What connections are secured with, if they are. Raises OSError, ssl.SSLError among them."""
+    if settings.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    return context
+
+
+def allow_many_connections() -> None:
+    """As many open files as the system lets us have: each connection is one, and the usual limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def serve(settings: ServeSettings) -> int:
     """Serves until SIGTERM or SIGINT, then lets running answers finish. Returns the exit status."""
     began = time.monotonic()
+    allow_many_connections()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -150,7 +191,7 @@ async def serve(settings: ServeSettings) -> int:
         try:
             address = await stack.enter_async_context(listening(build_app(settings, services), settings))
         except OSError as error:
-            print(f"myna: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+            print(f"myna: cannot listen on {_where(settings)}: {error.strerror or error}", file=sys.stderr)
             return 1
         stack.push_async_callback(services.scheduler.close)
         for engine in engines:
@@ -173,6 +214,12 @@ async def serve(settings: ServeSettings) -> int:
         await stop.wait()
         await _drain(services, settings.drain, stop)
     return 0
+
+
+def _where(settings: ServeSettings) -> str:
+    """Where it was to listen, for a complaint."""
+    where = f"{settings.host}:{settings.port}" if settings.uds is None else str(settings.uds)
+    return where if settings.tls_cert is None else f"{where} with the certificate {settings.tls_cert}"
 
 
 def spare_collector() -> None:

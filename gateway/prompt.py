@@ -7,7 +7,7 @@ rendered and put back as ordinary text afterwards, so that only the template its
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,7 +21,7 @@ from engine.tokenizer import Place, Tokenizer
 from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
-from gateway.graph.references import parse
+from gateway.graph.references import Reference, parse
 from gateway.tools import Tools, Verbatim, in_words, style_of
 
 _NONCE = secrets.token_hex(8)
@@ -131,11 +131,16 @@ class PromptBuilder:
     ) -> Prompt:
         """A text, at `where` in the request, that the answer goes on with. It is the client's own template: control
         tokens in it are control tokens, but not those in values. `begins`: with what the model wants at a beginning."""
-        held = _Held(self._tokenizer, references, {})
-        rendered = held.mark(text, where)
+        pieces = [Input(piece, where) if isinstance(piece, Reference) else piece for piece in parse(text)]
+        return Prompt(self.raw([*(pieces if references else [text]), answer], begins=begins), field=where)
+
+    def raw(self, pieces: Sequence[str | Input | Slot], *, begins: bool = True) -> list[Segment]:
+        """A client's own template, in pieces; see `completion`."""
+        held = _Held(self._tokenizer, references=False, slots={})
+        rendered = held.mark(pieces)
         if self._tokenizer.adds_bos and begins:
             rendered = self._tokenizer.bos_text + rendered
-        return Prompt([*held.segments(rendered), answer], field=where)
+        return held.segments(rendered)
 
     def tokens(self, tokens: Sequence[int], answer: Slot, *, where: str = "prompt") -> Prompt:
         """Tokens as they are."""
@@ -200,11 +205,9 @@ class _Held:
         """What a template is told besides messages, without control tokens."""
         return self._neutralise(value)
 
-    def mark(self, text: str, where: str) -> str:
-        """The text with nothing but its references replaced by marks."""
-        if not self._references:
-            return text
-        return "".join([piece if isinstance(piece, str) else self._keep(Input(piece, where)) for piece in parse(text)])
+    def mark(self, pieces: Iterable[str | Input | Slot]) -> str:
+        """The pieces as one text, with nothing but references and slots replaced by marks."""
+        return "".join([piece if isinstance(piece, str) else self._keep(piece) for piece in pieces])
 
     def check_slots(self) -> None:
         """Raises SlotWithoutPlace."""

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -15,11 +16,13 @@ from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from engine.config import DEFAULT_MODEL, default_cache
 
+_ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 _GROUPS = {
     "host": "where to listen",
     "model": "the model and its engine",
     "order": "scheduling",
     "api_key": "who may ask",
+    "parrot_api": "other APIs",
     "max_body_bytes": "bounds",
     "journal": "what outlives a restart",
     "session_ttl": "times, in seconds",
@@ -43,6 +46,12 @@ class ServeSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
+    uds: Path | None = Field(None, description="listen on this Unix socket instead")
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate, and its chain: serve HTTPS")
+    tls_key: Path | None = Field(None, description="PEM file with its key, if it is not in the same one")
+    cors_origin: Annotated[list[str], NoDecode] = Field(
+        [], description="origin whose pages may ask from a browser, or *; may be given several times"
+    )
 
     model: str = Field(DEFAULT_MODEL, description="a GGUF file, a folder with safetensors, a hub id, or the default")
     model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
@@ -70,6 +79,8 @@ class ServeSettings(BaseSettings):
     api_key: Annotated[list[str], NoDecode] = Field([], description="an accepted key; may be given several times")
     api_key_file: Path | None = Field(None, description="file with an accepted key a line, and its weight, if not 1")
 
+    parrot_api: bool = Field(False, description="also serve the API of Parrot's artifact, for programs written for it")
+
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
     max_calls: int = Field(4096, ge=1, description="unfinished calls; more are answered 429")
     max_sessions: int = Field(10_000, ge=1, description="sessions kept at a time")
@@ -92,11 +103,25 @@ class ServeSettings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
 
-    @field_validator("api_key", mode="before")
+    @field_validator("api_key", "cors_origin", mode="before")
     @classmethod
-    def _keys_from_text(cls, value: Any) -> Any:
-        """A variable of the environment holds several keys with commas between them."""
-        return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
+    def _several_from_text(cls, value: Any) -> Any:
+        """A variable of the environment holds several with commas between them."""
+        return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _origins_are_origins(cls, origins: list[str]) -> list[str]:
+        bad = next((one for one in origins if one != "*" and not _ORIGIN.fullmatch(one)), None)
+        if bad is not None:
+            raise ValueError(f"{bad!r} is no origin; one is https://host, with a port if need be and nothing behind it")
+        return origins
+
+    @model_validator(mode="after")
+    def _key_has_its_certificate(self) -> Self:
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("tls_key needs tls_cert")
+        return self
 
     @model_validator(mode="after")
     def _keys_are_keys(self) -> Self:

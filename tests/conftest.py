@@ -46,8 +46,8 @@ def tokenizer(engine: Engine) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A running server with the default model."""
-    with Server("--kv-tokens", "32768") as server:
+    """A running server with the default model, and every API that it can have."""
+    with Server("--kv-tokens", "32768", "--parrot-api") as server:
         yield server
 
 

@@ -37,7 +37,7 @@ class Server:
         watchdog.start()
         self.started = self.process.stdout.readline()
         watchdog.cancel()
-        address = re.search(r"at (http\S+)/v1", self.started)
+        address = re.search(r"at ((?:https?://|unix:)\S+)/v1", self.started)
         if address is None:
             self.process.wait(_STOP_SECONDS)
             self._close()

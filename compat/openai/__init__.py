@@ -5,6 +5,22 @@ msgspec structs: they are ours, and are encoded up to once a token.
 """
 
 from compat.openai.messages import Message, NamedTool
+from compat.openai.objects import (
+    CallObject,
+    Detokenized,
+    Edge,
+    FailureObject,
+    GraphAnswer,
+    GraphObject,
+    Health,
+    SessionList,
+    SessionObject,
+    SessionState,
+    SessionUsage,
+    Tokens,
+    VariableList,
+    VariableObject,
+)
 from compat.openai.refused import REFUSED
 from compat.openai.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from compat.openai.responses import (
@@ -24,6 +40,7 @@ from compat.openai.responses import (
     ModelList,
     PromptTokensDetails,
     ResponseMessage,
+    SemanticInfo,
     TextCompletion,
     TokenLogprob,
     ToolCallAnswer,
@@ -41,6 +58,7 @@ from compat.openai.semantic import (
 
 __all__ = [
     "REFUSED",
+    "CallObject",
     "ChatCompletion",
     "ChatCompletionChunk",
     "ChatCompletionRequest",
@@ -53,10 +71,16 @@ __all__ = [
     "CompletionRequest",
     "CompletionUsage",
     "DetokenizeRequest",
+    "Detokenized",
+    "Edge",
     "Error",
     "ErrorBody",
+    "FailureObject",
     "FunctionCall",
+    "GraphAnswer",
+    "GraphObject",
     "GraphRequest",
+    "Health",
     "Message",
     "Model",
     "ModelList",
@@ -64,14 +88,22 @@ __all__ = [
     "PromptTokensDetails",
     "ResponseMessage",
     "Semantic",
+    "SemanticInfo",
+    "SessionList",
+    "SessionObject",
     "SessionRequest",
+    "SessionState",
+    "SessionUsage",
     "SlotRequest",
     "TextCompletion",
     "TokenLogprob",
     "TokenizeRequest",
+    "Tokens",
     "ToolCallAnswer",
     "ToolCallDelta",
     "TopLogprob",
     "Transform",
+    "VariableList",
+    "VariableObject",
     "VariableRequest",
 ]

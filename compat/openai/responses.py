@@ -1,6 +1,6 @@
 """Answers, chunks and errors."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -86,6 +86,18 @@ class Choice(msgspec.Struct, frozen=True):
     logprobs: ChoiceLogprobs | None = None
 
 
+class SemanticInfo(TypedDict):
+    """The `semantic` object of an answer. `others`: of the further calls, where a request asked for several."""
+
+    session: str
+    call: str
+    output: str
+    status: str
+    waiting_on: list[str]
+    variables: dict[str, str | None]
+    others: NotRequired[list[Any]]
+
+
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a chat completion without `stream`."""
 
@@ -96,7 +108,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: CompletionUsage
     object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: str | None = None
-    semantic: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    semantic: SemanticInfo | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -126,7 +138,7 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     system_fingerprint: str | None = None
     usage: CompletionUsage | None | msgspec.UnsetType = msgspec.UNSET
-    semantic: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    semantic: SemanticInfo | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
@@ -157,7 +169,7 @@ class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["text_completion"] = "text_completion"
     system_fingerprint: str | None = None
     usage: CompletionUsage | None | msgspec.UnsetType = msgspec.UNSET
-    semantic: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    semantic: SemanticInfo | msgspec.UnsetType = msgspec.UNSET
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from compat.openai import CompletionUsage, PromptTokensDetails
+from compat.openai import CompletionUsage, PromptTokensDetails, SemanticInfo
 from gateway.api.semantic import Scope, describe_call
 from gateway.api.services import SERVICES
 from gateway.errors import FailedCall
@@ -24,7 +24,7 @@ from gateway.http.sse import EventStream
 _STATUS_SECONDS = 5.0
 """So long a stream waits before its status line, so that an early failure can have a status of its own."""
 
-Extra = dict[str, Any] | msgspec.UnsetType
+Extra = SemanticInfo | msgspec.UnsetType
 """The `semantic` object of an answer, or nothing."""
 Told = CompletionUsage | None | msgspec.UnsetType
 """What a chunk says of usage: nothing, that it comes later, or all of it."""
@@ -88,7 +88,9 @@ class _Answer:
         if not self._scope.named:
             return msgspec.UNSET
         first, *others = (describe_call(self._scope.session, call) for call in self._calls)
-        return {**first, "others": others} if others else first
+        if others:
+            first["others"] = others
+        return first
 
     @property
     def _usage(self) -> CompletionUsage:

@@ -1,12 +1,13 @@
 """A request as a call: what chat completions, completions and graphs have in common."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
 from gateway.api.semantic import text_of, transform_of
 from gateway.errors import RequestError, at
-from gateway.graph.call import CallSpec, Objective, Sampling, Slot, Text
+from gateway.graph.call import CallSpec, Objective, Sampling, Segment, Slot, Text
 from gateway.models import ServedModel
 from gateway.prompt import Prompt
 
@@ -20,15 +21,8 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
     `where`: the path of the request in a larger one. Raises RequestError.
     """
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
-    for param, tokens in (("logit_bias", bias), ("stop_token_ids", body.stop_token_ids or [])):
-        bad = next((token for token in tokens if token >= model.vocabulary), None)
-        if bad is not None:
-            raise RequestError(
-                400,
-                f"token {bad} is outside the vocabulary of {model.vocabulary}",
-                code="invalid_value",
-                param=at(where, param),
-            )
+    check_tokens(model, bias, at(where, "logit_bias"))
+    check_tokens(model, body.stop_token_ids or (), at(where, "stop_token_ids"))
 
     def given(value: Any, default: Any) -> Any:
         return default if value is None else value
@@ -99,14 +93,7 @@ def spec_of(
 ) -> CallSpec:
     """The call. Raises RequestError if what is known of its prompt is over the window already."""
     semantic = body.semantic or Semantic()
-    known = sum(len(segment.tokens) for segment in prompt.segments if isinstance(segment, Text))
-    if known >= model.window:
-        raise RequestError(
-            400,
-            f"this model's window is {model.window} tokens, and the prompt has {known}; shorten it",
-            code="context_length_exceeded",
-            param=at(where, prompt.field),
-        )
+    check_window(model, prompt.segments, at(where, prompt.field))
     return CallSpec(
         model=model.id,
         segments=prompt.segments,
@@ -119,3 +106,27 @@ def spec_of(
         salt=body.cache_salt or "",
         where=where,
     )
+
+
+def check_window(model: ServedModel, segments: Sequence[Segment], param: str) -> None:
+    """Raises RequestError if what is known of a prompt, which came from `param`, is over the window already."""
+    known = sum(len(segment.tokens) for segment in segments if isinstance(segment, Text))
+    if known >= model.window:
+        raise RequestError(
+            400,
+            f"this model's window is {model.window} tokens, and the prompt has {known}; shorten it",
+            code="context_length_exceeded",
+            param=param,
+        )
+
+
+def check_tokens(model: ServedModel, tokens: Iterable[int], param: str) -> None:
+    """Raises RequestError if one of the tokens, which came from `param`, is none of the model's."""
+    bad = next((token for token in tokens if token >= model.vocabulary), None)
+    if bad is not None:
+        raise RequestError(
+            400,
+            f"token {bad} is outside the vocabulary of {model.vocabulary}",
+            code="invalid_value",
+            param=param,
+        )

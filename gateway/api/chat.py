@@ -32,12 +32,13 @@ from compat.openai import (
 )
 from gateway.api.answers import Extra, Told, respond
 from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of
-from gateway.api.semantic import scope_of, slots_of
+from gateway.api.semantic import SESSION_HEADERS, scope_of, slots_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
 from gateway.graph.call import Call, CallSpec, Sampling, Slot
 from gateway.graph.variable import Piece
 from gateway.http.bodies import read_json
+from gateway.http.openapi import EVENTS, operation
 from gateway.models import ServedModel
 from gateway.prompt import Prompt
 from gateway.tools import Argued, Called, Found, Reader, Said, Style, Tool, Tools
@@ -46,6 +47,13 @@ routes = web.RouteTableDef()
 
 
 @routes.post("/v1/chat/completions")
+@operation(
+    ChatCompletion,
+    body=ChatCompletionRequest,
+    others={EVENTS: None},
+    headers=SESSION_HEADERS,
+    errors=(404, 409, 410, 422, 424, 429, 503),
+)
 async def create(request: web.Request) -> web.StreamResponse:
     """Answers with text, a stream, or at once with the reference to an answer still to be made."""
     services = request.app[SERVICES]

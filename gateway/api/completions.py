@@ -19,20 +19,27 @@ from compat.openai import (
     TextCompletion,
 )
 from gateway.api.answers import Extra, Told, respond
-from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of
-from gateway.api.semantic import scope_of
+from gateway.api.calls import LONG_PROMPT, answer_slot, check_tokens, sampling_of, several, spec_of
+from gateway.api.semantic import SESSION_HEADERS, scope_of
 from gateway.api.services import SERVICES
-from gateway.api.tokens import known
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, Input
 from gateway.graph.variable import Piece
 from gateway.http.bodies import read_json
+from gateway.http.openapi import EVENTS, operation
 from gateway.models import ServedModel
 
 routes = web.RouteTableDef()
 
 
 @routes.post("/v1/completions")
+@operation(
+    TextCompletion,
+    body=CompletionRequest,
+    others={EVENTS: None},
+    headers=SESSION_HEADERS,
+    errors=(404, 409, 410, 422, 424, 429, 503),
+)
 async def create(request: web.Request) -> web.StreamResponse:
     """Answers with text, a stream, or at once with the reference to an answer still to be made."""
     services = request.app[SERVICES]
@@ -81,7 +88,7 @@ def _spec(
     if isinstance(prompt, str):
         built = model.prompts.completion(prompt, answer, references=references, where=where)
     else:
-        known(prompt, model, where)
+        check_tokens(model, prompt, where)
         built = model.prompts.tokens(prompt, answer, where=where)
     if body.echo and any(isinstance(segment, Input) for segment in built.segments):
         raise RequestError(

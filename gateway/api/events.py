@@ -9,12 +9,18 @@ from gateway.api.semantic import describe_failure
 from gateway.api.sessions import session_of
 from gateway.errors import RequestError
 from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
+from gateway.http.openapi import EVENTS, operation
 from gateway.http.sse import EventStream
 
 routes = web.RouteTableDef()
 
 
 @routes.get("/v1/sessions/{id}/events")
+@operation(
+    others={EVENTS: None},
+    headers={"Last-Event-ID": {"type": "string", "pattern": "^[0-9]+$"}},
+    errors=(400, 404, 410, 429, 503),
+)
 async def events(request: web.Request) -> web.StreamResponse:
     """Every change of state, from the session's beginning or from behind `Last-Event-ID`, until the session ends."""
     session, at = session_of(request), _last_event(request)

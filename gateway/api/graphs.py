@@ -9,12 +9,20 @@ from typing import Any
 
 from aiohttp import web
 
-from compat.openai import ChatCompletionRequest, GraphRequest, VariableRequest
+from compat.openai import (
+    CallObject,
+    ChatCompletionRequest,
+    Edge,
+    GraphAnswer,
+    GraphObject,
+    GraphRequest,
+    VariableRequest,
+)
 from gateway.api.answers import usage_of
 from gateway.api.chat import chat_spec
 from gateway.api.diagrams import dot, mermaid
 from gateway.api.events import describe_event
-from gateway.api.semantic import describe_failure, describe_variable, session_named
+from gateway.api.semantic import SESSION_HEADER, SESSION_HEADERS, describe_failure, describe_variable, session_named
 from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
 from gateway.api.variables import given_as
@@ -26,6 +34,7 @@ from gateway.graph.session import Addition, Given, Session
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.auth import TENANT
 from gateway.http.bodies import check, json_response, read_json
+from gateway.http.openapi import EVENTS, operation
 from gateway.http.sse import EventStream
 from gateway.scheduler import Scheduler
 
@@ -36,6 +45,13 @@ _AT_ONCE = 20
 
 
 @routes.post("/v1/graphs")
+@operation(
+    GraphAnswer,
+    body=GraphRequest,
+    others={EVENTS: None},
+    headers={SESSION_HEADER: SESSION_HEADERS[SESSION_HEADER]},
+    errors=(404, 409, 410, 429, 503),
+)
 async def run(request: web.Request) -> web.StreamResponse:
     """Runs a whole workflow, all of it checked before any of it runs; answers with its outputs, or with its events."""
     services = request.app[SERVICES]
@@ -148,7 +164,7 @@ class _Graph:
         await stream.event("graph", self._answer())
         return await stream.end(done=False)
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> GraphAnswer:
         values = {name: variable.value for name, variable in self._outputs.items()}
         errors = {
             name: describe_failure(variable.failure)
@@ -156,16 +172,24 @@ class _Graph:
             if variable.state is not VariableState.READY
         }
         usage = usage_of([call.usage for call in self._addition.calls if call.leader is None])
-        answer = {"session": self._session.id, "outputs": values, "usage": usage}
-        return {**answer, "errors": errors} if errors else answer
+        answer: GraphAnswer = {"session": self._session.id, "outputs": values, "usage": usage}
+        if errors:
+            answer["errors"] = errors
+        return answer
 
 
 @routes.get("/v1/sessions/{id}/graph")
+@operation(
+    GraphObject,
+    others={"text/plain": None, "text/vnd.graphviz": None},
+    query={"format": {"type": "string", "enum": ["json", "mermaid", "dot"]}},
+    errors=(400, 404, 410),
+)
 async def graph(request: web.Request) -> web.Response:
     """Calls, variables, and the edges between them; as JSON, or as text for mermaid or Graphviz to draw."""
     session, scheduler = session_of(request), request.app[SERVICES].scheduler
     spent = _spent(session)
-    described = {
+    described: GraphObject = {
         "calls": [_call(session, call, scheduler, spent[call.id]) for call in session.calls.values()],
         "variables": [describe_variable(variable) for variable in session.variables.values()],
         "edges": [edge for call in session.calls.values() for edge in _edges(call)],
@@ -211,7 +235,7 @@ def _spent(session: Session) -> dict[str, dict[str, float]]:
     return spent
 
 
-def _call(session: Session, call: Call, scheduler: Scheduler, spent: dict[str, float]) -> dict[str, Any]:
+def _call(session: Session, call: Call, scheduler: Scheduler, spent: dict[str, float]) -> CallObject:
     return {
         "id": call.id,
         "model": call.spec.model,
@@ -269,6 +293,7 @@ def _why_not_ready(source: Variable) -> str:
     return f"{source.name} is {source.state}: {source.producer.id}, which makes it, is {source.producer.state}"
 
 
-def _edges(call: Call) -> list[dict[str, str]]:
-    reads = [{"from": name, "to": call.id} for name in call.inputs]
-    return [*reads, *({"from": call.id, "to": variable.name} for variable in call.makes)]
+def _edges(call: Call) -> list[Edge]:
+    reads: list[Edge] = [{"from": name, "to": call.id} for name in call.inputs]
+    makes: list[Edge] = [{"from": call.id, "to": variable.name} for variable in call.makes]
+    return [*reads, *makes]

@@ -3,20 +3,24 @@
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from compat.openai import Health
 from gateway.api.services import SERVICES
 from gateway.http.bodies import json_response
+from gateway.http.openapi import operation
 from gateway.metrics import UNFINISHED
 
 routes = web.RouteTableDef()
 
 
 @routes.get("/health")
+@operation(Health)
 async def health(request: web.Request) -> web.Response:
     """200 as long as the gateway answers at all."""
     return json_response({"status": "ok"})
 
 
 @routes.get("/health/ready")
+@operation(Health, errors=(503,), error=Health)
 async def ready(request: web.Request) -> web.Response:
     """200 once every model has an engine that takes work, 503 before and while it is restarted."""
     if request.app[SERVICES].ready():
@@ -25,6 +29,7 @@ async def ready(request: web.Request) -> web.Response:
 
 
 @routes.get("/metrics")
+@operation(others={"text/plain": None})
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format."""
     UNFINISHED.set(request.app[SERVICES].scheduler.unfinished)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from compat.openai import Semantic
+from compat.openai import FailureObject, Semantic, SemanticInfo, VariableObject
 from compat.openai import Transform as WireTransform
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
@@ -19,6 +19,11 @@ from gateway.http.auth import TENANT
 
 SESSION_HEADER = "X-Session-Id"
 DEFER_HEADER = "X-Semantic-Defer"
+SESSION_HEADERS = {
+    SESSION_HEADER: {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    DEFER_HEADER: {"type": "string", "enum": ["true", "false"]},
+}
+"""As JSON schemas."""
 _SESSION_ID_HELP = "letters, digits and ._:- , at most 128 characters"
 
 
@@ -135,7 +140,7 @@ def variable_of(session: Session, name: str) -> Variable:
     return session.variables[name]
 
 
-def describe_call(session: Session, call: Call) -> dict[str, Any]:
+def describe_call(session: Session, call: Call) -> SemanticInfo:
     """The `semantic` object of an answer."""
     return {
         "session": session.id,
@@ -147,12 +152,12 @@ def describe_call(session: Session, call: Call) -> dict[str, Any]:
     }
 
 
-def describe_failure(failure: Failure | None) -> dict[str, Any] | None:
+def describe_failure(failure: Failure | None) -> FailureObject | None:
     """Why there is no value, if there is none."""
     return None if failure is None else {"code": failure.code, "message": failure.message, "call": failure.call}
 
 
-def describe_variable(variable: Variable) -> dict[str, Any]:
+def describe_variable(variable: Variable) -> VariableObject:
     """A variable as API.md has it."""
     return {
         "name": variable.name,

@@ -1,15 +1,16 @@
 """Sessions: made, listed, read, ended."""
 
 import time
-from typing import Any
+from typing import cast
 
 from aiohttp import web
 
-from compat.openai import SessionRequest
+from compat.openai import SessionList, SessionObject, SessionRequest, SessionState, SessionUsage
 from gateway.api.services import SERVICES
 from gateway.graph.session import Session
 from gateway.http.auth import TENANT
 from gateway.http.bodies import json_response, read_json
+from gateway.http.openapi import operation
 
 routes = web.RouteTableDef()
 
@@ -19,9 +20,9 @@ def session_of(request: web.Request) -> Session:
     return request.app[SERVICES].sessions.get(request[TENANT], request.match_info["id"])
 
 
-def describe_session(session: Session) -> dict[str, Any]:
+def describe_session(session: Session) -> SessionObject:
     """A session as API.md has it."""
-    state = "deleted" if session.closed else "running" if session.active else "idle"
+    state: SessionState = "deleted" if session.closed else "running" if session.active else "idle"
     return {
         "id": session.id,
         "object": "session",
@@ -29,11 +30,12 @@ def describe_session(session: Session) -> dict[str, Any]:
         "expires_at": int(time.time() + session.ttl - (time.monotonic() - session.touched)),
         "metadata": session.metadata,
         "state": state,
-        "usage": session.usage(),
+        "usage": cast(SessionUsage, session.usage()),
     }
 
 
 @routes.post("/v1/sessions")
+@operation(SessionObject, body=SessionRequest, status=201, errors=(409, 503))
 async def create(request: web.Request) -> web.Response:
     """A new session, with an id of the client's or ours."""
     body = await read_json(request, SessionRequest)
@@ -43,6 +45,7 @@ async def create(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/sessions")
+@operation(SessionList)
 async def list_sessions(request: web.Request) -> web.Response:
     """The key's sessions."""
     sessions = request.app[SERVICES].sessions.of(request[TENANT])
@@ -50,12 +53,14 @@ async def list_sessions(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/sessions/{id}")
+@operation(SessionObject, errors=(404, 410))
 async def get(request: web.Request) -> web.Response:
     """One session."""
     return json_response(describe_session(session_of(request)))
 
 
 @routes.delete("/v1/sessions/{id}")
+@operation(SessionObject, errors=(404, 410, 503))
 async def delete(request: web.Request) -> web.Response:
     """Ends a session: what runs is cancelled, its KV freed."""
     session = session_of(request)

@@ -4,7 +4,7 @@ import asyncio
 
 from aiohttp import web
 
-from compat.openai import VariableRequest
+from compat.openai import VariableList, VariableObject, VariableRequest
 from gateway.api.semantic import describe_variable, text_of, variable_of
 from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
@@ -14,12 +14,14 @@ from gateway.graph.references import Reference, parse
 from gateway.graph.session import Given, Session
 from gateway.graph.variable import Variable
 from gateway.http.bodies import json_response, read_json
+from gateway.http.openapi import EVENTS, operation
 from gateway.http.sse import EventStream
 
 routes = web.RouteTableDef()
 
 
 @routes.put("/v1/sessions/{id}/variables/{name}")
+@operation(VariableObject, body=VariableRequest, errors=(404, 409, 410, 503))
 async def put(request: web.Request) -> web.Response:
     """Sets a variable, derives it from others, or declares it with a null value. A name is assigned once."""
     session, name = session_of(request), request.match_info["name"]
@@ -39,6 +41,7 @@ def given_as(body: VariableRequest, name: str, where: str) -> Given:
 
 
 @routes.delete("/v1/sessions/{id}/variables/{name}")
+@operation(VariableObject, errors=(404, 410, 503))
 async def delete(request: web.Request) -> web.Response:
     """Takes a variable its name; a producer that nobody else needs is cancelled."""
     session, name = session_of(request), request.match_info["name"]
@@ -50,6 +53,7 @@ async def delete(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/sessions/{id}/variables")
+@operation(VariableList, errors=(404, 410))
 async def list_variables(request: web.Request) -> web.Response:
     """All of the session's."""
     variables = session_of(request).variables.values()
@@ -57,6 +61,16 @@ async def list_variables(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/sessions/{id}/variables/{name}")
+@operation(
+    VariableObject,
+    others={EVENTS: None},
+    query={
+        "wait": {"type": "boolean"},
+        "timeout": {"type": "number", "minimum": 0},
+        "objective": {"type": "string", "enum": ["latency", "throughput"]},
+    },
+    errors=(400, 404, 410, 429, 503, 504),
+)
 async def get(request: web.Request) -> web.StreamResponse:
     """One, as it is now or, with `wait=true`, once it is ready, failed or cancelled; or streamed as it is made."""
     session = session_of(request)

@@ -48,9 +48,12 @@ class SessionStore:
         *,
         metadata: dict[str, str] | None = None,
         ttl: float | None = None,
+        log: Log | None = None,
     ) -> Session:
-        """A new session. Raises GraphError if the id is taken, TooLarge if there are as many as may be."""
-        self.log.check()
+        """A new session, kept by `log`, or else by the store's own. Raises GraphError if the id is taken, TooLarge if
+        there are as many as may be."""
+        log = self.log if log is None else log
+        log.check()
         if len(self._sessions) >= self.max_sessions:
             raise TooLarge(f"there are {len(self._sessions)} sessions, as many as may be; delete some or wait")
         if self._counts[tenant] >= self.max_sessions_per_tenant:
@@ -58,7 +61,7 @@ class SessionStore:
         id = id or f"sess_{secrets.token_hex(12)}"
         if (tenant, id) in self._sessions:
             raise SessionExists(f"there is a session {id!r} already", "id")
-        session = self.anonymous(tenant, id, metadata=metadata, ttl=ttl)
+        session = self.anonymous(tenant, id, metadata=metadata, ttl=ttl, log=log)
         self.adopt(session)
         session.log.opened(session)
         return session
@@ -71,7 +74,13 @@ class SessionStore:
         self._counts[session.tenant] += 1
 
     def anonymous(
-        self, tenant: str, id: str = "", *, metadata: dict[str, str] | None = None, ttl: float | None = None
+        self,
+        tenant: str,
+        id: str = "",
+        *,
+        metadata: dict[str, str] | None = None,
+        ttl: float | None = None,
+        log: Log | None = None,
     ) -> Session:
         """A session that is not kept: what a plain request runs in."""
         return Session(
@@ -81,7 +90,7 @@ class SessionStore:
             ttl=self.ttl if ttl is None else ttl,
             metadata=metadata or {},
             bounds=self.bounds,
-            log=self.log,
+            log=self.log if log is None else log,
         )
 
     def get(self, tenant: str, id: str) -> Session:

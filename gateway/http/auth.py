@@ -2,9 +2,9 @@
 
 import hashlib
 import hmac
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import RequestError
@@ -12,7 +12,8 @@ from gateway.errors import RequestError
 TENANT = web.RequestKey("tenant", str)
 """The request's tenant: a digest of the key, or empty where no keys are configured."""
 
-_OPEN_ROUTES = ("/health", "/health/ready", "/metrics")
+OPEN_ROUTES = ("/health", "/health/ready", "/metrics")
+"""Routes that need no key."""
 
 
 def tenant_of(key: str) -> str:
@@ -24,20 +25,34 @@ def _tenant(digest: bytes) -> str:
     return digest.hex()[:32]
 
 
-def authentication(keys: Collection[str]) -> Middleware:
-    """Lets requests with one of `keys` as bearer token pass; without keys, everybody, as one tenant."""
-    digests = {hashlib.sha256(key.encode()).digest() for key in keys}
+class Keys:
+    """The API keys that may ask; without any, everybody may, as one tenant."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = {hashlib.sha256(key.encode()).digest() for key in keys}
+
+    def tenant(self, key: str) -> str:
+        """Whose the key is. Raises RequestError 401."""
+        if not self._digests:
+            return ""
+        given = hashlib.sha256(key.encode()).digest()
+        if not any(hmac.compare_digest(given, digest) for digest in self._digests):
+            what = "this API key is not known" if key else "an API key is needed: Authorization: Bearer KEY"
+            raise RequestError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return _tenant(given)
+
+
+def authentication(keys: Keys, open_routes: Collection[str] = OPEN_ROUTES) -> Middleware:
+    """Lets requests with one of `keys` as bearer token pass. `open_routes` find out for themselves who asks."""
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[TENANT] = ""
-        if digests and request.path not in _OPEN_ROUTES:
+        resource = request.match_info.route.resource
+        is_open = resource is not None and resource.canonical in open_routes
+        if not is_open and request.method != hdrs.METH_OPTIONS:  # which only asks what a route can do
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            given = hashlib.sha256(token.strip().encode()).digest()
-            if scheme.lower() != "bearer" or not any(hmac.compare_digest(given, digest) for digest in digests):
-                what = "this API key is not known" if token else "an API key is needed: Authorization: Bearer KEY"
-                raise RequestError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-            request[TENANT] = _tenant(given)
+            request[TENANT] = keys.tenant(token.strip() if scheme.lower() == "bearer" else "")
         return await handler(request)
 
     return authenticate

@@ -26,7 +26,11 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 
 async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
     """The request's body. Raises RequestError with the offending field's path in `param`."""
-    raw = await request.read()
+    try:
+        raw = await request.read()
+    except web.RequestPayloadError as error:
+        message = f"the body cannot be read: {' '.join(str(error).split())}"
+        raise RequestError(400, message, code="invalid_json", headers={"Connection": "close"}) from None
     try:
         content = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

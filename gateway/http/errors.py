@@ -5,19 +5,20 @@ import re
 import secrets
 import time
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.typedefs import Handler
 
 from compat.openai import Error, ErrorBody
 from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
 from gateway.http.bodies import encode_json
-from gateway.http.sse import REQUEST_ID
+from gateway.http.sse import REQUEST_ID, SlowReader
 from gateway.metrics import REQUESTS
 from gateway.scheduler import Overloaded, Stopping
 
 log = logging.getLogger("myna.http")
 
+_NOBODY_THERE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -62,7 +63,11 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     began = time.monotonic()
     try:
         response = await handler(request)
+    except (ClientConnectionResetError, SlowReader):
+        response = web.Response(status=_NOBODY_THERE)  # for the metrics; it cannot be sent
     except Exception as raised:
+        if isinstance(raised, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
+            return _options(raised, request_id)
         error = as_request_error(raised)
         response = web.Response(
             status=error.status, body=encode_json(error_body(error)), content_type="application/json"
@@ -75,3 +80,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     REQUESTS.labels(request.method, name, str(response.status)).inc()
     log.debug("%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began))
     return response
+
+
+def _options(answer: web.HTTPMethodNotAllowed, request_id: str) -> web.Response:
+    """What the route can do; it says nothing of OPTIONS itself."""
+    allowed = ", ".join(sorted({*answer.allowed_methods, hdrs.METH_OPTIONS}))
+    return web.Response(status=204, headers={hdrs.ALLOW: allowed, "x-request-id": request_id})

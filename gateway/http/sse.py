@@ -14,7 +14,14 @@ REQUEST_ID = web.RequestKey("request_id", str)
 _HEARTBEAT_SECONDS = 15.0
 """The longest silence on a stream."""
 
+_READER_SECONDS = 300.0
+"""So long a client may read nothing of what is written to it."""
+
 _Told = TypeVar("_Told")
+
+
+class SlowReader(ConnectionError):
+    """A client kept its connection and read nothing; it was closed."""
 
 
 class EventStream:
@@ -64,6 +71,19 @@ class EventStream:
         return self._response
 
     async def _write(self, data: bytes) -> None:
+        """Waits while the client reads too slowly. What is made meanwhile stays in its variable; no engine waits.
+
+        Raises SlowReader if it takes too long.
+        """
         if not self.begun:
             await self._response.prepare(self._request)
-        await self._response.write(data)
+        transport = self._request.transport
+        if transport is None or not transport.get_write_buffer_size():  # it takes all of it at once
+            await self._response.write(data)
+            return
+        try:
+            async with asyncio.timeout(_READER_SECONDS):
+                await self._response.write(data)
+        except TimeoutError:
+            transport.abort()
+            raise SlowReader(f"the client has read nothing for {_READER_SECONDS:g} s") from None

@@ -1,0 +1,49 @@
+"""The shapes of Parrot's public API, as the artifact of the paper (Lin et al., OSDI'24) speaks it."""
+
+from compat.parrot.answers import (
+    ErrorAnswer,
+    Nothing,
+    ProgramAnswer,
+    Registered,
+    SemanticCallAnswer,
+    Told,
+    Value,
+    VariableInfo,
+    Variables,
+)
+from compat.parrot.requests import (
+    CRITERIA,
+    NativeCall,
+    Parameter,
+    Program,
+    ProgramRequest,
+    Read,
+    Register,
+    SamplingConfig,
+    SemanticCall,
+    Set,
+    pieces,
+)
+
+__all__ = [
+    "CRITERIA",
+    "ErrorAnswer",
+    "NativeCall",
+    "Nothing",
+    "Parameter",
+    "Program",
+    "ProgramAnswer",
+    "ProgramRequest",
+    "Read",
+    "Register",
+    "Registered",
+    "SamplingConfig",
+    "SemanticCall",
+    "SemanticCallAnswer",
+    "Set",
+    "Told",
+    "Value",
+    "VariableInfo",
+    "Variables",
+    "pieces",
+]

@@ -1,0 +1,170 @@
+"""Requests. Unknown fields are refused, and so are values that nothing here could do."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+_PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
+_Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
+
+CRITERIA = {"latency": "latency", "throughput": "throughput", "ttft": "latency", "tpot": "latency"}
+"""What a client wants of a value, in small letters, and the objective that it is here."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _criteria(value: Any) -> Any:
+    if isinstance(value, str) and value.lower() not in CRITERIA:
+        raise ValueError("one of latency, throughput, TTFT and TPOT")
+    return value.lower() if isinstance(value, str) else value
+
+
+class ProgramRequest(_Request):
+    """POST /v1/session. `api_key` says who asks, where keys are on."""
+
+    api_key: str = ""
+
+
+class Program(_Request):
+    """What proves that a session is the client's: GET and DELETE of one."""
+
+    session_auth: str
+
+
+class SamplingConfig(_Request):
+    """How an output is generated. The defaults are the artifact's own."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] = 0.8
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    max_gen_length: Annotated[int, Field(ge=1)] = 1024
+    ignore_tokenizer_eos: bool = False
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    stop_str: str | None = None
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    """0, the artifact's default, and 1 change nothing."""
+    # only with the values that change nothing: an output is one text, and there is no beam search
+    n: Literal[1] = 1
+    best_of: Literal[1] = 1
+    length_penalty: float = 0.0
+
+    @field_validator("length_penalty")
+    @classmethod
+    def _changes_nothing(cls, penalty: float) -> float:
+        if penalty not in (0.0, 1.0):
+            raise ValueError("there is no beam search, so a length penalty would do nothing")
+        return penalty
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        bad = next((key for key in bias or () if not key.isdecimal()), None)
+        if bad is not None:
+            raise ValueError(f"keys are token ids; {bad!r} is none")
+        return bias
+
+    @field_validator("stop_str")
+    @classmethod
+    def _stop_says_something(cls, stop: str | None) -> str | None:
+        if stop == "":
+            raise ValueError("a stop string must not be empty")
+        return stop
+
+
+class Parameter(_Request):
+    """What stands for a placeholder: an output, or an input with a variable or a value."""
+
+    name: str
+    is_output: bool
+    var_id: str | None = None
+    value: JsonValue = None
+    sampling_config: SamplingConfig | None = None
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if self.is_output and self.value is not None:
+            raise ValueError("an output has no value yet")
+        if not self.is_output and self.sampling_config is not None:
+            raise ValueError("an input is not generated; sampling_config goes with outputs")
+        if not self.is_output and (self.var_id is None) == (self.value is None):
+            raise ValueError("an input has either var_id or value")
+        return self
+
+
+class SemanticCall(_Request):
+    """POST /v1/semantic_call. `session_auth` is not sent by the artifact's client; it is checked where it is."""
+
+    session_id: int
+    session_auth: str | None = None
+    func_name: str = ""
+    template: str
+    parameters: list[Parameter]
+    models: list[str] = Field(default_factory=list)
+    model_type: Literal["token_id", "text"] = "token_id"
+    remove_pure_fill: bool = True
+    cache_prefix: bool = True
+    fuse_fill: bool = False
+    output_criteria: str | None = None
+
+    _known = field_validator("output_criteria")(_criteria)
+
+    @model_validator(mode="after")
+    def _template_and_parameters_agree(self) -> Self:
+        names = [parameter.name for parameter in self.parameters]
+        twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+        if twice is not None:
+            raise ValueError(f"the parameter {twice!r} is there twice")
+        placed = {piece.name for piece in pieces(self) if isinstance(piece, Parameter)}
+        if missing := next((name for name in names if name not in placed), None):
+            raise ValueError(f"the template has no placeholder {{{{{missing}}}}} for the parameter of that name")
+        return self
+
+
+def pieces(call: SemanticCall) -> Iterator[str | Parameter]:
+    """The template's texts and parameters, in order. Raises ValueError if there is no parameter for a placeholder."""
+    known = {parameter.name: parameter for parameter in call.parameters}
+    for place, piece in enumerate(_PLACEHOLDER.split(call.template)):
+        if place % 2 and piece not in known:
+            raise ValueError(f"no parameter is named {piece!r}, as a placeholder of the template is")
+        if place % 2:
+            yield known[piece]
+        elif piece:
+            yield piece
+
+
+class NativeCall(BaseModel):
+    """POST /v1/py_native_call, which is refused whatever else it says."""
+
+    func_name: str = ""
+
+
+class Register(_Request):
+    """POST /v1/semantic_var."""
+
+    session_id: int
+    session_auth: str
+    var_name: str
+
+
+class Set(_Request):
+    """POST /v1/semantic_var/{id}."""
+
+    session_id: int
+    session_auth: str
+    content: str
+
+
+class Read(_Request):
+    """GET /v1/semantic_var/{id}, and of all without a criterion. The artifact's client sends a body with a GET."""
+
+    session_id: int
+    session_auth: str | None = None
+    criteria: str = "latency"
+
+    _known = field_validator("criteria")(_criteria)

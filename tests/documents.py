@@ -1,0 +1,14 @@
+"""Blocks of the documents."""
+
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(name: str) -> dict[str, str]:
+    """The document's blocks by what stands behind their fence; those of one kind as one program."""
+    found: dict[str, list[str]] = {}
+    for language, code in re.findall(r"^```([^\n]*)\n(.*?)^```$", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE):
+        found.setdefault(language, []).append(code)
+    return {language: "\n".join(codes) for language, codes in found.items()}

@@ -1,0 +1,77 @@
+"""GET /openapi.json, and requests made up from it: no status that it does not know, no answer unlike its schemas."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import (
+    content_type_conformance,
+    not_a_server_error,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from gateway.http.openapi import document
+from tests.checkpoints import write_tiny_llama
+from tests.server import Server
+
+CHECKS = [content_type_conformance, not_a_server_error, response_schema_conformance, status_code_conformance]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    tiny = write_tiny_llama(tmp_path_factory.mktemp("tiny"), window=96)
+    with Server("--model", str(tiny), "--parrot-api", "--journal", "memory", "--max-wait", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def described(small: Server) -> Any:
+    return schemathesis.openapi.from_url(f"{small.address}/openapi.json")
+
+
+@pytest.fixture(scope="module")
+def model(small: Server) -> str:
+    return str(httpx.get(f"{small.address}/v1/models").json()["data"][0]["id"])
+
+
+schema = schemathesis.pytest.from_fixture("described")
+
+
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_answers_are_as_described(case: Any, small: Server, model: str) -> None:
+    """Bodies name the model that is there and a length: what comes behind these two is what is to be seen."""
+    if isinstance(case.body, dict):
+        if "model" in case.body:
+            case.body["model"] = model
+        for length in ("max_tokens", "max_completion_tokens"):
+            if isinstance(case.body.get(length), int):
+                case.body[length] = min(case.body[length], 8)
+    case.call_and_validate(checks=CHECKS, timeout=30)
+
+
+def test_the_document_is_whole(small: Server) -> None:
+    told = httpx.get(f"{small.address}/openapi.json").json()
+    assert told["openapi"].startswith("3.1")
+    chat = told["paths"]["/v1/chat/completions"]["post"]
+    body = told["components"]["schemas"]["ChatCompletionRequest"]
+    assert {"messages", "model", "semantic", "tools"} <= set(body["properties"])
+    assert chat["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
+    names = [one["operationId"] for path in told["paths"].values() for one in path.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_a_route_that_says_nothing_of_itself_is_found_out() -> None:
+    from aiohttp import web
+
+    async def silent(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/silent", silent)
+    with pytest.raises(KeyError):
+        document(app.router.routes())

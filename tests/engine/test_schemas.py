@@ -1,0 +1,136 @@
+"""Two hundred JSON schemas, made up: whatever answer is finished is valid for the schema it was held to."""
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from engine import Engine, Sampling
+
+_WORDS = [
+    "name",
+    "city",
+    "age",
+    "kind",
+    "tags",
+    "note",
+    "price",
+    "ok",
+    "size",
+    "items",
+    "owner",
+    "date",
+    "code",
+    "left",
+    "right",
+]
+_PATTERNS = ["^[a-z]{2,6}$", "^(red|green|blue)$", "^[A-Z][a-z]+ [0-9]{1,3}$", r"^\d{2}:\d{2}$", "^x?y*z$"]
+_FORMATS = ["date", "time", "date-time", "uuid", "ipv4", "email"]
+
+
+class Schemas:
+    """Random schemas that use all that is commonly used, nested a few levels deep."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def schema(self) -> dict[str, Any]:
+        """One, now and then with definitions that it refers to."""
+        made = self._any(3)
+        if self._random.random() < 0.2:
+            made = {"$defs": {"part": self._any(1)}, **self._object(2, {"$ref": "#/$defs/part"})}
+        if self._random.random() < 0.1:
+            node = {"type": "object", "properties": {"value": self._leaf(), "next": {"$ref": "#/$defs/node"}}}
+            made = {"$defs": {"node": {**node, "required": ["value"], "additionalProperties": False}}}
+            made |= {"$ref": "#/$defs/node"}
+        return made
+
+    def _any(self, depth: int) -> dict[str, Any]:
+        kinds = [self._leaf, self._leaf]
+        if depth:
+            deeper = depth - 1
+            kinds += [
+                lambda: self._object(deeper),
+                lambda: self._object(deeper),
+                lambda: self._array(deeper),
+                lambda: {"anyOf": [self._any(deeper) for _ in range(self._random.randint(2, 3))]},
+                lambda: {"type": "array", "prefixItems": [self._leaf(), self._leaf()], "items": False, "minItems": 2},
+            ]
+        return self._random.choice(kinds)()
+
+    def _leaf(self) -> dict[str, Any]:
+        choose, number = self._random.choice, self._random.randint
+        low = number(-50, 50)
+        lengths = sorted((number(0, 6), number(0, 12)))
+        return choose(
+            [
+                {"type": "string"},
+                {"type": "string", "minLength": lengths[0], "maxLength": lengths[1]},
+                {"type": "string", "pattern": choose(_PATTERNS)},
+                {"type": "string", "format": choose(_FORMATS)},
+                {"type": "integer"},
+                {"type": "integer", "minimum": low, "maximum": low + number(0, 100)},
+                {"type": "integer", "exclusiveMinimum": low, "multipleOf": choose([1, 3, 10])},
+                {"type": "number", "minimum": low / 2, "exclusiveMaximum": low / 2 + number(1, 9)},
+                {"type": "number"},
+                {"type": "boolean"},
+                {"type": "null"},
+                {"enum": self._random.sample([1, "two", None, True, 3.5, ["a"], {"b": 1}, "ü"], number(1, 4))},
+                {"const": choose(["fixed", 7, None, {"deep": [1, 2]}])},
+                {"type": ["string", "null"], "maxLength": number(1, 9)},
+            ]
+        )
+
+    def _object(self, depth: int, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+        names = self._random.sample(_WORDS, self._random.randint(1, 4))
+        properties = {name: self._any(depth) for name in names}
+        if extra is not None:
+            properties["part"] = extra
+        required = [name for name in properties if self._random.random() < 0.7]
+        made: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
+        more = self._random.random()
+        if more < 0.6:
+            made["additionalProperties"] = False
+        elif more < 0.8:
+            made["additionalProperties"] = self._leaf()
+        return made
+
+    def _array(self, depth: int) -> dict[str, Any]:
+        least = self._random.randint(0, 2)
+        made = {"type": "array", "items": self._any(depth), "minItems": least}
+        return made | {"maxItems": least + self._random.randint(0, 3)}
+
+
+@pytest.mark.slow
+def test_every_finished_answer_is_valid(engine: Engine) -> None:
+    made = Schemas(20261125)
+    schemas = [made.schema() for _ in range(200)]
+    prompt = engine.tokenizer.encode_template("Some JSON:\n")
+    texts = dict.fromkeys(range(len(schemas)), "")
+    ends: dict[int, str] = {}
+    for index, schema in enumerate(schemas):
+        engine.fill(50_000 + index, prompt)
+        sampling = Sampling(max_tokens=160, temperature=1.2, seed=index, json_schema=json.dumps(schema))
+        engine.generate(50_000 + index, sampling)
+    while engine.has_work:
+        for update in engine.step():
+            index = update.context - 50_000
+            texts[index] += update.text
+            if update.finish is not None:
+                ends[index] = update.finish
+                engine.free_context(update.context)
+    assert len(ends) == len(schemas)
+    finished = [index for index, end in ends.items() if end == "stop"]
+    assert len(finished) > 150, "free strings may go on for ever; most end"
+    wrong = []
+    for index in finished:
+        validator = jsonschema.Draft202012Validator(
+            schemas[index], format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+        )
+        try:
+            validator.validate(json.loads(texts[index]))
+        except (ValueError, jsonschema.ValidationError) as error:
+            wrong.append((schemas[index], texts[index], str(error).splitlines()[0]))
+    assert not wrong
