@@ -46,13 +46,14 @@ def style_of(template: str) -> Style:
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the client can call. `schema`: of its arguments, as JSON schema has it. `strict`: arguments are
-    held to that even where the model need not call at all."""
+    """A function that the client can call. `schema`: of its arguments, as the model is told; `held`: what they are held
+    to. `strict`: even where the model need not call at all."""
 
     name: str
     description: str = ""
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
     strict: bool = False
+    held: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
 
     def described(self) -> dict[str, Any]:
         """As OpenAI has it, and templates expect it."""
@@ -74,11 +75,12 @@ class Tools:
 
     def call_schema(self, style: Style) -> dict[str, Any]:
         """Of what a forced answer is."""
-        each = {"anyOf": [_call(tool, style) for tool in self.callable]} if len(self.callable) > 1 else None
-        one = each or _call(self.callable[0], style)
-        if not (self.parallel or style.listed):
-            return one
-        return {"type": "array", "items": one, "minItems": 1, "maxItems": _MOST_CALLS if self.parallel else 1}
+        definitions: dict[str, Any] = {}
+        calls = [_call(tool, style, definitions) for tool in self.callable]
+        one = {"anyOf": calls} if len(calls) > 1 else calls[0]
+        if self.parallel or style.listed:
+            one = {"type": "array", "items": one, "minItems": 1, "maxItems": _MOST_CALLS if self.parallel else 1}
+        return {**one, "$defs": definitions} if definitions else one
 
     def grammar(self, style: Style) -> str | None:
         """For an answer that may call strict tools and need not: any text, with calls in it that are right."""
@@ -86,7 +88,7 @@ class Tools:
             return None
         tags = []
         for tool in self.known:
-            schema = {**_WRITTEN, **(tool.schema if tool.strict else {"type": "object"})}
+            schema = {**_WRITTEN, **(tool.held if tool.strict else {"type": "object"})}
             begin = f'{style.begin}{{"name": {json.dumps(tool.name)}, "{style.arguments}": '
             tags.append(StructTag(trigger=style.begin.strip(), begin=begin, grammar=schema, end="}" + style.end))
         return StructTag.to_grammar(tags, assume_special=False)
@@ -98,12 +100,31 @@ _WRITTEN = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ",
 """How llguidance is to write JSON: without white space in which a small model could ramble."""
 
 
-def _call(tool: Tool, style: Style) -> dict[str, Any]:
+def _call(tool: Tool, style: Style, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Of a call of the tool. A schema of arguments that refers to parts of itself becomes one of the `definitions`."""
+    arguments: dict[str, Any] = dict(tool.held)
+    if '"$ref"' in json.dumps(arguments):
+        definitions[tool.name] = _moved(arguments, f"#/$defs/{tool.name}")
+        arguments = {"$ref": f"#/$defs/{tool.name}"}
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.name}, style.arguments: dict(tool.schema)},
+        "properties": {"name": {"const": tool.name}, style.arguments: arguments},
         "required": ["name", style.arguments],
         "additionalProperties": False,
+    }
+
+
+def _moved(schema: Any, to: str) -> Any:
+    """A schema that stands at `to` in another now, with what it refers to in itself."""
+    if isinstance(schema, list):
+        return [_moved(one, to) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value
+        if key in ("const", "enum")
+        else (to + value[1:] if key == "$ref" and isinstance(value, str) and value[:1] == "#" else _moved(value, to))
+        for key, value in schema.items()
     }
 
 

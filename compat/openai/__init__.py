@@ -4,6 +4,7 @@ Requests are pydantic models: they come from outside and need checking, with the
 msgspec structs: they are ours, and are encoded up to once a token.
 """
 
+from compat.openai.forms import closed
 from compat.openai.messages import Message, NamedTool
 from compat.openai.objects import (
     CallObject,
@@ -106,4 +107,5 @@ __all__ = [
     "VariableList",
     "VariableObject",
     "VariableRequest",
+    "closed",
 ]

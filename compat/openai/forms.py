@@ -17,13 +17,41 @@ def _must_be_held_to(grammar: str, what: str) -> None:
         raise ValueError(f"this {what} cannot be held to: {problem}")
 
 
+_OPENS = {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"}
+"""What says of an object that there may be more in it than its `properties`."""
+
+
+def closed(schema: Any) -> Any:
+    """The schema with no properties but those that it names, in objects that name some, or say that there are
+    none, and do not speak of others.
+
+    A model that may add some does, without end if it is a weak one. vLLM and OpenAI's strict schemas close them too.
+    """
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {}
+    for key, value in schema.items():
+        if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"):
+            made[key] = {name: closed(one) for name, one in value.items()} if isinstance(value, dict) else value
+        elif key in ("enum", "const", "default", "examples", "allOf", "not", "if", "then", "else"):
+            made[key] = value  # values; and schemas of which each says a part
+        else:
+            made[key] = closed(value)
+    if "properties" in made and not _OPENS & made.keys():
+        made["additionalProperties"] = False
+    return made
+
+
 def valid_schema(schema: Any) -> str:
-    """A JSON schema as text. Raises ValueError."""
-    text = schema if isinstance(schema, str) else json.dumps(schema)
-    try:
-        json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"this schema is no JSON: {error}") from None
+    """A JSON schema as text, closed. Raises ValueError."""
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise ValueError(f"this schema is no JSON: {error}") from None
+    text = json.dumps(closed(schema))
     _must_be_held_to(LLMatcher.grammar_from_json_schema(text), "schema")
     return text
 
@@ -88,7 +116,7 @@ class ResponseFormat(Request):
         """What the answer is valid for, as JSON; None for any text."""
         if self.type == "text":
             return None
-        return json.dumps({"type": "object"} if self.json_schema is None else self.json_schema.schema_)
+        return json.dumps({"type": "object"} if self.json_schema is None else closed(self.json_schema.schema_))
 
 
 class StructuredOutputs(Request):

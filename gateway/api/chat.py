@@ -29,6 +29,7 @@ from compat.openai import (
     ToolCallAnswer,
     ToolCallDelta,
     TopLogprob,
+    closed,
 )
 from gateway.api.answers import Extra, Told, respond
 from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of
@@ -106,6 +107,7 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
             tool.function.description or "",
             tool.function.parameters or {"type": "object", "properties": {}},
             bool(tool.function.strict),
+            closed(tool.function.parameters or {"type": "object", "properties": {}}),
         )
         for tool in body.tools
     ]

@@ -363,6 +363,23 @@ def test_calls_are_streamed_with_their_arguments_as_they_come(client: OpenAI) ->
     assert json.loads("".join(pieces)) == arguments(whole)
 
 
+def test_arguments_with_parts_of_their_own_are_held_to_them(client: OpenAI) -> None:
+    point = {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["x"]}
+    parameters = {
+        "type": "object",
+        "$defs": {"Point": point},
+        "properties": {"begin": {"$ref": "#/$defs/Point"}, "end": {"$ref": "#/$defs/Point"}},
+        "required": ["begin", "end"],
+    }
+    move: Any = {"type": "function", "function": {"name": "move", "parameters": parameters}}
+    for tools in ([move], [move, ADD]):
+        named = {"type": "function", "function": {"name": "move"}}
+        answer = chat(client, "Go!", tools=tools, tool_choice=named, max_tokens=80, temperature=1, seed=5)
+        (call,) = answer.choices[0].message.tool_calls or ()
+        arguments = json.loads(call.function.arguments)
+        assert {name: set(part) for name, part in arguments.items()} == {"begin": {"x"}, "end": {"x"}}, "and no more"
+
+
 def test_what_tools_answer_goes_back_in(client: OpenAI, server: Server) -> None:
     conversation: Any = [
         {"role": "user", "content": "Weather in Rome?"},

@@ -4,6 +4,7 @@ import json
 import random
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,3 +182,18 @@ def test_what_has_to_be_called_is_a_schema() -> None:
     assert grammar is not None
     assert not LLMatcher.validate_grammar(grammar)
     assert Tools(TOOLS).grammar(LLAMA) is None, "which has no mark at which it could begin"
+
+
+def test_what_a_tools_schema_refers_to_in_itself_is_found_in_a_call() -> None:
+    part = {"type": "object", "properties": {"x": {"type": "integer"}, "next": {"$ref": "#/$defs/Part"}}}
+    held = {"type": "object", "$defs": {"Part": part}, "properties": {"part": {"$ref": "#/$defs/Part"}}}
+    known = [Tool("move", held=held), Tool("tree", held={"type": "array", "items": {"$ref": "#"}}), Tool("stop")]
+    for callable_ in (known[:1], known):
+        for parallel in (False, True):
+            schema = Tools(known, "forced", callable_, parallel).call_schema(HERMES)
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            assert LLMatcher.validate_grammar(grammar) == ""
+            told = {"name": "move", "arguments": {"part": {"x": 1, "next": {"x": 2}}}}
+            jsonschema.validate([told] if parallel else told, schema)
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(json.loads(json.dumps(told).replace("2", '"two"')), schema)
