@@ -104,7 +104,10 @@ def test_an_agent_of_the_agents_sdk_calls_its_tool(base_url: str) -> None:
 
 def test_dspy_predicts(base_url: str) -> None:
     import dspy
+    import litellm
 
+    known = {"litellm_provider": "openai", "mode": "chat", "supports_response_schema": True}
+    litellm.register_model({f"openai/{MODEL}": known, MODEL: known})
     lm = dspy.LM(f"openai/{MODEL}", api_base=base_url, api_key="none", max_tokens=128, temperature=0, cache=False)
     with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):
         answer = dspy.Predict("question: str -> yes: bool")(question="Is water wet?")
