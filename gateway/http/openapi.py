@@ -17,6 +17,11 @@ from gateway.http.bodies import json_response
 PATH = "/openapi.json"
 EVENTS = "text/event-stream"
 
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
+}
+"""Of each of a stream."""
 _REF = "#/components/schemas/{%s}"
 _AnyHandler = TypeVar("_AnyHandler", bound=Callable[[web.Request], Awaitable[web.StreamResponse]])
 
@@ -112,7 +117,7 @@ def _described(route: web.AbstractRoute, path: str, one: Operation, secured: boo
     for place, known in (("query", one.query), ("header", one.headers)):
         parameters += [{"name": name, "in": place, "schema": schema} for name, schema in known.items()]
     success = {
-        kind: {"schema": {"type": "string"} if answer is None else _reference(answer)}
+        kind: {"schema": (_EVENT if kind == EVENTS else {"type": "string"}) if answer is None else _reference(answer)}
         for kind, answer in one.answers.items()
     }
     failure = {"application/json": {"schema": _reference(one.error)}}

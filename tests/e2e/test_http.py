@@ -212,7 +212,7 @@ def test_tls(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_client_that_does_not_read_holds_nobody_up(server: Server, http: httpx.Client) -> None:
     session = "slow-reader"
-    body = {**CHAT, "stream": True, "max_tokens": 1200, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+    body = {**CHAT, "stream": True, "max_tokens": 800, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
     content = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Session-Id: {session}\r\nContent-Length: {len(content)}"
     with raw(server, buffer=4096) as connection:
