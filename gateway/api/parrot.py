@@ -83,7 +83,7 @@ class Programs:
         known = self._known.get(number)
         if known is None:
             raise SessionNotFound(f"there is no session {number}")
-        if auth is not None and not hmac.compare_digest(auth.encode(), proof(number).encode()):
+        if auth is not None and not hmac.compare_digest(auth.encode(errors="replace"), proof(number).encode()):
             raise RequestError(401, f"this is not the session_auth of session {number}", code="invalid_api_key")
         return self._sessions.get(known.tenant, known.id)
 

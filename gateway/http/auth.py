@@ -35,7 +35,7 @@ class Keys:
         """Whose the key is. Raises RequestError 401."""
         if not self._digests:
             return ""
-        given = hashlib.sha256(key.encode()).digest()
+        given = hashlib.sha256(key.encode(errors="surrogateescape")).digest()  # bytes of a header may be anything
         if not any(hmac.compare_digest(given, digest) for digest in self._digests):
             what = "this API key is not known" if key else "an API key is needed: Authorization: Bearer KEY"
             raise RequestError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -118,6 +118,12 @@ def test_no_header_can_be_smuggled(server: Server, end: bytes) -> None:
     assert b"evil" not in head.lower()
 
 
+def test_a_key_may_be_any_bytes(tiny: Path) -> None:
+    with Server("--model", str(tiny), "--api-key", "secret") as server, raw(server) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xe9\xff\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401")
+
+
 def test_one_connection_serves_many_requests(server: Server) -> None:
     request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     with raw(server) as connection:
