@@ -82,16 +82,41 @@ class Tools:
             one = {"type": "array", "items": one, "minItems": 1, "maxItems": _MOST_CALLS if self.parallel else 1}
         return {**one, "$defs": definitions} if definitions else one
 
-    def grammar(self, style: Style) -> str | None:
-        """For an answer that may call strict tools and need not: any text, with calls in it that are right."""
-        if self.choice != "auto" or not any(tool.strict for tool in self.known) or style is not HERMES:
+    def grammar(self, style: Style, control: Mapping[str, int]) -> str | None:
+        """For an answer that may call strict tools and need not: any text, with calls in it that are right.
+
+        `control`: the model's control tokens, among which the mark before a call may be.
+        """
+        if self.choice != "auto" or not any(tool.strict for tool in self.known):
             return None
-        tags = []
-        for tool in self.known:
-            schema = {**_WRITTEN, **(tool.held if tool.strict else {"type": "object"})}
-            begin = f'{style.begin}{{"name": {json.dumps(tool.name)}, "{style.arguments}": '
-            tags.append(StructTag(trigger=style.begin.strip(), begin=begin, grammar=schema, end="}" + style.end))
-        return StructTag.to_grammar(tags, assume_special=False)
+        calls = [
+            (
+                f'{{"name": {json.dumps(tool.name)}, "{style.arguments}": ',
+                tool.held if tool.strict else {"type": "object"},
+            )
+            for tool in self.known
+        ]
+        mark = style.begin.strip()
+        if mark and mark not in control:
+            before, behind = (
+                style.begin + ("[" if style.listed else ""),
+                "}" + ("]" if style.listed else "") + style.end,
+            )
+            tags = [
+                StructTag(trigger=mark, begin=before + begin, grammar={**_WRITTEN, **schema}, end=behind)
+                for begin, schema in calls
+            ]
+            return StructTag.to_grammar(tags, assume_special=False)
+        rules = [f'call_{at}: {json.dumps(begin)} args_{at} "}}"' for at, (begin, _) in enumerate(calls)]
+        rules += [f"args_{at}: %json {json.dumps({**_WRITTEN, **schema})}" for at, (_, schema) in enumerate(calls)]
+        each = " | ".join(f"call_{at}" for at in range(len(calls)))
+        if not mark:  # a call is the whole answer, and text does not begin like one
+            free = r'/(?s:.*)/ & ~/\s*\{\s*"name"(?s:.*)/'
+            return "\n".join(["start: FREE | call", f"FREE: {free}", f"call: {each}", *rules])
+        listed = '"[" call (", " call)* "]"' if style.listed else "call"
+        space, end = json.dumps(style.begin.removeprefix(mark)), json.dumps(style.end)
+        start = f"start: FREE (<[{control[mark]}]> {space} {listed} {end})?"
+        return "\n".join([start.replace(' ""', ""), "FREE: /(?s:.*)/", f"call: {each}", *rules])
 
 
 _MOST_CALLS = 16

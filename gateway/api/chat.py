@@ -42,7 +42,7 @@ from gateway.http.bodies import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.models import ServedModel
 from gateway.prompt import Prompt
-from gateway.tools import Argued, Called, Found, Reader, Said, Style, Tool, Tools
+from gateway.tools import Argued, Called, Found, Reader, Said, Tool, Tools
 
 routes = web.RouteTableDef()
 
@@ -81,7 +81,7 @@ def chat_spec(
         if tools.choice == "forced" and semantic.slots:
             message = "a request with slots has no answer of its own that could be a call"
             raise RequestError(400, message, code="unsupported_with_semantic", param=at(where, "tool_choice"))
-        sampling = _held_to(sampling, tools, model.prompts.style)
+        sampling = _held_to(sampling, tools, model)
     prompt = chat_prompt(
         model,
         body.messages,
@@ -120,13 +120,14 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
     return Tools(known, "none" if choice == "none" else "auto")
 
 
-def _held_to(sampling: Sampling, tools: Tools, style: Style) -> Sampling:
+def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
     """A call that has to be made takes the place of what the answer would be held to else."""
+    style = model.prompts.style
     if tools.choice == "forced":
         schema = json.dumps(tools.call_schema(style))
         return dataclasses.replace(sampling, regex=None, json_schema=schema, grammar=None)
     if sampling.regex is None and sampling.json_schema is None and sampling.grammar is None:
-        return dataclasses.replace(sampling, grammar=tools.grammar(style))
+        return dataclasses.replace(sampling, grammar=tools.grammar(style, model.tokenizer.control))
     return sampling
 
 

@@ -2,13 +2,13 @@
 
 import json
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from gateway.tools import (
     HERMES,
@@ -177,11 +177,63 @@ def test_what_has_to_be_called_is_a_schema() -> None:
     many = Tools(TOOLS, "forced", TOOLS, parallel=True).call_schema(HERMES)
     assert (many["type"], many["minItems"]) == ("array", 1)
     assert Tools(TOOLS, "forced", TOOLS[:1]).call_schema(MISTRAL)["maxItems"] == 1
-    assert Tools(TOOLS[:1]).grammar(HERMES) is None, "no strict one"
-    grammar = Tools(TOOLS).grammar(HERMES)
+    assert Tools(TOOLS[:1]).grammar(HERMES, {}) is None, "no strict one"
+
+
+MARK = 300
+
+
+class Bytes:
+    """A vocabulary of bytes, an end, and a control token that stands before calls."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    tokens: ClassVar = [bytes([byte]) for byte in range(256)] + [b"<end>", *[b""] * 43, b"[TOOL_CALLS]"]
+    special_token_ids: ClassVar = [256, MARK]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.mark.parametrize("style", [HERMES, LLAMA, MISTRAL, "mistral with a control token"])
+def test_calls_of_strict_tools_are_right_where_the_model_need_not_call(style: Style | str) -> None:
+    control = {"[TOOL_CALLS]": MARK} if isinstance(style, str) else {}
+    style = MISTRAL if isinstance(style, str) else style
+    held = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    tools = Tools([Tool("add", held=held, strict=True), Tool("free")])
+    grammar = tools.grammar(style, control)
     assert grammar is not None
-    assert not LLMatcher.validate_grammar(grammar)
-    assert Tools(TOOLS).grammar(LLAMA) is None, "which has no mark at which it could begin"
+    vocabulary = LLTokenizer(TokenizerWrapper(Bytes()))
+
+    def fits(name: str, arguments: str, before: str = "") -> bool:
+        call = f'{{"name": "{name}", "{style.arguments}": {arguments}}}'
+        tokens = list(before.encode())
+        if name:
+            call = f"[{call}]" if style.listed else call
+            head, tail = style.begin, call + style.end
+            if control:
+                tokens.append(MARK)
+                head = head.removeprefix("[TOOL_CALLS]")
+            tokens += list((head + tail).encode())
+        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(grammar))
+        if matcher.validate_tokens(tokens) < len(tokens):
+            return False
+        matcher.consume_tokens(tokens)
+        return bool(matcher.is_accepting())
+
+    assert fits("add", '{"a": 3}')
+    assert fits("free", '{"anything": ["x"]}')
+    assert not fits("add", '{"a": "three"}')
+    assert not fits("add", '{"a": 3, "b": 4}')
+    assert not fits("other", "{}")
+    assert fits("", "", before='Just text, with {"x": 1} in it.')
+    if style is not LLAMA:
+        assert fits("add", '{"a": 3}', before="Let me see. ")
 
 
 def test_what_a_tools_schema_refers_to_in_itself_is_found_in_a_call() -> None:
