@@ -141,6 +141,10 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
                         for what, times in (("with", chats), ("without", without)):
                             row = found.setdefault(f"chat {what} graphs: p99", {})
                             row.setdefault(way.name, Result()).seconds.append(_slowest_percent(times))
+                        slowest = (
+                            f"{_slowest_percent(chats):.2f} s with graphs, {_slowest_percent(without):.2f} without"
+                        )
+                        print(f"{way.name}: {statistics.mean(seconds):.2f} s; chat's p99 {slowest}", file=sys.stderr)
                         continue
                     taken, app = await run_once(http, way, WORKLOADS[name], seed, chosen.rtt)
                     results[way.name].seconds.append(taken)
