@@ -1,0 +1,124 @@
+"""engine/kernels/triton/worklist.py: every key of every row is read once, and never at more cost than without sharing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.kernels.triton.worklist import Shape, WorkList, plan, sort_rows, tree
+from tests.engine.kernels.triton.reference import attend, batch, carry_out
+
+SHAPES = st.builds(
+    Shape,
+    kv_heads=st.sampled_from([1, 2, 8]),
+    group=st.sampled_from([1, 3, 4, 8]),
+    head_size=st.sampled_from([64, 128]),
+    block_size=st.just(16),
+    tile_rows=st.sampled_from([16, 64]),
+    tile_keys=st.sampled_from([32, 64]),
+    programs=st.sampled_from([1, 7, 132]),
+    item_bytes=st.sampled_from([0, 16_384]),
+)
+
+
+def read(work: WorkList, lengths: np.ndarray, head: int = 0) -> dict[int, list[int]]:
+    """Keys that each row of the batch is given, for one KV head."""
+    found: dict[int, list[int]] = {row: [] for row in range(len(lengths))}
+    for first, rows, kv, _, begin, end, _, _ in work.items:
+        if kv == head:
+            for row in work.order[first : first + rows]:
+                found[int(row)] += range(begin, end)
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32), shape=SHAPES, share=st.booleans())
+def test_every_row_reads_its_keys_once(seed: int, shape: Shape, share: bool) -> None:
+    tables, lengths = batch(seed)
+    work = plan(tables, lengths, shape, share=share)
+    for row, keys in read(work, lengths, shape.kv_heads - 1).items():
+        assert sorted(keys) == list(range(lengths[row]))
+    for first, rows, kv, sequence, begin, end, part, only in work.items:
+        assert 1 <= rows <= shape.rows
+        assert 0 <= kv < shape.kv_heads
+        assert begin < end
+        own = work.order[first : first + rows]
+        assert sequence in (*own, *work.order[first - shape.rows * 8 : first])
+        for row in own:  # they all find these keys where the item looks for them
+            blocks = slice(begin // 16, -(-end // 16))
+            assert (tables[row, blocks] == tables[sequence, blocks]).all()
+        count = work.starts[first + 1] - work.starts[first]
+        assert part < count
+        assert only == (count == 1)
+    long = [end - begin for _, _, _, _, begin, end, _, _ in work.items]
+    assert long == sorted(long, reverse=True), "what takes longest is begun first"
+
+
+def cost(work: WorkList, shape: Shape) -> float:
+    """Bytes, as `Shape.pays` counts them."""
+    read, seen = 0.0, set()
+    for _, _, kv, sequence, begin, end, _, _ in work.items:
+        again = (kv, sequence, begin, end) in seen
+        seen.add((kv, sequence, begin, end))
+        read += (end - begin) * 2 * shape.head_size * shape.element_bytes * (shape.again if again else 1.0)
+        read += shape.item_bytes
+    return read + int(work.starts[-1]) * shape.kv_heads * shape.group * (shape.head_size + 2) * 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), shape=SHAPES.filter(lambda shape: shape.programs == 1))
+def test_sharing_is_never_dearer_than_none(seed: int, shape: Shape) -> None:
+    """With one program nothing is split, so that the two differ by nothing else."""
+    tables, lengths = batch(seed)
+    assert cost(plan(tables, lengths, shape), shape) <= cost(plan(tables, lengths, shape, share=False), shape) * 1.0001
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), window=st.sampled_from([0, 1, 16, 40]), share=st.booleans())
+def test_parts_merge_to_attention(seed: int, window: int, share: bool) -> None:
+    tables, lengths = batch(seed)
+    pick = np.random.default_rng(seed)
+    shape = Shape(2, 2, 8, 16, tile_rows=16, tile_keys=32, programs=7, item_bytes=0)
+    keys, values = pick.standard_normal((2, int(tables.max()) + 1, 16, 2, 8))
+    queries = pick.standard_normal((len(lengths), 4, 8))
+    work = plan(tables, lengths, shape, window=window, share=share)
+    got = carry_out(work, queries, keys, values, tables, lengths, 0.3, window)
+    np.testing.assert_allclose(got, attend(queries, keys, values, tables, lengths, 0.3, window), rtol=1e-9, atol=1e-9)
+
+
+def test_a_shared_prefix_is_read_once() -> None:
+    shape = Shape(kv_heads=8, group=4, head_size=128, block_size=16, tile_rows=128, tile_keys=64, programs=132)
+    prefix = np.arange(512, dtype=np.int32)
+    tables = np.concatenate([np.tile(prefix, (32, 1)), 512 + np.arange(32 * 8, dtype=np.int32).reshape(32, 8)], axis=1)
+    lengths = np.full(32, 520 * 16, dtype=np.int32)
+    shared, plain = plan(tables, lengths, shape), plan(tables, lengths, shape, share=False)
+
+    def keys(work: WorkList) -> int:
+        return int((work.items[:, 5] - work.items[:, 4]).sum())
+
+    assert keys(shared) == 8 * (512 * 16 + 32 * 8 * 16)
+    assert keys(plain) == 8 * 32 * 520 * 16
+    assert len(shared.items) >= shape.programs, "work for every multiprocessor"
+
+
+def test_short_prefixes_are_not_worth_a_merge() -> None:
+    shape = Shape(kv_heads=2, group=4, head_size=128, block_size=16, tile_rows=16, tile_keys=64, programs=1)
+    tables = np.array([[1, 2], [1, 3]], dtype=np.int32)
+    work = plan(tables, np.array([32, 32], dtype=np.int32), shape)
+    assert (work.items[:, 1] == 1).all()
+    assert (work.items[:, 7] == 1).all(), "nothing to merge"
+
+
+@pytest.mark.parametrize(
+    ("tables", "lengths", "common"),
+    [
+        ([[1, 2], [1, 2], [1, 3]], [20, 32, 32], [0, 20, 16]),
+        ([[5, 0], [5, 0]], [3, 16], [0, 3]),
+        ([[1, 7], [2, 7]], [32, 32], [0, 0]),
+    ],
+)
+def test_common_keys_end_with_the_shorter_row(tables: list[list[int]], lengths: list[int], common: list[int]) -> None:
+    order, found = sort_rows(np.array(tables, dtype=np.int32), np.array(lengths, dtype=np.int32), 16)
+    assert sorted(found.tolist()) == sorted(common)
+    root = tree(np.array(lengths)[order].tolist(), found.tolist())
+    assert (root.first, root.last, root.end) == (0, len(lengths), 0)
