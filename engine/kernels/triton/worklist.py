@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 ITEM = 8
 """Numbers of an item: first row, rows, KV head, sequence whose block table holds the keys, first key, end of keys,
-which of a row's parts it makes, and whether it is the only one of its rows."""
+which of its rows' parts it makes; and one that is not used."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,6 @@ def plan(
                 items += [(first, rows, head, int(order[first]), begin, end, part + piece, 0) for head in range(heads)]
         parts[one.first : one.last] += pieces
     table = np.array(items, dtype=np.int32).reshape(-1, ITEM)
-    table[:, 7] = parts[table[:, 0]] == 1
     table = table[np.argsort(table[:, 4] - table[:, 5], kind="stable")]
     starts = np.concatenate(([0], np.cumsum(parts))).astype(np.int32)
     return WorkList(order.astype(np.int32), np.ascontiguousarray(table), starts)
