@@ -24,11 +24,12 @@ class Tiles:
 
 
 def tiles_for(group: int, head_size: int, widest: int) -> Tiles:
-    """For a batch whose widest node has so many rows. Hopper's matrix units want 64 rows; fewer keys fit then."""
-    padded = triton_size(head_size)
+    """For a batch whose widest node has so many rows. Hopper's matrix units want 64 rows; fewer keys fit into the
+    registers then."""
+    large = triton_size(head_size) > 128
     if widest * group <= _LEAST_ROWS:
-        return Tiles(_LEAST_ROWS, 64 if padded <= 128 else 32, 4, 3)
-    return Tiles(64, 64 if padded <= 128 else 32, 4, 3 if padded <= 128 else 2)
+        return Tiles(_LEAST_ROWS, 32 if large else 64, 8 if large else 4, 3)
+    return Tiles(64, 32, 8 if large else 4, 2 if large else 3)
 
 
 def triton_size(size: int) -> int:
