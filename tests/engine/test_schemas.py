@@ -112,7 +112,7 @@ def test_every_finished_answer_is_valid(engine: Engine) -> None:
     ends: dict[int, str] = {}
     for index, schema in enumerate(schemas):
         engine.fill(50_000 + index, prompt)
-        sampling = Sampling(max_tokens=110, temperature=1.2, seed=index, json_schema=json.dumps(schema))
+        sampling = Sampling(max_tokens=80, temperature=1.2, seed=index, json_schema=json.dumps(schema))
         engine.generate(50_000 + index, sampling)
     while engine.has_work:
         for update in engine.step():
@@ -123,7 +123,7 @@ def test_every_finished_answer_is_valid(engine: Engine) -> None:
                 engine.free_context(update.context)
     assert len(ends) == len(schemas)
     finished = [index for index, end in ends.items() if end == "stop"]
-    assert len(finished) > 120, "free strings may go on for ever; most end"
+    assert len(finished) > 110, "free strings may go on for ever; most end"
     wrong = []
     for index in finished:
         validator = jsonschema.Draft202012Validator(

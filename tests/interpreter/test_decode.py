@@ -31,7 +31,7 @@ def run(
     softcap: float,
     *,
     share: bool = True,
-    limit: int = 24,
+    limit: int = 20,
 ) -> tuple[float, int]:
     """The largest error, and how many parts there were to merge."""
     tables, lengths = batch(seed)
@@ -60,7 +60,7 @@ def run(
 
 
 @pytest.mark.parametrize(("dtype", "group", "size", "window", "softcap"), CASES)
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_random_trees(seed: int, dtype: torch.dtype, group: int, size: int, window: int, softcap: float) -> None:
     error, _ = run(seed, dtype, group, size, window, softcap)
     assert error < BOUNDS[dtype]
@@ -71,7 +71,7 @@ def test_without_sharing() -> None:
 
 
 def test_there_is_something_to_merge() -> None:
-    assert sum(run(seed, torch.float32, 1, 64, 0, 0.0)[1] for seed in range(3)) > 0
+    assert sum(run(seed, torch.float32, 1, 64, 0, 0.0)[1] for seed in range(2)) > 0
 
 
 def test_a_single_row_of_one_key() -> None:
