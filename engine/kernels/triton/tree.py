@@ -58,7 +58,6 @@ class TreeAttention:
         self._programs, self._rows, self._width = programs, rows, width
         self._parts = parts or 4 * rows + programs
         self._capacity = kv_heads * self._parts
-        self._upcast = False
 
         def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
