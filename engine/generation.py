@@ -111,8 +111,8 @@ class Generation:
         if token in self.stop_tokens:  # below min_tokens the sampler does not let one through
             return self._end("", "stop")
         piece = self._detokenizer.push(token)
-        if self.muted:
-            return Progress(piece, None)
+        if self.muted:  # stop strings do not count yet, but there is an end to all
+            return self._end(piece, "length") if self.count >= self.limit else Progress(piece, None)
         text, matched = self._stops.push(piece)
         if matched:
             return Progress(text, "stop")

@@ -109,6 +109,18 @@ class _Generation(Sampled):
         return self._form
 
     @model_validator(mode="after")
+    def _ends_behind_its_beginning(self) -> Self:
+        most = self.length
+        if self.min_tokens is not None and most is not None and self.min_tokens > most:
+            raise ValueError(f"min_tokens is {self.min_tokens}, and the answer has at most {most} tokens")
+        return self
+
+    @property
+    def length(self) -> int | None:
+        """Most tokens of the answer."""
+        return self.max_tokens
+
+    @model_validator(mode="after")
     def _streams_with_its_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream to be true")

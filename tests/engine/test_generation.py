@@ -66,6 +66,12 @@ def test_stops_count_only_after_min_tokens(tokenizer: Tokenizer) -> None:
     assert text == "a b a"
 
 
+@pytest.mark.parametrize("least", [3, 4, 100])
+def test_the_bound_of_length_goes_before_min_tokens(tokenizer: Tokenizer, least: int) -> None:
+    tokens = tokenizer.encode("one two three four five")
+    assert run(tokenizer, tokens, Sampling(min_tokens=least), limit=3) == ("one two three", "length", 3)
+
+
 @given(
     text=st.text("ab", max_size=30),
     cuts=st.lists(st.integers(0, 30), max_size=8),

@@ -36,3 +36,11 @@ def test_numbers_must_be_numbers() -> None:
         with pytest.raises(ValidationError):
             ChatCompletionRequest.model_validate({**GOOD, "temperature": value})
     ChatCompletionRequest.model_validate({**GOOD, "temperature": 1})
+
+
+@pytest.mark.parametrize("most", ["max_tokens", "max_completion_tokens"])
+def test_an_answer_cannot_be_longer_than_it_may(most: str) -> None:
+    with pytest.raises(ValidationError, match="at most 4 tokens"):
+        ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 5, most: 4})
+    assert ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 4, most: 4}).length == 4
+    assert ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 5}).length is None
