@@ -19,15 +19,16 @@ def default_cache() -> str:
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that shapes one engine.
 
+    `device`: `auto` takes the first GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
     `model`: `SmolLM2-135M-Instruct`, a GGUF file, a folder with safetensors, or a hub id.
     `quantize`: int8 keeps linear weights in 8 bits and multiplies in 8 bits, faster and less exact.
     `kv_tokens`: size of the KV pool in tokens; 0 sizes it from free memory.
-    `step_tokens`: token budget of a step, decode tokens and prefill chunks together.
+    `step_tokens`: token budget of a step, decode tokens and prefill chunks together; 0 takes what suits the device.
     `step_seconds`: what a step may take while somebody decodes, as far as prefill can be cut; `decode_share`: part of
     its speed that decoding keeps on average while long prompts are read beside it.
     `max_batch`: most contexts in one step.
     `threads`: 0 takes every core this process may use.
-    `peers`: engines that share the machine, this one counted: cores and free memory are divided by it where
+    `peers`: engines that share the device, this one counted: cores and free memory are divided by it where
     `threads` and `kv_tokens` are 0.
     `prefix_sharing`: whether full blocks are kept in the prefix tree for later fills.
     `retention`: which of them go first when the pool is full; see `retention.py`.
@@ -35,12 +36,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str = DEFAULT_MODEL
     cache: str = msgspec.field(default_factory=default_cache)
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    kernels: Literal["auto", "cpu", "torch"] = "auto"
+    device: str = "auto"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    kernels: Literal["auto", "cpu", "torch", "triton"] = "auto"
     quantize: Literal["none", "int8"] = "none"
     kv_tokens: int = 0
     block_size: int = 16
-    step_tokens: int = 512
+    step_tokens: int = 0
     step_seconds: float = 0.1
     decode_share: float = 0.65
     max_batch: int = 256

@@ -11,7 +11,9 @@ import msgspec
 import torch
 
 from engine.capacity import free_memory
-from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions
+from engine.device import choose_device
+from engine.errors import EngineError
+from engine.kernels import AttentionBatch, Kernels, LayerShape, Limits, Positions, select_kernels
 from engine.kernels.base import Packed
 from engine.kernels.cpu import CpuKernels, Unavailable
 from engine.kernels.cpu.build import cpu_features, find_compiler
@@ -76,15 +78,19 @@ def examine(cache: Path) -> Report:
     features = cpu_features()
     because = []
     kernels: Kernels = TorchKernels(_SHAPE, torch.bfloat16, 16)
+    gpu = None
     try:
-        kernels = CpuKernels(cache, _SHAPE, torch.bfloat16, 16)
-    except Unavailable as error:
-        because.append(f"not the kernels in C: {error}")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    because.append(
-        "not a GPU: torch finds none" if gpu is None else f"not the GPU ({gpu}): this version has no kernels for it"
-    )
-    if "AMX" not in kernels.name:
+        device = choose_device("cuda")
+        gpu = torch.cuda.get_device_name(device)
+        limits = Limits(512, 8, 64)
+        kernels = select_kernels("triton", _SHAPE, torch.bfloat16, 16, cache, device=device, limits=limits)
+    except EngineError as error:
+        because.append(f"not a GPU: {error}")
+        try:
+            kernels = CpuKernels(cache, _SHAPE, torch.bfloat16, 16)
+        except Unavailable as fault:
+            because.append(f"not the kernels in C: {fault}")
+    if kernels.device.type == "cpu" and "AMX" not in kernels.name:
         because.append(
             "not AMX: Linux does not permit it to this process"
             if "amx_bf16" in features
@@ -105,13 +111,13 @@ def examine(cache: Path) -> Report:
 
 
 def _error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((got.double() - wanted.double()).abs().max() / wanted.abs().max())
+    return float((got.cpu().double() - wanted.double()).abs().max() / wanted.abs().max())
 
 
 @torch.inference_mode()
 def _checks(kernels: Kernels) -> list[Check]:
     """Each operation against the reference in float32, on the same numbers."""
-    exact = TorchKernels(_SHAPE, torch.float32, 16)
+    exact, device = TorchKernels(_SHAPE, torch.float32, 16), kernels.device
     random = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -127,34 +133,37 @@ def _checks(kernels: Kernels) -> list[Check]:
     for rows in (1, 5, 40):
         x = normal(rows, 576)
         packed, plain = kernels.pack(weight), exact.pack(weight.float())
-        check(f"linear layer, {rows} rows", kernels.linear(x, packed), exact.linear(x.float(), plain))
+        check(f"linear layer, {rows} rows", kernels.linear(x.to(device), packed), exact.linear(x.float(), plain))
     x, scale = normal(40, 576), torch.rand(576, generator=random)
-    check("norm", kernels.add_rms_norm(x.clone(), None, scale), exact.add_rms_norm(x.float(), None, scale))
+    own = x.to(device, copy=True)
+    check("norm", kernels.add_rms_norm(own, None, scale.to(device)), exact.add_rms_norm(x.float(), None, scale))
     x = normal(40, 3072)
-    check("gated activation", kernels.gated(x), exact.gated(x.float()))
+    check("gated activation", kernels.gated(x.to(device)), exact.gated(x.float()))
     for length, rows in ((300, 1), (300, 100)):
-        batch = _batch(length, length)
         qkv = normal(length, 15 * 64)
         answers = []
-        for hand, given in ((kernels, qkv), (exact, qkv.float())):
+        for hand, given in ((kernels, qkv.to(device)), (exact, qkv.float())):
             kv = hand.new_kv(1, 40)
-            queries = hand.rope_and_store(given, Positions(None), kv.keys[0], kv.values[0], batch)
+            queries = hand.rope_and_store(
+                given, Positions(None), kv.keys[0], kv.values[0], _staged(hand, length, length)
+            )
             asked = queries[length - rows :].contiguous()
-            answers.append(hand.attention(asked, kv.keys[0], kv.values[0], _batch(length, rows)))
+            answers.append(hand.attention(asked, kv.keys[0], kv.values[0], _staged(hand, length, rows)))
         check(f"attention, {rows} rows over {length} keys", *answers)
     return found
 
 
-def _batch(length: int, rows: int) -> AttentionBatch:
+def _staged(kernels: Kernels, length: int, rows: int) -> AttentionBatch:
     """One sequence, its blocks in order from the second on."""
     place = torch.arange(length - rows, length)
-    return AttentionBatch(
+    batch = AttentionBatch(
         positions=place,
         slots=place + 16,
         query_starts=torch.tensor([0, rows], dtype=torch.int32),
         lengths=torch.tensor([length], dtype=torch.int32),
         block_tables=torch.arange(1, 2 + (length - 1) // 16, dtype=torch.int32).unsqueeze(0),
     )
+    return kernels.stage(torch.zeros(rows, dtype=torch.int64), batch, torch.tensor([rows - 1])).batch
 
 
 @torch.inference_mode()
@@ -164,16 +173,24 @@ def _speeds(kernels: Kernels) -> list[Speed]:
     numbers = _LAYERS * 3072 * 576
     found = []
     for rows in _ROWS:
-        seconds = _time(partial(_all, kernels, torch.randn(rows, 576).bfloat16(), weights))
+        x = torch.randn(rows, 576).bfloat16().to(kernels.device)
+        seconds = _time(partial(_all, kernels, x, weights))
         if rows == 1:
             found.append(Speed("linear layers, 1 row, weights read", 2e-9 * numbers / seconds, "GB/s"))
         else:
             found.append(Speed(f"linear layers, {rows} rows", 2e-9 * numbers * rows / seconds, "GFLOP/s"))
     kv = kernels.new_kv(1, 300)
-    queries = torch.randn(256, 9, 64).bfloat16()
-    seconds = _time(lambda: kernels.attention(queries, kv.keys[0], kv.values[0], _batch(4000, 256)))
+    queries = torch.randn(256, 9, 64).bfloat16().to(kernels.device)
+    batch = _staged(kernels, 4000, 256)
+    seconds = _time(lambda: kernels.attention(queries, kv.keys[0], kv.values[0], batch))
     found.append(Speed("attention, 256 rows over 4,000 keys", 4e-9 * 256 * 4000 * 9 * 64 / seconds, "GFLOP/s"))
     return found
+
+
+def _finish() -> None:
+    """Waits for what runs on a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _all(kernels: Kernels, x: torch.Tensor, weights: list[Packed]) -> None:
@@ -184,10 +201,12 @@ def _all(kernels: Kernels, x: torch.Tensor, weights: list[Packed]) -> None:
 def _time(action: Callable[[], object]) -> float:
     """Median seconds."""
     action()
+    _finish()
     taken = []
     for _ in range(5):
         began = time.perf_counter()
         action()
+        _finish()
         taken.append(time.perf_counter() - began)
     return median(taken)
 

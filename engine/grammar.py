@@ -52,11 +52,10 @@ class Matcher:
         self._matcher = matcher
         self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
 
-    def forbid(self, logits: NDArray[np.float32]) -> None:
-        """Sets the logits, (vocabulary,), of tokens that cannot come next to minus infinity."""
+    def allowed(self) -> NDArray[np.int32]:
+        """Which tokens can come next, a bit each, (words,); good until the next call."""
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
-        allowed = np.unpackbits(self._mask[0].view(np.uint8), count=len(logits), bitorder="little")
-        logits[allowed == 0] = -np.inf
+        return self._mask[0]
 
     def push(self, token: int) -> bool:
         """Takes the token just sampled. Whether nothing can follow it."""

@@ -15,22 +15,27 @@ from engine.batch import BatchPlanner, Plan
 from engine.capacity import affordable_tokens
 from engine.config import EngineConfig
 from engine.context import Context
+from engine.device import check_weights, choose_device, kv_tokens_on, room_on
 from engine.errors import ContextError
 from engine.generation import Generation, Sampled
 from engine.grammar import Grammars
-from engine.kernels import AttentionBatch, select_kernels
+from engine.kernels import AttentionBatch, Limits, select_kernels
 from engine.kv_cache import SCRATCH, KVCache
 from engine.link import EngineInfo, Sampling, Update
-from engine.models.checkpoint import open_weights
+from engine.models.checkpoint import open_weights, weights_size
 from engine.models.decoder import Decoder
 from engine.models.fetch import checkpoint_folder, model_name
 from engine.models.spec import read_spec
 from engine.pace import Pacer
 from engine.retention import Retention
-from engine.sampling import BadLogits, Sampler
+from engine.sampling import BadLogits, Sampler, any_token
 from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("myna.engine")
+
+_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
+"""Token budget of a step where nobody said one: so many rows that their products are worth reading the weights for."""
+_TRIAL_ROWS = 64
 
 
 class Engine:
@@ -49,6 +54,7 @@ class Engine:
         self.config = config
         dtype = getattr(torch, config.dtype)
         assert isinstance(dtype, torch.dtype)
+        device = choose_device("cpu" if config.kernels in ("cpu", "torch") else config.device)
         threads = config.threads or max(1, len(os.sched_getaffinity(0)) // config.peers)
         torch.set_num_threads(threads)
         cache = Path(config.cache).expanduser()
@@ -56,18 +62,29 @@ class Engine:
         spec = read_spec(folder)
         resolved(folder)
         self.tokenizer = Tokenizer(folder)
-        kernels = select_kernels(config.kernels, spec.shape, dtype, config.block_size, cache, quantize=config.quantize)
+        step_tokens = config.step_tokens or _STEP_TOKENS[device.type]
+        kernels = select_kernels(
+            config.kernels,
+            spec.shape,
+            dtype,
+            config.block_size,
+            cache,
+            quantize=config.quantize,
+            device=device,
+            limits=Limits(max(step_tokens, _TRIAL_ROWS), config.max_batch, 1 + spec.window // config.block_size),
+        )
+        if device.type == "cuda":
+            check_weights(room_on(device), weights_size(folder, dtype))
         self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
-        tokens = config.kv_tokens or affordable_tokens(self.decoder.kv_bytes_per_token, spec.window, config.peers)
-        blocks = 1 + math.ceil(tokens / config.block_size)
+        blocks = 1 + math.ceil(self._kv_tokens(device) / config.block_size)
         self.decoder.allocate_kv(blocks)
         retention = Retention(blocks - 1, learns=config.retention == "learned")
         self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing, retention=retention)
         self._pacer = Pacer(decode_share=config.decode_share, gap=config.step_seconds)
-        self._planner = BatchPlanner(self.cache, config.step_tokens, config.max_batch, self._pacer)
+        self._planner = BatchPlanner(self.cache, step_tokens, config.max_batch, self._pacer)
         self._sampler = Sampler(kernels)
         self._grammars = Grammars(self.tokenizer)
-        self._arrays = StepArrays(config.step_tokens, config.max_batch, config.block_size)
+        self._arrays = StepArrays(step_tokens, config.max_batch, config.block_size)
         self._contexts: dict[int, Context] = {}
         self._suspects: deque[int] = deque()
         self._arrivals = 0
@@ -77,7 +94,7 @@ class Engine:
             architecture=spec.architecture,
             parameters=self.decoder.parameters,
             dtype=config.dtype,
-            device="cpu",
+            device=str(device),
             kernels=kernels.name,
             threads=threads,
             window=spec.window,
@@ -87,6 +104,13 @@ class Engine:
             load_seconds=time.monotonic() - began,
         )
         self._warm_up()
+
+    def _kv_tokens(self, device: torch.device) -> int:
+        """How many the KV pool is to hold, where the weights are there already."""
+        config, token_bytes = self.config, self.decoder.kv_bytes_per_token
+        if device.type == "cuda":
+            return kv_tokens_on(room_on(device), config.kv_tokens, token_bytes, config.block_size, config.peers)
+        return config.kv_tokens or affordable_tokens(token_bytes, self.decoder.spec.window, config.peers)
 
     # commands
 
@@ -283,19 +307,28 @@ class Engine:
         return self.decoder.forward(*self._arrays.gather(plan))
 
     def _warm_up(self) -> None:
-        """Runs two steps on the scratch block, so that the first request meets no first time, and the pacer knows
-        what a row costs."""
-        for rows in (64, 1, 64, 1):
-            batch = AttentionBatch(
-                positions=torch.arange(rows).clamp(max=self.info.window - 1),
-                slots=torch.zeros(rows, dtype=torch.int64),
-                query_starts=torch.tensor([0, rows], dtype=torch.int32),
-                lengths=torch.tensor([rows], dtype=torch.int32),
-                block_tables=torch.full((1, -(-rows // self.config.block_size)), SCRATCH, dtype=torch.int32),
-            )
+        """Runs steps on the scratch block, so that the first request meets no first time, and the pacer knows what a
+        row costs."""
+        for size in self.decoder.kernels.recorded:
+            self._try([1] * size)
+        for rows in (_TRIAL_ROWS, 1, _TRIAL_ROWS, 1):
             began = time.perf_counter()
-            self.decoder.forward(torch.zeros(rows, dtype=torch.int64), batch, torch.tensor([rows - 1]))
+            self._try([rows])
             self._pacer.learn(rows, time.perf_counter() - began)
+
+    def _try(self, rows: list[int]) -> None:
+        """A step of sequences of so many rows each, which choose nothing."""
+        ends = torch.tensor(rows).cumsum(0)
+        blocks = -(-max(rows) // self.config.block_size)
+        batch = AttentionBatch(
+            positions=torch.cat([torch.arange(count) for count in rows]).clamp(max=self.info.window - 1),
+            slots=torch.zeros(sum(rows), dtype=torch.int64),
+            query_starts=torch.cat((torch.zeros(1, dtype=torch.int64), ends)).int(),
+            lengths=torch.tensor(rows, dtype=torch.int32),
+            block_tables=torch.full((len(rows), blocks), SCRATCH, dtype=torch.int32),
+        )
+        logits = self.decoder.forward(torch.zeros(sum(rows), dtype=torch.int64), batch, ends - 1)
+        self.decoder.kernels.choose(logits, any_token(len(rows)))
 
     def check_integrity(self) -> None:
         """Recounts the cache from all contexts. Raises AssertionError on any difference."""

@@ -38,13 +38,12 @@ class Sampler:
             self._of = generations
             self._requests = _requests(b"".join([generation.request for generation in generations]))
         requests = self._requests
-        for row, generation in enumerate(generations):
-            if generation.matcher is not None:
-                generation.matcher.forbid(logits[row].numpy())
+        if any(generation.matcher for generation in generations):
+            requests = replace(requests, **_masks(generations))
         if any(generation.random for generation in generations):
             requests.rows["uniform"] = [generation.uniform() for generation in generations]
         if any(generation.adjusts for generation in generations):
-            requests = replace(requests, **_adjustments(logits, generations))
+            requests = replace(requests, **_adjustments(generations))
         choices = self._kernels.choose(logits, requests)
         return [
             BadLogits("the model produced NaN logits, or its request allows no token")
@@ -54,49 +53,58 @@ class Sampler:
         ]
 
 
+def any_token(rows: int) -> ChoiceRequests:
+    """Requests of rows that take the likeliest token."""
+    return _requests(np.zeros(rows, dtype=REQUEST).tobytes())
+
+
 def _requests(rows: bytes) -> ChoiceRequests:
     """Rows of REQUEST that change no logits."""
     requests = np.frombuffer(bytearray(rows), dtype=REQUEST)
-    starts = np.zeros(len(requests) + 1, dtype=np.int32)
-    return ChoiceRequests(requests, starts, np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
+    starts, none = np.zeros(len(requests) + 1, dtype=np.int32), np.empty(0, dtype=np.float32)
+    masked = np.full(len(requests), -1, dtype=np.int32)
+    return ChoiceRequests(requests, starts, none.astype(np.int32), none, none, np.empty((0, 0), np.int32), masked)
 
 
-def _adjustments(logits: torch.Tensor, generations: Sequence[Generation]) -> dict[str, NDArray[Any]]:
+def _masks(generations: Sequence[Generation]) -> dict[str, NDArray[Any]]:
+    """The fields of ChoiceRequests that say which tokens may come."""
+    masks = [None if one.matcher is None else one.matcher.allowed() for one in generations]
+    has = np.array([mask is not None for mask in masks])
+    allowed = np.stack([mask for mask in masks if mask is not None])
+    return {"allowed": allowed, "masked": np.where(has, np.cumsum(has) - 1, -1).astype(np.int32)}
+
+
+def _adjustments(generations: Sequence[Generation]) -> dict[str, NDArray[Any]]:
     """The fields of ChoiceRequests that say which logits change."""
     starts = np.zeros(len(generations) + 1, dtype=np.int32)
-    ids: list[NDArray[np.int32]] = []
-    values: list[NDArray[np.float32]] = []
-    for row, generation in enumerate(generations):
-        if generation.adjusts:
-            changed, became = _adjusted(logits[row].numpy(), generation)
-            ids.append(changed)
-            values.append(became)
-            starts[row + 1] = len(changed)
+    found = [_changes(one) for one in generations if one.adjusts]
+    starts[1:][[one.adjusts for one in generations]] = [len(ids) for ids, _, _ in found]
     np.cumsum(starts, out=starts)
-    return {"starts": starts, "ids": np.concatenate(ids), "values": np.concatenate(values)}
+    ids, factors, biases = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return {"starts": starts, "ids": ids, "factors": factors, "biases": biases}
 
 
-def _adjusted(row: NDArray[np.float32], generation: Generation) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The tokens whose logits penalties, bias and min_tokens change, and what they become."""
+def _changes(generation: Generation) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """The tokens whose logits penalties, bias and min_tokens change, and by what factor and bias."""
     sampling = generation.sampling
     muted = generation.stop_tokens if generation.muted else frozenset()
     repeated = generation.seen if sampling.repetition_penalty != 1.0 else set()
     counted = generation.counts if sampling.presence_penalty or sampling.frequency_penalty else {}
-    ids = np.fromiter({*sampling.logit_bias, *muted, *repeated, *counted}, dtype=np.int32)
-    values = row[ids]
+    ids = list({*sampling.logit_bias, *muted, *repeated, *counted})
+    count = len(ids)
+    factors, biases = np.ones(count, dtype=np.float32), np.zeros(count, dtype=np.float32)
     if repeated:  # Keskar et al. 2019 (CTRL)
-        which = np.fromiter((token in repeated for token in ids.tolist()), dtype=bool, count=len(ids))
-        penalised = np.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
-        values = np.where(which, penalised, values).astype(np.float32)
+        which = np.fromiter((token in repeated for token in ids), dtype=bool, count=count)
+        factors[which] = sampling.repetition_penalty
     if counted:
-        times = np.fromiter((counted.get(token, 0) for token in ids.tolist()), dtype=np.float32, count=len(ids))
-        values -= sampling.presence_penalty * (times > 0) + sampling.frequency_penalty * times
+        times = np.fromiter((counted.get(token, 0) for token in ids), dtype=np.float32, count=count)
+        biases -= sampling.presence_penalty * (times > 0) + sampling.frequency_penalty * times
     if sampling.logit_bias:
         bias = sampling.logit_bias
-        values += np.fromiter((bias.get(token, 0.0) for token in ids.tolist()), dtype=np.float32, count=len(ids))
+        biases += np.fromiter((bias.get(token, 0.0) for token in ids), dtype=np.float32, count=count)
     if muted:
-        values[np.isin(ids, np.fromiter(muted, dtype=np.int32))] = -np.inf
-    return ids, values
+        biases[np.fromiter((token in muted for token in ids), dtype=bool, count=count)] = -np.inf
+    return np.array(ids, dtype=np.int32), factors, biases
 
 
 def _logprob(choices: Choices, row: int, token: int, generation: Generation) -> TokenLogprob:

@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import EngineConfig
+from engine.gpus import visible_gpus
 from gateway import metrics
 from gateway.api import chat, completions, events, graphs, health, models, parrot, sessions, tokens, variables
 from gateway.api.services import SERVICES, Services
@@ -107,9 +108,19 @@ def build_app(settings: ServeSettings, services: Services) -> web.Application:
     return app
 
 
-def engine_config(settings: ServeSettings) -> EngineConfig:
-    """What the engine process is told."""
+def engine_configs(settings: ServeSettings, gpus: int) -> list[EngineConfig]:
+    """What each engine process is told. With several GPUs and none chosen, engines take turns with them."""
+    devices = [settings.device]
+    if settings.device == "auto" and settings.kernels in ("auto", "triton") and gpus:
+        devices = [f"cuda:{at}" for at in range(gpus)]
+    count = settings.engines or len(devices)
+    shared = -(-count // len(devices))
+    return [_engine_config(settings, devices[at % len(devices)], shared) for at in range(count)]
+
+
+def _engine_config(settings: ServeSettings, device: str, peers: int) -> EngineConfig:
     return EngineConfig(
+        device=device,
         model=settings.model,
         cache=str(settings.cache.expanduser()),
         dtype=settings.dtype,
@@ -121,7 +132,7 @@ def engine_config(settings: ServeSettings) -> EngineConfig:
         decode_share=settings.decode_share,
         max_batch=settings.max_batch,
         threads=settings.threads,
-        peers=settings.engines,
+        peers=peers,
         prefix_sharing=settings.prefix_sharing,
         retention=settings.retention,
     )
@@ -173,9 +184,9 @@ async def serve(settings: ServeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     pool = EnginePool(settings.engine_wait)
-    config, hang = engine_config(settings), settings.engine_timeout
     engines = [
-        EmbeddedEngine(f"embedded-{at}", config, pool.changed, hang_seconds=hang) for at in range(settings.engines)
+        EmbeddedEngine(f"embedded-{at}", config, pool.changed, hang_seconds=settings.engine_timeout)
+        for at, config in enumerate(engine_configs(settings, visible_gpus()))
     ]
     async with AsyncExitStack() as stack:
         try:

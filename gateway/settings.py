@@ -55,13 +55,16 @@ class ServeSettings(BaseSettings):
 
     model: str = Field(DEFAULT_MODEL, description="a GGUF file, a folder with safetensors, a hub id, or the default")
     model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="of weights and KV cache")
-    kernels: Literal["auto", "cpu", "torch"] = Field("auto", description="which kernels the engine uses")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N; auto: the GPUs, if any"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of weights and KV cache")
+    kernels: Literal["auto", "cpu", "torch", "triton"] = Field("auto", description="which kernels the engine uses")
     quantize: Literal["none", "int8"] = Field("none", description="int8: weights in 8 bits, faster and less exact")
-    engines: int = Field(1, ge=1, le=64, description="processes that run the model side by side")
+    engines: int = Field(0, ge=0, le=64, description="processes that run the model; 0: one a GPU, or one on the CPU")
     threads: int = Field(0, ge=0, description="of each engine; 0 shares the cores out among them")
     kv_tokens: int = Field(0, ge=0, description="KV pool of each engine in tokens; 0 sizes it from free memory")
-    step_tokens: int = Field(512, ge=16, description="token budget of one engine step")
+    step_tokens: int = Field(0, ge=0, description="token budget of one engine step; 0: 512 on a CPU, 4096 on a GPU")
     step_seconds: float = Field(0.1, gt=0, description="longest step while somebody reads, where prompts can be cut")
     decode_share: float = Field(0.65, gt=0, lt=1, description="speed that answers keep while long prompts are read")
     max_batch: int = Field(256, ge=1, description="most requests in one engine step")
@@ -116,6 +119,13 @@ class ServeSettings(BaseSettings):
         if bad is not None:
             raise ValueError(f"{bad!r} is no origin; one is https://host, with a port if need be and nothing behind it")
         return origins
+
+    @field_validator("step_tokens")
+    @classmethod
+    def _steps_have_rows(cls, tokens: int) -> int:
+        if 0 < tokens < 16:
+            raise ValueError("a step takes at least 16 tokens; 0 takes what suits the device")
+        return tokens
 
     @model_validator(mode="after")
     def _key_has_its_certificate(self) -> Self:

@@ -4,9 +4,9 @@ Row counts vary from step to step. Kernels whose rows do not depend on their nei
 batching never changes what a request is answered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -49,15 +49,19 @@ class KVTensors:
     values: list[torch.Tensor]
 
     @classmethod
-    def zeros(cls, layers: int, shape: tuple[int, ...], dtype: torch.dtype) -> "KVTensors":
-        """A pool of zeros whose memory comes as it is written."""
-        keys, values = ([large_zeros(shape, dtype) for _ in range(layers)] for _ in range(2))
+    def zeros(
+        cls, layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None
+    ) -> "KVTensors":
+        """A pool of zeros. The host's memory comes as it is written; a GPU's at once."""
+        if device is None or device.type == "cpu":
+            keys, values = ([large_zeros(shape, dtype) for _ in range(layers)] for _ in range(2))
+        else:
+            keys, values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in range(2))
         return cls(keys, values)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to), in every layer."""
-        source = torch.tensor([copy[0] for copy in copies])
-        target = torch.tensor([copy[1] for copy in copies])
+        source, target = torch.tensor(copies, device=self.keys[0].device).unbind(1)
         for layer in (*self.keys, *self.values):
             layer[target] = layer[source]
 
@@ -131,13 +135,23 @@ probabilities at all."""
 
 @dataclass(frozen=True)
 class ChoiceRequests:
-    """rows: (m,) of REQUEST. Row r's logits of ids[starts[r] : starts[r + 1]] become the values of the same places
-    before the choice; log probabilities are those of the logits as they were."""
+    """rows: (m,) of REQUEST.
+
+    allowed: (masks, words) int32: bit t % 32 of word t // 32 says whether token t may come. masked: (m,), which mask a
+    row has, -1 for none. What is not allowed has a logit of minus infinity, for log probabilities too.
+
+    Row r's logits of ids[starts[r] : starts[r + 1]], which are different tokens, are changed before the choice: by the
+    factors of the same places (positive ones divided by it, others multiplied), and then the biases are added. Log
+    probabilities are those of the logits as they were.
+    """
 
     rows: NDArray[np.void]
     starts: NDArray[np.int32]
     ids: NDArray[np.int32]
-    values: NDArray[np.float32]
+    factors: NDArray[np.float32]
+    biases: NDArray[np.float32]
+    allowed: NDArray[np.int32]
+    masked: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -162,6 +176,15 @@ class Choices:
         )
 
 
+class Staged(NamedTuple):
+    """A step's arrays on the device. There may be more rows than there were: rows that nobody wants and that write to
+    the scratch block."""
+
+    tokens: torch.Tensor
+    batch: AttentionBatch
+    wanted: torch.Tensor
+
+
 class FusedLayers(Protocol):
     """All layers of a decoder in one call."""
 
@@ -178,8 +201,22 @@ class Kernels(Protocol):
     otherwise."""
 
     name: str
+    device: torch.device
     batch_invariant: bool
     """Whether a row's results are the same bit for bit whatever rows stand beside it; else to rounding."""
+
+    recorded: Sequence[int]
+    """Sizes of decode batches whose first time takes long, and which are worth a trial when the engine starts."""
+
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> "Staged":
+        """Brings a step's arrays, which the host wrote, to where these kernels read them.
+
+        tokens: (rows,) int64. wanted: (m,) int64, rows that get logits. What is staged is good until the next call.
+        """
+
+    def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What the step returns, which makes the calls for what was staged last and has no other effect: it may be
+        made up from an earlier step's calls."""
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """A pool of zeros; the pages of memory come only as they are written."""
@@ -227,7 +264,7 @@ class Kernels(Protocol):
         """(rows, 2 * intermediate) -> (rows, intermediate): the activation of the first half times the second."""
 
     def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
-        """One token for each row of logits, (m, vocabulary) float32, which may be changed. Good until the next call."""
+        """One token for each row of logits, (m, vocabulary) float32, which are changed. Good until the next call."""
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """All layers in one call with the same results, where these kernels can; else None."""

@@ -19,25 +19,45 @@ _CHUNK = 256
 def choose(logits: NDArray[np.float32], requests: ChoiceRequests) -> Choices:
     """See `Kernels.choose`."""
     choices = Choices.empty(requests)
+    forbid(logits, requests)
+    values = adjusted(logits, requests)
     for at, (row, request) in enumerate(zip(logits, requests.rows, strict=True)):
         likeliest = int(np.argmax(row))
         if np.isnan(row[likeliest]):  # argmax finds a NaN if there is one
             continue
         changed = slice(requests.starts[at], requests.starts[at + 1])
-        adjusted = row
+        weighed = row
         if changed.start < changed.stop:
-            adjusted = row.copy()
-            adjusted[requests.ids[changed]] = requests.values[changed]
-            likeliest = int(np.argmax(adjusted))
-        if not adjusted[likeliest] > -np.inf:  # NaN, or everything is forbidden
+            weighed = row.copy()
+            weighed[requests.ids[changed]] = values[changed]
+            likeliest = int(np.argmax(weighed))
+        if not weighed[likeliest] > -np.inf:  # NaN, or everything is forbidden
             continue
         token = likeliest
         if request["temperature"] > 0.0:
-            token = _draw(adjusted, request)
+            token = _draw(weighed, request)
         choices.tokens[at] = token
         if request["top_logprobs"] >= 0:
             _log(row, token, int(request["top_logprobs"]), choices, at)
     return choices
+
+
+def forbid(logits: NDArray[np.float32], requests: ChoiceRequests) -> None:
+    """Sets the logits that the rows' masks do not allow to minus infinity, in place."""
+    for row in np.flatnonzero(requests.masked >= 0):
+        words = requests.allowed[requests.masked[row]]
+        bits = np.unpackbits(words.view(np.uint8), count=logits.shape[1], bitorder="little")
+        logits[row, bits == 0] = -np.inf
+
+
+def adjusted(logits: NDArray[np.float32], requests: ChoiceRequests) -> NDArray[np.float32]:
+    """What the logits of `requests.ids` become, (ids,)."""
+    if not len(requests.ids):
+        return np.empty(0, dtype=np.float32)
+    rows = np.repeat(np.arange(len(logits)), np.diff(requests.starts))
+    values = logits[rows, requests.ids]
+    factors = requests.factors
+    return np.where(values > 0, values / factors, values * factors) + requests.biases
 
 
 def _draw(row: Row, request: np.void) -> int:

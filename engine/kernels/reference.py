@@ -1,6 +1,6 @@
 """The operations in plain torch: the reference, and what runs where nothing better does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from engine.kernels.base import (
     LayerWeights,
     Packed,
     Positions,
+    Staged,
 )
 from engine.kernels.choose import choose
 
@@ -37,9 +38,18 @@ class TorchKernels:
         self._block_size = block_size
         self._packs = dtype == torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.name = "torch, packed" if self._packs else "torch"
+        self.device, self.recorded = torch.device("cpu"), ()
         self.batch_invariant = False  # attention is chosen by the shape of the batch
         self._layout: tuple[AttentionBatch, int, _Layout] | None = None
         """The last batch's: the same for all layers of a step that have the same window."""
+
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
+        """See `Kernels.stage`."""
+        return Staged(tokens, batch, wanted)
+
+    def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """See `Kernels.run`."""
+        return step()
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""

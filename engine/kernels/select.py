@@ -1,6 +1,7 @@
 """Which kernels run here."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,13 +14,45 @@ from engine.kernels.reference import TorchKernels
 log = logging.getLogger("myna.engine")
 
 
-def select_kernels(
-    wanted: str, shape: LayerShape, dtype: torch.dtype, block_size: int, cache: Path, *, quantize: str = "none"
-) -> Kernels:
-    """The best kernels for this machine and model, or the wanted ones.
+@dataclass(frozen=True)
+class Limits:
+    """The most that a step has: rows, sequences, and blocks of a sequence."""
 
-    `wanted`: auto, cpu or torch. `quantize`: none or int8. Raises EngineError if the wanted ones cannot run here.
+    rows: int
+    sequences: int
+    width: int
+
+
+_CPU = torch.device("cpu")
+
+
+def select_kernels(
+    wanted: str,
+    shape: LayerShape,
+    dtype: torch.dtype,
+    block_size: int,
+    cache: Path,
+    *,
+    quantize: str = "none",
+    device: torch.device = _CPU,
+    limits: Limits | None = None,
+) -> Kernels:
+    """The best kernels for this device and model, or the wanted ones.
+
+    `wanted`: auto, cpu, torch or triton. `quantize`: none or int8. `limits`: needed for Triton's. Raises EngineError if
+    the wanted ones cannot run here.
     """
+    if wanted == "triton" or (wanted == "auto" and device.type == "cuda"):
+        from engine.kernels.triton.kernels import TritonKernels  # Triton takes a while to load
+
+        if quantize != "none":
+            raise EngineError("the Triton kernels do not quantise; leave out --quantize")
+        assert limits is not None
+        return TritonKernels(
+            shape, dtype, block_size, device, rows=limits.rows, sequences=limits.sequences, width=limits.width
+        )
+    if device.type == "cuda":
+        raise EngineError(f"the {wanted} kernels run on the CPU; leave out --kernels, or take --device cpu")
     if wanted != "torch":
         try:
             return CpuKernels(cache, shape, dtype, block_size, quantize=quantize)

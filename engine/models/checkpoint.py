@@ -1,5 +1,6 @@
 """A checkpoint folder's weights, by name."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,3 +36,13 @@ def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
         return tensor
 
     return weight
+
+
+def weights_size(folder: Path, dtype: torch.dtype) -> int:
+    """Bytes that the weights of a checkpoint take in this type."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as handle:
+            shapes = (handle.get_slice(name).get_shape() for name in handle.keys())  # noqa: SIM118 (not a dict)
+            total += sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    return total

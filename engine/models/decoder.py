@@ -64,7 +64,7 @@ class Decoder:
     def _table(self, rope: Rope) -> torch.Tensor:
         """One table for all layers that turn alike."""
         if id(rope) not in self._tables:
-            self._tables[id(rope)] = rotary_table(rope, self.spec.window)
+            self._tables[id(rope)] = rotary_table(rope, self.spec.window).to(self.kernels.device)
         return self._tables[id(rope)]
 
     @property
@@ -89,16 +89,23 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
-        """One step: writes the rows' KV and returns logits.
+        """One step: writes the rows' KV and returns logits, good until the next step.
 
-        tokens: (rows,) int64. wanted: (m,) int64, rows that get logits. Returns (m, vocabulary) float32.
+        tokens: (rows,) int64. wanted: (m,) int64, rows that get logits. Both, and the batch, are the host's. Returns
+        (m, vocabulary) float32, on the kernels' device.
         """
+        asked = len(wanted)
+        staged = self.kernels.stage(tokens, batch, wanted)
+        return self.kernels.run(lambda: self._compute(*staged))[:asked]
+
+    def _compute(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
+        """Of what was staged."""
         residual = torch.nn.functional.embedding(tokens, self._embedding)
         if self.spec.embedding_scale != 1.0:
             residual *= torch.tensor(self.spec.embedding_scale, dtype=self.dtype)  # rounded, as it was trained
         delta = self._one_by_one(residual, batch) if self._fused is None else self._fused(residual, batch)
         if not len(wanted):
-            return torch.empty(0, self.spec.vocabulary)
+            return torch.empty(0, self.spec.vocabulary, device=residual.device)
         last = self._layers[-1].mlp_out_norm
         x = self.kernels.add_rms_norm(residual[wanted], delta[wanted], self._norm, last)
         logits = self.kernels.logits(x, self._head)
@@ -139,7 +146,7 @@ class _Reader:
     def _take(self, name: str) -> torch.Tensor:
         tensor = self._weight(name)
         self.parameters += tensor.numel()
-        return tensor
+        return tensor.to(self._kernels.device)
 
     def norm(self, name: str) -> torch.Tensor:
         weight = self._take(name + ".weight").float()

@@ -2,7 +2,7 @@
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from engine.kernels.base import (
     LayerWeights,
     Packed,
     Positions,
+    Staged,
 )
+from engine.kernels.choose import adjusted, forbid
 from engine.kernels.cpu.build import Unavailable, load
 from engine.kernels.memory import large_zeros
 
@@ -156,7 +158,16 @@ class CpuKernels:
         self.name = f"C with {'AMX and ' if self._library.myna_has_amx() else ''}{instructions}"
         if self._quantize:
             self.name += ", weights in 8 bits"
+        self.device, self.recorded = torch.device("cpu"), ()
         self.batch_invariant = True
+
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
+        """See `Kernels.stage`."""
+        return Staged(tokens, batch, wanted)
+
+    def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """See `Kernels.run`."""
+        return step()
 
     def _multiplies(self) -> bool:
         """Tries the matrix tiles, which an emulator or a hypervisor may have got wrong."""
@@ -269,10 +280,12 @@ class CpuKernels:
 
     def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
         """See `Kernels.choose`. Rows are shared out between the threads."""
-        if self._choosing is None or self._choosing.requests is not requests:
+        forbid(logits.numpy(), requests)
+        if self._choosing is None or self._choosing.requests is not requests or len(requests.ids):
             if self._choice_room is None:
                 self._choice_room = np.empty(self._library.myna_choose_room(logits.shape[1]), dtype=np.uint8)
-            self._choosing = _Choosing(self._library, requests, self._choice_room)
+            values = adjusted(logits.numpy(), requests)
+            self._choosing = _Choosing(self._library, requests, values, self._choice_room)
         return self._choosing(logits)
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
@@ -289,13 +302,16 @@ class CpuKernels:
 
 
 class _Choosing:
-    """The same requests asked of one step's logits after another's: answers and addresses are kept."""
+    """The same requests asked of one step's logits after another's, if they change none: answers and addresses are kept."""
 
-    def __init__(self, library: ctypes.CDLL, requests: ChoiceRequests, room: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, requests: ChoiceRequests, values: NDArray[np.float32], room: NDArray[np.uint8]
+    ) -> None:
         self.requests = requests
+        self._values = values  # C holds its address
         self._library = library
         self._choices = choices = Choices.empty(requests)
-        given = (requests.rows, requests.starts, requests.ids, requests.values)
+        given = (requests.rows, requests.starts, requests.ids, values)
         made = (choices.tokens, choices.logprobs, choices.top_ids, choices.top_logprobs)
         self._arguments = (
             *(array.ctypes.data for array in (*given, *made)),

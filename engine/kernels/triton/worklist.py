@@ -1,4 +1,4 @@
-"""What a decode step's attention is divided into: the host's side of the tree kernel. Plain numpy, no GPU.
+"""What a step's attention is divided into: the host's side of the attention kernels. Plain numpy, no GPU.
 
 Rows that decode begin with the same blocks where their requests share a prefix. Sorted by their block tables they are
 the leaves of a tree; each inner node is a run of keys that several rows see. A node's keys are read once for all rows
@@ -6,6 +6,9 @@ under it, at every level, and each row's parts are merged by their log-sum-exp (
 attention; Ye et al. 2024, Juravsky et al. 2024). Where sharing does not pay, a node's keys go to its children
 instead, down to plain paged attention with split keys (Dao et al. 2023), which is what remains when nothing is
 shared.
+
+Prompts are divided by rows; where they are too few for all multiprocessors, by keys as well. A tile of theirs uses each
+key so often that nothing is gained by sharing between them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 ITEM = 8
 """Numbers of an item: first row, rows, KV head, sequence whose block table holds the keys, first key, end of keys,
-which of its rows' parts it makes; and one that is not used."""
+which of its rows' parts it makes, and the end of the whole tiles of keys that all its rows see."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def plan(
     work = sum(count * shape.tiles(one.last - one.first) * heads for one, count in zip(found, tiles, strict=True))
     quota = max(shape.least_tiles, -(-work // shape.programs))
     parts = np.zeros(len(long), dtype=np.int32)
-    items: list[tuple[int, ...]] = []
+    items: list[list[int]] = []
     for one, count in zip(found, tiles, strict=True):
         pieces = -(-count // quota)
         part = int(parts[one.first])
@@ -173,9 +176,51 @@ def plan(
             end = min(one.end, one.begin + count * (piece + 1) // pieces * shape.tile_keys)
             for first in range(one.first, one.last, shape.rows):
                 rows = min(shape.rows, one.last - first)
-                items += [(first, rows, head, int(order[first]), begin, end, part + piece, 0) for head in range(heads)]
+                items.append([first, rows, 0, int(order[first]), begin, end, part + piece, end])
         parts[one.first : one.last] += pieces
-    table = np.array(items, dtype=np.int32).reshape(-1, ITEM)
-    table = table[np.argsort(table[:, 4] - table[:, 5], kind="stable")]
-    starts = np.concatenate(([0], np.cumsum(parts))).astype(np.int32)
-    return WorkList(order.astype(np.int32), np.ascontiguousarray(table), starts)
+    return WorkList(order.astype(np.int32), _of_all_heads(items, heads), _starts(parts))
+
+
+def plan_prompts(
+    rows: NDArray[np.int32], lengths: NDArray[np.int32], shape: Shape, *, window: int = 0, most_parts: int = 1 << 30
+) -> WorkList:
+    """The work of one layer's attention for sequences of several rows each, which come one after another.
+
+    rows: (n,) how many; lengths: (n,) keys that the last of them sees, itself included; the one before it sees one
+    less. `window`: as for `plan`. Keys are not split where that would make more than `most_parts` parts.
+    """
+    tile = shape.rows
+    wholes: list[tuple[int, int, int, int, int]] = []
+    place = 0
+    for sequence, (count, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
+        for first in range(0, count, tile):
+            position = length - count + first
+            begin = max(0, position + 1 - window) if window else 0
+            wholes.append((place + first, min(tile, count - first), sequence, begin, position))
+        place += count
+    keys = [-(-(position + size - begin) // shape.tile_keys) for _, size, _, begin, position in wholes]
+    quota = max(shape.least_tiles, -(-sum(keys) * shape.kv_heads // shape.programs))
+    pieces = [max(1, count // quota) for count in keys]
+    if sum(size * count for (_, size, _, _, _), count in zip(wholes, pieces, strict=True)) > most_parts:
+        pieces = [1] * len(keys)
+    items: list[list[int]] = []
+    parts = np.zeros(place, dtype=np.int32)
+    for (first, size, sequence, start, position), count, split in zip(wholes, keys, pieces, strict=True):
+        for piece in range(split):
+            begin = start + count * piece // split * shape.tile_keys
+            end = min(position + size, start + count * (piece + 1) // split * shape.tile_keys)
+            clear = min(end, begin + max(0, position + 1 - begin) // shape.tile_keys * shape.tile_keys)
+            items.append([first, size, 0, sequence, begin, end, piece, clear])
+        parts[first : first + size] = split
+    return WorkList(np.arange(place, dtype=np.int32), _of_all_heads(items, shape.kv_heads), _starts(parts))
+
+
+def _of_all_heads(items: list[list[int]], heads: int) -> NDArray[np.int32]:
+    """The items of every KV head, longest first."""
+    table = np.repeat(np.array(items, dtype=np.int32).reshape(-1, ITEM), heads, axis=0)
+    table[:, 2] = np.tile(np.arange(heads, dtype=np.int32), len(items))
+    return np.ascontiguousarray(table[np.argsort(table[:, 4] - table[:, 5], kind="stable")])
+
+
+def _starts(parts: NDArray[np.int32]) -> NDArray[np.int32]:
+    return np.concatenate(([0], np.cumsum(parts))).astype(np.int32)

@@ -1,0 +1,305 @@
+"""The operations on a GPU: Triton's kernels, and cuBLAS for the products.
+
+On Triton's interpreter (TRITON_INTERPRET=1) the same code runs on the CPU, slowly; that is how it is tested without a
+GPU.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import triton
+from numpy.typing import NDArray
+
+from engine.errors import EngineError
+from engine.kernels.base import (
+    AttentionBatch,
+    ChoiceRequests,
+    Choices,
+    FusedLayers,
+    KVTensors,
+    LayerShape,
+    LayerWeights,
+    Packed,
+    Positions,
+    Staged,
+)
+from engine.kernels.triton import choose, layers
+from engine.kernels.triton.buffers import Mirror
+from engine.kernels.triton.graphs import Graphs, bucket
+from engine.kernels.triton.paged import PagedAttention, padded
+
+_CHOICE_BLOCK = 2048
+_GATED_BLOCK = 1024
+_ADJUST_BLOCK = 256
+_PROGRAMS_EACH = 2
+"""Programs of attention that a multiprocessor runs at a time."""
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run on its interpreter."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+class TritonKernels:
+    """See `Kernels`. For steps of up to `rows` rows of `sequences` sequences, each of up to `width` blocks."""
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        dtype: torch.dtype,
+        block_size: int,
+        device: torch.device,
+        *,
+        rows: int,
+        sequences: int,
+        width: int,
+    ) -> None:
+        """Raises EngineError if the device is not there, or too old."""
+        self._shape, self._dtype, self._block = shape, dtype, block_size
+        self.device = device
+        self._interpreted = interpreted()
+        upcast = self._interpreted and dtype == torch.bfloat16
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            if properties.major < 8:
+                raise EngineError(
+                    f"{properties.name} is of compute capability {properties.major}.{properties.minor}; the kernels "
+                    "need 8.0 (Ampere) or later"
+                )
+            self.name = f"Triton on {properties.name}"
+            programs = _PROGRAMS_EACH * properties.multi_processor_count
+        elif self._interpreted:
+            self.name, programs = "Triton, interpreted", 4
+        else:
+            raise EngineError(f"the Triton kernels run on GPUs, not on {device}")
+        self.batch_invariant = False  # products are chosen by the shape of the batch
+        self._sequences = sequences
+        self._attention = PagedAttention(
+            shape,
+            block_size,
+            rows=max(rows, sequences),
+            sequences=sequences,
+            width=width,
+            programs=programs,
+            device=device,
+            upcast=upcast,
+        )
+        integers = torch.int32
+        self._tokens = Mirror(max(rows, sequences), torch.int64, device)
+        self._positions, self._slots = (Mirror(max(rows, sequences), integers, device) for _ in range(2))
+        self._wanted = Mirror(sequences, torch.int64, device)
+        self._graphs = Graphs() if device.type == "cuda" else None
+        self.recorded = sorted({min(bucket(rows + 1), sequences) for rows in range(sequences)}, reverse=True)
+        if self._graphs is None:
+            self.recorded = []
+        self._bucket: int | None = None
+        """Rows of the step that was staged last, if it can be recorded."""
+        self._choosing = _Choosing(device, sequences)
+
+    # a step
+
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
+        """See `Kernels.stage`. Where every row decodes and is wanted, there are as many as a recording has."""
+        rows = len(tokens)
+        sequences = len(batch.lengths)
+        whole = rows == sequences == len(wanted)
+        self._bucket = min(bucket(rows), self._sequences) if whole else None
+        more = self._bucket - rows if self._bucket else 0
+        self._attention.prepare(
+            batch.query_starts.numpy(), batch.lengths.numpy(), batch.block_tables.numpy(), places=self._bucket
+        )
+        nothing = [0] * more
+        staged = AttentionBatch(
+            positions=self._positions.send(batch.positions.numpy(), nothing),
+            slots=self._slots.send(batch.slots.numpy(), nothing),  # in the scratch block
+            query_starts=batch.query_starts,
+            lengths=batch.lengths,
+            block_tables=batch.block_tables,
+        )
+        return Staged(
+            self._tokens.send(tokens.numpy(), nothing),
+            staged,
+            self._wanted.send(wanted.numpy(), range(rows, rows + more)),
+        )
+
+    def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """See `Kernels.run`."""
+        if self._graphs is None or self._bucket is None:
+            return step()
+        return self._graphs.run(self._bucket, step)
+
+    # a layer
+
+    def new_kv(self, layers: int, blocks: int) -> KVTensors:
+        """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""
+        shape = (blocks, self._shape.kv_heads, self._block, self._shape.head_size)
+        return KVTensors.zeros(layers, shape, self._dtype, self.device)
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
+        """See `Kernels.pack`."""
+        return weight.to(self.device), None if bias is None else bias.to(self.device)
+
+    def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+        """See `Kernels.linear`."""
+        return F.linear(x, *weight)
+
+    def logits(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+        """See `Kernels.logits`."""
+        return self.linear(x, weight).float()
+
+    def add_rms_norm(
+        self, residual: torch.Tensor, x: torch.Tensor | None, weight: torch.Tensor, inner: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Kernels.add_rms_norm`."""
+        rows, hidden = residual.shape
+        out = torch.empty_like(residual)
+        if rows:
+            layers.add_rms_norm[(rows,)](
+                residual,
+                residual if x is None else x,
+                weight,
+                weight if inner is None else inner,
+                out,
+                hidden,
+                self._shape.eps,
+                ADDS=x is not None,
+                INNER=inner is not None,
+                PADDED=padded(hidden),
+                num_warps=_warps(hidden),
+            )
+        return out
+
+    def rope_and_store(
+        self, qkv: torch.Tensor, positions: Positions, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """See `Kernels.rope_and_store`."""
+        shape, rows = self._shape, len(qkv)
+        queries = torch.empty(rows, shape.heads, shape.head_size, dtype=qkv.dtype, device=qkv.device)
+        rotary, query_norm, key_norm = positions.rotary, positions.query_norm, positions.key_norm
+        layers.rope_and_store[(rows, shape.heads + 2 * shape.kv_heads)](
+            qkv,
+            batch.positions,
+            batch.slots,
+            queries if rotary is None else rotary,
+            queries if query_norm is None else query_norm,
+            queries if key_norm is None else key_norm,
+            queries,
+            keys,
+            values,
+            shape.eps,
+            HEADS=shape.heads,
+            KV_HEADS=shape.kv_heads,
+            SIZE=shape.head_size,
+            PADDED=padded(shape.head_size),
+            BLOCK=self._block,
+            ROTATED=0 if rotary is None else rotary.shape[1],
+            QUERY_NORM=query_norm is not None,
+            KEY_NORM=key_norm is not None,
+            num_warps=1,
+        )
+        return queries
+
+    def attention(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: AttentionBatch,
+        window: int = 0,
+    ) -> torch.Tensor:
+        """See `Kernels.attention`. Of the batch that was staged last."""
+        return self._attention(queries, keys, values, batch.positions, window).view(len(queries), -1)
+
+    def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See `Kernels.gated`."""
+        rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device)
+        layers.gated[(rows, triton.cdiv(size, _GATED_BLOCK))](
+            gate_up, out, size, GELU=self._shape.activation == "gelu", BLOCK=_GATED_BLOCK, num_warps=4
+        )
+        return out
+
+    def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
+        """See `Kernels.fuse`. The layers stay apart; their launches are recorded instead."""
+        return None
+
+    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
+        """See `Kernels.choose`."""
+        return self._choosing(logits, requests)
+
+
+class _Choosing:
+    """Buffers for the choices of up to `rows` rows."""
+
+    def __init__(self, device: torch.device, rows: int) -> None:
+        self._device = device
+        self._requests = Mirror(rows * choose.REQUEST_FIELDS, torch.float64, device)
+        self._facts = torch.zeros(rows, choose.FACTS, dtype=torch.float32, device=device)
+        self._tokens = torch.zeros(rows, dtype=torch.int32, device=device)
+        self._logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
+
+    def __call__(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
+        rows, vocabulary = logits.shape
+        choices = Choices.empty(requests)
+        fields = ("temperature", "top_p", "min_p", "top_k", "top_logprobs", "uniform")
+        asked = self._requests.send(np.stack([requests.rows[field] for field in fields], axis=1).reshape(-1))
+        masks = len(requests.allowed) > 0
+        allowed, masked = (self._send(array) if masks else self._tokens for array in (requests.allowed, requests.masked))
+        grid, block = (rows,), _CHOICE_BLOCK
+        choose.observe[grid](
+            logits, allowed, masked, self._facts, vocabulary, requests.allowed.shape[1], MASKS=masks, BLOCK=block
+        )
+        width = choices.top_ids.shape[1]
+        if width:
+            top_ids = torch.zeros(rows, width, dtype=torch.int32, device=self._device)
+            top_values = torch.full((rows, width), -torch.inf, dtype=torch.float32, device=self._device)
+            choose.likeliest[grid](logits, asked, top_ids, top_values, vocabulary, width, BLOCK=block)
+        changes = len(requests.ids) > 0
+        starts = ids = before = self._facts
+        if changes:
+            starts, ids, factors, biases = (
+                self._send(array) for array in (requests.starts, requests.ids, requests.factors, requests.biases)
+            )
+            before = torch.empty_like(factors)
+            choose.adjust[grid](logits, starts, ids, factors, biases, before, vocabulary, BLOCK=_ADJUST_BLOCK)
+        choose.pick[grid](logits, asked, self._facts, self._tokens, vocabulary, BLOCK=block)
+        logged = bool((requests.rows["top_logprobs"] >= 0).any())
+        if logged:
+            choose.tell[grid](
+                logits,
+                self._facts,
+                self._tokens,
+                starts,
+                ids,
+                before,
+                self._logprobs,
+                vocabulary,
+                CHANGED=changes,
+                BLOCK=_ADJUST_BLOCK,
+            )
+        choices.tokens[:] = self._tokens[:rows].cpu().numpy()
+        if logged:
+            choices.logprobs[:] = self._logprobs[:rows].cpu().numpy()
+        if width:
+            facts = self._facts[:rows].cpu().numpy()
+            _sort(choices, top_ids.cpu().numpy(), top_values.cpu().numpy(), facts[:, 0] + facts[:, 1])
+        return choices
+
+    def _send(self, array: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+
+def _sort(
+    choices: Choices, ids: NDArray[np.int32], values: NDArray[np.float32], normalisers: NDArray[np.float32]
+) -> None:
+    """Writes the alternatives, likeliest first; ties go to the smaller id."""
+    order = np.lexsort((ids, -values), axis=1)
+    choices.top_ids[:] = np.take_along_axis(ids, order, axis=1)
+    choices.top_logprobs[:] = np.take_along_axis(values, order, axis=1) - normalisers[:, None]
+
+
+def _warps(size: int) -> int:
+    """For a program that holds so many elements at once."""
+    return min(16, max(1, padded(size) // 512))

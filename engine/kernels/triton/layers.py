@@ -1,0 +1,124 @@
+"""The small operations between a layer's products: what is read is read once, and what is made is written once."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _scaled(x, count, eps):
+    """What an RMS norm multiplies a row by. x: float32, 0 where nothing is."""
+    return tl.rsqrt(tl.sum(x * x, 0) / count + eps)
+
+
+@triton.jit
+def add_rms_norm(
+    residual,  # (rows, hidden), changed in place
+    x,  # (rows, hidden)
+    weight,  # (hidden,) float32
+    inner,  # (hidden,) float32
+    out,  # (rows, hidden)
+    hidden,
+    eps,
+    ADDS: tl.constexpr,
+    INNER: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """A row each: the residual takes what is added, which goes through a norm of its own first where the family has one;
+    the sum's norm is what comes out."""
+    at = tl.arange(0, PADDED)
+    inside = at < hidden
+    where = tl.program_id(0).to(tl.int64) * hidden + at
+    kind = residual.dtype.element_ty
+    total = tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
+    if ADDS:
+        added = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
+        if INNER:
+            added *= _scaled(added, hidden, eps) * tl.load(inner + at, mask=inside, other=0.0)
+            added = added.to(kind).to(tl.float32)
+        rounded = (total + added).to(kind)
+        tl.store(residual + where, rounded, mask=inside)
+        total = rounded.to(tl.float32)
+    total *= _scaled(total, hidden, eps) * tl.load(weight + at, mask=inside, other=0.0)
+    tl.store(out + where, total.to(kind), mask=inside)
+
+
+@triton.jit
+def rope_and_store(
+    qkv,  # (rows, (heads + 2 * kv_heads) * size)
+    positions,  # (rows,) int32
+    slots,  # (rows,) int32
+    rotary,  # (window, ROTATED) float32: cosines, then sines
+    query_norm,  # (size,) float32
+    key_norm,
+    queries,  # (rows, heads, size)
+    keys,  # (blocks, kv_heads, block, size)
+    values,
+    eps,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROTATED: tl.constexpr,
+    QUERY_NORM: tl.constexpr,
+    KEY_NORM: tl.constexpr,
+):
+    """One head of one row: normed, turned by its position, and put where it is read."""
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    kind = qkv.dtype.element_ty
+    at = tl.arange(0, PADDED)
+    inside = at < SIZE
+    whose = head + tl.zeros((PADDED,), tl.int32)
+    half: tl.constexpr = ROTATED // 2
+    other = tl.where(at < half, at + half, tl.where(at < ROTATED, at - half, at))
+    source = qkv + (row.to(tl.int64) * (HEADS + 2 * KV_HEADS) + head) * SIZE
+    x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
+    partner = tl.load(source + other, mask=inside, other=0.0).to(tl.float32)
+    if QUERY_NORM:
+        if head < HEADS:
+            scale = _scaled(x, SIZE, eps)
+            x *= scale * tl.load(query_norm + at, mask=inside, other=0.0)
+            partner *= scale * tl.load(query_norm + other, mask=inside, other=0.0)
+            x, partner = x.to(kind).to(tl.float32), partner.to(kind).to(tl.float32)
+    if KEY_NORM:
+        if (head >= HEADS) & (head < HEADS + KV_HEADS):
+            scale = _scaled(x, SIZE, eps)
+            x *= scale * tl.load(key_norm + at, mask=inside, other=0.0)
+            partner *= scale * tl.load(key_norm + other, mask=inside, other=0.0)
+            x, partner = x.to(kind).to(tl.float32), partner.to(kind).to(tl.float32)
+    if ROTATED > 0:
+        turned = (at < ROTATED) & (whose < HEADS + KV_HEADS)
+        angle = rotary + tl.load(positions + row).to(tl.int64) * ROTATED + at % half
+        cosine = tl.load(angle, mask=turned, other=1.0)
+        sine = tl.load(angle + half, mask=turned, other=0.0)
+        x = x * cosine + tl.where(at < half, -partner, partner) * sine
+    result = x.to(kind)
+    tl.store(queries + (row.to(tl.int64) * HEADS + head) * SIZE + at, result, mask=inside & (whose < HEADS))
+    slot = tl.load(slots + row).to(tl.int64)
+    kv_head = (head - HEADS) % KV_HEADS
+    place = ((slot // BLOCK * KV_HEADS + kv_head) * BLOCK + slot % BLOCK) * SIZE + at
+    tl.store(keys + place, result.to(keys.dtype.element_ty), mask=inside & (whose >= HEADS) & (whose < HEADS + KV_HEADS))
+    tl.store(values + place, result.to(values.dtype.element_ty), mask=inside & (whose >= HEADS + KV_HEADS))
+
+
+@triton.jit
+def gated(
+    gate_up,  # (rows, 2 * intermediate)
+    out,  # (rows, intermediate)
+    intermediate,
+    GELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The activation of a row's first half times its second."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < intermediate
+    gate = tl.load(gate_up + row * 2 * intermediate + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * intermediate + intermediate + at, mask=inside, other=0.0).to(tl.float32)
+    if GELU:  # in its tanh form: tanh(z) is 2 * sigmoid(2 z) - 1, and so the whole is gate * sigmoid(2 z)
+        z = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        gate = gate / (1.0 + tl.exp(-2.0 * z))
+    else:
+        gate = gate / (1.0 + tl.exp(-gate))
+    tl.store(out + row * intermediate + at, (gate * up).to(out.dtype.element_ty), mask=inside)

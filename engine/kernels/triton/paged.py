@@ -1,0 +1,261 @@
+"""Attention of a step over paged KV: buffers of fixed size, a plan on the host, a launch or two and a merge."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.kernels.base import LayerShape
+from engine.kernels.triton.attention import make_parts, merge_parts
+from engine.kernels.triton.buffers import Mirror
+from engine.kernels.triton.worklist import ITEM, Shape, WorkList, plan, plan_prompts
+
+_LEAST_ROWS = 16
+"""Of a tile: what the matrix units of every GPU take."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How `make_parts` is compiled. `rows`, `keys`: of a tile; `warps`, `stages`: of a program."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def tiles_for(group: int, head_size: int, rows: int) -> Tiles:
+    """For so many rows that decode. Hopper's matrix units want 64 rows; fewer keys fit into the registers then."""
+    large = padded(head_size) > 128
+    if rows * group <= _LEAST_ROWS:
+        return Tiles(_LEAST_ROWS, 32 if large else 64, 8 if large else 4, 3)
+    return Tiles(64, 32, 8 if large else 4, 2 if large else 3)
+
+
+def prompt_tiles(head_size: int) -> Tiles:
+    """For prompts, which are bound by products: as many rows as fit, so that each key that is read is used often."""
+    return Tiles(64, 32, 8, 2) if padded(head_size) > 128 else Tiles(128, 64, 8, 3)
+
+
+def padded(size: int) -> int:
+    """The power of two that holds it."""
+    return 1 << (size - 1).bit_length()
+
+
+class Window:
+    """What a step's attention is divided into, for layers whose rows see at most so many keys; 0 for all.
+
+    Rows have places: those that decode first, in the order of the tree, then those of prompts.
+    """
+
+    def __init__(self, window: int, *, rows: int, decoding: int, prompts: int, device: torch.device) -> None:
+        """`rows`: places, at most. `decoding`, `prompts`: items of either kind."""
+        self.window = window
+        self.decode_items = Mirror(decoding * ITEM, torch.int32, device)
+        self.prompt_items = Mirror(prompts * ITEM, torch.int32, device)
+        self.counts = Mirror(2, torch.int32, device)
+        self.order = Mirror(rows, torch.int32, device)
+        self.starts = Mirror(rows + 1, torch.int32, device)
+        self.split = False
+        """Whether rows of prompts have several parts."""
+        self.work: WorkList | None = None
+        """Of the rows that decode in the step prepared last."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What `prepare` was told. rows, counts: of each sequence, its first row and how many. decoding, prompts: which
+    sequences have one row, and which have more."""
+
+    rows: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    tables: NDArray[np.int32]
+    decoding: NDArray[np.int64]
+    prompts: NDArray[np.int64]
+    share: bool
+
+
+class PagedAttention:
+    """Buffers for steps of up to `rows` rows of `sequences` sequences, whose tables have up to `width` blocks each; the
+    same for every step, so that a CUDA graph can replay the launches."""
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        block_size: int,
+        *,
+        rows: int,
+        sequences: int,
+        width: int,
+        programs: int,
+        device: torch.device,
+        upcast: bool = False,
+    ) -> None:
+        """`programs`: how many run at a time. `upcast`: see `make_parts`."""
+        self._shape, self._block, self._programs, self._upcast = shape, block_size, programs, upcast
+        self._group = shape.heads // shape.kv_heads
+        self._rows, self._sequences = rows, sequences
+        self._device = device
+        self._decode_parts = 4 * sequences + programs
+        self._prompt_tiles = prompt_tiles(shape.head_size)
+        self._prompt_rows = max(1, self._prompt_tiles.rows // self._group)
+        self._prompt_parts = (programs // shape.kv_heads + 1) * self._prompt_rows
+        tiles = rows // self._prompt_rows + sequences + programs
+        self._decode_items, self._prompt_items = shape.kv_heads * self._decode_parts, shape.kv_heads * tiles
+        self._tables = Mirror(sequences * width, torch.int32, device)
+        self._table_starts = Mirror(sequences, torch.int32, device)
+        parts = self._decode_parts + self._prompt_parts
+        self._sums = torch.zeros(parts, shape.heads, shape.head_size, dtype=torch.float32, device=device)
+        self._stats = torch.zeros(parts, shape.heads, 2, dtype=torch.float32, device=device)
+        self.windows: dict[int, Window] = {}
+        self._step: _Step | None = None
+        self._tiles = tiles_for(self._group, shape.head_size, 1)
+        self._decoding = self._prompting = 0
+
+    def prepare(
+        self,
+        query_starts: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        tables: NDArray[np.int32],
+        *,
+        places: int | None = None,
+        share: bool = True,
+    ) -> None:
+        """Plans a step and sends the plan to the device. As in `AttentionBatch`, in numpy.
+
+        `places`: for how many rows that decode the launches are made, if more than there are. `share`: whether rows that
+        decode read common keys together.
+        """
+        used = -(-lengths // self._block)
+        self._tables.send(*(table[:blocks] for table, blocks in zip(tables, used.tolist(), strict=True)))
+        self._table_starts.send(np.cumsum(used) - used)
+        counts = np.diff(query_starts)
+        decoding = np.flatnonzero(counts == 1)
+        prompts = np.flatnonzero(counts > 1)
+        self._step = _Step(query_starts[:-1], counts, lengths, tables, decoding, prompts, share)
+        self._decoding = max(len(decoding), places or 0)
+        self._prompting = int(counts[prompts].sum())
+        self._tiles = tiles_for(self._group, self._shape.head_size, self._decoding if share else 1)
+        for window in self.windows.values():
+            self._divide(self._step, window)
+
+    def _divide(self, step: "_Step", held: Window) -> None:
+        decoding, prompts = step.decoding, step.prompts
+        work = self._plan(step.tables[decoding], step.lengths[decoding], held.window, share=step.share)
+        work.items[:, 3] = decoding[work.items[:, 3]]
+        counts = step.counts[prompts]
+        shape = self._shape_for(self._prompt_tiles, least_tiles=4)
+        whole = plan_prompts(
+            counts, step.lengths[prompts], shape, window=held.window, most_parts=self._prompt_parts
+        )
+        held.split = int(whole.starts[-1]) > self._prompting
+        whole.items[:, 0] += self._decoding
+        whole.items[:, 3] = prompts[whole.items[:, 3]]
+        held.work = work
+        held.decode_items.send(work.items.reshape(-1))
+        held.prompt_items.send(whole.items.reshape(-1))
+        held.counts.send([len(work.items), len(whole.items)])
+        absent = self._decoding - len(decoding)  # places without a row have no parts
+        rows = np.repeat(step.rows[prompts] - np.cumsum(counts) + counts, counts) + whole.order
+        held.order.send(step.rows[decoding][work.order], [0] * absent, rows)
+        parts = work.starts[-1:]
+        held.starts.send(work.starts, np.repeat(parts, absent), whole.starts[1:] + parts)
+
+    def _shape_for(self, tiles: Tiles, least_tiles: int) -> Shape:
+        return Shape(
+            self._shape.kv_heads,
+            self._group,
+            self._shape.head_size,
+            self._block,
+            tiles.rows,
+            tiles.keys,
+            self._programs,
+            least_tiles=least_tiles,
+        )
+
+    def _plan(self, tables: NDArray[np.int32], lengths: NDArray[np.int32], window: int, *, share: bool) -> WorkList:
+        """Where the plan needs more room than there is, keys are split less, and at last nothing is shared."""
+        if not len(lengths):
+            return WorkList(*(np.empty(shape, dtype=np.int32) for shape in (0, (0, ITEM))), np.zeros(1, dtype=np.int32))
+        for least, sharing in ((2, share), (8, share), (1 << 20, share), (1 << 20, False)):
+            work = plan(tables, lengths, self._shape_for(self._tiles, least), window=window, share=sharing)
+            if len(work.items) <= self._decode_items and work.starts[-1] <= self._decode_parts:
+                return work
+        raise AssertionError("one part a row fits always")
+
+    def __call__(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+        window: int = 0,
+    ) -> torch.Tensor:
+        """queries: (rows, heads, size), as prepared, or more; keys, values: (blocks, kv_heads, block, size); positions:
+        (rows,) int32. Returns (rows, heads, size)."""
+        if window not in self.windows:
+            self.windows[window] = held = Window(
+                window,
+                rows=self._rows + self._sequences,
+                decoding=self._decode_items,
+                prompts=self._prompt_items,
+                device=self._device,
+            )
+            assert self._step is not None, "a step is prepared before it is run"
+            self._divide(self._step, held)
+        shape, held = self._shape, self.windows[window]
+        out = torch.empty_like(queries)
+        size = padded(shape.head_size)
+        for tiles, items, which, rows in (
+            (self._tiles, held.decode_items, 0, self._decoding),
+            (self._prompt_tiles, held.prompt_items, 1, self._prompting),
+        ):
+            if not rows:
+                continue
+            make_parts[(self._programs,)](
+                queries,
+                keys,
+                values,
+                out,
+                self._sums,
+                self._stats,
+                items.device,
+                held.counts.device[which:],
+                held.order.device,
+                held.starts.device,
+                self._tables.device,
+                self._table_starts.device,
+                positions,
+                shape.scale,
+                shape.softcap,
+                window,
+                KV_HEADS=shape.kv_heads,
+                GROUP=self._group,
+                SIZE=shape.head_size,
+                PADDED=size,
+                BLOCK=self._block,
+                ROWS=tiles.rows,
+                KEYS=tiles.keys,
+                CAUSAL=which == 1,
+                CAPPED=shape.softcap > 0,
+                WINDOWED=window > 0,
+                UPCAST=self._upcast,
+                num_warps=tiles.warps,
+                num_stages=tiles.stages,
+            )
+        merging = self._decoding + (self._prompting if held.split else 0)
+        if merging:
+            merge_parts[(merging, shape.heads)](
+                out,
+                self._sums,
+                self._stats,
+                held.order.device,
+                held.starts.device,
+                HEADS=shape.heads,
+                SIZE=shape.head_size,
+                PADDED=size,
+                num_warps=1,
+            )
+        return out

@@ -1,0 +1,158 @@
+"""Attention over paged KV against float64: rows that decode on random trees, prompts, and both in one step.
+
+Bounds of the largest error, with standard normal keys, values and queries: float32 5e-6; float16 2e-3, of which half is
+the rounding of the answer; bfloat16 2e-2, nearly all of it that rounding. Products in bfloat16 are made in float32 here:
+the interpreter's own are wrong.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from engine.kernels import LayerShape
+from engine.kernels.triton.paged import PagedAttention
+from tests.engine.kernels.triton.reference import attend, batch
+
+BOUNDS = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+CASES = [
+    (torch.float32, 4, 64, 0, 0.0),
+    (torch.float32, 1, 64, 20, 30.0),
+    (torch.float16, 3, 96, 0, 0.0),
+    (torch.float16, 2, 256, 33, 0.0),
+    (torch.bfloat16, 8, 128, 0, 50.0),
+]
+
+
+def layer_shape(heads: int, kv_heads: int, size: int, softcap: float = 0.0, scale: float | None = None) -> LayerShape:
+    return LayerShape(heads, kv_heads, size, size, 64, 64, "silu", scale or size**-0.5, softcap, 1e-5)
+
+
+def paged(shape: LayerShape, *, rows: int = 64, width: int = 64, programs: int = 5, **other: Any) -> PagedAttention:
+    return PagedAttention(
+        shape, 16, rows=rows, sequences=32, width=width, programs=programs, device=torch.device("cpu"), **other
+    )
+
+
+def run(
+    counts: NDArray[np.int64],
+    tables: NDArray[np.int32],
+    lengths: NDArray[np.int32],
+    dtype: torch.dtype,
+    group: int,
+    size: int,
+    window: int,
+    softcap: float,
+    *,
+    share: bool = True,
+    places: int | None = None,
+    programs: int = 5,
+) -> tuple[float, PagedAttention]:
+    """The largest error. counts: rows of each sequence."""
+    pick = torch.Generator().manual_seed(len(lengths))
+    kv_heads, rows = 2, int(counts.sum())
+    keys, values = (torch.randn(int(tables.max()) + 1, kv_heads, 16, size, generator=pick).to(dtype) for _ in range(2))
+    queries = torch.randn(max(rows, places or 0), kv_heads * group, size, generator=pick).to(dtype)
+    shape = layer_shape(kv_heads * group, kv_heads, size, softcap)
+    attention = paged(
+        shape, rows=rows, width=tables.shape[1], upcast=dtype == torch.bfloat16, programs=programs
+    )
+    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    attention.prepare(starts, lengths, tables, share=share, places=places)
+    whose = np.repeat(np.arange(len(counts)), counts)
+    positions = (lengths[whose] - starts[1:][whose] + np.arange(rows)).astype(np.int32)
+    out = attention(queries, keys, values, torch.from_numpy(np.resize(positions, len(queries))), window)[:rows]
+    plain_keys, plain_values = (part.double().numpy().transpose(0, 2, 1, 3) for part in (keys, values))
+    asked = queries[:rows].double().numpy()
+    wanted = attend(asked, plain_keys, plain_values, tables[whose], positions + 1, shape.scale, window, softcap)
+    return float(np.abs(out.double().numpy() - wanted).max()), attention
+
+
+def trees(seed: int, limit: int = 20) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+    """Rows that decode."""
+    tables, lengths = batch(seed)
+    return np.ones(len(lengths[:limit]), dtype=np.int64), tables[:limit], lengths[:limit]
+
+
+def prompts(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+    """Some rows that decode, and the ends of some prompts, with and without something before them."""
+    pick = np.random.default_rng(seed)
+    _, tables, lengths = trees(seed, 7)
+    most = np.minimum(lengths, pick.choice([1, 1, 2, 15, 16, 17, 40, 1000], len(lengths)))
+    return most.astype(np.int64), tables, lengths
+
+
+@pytest.mark.parametrize(("dtype", "group", "size", "window", "softcap"), CASES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_random_trees(seed: int, dtype: torch.dtype, group: int, size: int, window: int, softcap: float) -> None:
+    assert run(*trees(seed), dtype, group, size, window, softcap)[0] < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize(("dtype", "group", "size", "window", "softcap"), CASES)
+@pytest.mark.parametrize("seed", [2, 3])
+def test_prompts_beside_rows_that_decode(
+    seed: int, dtype: torch.dtype, group: int, size: int, window: int, softcap: float
+) -> None:
+    counts, tables, lengths = prompts(seed)
+    assert (counts > 1).any()
+    assert run(counts, tables, lengths, dtype, group, size, window, softcap)[0] < BOUNDS[dtype]
+
+
+def test_without_sharing() -> None:
+    assert run(*trees(4), torch.float32, 4, 64, 0, 0.0, share=False)[0] < BOUNDS[torch.float32]
+
+
+def test_there_is_something_to_merge() -> None:
+    parts = 0
+    for seed in range(2):
+        step = trees(seed)
+        work = run(*step, torch.float32, 1, 64, 0, 0.0)[1].windows[0].work
+        assert work is not None
+        parts += int(work.starts[-1]) - len(step[0])
+    assert parts > 0
+
+
+@pytest.mark.parametrize("window", [0, 200])
+def test_a_few_rows_behind_much_are_divided_by_keys(window: int) -> None:
+    """Two rows behind 1,000 keys are too little for all programs, if each reads all keys."""
+    tables = np.arange(1, 65, dtype=np.int32).reshape(1, -1)
+    error, attention = run(
+        np.array([2]), tables, np.array([1003], dtype=np.int32), torch.float32, 2, 64, window, 0.0, programs=6
+    )
+    assert attention.windows[window].split == (window == 0)
+    assert error < BOUNDS[torch.float32]
+
+
+def test_places_that_nobody_has_change_nothing() -> None:
+    assert run(*trees(5), torch.float32, 2, 64, 0, 0.0, places=24)[0] < BOUNDS[torch.float32]
+
+
+def test_a_single_row_of_one_key() -> None:
+    keys = torch.randn(2, 1, 16, 64)
+    attention = paged(layer_shape(1, 1, 64, scale=1.0), rows=4, width=2, programs=3)
+    attention.prepare(*(np.array(part, dtype=np.int32) for part in ([0, 1], [1], [[1]])))
+    out = attention(torch.randn(1, 1, 64), keys, keys, torch.zeros(1, dtype=torch.int32))
+    torch.testing.assert_close(out[0, 0], keys[1, 0, 0])
+
+
+def test_one_layer_sees_a_window_and_the_next_all() -> None:
+    """Both are planned in one step, whichever asks first, and the next step plans both."""
+    counts, tables, lengths = prompts(6)
+    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    rows = int(counts.sum())
+    keys, values = torch.randn(2, int(tables.max()) + 1, 1, 16, 64)
+    queries = torch.randn(rows, 2, 64)
+    attention = paged(layer_shape(2, 1, 64), rows=rows)
+    whose = np.repeat(np.arange(len(counts)), counts)
+    positions = (lengths[whose] - starts[1:][whose] + np.arange(rows)).astype(np.int32)
+    plain_keys, plain_values = (part.double().numpy().transpose(0, 2, 1, 3) for part in (keys, values))
+    for _ in range(2):
+        attention.prepare(starts, lengths, tables)
+        for window in (24, 0):
+            out = attention(queries, keys, values, torch.from_numpy(positions), window)
+            wanted = attend(
+                queries.double().numpy(), plain_keys, plain_values, tables[whose], positions + 1, 1 / 8, window
+            )
+            assert float(np.abs(out.double().numpy() - wanted).max()) < BOUNDS[torch.float32]
