@@ -48,9 +48,9 @@ def check_weights(room: Room, size: int) -> None:
     """Raises EngineError if weights of so many bytes do not fit, and says what is missing."""
     if size > room.free:
         raise EngineError(
-            f"the weights do not fit: they take {size / _GIB:.1f} GiB, and {room.free / _GIB:.1f} of {room.total / _GIB:.1f} "
-            f"GiB are free on {room.name}; {(size - room.free) / _GIB:.1f} GiB are missing. Take a smaller model, end "
-            "what else uses the GPU, or use --device cpu"
+            f"the weights do not fit: they take {size / _GIB:.1f} GiB, and {room.free / _GIB:.1f} of "
+            f"{room.total / _GIB:.1f} GiB are free on {room.name}; {(size - room.free) / _GIB:.1f} GiB are missing. "
+            "Take a smaller model, end what else uses the GPU, or use --device cpu"
         )
 
 

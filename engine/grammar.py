@@ -55,7 +55,8 @@ class Matcher:
     def allowed(self) -> NDArray[np.int32]:
         """Which tokens can come next, a bit each, (words,); good until the next call."""
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
-        return self._mask[0]
+        mask: NDArray[np.int32] = self._mask[0]
+        return mask
 
     def push(self, token: int) -> bool:
         """Takes the token just sampled. Whether nothing can follow it."""

@@ -6,4 +6,13 @@
 from engine.kernels.base import AttentionBatch, Kernels, KVTensors, LayerShape, LayerWeights, Positions
 from engine.kernels.select import Limits, select_kernels
 
-__all__ = ["AttentionBatch", "KVTensors", "Kernels", "LayerShape", "LayerWeights", "Limits", "Positions", "select_kernels"]
+__all__ = [
+    "AttentionBatch",
+    "KVTensors",
+    "Kernels",
+    "LayerShape",
+    "LayerWeights",
+    "Limits",
+    "Positions",
+    "select_kernels",
+]

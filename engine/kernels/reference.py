@@ -38,7 +38,8 @@ class TorchKernels:
         self._block_size = block_size
         self._packs = dtype == torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.name = "torch, packed" if self._packs else "torch"
-        self.device, self.recorded = torch.device("cpu"), ()
+        self.device = torch.device("cpu")
+        self.recorded: Sequence[int] = ()
         self.batch_invariant = False  # attention is chosen by the shape of the batch
         self._layout: tuple[AttentionBatch, int, _Layout] | None = None
         """The last batch's: the same for all layers of a step that have the same window."""

@@ -56,9 +56,7 @@ def run(
     keys, values = (torch.randn(int(tables.max()) + 1, kv_heads, 16, size, generator=pick).to(dtype) for _ in range(2))
     queries = torch.randn(max(rows, places or 0), kv_heads * group, size, generator=pick).to(dtype)
     shape = layer_shape(kv_heads * group, kv_heads, size, softcap)
-    attention = paged(
-        shape, rows=rows, width=tables.shape[1], upcast=dtype == torch.bfloat16, programs=programs
-    )
+    attention = paged(shape, rows=rows, width=tables.shape[1], upcast=dtype == torch.bfloat16, programs=programs)
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     attention.prepare(starts, lengths, tables, share=share, places=places)
     whose = np.repeat(np.arange(len(counts)), counts)

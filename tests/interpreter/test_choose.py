@@ -1,5 +1,6 @@
 """Tokens chosen by the kernels against those that numpy chooses, on the interpreter."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_the_same_choices(seed: int, ties: bool) -> None:
         for _ in range(12)
     ]
     starts = np.concatenate(([0], np.cumsum(pick.choice([0, 1, 300], len(rows))))).astype(np.int32)
-    ids = [pick.choice(VOCABULARY, end - start, replace=False) for start, end in zip(starts, starts[1:], strict=False)]
+    ids = [pick.choice(VOCABULARY, end - start, replace=False) for start, end in pairwise(starts)]
     asked = requests(
         rows,
         starts=starts,
@@ -88,7 +89,12 @@ def test_nothing_to_choose_from() -> None:
     logits[1] = -np.inf
     logits[2, 5:] = -np.inf
     allowed = np.zeros((1, 157), dtype=np.int32)
-    rows: list[dict[str, Any]] = [{}, {"temperature": 1.0}, {"temperature": 1.0, "uniform": 0.999999}, {"temperature": 1.0}]
+    rows: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "uniform": 0.999999},
+        {"temperature": 1.0},
+    ]
     ours, wanted = both(logits, requests(rows, allowed=allowed, masked=np.array([-1, -1, -1, 0], dtype=np.int32)))
     assert wanted.tokens.tolist()[:2] == [-1, -1]
     assert ours.tokens.tolist() == wanted.tokens.tolist()

@@ -11,7 +11,13 @@ from tests.checkpoints import write_tiny
 def engine(folder: Path, kernels: str, *, kv_tokens: int = 2048, **other: int) -> Engine:
     return Engine(
         EngineConfig(
-            model=str(folder), dtype="float32", kernels=kernels, kv_tokens=kv_tokens, step_tokens=48, max_batch=8, **other
+            model=str(folder),
+            dtype="float32",
+            kernels=kernels,
+            kv_tokens=kv_tokens,
+            step_tokens=48,
+            max_batch=8,
+            **other,
         )
     )
 
@@ -20,7 +26,7 @@ def story(made: Engine, count: int) -> dict[int, list[int]]:
     """Prompts of which some are alike, at different times, one of them forked: what each is answered."""
     answers: dict[int, list[int]] = {}
     shared = list(range(20, 54))
-    prompts = {1: shared + [70], 2: shared + list(range(80, 96)), 3: [5, 6, 7], 4: shared + [70, 71]}
+    prompts = {1: [*shared, 70], 2: [*shared, *range(80, 96)], 3: [5, 6, 7], 4: [*shared, 70, 71]}
     waiting = dict(prompts)
     left: set[int] = set()
     for step in range(400):
@@ -74,7 +80,9 @@ def test_sampling_with_a_seed_is_the_same(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     said = []
     for kernels in ("triton", "torch"):
-        sampling = Sampling(temperature=0.9, top_p=0.9, seed=3, max_tokens=5, ignore_eos=True, logprobs=True, top_logprobs=2)
+        sampling = Sampling(
+            temperature=0.9, top_p=0.9, seed=3, max_tokens=5, ignore_eos=True, logprobs=True, top_logprobs=2
+        )
         updates = list(engine(tmp_path, kernels).stream(list(range(30, 50)), sampling))
         said.append(
             [

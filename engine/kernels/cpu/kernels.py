@@ -158,7 +158,8 @@ class CpuKernels:
         self.name = f"C with {'AMX and ' if self._library.myna_has_amx() else ''}{instructions}"
         if self._quantize:
             self.name += ", weights in 8 bits"
-        self.device, self.recorded = torch.device("cpu"), ()
+        self.device = torch.device("cpu")
+        self.recorded: Sequence[int] = ()
         self.batch_invariant = True
 
     def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
@@ -302,7 +303,8 @@ class CpuKernels:
 
 
 class _Choosing:
-    """The same requests asked of one step's logits after another's, if they change none: answers and addresses are kept."""
+    """The same requests asked of one step's logits after another's, if they change none: answers and addresses are
+    kept."""
 
     def __init__(
         self, library: ctypes.CDLL, requests: ChoiceRequests, values: NDArray[np.float32], room: NDArray[np.uint8]

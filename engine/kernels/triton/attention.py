@@ -1,7 +1,7 @@
 """Attention over paged KV, of rows that decode and of prompts: one launch for all items of a work list, one to merge.
 
-A fixed grid of programs goes through the items (see `worklist.py`), whose count is read on the device: a CUDA graph that
-holds the launch replays for every list that fits its buffers.
+A fixed grid of programs goes through the items (see `worklist.py`), whose count is read on the device: a CUDA graph
+that holds the launch replays for every list that fits its buffers.
 
 Keys and values are (blocks, kv_heads, block, size): the keys that a head has in a block lie together. They may be of a
 smaller type than queries, and are widened as they are read.
@@ -25,8 +25,6 @@ def _attend(
     most,
     weight,
     total,
-    scale,
-    softcap,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
     PADDED: tl.constexpr,
@@ -34,8 +32,9 @@ def _attend(
     KEYS: tl.constexpr,
     BOUNDED: tl.constexpr,
     CAUSAL: tl.constexpr,
-    CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
 ):
     """The running softmax after a tile of keys. `BOUNDED`: the tile may go beyond `end`. `CAUSAL`: rows may not see it
     all. `seen`: the first key that a row's window holds."""
@@ -44,19 +43,22 @@ def _attend(
     now = start + tl.arange(0, KEYS)
     if BOUNDED:
         there = now < end
-        block = tl.load(table + now // BLOCK, mask=there, other=0).to(tl.int64)
+        block = tl.load(table + now // BLOCK, mask=there, other=0)
     else:
         there = now >= 0
-        block = tl.load(table + now // BLOCK).to(tl.int64)
+        block = tl.load(table + now // BLOCK)
     base = ((block * KV_HEADS + kv_head) * BLOCK + now % BLOCK) * SIZE
+    where = base[:, None] + size[None, :]
     if BOUNDED or PADDED > SIZE:
-        k = tl.load(keys + base[None, :] + size[:, None], mask=there[None, :] & inside[:, None], other=0.0)
+        k = tl.load(keys + where, mask=there[:, None] & inside[None, :], other=0.0)
     else:
-        k = tl.load(keys + base[None, :] + size[:, None])
-    scores = tl.dot(query, k.to(query.dtype), input_precision="ieee") * scale
-    if CAPPED:
-        scores = softcap * (2.0 / (1.0 + tl.exp2(scores * (-2.0 * 1.4426950408889634) / softcap)) - 1.0)
-    scores *= 1.4426950408889634
+        k = tl.load(keys + where)
+    scores = tl.dot(query, tl.trans(k.to(query.dtype)), input_precision="ieee")
+    if SOFTCAP > 0:  # tanh(z) is 2 / (1 + exp(-2 z)) - 1
+        scores = 2.0 / (1.0 + tl.exp2(scores * (-2.0 * 1.4426950408889634 * SCALE / SOFTCAP))) - 1.0
+        scores *= SOFTCAP * 1.4426950408889634
+    else:
+        scores *= SCALE * 1.4426950408889634
     if BOUNDED or CAUSAL or WINDOWED:
         visible = there[None, :]
         if CAUSAL:
@@ -71,9 +73,9 @@ def _attend(
     p = tl.exp2(scores - shift[:, None])
     fade = tl.exp2(most - shift)
     if BOUNDED or PADDED > SIZE:
-        v = tl.load(values + base[:, None] + size[None, :], mask=there[:, None] & inside[None, :], other=0.0)
+        v = tl.load(values + where, mask=there[:, None] & inside[None, :], other=0.0)
     else:
-        v = tl.load(values + base[:, None] + size[None, :])
+        v = tl.load(values + where)
     v = v.to(query.dtype)
     total = total * fade[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
     return larger, weight * fade + tl.sum(p, 1), total
@@ -94,9 +96,6 @@ def make_parts(
     tables,  # block ids of all sequences, one after another, int32
     table_starts,  # (n,) int32
     positions,  # (rows,) int32
-    scale,
-    softcap,
-    window,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -105,12 +104,13 @@ def make_parts(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     CAUSAL: tl.constexpr,
-    CAPPED: tl.constexpr,
-    WINDOWED: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Each item's part of its rows' attention. `UPCAST`: products in float32, for Triton's interpreter, whose bfloat16
-    arithmetic is wrong."""
+    """Each item's part of its rows' attention. A `SOFTCAP` of 0 bounds nothing, a `WINDOW` of 0 shows all. `UPCAST`:
+    products in float32, for Triton's interpreter, whose bfloat16 arithmetic is wrong."""
     heads: tl.constexpr = KV_HEADS * GROUP
     place = tl.arange(0, ROWS)
     size = tl.arange(0, PADDED)
@@ -130,15 +130,15 @@ def make_parts(
         real = local < rows
         row = tl.load(order + first + local, mask=real, other=0)
         head = kv_head * GROUP + place % GROUP
-        where = (row.to(tl.int64) * heads + head)[:, None] * SIZE + size[None, :]
+        where = (row * heads + head)[:, None] * SIZE + size[None, :]
         kept = real[:, None] & inside[None, :]
         query = tl.load(queries + where, mask=kept, other=0.0)
         if UPCAST:
             query = query.to(tl.float32)
         position = tl.full((ROWS,), 0, tl.int32)
-        if CAUSAL or WINDOWED:
+        if CAUSAL or WINDOW > 0:
             position = tl.load(positions + row, mask=real, other=0)
-        seen = position + 1 - window
+        seen = position + 1 - WINDOW
 
         most = tl.full((ROWS,), float("-inf"), tl.float32)
         weight = tl.zeros((ROWS,), tl.float32)
@@ -146,19 +146,19 @@ def make_parts(
         if CAUSAL:  # whole tiles that all rows see, then those of which they see different parts
             for start in range(begin, clear, KEYS):
                 most, weight, total = _attend(
-                    query, keys, values, table, kv_head, start, end, seen, position, most, weight, total, scale, softcap,
-                    KV_HEADS, SIZE, PADDED, BLOCK, KEYS, False, False, CAPPED, WINDOWED,
+                    query, keys, values, table, kv_head, start, end, seen, position, most, weight, total,
+                    KV_HEADS, SIZE, PADDED, BLOCK, KEYS, False, False, WINDOW > 0, SCALE, SOFTCAP,
                 )  # fmt: skip
             for start in range(clear, end, KEYS):
                 most, weight, total = _attend(
-                    query, keys, values, table, kv_head, start, end, seen, position, most, weight, total, scale, softcap,
-                    KV_HEADS, SIZE, PADDED, BLOCK, KEYS, True, True, CAPPED, WINDOWED,
+                    query, keys, values, table, kv_head, start, end, seen, position, most, weight, total,
+                    KV_HEADS, SIZE, PADDED, BLOCK, KEYS, True, True, WINDOW > 0, SCALE, SOFTCAP,
                 )  # fmt: skip
         else:
             for start in range(begin, end, KEYS):
                 most, weight, total = _attend(
-                    query, keys, values, table, kv_head, start, end, seen, position, most, weight, total, scale, softcap,
-                    KV_HEADS, SIZE, PADDED, BLOCK, KEYS, True, False, CAPPED, WINDOWED,
+                    query, keys, values, table, kv_head, start, end, seen, position, most, weight, total,
+                    KV_HEADS, SIZE, PADDED, BLOCK, KEYS, True, False, WINDOW > 0, SCALE, SOFTCAP,
                 )  # fmt: skip
 
         own = tl.load(starts + first + local, mask=real, other=0)
@@ -167,7 +167,7 @@ def make_parts(
         tl.store(out + where, whole.to(out.dtype.element_ty), mask=kept & alone[:, None])
         whose = (own + part) * heads + head
         partly = real & (alone == 0)
-        tl.store(sums + whose[:, None].to(tl.int64) * SIZE + size[None, :], total, mask=kept & partly[:, None])
+        tl.store(sums + whose[:, None] * SIZE + size[None, :], total, mask=kept & partly[:, None])
         tl.store(stats + whose * 2, most, mask=partly)
         tl.store(stats + whose * 2 + 1, weight, mask=partly)
 

@@ -15,6 +15,11 @@ FACTS = 4
 """Numbers about a row, in float32: its largest logit, the logarithm of the sum of all exponentials, 1 if one is NaN;
 one is not used."""
 
+BLOCK = 1024
+"""Logits that a program looks at together, and `CHANGES` of those that a request changes."""
+CHANGES = 256
+WARPS = 8
+
 REQUEST_FIELDS = 6
 """Of a row in float64: temperature, top_p, min_p, top_k, top_logprobs, uniform."""
 
@@ -43,7 +48,7 @@ def observe(
     at = tl.arange(0, BLOCK)
     most = float("-inf")
     total = 0.0
-    bad = 0
+    bad = tl.full((), 0, tl.int32)
     mask = -1
     if MASKS:
         mask = tl.load(masked + row)
@@ -52,12 +57,11 @@ def observe(
         inside = token < vocabulary
         x = tl.load(base + token, mask=inside, other=float("-inf"))
         bad = tl.maximum(bad, tl.max((x != x).to(tl.int32), 0))
-        if MASKS:
-            if mask >= 0:
-                known = inside & (token // 32 < words)
-                word = tl.load(allowed + mask * words + token // 32, mask=known, other=0)
-                x = tl.where(((word >> (token % 32)) & 1) == 1, x, float("-inf"))
-                tl.store(base + token, x, mask=inside)
+        if MASKS and mask >= 0:
+            known = inside & (token // 32 < words)
+            word = tl.load(allowed + mask * words + token // 32, mask=known, other=0)
+            x = tl.where(((word >> (token % 32)) & 1) == 1, x, float("-inf"))
+            tl.store(base + token, x, mask=inside)
         larger = tl.maximum(most, tl.max(x, 0))
         shift = tl.where(larger == float("-inf"), 0.0, larger)
         total = total * tl.exp(most - shift) + tl.sum(tl.exp(x - shift), 0)
@@ -222,7 +226,7 @@ def pick(
                 border, high = _narrow(reached, pivots, top_k, border, high)
             above = 0
             whole = tl.full((), 0.0, tl.float64)
-            single = 0.0
+            single = tl.full((), 0.0, tl.float32)
             for start in range(0, vocabulary, BLOCK):
                 token = start + at
                 inside = token < vocabulary
@@ -250,7 +254,7 @@ def pick(
                     held += tl.sum(tl.where(over, weight[:, None], 0.0), 0).to(tl.float64)
                 low, high = _narrow(held, pivots, goal, low, high)
             held_above = tl.full((), 0.0, tl.float64)
-            single = 0.0
+            single = tl.full((), 0.0, tl.float32)
             ties = 0
             for start in range(0, vocabulary, BLOCK):
                 token = start + at

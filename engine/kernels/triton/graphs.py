@@ -1,12 +1,13 @@
 """Steps recorded as CUDA graphs: what a step launches, replayed in one call."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 
 def bucket(rows: int) -> int:
-    """The rows that a recorded step has which so many rows ride in: 1, 2, 4, 8, then at most a fifth more than needed."""
+    """How many rows a recorded step has in which so many ride: 1, 2, 4, 8, and from there on few more than needed."""
     if rows <= 8:
         return 1 << (rows - 1).bit_length()
     grain = max(8, 1 << (rows - 1).bit_length() - 4)
@@ -18,7 +19,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def run(self, rows: int, step: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What `step` returns, good until the next call. The first time, it is run and then recorded."""

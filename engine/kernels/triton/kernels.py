@@ -30,9 +30,6 @@ from engine.kernels.triton.buffers import Mirror
 from engine.kernels.triton.graphs import Graphs, bucket
 from engine.kernels.triton.paged import PagedAttention, padded
 
-_CHOICE_BLOCK = 2048
-_GATED_BLOCK = 1024
-_ADJUST_BLOCK = 256
 _PROGRAMS_EACH = 2
 """Programs of attention that a multiprocessor runs at a time."""
 
@@ -84,6 +81,7 @@ class TritonKernels:
             width=width,
             programs=programs,
             device=device,
+            element_bytes=dtype.itemsize,
             upcast=upcast,
         )
         integers = torch.int32
@@ -91,7 +89,9 @@ class TritonKernels:
         self._positions, self._slots = (Mirror(max(rows, sequences), integers, device) for _ in range(2))
         self._wanted = Mirror(sequences, torch.int64, device)
         self._graphs = Graphs() if device.type == "cuda" else None
-        self.recorded = sorted({min(bucket(rows + 1), sequences) for rows in range(sequences)}, reverse=True)
+        self.recorded: Sequence[int] = sorted(
+            {min(bucket(rows + 1), sequences) for rows in range(sequences)}, reverse=True
+        )
         if self._graphs is None:
             self.recorded = []
         self._bucket: int | None = None
@@ -121,7 +121,7 @@ class TritonKernels:
         return Staged(
             self._tokens.send(tokens.numpy(), nothing),
             staged,
-            self._wanted.send(wanted.numpy(), range(rows, rows + more)),
+            self._wanted.send(wanted.numpy(), list(range(rows, rows + more))),
         )
 
     def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -167,7 +167,7 @@ class TritonKernels:
                 ADDS=x is not None,
                 INNER=inner is not None,
                 PADDED=padded(hidden),
-                num_warps=_warps(hidden),
+                num_warps=layers.warps(hidden),
             )
         return out
 
@@ -178,7 +178,8 @@ class TritonKernels:
         shape, rows = self._shape, len(qkv)
         queries = torch.empty(rows, shape.heads, shape.head_size, dtype=qkv.dtype, device=qkv.device)
         rotary, query_norm, key_norm = positions.rotary, positions.query_norm, positions.key_norm
-        layers.rope_and_store[(rows, shape.heads + 2 * shape.kv_heads)](
+        heads = padded(shape.heads + 2 * shape.kv_heads)
+        layers.rope_and_store[(rows,)](
             qkv,
             batch.positions,
             batch.slots,
@@ -192,12 +193,13 @@ class TritonKernels:
             HEADS=shape.heads,
             KV_HEADS=shape.kv_heads,
             SIZE=shape.head_size,
+            PADDED_HEADS=heads,
             PADDED=padded(shape.head_size),
             BLOCK=self._block,
             ROTATED=0 if rotary is None else rotary.shape[1],
             QUERY_NORM=query_norm is not None,
             KEY_NORM=key_norm is not None,
-            num_warps=1,
+            num_warps=layers.warps(heads * padded(shape.head_size)),
         )
         return queries
 
@@ -216,8 +218,8 @@ class TritonKernels:
         """See `Kernels.gated`."""
         rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = torch.empty(rows, size, dtype=gate_up.dtype, device=gate_up.device)
-        layers.gated[(rows, triton.cdiv(size, _GATED_BLOCK))](
-            gate_up, out, size, GELU=self._shape.activation == "gelu", BLOCK=_GATED_BLOCK, num_warps=4
+        layers.gated[(rows, triton.cdiv(size, layers.GATED_BLOCK))](
+            gate_up, out, size, GELU=self._shape.activation == "gelu", BLOCK=layers.GATED_BLOCK, num_warps=4
         )
         return out
 
@@ -246,16 +248,17 @@ class _Choosing:
         fields = ("temperature", "top_p", "min_p", "top_k", "top_logprobs", "uniform")
         asked = self._requests.send(np.stack([requests.rows[field] for field in fields], axis=1).reshape(-1))
         masks = len(requests.allowed) > 0
-        allowed, masked = (self._send(array) if masks else self._tokens for array in (requests.allowed, requests.masked))
-        grid, block = (rows,), _CHOICE_BLOCK
+        sent = (requests.allowed, requests.masked)
+        allowed, masked = (self._send(array) if masks else self._tokens for array in sent)
+        grid, block = (rows,), {"BLOCK": choose.BLOCK, "num_warps": choose.WARPS}
         choose.observe[grid](
-            logits, allowed, masked, self._facts, vocabulary, requests.allowed.shape[1], MASKS=masks, BLOCK=block
+            logits, allowed, masked, self._facts, vocabulary, requests.allowed.shape[1], MASKS=masks, **block
         )
         width = choices.top_ids.shape[1]
         if width:
             top_ids = torch.zeros(rows, width, dtype=torch.int32, device=self._device)
             top_values = torch.full((rows, width), -torch.inf, dtype=torch.float32, device=self._device)
-            choose.likeliest[grid](logits, asked, top_ids, top_values, vocabulary, width, BLOCK=block)
+            choose.likeliest[grid](logits, asked, top_ids, top_values, vocabulary, width, **block)
         changes = len(requests.ids) > 0
         starts = ids = before = self._facts
         if changes:
@@ -263,8 +266,8 @@ class _Choosing:
                 self._send(array) for array in (requests.starts, requests.ids, requests.factors, requests.biases)
             )
             before = torch.empty_like(factors)
-            choose.adjust[grid](logits, starts, ids, factors, biases, before, vocabulary, BLOCK=_ADJUST_BLOCK)
-        choose.pick[grid](logits, asked, self._facts, self._tokens, vocabulary, BLOCK=block)
+            choose.adjust[grid](logits, starts, ids, factors, biases, before, vocabulary, BLOCK=choose.CHANGES)
+        choose.pick[grid](logits, asked, self._facts, self._tokens, vocabulary, **block)
         logged = bool((requests.rows["top_logprobs"] >= 0).any())
         if logged:
             choose.tell[grid](
@@ -277,7 +280,7 @@ class _Choosing:
                 self._logprobs,
                 vocabulary,
                 CHANGED=changes,
-                BLOCK=_ADJUST_BLOCK,
+                BLOCK=choose.CHANGES,
             )
         choices.tokens[:] = self._tokens[:rows].cpu().numpy()
         if logged:
@@ -298,8 +301,3 @@ def _sort(
     order = np.lexsort((ids, -values), axis=1)
     choices.top_ids[:] = np.take_along_axis(ids, order, axis=1)
     choices.top_logprobs[:] = np.take_along_axis(values, order, axis=1) - normalisers[:, None]
-
-
-def _warps(size: int) -> int:
-    """For a program that holds so many elements at once."""
-    return min(16, max(1, padded(size) // 512))

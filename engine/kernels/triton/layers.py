@@ -3,6 +3,13 @@
 import triton
 import triton.language as tl
 
+GATED_BLOCK = 1024
+
+
+def warps(size: int) -> int:
+    """For a program that holds so many elements at once."""
+    return min(16, max(1, size // 512))
+
 
 @triton.jit
 def _scaled(x, count, eps):
@@ -23,8 +30,8 @@ def add_rms_norm(
     INNER: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """A row each: the residual takes what is added, which goes through a norm of its own first where the family has one;
-    the sum's norm is what comes out."""
+    """A row each: the residual takes what is added, which goes through a norm of its own first where the family has
+    one; the sum's norm is what comes out."""
     at = tl.arange(0, PADDED)
     inside = at < hidden
     where = tl.program_id(0).to(tl.int64) * hidden + at
@@ -57,49 +64,51 @@ def rope_and_store(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     ROTATED: tl.constexpr,
     QUERY_NORM: tl.constexpr,
     KEY_NORM: tl.constexpr,
 ):
-    """One head of one row: normed, turned by its position, and put where it is read."""
+    """All heads of one row: queries and keys normed and turned by the row's position, and everything put where it is
+    read."""
     row = tl.program_id(0)
-    head = tl.program_id(1)
     kind = qkv.dtype.element_ty
-    at = tl.arange(0, PADDED)
-    inside = at < SIZE
-    whose = head + tl.zeros((PADDED,), tl.int32)
+    turns: tl.constexpr = HEADS + KV_HEADS
+    heads: tl.constexpr = turns + KV_HEADS
+    head = tl.arange(0, PADDED_HEADS)[:, None]
+    at = tl.arange(0, PADDED)[None, :]
     half: tl.constexpr = ROTATED // 2
     other = tl.where(at < half, at + half, tl.where(at < ROTATED, at - half, at))
-    source = qkv + (row.to(tl.int64) * (HEADS + 2 * KV_HEADS) + head) * SIZE
+    inside = (head < heads) & (at < SIZE)
+    source = qkv + (row.to(tl.int64) * heads + head) * SIZE
     x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
     partner = tl.load(source + other, mask=inside, other=0.0).to(tl.float32)
-    if QUERY_NORM:
-        if head < HEADS:
-            scale = _scaled(x, SIZE, eps)
-            x *= scale * tl.load(query_norm + at, mask=inside, other=0.0)
-            partner *= scale * tl.load(query_norm + other, mask=inside, other=0.0)
-            x, partner = x.to(kind).to(tl.float32), partner.to(kind).to(tl.float32)
-    if KEY_NORM:
-        if (head >= HEADS) & (head < HEADS + KV_HEADS):
-            scale = _scaled(x, SIZE, eps)
-            x *= scale * tl.load(key_norm + at, mask=inside, other=0.0)
-            partner *= scale * tl.load(key_norm + other, mask=inside, other=0.0)
-            x, partner = x.to(kind).to(tl.float32), partner.to(kind).to(tl.float32)
+    if QUERY_NORM or KEY_NORM:
+        scale = tl.rsqrt(tl.sum(x * x, 1) / SIZE + eps)[:, None]
+        if QUERY_NORM:
+            mine = inside & (head < HEADS)
+            x = tl.where(mine, x * scale * tl.load(query_norm + at, mask=at < SIZE, other=0.0), x)
+            partner = tl.where(mine, partner * scale * tl.load(query_norm + other, mask=at < SIZE, other=0.0), partner)
+        if KEY_NORM:
+            mine = inside & (head >= HEADS) & (head < turns)
+            x = tl.where(mine, x * scale * tl.load(key_norm + at, mask=at < SIZE, other=0.0), x)
+            partner = tl.where(mine, partner * scale * tl.load(key_norm + other, mask=at < SIZE, other=0.0), partner)
+        x, partner = x.to(kind).to(tl.float32), partner.to(kind).to(tl.float32)
     if ROTATED > 0:
-        turned = (at < ROTATED) & (whose < HEADS + KV_HEADS)
+        turned = at < ROTATED
         angle = rotary + tl.load(positions + row).to(tl.int64) * ROTATED + at % half
         cosine = tl.load(angle, mask=turned, other=1.0)
         sine = tl.load(angle + half, mask=turned, other=0.0)
-        x = x * cosine + tl.where(at < half, -partner, partner) * sine
+        x = tl.where(head < turns, x * cosine + tl.where(at < half, -partner, partner) * sine, x)
     result = x.to(kind)
-    tl.store(queries + (row.to(tl.int64) * HEADS + head) * SIZE + at, result, mask=inside & (whose < HEADS))
+    tl.store(queries + (row.to(tl.int64) * HEADS + head) * SIZE + at, result, mask=inside & (head < HEADS))
     slot = tl.load(slots + row).to(tl.int64)
-    kv_head = (head - HEADS) % KV_HEADS
-    place = ((slot // BLOCK * KV_HEADS + kv_head) * BLOCK + slot % BLOCK) * SIZE + at
-    tl.store(keys + place, result.to(keys.dtype.element_ty), mask=inside & (whose >= HEADS) & (whose < HEADS + KV_HEADS))
-    tl.store(values + place, result.to(values.dtype.element_ty), mask=inside & (whose >= HEADS + KV_HEADS))
+    place = ((slot // BLOCK * KV_HEADS + (head + KV_HEADS - HEADS) % KV_HEADS) * BLOCK + slot % BLOCK) * SIZE + at
+    is_key = inside & (head >= HEADS) & (head < turns)
+    tl.store(keys + place, result.to(keys.dtype.element_ty), mask=is_key)
+    tl.store(values + place, result.to(values.dtype.element_ty), mask=inside & (head >= turns))
 
 
 @triton.jit

@@ -25,17 +25,27 @@ class Tiles:
     stages: int
 
 
-def tiles_for(group: int, head_size: int, rows: int) -> Tiles:
+_PRECISE = Tiles(16, 32, 4, 2)
+"""In float32, whose products no matrix unit makes: they are there to compare with."""
+
+
+def tiles_for(group: int, head_size: int, rows: int, element_bytes: int = 2) -> Tiles:
     """For so many rows that decode. Hopper's matrix units want 64 rows; fewer keys fit into the registers then."""
     large = padded(head_size) > 128
+    if element_bytes > 2:
+        return _PRECISE
     if rows * group <= _LEAST_ROWS:
         return Tiles(_LEAST_ROWS, 32 if large else 64, 8 if large else 4, 3)
     return Tiles(64, 32, 8 if large else 4, 2 if large else 3)
 
 
-def prompt_tiles(head_size: int) -> Tiles:
+def prompt_tiles(head_size: int, element_bytes: int = 2) -> Tiles:
     """For prompts, which are bound by products: as many rows as fit, so that each key that is read is used often."""
-    return Tiles(64, 32, 8, 2) if padded(head_size) > 128 else Tiles(128, 64, 8, 3)
+    if element_bytes > 2:
+        return _PRECISE
+    if padded(head_size) > 128:
+        return Tiles(64, 32, 8, 2)
+    return Tiles(128, 32 if head_size > 64 else 64, 8, 3)
 
 
 def padded(size: int) -> int:
@@ -91,15 +101,17 @@ class PagedAttention:
         width: int,
         programs: int,
         device: torch.device,
+        element_bytes: int = 2,
         upcast: bool = False,
     ) -> None:
-        """`programs`: how many run at a time. `upcast`: see `make_parts`."""
+        """`element_bytes`: of queries. `programs`: how many run at a time. `upcast`: see `make_parts`."""
         self._shape, self._block, self._programs, self._upcast = shape, block_size, programs, upcast
         self._group = shape.heads // shape.kv_heads
         self._rows, self._sequences = rows, sequences
         self._device = device
         self._decode_parts = 4 * sequences + programs
-        self._prompt_tiles = prompt_tiles(shape.head_size)
+        self._element = element_bytes
+        self._prompt_tiles = prompt_tiles(shape.head_size, element_bytes)
         self._prompt_rows = max(1, self._prompt_tiles.rows // self._group)
         self._prompt_parts = (programs // shape.kv_heads + 1) * self._prompt_rows
         tiles = rows // self._prompt_rows + sequences + programs
@@ -111,7 +123,7 @@ class PagedAttention:
         self._stats = torch.zeros(parts, shape.heads, 2, dtype=torch.float32, device=device)
         self.windows: dict[int, Window] = {}
         self._step: _Step | None = None
-        self._tiles = tiles_for(self._group, shape.head_size, 1)
+        self._tiles = tiles_for(self._group, shape.head_size, 1, element_bytes)
         self._decoding = self._prompting = 0
 
     def prepare(
@@ -125,8 +137,8 @@ class PagedAttention:
     ) -> None:
         """Plans a step and sends the plan to the device. As in `AttentionBatch`, in numpy.
 
-        `places`: for how many rows that decode the launches are made, if more than there are. `share`: whether rows that
-        decode read common keys together.
+        `places`: for how many rows that decode the launches are made, if more than there are. `share`: whether rows
+        that decode read common keys together.
         """
         used = -(-lengths // self._block)
         self._tables.send(*(table[:blocks] for table, blocks in zip(tables, used.tolist(), strict=True)))
@@ -137,7 +149,7 @@ class PagedAttention:
         self._step = _Step(query_starts[:-1], counts, lengths, tables, decoding, prompts, share)
         self._decoding = max(len(decoding), places or 0)
         self._prompting = int(counts[prompts].sum())
-        self._tiles = tiles_for(self._group, self._shape.head_size, self._decoding if share else 1)
+        self._tiles = tiles_for(self._group, self._shape.head_size, self._decoding if share else 1, self._element)
         for window in self.windows.values():
             self._divide(self._step, window)
 
@@ -147,9 +159,7 @@ class PagedAttention:
         work.items[:, 3] = decoding[work.items[:, 3]]
         counts = step.counts[prompts]
         shape = self._shape_for(self._prompt_tiles, least_tiles=4)
-        whole = plan_prompts(
-            counts, step.lengths[prompts], shape, window=held.window, most_parts=self._prompt_parts
-        )
+        whole = plan_prompts(counts, step.lengths[prompts], shape, window=held.window, most_parts=self._prompt_parts)
         held.split = int(whole.starts[-1]) > self._prompting
         whole.items[:, 0] += self._decoding
         whole.items[:, 3] = prompts[whole.items[:, 3]]
@@ -178,7 +188,8 @@ class PagedAttention:
     def _plan(self, tables: NDArray[np.int32], lengths: NDArray[np.int32], window: int, *, share: bool) -> WorkList:
         """Where the plan needs more room than there is, keys are split less, and at last nothing is shared."""
         if not len(lengths):
-            return WorkList(*(np.empty(shape, dtype=np.int32) for shape in (0, (0, ITEM))), np.zeros(1, dtype=np.int32))
+            nothing = np.zeros(1, dtype=np.int32)
+            return WorkList(nothing[:0], np.empty((0, ITEM), dtype=np.int32), nothing)
         for least, sharing in ((2, share), (8, share), (1 << 20, share), (1 << 20, False)):
             work = plan(tables, lengths, self._shape_for(self._tiles, least), window=window, share=sharing)
             if len(work.items) <= self._decode_items and work.starts[-1] <= self._decode_parts:
@@ -228,9 +239,6 @@ class PagedAttention:
                 self._tables.device,
                 self._table_starts.device,
                 positions,
-                shape.scale,
-                shape.softcap,
-                window,
                 KV_HEADS=shape.kv_heads,
                 GROUP=self._group,
                 SIZE=shape.head_size,
@@ -239,8 +247,9 @@ class PagedAttention:
                 ROWS=tiles.rows,
                 KEYS=tiles.keys,
                 CAUSAL=which == 1,
-                CAPPED=shape.softcap > 0,
-                WINDOWED=window > 0,
+                WINDOW=window,
+                SCALE=shape.scale,
+                SOFTCAP=shape.softcap,
                 UPCAST=self._upcast,
                 num_warps=tiles.warps,
                 num_stages=tiles.stages,

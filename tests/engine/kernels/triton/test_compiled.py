@@ -4,62 +4,164 @@ from typing import Any
 
 import pytest
 
-from engine.kernels.triton.decode import make_parts, merge_parts
-from engine.kernels.triton.tree import tiles_for, triton_size
-from tests.engine.kernels.triton.compiled import compiled
+from engine.kernels.triton import choose, layers
+from engine.kernels.triton.attention import make_parts, merge_parts
+from engine.kernels.triton.paged import Tiles, padded, prompt_tiles, tiles_for
+from tests.engine.kernels.triton.compiled import Binary, compiled
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a program may have."""
-FLOATS = {"queries", "keys", "values", "out"}
-TYPES = {
+ATTENTION = {
     **dict.fromkeys(("sums", "stats"), "*fp32"),
-    **dict.fromkeys(("items", "count", "order", "starts", "tables", "lengths"), "*i32"),
-    **dict.fromkeys(("width", "window"), "i32"),
-    **dict.fromkeys(("scale", "softcap"), "fp32"),
+    **dict.fromkeys(("items", "count", "order", "starts", "tables", "table_starts", "positions"), "*i32"),
 }
-DECODE = [
-    (capability, dtype, size, group, widest, special)
-    for capability in SHARED
-    for dtype, size, special in (
-        *(("bf16", size, False) for size in (64, 96, 128, 256)),
-        ("fp16", 128, False),
-        ("bf16", 256, True),
-        ("bf16", 128, True),
-    )
-    for group, widest in ((4, 1), (4, 32))
+KINDS = [
+    *(("bf16", size, False) for size in (64, 96, 128, 256)),
+    ("fp16", 128, False),
+    ("fp32", 64, False),
+    ("bf16", 256, True),
+    ("bf16", 128, True),
 ]
+"""Type, head size, and whether layers have a window and a soft cap."""
+each_gpu = pytest.mark.parametrize("capability", SHARED)
+each_kind = pytest.mark.parametrize(("dtype", "size", "special"), KINDS)
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize(("capability", "dtype", "size", "group", "widest", "special"), DECODE)
-def test_decode_fits(capability: int, dtype: str, size: int, group: int, widest: int, special: bool) -> None:
-    tiles = tiles_for(group, size, widest)
+def fits(made: Binary, capability: int, warps: int) -> None:
+    assert made.spilled == 0
+    assert made.shared <= SHARED[capability]
+    assert made.registers * warps * 32 <= 65_536
+
+
+def attention(capability: int, dtype: str, size: int, tiles: Tiles, *, causal: bool, special: bool) -> Binary:
     constants: dict[str, Any] = {
         "KV_HEADS": 8,
-        "GROUP": group,
+        "GROUP": 4,
         "SIZE": size,
-        "PADDED": triton_size(size),
+        "PADDED": padded(size),
         "BLOCK": 16,
         "ROWS": tiles.rows,
         "KEYS": tiles.keys,
-        "CAPPED": special,
-        "WINDOWED": special,
+        "CAUSAL": causal,
+        "WINDOW": 4096 if special else 0,
+        "SCALE": size**-0.5,
+        "SOFTCAP": 50.0 if special else 0.0,
         "UPCAST": False,
     }
-    types = {**TYPES, **dict.fromkeys(FLOATS, f"*{dtype}")}
+    types = {**ATTENTION, **dict.fromkeys(("queries", "keys", "values", "out"), f"*{dtype}")}
     made = compiled(make_parts, capability, types, constants, warps=tiles.warps, stages=tiles.stages)
-    assert made.spilled == 0
-    assert made.shared <= SHARED[capability]
-    assert made.registers * tiles.warps * 32 <= 65_536
+    fits(made, capability, tiles.warps)
+    return made
+
+
+@pytest.mark.slow
+@each_gpu
+@each_kind
+@pytest.mark.parametrize("rows", [1, 32])
+def test_decode_fits(capability: int, dtype: str, size: int, special: bool, rows: int) -> None:
+    tiles = tiles_for(4, size, rows, 4 if dtype == "fp32" else 2)
+    made = attention(capability, dtype, size, tiles, causal=False, special=special)
     assert "cp.async" in made.ptx, "keys are fetched while others are computed"
-    assert ("wgmma" if capability == 90 and tiles.rows == 64 else "mma.sync") in made.ptx
+    if dtype != "fp32":
+        assert ("wgmma" if capability == 90 and tiles.rows == 64 else "mma.sync") in made.ptx
 
 
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.slow
+@each_gpu
+@each_kind
+def test_prompts_fit(capability: int, dtype: str, size: int, special: bool) -> None:
+    made = attention(
+        capability, dtype, size, prompt_tiles(size, 4 if dtype == "fp32" else 2), causal=True, special=special
+    )
+    assert "cp.async" in made.ptx
+    if dtype != "fp32":
+        assert ("wgmma" if capability == 90 else "mma.sync") in made.ptx
+
+
+@each_gpu
 def test_merging_fits(capability: int) -> None:
-    types = {name: kind for name, kind in TYPES.items() if name in merge_parts.arg_names} | {"out": "*bf16"}
-    constants = {"HEADS": 32, "SIZE": 128, "PADDED": 128}
-    made = compiled(merge_parts, capability, types, constants, warps=1, stages=2)
-    assert made.spilled == 0
+    types = {name: kind for name, kind in ATTENTION.items() if name in merge_parts.arg_names} | {"out": "*bf16"}
+    fits(
+        compiled(merge_parts, capability, types, {"HEADS": 32, "SIZE": 128, "PADDED": 128}, warps=1, stages=2),
+        capability,
+        1,
+    )
+
+
+@each_gpu
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("hidden", [576, 4096, 8192])
+def test_norms_fit(capability: int, dtype: str, hidden: int) -> None:
+    types = {
+        **dict.fromkeys(("residual", "x", "out"), f"*{dtype}"),
+        **dict.fromkeys(("weight", "inner"), "*fp32"),
+        "hidden": "i32",
+        "eps": "fp32",
+    }
+    for adds, inner in ((True, False), (True, True)):
+        constants = {"ADDS": adds, "INNER": inner, "PADDED": padded(hidden)}
+        warps = layers.warps(hidden)
+        fits(compiled(layers.add_rms_norm, capability, types, constants, warps=warps, stages=2), capability, warps)
+
+
+@each_gpu
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "rotated"),
+    [(9, 3, 64, 64), (32, 8, 128, 128), (64, 8, 128, 128), (8, 4, 256, 256), (32, 32, 96, 48)],
+)
+@pytest.mark.parametrize("norms", [False, True])
+def test_rope_fits(capability: int, heads: int, kv_heads: int, size: int, rotated: int, norms: bool) -> None:
+    types = {
+        **dict.fromkeys(("qkv", "queries", "keys", "values"), "*bf16"),
+        **dict.fromkeys(("positions", "slots"), "*i32"),
+        **dict.fromkeys(("rotary", "query_norm", "key_norm"), "*fp32"),
+        "eps": "fp32",
+    }
+    together = padded(heads + 2 * kv_heads)
+    constants = {
+        "HEADS": heads,
+        "KV_HEADS": kv_heads,
+        "SIZE": size,
+        "PADDED_HEADS": together,
+        "PADDED": padded(size),
+        "BLOCK": 16,
+        "ROTATED": rotated,
+        "QUERY_NORM": norms,
+        "KEY_NORM": norms,
+    }
+    warps = layers.warps(together * padded(size))
+    fits(compiled(layers.rope_and_store, capability, types, constants, warps=warps, stages=2), capability, warps)
+
+
+@each_gpu
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gated_fits(capability: int, gelu: bool) -> None:
+    types = {"gate_up": "*bf16", "out": "*bf16", "intermediate": "i32"}
+    constants = {"GELU": gelu, "BLOCK": layers.GATED_BLOCK}
+    fits(compiled(layers.gated, capability, types, constants, warps=4, stages=2), capability, 4)
+
+
+CHOICES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "observe": (choose.observe, {"MASKS": False, "BLOCK": choose.BLOCK}),
+    "observe, with masks": (choose.observe, {"MASKS": True, "BLOCK": choose.BLOCK}),
+    "likeliest": (choose.likeliest, {"BLOCK": choose.BLOCK}),
+    "adjust": (choose.adjust, {"BLOCK": choose.CHANGES}),
+    "pick": (choose.pick, {"BLOCK": choose.BLOCK}),
+    "tell": (choose.tell, {"CHANGED": True, "BLOCK": choose.CHANGES}),
+}
+
+
+@pytest.mark.slow
+@each_gpu
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_fit(capability: int, name: str) -> None:
+    kernel, constants = CHOICES[name]
+    types = {
+        **dict.fromkeys(("logits", "facts", "values", "factors", "biases", "before", "logprobs"), "*fp32"),
+        **dict.fromkeys(("allowed", "masked", "ids", "starts", "tokens"), "*i32"),
+        **dict.fromkeys(("vocabulary", "words", "width"), "i32"),
+        "requests": "*fp64",
+    }
+    own = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+    fits(compiled(kernel, capability, own, constants, warps=choose.WARPS, stages=1), capability, choose.WARPS)
