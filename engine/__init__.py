@@ -1,10 +1,11 @@
 """An LLM engine usable alone: paged KV cache, prefix tree, continuous batching.
 
-`Engine` is imported lazily: `engine.link` and `engine.tokenizer` are used by processes that must stay small
-and never load torch.
+What is named here is imported lazily: `engine.link` and `engine.tokenizer` are used by processes that must stay small
+and never load torch, and the kernels by programs that measure them and have little else.
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Threads of a step meet at barriers. The OpenMP runtime would let those that came first spin for up to 17 ms there, and
@@ -12,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 # process on two cores, and takes three times as long with this. It is read when torch loads the runtime.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from engine.config import EngineConfig
-from engine.link import EngineInfo, Sampling
-
 if TYPE_CHECKING:
+    from engine.config import EngineConfig
+    from engine.link import EngineInfo, Sampling
     from engine.loop import Engine
 
 __all__ = ["Engine", "EngineConfig", "EngineInfo", "Sampling"]
 
+_HOMES = {"Engine": "loop", "EngineConfig": "config", "EngineInfo": "link", "Sampling": "link"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "Engine":
-        from engine.loop import Engine
-
-        return Engine
+    if name in _HOMES:
+        return getattr(import_module(f"engine.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'engine' has no attribute {name!r}")

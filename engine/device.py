@@ -54,12 +54,20 @@ def check_weights(room: Room, size: int) -> None:
         )
 
 
-def kv_tokens_on(room: Room, wanted: int, token_bytes: int, block_size: int, peers: int = 1) -> int:
+def kv_tokens_on(
+    room: Room, wanted: int, token_bytes: int, block_size: int, peers: int = 1, *, layer_numbers: int = 0
+) -> int:
     """Tokens of KV for an engine, one of `peers` on this GPU: as wanted, or where that is 0 as many as fit.
 
-    `room`: behind the weights. Raises EngineError if they do not fit, and says what is missing and what would.
+    `room`: behind the weights. `layer_numbers`: elements of a token's keys in one layer, which the kernels count in 32
+    bits. Raises EngineError if they do not fit, and says what is missing and what would.
     """
     most = int(room.free * _KV_SHARE / peers / token_bytes) // block_size * block_size
+    if layer_numbers:
+        reached = ((2**31 - 1) // layer_numbers - block_size) // block_size * block_size  # and a block of nobody's
+        if wanted > reached:
+            raise EngineError(f"the kernels reach {reached} tokens of KV of this model: lower --kv-tokens to that")
+        most = min(most, reached)
     if most < block_size:
         raise EngineError(
             f"there is no room for a KV cache: {room.free / _GIB:.2f} of {room.total / _GIB:.1f} GiB are free on "

@@ -109,7 +109,15 @@ class Engine:
         """How many the KV pool is to hold, where the weights are there already."""
         config, token_bytes = self.config, self.decoder.kv_bytes_per_token
         if device.type == "cuda":
-            return kv_tokens_on(room_on(device), config.kv_tokens, token_bytes, config.block_size, config.peers)
+            shape = self.decoder.spec.shape
+            return kv_tokens_on(
+                room_on(device),
+                config.kv_tokens,
+                token_bytes,
+                config.block_size,
+                config.peers,
+                layer_numbers=shape.kv_heads * shape.head_size,
+            )
         return config.kv_tokens or affordable_tokens(token_bytes, self.decoder.spec.window, config.peers)
 
     # commands

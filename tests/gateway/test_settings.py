@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.__main__ import main
+from gateway.app import engine_configs
 from gateway.settings import ServeSettings, parse
 
 
@@ -61,7 +62,14 @@ def test_keys_come_from_flags_variable_and_file(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--port", "70000"], ["--kv-tokens", "-1"], ["--api-key", " "], ["--step-tokens", "many"]],
+    [
+        ["--port", "70000"],
+        ["--kv-tokens", "-1"],
+        ["--api-key", " "],
+        ["--step-tokens", "many"],
+        ["--step-tokens", "8"],
+        ["--device", "gpu"],
+    ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ValidationError):
@@ -96,3 +104,22 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "serve" in capsys.readouterr().out
     assert main(["version"]) == 0
     assert capsys.readouterr().out.startswith("myna 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpus", "devices", "peers"),
+    [
+        ([], 0, ["auto"], 1),
+        (["--engines", "2"], 0, ["auto", "auto"], 2),
+        ([], 2, ["cuda:0", "cuda:1"], 1),
+        (["--engines", "3"], 2, ["cuda:0", "cuda:1", "cuda:0"], 2),
+        (["--engines", "1"], 2, ["cuda:0"], 1),
+        (["--device", "cuda:1"], 2, ["cuda:1"], 1),
+        (["--device", "cpu"], 2, ["cpu"], 1),
+        (["--kernels", "cpu"], 2, ["auto"], 1),
+    ],
+)
+def test_every_gpu_has_an_engine(arguments: list[str], gpus: int, devices: list[str], peers: int) -> None:
+    configs = engine_configs(settings(*arguments), gpus)
+    assert [config.device for config in configs] == devices
+    assert {config.peers for config in configs} == {peers}

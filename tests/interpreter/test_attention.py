@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engine.kernels import LayerShape
 from engine.kernels.triton.paged import PagedAttention
 from tests.engine.kernels.triton.reference import attend, batch
+from tests.interpreter.device import DEVICE, INTERPRETED
 
 BOUNDS = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 CASES = [
@@ -31,9 +32,7 @@ def layer_shape(heads: int, kv_heads: int, size: int, softcap: float = 0.0, scal
 
 
 def paged(shape: LayerShape, *, rows: int = 64, width: int = 64, programs: int = 5, **other: Any) -> PagedAttention:
-    return PagedAttention(
-        shape, 16, rows=rows, sequences=32, width=width, programs=programs, device=torch.device("cpu"), **other
-    )
+    return PagedAttention(shape, 16, rows=rows, sequences=32, width=width, programs=programs, device=DEVICE, **other)
 
 
 def run(
@@ -53,19 +52,24 @@ def run(
     """The largest error. counts: rows of each sequence."""
     pick = torch.Generator().manual_seed(len(lengths))
     kv_heads, rows = 2, int(counts.sum())
-    keys, values = (torch.randn(int(tables.max()) + 1, kv_heads, 16, size, generator=pick).to(dtype) for _ in range(2))
-    queries = torch.randn(max(rows, places or 0), kv_heads * group, size, generator=pick).to(dtype)
+    blocks = int(tables.max()) + 1
+    keys, values = (torch.randn(blocks, kv_heads, 16, size, generator=pick).to(DEVICE, dtype) for _ in range(2))
+    queries = torch.randn(max(rows, places or 0), kv_heads * group, size, generator=pick).to(DEVICE, dtype)
     shape = layer_shape(kv_heads * group, kv_heads, size, softcap)
-    attention = paged(shape, rows=rows, width=tables.shape[1], upcast=dtype == torch.bfloat16, programs=programs)
+    attention = paged(
+        shape, rows=rows, width=tables.shape[1], upcast=INTERPRETED and dtype == torch.bfloat16, programs=programs
+    )
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     attention.prepare(starts, lengths, tables, share=share, places=places)
     whose = np.repeat(np.arange(len(counts)), counts)
     positions = (lengths[whose] - starts[1:][whose] + np.arange(rows)).astype(np.int32)
-    out = attention(queries, keys, values, torch.from_numpy(np.resize(positions, len(queries))), window)[:rows]
-    plain_keys, plain_values = (part.double().numpy().transpose(0, 2, 1, 3) for part in (keys, values))
-    asked = queries[:rows].double().numpy()
+    out = attention(queries, keys, values, torch.from_numpy(np.resize(positions, len(queries))).to(DEVICE), window)[
+        :rows
+    ]
+    plain_keys, plain_values = (part.cpu().double().numpy().transpose(0, 2, 1, 3) for part in (keys, values))
+    asked = queries[:rows].cpu().double().numpy()
     wanted = attend(asked, plain_keys, plain_values, tables[whose], positions + 1, shape.scale, window, softcap)
-    return float(np.abs(out.double().numpy() - wanted).max()), attention
+    return float(np.abs(out.cpu().double().numpy() - wanted).max()), attention
 
 
 def trees(seed: int, limit: int = 20) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
@@ -128,10 +132,10 @@ def test_places_that_nobody_has_change_nothing() -> None:
 
 
 def test_a_single_row_of_one_key() -> None:
-    keys = torch.randn(2, 1, 16, 64)
+    keys = torch.randn(2, 1, 16, 64, device=DEVICE)
     attention = paged(layer_shape(1, 1, 64, scale=1.0), rows=4, width=2, programs=3)
     attention.prepare(*(np.array(part, dtype=np.int32) for part in ([0, 1], [1], [[1]])))
-    out = attention(torch.randn(1, 1, 64), keys, keys, torch.zeros(1, dtype=torch.int32))
+    out = attention(torch.randn(1, 1, 64, device=DEVICE), keys, keys, torch.zeros(1, dtype=torch.int32, device=DEVICE))
     torch.testing.assert_close(out[0, 0], keys[1, 0, 0])
 
 
@@ -140,17 +144,17 @@ def test_one_layer_sees_a_window_and_the_next_all() -> None:
     counts, tables, lengths = prompts(6)
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     rows = int(counts.sum())
-    keys, values = torch.randn(2, int(tables.max()) + 1, 1, 16, 64)
-    queries = torch.randn(rows, 2, 64)
+    keys, values = torch.randn(2, int(tables.max()) + 1, 1, 16, 64, device=DEVICE)
+    queries = torch.randn(rows, 2, 64, device=DEVICE)
     attention = paged(layer_shape(2, 1, 64), rows=rows)
     whose = np.repeat(np.arange(len(counts)), counts)
     positions = (lengths[whose] - starts[1:][whose] + np.arange(rows)).astype(np.int32)
-    plain_keys, plain_values = (part.double().numpy().transpose(0, 2, 1, 3) for part in (keys, values))
+    plain_keys, plain_values = (part.cpu().double().numpy().transpose(0, 2, 1, 3) for part in (keys, values))
     for _ in range(2):
         attention.prepare(starts, lengths, tables)
         for window in (24, 0):
-            out = attention(queries, keys, values, torch.from_numpy(positions), window)
+            out = attention(queries, keys, values, torch.from_numpy(positions).to(DEVICE), window)
             wanted = attend(
-                queries.double().numpy(), plain_keys, plain_values, tables[whose], positions + 1, 1 / 8, window
+                queries.cpu().double().numpy(), plain_keys, plain_values, tables[whose], positions + 1, 1 / 8, window
             )
-            assert float(np.abs(out.double().numpy() - wanted).max()) < BOUNDS[torch.float32]
+            assert float(np.abs(out.cpu().double().numpy() - wanted).max()) < BOUNDS[torch.float32]

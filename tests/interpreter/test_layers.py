@@ -10,6 +10,7 @@ from engine.kernels import AttentionBatch, LayerShape, Positions
 from engine.kernels.reference import TorchKernels
 from engine.kernels.triton.kernels import TritonKernels
 from engine.models.rope import Rope, rotary_table
+from tests.interpreter.device import DEVICE
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 ERRORS = {F32: 1e-6, F16: 2e-3, BF16: 1.6e-2}
@@ -19,12 +20,12 @@ SHAPE = LayerShape(4, 2, 64, 64, 96, 80, "silu", 0.125, 0.0, 1e-5)
 
 def hands(dtype: torch.dtype, **changes: Any) -> tuple[TritonKernels, TorchKernels]:
     shape = replace(SHAPE, **changes)
-    ours = TritonKernels(shape, dtype, 16, torch.device("cpu"), rows=64, sequences=8, width=8)
+    ours = TritonKernels(shape, dtype, 16, DEVICE, rows=64, sequences=8, width=8)
     return ours, TorchKernels(shape, F32, 16)
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor, error: float) -> None:
-    assert float((got.double() - wanted.double()).abs().max()) <= error * max(1.0, float(wanted.abs().max()))
+    assert float((got.cpu().double() - wanted.double()).abs().max()) <= error * max(1.0, float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", ERRORS)
@@ -34,12 +35,12 @@ def test_norms(dtype: torch.dtype, adds: bool, inner: bool, hidden: int) -> None
     ours, plain = hands(dtype, hidden=hidden)
     residual, x = torch.randn(2, 5, hidden).to(dtype)
     weight, first = torch.rand(2, hidden)
-    own, wanted = residual.clone(), residual.float()
-    got = ours.add_rms_norm(own, x.clone() if adds else None, weight, first if inner else None)
+    own, wanted = residual.to(DEVICE, copy=True), residual.float()
+    got = ours.add_rms_norm(own, x.to(DEVICE) if adds else None, weight.to(DEVICE), first.to(DEVICE) if inner else None)
     expected = plain.add_rms_norm(wanted, x.float() if adds else None, weight, first if inner else None)
     close(got, expected, ERRORS[dtype])
     close(own, wanted, ERRORS[dtype])
-    assert adds or torch.equal(own, residual)
+    assert adds or torch.equal(own.cpu(), residual)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # numpy's, which the interpreter computes with
@@ -50,7 +51,7 @@ def test_gated(dtype: torch.dtype, activation: str, size: int) -> None:
     ours, plain = hands(dtype, activation=activation)
     x = (3 * torch.randn(3, 2 * size)).to(dtype)
     x[0, 0], x[0, 1] = -200.0, 200.0  # what an exponential is too large for
-    close(ours.gated(x), plain.gated(x.float()), ERRORS[dtype])
+    close(ours.gated(x.to(DEVICE)), plain.gated(x.float()), ERRORS[dtype])
 
 
 @pytest.mark.parametrize("dtype", ERRORS)
@@ -73,10 +74,12 @@ def test_rope_and_store(dtype: torch.dtype, size: int, rotated: int, norms: str)
         block_tables=torch.zeros(1, 4, dtype=torch.int32),
     )
     answers = []
-    for hand, given in ((ours, qkv), (plain, qkv.float())):
+    for hand, given in ((ours, qkv.to(DEVICE)), (plain, qkv.float())):
         kv = hand.new_kv(1, 5)
         staged = hand.stage(torch.zeros(rows, dtype=torch.int64), batch, torch.tensor([rows - 1])).batch
-        queries = hand.rope_and_store(given, positions, kv.keys[0], kv.values[0], staged)
+        parts = (positions.rotary, positions.query_norm, positions.key_norm)
+        held = Positions(*(None if part is None else part.to(hand.device) for part in parts))
+        queries = hand.rope_and_store(given, held, kv.keys[0], kv.values[0], staged)
         answers.append((queries, kv.keys[0], kv.values[0]))
     for got, wanted in zip(*answers, strict=True):
         close(got, wanted, ERRORS[dtype])

@@ -32,6 +32,10 @@ class Graphs:
             self._pool = graph.pool()
             self._recorded[rows] = graph, made
             return result
+        return self.replay(rows)
+
+    def replay(self, rows: int) -> torch.Tensor:
+        """A recorded step once more."""
         graph, made = self._recorded[rows]
         graph.replay()
         return made

@@ -130,6 +130,11 @@ class TritonKernels:
             return step()
         return self._graphs.run(self._bucket, step)
 
+    def replay(self) -> None:
+        """The step that was staged last once more, if it is recorded: to measure it."""
+        if self._graphs is not None and self._bucket is not None:
+            self._graphs.replay(self._bucket)
+
     # a layer
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:

@@ -103,15 +103,19 @@ class PagedAttention:
         device: torch.device,
         element_bytes: int = 2,
         upcast: bool = False,
+        decode_tiles: Tiles | None = None,
+        long_tiles: Tiles | None = None,
     ) -> None:
-        """`element_bytes`: of queries. `programs`: how many run at a time. `upcast`: see `make_parts`."""
+        """`element_bytes`: of queries. `programs`: how many run at a time. `upcast`: see `make_parts`. `decode_tiles`,
+        `long_tiles`: others than are chosen, to measure them."""
         self._shape, self._block, self._programs, self._upcast = shape, block_size, programs, upcast
         self._group = shape.heads // shape.kv_heads
         self._rows, self._sequences = rows, sequences
         self._device = device
         self._decode_parts = 4 * sequences + programs
         self._element = element_bytes
-        self._prompt_tiles = prompt_tiles(shape.head_size, element_bytes)
+        self._decode_tiles = decode_tiles
+        self._prompt_tiles = long_tiles or prompt_tiles(shape.head_size, element_bytes)
         self._prompt_rows = max(1, self._prompt_tiles.rows // self._group)
         self._prompt_parts = (programs // shape.kv_heads + 1) * self._prompt_rows
         tiles = rows // self._prompt_rows + sequences + programs
@@ -123,7 +127,7 @@ class PagedAttention:
         self._stats = torch.zeros(parts, shape.heads, 2, dtype=torch.float32, device=device)
         self.windows: dict[int, Window] = {}
         self._step: _Step | None = None
-        self._tiles = tiles_for(self._group, shape.head_size, 1, element_bytes)
+        self._tiles = decode_tiles or tiles_for(self._group, shape.head_size, 1, element_bytes)
         self._decoding = self._prompting = 0
 
     def prepare(
@@ -149,7 +153,8 @@ class PagedAttention:
         self._step = _Step(query_starts[:-1], counts, lengths, tables, decoding, prompts, share)
         self._decoding = max(len(decoding), places or 0)
         self._prompting = int(counts[prompts].sum())
-        self._tiles = tiles_for(self._group, self._shape.head_size, self._decoding if share else 1, self._element)
+        together = self._decoding if share else 1
+        self._tiles = self._decode_tiles or tiles_for(self._group, self._shape.head_size, together, self._element)
         for window in self.windows.values():
             self._divide(self._step, window)
 

@@ -90,11 +90,10 @@ def test_merging_fits(capability: int) -> None:
 
 
 @each_gpu
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize("hidden", [576, 4096, 8192])
-def test_norms_fit(capability: int, dtype: str, hidden: int) -> None:
+@pytest.mark.parametrize("hidden", [576, 8192])
+def test_norms_fit(capability: int, hidden: int) -> None:
     types = {
-        **dict.fromkeys(("residual", "x", "out"), f"*{dtype}"),
+        **dict.fromkeys(("residual", "x", "out"), "*bf16"),
         **dict.fromkeys(("weight", "inner"), "*fp32"),
         "hidden": "i32",
         "eps": "fp32",

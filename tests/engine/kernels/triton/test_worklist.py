@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.triton.worklist import Shape, WorkList, plan, sort_rows, tree
+from engine.kernels.triton.worklist import Shape, WorkList, plan, plan_prompts, sort_rows, tree
 from tests.engine.kernels.triton.reference import attend, batch, carry_out
 
 SHAPES = st.builds(
@@ -122,3 +122,49 @@ def test_common_keys_end_with_the_shorter_row(tables: list[list[int]], lengths: 
     assert sorted(found.tolist()) == sorted(common)
     root = tree(np.array(lengths)[order].tolist(), found.tolist())
     assert (root.first, root.last, root.end) == (0, len(lengths), 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sequences=st.lists(st.tuples(st.integers(2, 70), st.integers(0, 400)), min_size=1, max_size=6),
+    shape=SHAPES,
+    window=st.sampled_from([0, 1, 30, 64]),
+    most_parts=st.sampled_from([0, 50, 1 << 20]),
+)
+def test_rows_of_prompts_read_their_keys_once(
+    sequences: list[tuple[int, int]], shape: Shape, window: int, most_parts: int
+) -> None:
+    """sequences: rows, and keys before them."""
+    counts = np.array([rows for rows, _ in sequences])
+    lengths = np.array([rows + before for rows, before in sequences])
+    work = plan_prompts(counts, lengths, shape, window=window, most_parts=most_parts)
+    whose = np.repeat(np.arange(len(counts)), counts)
+    ends = np.cumsum(counts)
+    positions = lengths[whose] - ends[whose] + np.arange(counts.sum())
+    found: dict[int, list[int]] = {row: [] for row in range(len(whose))}
+    written: dict[int, list[int]] = {row: [] for row in range(len(whose))}
+    for first, rows, kv, sequence, begin, end, part, clear in work.items.tolist():
+        assert 1 <= rows <= shape.rows
+        assert begin <= clear <= end
+        assert begin < end
+        assert (clear - begin) % shape.tile_keys == 0
+        for row in range(first, first + rows):
+            assert whose[row] == sequence
+            assert clear <= positions[row] + 1, "tiles that are not masked are seen whole"
+            if kv == shape.kv_heads - 1:
+                seen = max(0, positions[row] + 1 - window) if window else 0
+                found[row] += [key for key in range(begin, end) if seen <= key <= positions[row]]
+                written[row].append(part)
+    for row, keys in found.items():
+        seen = max(0, positions[row] + 1 - window) if window else 0
+        assert sorted(keys) == list(range(seen, positions[row] + 1))
+        assert sorted(written[row]) == list(range(work.starts[row + 1] - work.starts[row]))
+    assert work.starts[-1] <= max(most_parts, len(whose))
+
+
+def test_a_long_prompt_gives_work_to_every_program() -> None:
+    shape = Shape(kv_heads=8, group=4, head_size=128, block_size=16, tile_rows=128, tile_keys=64, programs=264)
+    work = plan_prompts(np.array([40]), np.array([32_768]), shape)
+    assert len(work.items) >= 0.9 * shape.programs
+    alone = plan_prompts(np.array([4096]), np.array([4096]), shape)
+    assert (np.diff(alone.starts) == 1).all(), "nothing is split where tiles are many"

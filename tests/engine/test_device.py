@@ -1,0 +1,79 @@
+"""engine/device.py and engine/gpus.py: where to compute, and what is said of a model that does not fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.device import Room, check_weights, choose_device, kv_tokens_on
+from engine.errors import EngineError
+from engine.gpus import visible_gpus
+
+GIB = 2**30
+
+
+def room(free: float) -> Room:
+    return Room("NVIDIA H100", int(free * GIB), 80 * GIB)
+
+
+def test_weights_that_fit() -> None:
+    check_weights(room(16), 16 * GIB)
+
+
+def test_what_is_missing_for_weights_is_said() -> None:
+    with pytest.raises(EngineError, match=r"take 30\.0 GiB, and 12\.5 of 80\.0 GiB are free .* 17\.5 GiB are missing"):
+        check_weights(room(12.5), 30 * GIB)
+
+
+def test_the_pool_takes_what_is_free_in_whole_blocks() -> None:
+    tokens = kv_tokens_on(room(10), 0, 131_072, 16)
+    assert tokens % 16 == 0
+    assert 0.89 * 10 * GIB < tokens * 131_072 <= 0.9 * 10 * GIB
+    assert kv_tokens_on(room(10), 0, 131_072, 16, peers=2) == pytest.approx(tokens / 2, abs=16)
+    assert kv_tokens_on(room(10), 1000, 131_072, 16) == 1000
+
+
+def test_what_would_fit_is_said_and_does() -> None:
+    with pytest.raises(EngineError, match=r"takes 24\.4 GiB") as caught:
+        kv_tokens_on(room(10), 200_000, 131_072, 16)
+    most = int(str(caught.value).rsplit(" ", 1)[1])
+    assert "Lower --kv-tokens" in str(caught.value)
+    assert kv_tokens_on(room(10), most, 131_072, 16) == most
+
+
+def test_a_pool_of_no_block_is_refused() -> None:
+    with pytest.raises(EngineError, match=r"no room for a KV cache: 0\.00 of 80\.0 GiB"):
+        kv_tokens_on(room(0.001), 0, 131_072, 16)
+
+
+def test_a_layer_stays_within_what_its_offsets_reach() -> None:
+    """The kernels count the numbers of a layer's keys in 32 bits."""
+    assert kv_tokens_on(room(79), 0, 64, 16, layer_numbers=1024) * 1024 < 2**31
+    with pytest.raises(EngineError, match="reach 2097120 tokens"):
+        kv_tokens_on(room(79), 3_000_000, 64, 16, layer_numbers=1024)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_refused(wanted: str) -> None:
+    with pytest.raises(EngineError, match=f"--device {wanted} cannot be had: .*--device cpu"):
+        choose_device(wanted)
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("named", "seen"),
+    [(None, 2), ("", 0), ("0", 1), ("1,0", 2), ("0,5,1", 1), ("-1", 0), ("GPU-8932f937,GPU-12", 2), ("0,1,1", 2)],
+)
+def test_gpus_are_counted_without_torch(tmp_path: Path, named: str | None, seen: int) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert visible_gpus({} if named is None else {"CUDA_VISIBLE_DEVICES": named}, tmp_path) == seen
+
+
+def test_a_machine_without_devices(tmp_path: Path) -> None:
+    assert visible_gpus({}, tmp_path / "none") == 0
