@@ -30,6 +30,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `threads`: 0 takes every core this process may use.
     `peers`: engines that share the device, this one counted: cores and free memory are divided by it where
     `threads` and `kv_tokens` are 0.
+    `overlap`: whether the next step is prepared while one runs; auto: on a GPU, which has no use for the host's cores.
     `prefix_sharing`: whether full blocks are kept in the prefix tree for later fills.
     `retention`: which of them go first when the pool is full; see `retention.py`.
     """
@@ -48,5 +49,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int = 256
     threads: int = 0
     peers: int = 1
+    overlap: Literal["auto", "on", "off"] = "auto"
     prefix_sharing: bool = True
     retention: Literal["learned", "lru"] = "learned"

@@ -63,7 +63,12 @@ class Context:
 
         A context that lost its blocks while nobody does stays as it is until its next fill or generate.
         """
-        return self.generation is not None or bool(self.fills)
+        return (self.generation is not None and not self.generation.exhausted) or bool(self.fills)
+
+    @property
+    def known(self) -> int:
+        """How many of its tokens are known; those behind stand for tokens that were chosen and not read yet."""
+        return len(self.tokens) - (self.generation.pending if self.generation is not None else 0)
 
     @property
     def wanted(self) -> int:
@@ -97,7 +102,13 @@ class Context:
     @property
     def decoding(self) -> bool:
         """Whether the next step computes the one token sampled last."""
-        return self.generation is not None and self.computed + 1 == len(self.tokens) and self.generation.started
+        generation = self.generation
+        return (
+            generation is not None
+            and self.computed + 1 == len(self.tokens)
+            and generation.started
+            and not generation.exhausted
+        )
 
     @property
     def has_room(self) -> bool:
@@ -109,9 +120,9 @@ class Context:
     def fork_from(self, parent: "Context") -> None:
         """Takes over the parent's tokens and shares its blocks, the last one copy on write."""
         size = self._cache.block_size
-        self.tokens = list(parent.tokens)
-        self.computed = parent.computed
-        self.blocks = parent.blocks[: -(-parent.computed // size)]
+        self.tokens = parent.tokens[: parent.known]
+        self.computed = min(parent.computed, len(self.tokens))
+        self.blocks = parent.blocks[: -(-self.computed // size)]
         for block in self.blocks:
             self._cache.share(block)
         self._tip, self._path_length = parent._tip, parent._path_length
@@ -178,12 +189,13 @@ class Context:
         return block
 
     def announce(self, end: int) -> None:
-        """Puts the blocks that this step will complete into the tree, as not ready."""
+        """Puts the blocks that this step will complete into the tree, as not ready; those with a token that is not
+        known yet when it is."""
         cache, size = self._cache, self._cache.block_size
         if not cache.sharing:
             return
         tip = self._tip
-        for index in range(self._path_length, end // size):
+        for index in range(self._path_length, min(end, self.known) // size):
             key = tuple(self.tokens[index * size : (index + 1) * size])
             node = cache.child(tip, key)
             if node is None:

@@ -1,7 +1,7 @@
 """One `generate` as it runs: what was sampled, what of it may be shown, and whether it has ended."""
 
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +32,8 @@ class Generation:
         self.matcher = matcher
         self.limit = limit
         self.count = 0
+        self.pending = 0
+        """Tokens that were chosen and not pushed yet: a step is prepared while another runs."""
         self.counts: Counter[int] = Counter()
         """Tokens generated, where a penalty asks how often."""
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
@@ -47,7 +49,8 @@ class Generation:
         row = (sampling.temperature, sampling.top_p, sampling.min_p, max(0, sampling.top_k), logprobs, 0.0)
         self.request = np.array(row, dtype=REQUEST).tobytes()
         """A row of REQUEST, but for its uniform number."""
-        self._uniform: float | None = None
+        self._drawn: deque[float] = deque()
+        """Numbers for the tokens that are chosen next."""
         self._tokenizer = tokenizer
         self._prompt_length = len(prompt)
         self._told = 0
@@ -57,7 +60,17 @@ class Generation:
     @property
     def started(self) -> bool:
         """Whether a token was sampled yet."""
-        return self.count > 0
+        return self.count + self.pending > 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all tokens that may come have been chosen."""
+        return self.count + self.pending >= self.limit
+
+    @property
+    def blind(self) -> bool:
+        """Whether a token can be chosen without knowing the one before it, but for the model."""
+        return self.matcher is None and not self._counts and self.sampling.repetition_penalty == 1.0
 
     @property
     def adjusts(self) -> bool:
@@ -66,17 +79,17 @@ class Generation:
 
     @property
     def muted(self) -> bool:
-        """Whether the text may not end yet. Where a grammar says when it ends, it does."""
-        return self.count < self.sampling.min_tokens and self.matcher is None
+        """Whether the text may not end with the token chosen next. Where a grammar says when it ends, it may."""
+        return self.count + self.pending < self.sampling.min_tokens and self.matcher is None
 
     def uniform(self) -> float:
         """The number that chooses the next token: one a token, however often it is asked for. 0 where none is
         needed."""
         if self.random is None:
             return 0.0
-        if self._uniform is None:
-            self._uniform = float(self.random.random())
-        return self._uniform
+        while len(self._drawn) <= self.pending:
+            self._drawn.append(float(self.random.random()))
+        return self._drawn[self.pending]
 
     def push(self, token: int) -> Progress:
         """Takes the token just sampled."""
@@ -101,7 +114,8 @@ class Generation:
         return whole, self._tokenizer.encode(text[length : self._told])
 
     def _push(self, token: int) -> Progress:
-        self._uniform = None
+        if self._drawn:
+            self._drawn.popleft()
         self.count += 1
         if self._counts:
             self.counts[token] += 1
@@ -111,7 +125,8 @@ class Generation:
         if token in self.stop_tokens:  # below min_tokens the sampler does not let one through
             return self._end("", "stop")
         piece = self._detokenizer.push(token)
-        if self.muted:  # stop strings do not count yet, but there is an end to all
+        if self.count < self.sampling.min_tokens and self.matcher is None:
+            # stop strings do not count yet, but there is an end to all
             return self._end(piece, "length") if self.count >= self.limit else Progress(piece, None)
         text, matched = self._stops.push(piece)
         if matched:

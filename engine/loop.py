@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from engine.errors import ContextError
 from engine.generation import Generation, Sampled
 from engine.grammar import Grammars
 from engine.kernels import AttentionBatch, Limits, select_kernels
+from engine.kernels.base import PendingChoices
 from engine.kv_cache import SCRATCH, KVCache
 from engine.link import EngineInfo, Sampling, Update
 from engine.models.checkpoint import open_weights, weights_size
@@ -28,7 +30,7 @@ from engine.models.fetch import checkpoint_folder, model_name
 from engine.models.spec import read_spec
 from engine.pace import Pacer
 from engine.retention import Retention
-from engine.sampling import BadLogits, Sampler, any_token
+from engine.sampling import BadLogits, Sampler, any_token, sampled
 from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("myna.engine")
@@ -36,6 +38,25 @@ log = logging.getLogger("myna.engine")
 _STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 """Token budget of a step where nobody said one: so many rows that their products are worth reading the weights for."""
 _TRIAL_ROWS = 64
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A step that was begun. contexts, generations, places, choices: those that get a token, where among the context's
+    tokens it goes, and the tokens when they are there. filled: what fills it brought to an end, by context."""
+
+    plan: Plan
+    filled: dict[int, Update]
+    contexts: list[Context]
+    generations: list[Generation]
+    places: list[int]
+    choices: PendingChoices | None
+    began: float
+
+    @property
+    def blind(self) -> bool:
+        """Whether the next step can be prepared without knowing what this one chooses."""
+        return all(generation.blind for generation in self.generations)
 
 
 class Engine:
@@ -87,6 +108,10 @@ class Engine:
         self._arrays = StepArrays(step_tokens, config.max_batch, config.block_size)
         self._contexts: dict[int, Context] = {}
         self._suspects: deque[int] = deque()
+        self._overlap = config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
+        self._running: _Running | None = None
+        """The step whose results were not read yet."""
+        self._read_at = 0.0
         self._arrivals = 0
         self.info = EngineInfo(
             model=model_name(config.model),
@@ -141,7 +166,7 @@ class Engine:
         bad = next((token for token in tokens if not 0 <= token < self.info.vocabulary), None)
         if bad is not None:
             raise ContextError("bad_token", f"token {bad} is outside the vocabulary of {self.info.vocabulary}")
-        before = len(known.tokens) if known else len(self._get(parent).tokens) if parent is not None else 0
+        before = len(known.tokens) if known else self._get(parent).known if parent is not None else 0
         length, most = before + len(tokens), min(self.info.window, self.info.kv_tokens)
         if length > most:
             raise ContextError(
@@ -215,7 +240,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would bring anything forward."""
-        return any(context.has_work for context in self._contexts.values())
+        return self._running is not None or any(context.has_work for context in self._contexts.values())
 
     @property
     def running(self) -> int:
@@ -233,50 +258,78 @@ class Engine:
         return self._pacer.row_seconds, self._pacer.alone_seconds
 
     def step(self) -> list[Update]:
-        """Plans one batch, runs it, samples, and says what changed for whom.
+        """Plans one batch, runs it, samples, and says what changed for whom; where steps overlap, begins it, and says
+        what the one before it changed.
 
         If a step over several contexts raises, each of them is tried alone: who raises again fails, and only it.
         """
+        before = self._running
+        if before is not None and (self._suspects or not before.blind):
+            return self._finish()
         if self._suspects:
-            return self._step_alone()
-        return self._run(self._planner.plan(self._contexts.values()))
+            context = self._contexts.get(self._suspects.popleft())
+            if context is None or not context.has_work:
+                return []
+            updates = self._launch(self._planner.plan([context], list(self._contexts.values())))
+            return updates + self._finish()
+        updates = self._launch(self._planner.plan(self._contexts.values()))
+        if before is not None:
+            updates = self._read(before) + updates
+        return updates if self._overlap else updates + self._finish()
 
-    def _step_alone(self) -> list[Update]:
-        """A step for the first of those that were in a step that raised."""
-        context = self._contexts.get(self._suspects.popleft())
-        if context is None or not context.has_work:
-            return []
-        return self._run(self._planner.plan([context], list(self._contexts.values())))
-
-    def _run(self, plan: Plan) -> list[Update]:
+    def _launch(self, plan: Plan) -> list[Update]:
+        """Begins a step, which is the running one then, for `_read` to read. If it raises, none is running, and what
+        that means for a context is returned."""
+        self._running = None
         if not plan.chunks:
             return []
         began = time.perf_counter()
         sampling = [chunk for chunk in plan.chunks if chunk.samples]
-        generations = [chunk.context.generation for chunk in sampling]
+        generations = [chunk.context.generation for chunk in sampling if chunk.context.generation is not None]
         try:
             logits = self._forward(plan)
-            sampled = self._sampler.sample(logits, [one for one in generations if one is not None])
+            choices = self._sampler.ask(logits, generations) if generations else None
         except Exception as error:
             return self._recover(plan, error)
+        filled: dict[int, Update] = {}
         for chunk in plan.chunks:
+            context = chunk.context
             if not chunk.stored:
-                chunk.context.commit(chunk.end)
-        updates: list[Update] = []
-        choices = iter(sampled)
-        for chunk in plan.chunks:
-            update = Update(chunk.context.id)
-            if chunk.context.fills:
-                _report_fills(chunk.context, update)
-            if chunk.samples:
-                choice = next(choices)
-                if isinstance(choice, BadLogits):
-                    update = self._fail(chunk.context, "bad_logits", str(choice))
-                else:
-                    _take_token(chunk.context, choice, update)
-            if update.tokens or update.error or update.filled is not None:
-                updates.append(update)
-        seconds = time.perf_counter() - began
+                context.commit(chunk.end)
+            if context.fills:
+                _report_fills(context, filled.setdefault(context.id, Update(context.id)))
+        places = []
+        for row, (chunk, generation) in enumerate(zip(sampling, generations, strict=True)):
+            places.append(len(chunk.context.tokens))
+            chunk.context.tokens.append(-1 - row)  # see `Kernels.stage`
+            generation.pending += 1
+        self._running = _Running(
+            plan, filled, [chunk.context for chunk in sampling], generations, places, choices, began
+        )
+        return []
+
+    def _finish(self) -> list[Update]:
+        """What the running step brings, if there is one."""
+        running, self._running = self._running, None
+        return [] if running is None else self._read(running)
+
+    def _read(self, running: "_Running") -> list[Update]:
+        """Waits for a step, and says what it changed for whom. A context that ended meanwhile has nothing to do with it
+        any more."""
+        chosen = [] if running.choices is None else sampled(running.choices, running.generations)
+        updates = {id: update for id, update in running.filled.items() if id in self._contexts}
+        for context, generation, place, choice in zip(
+            running.contexts, running.generations, running.places, chosen, strict=True
+        ):
+            generation.pending -= 1
+            if self._contexts.get(context.id) is not context or context.generation is not generation:
+                continue
+            if isinstance(choice, BadLogits):
+                updates[context.id] = self._fail(context, "bad_logits", str(choice))
+            else:
+                _take_token(context, choice, place, updates.setdefault(context.id, Update(context.id)))
+        plan, now = running.plan, time.perf_counter()
+        seconds, self._read_at = now - max(running.began, self._read_at), now
         for context in plan.held:
             context.held += seconds
         for context in plan.starved:
@@ -289,7 +342,7 @@ class Engine:
             waiting=plan.waiting,
             seconds=seconds,
         )
-        return updates
+        return [update for update in updates.values() if update.tokens or update.error or update.filled is not None]
 
     def _recover(self, plan: Plan, error: Exception) -> list[Update]:
         """After a step that raised: its KV is as if it had not been, and whoever is to blame is found."""
@@ -373,10 +426,11 @@ def _report_fills(context: Context, update: Update) -> None:
         update.starved, context.starved = context.starved, 0.0
 
 
-def _take_token(context: Context, sampled: Sampled, update: Update) -> None:
+def _take_token(context: Context, sampled: Sampled, place: int, update: Update) -> None:
+    """Puts the token where a stand-in is, and tells of it."""
     generation = context.generation
     assert generation is not None
-    context.tokens.append(sampled.token)
+    context.tokens[place] = sampled.token
     progress = generation.push(sampled.token)
     update.tokens = [sampled.token]
     update.text = progress.text
@@ -386,6 +440,7 @@ def _take_token(context: Context, sampled: Sampled, update: Update) -> None:
         update.logprobs = [sampled.logprob]
     if progress.finish is not None:
         context.generation = None
+        context.truncate(place + 1)  # nothing comes of what was chosen behind it meanwhile
         if progress.finish == "stop":
             kept, rest = generation.kept(context.tokens)
             context.truncate(kept)

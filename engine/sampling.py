@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.generation import Generation, Sampled
 from engine.kernels import Kernels
-from engine.kernels.base import REQUEST, ChoiceRequests, Choices
+from engine.kernels.base import REQUEST, ChoiceRequests, Choices, PendingChoices
 from engine.link import TokenLogprob
 
 
@@ -32,8 +32,10 @@ class Sampler:
         logits: (rows, vocabulary) float32, one row for each of `generations`; may be changed. A bad row gives
         BadLogits in its place and harms no other.
         """
-        if not generations:
-            return []
+        return sampled(self.ask(logits, generations), generations) if generations else []
+
+    def ask(self, logits: torch.Tensor, generations: list[Generation]) -> PendingChoices:
+        """What `sample` does, as far as that goes without waiting for the device; at least one row."""
         if self._of != generations:
             self._of = generations
             self._requests = _requests(b"".join([generation.request for generation in generations]))
@@ -44,13 +46,18 @@ class Sampler:
             requests.rows["uniform"] = [generation.uniform() for generation in generations]
         if any(generation.adjusts for generation in generations):
             requests = replace(requests, **_adjustments(generations))
-        choices = self._kernels.choose(logits, requests)
-        return [
-            BadLogits("the model produced NaN logits, or its request allows no token")
-            if token < 0
-            else Sampled(token, _logprob(choices, row, token, generation) if generation.sampling.logprobs else None)
-            for row, (token, generation) in enumerate(zip(choices.tokens.tolist(), generations, strict=True))
-        ]
+        return self._kernels.choose(logits, requests)
+
+
+def sampled(pending: PendingChoices, generations: list[Generation]) -> list[Sampled | BadLogits]:
+    """What was asked for, once it is there."""
+    choices = pending.result()
+    return [
+        BadLogits("the model produced NaN logits, or its request allows no token")
+        if token < 0
+        else Sampled(token, _logprob(choices, row, token, generation) if generation.sampling.logprobs else None)
+        for row, (token, generation) in enumerate(zip(choices.tokens.tolist(), generations, strict=True))
+    ]
 
 
 def any_token(rows: int) -> ChoiceRequests:

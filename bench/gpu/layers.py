@@ -88,12 +88,12 @@ def run(shape: LayerShape) -> list[Row]:
     for name, fields in REQUESTS.items():
         logits = 3 * torch.randn(64, VOCABULARY, device=DEVICE)
         asked = requests(64, *fields)
-        kernels.choose(logits.clone(), asked)
+        kernels.choose(logits.clone(), asked).result()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         taken = []
         for _ in range(20):
             begin.record()
-            kernels.choose(logits, asked)  # which waits for its answer
+            kernels.choose(logits, asked).result()
             end.record()
             end.synchronize()
             taken.append(begin.elapsed_time(end) / 1e3)
@@ -113,7 +113,7 @@ def check() -> list[Row]:
     kernels, exact = triton(SMALL, 4, dtype), TorchKernels(SMALL, dtype, BLOCK)
     for name, fields in REQUESTS.items():
         asked = requests(4, *fields)
-        got, wanted = (hand.choose(logits.clone(), asked).tokens for hand in (kernels, exact))
+        got, wanted = (hand.choose(logits.clone(), asked).result().tokens for hand in (kernels, exact))
         found.append({"what": name, "other tokens": int((got != wanted).sum())})
     return found
 

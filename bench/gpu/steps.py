@@ -95,7 +95,7 @@ class Steps:
 
     def __call__(self) -> None:
         """A step and its tokens."""
-        self._tokens = self._decoder.kernels.choose(self.logits(), self._requests).tokens.astype(np.int64)
+        self._tokens = self._decoder.kernels.choose(self.logits(), self._requests).result().tokens.astype(np.int64)
 
 
 def run(shape: LayerShape, layers: int, vocabulary: int) -> list[Row]:

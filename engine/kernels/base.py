@@ -164,6 +164,10 @@ class Choices:
     top_ids: NDArray[np.int32]
     top_logprobs: NDArray[np.float32]
 
+    def result(self) -> "Choices":
+        """See `PendingChoices`: they are made."""
+        return self
+
     @classmethod
     def empty(cls, requests: ChoiceRequests) -> "Choices":
         """Room for the answers; no row has a token yet."""
@@ -174,6 +178,13 @@ class Choices:
             np.zeros((rows, width), dtype=np.int32),
             np.zeros((rows, width), dtype=np.float32),
         )
+
+
+class PendingChoices(Protocol):
+    """Choices that a device may still be making."""
+
+    def result(self) -> Choices:
+        """Waits for them."""
 
 
 class Staged(NamedTuple):
@@ -211,7 +222,8 @@ class Kernels(Protocol):
     def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> "Staged":
         """Brings a step's arrays, which the host wrote, to where these kernels read them.
 
-        tokens: (rows,) int64. wanted: (m,) int64, rows that get logits. What is staged is good until the next call.
+        tokens: (rows,) int64; -1 - r stands for the token of row r of the last choice, which the host need not know.
+        wanted: (m,) int64, rows that get logits. What is staged is good until the next call.
         """
 
     def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -263,8 +275,8 @@ class Kernels(Protocol):
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
         """(rows, 2 * intermediate) -> (rows, intermediate): the activation of the first half times the second."""
 
-    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
-        """One token for each row of logits, (m, vocabulary) float32, which are changed. Good until the next call."""
+    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> "PendingChoices":
+        """One token for each row of logits, (m, vocabulary) float32, which are changed."""
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """All layers in one call with the same results, where these kernels can; else None."""

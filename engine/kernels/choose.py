@@ -1,6 +1,7 @@
 """Logits to tokens in numpy, the reference: on CPU several times faster than torch, and never a full sort."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engine.kernels.base import ChoiceRequests, Choices
@@ -40,6 +41,17 @@ def choose(logits: NDArray[np.float32], requests: ChoiceRequests) -> Choices:
         if request["top_logprobs"] >= 0:
             _log(row, token, int(request["top_logprobs"]), choices, at)
     return choices
+
+
+def fill_in(tokens: torch.Tensor, chosen: Choices | None) -> torch.Tensor:
+    """Tokens as `Kernels.stage` takes them, with those of the last choice where they are asked for."""
+    array = tokens.numpy()
+    asked = array < 0
+    if chosen is None or not asked.any():
+        return tokens
+    filled = array.copy()
+    filled[asked] = np.maximum(0, chosen.tokens[-1 - array[asked]])
+    return torch.from_numpy(filled)
 
 
 def forbid(logits: NDArray[np.float32], requests: ChoiceRequests) -> None:

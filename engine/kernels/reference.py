@@ -18,7 +18,7 @@ from engine.kernels.base import (
     Positions,
     Staged,
 )
-from engine.kernels.choose import choose
+from engine.kernels.choose import choose, fill_in
 
 _PACK_ROWS = 32
 """The row count that the packed layout is tuned for: a decode batch."""
@@ -41,12 +41,13 @@ class TorchKernels:
         self.device = torch.device("cpu")
         self.recorded: Sequence[int] = ()
         self.batch_invariant = False  # attention is chosen by the shape of the batch
+        self._chosen: Choices | None = None
         self._layout: tuple[AttentionBatch, int, _Layout] | None = None
         """The last batch's: the same for all layers of a step that have the same window."""
 
     def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
         """See `Kernels.stage`."""
-        return Staged(tokens, batch, wanted)
+        return Staged(fill_in(tokens, self._chosen), batch, wanted)
 
     def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
         """See `Kernels.run`."""
@@ -150,7 +151,8 @@ class TorchKernels:
 
     def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
         """See `Kernels.choose`."""
-        return choose(logits.numpy(), requests)
+        self._chosen = choose(logits.numpy(), requests)
+        return self._chosen
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> None:
         """See `Kernels.fuse`."""

@@ -283,6 +283,64 @@ def test_the_same_text_under_memory_pressure(engine: Engine, prompts: list[list[
     assert run(small, few, GREEDY) == run(engine, few, GREEDY)
 
 
+@pytest.mark.usefixtures("batch_invariant")
+def test_steps_that_overlap_change_nothing(engine: Engine, prompts: list[list[int]], overlapping: None) -> None:
+    """All that a request can ask for, beside others: what each is told, as if step came after step."""
+    asked = [
+        Sampling(temperature=0.0, max_tokens=12),
+        Sampling(temperature=1.0, seed=5, max_tokens=12, logprobs=True, top_logprobs=3),
+        Sampling(temperature=0.0, max_tokens=20, stop=(".", " the")),
+        Sampling(temperature=0.0, max_tokens=14, min_tokens=9, stop=("e",)),
+        Sampling(temperature=0.7, seed=6, max_tokens=10, top_p=0.9, frequency_penalty=1.0),
+        Sampling(temperature=0.0, max_tokens=10, regex="[a-z]{3,20}"),
+        Sampling(temperature=0.0, max_tokens=1),
+        Sampling(temperature=0.0, max_tokens=8, logit_bias={30: -100.0}, ignore_eos=True),
+    ]
+    groups = [asked[:4], asked[4:], [asked[at] for at in (0, 1, 2, 3, 6, 7)], asked]
+
+    def told(overlap: bool) -> list[Any]:
+        engine._overlap = overlap
+        found = []
+        for group in groups:
+            for at, sampling in enumerate(group):
+                engine.fill(at, prompts[at % len(prompts)])
+                engine.generate(at, sampling)
+            lines: dict[int, list[Any]] = {at: [] for at in range(len(group))}
+            while engine.has_work:
+                for update in engine.step():
+                    if update.tokens:
+                        lines[update.context].append((update.tokens, update.text, update.finish, update.logprobs))
+                engine.check_integrity()
+            texts = [list(engine._contexts[at].tokens) for at in range(len(group))]
+            for at in range(len(group)):
+                engine.free_context(at)
+            found.append((lines, texts))
+        return found
+
+    assert told(True) == told(False)
+
+
+@pytest.fixture
+def overlapping(engine: Engine) -> Iterator[None]:
+    """The engine as it was, afterwards."""
+    before = engine._overlap
+    yield
+    engine._overlap = before
+
+
+def test_a_step_is_begun_before_the_one_before_it_is_read(
+    engine: Engine, prompts: list[list[int]], overlapping: None
+) -> None:
+    engine._overlap = True
+    engine.fill(1, prompts[0])
+    engine.generate(1, Sampling(temperature=0.0, max_tokens=4, ignore_eos=True))
+    assert engine.step() == [], "the prompt's step has only been begun"
+    seen = [sum(len(update.tokens) for update in engine.step()) for _ in range(4)]
+    assert seen == [1, 1, 1, 1]
+    assert not engine.has_work, "no step was begun for a token that may not come"
+    engine.free_context(1)
+
+
 def test_freeing_ends_what_runs_within_a_step(engine: Engine, prompts: list[list[int]]) -> None:
     free = engine.free_tokens
     engine.fill(1, prompts[0])

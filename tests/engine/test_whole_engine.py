@@ -67,6 +67,7 @@ class TransparentDecoder:
                 self.slots[target * self.size + inside] = self.slots.get(source * self.size + inside, 0)
 
     def forward(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
+        tokens = self.kernels.stage(tokens, batch, wanted).tokens
         ids, slots, positions = tokens.tolist(), batch.slots.tolist(), batch.positions.tolist()
         starts, tables = batch.query_starts.tolist(), batch.block_tables.tolist()
         views: dict[int, tuple[int, ...]] = {}
@@ -231,10 +232,12 @@ class Run:
             self.finished += 1
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
+@pytest.fixture(params=["one by one", "overlapping"])
+def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Engine:
     """A window of 120 tokens, a pool of 320: two or three contexts fill it."""
-    made = Engine(EngineConfig(model=str(write_tiny(tmp_path, window=120)), kv_tokens=320, step_tokens=48, max_batch=8))
+    folder = str(write_tiny(tmp_path, window=120))
+    overlap: Any = "on" if request.param == "overlapping" else "off"
+    made = Engine(EngineConfig(model=folder, kv_tokens=320, step_tokens=48, max_batch=8, overlap=overlap))
     stand_in: Any = TransparentDecoder(made)
     made.decoder = stand_in
     return made

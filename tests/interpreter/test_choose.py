@@ -37,7 +37,7 @@ def requests(rows: list[dict[str, Any]], **other: Any) -> ChoiceRequests:
 
 
 def both(logits: NDArray[np.float32], asked: ChoiceRequests) -> tuple[Choices, Choices]:
-    ours = KERNELS.choose(torch.from_numpy(logits.copy()).to(DEVICE), asked)
+    ours = KERNELS.choose(torch.from_numpy(logits.copy()).to(DEVICE), asked).result()
     return ours, choose(logits.copy(), asked)
 
 
@@ -117,5 +117,7 @@ def test_tokens_come_as_often_as_they_should() -> None:
     drawn = []
     for start in range(0, 48, 16):
         rows = [{"temperature": 1.0, "uniform": (start + at + 0.5) / 48} for at in range(16)]
-        drawn += KERNELS.choose(torch.from_numpy(np.tile(row, (16, 1))).to(DEVICE), requests(rows)).tokens.tolist()
+        drawn += (
+            KERNELS.choose(torch.from_numpy(np.tile(row, (16, 1))).to(DEVICE), requests(rows)).result().tokens.tolist()
+        )
     assert [drawn.count(token) for token in (10, 600, 2500, 4000)] == [3, 6, 9, 30]

@@ -22,7 +22,7 @@ from engine.kernels.base import (
     Positions,
     Staged,
 )
-from engine.kernels.choose import adjusted, forbid
+from engine.kernels.choose import adjusted, fill_in, forbid
 from engine.kernels.cpu.build import Unavailable, load
 from engine.kernels.memory import large_zeros
 
@@ -150,6 +150,7 @@ class CpuKernels:
         self._state = torch.empty(size + 64, dtype=torch.uint8)
         self._state_address = -(-self._state.data_ptr() // 64) * 64
         self._choosing: _Choosing | None = None
+        self._chosen: Choices | None = None
         self._choice_room: NDArray[np.uint8] | None = None
         if self._library.myna_has_amx() and not self._multiplies():
             log.warning("this CPU's matrix tiles (AMX) give wrong results here; going without them")
@@ -164,7 +165,7 @@ class CpuKernels:
 
     def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
         """See `Kernels.stage`."""
-        return Staged(tokens, batch, wanted)
+        return Staged(fill_in(tokens, self._chosen), batch, wanted)
 
     def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
         """See `Kernels.run`."""
@@ -287,7 +288,8 @@ class CpuKernels:
                 self._choice_room = np.empty(self._library.myna_choose_room(logits.shape[1]), dtype=np.uint8)
             values = adjusted(logits.numpy(), requests)
             self._choosing = _Choosing(self._library, requests, values, self._choice_room)
-        return self._choosing(logits)
+        self._chosen = self._choosing(logits)
+        return self._chosen
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """See `Kernels.fuse`."""
@@ -323,7 +325,8 @@ class _Choosing:
 
     def __call__(self, logits: torch.Tensor) -> Choices:
         self._library.myna_choose(logits.data_ptr(), *logits.shape, *self._arguments)
-        return self._choices
+        made = self._choices
+        return Choices(made.tokens.copy(), made.logprobs.copy(), made.top_ids.copy(), made.top_logprobs.copy())
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

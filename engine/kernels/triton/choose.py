@@ -32,6 +32,20 @@ def _keys(x):
 
 
 @triton.jit
+def fill_in(
+    tokens,  # (rows,) int64, changed in place
+    chosen,  # (m,) int32
+    rows,
+    BLOCK: tl.constexpr,
+):
+    """Puts in the last choice's tokens where they are asked for; see `Kernels.stage`."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.load(tokens + at, mask=at < rows, other=0)
+    asked = (at < rows) & (token < 0)
+    tl.store(tokens + at, tl.maximum(tl.load(chosen - 1 - token, mask=asked, other=0), 0).to(tl.int64), mask=asked)
+
+
+@triton.jit
 def observe(
     logits,  # (m, vocabulary) float32, changed in place where a row has a mask
     allowed,  # (masks, words) int32

@@ -22,6 +22,7 @@ from engine.kernels.base import (
     LayerShape,
     LayerWeights,
     Packed,
+    PendingChoices,
     Positions,
     Staged,
 )
@@ -118,8 +119,13 @@ class TritonKernels:
             lengths=batch.lengths,
             block_tables=batch.block_tables,
         )
+        ids = self._tokens.send(tokens.numpy(), nothing)
+        if bool((tokens < 0).any()):
+            choose.fill_in[(triton.cdiv(rows, choose.CHANGES),)](
+                ids, self._choosing.tokens, rows, BLOCK=choose.CHANGES, num_warps=1
+            )
         return Staged(
-            self._tokens.send(tokens.numpy(), nothing),
+            ids,
             staged,
             self._wanted.send(wanted.numpy(), list(range(rows, rows + more))),
         )
@@ -232,38 +238,39 @@ class TritonKernels:
         """See `Kernels.fuse`. The layers stay apart; their launches are recorded instead."""
         return None
 
-    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
+    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> PendingChoices:
         """See `Kernels.choose`."""
         return self._choosing(logits, requests)
 
 
 class _Choosing:
-    """Buffers for the choices of up to `rows` rows."""
+    """Buffers for the choices of up to `rows` rows. `tokens`: of the last choice, on the device."""
 
     def __init__(self, device: torch.device, rows: int) -> None:
         self._device = device
         self._requests = Mirror(rows * choose.REQUEST_FIELDS, torch.float64, device)
         self._facts = torch.zeros(rows, choose.FACTS, dtype=torch.float32, device=device)
-        self._tokens = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.tokens = torch.zeros(rows, dtype=torch.int32, device=device)
         self._logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
 
-    def __call__(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
+    def __call__(self, logits: torch.Tensor, requests: ChoiceRequests) -> "_Pending":
         rows, vocabulary = logits.shape
-        choices = Choices.empty(requests)
+        width = max(0, int(requests.rows["top_logprobs"].max()))
         fields = ("temperature", "top_p", "min_p", "top_k", "top_logprobs", "uniform")
         asked = self._requests.send(np.stack([requests.rows[field] for field in fields], axis=1).reshape(-1))
         masks = len(requests.allowed) > 0
         sent = (requests.allowed, requests.masked)
-        allowed, masked = (self._send(array) if masks else self._tokens for array in sent)
+        allowed, masked = (self._send(array) if masks else self.tokens for array in sent)
         grid, block = (rows,), {"BLOCK": choose.BLOCK, "num_warps": choose.WARPS}
         choose.observe[grid](
             logits, allowed, masked, self._facts, vocabulary, requests.allowed.shape[1], MASKS=masks, **block
         )
-        width = choices.top_ids.shape[1]
+        told: list[torch.Tensor] = []
         if width:
             top_ids = torch.zeros(rows, width, dtype=torch.int32, device=self._device)
             top_values = torch.full((rows, width), -torch.inf, dtype=torch.float32, device=self._device)
             choose.likeliest[grid](logits, asked, top_ids, top_values, vocabulary, width, **block)
+            told = [top_ids, top_values, self._facts[:rows]]
         changes = len(requests.ids) > 0
         starts = ids = before = self._facts
         if changes:
@@ -272,13 +279,12 @@ class _Choosing:
             )
             before = torch.empty_like(factors)
             choose.adjust[grid](logits, starts, ids, factors, biases, before, vocabulary, BLOCK=choose.CHANGES)
-        choose.pick[grid](logits, asked, self._facts, self._tokens, vocabulary, **block)
-        logged = bool((requests.rows["top_logprobs"] >= 0).any())
-        if logged:
+        choose.pick[grid](logits, asked, self._facts, self.tokens, vocabulary, **block)
+        if (requests.rows["top_logprobs"] >= 0).any():
             choose.tell[grid](
                 logits,
                 self._facts,
-                self._tokens,
+                self.tokens,
                 starts,
                 ids,
                 before,
@@ -287,16 +293,41 @@ class _Choosing:
                 CHANGED=changes,
                 BLOCK=choose.CHANGES,
             )
-        choices.tokens[:] = self._tokens[:rows].cpu().numpy()
-        if logged:
-            choices.logprobs[:] = self._logprobs[:rows].cpu().numpy()
-        if width:
-            facts = self._facts[:rows].cpu().numpy()
-            _sort(choices, top_ids.cpu().numpy(), top_values.cpu().numpy(), facts[:, 0] + facts[:, 1])
-        return choices
+        return _Pending(requests, [self.tokens[:rows], self._logprobs[:rows], *told])
 
     def _send(self, array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+
+class _Pending:
+    """See `PendingChoices`. The answers are on their way into memory of their own, so that the next choice may be asked
+    for before they are read."""
+
+    def __init__(self, requests: ChoiceRequests, answers: list[torch.Tensor]) -> None:
+        """answers: tokens, log probabilities; and where any are asked for the alternatives' ids and logits, and the
+        rows' facts."""
+        self._requests = requests
+        self._event: torch.cuda.Event | None = None
+        pinned = answers[0].device.type == "cuda"
+        self._answers = [
+            torch.empty(answer.shape, dtype=answer.dtype, pin_memory=pinned).copy_(answer, non_blocking=True)
+            for answer in answers
+        ]
+        if pinned:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def result(self) -> Choices:
+        """See `PendingChoices.result`."""
+        if self._event is not None:
+            self._event.synchronize()
+        tokens, logprobs, *alternatives = (answer.numpy() for answer in self._answers)
+        choices = Choices.empty(self._requests)
+        choices.tokens[:], choices.logprobs[:] = tokens, logprobs
+        if alternatives:
+            ids, values, facts = alternatives
+            _sort(choices, ids, values, facts[:, 0] + facts[:, 1])
+        return choices
 
 
 def _sort(
