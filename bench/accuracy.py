@@ -15,6 +15,7 @@ _KINDS = {
     "float32": EngineConfig(dtype="float32", kv_tokens=1024),
     "bfloat16": EngineConfig(kv_tokens=1024),
     "int8": EngineConfig(kv_tokens=1024, quantize="int8"),
+    "fp8 KV": EngineConfig(kv_tokens=1024, kernels="torch", kv_dtype="fp8"),
 }
 
 

@@ -22,6 +22,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `device`: `auto` takes the first GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
     `model`: `SmolLM2-135M-Instruct`, a GGUF file, a folder with safetensors, or a hub id.
     `quantize`: int8 keeps linear weights in 8 bits and multiplies in 8 bits, faster and less exact.
+    `kv_dtype`: of the KV pool: `auto` as the weights, `fp8` in 8 bits (e4m3), half the bytes and less exact; not with
+    the cpu kernels.
     `kv_tokens`: size of the KV pool in tokens; 0 sizes it from free memory.
     `step_tokens`: token budget of a step, decode tokens and prefill chunks together; 0 takes what suits the device.
     `step_seconds`: what a step may take while somebody decodes, as far as prefill can be cut; `decode_share`: part of
@@ -39,6 +41,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache: str = msgspec.field(default_factory=default_cache)
     device: str = "auto"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    kv_dtype: Literal["auto", "fp8"] = "auto"
     kernels: Literal["auto", "cpu", "torch", "triton"] = "auto"
     quantize: Literal["none", "int8"] = "none"
     kv_tokens: int = 0

@@ -91,6 +91,7 @@ class Engine:
             config.block_size,
             cache,
             quantize=config.quantize,
+            kv_dtype=config.kv_dtype,
             device=device,
             limits=Limits(max(step_tokens, _TRIAL_ROWS), config.max_batch, 1 + spec.window // config.block_size),
         )

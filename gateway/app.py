@@ -124,6 +124,7 @@ def _engine_config(settings: ServeSettings, device: str, peers: int) -> EngineCo
         model=settings.model,
         cache=str(settings.cache.expanduser()),
         dtype=settings.dtype,
+        kv_dtype=settings.kv_dtype,
         kernels=settings.kernels,
         quantize=settings.quantize,
         kv_tokens=settings.kv_tokens,

@@ -58,7 +58,8 @@ class ServeSettings(BaseSettings):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N; auto: the GPUs, if any"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of weights and KV cache")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of weights")
+    kv_dtype: Literal["auto", "fp8"] = Field("auto", description="of the KV cache: auto as the weights, fp8 in 8 bits")
     kernels: Literal["auto", "cpu", "torch", "triton"] = Field("auto", description="which kernels the engine uses")
     quantize: Literal["none", "int8"] = Field("none", description="int8: weights in 8 bits, faster and less exact")
     engines: int = Field(0, ge=0, le=64, description="processes that run the model; 0: one a GPU, or one on the CPU")

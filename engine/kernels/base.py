@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from engine.kernels.memory import large_zeros
 
+FP8 = torch.float8_e4m3fn
+FP8_MOST = 448.0
+"""The largest number of that type; what is larger is stored as this."""
+
 Packed = Any
 """A weight in whatever layout the kernels like best; made by `pack`, understood only by the same kernels."""
 
@@ -213,6 +217,7 @@ class Kernels(Protocol):
 
     name: str
     device: torch.device
+    kv_dtype: torch.dtype
     batch_invariant: bool
     """Whether a row's results are the same bit for bit whatever rows stand beside it; else to rounding."""
 

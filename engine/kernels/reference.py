@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.base import (
+    FP8,
+    FP8_MOST,
     AttentionBatch,
     ChoiceRequests,
     Choices,
@@ -32,13 +34,15 @@ class _Weight(NamedTuple):
 class TorchKernels:
     """See `Kernels`. Weights in bfloat16 are packed once with oneDNN where it has bfloat16 on this CPU."""
 
-    def __init__(self, shape: LayerShape, dtype: torch.dtype, block_size: int) -> None:
+    def __init__(
+        self, shape: LayerShape, dtype: torch.dtype, block_size: int, kv_dtype: torch.dtype | None = None
+    ) -> None:
         self._shape = shape
         self._dtype = dtype
         self._block_size = block_size
         self._packs = dtype == torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.name = "torch, packed" if self._packs else "torch"
-        self.device = torch.device("cpu")
+        self.device, self.kv_dtype = torch.device("cpu"), kv_dtype or dtype
         self.recorded: Sequence[int] = ()
         self.batch_invariant = False  # attention is chosen by the shape of the batch
         self._chosen: Choices | None = None
@@ -56,7 +60,7 @@ class TorchKernels:
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""
         return KVTensors.zeros(
-            layers, (blocks, self._shape.kv_heads, self._block_size, self._shape.head_size), self._dtype
+            layers, (blocks, self._shape.kv_heads, self._block_size, self._shape.head_size), self.kv_dtype
         )
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
@@ -101,9 +105,13 @@ class TorchKernels:
             angles = positions.rotary[batch.positions].unsqueeze(1)
             q, k = _rotate(q, angles), _rotate(k, angles)
         block, inside = batch.slots // self._block_size, batch.slots % self._block_size
-        keys[block, :, inside] = k
-        values[block, :, inside] = v
+        keys[block, :, inside] = self._kept(k)
+        values[block, :, inside] = self._kept(v)
         return q.contiguous()
+
+    def _kept(self, x: torch.Tensor) -> torch.Tensor:
+        """As the pool keeps it."""
+        return x.clamp(-FP8_MOST, FP8_MOST).to(FP8) if self.kv_dtype == FP8 else x
 
     def attention(
         self,
@@ -123,13 +131,12 @@ class TorchKernels:
         out = torch.empty_like(queries)
         if len(layout.decode_rows):
             grouped = queries[layout.decode_rows].view(-1, kv_heads, heads // kv_heads, head_size)
-            k, v = _gather(keys, layout.decode_tables), _gather(values, layout.decode_tables)
+            k, v = (_gather(part, layout.decode_tables).to(queries.dtype) for part in (keys, values))
             attended = self._attend(grouped, k, v, layout.decode_mask)
             out[layout.decode_rows] = attended.reshape(-1, heads, head_size)
         for start, end, length, table, mask in layout.prefills:
             q = queries[start:end].transpose(0, 1).unsqueeze(0)
-            k = _gather(keys, table.unsqueeze(0))[:, :, :length]
-            v = _gather(values, table.unsqueeze(0))[:, :, :length]
+            k, v = (_gather(part, table.unsqueeze(0))[:, :, :length].to(q.dtype) for part in (keys, values))
             out[start:end] = self._attend(q, k, v, mask)[0].transpose(0, 1)
         return out.view(rows, heads * head_size)
 

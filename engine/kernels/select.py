@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from engine.errors import EngineError
-from engine.kernels.base import Kernels, LayerShape
+from engine.kernels.base import FP8, Kernels, LayerShape
 from engine.kernels.cpu import CpuKernels, Unavailable
 from engine.kernels.reference import TorchKernels
 
@@ -34,14 +34,16 @@ def select_kernels(
     cache: Path,
     *,
     quantize: str = "none",
+    kv_dtype: str = "auto",
     device: torch.device = _CPU,
     limits: Limits | None = None,
 ) -> Kernels:
     """The best kernels for this device and model, or the wanted ones.
 
-    `wanted`: auto, cpu, torch or triton. `quantize`: none or int8. `limits`: needed for Triton's. Raises EngineError if
-    the wanted ones cannot run here.
+    `wanted`: auto, cpu, torch or triton. `quantize`: none or int8. `kv_dtype`: auto or fp8. `limits`:
+    needed for Triton's. Raises EngineError if the wanted ones cannot run here.
     """
+    kept = FP8 if kv_dtype == "fp8" else dtype
     if wanted == "triton" or (wanted == "auto" and device.type == "cuda"):
         from engine.kernels.triton.kernels import TritonKernels  # Triton takes a while to load
 
@@ -49,10 +51,19 @@ def select_kernels(
             raise EngineError("the Triton kernels do not quantise; leave out --quantize")
         assert limits is not None
         return TritonKernels(
-            shape, dtype, block_size, device, rows=limits.rows, sequences=limits.sequences, width=limits.width
+            shape,
+            dtype,
+            block_size,
+            device,
+            rows=limits.rows,
+            sequences=limits.sequences,
+            width=limits.width,
+            kv_dtype=kept,
         )
     if device.type == "cuda":
         raise EngineError(f"the {wanted} kernels run on the CPU; leave out --kernels, or take --device cpu")
+    if kept != dtype and wanted != "torch":
+        raise EngineError("the cpu kernels keep no KV in 8 bits; leave out --kv-dtype, or take --kernels torch")
     if wanted != "torch":
         try:
             return CpuKernels(cache, shape, dtype, block_size, quantize=quantize)
@@ -62,4 +73,4 @@ def select_kernels(
             log.warning("using the torch kernels, because the faster ones in C cannot run here: %s", error)
     if quantize != "none":
         raise EngineError("the torch kernels do not quantise; leave out --kernels torch or --quantize")
-    return TorchKernels(shape, dtype, block_size)
+    return TorchKernels(shape, dtype, block_size, kept)

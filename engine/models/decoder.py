@@ -76,7 +76,7 @@ class Decoder:
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV that a token takes in all layers."""
         shape = self.spec.shape
-        return 2 * len(self.spec.layers) * shape.kv_heads * shape.head_size * self.dtype.itemsize
+        return 2 * len(self.spec.layers) * shape.kv_heads * shape.head_size * self.kernels.kv_dtype.itemsize
 
     def allocate_kv(self, blocks: int) -> None:
         """Makes the KV pool; see `Kernels.new_kv`. Once, before the first step."""

@@ -48,12 +48,13 @@ def run(
     share: bool = True,
     places: int | None = None,
     programs: int = 5,
+    kept: torch.dtype | None = None,
 ) -> tuple[float, PagedAttention]:
-    """The largest error. counts: rows of each sequence."""
+    """The largest error. counts: rows of each sequence. kept: the type of keys and values, if another."""
     pick = torch.Generator().manual_seed(len(lengths))
     kv_heads, rows = 2, int(counts.sum())
     blocks = int(tables.max()) + 1
-    keys, values = (torch.randn(blocks, kv_heads, 16, size, generator=pick).to(DEVICE, dtype) for _ in range(2))
+    keys, values = (torch.randn(blocks, kv_heads, 16, size, generator=pick).to(DEVICE, kept or dtype) for _ in range(2))
     queries = torch.randn(max(rows, places or 0), kv_heads * group, size, generator=pick).to(DEVICE, dtype)
     shape = layer_shape(kv_heads * group, kv_heads, size, softcap)
     attention = paged(
@@ -100,6 +101,13 @@ def test_prompts_beside_rows_that_decode(
     counts, tables, lengths = prompts(seed)
     assert (counts > 1).any()
     assert run(counts, tables, lengths, dtype, group, size, window, softcap)[0] < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_keys_in_8_bits(dtype: torch.dtype) -> None:
+    """What is read is what was kept: nothing is lost on the way. (The interpreter rounds to 8 bits wrongly, so that what
+    is written is left to the compiler's word.)"""
+    assert run(*prompts(7), dtype, 2, 64, 0, 0.0, kept=torch.float8_e4m3fn)[0] < BOUNDS[dtype]
 
 
 def test_without_sharing() -> None:

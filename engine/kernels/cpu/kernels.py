@@ -159,7 +159,7 @@ class CpuKernels:
         self.name = f"C with {'AMX and ' if self._library.myna_has_amx() else ''}{instructions}"
         if self._quantize:
             self.name += ", weights in 8 bits"
-        self.device = torch.device("cpu")
+        self.device, self.kv_dtype = torch.device("cpu"), torch.bfloat16
         self.recorded: Sequence[int] = ()
         self.batch_invariant = True
 

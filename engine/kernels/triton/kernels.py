@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine.errors import EngineError
 from engine.kernels.base import (
+    FP8,
     AttentionBatch,
     ChoiceRequests,
     Choices,
@@ -53,10 +54,11 @@ class TritonKernels:
         rows: int,
         sequences: int,
         width: int,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         """Raises EngineError if the device is not there, or too old."""
         self._shape, self._dtype, self._block = shape, dtype, block_size
-        self.device = device
+        self.device, self.kv_dtype = device, kv_dtype or dtype
         self._interpreted = interpreted()
         upcast = self._interpreted and dtype == torch.bfloat16
         if device.type == "cuda":
@@ -66,6 +68,8 @@ class TritonKernels:
                     f"{properties.name} is of compute capability {properties.major}.{properties.minor}; the kernels "
                     "need 8.0 (Ampere) or later"
                 )
+            if self.kv_dtype == FP8 and (properties.major, properties.minor) < (8, 9):
+                raise EngineError(f"{properties.name} has no numbers of 8 bits; leave out --kv-dtype")
             self.name = f"Triton on {properties.name}"
             programs = _PROGRAMS_EACH * properties.multi_processor_count
         elif self._interpreted:
@@ -83,6 +87,7 @@ class TritonKernels:
             programs=programs,
             device=device,
             element_bytes=dtype.itemsize,
+            narrow=self.kv_dtype == FP8,
             upcast=upcast,
         )
         integers = torch.int32
@@ -146,7 +151,7 @@ class TritonKernels:
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""
         shape = (blocks, self._shape.kv_heads, self._block, self._shape.head_size)
-        return KVTensors.zeros(layers, shape, self._dtype, self.device)
+        return KVTensors.zeros(layers, shape, self.kv_dtype, self.device)
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
         """See `Kernels.pack`."""
@@ -210,6 +215,7 @@ class TritonKernels:
             ROTATED=0 if rotary is None else rotary.shape[1],
             QUERY_NORM=query_norm is not None,
             KEY_NORM=key_norm is not None,
+            FP8=self.kv_dtype == FP8,
             num_warps=layers.warps(heads * padded(shape.head_size)),
         )
         return queries
@@ -314,7 +320,7 @@ class _Pending:
             for answer in answers
         ]
         if pinned:
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def result(self) -> Choices:

@@ -70,6 +70,7 @@ def rope_and_store(
     ROTATED: tl.constexpr,
     QUERY_NORM: tl.constexpr,
     KEY_NORM: tl.constexpr,
+    FP8: tl.constexpr,
 ):
     """All heads of one row: queries and keys normed and turned by the row's position, and everything put where it is
     read."""
@@ -107,8 +108,9 @@ def rope_and_store(
     slot = tl.load(slots + row).to(tl.int64)
     place = ((slot // BLOCK * KV_HEADS + (head + KV_HEADS - HEADS) % KV_HEADS) * BLOCK + slot % BLOCK) * SIZE + at
     is_key = inside & (head >= HEADS) & (head < turns)
-    tl.store(keys + place, result.to(keys.dtype.element_ty), mask=is_key)
-    tl.store(values + place, result.to(values.dtype.element_ty), mask=inside & (head >= turns))
+    kept = tl.minimum(tl.maximum(x, -448.0), 448.0).to(keys.dtype.element_ty) if FP8 else result
+    tl.store(keys + place, kept, mask=is_key)
+    tl.store(values + place, kept, mask=inside & (head >= turns))
 
 
 @triton.jit

@@ -29,22 +29,23 @@ _PRECISE = Tiles(16, 32, 4, 2)
 """In float32, whose products no matrix unit makes: they are there to compare with."""
 
 
-def tiles_for(group: int, head_size: int, rows: int, element_bytes: int = 2) -> Tiles:
-    """For so many rows that decode. Hopper's matrix units want 64 rows; fewer keys fit into the registers then."""
+def tiles_for(group: int, head_size: int, rows: int, element_bytes: int = 2, *, narrow: bool = False) -> Tiles:
+    """For so many rows that decode. Hopper's matrix units want 64 rows; fewer keys fit into the registers then.
+    `narrow`: keys of 8 bits, which take registers to be widened."""
     large = padded(head_size) > 128
     if element_bytes > 2:
         return _PRECISE
-    if rows * group <= _LEAST_ROWS:
+    if rows * group <= _LEAST_ROWS or (large and narrow):
         return Tiles(_LEAST_ROWS, 32 if large else 64, 8 if large else 4, 3)
     return Tiles(64, 32, 8 if large else 4, 2 if large else 3)
 
 
-def prompt_tiles(head_size: int, element_bytes: int = 2) -> Tiles:
+def prompt_tiles(head_size: int, element_bytes: int = 2, *, narrow: bool = False) -> Tiles:
     """For prompts, which are bound by products: as many rows as fit, so that each key that is read is used often."""
     if element_bytes > 2:
         return _PRECISE
     if padded(head_size) > 128:
-        return Tiles(64, 32, 8, 2)
+        return Tiles(32 if narrow else 64, 32, 8, 2)
     return Tiles(128, 32 if head_size > 64 else 64, 8, 3)
 
 
@@ -102,20 +103,21 @@ class PagedAttention:
         programs: int,
         device: torch.device,
         element_bytes: int = 2,
+        narrow: bool = False,
         upcast: bool = False,
         decode_tiles: Tiles | None = None,
         long_tiles: Tiles | None = None,
     ) -> None:
-        """`element_bytes`: of queries. `programs`: how many run at a time. `upcast`: see `make_parts`. `decode_tiles`,
+        """`element_bytes`: of queries. `narrow`: whether keys have 8 bits. `programs`: how many run at a time. `upcast`: see `make_parts`. `decode_tiles`,
         `long_tiles`: others than are chosen, to measure them."""
         self._shape, self._block, self._programs, self._upcast = shape, block_size, programs, upcast
         self._group = shape.heads // shape.kv_heads
         self._rows, self._sequences = rows, sequences
         self._device = device
         self._decode_parts = 4 * sequences + programs
-        self._element = element_bytes
+        self._element, self._narrow = element_bytes, narrow
         self._decode_tiles = decode_tiles
-        self._prompt_tiles = long_tiles or prompt_tiles(shape.head_size, element_bytes)
+        self._prompt_tiles = long_tiles or prompt_tiles(shape.head_size, element_bytes, narrow=narrow)
         self._prompt_rows = max(1, self._prompt_tiles.rows // self._group)
         self._prompt_parts = (programs // shape.kv_heads + 1) * self._prompt_rows
         tiles = rows // self._prompt_rows + sequences + programs
@@ -127,7 +129,7 @@ class PagedAttention:
         self._stats = torch.zeros(parts, shape.heads, 2, dtype=torch.float32, device=device)
         self.windows: dict[int, Window] = {}
         self._step: _Step | None = None
-        self._tiles = decode_tiles or tiles_for(self._group, shape.head_size, 1, element_bytes)
+        self._tiles = self._tiles_for(1)
         self._decoding = self._prompting = 0
 
     def prepare(
@@ -153,8 +155,7 @@ class PagedAttention:
         self._step = _Step(query_starts[:-1], counts, lengths, tables, decoding, prompts, share)
         self._decoding = max(len(decoding), places or 0)
         self._prompting = int(counts[prompts].sum())
-        together = self._decoding if share else 1
-        self._tiles = self._decode_tiles or tiles_for(self._group, self._shape.head_size, together, self._element)
+        self._tiles = self._tiles_for(self._decoding if share else 1)
         for window in self.windows.values():
             self._divide(self._step, window)
 
@@ -177,6 +178,10 @@ class PagedAttention:
         held.order.send(step.rows[decoding][work.order], [0] * absent, rows)
         parts = work.starts[-1:]
         held.starts.send(work.starts, np.repeat(parts, absent), whole.starts[1:] + parts)
+
+    def _tiles_for(self, rows: int) -> Tiles:
+        size = self._shape.head_size
+        return self._decode_tiles or tiles_for(self._group, size, rows, self._element, narrow=self._narrow)
 
     def _shape_for(self, tiles: Tiles, least_tiles: int) -> Shape:
         return Shape(

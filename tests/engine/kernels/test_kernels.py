@@ -534,3 +534,34 @@ def test_inputs_may_have_strides(hand: Hand) -> None:
         answers.append(kernels.attention(spread, kv.keys[0], kv.values[0], batch))
         assert same(answers[-1], kernels.attention(queries, kv.keys[0], kv.values[0], batch))
     assert same(*answers)
+
+
+def test_keys_and_values_in_8_bits_are_rounded_and_bounded() -> None:
+    """What was kept is what is attended over: attention is exact over the rounded numbers."""
+    torch.manual_seed(3)
+    shape = layer_shape()
+    kernels, plain = TorchKernels(shape, F32, SIZE, torch.float8_e4m3fn), TorchKernels(shape, F32, SIZE)
+    qkv = torch.randn(20, 8 * 64)
+    qkv[5, 4 * 64] = 1000.0  # more than 8 bits hold
+    batch = AttentionBatch(
+        positions=torch.arange(20),
+        slots=torch.arange(20) + SIZE,
+        query_starts=torch.tensor([0, 20], dtype=torch.int32),
+        lengths=torch.tensor([20], dtype=torch.int32),
+        block_tables=torch.tensor([[1, 2]], dtype=torch.int32),
+    )
+    kept, own = kernels.new_kv(1, 3), plain.new_kv(1, 3)
+    queries = kernels.rope_and_store(qkv, Positions(None), kept.keys[0], kept.values[0], batch)
+    plain.rope_and_store(qkv, Positions(None), own.keys[0], own.values[0], batch)
+    assert kept.keys[0].dtype == torch.float8_e4m3fn
+    for rounded, exact in ((kept.keys[0].float(), own.keys[0]), (kept.values[0].float(), own.values[0])):
+        assert float((rounded - exact.clamp(-448, 448)).abs().max()) <= 0.0625 * 448
+        assert float(((rounded - exact).abs() > 0.0626 * exact.abs() + 2**-10).float().sum()) <= 1
+    own.keys[0][:], own.values[0][:] = kept.keys[0].float(), kept.values[0].float()
+    got = kernels.attention(queries, kept.keys[0], kept.values[0], batch)
+    assert torch.equal(got, plain.attention(queries, own.keys[0], own.values[0], batch))
+
+
+def test_the_kernels_in_c_keep_nothing_in_8_bits() -> None:
+    with pytest.raises(EngineError, match="no KV in 8 bits"):
+        select_kernels("auto", layer_shape(), BF16, SIZE, Path(default_cache()), kv_dtype="fp8")

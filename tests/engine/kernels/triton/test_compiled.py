@@ -34,7 +34,9 @@ def fits(made: Binary, capability: int, warps: int) -> None:
     assert made.registers * warps * 32 <= 65_536
 
 
-def attention(capability: int, dtype: str, size: int, tiles: Tiles, *, causal: bool, special: bool) -> Binary:
+def attention(
+    capability: int, dtype: str, size: int, tiles: Tiles, *, causal: bool, special: bool, kept: str | None = None
+) -> Binary:
     constants: dict[str, Any] = {
         "KV_HEADS": 8,
         "GROUP": 4,
@@ -50,6 +52,8 @@ def attention(capability: int, dtype: str, size: int, tiles: Tiles, *, causal: b
         "UPCAST": False,
     }
     types = {**ATTENTION, **dict.fromkeys(("queries", "keys", "values", "out"), f"*{dtype}")}
+    if kept is not None:
+        types |= dict.fromkeys(("keys", "values"), f"*{kept}")
     made = compiled(make_parts, capability, types, constants, warps=tiles.warps, stages=tiles.stages)
     fits(made, capability, tiles.warps)
     return made
@@ -77,6 +81,15 @@ def test_prompts_fit(capability: int, dtype: str, size: int, special: bool) -> N
     assert "cp.async" in made.ptx
     if dtype != "fp32":
         assert ("wgmma" if capability == 90 else "mma.sync") in made.ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("rows", [1, 32, None])
+def test_keys_in_8_bits_fit(size: int, rows: int | None) -> None:
+    """On Hopper; Ampere has no such numbers. None: prompts."""
+    tiles = prompt_tiles(size, narrow=True) if rows is None else tiles_for(4, size, rows, narrow=True)
+    attention(90, "bf16", size, tiles, causal=rows is None, special=False, kept="fp8e4nv")
 
 
 @each_gpu
@@ -111,8 +124,17 @@ def test_norms_fit(capability: int, hidden: int) -> None:
 )
 @pytest.mark.parametrize("norms", [False, True])
 def test_rope_fits(capability: int, heads: int, kv_heads: int, size: int, rotated: int, norms: bool) -> None:
+    rope(capability, heads, kv_heads, size, rotated, norms, "bf16")
+
+
+def test_rope_rounds_to_8_bits_and_stays_within_them() -> None:
+    assert "cvt.rn.satfinite.e4m3x2" in rope(90, 32, 8, 128, 128, True, "fp8e4nv").ptx
+
+
+def rope(capability: int, heads: int, kv_heads: int, size: int, rotated: int, norms: bool, kept: str) -> Binary:
     types = {
-        **dict.fromkeys(("qkv", "queries", "keys", "values"), "*bf16"),
+        **dict.fromkeys(("qkv", "queries"), "*bf16"),
+        **dict.fromkeys(("keys", "values"), f"*{kept}"),
         **dict.fromkeys(("positions", "slots"), "*i32"),
         **dict.fromkeys(("rotary", "query_norm", "key_norm"), "*fp32"),
         "eps": "fp32",
@@ -128,9 +150,12 @@ def test_rope_fits(capability: int, heads: int, kv_heads: int, size: int, rotate
         "ROTATED": rotated,
         "QUERY_NORM": norms,
         "KEY_NORM": norms,
+        "FP8": kept != "bf16",
     }
     warps = layers.warps(together * padded(size))
-    fits(compiled(layers.rope_and_store, capability, types, constants, warps=warps, stages=2), capability, warps)
+    made = compiled(layers.rope_and_store, capability, types, constants, warps=warps, stages=2)
+    fits(made, capability, warps)
+    return made
 
 
 @each_gpu
