@@ -25,6 +25,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `kv_dtype`: of the KV pool: `auto` as the weights, `fp8` in 8 bits (e4m3), half the bytes and less exact; not with
     the cpu kernels.
     `kv_tokens`: size of the KV pool in tokens; 0 sizes it from free memory.
+    `host_kv_tokens`: tokens of KV that stay in the host's memory when they leave the pool, and come back from there; -1
+    takes as many as a GPU's pool has, within a fifth of the free memory, and none for a CPU's.
     `step_tokens`: token budget of a step, decode tokens and prefill chunks together; 0 takes what suits the device.
     `step_seconds`: what a step may take while somebody decodes, as far as prefill can be cut; `decode_share`: part of
     its speed that decoding keeps on average while long prompts are read beside it.
@@ -45,6 +47,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kernels: Literal["auto", "cpu", "torch", "triton"] = "auto"
     quantize: Literal["none", "int8"] = "none"
     kv_tokens: int = 0
+    host_kv_tokens: int = -1
     block_size: int = 16
     step_tokens: int = 0
     step_seconds: float = 0.1

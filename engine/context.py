@@ -144,13 +144,16 @@ class Context:
         while self.computed == self._path_length * size and len(self.tokens) - self.computed >= size:
             key = tuple(self.tokens[self.computed : self.computed + size])
             node = cache.child(self._tip, key)
+            if node is not None:
+                if not node.ready:
+                    return False
+                cache.share(node.block)
+            elif cache.available * size >= len(self.tokens) - self.computed:  # else it would only come and go
+                node = cache.fetch(self._tip, key)
             if node is None:
                 if self.missing is None and self.fills:
                     self.missing = cache.missing(self._tip, key)
                 return True
-            if not node.ready:
-                return False
-            cache.share(node.block)
             self.blocks.append(node.block)
             self._tip = node
             self._path_length += 1

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 
 from engine.retention import Retention
+from engine.shelf import Shelf
 
 SCRATCH = 0
 """A block that belongs to nobody; rows whose KV is already there write into it."""
@@ -80,9 +81,15 @@ class KVCache:
     """
 
     def __init__(
-        self, blocks: int, block_size: int, *, sharing: bool = True, retention: Retention | None = None
+        self,
+        blocks: int,
+        block_size: int,
+        *,
+        sharing: bool = True,
+        retention: Retention | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
-        """`blocks` counts the scratch block; `block_size` is in tokens."""
+        """`blocks` counts the scratch block; `block_size` is in tokens. `shelf`: where blocks go that are given up."""
         if blocks < 2:
             raise ValueError("a KV pool needs at least two blocks")
         self.block_size = block_size
@@ -98,6 +105,7 @@ class KVCache:
         """In how many scopes a text is there."""
         self._retention = Retention(blocks - 1) if retention is None else retention
         self._cold_count = 0
+        self.shelf = Shelf(0) if shelf is None else shelf
 
     @property
     def available(self) -> int:
@@ -152,6 +160,23 @@ class KVCache:
     def child(self, node: Node, key: Key) -> Node | None:
         """The block behind `node` that holds the tokens `key`."""
         return node.children.get(key)
+
+    def fetch(self, node: Node, key: Key) -> Node | None:
+        """The block behind `node` that holds the tokens `key`, back from the shelf and held by the caller; None if it
+        is not there, or no block is free for it."""
+        path = hash((node.scope, hash((node.text, key))))
+        if not self.shelf.has(path, key, node.path):
+            return None
+        block = self.allocate()
+        if block is None:
+            return None
+        if not self.shelf.has(path, key, node.path):  # it made room for what was given up just now
+            self.release([block])
+            return None
+        self.shelf.bring(path, block)
+        child = self.insert(node, key, block)
+        child.ready = True
+        return child
 
     def insert(self, node: Node, key: Key, block: int) -> Node:
         """Puts a block, held by the caller and being computed in this step, behind `node`."""
@@ -221,6 +246,8 @@ class KVCache:
         if node is None:
             return False
         assert isinstance(node, Node)
+        assert node.parent is not None
+        self.shelf.keep(node.path, node.key, node.parent.path, node.block)
         self.remove(node)
         return True
 

@@ -13,7 +13,7 @@ import torch
 
 from engine.arrays import StepArrays
 from engine.batch import BatchPlanner, Plan
-from engine.capacity import affordable_tokens
+from engine.capacity import affordable_tokens, free_memory
 from engine.config import EngineConfig
 from engine.context import Context
 from engine.device import check_weights, choose_device, kv_tokens_on, room_on
@@ -31,6 +31,7 @@ from engine.models.spec import read_spec
 from engine.pace import Pacer
 from engine.retention import Retention
 from engine.sampling import BadLogits, Sampler, any_token, sampled
+from engine.shelf import Shelf
 from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("myna.engine")
@@ -38,6 +39,8 @@ log = logging.getLogger("myna.engine")
 _STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 """Token budget of a step where nobody said one: so many rows that their products are worth reading the weights for."""
 _TRIAL_ROWS = 64
+_HOST_SHARE = 0.2
+"""Part of the host's free memory for KV that left a GPU."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,14 @@ class Engine:
         if device.type == "cuda":
             check_weights(room_on(device), weights_size(folder, dtype))
         self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
-        blocks = 1 + math.ceil(self._kv_tokens(device) / config.block_size)
+        tokens = self._kv_tokens(device)
+        blocks = 1 + math.ceil(tokens / config.block_size)
         self.decoder.allocate_kv(blocks)
         retention = Retention(blocks - 1, learns=config.retention == "learned")
-        self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing, retention=retention)
+        shelf = Shelf(self._host_tokens(device, tokens) // config.block_size)
+        if shelf.slots:
+            self.decoder.make_slots(shelf.slots)
+        self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing, retention=retention, shelf=shelf)
         self._pacer = Pacer(decode_share=config.decode_share, gap=config.step_seconds)
         self._planner = BatchPlanner(self.cache, step_tokens, config.max_batch, self._pacer)
         self._sampler = Sampler(kernels)
@@ -145,6 +152,15 @@ class Engine:
                 layer_numbers=shape.kv_heads * shape.head_size,
             )
         return config.kv_tokens or affordable_tokens(token_bytes, self.decoder.spec.window, config.peers)
+
+    def _host_tokens(self, device: torch.device, pool: int) -> int:
+        """KV to keep in the host's memory when it leaves a pool of so many tokens."""
+        if self.config.host_kv_tokens >= 0:
+            return self.config.host_kv_tokens
+        if device.type == "cpu":
+            return 0
+        free = free_memory() * _HOST_SHARE / self.config.peers
+        return min(pool, int(free / self.decoder.kv_bytes_per_token))
 
     # commands
 
@@ -282,6 +298,9 @@ class Engine:
         """Begins a step, which is the running one then, for `_read` to read. If it raises, none is running, and what
         that means for a context is returned."""
         self._running = None
+        swaps = self.cache.shelf.take()
+        if swaps.outs or swaps.ins:  # whether or not the step goes well: the cache counts on it
+            self.decoder.swap(swaps)
         if not plan.chunks:
             return []
         began = time.perf_counter()

@@ -128,6 +128,7 @@ def _engine_config(settings: ServeSettings, device: str, peers: int) -> EngineCo
         kernels=settings.kernels,
         quantize=settings.quantize,
         kv_tokens=settings.kv_tokens,
+        host_kv_tokens=settings.host_kv_tokens,
         step_tokens=settings.step_tokens,
         step_seconds=settings.step_seconds,
         decode_share=settings.decode_share,

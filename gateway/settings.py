@@ -65,6 +65,11 @@ class ServeSettings(BaseSettings):
     engines: int = Field(0, ge=0, le=64, description="processes that run the model; 0: one a GPU, or one on the CPU")
     threads: int = Field(0, ge=0, description="of each engine; 0 shares the cores out among them")
     kv_tokens: int = Field(0, ge=0, description="KV pool of each engine in tokens; 0 sizes it from free memory")
+    host_kv_tokens: int = Field(
+        -1,
+        ge=-1,
+        description="KV that the host keeps when it leaves the pool; -1: as a GPU's pool has, or none",
+    )
     step_tokens: int = Field(0, ge=0, description="token budget of one engine step; 0: 512 on a CPU, 4096 on a GPU")
     step_seconds: float = Field(0.1, gt=0, description="longest step while somebody reads, where prompts can be cut")
     decode_share: float = Field(0.65, gt=0, lt=1, description="speed that answers keep while long prompts are read")

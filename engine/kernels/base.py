@@ -69,6 +69,32 @@ class KVTensors:
         for layer in (*self.keys, *self.values):
             layer[target] = layer[source]
 
+    def slots(self, count: int) -> torch.Tensor:
+        """Memory of the host for so many blocks of all layers, (count, 2 * layers, …), pinned where the pool is a
+        GPU's."""
+        layers = (*self.keys, *self.values)
+        shape = (count, len(layers), *layers[0].shape[1:])
+        if layers[0].device.type == "cpu":
+            return large_zeros(shape, layers[0].dtype)
+        return torch.zeros(shape, dtype=layers[0].dtype, pin_memory=True)
+
+    def swap(self, slots: torch.Tensor, outs: list[tuple[int, int]], ins: list[tuple[int, int]]) -> None:
+        """Copies whole blocks to slots, and then others from slots; (from, to). Does not wait for a GPU."""
+        layers = (*self.keys, *self.values)
+        device = layers[0].device
+        if outs:
+            source = torch.tensor([block for block, _ in outs], device=device)
+            together = torch.stack([layer[source] for layer in layers], dim=1)
+            for at, (_, slot) in enumerate(outs):
+                slots[slot].copy_(together[at], non_blocking=True)
+        if ins:
+            target = torch.tensor([block for _, block in ins], device=device)
+            together = torch.empty((len(ins), *slots.shape[1:]), dtype=slots.dtype, device=device)
+            for at, (slot, _) in enumerate(ins):
+                together[at].copy_(slots[slot], non_blocking=True)
+            for at, layer in enumerate(layers):
+                layer[target] = together[:, at]
+
 
 @dataclass(frozen=True)
 class Positions:

@@ -9,6 +9,7 @@ from engine.kernels import AttentionBatch, Kernels, LayerWeights, Positions
 from engine.kernels.base import Packed
 from engine.models.rope import Rope, rotary_table
 from engine.models.spec import DecoderSpec, LayerSpec
+from engine.shelf import Swaps
 
 
 class Decoder:
@@ -82,6 +83,14 @@ class Decoder:
         """Makes the KV pool; see `Kernels.new_kv`. Once, before the first step."""
         self._kv = self.kernels.new_kv(len(self.spec.layers), blocks)
         self._fused = self.kernels.fuse(self._layers, self._kv)
+
+    def make_slots(self, count: int) -> None:
+        """Makes room in the host's memory for so many blocks; see `KVTensors.slots`."""
+        self._slots = self._kv.slots(count)
+
+    def swap(self, swaps: Swaps) -> None:
+        """Copies blocks out to the host's memory and in from there."""
+        self._kv.swap(self._slots, swaps.outs, swaps.ins)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         """Copies whole KV blocks, (from, to)."""

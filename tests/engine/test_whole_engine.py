@@ -17,6 +17,7 @@ from engine import Engine, EngineConfig, Sampling
 from engine.errors import ContextError
 from engine.kernels import AttentionBatch
 from engine.link import Update
+from engine.shelf import Swaps
 from tests.checkpoints import VOCABULARY, write_tiny
 
 OPERATIONS = 100_000
@@ -57,6 +58,8 @@ class TransparentDecoder:
         self.slots: dict[int, int] = {}
         self.random = random.Random(0)
         self.unlucky = 0
+        self.host: dict[int, list[int]] = {}
+        self.fetched = 0
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         if self.random.random() < 0.03:
@@ -65,6 +68,14 @@ class TransparentDecoder:
         for source, target in copies:
             for inside in range(self.size):
                 self.slots[target * self.size + inside] = self.slots.get(source * self.size + inside, 0)
+
+    def swap(self, swaps: Swaps) -> None:
+        size = self.size
+        for block, slot in swaps.outs:
+            self.host[slot] = [self.slots.get(block * size + inside, 0) for inside in range(size)]
+        for slot, block in swaps.ins:
+            self.fetched += 1
+            self.slots |= {block * size + inside: held for inside, held in enumerate(self.host[slot])}
 
     def forward(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
         tokens = self.kernels.stage(tokens, batch, wanted).tokens
@@ -232,12 +243,15 @@ class Run:
             self.finished += 1
 
 
-@pytest.fixture(params=["one by one", "overlapping"])
+@pytest.fixture(params=["one by one", "overlapping", "overlapping, with a shelf"])
 def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Engine:
     """A window of 120 tokens, a pool of 320: two or three contexts fill it."""
     folder = str(write_tiny(tmp_path, window=120))
-    overlap: Any = "on" if request.param == "overlapping" else "off"
-    made = Engine(EngineConfig(model=folder, kv_tokens=320, step_tokens=48, max_batch=8, overlap=overlap))
+    overlap: Any = "on" if "overlapping" in request.param else "off"
+    shelf = 240 if "shelf" in request.param else 0
+    made = Engine(
+        EngineConfig(model=folder, kv_tokens=320, step_tokens=48, max_batch=8, overlap=overlap, host_kv_tokens=shelf)
+    )
     stand_in: Any = TransparentDecoder(made)
     made.decoder = stand_in
     return made
@@ -274,6 +288,8 @@ def test_a_hundred_thousand_operations(engine: Engine, seed: int, caplog: pytest
     assert run.finished > 1000, run.finished
     assert run.failed > 10, "poison was in it"
     assert run.preempted > 500, "the pool was too small"
+    decoder: Any = engine.decoder
+    assert (decoder.fetched > 500) == (engine.cache.shelf.slots > 0), decoder.fetched
 
 
 def test_the_obvious_engine_would_notice(engine: Engine) -> None:

@@ -63,7 +63,7 @@ def test_the_same_text_as_the_torch_kernels(tmp_path: Path, family: str) -> None
 
 def test_the_same_text_where_contexts_lose_their_blocks(tmp_path: Path) -> None:
     write_tiny(tmp_path)
-    small = engine(tmp_path, "triton", kv_tokens=80, overlap="on")
+    small = engine(tmp_path, "triton", kv_tokens=80, overlap="on", host_kv_tokens=160)
     lost = []
     plan = small._planner.plan
 

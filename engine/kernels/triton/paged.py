@@ -108,8 +108,9 @@ class PagedAttention:
         decode_tiles: Tiles | None = None,
         long_tiles: Tiles | None = None,
     ) -> None:
-        """`element_bytes`: of queries. `narrow`: whether keys have 8 bits. `programs`: how many run at a time. `upcast`: see `make_parts`. `decode_tiles`,
-        `long_tiles`: others than are chosen, to measure them."""
+        """`element_bytes`: of queries. `narrow`: whether keys have 8 bits. `programs`: how many run at a time.
+        `upcast`: see `make_parts`. `decode_tiles`, `long_tiles`: others than are chosen, to measure them.
+        """
         self._shape, self._block, self._programs, self._upcast = shape, block_size, programs, upcast
         self._group = shape.heads // shape.kv_heads
         self._rows, self._sequences = rows, sequences
