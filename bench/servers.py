@@ -1,8 +1,10 @@
 """Servers that a measurement starts and ends."""
 
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +25,8 @@ def started(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    if threading.current_thread() is threading.main_thread():  # told to end, a measurement ends its servers first
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = subprocess.Popen([*command, port_option, str(port)], stdout=sys.stderr, env=environment)
     try:
         address, began = f"http://127.0.0.1:{port}", time.monotonic()

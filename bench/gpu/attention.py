@@ -1,10 +1,12 @@
-"""Decode attention over trees: time, share of the roofline, and against our own plain paged kernel.
+"""Decode attention over trees: time, share of the roofline, and against our own plain paged kernel and FlashInfer's
+cascade, where that is installed.
 
 A case is levels of a tree, `fan x keys`: 1x8192,32x64 is one prefix of 8,192 keys and 32 rows with 64 of their own.
 """
 
 import itertools
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 
 import numpy as np
@@ -33,11 +35,13 @@ CASES = {
 
 @dataclass(frozen=True)
 class Case:
-    """tables: (rows, blocks); lengths: (rows,); distinct: keys that are different ones."""
+    """tables: (rows, blocks); lengths: (rows,); distinct: keys that are different ones. levels: of each, its nodes and
+    the blocks that each of them has."""
 
     tables: NDArray[np.int32]
     lengths: NDArray[np.int32]
     distinct: int
+    levels: list[tuple[int, int]]
 
 
 def tree(levels: str, divide: int = 1) -> Case:
@@ -48,9 +52,10 @@ def tree(levels: str, divide: int = 1) -> Case:
     paths: list[list[int]] = [[]]
     for fan, keys in parsed:
         paths = [path + [next(fresh) for _ in range(keys // BLOCK)] for path in paths for _ in range(fan)]
-    distinct = sum(prod(fan for fan, _ in parsed[: at + 1]) * keys for at, (_, keys) in enumerate(parsed))
+    nodes = [(prod(fan for fan, _ in parsed[: at + 1]), keys // BLOCK) for at, (_, keys) in enumerate(parsed)]
+    distinct = sum(count * blocks * BLOCK for count, blocks in nodes)
     tables = np.array(paths, dtype=np.int32)
-    return Case(tables, np.full(len(paths), tables.shape[1] * BLOCK, dtype=np.int32), distinct)
+    return Case(tables, np.full(len(paths), tables.shape[1] * BLOCK, dtype=np.int32), distinct, nodes)
 
 
 def paged(case: Case, shape: LayerShape, tiles: Tiles | None = None) -> PagedAttention:
@@ -60,6 +65,33 @@ def paged(case: Case, shape: LayerShape, tiles: Tiles | None = None) -> PagedAtt
     return PagedAttention(
         shape, BLOCK, rows=rows, sequences=rows, width=width, programs=programs, device=DEVICE, decode_tiles=tiles
     )
+
+
+def flashinfer(case: Case, shape: LayerShape, dtype: torch.dtype) -> float | None:
+    """Seconds that FlashInfer's cascade takes; None where it is not installed, or nothing is shared."""
+    if find_spec("flashinfer") is None or len(case.levels) < 2:
+        return None
+    from flashinfer import MultiLevelCascadeAttentionWrapper
+
+    rows, blocks = len(case.lengths), int(case.tables.max()) + 1
+    pool = torch.randn(blocks, 2, shape.kv_heads, BLOCK, shape.head_size, device=DEVICE, dtype=dtype)
+    queries = torch.randn(rows, shape.heads, shape.head_size, device=DEVICE, dtype=dtype)
+    starts: list[torch.Tensor] = []
+    ends: list[torch.Tensor] = []
+    pages: list[torch.Tensor] = []
+    last: list[torch.Tensor] = []
+    begin = 0
+    for nodes, each in case.levels:
+        own = case.tables[:: rows // nodes, begin : begin + each]
+        starts.append(torch.arange(nodes + 1, dtype=torch.int32, device=DEVICE) * (rows // nodes))
+        ends.append(torch.arange(nodes + 1, dtype=torch.int32, device=DEVICE) * each)
+        pages.append(torch.from_numpy(own.reshape(-1).copy()).to(DEVICE))
+        last.append(torch.full((nodes,), BLOCK, dtype=torch.int32, device=DEVICE))
+        begin += each
+    workspace = torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE)
+    wrapper = MultiLevelCascadeAttentionWrapper(len(case.levels), workspace, "HND")
+    wrapper.plan(starts, ends, pages, last, shape.heads, shape.kv_heads, shape.head_size, BLOCK, q_data_type=dtype)
+    return seconds(lambda: wrapper.run(queries, pool))
 
 
 def run(name: str, levels: str, shape: LayerShape, copies: float, products: float, tiles: Tiles | None = None) -> Row:
@@ -79,10 +111,12 @@ def run(name: str, levels: str, shape: LayerShape, copies: float, products: floa
     read = case.distinct * shape.kv_heads * shape.head_size * 2 * dtype.itemsize
     work = 4 * int(case.lengths.sum()) * shape.heads * shape.head_size
     bound = max(read / copies, work / products)
+    peer = flashinfer(case, shape, dtype) if tiles is None else None
     return {
         "case": name,
         "rows": rows,
         "keys": width * BLOCK,
+        **({} if peer is None else {"FlashInfer us": peer * 1e6, "of its time": taken[True] / peer}),
         "us": taken[True] * 1e6,
         "plain us": taken[False] * 1e6,
         "times plain": taken[False] / taken[True],
@@ -95,7 +129,7 @@ def check(name: str, levels: str) -> Row:
     """One small case against float64."""
     case = tree(levels, divide=32)
     keep = min(8, len(case.lengths))
-    case = Case(case.tables[:keep], case.lengths[:keep], case.distinct)
+    case = Case(case.tables[:keep], case.lengths[:keep], case.distinct, case.levels)
     shape = SMALL
     keys, values = torch.randn(2, int(case.tables.max()) + 1, shape.kv_heads, BLOCK, shape.head_size)
     queries = torch.randn(keep, shape.heads, shape.head_size)
