@@ -31,10 +31,10 @@ from examples.workloads.apps import OUT, WORKLOADS, Workload
 from examples.workloads.client import MODES, App, Span
 from examples.workloads.texts import Texts
 
-_CHAT_SECONDS = 2.0
-"""On average, between two messages of plain chat in the mixed load."""
 _APPLICATION_SECONDS = 8.0
-"""On average, between two applications in it: about four fifths of what two cores with AVX512 can do."""
+"""On average, between two applications in the mixed load: about four fifths of what two cores with AVX512 can do."""
+_CHATS = 4
+"""Messages of plain chat for each application in it."""
 
 
 GRAPHS = ("chain", "map_reduce", "agents", "thoughts")
@@ -102,7 +102,7 @@ async def mixed_once(
                 if over.is_set():
                     return
                 group.create_task(chat(at))
-                await asyncio.sleep(pick.expovariate(1 / _CHAT_SECONDS))
+                await asyncio.sleep(pick.expovariate(_CHATS / apart))
 
     async def one(number: int, name: str, at: float) -> float:
         await asyncio.sleep(at)
@@ -135,8 +135,8 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
                 for way in ways:
                     if name == "mixed":
                         apps = [one for one in WORKLOADS for _ in range(2)]
-                        _, without = await mixed_once(http, way, seed, chosen.rtt, apps, without=GRAPHS)
-                        seconds, chats = await mixed_once(http, way, seed, chosen.rtt, apps)
+                        _, without = await mixed_once(http, way, seed, chosen.rtt, apps, chosen.apart, without=GRAPHS)
+                        seconds, chats = await mixed_once(http, way, seed, chosen.rtt, apps, chosen.apart)
                         results[way.name].seconds.append(statistics.mean(seconds))
                         for what, times in (("with", chats), ("without", without)):
                             row = found.setdefault(f"chat {what} graphs: p99", {})
@@ -268,6 +268,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=everything, default=everything)
     parser.add_argument("--rtt", type=float, default=0.0, help="seconds added to each exchange, as a network would")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--apart", type=float, default=_APPLICATION_SECONDS, help="seconds between two applications of the mixed load"
+    )
     parser.add_argument("--peer", choices=["vllm"])
     parser.add_argument("--peer-python", default=sys.executable, help="python that has the peer installed")
     parser.add_argument(

@@ -409,7 +409,7 @@ class Engine:
             block_tables=torch.full((len(rows), blocks), SCRATCH, dtype=torch.int32),
         )
         logits = self.decoder.forward(torch.zeros(sum(rows), dtype=torch.int64), batch, ends - 1)
-        self.decoder.kernels.choose(logits, any_token(len(rows)))
+        self.decoder.kernels.choose(logits, any_token(len(rows))).result()
 
     def check_integrity(self) -> None:
         """Recounts the cache from all contexts. Raises AssertionError on any difference."""

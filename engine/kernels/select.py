@@ -45,8 +45,10 @@ def select_kernels(
     """
     kept = FP8 if kv_dtype == "fp8" else dtype
     if wanted == "triton" or (wanted == "auto" and device.type == "cuda"):
-        from engine.kernels.triton.kernels import TritonKernels  # Triton takes a while to load
-
+        try:
+            from engine.kernels.triton.kernels import TritonKernels  # Triton takes a while to load
+        except ImportError as error:
+            raise EngineError(f"the kernels for GPUs need Triton, which is not here: {error}") from error
         if quantize != "none":
             raise EngineError("the Triton kernels do not quantise; leave out --quantize")
         assert limits is not None

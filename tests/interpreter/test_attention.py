@@ -31,8 +31,12 @@ def layer_shape(heads: int, kv_heads: int, size: int, softcap: float = 0.0, scal
     return LayerShape(heads, kv_heads, size, size, 64, 64, "silu", scale or size**-0.5, softcap, 1e-5)
 
 
-def paged(shape: LayerShape, *, rows: int = 64, width: int = 64, programs: int = 5, **other: Any) -> PagedAttention:
-    return PagedAttention(shape, 16, rows=rows, sequences=32, width=width, programs=programs, device=DEVICE, **other)
+def paged(
+    shape: LayerShape, *, rows: int = 64, sequences: int = 32, width: int = 64, programs: int = 5, **other: Any
+) -> PagedAttention:
+    return PagedAttention(
+        shape, 16, rows=rows, sequences=sequences, width=width, programs=programs, device=DEVICE, **other
+    )
 
 
 def run(
@@ -49,6 +53,7 @@ def run(
     places: int | None = None,
     programs: int = 5,
     kept: torch.dtype | None = None,
+    sequences: int = 32,
 ) -> tuple[float, PagedAttention]:
     """The largest error. counts: rows of each sequence. kept: the type of keys and values, if another."""
     pick = torch.Generator().manual_seed(len(lengths))
@@ -58,7 +63,12 @@ def run(
     queries = torch.randn(max(rows, places or 0), kv_heads * group, size, generator=pick).to(DEVICE, dtype)
     shape = layer_shape(kv_heads * group, kv_heads, size, softcap)
     attention = paged(
-        shape, rows=rows, width=tables.shape[1], upcast=INTERPRETED and dtype == torch.bfloat16, programs=programs
+        shape,
+        rows=rows,
+        sequences=sequences,
+        width=tables.shape[1],
+        upcast=INTERPRETED and dtype == torch.bfloat16,
+        programs=programs,
     )
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     attention.prepare(starts, lengths, tables, share=share, places=places)
@@ -108,6 +118,19 @@ def test_keys_in_8_bits(dtype: torch.dtype) -> None:
     """What is read is what was kept: nothing is lost on the way. (The interpreter rounds to 8 bits wrongly, so that what
     is written is left to the compiler's word.)"""
     assert run(*prompts(7), dtype, 2, 64, 0, 0.0, kept=torch.float8_e4m3fn)[0] < BOUNDS[dtype]
+
+
+def test_sixty_four_behind_one_prefix() -> None:
+    """Each with a key of its own, but for those that end with the prefix."""
+    common = np.tile(np.arange(1, 7, dtype=np.int32), (64, 1))
+    tables = np.concatenate([common, 7 + np.arange(64, dtype=np.int32).reshape(64, 1)], axis=1)
+    lengths = np.where(np.arange(64) % 5 == 0, 96, 97).astype(np.int32)
+    ones = np.ones(64, dtype=np.int64)
+    error, attention = run(ones, tables, lengths, torch.float32, 1, 64, 0, 0.0, sequences=64)
+    assert error < BOUNDS[torch.float32]
+    work = attention.windows[0].work
+    assert work is not None
+    assert int((work.items[:, 5] - work.items[:, 4]).sum()) < 64 * 96, "the prefix is not read by each"
 
 
 def test_without_sharing() -> None:
