@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import msgspec
 
 _LENGTH = struct.Struct("<I")
+VERSION = 1
+"""Of the frames. Who listens and who calls must have the same."""
 MAX_FRAME = 256 * 1024 * 1024
 """Bytes; a longer announcement means that the stream is not ours or has lost its place."""
 
@@ -87,6 +89,26 @@ class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the process."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """The first frame to an engine that listens: a gateway shows its token. `version`: of these frames."""
+
+    token: str
+    version: int
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """The engine's answer: commands are taken from here on. `files`: what the tokenizer is read from, by name."""
+
+    info: "EngineInfo"
+    files: dict[str, bytes]
+
+
+class Unwelcome(msgspec.Struct, frozen=True, tag="unwelcome"):
+    """The engine's other answer, and why; it hangs up then."""
+
+    message: str
 
 
 Command = Fill | Generate | Free | Rerank | Shutdown
@@ -178,11 +200,13 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
 Report = Resolved | Ready | Fatal | Step
 
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+hello_decoder: msgspec.msgpack.Decoder[Hello] = msgspec.msgpack.Decoder(Hello)
+welcome_decoder: msgspec.msgpack.Decoder[Welcome | Unwelcome] = msgspec.msgpack.Decoder(Welcome | Unwelcome)
 report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode_frame(message: Command | Report) -> bytes:
+def encode_frame(message: Command | Report | Hello | Welcome | Unwelcome) -> bytes:
     """One frame, ready to be written."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
@@ -195,8 +219,10 @@ class FrameError(Exception):
 class FrameBuffer:
     """Cuts a byte stream into frame bodies, however the bytes arrive."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_FRAME) -> None:
+        """`most`: bytes of a frame."""
         self._buffer = bytearray()
+        self.most = most
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The bodies completed by `data`. Raises FrameError on an impossible length."""
@@ -204,8 +230,8 @@ class FrameBuffer:
         start = 0
         while len(self._buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer, start)
-            if length > MAX_FRAME:
-                raise FrameError(f"a frame of {length} bytes was announced; at most {MAX_FRAME} are allowed")
+            if length > self.most:
+                raise FrameError(f"a frame of {length} bytes was announced; at most {self.most} are allowed")
             end = start + _LENGTH.size + length
             if len(self._buffer) < end:
                 break

@@ -7,6 +7,7 @@ import logging
 import sys
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from pydantic import ValidationError
@@ -15,11 +16,17 @@ from pydantic_settings import SettingsError
 from engine.config import default_cache
 from gateway import show
 
+if TYPE_CHECKING:  # it takes a while to import, and not every command needs it
+    from gateway.settings import EngineSettings, ServeSettings
+
+    Settings = TypeVar("Settings", ServeSettings, EngineSettings)
+
 _USAGE = """\
 usage: myna COMMAND [options]
 
 commands:
   serve      serve a model with an OpenAI-compatible API (myna serve --help)
+  engine     an engine for gateways on other machines (myna engine --help)
   sessions   the sessions of a running server
   graph      a session's graph as a tree, with states and times (myna graph SESSION)
   simulate   the scheduler on modelled engines and virtual time, against others (myna simulate --help)
@@ -34,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     match command:
         case "serve":
             return _serve(rest)
+        case "engine":
+            return _engine(rest)
         case "sessions":
             return show.sessions(rest)
         case "graph":
@@ -56,25 +65,42 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve(arguments: list[str]) -> int:
     from gateway.app import serve  # after `--help` of other commands: it takes half a second to import
+    from gateway.settings import ServeSettings
+
+    settings = _settings(ServeSettings, arguments, "myna serve")
+    return 2 if settings is None else asyncio.run(serve(settings))
+
+
+def _settings(kind: "type[Settings]", arguments: list[str], program: str) -> "Settings | None":
+    """What the command line says; None if it makes no sense, which has been said then. Logging is set up."""
     from gateway.settings import ServeSettings, parse
 
     try:
-        settings = parse(ServeSettings, arguments, "myna serve")
-        settings.keys()
+        settings = parse(kind, arguments, program)
+        if isinstance(settings, ServeSettings):
+            settings.keys()
     except ValidationError as error:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"]) or "settings"
-            print(f"myna serve: {name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
-        return 2
+            print(f"{program}: {name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        return None
     except (SettingsError, OSError, ValueError, tomllib.TOMLDecodeError) as error:
-        print(f"myna serve: {error}", file=sys.stderr)
-        return 2
+        print(f"{program}: {error}", file=sys.stderr)
+        return None
     logging.basicConfig(
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         level=settings.log_level.upper(),
         stream=sys.stderr,
     )
-    return asyncio.run(serve(settings))
+    return settings
+
+
+def _engine(arguments: list[str]) -> int:
+    from gateway.remote import run
+    from gateway.settings import EngineSettings
+
+    settings = _settings(EngineSettings, arguments, "myna engine")
+    return 2 if settings is None else run(settings)
 
 
 def _doctor(arguments: list[str]) -> int:

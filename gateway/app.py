@@ -8,8 +8,9 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -19,8 +20,10 @@ from engine.gpus import visible_gpus
 from gateway import metrics
 from gateway.api import chat, completions, events, graphs, health, models, parrot, sessions, tokens, variables
 from gateway.api.services import SERVICES, Services
-from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
+from gateway.engines.embedded import EmbeddedEngine
+from gateway.engines.linked import EngineStartFailed, LinkedEngine
 from gateway.engines.pool import EnginePool
+from gateway.engines.tcp import TcpEngine
 from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
 from gateway.graph.session import Bounds, Session
@@ -34,7 +37,7 @@ from gateway.journal import Journal, JournalError
 from gateway.models import Models, ServedModel
 from gateway.prompt import PromptBuilder
 from gateway.scheduler import Estimates, Order, Priorities, Scheduler
-from gateway.settings import ServeSettings
+from gateway.settings import EngineOptions, ServeSettings, remote_engine
 from gateway.simulate.trace import Recorder
 
 log = logging.getLogger("myna")
@@ -108,6 +111,38 @@ def build_app(settings: ServeSettings, services: Services) -> web.Application:
     return app
 
 
+def make_engines(settings: ServeSettings, changed: Callable[[], None]) -> list[LinkedEngine]:
+    """The engines that the settings name, not started yet. Raises OSError if TLS's certificates cannot be read."""
+    made: list[LinkedEngine] = []
+    hang = settings.engine_timeout
+    for named in settings.engine or ["embedded"]:
+        elsewhere = remote_engine(named)
+        if elsewhere is None:
+            configs = engine_configs(settings, visible_gpus())
+            at = len(made)
+            made += [
+                EmbeddedEngine(f"embedded-{at + number}", config, changed, hang_seconds=hang)
+                for number, config in enumerate(configs)
+            ]
+            continue
+        tls = ssl.create_default_context(cafile=settings.engine_ca) if elsewhere.secured else None
+        name = f"myna-{len(made)}"
+        token = settings.engine_token or ""
+        made.append(
+            TcpEngine(
+                name,
+                elsewhere.host,
+                elsewhere.port,
+                token,
+                changed,
+                tls=tls,
+                hang_seconds=hang,
+                patience=settings.engine_wait,
+            )
+        )
+    return made
+
+
 def engine_configs(settings: ServeSettings, gpus: int) -> list[EngineConfig]:
     """What each engine process is told. With several GPUs and none chosen, engines take turns with them."""
     devices = [settings.device]
@@ -115,10 +150,11 @@ def engine_configs(settings: ServeSettings, gpus: int) -> list[EngineConfig]:
         devices = [f"cuda:{at}" for at in range(gpus)]
     count = settings.engines or len(devices)
     shared = -(-count // len(devices))
-    return [_engine_config(settings, devices[at % len(devices)], shared) for at in range(count)]
+    return [engine_config(settings, devices[at % len(devices)], shared) for at in range(count)]
 
 
-def _engine_config(settings: ServeSettings, device: str, peers: int) -> EngineConfig:
+def engine_config(settings: EngineOptions, device: str, peers: int) -> EngineConfig:
+    """What one engine is told; one of `peers` on its device."""
     return EngineConfig(
         device=device,
         model=settings.model,
@@ -146,7 +182,7 @@ async def listening(app: web.Application, settings: ServeSettings) -> AsyncItera
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        tls = _tls(settings)
+        tls = tls_context(settings.tls_cert, settings.tls_key)
         if settings.uds is not None:
             path = settings.uds.expanduser()
             await web.UnixSite(runner, path, ssl_context=tls, backlog=_BACKLOG).start()
@@ -162,12 +198,12 @@ async def listening(app: web.Application, settings: ServeSettings) -> AsyncItera
         await runner.cleanup()
 
 
-def _tls(settings: ServeSettings) -> ssl.SSLContext | None:
+def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     """What connections are secured with, if they are. Raises OSError, ssl.SSLError among them."""
-    if settings.tls_cert is None:
+    if certificate is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    context.load_cert_chain(certificate, key)
     return context
 
 
@@ -186,10 +222,11 @@ async def serve(settings: ServeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     pool = EnginePool(settings.engine_wait)
-    engines = [
-        EmbeddedEngine(f"embedded-{at}", config, pool.changed, hang_seconds=settings.engine_timeout)
-        for at, config in enumerate(engine_configs(settings, visible_gpus()))
-    ]
+    try:
+        engines = make_engines(settings, pool.changed)
+    except OSError as error:  # TLS's among them
+        print(f"myna: cannot trust {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
+        return 1
     async with AsyncExitStack() as stack:
         try:
             journal = await _open_journal(settings, stack)
@@ -288,15 +325,18 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     return False
 
 
-async def _start(engines: Sequence[EmbeddedEngine]) -> None:
+async def _start(engines: Sequence[LinkedEngine]) -> None:
     """The first one alone: it fetches the model and builds the kernels that the others find. Raises
     EngineStartFailed."""
     await engines[0].start()
     await asyncio.gather(*(engine.start() for engine in engines[1:]))
+    served = {engine.info.model for engine in engines if engine.info is not None}
+    if len(served) > 1:
+        raise EngineStartFailed(f"the engines serve different models: {', '.join(sorted(served))}")
 
 
 def _add_model(
-    settings: ServeSettings, engines: Sequence[EmbeddedEngine], pool: EnginePool, services: Services
+    settings: ServeSettings, engines: Sequence[LinkedEngine], pool: EnginePool, services: Services
 ) -> ServedModel:
     engine = engines[0]
     assert engine.info is not None
@@ -313,7 +353,7 @@ def _add_model(
     return model
 
 
-def _announce(model: ServedModel, engines: Sequence[EmbeddedEngine], address: str, seconds: float) -> None:
+def _announce(model: ServedModel, engines: Sequence[LinkedEngine], address: str, seconds: float) -> None:
     info, several = engines[0].info, f"{len(engines)} engines, each " if len(engines) > 1 else ""
     assert info is not None
     print(

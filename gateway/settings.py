@@ -6,8 +6,10 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -16,10 +18,13 @@ from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from engine.config import DEFAULT_MODEL, default_cache
 
+Settings = TypeVar("Settings", bound="EngineOptions")
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 _GROUPS = {
     "host": "where to listen",
     "model": "the model and its engine",
+    "model_name": "which engines",
+    "listen": "where to listen, and who may call",
     "order": "scheduling",
     "api_key": "who may ask",
     "parrot_api": "other APIs",
@@ -31,12 +36,8 @@ _GROUPS = {
 """The headings of `--help`, by the first setting under each."""
 
 
-class ServeSettings(BaseSettings):
-    """Serve a model with an OpenAI-compatible API, and Semantic Variables across the calls of a session.
-
-    Each option can also be given as an environment variable (--kv-tokens is MYNA_KV_TOKENS) or in a TOML file named
-    by --config (kv_tokens = 65536). A flag goes before a variable, a variable before the file.
-    """
+class EngineOptions(BaseSettings):
+    """The model, and what shapes an engine that runs it."""
 
     model_config = SettingsConfigDict(
         env_prefix="MYNA_", extra="forbid", validate_default=True, protected_namespaces=()
@@ -44,17 +45,7 @@ class ServeSettings(BaseSettings):
 
     config: Path | None = Field(None, description="TOML file with settings")
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
-    uds: Path | None = Field(None, description="listen on this Unix socket instead")
-    tls_cert: Path | None = Field(None, description="PEM file with the certificate, and its chain: serve HTTPS")
-    tls_key: Path | None = Field(None, description="PEM file with its key, if it is not in the same one")
-    cors_origin: Annotated[list[str], NoDecode] = Field(
-        [], description="origin whose pages may ask from a browser, or *; may be given several times"
-    )
-
     model: str = Field(DEFAULT_MODEL, description="a GGUF file, a folder with safetensors, a hub id, or the default")
-    model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N; auto: the GPUs, if any"
     )
@@ -62,7 +53,6 @@ class ServeSettings(BaseSettings):
     kv_dtype: Literal["auto", "fp8"] = Field("auto", description="of the KV cache: auto as the weights, fp8 in 8 bits")
     kernels: Literal["auto", "cpu", "torch", "triton"] = Field("auto", description="which kernels the engine uses")
     quantize: Literal["none", "int8"] = Field("none", description="int8: weights in 8 bits, faster and less exact")
-    engines: int = Field(0, ge=0, le=64, description="processes that run the model; 0: one a GPU, or one on the CPU")
     threads: int = Field(0, ge=0, description="of each engine; 0 shares the cores out among them")
     kv_tokens: int = Field(0, ge=0, description="KV pool of each engine in tokens; 0 sizes it from free memory")
     host_kv_tokens: int = Field(
@@ -79,6 +69,119 @@ class ServeSettings(BaseSettings):
         "learned", description="what leaves a full KV pool first: what is read again last, or what was read longest ago"
     )
     cache: Path = Field(Path(default_cache()), description="folder for downloaded models and built kernels")
+
+    @field_validator("step_tokens")
+    @classmethod
+    def _steps_have_rows(cls, tokens: int) -> int:
+        if 0 < tokens < 16:
+            raise ValueError("a step takes at least 16 tokens; 0 takes what suits the device")
+        return tokens
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the file that one of them names. Raises OSError if it is not there."""
+        named = {**env_settings(), **init_settings()}.get("config")
+        if named is None:
+            return (init_settings, env_settings)
+        path = Path(named).expanduser()
+        path.stat()  # the source would take a missing file for an empty one
+        return (init_settings, env_settings, TomlSource(settings_cls, toml_file=path))
+
+
+class EngineSettings(EngineOptions):
+    """Run an engine that gateways on other machines use: myna serve --engine myna=tcp://HOST:PORT.
+
+    Each option can also be given as an environment variable (--kv-tokens is MYNA_KV_TOKENS) or in a TOML file named
+    by --config (kv_tokens = 65536). A flag goes before a variable, a variable before the file.
+    """
+
+    listen: str = Field("127.0.0.1:9000", description="HOST:PORT to listen on; port 0 takes a free one")
+    engine_token: str | None = Field(None, min_length=8, description="what a gateway has to show")
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate, and its chain: speak TLS")
+    tls_key: Path | None = Field(None, description="PEM file with its key, if it is not in the same one")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where to listen."""
+        return host_and_port(self.listen)
+
+    @field_validator("listen")
+    @classmethod
+    def _listens_somewhere(cls, listen: str) -> str:
+        host_and_port(listen)
+        return listen
+
+    @model_validator(mode="after")
+    def _shows_a_token(self) -> Self:
+        if self.engine_token is None:
+            raise ValueError("engine_token is missing: whoever reaches the port could use the engine")
+        return self
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Of `HOST:PORT`, with brackets around an IPv6 address. Raises ValueError."""
+    parts = urlsplit(f"//{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if not parts.hostname or port is None or parts.path or parts.query or parts.username:
+        raise ValueError(f"{text!r} is no HOST:PORT")
+    return parts.hostname, port
+
+
+@dataclass(frozen=True)
+class RemoteEngine:
+    """An engine of ours that listens somewhere else. `secured`: over TLS."""
+
+    host: str
+    port: int
+    secured: bool
+
+
+def remote_engine(text: str) -> RemoteEngine | None:
+    """What `--engine` says: None for one in a process of our own. Raises ValueError."""
+    if text == "embedded":
+        return None
+    kind, found, url = text.partition("=")
+    scheme, _, where = url.partition("://")
+    if not found or kind != "myna" or scheme not in ("tcp", "tls"):
+        raise ValueError(f"{text!r} names no engine; try embedded, myna=tcp://HOST:PORT or myna=tls://HOST:PORT")
+    return RemoteEngine(*host_and_port(where), secured=scheme == "tls")
+
+
+class ServeSettings(EngineOptions):
+    """Serve a model with an OpenAI-compatible API, and Semantic Variables across the calls of a session.
+
+    Each option can also be given as an environment variable (--kv-tokens is MYNA_KV_TOKENS) or in a TOML file named
+    by --config (kv_tokens = 65536). A flag goes before a variable, a variable before the file.
+    """
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
+    uds: Path | None = Field(None, description="listen on this Unix socket instead")
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate, and its chain: serve HTTPS")
+    tls_key: Path | None = Field(None, description="PEM file with its key, if it is not in the same one")
+    cors_origin: Annotated[list[str], NoDecode] = Field(
+        [], description="origin whose pages may ask from a browser, or *; may be given several times"
+    )
+
+    model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
+    engines: int = Field(0, ge=0, le=64, description="processes that run the model; 0: one a GPU, or one on the CPU")
+    engine: Annotated[list[str], NoDecode] = Field(
+        [], description="embedded, or myna=tcp://HOST:PORT (tls:// too) for one that `myna engine` runs; several times"
+    )
+    engine_token: str | None = Field(None, description="what is shown to engines elsewhere")
+    engine_ca: Path | None = Field(None, description="PEM file with whom to trust for tls:// engines")
 
     order: Literal["need", "arrival"] = Field(
         "need", description="of waiting work: by what its readers need, or first come, first served"
@@ -112,7 +215,7 @@ class ServeSettings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
 
-    @field_validator("api_key", "cors_origin", mode="before")
+    @field_validator("api_key", "cors_origin", "engine", mode="before")
     @classmethod
     def _several_from_text(cls, value: Any) -> Any:
         """A variable of the environment holds several with commas between them."""
@@ -126,12 +229,12 @@ class ServeSettings(BaseSettings):
             raise ValueError(f"{bad!r} is no origin; one is https://host, with a port if need be and nothing behind it")
         return origins
 
-    @field_validator("step_tokens")
-    @classmethod
-    def _steps_have_rows(cls, tokens: int) -> int:
-        if 0 < tokens < 16:
-            raise ValueError("a step takes at least 16 tokens; 0 takes what suits the device")
-        return tokens
+    @model_validator(mode="after")
+    def _engines_are_engines(self) -> Self:
+        elsewhere = [one for one in self.engine if remote_engine(one) is not None]
+        if elsewhere and self.engine_token is None:
+            raise ValueError(f"engine_token is missing: {elsewhere[0]} wants to see one")
+        return self
 
     @model_validator(mode="after")
     def _key_has_its_certificate(self) -> Self:
@@ -177,25 +280,8 @@ class ServeSettings(BaseSettings):
             return state / "myna" / f"journal-{self.port}.sqlite"
         return Path(self.journal).expanduser()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then the file that one of them names. Raises OSError if it is not there."""
-        named = {**env_settings(), **init_settings()}.get("config")
-        if named is None:
-            return (init_settings, env_settings)
-        path = Path(named).expanduser()
-        path.stat()  # the source would take a missing file for an empty one
-        return (init_settings, env_settings, TomlSource(settings_cls, toml_file=path))
 
-
-def parse(settings: type[ServeSettings], arguments: Sequence[str], program: str) -> ServeSettings:
+def parse(settings: type[Settings], arguments: Sequence[str], program: str) -> Settings:
     """Settings from a command line. Raises ValidationError, OSError or TOMLDecodeError; ends at `--help`."""
     parser = argparse.ArgumentParser(
         prog=program,

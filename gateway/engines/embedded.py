@@ -5,198 +5,39 @@ import logging
 import signal
 import socket
 import sys
-import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
 
 import msgspec
 
 from engine.config import EngineConfig
-from engine.link import (
-    Command,
-    EngineInfo,
-    Fatal,
-    Fill,
-    FrameBuffer,
-    FrameError,
-    Free,
-    Generate,
-    Ready,
-    Rerank,
-    Resolved,
-    Shutdown,
-    Step,
-    Update,
-    encode_frame,
-    report_decoder,
-)
-from engine.link import Sampling as LinkSampling
+from engine.link import Fatal, FrameBuffer, FrameError, Ready, Resolved, Shutdown, encode_frame, report_decoder
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Urgency
-from gateway.graph.call import Sampling
-from gateway.graph.variable import Piece
+from gateway.engines.linked import READ_BYTES, EngineStartFailed, LinkedEngine
 
 log = logging.getLogger("myna.engines")
 
 _WORKER = "engine.worker"
-_READ_BYTES = 1 << 18
-_LONG_TEXT = 2_000
-"""Characters; longer texts are tokenised off the event loop."""
-_BACKOFF = (0.5, 30.0)
-"""Seconds before the first restart, and at most."""
-_HEALTHY_SECONDS = 60.0
-"""An engine that lived this long, or that answered anybody, is restarted without a grudge."""
 _STOP_SECONDS = 3.0
 
 
-class EngineStartFailed(Exception):
-    """The engine said why it cannot start; trying again would change nothing."""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """The last that a process said: when, whether it had work then, and how many commands it had taken in."""
-
-    at: float
-    working: bool
-    commands: int
-
-
-class EmbeddedEngine:
-    """Owner of one engine process and of the contexts open on it.
-
-    `start` brings it up and keeps it up; `close` ends it. Every context open when the process dies raises
-    EngineLost at whoever waits for it.
-    """
+class EmbeddedEngine(LinkedEngine):
+    """Owner of one engine process; see `LinkedEngine`. Closing ends it, by force if it does not end itself."""
 
     def __init__(
         self, name: str, config: EngineConfig, changed: Callable[[], None], *, hang_seconds: float = 60.0
     ) -> None:
-        """`changed` is called whenever `ready` changes. A process that has work and is silent for `hang_seconds` is
-        killed and replaced."""
-        self.name = name
-        self.info: EngineInfo | None = None
-        self.restarts = 0
-        self.pace: Pace | None = None
-        """See `Engine.pace`."""
+        """See `LinkedEngine`. A process that hangs is killed and replaced."""
+        super().__init__(name, changed, hang_seconds=hang_seconds)
         self._config = config
-        self._changed = changed
-        self._hang_seconds = hang_seconds
-        self._sent = 0
-        self._answered = False
-        """Whether the process that runs now has finished an answer."""
-        self._heard = Heard(time.monotonic(), working=False, commands=0)
-        self._tokenizer: Tokenizer | None = None
-        self._folder: str | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._contexts: dict[int, EmbeddedContext] = {}
-        self._next_context = 0
-        self._ready = False
-        self._supervisor: asyncio.Task[None] | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it takes work now."""
-        return self._ready
-
-    @property
-    def load(self) -> int:
-        """Contexts open."""
-        return len(self._contexts)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's; there from the first time the engine was ready."""
-        assert self._tokenizer is not None, "the engine has not been ready yet"
-        return self._tokenizer
 
     @property
     def pid(self) -> int | None:
         """Of the process that runs now."""
         return None if self._process is None else self._process.pid
 
-    async def start(self) -> None:
-        """Returns when the engine is ready. Raises EngineStartFailed with the engine's own words."""
-        first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise(first_ready), name=f"supervise {self.name}")
-        await first_ready
-
-    async def close(self) -> None:
-        """Ends the process, by force if it does not end itself."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._supervisor
-
-    def open(self, scope: str, urgency: Urgency) -> "EmbeddedContext":
-        """See `Engine.open`."""
-        if not self._ready:
-            raise EngineLost(f"engine {self.name} is not running")
-        self._next_context += 1
-        context = EmbeddedContext(self, self._next_context, scope, urgency)
-        self._contexts[self._next_context] = context
-        return context
-
-    async def encode(self, text: str) -> list[int]:
-        """See `Engine.encode`."""
-        if len(text) < _LONG_TEXT:
-            return self.tokenizer.encode(text)
-        return await asyncio.to_thread(self.tokenizer.encode, text)
-
-    def encode_settled(self, text: str) -> tuple[list[int], int]:
-        """See `Engine.encode_settled`."""
-        return self.tokenizer.encode_settled(text)
-
-    def send(self, command: Command) -> None:
-        """Queues a command. A process that is gone takes none; its contexts have been told."""
-        if self._writer is not None and not self._writer.is_closing():
-            if not self._owes:
-                self._heard = replace(self._heard, at=time.monotonic())  # from here on an answer is due
-            self._sent += 1
-            self._writer.write(encode_frame(command))
-
-    @property
-    def _owes(self) -> bool:
-        """Whether the process has something to say: of work in hand, or of commands it has not taken in."""
-        return self._ready and (self._heard.working or self._heard.commands != self._sent)
-
-    def forget(self, context: int) -> None:
-        """The context was freed."""
-        self._contexts.pop(context, None)
-
-    # the process
-
-    async def _supervise(self, first_ready: asyncio.Future[None]) -> None:
-        """Runs the process again and again, with growing pauses."""
-        pause = _BACKOFF[0]
-        while True:
-            began = time.monotonic()
-            try:
-                fate = await self._run_once(first_ready)
-            except EngineStartFailed as error:
-                if not first_ready.done():
-                    first_ready.set_exception(error)
-                    return
-                fate = str(error)
-            except asyncio.CancelledError:
-                if not first_ready.done():
-                    first_ready.cancel()
-                raise
-            if not first_ready.done():
-                first_ready.set_exception(EngineStartFailed(f"the engine process ended while loading: {fate}"))
-                return
-            if self._answered or time.monotonic() - began > _HEALTHY_SECONDS:
-                pause = _BACKOFF[0]
-            log.error("engine %s ended (%s); restarting in %.1f s", self.name, fate, pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _BACKOFF[1])
-            self.restarts += 1
-
-    async def _run_once(self, first_ready: asyncio.Future[None]) -> str:
-        """Starts one process and serves it until it ends. Returns how it ended."""
+    async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
+        """Starts one process and serves it until it ends."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -209,60 +50,41 @@ class EmbeddedEngine:
             )
         self._process = process
         reader, writer = await asyncio.open_connection(sock=ours)
-        self._writer = writer
-        self._answered = False
-        self._sent, self._heard = 0, Heard(time.monotonic(), working=False, commands=0)
-        watchdog = asyncio.create_task(self._watch(process), name=f"watch {self.name}")
+        self.linked(writer)
+        watchdog = asyncio.create_task(self.watch(), name=f"watch {self.name}")
         try:
             await self._serve(reader, first_ready)
         except (FrameError, msgspec.DecodeError, OSError) as error:
             log.error("the link to engine %s broke: %s", self.name, error)
         finally:
             watchdog.cancel()
-            self._set_ready(False)
-            self._writer = None
             # Closing our end is what ends the process: its reader thread sees the stream end.
             if not writer.is_closing():
                 writer.write(encode_frame(Shutdown()))
                 writer.close()
-            self._lose_contexts()
+            self.unlinked()
             fate = await self._reap(process)
         return fate
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Kills a process that hangs. Whoever reads from it sees its end and does the rest."""
-        while True:
-            await asyncio.sleep(self._hang_seconds / 4)
-            silent = time.monotonic() - self._heard.at
-            if self._owes and silent > self._hang_seconds:
-                log.error("engine %s has work and has been silent for %.0f s; killing it", self.name, silent)
-                process.kill()
-                return
-
-    async def _serve(self, reader: asyncio.StreamReader, first_ready: asyncio.Future[None]) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, first_ready: "asyncio.Future[None]") -> None:
         frames = FrameBuffer()
-        while data := await reader.read(_READ_BYTES):
+        while data := await reader.read(READ_BYTES):
             for body in frames.feed(data):
                 match report_decoder.decode(body):
-                    case Step(updates, running, _, commands, row, step):
-                        self.pace = Pace(row, step)
-                        self._heard = Heard(time.monotonic(), working=running > 0, commands=commands)
-                        for update in updates:
-                            self._answered |= update.finish is not None
-                            context = self._contexts.get(update.context)
-                            if context is not None:
-                                context.receive(update)
                     case Resolved(folder):
-                        self._folder = folder
                         if self._tokenizer is None:  # while the weights load
                             self._tokenizer = await asyncio.to_thread(Tokenizer, folder)
                     case Ready(info):
-                        self.info = info
-                        self._set_ready(True)
-                        if not first_ready.done():
-                            first_ready.set_result(None)
+                        self.welcome(info, first_ready)
                     case Fatal(message):
                         raise EngineStartFailed(message)
+                    case step:
+                        self.hear(step)
+
+    def give_up(self) -> None:
+        """See `LinkedEngine.give_up`."""
+        if self._process is not None:
+            self._process.kill()
 
     async def _reap(self, process: asyncio.subprocess.Process) -> str:
         try:
@@ -273,98 +95,3 @@ class EmbeddedEngine:
             status = await process.wait()
         self._process = None
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-
-    def _set_ready(self, ready: bool) -> None:
-        if ready != self._ready:
-            self._ready = ready
-            self._changed()
-
-    def _lose_contexts(self) -> None:
-        contexts, self._contexts = self._contexts, {}
-        for context in contexts.values():
-            context.lose(EngineLost(f"engine {self.name} died while working on this request; it is being restarted"))
-
-
-class EmbeddedContext:
-    """See `EngineContext`. Owner of the updates that have come and were not read yet."""
-
-    def __init__(self, engine: EmbeddedEngine, id: int, scope: str, urgency: Urgency) -> None:
-        self._engine = engine
-        self._id = id
-        self._scope = scope
-        self._urgency = urgency
-        self._updates: deque[Update] = deque()
-        self._lost: EngineLost | None = None
-        self._wake: asyncio.Future[None] | None = None
-        self._cached = 0
-        self._held = 0.0
-        self._starved = 0.0
-        self._missed: Counter[str] = Counter()
-        self._freed = False
-
-    def fill(self, tokens: Sequence[int]) -> None:
-        """See `EngineContext.fill`. A context of a dead process must not go on in the next one."""
-        if self._lost is not None:
-            raise self._lost
-        rank, watched = self._urgency.rank, self._urgency.watched
-        self._engine.send(Fill(self._id, list(tokens), rank=rank, scope=self._scope, watched=watched))
-
-    async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
-        """See `EngineContext.generate`."""
-        if self._lost is not None:
-            raise self._lost
-        self._engine.send(Generate(self._id, _link_sampling(sampling)))
-        filled = 0
-        while True:
-            while self._updates:
-                update = self._updates.popleft()
-                if update.error is not None:
-                    raise ContextRefused(*update.error)
-                if update.filled is not None:
-                    filled = update.filled
-                    self._cached += update.cached
-                    self._held += update.held
-                    self._starved += update.starved
-                    self._missed.update(update.missed)
-                if update.tokens:
-                    if filled:
-                        yield Filled(filled, self._cached, self._held, self._starved, dict(self._missed))
-                        filled = 0
-                    yield Delta(Piece(update.text, len(update.tokens), tuple(update.logprobs)), update.finish)
-                if update.finish is not None:
-                    return
-            if self._lost is not None:
-                raise self._lost
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-
-    def rerank(self, urgency: Urgency) -> None:
-        """See `EngineContext.rerank`."""
-        if urgency != self._urgency and self._lost is None:
-            self._urgency = urgency
-            self._engine.send(Rerank([self._id], urgency.rank, urgency.watched))
-
-    def free(self) -> None:
-        """See `EngineContext.free`."""
-        if self._lost is None and not self._freed:
-            self._freed = True
-            self._engine.forget(self._id)
-            self._engine.send(Free(self._id))
-
-    def receive(self, update: Update) -> None:
-        """The engine says something of this context."""
-        self._updates.append(update)
-        self._notify()
-
-    def lose(self, error: EngineLost) -> None:
-        """The engine is gone."""
-        self._lost = error
-        self._notify()
-
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-
-def _link_sampling(sampling: Sampling) -> LinkSampling:
-    return LinkSampling(**asdict(sampling))

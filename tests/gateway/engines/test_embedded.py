@@ -13,7 +13,8 @@ import pytest
 from engine.config import EngineConfig
 from engine.link import Sampling as LinkSampling
 from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Urgency
-from gateway.engines.embedded import EmbeddedEngine, EngineStartFailed
+from gateway.engines.embedded import EmbeddedEngine
+from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Sampling
 from tests.checkpoints import write_tiny_llama
@@ -79,7 +80,7 @@ async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine
     stream = context.generate(LONG)
     await anext(stream)
     os.kill(first, signal.SIGKILL)
-    with pytest.raises(EngineLost, match="died while working"):
+    with pytest.raises(EngineLost, match="was lost while it worked"):
         while True:
             await anext(stream)
     context.free()
@@ -101,7 +102,7 @@ async def test_a_process_that_dies_in_the_middle_of_a_frame(
     monkeypatch.setattr("gateway.engines.embedded._WORKER", "tests.gateway.engines.dying_worker")
     engine = EmbeddedEngine("test", config, lambda: None)
     await engine.start()
-    with pytest.raises(EngineLost, match="died while working"):
+    with pytest.raises(EngineLost, match="was lost while it worked"):
         await read(engine, LONG)
     assert (tmp_path / "died").exists()
     await until(lambda: engine.ready)

@@ -1,0 +1,46 @@
+"""`myna engine`: an engine by itself, for gateways elsewhere."""
+
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Callable
+
+from engine.errors import EngineError
+from engine.link import EngineInfo
+from engine.listen import serve
+from gateway.app import engine_config, tls_context
+from gateway.settings import EngineSettings
+
+
+def run(settings: EngineSettings) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the exit status."""
+    began = time.monotonic()
+
+    def stopping(stop: Callable[[], None]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop())
+
+    def ready(info: EngineInfo, address: str) -> None:
+        print(
+            f"myna engine runs {info.model} ({info.dtype}, window {info.window}) on {info.device}, kernels: "
+            f"{info.kernels}, KV {info.kv_tokens} tokens, at {address} (ready in {time.monotonic() - began:.1f} s)",
+            flush=True,
+        )
+
+    try:
+        tls: ssl.SSLContext | None = tls_context(settings.tls_cert, settings.tls_key)
+    except OSError as error:
+        print(f"myna engine: cannot use the certificate {settings.tls_cert}: {error}", file=sys.stderr)
+        return 1
+    host, port = settings.address
+    config = engine_config(settings, settings.device, 1)
+    try:
+        serve(config, host, port, settings.engine_token or "", tls, stopping=stopping, ready=ready)
+    except EngineError as error:
+        print(f"myna engine: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"myna engine: cannot listen on {settings.listen}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,90 @@
+"""A gateway whose engines are elsewhere: the same answers, and none lost when one of them goes."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.checkpoints import write_tiny_llama
+from tests.server import EngineElsewhere, Server
+
+TOKEN = {"MYNA_ENGINE_TOKEN": EngineElsewhere.TOKEN}
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = write_tiny_llama(tmp_path_factory.mktemp("tiny") / "tiny", window=1024)
+    return ("--model", str(folder), "--kv-tokens", "4096")
+
+
+async def ask(http: aiohttp.ClientSession, content: str, session: str | None = None, **semantic: Any) -> Any:
+    body: dict[str, Any] = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 30,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    if semantic:
+        body["semantic"] = semantic
+    headers = {"X-Session-Id": session} if session else {}
+    async with http.post("/v1/chat/completions", json=body, headers=headers) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+    return answer["choices"][0]["message"]["content"]
+
+
+async def test_answers_and_graphs_are_those_of_an_engine_of_its_own(options: tuple[str, ...]) -> None:
+    told = []
+    with EngineElsewhere(*options) as elsewhere:
+        for chosen in (("--engine", f"myna={elsewhere.address}"), options):
+            with Server(*chosen, env=TOKEN) as server:
+                async with aiohttp.ClientSession(server.address) as http:
+                    plain = await ask(http, "say something")
+                    await ask(http, "one two", "s", output="first", defer=True)
+                    second = await ask(http, "behind: <<first>>", "s")
+                    told.append((plain, second))
+                assert server.stop() == 0
+        assert elsewhere.process.poll() is None, "it goes on without its gateway"
+    assert told[0] == told[1]
+
+
+@pytest.mark.slow
+async def test_work_of_an_engine_that_went_is_done_by_another(options: tuple[str, ...]) -> None:
+    """One engine is killed in the middle of a graph; the other does the rest."""
+    first = EngineElsewhere(*options)
+    with EngineElsewhere(*options) as second:
+        chosen = [part for one in (first, second) for part in ("--engine", f"myna={one.address}")]
+        with Server(*chosen, env=TOKEN) as server:
+            async with aiohttp.ClientSession(server.address) as http:
+                alone = [await ask(http, f"number {at}") for at in range(6)]
+                for at in range(6):
+                    await ask(http, f"number {at}", "s", output=f"part{at}", defer=True)
+                waits = [
+                    asyncio.create_task(_value(http, f"/v1/sessions/s/variables/part{at}?wait=true")) for at in range(6)
+                ]
+                await asyncio.sleep(0.05)
+                await asyncio.to_thread(first.stop, signal.SIGKILL)
+                assert await asyncio.gather(*waits) == alone
+                assert await ask(http, "number 0") == alone[0]
+
+
+async def _value(http: aiohttp.ClientSession, path: str) -> Any:
+    async with http.get(path) as response:
+        return (await response.json())["value"]
+
+
+def test_engines_of_different_models_are_refused(options: tuple[str, ...], tmp_path: Path) -> None:
+    other = write_tiny_llama(tmp_path / "another")
+    with EngineElsewhere(*options) as one, EngineElsewhere("--model", str(other), "--kv-tokens", "1024") as two:
+        chosen = ("--engine", f"myna={one.address}", "--engine", f"myna={two.address}")
+        with pytest.raises(RuntimeError, match="the engines serve different models: another, tiny"):
+            Server(*chosen, env=TOKEN)
+
+
+def test_an_engine_that_is_not_there_is_named(options: tuple[str, ...]) -> None:
+    with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:1 cannot be reached"):
+        Server("--engine", "myna=tcp://127.0.0.1:1", "--engine-wait", "0.5", env=TOKEN)
