@@ -1,0 +1,79 @@
+"""engine/hub.py: several gateways at one engine, without a network between."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import Engine, EngineConfig, Sampling
+from engine.hub import Hub, Link
+from engine.link import Command, Fill, Free, Generate, Report, Rerank, Shutdown, Step, Update
+from tests.checkpoints import write_tiny_llama
+
+
+class Gateway:
+    """What one is told, in order."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.link = Link(self)
+        self.steps: list[Step] = []
+
+    def send(self, report: Report) -> None:
+        assert isinstance(report, Step)
+        self.steps.append(report)
+
+    def post(self, *commands: Command | None) -> None:
+        for command in commands:
+            self._hub.post(self.link, command)
+
+    def updates(self, context: int) -> list[Update]:
+        return [update for step in list(self.steps) for update in step.updates if update.context == context]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return Engine(EngineConfig(model=str(write_tiny_llama(tmp_path)), kv_tokens=1024))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_numbers_are_each_gateways_own_and_go_with_it(engine: Engine) -> None:
+    hub = Hub()
+    one, two = Gateway(hub), Gateway(hub)
+    thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
+    thread.start()
+    sampling = Sampling(temperature=0.0, max_tokens=6, ignore_eos=True)
+    one.post(Fill(1, [30, 31, 32]), Generate(1, sampling), Fill(2, [40]))
+    two.post(Fill(1, [50, 51]), Generate(1, sampling), Fill(2, [60], parent=1), Rerank([1, 2, 77], 1.0), Free(99))
+    until(lambda: any(update.finish for update in one.updates(1)) and any(update.finish for update in two.updates(1)))
+    said = [[token for update in gateway.updates(1) for token in update.tokens] for gateway in (one, two)]
+    assert [len(tokens) for tokens in said] == [6, 6]
+    assert said[0] != said[1]
+    assert len(engine._contexts) == 4
+
+    one.post(None)
+    until(lambda: len(engine._contexts) == 2)
+    heard = len(one.steps)
+    two.post(Fill(3, [5]), Generate(3, sampling), Free(1))
+    until(lambda: any(update.finish for update in two.updates(3)))
+    until(lambda: two.steps[-1].running == 0 and two.steps[-1].commands == two.link.taken)
+    assert two.link.taken == 8
+    assert len(one.steps) == heard, "who has gone is told no more"
+    two.post(Generate(44, sampling))
+    until(lambda: bool(two.updates(44)))
+    assert two.updates(44)[0].error is not None
+    assert two.updates(44)[0].error[0] == "unknown_context"  # type: ignore[index]
+    assert len(engine._contexts) == 2, "a refusal leaves nothing behind"
+    two.post(Shutdown())
+    thread.join(30)
+    assert not thread.is_alive()
+    alone = list(engine.stream([30, 31, 32], sampling))
+    assert [token for update in alone for token in update.tokens] == said[0]
