@@ -17,14 +17,15 @@ _START_SECONDS = 180
 _STOP_SECONDS = 40
 
 
-class Server:
-    """`myna serve` on a free port of 127.0.0.1. `log`: what it wrote to stderr so far."""
+class Program:
+    """A command of ours on 127.0.0.1. `started`: the line in which it says that it is ready; `log`: what it wrote to
+    stderr so far."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *command: str, address: str, env: dict[str, str] | None = None) -> None:
+        """`address`: a pattern for where it says that it listens. Raises RuntimeError if it does not start."""
         self.log: list[str] = []
-        self._clients: list[OpenAI] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--port", "0", *arguments],
+            [sys.executable, "-m", "gateway", *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -37,83 +38,12 @@ class Server:
         watchdog.start()
         self.started = self.process.stdout.readline()
         watchdog.cancel()
-        address = re.search(r"at ((?:https?://|unix:)\S+)/v1", self.started)
-        if address is None:
+        found = re.search(address, self.started)
+        if found is None:
             self.process.wait(_STOP_SECONDS)
             self._close()
-            raise RuntimeError(f"the server did not start: {''.join(self.log)}")
-        self.address = address[1]
-
-    def _read_log(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def client(self, **options: object) -> OpenAI:
-        """The real client, pointed here. It does not retry: tests want to see what the server says."""
-        client = OpenAI(base_url=f"{self.address}/v1", **{"api_key": "none", "max_retries": 0, **options})  # type: ignore[arg-type]
-        self._clients.append(client)
-        return client
-
-    def engine_processes(self) -> list[psutil.Process]:
-        """The engine processes that this server started."""
-        return [p for p in psutil.Process(self.process.pid).children() if "engine.worker" in p.cmdline()]
-
-    def stop(self) -> int:
-        """Ends the server as its operator would. Returns the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        finally:
-            self._close()
-
-    def _close(self) -> None:
-        for client in self._clients:
-            client.close()
-        self._reader.join(_STOP_SECONDS)
-        for pipe in (self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                pipe.close()
-
-
-class EngineElsewhere:
-    """`myna engine` on a port of 127.0.0.1, a free one unless it is named. `log`: what it wrote to stderr so far."""
-
-    TOKEN = "a token of tests"
-
-    def __init__(self, *arguments: str, port: int = 0) -> None:
-        self.log: list[str] = []
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "engine", "--listen", f"127.0.0.1:{port}", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "MYNA_ENGINE_TOKEN": self.TOKEN},
-        )
-        assert self.process.stdout is not None
-        self._reader = threading.Thread(target=self._read_log, daemon=True)
-        self._reader.start()
-        watchdog = threading.Timer(_START_SECONDS, self.process.kill)
-        watchdog.start()
-        self.started = self.process.stdout.readline()
-        watchdog.cancel()
-        address = re.search(r"at ((?:tcp|tls)://\S+:(\d+)) ", self.started)
-        if address is None:
-            self.stop()
-            raise RuntimeError(f"the engine did not start: {''.join(self.log)}")
-        self.address, self.port = address[1], int(address[2])
+            raise RuntimeError(f"it did not start: {''.join(self.log)}")
+        self.address = found[1]
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -138,7 +68,47 @@ class EngineElsewhere:
             self.process.kill()
             raise
         finally:
-            self._reader.join(_STOP_SECONDS)
-            for pipe in (self.process.stdout, self.process.stderr):
-                if pipe is not None:
-                    pipe.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._reader.join(_STOP_SECONDS)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+class Server(Program):
+    """`myna serve` on a free port."""
+
+    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self._clients: list[OpenAI] = []
+        super().__init__("serve", "--port", "0", *arguments, address=r"at ((?:https?://|unix:)\S+)/v1", env=env)
+
+    def client(self, **options: object) -> OpenAI:
+        """The real client, pointed here. It does not retry: tests want to see what the server says."""
+        client = OpenAI(base_url=f"{self.address}/v1", **{"api_key": "none", "max_retries": 0, **options})  # type: ignore[arg-type]
+        self._clients.append(client)
+        return client
+
+    def engine_processes(self) -> list[psutil.Process]:
+        """The engine processes that this server started."""
+        return [p for p in psutil.Process(self.process.pid).children() if "engine.worker" in p.cmdline()]
+
+    def _close(self) -> None:
+        for client in self._clients:
+            client.close()
+        super()._close()
+
+
+class EngineElsewhere(Program):
+    """`myna engine`, on a free port unless it is named."""
+
+    TOKEN = "a token of tests"
+
+    def __init__(self, *arguments: str, port: int = 0) -> None:
+        super().__init__(
+            *("engine", "--listen", f"127.0.0.1:{port}", *arguments),
+            address=r"at ((?:tcp|tls)://\S+:\d+) ",
+            env={"MYNA_ENGINE_TOKEN": self.TOKEN},
+        )
+        self.port = int(self.address.rsplit(":", 1)[1])

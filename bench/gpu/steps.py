@@ -1,6 +1,7 @@
 """Whole decode steps of a model with random weights: how long one takes, and how long the GPU has nothing to do in it.
 
-The GPU's own time is that of the recorded step, replayed over and over; what a step takes beyond that is the host's.
+Steps overlap, as they do in the engine. The GPU's own time is that of the recorded step, replayed over and over; what a
+step takes beyond that is the host's.
 """
 
 import time
@@ -13,7 +14,7 @@ import torch
 from bench.gpu import HAS_GPU
 from bench.gpu.common import BLOCK, DEVICE, SHAPES, SMALL, Row, arguments, tell
 from bench.gpu.layers import requests
-from engine.kernels.base import AttentionBatch, Kernels, LayerShape
+from engine.kernels.base import AttentionBatch, Kernels, LayerShape, PendingChoices
 from engine.kernels.reference import TorchKernels
 from engine.kernels.triton.kernels import TritonKernels
 from engine.models.decoder import Decoder
@@ -77,6 +78,7 @@ class Steps:
         self.blocks = 1 + len(common) + rest.size
         self._position = load.length
         self._tokens = np.ones(load.rows, dtype=np.int64)
+        self._pending: PendingChoices | None = None
         self._requests = requests(load.rows, 0.0, 1.0, 0.0, 0, -1, 0.0)
 
     def logits(self) -> torch.Tensor:
@@ -94,8 +96,12 @@ class Steps:
         return self._decoder.forward(torch.from_numpy(self._tokens), batch, torch.arange(rows))
 
     def __call__(self) -> None:
-        """A step and its tokens."""
-        self._tokens = self._decoder.kernels.choose(self.logits(), self._requests).result().tokens.astype(np.int64)
+        """Begins a step, with the tokens of the one before it, and then reads those: as the engine does on a GPU."""
+        before = self._pending
+        self._pending = self._decoder.kernels.choose(self.logits(), self._requests)
+        self._tokens = -1 - np.arange(self._load.rows)
+        if before is not None:
+            before.result()
 
 
 def run(shape: LayerShape, layers: int, vocabulary: int) -> list[Row]:

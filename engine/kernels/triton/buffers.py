@@ -13,7 +13,7 @@ class Mirror:
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.device = torch.zeros(size, dtype=dtype, device=device)
+        self.tensor = torch.zeros(size, dtype=dtype, device=device)
         pinned = device.type == "cuda"
         self._hosts = [torch.zeros(size, dtype=dtype, pin_memory=pinned) for _ in range(2)]
         self._turn = 0
@@ -26,5 +26,5 @@ class Mirror:
         for part in parts:
             array[end : end + len(part)] = part
             end += len(part)
-        self.device[:end].copy_(host[:end], non_blocking=True)
-        return self.device[:end]
+        self.tensor[:end].copy_(host[:end], non_blocking=True)
+        return self.tensor[:end]

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -12,16 +12,13 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.link import Sampling as LinkSampling
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Urgency
+from gateway.engines.base import EngineLost
 from gateway.engines.embedded import EmbeddedEngine
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Sampling
 from tests.checkpoints import write_tiny_llama
-
-LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=0.0)
-
-SOON = Urgency(0.0, watched=True)
+from tests.gateway.engines.asking import LONG, SOON, read, until
 
 
 @pytest.fixture(scope="module")
@@ -35,41 +32,6 @@ async def embedded(config: EngineConfig) -> AsyncIterator[EmbeddedEngine]:
     await engine.start()
     yield engine
     await engine.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def read(engine: EmbeddedEngine, sampling: Sampling, count: int = 10**9) -> list[Filled | Delta]:
-    context = engine.open("", SOON)
-    context.fill([1, 2, 3])
-    events: list[Filled | Delta] = []
-    async for event in context.generate(sampling):
-        events.append(event)
-        if len(events) >= count:
-            break
-    context.free()
-    return events
-
-
-async def test_a_context_is_filled_and_goes_on(embedded: EmbeddedEngine) -> None:
-    filled, *deltas = await read(embedded, Sampling(max_tokens=5, ignore_eos=True))
-    assert filled == Filled(tokens=3, cached=0, missed={"part_of_a_block": 3})
-    assert [delta.finish for delta in deltas if isinstance(delta, Delta)] == [None] * 4 + ["length"]
-    assert embedded.load == 0
-
-
-async def test_a_refusal_is_raised_where_it_is_awaited(embedded: EmbeddedEngine) -> None:
-    context = embedded.open("", SOON)
-    context.fill([1] * 600)
-    with pytest.raises(ContextRefused, match="600 tokens do not fit") as refusal:
-        await anext(context.generate(Sampling()))
-    assert refusal.value.code == "context_length_exceeded"
-    context.free()
-    assert await read(embedded, Sampling(max_tokens=1))
 
 
 async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine) -> None:
@@ -181,14 +143,6 @@ async def test_a_model_that_cannot_be_had_says_why(tmp_path: Path) -> None:
     with pytest.raises(EngineStartFailed, match=r"no config\.json"):
         await engine.start()
     await engine.close()
-
-
-async def test_a_context_freed_early_frees_the_engine(embedded: EmbeddedEngine) -> None:
-    await read(embedded, LONG, count=3)
-    # had the freed one gone on, this would have waited for its 400 tokens
-    events = await read(embedded, Sampling(max_tokens=2, ignore_eos=True))
-    assert len(events) == 3
-    assert embedded.load == 0
 
 
 def test_the_domain_and_the_link_say_the_same_of_sampling() -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
@@ -14,16 +14,15 @@ import trustme
 
 from engine.link import VERSION, Fill, FrameBuffer, Generate, Hello, encode_frame, welcome_decoder
 from engine.link import Sampling as LinkSampling
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Urgency
+from gateway.engines.base import Delta, EngineLost, Filled
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.tcp import TcpEngine
 from gateway.graph.call import Sampling
 from tests.checkpoints import write_tiny_llama
+from tests.gateway.engines.asking import LONG, SOON, read, until
 from tests.server import EngineElsewhere
 
 TOKEN = EngineElsewhere.TOKEN
-LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=0.0)
-SOON = Urgency(0.0, watched=True)
 
 
 @pytest.fixture(scope="module")
@@ -49,47 +48,12 @@ async def engine(elsewhere: EngineElsewhere) -> AsyncIterator[TcpEngine]:
     await engine.close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def read(engine: TcpEngine, sampling: Sampling, count: int = 10**9) -> list[Filled | Delta]:
-    context = engine.open("", SOON)
-    context.fill([1, 2, 3])
-    events: list[Filled | Delta] = []
-    async for event in context.generate(sampling):
-        events.append(event)
-        if len(events) >= count:
-            break
-    context.free()
-    return events
-
-
 async def test_it_says_what_it_is(engine: TcpEngine, folder: Path) -> None:
     assert engine.info is not None
     assert engine.info.model == folder.name
     assert engine.info.kv_tokens == 2048
     assert engine.tokenizer.encode("abc"), "its tokenizer came over the link"
     assert engine.tokenizer.chat_template
-
-
-async def test_a_context_is_filled_and_goes_on(engine: TcpEngine) -> None:
-    filled, *deltas = await read(engine, Sampling(max_tokens=5, ignore_eos=True))
-    assert filled == Filled(tokens=3, cached=0, missed={"part_of_a_block": 3})
-    assert [delta.finish for delta in deltas if isinstance(delta, Delta)] == [None] * 4 + ["length"]
-    assert engine.load == 0
-
-
-async def test_a_refusal_is_raised_where_it_is_awaited(engine: TcpEngine) -> None:
-    context = engine.open("", SOON)
-    context.fill([1] * 600)
-    with pytest.raises(ContextRefused, match="600 tokens do not fit") as refusal:
-        await anext(context.generate(Sampling()))
-    assert refusal.value.code == "context_length_exceeded"
-    context.free()
-    assert await read(engine, Sampling(max_tokens=1))
 
 
 async def test_gateways_do_not_see_each_other(elsewhere: EngineElsewhere, engine: TcpEngine) -> None:

@@ -1,0 +1,39 @@
+"""How tests ask an engine, whatever it is."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from gateway.engines.base import Delta, Engine, Filled, Urgency
+from gateway.graph.call import Sampling
+
+LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=0.0)
+SOON = Urgency(0.0, watched=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for it."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def read(
+    engine: Engine, sampling: Sampling, count: int = 10**9, tokens: Sequence[int] = (1, 2, 3)
+) -> list[Filled | Delta]:
+    """What comes of a context with these tokens, as far as `count` events."""
+    context = engine.open("", SOON)
+    context.fill(tokens)
+    events: list[Filled | Delta] = []
+    try:
+        async for event in context.generate(sampling):
+            events.append(event)
+            if len(events) >= count:
+                break
+    finally:
+        context.free()
+    return events
+
+
+def text(events: Sequence[Filled | Delta]) -> str:
+    """What was generated."""
+    return "".join(event.piece.text for event in events if isinstance(event, Delta))
