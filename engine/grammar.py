@@ -31,18 +31,28 @@ class Grammars:
 
     def matcher(self, sampling: Sampling) -> "Matcher | None":
         """What holds a text to its grammar, if the request has one. Raises ContextError."""
-        if sampling.regex is not None:
-            grammar = LLMatcher.grammar_from_regex(sampling.regex)
-        elif sampling.json_schema is not None:
-            grammar = LLMatcher.grammar_from_json_schema(sampling.json_schema, overrides=_JSON)
-        elif sampling.grammar is not None:
-            grammar = LLMatcher.grammar_from_lark(sampling.grammar)
-        else:
+        try:
+            grammar = _grammar(sampling)
+        except ValueError as error:
+            raise ContextError("bad_grammar", str(error)) from error
+        if grammar is None:
             return None
         matcher = LLMatcher(self._vocabulary, grammar)
         if matcher.is_error():
             raise ContextError("bad_grammar", matcher.get_error())
         return Matcher(matcher, self._vocabulary.vocab_size)
+
+
+def _grammar(sampling: Sampling) -> str | None:
+    """As llguidance wants it. Raises ValueError."""
+    if sampling.regex is not None:
+        return LLMatcher.grammar_from_regex(sampling.regex)
+    if sampling.json_schema is not None:
+        schema = sampling.json_schema
+        if schema.strip() == "true":  # any value; options go with objects only
+            schema = "{}"
+        return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
+    return None if sampling.grammar is None else LLMatcher.grammar_from_lark(sampling.grammar)
 
 
 class Matcher:

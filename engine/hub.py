@@ -131,4 +131,9 @@ class Hub:
                 self._apply(engine, link, Free(command.context))
                 return Update(command.context, error=(error.code, str(error)))
             log.warning("%s was refused: %s", type(command).__name__, error)
+        except Exception as error:  # a fault of ours: it must not take everybody else's work with it
+            log.exception("a command failed")
+            if isinstance(command, Fill | Generate):
+                self._apply(engine, link, Free(command.context))
+                return Update(command.context, error=("internal_error", f"internal error: {error!r}"))
         return None

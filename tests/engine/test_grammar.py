@@ -27,6 +27,23 @@ def text_of(engine: Engine, prompt: str, **sampling: Any) -> tuple[str, str | No
     return "".join(update.text for update in updates), updates[-1].finish
 
 
+@pytest.mark.parametrize("schema", ["true", " true\n", "{}"])
+def test_a_schema_that_holds_nothing_back(tiny_engine: Engine, schema: str) -> None:
+    updates = list(tiny_engine.stream([40, 41], Sampling(json_schema=schema, max_tokens=200, temperature=1.0, seed=3)))
+    text = "".join(update.text for update in updates)
+    if updates[-1].finish == "stop":
+        json.loads(text)
+    assert text.strip()[0] in '{["tfn-0123456789'
+
+
+@pytest.mark.parametrize("schema", ["false", "[1]", "3", '"x"', "null", "{", "", '{"type": 5}', '{"$ref": "#/nope"}'])
+def test_a_schema_that_is_none_is_refused(tiny_engine: Engine, schema: str) -> None:
+    with pytest.raises(ContextError) as refused:
+        list(tiny_engine.stream([40, 41], Sampling(json_schema=schema, max_tokens=20)))
+    assert refused.value.code == "bad_grammar"
+    assert str(refused.value)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("pattern", [r"[0-9]{3}-[a-z]{2,5}", r"(yes|no)", r"ä+ß?\.", r"\d{4}-\d{2}-\d{2}"])
 def test_the_whole_text_matches(engine: Engine, pattern: str, temperature: float) -> None:

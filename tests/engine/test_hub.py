@@ -77,3 +77,26 @@ def test_numbers_are_each_gateways_own_and_go_with_it(engine: Engine) -> None:
     assert not thread.is_alive()
     alone = list(engine.stream([30, 31, 32], sampling))
     assert [token for update in alone for token in update.tokens] == said[0]
+
+
+def test_a_command_that_raises_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, generate = Hub(), engine.generate
+
+    def faulty(context: int, sampling: Sampling, **other: float | None) -> None:
+        if sampling.max_tokens == 13:
+            raise RuntimeError("a fault of ours")
+        generate(context, sampling, **other)
+
+    monkeypatch.setattr(engine, "generate", faulty)
+    gateway = Gateway(hub)
+    thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
+    thread.start()
+    gateway.post(Fill(1, [30, 31]), Generate(1, Sampling(max_tokens=20, ignore_eos=True)))
+    gateway.post(Fill(2, [40]), Generate(2, Sampling(max_tokens=13)))
+    until(lambda: any(update.finish for update in gateway.updates(1)) and bool(gateway.updates(2)))
+    (failed,) = (update for update in gateway.updates(2) if update.error)
+    assert failed.error == ("internal_error", "internal error: RuntimeError('a fault of ours')")
+    assert len(engine._contexts) == 1
+    gateway.post(Shutdown())
+    thread.join(30)
+    assert not thread.is_alive()
