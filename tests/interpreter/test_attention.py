@@ -133,6 +133,11 @@ def test_sixty_four_behind_one_prefix() -> None:
     assert int((work.items[:, 5] - work.items[:, 4]).sum()) < 64 * 96, "the prefix is not read by each"
 
 
+@pytest.mark.parametrize("seed", [8, 9])
+def test_more_heads_share_keys_than_a_tile_has_rows(seed: int) -> None:
+    assert run(*prompts(seed), torch.float32, 20, 64, 0, 0.0)[0] < BOUNDS[torch.float32]
+
+
 def test_without_sharing() -> None:
     assert run(*trees(4), torch.float32, 4, 64, 0, 0.0, share=False)[0] < BOUNDS[torch.float32]
 

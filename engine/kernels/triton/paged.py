@@ -1,6 +1,6 @@
 """Attention of a step over paged KV: buffers of fixed size, a plan on the host, a launch or two and a merge."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ class PagedAttention:
         self._decode_parts = 4 * sequences + programs
         self._element, self._narrow = element_bytes, narrow
         self._decode_tiles = decode_tiles
-        self._prompt_tiles = long_tiles or prompt_tiles(shape.head_size, element_bytes, narrow=narrow)
+        self._prompt_tiles = self._holding(long_tiles or prompt_tiles(shape.head_size, element_bytes, narrow=narrow))
         self._prompt_rows = max(1, self._prompt_tiles.rows // self._group)
         self._prompt_parts = (programs // shape.kv_heads + 1) * self._prompt_rows
         tiles = rows // self._prompt_rows + sequences + programs
@@ -182,7 +182,13 @@ class PagedAttention:
 
     def _tiles_for(self, rows: int) -> Tiles:
         size = self._shape.head_size
-        return self._decode_tiles or tiles_for(self._group, size, rows, self._element, narrow=self._narrow)
+        return self._holding(
+            self._decode_tiles or tiles_for(self._group, size, rows, self._element, narrow=self._narrow)
+        )
+
+    def _holding(self, tiles: Tiles) -> Tiles:
+        """Tiles that hold a row, with all the query heads of a KV head."""
+        return replace(tiles, rows=max(tiles.rows, padded(self._group)))
 
     def _shape_for(self, tiles: Tiles, least_tiles: int) -> Shape:
         return Shape(
