@@ -44,7 +44,8 @@ class Context:
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0
-        self._announced: list[Node] = []
+        self._announced: list[tuple[Node, bool]] = []
+        """What the step now planned will complete, and whether this context put it into the tree."""
         self._returns_to: Node | None = None
         """The last block in the tree of those it gave back and will come for."""
         self.filled = 0
@@ -200,12 +201,14 @@ class Context:
         tip = self._tip
         for index in range(self._path_length, min(end, self.known) // size):
             key = tuple(self.tokens[index * size : (index + 1) * size])
+            own = self.blocks[index]
             node = cache.child(tip, key)
+            made = node is None
             if node is None:
-                node = cache.insert(tip, key, self.blocks[index])
-            else:
+                node = cache.insert(tip, key, own)
+            elif node.block != own:  # the same one is there by a fork's hand, of a block that was announced late
                 cache.share(node.block)  # somebody was first; held, so that it is still there at the commit
-            self._announced.append(node)
+            self._announced.append((node, made))
             tip = node
 
     def truncate(self, length: int) -> None:
@@ -226,7 +229,7 @@ class Context:
 
     def commit(self, end: int) -> None:
         """After the step: the KV up to `end` is there. Of blocks that were made twice one copy is kept."""
-        for node in self._announced:
+        for node, _ in self._announced:
             own = self.blocks[self._path_length]
             if node.block != own:
                 self.blocks[self._path_length] = node.block
@@ -242,10 +245,10 @@ class Context:
 
     def abort(self) -> None:
         """After a step that failed: what was announced is taken back. Call it last to first in the batch."""
-        for offset, node in reversed(list(enumerate(self._announced))):
-            if node.block == self.blocks[self._path_length + offset]:
+        for offset, (node, made) in reversed(list(enumerate(self._announced))):
+            if made:
                 self._cache.remove(node)
-            else:
+            elif node.block != self.blocks[self._path_length + offset]:
                 self._cache.release([node.block])
         self._announced = []
 
