@@ -206,7 +206,7 @@ class Context:
             made = node is None
             if node is None:
                 node = cache.insert(tip, key, own)
-            elif node.block != own:  # the same one is there by a fork's hand, of a block that was announced late
+            elif node.block != own:  # it is the own one where a fork announced a block first that both have
                 cache.share(node.block)  # somebody was first; held, so that it is still there at the commit
             self._announced.append((node, made))
             tip = node

@@ -1,11 +1,30 @@
-"""How many GPUs there are, without loading torch: the gateway asks, which must stay small."""
+"""How many GPUs an engine could use, without loading torch: the gateway asks, which must stay small."""
 
 import os
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 _DEVICE = re.compile(r"nvidia\d+")
+
+
+_WITHOUT = re.compile(r"^cuda\b[^=\n]*=\s*None\s*$", re.MULTILINE)
+
+
+def torch_has_cuda(version: str | None = None) -> bool:
+    """Whether the torch that is installed was built for GPUs. `version`: its `version.py`, if not that one's."""
+    if version is None:
+        found = find_spec("torch")  # which does not load it
+        if found is None or not found.submodule_search_locations:
+            return False
+        version = (Path(found.submodule_search_locations[0]) / "version.py").read_text(encoding="utf-8")
+    return _WITHOUT.search(version) is None
+
+
+def usable_gpus() -> int:
+    """GPUs that an engine started here could use: none with a torch built without CUDA, however many there are."""
+    return visible_gpus() if torch_has_cuda() else 0
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:

@@ -112,7 +112,7 @@ class Hub:
         try:
             match command:
                 case Fill(context, tokens, parent, rank, scope, watched):
-                    before = None if parent is None else self._number(link, parent)
+                    before = None if parent is None else link.numbers.get(parent, 0)  # 0 is nobody's
                     number = self._number(link, context)
                     engine.fill(number, tokens, parent=before, rank=rank, scope=scope, watched=watched)
                 case Generate(context, sampling, rank):

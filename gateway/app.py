@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from engine.config import EngineConfig
-from engine.gpus import visible_gpus
+from engine.gpus import usable_gpus
 from gateway import metrics
 from gateway.api import chat, completions, events, graphs, health, models, parrot, sessions, tokens, variables
 from gateway.api.services import SERVICES, Services
@@ -118,7 +118,7 @@ def make_engines(settings: ServeSettings, changed: Callable[[], None]) -> list[L
     for named in settings.engine or ["embedded"]:
         elsewhere = remote_engine(named)
         if elsewhere is None:
-            configs = engine_configs(settings, visible_gpus())
+            configs = engine_configs(settings, usable_gpus())
             at = len(made)
             made += [
                 EmbeddedEngine(f"embedded-{at + number}", config, changed, hang_seconds=hang)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bench.gpu import HAS_GPU
 from bench.gpu.common import BLOCK, DEVICE, SHAPES, SMALL, Row, arguments, copy_rate, matrix_rate, seconds, tell
 from engine.kernels.base import LayerShape
-from engine.kernels.triton.paged import PagedAttention, Tiles
+from engine.kernels.triton.paged import PagedAttention, Tiles, programs_on
 
 CASES = {
     "plain": "32x4096",
@@ -61,7 +61,7 @@ def tree(levels: str, divide: int = 1) -> Case:
 def paged(case: Case, shape: LayerShape, tiles: Tiles | None = None) -> PagedAttention:
     """For one case. `tiles`: others than it would take."""
     rows, width = case.tables.shape
-    programs = 2 * torch.cuda.get_device_properties(DEVICE).multi_processor_count if HAS_GPU else 4
+    programs = programs_on(DEVICE)
     return PagedAttention(
         shape, BLOCK, rows=rows, sequences=rows, width=width, programs=programs, device=DEVICE, decode_tiles=tiles
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from bench.gpu import HAS_GPU
 from bench.gpu.common import BLOCK, DEVICE, SHAPES, SMALL, Row, arguments, matrix_rate, seconds, tell
 from engine.kernels.base import LayerShape
-from engine.kernels.triton.paged import PagedAttention, Tiles
+from engine.kernels.triton.paged import PagedAttention, Tiles, programs_on
 
 CASES = {
     "8k at once": "8192@8192",
@@ -34,7 +34,7 @@ def prepared(parsed: list[tuple[int, int]], shape: LayerShape, tiles: Tiles | No
     rows = sum(count for count, _ in parsed)
     width = max(-(-keys // BLOCK) for _, keys in parsed)
     tables = np.arange(1, 1 + len(parsed) * width, dtype=np.int32).reshape(len(parsed), width)
-    programs = 2 * torch.cuda.get_device_properties(DEVICE).multi_processor_count if HAS_GPU else 4
+    programs = programs_on(DEVICE)
     attention = PagedAttention(
         shape, BLOCK, rows=rows, sequences=len(parsed), width=width, programs=programs, device=DEVICE, long_tiles=tiles
     )

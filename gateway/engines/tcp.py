@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from engine.errors import CheckpointError
 from engine.link import (
     VERSION,
     FrameBuffer,
@@ -95,7 +96,10 @@ class TcpEngine(LinkedEngine):
         if isinstance(answer, Unwelcome):
             raise EngineStartFailed(f"the engine at {self._host}:{self._port} does not let us in: {answer.message}")
         if self._tokenizer is None:
-            self._tokenizer = await asyncio.to_thread(_tokenizer, answer.files)
+            try:
+                self._tokenizer = await asyncio.to_thread(_tokenizer, answer.files)
+            except CheckpointError as error:
+                raise EngineStartFailed(f"the engine's tokenizer cannot be read here: {error}") from error
         elif self.info is not None and answer.info.model != self.info.model:
             raise EngineStartFailed(f"it serves {answer.info.model} now, and served {self.info.model} before")
         self.welcome(answer.info, first_ready)

@@ -7,7 +7,7 @@ import torch
 
 from engine.device import Room, check_weights, choose_device, kv_tokens_on
 from engine.errors import EngineError
-from engine.gpus import visible_gpus
+from engine.gpus import torch_has_cuda, visible_gpus
 
 GIB = 2**30
 
@@ -73,6 +73,23 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, named: str | None, seen:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).touch()
     assert visible_gpus({} if named is None else {"CUDA_VISIBLE_DEVICES": named}, tmp_path) == seen
+
+
+@pytest.mark.parametrize(
+    ("version", "has"),
+    [
+        ("__version__ = '2.13.0+cpu'\ndebug = False\ncuda: Optional[str] = None\nhip: Optional[str] = None\n", False),
+        ("__version__ = '2.13.0'\ncuda: Optional[str] = '12.8'\nhip: Optional[str] = None\n", True),
+        ("cuda = None\n", False),
+    ],
+)
+def test_a_torch_without_cuda_uses_no_gpu(version: str, has: bool) -> None:
+    """Else a machine with GPUs and a torch for CPUs would not start, where it can serve on the CPU."""
+    assert torch_has_cuda(version) == has
+
+
+def test_what_is_installed_says_the_same_as_torch() -> None:
+    assert torch_has_cuda() == (torch.version.cuda is not None)
 
 
 def test_a_machine_without_devices(tmp_path: Path) -> None:

@@ -30,10 +30,7 @@ from engine.kernels.base import (
 from engine.kernels.triton import choose, layers
 from engine.kernels.triton.buffers import Mirror
 from engine.kernels.triton.graphs import Graphs, bucket
-from engine.kernels.triton.paged import PagedAttention, padded
-
-_PROGRAMS_EACH = 2
-"""Programs of attention that a multiprocessor runs at a time."""
+from engine.kernels.triton.paged import PagedAttention, padded, programs_on
 
 
 def interpreted() -> bool:
@@ -71,9 +68,8 @@ class TritonKernels:
             if self.kv_dtype == FP8 and (properties.major, properties.minor) < (8, 9):
                 raise EngineError(f"{properties.name} has no numbers of 8 bits; leave out --kv-dtype")
             self.name = f"Triton on {properties.name}"
-            programs = _PROGRAMS_EACH * properties.multi_processor_count
         elif self._interpreted:
-            self.name, programs = "Triton, interpreted", 4
+            self.name = "Triton, interpreted"
         else:
             raise EngineError(f"the Triton kernels run on GPUs, not on {device}")
         self.batch_invariant = False  # products are chosen by the shape of the batch
@@ -84,7 +80,7 @@ class TritonKernels:
             rows=max(rows, sequences),
             sequences=sequences,
             width=width,
-            programs=programs,
+            programs=programs_on(device),
             device=device,
             element_bytes=dtype.itemsize,
             narrow=self.kv_dtype == FP8,

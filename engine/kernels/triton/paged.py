@@ -49,6 +49,17 @@ def prompt_tiles(head_size: int, element_bytes: int = 2, *, narrow: bool = False
     return Tiles(128, 32 if head_size > 64 else 64, 8, 3)
 
 
+_PROGRAMS_EACH = 2
+"""Programs of attention that a multiprocessor runs at a time."""
+
+
+def programs_on(device: torch.device) -> int:
+    """How many run at a time on all multiprocessors; a few on Triton's interpreter."""
+    if device.type != "cuda":
+        return 4
+    return _PROGRAMS_EACH * torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def padded(size: int) -> int:
     """The power of two that holds it."""
     return 1 << (size - 1).bit_length()
