@@ -27,6 +27,9 @@ Place = Literal["nothing", "control", "text"]
 class Tokenizer:
     """Immutable after loading; safe to use from several threads."""
 
+    passes_on = False
+    """Whether the chat template leaves the writing of prompts to somebody else."""
+
     def __init__(self, folder: str | Path) -> None:
         """Loads `tokenizer.json` and what stands beside it. Raises CheckpointError if it is not there."""
         folder = Path(folder)

@@ -8,22 +8,19 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from engine.config import EngineConfig
-from engine.gpus import usable_gpus
 from gateway import metrics
 from gateway.api import chat, completions, events, graphs, health, models, parrot, sessions, tokens, variables
 from gateway.api.services import SERVICES, Services
-from gateway.engines.embedded import EmbeddedEngine
-from gateway.engines.linked import EngineStartFailed, LinkedEngine
+from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
-from gateway.engines.tcp import TcpEngine
+from gateway.fleet import Fleet
 from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
 from gateway.graph.session import Bounds, Session
@@ -34,10 +31,9 @@ from gateway.http.compression import compression
 from gateway.http.cors import cross_origin
 from gateway.http.errors import errors
 from gateway.journal import Journal, JournalError
-from gateway.models import Models, ServedModel
-from gateway.prompt import PromptBuilder
+from gateway.models import Models
 from gateway.scheduler import Estimates, Order, Priorities, Scheduler
-from gateway.settings import EngineOptions, ServeSettings, remote_engine
+from gateway.settings import ServeSettings
 from gateway.simulate.trace import Recorder
 
 log = logging.getLogger("myna")
@@ -111,71 +107,6 @@ def build_app(settings: ServeSettings, services: Services) -> web.Application:
     return app
 
 
-def make_engines(settings: ServeSettings, changed: Callable[[], None]) -> list[LinkedEngine]:
-    """The engines that the settings name, not started yet. Raises OSError if TLS's certificates cannot be read."""
-    made: list[LinkedEngine] = []
-    hang = settings.engine_timeout
-    for named in settings.engine or ["embedded"]:
-        elsewhere = remote_engine(named)
-        if elsewhere is None:
-            configs = engine_configs(settings, usable_gpus())
-            at = len(made)
-            made += [
-                EmbeddedEngine(f"embedded-{at + number}", config, changed, hang_seconds=hang)
-                for number, config in enumerate(configs)
-            ]
-            continue
-        tls = ssl.create_default_context(cafile=settings.engine_ca) if elsewhere.secured else None
-        name = f"myna-{len(made)}"
-        token = settings.engine_token or ""
-        made.append(
-            TcpEngine(
-                name,
-                elsewhere.host,
-                elsewhere.port,
-                token,
-                changed,
-                tls=tls,
-                hang_seconds=hang,
-                patience=settings.engine_wait,
-            )
-        )
-    return made
-
-
-def engine_configs(settings: ServeSettings, gpus: int) -> list[EngineConfig]:
-    """What each engine process is told. With several GPUs and none chosen, engines take turns with them."""
-    devices = [settings.device]
-    if settings.device == "auto" and settings.kernels in ("auto", "triton") and gpus:
-        devices = [f"cuda:{at}" for at in range(gpus)]
-    count = settings.engines or len(devices)
-    shared = -(-count // len(devices))
-    return [engine_config(settings, devices[at % len(devices)], shared) for at in range(count)]
-
-
-def engine_config(settings: EngineOptions, device: str, peers: int) -> EngineConfig:
-    """What one engine is told; one of `peers` on its device."""
-    return EngineConfig(
-        device=device,
-        model=settings.model,
-        cache=str(settings.cache.expanduser()),
-        dtype=settings.dtype,
-        kv_dtype=settings.kv_dtype,
-        kernels=settings.kernels,
-        quantize=settings.quantize,
-        kv_tokens=settings.kv_tokens,
-        host_kv_tokens=settings.host_kv_tokens,
-        step_tokens=settings.step_tokens,
-        step_seconds=settings.step_seconds,
-        decode_share=settings.decode_share,
-        max_batch=settings.max_batch,
-        threads=settings.threads,
-        peers=peers,
-        prefix_sharing=settings.prefix_sharing,
-        retention=settings.retention,
-    )
-
-
 @asynccontextmanager
 async def listening(app: web.Application, settings: ServeSettings) -> AsyncIterator[str]:
     """Listens until the context ends; yields the address. Raises OSError if it cannot."""
@@ -223,7 +154,7 @@ async def serve(settings: ServeSettings) -> int:
         loop.add_signal_handler(number, stop.set)
     pool = EnginePool(settings.engine_wait)
     try:
-        engines = make_engines(settings, pool.changed)
+        fleet = Fleet(settings, pool)
     except OSError as error:  # TLS's among them
         print(f"myna: cannot trust {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -244,21 +175,22 @@ async def serve(settings: ServeSettings) -> int:
             print(f"myna: cannot listen on {_where(settings)}: {error.strerror or error}", file=sys.stderr)
             return 1
         stack.push_async_callback(services.scheduler.close)
-        for engine in engines:
-            stack.push_async_callback(engine.close)
+        stack.push_async_callback(fleet.close)
         if journal is not None:  # before calls are cancelled: they are to go on after the next start
             stack.push_async_callback(journal.close)
         try:
-            if not await _unless(stop, _start(engines)):
+            if not await _unless(stop, fleet.start()):
                 return 0
         except EngineStartFailed as error:
             print(f"myna: {error}", file=sys.stderr)
             return 1
-        model = _add_model(settings, engines, pool, services)
+        for model in fleet.models:
+            services.models.add(model)
+        services.models.relate(settings.aliases(), settings.fallbacks())
         for session in restored:
             services.scheduler.resume(session)
         spare_collector()
-        _announce(model, engines, address, time.monotonic() - began)
+        print(f"myna serves {fleet} at {address}/v1 (ready in {time.monotonic() - began:.1f} s)", flush=True)
         sweeper = asyncio.create_task(_expire_sessions(services.sessions), name="expire sessions")
         stack.callback(sweeper.cancel)
         await stop.wait()
@@ -323,45 +255,6 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
         return True
     task.cancel()
     return False
-
-
-async def _start(engines: Sequence[LinkedEngine]) -> None:
-    """The first one alone: it fetches the model and builds the kernels that the others find. Raises
-    EngineStartFailed."""
-    await engines[0].start()
-    await asyncio.gather(*(engine.start() for engine in engines[1:]))
-    served = {engine.info.model for engine in engines if engine.info is not None}
-    if len(served) > 1:
-        raise EngineStartFailed(f"the engines serve different models: {', '.join(sorted(served))}")
-
-
-def _add_model(
-    settings: ServeSettings, engines: Sequence[LinkedEngine], pool: EnginePool, services: Services
-) -> ServedModel:
-    engine = engines[0]
-    assert engine.info is not None
-    model = ServedModel(
-        id=settings.model_name or engine.info.model,
-        window=engine.info.window,
-        vocabulary=engine.info.vocabulary,
-        tokenizer=engine.tokenizer,
-        prompts=PromptBuilder(engine.tokenizer),
-    )
-    for engine in engines:
-        pool.add(model.id, engine)
-    services.models.add(model)
-    return model
-
-
-def _announce(model: ServedModel, engines: Sequence[LinkedEngine], address: str, seconds: float) -> None:
-    info, several = engines[0].info, f"{len(engines)} engines, each " if len(engines) > 1 else ""
-    assert info is not None
-    print(
-        f"myna serves {model.id} ({info.parameters / 1e6:.0f}M parameters, {info.dtype}, window {info.window}) "
-        f"on {several}{info.device} with {info.threads} threads, kernels: {info.kernels}, KV {info.kv_tokens} tokens, "
-        f"at {address}/v1 (ready in {seconds:.1f} s)",
-        flush=True,
-    )
 
 
 async def _expire_sessions(store: SessionStore) -> None:

@@ -17,6 +17,8 @@ _STATUS = {
     "slot_without_place": 400,
     "bad_token": 400,
     "bad_grammar": 400,
+    "engine_refused": 400,
+    "unsupported_by_engine": 400,
     "session_not_found": 404,
     "variable_not_found": 404,
     "variable_already_set": 409,
@@ -27,6 +29,7 @@ _STATUS = {
     "transform_failed": 422,
     "upstream_failed": 424,
     "overloaded": 429,
+    "engine_overloaded": 429,
     "bad_logits": 500,
     "step_failed": 500,
     "internal_error": 500,
@@ -60,7 +63,7 @@ class RequestError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
-        if status == 503:
+        if status in (429, 503):
             self.headers.setdefault("Retry-After", "1")
 
     @property

@@ -3,23 +3,31 @@
 import asyncio
 import difflib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError, at
-from gateway.prompt import PromptBuilder
+from gateway.prompt import PromptBuilder, PromptTokenizer
+
+_NAMED = 20
+"""Models that an error names at most."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that clients can name. `window` and `vocabulary` are in tokens."""
+    """A model that clients can name. `window` and `vocabulary` are in tokens; None: nobody has said. Where the
+    tokenizer passes on, prompts are counted in characters here, and only the engine's server knows its tokens."""
 
     id: str
-    window: int
-    vocabulary: int
-    tokenizer: Tokenizer
+    window: int | None
+    vocabulary: int | None
+    tokenizer: PromptTokenizer
     prompts: PromptBuilder
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def token_bytes(self, token: int | bytes) -> bytes:
+        """What a token stands for; engines elsewhere tell it by its bytes."""
+        return token if isinstance(token, bytes) else self.tokenizer.token_bytes(token)
 
 
 class Models:
@@ -29,12 +37,22 @@ class Models:
         """`wait_seconds`: how long a request that comes during the start is held."""
         self._wait_seconds = wait_seconds
         self._served: dict[str, ServedModel] = {}
+        self._aliases: dict[str, str] = {}
+        self._fallbacks: dict[str, Sequence[str]] = {}
         self._started = asyncio.Event()
 
     def add(self, model: ServedModel) -> None:
         """The model is ready."""
         self._served[model.id] = model
         self._started.set()
+
+    def relate(self, aliases: Mapping[str, str], fallbacks: Mapping[str, Sequence[str]]) -> None:
+        """`aliases`: models by their other names. `fallbacks`: models that answer in a model's place, in order."""
+        self._aliases, self._fallbacks = dict(aliases), dict(fallbacks)
+
+    def behind(self, model: ServedModel) -> list[ServedModel]:
+        """Who answers if no engine of the model does, in order."""
+        return [self._served[name] for name in self._fallbacks.get(model.id, ())]
 
     async def all(self) -> list[ServedModel]:
         """Every model. Raises RequestError 503 if none is ready in time."""
@@ -61,8 +79,9 @@ class Models:
         Raises RequestError 404, which names the ones there are.
         """
         served = {model.id: model for model in await self.all()}
+        name = self._aliases.get(name, name)
         if name not in served:
-            near = difflib.get_close_matches(name, served, n=1) or list(served)
+            near = difflib.get_close_matches(name, [*served, *self._aliases], n=1) or list(served)[:_NAMED]
             message = f"there is no model {name!r}; served: {', '.join(near)}"
             raise RequestError(404, message, code="model_not_found", param=at(where, "model"))
         return served[name]

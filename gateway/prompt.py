@@ -10,25 +10,49 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import jinja2.meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.tokenizer import Place, Tokenizer
+from engine.tokenizer import Place
 from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference, parse
-from gateway.tools import Tools, Verbatim, in_words, style_of
+from gateway.tools import PASSED_ON, Tools, Verbatim, in_words, style_of
 
 _NONCE = secrets.token_hex(8)
 """Makes marks that nobody can forge: it leaves the process never, not even as tokens."""
 _MARK = re.compile(f"\ue000{_NONCE}-(\\d+)\ue001")
 _END = f"\ue000{_NONCE}-end\ue001"
 """Where a message ends that the answer goes on with."""
+
+
+class PromptTokenizer(Protocol):
+    """What prompts are made with: a checkpoint's tokenizer, or what stands for one where an engine takes messages.
+
+    `passes_on`: the chat template writes messages, tools and all, as the client sent them.
+    """
+
+    passes_on: bool
+    control: dict[str, int]
+    control_pattern: re.Pattern[str] | None
+    chat_template: str | None
+    bos_text: str
+    eos_text: str
+    adds_bos: bool
+
+    def encode(self, text: str, *, after: Place = "text") -> Sequence[int]:
+        """Tokens of ordinary text."""
+
+    def decode(self, tokens: list[int], *, skip_special: bool = True) -> str:
+        """Their text."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +69,15 @@ class Prompt:
 class PromptBuilder:
     """Renders one model's prompts. Immutable; safe to use from several threads."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: PromptTokenizer) -> None:
         self._tokenizer = tokenizer
+        self.passes_on = tokenizer.passes_on
         source = tokenizer.chat_template or ""
         self._template = None if tokenizer.chat_template is None else _compile(source)
-        self._knows_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(source))
-        self.style = style_of(source)
+        self._knows_tools = self.passes_on or "tools" in jinja2.meta.find_undeclared_variables(
+            _environment().parse(source)
+        )
+        self.style = PASSED_ON if self.passes_on else style_of(source)
         """How the model writes calls of tools."""
 
     def chat(
@@ -101,7 +128,10 @@ class PromptBuilder:
             "bos_token": self._tokenizer.bos_text,
             "eos_token": self._tokenizer.eos_text,
         }
-        if known_tools and self._knows_tools:
+        if self.passes_on:
+            known["request"] = held.neutral(_request(tools, options, opens=parts is not None or opens or continues))
+            options = None
+        elif known_tools and self._knows_tools:
             known["tools"] = held.neutral([tool.described() for tool in known_tools])
         if taken := known.keys() & (options or {}).keys():
             message = f"the template is told {min(taken)} by the server"
@@ -147,10 +177,20 @@ class PromptBuilder:
         return Prompt([Text(tokens), answer], field=where)
 
 
+def _request(tools: Tools | None, options: Mapping[str, Any] | None, *, opens: bool) -> dict[str, Any]:
+    """What is passed on besides messages, under the names that requests have for it."""
+    told: dict[str, Any] = {} if tools is None else tools.request()
+    if options:
+        told["chat_template_kwargs"] = dict(options)
+    if not opens:
+        told["add_generation_prompt"] = False
+    return told
+
+
 class _Held:
     """What was taken out of the messages of one request, and where it was."""
 
-    def __init__(self, tokenizer: Tokenizer, references: bool, slots: Mapping[str, Slot]) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, references: bool, slots: Mapping[str, Slot]) -> None:
         self._tokenizer = tokenizer
         self._references = references
         self._slots = slots

@@ -6,17 +6,16 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from engine.config import DEFAULT_MODEL, default_cache
+from gateway.named import EngineTable, engine_table, host_and_port, named_apart, pair
 
 Settings = TypeVar("Settings", bound="EngineOptions")
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
@@ -127,38 +126,6 @@ class EngineSettings(EngineOptions):
         return self
 
 
-def host_and_port(text: str) -> tuple[str, int]:
-    """Of `HOST:PORT`, with brackets around an IPv6 address. Raises ValueError."""
-    parts = urlsplit(f"//{text}")
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if not parts.hostname or port is None or parts.path or parts.query or parts.username:
-        raise ValueError(f"{text!r} is no HOST:PORT")
-    return parts.hostname, port
-
-
-@dataclass(frozen=True)
-class RemoteEngine:
-    """An engine of ours that listens somewhere else. `secured`: over TLS."""
-
-    host: str
-    port: int
-    secured: bool
-
-
-def remote_engine(text: str) -> RemoteEngine | None:
-    """What `--engine` says: None for one in a process of our own. Raises ValueError."""
-    if text == "embedded":
-        return None
-    kind, found, url = text.partition("=")
-    scheme, _, where = url.partition("://")
-    if not found or kind != "myna" or scheme not in ("tcp", "tls"):
-        raise ValueError(f"{text!r} names no engine; try embedded, myna=tcp://HOST:PORT or myna=tls://HOST:PORT")
-    return RemoteEngine(*host_and_port(where), secured=scheme == "tls")
-
-
 class ServeSettings(EngineOptions):
     """Serve a model with an OpenAI-compatible API, and Semantic Variables across the calls of a session.
 
@@ -177,11 +144,18 @@ class ServeSettings(EngineOptions):
 
     model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
     engines: int = Field(0, ge=0, le=64, description="processes that run the model; 0: one a GPU, or one on the CPU")
-    engine: Annotated[list[str], NoDecode] = Field(
-        [], description="embedded, or myna=tcp://HOST:PORT (tls:// too) for one that `myna engine` runs; several times"
+    engine: Annotated[list[EngineTable], NoDecode] = Field(
+        [], description="embedded; myna=tcp://HOST:PORT; vllm=, sglang=, llamacpp=, myna= or openai=http://…; several"
     )
-    engine_token: str | None = Field(None, description="what is shown to engines elsewhere")
-    engine_ca: Path | None = Field(None, description="PEM file with whom to trust for tls:// engines")
+    engine_token: str | None = Field(None, description="what is shown to engines that `myna engine` runs")
+    engine_key: Annotated[list[str], NoDecode] = Field(
+        [], description="NAME=KEY: what is shown to the server of that name (openai, vllm, vllm-2); several times"
+    )
+    engine_ca: Path | None = Field(None, description="PEM file with whom to trust for tls:// and https:// engines")
+    alias: Annotated[list[str], NoDecode] = Field([], description="NAME=MODEL: another name of a model; several times")
+    fallback: Annotated[list[str], NoDecode] = Field(
+        [], description="MODEL=OTHER: who answers when no engine of the model does; several times, in this order"
+    )
 
     order: Literal["need", "arrival"] = Field(
         "need", description="of waiting work: by what its readers need, or first come, first served"
@@ -215,11 +189,19 @@ class ServeSettings(EngineOptions):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
 
-    @field_validator("api_key", "cors_origin", "engine", mode="before")
+    @field_validator("api_key", "cors_origin", "engine", "engine_key", "alias", "fallback", mode="before")
     @classmethod
-    def _several_from_text(cls, value: Any) -> Any:
+    def _several_from_text(cls, value: Any, info: ValidationInfo) -> Any:
         """A variable of the environment holds several with commas between them."""
-        return [one.strip() for one in value.split(",")] if isinstance(value, str) else value
+        several = [one.strip() for one in value.split(",")] if isinstance(value, str) else value
+        if info.field_name == "engine" and isinstance(several, list):
+            return [engine_table(one) for one in several]
+        return several
+
+    @field_validator("engine")
+    @classmethod
+    def _engines_have_names(cls, tables: list[EngineTable]) -> list[EngineTable]:
+        return named_apart(tables)
 
     @field_validator("cors_origin")
     @classmethod
@@ -231,10 +213,29 @@ class ServeSettings(EngineOptions):
 
     @model_validator(mode="after")
     def _engines_are_engines(self) -> Self:
-        elsewhere = [one for one in self.engine if remote_engine(one) is not None]
-        if elsewhere and self.engine_token is None:
-            raise ValueError(f"engine_token is missing: {elsewhere[0]} wants to see one")
+        linked = [table for table in self.engine if table.linked]
+        if linked and self.engine_token is None:
+            raise ValueError(f"engine_token is missing: {linked[0].url} wants to see one")
+        if unknown := self.engine_keys().keys() - {table.name for table in self.engine}:
+            names = ", ".join(table.name for table in self.engine) or "none with a server"
+            raise ValueError(f"engine_key names {min(unknown)!r}; the engines are {names}")
+        _ = self.aliases(), self.fallbacks()
         return self
+
+    def engine_keys(self) -> dict[str, str]:
+        """What is shown to servers, by the names of engines. Raises ValueError."""
+        return {one.name: one.value for one in (pair(text, "NAME=KEY") for text in self.engine_key)}
+
+    def aliases(self) -> dict[str, str]:
+        """Models by their other names. Raises ValueError."""
+        return {one.name: one.value for one in (pair(text, "NAME=MODEL") for text in self.alias)}
+
+    def fallbacks(self) -> dict[str, list[str]]:
+        """Who answers in a model's place, in order. Raises ValueError."""
+        found: dict[str, list[str]] = {}
+        for one in (pair(text, "MODEL=OTHER") for text in self.fallback):
+            found.setdefault(one.name, []).append(one.value)
+        return found
 
     @model_validator(mode="after")
     def _key_has_its_certificate(self) -> Self:

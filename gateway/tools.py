@@ -33,6 +33,8 @@ HERMES = Style("hermes", "<tool_call>\n", "\n</tool_call>")
 """Hermes, Qwen, SmolLM3 and many others."""
 LLAMA = Style("llama", "", "", "parameters")
 MISTRAL = Style("mistral", "[TOOL_CALLS] ", "", listed=True)
+PASSED_ON = Style("passed on", "", "")
+"""Where the engine's own server writes and finds calls; they come back in Hermes's."""
 
 
 def style_of(template: str) -> Style:
@@ -60,6 +62,13 @@ class Tool:
         function = {"name": self.name, "description": self.description, "parameters": dict(self.schema)}
         return {"type": "function", "function": function}
 
+    def told(self) -> dict[str, Any]:
+        """The same for another server, which may hold calls to it."""
+        described = self.described()
+        if self.strict:
+            described["function"]["strict"] = True
+        return described
+
 
 Choice = Literal["none", "auto", "forced"]
 
@@ -72,6 +81,21 @@ class Tools:
     choice: Choice = "auto"
     callable: Sequence[Tool] = ()
     parallel: bool = False
+    parallel_told: bool | None = None
+    """What the request itself says of calls in parallel."""
+
+    def request(self) -> dict[str, Any]:
+        """As a request of OpenAI's has them."""
+        if self.choice == "none":
+            return {}
+        told: dict[str, Any] = {"tools": [tool.told() for tool in self.known]}
+        if self.choice == "forced":
+            (only, *others) = self.callable
+            named = len(self.known) > 1 and not others
+            told["tool_choice"] = {"type": "function", "function": {"name": only.name}} if named else "required"
+        if self.parallel_told is not None:
+            told["parallel_tool_calls"] = self.parallel_told
+        return told
 
     def call_schema(self, style: Style) -> dict[str, Any]:
         """Of what a forced answer is."""
@@ -346,7 +370,7 @@ class Reader:
             return
         if last and not rest:
             return
-        if self._calls and not self._marked and _OPEN.startswith(rest[: len(_OPEN)]):
+        if not self._marked and rest[:1] == "<" and _OPEN.startswith(rest[: len(_OPEN)]):
             self._state = "text"
             return
         self._held, self._before = self._before + self._held, ""

@@ -115,10 +115,10 @@ class GraphAnswer(TypedDict):
 
 
 class Tokens(TypedDict):
-    """The tokens of a prompt; `max_model_len`: the model's window."""
+    """The tokens of a prompt; `max_model_len`: the model's window, if it is known."""
 
     count: int
-    max_model_len: int
+    max_model_len: int | None
     tokens: list[int]
     token_strs: NotRequired[list[str]]
 

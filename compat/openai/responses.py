@@ -173,11 +173,11 @@ class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is served. `max_model_len`: its window in tokens."""
+    """A model that is served. `max_model_len`: its window in tokens, if it is known."""
 
     id: str
     created: int
-    max_model_len: int
+    max_model_len: int | None
     object: Literal["model"] = "model"
     owned_by: str = "myna"
 

@@ -1,16 +1,22 @@
 """A request as a call: what chat completions, completions and graphs have in common."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
 from gateway.api.semantic import text_of, transform_of
 from gateway.errors import RequestError, at
-from gateway.graph.call import CallSpec, Objective, Sampling, Segment, Slot, Text
+from gateway.graph.call import CallSpec, Objective, Rendering, Sampling, Segment, Slot, Text
 from gateway.models import ServedModel
 from gateway.prompt import Prompt
 
+_HAVE_DEFAULTS = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+"""Parameters for which servers have defaults of their own."""
 LONG_PROMPT = 4_000
 """Characters; longer prompts are tokenised off the event loop."""
 
@@ -28,6 +34,7 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
         return default if value is None else value
 
     return Sampling(
+        given=tuple(name for name in _HAVE_DEFAULTS if getattr(body, name) is not None),
         max_tokens=body.length,
         temperature=given(body.temperature, 1.0),
         top_p=given(body.top_p, 1.0),
@@ -72,15 +79,38 @@ def several(spec: CallSpec, count: int) -> list[CallSpec]:
         )
     specs = []
     for number in range(count):
-        *before, slot = spec.segments
-        assert isinstance(slot, Slot)
-        if slot.sampling.seed is not None:
-            slot = dataclasses.replace(
-                slot, sampling=dataclasses.replace(slot.sampling, seed=slot.sampling.seed + number)
-            )
-        own = dataclasses.replace(spec, segments=[*before, slot], share=False)
+        own = dataclasses.replace(
+            spec,
+            segments=_reseeded(spec.segments, number),
+            fallbacks=[Rendering(one.model, _reseeded(one.segments, number)) for one in spec.fallbacks],
+            share=False,
+        )
         specs.append(dataclasses.replace(own, output=None, inputs={}) if number else own)
     return specs
+
+
+def _reseeded(segments: Sequence[Segment], number: int) -> list[Segment]:
+    """With the seed of the how-many-th answer, if there is one."""
+    *before, slot = segments
+    assert isinstance(slot, Slot)
+    if slot.sampling.seed is not None:
+        slot = dataclasses.replace(slot, sampling=dataclasses.replace(slot.sampling, seed=slot.sampling.seed + number))
+    return [*before, slot]
+
+
+def with_fallbacks(spec: CallSpec, others: Sequence[ServedModel], make: Callable[[ServedModel], CallSpec]) -> CallSpec:
+    """The call, with its prompt for each of the models that answer in its own one's place. `make` renders it.
+
+    A model for which it cannot be rendered is left out, and all where the request speaks of tokens by their numbers.
+    """
+    samplings = [slot.sampling for slot in spec.slots]
+    if not others or any(one.logit_bias or one.stop_token_ids or one.logprobs for one in samplings):
+        return spec
+    made = []
+    for other in others:
+        with suppress(RequestError):
+            made.append(Rendering(other.id, make(other).segments))
+    return dataclasses.replace(spec, fallbacks=made)
 
 
 def spec_of(
@@ -110,6 +140,8 @@ def spec_of(
 
 def check_window(model: ServedModel, segments: Sequence[Segment], param: str) -> None:
     """Raises RequestError if what is known of a prompt, which came from `param`, is over the window already."""
+    if model.window is None or model.tokenizer.passes_on:  # its server will say
+        return
     known = sum(len(segment.tokens) for segment in segments if isinstance(segment, Text))
     if known >= model.window:
         raise RequestError(
@@ -122,11 +154,12 @@ def check_window(model: ServedModel, segments: Sequence[Segment], param: str) ->
 
 def check_tokens(model: ServedModel, tokens: Iterable[int], param: str) -> None:
     """Raises RequestError if one of the tokens, which came from `param`, is none of the model's."""
-    bad = next((token for token in tokens if token >= model.vocabulary), None)
+    vocabulary = model.vocabulary
+    bad = None if vocabulary is None else next((token for token in tokens if token >= vocabulary), None)
     if bad is not None:
         raise RequestError(
             400,
-            f"token {bad} is outside the vocabulary of {model.vocabulary}",
+            f"token {bad} is outside the vocabulary of {vocabulary}",
             code="invalid_value",
             param=param,
         )

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ from compat.openai import (
     closed,
 )
 from gateway.api.answers import Extra, Told, respond
-from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of
+from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of, with_fallbacks
 from gateway.api.semantic import SESSION_HEADERS, scope_of, slots_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
@@ -62,18 +63,31 @@ async def create(request: web.Request) -> web.StreamResponse:
     model = await services.models.get(body.model)
     scope = scope_of(request, body.semantic)
     services.scheduler.admit(continues=bool(scope.session.calls))
+    others = services.models.behind(model)
     if sum(len(text) for message in body.messages for text in message.texts) < LONG_PROMPT:
-        spec = chat_spec(body, model, references=scope.named, deferred=scope.deferred)
+        spec = chat_spec(body, model, others, references=scope.named, deferred=scope.deferred)
     else:
-        spec = await asyncio.to_thread(chat_spec, body, model, references=scope.named, deferred=scope.deferred)
+        spec = await asyncio.to_thread(chat_spec, body, model, others, references=scope.named, deferred=scope.deferred)
     specs, count = several(spec, body.choices), body.choices
     return await respond(request, body, scope, specs, _Shape(model, body), count, count)
 
 
 def chat_spec(
-    body: ChatCompletionRequest, model: ServedModel, *, references: bool, deferred: bool, where: str = ""
+    body: ChatCompletionRequest,
+    model: ServedModel,
+    others: Sequence[ServedModel] = (),
+    *,
+    references: bool,
+    deferred: bool,
+    where: str = "",
 ) -> CallSpec:
-    """The call that a request asks for. Raises RequestError and GraphError; changes nothing."""
+    """The call that a request asks for; `others` answer in the model's place. Raises RequestError and GraphError;
+    changes nothing."""
+    make = partial(_spec, body, references=references, deferred=deferred, where=where)
+    return with_fallbacks(make(model), others, make)
+
+
+def _spec(body: ChatCompletionRequest, model: ServedModel, *, references: bool, deferred: bool, where: str) -> CallSpec:
     semantic = body.semantic or Semantic()
     sampling = sampling_of(body, model, where)
     tools = tools_of(body)
@@ -111,17 +125,19 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
         )
         for tool in body.tools
     ]
-    choice = body.tool_choice
+    choice, parallel = body.tool_choice, body.parallel_tool_calls
     if isinstance(choice, NamedTool):
         named = [tool for tool in known if tool.name == choice.function.name]
-        return Tools(known, "forced", named)
+        return Tools(known, "forced", named, parallel_told=parallel)
     if choice == "required":
-        return Tools(known, "forced", known, parallel=bool(body.parallel_tool_calls))
-    return Tools(known, "none" if choice == "none" else "auto")
+        return Tools(known, "forced", known, bool(parallel), parallel)
+    return Tools(known, "none" if choice == "none" else "auto", parallel_told=parallel)
 
 
 def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
     """A call that has to be made takes the place of what the answer would be held to else."""
+    if model.prompts.passes_on:  # its server sees to it
+        return sampling
     style = model.prompts.style
     if tools.choice == "forced":
         schema = json.dumps(tools.call_schema(style))
@@ -158,6 +174,7 @@ class _Shape:
         self._created = int(time.time())
         tools = tools_of(body)
         self._tools = tools if tools is not None and tools.choice != "none" else None
+        self._forced = tools is not None and tools.choice == "forced" and not model.prompts.passes_on
         self._readers: dict[int, Reader] = {}
         """Of streamed answers, by index."""
 
@@ -223,7 +240,7 @@ class _Shape:
 
     def _reader(self) -> Reader:
         assert self._tools is not None
-        return Reader([tool.name for tool in self._tools.known], forced=self._tools.choice == "forced")
+        return Reader([tool.name for tool in self._tools.known], forced=self._forced)
 
     def _logprobs(self, call: Call, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
         """Log probabilities of the pieces' tokens, if they were asked for."""
@@ -235,11 +252,11 @@ class _Shape:
         top = [TopLogprob(self._text(token), logprob, self._bytes(token)) for token, logprob in entry.top]
         return TokenLogprob(self._text(entry.token), entry.logprob, self._bytes(entry.token), top)
 
-    def _text(self, token: int) -> str:
-        return self._model.tokenizer.token_bytes(token).decode(errors="replace")
+    def _text(self, token: int | bytes) -> str:
+        return self._model.token_bytes(token).decode(errors="replace")
 
-    def _bytes(self, token: int) -> list[int]:
-        return list(self._model.tokenizer.token_bytes(token))
+    def _bytes(self, token: int | bytes) -> list[int]:
+        return list(self._model.token_bytes(token))
 
 
 def _delta(found: Sequence[Found]) -> ChoiceDelta:

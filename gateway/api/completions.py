@@ -5,6 +5,7 @@ import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from compat.openai import (
     TextCompletion,
 )
 from gateway.api.answers import Extra, Told, respond
-from gateway.api.calls import LONG_PROMPT, answer_slot, check_tokens, sampling_of, several, spec_of
+from gateway.api.calls import LONG_PROMPT, answer_slot, check_tokens, sampling_of, several, spec_of, with_fallbacks
 from gateway.api.semantic import SESSION_HEADERS, scope_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
@@ -47,14 +48,17 @@ async def create(request: web.Request) -> web.StreamResponse:
     model = await services.models.get(body.model)
     scope = scope_of(request, body.semantic)
     services.scheduler.admit(continues=bool(scope.session.calls))
+    others = services.models.behind(model)
     if sum(map(len, body.prompts)) < LONG_PROMPT:
-        specs = _specs(body, model, references=scope.named, deferred=scope.deferred)
+        specs = _specs(body, model, others, references=scope.named, deferred=scope.deferred)
     else:
-        specs = await asyncio.to_thread(_specs, body, model, references=scope.named, deferred=scope.deferred)
+        specs = await asyncio.to_thread(_specs, body, model, others, references=scope.named, deferred=scope.deferred)
     return await respond(request, body, scope, specs, _Shape(model, body), body.candidates, body.choices)
 
 
-def _specs(body: CompletionRequest, model: ServedModel, *, references: bool, deferred: bool) -> list[CallSpec]:
+def _specs(
+    body: CompletionRequest, model: ServedModel, others: Sequence[ServedModel], *, references: bool, deferred: bool
+) -> list[CallSpec]:
     """The calls that a request asks for. Raises RequestError and GraphError; changes nothing."""
     semantic = body.semantic or Semantic()
     if semantic.slots:
@@ -67,7 +71,8 @@ def _specs(body: CompletionRequest, model: ServedModel, *, references: bool, def
     specs: list[CallSpec] = []
     for number, prompt in enumerate(body.prompts):
         where = f"prompt.{number}" if len(body.prompts) > 1 else "prompt"
-        spec = _spec(body, prompt, where, model, semantic, references=references, deferred=deferred)
+        make = partial(_spec, body, prompt, where, semantic, references=references, deferred=deferred)
+        spec = with_fallbacks(make(model), others if isinstance(prompt, str) else (), make)
         if specs:  # names are taken once
             spec = dataclasses.replace(spec, output=None, inputs={})
         specs += several(spec, body.candidates)
@@ -78,8 +83,8 @@ def _spec(
     body: CompletionRequest,
     prompt: str | list[int],
     where: str,
-    model: ServedModel,
     semantic: Semantic,
+    model: ServedModel,
     *,
     references: bool,
     deferred: bool,
@@ -87,6 +92,9 @@ def _spec(
     answer = answer_slot(semantic, sampling_of(body, model))
     if isinstance(prompt, str):
         built = model.prompts.completion(prompt, answer, references=references, where=where)
+    elif model.tokenizer.passes_on:
+        message = f"{model.id} runs on an engine elsewhere that is given text; its tokens are not known here"
+        raise RequestError(400, message, code="unsupported_by_engine", param=where)
     else:
         check_tokens(model, prompt, where)
         built = model.prompts.tokens(prompt, answer, where=where)
@@ -166,5 +174,5 @@ class _Shape:
             offsets,
         )
 
-    def _text(self, token: int) -> str:
-        return self._model.tokenizer.token_bytes(token).decode(errors="replace")
+    def _text(self, token: int | bytes) -> str:
+        return self._model.token_bytes(token).decode(errors="replace")

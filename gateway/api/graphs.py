@@ -103,7 +103,7 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
             raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
         model = await models.get(call.model, where)
         deferred = semantic is not None and bool(semantic.defer)
-        specs.append(chat_spec(call, model, references=True, deferred=deferred, where=where))
+        specs.append(chat_spec(call, model, models.behind(model), references=True, deferred=deferred, where=where))
     return specs
 
 

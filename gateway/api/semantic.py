@@ -128,7 +128,7 @@ def slots_of(semantic: Semantic, sampling: Sampling, where: str = "") -> dict[st
             given |= {"regex": wanted.regex, "json_schema": None, "grammar": None}
         if wanted.response_format is not None:
             given |= {"regex": None, "json_schema": wanted.response_format.schema_text, "grammar": None}
-        own = dataclasses.replace(sampling, **given)
+        own = dataclasses.replace(sampling, **given, given=(*sampling.given, *given))
         slots[name] = Slot(name, own, transform_of(wanted.transform), at(where, f"semantic.slots.{name}"))
     return slots
 

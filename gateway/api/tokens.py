@@ -25,13 +25,21 @@ _ANSWER = Slot(None, Sampling())
 async def tokenize(request: web.Request) -> web.Response:
     """The tokens that a prompt would have."""
     body = await read_json(request, TokenizeRequest)
-    model = await request.app[SERVICES].models.one(body.model)
+    model = _with_tokens(await request.app[SERVICES].models.one(body.model))
     tokens = await asyncio.to_thread(_tokens, body, model)
-    texts = [model.tokenizer.token_bytes(token).decode(errors="replace") for token in tokens]
+    texts = [model.token_bytes(token).decode(errors="replace") for token in tokens]
     answer: Tokens = {"count": len(tokens), "max_model_len": model.window, "tokens": tokens}
     if body.return_token_strs:
         answer["token_strs"] = texts
     return json_response(answer)
+
+
+def _with_tokens(model: ServedModel) -> ServedModel:
+    """The model, if its tokens are known here. Raises RequestError."""
+    if model.tokenizer.passes_on:
+        message = f"{model.id} runs on an engine elsewhere that is given messages; its tokens are not known here"
+        raise RequestError(400, message, code="unsupported_by_engine", param="model")
+    return model
 
 
 def _tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
@@ -55,7 +63,7 @@ def _tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
 async def detokenize(request: web.Request) -> web.Response:
     """The text that tokens have."""
     body = await read_json(request, DetokenizeRequest)
-    model = await request.app[SERVICES].models.one(body.model)
+    model = _with_tokens(await request.app[SERVICES].models.one(body.model))
     check_tokens(model, body.tokens, "tokens")
     return json_response({"prompt": model.tokenizer.decode(body.tokens, skip_special=False)})
 

@@ -5,6 +5,7 @@ Contexts are handles. Commands are sent at once and in order; a refusal surfaces
     EngineFailure           carries the wire contract's `code`
     ├── ContextRefused      the engine cannot do this for this context (too long, a bad parameter)
     ├── EngineLost          the engine died or was taken away while it worked on the context
+    │   └── EngineBusy      it has no room for the context now
     └── NoEngine            no engine could take the work in time
 """
 
@@ -31,9 +32,22 @@ class ContextRefused(EngineFailure):
 
 
 class EngineLost(EngineFailure):
-    """Work was in flight and is gone."""
+    """Work was in flight and is gone; it may be tried again."""
 
     code = "engine_failed"
+
+    def __init__(self, message: str, *, suspect: bool = True, pause: float = 0.0) -> None:
+        """`suspect`: perhaps this very work brought the engine down. `pause`: seconds to let pass before it is tried
+        there again."""
+        super().__init__(message)
+        self.suspect = suspect
+        self.pause = pause
+
+
+class EngineBusy(EngineLost):
+    """It takes no more for `pause` seconds."""
+
+    code = "engine_overloaded"
 
 
 class NoEngine(EngineFailure):
@@ -80,6 +94,20 @@ class Delta:
     finish: str | None
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What the engine's own server says of the context's tokens so far: those of prompts, of these the ones it found in
+    a cache, and those that were generated. For engines whose prompts are counted in something else here."""
+
+    prompt: int
+    cached: int
+    completion: int
+
+
+Told = Filled | Delta | Counted
+"""What comes of a context that generates."""
+
+
 class EngineContext(Protocol):
     """A text being read and written on one engine. What is generated stays in it, to the last character that was told
     and no further: what is filled next goes on behind that."""
@@ -87,8 +115,9 @@ class EngineContext(Protocol):
     def fill(self, tokens: Sequence[int]) -> None:
         """Appends tokens."""
 
-    def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
-        """Samples behind what was filled: once Filled, then deltas. Raises EngineFailure."""
+    def generate(self, sampling: Sampling) -> AsyncIterator[Told]:
+        """Samples behind what was filled: once Filled, then deltas, and Counted where it is known at the end only.
+        Raises EngineFailure."""
 
     def rerank(self, urgency: Urgency) -> None:
         """From here on."""
@@ -101,6 +130,8 @@ class Engine(Protocol):
     """Something that runs contexts of one model."""
 
     name: str
+    grain: float
+    """Tokens of the model's that one of `fill` stands for, about: 1, or less where those are characters."""
 
     @property
     def ready(self) -> bool:
@@ -128,5 +159,5 @@ class Engine(Protocol):
 class Engines(Protocol):
     """The engines there are."""
 
-    async def serving(self, model: str) -> Sequence[Engine]:
-        """The ready engines of a model, waited for if need be. Raises NoEngine."""
+    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+        """The ready engines of a model, waited for if need be and `wait`. Raises NoEngine."""

@@ -49,6 +49,8 @@ class LinkedEngine:
     whoever waits for it.
     """
 
+    grain = 1.0
+
     def __init__(
         self, name: str, changed: Callable[[], None], *, hang_seconds: float = 60.0, patience: float = 0.0
     ) -> None:
@@ -303,4 +305,6 @@ class LinkedContext:
 
 
 def _link_sampling(sampling: Sampling) -> LinkSampling:
-    return LinkSampling(**asdict(sampling))
+    fields = asdict(sampling)
+    del fields["given"]  # there is one idea here of what is usual
+    return LinkSampling(**fields)

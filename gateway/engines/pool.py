@@ -2,19 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
 
 from gateway.engines.base import Engine, NoEngine
-
-
-class ManagedEngine(Engine, Protocol):
-    """An engine that has to be brought up and taken down."""
-
-    async def start(self) -> None:
-        """Returns when it is ready."""
-
-    async def close(self) -> None:
-        """Ends it."""
 
 
 class EnginePool:
@@ -23,18 +12,13 @@ class EnginePool:
     def __init__(self, wait_seconds: float) -> None:
         """`wait_seconds`: how long a call waits for an engine that is restarting."""
         self._wait_seconds = wait_seconds
-        self._engines: dict[str, list[ManagedEngine]] = {}
+        self._engines: dict[str, list[Engine]] = {}
         self._changed = asyncio.Event()
 
-    def add(self, model: str, engine: ManagedEngine) -> None:
+    def add(self, model: str, engine: Engine) -> None:
         """An engine serves `model` from now on, whenever it is ready."""
         self._engines.setdefault(model, []).append(engine)
         self.changed()
-
-    @property
-    def engines(self) -> list[ManagedEngine]:
-        """All of them."""
-        return [engine for engines in self._engines.values() for engine in engines]
 
     @property
     def ready(self) -> bool:
@@ -46,16 +30,19 @@ class EnginePool:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def serving(self, model: str) -> Sequence[Engine]:
+    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         """See `Engines.serving`."""
+        if ready := self._ready(model):
+            return ready
+        if not wait:
+            raise NoEngine(f"no engine for {model} is ready")
         try:
             async with asyncio.timeout(self._wait_seconds):
-                while not (ready := [engine for engine in self._engines.get(model, ()) if engine.ready]):
+                while not (ready := self._ready(model)):
                     await self._changed.wait()
         except TimeoutError:
             raise NoEngine(f"no engine for {model} was ready within {self._wait_seconds:g} s") from None
         return ready
 
-    async def close(self) -> None:
-        """Ends all engines."""
-        await asyncio.gather(*(engine.close() for engine in self.engines))
+    def _ready(self, model: str) -> list[Engine]:
+        return [engine for engine in self._engines.get(model, ()) if engine.ready]

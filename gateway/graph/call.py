@@ -44,7 +44,8 @@ class Objective(StrEnum):
 class Sampling:
     """How a text is chosen, in the terms of the engines' contract; None leaves it to the engine.
 
-    Fields mean what they mean in `engine.link.Sampling`.
+    Fields mean what they mean in `engine.link.Sampling`. `given`: names of those that the client gave though they are
+    as usual here; engines elsewhere may have other ideas of what is usual.
     """
 
     max_tokens: int | None = None
@@ -67,6 +68,7 @@ class Sampling:
     regex: str | None = None
     json_schema: str | None = None
     grammar: str | None = None
+    given: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def deterministic(self) -> bool:
@@ -118,13 +120,22 @@ class Slot:
 Segment = Text | Input | Slot
 
 
+@dataclass(frozen=True)
+class Rendering:
+    """A call's prompt as one model is given it. Its slots are the call's."""
+
+    model: str
+    segments: Sequence[Segment]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CallSpec:
     """What a client asks for, before it is part of a graph.
 
     `output` None: a generated name. `parts`: what the output is put together from where no slot generates it: texts and
     references to inputs and slots. With an empty `model` the call has no prompt: its output is its parts, a template.
-    `inputs`: variables set by value before the call. `share`: an identical call may serve this one. `salt`: its KV is
+    `fallbacks`: the same for other models, which answer if no engine of this one does, in this order. `inputs`:
+    variables set by value before the call. `share`: an identical call may serve this one. `salt`: its KV is
     shared with calls of the same salt only. `where`: the path of what asks for it in a larger request.
     """
 
@@ -138,10 +149,16 @@ class CallSpec:
     share: bool = True
     salt: str = ""
     where: str = ""
+    fallbacks: Sequence[Rendering] = ()
 
     def at(self, field: str) -> str:
         """The path of one of its fields in the request."""
         return f"{self.where}.{field}" if self.where else field
+
+    @property
+    def renderings(self) -> list[Rendering]:
+        """Its own prompt, then those of its fallbacks."""
+        return [Rendering(self.model, self.segments), *self.fallbacks]
 
     @property
     def slots(self) -> list[Slot]:
@@ -208,6 +225,8 @@ class Call:
     usage: Usage = field(default_factory=Usage)
     finish_reason: str | None = None
     engine: str | None = None
+    model: str | None = None
+    """Whose prompt it was given."""
     made: dict[str, str] = field(default_factory=dict)
     """Texts of the slots that are done, as they stand in the prompt."""
     identity: bytes | None = None

@@ -16,6 +16,7 @@ from gateway.graph.call import (
     CallState,
     Input,
     Objective,
+    Rendering,
     Sampling,
     Segment,
     Slot,
@@ -124,6 +125,7 @@ class CallRecord(_Record, frozen=True, tag="call"):
     objective: Objective | None
     share: bool
     salt: str = ""
+    fallbacks: list[tuple[str, list[TextPart | InputPart | SlotPart]]] = []
 
 
 class Outcome(_Record, frozen=True):
@@ -198,6 +200,7 @@ def spec_of(record: CallRecord) -> CallSpec:
         objective=record.objective,
         share=record.share,
         salt=record.salt,
+        fallbacks=[Rendering(model, [_segment(part) for part in parts]) for model, parts in record.fallbacks],
     )
 
 
@@ -246,6 +249,7 @@ def _call(call: Call) -> CallRecord:
         objective=spec.objective,
         share=spec.share,
         salt=spec.salt,
+        fallbacks=[(one.model, [_segment_record(segment) for segment in one.segments]) for one in spec.fallbacks],
     )
 
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from gateway.engines.base import EngineContext, EngineFailure, EngineLost, Engines
-from gateway.graph.call import Call, CallState, Objective, Usage
+from gateway.engines.base import ContextRefused, EngineContext, EngineFailure, EngineLost, Engines
+from gateway.graph.call import Call, CallState, Objective, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.objectives import sources
 from gateway.graph.session import Addition, Session
@@ -21,6 +21,8 @@ log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
 """Engines that may die under a call before it fails."""
+_SOON = 1.0
+"""Seconds for which an engine is waited for where another model could answer."""
 
 
 class Overloaded(Exception):
@@ -214,7 +216,7 @@ class Scheduler:
             for source in call.inputs.values():
                 if source.failure is not None:
                     raise CallFailed(upstream(source))
-            await (self._attempts(call) if call.spec.model else derive(call))
+            await (self._run_somewhere(call) if call.spec.model else derive(call))
             await self._publish(call)
         except CallFailed as error:
             self._end(call, CallState.FAILED, error.failure)
@@ -238,49 +240,72 @@ class Scheduler:
             await call.session.log.flushed()
         self._end(call, CallState.DONE, None)
 
-    async def _attempts(self, call: Call) -> None:
-        """Runs the call, and again if its engine dies under it before anybody was shown a token.
+    async def _run_somewhere(self, call: Call) -> None:
+        """Runs the call on its model, or on the next one in its place if no engine of that does it, as long as nobody
+        was shown a token."""
+        *others, last = call.spec.renderings
+        for rendering in others:
+            try:
+                await self._attempts(call, rendering, wait=False)
+                return
+            except ContextRefused:
+                raise
+            except EngineFailure as error:
+                if not _start_over(call):
+                    raise
+                log.warning("call %s goes on to the next model: %s", call.id, error)
+        await self._attempts(call, last, wait=True)
+
+    async def _attempts(self, call: Call, rendering: Rendering, *, wait: bool) -> None:
+        """Runs the call, and again if its engine dies under it before anybody was shown a token. `wait`: also if that
+        takes a while.
 
         Perhaps it was the call that killed the engine. So its last attempt is made while no other such call runs:
         the one to blame then takes none of the others with it.
         """
         attempt, patient = 1, False
+        suspect, lost = False, None
         while True:
             try:
-                async with self._last_attempts if attempt == _ATTEMPTS else nullcontext():
-                    await self._attempt(call, patient=patient)
+                async with self._last_attempts if suspect and attempt == _ATTEMPTS else nullcontext():
+                    await self._attempt(call, rendering, patient=patient, wait=wait, lost=lost)
                 return
             except EngineLost as error:
                 if attempt == _ATTEMPTS:
-                    raise EngineLost(f"{error}; that was attempt {attempt} of {_ATTEMPTS}") from error
-                if not _start_over(call):
+                    message = f"{error}; that was attempt {attempt} of {_ATTEMPTS}"
+                    raise type(error)(message, pause=error.pause) from error
+                if (error.pause > _SOON and not wait) or not _start_over(call):
                     raise
                 attempt += 1
-                log.warning("call %s lost its engine and is run again", call.id)
+                suspect, lost = suspect or error.suspect, call.engine
+                log.warning("call %s lost its engine and is run again: %s", call.id, error)
+                await asyncio.sleep(error.pause)
             except (StartedOver, Unsettled) as error:
                 if not _start_over(call):
                     message = "a value that this call had read in part is made anew"
                     raise CallFailed(Failure("engine_failed", message, call.id)) from error
                 patient = patient or isinstance(error, Unsettled)
 
-    async def _attempt(self, call: Call, *, patient: bool) -> None:
+    async def _attempt(self, call: Call, rendering: Rendering, *, patient: bool, wait: bool, lost: str | None) -> None:
+        """`lost`: the engine that did not do it before."""
         if not self._fill_ahead:
             for source in call.inputs.values():
                 await source.final()
         if not call.waiting_on:
             call.move(CallState.QUEUED)
-        engines = await self._engines.serving(call.spec.model)
+        engines = await self._engines.serving(rendering.model, wait=wait)
+        engines = [engine for engine in engines if engine.name != lost] or engines
         prefixes, beginnings = self._priorities.prefixes, self._priorities.beginnings(call)
         engine = engines[0]
         if len(engines) > 1:
             engine = self._place(call, engines, prefixes.held(beginnings))
             prefixes.given(beginnings, engine)
-        call.engine = engine.name
+        call.engine, call.model = engine.name, rendering.model
         self._priorities.estimates.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))
         self._contexts[call.id] = context
         try:
-            walk = Walk(call, engine, context, patient=patient, prompt_read=self._priorities.prompt_read)
+            walk = Walk(call, rendering, engine, context, patient=patient, prompt_read=self._priorities.prompt_read)
             leader = self._leader(call, await walk.prepare())
             if leader is None:
                 await walk.generate()
@@ -308,7 +333,7 @@ class Scheduler:
         leader.followers.append(call)
         self._priorities.follow(call, leader)
         self._apply_priorities()
-        call.engine = leader.engine
+        call.engine, call.model = leader.engine, leader.model
         call.times.queued = call.session.clock()
         try:
             for own, source in zip(call.makes, leader.makes, strict=True):

@@ -23,8 +23,9 @@ def place(call: Call, engines: Sequence[Engine], held: Mapping[Engine, int]) -> 
     """
     made = [source.producer.engine for source in call.inputs.values() if source.producer is not None]
 
-    def cost(engine: Engine) -> tuple[int, int]:
-        return engine.load * _CONTEXT_TOKENS - held.get(engine, 0), -made.count(engine.name)
+    def cost(engine: Engine) -> tuple[float, int]:
+        found = held.get(engine, 0) * engine.grain
+        return engine.load * _CONTEXT_TOKENS - found, -made.count(engine.name)
 
     if len(engines) > _LOOKED_AT:
         first = call.arrival * _LOOKED_AT % len(engines)

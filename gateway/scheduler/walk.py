@@ -1,11 +1,12 @@
 """One attempt at a call: its prompt walked from segment to segment, on one context."""
 
 import hashlib
+import math
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-from gateway.engines.base import Delta, Engine, EngineContext, Filled
-from gateway.graph.call import Call, CallState, Input, Slot, Text
+from gateway.engines.base import Counted, Delta, Engine, EngineContext, Filled
+from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
 from gateway.graph.errors import Failure, UnresolvedPath
 from gateway.graph.references import Reference, resolve
 from gateway.graph.variable import Piece, Variable, VariableState
@@ -37,15 +38,17 @@ class Walk:
     def __init__(
         self,
         call: Call,
+        rendering: Rendering,
         engine: Engine,
         context: EngineContext,
         *,
         patient: bool,
         prompt_read: Callable[[Call], None] = lambda call: None,
     ) -> None:
-        """`patient`: waits for values to be whole, and takes nothing of them before. `prompt_read` is told when all
-        before the first slot has been read."""
+        """`rendering`: the prompt as the engine's model is given it. `patient`: waits for values to be whole, and takes
+        nothing of them before. `prompt_read` is told when all before the first slot has been read."""
         self._call = call
+        self._rendering = rendering
         self._engine = engine
         self._context = context
         self._patient = patient
@@ -64,7 +67,7 @@ class Walk:
         return self._identity()
 
     def _before_slots(self) -> Iterator[Text | Input]:
-        for segment in self._call.spec.segments:
+        for segment in self._rendering.segments:
             if isinstance(segment, Slot):
                 return
             yield segment
@@ -75,7 +78,7 @@ class Walk:
             return None
         digest = hashlib.blake2b(self._filled.tobytes(), digest_size=20)
         begun = False
-        for segment in spec.segments:
+        for segment in self._rendering.segments:
             match segment:
                 case Slot():
                     begun = True
@@ -87,7 +90,7 @@ class Walk:
         for part in spec.parts or ():
             text = part if isinstance(part, str) else f"{self._origin(part.reference.name)}{part.reference.path!r}"
             digest.update(f"\0p{text}".encode())
-        digest.update(f"{spec.model}\0{spec.salt}".encode())
+        digest.update(f"{self._rendering.model}\0{spec.salt}".encode())
         return digest.digest()
 
     def _origin(self, name: str) -> str:
@@ -100,7 +103,7 @@ class Walk:
 
     async def generate(self) -> None:
         """Generates slot after slot, and fills what stands between them. The output is there then, but not final."""
-        segments = self._call.spec.segments
+        segments = self._rendering.segments
         first = next(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
         for segment in segments[first:]:
             if isinstance(segment, Slot):
@@ -115,7 +118,7 @@ class Walk:
         if tokens:
             self._context.fill(tokens)
             self._filled.extend(tokens)
-            self._call.usage.prompt += len(tokens)
+            self._call.usage.prompt += math.ceil(len(tokens) * self._engine.grain)
 
     async def _take(self, segment: Text | Input) -> None:
         if isinstance(segment, Text):
@@ -216,6 +219,8 @@ class Walk:
                     for target in targets:
                         target.append(piece)
                     yield piece
+                case Counted(prompt, cached, completion):
+                    call.usage.prompt, call.usage.cached, call.usage.completion = prompt, cached, completion
 
     async def _put_together(self, slot: Slot | None) -> None:
         """Appends to the output what stands before the slot's place, or all that is left."""

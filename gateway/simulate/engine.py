@@ -104,6 +104,7 @@ class SimulatedEngine:
 
     def __init__(self, name: str, costs: Costs) -> None:
         self.name = name
+        self.grain = 1.0
         self.busy = 0.0
         """Seconds spent in steps."""
         self._costs = costs

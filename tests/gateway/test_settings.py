@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.__main__ import main
-from gateway.app import engine_configs
+from gateway.fleet import engine_configs
 from gateway.settings import ServeSettings, parse
 
 

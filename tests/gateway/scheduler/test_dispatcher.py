@@ -28,7 +28,7 @@ class Stubs:
     def __init__(self, *engines: StubEngine) -> None:
         self.engines = engines
 
-    async def serving(self, model: str) -> Sequence[Engine]:
+    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         ready = [engine for engine in self.engines if engine.ready]
         if not ready:
             raise NoEngine("no engine")

@@ -34,7 +34,7 @@ class Stage:
         self.priorities = Priorities(Estimates(), self.order)
         self.scheduler = Scheduler(self, 10**6, priorities=self.priorities, now=self.loop.time)
 
-    async def serving(self, model: str) -> Sequence[Engine]:
+    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         return self.engines
 
     async def run(self, application: Application) -> float:

@@ -35,7 +35,7 @@ class Pool:
     def __init__(self, engine: Engine) -> None:
         self._engines = [engine]
 
-    async def serving(self, model: str) -> Sequence[Engine]:
+    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         return self._engines
 
 

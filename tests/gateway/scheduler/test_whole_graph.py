@@ -40,6 +40,7 @@ class Puppets:
 
     def __init__(self) -> None:
         self.name = "puppets"
+        self.grain = 1.0
         self.ready = True
         self.pace = Pace(row_seconds=0.001, step_seconds=0.01)
         self.contexts: list[Puppet] = []
@@ -48,7 +49,7 @@ class Puppets:
     def load(self) -> int:
         return len(self.contexts)
 
-    async def serving(self, model: str) -> Sequence[Engine]:
+    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         return [self]
 
     async def encode(self, text: str) -> Sequence[int]:

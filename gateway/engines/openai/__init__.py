@@ -1,0 +1,7 @@
+"""Engines that are other servers: anything with OpenAI's API."""
+
+from gateway.engines.openai.engine import OpenAIEngine
+from gateway.engines.openai.profiles import KINDS
+from gateway.engines.openai.upstream import Server, Upstream
+
+__all__ = ["KINDS", "OpenAIEngine", "Server", "Upstream"]

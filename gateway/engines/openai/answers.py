@@ -1,0 +1,206 @@
+"""What a server streams, as pieces of text: the events of chats and completions, and calls of tools as text."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from gateway.engines.base import ContextRefused
+from gateway.graph.variable import Piece
+
+_LONGEST_EVENT = 16 << 20
+_CALL_BEGINS, _CALL_ENDS = "<tool_call>\n", "\n</tool_call>"
+"""How calls are written in a text: Hermes's way, which `gateway.tools` reads."""
+_TAIL_SECONDS = 5.0
+"""After an answer's end, for what is told of its tokens."""
+Usage = tuple[int, int, int]
+"""Tokens of prompt, of these cached, and of completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token by its bytes, for its number is the server's own; see `engine.link.TokenLogprob`."""
+
+    token: bytes
+    logprob: float
+    top: Sequence[tuple[bytes, float]]
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: int = 0
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Top(msgspec.Struct):
+    token: str
+    logprob: float
+    raw: list[int] | None = msgspec.field(default=None, name="bytes")
+
+    @property
+    def text(self) -> bytes:
+        return _raw(self.token) if self.raw is None else bytes(self.raw)
+
+
+class _Token(_Top):
+    top_logprobs: list[_Top] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    # of chats
+    content: list[_Token] | None = None
+    # of completions
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+    @property
+    def entries(self) -> tuple[Logprob, ...]:
+        if self.content is not None:
+            return tuple(
+                Logprob(token.text, token.logprob, [(top.text, top.logprob) for top in token.top_logprobs or ()])
+                for token in self.content
+            )
+        tokens, tops = self.tokens or [], self.top_logprobs or []
+        values = self.token_logprobs or []
+        return tuple(
+            Logprob(_raw(token), value or 0.0, [(_raw(text), one) for text, one in (top or {}).items()])
+            for token, value, top in zip_longest(tokens, values[: len(tokens)], tops[: len(tokens)])
+        )
+
+
+def _raw(token: str) -> bytes:
+    return token.encode(errors="replace")
+
+
+class _Choice(msgspec.Struct):
+    delta: _Message | None = None
+    message: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    token_ids: list[int] | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: Any = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Chunk)
+
+
+async def events(response: aiohttp.ClientResponse, answer: "Answer") -> AsyncIterator[bytes]:
+    """The data of Server-Sent Events, up to `[DONE]` or the end; or the whole body, if it is no stream. Behind the
+    answer's end no event is waited for long. Raises aiohttp's errors, TimeoutError, ValueError."""
+    content = response.content
+    if response.content_type != "text/event-stream":
+        yield await response.read()
+        return
+    rest, done = b"", False
+    while True:
+        data = await (asyncio.wait_for(content.readany(), _TAIL_SECONDS) if answer.ended else content.readany())
+        if not data:
+            return  # read to its end, so that the connection can be used again
+        if done:
+            continue
+        rest += data
+        if b"\r" in rest:
+            rest = rest.replace(b"\r\n", b"\n")
+        *whole, rest = rest.split(b"\n\n")
+        if len(rest) > _LONGEST_EVENT:
+            raise ValueError("an event without end")
+        for event in whole:
+            for line in event.split(b"\n"):
+                if line.startswith(b"data:"):
+                    told = line[5:].strip()
+                    done = done or told == b"[DONE]"
+                    if not done:
+                        yield told
+
+
+class Answer:
+    """One answer as it comes."""
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        """As the server says, if what it says can be."""
+        self.ended = False
+        self._calls = 0
+        """Calls whose text has begun."""
+
+    def push(self, event: bytes) -> Iterator[tuple[Piece, Sequence[int], str | None]]:
+        """Pieces, the tokens that they are, if they were told, and why the answer ended, on the last one.
+
+        Raises msgspec.DecodeError or ValueError if it is no event of an answer, ContextRefused if it says that
+        something is wrong with the request.
+        """
+        chunk = _decoder.decode(event)
+        if chunk.error is not None:
+            raise _error(chunk.error)
+        if chunk.usage is not None:
+            self.usage = _usage(chunk.usage) or self.usage
+        for choice in chunk.choices[:1]:
+            said = choice.delta or choice.message or _Message(choice.text)
+            text = (said.content or "") + self._called(said.tool_calls or ())
+            finish = _FINISHES.get(choice.finish_reason or "", choice.finish_reason) or None
+            if finish == "abort":
+                raise ValueError("it has given the answer up")
+            if finish is not None and self._calls:
+                text += "}" + _CALL_ENDS
+            self.ended |= finish is not None
+            entries = choice.logprobs.entries if choice.logprobs is not None else ()
+            ids = choice.token_ids or ()
+            if text or ids or entries or finish is not None:
+                yield Piece(text, len(ids) or len(entries) or int(bool(text)), entries), ids, finish
+
+    def _called(self, calls: Sequence[_Call]) -> str:
+        text = ""
+        for call in calls:
+            if call.index >= self._calls:
+                text += "}" + _CALL_ENDS + "\n" if self._calls else ""
+                self._calls = call.index + 1
+                text += f'{_CALL_BEGINS}{{"name": {json.dumps(call.function.name or "")}, "arguments": '
+            text += call.function.arguments or ""
+        return text
+
+
+_FINISHES = {"tool_calls": "stop", "function_call": "stop", "eos": "stop", "eos_token": "stop"}
+
+
+def _error(error: Any) -> Exception:
+    """What a server says in the middle of a stream."""
+    message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, int) and 400 <= code < 500 and code not in (408, 409, 425, 429):
+        return ContextRefused("engine_refused", message)
+    return ValueError(message)
+
+
+def _usage(told: Any) -> Usage | None:
+    """Tokens; None if the figures cannot be."""
+    if not isinstance(told, dict):
+        return None
+    details = told.get("prompt_tokens_details")
+    prompt: Any = told.get("prompt_tokens")
+    completion: Any = told.get("completion_tokens") or 0
+    cached: Any = (details.get("cached_tokens") if isinstance(details, dict) else None) or 0
+    for figure in (prompt, cached, completion):
+        if type(figure) is not int or not 0 <= figure < 2**31:
+            return None
+    return (prompt, cached, completion) if cached <= prompt else None

@@ -1,0 +1,223 @@
+"""One model of a server elsewhere, as an engine: a request for each text that is generated.
+
+Nothing is filled ahead there: what was filled stays here until something is generated behind it. What was filled and
+generated before goes along with the next request, the same to the last character, so that the server finds it in its
+cache.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+import time
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from engine.tokenizer import Tokenizer
+from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Told, Urgency
+from gateway.engines.openai.answers import Answer, events
+from gateway.engines.openai.turns import Turn
+from gateway.engines.openai.upstream import Upstream
+from gateway.graph.call import Sampling
+from gateway.transcript import Transcript, characters, read
+
+_HINTS = ("priority", "cache_salt", "stream_options", "return_token_ids")
+"""Fields that a server may do without."""
+_LONG_TEXT = 2_000
+
+
+class OpenAIEngine:
+    """See `Engine`. Without a tokenizer it is given messages or text; with one, tokens."""
+
+    def __init__(self, name: str, upstream: Upstream, model: str, tokenizer: Tokenizer | None = None) -> None:
+        """`model`: as the server calls it."""
+        self.name = name
+        self.upstream = upstream
+        self.model = model
+        self.tokenizer = tokenizer
+        self.grain = 0.25 if tokenizer is None else 1.0
+        self.pace: Pace | None = None
+        self.contexts = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes work now."""
+        return self.upstream.ready
+
+    @property
+    def load(self) -> int:
+        """Contexts open here, and requests that the server has from others."""
+        return self.contexts + self.upstream.others
+
+    async def encode(self, text: str) -> Sequence[int]:
+        """See `Engine.encode`."""
+        if self.tokenizer is None:
+            return characters(text)
+        if len(text) < _LONG_TEXT:
+            return self.tokenizer.encode(text)
+        return await asyncio.to_thread(self.tokenizer.encode, text)
+
+    def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
+        """Nothing is gained by what is filled early."""
+        return (), 0
+
+    def open(self, scope: str, urgency: Urgency) -> "OpenAIContext":
+        """See `Engine.open`."""
+        if not self.ready:
+            raise EngineLost(f"the engine {self.name} takes no work now", suspect=False)
+        self.contexts += 1
+        return OpenAIContext(self, scope, urgency)
+
+    def request(
+        self, tokens: "array[int]", sampling: Sampling, scope: str, urgency: Urgency
+    ) -> tuple[str, dict[str, Any]]:
+        """Path and body of what continues the tokens. Raises ContextRefused."""
+        profile = self.upstream.profile
+        if self.tokenizer is not None:
+            path, prompt = "/v1/completions", {"prompt": tokens.tolist(), "return_token_ids": True}
+            if self.upstream.server.kind not in ("vllm", "sglang"):
+                del prompt["return_token_ids"]
+        else:
+            said = read(tokens)
+            path = "/v1/completions" if said.text is not None else "/v1/chat/completions"
+            prompt = {"prompt": said.text} if said.text is not None else self._messages(said)
+        body = {
+            "model": self.model,
+            **prompt,
+            **profile.parameters(sampling, chat="messages" in prompt),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if profile.salt is not None and scope:
+            body[profile.salt] = hashlib.sha256(scope.encode()).hexdigest()
+        if profile.urgency is not None:
+            field, ascending = profile.urgency
+            rank = max(-(2**31), min(2**31 - 1, round(urgency.rank * (10 if ascending else -10))))
+            body[field] = rank
+        return path, {name: value for name, value in body.items() if name not in self.upstream.dropped}
+
+    def _messages(self, said: Transcript) -> dict[str, Any]:
+        messages = [_wired(message) for message in said.messages]
+        body: dict[str, Any] = {"messages": messages, **said.options}
+        if said.unfinished and not messages[-1]["content"]:
+            messages.pop()  # nothing of it is there yet: it is begun
+        elif said.unfinished:
+            match self.upstream.profile.goes_on:
+                case None:
+                    raise self.upstream.profile.refusal("an answer that goes on behind a text (a slot behind one)")
+                case "flags":
+                    body |= {"add_generation_prompt": False, "continue_final_message": True}
+        return body
+
+
+def _wired(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as requests have it."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    told = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in calls
+    ]
+    return {**message, "tool_calls": told, "content": message["content"] or None}
+
+
+class OpenAIContext:
+    """See `EngineContext`."""
+
+    def __init__(self, engine: OpenAIEngine, scope: str, urgency: Urgency) -> None:
+        self._engine = engine
+        self._upstream = engine.upstream
+        self._scope = scope
+        self._urgency = urgency
+        self._turn = Turn(urgency.rank)
+        self._tokens = array("i")
+        self._generated = 0
+        """Tokens, as the server counts them."""
+        self._cached: int | None = None
+        self._freed = False
+        self._response: aiohttp.ClientResponse | None = None
+        """The one that is read."""
+
+    def fill(self, tokens: Sequence[int]) -> None:
+        """See `EngineContext.fill`."""
+        self._tokens.extend(tokens)
+
+    async def generate(self, sampling: Sampling) -> AsyncIterator[Told]:
+        """See `EngineContext.generate`."""
+        began = time.monotonic()
+        async with self._upstream.turns.taken(self._turn):
+            held = time.monotonic() - began
+            answered = False
+            while not answered:
+                path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency)
+                try:
+                    async with self._upstream.post(path, body) as response:
+                        answered = True
+                        yield Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held)
+                        async for told in self._told(response):
+                            yield told
+                except ContextRefused as error:
+                    if answered or not self._does_without(str(error), body):
+                        raise
+
+    def _does_without(self, refusal: str, body: dict[str, Any]) -> bool:
+        """Whether it was about a field that can be left out, or has another name there."""
+        if "max_completion_tokens" in refusal and "max_tokens" in body:
+            self._upstream.use_length("max_completion_tokens")
+            return True
+        named = [field for field in _HINTS if field in body and field in refusal]
+        self._upstream.dropped.update(named)
+        return bool(named)
+
+    async def _told(self, response: aiohttp.ClientResponse) -> AsyncIterator[Delta | Counted]:
+        answer, self._response = Answer(), response
+        text: list[str] = []
+        tokens: list[int] = []
+        try:
+            async for event in events(response, answer):
+                for piece, token_ids, finish in answer.push(event):
+                    text.append(piece.text)
+                    tokens += token_ids
+                    yield Delta(piece, finish)
+        except (aiohttp.ClientError, TimeoutError):
+            if self._freed:
+                raise EngineLost("the context was freed", suspect=False) from None
+            if not answer.ended:
+                raise
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+            self._upstream.failed()
+            raise self._upstream.lost(f"says what is no answer: {error}") from error
+        if not answer.ended and not self._freed:
+            self._upstream.failed()
+            raise self._upstream.lost("broke off in the middle of an answer")
+        self._upstream.succeeded()
+        self._keep("".join(text), tokens)
+        if answer.usage is not None:
+            prompt, cached, completion = answer.usage
+            before, self._generated = self._generated, self._generated + completion
+            self._cached = cached if self._cached is None else self._cached
+            yield Counted(max(0, prompt - before), self._cached, self._generated)
+
+    def _keep(self, text: str, tokens: Sequence[int]) -> None:
+        """What was generated stays in the context."""
+        if self._engine.tokenizer is None:
+            self._tokens.extend(characters(text))
+        else:
+            self._tokens.extend(tokens or self._engine.tokenizer.encode(text))
+
+    def rerank(self, urgency: Urgency) -> None:
+        """See `EngineContext.rerank`."""
+        self._urgency = urgency
+        self._upstream.turns.rerank(self._turn, urgency.rank)
+
+    def free(self) -> None:
+        """See `EngineContext.free`."""
+        self._engine.contexts -= not self._freed
+        self._freed = True
+        if self._response is not None:
+            self._response.close()

@@ -1,0 +1,23 @@
+"""The tokenizer of a model that runs elsewhere: without its weights, and without torch."""
+
+from pathlib import Path
+
+from engine.errors import CheckpointError
+from engine.tokenizer import Tokenizer
+
+_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json", "generation_config.json"]
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """Of a folder, or of a hub id (`owner/name`). Raises CheckpointError."""
+    if Path(source).expanduser().is_dir():
+        return Tokenizer(Path(source).expanduser())
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise CheckpointError(f"no tokenizer {source!r}: there is no such folder, and a hub id has the form owner/name")
+    from huggingface_hub import snapshot_download  # takes 0.3 s to import and few starts need it
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Tokenizer(snapshot_download(source, allow_patterns=_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"the tokenizer of {source} could not be fetched: {error}") from error

@@ -1,0 +1,369 @@
+"""One server elsewhere: its connections, its health, and what it can do."""
+
+import asyncio
+import dataclasses
+import logging
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import aiohttp
+import msgspec
+
+from gateway.engines.base import ContextRefused, EngineBusy, EngineFailure, EngineLost
+from gateway.engines.linked import EngineStartFailed
+from gateway.engines.openai.profiles import Profile, profile_of
+from gateway.engines.openai.turns import Turns
+
+log = logging.getLogger("myna.engines")
+
+_CONNECT_SECONDS = 10.0
+_PROBE_SECONDS = 5.0
+"""Between two looks at a server's health, and for each to take at most; one that only lists its models is looked at
+more rarely."""
+_RARELY = 6
+_BACKOFF = (0.5, 30.0)
+"""Seconds that a server is left alone after it failed, at first and at most."""
+_FAILURES = 3
+"""In a row, after which a server that takes connections is left alone too."""
+_MOST_PAUSE = 60.0
+"""Seconds; a server that is to be left alone for longer is asked again then."""
+_CONCURRENCY = 256
+"""Requests at a time, where neither the settings nor the server say how many."""
+_ERROR_BYTES = 64 << 10
+_TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as the settings name it.
+
+    `url`: with or without its `/v1`. `models`: those that are wanted, all that it lists if there are none. `timeout`:
+    seconds of silence, within an answer or before it, after which it is given up. `concurrency`: requests at a time; 0
+    leaves it to the server.
+    """
+
+    name: str
+    kind: str
+    url: str
+    key: str | None = None
+    models: Sequence[str] = ()
+    timeout: float = 300.0
+    concurrency: int = 0
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model that a server lists. `window` in tokens, if it says so."""
+
+    id: str
+    window: int | None = None
+
+
+class Upstream:
+    """Owner of the connections to one server, and of what is known of it.
+
+    It is `ready` unless it is down or has said that it is too busy. It is down when it cannot be reached, when its own
+    page of health says so, and after some failures in a row; then it is looked at again with growing pauses.
+    """
+
+    def __init__(self, server: Server, changed: Callable[[], None], *, patience: float = 0.0) -> None:
+        """`changed` is called whenever `ready` changes. `patience`: seconds for which `start` goes on trying."""
+        self.server = server
+        host = re.sub(r"^\w+://", "", server.url).partition("/")[0].rpartition("@")[2].partition(":")[0]
+        self.profile: Profile = profile_of(server.kind, host)
+        self.url = re.sub(r"(/v1)?/*$", "", server.url)
+        self.models: list[Listed] = [Listed(name) for name in server.models]
+        self.turns = Turns(server.concurrency or _CONCURRENCY)
+        self.others = 0
+        """Requests that the server has from elsewhere, as far as it says."""
+        self.dropped: set[str] = set()
+        """Fields that it refused, and does without."""
+        self._changed = changed
+        self._patience = patience
+        self._session: aiohttp.ClientSession | None = None
+        self._headers = {"Content-Type": "application/json"}
+        if server.key:
+            self._headers["Authorization"] = f"Bearer {server.key}"
+        self._down: str | None = "it was not reached yet"
+        self._busy_until = 0.0
+        self._failures = 0
+        self._pause = _BACKOFF[0]
+        self._look = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes work now."""
+        return self._down is None and time.monotonic() >= self._busy_until
+
+    async def start(self) -> None:
+        """Returns when the server was reached; or at once, if its models are named, since then it may come later.
+        Raises EngineStartFailed."""
+        tls = self.server.tls or True
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=60, ttl_dns_cache=60),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=_CONNECT_SECONDS, sock_read=self.server.timeout or None
+            ),
+            headers=self._headers,
+        )
+        began = time.monotonic()
+        problem = await self._reach()
+        while problem is not None and not self.server.models and time.monotonic() - began < self._patience:
+            await asyncio.sleep(min(self._pause, 1.0))
+            problem = await self._reach()
+        if problem is not None:
+            if not self.server.models:
+                raise EngineStartFailed(f"the engine {self.server.name} at {self.url} {problem}")
+            log.warning("engine %s at %s %s; it is tried again", self.server.name, self.url, problem)
+        self._watch = asyncio.create_task(self._keep_watch(), name=f"watch {self.server.name}")
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watch
+        if self._session is not None:
+            await self._session.close()
+
+    # asking
+
+    @asynccontextmanager
+    async def post(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer to a request, once its status is there and says success.
+
+        Raises EngineLost where it may be tried again, and other failures of engines where that would change nothing.
+        """
+        content = msgspec.json.encode(body)
+        try:
+            async with await self._sent(path, content) as response:
+                if response.status != 200:
+                    raise await self._refusal(response)
+                yield response
+        except aiohttp.ClientConnectorError as error:
+            self._fell(f"cannot be reached: {error.os_error.strerror or error}")
+            raise self.lost("cannot be reached") from error
+        except TimeoutError as error:
+            self.failed()
+            raise self.lost(f"has been silent for {self.server.timeout:g} s") from error
+        except aiohttp.ClientError as error:
+            self.failed()
+            raise self.lost(f"broke off: {error!r}") from error
+
+    async def _sent(self, path: str, content: bytes) -> aiohttp.ClientResponse:
+        """A request's answer, once its status is there."""
+        assert self._session is not None, "not started"
+        try:
+            return await self._session.post(self.url + path, data=content)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            # most likely a connection that was kept, and that the server had closed just then
+            return await self._session.post(self.url + path, data=content)
+
+    def use_length(self, field: Literal["max_tokens", "max_completion_tokens"]) -> None:
+        """It wants to be told the length of a chat's answer in this field."""
+        self.profile = dataclasses.replace(self.profile, length=field)
+
+    def lost(self, what: str) -> EngineLost:
+        """For whoever waited for it; a moment later it may go better."""
+        return EngineLost(f"the engine {self.server.name} {what}", suspect=False, pause=0.2)
+
+    def failed(self) -> None:
+        """A request came to nothing for the server's own reasons."""
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            self._fell(f"failed {self._failures} times in a row")
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        self._failures, self._pause = 0, _BACKOFF[0]
+
+    def _fell(self, why: str) -> None:
+        if self._down is None:
+            log.error("engine %s %s; it is left alone for %.1f s", self.server.name, why, self._pause)
+            self._down = why
+            self._look.set()
+            self._changed()
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> EngineFailure:
+        """What an answer other than success means."""
+        status, message, code = response.status, *_said(await response.content.read(_ERROR_BYTES))
+        told = f"the engine {self.server.name} answers {status}: {message or response.reason}"
+        if status in (401, 403):
+            log.error("%s", told)
+            return EngineFailure(f"the engine {self.server.name} does not accept the key it is shown ({status})")
+        if status == 429 and code != "insufficient_quota":
+            pause = _seconds(response.headers.get("Retry-After"))
+            self._rest(pause)
+            return EngineBusy(told, suspect=False, pause=pause)
+        if status in (408, 409, 425) or status >= 500:
+            self.failed()
+            return EngineLost(told, suspect=False, pause=0.2)
+        if status == 429 or status == 402:
+            return EngineFailure(told)
+        self.succeeded()
+        if code == "context_length_exceeded" or code == "exceed_context_size_error" or _TOO_LONG.search(message):
+            return ContextRefused("context_length_exceeded", message)
+        return ContextRefused("engine_refused", told)
+
+    def _rest(self, seconds: float) -> None:
+        """It has said that it is too busy."""
+        self._busy_until = max(self._busy_until, time.monotonic() + seconds)
+        self._changed()
+        asyncio.get_running_loop().call_later(seconds + 0.01, self._changed)
+
+    # watching
+
+    async def _keep_watch(self) -> None:
+        looks = 0
+        while True:
+            pause = _PROBE_SECONDS if self._down is None else self._pause
+            self._look.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), pause)
+                continue  # it has just fallen: now its pause begins
+            looks += 1
+            if self._down is not None:
+                self._pause = min(2 * self._pause, _BACKOFF[1])
+                if (problem := await self._reach()) is not None:
+                    log.info("engine %s %s still", self.server.name, problem)
+            elif self.profile.health != "/v1/models" or looks % _RARELY == 0:
+                await self._look_after()
+
+    async def _reach(self) -> str | None:
+        """Looks whether it is there, and learns what it can do. Returns what is wrong."""
+        try:
+            await self._learn()
+        except EngineStartFailed as error:
+            return str(error)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            return f"cannot be reached: {error or type(error).__name__}"
+        except (msgspec.DecodeError, ValueError) as error:
+            return f"does not answer as a server with OpenAI's API would: {error}"
+        if self._down is not None:
+            self._down, self._failures = None, _FAILURES - 1 if self._failures else 0
+            self._changed()
+        return None
+
+    async def _learn(self) -> None:
+        status, body = await self._get("/v1/models")
+        if status in (401, 403):
+            raise EngineStartFailed(f"does not accept the key it is shown ({status})")
+        if status != 200:
+            raise EngineStartFailed(f"answers {status} when it is asked for its models")
+        listed = msgspec.json.decode(body, type=_Models).data
+        by_name = {model.id: Listed(model.id, model.window) for model in listed}
+        wanted = self.server.models or list(by_name)
+        self.models = [by_name.get(name, Listed(name)) for name in wanted]
+        if not self.models:
+            raise EngineStartFailed("lists no model")
+        self.profile = self.profile.knowing(await self._fields())
+        if self.server.kind == "llamacpp" and not self.server.concurrency:
+            status, body = await self._get("/props")
+            if status == 200 and (slots := msgspec.json.decode(body, type=_Props).total_slots) > 0:
+                self.turns.limit = slots
+
+    async def _fields(self) -> list[str]:
+        """Of its chat requests, if it says so."""
+        if self.server.kind in ("openai", "llamacpp"):
+            return []
+        status, body = await self._get("/openapi.json")
+        if status != 200:
+            return []
+        document = msgspec.json.decode(body)
+        try:
+            route = document["paths"]["/v1/chat/completions"]["post"]
+            schema = route["requestBody"]["content"]["application/json"]["schema"]
+            name = schema["$ref"].rpartition("/")[2]
+            return list(document["components"]["schemas"][name]["properties"])
+        except (KeyError, TypeError):
+            return []
+
+    async def _look_after(self) -> None:
+        """Its health, and how much it has to do."""
+        try:
+            status, _ = await self._get(self.profile.health)
+        except (TimeoutError, aiohttp.ClientConnectionError, OSError) as error:
+            self._fell(f"cannot be reached: {error or type(error).__name__}")
+            return
+        except aiohttp.ClientError:
+            return  # what it says is odd, but it says something
+        if status >= 500:
+            self._fell(f"says of its health: {status}")
+            return
+        if self.profile.load:
+            with suppress(TimeoutError, aiohttp.ClientError, OSError):
+                own = self.turns.running
+                status, body = await self._get("/metrics")
+                if status == 200:
+                    self.others = max(0, _sum(body.decode(errors="replace"), self.profile.load) - own)
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        assert self._session is not None
+        timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
+        async with self._session.get(self.url + path, timeout=timeout) as response:
+            return response.status, await response.read()
+
+
+class _Meta(msgspec.Struct):
+    n_ctx: int | None = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+    context_length: int | None = None
+    meta: _Meta | None = None
+
+    @property
+    def window(self) -> int | None:
+        """vLLM's, SGLang's and myna's name for it, OpenRouter's, and llama.cpp's."""
+        return self.max_model_len or self.context_length or (self.meta.n_ctx if self.meta else None)
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Props(msgspec.Struct):
+    total_slots: int = 0
+
+
+def _said(body: bytes) -> tuple[str, str]:
+    """Message and code of an error, in whichever shape."""
+    try:
+        answer = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return " ".join(body[:300].decode(errors="replace").split()), ""
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    if not isinstance(error, dict):
+        return str(error), ""
+    code = error.get("code")
+    return str(error.get("message") or error.get("detail") or error), str(
+        code if isinstance(code, str) else error.get("type") or ""
+    )
+
+
+def _seconds(retry_after: str | None) -> float:
+    """How long a server that is too busy wants to be left alone."""
+    try:
+        return min(max(float(retry_after or 1.0), 0.05), _MOST_PAUSE)
+    except ValueError:  # a date
+        return 1.0
+
+
+def _sum(metrics: str, names: Sequence[str] | Any) -> int:
+    """Of some metrics, over all their labels, in Prometheus' text format."""
+    total = 0.0
+    for name in names:
+        for value in re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? ([0-9.eE+]+)", metrics, re.MULTILINE):
+            total += float(value)
+    return round(total)
