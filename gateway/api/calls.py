@@ -82,7 +82,7 @@ def several(spec: CallSpec, count: int) -> list[CallSpec]:
         own = dataclasses.replace(
             spec,
             segments=_reseeded(spec.segments, number),
-            fallbacks=[Rendering(one.model, _reseeded(one.segments, number)) for one in spec.fallbacks],
+            fallbacks=tuple(Rendering(one.model, _reseeded(one.segments, number)) for one in spec.fallbacks),
             share=False,
         )
         specs.append(dataclasses.replace(own, output=None, inputs={}) if number else own)
@@ -110,7 +110,7 @@ def with_fallbacks(spec: CallSpec, others: Sequence[ServedModel], make: Callable
     for other in others:
         with suppress(RequestError):
             made.append(Rendering(other.id, make(other).segments))
-    return dataclasses.replace(spec, fallbacks=made)
+    return dataclasses.replace(spec, fallbacks=tuple(made))
 
 
 def spec_of(

@@ -200,7 +200,7 @@ def spec_of(record: CallRecord) -> CallSpec:
         objective=record.objective,
         share=record.share,
         salt=record.salt,
-        fallbacks=[Rendering(model, [_segment(part) for part in parts]) for model, parts in record.fallbacks],
+        fallbacks=tuple(Rendering(model, [_segment(part) for part in parts]) for model, parts in record.fallbacks),
     )
 
 

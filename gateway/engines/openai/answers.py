@@ -114,7 +114,11 @@ async def events(response: aiohttp.ClientResponse, answer: "Answer") -> AsyncIte
         return
     rest, done = b"", False
     while True:
-        data = await (asyncio.wait_for(content.readany(), _TAIL_SECONDS) if answer.ended else content.readany())
+        if answer.ended:
+            async with asyncio.timeout(_TAIL_SECONDS):
+                data = await content.readany()
+        else:
+            data = await content.readany()
         if not data:
             return  # read to its end, so that the connection can be used again
         if done:

@@ -120,6 +120,7 @@ class Upstream:
             problem = await self._reach()
         if problem is not None:
             if not self.server.models:
+                await self.close()
                 raise EngineStartFailed(f"the engine {self.server.name} at {self.url} {problem}")
             log.warning("engine %s at %s %s; it is tried again", self.server.name, self.url, problem)
         self._watch = asyncio.create_task(self._keep_watch(), name=f"watch {self.server.name}")
@@ -228,7 +229,8 @@ class Upstream:
             pause = _PROBE_SECONDS if self._down is None else self._pause
             self._look.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._look.wait()
                 continue  # it has just fallen: now its pause begins
             looks += 1
             if self._down is not None:

@@ -14,7 +14,19 @@ from hypothesis import strategies as st
 
 from bench.stub import StubEngine
 from gateway.api.events import describe_event
-from gateway.graph.call import Call, CallSpec, CallState, Input, Objective, Sampling, Slot, Text, Times, Transform
+from gateway.graph.call import (
+    Call,
+    CallSpec,
+    CallState,
+    Input,
+    Objective,
+    Rendering,
+    Sampling,
+    Slot,
+    Text,
+    Times,
+    Transform,
+)
 from gateway.graph.events import Added
 from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Session
@@ -549,6 +561,7 @@ segments = st.builds(Text, st.lists(st.integers(0, 2**31 - 1))) | inputs | slots
         deferred=st.booleans(),
         objective=st.none() | st.sampled_from(Objective),
         share=st.booleans(),
+        fallbacks=st.lists(st.builds(Rendering, st.text(), st.lists(segments)), max_size=2).map(tuple),
     )
 )
 def test_a_call_is_read_as_it_was_written(spec: CallSpec) -> None:

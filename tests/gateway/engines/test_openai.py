@@ -1,0 +1,499 @@
+"""gateway/engines/openai: what is sent to servers elsewhere, what is made of their answers, and of their faults."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from gateway.engines.base import ContextRefused, Counted, Delta, EngineBusy, EngineFailure, EngineLost, Told, Urgency
+from gateway.engines.linked import EngineStartFailed
+from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.graph.call import Input, Sampling, Slot, Text
+from gateway.prompt import PromptBuilder
+from gateway.tools import Tool, Tools
+from gateway.transcript import TranscriptTokenizer
+from tests.gateway.engines.asking import SOON, text, until
+from tests.upstream import FakeServer, breaks_off, chunk, hangs, refuses, says, sends, stream
+
+USUAL = Sampling()
+ANSWER = Slot(None, USUAL)
+PROMPTS = PromptBuilder(TranscriptTokenizer())
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    async with FakeServer() as server:
+        yield server
+
+
+async def connected(server: FakeServer, kind: str = "openai", **options: Any) -> Upstream:
+    upstream = Upstream(Server("there", kind, server.url, **options), lambda: None)
+    await upstream.start()
+    return upstream
+
+
+@pytest.fixture
+async def upstream(server: FakeServer) -> AsyncIterator[Upstream]:
+    upstream = await connected(server, timeout=0.5)
+    yield upstream
+    await upstream.close()
+
+
+async def ask(
+    upstream: Upstream,
+    messages: Sequence[dict[str, Any]] = HELLO,
+    sampling: Sampling = USUAL,
+    scope: str = "",
+    **how: Any,
+) -> list[Told]:
+    engine = OpenAIEngine("there", upstream, upstream.models[0].id)
+    context = engine.open(scope, SOON)
+    prompt = PROMPTS.chat(messages, ANSWER, **how)
+    for segment in prompt.segments:
+        if isinstance(segment, Text):
+            context.fill(segment.tokens)
+    try:
+        return [event async for event in context.generate(sampling)]
+    finally:
+        context.free()
+        assert engine.load == 0
+
+
+# what is sent
+
+
+async def test_messages_go_as_they_came(server: FakeServer, upstream: Upstream) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "system", "content": "be brief <|im_end|> \ue000 \U0010ffff"},
+        {"role": "user", "content": ["one", "two"], "name": "ann"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "call_1"},
+    ]
+    await ask(upstream, messages)
+    (body,) = server.asked
+    call_told = {**call, "function": {"name": "add", "arguments": '{"a": 1}'}}
+    assert body["messages"] == [
+        messages[0],
+        {"role": "user", "content": "one\ntwo", "name": "ann"},
+        {"role": "assistant", "content": None, "tool_calls": [call_told]},
+        messages[3],
+    ]
+    assert {key: body[key] for key in body if key != "messages"} == {
+        "model": "fake",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }, "what was not asked for is left to the server"
+
+
+async def test_parameters_are_passed_on(server: FakeServer, upstream: Upstream) -> None:
+    await ask(
+        upstream,
+        sampling=Sampling(
+            max_tokens=9,
+            temperature=0.0,
+            top_p=0.5,
+            seed=3,
+            stop=("a", "b"),
+            presence_penalty=0.1,
+            frequency_penalty=0.2,
+            logit_bias={5: -1.0},
+            logprobs=True,
+            top_logprobs=2,
+            json_schema='{"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": false}',
+        ),
+    )
+    (body,) = server.asked
+    schema = {"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": False}
+    expected = {
+        "max_tokens": 9,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "seed": 3,
+        "stop": ["a", "b"],
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "logit_bias": {"5": -1.0},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": schema, "strict": True},
+        },
+    }
+    assert {key: body[key] for key in expected} == expected
+
+
+async def test_what_is_as_usual_is_sent_if_the_client_said_so(server: FakeServer, upstream: Upstream) -> None:
+    await ask(upstream, sampling=Sampling(given=("temperature",)))
+    assert server.asked[0]["temperature"] == 1.0
+    assert "top_p" not in server.asked[0]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "what"),
+    [
+        (Sampling(top_k=5), "top_k"),
+        (Sampling(ignore_eos=True), "ignore_eos"),
+        (Sampling(regex="a+"), "regex"),
+        (Sampling(grammar='start: "a"'), "grammar"),
+    ],
+)
+async def test_what_a_server_cannot_do_is_refused_by_name(
+    server: FakeServer, upstream: Upstream, sampling: Sampling, what: str
+) -> None:
+    with pytest.raises(ContextRefused, match=what) as refusal:
+        await ask(upstream, sampling=sampling)
+    assert refusal.value.code == "unsupported_by_engine"
+    assert not server.asked
+
+
+async def test_tools_are_passed_on_and_their_calls_come_back_as_text(server: FakeServer, upstream: Upstream) -> None:
+    async def calls(request: Any, body: dict[str, Any]) -> Any:
+        def part(index: int, name: str | None, arguments: str) -> dict[str, Any]:
+            return {"tool_calls": [{"index": index, "function": {"name": name, "arguments": arguments}}]}
+
+        parts = [{"content": "Let me see."}, part(0, "add", ""), part(0, None, '{"a"'), part(0, None, ": 1}")]
+        parts += [part(1, "sub", '{"b": 2}')]
+        events = [{"choices": [{"index": 0, "delta": delta}]} for delta in parts]
+        return await stream(request, [*events, {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}])
+
+    server.script = [calls]
+    tools = [Tool("add", strict=True), Tool("sub")]
+    events = await ask(upstream, tools=Tools(tools, "forced", tools[:1], parallel_told=False))
+    (body,) = server.asked
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["add", "sub"]
+    assert [tool["function"].get("strict") for tool in body["tools"]] == [True, None]
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "add"}}
+    assert body["parallel_tool_calls"] is False
+    assert text(events) == (
+        'Let me see.<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "sub", "arguments": {"b": 2}}\n</tool_call>'
+    )
+    assert [event.finish for event in events if isinstance(event, Delta)][-1] == "stop"
+
+
+async def test_keys_and_salts(server: FakeServer) -> None:
+    upstream = await connected(server, "vllm", key="sk-1")
+    for scope in ("a", "b", "a", ""):
+        await ask(upstream, scope=scope)
+    await upstream.close()
+    assert server.keys == ["Bearer sk-1"] * 4
+    salts = [body.get("cache_salt") for body in server.asked]
+    assert salts[0] == salts[2] != salts[1]
+    assert salts[3] is None
+    assert len(salts[0]) == 64, "nobody guesses it"
+
+
+async def test_a_slot_behind_text_goes_on_with_the_message(server: FakeServer) -> None:
+    server.script = [says("red", finish="stop"), says("7")]
+    upstream = await connected(server, "vllm")
+    slots = {name: Slot(name, Sampling(max_tokens=3)) for name in ("colour", "number")}
+    messages = [*HELLO, {"role": "assistant", "content": "It is <<colour>>, and <<number>>."}]
+    prompt = PROMPTS.chat(messages, ANSWER, references=True, slots=slots)
+    context = OpenAIEngine("there", upstream, "fake").open("", SOON)
+    events: list[Told] = []
+    for segment in prompt.segments:
+        assert not isinstance(segment, Input)
+        if isinstance(segment, Text):
+            context.fill(segment.tokens)
+        else:
+            events += [event async for event in context.generate(segment.sampling)]
+    context.free()
+    await upstream.close()
+    assert [body["messages"][-1]["content"] for body in server.asked] == ["It is ", "It is red, and "]
+    assert all(body["continue_final_message"] and body["add_generation_prompt"] is False for body in server.asked)
+    assert events[-1] == Counted(6, 0, 2), "the first answer is no prompt of the second"
+
+
+async def test_where_it_cannot_go_on_a_message_is_begun_or_refused(server: FakeServer, upstream: Upstream) -> None:
+    await ask(upstream, [*HELLO, {"role": "assistant", "content": ""}], continues=True)
+    assert server.asked[0]["messages"] == HELLO
+    with pytest.raises(ContextRefused, match="goes on behind a text"):
+        await ask(upstream, [*HELLO, {"role": "assistant", "content": "It is "}], continues=True)
+
+
+async def test_a_completion_goes_to_completions(server: FakeServer, upstream: Upstream) -> None:
+    engine = OpenAIEngine("there", upstream, "fake")
+    context = engine.open("", SOON)
+    context.fill(await engine.encode("Once upon"))
+    events = [event async for event in context.generate(Sampling(max_tokens=3, logprobs=True, top_logprobs=1))]
+    context.free()
+    assert server.paths == ["/v1/completions"]
+    assert (server.asked[0]["prompt"], server.asked[0]["max_tokens"], server.asked[0]["logprobs"]) == (
+        "Once upon",
+        3,
+        1,
+    )
+    assert text(events) == "fake"
+
+
+async def test_what_a_server_says_of_itself_is_believed(server: FakeServer) -> None:
+    server.knows("messages", "top_k", "continue_final_message", "add_generation_prompt", "cache_salt")
+    upstream = await connected(server, "vllm")
+    await ask(upstream, sampling=Sampling(top_k=3))
+    assert "priority" not in server.asked[0], "it has no such field"
+    with pytest.raises(ContextRefused, match="regex"):
+        await ask(upstream, sampling=Sampling(regex="a"))
+    await upstream.close()
+
+
+async def test_a_field_that_is_refused_is_done_without(server: FakeServer) -> None:
+    server.script = [refuses(400, "Got priority 0 but Priority scheduling is not enabled: priority")]
+    upstream = await connected(server, "vllm")
+    assert text(await ask(upstream)) == "fake"
+    assert ["priority" in body for body in server.asked] == [True, False]
+    await ask(upstream)
+    assert "priority" not in server.asked[-1], "it is not tried again"
+    server.script = [refuses(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
+    await ask(upstream, sampling=Sampling(max_tokens=5))
+    assert server.asked[-1]["max_completion_tokens"] == 5
+    await upstream.close()
+
+
+async def test_the_most_urgent_is_asked_next(server: FakeServer) -> None:
+    upstream = await connected(server, concurrency=1)
+    engine = OpenAIEngine("there", upstream, "fake")
+    release = asyncio.Event()
+
+    async def waits(request: Any, body: dict[str, Any]) -> Any:
+        await release.wait()
+        return await says("x")(request, body)
+
+    server.always = waits
+
+    async def one(name: str, rank: float) -> None:
+        context = engine.open("", Urgency(rank, watched=False))
+        contexts[name] = context
+        context.fill(await engine.encode(name))
+        async for _ in context.generate(Sampling()):
+            pass
+        context.free()
+
+    contexts: dict[str, Any] = {}
+    tasks = [asyncio.create_task(one(name, rank)) for name, rank in (("a", 0), ("b", 9), ("c", 5), ("d", 7))]
+    await until(lambda: len(server.asked) == 1 and len(contexts) == 4)
+    contexts["b"].rerank(Urgency(1.0, watched=True))
+    tasks[2].cancel()
+    release.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [body["prompt"] for body in server.asked] == ["a", "b", "d"]
+    assert upstream.turns.running == 0
+    await upstream.close()
+
+
+# faults
+
+
+async def test_a_refused_connection(server: FakeServer) -> None:
+    changes = []
+    upstream = Upstream(Server("there", "openai", server.url), lambda: changes.append(upstream.ready))
+    await upstream.start()
+    await server.stop()
+    with pytest.raises(EngineLost, match="cannot be reached") as lost:
+        await ask(upstream)
+    assert not lost.value.suspect
+    assert not upstream.ready
+    with pytest.raises(EngineLost, match="takes no work now"):
+        await ask(upstream)
+    await server.start()
+    await until(lambda: upstream.ready)
+    assert text(await ask(upstream)) == "fake"
+    assert changes == [True, False, True]
+    await upstream.close()
+
+
+async def test_too_many_requests(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [refuses(429, "slow down", {"Retry-After": "0.3"})]
+    with pytest.raises(EngineBusy, match="slow down") as busy:
+        await ask(upstream)
+    assert busy.value.pause == 0.3
+    assert not upstream.ready, "others are not sent there either"
+    await until(lambda: upstream.ready)
+    assert text(await ask(upstream)) == "fake"
+
+
+async def test_an_account_without_money_is_not_waited_for(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [refuses(429, "you exceeded your quota", code="insufficient_quota")]
+    with pytest.raises(EngineFailure, match="exceeded your quota") as failure:
+        await ask(upstream)
+    assert not isinstance(failure.value, EngineLost)
+
+
+async def test_errors_of_the_server_may_be_tried_again(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [refuses(500, "oh dear"), refuses(502, "oh dear")]
+    for status in (500, 502):
+        with pytest.raises(EngineLost, match=f"answers {status}: oh dear"):
+            await ask(upstream)
+        assert upstream.ready, "once or twice is no illness"
+    await ask(upstream)
+    server.script = [refuses(503)] * 3
+    for _ in range(3):
+        with pytest.raises(EngineLost):
+            await ask(upstream)
+    assert not upstream.ready
+    await until(lambda: upstream.ready)
+    server.script = [refuses(503)]
+    with pytest.raises(EngineLost):
+        await ask(upstream)
+    assert not upstream.ready, "it is not well yet: one more is enough"
+
+
+async def test_refusals_change_nothing(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [
+        refuses(400, "This model's maximum context length is 16 tokens. Shorten.", code=400),
+        refuses(400, "too much", code="context_length_exceeded"),
+        refuses(422, "temperature is odd"),
+        refuses(404, "no such model"),
+    ]
+    for code in ("context_length_exceeded", "context_length_exceeded", "engine_refused", "engine_refused"):
+        with pytest.raises(ContextRefused) as refusal:
+            await ask(upstream)
+        assert refusal.value.code == code
+    assert upstream.ready
+
+
+async def test_a_key_that_is_not_accepted(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [refuses(401, "who are you")]
+    with pytest.raises(EngineFailure, match="does not accept the key") as failure:
+        await ask(upstream)
+    assert not isinstance(failure.value, EngineLost), "trying again would change nothing"
+
+
+async def test_a_stream_that_is_cut(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [breaks_off("some", " of")]
+    with pytest.raises(EngineLost, match="broke off"):
+        await ask(upstream)
+
+    async def ends_early(request: Any, body: dict[str, Any]) -> Any:
+        return await stream(request, [chunk(body, "some")])  # all is well, says HTTP
+
+    server.script = [ends_early]
+    with pytest.raises(EngineLost, match="broke off in the middle"):
+        await ask(upstream)
+
+
+@pytest.mark.parametrize(
+    "content", [b"data: {oh\n\n", b'data: {"choices": 5}\n\n', b"data: \xff\xfe\n\n", b"data: [1]\n\n"]
+)
+async def test_what_is_no_json(server: FakeServer, upstream: Upstream, content: bytes) -> None:
+    server.script = [sends(content)]
+    with pytest.raises(EngineLost, match="says what is no answer"):
+        await ask(upstream)
+    server.script = [sends(b"<html>sorry</html>", "text/html")]
+    with pytest.raises(EngineLost, match="says what is no answer"):
+        await ask(upstream)
+
+
+async def test_an_error_within_a_stream(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [sends(b'data: {"error": {"message": "out of memory", "code": 500}}\n\n')]
+    with pytest.raises(EngineLost, match="out of memory"):
+        await ask(upstream)
+    server.script = [sends(b'data: {"error": {"message": "bad schema", "code": 400}}\n\n')]
+    with pytest.raises(ContextRefused, match="bad schema"):
+        await ask(upstream)
+
+
+async def test_a_server_that_does_not_stream_is_understood(server: FakeServer, upstream: Upstream) -> None:
+    answer = {
+        "choices": [{"message": {"role": "assistant", "content": "all at once"}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}},
+    }
+    server.script = [sends(json.dumps(answer).encode(), "application/json")]
+    events = await ask(upstream)
+    assert text(events) == "all at once"
+    assert events[-1] == Counted(3, 2, 3)
+
+
+async def test_silence_before_an_answer_and_within_one(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [hangs(), hangs("some")]
+    for _ in range(2):
+        with pytest.raises(EngineLost, match=r"silent for 0\.5 s"):
+            await ask(upstream)
+    await until(lambda: server.aborted == 2)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -5, "completion_tokens": 3},
+        {"prompt_tokens": 10**12, "completion_tokens": 3},
+        {"prompt_tokens": "many"},
+        {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 6}},
+        ["what"],
+    ],
+)
+async def test_usage_that_cannot_be_is_not_believed(server: FakeServer, upstream: Upstream, usage: Any) -> None:
+    server.script = [says("a", "b", usage=usage)]
+    events = await ask(upstream)
+    assert text(events) == "ab"
+    assert not any(isinstance(event, Counted) for event in events)
+
+
+async def test_a_server_that_does_not_end_its_stream(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.engines.openai.answers._TAIL_SECONDS", 0.2)
+
+    async def never_ends(request: Any, body: dict[str, Any]) -> Any:
+        response = await stream(request, [chunk(body, "x", "stop")], done=False)
+        await asyncio.sleep(60)
+        return response
+
+    server.script = [never_ends]
+    upstream = await connected(server)
+    assert text(await ask(upstream)) == "x"
+    await upstream.close()
+
+
+async def test_a_context_that_is_freed_ends_its_request(server: FakeServer, upstream: Upstream) -> None:
+    server.script = [hangs("some")]
+    engine = OpenAIEngine("there", upstream, "fake")
+    context = engine.open("", SOON)
+    context.fill(await engine.encode("x"))
+    events = context.generate(Sampling())
+    await anext(events)
+    await anext(events)
+    context.free()
+    await until(lambda: server.aborted == 1)
+    with pytest.raises(EngineLost, match="was freed"):
+        await anext(events)
+    assert upstream.ready
+    assert upstream.turns.running == 0
+
+
+# health
+
+
+async def test_a_server_that_says_that_it_is_ill_is_left_alone(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.engines.openai.upstream._PROBE_SECONDS", 0.1)
+    upstream = await connected(server, "vllm")
+    server.metrics = 'vllm:num_requests_running{model="a"} 3.0\nvllm:num_requests_waiting{model="a"} 4.0\nother 9\n'
+    await until(lambda: upstream.others == 7)
+    assert OpenAIEngine("there", upstream, "fake").load == 7
+    server.health = 503
+    await until(lambda: not upstream.ready)
+    await upstream.close()
+
+
+async def test_a_server_that_comes_later(server: FakeServer) -> None:
+    await server.stop()
+    with pytest.raises(EngineStartFailed, match="cannot be reached"):
+        await Upstream(Server("there", "vllm", server.url), lambda: None).start()
+    upstream = await connected(server, models=("fake",))
+    assert not upstream.ready
+    await server.start()
+    await until(lambda: upstream.ready)
+    assert upstream.models[0].window == 4096
+    await upstream.close()
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+async def test_urls_with_and_without_their_version(server: FakeServer, suffix: str) -> None:
+    upstream = Upstream(Server("there", "openai", server.url + suffix), lambda: None)
+    await upstream.start()
+    assert upstream.url == server.url
+    await upstream.close()
