@@ -21,11 +21,12 @@ class Program:
     """A command of ours on 127.0.0.1. `started`: the line in which it says that it is ready; `log`: what it wrote to
     stderr so far."""
 
-    def __init__(self, *command: str, address: str, env: dict[str, str] | None = None) -> None:
-        """`address`: a pattern for where it says that it listens. Raises RuntimeError if it does not start."""
+    def __init__(self, *command: str, address: str, env: dict[str, str] | None = None, module: str = "gateway") -> None:
+        """`module`: what is run, with the command. `address`: a pattern for where it says that it listens. Raises RuntimeError if it does not start."""
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", *command],
+            [sys.executable, "-m", module, *command],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -72,7 +73,7 @@ class Program:
 
     def _close(self) -> None:
         self._reader.join(_STOP_SECONDS)
-        for pipe in (self.process.stdout, self.process.stderr):
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             if pipe is not None:
                 pipe.close()
 
@@ -98,6 +99,13 @@ class Server(Program):
         for client in self._clients:
             client.close()
         super()._close()
+
+
+class LlamaServer(Program):
+    """llama.cpp's server, with a model that a GGUF file holds."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file, address=r"at (http://\S+)", module="tests.llama_server")
 
 
 class EngineElsewhere(Program):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from gateway.engines.base import Delta, Engine, Filled, Urgency
+from gateway.engines.base import Delta, Engine, Told, Urgency
 from gateway.graph.call import Sampling
 
 LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=0.0)
@@ -17,13 +17,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def read(
-    engine: Engine, sampling: Sampling, count: int = 10**9, tokens: Sequence[int] = (1, 2, 3)
-) -> list[Filled | Delta]:
+async def read(engine: Engine, sampling: Sampling, count: int = 10**9, tokens: Sequence[int] = (1, 2, 3)) -> list[Told]:
     """What comes of a context with these tokens, as far as `count` events."""
     context = engine.open("", SOON)
     context.fill(tokens)
-    events: list[Filled | Delta] = []
+    events: list[Told] = []
     try:
         async for event in context.generate(sampling):
             events.append(event)
@@ -34,6 +32,6 @@ async def read(
     return events
 
 
-def text(events: Sequence[Filled | Delta]) -> str:
+def text(events: Sequence[Told]) -> str:
     """What was generated."""
     return "".join(event.piece.text for event in events if isinstance(event, Delta))
