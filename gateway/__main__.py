@@ -68,7 +68,13 @@ def _serve(arguments: list[str]) -> int:
     from gateway.settings import ServeSettings
 
     settings = _settings(ServeSettings, arguments, "myna serve")
-    return 2 if settings is None else asyncio.run(serve(settings))
+    if settings is None:
+        return 2
+    if sys.platform == "win32":
+        return asyncio.run(serve(settings))
+    import uvloop
+
+    return uvloop.run(serve(settings))
 
 
 def _settings(kind: "type[Settings]", arguments: list[str], program: str) -> "Settings | None":

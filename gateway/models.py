@@ -56,12 +56,17 @@ class Models:
 
     async def all(self) -> list[ServedModel]:
         """Every model. Raises RequestError 503 if none is ready in time."""
+        await self._ready()
+        return list(self._served.values())
+
+    async def _ready(self) -> None:
+        if self._started.is_set():
+            return
         try:
             async with asyncio.timeout(self._wait_seconds):
                 await self._started.wait()
         except TimeoutError:
             raise RequestError(503, "the model is still loading", code="engine_unavailable") from None
-        return list(self._served.values())
 
     async def one(self, name: str | None) -> ServedModel:
         """The model of that name, or the only one there is. Raises RequestError."""
@@ -78,8 +83,8 @@ class Models:
 
         Raises RequestError 404, which names the ones there are.
         """
-        served = {model.id: model for model in await self.all()}
-        name = self._aliases.get(name, name)
+        await self._ready()
+        served, name = self._served, self._aliases.get(name, name)
         if name not in served:
             near = difflib.get_close_matches(name, [*served, *self._aliases], n=1) or list(served)[:_NAMED]
             message = f"there is no model {name!r}; served: {', '.join(near)}"

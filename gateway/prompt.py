@@ -7,6 +7,7 @@ rendered and put back as ordinary text afterwards, so that only the template its
 import json
 import re
 import secrets
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +19,12 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.tokenizer import Place
+from gateway import transcript
 from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference, parse
-from gateway.tools import PASSED_ON, Tools, Verbatim, in_words, style_of
+from gateway.tools import PASSED_ON, Tool, Tools, Verbatim, in_words, style_of
 
 _NONCE = secrets.token_hex(8)
 """Makes marks that nobody can forge: it leaves the process never, not even as tokens."""
@@ -72,11 +74,10 @@ class PromptBuilder:
     def __init__(self, tokenizer: PromptTokenizer) -> None:
         self._tokenizer = tokenizer
         self.passes_on = tokenizer.passes_on
+        """Whether messages go to the engine's server as they are."""
         source = tokenizer.chat_template or ""
         self._template = None if tokenizer.chat_template is None else _compile(source)
-        self._knows_tools = self.passes_on or "tools" in jinja2.meta.find_undeclared_variables(
-            _environment().parse(source)
-        )
+        self._knows_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(source))
         self.style = PASSED_ON if self.passes_on else style_of(source)
         """How the model writes calls of tools."""
 
@@ -101,12 +102,12 @@ class PromptBuilder:
         the template is told. `where`: the path of the request in a larger one.
         Raises RequestError if the model has no template or the template refuses the messages, SlotWithoutPlace.
         """
-        if self._template is None:
+        if self._template is None and not self.passes_on:
             raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
         held = _Held(self._tokenizer, references, slots or {})
         known_tools = tools.known if tools is not None and tools.choice != "none" else ()
         before = len(messages)
-        if not self._knows_tools:
+        if not self._knows_tools and not self.passes_on:
             messages = in_words(messages, known_tools)
         shift = len(messages) - before  # what was put before them is no message of the request's
         safe = [
@@ -115,23 +116,46 @@ class PromptBuilder:
         ]
         held.check_slots()
         parts = held.last_message(messages[-1]) if messages else None
+        if continues and parts is not None:
+            message = "a message with slots is gone on with anyway"
+            param = at(where, "continue_final_message")
+            raise RequestError(400, message, code="unsupported_with_semantic", param=param)
+        if self._template is None:
+            told = _request(tools, options, opens=parts is not None or opens or continues)
+            segments = held.transcript(told, safe, continues=continues)
+        else:
+            segments = self._rendered(
+                held, safe, tools, known_tools, options, opens=parts is None and opens, continues=continues, where=where
+            )
+        held.check_rendered(segments, at(where, "messages"))
+        if parts is None:
+            return Prompt([*segments, answer])
+        last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
+        return Prompt(segments[: last + 1], parts)
+
+    def _rendered(
+        self,
+        held: "_Held",
+        safe: list[dict[str, Any]],
+        tools: Tools | None,
+        known_tools: Sequence[Tool],
+        options: Mapping[str, Any] | None,
+        *,
+        opens: bool,
+        continues: bool,
+        where: str,
+    ) -> list[Segment]:
+        """What the model's template makes of the messages."""
+        assert self._template is not None
         if continues:
-            if parts is not None:
-                message = "a message with slots is gone on with anyway"
-                raise RequestError(
-                    400, message, code="unsupported_with_semantic", param=at(where, "continue_final_message")
-                )
             safe[-1]["content"] += _END
         known = {
             "messages": safe,
-            "add_generation_prompt": parts is None and opens and not continues,
+            "add_generation_prompt": opens and not continues,
             "bos_token": self._tokenizer.bos_text,
             "eos_token": self._tokenizer.eos_text,
         }
-        if self.passes_on:
-            known["request"] = held.neutral(_request(tools, options, opens=parts is not None or opens or continues))
-            options = None
-        elif known_tools and self._knows_tools:
+        if known_tools and self._knows_tools:
             known["tools"] = held.neutral([tool.described() for tool in known_tools])
         if taken := known.keys() & (options or {}).keys():
             message = f"the template is told {min(taken)} by the server"
@@ -149,12 +173,7 @@ class PromptBuilder:
             if not end:
                 message = "the model's chat template does not write the last message as it is"
                 raise RequestError(400, message, param=at(where, "continue_final_message"))
-        segments = held.segments(text)
-        held.check_rendered(segments, at(where, "messages"))
-        if parts is None:
-            return Prompt([*segments, answer])
-        last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
-        return Prompt(segments[: last + 1], parts)
+        return held.segments(text)
 
     def completion(
         self, text: str, answer: Slot, *, references: bool = False, begins: bool = True, where: str = "prompt"
@@ -283,6 +302,27 @@ class _Held:
     def _keep(self, piece: str | Input | Slot) -> str:
         self._pieces.append(piece)
         return f"\ue000{_NONCE}-{len(self._pieces) - 1}\ue001"
+
+    def transcript(
+        self, request: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], *, continues: bool
+    ) -> list[Segment]:
+        """The messages as they are, cut at references and slots; see `gateway.transcript`."""
+        segments: list[Segment] = []
+        tokens = transcript.options_mark(request) if request else array("i")
+        for message in messages:
+            rest = {key: value for key, value in message.items() if key != "content"}
+            tokens.extend(transcript.message_mark(rest))
+            for place, piece in enumerate(_MARK.split(message["content"])):
+                held = self._pieces[int(piece)] if place % 2 else piece
+                if isinstance(held, str):
+                    tokens.extend(transcript.characters(held))
+                    continue
+                segments += [Text(tokens), held]
+                tokens = array("i")
+            tokens.append(transcript.END)
+        if continues:
+            tokens.pop()
+        return [*segments, Text(tokens)]
 
     def segments(self, rendered: str) -> list[Segment]:
         """The rendered template, cut at references and slots and tokenised between them."""

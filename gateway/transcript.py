@@ -9,13 +9,13 @@ The last message of a chat may lack its END: then the answer goes on with it. So
 compared like any other, and the context that sends it turns it back into what the client said.
 """
 
-import json
 import re
-import secrets
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from engine.tokenizer import Place
 
@@ -23,31 +23,19 @@ _MARKS = 0x110000
 """The first number that is no character."""
 OPTIONS, MESSAGE, CONTENT, END = range(_MARKS, _MARKS + 4)
 
-_NONCE = secrets.token_hex(8)
-_NAMES = {name: f"\ue000{_NONCE}-{name}\ue001" for name in ("options", "message", "content", "end")}
-"""The marks as the template writes them; no client can."""
-TEMPLATE = (
-    "{% if request %}{{ options_mark }}{{ request | tojson }}{% endif %}"
-    "{% for message in messages %}"
-    "{{ message_mark }}{{ dict(message, content='') | tojson }}{{ content_mark }}{{ message.content }}{{ end_mark }}"
-    "{% endfor %}"
-)
-for _name, _mark in _NAMES.items():
-    TEMPLATE = TEMPLATE.replace(f"{{{{ {_name}_mark }}}}", _mark)
-
 
 class TranscriptTokenizer:
-    """See `gateway.prompt.PromptTokenizer`: characters for tokens, and a template that writes messages as they are."""
+    """See `gateway.prompt.PromptTokenizer`: characters for tokens. Messages stay what they are, without a template."""
 
     passes_on = True
-    chat_template: str | None = TEMPLATE
+    chat_template: str | None = None
     bos_text = ""
     eos_text = ""
     adds_bos = False
+    control_pattern: re.Pattern[str] | None = None
 
     def __init__(self) -> None:
-        self.control = dict(zip(_NAMES.values(), (OPTIONS, MESSAGE, CONTENT, END), strict=True))
-        self.control_pattern: re.Pattern[str] | None = re.compile(f"({'|'.join(map(re.escape, self.control))})")
+        self.control: dict[str, int] = {}
 
     def encode(self, text: str, *, after: Place = "text") -> "array[int]":
         """The text's characters, the same wherever it stands."""
@@ -84,16 +72,34 @@ def _text(numbers: "array[int]") -> str:
     return numbers.tobytes().decode("utf-32-le", errors="surrogatepass")
 
 
+def options_mark(options: Mapping[str, Any]) -> "array[int]":
+    """What is put before all messages, if a request has options."""
+    return _marked(OPTIONS, options)
+
+
+def message_mark(message: Mapping[str, Any]) -> "array[int]":
+    """What is put before a message's content; END comes behind it. `message`: all but its content."""
+    numbers = _marked(MESSAGE, message)
+    numbers.append(CONTENT)
+    return numbers
+
+
+def _marked(mark: int, content: Mapping[str, Any]) -> "array[int]":
+    numbers = array("i", (mark,))
+    numbers.extend(characters(msgspec.json.encode(content).decode()))
+    return numbers
+
+
 def read(tokens: "array[int]") -> Transcript:
-    """What they say. Raises ValueError if no template of ours wrote them."""
+    """What they say. Raises ValueError if nothing here wrote them."""
     if not tokens or tokens[0] < _MARKS:
         return Transcript(text=_text(tokens))
     found = Transcript()
     for mark, said in _parts(tokens):
         if mark == OPTIONS:
-            found.options = json.loads(said)
+            found.options = msgspec.json.decode(said)
         elif mark == MESSAGE:
-            found.messages.append(json.loads(said))
+            found.messages.append(msgspec.json.decode(said))
             found.unfinished = True
         elif mark == CONTENT:
             found.messages[-1]["content"] = said

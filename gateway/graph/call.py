@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gateway.graph.errors import Failure
@@ -160,7 +161,7 @@ class CallSpec:
         """Its own prompt, then those of its fallbacks."""
         return [Rendering(self.model, self.segments), *self.fallbacks]
 
-    @property
+    @cached_property
     def slots(self) -> list[Slot]:
         """In the order in which they are generated."""
         return [segment for segment in self.segments if isinstance(segment, Slot)]

@@ -13,7 +13,7 @@ from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
 from gateway.http.bodies import encode_json
 from gateway.http.sse import REQUEST_ID, SlowReader
-from gateway.metrics import REQUESTS
+from gateway.metrics import request_counter
 from gateway.scheduler import Overloaded, Stopping
 
 log = logging.getLogger("myna.http")
@@ -77,7 +77,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response.headers["x-request-id"] = request_id
     route = request.match_info.route.resource
     name = "unknown" if route is None else route.canonical
-    REQUESTS.labels(request.method, name, str(response.status)).inc()
+    request_counter(request.method, name, str(response.status)).inc()
     log.debug("%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began))
     return response
 

@@ -1,13 +1,11 @@
 """What a server streams, as pieces of text: the events of chats and completions, and calls of tools as text."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from gateway.engines.base import ContextRefused
@@ -16,8 +14,6 @@ from gateway.graph.variable import Piece
 _LONGEST_EVENT = 16 << 20
 _CALL_BEGINS, _CALL_ENDS = "<tool_call>\n", "\n</tool_call>"
 """How calls are written in a text: Hermes's way, which `gateway.tools` reads."""
-_TAIL_SECONDS = 5.0
-"""After an answer's end, for what is told of its tokens."""
 Usage = tuple[int, int, int]
 """Tokens of prompt, of these cached, and of completion."""
 
@@ -105,37 +101,33 @@ class _Chunk(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Chunk)
 
 
-async def events(response: aiohttp.ClientResponse, answer: "Answer") -> AsyncIterator[bytes]:
-    """The data of Server-Sent Events, up to `[DONE]` or the end; or the whole body, if it is no stream. Behind the
-    answer's end no event is waited for long. Raises aiohttp's errors, TimeoutError, ValueError."""
-    content = response.content
-    if response.content_type != "text/event-stream":
-        yield await response.read()
-        return
-    rest, done = b"", False
-    while True:
-        if answer.ended:
-            async with asyncio.timeout(_TAIL_SECONDS):
-                data = await content.readany()
-        else:
-            data = await content.readany()
-        if not data:
-            return  # read to its end, so that the connection can be used again
-        if done:
-            continue
-        rest += data
-        if b"\r" in rest:
-            rest = rest.replace(b"\r\n", b"\n")
-        *whole, rest = rest.split(b"\n\n")
-        if len(rest) > _LONGEST_EVENT:
+class Events:
+    """Server-Sent Events as they come."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._done = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The data of those that are whole now, up to `[DONE]`. Raises ValueError."""
+        if self._done:
+            return []
+        data = self._rest + data
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
+        *whole, self._rest = data.split(b"\n\n")
+        if len(self._rest) > _LONGEST_EVENT:
             raise ValueError("an event without end")
+        told: list[bytes] = []
         for event in whole:
             for line in event.split(b"\n"):
                 if line.startswith(b"data:"):
-                    told = line[5:].strip()
-                    done = done or told == b"[DONE]"
-                    if not done:
-                        yield told
+                    content = line[5:].strip()
+                    if content == b"[DONE]":
+                        self._done = True
+                        return told
+                    told.append(content)
+        return told
 
 
 class Answer:

@@ -19,14 +19,17 @@ import msgspec
 
 from engine.tokenizer import Tokenizer
 from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Told, Urgency
-from gateway.engines.openai.answers import Answer, events
+from gateway.engines.openai.answers import Answer, Events
 from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
 from gateway.graph.call import Sampling
+from gateway.graph.variable import Piece
 from gateway.transcript import Transcript, characters, read
 
 _HINTS = ("priority", "cache_salt", "stream_options", "return_token_ids")
 """Fields that a server may do without."""
+_TAIL_SECONDS = 5.0
+"""After an answer's end, for what is told of its tokens."""
 _LONG_TEXT = 2_000
 
 
@@ -150,20 +153,36 @@ class OpenAIContext:
     async def generate(self, sampling: Sampling) -> AsyncIterator[Told]:
         """See `EngineContext.generate`."""
         began = time.monotonic()
-        async with self._upstream.turns.taken(self._turn):
+        await self._upstream.turns.take(self._turn)
+        try:
             held = time.monotonic() - began
-            answered = False
-            while not answered:
-                path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency)
-                try:
-                    async with self._upstream.post(path, body) as response:
-                        answered = True
-                        yield Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held)
-                        async for told in self._told(response):
-                            yield told
-                except ContextRefused as error:
-                    if answered or not self._does_without(str(error), body):
-                        raise
+            self._response = response = await self._asked(sampling)
+            try:
+                yield Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held)
+                answer, text, tokens = Answer(), "", array("i")
+                async for piece, token_ids, finish in self._pieces(response, answer):
+                    text += piece.text
+                    tokens.extend(token_ids)
+                    yield Delta(piece, finish)
+            finally:
+                response.close()  # the connection is kept if it was read to its end
+        finally:
+            self._upstream.turns.leave()
+        self._keep(text, tokens)
+        if answer.usage is not None:
+            prompt, cached, completion = answer.usage
+            before, self._generated = self._generated, self._generated + completion
+            self._cached = cached if self._cached is None else self._cached
+            yield Counted(max(0, prompt - before), self._cached, self._generated)
+
+    async def _asked(self, sampling: Sampling) -> aiohttp.ClientResponse:
+        while True:
+            path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency)
+            try:
+                return await self._upstream.post(path, body)
+            except ContextRefused as error:
+                if not self._does_without(str(error), body):
+                    raise
 
     def _does_without(self, refusal: str, body: dict[str, Any]) -> bool:
         """Whether it was about a field that can be left out, or has another name there."""
@@ -174,34 +193,38 @@ class OpenAIContext:
         self._upstream.dropped.update(named)
         return bool(named)
 
-    async def _told(self, response: aiohttp.ClientResponse) -> AsyncIterator[Delta | Counted]:
-        answer, self._response = Answer(), response
-        text: list[str] = []
-        tokens: list[int] = []
+    async def _pieces(
+        self, response: aiohttp.ClientResponse, answer: Answer
+    ) -> AsyncIterator[tuple[Piece, Sequence[int], str | None]]:
+        """See `Answer.push`. Raises EngineLost, or ContextRefused."""
+        events, content = Events(), response.content
         try:
-            async for event in events(response, answer):
-                for piece, token_ids, finish in answer.push(event):
-                    text.append(piece.text)
-                    tokens += token_ids
-                    yield Delta(piece, finish)
-        except (aiohttp.ClientError, TimeoutError):
+            if response.content_type != "text/event-stream":  # it does not stream, though it was asked to
+                for told in answer.push(await response.read()):
+                    yield told
+            while not content.at_eof():  # to its end, so that the connection can be used again
+                if answer.ended:
+                    async with asyncio.timeout(_TAIL_SECONDS):
+                        data = await content.readany()
+                else:
+                    data = await content.readany()
+                for event in events.feed(data):
+                    for told in answer.push(event):
+                        yield told
+        except (aiohttp.ClientError, TimeoutError) as error:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.ended:
-                raise
+                raise self._upstream.broke(error) from error
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             self._upstream.failed()
             raise self._upstream.lost(f"says what is no answer: {error}") from error
-        if not answer.ended and not self._freed:
+        if not answer.ended:
+            if self._freed:
+                raise EngineLost("the context was freed", suspect=False)
             self._upstream.failed()
             raise self._upstream.lost("broke off in the middle of an answer")
         self._upstream.succeeded()
-        self._keep("".join(text), tokens)
-        if answer.usage is not None:
-            prompt, cached, completion = answer.usage
-            before, self._generated = self._generated, self._generated + completion
-            self._cached = cached if self._cached is None else self._cached
-            yield Counted(max(0, prompt - before), self._cached, self._generated)
 
     def _keep(self, text: str, tokens: Sequence[int]) -> None:
         """What was generated stays in the context."""

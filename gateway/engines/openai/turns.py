@@ -3,8 +3,6 @@
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class Turn:
@@ -33,27 +31,27 @@ class Turns:
         """About how many wait."""
         return len(self._line)
 
-    @asynccontextmanager
-    async def taken(self, turn: Turn) -> AsyncIterator[None]:
-        """Waits for the turn, and holds it."""
-        if self.running >= self.limit or self._line:
-            turn.ready = asyncio.get_running_loop().create_future()
-            self._stand(turn)
-            self._admit()
-            try:
-                await turn.ready
-            except asyncio.CancelledError:
-                if turn.ready.done() and not turn.ready.cancelled():  # it had just been given one
-                    self._leave()
-                raise
-            finally:
-                turn.ready = None
-        else:
+    async def take(self, turn: Turn) -> None:
+        """Waits for the turn. Pair with `leave`."""
+        if self.running < self.limit and not self._line:
             self.running += 1
+            return
+        turn.ready = asyncio.get_running_loop().create_future()
+        self._stand(turn)
+        self._admit()
         try:
-            yield
+            await turn.ready
+        except asyncio.CancelledError:
+            if turn.ready.done() and not turn.ready.cancelled():  # it had just been given one
+                self.leave()
+            raise
         finally:
-            self._leave()
+            turn.ready = None
+
+    def leave(self) -> None:
+        """It is somebody else's turn."""
+        self.running -= 1
+        self._admit()
 
     def rerank(self, turn: Turn, rank: float) -> None:
         """From here on."""
@@ -64,10 +62,6 @@ class Turns:
 
     def _stand(self, turn: Turn) -> None:
         heapq.heappush(self._line, (turn.rank, next(self._numbers), turn))
-
-    def _leave(self) -> None:
-        self.running -= 1
-        self._admit()
 
     def _admit(self) -> None:
         while self._line and self.running < self.limit:

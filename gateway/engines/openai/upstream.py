@@ -6,8 +6,8 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -136,38 +136,37 @@ class Upstream:
 
     # asking
 
-    @asynccontextmanager
-    async def post(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer to a request, once its status is there and says success.
+    async def post(self, path: str, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
+        """The answer to a request, once its status is there and says success; to be closed by whoever reads it.
 
         Raises EngineLost where it may be tried again, and other failures of engines where that would change nothing.
         """
+        assert self._session is not None, "not started"
         content = msgspec.json.encode(body)
         try:
-            async with await self._sent(path, content) as response:
-                if response.status != 200:
-                    raise await self._refusal(response)
-                yield response
-        except aiohttp.ClientConnectorError as error:
-            self._fell(f"cannot be reached: {error.os_error.strerror or error}")
-            raise self.lost("cannot be reached") from error
-        except TimeoutError as error:
-            self.failed()
-            raise self.lost(f"has been silent for {self.server.timeout:g} s") from error
-        except aiohttp.ClientError as error:
-            self.failed()
-            raise self.lost(f"broke off: {error!r}") from error
+            try:
+                response = await self._session.post(self.url + path, data=content)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                if isinstance(error, aiohttp.ClientConnectorError):
+                    raise
+                # most likely a connection that was kept, and that the server had closed just then
+                response = await self._session.post(self.url + path, data=content)
+            if response.status == 200:
+                return response
+            async with response:
+                raise await self._refusal(response)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self.broke(error) from error
 
-    async def _sent(self, path: str, content: bytes) -> aiohttp.ClientResponse:
-        """A request's answer, once its status is there."""
-        assert self._session is not None, "not started"
-        try:
-            return await self._session.post(self.url + path, data=content)
-        except aiohttp.ClientConnectorError:
-            raise
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # most likely a connection that was kept, and that the server had closed just then
-            return await self._session.post(self.url + path, data=content)
+    def broke(self, error: Exception) -> EngineLost:
+        """What an error of the connection means."""
+        if isinstance(error, aiohttp.ClientConnectorError):
+            self._fell(f"cannot be reached: {error.os_error.strerror or error}")
+            return self.lost("cannot be reached")
+        self.failed()
+        if isinstance(error, TimeoutError):
+            return self.lost(f"has been silent for {self.server.timeout:g} s")
+        return self.lost(f"broke off: {error!r}")
 
     def use_length(self, field: Literal["max_tokens", "max_completion_tokens"]) -> None:
         """It wants to be told the length of a chat's answer in this field."""

@@ -434,7 +434,7 @@ async def test_usage_that_cannot_be_is_not_believed(server: FakeServer, upstream
 
 
 async def test_a_server_that_does_not_end_its_stream(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.engines.openai.answers._TAIL_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.engines.openai.engine._TAIL_SECONDS", 0.2)
 
     async def never_ends(request: Any, body: dict[str, Any]) -> Any:
         response = await stream(request, [chunk(body, "x", "stop")], done=False)

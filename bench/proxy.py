@@ -1,0 +1,188 @@
+"""What a gateway adds before a server elsewhere: `python -m bench.proxy` starts both, the server being a stub.
+
+`--base-url URL` measures another gateway, before a stub that `python -m bench.upstream` runs.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict
+from statistics import median
+from urllib.parse import urlsplit
+
+import aiohttp
+import psutil
+
+from bench.__main__ import Figure
+from bench.load import Client
+
+_BODY = '{"model":"stub","stream":true,"max_tokens":%d,"messages":[{"role":"user","content":"go on"}]}'
+_SENT = re.compile(rb'"content":"(\d+) "')
+
+
+@contextmanager
+def _running(*command: str) -> Iterator[tuple[psutil.Process, str]]:
+    """A process of ours, and the address that it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        found = re.search(r"https?://[^\s/]+:\d+", process.stdout.readline().rpartition(" at ")[2])
+        if found is None:
+            raise SystemExit(f"bench: {' '.join(command)} did not start")
+        yield psutil.Process(process.pid), found[0]
+        process.stdin.close()
+    finally:
+        process.terminate()
+        process.wait(40)
+
+
+@asynccontextmanager
+async def _client(url: str) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        yield Client(http, f"{url}/v1", "stub")
+
+
+async def _added(gateway: str, stub: str, runs: int) -> list[Figure]:
+    """Milliseconds at the median, a request at a time."""
+    through: list[float] = []
+    direct: list[float] = []
+    async with _client(gateway) as one, _client(stub) as other:
+        for _ in range(runs):  # in turn, so that the machine's moods fall on both
+            for client, told in ((one, through), (other, direct)):
+                await client.latency(50)
+                told.append(1e3 * await client.latency(400))
+    return [
+        Figure("added at the median", median(a - b for a, b in zip(through, direct, strict=True)), "ms", "≤ 0.5"),
+        Figure("the stub alone, median", median(direct), "ms"),
+    ]
+
+
+async def _rate(gateway: str, process: psutil.Process | None, runs: int, requests: int) -> list[Figure]:
+    """Requests a second of 32 clients, and what the gateway's process takes of a core for them; and its memory."""
+    rates, own, grown = [], [], []
+    async with _client(gateway) as client:
+        await client.request_rate(2000, 32)
+        for _ in range(runs):
+            before = None if process is None else (process.cpu_times(), process.memory_info().rss)
+            rates.append(await client.request_rate(requests, 32))
+            if process is not None and before is not None:
+                after = process.cpu_times()
+                spent = after.user + after.system - before[0].user - before[0].system
+                own.append(requests / spent)
+                grown.append((process.memory_info().rss - before[1]) / 2**20)
+    figures = [Figure("32 clients", median(rates), "requests/s")]
+    if own:
+        figures.append(Figure("… for each second of the gateway's CPU", median(own), "requests", "≥ 2000"))
+        figures.append(Figure(f"memory grown over the last {requests} requests", grown[-1], "MiB", "0"))
+    return figures
+
+
+class _Stream(asyncio.Protocol):
+    """One streamed answer, read with as little work as may be."""
+
+    def __init__(self, body: str, delays: list[float], ended: "asyncio.Future[None]") -> None:
+        self._request = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+        self._delays = delays
+        self._ended = ended
+        self._rest = b""
+        self.tokens = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self._request)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        data, _, self._rest = (self._rest + data).rpartition(b"\n\n")
+        for sent in _SENT.findall(data):
+            self._delays.append((now - int(sent)) / 1e6)
+            self.tokens += 1
+        if b"[DONE]" in data and not self._ended.done():
+            self._ended.set_result(None)
+            self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(error or ConnectionError("the stream ended early"))
+
+
+async def _streams(url: str, count: int, tokens: int) -> tuple[float, float]:
+    """Delay of tokens of many streams at once, in ms: median and 99th percentile."""
+    loop, where = asyncio.get_running_loop(), urlsplit(url)
+    delays: list[float] = []
+    ends = []
+    protocols = []
+    for at in range(count):
+        ended = loop.create_future()
+        ends.append(ended)
+        _, protocol = await loop.create_connection(
+            lambda ended=ended: _Stream(_BODY % tokens, delays, ended),  # type: ignore[misc]
+            where.hostname,
+            where.port,
+        )
+        protocols.append(protocol)
+        if at % 10 == 9:
+            await asyncio.sleep(0.01)
+    await asyncio.gather(*ends)
+    if any(protocol.tokens != tokens for protocol in protocols):
+        raise SystemExit("bench: a stream did not bring all its tokens")
+    delays.sort()
+    return median(delays), delays[int(0.99 * len(delays))]
+
+
+def _delays(gateway: str, stub: str, count: int) -> list[Figure]:
+    middle, late = asyncio.run(_streams(gateway, count, 100))
+    direct, direct_late = asyncio.run(_streams(stub, count, 100))
+    return [
+        Figure(f"{count} streams of 100 tokens, delay at the median", middle, "ms"),
+        Figure("… at the 99th percentile", late, "ms", "≤ 20"),
+        Figure("… without a gateway, median", direct, "ms"),
+        Figure("… without a gateway, 99th percentile", direct_late, "ms"),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a table, or JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench.proxy", description=__doc__)
+    parser.add_argument("--base-url", help="another gateway, which serves a model `stub`")
+    parser.add_argument("--stub", help="with --base-url: the stub that it stands before")
+    parser.add_argument("--runs", type=int, default=3, help="of each; the median is told (default: 3)")
+    parser.add_argument("--requests", type=int, default=10_000, help="of each run of 32 clients (default: 10000)")
+    parser.add_argument("--streams", type=int, default=1000, help="at once (default: 1000)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    chosen = parser.parse_args(arguments)
+    with ExitStack() as stack:
+        process = None
+        if chosen.base_url:
+            gateway, stub = chosen.base_url.removesuffix("/v1").rstrip("/"), chosen.stub
+        else:
+            _, stub = stack.enter_context(_running("bench.upstream"))
+            options = ("--engine", f"vllm={stub}", "--port", "0", "--log-level", "warning")
+            process, gateway = stack.enter_context(_running("gateway", "serve", *options))
+        figures = asyncio.run(_added(gateway, stub, chosen.runs))
+        figures += asyncio.run(_rate(gateway, process, chosen.runs, chosen.requests))
+        if chosen.streams:
+            figures += _delays(gateway, stub, chosen.streams)
+    if chosen.json:
+        print(json.dumps([asdict(figure) for figure in figures], indent=1))
+        return 0
+    for figure in figures:
+        print(f"{figure.what:<56} {figure.value:>10.2f} {figure.unit:<12} {figure.goal}".rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
