@@ -50,11 +50,25 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in small}
 
 
+def _nobody_asks(count: int) -> None:
+    """How many there are."""
+
+
 class Listener:
     """Owner of the port and of the connections. `token`: what gateways have to show."""
 
-    def __init__(self, hub: Hub, token: str, info: EngineInfo, files: dict[str, bytes]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        token: str,
+        info: EngineInfo,
+        files: dict[str, bytes],
+        calls: Callable[[int], None] = _nobody_asks,
+    ) -> None:
+        """`calls` is told how many gateways are connected, whenever that changes."""
         self._hub = hub
+        self._calls = calls
+        self._let_in = 0
         self._token = token.encode()
         self._welcome = encode_frame(Welcome(info, files))
         self._loop = asyncio.new_event_loop()
@@ -88,6 +102,7 @@ class Listener:
             writer.write(self._welcome)
             frames.most = MAX_FRAME
             link = Link(_Connection(self._loop, writer))
+            self._count(1)
             data = b""
             while True:
                 for body in frames.feed(data):
@@ -101,10 +116,15 @@ class Listener:
             log.warning("the link to the gateway at %s broke: %s", peer, error)
         finally:
             if link is not None:
+                self._count(-1)
                 self._hub.post(link, None)
                 log.info("the gateway at %s has gone", peer)
             self._writers.discard(writer)
             writer.close()
+
+    def _count(self, change: int) -> None:
+        self._let_in += change
+        self._calls(self._let_in)
 
     async def _greeted(self, reader: asyncio.StreamReader, frames: FrameBuffer) -> str | None:
         """Reads the first frame. Why its sender is not let in; None if it is."""
@@ -181,17 +201,18 @@ def serve(
     *,
     stopping: Callable[[Callable[[], None]], None],
     ready: Callable[[EngineInfo, str], None],
+    calls: Callable[[int], None] = _nobody_asks,
 ) -> None:
     """Loads the model and serves gateways until told to stop.
 
-    `stopping` is given what ends the serving. `ready` is told of the engine and its address. Raises EngineError or
-    OSError if it cannot.
+    `stopping` is given what ends the serving. `ready` is told of the engine and its address; `calls` how many gateways
+    are connected. Raises EngineError or OSError if it cannot.
     """
     hub = Hub()
     local = Link(_Nobody())
     stopping(lambda: hub.post(local, Shutdown()))
     engine = Engine(config)
-    listener = Listener(hub, token, engine.info, tokenizer_files(Path(engine.info.folder)))
+    listener = Listener(hub, token, engine.info, tokenizer_files(Path(engine.info.folder)), calls)
     ready(engine.info, listener.start(host, port, tls))
     try:
         hub.serve(engine)

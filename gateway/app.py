@@ -150,8 +150,7 @@ async def serve(settings: ServeSettings) -> int:
     allow_many_connections()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    _stop_on_signals(loop, stop)
     pool = EnginePool(settings.engine_wait)
     try:
         fleet = Fleet(settings, pool)
@@ -184,6 +183,7 @@ async def serve(settings: ServeSettings) -> int:
         except EngineStartFailed as error:
             print(f"myna: {error}", file=sys.stderr)
             return 1
+        _stop_on_signals(loop, stop)  # Ray has put its own handlers in their place
         for model in fleet.models:
             services.models.add(model)
         services.models.relate(settings.aliases(), settings.fallbacks())
@@ -196,6 +196,11 @@ async def serve(settings: ServeSettings) -> int:
         await stop.wait()
         await _drain(services, settings.drain, stop)
     return 0
+
+
+def _stop_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
 
 
 def _where(settings: ServeSettings) -> str:

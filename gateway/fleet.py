@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from engine.config import EngineConfig
 from engine.errors import CheckpointError
 from engine.gpus import usable_gpus
+from engine.link import EngineInfo
 from engine.tokenizer import Tokenizer
 from gateway.engines.base import Engine
 from gateway.engines.embedded import EmbeddedEngine
@@ -14,6 +15,7 @@ from gateway.engines.linked import EngineStartFailed, LinkedEngine
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.engines.openai.tokenizers import load_tokenizer
 from gateway.engines.pool import EnginePool
+from gateway.engines.ray import RayEngine, shares_of
 from gateway.engines.tcp import TcpEngine
 from gateway.models import ServedModel
 from gateway.named import EngineTable, host_and_port
@@ -39,9 +41,12 @@ class Fleet:
         self._tokenizers: dict[str, Tokenizer] = {}
         self._linked: list[LinkedEngine] = []
         self._servers: list[tuple[EngineTable, Upstream]] = []
+        self._on_ray: list[EngineTable] = []
         for table in settings.engine or [EngineTable(kind="embedded", name="embedded")]:
             if table.kind == "embedded":
                 self._linked += self._embedded()
+            elif table.kind == "ray":
+                self._on_ray.append(table)
             elif table.linked:
                 self._linked.append(self._called(table))
             else:
@@ -66,6 +71,21 @@ class Fleet:
             patience=self._settings.engine_wait,
         )
 
+    async def _actors(self, table: EngineTable) -> list[LinkedEngine]:
+        shares = await asyncio.to_thread(shares_of, table.url, table.count, table.cpus, table.gpus)
+        return [
+            RayEngine(
+                f"{table.name}-{at}",
+                table.url,
+                engine_config(self._settings, self._settings.device, 1),
+                share,
+                self._pool.changed,
+                linger=table.linger,
+                hang_seconds=self._settings.engine_timeout,
+            )
+            for at, share in enumerate(shares)
+        ]
+
     def _upstream(self, table: EngineTable) -> Upstream:
         server = Server(
             table.name,
@@ -82,6 +102,8 @@ class Fleet:
     async def start(self) -> None:
         """Of engines of our own the first one alone: it fetches the model and builds the kernels that the others find.
         Raises EngineStartFailed."""
+        for table in self._on_ray:
+            self._linked += await self._actors(table)
         starts = [upstream.start() for _, upstream in self._servers]
         await asyncio.gather(*starts, self._start_linked())
         for engine in self._linked:
@@ -154,13 +176,15 @@ class Fleet:
     def __str__(self) -> str:
         """What is served, and on what."""
         parts = []
-        if self._linked:
-            info, several = self._linked[0].info, len(self._linked)
-            assert info is not None
+        by_model: dict[str, list[EngineInfo]] = {}
+        for engine in self._linked:
+            assert engine.info is not None
+            by_model.setdefault(self._settings.model_name or engine.info.model, []).append(engine.info)
+        for name, infos in by_model.items():
+            info, several = infos[0], f"{len(infos)} engines, each " if len(infos) > 1 else ""
             parts.append(
-                f"{self._settings.model_name or info.model} ({info.parameters / 1e6:.0f}M parameters, {info.dtype}, "
-                f"window {info.window}) on {f'{several} engines, each ' if several > 1 else ''}{info.device} with "
-                f"{info.threads} threads, kernels: {info.kernels}, KV {info.kv_tokens} tokens,"
+                f"{name} ({info.parameters / 1e6:.0f}M parameters, {info.dtype}, window {info.window}) on {several}"
+                f"{info.device} with {info.threads} threads, kernels: {info.kernels}, KV {info.kv_tokens} tokens,"
             )
         for table, upstream in self._servers:
             parts.append(f"{_some([model.id for model in upstream.models])} of {table.name} ({upstream.url})")

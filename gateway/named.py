@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.engines.openai import KINDS
 
-_HELP = "embedded, myna=tcp://HOST:PORT, or KIND=http://HOST:PORT with a kind of " + ", ".join(KINDS)
+_HELP = "embedded, myna=tcp://HOST:PORT, ray=auto, or KIND=http://HOST:PORT with a kind of " + ", ".join(KINDS)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -32,8 +32,11 @@ class EngineTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: str = Field(description="embedded, myna, or the kind of server")
-    url: str = Field("", description="tcp:// or tls:// for an engine of ours, http:// or https:// for a server")
+    kind: str = Field(description="embedded, ray, myna, or the kind of server")
+    url: str = Field(
+        "",
+        description="tcp:// or tls:// for an engine of ours, http(s):// for a server; of Ray auto or HOST:PORT",
+    )
     name: str = Field("", description="what graphs and logs call it; left out, its kind, with a number if need be")
     key: str | None = Field(None, description="what is shown to the server")
     key_env: str | None = Field(None, description="the variable of the environment that holds it")
@@ -41,6 +44,10 @@ class EngineTable(BaseModel):
     tokenizer: str | None = Field(None, description="folder or hub id: the server is given tokens, not messages")
     window: int | None = Field(None, ge=1, description="of its models, in tokens, if the server does not say")
     timeout: float = Field(300.0, gt=0, description="seconds of silence after which a request is given up")
+    count: int = Field(0, ge=0, description="of engines on Ray; 0: one a GPU, or one a node")
+    cpus: float | None = Field(None, gt=0, description="of each engine on Ray")
+    gpus: float | None = Field(None, ge=0, description="of each engine on Ray")
+    linger: float = Field(300.0, gt=0, description="seconds for which an engine on Ray is kept though no gateway calls")
     concurrency: int = Field(0, ge=0, description="requests at a time; 0: as many as the server says, or 256")
 
     @model_validator(mode="after")
@@ -49,8 +56,12 @@ class EngineTable(BaseModel):
             if self.url:
                 raise ValueError("an embedded engine has no url")
             return self
+        if self.kind == "ray":
+            if self.url != "auto":
+                host_and_port(self.url)
+            return self
         if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is no kind of engine; there are embedded, {', '.join(KINDS)}")
+            raise ValueError(f"{self.kind!r} is no kind of engine; there are embedded, ray, {', '.join(KINDS)}")
         scheme, _, where = self.url.partition("://")
         if scheme in ("tcp", "tls") and self.kind == "myna":
             host_and_port(where)
@@ -87,7 +98,7 @@ def engine_table(named: Any) -> EngineTable:
     if named == "embedded":
         return EngineTable(kind=named)
     kind, found, url = named.partition("=")
-    if not found or kind not in KINDS:
+    if not found or kind not in (*KINDS, "ray"):
         raise ValueError(f"{named!r} names no engine; try {_HELP}")
     return EngineTable(kind=kind, url=url)
 

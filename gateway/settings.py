@@ -145,7 +145,8 @@ class ServeSettings(EngineOptions):
     model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
     engines: int = Field(0, ge=0, le=64, description="processes that run the model; 0: one a GPU, or one on the CPU")
     engine: Annotated[list[EngineTable], NoDecode] = Field(
-        [], description="embedded; myna=tcp://HOST:PORT; vllm=, sglang=, llamacpp=, myna= or openai=http://…; several"
+        [],
+        description="embedded, ray=auto, myna=tcp://HOST:PORT, openai=, vllm=, sglang=, llamacpp=, myna=http://…",
     )
     engine_token: str | None = Field(None, description="what is shown to engines that `myna engine` runs")
     engine_key: Annotated[list[str], NoDecode] = Field(

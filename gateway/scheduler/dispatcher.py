@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from gateway.engines.base import ContextRefused, EngineContext, EngineFailure, EngineLost, Engines
+from gateway.engines.base import ContextRefused, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
 from gateway.graph.call import Call, CallState, Objective, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.objectives import sources
@@ -279,12 +279,20 @@ class Scheduler:
                 attempt += 1
                 suspect, lost = suspect or error.suspect, call.engine
                 log.warning("call %s lost its engine and is run again: %s", call.id, error)
-                await asyncio.sleep(error.pause)
+                if not await self._elsewhere(rendering.model, lost):
+                    await asyncio.sleep(error.pause)
             except (StartedOver, Unsettled) as error:
                 if not _start_over(call):
                     message = "a value that this call had read in part is made anew"
                     raise CallFailed(Failure("engine_failed", message, call.id)) from error
                 patient = patient or isinstance(error, Unsettled)
+
+    async def _elsewhere(self, model: str, lost: str | None) -> bool:
+        """Whether an engine other than the lost one takes the model's work now."""
+        try:
+            return any(engine.name != lost for engine in await self._engines.serving(model, wait=False))
+        except NoEngine:
+            return False
 
     async def _attempt(self, call: Call, rendering: Rendering, *, patient: bool, wait: bool, lost: str | None) -> None:
         """`lost`: the engine that did not do it before."""
