@@ -31,7 +31,12 @@ Told = CompletionUsage | None | msgspec.UnsetType
 
 
 class Shape(Protocol):
-    """An endpoint's own wire shapes for one request. Each of its choices is a call."""
+    """An endpoint's own wire shapes for one request. Each of its choices is a call.
+
+    `model`: who answers, as the answer says.
+    """
+
+    model: str
 
     def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Any:
         """One answer in one piece."""
@@ -111,6 +116,7 @@ class _Answer:
             await call.output.final()
         for call in self._calls:
             _check(call)
+        self._shape.model = self._calls[0].model or self._shape.model  # a fallback says its own name
         kept = self._calls if keep == self._each else self._likeliest(keep)
         choices = [
             self._shape.choice(index, call, call.output.value or "", call.finish_reason or "stop", call.output.pieces)
@@ -167,6 +173,7 @@ class _Answer:
             async with aclosing(self._pieces(stream)) as made:
                 async for index, pieces in made:
                     call = self._calls[index]
+                    shape.model = call.model or shape.model
                     if pieces:
                         part = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
                         if part is not None:

@@ -170,6 +170,7 @@ class _Shape:
 
     def __init__(self, model: ServedModel, body: ChatCompletionRequest) -> None:
         self._model = model
+        self.model = model.id
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         tools = tools_of(body)
@@ -203,7 +204,7 @@ class _Shape:
         return ChatCompletion(
             id=self._id,
             created=self._created,
-            model=self._model.id,
+            model=self.model,
             choices=list(choices),
             usage=usage,
             semantic=extra,
@@ -235,7 +236,7 @@ class _Shape:
     def chunk(self, choices: Sequence[ChunkChoice], usage: Told, extra: Extra = msgspec.UNSET) -> ChatCompletionChunk:
         """See `answers.Shape`."""
         return ChatCompletionChunk(
-            id=self._id, created=self._created, model=self._model.id, choices=list(choices), usage=usage, semantic=extra
+            id=self._id, created=self._created, model=self.model, choices=list(choices), usage=usage, semantic=extra
         )
 
     def _reader(self) -> Reader:

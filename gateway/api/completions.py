@@ -110,6 +110,7 @@ class _Shape:
 
     def __init__(self, model: ServedModel, body: CompletionRequest) -> None:
         self._model = model
+        self.model = model.id
         self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._logprobs_told = body.logprobs is not None
@@ -150,7 +151,7 @@ class _Shape:
     def chunk(self, choices: Sequence[CompletionChoice], usage: Told, extra: Extra = msgspec.UNSET) -> TextCompletion:
         """See `answers.Shape`."""
         return TextCompletion(
-            id=self._id, created=self._created, model=self._model.id, choices=list(choices), usage=usage, semantic=extra
+            id=self._id, created=self._created, model=self.model, choices=list(choices), usage=usage, semantic=extra
         )
 
     def _before(self, index: int) -> str:
