@@ -9,7 +9,7 @@ import pytest
 from bench.stub import StubEngine
 from gateway.engines.base import Engine, NoEngine, Urgency
 from gateway.graph.borders import borders
-from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text, Transform
+from gateway.graph.call import Call, CallSpec, CallState, Input, Rendering, Sampling, Segment, Slot, Text, Transform
 from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Session
 from gateway.graph.variable import Piece, VariableState
@@ -493,3 +493,44 @@ async def test_an_engine_is_told_who_is_watched() -> None:
     assert [context.urgency.watched for context in stage.engine.opened] == [False, False]
     stage.engine.released.set()
     await stage.scheduler.drained()
+
+
+async def test_a_call_that_lost_its_engine_goes_to_another() -> None:
+    ill, well = StubEngine(name="ill"), StubEngine(name="well")
+    scheduler = Scheduler(Stubs(ill, well), 10)
+    call = session().add(spec(output="out"))
+    ill.doomed = {call.spec.segments[0].tokens[0]} if isinstance(call.spec.segments[0], Text) else set()
+    scheduler.submit(call)
+    await call.output.final()
+    assert (call.state, call.engine) == (CallState.DONE, "well")
+    assert len(ill.opened) == 1, "the ill one is not asked again while another is there"
+    await scheduler.close()
+
+
+async def test_models_answer_in_ones_place_in_their_order() -> None:
+    class Two(Stubs):
+        async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+            asked.append((model, wait))
+            if model == "first":
+                raise NoEngine("it is down")
+            return self.engines
+
+    asked: list[tuple[str, bool]] = []
+    engine = StubEngine()
+    scheduler = Scheduler(Two(engine), 10)
+    segments: list[Segment] = [Text([1] * 12), ANSWER]
+    ones = session()
+    call = ones.add(
+        CallSpec(
+            model="first",
+            segments=[Text([1, 2]), ANSWER],
+            output="out",
+            deferred=True,
+            fallbacks=(Rendering("second", segments), Rendering("third", segments)),
+        )
+    )
+    scheduler.submit(call)
+    await call.output.final()
+    assert (call.state, call.output.value, call.model) == (CallState.DONE, "12", "second")
+    assert asked == [("first", False), ("second", False)], "only the last is waited for"
+    await scheduler.close()
