@@ -263,6 +263,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.workloads", description=__doc__, allow_abbrev=False)
     everything = [*WORKLOADS, "mixed"]
     parser.add_argument("--base-url", help="an OpenAI-compatible server, with /v1; client mode unless it is myna's")
+    parser.add_argument(
+        "--before",
+        metavar="KIND=URL",
+        help="a server elsewhere: client mode asks it itself, other modes a gateway before it",
+    )
     parser.add_argument("--model", help="of that server; left out, the first it has")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--only", nargs="+", choices=everything, default=everything)
@@ -290,7 +295,8 @@ def main() -> None:
         ways = []
         if chosen.peer:
             ways.append(Way("vllm", *stack.enter_context(_vllm(chosen.peer_python)), "client"))
-        url = chosen.base_url or _own(stack, *chosen.settings)
+        before = ("--engine", chosen.before) if chosen.before else ()
+        url = chosen.base_url or _own(stack, *before, *chosen.settings)
         model = chosen.model or asyncio.run(first_model(url))
         if chosen.ablation is not None:
             ways.append(Way("everything", url, model, "graph"))
@@ -299,7 +305,8 @@ def main() -> None:
                 at = _own(stack, *chosen.settings, *flags) if flags else url
                 ways.append(Way(f"no {part}", at, model, "graph" if flags else "client"))
         else:
-            ways += [Way(mode, url, model, mode) for mode in chosen.modes]
+            direct = f"{chosen.before.partition('=')[2].removesuffix('/v1')}/v1" if chosen.before else url
+            ways += [Way(mode, direct if mode == "client" else url, model, mode) for mode in chosen.modes]
         found = asyncio.run(measure(ways, chosen))
     if chosen.svg:
         chosen.svg.write_text(timeline(found))

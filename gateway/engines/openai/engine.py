@@ -26,8 +26,8 @@ from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 from gateway.transcript import Transcript, characters, read
 
-_HINTS = ("priority", "cache_salt", "stream_options", "return_token_ids")
-"""Fields that a server may do without."""
+_HINTS = ("priority", "stream_options", "return_token_ids")
+"""Fields that a server may do without. Not the salt: keys are kept apart, or nothing is sent."""
 _TAIL_SECONDS = 5.0
 """After an answer's end, for what is told of its tokens."""
 _LONG_TEXT = 2_000

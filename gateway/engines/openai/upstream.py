@@ -145,12 +145,12 @@ class Upstream:
         content = msgspec.json.encode(body)
         try:
             try:
-                response = await self._session.post(self.url + path, data=content)
+                response = await self._session.post(self.url + path, data=content, allow_redirects=False)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if isinstance(error, aiohttp.ClientConnectorError):
                     raise
                 # most likely a connection that was kept, and that the server had closed just then
-                response = await self._session.post(self.url + path, data=content)
+                response = await self._session.post(self.url + path, data=content, allow_redirects=False)
             if response.status == 200:
                 return response
             async with response:

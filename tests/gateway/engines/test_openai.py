@@ -254,6 +254,26 @@ async def test_a_field_that_is_refused_is_done_without(server: FakeServer) -> No
     await upstream.close()
 
 
+async def test_keys_are_kept_apart_or_nothing_is_sent(server: FakeServer) -> None:
+    server.script = [refuses(400, "cache_salt is not supported")]
+    upstream = await connected(server, "vllm")
+    with pytest.raises(ContextRefused, match="cache_salt"):
+        await ask(upstream, scope="a")
+    await ask(upstream, scope="a")
+    assert all("cache_salt" in body for body in server.asked)
+    await upstream.close()
+
+
+async def test_a_redirect_does_not_take_the_key_elsewhere(server: FakeServer) -> None:
+    async with FakeServer() as other:
+        server.script = [refuses(307, headers={"Location": f"{other.url}/v1/chat/completions"})]
+        upstream = await connected(server, key="sk-1")
+        with pytest.raises(ContextRefused, match="answers 307"):
+            await ask(upstream)
+        assert not other.asked
+        await upstream.close()
+
+
 async def test_the_most_urgent_is_asked_next(server: FakeServer) -> None:
     upstream = await connected(server, concurrency=1)
     engine = OpenAIEngine("there", upstream, "fake")
