@@ -26,7 +26,10 @@ from tests.server import EngineElsewhere, LlamaServer, Program, Server
 
 GREEDY = Sampling(max_tokens=12, ignore_eos=True, temperature=0.0)
 VLLM = os.environ.get("MYNA_TEST_VLLM", "")
-"""Address of a vLLM that serves a model with a window of 512 tokens at least."""
+"""Address of a vLLM that serves a model with a window of 512 tokens at least, and tells what it found in its cache
+(`--enable-prompt-tokens-details`)."""
+VLLM_TOKENIZER = os.environ.get("MYNA_TEST_VLLM_TOKENIZER", "")
+"""A folder with that model's tokenizer."""
 
 
 @dataclass
@@ -104,6 +107,12 @@ class Subjects:
         engine = await self._server("vllm", VLLM)
         return Subject(engine, False, window=engine.upstream.models[0].window or 2**20, repeats=False)
 
+    async def vllm_with_tokens(self) -> Subject:
+        if not VLLM or not VLLM_TOKENIZER:
+            pytest.skip("MYNA_TEST_VLLM names no vLLM, or MYNA_TEST_VLLM_TOKENIZER no folder")
+        engine = await self._server("vllm", VLLM, Path(VLLM_TOKENIZER))
+        return Subject(engine, window=engine.upstream.models[0].window or 2**20, repeats=False)
+
 
 KINDS = [
     pytest.param(Subjects.embedded, id="embedded"),
@@ -113,6 +122,7 @@ KINDS = [
     pytest.param(Subjects.llama, id="llama.cpp"),
     pytest.param(Subjects.llama_with_tokens, id="llama.cpp, tokens"),
     pytest.param(Subjects.vllm, id="vLLM", marks=pytest.mark.vllm),
+    pytest.param(Subjects.vllm_with_tokens, id="vLLM, tokens", marks=pytest.mark.vllm),
 ]
 
 
