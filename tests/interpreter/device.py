@@ -6,3 +6,5 @@ from engine.kernels.triton.kernels import interpreted
 
 INTERPRETED = interpreted()
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+MORE = 1 if INTERPRETED else 8
+"""So many times as many random cases: the interpreter takes a second for each, a GPU none."""

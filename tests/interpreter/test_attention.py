@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engine.kernels import LayerShape
 from engine.kernels.triton.paged import PagedAttention
 from tests.engine.kernels.triton.reference import attend, batch
-from tests.interpreter.device import DEVICE, INTERPRETED
+from tests.interpreter.device import DEVICE, INTERPRETED, MORE
 
 BOUNDS = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 CASES = [
@@ -100,13 +100,13 @@ def prompts(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np
 
 
 @pytest.mark.parametrize(("dtype", "group", "size", "window", "softcap"), CASES)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(MORE))
 def test_random_trees(seed: int, dtype: torch.dtype, group: int, size: int, window: int, softcap: float) -> None:
     assert run(*trees(seed), dtype, group, size, window, softcap)[0] < BOUNDS[dtype]
 
 
 @pytest.mark.parametrize(("dtype", "group", "size", "window", "softcap"), CASES)
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize("seed", range(20, 20 + MORE))
 def test_prompts_beside_rows_that_decode(
     seed: int, dtype: torch.dtype, group: int, size: int, window: int, softcap: float
 ) -> None:
