@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import uvloop
 from aiohttp import web
 
 from bench.stub import StubEngine
@@ -69,4 +70,4 @@ async def _serve(kind: str, arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1], sys.argv[2:]))
+    uvloop.run(_serve(sys.argv[1], sys.argv[2:]))  # the loop that `myna serve` has
