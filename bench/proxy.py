@@ -9,10 +9,12 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
@@ -23,7 +25,8 @@ from bench.__main__ import Figure
 from bench.load import Client
 
 _BODY = '{"model":"stub","stream":true,"max_tokens":%d,"messages":[{"role":"user","content":"go on"}]}'
-_SENT = re.compile(rb'"content":"(\d+) "')
+_SENT = re.compile(rb"(\d{13,20}) ")
+"""A token of the stub's; several may come in one event."""
 
 
 @contextmanager
@@ -170,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gateway, stub = chosen.base_url.removesuffix("/v1").rstrip("/"), chosen.stub
         else:
             _, stub = stack.enter_context(_running("bench.upstream"))
-            options = ("--engine", f"vllm={stub}", "--port", "0", "--log-level", "warning")
+            file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "myna.toml"
+            file.write_text(f'[[engine]]\nkind = "vllm"\nurl = "{stub}"\nconcurrency = 100000\n')
+            options = ("--config", str(file), "--port", "0", "--log-level", "warning")
             process, gateway = stack.enter_context(_running("gateway", "serve", *options))
         figures = asyncio.run(_added(gateway, stub, chosen.runs))
         figures += asyncio.run(_rate(gateway, process, chosen.runs, chosen.requests))
