@@ -96,7 +96,8 @@ class Variable:
         """How often its producer began anew."""
         self._note = note
         self._reading = 0
-        self._changed: asyncio.Future[None] | None = None
+        self._changed: list[asyncio.Future[None]] = []
+        """Of whoever waits for a change; one each, since a shared one would have to be shielded, which costs more."""
         self._final: asyncio.Future[None] | None = None
 
     @property
@@ -182,9 +183,11 @@ class Variable:
         self.pieces = [Piece(self.text, sum(piece.tokens for piece in self.pieces))]
 
     def _wake_changed(self) -> None:
-        changed, self._changed = self._changed, None
-        if changed is not None and not changed.done():
-            changed.set_result(None)
+        if self._changed:
+            waiting, self._changed = self._changed, []
+            for one in waiting:
+                if not one.done():  # whoever waited may have gone
+                    one.set_result(None)
 
     async def final(self) -> None:
         """Waits until the variable is ready, failed or cancelled. Raises nothing of its own."""
@@ -195,9 +198,9 @@ class Variable:
 
     async def changed(self) -> None:
         """Waits for the next piece, a new start or the end."""
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._changed)
+        waiting = asyncio.get_running_loop().create_future()
+        self._changed.append(waiting)
+        await waiting
 
     def read(self, show: "Callable[[Variable], Awaitable[None]] | None" = None) -> "Reader":
         """All of the value from its beginning, as it is made.

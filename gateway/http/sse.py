@@ -1,6 +1,7 @@
 """Server-Sent Events."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -29,6 +30,13 @@ class EventStream:
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
+        self._reader: asyncio.Task[Any] | None = None
+        """Who waits for something to tell."""
+        self._due = 0.0
+        """When a sign of life is, by the loop's clock."""
+        self._alarm: asyncio.TimerHandle | None = None
+        self._rung = False
+        """Whether the alarm has just ended a wait."""
         self._response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -57,15 +65,48 @@ class EventStream:
 
         `first`: the longest silence in seconds before the status line is out.
         """
+        # asyncio.timeout would set and cancel a timer for every token
+        self._reader = reader = asyncio.current_task()
+        assert reader is not None
         while True:
+            self._set_alarm(_HEARTBEAT_SECONDS if self.begun else first)
             try:
-                async with asyncio.timeout(_HEARTBEAT_SECONDS if self.begun else first):
-                    return await wait()
-            except TimeoutError:
-                await self._write(b": waiting\n\n")
+                return await wait()
+            except BaseException as error:
+                if not isinstance(error, asyncio.CancelledError) or not self._rung or reader.uncancel():
+                    self._end_alarm()  # it is not the alarm that ended the wait, or not alone
+                    raise
+                self._rung = False
+            finally:
+                self._due = math.inf
+            await self._write(b": waiting\n\n")
+
+    def _set_alarm(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + seconds
+        if self._alarm is None or self._alarm.when() > self._due:
+            self._end_alarm()
+            self._alarm = loop.call_at(self._due, self._ring)
+
+    def _end_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _ring(self) -> None:
+        """Ends the wait if it has lasted long enough; else the alarm is set for when it will have."""
+        loop, self._alarm = asyncio.get_running_loop(), None
+        if self._due == math.inf:  # nobody waits
+            return
+        if loop.time() < self._due:
+            self._alarm = loop.call_at(self._due, self._ring)
+        elif self._reader is not None:
+            self._rung = True
+            self._reader.cancel()
 
     async def end(self, *, done: bool = True) -> web.StreamResponse:
         """`done`: with OpenAI's closing event."""
+        self._end_alarm()
         await self._write(b"data: [DONE]\n\n" if done else b"")
         await self._response.write_eof()
         return self._response
@@ -75,15 +116,19 @@ class EventStream:
 
         Raises SlowReader if it takes too long.
         """
-        if not self.begun:
-            await self._response.prepare(self._request)
-        transport = self._request.transport
-        if transport is None or not transport.get_write_buffer_size():  # it takes all of it at once
-            await self._response.write(data)
-            return
         try:
-            async with asyncio.timeout(_READER_SECONDS):
+            if not self.begun:
+                await self._response.prepare(self._request)
+            transport = self._request.transport
+            if transport is None or not transport.get_write_buffer_size():  # it takes all of it at once
                 await self._response.write(data)
-        except TimeoutError:
-            transport.abort()
-            raise SlowReader(f"the client has read nothing for {_READER_SECONDS:g} s") from None
+                return
+            try:
+                async with asyncio.timeout(_READER_SECONDS):
+                    await self._response.write(data)
+            except TimeoutError:
+                transport.abort()
+                raise SlowReader(f"the client has read nothing for {_READER_SECONDS:g} s") from None
+        except BaseException:
+            self._end_alarm()
+            raise

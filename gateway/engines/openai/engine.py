@@ -129,6 +129,36 @@ def _wired(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "tool_calls": told, "content": message["content"] or None}
 
 
+class Silence:
+    """Closes an answer in which nothing was said for too long. Its timer is looked at now and then, and not set anew
+    for every token, as a time limit of the connection's would be."""
+
+    def __init__(self, response: aiohttp.ClientResponse, seconds: float) -> None:
+        self.too_long = False
+        """Whether it was."""
+        self._response = response
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def broken(self) -> None:
+        """Something was said."""
+        self._since = self._loop.time()
+
+    def _look(self) -> None:
+        rest = self._since + self._seconds - self._loop.time()
+        if rest > 0:
+            self._timer = self._loop.call_later(rest, self._look)
+        else:
+            self.too_long = True
+            self._response.close()
+
+    def end(self) -> None:
+        """It is not looked at any more."""
+        self._timer.cancel()
+
+
 class OpenAIContext:
     """See `EngineContext`."""
 
@@ -157,14 +187,16 @@ class OpenAIContext:
         try:
             held = time.monotonic() - began
             self._response = response = await self._asked(sampling)
+            silence = Silence(response, self._upstream.server.timeout)
             try:
                 yield Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held)
                 answer, text, tokens = Answer(), "", array("i")
-                async for piece, token_ids, finish in self._pieces(response, answer):
+                async for piece, token_ids, finish in self._pieces(response, answer, silence):
                     text += piece.text
                     tokens.extend(token_ids)
                     yield Delta(piece, finish)
             finally:
+                silence.end()
                 response.close()  # the connection is kept if it was read to its end
         finally:
             self._upstream.turns.leave()
@@ -194,7 +226,7 @@ class OpenAIContext:
         return bool(named)
 
     async def _pieces(
-        self, response: aiohttp.ClientResponse, answer: Answer
+        self, response: aiohttp.ClientResponse, answer: Answer, silence: "Silence"
     ) -> AsyncIterator[tuple[Piece, Sequence[int], str | None]]:
         """See `Answer.push`. Raises EngineLost, or ContextRefused."""
         events, content = Events(), response.content
@@ -208,6 +240,7 @@ class OpenAIContext:
                         data = await content.readany()
                 else:
                     data = await content.readany()
+                silence.broken()
                 for event in events.feed(data):
                     for told in answer.push(event):
                         yield told
@@ -215,7 +248,7 @@ class OpenAIContext:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.ended:
-                raise self._upstream.broke(error) from error
+                raise self._upstream.broke(TimeoutError() if silence.too_long else error) from error
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             self._upstream.failed()
             raise self._upstream.lost(f"says what is no answer: {error}") from error

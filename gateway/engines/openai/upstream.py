@@ -108,9 +108,7 @@ class Upstream:
         tls = self.server.tls or True
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=60, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=_CONNECT_SECONDS, sock_read=self.server.timeout or None
-            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
             headers=self._headers,
         )
         began = time.monotonic()
@@ -144,17 +142,18 @@ class Upstream:
         assert self._session is not None, "not started"
         content = msgspec.json.encode(body)
         try:
-            try:
-                response = await self._session.post(self.url + path, data=content, allow_redirects=False)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if isinstance(error, aiohttp.ClientConnectorError):
-                    raise
-                # most likely a connection that was kept, and that the server had closed just then
-                response = await self._session.post(self.url + path, data=content, allow_redirects=False)
-            if response.status == 200:
-                return response
-            async with response:
-                raise await self._refusal(response)
+            async with asyncio.timeout(self.server.timeout):  # within an answer, whoever reads it looks after silence
+                try:
+                    response = await self._session.post(self.url + path, data=content, allow_redirects=False)
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                    if isinstance(error, aiohttp.ClientConnectorError):
+                        raise
+                    # most likely a connection that was kept, and that the server had closed just then
+                    response = await self._session.post(self.url + path, data=content, allow_redirects=False)
+                if response.status == 200:
+                    return response
+                async with response:
+                    raise await self._refusal(response)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self.broke(error) from error
 
