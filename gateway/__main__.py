@@ -1,7 +1,6 @@
 """The command line: `myna COMMAND`, the same as `python -m gateway COMMAND`."""
 
 import argparse
-import asyncio
 import importlib.metadata
 import logging
 import sys
@@ -64,17 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
+    import uvloop
+
     from gateway.app import serve  # after `--help` of other commands: it takes half a second to import
     from gateway.settings import ServeSettings
 
     settings = _settings(ServeSettings, arguments, "myna serve")
-    if settings is None:
-        return 2
-    if sys.platform == "win32":
-        return asyncio.run(serve(settings))
-    import uvloop
-
-    return uvloop.run(serve(settings))
+    return 2 if settings is None else uvloop.run(serve(settings))
 
 
 def _settings(kind: "type[Settings]", arguments: list[str], program: str) -> "Settings | None":

@@ -370,7 +370,8 @@ class Reader:
             return
         if last and not rest:
             return
-        if not self._marked and rest[:1] == "<" and _OPEN.startswith(rest[: len(_OPEN)]):
+        behind = self._calls or self._held.lstrip()[:1] == "<"  # not behind a bracket, which is text's beginning
+        if behind and not self._marked and rest and _OPEN.startswith(rest[: len(_OPEN)]):
             self._state = "text"
             return
         self._held, self._before = self._before + self._held, ""

@@ -249,3 +249,20 @@ def test_what_a_tools_schema_refers_to_in_itself_is_found_in_a_call() -> None:
             jsonschema.validate([told] if parallel else told, schema)
             with pytest.raises(jsonschema.ValidationError):
                 jsonschema.validate(json.loads(json.dumps(told).replace("2", '"two"')), schema)
+
+
+def test_what_only_begins_like_a_call_ends() -> None:
+    """A bracket, and then what could be a mark: neither state may hand it back to the other for ever."""
+    for text in ("[<", "[<b>", "{<tool_call", "[ ,<tool_call>"):
+        reader = Reader(["f"], forced=False)
+        found = [*reader.push(text), *reader.finish()]
+        assert "".join(one.text for one in found if isinstance(one, Said)) == text
+
+
+def test_a_forced_call_may_come_between_marks() -> None:
+    reader = Reader(["f"], forced=True)
+    found = [*reader.push('<tool_call>\n{"name": "f", "arguments": {"a"'), *reader.push(": 1}}\n</tool_call>")]
+    found += reader.finish()
+    assert [one for one in found if isinstance(one, Called)] == [Called(0, "f")]
+    assert "".join(one.text for one in found if isinstance(one, Argued)) == '{"a": 1}'
+    assert not any(isinstance(one, Said) for one in found)

@@ -278,13 +278,13 @@ class Upstream:
         status, body = await self._get("/openapi.json")
         if status != 200:
             return []
-        document = msgspec.json.decode(body)
         try:
+            document = msgspec.json.decode(body)
             route = document["paths"]["/v1/chat/completions"]["post"]
             schema = route["requestBody"]["content"]["application/json"]["schema"]
             name = schema["$ref"].rpartition("/")[2]
             return list(document["components"]["schemas"][name]["properties"])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, msgspec.DecodeError):  # it documents something else, or nothing
             return []
 
     async def _look_after(self) -> None:
