@@ -27,10 +27,13 @@ class FakeServer:
         self.health = 200
         self.metrics = ""
         self.schema: dict[str, Any] | None = None
+        self.once = False
+        """It closes a connection when a second question comes over it, as if it had just grown tired of it."""
         self.aborted = 0
         """Requests whose client left before the end."""
         self._port = port
         self._runner: web.AppRunner | None = None
+        self._seen: set[asyncio.BaseTransport] = set()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -90,6 +93,11 @@ class FakeServer:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        assert request.transport is not None
+        if self.once and request.transport in self._seen:
+            request.transport.abort()
+            raise ConnectionResetError
+        self._seen.add(request.transport)
         self.asked.append(body)
         self.paths.append(request.path)
         self.keys.append(request.headers.get("Authorization"))

@@ -22,6 +22,8 @@ from gateway.engines.openai.turns import Turns
 log = logging.getLogger("myna.engines")
 
 _CONNECT_SECONDS = 10.0
+_KEPT_SECONDS = 4.0
+"""For which an idle connection is kept: servers of this kind, uvicorn's and llama.cpp's among them, close it after 5."""
 _PROBE_SECONDS = 5.0
 """Between two looks at a server's health, and for each to take at most; one that only lists its models is looked at
 more rarely."""
@@ -87,6 +89,7 @@ class Upstream:
         self._changed = changed
         self._patience = patience
         self._session: aiohttp.ClientSession | None = None
+        self._unpooled: aiohttp.ClientSession | None = None
         self._headers = {"Content-Type": "application/json"}
         if server.key:
             self._headers["Authorization"] = f"Bearer {server.key}"
@@ -106,11 +109,11 @@ class Upstream:
         """Returns when the server was reached; or at once, if its models are named, since then it may come later.
         Raises EngineStartFailed."""
         tls = self.server.tls or True
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=60, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
-            headers=self._headers,
-        )
+        kept = aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=_KEPT_SECONDS, ttl_dns_cache=60)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
+        self._session = aiohttp.ClientSession(connector=kept, timeout=timeout, headers=self._headers)
+        fresh = aiohttp.TCPConnector(limit=0, ssl=tls, force_close=True, ttl_dns_cache=60)
+        self._unpooled = aiohttp.ClientSession(connector=fresh, timeout=timeout, headers=self._headers)
         began = time.monotonic()
         problem = await self._reach()
         while problem is not None and not self.server.models and time.monotonic() - began < self._patience:
@@ -129,8 +132,9 @@ class Upstream:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._unpooled):
+            if session is not None:
+                await session.close()
 
     # asking
 
@@ -140,6 +144,7 @@ class Upstream:
         Raises EngineLost where it may be tried again, and other failures of engines where that would change nothing.
         """
         assert self._session is not None, "not started"
+        assert self._unpooled is not None
         content = msgspec.json.encode(body)
         try:
             async with asyncio.timeout(self.server.timeout):  # within an answer, whoever reads it looks after silence
@@ -148,8 +153,9 @@ class Upstream:
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                     if isinstance(error, aiohttp.ClientConnectorError):
                         raise
-                    # most likely a connection that was kept, and that the server had closed just then
-                    response = await self._session.post(self.url + path, data=content, allow_redirects=False)
+                    # most likely a connection that was kept, and that the server had closed just then, as it may have
+                    # closed all the others: so a new one
+                    response = await self._unpooled.post(self.url + path, data=content, allow_redirects=False)
                 if response.status == 200:
                     return response
                 async with response:

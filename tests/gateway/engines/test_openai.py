@@ -254,6 +254,15 @@ async def test_a_field_that_is_refused_is_done_without(server: FakeServer) -> No
     await upstream.close()
 
 
+async def test_connections_that_the_server_has_grown_tired_of_are_no_failure(
+    server: FakeServer, upstream: Upstream
+) -> None:
+    await asyncio.gather(*(ask(upstream) for _ in range(8)))
+    server.once = True
+    answers = await asyncio.gather(*(ask(upstream) for _ in range(4)))
+    assert [text(told) for told in answers] == ["fake"] * 4
+
+
 async def test_keys_are_kept_apart_or_nothing_is_sent(server: FakeServer) -> None:
     server.script = [refuses(400, "cache_salt is not supported")]
     upstream = await connected(server, "vllm")
