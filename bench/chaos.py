@@ -4,6 +4,9 @@
 sessions of chains, map-reduce, slots, templates and streams, sends SIGKILL at random times, and holds every answer
 against the promises of docs/api.md: an accepted value is never lost, none is assigned twice, every wait ends, events
 come without a gap. Exit status 1, and what was wrong, if one does not hold.
+
+With `--gateways 2 --journal postgresql://…` there are two that share a journal. Each request goes to any of them, and
+one that was killed is started again only after the other has had to take over.
 """
 
 import argparse
@@ -11,7 +14,6 @@ import asyncio
 import json
 import random
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,13 +21,15 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
+
+from bench.servers import free_port
 
 _PATIENCE_SECONDS = 120.0
 """Longer than any wait may take, kills included."""
@@ -40,11 +44,9 @@ class Broken(Exception):
 class Victim:
     """A server on a port that stays the same, killed and started again."""
 
-    def __init__(self, journal: Path, arguments: Sequence[str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._command = [sys.executable, "-m", "gateway", "serve", "--port", str(self.port), "--journal", str(journal)]
+    def __init__(self, journal: str, arguments: Sequence[str]) -> None:
+        self.port = free_port()
+        self._command = [sys.executable, "-m", "gateway", "serve", "--port", str(self.port), "--journal", journal]
         self._command += ["--log-level", "error", *arguments]
         self._process: subprocess.Popen[str] | None = None
         self.model = ""
@@ -125,14 +127,19 @@ class Session:
 class Load:
     """Clients that never give up, and believe what they were told."""
 
-    def __init__(self, http: aiohttp.ClientSession, victim: Victim, seed: int) -> None:
+    def __init__(self, http: aiohttp.ClientSession, victims: Sequence[Victim], seed: int) -> None:
         self._http = http
-        self._victim = victim
+        self._victims = victims
         self._random = random.Random(seed)
         self.sessions: list[Session] = []
         self.requests = 0
         self.retries = 0
         self.streams = 0
+
+    @property
+    def _url(self) -> str:
+        """Any of the servers."""
+        return self._random.choice(self._victims).url
 
     async def run(self, until: asyncio.Event) -> None:
         """One client: session after session."""
@@ -177,7 +184,7 @@ class Load:
     ) -> None:
         messages = [{"role": "user", "content": text}, *([{"role": "assistant", "content": answer}] if answer else [])]
         body = {
-            "model": self._victim.model,
+            "model": self._victims[0].model,
             "messages": messages,
             "max_tokens": self._random.randrange(4, 40),
             "temperature": temperature,
@@ -201,7 +208,7 @@ class Load:
         while True:
             self.requests += 1
             try:
-                async with self._http.request(method, self._victim.url + path, json=body) as response:
+                async with self._http.request(method, self._url + path, json=body) as response:
                     status, answer = response.status, await response.json()
             except (aiohttp.ClientError, ConnectionError):
                 status, answer = 503, None
@@ -238,8 +245,8 @@ class Load:
     async def _stream(self, session: Session, name: str) -> None:
         """Reads a value as it is made, again from its beginning if the connection breaks."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        path = f"{self._victim.url}/sessions/{session.id}/variables/{name}"
         while time.monotonic() < deadline:
+            path = f"{self._url}/sessions/{session.id}/variables/{name}"
             self.streams += 1
             text = ""
             try:
@@ -265,9 +272,7 @@ class Load:
         while time.monotonic() < deadline:
             headers = {"Last-Event-ID": str(session.last_event)}
             try:
-                async with self._http.get(
-                    f"{self._victim.url}/sessions/{session.id}/events", headers=headers
-                ) as response:
+                async with self._http.get(f"{self._url}/sessions/{session.id}/events", headers=headers) as response:
                     if response.status == 200:
                         async for kind, data, id in _events_of(response):
                             if id <= session.last_event:
@@ -313,15 +318,20 @@ async def _events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[st
             data = json.loads(line[6:])
 
 
-async def _kill(victim: Victim, engine_kills: int, gateway_kills: int, pick: random.Random) -> float:
-    """All the kills in random order, at random times. Returns the longest that a restarted gateway took to be ready."""
+async def _kill(
+    victims: Sequence[Victim], engine_kills: int, gateway_kills: int, pick: random.Random, away: float
+) -> float:
+    """All the kills in random order, at random times; a gateway stays away for so many seconds. Returns the longest
+    that a restarted gateway took to be ready."""
     order = ["engine"] * engine_kills + ["gateway"] * gateway_kills
     pick.shuffle(order)
     slowest = 0.0
     for kind in order:
+        victim = pick.choice(victims)
         if kind == "gateway":
             await asyncio.sleep(pick.uniform(0.0, 3.0))
             victim.kill_gateway()
+            await asyncio.sleep(away)
             began = time.monotonic()
             await asyncio.to_thread(victim.start)
             slowest = max(slowest, time.monotonic() - began)
@@ -334,33 +344,45 @@ async def _kill(victim: Victim, engine_kills: int, gateway_kills: int, pick: ran
 
 
 async def chaos(
-    arguments: Sequence[str], *, engine_kills: int, gateway_kills: int, clients: int, seed: int, folder: Path
+    arguments: Sequence[str],
+    *,
+    engine_kills: int,
+    gateway_kills: int,
+    clients: int,
+    seed: int,
+    journal: str,
+    gateways: int = 1,
+    away: float = 0.0,
 ) -> dict[str, Any]:
     """Runs it all. Returns what there is to report. Raises Broken."""
-    victim = Victim(folder / "journal.sqlite", arguments)
-    await asyncio.to_thread(victim.start)
-    try:
+    victims = [Victim(journal, arguments) for _ in range(gateways)]
+    async with AsyncExitStack() as stack:
+        for victim in victims:
+            await asyncio.to_thread(victim.start)
+            stack.callback(victim.kill_gateway)
         timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
-            load = Load(http, victim, seed)
-            done = asyncio.Event()
-            running = asyncio.gather(*(load.run(done) for _ in range(clients)))
-            kills = asyncio.ensure_future(_kill(victim, engine_kills, gateway_kills, random.Random(seed)))
-            await asyncio.wait([running, kills], return_when=asyncio.FIRST_COMPLETED)
-            if running.done():
-                kills.cancel()
-                await running  # raises what broke
-            await kills
-            done.set()
-            await running
-            await load.check_all()
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        )
+        load = Load(http, victims, seed)
+        done = asyncio.Event()
+        running = asyncio.gather(*(load.run(done) for _ in range(clients)))
+        kills = asyncio.ensure_future(_kill(victims, engine_kills, gateway_kills, random.Random(seed), away))
+        await asyncio.wait([running, kills], return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            kills.cancel()
+            await running  # raises what broke
+        await kills
+        done.set()
+        await running
+        await load.check_all()
+        for victim in victims:
             status = await asyncio.to_thread(victim.stop)
             if status:
                 raise Broken(f"the server ended with status {status}")
+        for victim in victims:
             await asyncio.to_thread(victim.start)
-            await load.check_all()  # and once more, from the disk alone
-    finally:
-        victim.kill_gateway()
+        await load.check_all()  # and once more, from the disk alone
     return {
         "engine_kills": engine_kills,
         "gateway_kills": gateway_kills,
@@ -371,7 +393,6 @@ async def chaos(
         "requests": load.requests,
         "retries": load.retries,
         "slowest_restart_s": round(kills.result(), 2),
-        "journal_bytes": (folder / "journal.sqlite").stat().st_size,
     }
 
 
@@ -382,6 +403,9 @@ def main() -> int:
     parser.add_argument("--gateway-kills", type=int, default=50)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--gateways", type=int, default=1)
+    parser.add_argument("--journal", help="instead of a file of its own")
+    parser.add_argument("--away", type=float, default=0.0, help="seconds for which a gateway stays away")
     known, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -392,7 +416,9 @@ def main() -> int:
                     gateway_kills=known.gateway_kills,
                     clients=known.clients,
                     seed=known.seed,
-                    folder=Path(folder),
+                    journal=known.journal or str(Path(folder) / "journal.sqlite"),
+                    gateways=known.gateways,
+                    away=known.away,
                 )
             )
         except Broken as error:

@@ -20,7 +20,7 @@ from engine.tokenizer import Tokenizer
 from gateway.app import build_app, build_services, listening, spare_collector
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import Log, NoLog
-from gateway.journal import Journal
+from gateway.journal import FileStorage, Journal
 from gateway.models import ServedModel
 from gateway.prompt import PromptBuilder
 from gateway.settings import ServeSettings, parse
@@ -55,7 +55,7 @@ async def _bare(request: web.Request) -> web.Response:
 
 async def _serve(kind: str, arguments: Sequence[str]) -> None:
     settings = parse(ServeSettings, ["--port", "0", *arguments], "bench.overhead")
-    journal = None if (path := settings.journal_file()) is None else Journal(path)
+    journal = None if (path := settings.journal_file()) is None else Journal(FileStorage(path))
     if kind == "gateway":
         app = _gateway(settings, journal or NoLog())
     else:

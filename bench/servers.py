@@ -14,6 +14,13 @@ from contextlib import contextmanager
 _STOP_SECONDS = 40
 
 
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @contextmanager
 def started(
     command: Sequence[str], *, port_option: str, environment: Mapping[str, str] | None = None, seconds: float = 120
@@ -22,9 +29,7 @@ def started(
 
     Raises SystemExit if it ends or is not ready in so many seconds.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     if threading.current_thread() is threading.main_thread():  # told to end, a measurement ends its servers first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = subprocess.Popen([*command, port_option, str(port)], stdout=sys.stderr, env=environment)

@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -14,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway import metrics
 from gateway.api import chat, completions, events, graphs, health, models, parrot, sessions, tokens, variables
+from gateway.api.naming import lists_sessions, session_in
 from gateway.api.services import SERVICES, Services
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
@@ -30,8 +34,9 @@ from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
 from gateway.http.compression import compression
 from gateway.http.cors import cross_origin
 from gateway.http.errors import errors
-from gateway.journal import Journal, JournalError
+from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
 from gateway.models import Models
+from gateway.peers import Forwarding, Membership
 from gateway.scheduler import Estimates, Order, Priorities, Scheduler
 from gateway.settings import ServeSettings
 from gateway.simulate.trace import Recorder
@@ -84,8 +89,8 @@ def session_bounds(settings: ServeSettings) -> Bounds:
     )
 
 
-def build_app(settings: ServeSettings, services: Services) -> web.Application:
-    """The HTTP application over the services."""
+def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
+    """The HTTP application over the services. `inner`: what comes behind authentication."""
     keys = Keys(settings.keys())
     resources = [chat, completions, tokens, models, sessions, variables, graphs, events, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
@@ -93,7 +98,7 @@ def build_app(settings: ServeSettings, services: Services) -> web.Application:
         resources.append(parrot)
         open_routes |= parrot.open_routes()
     app = web.Application(
-        middlewares=[compression, errors, authentication(keys, open_routes)],
+        middlewares=[compression, errors, authentication(keys, open_routes), *inner],
         client_max_size=settings.max_body_bytes,
     )
     if settings.cors_origin:
@@ -159,24 +164,43 @@ async def serve(settings: ServeSettings) -> int:
         return 1
     async with AsyncExitStack() as stack:
         try:
-            journal = await _open_journal(settings, stack)
+            storage = await _open_storage(settings)
+            journal = None if storage is None else Journal(storage)
+            if journal is not None:
+                stack.push_async_callback(journal.close)
             services = build_services(settings, pool, journal or NoLog(), _recorder(settings, stack))
-            restored = _restore(settings, services.sessions, journal)
+            restored = _restore(settings, services.sessions, storage, journal)
         except JournalError as error:
             print(f"myna: {error} (--journal FILE names another, --journal memory does without)", file=sys.stderr)
             return 1
         except OSError as error:
             print(f"myna: cannot write {settings.record}: {error.strerror}", file=sys.stderr)
             return 1
+        stack.push_async_callback(services.scheduler.close)
+        stack.push_async_callback(fleet.close)
+        membership, inner = None, []
+        if journal is not None and isinstance(storage, PostgresStorage):
+            resume = services.scheduler.resume
+            membership = Membership(storage, journal, services.sessions, session_bounds(settings), resume)
+            forwarding = Forwarding(storage, membership, services.sessions, session_in, lists_sessions, fleet.https)
+            await forwarding.start()
+            stack.push_async_callback(forwarding.close)
+            inner.append(forwarding.middleware)
         try:
-            address = await stack.enter_async_context(listening(build_app(settings, services), settings))
+            address = await stack.enter_async_context(listening(build_app(settings, services, *inner), settings))
         except OSError as error:
             print(f"myna: cannot listen on {_where(settings)}: {error.strerror or error}", file=sys.stderr)
             return 1
-        stack.push_async_callback(services.scheduler.close)
-        stack.push_async_callback(fleet.close)
-        if journal is not None:  # before calls are cancelled: they are to go on after the next start
+        # before clients are cut off and calls are cancelled: all that is to go on after the next start, or elsewhere
+        if journal is not None:
             stack.push_async_callback(journal.close)
+        if membership is not None:
+            stack.push_async_callback(membership.close)
+            try:
+                await membership.join(settings.advertise or address, socket.gethostname())
+            except JournalError as error:
+                print(f"myna: {error}", file=sys.stderr)
+                return 1
         try:
             if not await _unless(stop, fleet.start()):
                 return 0
@@ -189,11 +213,15 @@ async def serve(settings: ServeSettings) -> int:
         services.models.relate(settings.aliases(), settings.fallbacks())
         for session in restored:
             services.scheduler.resume(session)
+        if membership is not None:
+            membership.inherit()
         spare_collector()
         print(f"myna serves {fleet} at {address}/v1 (ready in {time.monotonic() - began:.1f} s)", flush=True)
         sweeper = asyncio.create_task(_expire_sessions(services.sessions), name="expire sessions")
         stack.callback(sweeper.cancel)
         await stop.wait()
+        if membership is not None:
+            membership.inherit(False)
         await _drain(services, settings.drain, stop)
     return 0
 
@@ -227,23 +255,32 @@ def _recorder(settings: ServeSettings, stack: AsyncExitStack) -> Recorder | None
     return Recorder(stack.enter_context(settings.record.expanduser().open("a", buffering=1, encoding="utf-8")))
 
 
-async def _open_journal(settings: ServeSettings, stack: AsyncExitStack) -> Journal | None:
-    """The journal, closed at the end, if one is wanted. Raises JournalError."""
-    path = settings.journal_file()
-    if path is None:
-        return None
-    journal = await asyncio.to_thread(Journal, path)
-    stack.push_async_callback(journal.close)
-    return journal
+async def _open_storage(settings: ServeSettings) -> FileStorage | PostgresStorage | None:
+    """What sessions are kept in, if in anything. Raises JournalError."""
+    url, path = settings.journal_url(), settings.journal_file()
+    if url is not None:
+        storage = PostgresStorage(url, settings.lease, _stop_at_once)
+        await storage.start()
+        return storage
+    return None if path is None else await asyncio.to_thread(FileStorage, path)
 
 
-def _restore(settings: ServeSettings, store: SessionStore, journal: Journal | None) -> list[Session]:
+def _stop_at_once() -> None:
+    """Other gateways go on with our sessions. Nobody may be told any more how they went on here."""
+    print("myna: other gateways have taken this one for dead and its sessions over; start it anew", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _restore(
+    settings: ServeSettings, store: SessionStore, storage: FileStorage | PostgresStorage | None, journal: Journal | None
+) -> list[Session]:
     """Takes in the sessions of the process before this one. Raises JournalError."""
-    if journal is None:
+    if journal is None or not isinstance(storage, FileStorage):
         return []
-    for tenant, id in journal.expired():
+    for tenant, id in storage.expired():
         store.remember(tenant, id)
-    sessions = journal.restore(session_bounds(settings))
+    sessions = journal.restore(storage.rows(), session_bounds(settings))
     for session in sessions:
         store.adopt(session)
     return sessions

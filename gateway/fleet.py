@@ -38,9 +38,9 @@ class Fleet:
         self._pool = pool
         self._tls = ssl.create_default_context(cafile=settings.engine_ca)
         """For engines of ours, which that file alone vouches for, if there is one."""
-        self._https = ssl.create_default_context()
+        self.https = ssl.create_default_context()
         if settings.engine_ca is not None:  # beside whom everybody trusts: not all servers are ours
-            self._https.load_verify_locations(settings.engine_ca)
+            self.https.load_verify_locations(settings.engine_ca)
         self._messages = TranscriptTokenizer()
         self._tokenizers: dict[str, Tokenizer] = {}
         self._linked: list[LinkedEngine] = []
@@ -99,7 +99,7 @@ class Fleet:
             models=table.models,
             timeout=table.timeout,
             concurrency=table.concurrency,
-            tls=self._https,
+            tls=self.https,
         )
         return Upstream(server, self._pool.changed, patience=self._settings.engine_wait)
 

@@ -179,7 +179,14 @@ class ServeSettings(EngineOptions):
     max_depth: int = Field(1_000, ge=1, description="calls that may wait for one another in a row")
     max_value_bytes: int = Field(1 << 20, ge=1, description="bytes of one variable's value")
 
-    journal: str = Field("auto", min_length=1, description="file for sessions, 'memory' for none; auto: one a port")
+    journal: str = Field(
+        "auto",
+        min_length=1,
+        description="file for sessions, 'memory' for none, or postgresql://…, which several gateways may share; "
+        "auto: a file a port",
+    )
+    advertise: str | None = Field(None, description="URL at which gateways on the same journal reach this one")
+    lease: float = Field(10.0, ge=1, description="seconds without a word after which others take its sessions over")
     record: Path | None = Field(None, description="file for the shape of what is asked, to simulate; no texts")
 
     session_ttl: float = Field(3600.0, gt=0, description="an idle session is kept so long")
@@ -275,12 +282,30 @@ class ServeSettings(EngineOptions):
 
     def journal_file(self) -> Path | None:
         """Where sessions are kept; None: nowhere. A server on a port of its own choosing cannot be found again."""
-        if self.journal == "memory" or (self.journal == "auto" and self.port == 0):
+        if self.journal == "memory" or (self.journal == "auto" and self.port == 0) or self.journal_url() is not None:
             return None
         if self.journal == "auto":
             state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
             return state / "myna" / f"journal-{self.port}.sqlite"
         return Path(self.journal).expanduser()
+
+    def journal_url(self) -> str | None:
+        """The database in which sessions are kept, if they are in one."""
+        return self.journal if self.journal.startswith(("postgresql://", "postgres://")) else None
+
+    @model_validator(mode="after")
+    def _shared_sessions_can_be_reached(self) -> Self:
+        if self.journal_url() is None:
+            if self.advertise is not None:
+                raise ValueError("advertise is for gateways that share a journal: --journal postgresql://…")
+            return self
+        if self.advertise is not None and not _ORIGIN.fullmatch(self.advertise):
+            raise ValueError(f"advertise: {self.advertise!r} is no http://HOST:PORT")
+        if self.advertise is None and (self.uds is not None or self.host in ("0.0.0.0", "::", "")):
+            raise ValueError("advertise is missing: the URL at which the other gateways reach this one")
+        if self.parrot_api:
+            raise ValueError("parrot_api keeps its sessions in one gateway; it does not go with a shared journal")
+        return self
 
 
 def parse(settings: type[Settings], arguments: Sequence[str], program: str) -> Settings:

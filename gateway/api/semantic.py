@@ -58,7 +58,7 @@ def session_named(request: web.Request, body: str | None, where: str) -> Session
     """The session that the body, at `where`, or the header names, if one does. Raises RequestError and GraphError."""
     sessions, tenant = request.app[SERVICES].sessions, request[TENANT]
     header = request.headers.get(SESSION_HEADER)
-    if header is not None and not _is_session_id(header):
+    if header is not None and not is_session_id(header):
         raise RequestError(400, f"{SESSION_HEADER}: an id is {_SESSION_ID_HELP}", code="invalid_value")
     if header is not None and body is not None and header != body:
         raise RequestError(
@@ -72,7 +72,8 @@ def session_named(request: web.Request, body: str | None, where: str) -> Session
     return None if header is None else sessions.get_or_create(tenant, header)
 
 
-def _is_session_id(text: str) -> bool:
+def is_session_id(text: str) -> bool:
+    """Whether it may be one."""
     return 0 < len(text) <= 128 and all(c.isascii() and (c.isalnum() or c in "._:-") for c in text)
 
 

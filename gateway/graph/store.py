@@ -93,6 +93,10 @@ class SessionStore:
             log=self.log if log is None else log,
         )
 
+    def holds(self, tenant: str, id: str) -> bool:
+        """Whether there is such a session here."""
+        return (tenant, id) in self._sessions
+
     def get(self, tenant: str, id: str) -> Session:
         """The tenant's session, its time to live begun anew. Raises SessionNotFound or SessionExpired."""
         session = self._sessions.get((tenant, id))

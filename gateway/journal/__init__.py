@@ -1,10 +1,12 @@
-"""What must outlive the process: every fact of every session, in SQLite.
+"""What must outlive the process: every fact of every session, in SQLite or PostgreSQL.
 
-`records` turns a fact into a row and back, `file` owns the database, `journal` is the graph's log and owns the one
-thread that writes, `replay` makes sessions of rows after a restart.
+`records` turns a fact into a row and back, `journal` is the graph's log and hands what it is told to a `storage`, which
+is a `file` of one gateway's own or `postgres`, and `replay` makes sessions of rows after a restart.
 """
 
-from gateway.journal.file import JournalError
+from gateway.journal.file import FileStorage
 from gateway.journal.journal import Journal, JournalFailed
+from gateway.journal.postgres import PostgresStorage
+from gateway.journal.storage import JournalError, LeaseLost
 
-__all__ = ["Journal", "JournalError", "JournalFailed"]
+__all__ = ["FileStorage", "Journal", "JournalError", "JournalFailed", "LeaseLost", "PostgresStorage"]

@@ -5,17 +5,19 @@ times as long, and Python's sqlite3 gives up the interpreter's lock for every ro
 again while the event loop is busy. What is left of sessions that ended is taken out once it is more than half of a row.
 """
 
+import asyncio
 import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-SCHEMA = 2
+from gateway.journal.storage import SCHEMA, Batch, Entry, JournalError, Row
+
 _APPLICATION = 0x6D796E61
 """`myna`, which tells SQLite's file from other programs' files."""
 _COMMIT_BYTES = 16 << 20
@@ -34,23 +36,7 @@ PRAGMA user_version = {SCHEMA};
 """
 """`ended`: sessions whose facts in that commit count no more."""
 
-Entry = tuple[int, bytes]
-"""A session's key, and facts of it as JSON, `[key, facts]`."""
 _entries_of = msgspec.json.Decoder(list[tuple[int, msgspec.Raw]]).decode
-
-
-class JournalError(Exception):
-    """The file cannot be used; the message names it and says what can be done."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What goes into the file at once: facts, the keys of sessions that ended, and tenants and ids of those that
-    expired."""
-
-    entries: Sequence[Entry]
-    ended: Sequence[int]
-    expired: Sequence[tuple[str, str]]
 
 
 class JournalFile:
@@ -63,7 +49,7 @@ class JournalFile:
         """Opens the file, makes it if need be, and takes it for this process alone. Raises JournalError."""
         self._path = path
         self.last_session = 0
-        """The highest key that stands in the file."""
+        """The highest key that there has been, as far as the file tells."""
         self._next = 1
         self._commits: dict[int, list[int]] = {}
         """By the commit's id: sessions in it that have not ended, and all that are in it."""
@@ -135,8 +121,8 @@ class JournalFile:
             "then), or recover it with `sqlite3 FILE .recover`"
         )
 
-    def rows(self) -> Iterator[tuple[int, Sequence[tuple[int, msgspec.Raw]]]]:
-        """All there are, in order: the commit's id, and keys of sessions with facts of theirs. Raises JournalError."""
+    def rows(self) -> Iterator[Row]:
+        """All there are, in order, each named by the commit's id. Raises JournalError."""
         execute = self._connection.execute
         try:
             ended = set(execute("SELECT id, session FROM ended").fetchall())
@@ -171,13 +157,13 @@ class JournalFile:
     def commit(self, batch: Batch) -> None:
         """Keeps all of the batch, or raises sqlite3.Error; then it may be given again, kept or not, with more."""
         ended = set(batch.ended)
-        chunks = list(_chunks([entry for entry in batch.entries if entry[0] not in ended]))
+        chunks = list(_chunks([entry for entry in batch.entries if entry.session not in ended]))
         if len(chunks) == 1 and not ended:
             self._insert(0, chunks[0])
         else:
             self._commit(chunks, ended, batch.expired)
         for at, chunk in enumerate(chunks, self._next):
-            sessions = {session for session, _ in chunk}
+            sessions = {entry.session for entry in chunk}
             self._keep(at, sessions, len(sessions))
 
     def _commit(self, chunks: Sequence[Sequence[Entry]], ended: set[int], expired: Sequence[tuple[str, str]]) -> None:
@@ -207,7 +193,7 @@ class JournalFile:
             self._connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def _insert(self, at: int, entries: Sequence[Entry]) -> None:
-        facts = b"[" + b",".join([facts for _, facts in entries]) + b"]"
+        facts = b"[" + b",".join([entry.facts for entry in entries]) + b"]"
         # replaced: what failed may have been kept all the same, and then comes again under the same id
         self._connection.execute("INSERT OR REPLACE INTO commits VALUES (?, ?)", (self._next + at, facts.decode()))
 
@@ -245,6 +231,44 @@ class JournalFile:
         self._connection.close()
 
 
+class FileStorage:
+    """A `Storage`: the file, and the thread that writes it."""
+
+    failures = (sqlite3.Error,)
+
+    def __init__(self, path: Path) -> None:
+        """Raises JournalError if the file cannot be used."""
+        self.name = str(path)
+        self.file = JournalFile(path)
+        self._thread = ThreadPoolExecutor(1, "journal")
+
+    def rows(self) -> Iterator[Row]:
+        """See `JournalFile.rows`. To be read to its end before anything is written."""
+        return self.file.rows()
+
+    def expired(self) -> list[tuple[str, str]]:
+        """See `JournalFile.expired`."""
+        return self.file.expired()
+
+    def new_key(self) -> int:
+        """See `Storage`."""
+        self.file.last_session += 1
+        return self.file.last_session
+
+    def commit(self, batch: Batch) -> "asyncio.Future[None]":
+        """See `Storage`."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, self.file.commit, batch)
+
+    def damaged(self, row: int, problem: object) -> JournalError:
+        """See `Storage`."""
+        return self.file.damaged(row, problem)
+
+    async def close(self) -> None:
+        """See `Storage`."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self.file.close)
+        self._thread.shutdown()
+
+
 def _is_mixed(counts: list[int] | None) -> bool:
     """Whether there are facts in a commit that count no more beside some that do."""
     return counts is not None and counts[0] < counts[1]
@@ -253,10 +277,10 @@ def _is_mixed(counts: list[int] | None) -> bool:
 def _chunks(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
     """Entries in groups of bounded size."""
     begin = size = 0
-    for index, (_, facts) in enumerate(entries):
-        if size and size + len(facts) > _COMMIT_BYTES:
+    for index, entry in enumerate(entries):
+        if size and size + len(entry.facts) > _COMMIT_BYTES:
             yield entries[begin:index]
             begin, size = index, 0
-        size += len(facts)
+        size += len(entry.facts)
     if entries:
         yield entries[begin:]

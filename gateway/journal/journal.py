@@ -1,18 +1,16 @@
-"""The graph's log on disk: one writer, commits that gather what came while the one before was on its way."""
+"""The graph's log, kept: one writer, commits that gather what came while the one before was on its way."""
 
 import asyncio
 import logging
-import sqlite3
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterable
 from typing import ClassVar
 
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Event, Fact, SessionEnded
 from gateway.graph.session import Bounds, Session
-from gateway.journal.file import Batch, Entry, JournalFile
 from gateway.journal.records import Record, entries_of, record_of, session_record
 from gateway.journal.replay import mend, replay
+from gateway.journal.storage import Batch, Entry, LeaseLost, Opened, Row, Storage
 
 log = logging.getLogger("myna.journal")
 
@@ -22,7 +20,7 @@ _GATHER_SECONDS = 0.002
 _COMPANY = 8
 """Where so many waited for one commit, the next waits so long for company."""
 _RETRY_SECONDS = 1.0
-"""Between two attempts at a file that fails."""
+"""Between two attempts at a storage that fails."""
 
 
 class JournalFailed(GraphError):
@@ -32,23 +30,20 @@ class JournalFailed(GraphError):
 
 
 class Journal:
-    """See `gateway.graph.events.Log`. Owner of the file, of the thread that writes it, and of what is not in it yet.
+    """See `gateway.graph.events.Log`. Owner of what is kept in nothing yet.
 
     Facts are taken on the event loop. A commit that fails loses nothing: what was in it goes into the next, which is
     tried again and again; but whoever waited is told, and `check` refuses new work until it has succeeded.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises JournalError if the file cannot be used."""
-        self._path = path
-        self._file = JournalFile(path)
-        self._thread = ThreadPoolExecutor(1, "journal")
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
         self._keys: dict[Session, int] = {}
-        self._next_key = 1
         self._facts: list[tuple[int, int, Record]] = []
         """Keys of sessions, numbers and facts, in no commit yet."""
         self._unwritten: list[Entry] = []
         """Entries of commits that failed, older than all facts above."""
+        self._opened: list[Opened] = []
         self._ended: list[int] = []
         self._expired: list[tuple[str, str]] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -61,23 +56,17 @@ class Journal:
         self._failure: JournalFailed | None = None
         self._closed = False
 
-    def restore(self, bounds: Bounds) -> list[Session]:
-        """The sessions that the file holds, oldest first; their unfinished calls are still to be begun anew.
+    def restore(self, rows: Iterable[Row], bounds: Bounds) -> list[Session]:
+        """The sessions that were kept, oldest first; their unfinished calls are still to be begun anew.
 
-        To be called once, before anything is written. Raises JournalError.
+        Raises JournalError.
         """
         sessions = []
-        replayed = replay(self._file, bounds, self)
-        self._next_key = self._file.last_session + 1
-        for key, session in replayed.items():
+        for key, session in replay(rows, bounds, self, self._storage.damaged).items():
             self._keys[session] = key
             mend(session)
             sessions.append(session)
         return sessions
-
-    def expired(self) -> list[tuple[str, str]]:
-        """Tenants and ids of the last sessions that have expired, oldest first."""
-        return self._file.expired()
 
     # Log
 
@@ -90,9 +79,9 @@ class Journal:
         """See `Log.opened`."""
         if self._closed:
             return
-        self._keys[session] = self._next_key
-        self._next_key += 1
-        self._facts.append((self._keys[session], 0, session_record(session)))
+        key = self._keys[session] = self._storage.new_key()
+        self._opened.append(Opened(key, session.tenant, session.id))
+        self._facts.append((key, 0, session_record(session)))
         self._begin_soon()
 
     def write(self, session: Session, fact: Fact) -> None:
@@ -145,19 +134,22 @@ class Journal:
         if self._flying is not None or not self._pending:
             self._busy = False
             return
-        batch = Batch([*self._unwritten, *entries_of(self._facts)], self._ended, self._expired)
-        self._facts, self._unwritten, self._ended, self._expired = [], [], [], []
+        batch = Batch([*self._unwritten, *entries_of(self._facts)], self._ended, self._expired, self._opened)
+        self._facts, self._unwritten, self._ended, self._expired, self._opened = [], [], [], [], []
         self._flying, self._waiting = self._waiting, []
         self._busy = len(self._flying) >= _COMPANY
-        commit = asyncio.get_running_loop().run_in_executor(self._thread, self._file.commit, batch)
+        commit = self._storage.commit(batch)
         commit.add_done_callback(lambda commit: self._landed(batch, commit.exception()))
 
     def _landed(self, batch: Batch, error: BaseException | None) -> None:
         assert self._flying is not None
+        if isinstance(error, LeaseLost):
+            self._closed = True
+            return  # whoever waits is told nothing: what was to be kept may come out otherwise elsewhere
         flown, self._flying = self._flying, None
         if error is None:
             if self._failure is not None:
-                log.warning("the journal %s is written again", self._path)
+                log.warning("the journal %s is written again", self._storage.name)
                 self._failure = None
         else:
             flown += self._failed(batch, error)
@@ -188,18 +180,20 @@ class Journal:
     def _failed(self, batch: Batch, error: BaseException) -> list[asyncio.Future[None]]:
         """What was in the commit goes before what came since. Returns who waits for that: they fail as well."""
         if self._failure is None:
-            log.error("the journal %s cannot be written: %s; deferred work is refused until it can", self._path, error)
-        if not isinstance(error, sqlite3.Error):
+            where = self._storage.name
+            log.error("the journal %s cannot be written: %s; deferred work is refused until it can", where, error)
+        if not isinstance(error, self._storage.failures):
             log.error("a commit failed for a reason of our own", exc_info=error)
         self._failure = JournalFailed(f"the journal cannot be written: {error}")
         self._unwritten = list(batch.entries)
         self._ended = [*batch.ended, *self._ended]
         self._expired = [*batch.expired, *self._expired]
+        self._opened = [*batch.opened, *self._opened]
         waiting, self._waiting = self._waiting, []
         return waiting
 
     async def close(self) -> None:
-        """Writes what there is, takes nothing more, and gives the file back. What happens later did not happen."""
+        """Writes what there is, takes nothing more, and gives the storage back. What happens later did not happen."""
         if self._closed:
             return
         try:
@@ -210,5 +204,4 @@ class Journal:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
-        self._thread.shutdown()
+        await self._storage.close()

@@ -1,6 +1,6 @@
-"""A fact as a row, and back. Rows are JSON, so that a journal can be read with nothing but sqlite3.
+"""A fact as a row, and back. Rows are JSON, so that a journal can be read with nothing but sqlite3 or psql.
 
-A change of what stands here is a new schema: see `file.SCHEMA`.
+A change of what stands here is a new schema: see `storage.SCHEMA`.
 """
 
 import dataclasses
@@ -40,6 +40,7 @@ from gateway.graph.events import (
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.graph.variable import VariableState
+from gateway.journal.storage import Entry
 
 
 class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -166,12 +167,12 @@ facts_of = msgspec.json.Decoder(list[tuple[int, Record]]).decode
 """An entry's facts, with their numbers. Raises msgspec.DecodeError."""
 
 
-def entries_of(facts: Iterable[tuple[int, int, Record]]) -> list[tuple[int, bytes]]:
-    """Facts with their sessions' keys and their numbers, put together by session; see `file.Entry`."""
+def entries_of(facts: Iterable[tuple[int, int, Record]]) -> list[Entry]:
+    """Facts with their sessions' keys and their numbers, put together by session."""
     by_session: dict[int, list[tuple[int, Record]]] = {}
     for key, seq, record in facts:
         by_session.setdefault(key, []).append((seq, record))
-    return [(key, _encode((key, group))) for key, group in by_session.items()]
+    return [Entry(key, group[0][0], _encode((key, group))) for key, group in by_session.items()]
 
 
 def record_of(fact: Fact) -> Record:

@@ -5,6 +5,8 @@ what was cut off in the middle is ended or made ready to begin anew, as far as t
 have seen.
 """
 
+from collections.abc import Callable, Iterable
+
 import msgspec
 
 from gateway.graph.call import Call, CallState, Times, Usage
@@ -19,7 +21,6 @@ from gateway.graph.events import (
 )
 from gateway.graph.session import Bounds, Session
 from gateway.graph.variable import Piece, Variable, VariableState
-from gateway.journal.file import JournalFile
 from gateway.journal.records import (
     CallRecord,
     DeletedRecord,
@@ -33,12 +34,16 @@ from gateway.journal.records import (
     facts_of,
     spec_of,
 )
+from gateway.journal.storage import JournalError, Row
 
 
-def replay(file: JournalFile, bounds: Bounds, log: Log) -> dict[int, Session]:
-    """Sessions by their keys; see `mend` for what is still to be done with them. Raises JournalError."""
+def replay(
+    rows: Iterable[Row], bounds: Bounds, log: Log, damaged: Callable[[int, object], JournalError]
+) -> dict[int, Session]:
+    """Sessions by their keys; see `mend` for what is still to be done with them. Raises what `damaged` makes of a row
+    and its problem."""
     applied: dict[int, Replay] = {}
-    for id, entries in file.rows():
+    for id, entries in rows:
         for key, facts in entries:
             try:
                 for seq, record in facts_of(facts):
@@ -47,7 +52,7 @@ def replay(file: JournalFile, bounds: Bounds, log: Log) -> dict[int, Session]:
                     else:
                         applied[key] = Replay(record, bounds, log)
             except (msgspec.DecodeError, LookupError, TypeError) as error:
-                raise file.damaged(id, f"session {key}: {error!r}") from error
+                raise damaged(id, f"session {key}: {error!r}") from error
     return {key: one.session for key, one in applied.items()}
 
 

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_nothing_promised_is_lost_while_engines_and_gateways_are_killed(tiny: Path, tmp_path: Path) -> None:
     """The short form of `python -m bench.chaos`."""
     arguments = ["--model", str(tiny), "--kv-tokens", "65536"]
-    report = await chaos(arguments, engine_kills=5, gateway_kills=3, clients=4, seed=7, folder=tmp_path)
+    report = await chaos(arguments, engine_kills=5, gateway_kills=3, clients=4, seed=7, journal=str(tmp_path / "j"))
     assert report["ready"] > 50, "the load got somewhere"
     assert report["retries"] > 0, "the kills were felt"
 

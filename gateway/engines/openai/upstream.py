@@ -23,7 +23,7 @@ log = logging.getLogger("myna.engines")
 
 _CONNECT_SECONDS = 10.0
 _KEPT_SECONDS = 4.0
-"""For which an idle connection is kept: servers of this kind, uvicorn's and llama.cpp's among them, close it after 5."""
+"""For which an idle connection is kept: such servers, uvicorn's and llama.cpp's among them, close it after 5."""
 _PROBE_SECONDS = 5.0
 """Between two looks at a server's health, and for each to take at most; one that only lists its models is looked at
 more rarely."""

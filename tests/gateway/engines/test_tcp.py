@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import psutil
 import pytest
 import trustme
 
+from bench.servers import free_port
 from engine.link import VERSION, Fill, FrameBuffer, Generate, Hello, encode_frame, welcome_decoder
 from engine.link import Sampling as LinkSampling
 from gateway.engines.base import Delta, EngineLost, Filled
@@ -144,9 +144,7 @@ async def test_a_wrong_token_is_told(elsewhere: EngineElsewhere) -> None:
 
 
 async def test_nobody_there_is_told_and_waited_for(folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(EngineStartFailed, match=f"127.0.0.1:{port} cannot be reached"):
         await TcpEngine("test", "127.0.0.1", port, TOKEN, lambda: None).start()
     patient = TcpEngine("test", "127.0.0.1", port, TOKEN, lambda: None, patience=60.0)

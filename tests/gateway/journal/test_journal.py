@@ -33,7 +33,7 @@ from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal import Journal, JournalError, JournalFailed
-from gateway.journal.file import Batch, Entry, JournalFile
+from gateway.journal.file import FileStorage, JournalFile
 from gateway.journal.records import (
     CallRecord,
     MadeRecord,
@@ -44,6 +44,7 @@ from gateway.journal.records import (
     session_record,
     spec_of,
 )
+from gateway.journal.storage import Batch, Entry
 from gateway.scheduler import Scheduler
 from tests.gateway.scheduler.test_dispatcher import Stubs
 
@@ -57,9 +58,10 @@ class House:
     def __init__(self, path: Path) -> None:
         self.engine = StubEngine()
         self.scheduler = Scheduler(Stubs(self.engine), 1000)
-        self.journal = Journal(path)
+        self.storage = FileStorage(path)
+        self.journal = Journal(self.storage)
         self.store = SessionStore(self.scheduler.cancel, Bounds(), 60.0, 100, 100, self.journal)
-        self.restored = self.journal.restore(Bounds())
+        self.restored = self.journal.restore(self.storage.rows(), Bounds())
         for session in self.restored:
             self.store.adopt(session)
 
@@ -80,7 +82,7 @@ class House:
         """As a killed process: nothing more is written, and nothing is told to anybody."""
         self.journal._closed = True
         await self.scheduler.close()
-        self.journal._file.close()
+        self.storage.file.close()
 
 
 def spec(output: str, *reads: str, deferred: bool = True, slots: tuple[Slot, ...] = (ANSWER,)) -> CallSpec:
@@ -290,7 +292,7 @@ async def test_deleted_and_expired_sessions_leave_the_file(tmp_path: Path) -> No
 
     again = House(tmp_path / "j")
     assert [session.id for session in again.restored] == ["stays"]
-    assert again.journal.expired() == [("t", "expired")]
+    assert again.storage.expired() == [("t", "expired")]
     await again.die()
 
 
@@ -316,7 +318,7 @@ async def test_a_file_that_cannot_be_written_refuses_new_work_and_loses_nothing(
     house = House(tmp_path / "j")
     session = house.store.create("", "s")
     await house.put(session, "early", "kept")
-    house.journal._file._connection.execute(f"PRAGMA {problem}").fetchall()
+    house.storage.file._connection.execute(f"PRAGMA {problem}").fetchall()
     words = "readonly database" if "query" in problem else "disk is full"
     with pytest.raises(JournalFailed, match=words):
         await house.put(session, "lost", "x" * 100_000)
@@ -328,7 +330,7 @@ async def test_a_file_that_cannot_be_written_refuses_new_work_and_loses_nothing(
     assert "refused" not in session.variables
 
     healing = "query_only = OFF" if "query" in problem else "max_page_count = 1000000"
-    house.journal._file._connection.execute(f"PRAGMA {healing}").fetchall()
+    house.storage.file._connection.execute(f"PRAGMA {healing}").fetchall()
     async with asyncio.timeout(10):
         while house.journal._failure is not None:
             await asyncio.sleep(0.05)
@@ -409,7 +411,7 @@ async def test_a_file_that_cannot_be_used_is_left_alone_and_said_so(
 
 
 def _entry(session: int, facts: str = "[]") -> Entry:
-    return session, f"[{session},{facts}]".encode()
+    return Entry(session, 0, f"[{session},{facts}]".encode())
 
 
 def _content(file: JournalFile) -> list[tuple[int, str]]:
@@ -511,7 +513,7 @@ def test_what_counts_is_there_and_little_else(tmp_path_factory: pytest.TempPathF
 async def test_a_file_has_one_owner(tmp_path: Path) -> None:
     house = House(tmp_path / "j")
     with pytest.raises(JournalError, match="in use by another myna"):
-        Journal(tmp_path / "j")
+        FileStorage(tmp_path / "j")
     await house.die()
 
 
@@ -522,7 +524,8 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
 
 
 def read_again(record: Record) -> Record:
-    ((key, entry),) = entries_of([(1, 5, record)])
+    ((key, first, entry),) = entries_of([(1, 5, record)])
+    assert first == 5
     again_key, facts = msgspec.json.decode(entry, type=tuple[int, msgspec.Raw])
     assert key == again_key == 1
     ((number, again),) = facts_of(facts)

@@ -1,0 +1,97 @@
+"""A PostgreSQL server of a test's own, on a free port of 127.0.0.1."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench.servers import free_port
+
+_SECONDS = "60"
+
+
+def _programs() -> Iterator[Path]:
+    """Folders that may have PostgreSQL's programs: of the system, and of a wheel."""
+    found = shutil.which("pg_ctl")
+    if found is not None:
+        yield Path(found).resolve().parent
+    yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    try:
+        import pgserver  # its own way to start a server wants a user to be made
+    except ImportError:
+        return
+    yield Path(pgserver.__file__).parent / "pginstall/bin"
+
+
+class Postgres:
+    """The server, in a folder of its own. It refuses to run as root, and then runs as nobody."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises RuntimeError if there are no programs that can be run."""
+        self.port = free_port()
+        self.url = f"postgresql://tester@127.0.0.1:{self.port}/postgres"
+        self._folder = folder / "data"
+        self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user is not None:
+            shutil.chown(folder, self._user)
+        self._programs = next((one for one in _programs() if self._works(one)), None)
+        if self._programs is None:
+            raise RuntimeError("no PostgreSQL server is installed, nor the wheel pgserver")
+        self._run(
+            "initdb", "--pgdata", str(self._folder), "--username=tester", "--auth=trust", "--no-sync", "-E", "UTF8"
+        )
+
+    def _works(self, programs: Path) -> bool:
+        try:
+            command = [str(programs / "initdb"), "--version"]
+            return subprocess.run(command, capture_output=True, user=self._user, check=False, cwd="/").returncode == 0
+        except OSError:
+            return False
+
+    def _run(self, program: str, *arguments: str) -> None:
+        assert self._programs is not None
+        log = self._folder.parent / "run.log"
+        with log.open("ab") as output:
+            done = subprocess.run(
+                [str(self._programs / program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                user=self._user,
+                cwd="/",
+                check=False,
+            )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed: {log.read_text()}")
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        log = str(self._folder.parent / "server.log")
+        self._run("pg_ctl", "-D", str(self._folder), "-l", log, "-o", options, "-w", "-t", _SECONDS, "start")
+
+    def stop(self) -> None:
+        """Breaks off all connections."""
+        self._run("pg_ctl", "-D", str(self._folder), "-m", "immediate", "-w", "-t", _SECONDS, "stop")
+
+
+@contextmanager
+def running() -> Iterator[Postgres]:
+    """A server that runs as long as the context; skips the test where there is none."""
+    with tempfile.TemporaryDirectory(prefix="myna-postgres-") as folder:  # not pytest's, which others may not enter
+        try:
+            server = Postgres(Path(folder))
+        except RuntimeError as error:
+            if "no PostgreSQL" not in str(error):
+                raise
+            pytest.skip(str(error))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
