@@ -10,6 +10,7 @@ from engine.config import default_cache
 from engine.models.fetch import fetch
 from engine.tokenizer import Tokenizer
 from tests.checkpoints import write_tiny_llama
+from tests.postgres import Postgres, running
 from tests.server import Server
 
 
@@ -56,3 +57,10 @@ def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """A random model with a window of 96 tokens, for what is about bounds and not about text."""
     folder = write_tiny_llama(tmp_path_factory.mktemp("tiny"), window=96)
     return Engine(EngineConfig(model=str(folder), kv_tokens=512))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server."""
+    with running() as server:
+        yield server

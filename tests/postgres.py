@@ -36,6 +36,7 @@ class Postgres:
         self.port = free_port()
         self.url = f"postgresql://tester@127.0.0.1:{self.port}/postgres"
         self._folder = folder / "data"
+        self._count = 0
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user is not None:
             shutil.chown(folder, self._user)
@@ -74,6 +75,14 @@ class Postgres:
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         log = str(self._folder.parent / "server.log")
         self._run("pg_ctl", "-D", str(self._folder), "-l", log, "-o", options, "-w", "-t", _SECONDS, "start")
+
+    def database(self) -> str:
+        """The address of a new database."""
+        self._count += 1
+        name = f"test_{self._count}"
+        where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "tester")
+        self._run("createdb", *where, name)
+        return self.url.replace("/postgres", f"/{name}")
 
     def stop(self) -> None:
         """Breaks off all connections."""
