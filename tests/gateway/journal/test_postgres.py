@@ -1,8 +1,6 @@
 """gateway/journal/postgres.py: what several gateways keep in one database, and what each of them may do there."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
@@ -12,60 +10,11 @@ from gateway.graph.session import Bounds
 from gateway.graph.store import SessionStore
 from gateway.graph.variable import VariableState
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
-from gateway.journal.storage import Batch, Entry, Opened
+from gateway.journal.storage import Batch, Opened
+from tests.gateway.town import Town, content, entry
 from tests.postgres import Postgres
 
 NOTHING = Batch([], [], [])
-
-
-def entry(key: int, first: int, facts: str = "[]") -> Entry:
-    return Entry(key, first, f"[{key},{facts}]".encode())
-
-
-async def content(storage: PostgresStorage, key: int) -> list[tuple[int, str]]:
-    return [(first, bytes(facts).decode()) for first, rows in await storage.rows(key) for _, facts in rows]
-
-
-class Town:
-    """A database, and gateways that keep sessions in it."""
-
-    def __init__(self, url: str, stack: AsyncExitStack) -> None:
-        self.url = url
-        self._stack = stack
-        self.lost: list[str] = []
-
-    async def gateway(self, name: str, lease: float = 60.0, host: str = "here") -> PostgresStorage:
-        storage = PostgresStorage(self.url, lease, lambda: self.lost.append(name))
-        await storage.start()
-        self._stack.push_async_callback(storage.close)
-        await storage.join(f"http://{name}", host)
-        return storage
-
-    async def session(self, storage: PostgresStorage, id: str) -> int:
-        """Claims the name and keeps a first fact under it."""
-        assert await storage.claim("t", id)
-        key = storage.new_key()
-        await storage.commit(Batch([entry(key, 0)], [], [], [Opened(key, "t", id)]))
-        return key
-
-    async def query(self, text: str, *arguments: Any) -> Any:
-        connection = await asyncpg.connect(self.url)
-        try:
-            return await connection.fetchval(text, *arguments)
-        finally:
-            await connection.close()
-
-    async def silent(self, storage: PostgresStorage) -> None:
-        """Its time is up."""
-        await self.query(
-            "UPDATE myna_gateways SET until = now() - interval '1 s' WHERE id = $1 RETURNING 1", storage.gateway
-        )
-
-
-@pytest.fixture
-async def town(postgres: Postgres) -> AsyncIterator[Town]:
-    async with AsyncExitStack() as stack:
-        yield Town(postgres.database(), stack)
 
 
 async def test_tables_are_made_once_however_many_start(town: Town) -> None:

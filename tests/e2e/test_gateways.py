@@ -1,0 +1,384 @@
+"""Two gateways on one journal in PostgreSQL: a session is at one of them, and whichever is asked answers."""
+
+import asyncio
+import io
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+
+from bench.chaos import chaos
+from tests.checkpoints import write_tiny_llama
+from tests.postgres import Postgres, running
+from tests.server import Server
+
+LONG = 3000
+"""Tokens that take a while."""
+FIRST = {"regex": "(?s)^.{0,30}"}
+"""Of an answer, what fits into another prompt."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that starts fast."""
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=4096)
+
+
+class Pair:
+    """Gateways on one database, and a client of both."""
+
+    def __init__(self, postgres: Postgres, tiny: Path, *options: str) -> None:
+        self.journal = postgres.database()
+        self._arguments = ("--model", str(tiny), "--kv-tokens", "32768", "--journal", self.journal, *options)
+        self.servers: list[Server] = []
+        self.http: aiohttp.ClientSession
+
+    def start(self) -> Server:
+        server = Server(*self._arguments)
+        self.servers.append(server)
+        return server
+
+    async def ask(
+        self, at: Server, method: str, path: str, body: Any = None, key: str | None = None, **headers: str
+    ) -> tuple[int, Any]:
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        async with self.http.request(method, f"{at.address}/v1{path}", json=body, headers=headers) as response:
+            return response.status, await response.json()
+
+    async def defer(
+        self, at: Server, session: str, output: str, text: str = "Hi", transform: Any = None, **options: Any
+    ) -> tuple[int, Any]:
+        options = {"max_tokens": 4, "temperature": 0, **options}
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **options}
+        body["semantic"] = {"output": output, "defer": True, "transform": transform}
+        return await self.ask(at, "POST", "/chat/completions", body, **{"X-Session-Id": session})
+
+    async def value(self, at: Server, session: str, name: str) -> Any:
+        status, variable = await self.ask(at, "GET", f"/sessions/{session}/variables/{name}?wait=true&timeout=60")
+        assert status == 200, variable
+        return variable
+
+    async def close(self) -> None:
+        for server in self.servers:
+            with suppress(ProcessLookupError):
+                psutil.Process(server.process.pid).resume() if server.process.poll() is None else None
+            await asyncio.to_thread(server.stop, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def pair_module(postgres: Postgres, tiny: Path) -> Iterator[Pair]:
+    pair = Pair(postgres, tiny, "--lease", "2", "--session-ttl", "3600")
+    try:
+        pair.start()
+        pair.start()
+        yield pair
+    finally:
+        for server in pair.servers:
+            server.stop()
+
+
+@pytest.fixture
+async def pair(pair_module: Pair) -> AsyncIterator[Pair]:
+    """Two that nobody kills."""
+    async with aiohttp.ClientSession() as pair_module.http:
+        yield pair_module
+
+
+@pytest.fixture
+async def mortals(postgres: Postgres, tiny: Path) -> AsyncIterator[Pair]:
+    """Two of a test's own."""
+    pair = Pair(postgres, tiny, "--lease", "2")
+    async with aiohttp.ClientSession() as pair.http:
+        try:
+            await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
+            yield pair
+        finally:
+            await pair.close()
+
+
+async def test_nothing_promised_is_lost_while_gateways_are_killed(postgres: Postgres, tiny: Path) -> None:
+    """Two under load, now this one killed and now that one, each away for longer than its lease."""
+    arguments = ["--model", str(tiny), "--kv-tokens", "65536", "--lease", "1"]
+    report = await chaos(
+        arguments,
+        engine_kills=0,
+        gateway_kills=3,
+        clients=4,
+        seed=11,
+        journal=postgres.database(),
+        gateways=2,
+        away=2.0,
+    )
+    assert report["ready"] > 50, "the load got somewhere"
+    assert report["retries"] > 0, "the kills were felt"
+
+
+async def test_a_session_is_the_same_at_both(pair: Pair) -> None:
+    a, b = pair.servers
+    status, made = await pair.ask(a, "POST", "/sessions", {"id": "same", "metadata": {"k": "v"}})
+    assert status == 201
+    assert (await pair.ask(b, "PUT", "/sessions/same/variables/x", {"value": "there"}))[0] == 200
+    assert (await pair.defer(b, "same", "first", "Say <<x>>"))[0] == 200
+    assert (await pair.defer(a, "same", "second", "Again <<first>>"))[0] == 200
+    values = [await pair.value(at, "same", "second") for at in (b, a)]
+    assert values[0] == values[1]
+    assert values[0]["state"] == "ready"
+    for path in ("/sessions/same/graph", "/sessions/same/variables", "/sessions/same/variables/x"):
+        told = [await pair.ask(at, "GET", path) for at in (a, b)]
+        assert told[0] == told[1]
+    sessions = [(await pair.ask(at, "GET", "/sessions/same"))[1] for at in (a, b)]
+    assert [one["metadata"] for one in sessions] == [{"k": "v"}] * 2
+    assert made["id"] == "same"
+    body = {"session": "same", "calls": [], "variables": {"y": "z"}, "outputs": ["y"]}
+    status, answer = await pair.ask(b, "POST", "/graphs", body)
+    assert (status, answer["outputs"]["y"]) == (200, "z")
+    prompt = {"model": "tiny", "prompt": "<<x>>", "max_tokens": 2, "semantic": {"session": "same", "output": "third"}}
+    assert (await pair.ask(b, "POST", "/completions", prompt))[1]["semantic"]["session"] == "same"
+    assert (await pair.ask(b, "DELETE", "/sessions/same"))[1]["state"] == "deleted"
+    assert [(await pair.ask(at, "GET", "/sessions/same"))[0] for at in (a, b)] == [404, 404]
+    assert (await pair.ask(b, "POST", "/sessions", {"id": "same"}))[0] == 201, "the name is free"
+    assert (await pair.ask(a, "GET", "/sessions/same/variables"))[1]["data"] == []
+
+
+async def test_streams_come_through_as_they_are_made(pair: Pair) -> None:
+    a, b = pair.servers
+    await pair.ask(a, "POST", "/sessions", {"id": "streams"})
+    await pair.ask(b, "PUT", "/sessions/streams/variables/late", {"value": None})
+    assert (await pair.defer(b, "streams", "told", "<<late>>", max_tokens=300, ignore_eos=True))[0] == 200
+    pieces: list[float] = []
+    text = ""
+    headers = {"Accept": "text/event-stream"}
+    late = asyncio.create_task(pair.ask(b, "PUT", "/sessions/streams/variables/late", {"value": "now"}))
+    async with pair.http.get(f"{b.address}/v1/sessions/streams/variables/told", headers=headers) as response:
+        assert response.headers["Content-Type"].startswith("text/event-stream")
+        async for line in response.content:
+            if line.startswith(b"data: "):
+                pieces.append(time.monotonic())
+                text += line.decode()
+    assert (await late)[0] == 200
+    assert len(pieces) > 20
+    assert pieces[-1] - pieces[0] > 0.02, "not all at once"
+    body = {
+        "model": "tiny",
+        "stream": True,
+        "messages": [{"role": "user", "content": "Hi <<late>>"}],
+        "max_tokens": 20,
+        "semantic": {"session": "streams"},
+    }
+    async with pair.http.post(f"{b.address}/v1/chat/completions", json=body) as response:
+        events = [line async for line in response.content if line.startswith(b"data: ")]
+    assert events[-1] == b"data: [DONE]\n"
+    async with pair.http.get(f"{b.address}/v1/sessions/streams/events") as response:
+        first = await response.content.readuntil(b"\n\n")
+    assert b"id: 1\n" in first
+
+
+async def test_who_leaves_one_gateway_leaves_the_other(pair: Pair) -> None:
+    a, b = pair.servers
+    await pair.ask(a, "POST", "/sessions", {"id": "left"})
+    messages = [{"role": "user", "content": "Hi"}]
+    body = {"model": "tiny", "messages": messages, "max_tokens": LONG, "ignore_eos": True}
+    body["semantic"] = {"session": "left", "output": "unread"}
+    asking = asyncio.create_task(pair.ask(b, "POST", "/chat/completions", body))
+    async with asyncio.timeout(30):
+        while not (await pair.ask(a, "GET", "/sessions/left/graph"))[1]["calls"]:
+            await asyncio.sleep(0.02)
+    asking.cancel()
+    async with asyncio.timeout(30):
+        while (await pair.ask(a, "GET", "/sessions/left/graph"))[1]["calls"][0]["state"] != "cancelled":
+            await asyncio.sleep(0.02)
+
+
+async def test_of_those_who_make_a_session_at_once_one_does(pair: Pair) -> None:
+    for number in range(5):
+        bodies = [pair.ask(at, "POST", "/sessions", {"id": f"once-{number}"}) for at in pair.servers * 4]
+        answers = await asyncio.gather(*bodies)
+        assert sorted(status for status, _ in answers) == [201] + [409] * 7
+        assert {answer["error"]["code"] for status, answer in answers if status == 409} == {"session_exists"}
+
+
+async def test_calls_that_make_their_session_at_first_use_share_it(pair: Pair) -> None:
+    asked = [pair.defer(at, "shared", f"v{number}") for number, at in enumerate(pair.servers * 4)]
+    answers = await asyncio.gather(*asked)
+    assert [status for status, _ in answers] == [200] * 8
+    for at in pair.servers:
+        names = {one["name"] for one in (await pair.ask(at, "GET", "/sessions/shared/variables"))[1]["data"]}
+        assert names == {f"v{number}" for number in range(8)}
+
+
+async def test_refusals_are_the_same_at_both(pair: Pair) -> None:
+    a, b = pair.servers
+    await pair.ask(a, "POST", "/sessions", {"id": "refuses"})
+    bad = {"model": "tiny", "messages": [{"role": "user", "content": "<<nobody>>"}]}
+    for at in (a, b):
+        headers = {"X-Session-Id": "refuses"}
+        status, answer = await pair.ask(at, "POST", "/chat/completions", bad, **headers)
+        assert (status, answer["error"]["code"]) == (400, "unknown_variable")
+        assert answer["error"]["param"] == "messages.0.content"
+        assert (await pair.ask(at, "GET", "/sessions/nobody"))[0] == 404
+        assert (await pair.ask(at, "GET", "/sessions/refuses/variables/x"))[0] == 404
+        elsewhere = {**bad, "semantic": {"session": "another"}}
+        answer = (await pair.ask(at, "POST", "/chat/completions", elsewhere, **headers))[1]
+        assert answer["error"]["code"] == "session_conflict"
+        answer = (await pair.ask(at, "POST", "/chat/completions", bad, **{"X-Session-Id": "no id at all"}))[1]
+        assert answer["error"]["code"] == "invalid_value"
+        async with pair.http.post(f"{at.address}/v1/sessions", data=b"{") as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (400, "invalid_json")
+        large = io.BytesIO(b'{"id": "' + b"x" * (17 << 20) + b'"}')
+        async with pair.http.post(f"{at.address}/v1/sessions", data=large) as response:
+            assert response.status == 413
+        async with pair.http.get(f"{at.address}/v1/sessions/refuses", headers={"x-request-id": "mine"}) as response:
+            assert response.headers["x-request-id"] == "mine"
+            assert len(response.headers.getall("Content-Type")) == 1
+
+
+async def test_all_sessions_are_listed_by_both(pair: Pair) -> None:
+    a, b = pair.servers
+    await pair.ask(a, "POST", "/sessions", {"id": "list-a"})
+    await pair.ask(b, "POST", "/sessions", {"id": "list-b"})
+    listed = [[one["id"] for one in (await pair.ask(at, "GET", "/sessions"))[1]["data"]] for at in (a, b)]
+    assert sorted(listed[0]) == sorted(listed[1])
+    assert {"list-a", "list-b"} <= set(listed[0])
+    assert len(set(listed[0])) == len(listed[0])
+
+
+async def test_a_request_for_another_gateway_is_not_taken(pair: Pair) -> None:
+    status, answer = await pair.ask(pair.servers[0], "GET", "/sessions", **{"X-Myna-Forwarded-To": "12345"})
+    assert (status, answer["error"]["code"]) == (421, "wrong_gateway")
+
+
+async def test_what_a_gateway_had_begun_another_finishes(mortals: Pair) -> None:
+    a, b = mortals.servers
+    assert (await mortals.ask(a, "POST", "/sessions", {"id": "s"}))[0] == 201
+    assert (await mortals.defer(a, "s", "short"))[0] == 200
+    short = await mortals.value(a, "s", "short")
+    assert (await mortals.defer(a, "s", "long", "<<short>>", FIRST, max_tokens=LONG, ignore_eos=True))[0] == 200
+    assert (await mortals.defer(b, "s", "next", "<<long>>"))[0] == 200
+    waiting = asyncio.create_task(mortals.value(b, "s", "next"))  # asked of the one that does not have it
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    a.process.kill()
+    assert (await waiting)["state"] == "ready"
+    assert (await mortals.value(b, "s", "short"))["value"] == short["value"]
+    assert (await mortals.ask(b, "GET", "/sessions"))[1]["data"][0]["id"] == "s"
+    assert (await mortals.defer(b, "s", "more", "<<next>>"))[0] == 200
+    again = await asyncio.to_thread(mortals.start)
+    assert (await mortals.value(again, "s", "more"))["state"] == "ready"
+    graphs = [await mortals.ask(at, "GET", "/sessions/s/graph") for at in (b, again)]
+    assert graphs[0] == graphs[1]
+
+
+async def test_what_broke_off_in_the_middle_is_said_so(mortals: Pair) -> None:
+    a, b = mortals.servers
+    await mortals.ask(a, "POST", "/sessions", {"id": "s"})
+    messages = [{"role": "user", "content": "Hi"}]
+    body = {"model": "tiny", "messages": messages, "max_tokens": LONG, "ignore_eos": True}
+    body["semantic"] = {"session": "s"}
+    whole = asyncio.create_task(mortals.ask(b, "POST", "/chat/completions", body))
+    async with mortals.http.post(f"{b.address}/v1/chat/completions", json={**body, "stream": True}) as response:
+        await response.content.readuntil(b"\n\n")
+        a.process.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await response.read()
+    status, answer = await whole
+    assert (status, answer["error"]["code"]) == (503, "gateway_lost"), "it may have been taken: it is not asked again"
+
+
+async def test_who_is_stopped_is_followed_without_waiting_for_its_time(postgres: Postgres, tiny: Path) -> None:
+    pair = Pair(postgres, tiny, "--lease", "60", "--drain", "0")
+    async with aiohttp.ClientSession() as pair.http:
+        try:
+            a, b = await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
+            await pair.ask(a, "PUT", "/sessions/s/variables/x", {"value": "kept"})
+            assert (await pair.defer(a, "s", "long", max_tokens=LONG, ignore_eos=True))[0] == 200
+            waiting = asyncio.create_task(pair.value(b, "s", "long"))
+            await asyncio.sleep(0.2)
+            assert await asyncio.to_thread(a.stop) == 0
+            assert (await waiting)["state"] == "ready"
+            assert [call["state"] for call in (await pair.ask(b, "GET", "/sessions/s/graph"))[1]["calls"]] == ["done"]
+        finally:
+            await pair.close()
+
+
+async def test_who_was_frozen_ends_when_it_wakes(mortals: Pair) -> None:
+    a, b = mortals.servers
+    await mortals.ask(a, "POST", "/sessions", {"id": "s"})
+    assert (await mortals.defer(a, "s", "long", max_tokens=LONG, ignore_eos=True, temperature=1.0))[0] == 200
+    processes = [psutil.Process(a.process.pid), *a.engine_processes()]
+    for process in processes:
+        process.suspend()
+    value = await mortals.value(b, "s", "long")
+    assert value["state"] == "ready"
+    waiting = asyncio.create_task(mortals.value(a, "s", "long"))
+    for process in processes:
+        process.resume()
+    assert await asyncio.to_thread(a.process.wait, 30) == 1
+    assert any("other gateways have taken this one for dead" in line for line in a.log)
+    with pytest.raises(aiohttp.ClientError):
+        await waiting
+    assert await mortals.value(b, "s", "long") == value
+    for process in processes[1:]:
+        process.wait(30)
+
+
+async def test_a_database_that_is_away_kills_nobody(tiny: Path) -> None:
+    with running() as database:
+        pair = Pair(database, tiny, "--lease", "1")
+        async with aiohttp.ClientSession() as pair.http:
+            try:
+                a, b = await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
+                assert (await pair.defer(a, "s", "before"))[0] == 200
+                before = await pair.value(b, "s", "before")
+                database.stop()
+                await asyncio.sleep(2.5)  # their time is up, and neither can say so
+                plain = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+                assert [(await pair.ask(at, "POST", "/chat/completions", plain))[0] for at in (a, b)] == [200, 200]
+                assert await pair.value(a, "s", "before") == before, "it is in memory there"
+                for at in (a, b):
+                    status, answer = await pair.defer(at, "s", "refused")
+                    assert (status, answer["error"]["code"]) == (503, "journal_failed")
+                database.start()
+                async with asyncio.timeout(30):
+                    while (await pair.defer(b, "s", "after"))[0] != 200:
+                        await asyncio.sleep(0.1)
+                assert (await pair.value(a, "s", "after"))["state"] == "ready"
+                assert await pair.value(b, "s", "before") == before
+                await asyncio.sleep(2.0)
+                assert a.process.poll() is b.process.poll() is None
+            finally:
+                await pair.close()
+
+
+async def test_expired_sessions_are_gone_at_both(postgres: Postgres, tiny: Path) -> None:
+    pair = Pair(postgres, tiny, "--session-ttl", "0.5")
+    async with aiohttp.ClientSession() as pair.http:
+        try:
+            a, b = await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
+            await pair.ask(a, "POST", "/sessions", {"id": "s"})
+            async with asyncio.timeout(30):
+                while (await pair.ask(a, "GET", "/sessions"))[1]["data"]:
+                    await asyncio.sleep(0.2)
+            answers = [await pair.ask(at, "GET", "/sessions/s") for at in (b, a)]
+            assert [(status, answer["error"]["code"]) for status, answer in answers] == [(410, "session_expired")] * 2
+        finally:
+            await pair.close()
+
+
+def test_a_database_that_is_not_there_ends_the_start_with_a_line(tiny: Path) -> None:
+    command = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--model", str(tiny)]
+    ended = subprocess.run(
+        [*command, "--journal", "postgresql://u:secret@127.0.0.1:1/x"], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("myna: the journal at postgresql://127.0.0.1:1/x cannot be used")
+    assert "secret" not in line
