@@ -5,8 +5,10 @@
 
 import asyncio
 import json
+import ssl
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import torch
@@ -17,10 +19,10 @@ from bench.stub import StubEngine
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
-from gateway.app import build_app, build_services, listening, spare_collector
+from gateway.app import build_app, build_peers, build_services, listening, spare_collector
 from gateway.engines.pool import EnginePool
-from gateway.graph.events import Log, NoLog
-from gateway.journal import FileStorage, Journal
+from gateway.graph.events import NoLog
+from gateway.journal import FileStorage, Journal, PostgresStorage
 from gateway.models import ServedModel
 from gateway.prompt import PromptBuilder
 from gateway.settings import ServeSettings, parse
@@ -39,13 +41,35 @@ def _tokenizer() -> Tokenizer:
     return Tokenizer(checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16))
 
 
-def _gateway(settings: ServeSettings, log: Log) -> web.Application:
+async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
+    """Serves until the stack is unwound; its address."""
     pool = EnginePool(1.0)
-    services = build_services(settings, pool, log)
+    url, path = settings.journal_url(), settings.journal_file()
+    storage: FileStorage | PostgresStorage | None = None
+    if url is not None:
+        storage = PostgresStorage(url, settings.lease, lambda: sys.exit("bench.overhead: taken for dead"))
+        await storage.start()
+    elif path is not None:
+        storage = FileStorage(path)
+    journal = None if storage is None else Journal(storage)
+    services = build_services(settings, pool, journal or NoLog())
     tokenizer = _tokenizer()
     pool.add("stub", StubEngine(tokenizer))
     services.models.add(ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer)))
-    return build_app(settings, services)
+    if journal is None or not isinstance(storage, PostgresStorage):
+        address = await stack.enter_async_context(listening(build_app(settings, services), settings))
+        if journal is not None:
+            stack.push_async_callback(journal.close)
+        return address
+    membership, forwarding = build_peers(settings, services, storage, journal, ssl.create_default_context())
+    await forwarding.start()
+    stack.push_async_callback(forwarding.close)
+    app = build_app(settings, services, forwarding.middleware)
+    address = await stack.enter_async_context(listening(app, settings))
+    stack.push_async_callback(journal.close)
+    stack.push_async_callback(membership.close)
+    await membership.join(address, "bench")
+    return address
 
 
 async def _bare(request: web.Request) -> web.Response:
@@ -55,18 +79,16 @@ async def _bare(request: web.Request) -> web.Response:
 
 async def _serve(kind: str, arguments: Sequence[str]) -> None:
     settings = parse(ServeSettings, ["--port", "0", *arguments], "bench.overhead")
-    journal = None if (path := settings.journal_file()) is None else Journal(FileStorage(path))
-    if kind == "gateway":
-        app = _gateway(settings, journal or NoLog())
-    else:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", _bare)
-    async with listening(app, settings) as address:
+    async with AsyncExitStack() as stack:
+        if kind == "gateway":
+            address = await _gateway(settings, stack)
+        else:
+            app = web.Application()
+            app.router.add_post("/v1/chat/completions", _bare)
+            address = await stack.enter_async_context(listening(app, settings))
         spare_collector()
         print(address, flush=True)
         await asyncio.to_thread(sys.stdin.read)
-        if journal is not None:
-            await journal.close()
 
 
 if __name__ == "__main__":

@@ -91,14 +91,18 @@ class Wire:
         return answer
 
 
-async def deferred_rate(url: str, calls: int, session_calls: int) -> float:
-    """Deferred calls taken a second, in sessions of so many, each a chain."""
-    work = iter(range(calls // session_calls))
+async def deferred_rate(url: str, calls: int, session_calls: int, home: str | None = None) -> float:
+    """Deferred calls taken a second, in sessions of so many, each a chain; `home`: where those are, if not there."""
+    names = [f"rate-{next(_names)}" for _ in range(calls // session_calls)]
+    if home is not None:
+        async with Wire(home) as wire:
+            for name in names:
+                await wire.post("/chat/completions", _call("Hi", "begin", defer=True), name)
+    work = iter(names)
 
     async def client() -> None:
         async with Wire(url) as wire:
-            for _ in work:
-                session = f"rate-{next(_names)}"
+            for session in work:
                 before = "Begin."
                 for index in range(session_calls):
                     body = _call(f"Go on: {before}", f"v{index}", defer=True)
@@ -162,7 +166,17 @@ async def memory(http: aiohttp.ClientSession, url: str, process: psutil.Process,
     return process.memory_info().rss - before
 
 
-async def _measure(runs: int) -> dict[str, Any]:
+async def _shared(url: str, runs: int) -> dict[str, float]:
+    """Deferred calls a second where two gateways share a database: asked where their session is, and of the other."""
+    report = {}
+    with stub_server("--journal", url) as (one, _), stub_server("--journal", url) as (other, _):
+        for what, asked in (("deferred_per_s_postgres", one), ("deferred_per_s_passed_on", other)):
+            rates = [await deferred_rate(asked, 4000, 10, one) for _ in range(runs + 1)]
+            report[what] = median(rates[1:])
+    return report
+
+
+async def _measure(runs: int, postgres: str | None) -> dict[str, Any]:
     report: dict[str, Any] = {}
     timeout = aiohttp.ClientTimeout(total=600)
     with tempfile.TemporaryDirectory() as folder:
@@ -187,6 +201,8 @@ async def _measure(runs: int) -> dict[str, Any]:
             settings = ("--max-sessions", "10000", "--journal", str(Path(folder) / "many"))
             with stub_server(*settings) as (url, process):
                 report["mb_5000_sessions"] = await memory(http, url, process, 5000, 20) / 1e6
+    if postgres is not None:
+        report |= await _shared(postgres, runs)
     return report
 
 
@@ -195,8 +211,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.rates", description=__doc__, allow_abbrev=False)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--postgres", metavar="URL", help="measure sessions in this database as well")
     chosen = parser.parse_args()
-    report = asyncio.run(_measure(chosen.runs))
+    report = asyncio.run(_measure(chosen.runs, chosen.postgres))
     if chosen.json:
         print(json.dumps(report))
         return

@@ -89,6 +89,15 @@ def session_bounds(settings: ServeSettings) -> Bounds:
     )
 
 
+def build_peers(
+    settings: ServeSettings, services: Services, storage: PostgresStorage, journal: Journal, tls: ssl.SSLContext
+) -> tuple[Membership, Forwarding]:
+    """Our place among the gateways on one journal. `tls`: whom to trust of them."""
+    resume = services.scheduler.resume
+    membership = Membership(storage, journal, services.sessions, session_bounds(settings), resume)
+    return membership, Forwarding(storage, membership, services.sessions, session_in, lists_sessions, tls)
+
+
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
     """The HTTP application over the services. `inner`: what comes behind authentication."""
     keys = Keys(settings.keys())
@@ -180,9 +189,7 @@ async def serve(settings: ServeSettings) -> int:
         stack.push_async_callback(fleet.close)
         membership, inner = None, []
         if journal is not None and isinstance(storage, PostgresStorage):
-            resume = services.scheduler.resume
-            membership = Membership(storage, journal, services.sessions, session_bounds(settings), resume)
-            forwarding = Forwarding(storage, membership, services.sessions, session_in, lists_sessions, fleet.https)
+            membership, forwarding = build_peers(settings, services, storage, journal, fleet.https)
             await forwarding.start()
             stack.push_async_callback(forwarding.close)
             inner.append(forwarding.middleware)
