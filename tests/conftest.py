@@ -9,9 +9,32 @@ from engine import Engine, EngineConfig
 from engine.config import default_cache
 from engine.models.fetch import fetch
 from engine.tokenizer import Tokenizer
+from tests.aside import Aside
 from tests.checkpoints import write_tiny_llama
 from tests.postgres import Postgres, running
 from tests.server import Server
+
+_INTERPRETED = pytest.StashKey[Aside]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Whoever takes long and can run beside the others begins at once, and is asked last."""
+    asks = [item for item in session.items if "interpreted" in getattr(item, "fixturenames", ())]
+    if asks and not session.config.option.collectonly:
+        session.items[:] = [item for item in session.items if item not in asks] + asks
+        session.config.stash[_INTERPRETED] = Aside(["tests/interpreter"], TRITON_INTERPRET="1")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """See `pytest_collection_finish`."""
+    if _INTERPRETED in config.stash:
+        config.stash[_INTERPRETED].end()
+
+
+@pytest.fixture(scope="session")
+def interpreted(pytestconfig: pytest.Config) -> Aside:
+    """The run of tests/interpreter."""
+    return pytestconfig.stash[_INTERPRETED]
 
 
 @pytest.fixture(scope="session")
