@@ -36,9 +36,10 @@ class Fleet:
         """Those that are served, once started."""
         self._settings = settings
         self._pool = pool
-        self._tls = ssl.create_default_context(cafile=settings.engine_ca)
+        self.links = ssl.create_default_context(cafile=settings.engine_ca)
         """For engines of ours, which that file alone vouches for, if there is one."""
         self.https = ssl.create_default_context()
+        """For servers elsewhere, and other gateways."""
         if settings.engine_ca is not None:  # beside whom everybody trusts: not all servers are ours
             self.https.load_verify_locations(settings.engine_ca)
         self._messages = TranscriptTokenizer()
@@ -70,7 +71,7 @@ class Fleet:
             *host_and_port(where),
             self._settings.engine_token or "",
             self._pool.changed,
-            tls=self._tls if scheme == "tls" else None,
+            tls=self.links if scheme == "tls" else None,
             hang_seconds=self._settings.engine_timeout,
             patience=self._settings.engine_wait,
         )

@@ -32,7 +32,8 @@ async def session_in(request: web.Request) -> Named | None:
     resource = request.match_info.route.resource
     route = "" if resource is None else resource.canonical
     if route.startswith(_SESSIONS + "/"):
-        return Named(request.match_info["id"], creates=False)
+        id = request.match_info["id"]
+        return Named(id, creates=False) if is_session_id(id) else None
     if request.method != hdrs.METH_POST or route not in (_SESSIONS, _GRAPHS, *_CALLS):
         return None
     try:

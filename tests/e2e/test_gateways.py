@@ -224,7 +224,8 @@ async def test_refusals_are_the_same_at_both(pair: Pair) -> None:
         status, answer = await pair.ask(at, "POST", "/chat/completions", bad, **headers)
         assert (status, answer["error"]["code"]) == (400, "unknown_variable")
         assert answer["error"]["param"] == "messages.0.content"
-        assert (await pair.ask(at, "GET", "/sessions/nobody"))[0] == 404
+        for nobody in ("nobody", "%00", "%FF", "a%2Fb", "x" * 200):
+            assert (await pair.ask(at, "GET", f"/sessions/{nobody}"))[0] == 404
         assert (await pair.ask(at, "GET", "/sessions/refuses/variables/x"))[0] == 404
         elsewhere = {**bad, "semantic": {"session": "another"}}
         answer = (await pair.ask(at, "POST", "/chat/completions", elsewhere, **headers))[1]
