@@ -23,12 +23,17 @@ class Border(NamedTuple):
     ends: bool = True
 
 
-def borders(call: Call) -> list[Border]:
-    """From the shortest to the whole prompt: equal for equal text and equal sources, in one tenant and model."""
+def borders(call: Call, *, own: bool = True) -> list[Border]:
+    """From the shortest to the whole prompt: equal for equal text and equal sources, in one tenant and model.
+
+    `own`: also from the first place on where the call itself generates, from which on no other's prompt is equal.
+    """
     scope = f"{call.scope}\0{call.spec.model}".encode()
     key = hash((crc32(scope), adler32(scope)))
     found, length = [], 0
     for segment in call.spec.segments:
+        if not own and isinstance(segment, Slot):
+            break
         match segment:
             case Text(tokens):
                 # hashes of numbers are the same everywhere, and take a third of the time of a digest over their bytes

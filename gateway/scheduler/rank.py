@@ -79,7 +79,7 @@ class Priorities:
         if call.id in self._known or call.state.final:
             return
         self._settle()
-        beginnings = borders(call)
+        beginnings = borders(call, own=False)
         cost = self.estimates.cost(call, self.prefixes.known(beginnings, id(call.session)))
         self.prefixes.add(beginnings, id(call.session))
         ahead = [self._known[source.id].path for source in sources(call) if source.id in self._known]
@@ -169,7 +169,7 @@ class Priorities:
     def beginnings(self, call: Call) -> list[Border]:
         """Of its prompt."""
         known = self._known.get(call.id)
-        return borders(call) if known is None else known.beginnings
+        return borders(call, own=False) if known is None else known.beginnings
 
     def changed(self) -> Iterator[Call]:
         """The calls whose urgency may have changed since this was asked before."""

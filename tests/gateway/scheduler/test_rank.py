@@ -68,6 +68,13 @@ def test_what_a_reader_needs_goes_first_and_the_longest_way_before_the_others() 
     assert stage.order(second, last) == [0, 1]
 
 
+def test_of_prompts_that_are_equal_one_is_remembered() -> None:
+    stage, app = Stage(), session()
+    for _ in range(20):
+        finish(stage.add(app))
+    assert len(stage.priorities.prefixes._seen) == 1, "what a call generates is nobody else's beginning"
+
+
 def test_of_siblings_that_feed_one_consumer_the_longest_begins_first() -> None:
     stage, app = Stage(), session()
     long = stage.add(app, prompt=4000, output="long")

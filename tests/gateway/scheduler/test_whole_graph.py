@@ -126,7 +126,7 @@ class Ledger:
 
     def replay(self) -> Session:
         """The session as another process would find it."""
-        ((_, entry),) = entries_of(self.facts)
+        ((_, _, entry),) = entries_of(self.facts)
         pairs = facts_of(entry[entry.index(b"[", 1) : -1])
         replayed = Replay(pairs[0][1], Bounds(), self)
         for seq, record in pairs[1:]:
