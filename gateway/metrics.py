@@ -38,14 +38,16 @@ request_counter = lru_cache(4096)(REQUESTS.labels)
 
 def observe(call: Call) -> None:
     """Counts a call that has ended."""
+    counted = (
+        *((_PROMPT, call.usage.prompt), (_CACHED, call.usage.cached), (_COMPLETION, call.usage.completion)),
+        (_INPUTS, max(0.0, (call.times.queued or call.times.created) - call.times.created)),
+        *((_QUEUE, call.times.held), (_MEMORY, call.times.starved)),
+    )
     _ENDED[call.state].inc()
-    _PROMPT.inc(call.usage.prompt)
-    _CACHED.inc(call.usage.cached)
-    _COMPLETION.inc(call.usage.completion)
+    for counter, amount in counted:
+        if amount:
+            counter.inc(amount)
     for why, tokens in call.usage.missed.items():
         MISSED.labels(why).inc(tokens)
-    _INPUTS.inc(max(0.0, (call.times.queued or call.times.created) - call.times.created))
-    _QUEUE.inc(call.times.held)
-    _MEMORY.inc(call.times.starved)
     if call.times.queued is not None and call.times.first_token is not None:
         FIRST_TOKEN.observe(call.times.first_token - call.times.queued)

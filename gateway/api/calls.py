@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
 from gateway.api.semantic import text_of, transform_of
@@ -30,31 +29,29 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
     check_tokens(model, bias, at(where, "logit_bias"))
     check_tokens(model, body.stop_token_ids or (), at(where, "stop_token_ids"))
 
-    def given(value: Any, default: Any) -> Any:
-        return default if value is None else value
-
+    form = body.form
     return Sampling(
         given=tuple(name for name in _HAVE_DEFAULTS if getattr(body, name) is not None),
         max_tokens=body.length,
-        temperature=given(body.temperature, 1.0),
-        top_p=given(body.top_p, 1.0),
-        top_k=max(0, given(body.top_k, 0)),
-        min_p=given(body.min_p, 0.0),
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(0, body.top_k or 0),
+        min_p=body.min_p or 0.0,
         seed=body.seed,
-        repetition_penalty=given(body.repetition_penalty, 1.0),
-        presence_penalty=given(body.presence_penalty, 0.0),
-        frequency_penalty=given(body.frequency_penalty, 0.0),
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=bias,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         stop_token_ids=tuple(body.stop_token_ids or ()),
-        min_tokens=given(body.min_tokens, 0),
-        ignore_eos=given(body.ignore_eos, False),
-        skip_special_tokens=given(body.skip_special_tokens, True),
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        skip_special_tokens=True if body.skip_special_tokens is None else body.skip_special_tokens,
         logprobs=body.wants_logprobs,
         top_logprobs=body.alternatives,
-        regex=body.form.regex,
-        json_schema=body.form.json_schema,
-        grammar=body.form.grammar,
+        regex=form.regex,
+        json_schema=form.json_schema,
+        grammar=form.grammar,
     )
 
 

@@ -412,7 +412,7 @@ class Session:
             told.set_result(None)
 
     def _note_variable(self, variable: Variable) -> None:
-        if variable.deleted:
+        if variable.deleted or not self.id:
             return
         change = VariableChanged(variable, variable.state, variable.failure)
         producer = variable.producer
@@ -424,6 +424,8 @@ class Session:
     def _note_call(self, call: Call) -> None:
         if call.state.final:
             self.unfinished -= 1
+        if not self.id:
+            return
         joining = call is self._joining
         self._happened(CallChanged(call, call.state, call.failure), call.times.created if joining else None)
 

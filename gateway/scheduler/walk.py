@@ -74,7 +74,7 @@ class Walk:
 
     def _identity(self) -> bytes | None:
         spec = self._call.spec
-        if not spec.deterministic:
+        if not spec.deterministic or not self._call.session.id:  # what is nobody else's session is shared with nobody
             return None
         digest = hashlib.blake2b(self._filled.tobytes(), digest_size=20)
         begun = False
