@@ -1,6 +1,7 @@
 """What a gateway adds before a server elsewhere: `python -m bench.proxy` starts both, the server being a stub.
 
-`--base-url URL` measures another gateway, before a stub that `python -m bench.upstream` runs.
+`--base-url URL` measures another gateway, before a stub that `python -m bench.upstream` runs; `--floor` the least that
+any gateway on aiohttp does.
 """
 
 import argparse
@@ -162,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.proxy", description=__doc__)
     parser.add_argument("--base-url", help="another gateway, which serves a model `stub`")
     parser.add_argument("--stub", help="with --base-url: the stub that it stands before")
+    parser.add_argument("--floor", action="store_true", help="a proxy that does nothing, in the gateway's place")
     parser.add_argument("--runs", type=int, default=3, help="of each; the median is told (default: 3)")
     parser.add_argument("--requests", type=int, default=10_000, help="of each run of 32 clients (default: 10000)")
     parser.add_argument("--streams", type=int, default=1000, help="at once (default: 1000)")
@@ -173,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gateway, stub = chosen.base_url.removesuffix("/v1").rstrip("/"), chosen.stub
         else:
             _, stub = stack.enter_context(_running("bench.upstream"))
+        if chosen.floor:
+            process, gateway = stack.enter_context(_running("bench.passthrough", stub))
+        elif not chosen.base_url:
             file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "myna.toml"
             file.write_text(f'[[engine]]\nkind = "vllm"\nurl = "{stub}"\nconcurrency = 100000\n')
             options = ("--config", str(file), "--port", "0", "--log-level", "warning")

@@ -183,7 +183,7 @@ class _Graph:
     GraphObject,
     others={"text/plain": None, "text/vnd.graphviz": None},
     query={"format": {"type": "string", "enum": ["json", "mermaid", "dot"]}},
-    errors=(400, 404, 410),
+    errors=(400, 404, 410, 503),
 )
 async def graph(request: web.Request) -> web.Response:
     """Calls, variables, and the edges between them; as JSON, or as text for mermaid or Graphviz to draw."""

@@ -45,7 +45,7 @@ async def create(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/sessions")
-@operation(SessionList)
+@operation(SessionList, errors=(503,))
 async def list_sessions(request: web.Request) -> web.Response:
     """The key's sessions."""
     sessions = request.app[SERVICES].sessions.of(request[TENANT])
@@ -53,7 +53,7 @@ async def list_sessions(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/sessions/{id}")
-@operation(SessionObject, errors=(404, 410))
+@operation(SessionObject, errors=(404, 410, 503))
 async def get(request: web.Request) -> web.Response:
     """One session."""
     return json_response(describe_session(session_of(request)))

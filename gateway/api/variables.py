@@ -53,7 +53,7 @@ async def delete(request: web.Request) -> web.Response:
 
 
 @routes.get("/v1/sessions/{id}/variables")
-@operation(VariableList, errors=(404, 410))
+@operation(VariableList, errors=(404, 410, 503))
 async def list_variables(request: web.Request) -> web.Response:
     """All of the session's."""
     variables = session_of(request).variables.values()

@@ -126,7 +126,8 @@ class Forwarding:
                         raise RequestError(503, message, code="gateway_lost") from lost
             self._membership.look()
             if target is not None or asyncio.get_running_loop().time() > until:
-                raise RequestError(503, f"session {named.id!r} is being taken over", code="gateway_lost")
+                message = f"the gateway that has session {named.id!r} cannot be reached, or has just died; ask again"
+                raise RequestError(503, message, code="gateway_lost")
             await asyncio.sleep(_AGAIN_SECONDS)
         return await handler(request)
 

@@ -171,5 +171,9 @@ class Membership:
             log.error("session %s cannot be taken over: %s", id, error)
             return
         self._sessions.adopt(session)
-        self._resume(session)
+        try:
+            self._resume(session)
+        except Exception:  # one session's trouble is not to end a gateway, and then the next that takes it over
+            log.exception("session %s was taken over, but cannot go on", id)
+            return
         log.info("session %s is this gateway's now", id)

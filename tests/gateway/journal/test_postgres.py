@@ -1,6 +1,7 @@
 """gateway/journal/postgres.py: what several gateways keep in one database, and what each of them may do there."""
 
 import asyncio
+import sys
 from typing import Any
 
 import asyncpg
@@ -212,6 +213,12 @@ async def test_a_database_that_cannot_be_used_is_told_without_its_password(
     with pytest.raises(JournalError, match=words) as told:
         await storage.start()
     assert "secret" not in str(told.value)
+
+
+async def test_without_its_client_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(JournalError, match=r"pip install 'myna\[postgres\]'"):
+        await PostgresStorage("postgresql://127.0.0.1/x", 1.0, lambda: None).start()
 
 
 async def test_a_session_goes_on_in_another_gateway_where_it_was(town: Town) -> None:

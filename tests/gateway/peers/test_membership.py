@@ -128,6 +128,24 @@ async def test_a_damaged_session_keeps_no_other_back(town: Town, caplog: pytest.
     assert await town.query("SELECT count(*) FROM myna_facts") >= 3, "it is left as it was found"
 
 
+async def test_a_session_that_cannot_go_on_ends_no_gateway(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    await silent(town, "s1", "s2", "s3")
+    one = await gateway(town, "a")
+    resume = one.resumed.append
+
+    def poisoned(session: Session) -> None:
+        if session.id == "s2":
+            raise ZeroDivisionError("of our own")
+        resume(session)
+
+    one.membership._resume = poisoned
+    await one.membership.join("http://a", "here")
+    one.membership.inherit()
+    await until(lambda: [session.id for session in one.resumed] == ["s1", "s3"])
+    assert "session s2 was taken over, but cannot go on" in caplog.text
+    assert one.store.holds("t", "s2")
+
+
 async def test_who_waits_for_a_gateway_that_died_waits_no_longer(town: Town) -> None:
     one = await gateway(town, "a")
     await one.membership.join("http://a", "here")
