@@ -72,6 +72,8 @@ class Journal:
 
     def check(self) -> None:
         """See `Log.check`. Raises JournalFailed."""
+        if self._closed:
+            raise JournalFailed("the server is stopping")
         if self._failure is not None:
             raise self._failure
 
@@ -107,11 +109,12 @@ class Journal:
         return bool(self._facts or self._ended or self._unwritten)
 
     async def flushed(self) -> None:
-        """See `Log.flushed`. Raises JournalFailed."""
-        self.check()
-        if self._closed:
-            raise JournalFailed("the server is stopping")
+        """See `Log.flushed`. Raises JournalFailed. Once closed, it does not return: what happens from then on happens
+        again after the next start, perhaps otherwise, and so nobody is to be told of it."""
         loop = asyncio.get_running_loop()
+        if self._closed:
+            await loop.create_future()
+        self.check()
         if self._pending:
             waiters = self._waiting
             if self._flying is None and not self._busy:
@@ -145,7 +148,7 @@ class Journal:
         assert self._flying is not None
         if isinstance(error, LeaseLost):
             self._closed = True
-            return  # whoever waits is told nothing: what was to be kept may come out otherwise elsewhere
+            return  # whoever waits is told nothing, as in `flushed`
         flown, self._flying = self._flying, None
         if error is None:
             if self._failure is not None:

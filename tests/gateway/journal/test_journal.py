@@ -302,6 +302,11 @@ async def test_facts_after_closing_did_not_happen(tmp_path: Path) -> None:
     house.engine.hold()
     (call,) = await house.run(session, spec("a"))
     await house.journal.close()
+    house.engine.released.set()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert house.engine.opened[0].generates == 1
+    assert not call.state.final, "it has its answer, which nobody is told: the next one may be another"
     await house.scheduler.close()
     assert call.state is CallState.CANCELLED
     with pytest.raises(JournalFailed, match="stopping"):

@@ -78,7 +78,7 @@ async def test_nothing_is_taken_over_before_there_is_somebody_to_do_it(town: Tow
 
 async def test_others_may_be_silent_for_as_long_as_we_have_listened(town: Town) -> None:
     """Who has just come, or whose database was away, cannot tell who is dead from who could not be heard."""
-    one = await gateway(town, "a", lease=3.0)
+    one = await gateway(town, "a", lease=5.0)
     await silent(town, "s")
     await one.membership.join("http://a", "here")
     one.membership.inherit()
