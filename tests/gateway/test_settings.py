@@ -92,6 +92,29 @@ def test_a_wrong_command_line_is_told_in_a_line(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "advertise is missing"),
+        (["--uds", "/tmp/x"], "advertise is missing"),
+        (["--advertise", "gateway-1:8000"], "is no http://HOST:PORT"),
+        (["--parrot-api"], "does not go with a shared journal"),
+        (["--lease", "0.1"], "greater than or equal to 1"),
+        (["--journal", "memory", "--advertise", "http://a:1"], "for gateways that share a journal"),
+    ],
+)
+def test_gateways_that_share_a_journal_can_reach_one_another(arguments: list[str], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        parse(ServeSettings, ["--journal", "postgresql://h/db", *arguments], "myna serve")
+
+
+def test_a_journal_is_a_file_or_a_database() -> None:
+    shared = parse(ServeSettings, ["--journal", "postgres://h/db", "--host", "::", "--advertise", "http://a:1"], "myna")
+    assert (shared.journal_url(), shared.journal_file()) == ("postgres://h/db", None)
+    own = parse(ServeSettings, ["--journal", "postgresql"], "myna")
+    assert (own.journal_url(), own.journal_file()) == (None, Path("postgresql"))
+
+
 def test_a_file_with_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "myna.toml"
     file.write_text("prot = 1\n")
