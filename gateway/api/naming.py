@@ -1,16 +1,24 @@
 """Which session a request names, before anybody has looked for it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from aiohttp import hdrs, web
 
 from gateway.api.semantic import SESSION_HEADER, is_session_id
-from gateway.peers import Named
 
 _CALLS = ("/v1/chat/completions", "/v1/completions")
 _GRAPHS = "/v1/graphs"
 _SESSIONS = "/v1/sessions"
+
+
+@dataclass(frozen=True)
+class Named:
+    """The session that a request names. `creates`: it is made if nobody has it."""
+
+    id: str
+    creates: bool
 
 
 class _Body(msgspec.Struct):

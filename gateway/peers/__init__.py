@@ -4,7 +4,7 @@
 session that another has. What they know of one another stands in `gateway.journal.postgres`.
 """
 
-from gateway.peers.forwarding import Forwarding, Named
+from gateway.peers.forwarding import Forwarding
 from gateway.peers.membership import Membership
 
-__all__ = ["Forwarding", "Membership", "Named"]
+__all__ = ["Forwarding", "Membership"]

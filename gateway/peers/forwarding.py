@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 import msgspec
@@ -39,12 +39,16 @@ _NOT_PASSED_ON = {
 """Headers that belong to one connection, or to how a body was packed on it."""
 
 
-@dataclass(frozen=True)
-class Named:
-    """The session that a request names. `creates`: it is made if nobody has it."""
+class Named(Protocol):
+    """The session that a request names."""
 
-    id: str
-    creates: bool
+    @property
+    def id(self) -> str:
+        """What it is called."""
+
+    @property
+    def creates(self) -> bool:
+        """Whether it is made if nobody has it."""
 
 
 class _Elsewhere(Exception):
