@@ -1,7 +1,7 @@
 """What a server streams, as pieces of text: the events of chats and completions, and calls of tools as text."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -130,40 +130,58 @@ class Events:
         return told
 
 
+Said = tuple[Piece, Sequence[int], str | None]
+"""A piece, the tokens that it is, if they were told, and why the answer ended, on the last one."""
+
+
 class Answer:
     """One answer as it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, streamed: bool) -> None:
+        """`streamed`: as events; else it is given in one piece."""
+        self.streamed = streamed
         self.usage: Usage | None = None
         """As the server says, if what it says can be."""
         self.ended = False
+        self._events = Events()
         self._calls = 0
         """Calls whose text has begun."""
 
-    def push(self, event: bytes) -> Iterator[tuple[Piece, Sequence[int], str | None]]:
-        """Pieces, the tokens that they are, if they were told, and why the answer ended, on the last one.
+    def feed(self, data: bytes) -> list[Said]:
+        """What has come, as it came.
 
-        Raises msgspec.DecodeError or ValueError if it is no event of an answer, ContextRefused if it says that
-        something is wrong with the request.
+        Raises ValueError, msgspec's among them, if it is no answer, ContextRefused if it says that something is wrong
+        with the request.
         """
+        told = [self._push(event) for event in (self._events.feed(data) if self.streamed else [data])]
+        return [one for one in told if one is not None]
+
+    def _push(self, event: bytes) -> Said | None:
         chunk = _decoder.decode(event)
         if chunk.error is not None:
             raise _error(chunk.error)
         if chunk.usage is not None:
             self.usage = _usage(chunk.usage) or self.usage
-        for choice in chunk.choices[:1]:
-            said = choice.delta or choice.message or _Message(choice.text)
-            text = (said.content or "") + self._called(said.tool_calls or ())
-            finish = _FINISHES.get(choice.finish_reason or "", choice.finish_reason) or None
+        if not chunk.choices:
+            return None
+        choice = chunk.choices[0]
+        said = choice.delta or choice.message
+        text = (choice.text if said is None else said.content) or ""
+        if said is not None and said.tool_calls:
+            text += self._called(said.tool_calls)
+        finish = None
+        if choice.finish_reason:
+            finish = _FINISHES.get(choice.finish_reason, choice.finish_reason)
             if finish == "abort":
                 raise ValueError("it has given the answer up")
-            if finish is not None and self._calls:
+            if self._calls:
                 text += "}" + _CALL_ENDS
-            self.ended |= finish is not None
-            entries = choice.logprobs.entries if choice.logprobs is not None else ()
-            ids = choice.token_ids or ()
-            if text or ids or entries or finish is not None:
-                yield Piece(text, len(ids) or len(entries) or int(bool(text)), entries), ids, finish
+            self.ended = True
+        entries = () if choice.logprobs is None else choice.logprobs.entries
+        ids = choice.token_ids or ()
+        if text or ids or entries or finish is not None:
+            return Piece(text, len(ids) or len(entries) or int(bool(text)), entries), ids, finish
+        return None
 
     def _called(self, calls: Sequence[_Call]) -> str:
         text = ""

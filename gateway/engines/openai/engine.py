@@ -14,16 +14,13 @@ from array import array
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import aiohttp
-import msgspec
-
 from engine.tokenizer import Tokenizer
 from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Told, Urgency
-from gateway.engines.openai.answers import Answer, Events
+from gateway.engines.openai.answers import Answer, Said
+from gateway.engines.openai.connections import Broken, Response
 from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
 from gateway.graph.call import Sampling
-from gateway.graph.variable import Piece
 from gateway.transcript import Transcript, characters, read
 
 _HINTS = ("priority", "stream_options", "return_token_ids")
@@ -117,6 +114,11 @@ class OpenAIEngine:
         return body
 
 
+def _streams(response: Response) -> bool:
+    """Not all servers do that are asked to."""
+    return response.headers.get("content-type", "").lower().startswith("text/event-stream")
+
+
 def _wired(message: dict[str, Any]) -> dict[str, Any]:
     """A message as requests have it."""
     calls = message.get("tool_calls")
@@ -127,36 +129,6 @@ def _wired(message: dict[str, Any]) -> dict[str, Any]:
         for call in calls
     ]
     return {**message, "tool_calls": told, "content": message["content"] or None}
-
-
-class Silence:
-    """Closes an answer in which nothing was said for too long. Its timer is looked at now and then, and not set anew
-    for every token, as a time limit of the connection's would be."""
-
-    def __init__(self, response: aiohttp.ClientResponse, seconds: float) -> None:
-        self.too_long = False
-        """Whether it was."""
-        self._response = response
-        self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._since = self._loop.time()
-        self._timer = self._loop.call_later(seconds, self._look)
-
-    def broken(self) -> None:
-        """Something was said."""
-        self._since = self._loop.time()
-
-    def _look(self) -> None:
-        rest = self._since + self._seconds - self._loop.time()
-        if rest > 0:
-            self._timer = self._loop.call_later(rest, self._look)
-        else:
-            self.too_long = True
-            self._response.close()
-
-    def end(self) -> None:
-        """It is not looked at any more."""
-        self._timer.cancel()
 
 
 class OpenAIContext:
@@ -173,7 +145,7 @@ class OpenAIContext:
         """Tokens, as the server counts them."""
         self._cached: int | None = None
         self._freed = False
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: Response | None = None
         """The one that is read."""
 
     def fill(self, tokens: Sequence[int]) -> None:
@@ -187,17 +159,17 @@ class OpenAIContext:
         try:
             held = time.monotonic() - began
             self._response = response = await self._asked(sampling)
-            silence = Silence(response, self._upstream.server.timeout)
+            yield Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held)
+            answer, text, tokens = Answer(streamed=_streams(response)), "", array("i")
             try:
-                yield Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held)
-                answer, text, tokens = Answer(), "", array("i")
-                async for piece, token_ids, finish in self._pieces(response, answer, silence):
-                    text += piece.text
-                    tokens.extend(token_ids)
-                    yield Delta(piece, finish)
+                while (pieces := await self._more(response, answer)) is not None:
+                    for piece, token_ids, finish in pieces:
+                        text += piece.text
+                        tokens.extend(token_ids)
+                        yield Delta(piece, finish)
             finally:
-                silence.end()
-                response.close()  # the connection is kept if it was read to its end
+                response.close()
+            self._upstream.succeeded()
         finally:
             self._upstream.turns.leave()
         self._keep(text, tokens)
@@ -207,7 +179,7 @@ class OpenAIContext:
             self._cached = cached if self._cached is None else self._cached
             yield Counted(max(0, prompt - before), self._cached, self._generated)
 
-    async def _asked(self, sampling: Sampling) -> aiohttp.ClientResponse:
+    async def _asked(self, sampling: Sampling) -> Response:
         while True:
             path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency)
             try:
@@ -225,39 +197,27 @@ class OpenAIContext:
         self._upstream.dropped.update(named)
         return bool(named)
 
-    async def _pieces(
-        self, response: aiohttp.ClientResponse, answer: Answer, silence: "Silence"
-    ) -> AsyncIterator[tuple[Piece, Sequence[int], str | None]]:
-        """See `Answer.push`. Raises EngineLost, or ContextRefused."""
-        events, content = Events(), response.content
+    async def _more(self, response: Response, answer: Answer) -> Sequence[Said] | None:
+        """What has come of the answer; None once that was all, up to the response's end, so that its connection can be
+        used again. Raises EngineLost, or ContextRefused."""
         try:
-            if response.content_type != "text/event-stream":  # it does not stream, though it was asked to
-                for told in answer.push(await response.read()):
-                    yield told
-            while not content.at_eof():  # to its end, so that the connection can be used again
-                if answer.ended:
-                    async with asyncio.timeout(_TAIL_SECONDS):
-                        data = await content.readany()
-                else:
-                    data = await content.readany()
-                silence.broken()
-                for event in events.feed(data):
-                    for told in answer.push(event):
-                        yield told
-        except (aiohttp.ClientError, TimeoutError) as error:
+            if answer.ended:
+                response.patience = _TAIL_SECONDS
+            data = await (response.more() if answer.streamed else response.read())
+            if data:
+                return answer.feed(data)
+        except Broken as error:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.ended:
-                raise self._upstream.broke(TimeoutError() if silence.too_long else error) from error
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+                raise self._upstream.broke(error) from error
+        except ValueError as error:  # msgspec's and of text among them
             self._upstream.failed()
             raise self._upstream.lost(f"says what is no answer: {error}") from error
         if not answer.ended:
-            if self._freed:
-                raise EngineLost("the context was freed", suspect=False)
             self._upstream.failed()
             raise self._upstream.lost("broke off in the middle of an answer")
-        self._upstream.succeeded()
+        return None
 
     def _keep(self, text: str, tokens: Sequence[int]) -> None:
         """What was generated stays in the context."""

@@ -11,17 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import aiohttp
 import msgspec
 
 from gateway.engines.base import ContextRefused, EngineBusy, EngineFailure, EngineLost
 from gateway.engines.linked import EngineStartFailed
+from gateway.engines.openai.connections import Broken, Connections, NotReached, Response, Silent
 from gateway.engines.openai.profiles import Profile, profile_of
 from gateway.engines.openai.turns import Turns
 
 log = logging.getLogger("myna.engines")
 
-_CONNECT_SECONDS = 10.0
 _KEPT_SECONDS = 4.0
 """For which an idle connection is kept: such servers, uvicorn's and llama.cpp's among them, close it after 5."""
 _PROBE_SECONDS = 5.0
@@ -88,11 +87,7 @@ class Upstream:
         """Fields that it refused, and does without."""
         self._changed = changed
         self._patience = patience
-        self._session: aiohttp.ClientSession | None = None
-        self._unpooled: aiohttp.ClientSession | None = None
-        self._headers = {"Content-Type": "application/json"}
-        if server.key:
-            self._headers["Authorization"] = f"Bearer {server.key}"
+        self._connections: Connections | None = None
         self._down: str | None = "it was not reached yet"
         self._busy_until = 0.0
         self._failures = 0
@@ -108,12 +103,13 @@ class Upstream:
     async def start(self) -> None:
         """Returns when the server was reached; or at once, if its models are named, since then it may come later.
         Raises EngineStartFailed."""
-        tls = self.server.tls or True
-        kept = aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=_KEPT_SECONDS, ttl_dns_cache=60)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
-        self._session = aiohttp.ClientSession(connector=kept, timeout=timeout, headers=self._headers)
-        fresh = aiohttp.TCPConnector(limit=0, ssl=tls, force_close=True, ttl_dns_cache=60)
-        self._unpooled = aiohttp.ClientSession(connector=fresh, timeout=timeout, headers=self._headers)
+        key = {"Authorization": f"Bearer {self.server.key}"} if self.server.key else {}
+        try:
+            self._connections = Connections(
+                self.url, key, tls=self.server.tls, patience=self.server.timeout, kept=_KEPT_SECONDS
+            )
+        except ValueError as error:
+            raise EngineStartFailed(f"the engine {self.server.name} at {self.url} cannot be asked: {error}") from error
         began = time.monotonic()
         problem = await self._reach()
         while problem is not None and not self.server.models and time.monotonic() - began < self._patience:
@@ -132,46 +128,37 @@ class Upstream:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
-        for session in (self._session, self._unpooled):
-            if session is not None:
-                await session.close()
+        if self._connections is not None:
+            await self._connections.close()
 
     # asking
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
+    async def post(self, path: str, body: Mapping[str, Any]) -> Response:
         """The answer to a request, once its status is there and says success; to be closed by whoever reads it.
 
         Raises EngineLost where it may be tried again, and other failures of engines where that would change nothing.
         """
-        assert self._session is not None, "not started"
-        assert self._unpooled is not None
-        content = msgspec.json.encode(body)
+        assert self._connections is not None, "not started"
         try:
-            async with asyncio.timeout(self.server.timeout):  # within an answer, whoever reads it looks after silence
-                try:
-                    response = await self._session.post(self.url + path, data=content, allow_redirects=False)
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                    if isinstance(error, aiohttp.ClientConnectorError):
-                        raise
-                    # most likely a connection that was kept, and that the server had closed just then, as it may have
-                    # closed all the others: so a new one
-                    response = await self._unpooled.post(self.url + path, data=content, allow_redirects=False)
-                if response.status == 200:
-                    return response
-                async with response:
-                    raise await self._refusal(response)
-        except (aiohttp.ClientError, TimeoutError) as error:
+            response = await self._connections.post(path, msgspec.json.encode(body))
+            if response.status == 200:
+                return response
+            try:
+                raise await self._refusal(response)
+            finally:
+                response.close()
+        except (NotReached, Broken) as error:
             raise self.broke(error) from error
 
-    def broke(self, error: Exception) -> EngineLost:
+    def broke(self, error: NotReached | Broken) -> EngineLost:
         """What an error of the connection means."""
-        if isinstance(error, aiohttp.ClientConnectorError):
-            self._fell(f"cannot be reached: {error.os_error.strerror or error}")
+        if isinstance(error, NotReached):
+            self._fell(f"cannot be reached: {error}")
             return self.lost("cannot be reached")
         self.failed()
-        if isinstance(error, TimeoutError):
+        if isinstance(error, Silent):
             return self.lost(f"has been silent for {self.server.timeout:g} s")
-        return self.lost(f"broke off: {error!r}")
+        return self.lost(f"broke off: {error}")
 
     def use_length(self, field: Literal["max_tokens", "max_completion_tokens"]) -> None:
         """It wants to be told the length of a chat's answer in this field."""
@@ -198,15 +185,15 @@ class Upstream:
             self._look.set()
             self._changed()
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> EngineFailure:
+    async def _refusal(self, response: Response) -> EngineFailure:
         """What an answer other than success means."""
-        status, message, code = response.status, *_said(await response.content.read(_ERROR_BYTES))
+        status, message, code = response.status, *_said(await response.read(_ERROR_BYTES))
         told = f"the engine {self.server.name} answers {status}: {message or response.reason}"
         if status in (401, 403):
             log.error("%s", told)
             return EngineFailure(f"the engine {self.server.name} does not accept the key it is shown ({status})")
         if status == 429 and code != "insufficient_quota":
-            pause = _seconds(response.headers.get("Retry-After"))
+            pause = _seconds(response.headers.get("retry-after"))
             self._rest(pause)
             return EngineBusy(told, suspect=False, pause=pause)
         if status in (408, 409, 425) or status >= 500:
@@ -250,8 +237,10 @@ class Upstream:
             await self._learn()
         except EngineStartFailed as error:
             return str(error)
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            return f"cannot be reached: {error or type(error).__name__}"
+        except TimeoutError:
+            return f"cannot be reached: it did not answer within {_PROBE_SECONDS:g} s"
+        except (NotReached, Broken) as error:
+            return f"cannot be reached: {error}"
         except (msgspec.DecodeError, ValueError) as error:
             return f"does not answer as a server with OpenAI's API would: {error}"
         if self._down is not None:
@@ -297,26 +286,30 @@ class Upstream:
         """Its health, and how much it has to do."""
         try:
             status, _ = await self._get(self.profile.health)
-        except (TimeoutError, aiohttp.ClientConnectionError, OSError) as error:
-            self._fell(f"cannot be reached: {error or type(error).__name__}")
+        except TimeoutError:
+            self._fell(f"has not said how it is within {_PROBE_SECONDS:g} s")
             return
-        except aiohttp.ClientError:
-            return  # what it says is odd, but it says something
+        except (NotReached, Broken) as error:
+            self._fell(f"cannot be reached: {error}")
+            return
         if status >= 500:
             self._fell(f"says of its health: {status}")
             return
         if self.profile.load:
-            with suppress(TimeoutError, aiohttp.ClientError, OSError):
+            with suppress(TimeoutError, NotReached, Broken):
                 own = self.turns.running
                 status, body = await self._get("/metrics")
                 if status == 200:
                     self.others = max(0, _sum(body.decode(errors="replace"), self.profile.load) - own)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        assert self._session is not None
-        timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
-        async with self._session.get(self.url + path, timeout=timeout) as response:
-            return response.status, await response.read()
+        assert self._connections is not None
+        async with asyncio.timeout(_PROBE_SECONDS):
+            response = await self._connections.ask("GET", path)
+            try:
+                return response.status, await response.read()
+            finally:
+                response.close()
 
 
 class _Meta(msgspec.Struct):

@@ -1,0 +1,297 @@
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.engines.openai.connections import Broken, Connections, NotReached, Silent
+
+Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+BODY = b"a body of some length"
+FRAMED = {
+    "by length": b"HTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n" + BODY,
+    "in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\na body\r\nf;x=y\r\n of some length\r\n0\r\n\r\n",
+    "until closed": b"HTTP/1.0 200 OK\r\nServer: old\r\n\r\n" + BODY,
+    "behind another head": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 21\r\n\r\n" + BODY,
+}
+
+
+@dataclass
+class Raw:
+    """A server that says whatever bytes a test wants, to each request the next of `script` or its last."""
+
+    script: list[Answering]
+    url: str = ""
+    asked: list[bytes] = field(default_factory=list)
+    connections: int = 0
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Whether a client has closed a connection."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next(
+                    (int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length: ")), 0
+                )
+                self.asked.append(head + await reader.readexactly(length))
+                await self.script[min(len(self.asked), len(self.script)) - 1](reader, writer)
+                if writer.is_closing():
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.gone.set()
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def raw(*script: Answering, tls: ssl.SSLContext | None = None) -> AsyncIterator[Raw]:
+    told = Raw(list(script))
+    server = await asyncio.start_server(told.serve, "127.0.0.1", 0, ssl=tls)
+    told.url = f"{'http' if tls is None else 'https'}://localhost:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield told
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def says(*pieces: bytes, close: bool = False) -> Answering:
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            if len(pieces) > 1:
+                await asyncio.sleep(0.001)  # so that it travels alone
+        if close:
+            writer.close()
+
+    return say
+
+
+async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    raise ConnectionError
+
+
+@asynccontextmanager
+async def connected(url: str, **how: object) -> AsyncIterator[Connections]:
+    connections = Connections(url, {}, **how)  # type: ignore[arg-type]
+    try:
+        yield connections
+    finally:
+        await connections.close()
+
+
+@settings(deadline=None, max_examples=40)
+@given(framed=st.sampled_from(sorted(FRAMED)), cuts=st.lists(st.integers(1, 90), max_size=5, unique=True))
+def test_an_answer_is_the_same_however_it_is_cut(framed: str, cuts: list[int]) -> None:
+    async def ask() -> None:
+        whole = FRAMED[framed]
+        ends = [*sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
+        pieces = [whole[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+        async with raw(says(*pieces, close=framed == "until closed")) as server, connected(server.url) as connections:
+            response = await connections.post("/x", b"{}")
+            assert (response.status, response.reason) == (200, "OK")
+            assert await response.read() == BODY
+            assert response.ended
+
+    asyncio.run(ask())
+
+
+async def test_what_is_sent() -> None:
+    async with raw(says(FRAMED["by length"])) as server:
+        url = server.url.replace("://", "://user:p%40ss@") + "/behind a proxy/"
+        connections = Connections(url, {"X-Key": "k"})
+        await (await connections.post("/v1/x", b'{"a":1}')).read()
+        await (await connections.ask("GET", "/v1/models")).read()
+        await connections.close()
+    port = server.url.rpartition(":")[2]
+    told = f"Host: localhost:{port}\r\nAuthorization: Basic dXNlcjpwQHNz\r\nX-Key: k\r\n"
+    body = 'Content-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}'
+    assert server.asked[0].decode() == f"POST /behind%20a%20proxy/v1/x HTTP/1.1\r\n{told}{body}"
+    assert server.asked[1].decode() == f"GET /behind%20a%20proxy/v1/models HTTP/1.1\r\n{told}\r\n"
+
+
+@pytest.mark.parametrize("value", ["two\r\nlines", "zero\0", "naïve"])
+def test_a_header_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="Authorization"):
+        Connections("http://localhost", {"Authorization": value})
+
+
+async def test_a_connection_is_used_again_as_long_as_both_want() -> None:
+    closing = FRAMED["by length"].replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")
+    script = [says(FRAMED["in chunks"]), says(FRAMED["by length"]), says(closing), says(FRAMED["by length"])]
+    async with raw(*script) as server, connected(server.url, kept=0.3) as connections:
+        for count in (1, 1, 1, 2):
+            assert await (await connections.post("/x", b"{}")).read() == BODY
+            assert server.connections == count
+        async with asyncio.timeout(5):
+            await server.gone.wait()  # the one that both wanted to close
+            server.gone.clear()
+            await server.gone.wait()  # an idle one is not kept for ever
+        assert await (await connections.post("/x", b"{}")).read() == BODY
+        assert server.connections == 3
+
+
+async def test_a_kept_connection_that_was_closed_is_no_failure() -> None:
+    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with raw(says(FRAMED["by length"]), closes, says(FRAMED["by length"])) as server:
+        async with connected(server.url) as connections:
+            for _ in range(2):
+                assert await (await connections.post("/x", b"{}")).read() == BODY
+        assert (server.connections, len(server.asked)) == (2, 3)
+
+
+async def test_what_was_answered_in_part_is_not_asked_again() -> None:
+    async with raw(says(FRAMED["by length"]), says(b"HTTP/1.1 20", close=True)) as server:
+        async with connected(server.url) as connections:
+            await (await connections.post("/x", b"{}")).read()
+            with pytest.raises(Broken):
+                await connections.post("/x", b"{}")
+        assert len(server.asked) == 2
+
+
+async def test_what_comes_unasked_is_nobodys_answer() -> None:
+    async with raw(says(FRAMED["by length"], b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")) as server:
+        async with connected(server.url) as connections:
+            for _ in range(2):
+                response = await connections.post("/x", b"{}")
+                assert (response.status, await response.read()) == (200, BODY)
+                await asyncio.sleep(0.05)
+            assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnot a length\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nhalf o",
+        b"",
+    ],
+)
+async def test_what_is_no_answer(said: bytes) -> None:
+    async with raw(says(said, close=True)) as server, connected(server.url) as connections:
+        with pytest.raises(Broken):
+            await (await connections.post("/x", b"{}")).read()
+
+
+async def test_a_head_without_end() -> None:
+    async with raw(says(b"HTTP/1.1 200 OK\r\nX: " + 200_000 * b"x")) as server, connected(server.url) as connections:
+        with pytest.raises(Broken, match="no end"):
+            async with asyncio.timeout(5):
+                await connections.post("/x", b"{}")
+
+
+async def test_what_came_before_a_break_is_given_away() -> None:
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it"
+    async with raw(says(said, close=True)) as server, connected(server.url) as connections:
+        response = await connections.post("/x", b"{}")
+        await asyncio.sleep(0.1)
+        assert await response.more() == b"half of it"
+        with pytest.raises(Broken):
+            await response.more()
+
+
+async def test_silence_ends_an_answer_and_its_connection() -> None:
+    async with raw(says_nothing) as server, connected(server.url, patience=0.2) as connections:
+        with pytest.raises(Silent):
+            await connections.post("/x", b"{}")
+        async with asyncio.timeout(5):
+            await server.gone.wait()
+
+    async def begins(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")(reader, writer)
+        for _ in range(4):  # each within the time, all of them not
+            await asyncio.sleep(0.15)
+            await says(b"x")(reader, writer)
+        await says_nothing(reader, writer)
+
+    async with raw(begins) as server, connected(server.url, patience=0.3) as connections:
+        response = await connections.post("/x", b"{}")
+        came = b""
+        with pytest.raises(Silent):
+            while more := await response.more():
+                came += more
+        assert came == b"xxxx"
+
+
+async def test_whoever_closes_an_answer_ends_its_connection() -> None:
+    async with raw(says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"), says(FRAMED["by length"])) as server:
+        async with connected(server.url) as connections:
+            response = await connections.post("/x", b"{}")
+            response.close()
+            async with asyncio.timeout(5):
+                await server.gone.wait()
+            with pytest.raises(Broken):
+                await response.read()
+            assert await (await connections.post("/x", b"{}")).read() == BODY
+
+
+async def test_whoever_waits_for_a_head_no_more_ends_its_connection() -> None:
+    async with raw(says_nothing) as server, connected(server.url) as connections:
+        asking = asyncio.create_task(connections.post("/x", b"{}"))
+        while not server.asked:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        async with asyncio.timeout(5):
+            await server.gone.wait()
+
+
+async def test_a_server_waits_for_whoever_reads_slowly() -> None:
+    large = 40 << 20
+    written = 0
+
+    async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % large)
+        while written < large:
+            writer.write(bytes(1 << 20))
+            written += 1 << 20
+            await writer.drain()
+
+    async with raw(pours) as server, connected(server.url, patience=0.2) as connections:
+        response = await connections.post("/x", b"{}")
+        await asyncio.sleep(0.5)  # longer than a server may be silent, which this one is not
+        assert written < large / 2
+        assert len(await response.read()) == large
+        assert response.ended
+
+
+async def test_no_server() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        async with connected(f"http://127.0.0.1:{taken.getsockname()[1]}") as connections:
+            with pytest.raises(NotReached, match="refused"):
+                await connections.post("/x", b"{}")
+    async with connected("http://nowhere.invalid") as connections:
+        with pytest.raises(NotReached):
+            await connections.post("/x", b"{}")
+
+
+async def test_tls() -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(serving)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with raw(says(FRAMED["in chunks"]), tls=serving) as server:
+        async with connected(server.url, tls=trusting) as connections:
+            for _ in range(2):
+                assert await (await connections.post("/x", b"{}")).read() == BODY
+            assert server.connections == 1
+        async with connected(server.url) as connections:
+            with pytest.raises(NotReached, match="certificate"):
+                await connections.post("/x", b"{}")
