@@ -162,13 +162,13 @@ async def test_what_was_answered_in_part_is_not_asked_again() -> None:
 
 
 async def test_what_comes_unasked_is_nobodys_answer() -> None:
-    async with raw(says(FRAMED["by length"], b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")) as server:
-        async with connected(server.url) as connections:
-            for _ in range(2):
-                response = await connections.post("/x", b"{}")
-                assert (response.status, await response.read()) == (200, BODY)
-                await asyncio.sleep(0.05)
-            assert server.connections == 2
+    unasked = b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"
+    async with raw(says(FRAMED["by length"], unasked)) as server, connected(server.url) as connections:
+        for _ in range(2):
+            response = await connections.post("/x", b"{}")
+            assert (response.status, await response.read()) == (200, BODY)
+            await asyncio.sleep(0.05)
+        assert server.connections == 2
 
 
 @pytest.mark.parametrize(
@@ -228,15 +228,15 @@ async def test_silence_ends_an_answer_and_its_connection() -> None:
 
 
 async def test_whoever_closes_an_answer_ends_its_connection() -> None:
-    async with raw(says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"), says(FRAMED["by length"])) as server:
-        async with connected(server.url) as connections:
-            response = await connections.post("/x", b"{}")
-            response.close()
-            async with asyncio.timeout(5):
-                await server.gone.wait()
-            with pytest.raises(Broken):
-                await response.read()
-            assert await (await connections.post("/x", b"{}")).read() == BODY
+    script = [says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"), says(FRAMED["by length"])]
+    async with raw(*script) as server, connected(server.url) as connections:
+        response = await connections.post("/x", b"{}")
+        response.close()
+        async with asyncio.timeout(5):
+            await server.gone.wait()
+        with pytest.raises(Broken):
+            await response.read()
+        assert await (await connections.post("/x", b"{}")).read() == BODY
 
 
 async def test_whoever_waits_for_a_head_no_more_ends_its_connection() -> None:
