@@ -1,9 +1,8 @@
 """Calls as an answer: whole, as a stream, or at once as references to what is still to be made."""
 
-import asyncio
 import math
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import ExitStack, aclosing
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain, repeat
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from aiohttp import web
 from compat.openai import CompletionUsage, PromptTokensDetails, SemanticInfo
 from gateway.api.semantic import Scope, describe_call
 from gateway.api.services import SERVICES
+from gateway.api.streaming import Streaming
 from gateway.errors import FailedCall
 from gateway.graph.call import Call, CallSpec, CallState, Usage
 from gateway.graph.errors import Failure
@@ -87,6 +87,9 @@ class _Answer:
         self._calls = calls
         self._each = each
         self._wants_usage = body.wants_usage
+        self._opened: set[int] = set()
+        """Of streamed answers, those that have begun."""
+        self._ended = 0
 
     @property
     def _extra(self) -> Extra:
@@ -148,8 +151,7 @@ class _Answer:
         told = [part for part in parts if part is not None]
         chunks = [shape.chunk([part], self._hidden, extra) for part, extra in zip(told, extras, strict=False)]
         closings = [shape.closing(index, "stop") for index in range(len(self._calls))]
-        await stream.data(*chunks, *self._last(closings))
-        return await stream.end()
+        return await stream.end(*chunks, *self._last(closings))
 
     def _last(self, closings: Sequence[Any]) -> list[Any]:
         *before, last = closings
@@ -159,68 +161,40 @@ class _Answer:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """The texts as they are made."""
-        stream, shape = EventStream(request), self._shape
-        opened: set[int] = set()
-        unfinished = len(self._calls)
-
-        def opening(index: int) -> list[Any]:
-            part = None if index in opened else shape.opening(index)
-            extra = msgspec.UNSET if opened else self._extra
-            opened.add(index)
-            return [] if part is None else [shape.chunk([part], self._hidden, extra)]
-
+        stream = EventStream(request)
+        streaming = Streaming(stream, self, _STATUS_SECONDS)
         try:
-            async with aclosing(self._pieces(stream)) as made:
-                async for index, pieces in made:
-                    call = self._calls[index]
-                    shape.model = call.model or shape.model
-                    if pieces:
-                        part = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
-                        if part is not None:
-                            await stream.data(*opening(index), shape.chunk([part], self._hidden))
-                        continue
-                    _check(call)
-                    unfinished -= 1
-                    closing = shape.closing(index, call.finish_reason or "stop")
-                    last = [shape.chunk([closing], self._hidden)] if unfinished else self._last([closing])
-                    await stream.data(*opening(index), *last)
+            last = await streaming.run([partial(call.session.read, call.output) for call in self._calls])
         except FailedCall as error:
             if not stream.begun:
                 raise
-            await stream.data(error_body(as_request_error(error)))
-        return await stream.end()
+            return await stream.end(error_body(as_request_error(error)))
+        return await stream.end(*last)
 
-    async def _pieces(self, stream: EventStream) -> AsyncGenerator[tuple[int, Sequence[Piece]], None]:
-        """What is made, with the index of the call that made it, as it comes; nothing, where that has ended."""
-        with ExitStack() as stack:
-            readers = [stack.enter_context(call.session.read(call.output)) for call in self._calls]
-            if len(readers) == 1:
-                while pieces := await stream.patiently(readers[0].more, _STATUS_SECONDS):
-                    yield 0, pieces
-                yield 0, ()
-                return
-            waits: dict[asyncio.Future[Sequence[Piece]], int] = {
-                asyncio.ensure_future(reader.more()): index for index, reader in enumerate(readers)
-            }
-            try:
-                while waits:
-                    # that one stream waits does not mean that all do
-                    done = await stream.patiently(lambda: _first(waits), _STATUS_SECONDS)
-                    for wait in done:
-                        index, pieces = waits.pop(wait), wait.result()
-                        if pieces:
-                            waits[asyncio.ensure_future(readers[index].more())] = index
-                        yield index, pieces
-            finally:
-                for wait in waits:
-                    wait.cancel()
-                await asyncio.gather(*waits, return_exceptions=True)
+    def piece(self, index: int, pieces: Sequence[Piece]) -> list[Any]:
+        """See `Teller.piece`."""
+        call, shape = self._calls[index], self._shape
+        shape.model = call.model or shape.model
+        part = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
+        return [] if part is None else [*self._opening(index), shape.chunk([part], self._hidden)]
 
+    def end(self, index: int) -> list[Any]:
+        """See `Teller.end`. Raises FailedCall."""
+        call, shape = self._calls[index], self._shape
+        shape.model = call.model or shape.model
+        _check(call)
+        self._ended += 1
+        closing = shape.closing(index, call.finish_reason or "stop")
+        whole = self._ended == len(self._calls)
+        return [*self._opening(index), *(self._last([closing]) if whole else [shape.chunk([closing], self._hidden)])]
 
-async def _first(waits: Iterable[asyncio.Future[Sequence[Piece]]]) -> set[asyncio.Future[Sequence[Piece]]]:
-    """Those that are done, once there are any."""
-    done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    return done
+    def _opening(self, index: int) -> list[Any]:
+        if index in self._opened:
+            return []
+        part = self._shape.opening(index)
+        extra = msgspec.UNSET if self._opened else self._extra
+        self._opened.add(index)
+        return [] if part is None else [self._shape.chunk([part], self._hidden, extra)]
 
 
 def _check(call: Call) -> None:

@@ -56,6 +56,7 @@ class Variable:
         "_final",
         "_note",
         "_reading",
+        "_watchers",
         "consumers",
         "deleted",
         "failure",
@@ -99,6 +100,7 @@ class Variable:
         self._changed: list[asyncio.Future[None]] = []
         """Of whoever waits for a change; one each, since a shared one would have to be shielded, which costs more."""
         self._final: asyncio.Future[None] | None = None
+        self._watchers: list[Callable[[], None]] = []
 
     @property
     def assigned(self) -> bool:
@@ -183,6 +185,8 @@ class Variable:
         self.pieces = [Piece(self.text, sum(piece.tokens for piece in self.pieces))]
 
     def _wake_changed(self) -> None:
+        for tell in self._watchers:
+            tell()
         if self._changed:
             waiting, self._changed = self._changed, []
             for one in waiting:
@@ -218,6 +222,7 @@ class Reader:
         self._show = show
         self._at = 0
         self._starts = variable.starts
+        self._tell: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
         self._variable._reading += 1
@@ -226,6 +231,9 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._tell is not None:
+            self._variable._watchers.remove(self._tell)
+            self._tell = None
         self._variable._reading -= 1
         if self._variable.state.final:
             self._variable._compact()
@@ -233,17 +241,53 @@ class Reader:
     async def more(self) -> Sequence[Piece]:
         """The next pieces, waited for; none if the variable is final and that was all. Raises StartedOver if
         some were read before."""
-        variable = self._variable
         while True:
-            if variable.starts != self._starts:
-                if self._at:
-                    raise StartedOver
-                self._starts = variable.starts
-            if variable.state.final or self._at < len(variable.pieces):
-                break
-            await variable.changed()
-        if self._show is not None and not variable.state.final:
-            await self._show(variable)
+            if self.unshown:
+                await self.show()
+            if (pieces := self.take()) or self.ended:
+                return pieces
+            await self._variable.changed()
+
+    # for whoever would rather be called back
+
+    def watch(self, tell: Callable[[], None]) -> None:
+        """`tell` is called whenever there is more to take, or no more will come, until this is left. It must not raise,
+        and neither take anything nor change the variable."""
+        assert self._tell is None, "one at a time"
+        self._tell = tell
+        self._variable._watchers.append(tell)
+
+    def take(self) -> Sequence[Piece]:
+        """The next pieces, as far as they are there and need not be shown first. Raises StartedOver if some were taken
+        before."""
+        variable = self._variable
+        if variable.starts != self._starts:
+            if self._at:
+                raise StartedOver
+            self._starts = variable.starts
+        if self._at == len(variable.pieces) or self.unshown:
+            return ()
         pieces = variable.pieces[self._at :]
         self._at += len(pieces)
         return pieces
+
+    @property
+    def ended(self) -> bool:
+        """Whether the variable is final and all of it was taken."""
+        return self._variable.state.final and self._at == len(self._variable.pieces)
+
+    @property
+    def unshown(self) -> bool:
+        """Whether there is something to take as soon as it was shown."""
+        variable = self._variable
+        return (
+            self._show is not None
+            and not variable.shown
+            and self._at < len(variable.pieces)
+            and not variable.state.final
+        )
+
+    async def show(self) -> None:
+        """Says that pieces of an unfinished value are given away, and returns once that is kept."""
+        if self._show is not None:
+            await self._show(self._variable)

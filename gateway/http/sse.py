@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -37,6 +37,7 @@ class EventStream:
         self._alarm: asyncio.TimerHandle | None = None
         self._rung = False
         """Whether the alarm has just ended a wait."""
+        self._begun = False
         self._response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -49,11 +50,28 @@ class EventStream:
     @property
     def begun(self) -> bool:
         """Whether the status line is out, so that errors can only be told as events."""
-        return self._response.prepared
+        return self._begun
 
     async def data(self, *events: Any) -> None:
         """Events with JSON data, in one write."""
-        await self._write(b"".join(b"data: " + encode_json(event) + b"\n\n" for event in events))
+        await self._write(_data(events))
+
+    def told(self, *events: Any) -> bool:
+        """The same at once. False, and nothing is written, where that has to be waited for: the status line is not out
+        yet, or the client reads slowly or not at all."""
+        transport = self._request.transport
+        if not self._begun or transport is None or transport.get_write_buffer_size():
+            return False
+        writing = self._response.write(_data(events))
+        try:
+            writing.send(None)
+        except StopIteration:
+            self._due = max(self._due, asyncio.get_running_loop().time() + _HEARTBEAT_SECONDS)
+            return True
+        except ConnectionError:  # whoever awaits the request is told
+            return False
+        writing.close()  # it is written, and would have waited for the client to read, as the next one will
+        return True
 
     async def event(self, name: str, value: Any, id: int | None = None) -> None:
         """One named event, with an id that a client can go on from."""
@@ -104,11 +122,11 @@ class EventStream:
             self._rung = True
             self._reader.cancel()
 
-    async def end(self, *, done: bool = True) -> web.StreamResponse:
-        """`done`: with OpenAI's closing event."""
+    async def end(self, *events: Any, done: bool = True) -> web.StreamResponse:
+        """With these as the last ones, and, if `done`, OpenAI's closing event behind them."""
         self._end_alarm()
-        await self._write(b"data: [DONE]\n\n" if done else b"")
-        await self._response.write_eof()
+        await self._begin()
+        await self._patient(self._response.write_eof(_data(events) + (b"data: [DONE]\n\n" if done else b"")))
         return self._response
 
     async def _write(self, data: bytes) -> None:
@@ -117,18 +135,31 @@ class EventStream:
         Raises SlowReader if it takes too long.
         """
         try:
-            if not self.begun:
-                await self._response.prepare(self._request)
+            await self._begin()
             transport = self._request.transport
             if transport is None or not transport.get_write_buffer_size():  # it takes all of it at once
                 await self._response.write(data)
-                return
-            try:
-                async with asyncio.timeout(_READER_SECONDS):
-                    await self._response.write(data)
-            except TimeoutError:
-                transport.abort()
-                raise SlowReader(f"the client has read nothing for {_READER_SECONDS:g} s") from None
+            else:
+                await self._patient(self._response.write(data))
         except BaseException:
             self._end_alarm()
             raise
+
+    async def _begin(self) -> None:
+        if not self._begun:
+            await self._response.prepare(self._request)
+            self._begun = True
+
+    async def _patient(self, writing: Coroutine[Any, Any, None]) -> None:
+        """Raises SlowReader if the client does not read what is written to it."""
+        try:
+            async with asyncio.timeout(_READER_SECONDS):
+                await writing
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise SlowReader(f"the client has read nothing for {_READER_SECONDS:g} s") from None
+
+
+def _data(events: Iterable[Any]) -> bytes:
+    return b"".join([b"data: " + encode_json(event) + b"\n\n" for event in events])

@@ -1,0 +1,121 @@
+"""Values as a stream of events, while they are made.
+
+Who makes a value calls back, and its pieces are written from there: a task that woke for each of them would take as
+long again. The request's own task waits for what has to be waited for: the status line, a client that reads slowly, and
+what must be kept before it is shown.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+from gateway.graph.variable import Piece, Reader
+from gateway.http.sse import EventStream
+
+
+class Teller(Protocol):
+    """What the events are."""
+
+    def piece(self, index: int, pieces: Sequence[Piece]) -> Iterable[Any]:
+        """Those for some pieces of one of the values."""
+
+    def end(self, index: int) -> Iterable[Any]:
+        """Those for its end. Raises whatever is to be said instead."""
+
+
+class Streaming:
+    """Owner of what is still to be told of some values."""
+
+    def __init__(self, stream: EventStream, teller: Teller, first: float) -> None:
+        """`first`: seconds of silence before the status line."""
+        self._stream = stream
+        self._teller = teller
+        self._first = first
+        self._readers: dict[int, Reader] = {}
+        """Of those that have not ended, by index."""
+        self._events: list[Any] = []
+        """That could not be written yet."""
+        self._error: Exception | None = None
+        self._held = True
+        """Whether the request's own task is at work, and nobody else may write."""
+        self._scheduled = False
+        self._needed = False
+        """Whether the request's own task has something to do."""
+        self._wake: asyncio.Future[None] | None = None
+
+    async def run(self, reads: Sequence[Callable[[], Reader]]) -> Sequence[Any]:
+        """Writes all but the last events, which are returned: the stream is to end with them. Raises what
+        `Teller.end` raises, behind all that was to be told before."""
+        with ExitStack() as stack:
+            for index, read in enumerate(reads):
+                reader = self._readers[index] = stack.enter_context(read())
+                reader.watch(self._changed)
+            while True:
+                self._take()
+                if self._error is not None or not self._readers:
+                    break
+                if unshown := [reader for reader in self._readers.values() if reader.unshown]:
+                    for reader in unshown:
+                        await reader.show()
+                elif self._events:
+                    events, self._events = self._events, []
+                    await self._stream.data(*events)
+                else:
+                    await self._wait()
+        if self._error is None:
+            return self._events
+        if self._events:
+            await self._stream.data(*self._events)
+        raise self._error
+
+    async def _wait(self) -> None:
+        """Until there is something that `_push` cannot do."""
+        self._held = self._needed = False
+        try:
+            await self._stream.patiently(self._call, self._first)
+        finally:
+            self._held = True
+
+    async def _call(self) -> None:
+        if not self._needed:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+
+    def _changed(self) -> None:
+        """A value has grown or ended. Others may do so at once: all are told together."""
+        if not self._held and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._push)
+
+    def _push(self) -> None:
+        self._scheduled = False
+        if self._held:
+            return
+        try:
+            self._take()
+            waits = self._error is not None or not self._readers
+            if not waits and not any(reader.unshown for reader in self._readers.values()):
+                if not self._events:
+                    return
+                if self._stream.told(*self._events):
+                    self._events = []
+                    return
+        except Exception as error:  # told by the request's own task
+            self._error = error
+        self._needed = True
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _take(self) -> None:
+        """What there is by now, as events."""
+        for index, reader in [*self._readers.items()]:
+            if pieces := reader.take():
+                self._events += self._teller.piece(index, pieces)
+            if reader.ended:
+                del self._readers[index]
+                try:
+                    self._events += self._teller.end(index)
+                except Exception as error:
+                    self._error = error
+                    return
