@@ -1,10 +1,10 @@
 """An engine that answers at once, for measuring and testing what stands before it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Urgency
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Tell, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
@@ -87,7 +87,7 @@ class StubContext:
             raise EngineLost("the stub was lost")
         self.tokens.extend(tokens)
 
-    async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
+    async def generate(self, sampling: Sampling, tell: Tell) -> None:
         """See `EngineContext.generate`."""
         self.generates += 1
         await self._engine.released.wait()
@@ -102,7 +102,7 @@ class StubContext:
             raise EngineLost("the stub was lost")
         if not self.tokens:
             raise ContextRefused("empty_context", "nothing was filled")
-        yield Filled(len(self.tokens), 0)
+        tell(Filled(len(self.tokens), 0))
         digits = str(len(self.tokens))[: sampling.max_tokens]
         for index, digit in enumerate(digits):
             if index == 1 and self._engine.deaths:
@@ -111,7 +111,7 @@ class StubContext:
                     await asyncio.sleep(0)
                 raise EngineLost("the stub was lost")
             self.tokens.append(ord(digit))
-            yield Delta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None)
+            tell(Delta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None))
 
     def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""

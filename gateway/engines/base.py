@@ -9,7 +9,7 @@ Contexts are handles. Commands are sent at once and in order; a refusal surfaces
     └── NoEngine            no engine could take the work in time
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -106,6 +106,7 @@ class Counted:
 
 Told = Filled | Delta | Counted
 """What comes of a context that generates."""
+Tell = Callable[[Told], None]
 
 
 class EngineContext(Protocol):
@@ -115,9 +116,10 @@ class EngineContext(Protocol):
     def fill(self, tokens: Sequence[int]) -> None:
         """Appends tokens."""
 
-    def generate(self, sampling: Sampling) -> AsyncIterator[Told]:
-        """Samples behind what was filled: once Filled, then deltas, and Counted where it is known at the end only.
-        Raises EngineFailure."""
+    async def generate(self, sampling: Sampling, tell: Tell) -> None:
+        """Samples behind what was filled, until that ends. `tell` is given Filled once, then deltas, and Counted where
+        it is known at the end only; from wherever they come, so that no task wakes for each. What it raises ends the
+        generation and is raised. Raises EngineFailure."""
 
     def rerank(self, urgency: Urgency) -> None:
         """From here on."""

@@ -6,15 +6,15 @@
 import asyncio
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from engine.link import Command, EngineInfo, Fill, Free, Generate, Report, Rerank, Step, Update, encode_frame
 from engine.link import Sampling as LinkSampling
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Urgency
+from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Tell, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
@@ -224,16 +224,19 @@ class LinkedEngine:
 
 
 class LinkedContext:
-    """See `EngineContext`. Owner of the updates that have come and were not read yet."""
+    """See `EngineContext`."""
 
     def __init__(self, engine: LinkedEngine, id: int, scope: str, urgency: Urgency) -> None:
         self._engine = engine
         self._id = id
         self._scope = scope
         self._urgency = urgency
-        self._updates: deque[Update] = deque()
         self._lost: EngineLost | None = None
-        self._wake: asyncio.Future[None] | None = None
+        self._refused: ContextRefused | None = None
+        self._tell: Tell | None = None
+        self._end: asyncio.Future[None] | None = None
+        """Of what is generated; there once something was."""
+        self._filled = 0
         self._cached = 0
         self._held = 0.0
         self._starved = 0.0
@@ -247,34 +250,18 @@ class LinkedContext:
         rank, watched = self._urgency.rank, self._urgency.watched
         self._engine.send(Fill(self._id, list(tokens), rank=rank, scope=self._scope, watched=watched))
 
-    async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
+    async def generate(self, sampling: Sampling, tell: Tell) -> None:
         """See `EngineContext.generate`."""
-        if self._lost is not None:
-            raise self._lost
+        for error in (self._lost, self._refused):
+            if error is not None:
+                raise error
         self._engine.send(Generate(self._id, _link_sampling(sampling)))
-        filled = 0
-        while True:
-            while self._updates:
-                update = self._updates.popleft()
-                if update.error is not None:
-                    raise ContextRefused(*update.error)
-                if update.filled is not None:
-                    filled = update.filled
-                    self._cached += update.cached
-                    self._held += update.held
-                    self._starved += update.starved
-                    self._missed.update(update.missed)
-                if update.tokens:
-                    if filled:
-                        yield Filled(filled, self._cached, self._held, self._starved, dict(self._missed))
-                        filled = 0
-                    yield Delta(Piece(update.text, len(update.tokens), tuple(update.logprobs)), update.finish)
-                if update.finish is not None:
-                    return
-            if self._lost is not None:
-                raise self._lost
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
+        self._tell = tell
+        self._end = asyncio.get_running_loop().create_future()
+        try:
+            await self._end
+        finally:
+            self._tell = None
 
     def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""
@@ -291,20 +278,42 @@ class LinkedContext:
 
     def receive(self, update: Update) -> None:
         """The engine says something of this context."""
-        self._updates.append(update)
-        self._notify()
+        if update.filled is not None:
+            self._filled = update.filled
+            self._cached += update.cached
+            self._held += update.held
+            self._starved += update.starved
+            self._missed.update(update.missed)
+        if update.error is not None:
+            self._refused = ContextRefused(*update.error)
+        if self._tell is None or self._end is None or self._end.done():
+            return
+        if self._refused is not None:
+            self._end.set_exception(self._refused)
+            return
+        try:
+            if update.tokens:
+                if self._filled:
+                    self._tell(Filled(self._filled, self._cached, self._held, self._starved, dict(self._missed)))
+                    self._filled = 0
+                piece = Piece(update.text, len(update.tokens), tuple(update.logprobs))
+                self._tell(Delta(piece, update.finish))
+        except Exception as error:  # it must not end the link, which is everybody's
+            self._end.set_exception(error)
+            return
+        if update.finish is not None:
+            self._end.set_result(None)
 
     def lose(self, error: EngineLost) -> None:
         """The engine is gone."""
         self._lost = error
-        self._notify()
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(error)
 
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+
+_FIELDS = tuple(field.name for field in fields(Sampling) if field.name != "given")
+"""All but what a server elsewhere is told: there is one idea here of what is usual."""
 
 
 def _link_sampling(sampling: Sampling) -> LinkSampling:
-    fields = asdict(sampling)
-    del fields["given"]  # there is one idea here of what is usual
-    return LinkSampling(**fields)
+    return LinkSampling(**{name: getattr(sampling, name) for name in _FIELDS})

@@ -3,9 +3,9 @@
 import hashlib
 import math
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from gateway.engines.base import Counted, Delta, Engine, EngineContext, Filled
+from gateway.engines.base import Counted, Delta, Engine, EngineContext, Filled, Told
 from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
 from gateway.graph.errors import Failure, UnresolvedPath
 from gateway.graph.references import Reference, resolve
@@ -182,7 +182,7 @@ class Walk:
         targets = [] if slot.transform is not None else [variable]
         if composed:
             targets.append(call.output)
-        pieces = [piece async for piece in self._pieces(slot, targets)]
+        pieces = await self._pieces(slot, targets)
         text = "".join([piece.text for piece in pieces])
         if slot.transform is not None:
             try:
@@ -197,30 +197,37 @@ class Walk:
             await call.session.log.flushed()
             variable.complete()
 
-    async def _pieces(self, slot: Slot, targets: Sequence[Variable]) -> AsyncIterator[Piece]:
-        """The slot's pieces as they come; they are also appended to the targets."""
-        call, times = self._call, self._call.times
+    async def _pieces(self, slot: Slot, targets: Sequence[Variable]) -> Sequence[Piece]:
+        """The slot's pieces; as they come, they are also appended to the targets."""
+        call, usage, times = self._call, self._call.usage, self._call.times
         times.queued = times.queued or call.session.clock()
         call.move(CallState.PREFILL)
-        async for event in self._context.generate(slot.sampling):
+        pieces: list[Piece] = []
+
+        def tell(event: Told) -> None:
+            if call.state.final:  # it has just been ended
+                return
             match event:
-                case Filled(_, cached, held, starved, missed):
-                    call.usage.cached, call.usage.missed = cached, dict(missed)
-                    times.held, times.starved = held, starved
-                    if times.started is None:
-                        times.started = call.session.clock()
-                        self._prompt_read(call)
                 case Delta(piece, finish):
                     if call.state is CallState.PREFILL:
                         times.first_token = times.first_token or call.session.clock()
                         call.move(CallState.DECODE)
-                    call.usage.completion += piece.tokens
+                    usage.completion += piece.tokens
                     call.finish_reason = finish or call.finish_reason
+                    pieces.append(piece)
                     for target in targets:
                         target.append(piece)
-                    yield piece
+                case Filled(_, cached, held, starved, missed):
+                    usage.cached, usage.missed = cached, dict(missed)
+                    times.held, times.starved = held, starved
+                    if times.started is None:
+                        times.started = call.session.clock()
+                        self._prompt_read(call)
                 case Counted(prompt, cached, completion):
-                    call.usage.prompt, call.usage.cached, call.usage.completion = prompt, cached, completion
+                    usage.prompt, usage.cached, usage.completion = prompt, cached, completion
+
+        await self._context.generate(slot.sampling, tell)
+        return pieces
 
     async def _put_together(self, slot: Slot | None) -> None:
         """Appends to the output what stands before the slot's place, or all that is left."""

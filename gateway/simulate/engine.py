@@ -6,7 +6,7 @@ import itertools
 import math
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ import msgspec
 
 from engine.batch import TOGETHER_SECONDS
 from engine.pace import Pacer
-from gateway.engines.base import Delta, EngineLost, Filled, Pace, Urgency
+from gateway.engines.base import Delta, EngineLost, Filled, Pace, Tell, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
@@ -344,7 +344,7 @@ class SimulatedContext:
             del self._tail[:_BLOCK]
         self._engine.wants(self)
 
-    async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
+    async def generate(self, sampling: Sampling, tell: Tell) -> None:
         """See `EngineContext.generate`."""
         if self.freed:
             raise EngineLost("the context was freed")
@@ -354,8 +354,8 @@ class SimulatedContext:
         self._done = asyncio.get_running_loop().create_future()
         self._engine.wants(self)
         await self._done
-        yield Filled(self.length, self.cached)
-        yield Delta(Piece("x" * self.tokens, self.tokens), "length")
+        tell(Filled(self.length, self.cached))
+        tell(Delta(Piece("x" * self.tokens, self.tokens), "length"))
         self.length += self.tokens
         self.sampling = None
 

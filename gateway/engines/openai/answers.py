@@ -1,7 +1,7 @@
 """What a server streams, as pieces of text: the events of chats and completions, and calls of tools as text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -147,14 +147,16 @@ class Answer:
         self._calls = 0
         """Calls whose text has begun."""
 
-    def feed(self, data: bytes) -> list[Said]:
+    def feed(self, data: bytes) -> Iterator[Said]:
         """What has come, as it came.
 
         Raises ValueError, msgspec's among them, if it is no answer, ContextRefused if it says that something is wrong
         with the request.
         """
-        told = [self._push(event) for event in (self._events.feed(data) if self.streamed else [data])]
-        return [one for one in told if one is not None]
+        for event in self._events.feed(data) if self.streamed else (data,):
+            said = self._push(event)
+            if said is not None:
+                yield said
 
     def _push(self, event: bytes) -> Said | None:
         chunk = _decoder.decode(event)

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -57,6 +57,9 @@ class Response:
         self._unread = 0
         self._error: Broken | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._tell: Callable[[bytes], None] | None = None
+        self._raised: Exception | None = None
+        """By that."""
 
     async def more(self) -> bytes:
         """What has come of the body, waited for; nothing once that was all. Raises Broken behind all that came."""
@@ -66,12 +69,37 @@ class Response:
             if self.ended:
                 return b""
             await self._change()
+        return self._taken()
+
+    def _taken(self) -> bytes:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         if self._unread > _UNREAD_BYTES:
             self._connection.resume()
         self._unread = 0
         return body
+
+    async def each(self, tell: Callable[[bytes], None]) -> None:
+        """Tells of the body as it comes, from where it comes; returns once that was all. Raises Broken behind all that
+        came, and what `tell` raises."""
+        self._tell = tell
+        try:
+            self._give()
+            while self._raised is None and self._error is None and not self.ended:
+                await self._change()
+        finally:
+            self._tell = None
+        if self._raised is not None:
+            raise self._raised
+        if self._error is not None:
+            raise self._error
+
+    def _give(self) -> None:
+        if self._body and self._tell is not None and self._raised is None:
+            try:
+                self._tell(self._taken())
+            except Exception as error:  # of whoever waits for the answer, and not of whoever brought it
+                self._raised = error
 
     async def read(self, most: int = 1 << 30) -> bytes:
         """The rest of the body, or its first so many bytes and some more. Raises Broken."""
@@ -110,6 +138,10 @@ class Response:
 
     def wake(self) -> None:
         """Something has come, or was all."""
+        if self._tell is not None:
+            self._give()
+            if self._raised is None and self._error is None and not self.ended:
+                return
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -11,12 +11,12 @@ import json
 import math
 import time
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Told, Urgency
-from gateway.engines.openai.answers import Answer, Said
+from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Tell, Urgency
+from gateway.engines.openai.answers import Answer
 from gateway.engines.openai.connections import Broken, Response
 from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
@@ -152,32 +152,56 @@ class OpenAIContext:
         """See `EngineContext.fill`."""
         self._tokens.extend(tokens)
 
-    async def generate(self, sampling: Sampling) -> AsyncIterator[Told]:
+    async def generate(self, sampling: Sampling, tell: Tell) -> None:
         """See `EngineContext.generate`."""
         began = time.monotonic()
         await self._upstream.turns.take(self._turn)
         try:
             held = time.monotonic() - began
             self._response = response = await self._asked(sampling)
-            yield Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held)
-            answer, text, tokens = Answer(streamed=_streams(response)), "", array("i")
-            try:
-                while (pieces := await self._more(response, answer)) is not None:
-                    for piece, token_ids, finish in pieces:
-                        text += piece.text
-                        tokens.extend(token_ids)
-                        yield Delta(piece, finish)
-            finally:
-                response.close()
-            self._upstream.succeeded()
+            tell(Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held))
+            answer, text, tokens = Answer(streamed=_streams(response)), [""], array("i")
+
+            def came(data: bytes) -> None:
+                for piece, token_ids, finish in answer.feed(data):
+                    text.append(piece.text)
+                    tokens.extend(token_ids)
+                    tell(Delta(piece, finish))
+                if answer.ended:  # what comes now is told of its tokens only
+                    response.patience = _TAIL_SECONDS
+
+            await self._read(response, answer, came)
         finally:
             self._upstream.turns.leave()
-        self._keep(text, tokens)
+        self._keep("".join(text), tokens)
         if answer.usage is not None:
             prompt, cached, completion = answer.usage
             before, self._generated = self._generated, self._generated + completion
             self._cached = cached if self._cached is None else self._cached
-            yield Counted(max(0, prompt - before), self._cached, self._generated)
+            tell(Counted(max(0, prompt - before), self._cached, self._generated))
+
+    async def _read(self, response: Response, answer: Answer, came: Callable[[bytes], None]) -> None:
+        """All of it, up to the response's end, so that its connection can be used again. Raises EngineLost, or
+        ContextRefused."""
+        try:
+            if answer.streamed:
+                await response.each(came)
+            else:
+                came(await response.read())
+        except Broken as error:
+            if self._freed:
+                raise EngineLost("the context was freed", suspect=False) from None
+            if not answer.ended:
+                raise self._upstream.broke(error) from error
+        except ValueError as error:  # msgspec's and of text among them
+            self._upstream.failed()
+            raise self._upstream.lost(f"says what is no answer: {error}") from error
+        finally:
+            response.close()
+        if not answer.ended:
+            self._upstream.failed()
+            raise self._upstream.lost("broke off in the middle of an answer")
+        self._upstream.succeeded()
 
     async def _asked(self, sampling: Sampling) -> Response:
         while True:
@@ -196,28 +220,6 @@ class OpenAIContext:
         named = [field for field in _HINTS if field in body and field in refusal]
         self._upstream.dropped.update(named)
         return bool(named)
-
-    async def _more(self, response: Response, answer: Answer) -> Sequence[Said] | None:
-        """What has come of the answer; None once that was all, up to the response's end, so that its connection can be
-        used again. Raises EngineLost, or ContextRefused."""
-        try:
-            if answer.ended:
-                response.patience = _TAIL_SECONDS
-            data = await (response.more() if answer.streamed else response.read())
-            if data:
-                return answer.feed(data)
-        except Broken as error:
-            if self._freed:
-                raise EngineLost("the context was freed", suspect=False) from None
-            if not answer.ended:
-                raise self._upstream.broke(error) from error
-        except ValueError as error:  # msgspec's and of text among them
-            self._upstream.failed()
-            raise self._upstream.lost(f"says what is no answer: {error}") from error
-        if not answer.ended:
-            self._upstream.failed()
-            raise self._upstream.lost("broke off in the middle of an answer")
-        return None
 
     def _keep(self, text: str, tokens: Sequence[int]) -> None:
         """What was generated stays in the context."""

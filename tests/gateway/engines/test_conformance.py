@@ -21,7 +21,7 @@ from gateway.engines.tcp import TcpEngine
 from gateway.graph.call import Sampling
 from gateway.transcript import characters
 from tests.checkpoints import write_tiny_llama
-from tests.gateway.engines.asking import LONG, SOON, read, text
+from tests.gateway.engines.asking import LONG, SOON, coming, read, text
 from tests.server import EngineElsewhere, LlamaServer, Program, Server
 
 GREEDY = Sampling(max_tokens=12, ignore_eos=True, temperature=0.0)
@@ -177,7 +177,7 @@ async def test_scopes_share_nothing(subject: Subject) -> None:
     for scope in ("a", "b", "a"):
         context = subject.engine.open(scope, SOON)
         context.fill(tokens)
-        found.append(cached([event async for event in context.generate(GREEDY)]))
+        found.append(cached([event async for event in coming(context, GREEDY)]))
         context.free()
     assert found[:2] == [0, 0]
     assert found[2] >= 32
@@ -189,10 +189,10 @@ async def test_filled_in_pieces_is_filled_at_once(subject: Subject) -> None:
     context = subject.engine.open("", SOON)
     for part in (tokens[:1], tokens[1:30], tokens[:0], tokens[30:]):
         context.fill(part)
-    pieces = [event async for event in context.generate(GREEDY)]
+    pieces = [event async for event in coming(context, GREEDY)]
     assert text(pieces) == text(whole)
     context.fill(subject.prompt([5, 6]))
-    more = [event async for event in context.generate(GREEDY)]
+    more = [event async for event in coming(context, GREEDY)]
     assert deltas(more)[-1].finish == "length", "what was generated stays, and more goes behind it"
     context.free()
     there = [*tokens, *(await subject.engine.encode(text(whole))), *subject.prompt([5, 6])]
@@ -220,7 +220,7 @@ async def test_a_refusal_is_raised_where_it_is_awaited(subject: Subject) -> None
     context = subject.engine.open("", SOON)
     context.fill(subject.prompt([1] * (subject.window + 90)))
     with pytest.raises(ContextRefused) as refusal:
-        await anext(context.generate(Sampling()))
+        await anext(coming(context, Sampling()))
     assert refusal.value.code == "context_length_exceeded"
     context.free()
     assert await ask(subject, Sampling(max_tokens=1)), "nobody else is harmed"
@@ -256,7 +256,7 @@ async def test_it_takes_another_urgency(subject: Subject) -> None:
     context = subject.engine.open("", SOON)
     context.fill(subject.prompt([1, 2]))
     context.rerank(Urgency(5.0, watched=False))
-    events = [event async for event in context.generate(GREEDY)]
+    events = [event async for event in coming(context, GREEDY)]
     assert deltas(events)[-1].finish == "length"
     context.free()
     context.free()

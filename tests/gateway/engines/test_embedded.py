@@ -18,7 +18,7 @@ from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Sampling
 from tests.checkpoints import write_tiny_llama
-from tests.gateway.engines.asking import LONG, SOON, read, until
+from tests.gateway.engines.asking import LONG, SOON, coming, read, until
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine
     first = embedded.pid
     context = embedded.open("", SOON)
     context.fill([1, 2, 3])
-    stream = context.generate(LONG)
+    stream = coming(context, LONG)
     await anext(stream)
     os.kill(first, signal.SIGKILL)
     with pytest.raises(EngineLost, match="was lost while it worked"):
@@ -77,7 +77,7 @@ async def test_a_process_that_dies_while_it_fills(embedded: EmbeddedEngine) -> N
     assert embedded.pid is not None
     os.kill(embedded.pid, signal.SIGSTOP)  # so that the fill is under way and not done
     context.fill([1] * 300)
-    stream = context.generate(LONG)
+    stream = coming(context, LONG)
     waiting = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     os.kill(embedded.pid, signal.SIGKILL)

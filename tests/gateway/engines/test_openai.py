@@ -14,7 +14,7 @@ from gateway.graph.call import Input, Sampling, Slot, Text
 from gateway.prompt import PromptBuilder
 from gateway.tools import Tool, Tools
 from gateway.transcript import TranscriptTokenizer
-from tests.gateway.engines.asking import SOON, text, until
+from tests.gateway.engines.asking import SOON, coming, text, until
 from tests.upstream import FakeServer, breaks_off, chunk, hangs, refuses, says, sends, stream
 
 USUAL = Sampling()
@@ -56,7 +56,7 @@ async def ask(
         if isinstance(segment, Text):
             context.fill(segment.tokens)
     try:
-        return [event async for event in context.generate(sampling)]
+        return [event async for event in coming(context, sampling)]
     finally:
         context.free()
         assert engine.load == 0
@@ -201,7 +201,7 @@ async def test_a_slot_behind_text_goes_on_with_the_message(server: FakeServer) -
         if isinstance(segment, Text):
             context.fill(segment.tokens)
         else:
-            events += [event async for event in context.generate(segment.sampling)]
+            events += [event async for event in coming(context, segment.sampling)]
     context.free()
     await upstream.close()
     assert [body["messages"][-1]["content"] for body in server.asked] == ["It is ", "It is red, and "]
@@ -220,7 +220,7 @@ async def test_a_completion_goes_to_completions(server: FakeServer, upstream: Up
     engine = OpenAIEngine("there", upstream, "fake")
     context = engine.open("", SOON)
     context.fill(await engine.encode("Once upon"))
-    events = [event async for event in context.generate(Sampling(max_tokens=3, logprobs=True, top_logprobs=1))]
+    events = [event async for event in coming(context, Sampling(max_tokens=3, logprobs=True, top_logprobs=1))]
     context.free()
     assert server.paths == ["/v1/completions"]
     assert (server.asked[0]["prompt"], server.asked[0]["max_tokens"], server.asked[0]["logprobs"]) == (
@@ -298,7 +298,7 @@ async def test_the_most_urgent_is_asked_next(server: FakeServer) -> None:
         context = engine.open("", Urgency(rank, watched=False))
         contexts[name] = context
         context.fill(await engine.encode(name))
-        async for _ in context.generate(Sampling()):
+        async for _ in coming(context, Sampling()):
             pass
         context.free()
 
@@ -481,7 +481,7 @@ async def test_a_context_that_is_freed_ends_its_request(server: FakeServer, upst
     engine = OpenAIEngine("there", upstream, "fake")
     context = engine.open("", SOON)
     context.fill(await engine.encode("x"))
-    events = context.generate(Sampling())
+    events = coming(context, Sampling())
     await anext(events)
     await anext(events)
     context.free()

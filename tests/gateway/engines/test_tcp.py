@@ -19,7 +19,7 @@ from gateway.engines.linked import EngineStartFailed
 from gateway.engines.tcp import TcpEngine
 from gateway.graph.call import Sampling
 from tests.checkpoints import write_tiny_llama
-from tests.gateway.engines.asking import LONG, SOON, read, until
+from tests.gateway.engines.asking import LONG, SOON, coming, read, until
 from tests.server import EngineElsewhere
 
 TOKEN = EngineElsewhere.TOKEN
@@ -68,12 +68,12 @@ async def test_gateways_do_not_see_each_other(elsewhere: EngineElsewhere, engine
     async def text(events: AsyncIterator[Filled | Delta]) -> list[str]:
         return [event.piece.text async for event in events if isinstance(event, Delta)]
 
-    texts = await asyncio.gather(text(first.generate(sampling)), text(second.generate(sampling)))
+    texts = await asyncio.gather(text(coming(first, sampling)), text(coming(second, sampling)))
     assert all(len(one) == 30 for one in texts)
     assert texts[0] != texts[1]
     first.free()
     second.fill([4])
-    assert len(await text(second.generate(sampling))) == 30, "the other's context is another one"
+    assert len(await text(coming(second, sampling))) == 30, "the other's context is another one"
     second.free()
     await other.close()
 
@@ -83,7 +83,7 @@ async def test_what_a_gateway_leaves_behind_is_freed(elsewhere: EngineElsewhere,
     await other.start()
     context = other.open("", SOON)
     context.fill([3] * 400)
-    await anext(context.generate(LONG))
+    await anext(coming(context, LONG))
     await other.close()
     pid = elsewhere.process.pid
     process = psutil.Process(pid)
@@ -106,7 +106,7 @@ async def test_an_engine_that_went_is_found_again(folder: Path, number: int) -> 
     await engine.start()
     context = engine.open("", SOON)
     context.fill([1, 2, 3])
-    stream = context.generate(LONG)
+    stream = coming(context, LONG)
     await anext(stream)
     await asyncio.to_thread(first.stop, number)
     with pytest.raises(EngineLost, match="was lost while it worked"):

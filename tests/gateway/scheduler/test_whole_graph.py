@@ -6,7 +6,7 @@ the calls run that somebody can still read, nobody waits for what is there, and 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.engines.base import ContextRefused, Delta, Engine, EngineLost, Filled, Pace, Urgency
+from gateway.engines.base import ContextRefused, Delta, Engine, EngineLost, Filled, Pace, Tell, Urgency
 from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
@@ -81,7 +81,7 @@ class Puppet:
     def fill(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
 
-    async def generate(self, sampling: Sampling) -> AsyncIterator[Filled | Delta]:
+    async def generate(self, sampling: Sampling, tell: Tell) -> None:
         self.generating = True
         try:
             begun = False
@@ -90,9 +90,9 @@ class Puppet:
                 if isinstance(said, Exception):
                     raise said
                 if not begun:
-                    yield Filled(len(self.tokens), 0)
+                    tell(Filled(len(self.tokens), 0))
                 begun = True
-                yield Delta(Piece(said or "", 1), None if said is not None else "stop")
+                tell(Delta(Piece(said or "", 1), None if said is not None else "stop"))
                 if said is None:
                     return
         finally:

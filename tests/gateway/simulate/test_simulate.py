@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gateway.__main__ import main
-from gateway.engines.base import Delta, Filled, Urgency
+from gateway.engines.base import Delta, Filled, Told, Urgency
 from gateway.graph.call import Sampling
 from gateway.simulate import clock
 from gateway.simulate.engine import CPU, Costs, SimulatedContext, SimulatedEngine
@@ -51,7 +51,9 @@ async def ask(context: SimulatedContext, prompt: list[int], tokens: int) -> tupl
     """Tokens of the prompt that were cached, and those that were made."""
     context.fill(prompt)
     cached = made = 0
-    async for event in context.generate(Sampling(max_tokens=tokens)):
+    events: list[Told] = []
+    await context.generate(Sampling(max_tokens=tokens), events.append)
+    for event in events:
         match event:
             case Filled(_, found):
                 cached = found
