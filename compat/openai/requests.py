@@ -1,8 +1,9 @@
 """Requests of OpenAI's endpoints, and of vLLM's two for tokens."""
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, PrivateAttr, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from compat.openai.base import Request, Sampled
 from compat.openai.forms import (
@@ -63,8 +64,6 @@ class _Generation(Sampled):
 
     semantic: Semantic | None = None
 
-    _form: Form = PrivateAttr(default_factory=Form)
-
     @field_validator("logit_bias")
     @classmethod
     def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
@@ -83,14 +82,18 @@ class _Generation(Sampled):
             self.guided_choice,
             self.guided_grammar,
         ]
-        if sum(form is not None for form in forms) > 1:
+        told = len(forms) - forms.count(None)
+        if told > 1:
             raise ValueError(
                 "response_format, structured_outputs and guided_… say what the answer looks like; one does"
             )
-        self._form = self._told_form()
+        if told:
+            _ = self.form  # refused here is what would be refused later
         return self
 
-    def _told_form(self) -> Form:
+    @cached_property
+    def form(self) -> Form:
+        """What the answer is held to."""
         if self.response_format is not None:
             return Form(json_schema=self.response_format.schema_text)
         if self.structured_outputs is not None:
@@ -102,11 +105,6 @@ class _Generation(Sampled):
         if self.guided_choice is not None:
             return Form(grammar=one_of(self.guided_choice))
         return Form() if self.guided_grammar is None else Form(grammar=valid_grammar(self.guided_grammar))
-
-    @property
-    def form(self) -> Form:
-        """What the answer is held to."""
-        return self._form
 
     @model_validator(mode="after")
     def _ends_behind_its_beginning(self) -> Self:

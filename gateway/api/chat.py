@@ -173,6 +173,7 @@ class _Shape:
         self.model = model.id
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
+        self._logprobs_told = body.wants_logprobs
         tools = tools_of(body)
         self._tools = tools if tools is not None and tools.choice != "none" else None
         self._forced = tools is not None and tools.choice == "forced" and not model.prompts.passes_on
@@ -181,7 +182,7 @@ class _Shape:
 
     def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
         """See `answers.Shape`."""
-        logprobs = self._logprobs(call, pieces)
+        logprobs = self._logprobs(pieces)
         if self._tools is None:
             return Choice(index, ResponseMessage(text), finish, logprobs)
         reader = self._reader()
@@ -216,7 +217,7 @@ class _Shape:
 
     def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> ChunkChoice | None:
         """See `answers.Shape`."""
-        logprobs = self._logprobs(call, pieces)
+        logprobs = self._logprobs(pieces)
         if self._tools is None:
             delta = ChoiceDelta(content=text)
         else:
@@ -243,9 +244,9 @@ class _Shape:
         assert self._tools is not None
         return Reader([tool.name for tool in self._tools.known], forced=self._forced)
 
-    def _logprobs(self, call: Call, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
+    def _logprobs(self, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
         """Log probabilities of the pieces' tokens, if they were asked for."""
-        if not any(slot.sampling.logprobs for slot in call.spec.slots):
+        if not self._logprobs_told:
             return None
         return ChoiceLogprobs([self._logprob(entry) for piece in pieces for entry in piece.logprobs])
 

@@ -29,6 +29,7 @@ class Streaming:
 
     def __init__(self, stream: EventStream, teller: Teller, first: float) -> None:
         """`first`: seconds of silence before the status line."""
+        self._loop = asyncio.get_running_loop()
         self._stream = stream
         self._teller = teller
         self._first = first
@@ -79,14 +80,14 @@ class Streaming:
 
     async def _call(self) -> None:
         if not self._needed:
-            self._wake = asyncio.get_running_loop().create_future()
+            self._wake = self._loop.create_future()
             await self._wake
 
     def _changed(self) -> None:
         """A value has grown or ended. Others may do so at once: all are told together."""
         if not self._held and not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._push)
+            self._loop.call_soon(self._push)
 
     def _push(self) -> None:
         self._scheduled = False

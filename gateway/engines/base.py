@@ -11,7 +11,7 @@ Contexts are handles. Commands are sent at once and in order; a refusal surfaces
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
@@ -86,8 +86,7 @@ class Filled:
     missed: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """What a step brought. `finish`: `stop` or `length`, on the last one."""
 
     piece: Piece

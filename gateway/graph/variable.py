@@ -5,10 +5,9 @@ Results meet their readers only here: a producer appends pieces, readers wait fo
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from gateway.graph.errors import Failure, VariableAlreadySet
 
@@ -35,8 +34,7 @@ class VariableState(StrEnum):
 _FINAL = frozenset({VariableState.READY, VariableState.FAILED, VariableState.CANCELLED})
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What one step added. `logprobs`: whatever the engine says of the tokens, passed through."""
 
     text: str

@@ -98,7 +98,9 @@ class OpenAIEngine:
             field, ascending = profile.urgency
             rank = max(-(2**31), min(2**31 - 1, round(urgency.rank * (10 if ascending else -10))))
             body[field] = rank
-        return path, {name: value for name, value in body.items() if name not in self.upstream.dropped}
+        for name in self.upstream.dropped:
+            body.pop(name, None)
+        return path, body
 
     def _messages(self, said: Transcript) -> dict[str, Any]:
         messages = [_wired(message) for message in said.messages]

@@ -15,6 +15,7 @@ _OPENAI = frozenset(
 _SAMPLING = frozenset(
     {"top_k", "min_p", "repetition_penalty", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"}
 )
+_USUAL = [(name, getattr(Sampling(), name)) for name in sorted(_OPENAI | _SAMPLING)]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,9 @@ class Profile:
         Raises ContextRefused if it cannot be said.
         """
         told: dict[str, Any] = {}
-        usual = Sampling()
-        for name in sorted(_OPENAI | _SAMPLING):
+        for name, usual in _USUAL:
             value = getattr(sampling, name)
-            if value == getattr(usual, name) and name not in sampling.given:
+            if value == usual and name not in sampling.given:
                 continue
             if name in _SAMPLING and name not in self.fields:
                 raise self.refusal(name)
