@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
-from gateway.api.semantic import text_of, transform_of
+from gateway.api.semantic import UNSAID, text_of, transform_of
 from gateway.errors import RequestError, at
 from gateway.graph.call import CallSpec, Objective, Rendering, Sampling, Segment, Slot, Text
 from gateway.models import ServedModel
@@ -119,7 +119,7 @@ def spec_of(
     where: str = "",
 ) -> CallSpec:
     """The call. Raises RequestError if what is known of its prompt is over the window already."""
-    semantic = body.semantic or Semantic()
+    semantic = body.semantic or UNSAID
     check_window(model, prompt.segments, at(where, prompt.field))
     return CallSpec(
         model=model.id,

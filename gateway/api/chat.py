@@ -25,7 +25,6 @@ from compat.openai import (
     Message,
     NamedTool,
     ResponseMessage,
-    Semantic,
     TokenLogprob,
     ToolCallAnswer,
     ToolCallDelta,
@@ -34,7 +33,7 @@ from compat.openai import (
 )
 from gateway.api.answers import Extra, Told, respond
 from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of, with_fallbacks
-from gateway.api.semantic import SESSION_HEADERS, scope_of, slots_of
+from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of, slots_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
 from gateway.graph.call import Call, CallSpec, Sampling, Slot
@@ -88,7 +87,7 @@ def chat_spec(
 
 
 def _spec(body: ChatCompletionRequest, model: ServedModel, *, references: bool, deferred: bool, where: str) -> CallSpec:
-    semantic = body.semantic or Semantic()
+    semantic = body.semantic or UNSAID
     sampling = sampling_of(body, model, where)
     tools = tools_of(body)
     if tools is not None:

@@ -21,7 +21,7 @@ from compat.openai import (
 )
 from gateway.api.answers import Extra, Told, respond
 from gateway.api.calls import LONG_PROMPT, answer_slot, check_tokens, sampling_of, several, spec_of, with_fallbacks
-from gateway.api.semantic import SESSION_HEADERS, scope_of
+from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, Input
@@ -60,7 +60,7 @@ def _specs(
     body: CompletionRequest, model: ServedModel, others: Sequence[ServedModel], *, references: bool, deferred: bool
 ) -> list[CallSpec]:
     """The calls that a request asks for. Raises RequestError and GraphError; changes nothing."""
-    semantic = body.semantic or Semantic()
+    semantic = body.semantic or UNSAID
     if semantic.slots:
         raise RequestError(
             400,

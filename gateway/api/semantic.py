@@ -24,6 +24,8 @@ SESSION_HEADERS = {
     DEFER_HEADER: {"type": "string", "enum": ["true", "false"]},
 }
 """As JSON schemas."""
+UNSAID = Semantic()
+"""What a request says that has none."""
 _SESSION_ID_HELP = "letters, digits and ._:- , at most 128 characters"
 
 

@@ -97,7 +97,8 @@ class Variable:
         self._reading = 0
         self._changed: list[asyncio.Future[None]] = []
         """Of whoever waits for a change; one each, since a shared one would have to be shielded, which costs more."""
-        self._final: asyncio.Future[None] | None = None
+        self._final: list[asyncio.Future[None]] = []
+        """Of whoever waits for the end."""
         self._watchers: list[Callable[[], None]] = []
 
     @property
@@ -172,8 +173,8 @@ class Variable:
         self.reserved = False
         self._move(state)
         self._wake_changed()
-        if self._final is not None and not self._final.done():
-            self._final.set_result(None)
+        waiting, self._final = self._final, []
+        _wake(waiting)
         self._compact()
 
     def _compact(self) -> None:
@@ -187,22 +188,26 @@ class Variable:
             tell()
         if self._changed:
             waiting, self._changed = self._changed, []
-            for one in waiting:
-                if not one.done():  # whoever waited may have gone
-                    one.set_result(None)
+            _wake(waiting)
 
     async def final(self) -> None:
         """Waits until the variable is ready, failed or cancelled. Raises nothing of its own."""
         if not self.state.final:
-            if self._final is None:
-                self._final = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._final)  # one reader leaving leaves the others waiting
+            await self._wait(self._final)
 
     async def changed(self) -> None:
         """Waits for the next piece, a new start or the end."""
-        waiting = asyncio.get_running_loop().create_future()
-        self._changed.append(waiting)
-        await waiting
+        await self._wait(self._changed)
+
+    async def _wait(self, waiting: "list[asyncio.Future[None]]") -> None:
+        one = asyncio.get_running_loop().create_future()
+        waiting.append(one)
+        try:
+            await one
+        except asyncio.CancelledError:  # whoever asks again and again, for a moment each, leaves nothing behind
+            if one in waiting:
+                waiting.remove(one)
+            raise
 
     def read(self, show: "Callable[[Variable], Awaitable[None]] | None" = None) -> "Reader":
         """All of the value from its beginning, as it is made.
@@ -210,6 +215,12 @@ class Variable:
         `show` is awaited before pieces of an unfinished value are given away to somebody to whom they cannot be unsaid.
         """
         return Reader(self, show)
+
+
+def _wake(waiting: "list[asyncio.Future[None]]") -> None:
+    for one in waiting:
+        if not one.done():  # whoever waited may have gone
+            one.set_result(None)
 
 
 class Reader:

@@ -82,8 +82,8 @@ class Priorities:
         beginnings = borders(call, own=False)
         cost = self.estimates.cost(call, self.prefixes.known(beginnings, id(call.session)))
         self.prefixes.add(beginnings, id(call.session))
-        ahead = [self._known[source.id].path for source in sources(call) if source.id in self._known]
-        path = cost.time + max(ahead, default=0.0)
+        feeding = [known for source in sources(call) if (known := self._known.get(source.id)) is not None]
+        path = cost.time + max((feeds.path for feeds in feeding), default=0.0)
         lead = self.shares.asked(call.session.tenant, cost.work)
         session = self._sessions.setdefault(id(call.session), _Work())
         session.calls += 1
@@ -93,12 +93,10 @@ class Priorities:
         self._known[call.id] = _Known(call, beginnings, cost, path, lead, unread)
         self._changed[call.id] = call
         leaves = []
-        for source in sources(call):
-            feeds = self._known.get(source.id)
-            if feeds is not None:
-                if not feeds.readers:
-                    leaves.append(source)  # wanted no more for its own sake
-                feeds.readers += 1
+        for feeds in feeding:
+            if not feeds.readers:
+                leaves.append(feeds.call)  # wanted no more for its own sake
+            feeds.readers += 1
         self._recompute([*leaves, call])
         for variable in call.makes:
             if variable.readers:  # who came before the call was added
