@@ -46,8 +46,8 @@ class Streaming:
         self._wake: asyncio.Future[None] | None = None
 
     async def run(self, reads: Sequence[Callable[[], Reader]]) -> Sequence[Any]:
-        """Writes all but the last events, which are returned: the stream is to end with them. Raises what
-        `Teller.end` raises, behind all that was to be told before."""
+        """Writes all but the last events, which are returned: the stream is to end with them. Raises what the teller
+        raises, behind all that was to be told before."""
         with ExitStack() as stack:
             for index, read in enumerate(reads):
                 reader = self._readers[index] = stack.enter_context(read())
@@ -93,30 +93,29 @@ class Streaming:
         self._scheduled = False
         if self._held:
             return
-        try:
-            self._take()
-            waits = self._error is not None or not self._readers
-            if not waits and not any(reader.unshown for reader in self._readers.values()):
-                if not self._events:
-                    return
-                if self._stream.told(*self._events):
+        self._take()
+        waits = self._error is not None or not self._readers
+        if not waits and not any(reader.unshown for reader in self._readers.values()):
+            try:
+                if not self._events or self._stream.told(*self._events):
                     self._events = []
                     return
-        except Exception as error:  # told by the request's own task
-            self._error = error
+            except Exception as error:
+                self._error = error
         self._needed = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
     def _take(self) -> None:
-        """What there is by now, as events."""
-        for index, reader in [*self._readers.items()]:
-            if pieces := reader.take():
-                self._events += self._teller.piece(index, pieces)
-            if reader.ended:
-                del self._readers[index]
-                try:
+        """What there is by now, as events; nothing behind an error."""
+        if self._error is not None:
+            return
+        try:
+            for index, reader in [*self._readers.items()]:
+                if pieces := reader.take():
+                    self._events += self._teller.piece(index, pieces)
+                if reader.ended:
+                    del self._readers[index]
                     self._events += self._teller.end(index)
-                except Exception as error:
-                    self._error = error
-                    return
+        except Exception as error:  # raised by the request's own task
+            self._error = error

@@ -15,6 +15,9 @@ REQUEST_ID = web.RequestKey("request_id", str)
 _HEARTBEAT_SECONDS = 15.0
 """The longest silence on a stream."""
 
+_AT_ONCE = 32 << 10
+"""Bytes that an empty buffer of a transport takes without having its writer wait."""
+
 _READER_SECONDS = 300.0
 """So long a client may read nothing of what is written to it."""
 
@@ -58,20 +61,21 @@ class EventStream:
 
     def told(self, *events: Any) -> bool:
         """The same at once. False, and nothing is written, where that has to be waited for: the status line is not out
-        yet, or the client reads slowly or not at all."""
+        yet, or the client reads slowly or not at all, or it is much."""
         transport = self._request.transport
         if not self._begun or transport is None or transport.get_write_buffer_size():
             return False
-        writing = self._response.write(_data(events))
+        data = _data(events)
+        if len(data) > _AT_ONCE:
+            return False
         try:
-            writing.send(None)
+            self._response.write(data).send(None)
         except StopIteration:
             self._due = max(self._due, asyncio.get_running_loop().time() + _HEARTBEAT_SECONDS)
             return True
         except ConnectionError:  # whoever awaits the request is told
             return False
-        writing.close()  # it is written, and would have waited for the client to read, as the next one will
-        return True
+        raise AssertionError("so little is written without waiting, whoever reads it")
 
     async def event(self, name: str, value: Any, id: int | None = None) -> None:
         """One named event, with an id that a client can go on from."""
