@@ -458,11 +458,14 @@ class Session:
         return variable.read(self._show)
 
     async def _show(self, variable: Variable) -> None:
+        random = variable.producer is not None and not variable.producer.spec.deterministic
         if not variable.shown:
             variable.shown = True
-            if variable.producer is not None and not variable.producer.spec.deterministic:
+            if random:
                 self._write(Shown(variable))
-                await self.log.flushed()
+        if random and self.id:  # whoever comes second waits as long
+            await self.log.flushed()
+        variable.shown_kept = True
 
     async def more_events(self, after: int) -> Sequence[Event]:
         """Events numbered above `after`, waited for and kept; none once the session has ended and told all."""

@@ -66,6 +66,7 @@ class Variable:
         "readers",
         "reserved",
         "shown",
+        "shown_kept",
         "starts",
         "state",
         "value",
@@ -86,7 +87,9 @@ class Variable:
         """Of these, those who want it soon."""
         self.pieces: list[Piece] = []
         self.shown = False
-        """Whether a client has been given part of a value that is not whole yet."""
+        """Whether a client has been given part of a value that is not whole yet, or is about to be."""
+        self.shown_kept = False
+        """Whether that is kept, so that it may be given."""
         self.deleted = False
         """Whether its name was taken from it: nobody new can find it."""
         self.reserved = False
@@ -291,7 +294,7 @@ class Reader:
         variable = self._variable
         return (
             self._show is not None
-            and not variable.shown
+            and not variable.shown_kept
             and self._at < len(variable.pieces)
             and not variable.state.final
         )

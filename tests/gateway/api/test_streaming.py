@@ -194,8 +194,8 @@ async def test_nothing_is_shown_before_that_is_kept() -> None:
     async def show(variable: Variable) -> None:
         nonlocal shown
         shown += 1
-        variable.shown = True
         await kept.wait()
+        variable.shown_kept = True
 
     told = Told([variable], [lambda: variable.read(show)], first=0.1)
     app = web.Application()

@@ -1,5 +1,6 @@
 """gateway/graph/session.py"""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import strategies as st
 
 from gateway.graph.call import CallSpec, CallState, Input, Sampling, Segment, Slot, Text
 from gateway.graph.errors import BadReference, Cycle, GraphError, TooLarge, UnknownVariable, VariableAlreadySet
+from gateway.graph.events import Fact, NoLog, Shown
 from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Session
-from gateway.graph.variable import VariableState
+from gateway.graph.variable import Piece, VariableState
 
 
 def session(**bounds: Any) -> Session:
@@ -204,3 +206,32 @@ def test_a_declared_name_cannot_hide_depth() -> None:
     with pytest.raises(TooLarge, match="4 calls would wait for one another"):
         graph.add(spec("x", output="late"))
     graph.add(spec(output="late"))
+
+
+class Slow(NoLog):
+    """Keeps what it is given once it is told to."""
+
+    def __init__(self) -> None:
+        self.written: list[Fact] = []
+        self.kept = asyncio.Event()
+
+    def write(self, session: Session, fact: Fact) -> None:
+        self.written.append(fact)
+
+    async def flushed(self) -> None:
+        await self.kept.wait()
+
+
+async def test_nobody_is_shown_what_may_not_come_out_the_same_before_that_is_kept() -> None:
+    log = Slow()
+    mine = Session(id="s", tenant="t", created=0.0, ttl=60.0, log=log)
+    call = mine.add(CallSpec(model="m", segments=[Text([1]), Slot(None, Sampling(temperature=1.0))]))
+    call.output.append(Piece("a"))
+    with mine.read(call.output) as one, mine.read(call.output) as other:
+        reading = [asyncio.ensure_future(reader.more()) for reader in (one, other)]
+        await asyncio.sleep(0.01)
+        assert not any(read.done() for read in reading)
+        assert call.output.shown, "its producer cannot begin anew any more"
+        log.kept.set()
+        assert [[piece.text for piece in await read] for read in reading] == [["a"], ["a"]]
+    assert sum(isinstance(fact, Shown) for fact in log.written) == 1
