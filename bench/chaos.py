@@ -318,19 +318,20 @@ async def _events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[st
             data = json.loads(line[6:])
 
 
-async def _kill(
-    victims: Sequence[Victim], engine_kills: int, gateway_kills: int, pick: random.Random, away: float
-) -> float:
-    """All the kills in random order, at random times; a gateway stays away for so many seconds. Returns the longest
-    that a restarted gateway took to be ready."""
-    order = ["engine"] * engine_kills + ["gateway"] * gateway_kills
+async def _strike(victims: Sequence[Victim], order: list[str], pick: random.Random, away: float) -> float:
+    """All of `order`, which has the names of what is killed, and `stop` for a gateway that ends in order; in random
+    order, at random times. A gateway stays away for so many seconds. Returns the longest that one took to be ready
+    again."""
     pick.shuffle(order)
     slowest = 0.0
     for kind in order:
         victim = pick.choice(victims)
-        if kind == "gateway":
+        if kind != "engine":
             await asyncio.sleep(pick.uniform(0.0, 3.0))
-            victim.kill_gateway()
+            if kind == "gateway":
+                victim.kill_gateway()
+            elif status := await asyncio.to_thread(victim.stop):
+                raise Broken(f"a gateway that was stopped ended with status {status}")
             await asyncio.sleep(away)
             began = time.monotonic()
             await asyncio.to_thread(victim.start)
@@ -348,6 +349,7 @@ async def chaos(
     *,
     engine_kills: int,
     gateway_kills: int,
+    gateway_stops: int = 0,
     clients: int,
     seed: int,
     journal: str,
@@ -367,7 +369,8 @@ async def chaos(
         load = Load(http, victims, seed)
         done = asyncio.Event()
         running = asyncio.gather(*(load.run(done) for _ in range(clients)))
-        kills = asyncio.ensure_future(_kill(victims, engine_kills, gateway_kills, random.Random(seed), away))
+        order = ["engine"] * engine_kills + ["gateway"] * gateway_kills + ["stop"] * gateway_stops
+        kills = asyncio.ensure_future(_strike(victims, order, random.Random(seed), away))
         await asyncio.wait([running, kills], return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             kills.cancel()
@@ -386,6 +389,7 @@ async def chaos(
     return {
         "engine_kills": engine_kills,
         "gateway_kills": gateway_kills,
+        "gateway_stops": gateway_stops,
         "sessions": len(load.sessions),
         "variables": sum(len(session.accepted) for session in load.sessions),
         "ready": sum(len(session.values) for session in load.sessions),
@@ -401,6 +405,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.chaos", description=__doc__, allow_abbrev=False)
     parser.add_argument("--engine-kills", type=int, default=200)
     parser.add_argument("--gateway-kills", type=int, default=50)
+    parser.add_argument("--gateway-stops", type=int, default=0, help="SIGTERM, as in a rolling restart")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--gateways", type=int, default=1)
@@ -414,6 +419,7 @@ def main() -> int:
                     rest,
                     engine_kills=known.engine_kills,
                     gateway_kills=known.gateway_kills,
+                    gateway_stops=known.gateway_stops,
                     clients=known.clients,
                     seed=known.seed,
                     journal=known.journal or str(Path(folder) / "journal.sqlite"),

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+import trustme
 
 from bench.chaos import chaos
 from tests.checkpoints import write_tiny_llama
@@ -105,13 +107,14 @@ async def mortals(postgres: Postgres, tiny: Path) -> AsyncIterator[Pair]:
             await pair.close()
 
 
-async def test_nothing_promised_is_lost_while_gateways_are_killed(postgres: Postgres, tiny: Path) -> None:
-    """Two under load, now this one killed and now that one, each away for longer than its lease."""
+async def test_nothing_promised_is_lost_while_gateways_are_killed_and_stopped(postgres: Postgres, tiny: Path) -> None:
+    """Two under load, now this one and now that one, each away for longer than its lease."""
     arguments = ["--model", str(tiny), "--kv-tokens", "65536", "--lease", "3"]
     report = await chaos(
         arguments,
         engine_kills=0,
-        gateway_kills=2,
+        gateway_kills=1,
+        gateway_stops=1,
         clients=4,
         seed=11,
         journal=postgres.database(),
@@ -120,6 +123,27 @@ async def test_nothing_promised_is_lost_while_gateways_are_killed(postgres: Post
     )
     assert report["ready"] > 50, "the load got somewhere"
     assert report["retries"] > 0, "the kills were felt"
+
+
+async def test_over_tls(postgres: Postgres, tiny: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    trusted, chain, key = (tmp_path / name for name in ("ca.pem", "chain.pem", "key.pem"))
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(trusted))
+    chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    certificate.private_key_pem.write_to_path(str(key))
+    secured = ("--tls-cert", str(chain), "--tls-key", str(key), "--engine-ca", str(trusted))
+    pair = Pair(postgres, tiny, *secured)
+    trust = ssl.create_default_context(cafile=trusted)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as pair.http:
+        try:
+            a, b = await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
+            assert a.address.startswith("https://")
+            assert (await pair.ask(a, "POST", "/sessions", {"id": "s"}))[0] == 201
+            assert (await pair.defer(b, "s", "first"))[0] == 200
+            assert (await pair.value(b, "s", "first"))["state"] == "ready"
+        finally:
+            await pair.close()
 
 
 async def test_a_session_is_the_same_at_both(pair: Pair) -> None:

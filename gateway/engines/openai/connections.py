@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -166,6 +167,8 @@ class _Connection(asyncio.Protocol):
         self._head: dict[str, str] = {}
         self._reason = ""
         self._head_bytes = 0
+        self._unasked = False
+        """Whether something has come behind an answer."""
         self._until_closed = False
         """Whether the body ends with the connection."""
         self.paused = False
@@ -237,6 +240,8 @@ class _Connection(asyncio.Protocol):
         if not response.status and self._head_bytes > _HEAD_BYTES:
             self.end(Broken("the head of its answer has no end"))
             return
+        if self._unasked:
+            self.end(None)
         response.wake()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -256,6 +261,7 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """See httptools."""
         self._head, self._reason = {}, ""
+        self._unasked |= self.response is None
 
     def on_status(self, reason: bytes) -> None:
         """See httptools."""
@@ -336,7 +342,7 @@ class Connections:
         self._patience = patience
         self._kept = kept
         self._heads: dict[tuple[str, str], bytes] = {}
-        self._idle: list[_Connection] = []
+        self._idle: dict[_Connection, None] = {}
         """The longest idle ones first."""
         self._busy: set[_Connection] = set()
         self._addresses: tuple[float, Sequence[aiohappyeyeballs.AddrInfoType]] = (0.0, ())
@@ -415,7 +421,7 @@ class Connections:
         """An idle one, the last used first."""
         now = time.monotonic()
         while self._idle:
-            connection = self._idle.pop()
+            connection, _ = self._idle.popitem()
             if connection.open and now - connection.idle_since < self._kept:
                 return connection
             connection.end(None)
@@ -425,14 +431,13 @@ class Connections:
         """It has nothing to do."""
         self._busy.discard(connection)
         connection.idle_since = time.monotonic()
-        self._idle.append(connection)
+        self._idle[connection] = None
         self._watch()
 
     def gone(self, connection: _Connection) -> None:
         """It has ended."""
         self._busy.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        self._idle.pop(connection, None)
 
     def _watch(self) -> None:
         if self._timer is None:
@@ -448,7 +453,7 @@ class Connections:
             silent = now - connection.heard
             if response is not None and not connection.paused and silent > response.patience:
                 connection.end(Silent(f"silent for {response.patience:g} s"))
-        for connection in [one for one in self._idle if now - one.idle_since >= self._kept]:
+        for connection in list(takewhile(lambda one: now - one.idle_since >= self._kept, self._idle)):
             connection.end(None)
         if self._busy or self._idle:
             self._watch()

@@ -161,9 +161,11 @@ async def test_what_was_answered_in_part_is_not_asked_again() -> None:
         assert len(server.asked) == 2
 
 
-async def test_what_comes_unasked_is_nobodys_answer() -> None:
-    unasked = b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"
-    async with raw(says(FRAMED["by length"], unasked)) as server, connected(server.url) as connections:
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("unasked", [b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 500 O"])
+async def test_what_comes_unasked_is_nobodys_answer(unasked: bytes, together: bool) -> None:
+    said = [FRAMED["by length"] + unasked] if together else [FRAMED["by length"], unasked]
+    async with raw(says(*said)) as server, connected(server.url) as connections:
         for _ in range(2):
             response = await connections.post("/x", b"{}")
             assert (response.status, await response.read()) == (200, BODY)
