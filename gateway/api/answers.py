@@ -19,7 +19,7 @@ from gateway.graph.errors import Failure
 from gateway.graph.variable import Piece
 from gateway.http.bodies import json_response
 from gateway.http.errors import as_request_error, error_body
-from gateway.http.sse import EventStream
+from gateway.http.sse import EventStream, unnamed
 
 _STATUS_SECONDS = 5.0
 """So long a stream waits before its status line, so that an early failure can have a status of its own."""
@@ -151,7 +151,7 @@ class _Answer:
         told = [part for part in parts if part is not None]
         chunks = [shape.chunk([part], self._hidden, extra) for part, extra in zip(told, extras, strict=False)]
         closings = [shape.closing(index, "stop") for index in range(len(self._calls))]
-        return await stream.end(*chunks, *self._last(closings))
+        return await stream.end(unnamed(*chunks, *self._last(closings)))
 
     def _last(self, closings: Sequence[Any]) -> list[Any]:
         *before, last = closings
@@ -168,17 +168,17 @@ class _Answer:
         except FailedCall as error:
             if not stream.begun:
                 raise
-            return await stream.end(error_body(as_request_error(error)))
-        return await stream.end(*last)
+            return await stream.end(unnamed(error_body(as_request_error(error))))
+        return await stream.end(last)
 
-    def piece(self, index: int, pieces: Sequence[Piece]) -> list[Any]:
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """See `Teller.piece`."""
         call, shape = self._calls[index], self._shape
         shape.model = call.model or shape.model
         part = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
-        return [] if part is None else [*self._opening(index), shape.chunk([part], self._hidden)]
+        return b"" if part is None else unnamed(*self._opening(index), shape.chunk([part], self._hidden))
 
-    def end(self, index: int) -> list[Any]:
+    def end(self, index: int) -> bytes:
         """See `Teller.end`. Raises FailedCall."""
         call, shape = self._calls[index], self._shape
         shape.model = call.model or shape.model
@@ -186,7 +186,8 @@ class _Answer:
         self._ended += 1
         closing = shape.closing(index, call.finish_reason or "stop")
         whole = self._ended == len(self._calls)
-        return [*self._opening(index), *(self._last([closing]) if whole else [shape.chunk([closing], self._hidden)])]
+        last = self._last([closing]) if whole else [shape.chunk([closing], self._hidden)]
+        return unnamed(*self._opening(index), *last)
 
     def _opening(self, index: int) -> list[Any]:
         if index in self._opened:

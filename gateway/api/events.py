@@ -10,7 +10,7 @@ from gateway.api.sessions import session_of
 from gateway.errors import RequestError
 from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.sse import EventStream
+from gateway.http.sse import EventStream, named
 
 routes = web.RouteTableDef()
 
@@ -28,8 +28,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     session.enter()
     try:
         while told := await stream.patiently(partial(session.more_events, at)):
-            for event in told:
-                await stream.event(*describe_event(event), event.id)
+            await stream.write(b"".join([named(*describe_event(event), event.id) for event in told]))
             at = told[-1].id
         return await stream.end(done=False)
     finally:

@@ -35,7 +35,7 @@ from gateway.graph.variable import Variable, VariableState
 from gateway.http.auth import TENANT
 from gateway.http.bodies import check, json_response, read_json
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.sse import EventStream
+from gateway.http.sse import EventStream, named
 from gateway.scheduler import Scheduler
 
 routes = web.RouteTableDef()
@@ -157,12 +157,13 @@ class _Graph:
             if not told:
                 break
             at = told[-1].id
+            lines = []
             for event in told:
                 match event.change:
                     case CallChanged(subject) | VariableChanged(subject) if subject in ours:
-                        await stream.event(*describe_event(event), event.id)
-        await stream.event("graph", self._answer())
-        return await stream.end(done=False)
+                        lines.append(named(*describe_event(event), event.id))
+            await stream.write(b"".join(lines))
+        return await stream.end(named("graph", self._answer()), done=False)
 
     def _answer(self) -> GraphAnswer:
         values = {name: variable.value for name, variable in self._outputs.items()}

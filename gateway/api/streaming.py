@@ -6,28 +6,28 @@ what must be kept before it is shown.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Protocol
 
 from gateway.graph.variable import Piece, Reader
-from gateway.http.sse import EventStream
+from gateway.http.sse import HEARTBEAT_SECONDS, EventStream
 
 
 class Teller(Protocol):
-    """What the events are."""
+    """What the events are, as they go over the wire."""
 
-    def piece(self, index: int, pieces: Sequence[Piece]) -> Iterable[Any]:
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Those for some pieces of one of the values."""
 
-    def end(self, index: int) -> Iterable[Any]:
+    def end(self, index: int) -> bytes:
         """Those for its end. Raises whatever is to be said instead."""
 
 
 class Streaming:
     """Owner of what is still to be told of some values."""
 
-    def __init__(self, stream: EventStream, teller: Teller, first: float) -> None:
+    def __init__(self, stream: EventStream, teller: Teller, first: float = HEARTBEAT_SECONDS) -> None:
         """`first`: seconds of silence before the status line."""
         self._loop = asyncio.get_running_loop()
         self._stream = stream
@@ -35,7 +35,7 @@ class Streaming:
         self._first = first
         self._readers: dict[int, Reader] = {}
         """Of those that have not ended, by index."""
-        self._events: list[Any] = []
+        self._events = b""
         """That could not be written yet."""
         self._error: Exception | None = None
         self._held = True
@@ -45,7 +45,7 @@ class Streaming:
         """Whether the request's own task has something to do."""
         self._wake: asyncio.Future[None] | None = None
 
-    async def run(self, reads: Sequence[Callable[[], Reader]]) -> Sequence[Any]:
+    async def run(self, reads: Sequence[Callable[[], Reader]]) -> bytes:
         """Writes all but the last events, which are returned: the stream is to end with them. Raises what the teller
         raises, behind all that was to be told before."""
         with ExitStack() as stack:
@@ -60,14 +60,14 @@ class Streaming:
                     for reader in unshown:
                         await reader.show()
                 elif self._events:
-                    events, self._events = self._events, []
-                    await self._stream.data(*events)
+                    events, self._events = self._events, b""
+                    await self._stream.write(events)
                 else:
                     await self._wait()
         if self._error is None:
             return self._events
         if self._events:
-            await self._stream.data(*self._events)
+            await self._stream.write(self._events)
         raise self._error
 
     async def _wait(self) -> None:
@@ -97,8 +97,8 @@ class Streaming:
         waits = self._error is not None or not self._readers
         if not waits and not any(reader.unshown for reader in self._readers.values()):
             try:
-                if not self._events or self._stream.told(*self._events):
-                    self._events = []
+                if not self._events or self._stream.told(self._events):
+                    self._events = b""
                     return
             except Exception as error:
                 self._error = error

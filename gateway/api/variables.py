@@ -1,6 +1,9 @@
 """A session's variables: set, declared, read, waited for."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -8,14 +11,15 @@ from compat.openai import VariableList, VariableObject, VariableRequest
 from gateway.api.semantic import describe_variable, text_of, variable_of
 from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
+from gateway.api.streaming import Streaming
 from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Objective
 from gateway.graph.references import Reference, parse
 from gateway.graph.session import Given, Session
-from gateway.graph.variable import Variable
+from gateway.graph.variable import Piece, Variable
 from gateway.http.bodies import json_response, read_json
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.sse import EventStream
+from gateway.http.sse import EventStream, named
 
 routes = web.RouteTableDef()
 
@@ -87,17 +91,29 @@ async def get(request: web.Request) -> web.StreamResponse:
     return json_response(describe_variable(variable))
 
 
+@dataclass(frozen=True)
+class _Growing:
+    """See `Teller`."""
+
+    variable: Variable
+
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+        """What was added."""
+        return named("delta", {"text": "".join([piece.text for piece in pieces])})
+
+    def end(self, index: int) -> bytes:
+        """The variable as it ended."""
+        return named(self.variable.state, describe_variable(self.variable))
+
+
 async def _stream(request: web.Request, session: Session, variable: Variable) -> web.StreamResponse:
     """The value from its beginning, piece by piece, then the variable as it ended."""
     stream, scheduler, objective = EventStream(request), request.app[SERVICES].scheduler, _objective(request)
     session.enter()
     scheduler.reader_came(variable, objective)
     try:
-        with session.read(variable) as reader:
-            while pieces := await stream.patiently(reader.more):
-                await stream.event("delta", {"text": "".join(piece.text for piece in pieces)})
-        await stream.event(variable.state, describe_variable(variable))
-        return await stream.end(done=False)
+        last = await Streaming(stream, _Growing(variable)).run([partial(session.read, variable)])
+        return await stream.end(last, done=False)
     finally:
         scheduler.reader_left(variable, objective)
         session.leave()

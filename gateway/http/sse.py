@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -12,7 +12,7 @@ from gateway.http.bodies import encode_json
 REQUEST_ID = web.RequestKey("request_id", str)
 """What every answer carries as x-request-id."""
 
-_HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_SECONDS = 15.0
 """The longest silence on a stream."""
 
 _AT_ONCE = 32 << 10
@@ -22,6 +22,20 @@ _READER_SECONDS = 300.0
 """So long a client may read nothing of what is written to it."""
 
 _Told = TypeVar("_Told")
+
+
+_DONE = b"data: [DONE]\n\n"
+
+
+def unnamed(*values: Any) -> bytes:
+    """Events with JSON data, as OpenAI's API has them."""
+    return b"".join([b"data: " + encode_json(value) + b"\n\n" for value in values])
+
+
+def named(name: str, value: Any, id: int | None = None) -> bytes:
+    """One event with a name, and with an id that a client can go on from."""
+    head = f"event: {name}\n" if id is None else f"id: {id}\nevent: {name}\n"
+    return head.encode() + b"data: " + encode_json(value) + b"\n\n"
 
 
 class SlowReader(ConnectionError):
@@ -55,34 +69,22 @@ class EventStream:
         """Whether the status line is out, so that errors can only be told as events."""
         return self._begun
 
-    async def data(self, *events: Any) -> None:
-        """Events with JSON data, in one write."""
-        await self._write(_data(events))
-
-    def told(self, *events: Any) -> bool:
-        """The same at once. False, and nothing is written, where that has to be waited for: the status line is not out
+    def told(self, data: bytes) -> bool:
+        """Writes it at once. False, and nothing is written, where that has to be waited for: the status line is not out
         yet, or the client reads slowly or not at all, or it is much."""
         transport = self._request.transport
-        if not self._begun or transport is None or transport.get_write_buffer_size():
-            return False
-        data = _data(events)
-        if len(data) > _AT_ONCE:
+        if not self._begun or transport is None or transport.get_write_buffer_size() or len(data) > _AT_ONCE:
             return False
         try:
             self._response.write(data).send(None)
         except StopIteration:
-            self._due = max(self._due, asyncio.get_running_loop().time() + _HEARTBEAT_SECONDS)
+            self._due = max(self._due, asyncio.get_running_loop().time() + HEARTBEAT_SECONDS)
             return True
         except ConnectionError:  # whoever awaits the request is told
             return False
         raise AssertionError("so little is written without waiting, whoever reads it")
 
-    async def event(self, name: str, value: Any, id: int | None = None) -> None:
-        """One named event, with an id that a client can go on from."""
-        head = f"event: {name}\n" if id is None else f"id: {id}\nevent: {name}\n"
-        await self._write(head.encode() + b"data: " + encode_json(value) + b"\n\n")
-
-    async def patiently(self, wait: Callable[[], Awaitable[_Told]], first: float = _HEARTBEAT_SECONDS) -> _Told:
+    async def patiently(self, wait: Callable[[], Awaitable[_Told]], first: float = HEARTBEAT_SECONDS) -> _Told:
         """What `wait` returns, which may be cancelled and called again; comments are signs of life until then.
 
         `first`: the longest silence in seconds before the status line is out.
@@ -91,7 +93,7 @@ class EventStream:
         self._reader = reader = asyncio.current_task()
         assert reader is not None
         while True:
-            self._set_alarm(_HEARTBEAT_SECONDS if self.begun else first)
+            self._set_alarm(HEARTBEAT_SECONDS if self.begun else first)
             try:
                 return await wait()
             except BaseException as error:
@@ -101,7 +103,7 @@ class EventStream:
                 self._rung = False
             finally:
                 self._due = math.inf
-            await self._write(b": waiting\n\n")
+            await self.write(b": waiting\n\n")
 
     def _set_alarm(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -126,15 +128,16 @@ class EventStream:
             self._rung = True
             self._reader.cancel()
 
-    async def end(self, *events: Any, done: bool = True) -> web.StreamResponse:
-        """With these as the last ones, and, if `done`, OpenAI's closing event behind them."""
+    async def end(self, data: bytes = b"", *, done: bool = True) -> web.StreamResponse:
+        """With this as the last, and, if `done`, OpenAI's closing event behind it."""
         self._end_alarm()
         await self._begin()
-        await self._patient(self._response.write_eof(_data(events) + (b"data: [DONE]\n\n" if done else b"")))
+        await self._patient(self._response.write_eof(data + (_DONE if done else b"")))
         return self._response
 
-    async def _write(self, data: bytes) -> None:
-        """Waits while the client reads too slowly. What is made meanwhile stays in its variable; no engine waits.
+    async def write(self, data: bytes) -> None:
+        """Some events, or parts of them. Waits while the client reads too slowly. What is made meanwhile stays in its
+        variable; no engine waits.
 
         Raises SlowReader if it takes too long.
         """
@@ -163,7 +166,3 @@ class EventStream:
             if self._request.transport is not None:
                 self._request.transport.abort()
             raise SlowReader(f"the client has read nothing for {_READER_SECONDS:g} s") from None
-
-
-def _data(events: Iterable[Any]) -> bytes:
-    return b"".join([b"data: " + encode_json(event) + b"\n\n" for event in events])

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from aiohttp import ClientResponse, web
@@ -14,7 +13,7 @@ from gateway.api.streaming import Streaming
 from gateway.graph.call import Call
 from gateway.graph.variable import Piece, Reader, Variable
 from gateway.http import sse
-from gateway.http.sse import REQUEST_ID, EventStream
+from gateway.http.sse import REQUEST_ID, EventStream, unnamed
 
 
 class Odd(Exception):
@@ -33,24 +32,24 @@ class Told:
     failed: BaseException | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def piece(self, index: int, pieces: Sequence[Piece]) -> list[Any]:
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
         text = "".join(piece.text for piece in pieces)
         if text == self.wrong_at:
             raise Odd(text)
-        return [[index, text]]
+        return unnamed([index, text])
 
-    def end(self, index: int) -> list[Any]:
+    def end(self, index: int) -> bytes:
         if self.variables[index].text == self.wrong_at:
             raise Odd(self.wrong_at)
-        return [[index, None]]
+        return unnamed([index, None])
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         request[REQUEST_ID] = "r"
         stream = EventStream(request)
         try:
-            return await stream.end(*await Streaming(stream, self, self.first).run(self.readers))
+            return await stream.end(await Streaming(stream, self, self.first).run(self.readers))
         except Odd:
-            return await stream.end("odd")
+            return await stream.end(unnamed("odd"))
         except BaseException as error:
             self.failed = error
             raise
@@ -111,13 +110,13 @@ async def test_no_task_wakes_for_a_piece(monkeypatch: pytest.MonkeyPatch) -> Non
     [variable] = made()
     written = 0
 
-    async def data(stream: EventStream, *events: Any) -> None:
+    async def write(stream: EventStream, data: bytes) -> None:
         nonlocal written
         written += 1
-        await original(stream, *events)
+        await original(stream, data)
 
-    original = EventStream.data
-    monkeypatch.setattr(EventStream, "data", data)
+    original = EventStream.write
+    monkeypatch.setattr(EventStream, "write", write)
     async with asked(Told([variable], [variable.read])) as response:
         for _ in range(50):
             variable.append(Piece("x"))
@@ -159,7 +158,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_it_once(count: int, size: 
 
 
 async def test_signs_of_life_come_in_silence_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_HEARTBEAT_SECONDS", 0.4)
+    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.4)
     [variable] = made()
     async with asked(Told([variable], [variable.read])) as response:
         for _ in range(16):

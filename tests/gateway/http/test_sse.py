@@ -8,11 +8,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
 from gateway.http import sse
-from gateway.http.sse import REQUEST_ID, EventStream
+from gateway.http.sse import REQUEST_ID, EventStream, unnamed
 
 
 async def test_silence_is_broken_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.02)
     words = iter(["one", "two"])
 
     async def more() -> str:
@@ -33,7 +33,7 @@ async def test_silence_is_broken_and_nothing_is_lost(monkeypatch: pytest.MonkeyP
         request[REQUEST_ID] = "r"
         stream = EventStream(request)
         while word := await stream.patiently(wait, 0.01):
-            await stream.data(word)
+            await stream.write(unnamed(word))
         return await stream.end()
 
     app = web.Application()
