@@ -149,7 +149,6 @@ class Scheduler:
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
         for source in sources(call):  # a call that failed may leave some that nobody else needs
             self._release(source)
-        self._observe(call)
         if not self._tasks:
             self._idle.set()
 
@@ -379,6 +378,7 @@ class Scheduler:
             call.times.finished = call.session.clock()
             call.move(state)
             call.conclude()
+            self._observe(call)  # while those are still there who wait for it
             self._priorities.end(call)
             if state is CallState.DONE:
                 self._priorities.estimates.learn(call)

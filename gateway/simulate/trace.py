@@ -5,6 +5,7 @@ beginnings are seen to be equal, and as numbers of tokens.
 """
 
 import json
+import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -16,6 +17,8 @@ from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segme
 from gateway.graph.references import Reference
 from gateway.graph.variable import Variable
 from gateway.simulate.load import Application, Step
+
+log = logging.getLogger("myna.record")
 
 _CHUNK = 16
 """Tokens that have a digest together, as they share a block in an engine."""
@@ -34,11 +37,16 @@ class Recorder:
     def __init__(self, file: IO[str]) -> None:
         """`file`: open for appending."""
         self._file = file
+        self._full = False
 
     def observe(self, call: Call) -> None:
-        """Writes a line, if the call was done."""
-        if call.state is CallState.DONE:
-            self._file.write(json.dumps(_described(call), separators=(",", ":")) + "\n")
+        """Writes a line, if the call was done. A file that cannot be written to any more is left at that."""
+        if call.state is CallState.DONE and not self._full:
+            try:
+                self._file.write(json.dumps(_described(call), separators=(",", ":")) + "\n")
+            except OSError as error:
+                self._full = True
+                log.error("the record of calls ends here: %s", error.strerror or error)
 
 
 def _described(call: Call) -> dict[str, Any]:

@@ -141,3 +141,15 @@ def test_what_is_no_trace_and_no_table_is_said(tmp_path: Path, capsys: pytest.Ca
         bad.write_text(text)
         assert main(["simulate", "--table", str(bad)]) == 2
         assert "is no table" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_ends_the_record_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage()
+    with open("/dev/full", "a", buffering=1, encoding="utf-8") as full:
+        stage.recorder = Recorder(full)
+        for id in ("a", "b"):
+            stage.end(stage.add(stage.session(id), "x", [1]))
+        full_since = [record.message for record in caplog.records]
+        with pytest.raises(OSError):
+            full.close()
+    assert full_since == ["the record of calls ends here: No space left on device"]
