@@ -347,7 +347,8 @@ class PostgresStorage:
 
     @property
     def _connections(self) -> Any:
-        assert self._pool is not None, "not started"
+        if self._pool is None:  # who still asks has come while this gateway ends
+            raise ConnectionError("the journal is closed, for this gateway ends")
         return self._pool
 
 

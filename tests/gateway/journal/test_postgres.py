@@ -162,6 +162,14 @@ async def test_who_leaves_is_followed_at_once(town: Town) -> None:
     assert [one.key for one in await b.inherit(9)] == [key]
 
 
+async def test_who_asks_one_that_has_left_is_told_as_where_the_database_is_away(town: Town) -> None:
+    a = await town.gateway("a")
+    await a.close()
+    for asked in (a.find("", "s"), a.claim("", "s"), a.has_expired("", "s")):
+        with pytest.raises(a.failures):
+            await asked
+
+
 async def test_who_starts_anew_at_an_address_follows_who_was_there(town: Town) -> None:
     before = await town.gateway("a")
     key = await town.session(before, "s")
