@@ -28,6 +28,8 @@ _CONNECT_SECONDS = 10.0
 _LOOKS = 8
 """In the time for which a server may be silent, at it."""
 _LONGEST_LOOK = 1.0
+_ALWAYS = {"User-Agent": "myna", "Accept": "*/*"}
+"""What goes along with every request: some that stand before servers take none without."""
 
 
 class NotReached(Exception):
@@ -331,7 +333,7 @@ class Connections:
         self._tls = (tls or ssl.create_default_context()) if secure else None
         self._prefix = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         address = f"[{self._host}]" if ":" in self._host else self._host
-        told = {"Host": address if parts.port is None else f"{address}:{parts.port}"}
+        told = {"Host": address if parts.port is None else f"{address}:{parts.port}", **_ALWAYS}
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             told["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"

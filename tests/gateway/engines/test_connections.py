@@ -114,7 +114,7 @@ async def test_what_is_sent() -> None:
         await (await connections.ask("GET", "/v1/models")).read()
         await connections.close()
     port = server.url.rpartition(":")[2]
-    told = f"Host: localhost:{port}\r\nAuthorization: Basic dXNlcjpwQHNz\r\nX-Key: k\r\n"
+    told = f"Host: localhost:{port}\r\nUser-Agent: myna\r\nAccept: */*\r\nAuthorization: Basic dXNlcjpwQHNz\r\nX-Key: k\r\n"
     body = 'Content-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}'
     assert server.asked[0].decode() == f"POST /behind%20a%20proxy/v1/x HTTP/1.1\r\n{told}{body}"
     assert server.asked[1].decode() == f"GET /behind%20a%20proxy/v1/models HTTP/1.1\r\n{told}\r\n"
