@@ -158,12 +158,12 @@ async def test_a_client_that_reads_slowly_gets_all_of_it_once(count: int, size: 
 
 
 async def test_signs_of_life_come_in_silence_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.4)
+    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 1.0)
     [variable] = made()
     async with asked(Told([variable], [variable.read])) as response:
         for _ in range(16):
             variable.append(Piece("x"))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
         assert await response.content.readany() == b'data: [0,"x"]\n\n' * 16
         async with asyncio.timeout(5):
             assert await response.content.readany() == b": waiting\n\n"

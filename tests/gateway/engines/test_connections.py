@@ -129,7 +129,7 @@ def test_a_header_that_is_none_is_refused(value: str) -> None:
 async def test_a_connection_is_used_again_as_long_as_both_want() -> None:
     closing = FRAMED["by length"].replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")
     script = [says(FRAMED["in chunks"]), says(FRAMED["by length"]), says(closing), says(FRAMED["by length"])]
-    async with raw(*script) as server, connected(server.url, kept=0.3) as connections:
+    async with raw(*script) as server, connected(server.url, kept=1.0) as connections:
         for count in (1, 1, 1, 2):
             assert await (await connections.post("/x", b"{}")).read() == BODY
             assert server.connections == count
@@ -216,11 +216,11 @@ async def test_silence_ends_an_answer_and_its_connection() -> None:
     async def begins(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")(reader, writer)
         for _ in range(4):  # each within the time, all of them not
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.4)
             await says(b"x")(reader, writer)
         await says_nothing(reader, writer)
 
-    async with raw(begins) as server, connected(server.url, patience=0.3) as connections:
+    async with raw(begins) as server, connected(server.url, patience=1.2) as connections:
         response = await connections.post("/x", b"{}")
         came = b""
         with pytest.raises(Silent):
