@@ -101,6 +101,10 @@ class _Chunk(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Chunk)
 
 
+class Nonsense(Exception):
+    """What a server says is no answer."""
+
+
 class Events:
     """Server-Sent Events as they come."""
 
@@ -150,13 +154,22 @@ class Answer:
     def feed(self, data: bytes) -> Iterator[Said]:
         """What has come, as it came.
 
-        Raises ValueError, msgspec's among them, if it is no answer, ContextRefused if it says that something is wrong
-        with the request.
+        Raises Nonsense, or ContextRefused if it says that something is wrong with the request.
         """
-        for event in self._events.feed(data) if self.streamed else (data,):
-            said = self._push(event)
+        try:
+            events = self._events.feed(data) if self.streamed else [data]
+        except ValueError as error:
+            raise Nonsense(f"{error}") from error
+        for event in events:
+            said = self._read(event)
             if said is not None:
                 yield said
+
+    def _read(self, event: bytes) -> Said | None:
+        try:
+            return self._push(event)
+        except ValueError as error:  # msgspec's and of text among them
+            raise Nonsense(f"{error}") from error
 
     def _push(self, event: bytes) -> Said | None:
         chunk = _decoder.decode(event)

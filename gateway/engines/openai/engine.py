@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.tokenizer import Tokenizer
 from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Tell, Urgency
-from gateway.engines.openai.answers import Answer
+from gateway.engines.openai.answers import Answer, Nonsense
 from gateway.engines.openai.connections import Broken, Response
 from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
@@ -195,7 +195,7 @@ class OpenAIContext:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.ended:
                 raise self._upstream.broke(error) from error
-        except ValueError as error:  # msgspec's and of text among them
+        except Nonsense as error:
             self._upstream.failed()
             raise self._upstream.lost(f"says what is no answer: {error}") from error
         finally:

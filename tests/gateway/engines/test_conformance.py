@@ -216,9 +216,24 @@ async def test_log_probabilities_are_told(subject: Subject) -> None:
     assert len(entries) == 3
 
 
-async def test_a_refusal_is_raised_where_it_is_awaited(subject: Subject) -> None:
+async def test_what_a_listener_raises_is_raised_and_harms_nobody(subject: Subject) -> None:
+    def trip(event: Told) -> None:
+        if isinstance(event, Delta):
+            raise ValueError("ours")
+
+    context = subject.engine.open("", SOON)
+    context.fill(subject.prompt([5, 6, 7]))
+    with pytest.raises(ValueError, match=r"^ours$"):
+        await context.generate(GREEDY, trip)
+    context.free()
+    assert await ask(subject, Sampling(max_tokens=1)), "the link, and the server, are everybody's"
+
+
+@pytest.mark.parametrize("later", [0.0, 0.3])
+async def test_a_refusal_is_raised_where_it_is_awaited(subject: Subject, later: float) -> None:
     context = subject.engine.open("", SOON)
     context.fill(subject.prompt([1] * (subject.window + 90)))
+    await asyncio.sleep(later)  # perhaps it has come by then
     with pytest.raises(ContextRefused) as refusal:
         await anext(coming(context, Sampling()))
     assert refusal.value.code == "context_length_exceeded"
