@@ -123,8 +123,8 @@ class _Stream(asyncio.Protocol):
             self._ended.set_exception(error or ConnectionError("the stream ended early"))
 
 
-async def _streams(url: str, count: int, tokens: int) -> tuple[float, float]:
-    """Delay of tokens of many streams at once, in ms: median and 99th percentile."""
+async def _streams(url: str, count: int, tokens: int, ramp: float = 1.0) -> tuple[float, float]:
+    """Delay of tokens of many streams at once, in ms: median and 99th percentile. They begin within `ramp` seconds."""
     loop, where = asyncio.get_running_loop(), urlsplit(url)
     delays: list[float] = []
     ends = []
@@ -139,7 +139,7 @@ async def _streams(url: str, count: int, tokens: int) -> tuple[float, float]:
         )
         protocols.append(protocol)
         if at % 10 == 9:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(10 * ramp / count)
     await asyncio.gather(*ends)
     if any(protocol.tokens != tokens for protocol in protocols):
         raise SystemExit("bench: a stream did not bring all its tokens")
@@ -147,9 +147,9 @@ async def _streams(url: str, count: int, tokens: int) -> tuple[float, float]:
     return median(delays), delays[int(0.99 * len(delays))]
 
 
-def _delays(gateway: str, stub: str, count: int) -> list[Figure]:
-    middle, late = asyncio.run(_streams(gateway, count, 100))
-    direct, direct_late = asyncio.run(_streams(stub, count, 100))
+def _delays(gateway: str, stub: str, count: int, ramp: float) -> list[Figure]:
+    middle, late = asyncio.run(_streams(gateway, count, 100, ramp))
+    direct, direct_late = asyncio.run(_streams(stub, count, 100, ramp))
     return [
         Figure(f"{count} streams of 100 tokens, delay at the median", middle, "ms"),
         Figure("… at the 99th percentile", late, "ms", "≤ 20"),
@@ -167,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3, help="of each; the median is told (default: 3)")
     parser.add_argument("--requests", type=int, default=10_000, help="of each run of 32 clients (default: 10000)")
     parser.add_argument("--streams", type=int, default=1000, help="at once (default: 1000)")
+    parser.add_argument("--ramp", type=float, default=1.0, help="seconds in which they begin (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
     with ExitStack() as stack:
@@ -185,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = asyncio.run(_added(gateway, stub, chosen.runs))
         figures += asyncio.run(_rate(gateway, process, chosen.runs, chosen.requests))
         if chosen.streams:
-            figures += _delays(gateway, stub, chosen.streams)
+            figures += _delays(gateway, stub, chosen.streams, chosen.ramp)
     if chosen.json:
         print(json.dumps([asdict(figure) for figure in figures], indent=1))
         return 0

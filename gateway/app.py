@@ -34,6 +34,7 @@ from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
 from gateway.http.compression import compression
 from gateway.http.cors import cross_origin
 from gateway.http.errors import errors
+from gateway.http.turnstile import one_after_another
 from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
 from gateway.models import Models
 from gateway.peers import Forwarding, Membership
@@ -107,7 +108,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         resources.append(parrot)
         open_routes |= parrot.open_routes()
     app = web.Application(
-        middlewares=[compression, errors, authentication(keys, open_routes), *inner],
+        middlewares=[compression, errors, one_after_another(), authentication(keys, open_routes), *inner],
         client_max_size=settings.max_body_bytes,
     )
     if settings.cors_origin:

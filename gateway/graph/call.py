@@ -25,13 +25,11 @@ class CallState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    @property
-    def final(self) -> bool:
-        """Whether nothing comes after it."""
-        return self in _FINAL
+    final: bool
+    """Whether nothing comes after it."""
 
-
-_FINAL = frozenset({CallState.DONE, CallState.FAILED, CallState.CANCELLED})
+    def __init__(self, value: str) -> None:
+        self.final = value in ("done", "failed", "cancelled")
 
 
 class Objective(StrEnum):

@@ -25,13 +25,11 @@ class VariableState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    @property
-    def final(self) -> bool:
-        """Whether nothing comes after it."""
-        return self in _FINAL
+    final: bool
+    """Whether nothing comes after it."""
 
-
-_FINAL = frozenset({VariableState.READY, VariableState.FAILED, VariableState.CANCELLED})
+    def __init__(self, value: str) -> None:
+        self.final = value in ("ready", "failed", "cancelled")
 
 
 class Piece(NamedTuple):

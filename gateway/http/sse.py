@@ -5,7 +5,7 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.http.bodies import encode_json
 
@@ -55,6 +55,10 @@ class EventStream:
         self._rung = False
         """Whether the alarm has just ended a wait."""
         self._begun = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        """There once the status line is out."""
+        self._chunked = False
         self._response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -72,17 +76,13 @@ class EventStream:
     def told(self, data: bytes) -> bool:
         """Writes it at once. False, and nothing is written, where that has to be waited for: the status line is not out
         yet, or the client reads slowly or not at all, or it is much."""
-        transport = self._request.transport
-        if not self._begun or transport is None or transport.get_write_buffer_size() or len(data) > _AT_ONCE:
+        # as aiohttp's response would, at less cost: a server that streams does this for every token
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size() or len(data) > _AT_ONCE:
             return False
-        try:
-            self._response.write(data).send(None)
-        except StopIteration:
-            self._due = max(self._due, asyncio.get_running_loop().time() + HEARTBEAT_SECONDS)
-            return True
-        except ConnectionError:  # whoever awaits the request is told
-            return False
-        raise AssertionError("so little is written without waiting, whoever reads it")
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._due = max(self._due, self._loop.time() + HEARTBEAT_SECONDS)
+        return True
 
     async def patiently(self, wait: Callable[[], Awaitable[_Told]], first: float = HEARTBEAT_SECONDS) -> _Told:
         """What `wait` returns, which may be cancelled and called again; comments are signs of life until then.
@@ -106,7 +106,7 @@ class EventStream:
             await self.write(b": waiting\n\n")
 
     def _set_alarm(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._due = loop.time() + seconds
         if self._alarm is None or self._alarm.when() > self._due:
             self._end_alarm()
@@ -119,7 +119,7 @@ class EventStream:
 
     def _ring(self) -> None:
         """Ends the wait if it has lasted long enough; else the alarm is set for when it will have."""
-        loop, self._alarm = asyncio.get_running_loop(), None
+        loop, self._alarm = self._loop, None
         if self._due == math.inf:  # nobody waits
             return
         if loop.time() < self._due:
@@ -156,6 +156,8 @@ class EventStream:
         if not self._begun:
             await self._response.prepare(self._request)
             self._begun = True
+            self._transport = self._request.transport
+            self._chunked = self._response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
 
     async def _patient(self, writing: Coroutine[Any, Any, None]) -> None:
         """Raises SlowReader if the client does not read what is written to it."""

@@ -5,7 +5,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 
-from gateway.engines.base import Counted, Delta, Engine, EngineContext, Filled, Told
+from gateway.engines.base import Delta, Engine, EngineContext, Filled, Told
 from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
 from gateway.graph.errors import Failure, UnresolvedPath
 from gateway.graph.references import Reference, resolve
@@ -207,24 +207,24 @@ class Walk:
         def tell(event: Told) -> None:
             if call.state.final:  # it has just been ended
                 return
-            match event:
-                case Delta(piece, finish):
-                    if call.state is CallState.PREFILL:
-                        times.first_token = times.first_token or call.session.clock()
-                        call.move(CallState.DECODE)
-                    usage.completion += piece.tokens
-                    call.finish_reason = finish or call.finish_reason
-                    pieces.append(piece)
-                    for target in targets:
-                        target.append(piece)
-                case Filled(_, cached, held, starved, missed):
-                    usage.cached, usage.missed = cached, dict(missed)
-                    times.held, times.starved = held, starved
-                    if times.started is None:
-                        times.started = call.session.clock()
-                        self._prompt_read(call)
-                case Counted(prompt, cached, completion):
-                    usage.prompt, usage.cached, usage.completion = prompt, cached, completion
+            if isinstance(event, Delta):
+                piece, finish = event
+                if call.state is CallState.PREFILL:
+                    times.first_token = times.first_token or call.session.clock()
+                    call.move(CallState.DECODE)
+                usage.completion += piece.tokens
+                call.finish_reason = finish or call.finish_reason
+                pieces.append(piece)
+                for target in targets:
+                    target.append(piece)
+            elif isinstance(event, Filled):
+                usage.cached, usage.missed = event.cached, dict(event.missed)
+                times.held, times.starved = event.held, event.starved
+                if times.started is None:
+                    times.started = call.session.clock()
+                    self._prompt_read(call)
+            else:
+                usage.prompt, usage.cached, usage.completion = event.prompt, event.cached, event.completion
 
         await self._context.generate(slot.sampling, tell)
         return pieces

@@ -116,6 +116,10 @@ class Events:
         """The data of those that are whole now, up to `[DONE]`. Raises ValueError."""
         if self._done:
             return []
+        if not self._rest and data[:6] == b"data: " and data.find(b"\n") == len(data) - 2 and data[-1:] == b"\n":
+            event = data[6:-2]  # one event, as most come
+            if event[:1] == b"{":
+                return [event]
         data = self._rest + data
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")

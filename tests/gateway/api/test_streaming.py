@@ -106,6 +106,26 @@ async def test_each_piece_is_told_at_once_and_the_end_with_the_last() -> None:
     assert not variable._watchers
 
 
+async def test_a_client_of_http_1_0_gets_no_chunks() -> None:
+    [variable] = made()
+    app = web.Application()
+    app.router.add_get("/", Told([variable], [variable.read]).serve)
+    async with TestServer(app) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        while not variable._watchers:
+            await asyncio.sleep(0.001)
+        variable.append(Piece("one"))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"chunked" not in head.lower()
+        for text in ("two", "three"):
+            await reader.readuntil(b"\n\n")
+            variable.append(Piece(text))
+        variable.complete()
+        assert await reader.read() == b'data: [0,"three"]\n\ndata: [0,null]\n\ndata: [DONE]\n\n'
+        writer.close()
+
+
 async def test_no_task_wakes_for_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     [variable] = made()
     written = 0
