@@ -23,6 +23,8 @@ _ATTEMPTS = 3
 """Engines that may die under a call before it fails."""
 _SOON = 1.0
 """Seconds for which an engine is waited for where another model could answer."""
+_AT_ONCE = 20
+"""Calls of one addition that are started without a turn for others."""
 
 
 class Overloaded(Exception):
@@ -97,17 +99,35 @@ class Scheduler:
 
         Raises GraphError if that cannot be: then none of it is done.
         """
-        for call in addition.calls:
-            self.submit(call)
-        if not addition.values:
-            if promised:
-                await self._settle(session, addition)
-            return
+        few = len(addition.calls) <= _AT_ONCE
+        if few:
+            for call in addition.calls:
+                self.submit(call)
+            if not addition.values:
+                if promised:
+                    await self._settle(session, addition)
+                return
         # begun is done: a client that leaves now must not leave half of it
-        task = asyncio.get_running_loop().create_task(self._settle(session, addition))
+        begin = self._settle if few else self._begin
+        task = asyncio.get_running_loop().create_task(begin(session, addition))
         self._owned.add(task)
-        task.add_done_callback(self._owned.discard)
+        self._idle.clear()
+        task.add_done_callback(self._begun)
         await asyncio.shield(task)
+
+    def _begun(self, task: asyncio.Task[None]) -> None:
+        self._owned.discard(task)
+        if not task.cancelled():
+            task.exception()  # raised for the client, who may have gone
+        self._rest()
+
+    async def _begin(self, session: Session, addition: Addition) -> None:
+        """Starts many calls, and lets everybody else have their turns meanwhile."""
+        for number, call in enumerate(addition.calls, start=1):
+            self.submit(call)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        await self._settle(session, addition)
 
     async def _settle(self, session: Session, addition: Addition) -> None:
         try:
@@ -136,6 +156,9 @@ class Scheduler:
 
     def submit(self, call: Call) -> None:
         """Starts a call's coroutine; its results appear in the variables that it makes."""
+        if call.state.final:  # cancelled while others were started
+            self._release_sources(call)
+            return
         self._priorities.add(call, self._now())
         self._apply_priorities()
         self._idle.clear()
@@ -147,9 +170,16 @@ class Scheduler:
         del self._tasks[call.id]
         if not call.state.final:  # its task was cancelled before it first ran
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
-        for source in sources(call):  # a call that failed may leave some that nobody else needs
+        self._release_sources(call)
+        self._rest()
+
+    def _release_sources(self, call: Call) -> None:
+        """A call that failed may leave some that nobody else needs."""
+        for source in sources(call):
             self._release(source)
-        if not self._tasks:
+
+    def _rest(self) -> None:
+        if not self._tasks and not self._owned:
             self._idle.set()
 
     def cancel(self, call: Call, failure: Failure) -> None:

@@ -10,8 +10,9 @@ from bench.stub import StubEngine
 from gateway.engines.base import Engine, NoEngine, Urgency
 from gateway.graph.borders import borders
 from gateway.graph.call import Call, CallSpec, CallState, Input, Rendering, Sampling, Segment, Slot, Text, Transform
+from gateway.graph.errors import Failure
 from gateway.graph.references import Reference
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Addition, Bounds, Session
 from gateway.graph.variable import Piece, VariableState
 from gateway.scheduler import Estimates, Order, Overloaded, Priorities, Scheduler, Stopping
 from gateway.scheduler.placement import place
@@ -236,6 +237,73 @@ async def test_cancelling_before_the_coroutine_first_ran() -> None:
     await stage.scheduler.drained()
     assert call.state is CallState.CANCELLED
     assert call.output.state is VariableState.CANCELLED
+
+
+def many(stage: Stage, count: int) -> Addition:
+    """At once: a call, many that nothing reads, and one that reads the first."""
+    first, second = spec(output="first", deferred=False), spec("first", output="second", deferred=False)
+    return stage.session.add_all([first, *(spec(deferred=True) for _ in range(count)), second])
+
+
+async def test_others_have_turns_while_many_calls_are_started() -> None:
+    stage, turns = Stage(), 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    stage.engine.hold()
+    addition = many(stage, 400)
+    counting = asyncio.create_task(other())
+    await stage.scheduler.start(stage.session, addition)
+    counting.cancel()
+    assert turns >= 20
+    assert stage.scheduler.unfinished == len(addition.calls), "all of them are there when it returns"
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    assert {call.state for call in addition.calls if call.spec.deferred} == {CallState.DONE}
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_what_is_cancelled_while_many_calls_are_started_is_not_begun(leaves: bool) -> None:
+    stage = Stage()
+    stage.engine.hold()
+    addition = many(stage, 400)
+    first, *others, second = addition.calls
+    stage.scheduler.reader_came(second.output)
+    starting = asyncio.create_task(stage.scheduler.start(stage.session, addition))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert 0 < stage.scheduler.unfinished < len(addition.calls)
+    if leaves:
+        starting.cancel()
+        stage.scheduler.reader_left(second.output)
+    else:
+        stage.scheduler.cancel(second, Failure("cancelled", "nobody wants it"))
+    await asyncio.wait([starting])
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    assert first.state is second.state is CallState.CANCELLED, "what it needed is needed no more"
+    assert {call.state for call in others} == {CallState.DONE}, "begun is done"
+    assert stage.engine.load == 0
+    stage.scheduler.submit(first)
+    assert stage.scheduler.unfinished == 0, "what has ended is not begun"
+
+
+async def test_a_server_that_stops_waits_for_what_is_being_started() -> None:
+    for turns in range(10):
+        stage = Stage()
+        stage.run()  # ends at some time meanwhile
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        addition = many(stage, 100)
+        starting = asyncio.create_task(stage.scheduler.start(stage.session, addition))
+        await asyncio.sleep(0)
+        await stage.scheduler.drained()
+        assert all(call.state.final for call in addition.calls)
+        await starting
 
 
 async def test_without_an_engine_calls_fail_and_say_so() -> None:
