@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import aiohttp
 import msgspec
+from aiohappyeyeballs import AddrInfoType
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
@@ -27,6 +29,8 @@ FORWARDED = "X-Myna-Forwarded-To"
 """The number of the gateway that a request was passed on to. Nobody else takes it, and that one keeps it."""
 
 _CONNECT_SECONDS = 3.0
+_SILENCE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 11_000}
+"""Some eleven seconds, after which a network that lets nothing through has parted us. Answers may take longer."""
 _AGAIN_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 """Beyond a lease, for a session's new owner to be ready."""
@@ -82,7 +86,9 @@ class Forwarding:
     async def start(self) -> None:
         """Before the first request."""
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls or True, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(
+                limit=0, ssl=self._tls or True, keepalive_timeout=30, socket_factory=_noticing
+            ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
             skip_auto_headers=[hdrs.ACCEPT_ENCODING, hdrs.USER_AGENT],
         )
@@ -212,6 +218,16 @@ class Forwarding:
         assert isinstance(mine, web.Response)
         mine.body = encode_json({"object": "list", "data": sessions})
         return mine
+
+
+def _noticing(address: AddrInfoType) -> socket.socket:
+    """A socket whose connection ends when the other side cannot be reached any more, though nobody says so."""
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _SILENCE.items():
+        if hasattr(socket, name):  # not on every system
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 def _passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import signal
 import ssl
 import subprocess
@@ -43,8 +44,8 @@ class Pair:
         self.servers: list[Server] = []
         self.http: aiohttp.ClientSession
 
-    def start(self) -> Server:
-        server = Server(*self._arguments)
+    def start(self, *options: str) -> Server:
+        server = Server(*self._arguments, *options)
         self.servers.append(server)
         return server
 
@@ -323,7 +324,6 @@ async def test_who_is_stopped_is_followed_without_waiting_for_its_time(postgres:
     async with aiohttp.ClientSession() as pair.http:
         try:
             a, b = await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
-            await pair.ask(a, "PUT", "/sessions/s/variables/x", {"value": "kept"})
             assert (await pair.defer(a, "s", "long", max_tokens=LONG, ignore_eos=True))[0] == 200
             waiting = asyncio.create_task(pair.value(b, "s", "long"))
             await asyncio.sleep(0.2)
@@ -353,6 +353,51 @@ async def test_who_was_frozen_ends_when_it_wakes(mortals: Pair) -> None:
     assert await mortals.value(b, "s", "long") == value
     for process in processes[1:]:
         process.wait(30)
+
+
+def _keepalives(port: int) -> list[float]:
+    """Of this machine's connections to that port: seconds until the system looks whether the other side is there."""
+    times = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, _, remote, state, _, timer, *_ = line.split()
+        kind, _, ticks = timer.partition(":")
+        if state == "01" and kind == "02" and int(remote.partition(":")[2], 16) == port:
+            times.append(int(ticks, 16) / os.sysconf("SC_CLK_TCK"))
+    return times
+
+
+async def test_whoever_waits_through_another_gateway_notices_a_network_that_lets_nothing_through(pair: Pair) -> None:
+    a, b = pair.servers
+    await pair.ask(a, "POST", "/sessions", {"id": "noticed"})
+    await pair.ask(a, "PUT", "/sessions/noticed/variables/x", {"value": None})
+    waiting = asyncio.create_task(pair.ask(b, "GET", "/sessions/noticed/variables/x?wait=true&timeout=60"))
+    async with asyncio.timeout(30):
+        while not (looks := _keepalives(int(a.address.rpartition(":")[2]))):
+            await asyncio.sleep(0.05)
+    assert max(looks) <= 5.0, "else it would wait for hours"
+    assert (await pair.ask(a, "PUT", "/sessions/noticed/variables/x", {"value": "there"}))[0] == 200
+    assert (await waiting)[1]["value"] == "there"
+
+
+async def test_gateways_that_reach_the_database_and_not_each_other(postgres: Postgres, tiny: Path) -> None:
+    """Nobody is dead, so nothing is taken over; whoever asks at the wrong one is told."""
+    pair = Pair(postgres, tiny, "--lease", "2")
+    async with aiohttp.ClientSession() as pair.http:
+        try:
+            a = await asyncio.to_thread(pair.start, "--advertise", "http://127.0.0.1:9")  # where nobody listens
+            b = await asyncio.to_thread(pair.start)
+            await pair.ask(a, "POST", "/sessions", {"id": "s"})
+            assert (await pair.ask(a, "PUT", "/sessions/s/variables/x", {"value": "kept"}))[0] == 200
+            asked = [pair.ask(b, "GET", "/sessions/s/variables/x"), pair.defer(b, "s", "more", "<<x>>")]
+            for status, answer in await asyncio.gather(*asked):
+                assert (status, answer["error"]["code"]) == (503, "gateway_lost")
+            assert (await pair.defer(b, "own", "y"))[0] == 200, "what is its own goes on"
+            assert (await pair.value(a, "own", "y"))["state"] == "ready", "and this way they reach one another"
+            assert (await pair.value(a, "s", "x"))["value"] == "kept"
+            assert (await pair.defer(a, "s", "more", "<<x>>"))[0] == 200, "nothing was taken at the other one"
+            assert a.process.poll() is b.process.poll() is None
+        finally:
+            await pair.close()
 
 
 async def test_a_database_that_is_away_kills_nobody(tiny: Path) -> None:
