@@ -134,7 +134,7 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
                 seed = next(seeds)
                 for way in ways:
                     if name == "mixed":
-                        apps = [one for one in WORKLOADS for _ in range(2)]
+                        apps = [one for one in WORKLOADS for _ in range(chosen.applications)]
                         _, without = await mixed_once(http, way, seed, chosen.rtt, apps, chosen.apart, without=GRAPHS)
                         seconds, chats = await mixed_once(http, way, seed, chosen.rtt, apps, chosen.apart)
                         results[way.name].seconds.append(statistics.mean(seconds))
@@ -242,13 +242,14 @@ def _vllm_on(folder: str, python: str) -> AbstractContextManager[str]:
 
 
 _WITHOUT = {
-    "deferral": (),
-    "rank": ("--order", "arrival"),
-    "fill-ahead": ("--no-fill-ahead",),
-    "prefix-sharing": ("--no-prefix-sharing",),
-    "retention": ("--retention", "lru"),
+    "deferral": ("client", ()),
+    "rank": ("graph", ("--order", "arrival")),
+    "rank-and-deferral": ("client", ("--order", "arrival")),
+    "fill-ahead": ("graph", ("--no-fill-ahead",)),
+    "prefix-sharing": ("graph", ("--no-prefix-sharing",)),
+    "retention": ("graph", ("--retention", "lru")),
 }
-"""What `--ablation` leaves out, one at a time."""
+"""What `--ablation` leaves out: how applications are run then, and what the server is told."""
 
 
 def _own(stack: ExitStack, *settings: str) -> str:
@@ -276,6 +277,7 @@ def main() -> None:
     parser.add_argument(
         "--apart", type=float, default=_APPLICATION_SECONDS, help="seconds between two applications of the mixed load"
     )
+    parser.add_argument("--applications", type=int, default=2, help="of each kind in the mixed load")
     parser.add_argument("--peer", choices=["vllm"])
     parser.add_argument("--peer-python", default=sys.executable, help="python that has the peer installed")
     parser.add_argument(
@@ -283,7 +285,7 @@ def main() -> None:
         nargs="*",
         choices=_WITHOUT,
         metavar="PART",
-        help="graph mode, one part of ours left out at a time",
+        help="graph mode, without parts of ours",
     )
     parser.add_argument(
         "--settings", nargs=argparse.REMAINDER, default=[], help="of myna serve, to the end of the line"
@@ -301,9 +303,9 @@ def main() -> None:
         if chosen.ablation is not None:
             ways.append(Way("everything", url, model, "graph"))
             for part in chosen.ablation or _WITHOUT:
-                flags = _WITHOUT[part]
+                mode, flags = _WITHOUT[part]
                 at = _own(stack, *chosen.settings, *flags) if flags else url
-                ways.append(Way(f"no {part}", at, model, "graph" if flags else "client"))
+                ways.append(Way(f"no {part}", at, model, mode))
         else:
             direct = f"{chosen.before.partition('=')[2].removesuffix('/v1')}/v1" if chosen.before else url
             ways += [Way(mode, direct if mode == "client" else url, model, mode) for mode in chosen.modes]
