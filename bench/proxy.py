@@ -17,10 +17,12 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
+from typing import cast
 from urllib.parse import urlsplit
 
 import aiohttp
 import psutil
+import uvloop
 
 from bench.__main__ import Figure
 from bench.load import Client
@@ -104,9 +106,8 @@ class _Stream(asyncio.Protocol):
         self.tokens = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self._request)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns()
@@ -148,8 +149,8 @@ async def _streams(url: str, count: int, tokens: int, ramp: float = 1.0) -> tupl
 
 
 def _delays(gateway: str, stub: str, count: int, ramp: float) -> list[Figure]:
-    middle, late = asyncio.run(_streams(gateway, count, 100, ramp))
-    direct, direct_late = asyncio.run(_streams(stub, count, 100, ramp))
+    middle, late = uvloop.run(_streams(gateway, count, 100, ramp))
+    direct, direct_late = uvloop.run(_streams(stub, count, 100, ramp))
     return [
         Figure(f"{count} streams of 100 tokens, delay at the median", middle, "ms"),
         Figure("… at the 99th percentile", late, "ms", "≤ 20"),
@@ -183,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.write_text(f'[[engine]]\nkind = "vllm"\nurl = "{stub}"\nconcurrency = 100000\n')
             options = ("--config", str(file), "--port", "0", "--log-level", "warning")
             process, gateway = stack.enter_context(_running("gateway", "serve", *options))
-        figures = asyncio.run(_added(gateway, stub, chosen.runs))
-        figures += asyncio.run(_rate(gateway, process, chosen.runs, chosen.requests))
+        figures = uvloop.run(_added(gateway, stub, chosen.runs))
+        figures += uvloop.run(_rate(gateway, process, chosen.runs, chosen.requests))
         if chosen.streams:
             figures += _delays(gateway, stub, chosen.streams, chosen.ramp)
     if chosen.json:

@@ -50,7 +50,7 @@ class _Integration(ChatModelIntegrationTests):
             "api_key": "none",
             "temperature": 0,
             "frequency_penalty": 1,  # or the small model says one thing for ever, where it may write any string
-            "max_tokens": 256,
+            "max_tokens": 128,
             "stream_usage": True,
         }
 
