@@ -21,15 +21,24 @@ typedef struct {
     int64_t n, k;
 } Weight;
 
-// Room for the 8-bit form of `rows` inputs of a linear layer, made by `quantise`.
+// Room for the inputs of a linear layer as its products want them: in 8 bits, made by `quantise`, or as floats. Both lie
+// in one place, since a weight wants one or the other.
 typedef struct {
     int8_t *values;       // (rows, k)
     float *scales;        // (rows, k / GROUP)
     int32_t *offsets;     // (rows, k / GROUP): -128 times the sum of the values, which undoes the weights' + 128
-} Quantised;
+    float *wide;          // (rows, k)
+} InputRoom;
+
+INLINE int64_t input_room_bytes(int64_t rows, int64_t k) { return rows * k * 4 + 3 * 64; }
+
+INLINE InputRoom input_room_at(char *memory, int64_t rows, int64_t k) {
+    const int64_t values = (rows * k + 63) / 64 * 64, each = (rows * (k / GROUP) * 4 + 63) / 64 * 64;
+    return (InputRoom){(int8_t *)memory, (float *)(memory + values), (int32_t *)(memory + values + each), (float *)memory};
+}
 
 // Functions without a `myna_` are called by all threads of a parallel region, and end with a barrier.
-void linear(const bf16 *x, const Weight *w, Quantised *room, void *y, int64_t m, int y_is_float);
+void linear(const bf16 *x, const Weight *w, InputRoom *room, void *y, int64_t m, int y_is_float);
 void amx_end(void);  // at the end of a parallel region with linear layers in it
 
 typedef struct {

@@ -143,8 +143,9 @@ int64_t myna_scratch(const Shape *shape, const Batch *batch) {
     int64_t q = shape->attention.heads * shape->attention.d, kv = shape->attention.kv_heads * shape->attention.d;
     int64_t widest = shape->hidden > shape->intermediate ? shape->hidden : shape->intermediate;
     if (q > widest) widest = q;
-    int64_t row = 2 * (2 * shape->hidden + 3 * q + 2 * kv + 3 * shape->intermediate) + widest + widest / GROUP * 8;
-    return batch->rows * row + batch->n * 4 + count_tasks(batch) * (int64_t)myna_task_bytes() + 16 * 64;
+    int64_t row = 2 * (2 * shape->hidden + 3 * q + 2 * kv + 3 * shape->intermediate);
+    return batch->rows * row + input_room_bytes(batch->rows, widest) + batch->n * 4 +
+           count_tasks(batch) * (int64_t)myna_task_bytes() + 16 * 64;
 }
 
 static void *take(char **at, int64_t bytes) {
@@ -168,8 +169,7 @@ bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const
     bf16 *attended = take(&scratch, rows * q * 2);
     bf16 *gate_up = take(&scratch, rows * 2 * at.intermediate * 2);
     bf16 *active = take(&scratch, rows * at.intermediate * 2);
-    Quantised room = {take(&scratch, rows * widest), take(&scratch, rows * (widest / GROUP) * 4),
-                      take(&scratch, rows * (widest / GROUP) * 4)};
+    InputRoom room = input_room_at(take(&scratch, input_room_bytes(rows, widest)), rows, widest);
     int32_t *order = take(&scratch, batch->n * 4);
     Task *tasks = take(&scratch, count_tasks(batch) * (int64_t)myna_task_bytes());
     const int64_t count = plan_attention(batch, &at.attention, order, tasks);

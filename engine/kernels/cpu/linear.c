@@ -12,7 +12,11 @@
 #endif
 #define BYTE_ROWS 12
 #else
-#define ROW_TILE 4        // one vector of columns at a time, or the registers do not suffice
+#if PARTS == 2
+#define ROW_TILE 6        // x 2 registers, of one vector of columns at a time
+#else
+#define ROW_TILE 4
+#endif
 #define BYTE_ROWS 2
 #endif
 #define MOST_ROWS 32      // of any tile, matrix tiles included
@@ -63,7 +67,7 @@ void myna_pack_bytes(const bf16 *weight, uint8_t *packed, float *scales, int64_t
 }
 
 // x (m, k) -> 8-bit values with a scale for each GROUP of a row
-static void quantise(const bf16 *x, Quantised *to, int64_t m, int64_t k) {
+static void quantise(const bf16 *x, InputRoom *to, int64_t m, int64_t k) {
     int64_t groups = k / GROUP;
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < m; r++)
@@ -84,9 +88,28 @@ static void quantise(const bf16 *x, Quantised *to, int64_t m, int64_t k) {
         }
 }
 
+// As the tiles want inputs: for products of pairs as they are, else widened once for all panels.
+#ifdef HAS_PAIR_PRODUCTS
+typedef bf16 input;
+INLINE operand splat_inputs(const input *from) { return splat_pair(from); }
+#else
+typedef float input;
+INLINE operand splat_inputs(const input *from) { return (operand){splat(from[0]), splat(from[1])}; }
+
+static void widen_all(const bf16 *x, float *to, int64_t m, int64_t k) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < m; r++) {
+        const bf16 *from = x + r * k;
+        int64_t i = 0;
+        for (; i + LANES <= k; i += LANES) store_f32(to + r * k + i, load_bf16(from + i));
+        for (; i < k; i++) to[r * k + i] = widen(from[i]);
+    }
+}
+#endif
+
 // The sums of rows x (panels * PANEL) of one tile. `ahead`: memory to fetch meanwhile, 64 bytes a pair; none
 // where one tile reads its panel straight from memory.
-INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w, int64_t k, float *restrict out,
+INLINE void tile(const int rows, const int panels, const input *x, const bf16 *w, int64_t k, float *restrict out,
                  int64_t panel_stride, const char *ahead) {
     const int vectors = panels * 2, at_once = PARTS == 1 ? vectors : 1;
     for (int v = 0; v < vectors; v += at_once) {
@@ -94,6 +117,19 @@ INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w,
 #pragma GCC unroll 28
         for (int i = 0; i < rows * at_once; i++) sum[i] = splat(0.0f);
         for (int64_t i = 0; i < k / 2; i++) {
+#if PARTS == 2
+            // One half of the pairs after the other: both at once would need more registers than there are.
+            const bf16 *at = w + (v / 2) * panel_stride + i * PANEL * 2 + (v % 2) * LANES * 2;
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                f32 column = half ? high_halves(load_pairs(at)) : low_halves(load_pairs(at));
+#pragma GCC unroll 14
+                for (int r = 0; r < rows; r++) sum[r] = fma_f32(splat(x[r * k + i * 2 + half]), column, sum[r]);
+                __asm__("" ::: "memory");  // the other half is loaded anew
+            }
+            if (ahead) prefetch_far(ahead + i * 64);
+            else prefetch_near((const char *)at + 1536);
+#else
             operand column[4];
 #pragma GCC unroll 4
             for (int c = 0; c < at_once; c++) {
@@ -104,10 +140,11 @@ INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w,
             if (ahead) prefetch_far(ahead + i * 64);
 #pragma GCC unroll 14
             for (int r = 0; r < rows; r++) {
-                operand value = splat_pair(x + r * k + i * 2);
+                operand value = splat_inputs(x + r * k + i * 2);
 #pragma GCC unroll 4
                 for (int c = 0; c < at_once; c++) sum[r * at_once + c] = dot(sum[r * at_once + c], column[c], value);
             }
+#endif
         }
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++)
@@ -120,7 +157,7 @@ INLINE void tile(const int rows, const int panels, const bf16 *x, const bf16 *w,
 #define TWO_PANELS(R) \
     case R: if (R <= ROW_TILE / 2) tile(R <= ROW_TILE / 2 ? R : 1, 2, x, w, k, out, stride, ahead); break;
 
-static void any_tile(int rows, int panels, const bf16 *x, const bf16 *w, int64_t k, float *out, int64_t stride,
+static void any_tile(int rows, int panels, const input *x, const bf16 *w, int64_t k, float *out, int64_t stride,
                      const char *ahead) {
     if (panels == 2) switch (rows) {
         TWO_PANELS(1) TWO_PANELS(2) TWO_PANELS(3) TWO_PANELS(4) TWO_PANELS(5) TWO_PANELS(6) TWO_PANELS(7)
@@ -156,7 +193,7 @@ static void finish(const float *sums, int64_t rows, int64_t width, const Weight 
     }
 }
 
-static void linear_pairs(const bf16 *x, const Weight *w, void *y, int64_t m, int y_is_float) {
+static void linear_pairs(const input *x, const Weight *w, void *y, int64_t m, int y_is_float) {
     const bf16 *packed = w->data;
     const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, stride = PANEL * k;
     // Few rows take two panels at a time: more independent sums to hide the latency of each.
@@ -240,7 +277,7 @@ static void any_byte_tile(int rows, int panels, const int8_t *x, const float *sc
     }
 }
 
-static void linear_bytes(const Quantised *x, const Weight *w, void *y, int64_t m, int y_is_float) {
+static void linear_bytes(const InputRoom *x, const Weight *w, void *y, int64_t m, int y_is_float) {
     const uint8_t *packed = w->data;
     const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, stride = PANEL * k;
     const int wide = m <= BYTE_ROWS / 2 ? 2 : 1;
@@ -315,7 +352,7 @@ static void linear_matrix(const bf16 *x, const Weight *w, void *y, int64_t m, in
 #endif
 
 // x (m, k) times w -> y (m, n), bfloat16 or float32
-void linear(const bf16 *x, const Weight *w, Quantised *room, void *y, int64_t m, int y_is_float) {
+void linear(const bf16 *x, const Weight *w, InputRoom *room, void *y, int64_t m, int y_is_float) {
     if (w->scales) {
         quantise(x, room, m, w->k);
         linear_bytes(room, w, y, m, y_is_float);
@@ -327,23 +364,23 @@ void linear(const bf16 *x, const Weight *w, Quantised *room, void *y, int64_t m,
         return;
     }
 #endif
+#ifdef HAS_PAIR_PRODUCTS
     linear_pairs(x, w, y, m, y_is_float);
+#else
+    widen_all(x, room->wide, m, w->k);
+    linear_pairs(room->wide, w, y, m, y_is_float);
+#endif
 }
 
 void myna_linear(const bf16 *x, const Weight *w, void *y, int64_t m, int32_t y_is_float) {
-    Quantised room = {0};
-    if (w->scales) {
-        int64_t groups = w->k / GROUP;
-        room.values = malloc(m * w->k + m * groups * 8 + 64);
-        room.scales = (float *)(((uintptr_t)(room.values + m * w->k) + 63) & ~(uintptr_t)63);
-        room.offsets = (int32_t *)(room.scales + m * groups);
-    }
+    char *memory = malloc(input_room_bytes(m, w->k) + 64);
+    InputRoom room = input_room_at((char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63), m, w->k);
 #pragma omp parallel
     {
         linear(x, w, &room, y, m, y_is_float);
         amx_end();
     }
-    free(room.values);
+    free(memory);
 }
 
 // Whether linear layers use matrix tiles here.

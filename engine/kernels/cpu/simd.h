@@ -171,14 +171,17 @@ typedef pairs operand;
 INLINE operand widen_pairs(pairs x) { return x; }
 #else
 typedef struct { f32 low, high; } operand;
-INLINE operand widen_pairs(pairs x) {
-    operand y;
-    EACH_PART {
-        y.low.p[part] = (f32_part)(x.p[part] << 16);
-        y.high.p[part] = (f32_part)(x.p[part] & 0xffff0000u);
-    }
+INLINE f32 low_halves(pairs x) {
+    f32 y;
+    EACH_PART y.p[part] = (f32_part)(x.p[part] << 16);
     return y;
 }
+INLINE f32 high_halves(pairs x) {
+    f32 y;
+    EACH_PART y.p[part] = (f32_part)(x.p[part] & 0xffff0000u);
+    return y;
+}
+INLINE operand widen_pairs(pairs x) { return (operand){low_halves(x), high_halves(x)}; }
 #endif
 
 // one pair in all 16 places
