@@ -18,19 +18,22 @@
 #define KEY_TILE 4        // KV blocks scored at a time
 #define VALUE_TILE 4      // registers of the head's elements mixed at a time
 #else
-#define QUERY_TILE 2
-#define KEY_TILE 2
-#define VALUE_TILE 2
+#define QUERY_TILE TALL
+#define KEY_TILE 1
+#define VALUE_TILE 1
 #endif
 #define UNSEEN -1e30f
 
 typedef struct {
-    const bf16 *query;    // d elements
+    const factor *query;  // d elements
     bf16 *out;
     int64_t first, visible;  // keys it sees: first <= key < visible
     float top;
     float total[LANES] __attribute__((aligned(64)));
     float sum[MAX_HEAD] __attribute__((aligned(64)));
+#ifndef HAS_PAIR_PRODUCTS
+    float wide[MAX_HEAD] __attribute__((aligned(64)));
+#endif
 } Query;
 
 struct Task {
@@ -108,20 +111,23 @@ INLINE void score(const int count, const int fetch, Query *q, const Segment *seg
         for (int i = 0; i < count; i++)
 #pragma GCC unroll 4
             for (int j = 0; j < KEY_TILE; j++) s[i][j] = splat(0.0f);
-        for (int64_t e = 0; e < d / 2; e++) {
-            operand column[KEY_TILE];
+        for (int64_t e = 0; e < d / 2; e++)
+#pragma GCC unroll 2
+            for (int step = 0; step < STEPS; step++) {
+                operand column[KEY_TILE];
 #pragma GCC unroll 4
-            for (int j = 0; j < KEY_TILE; j++) {
-                column[j] = widen_pairs(load_pairs(from[j] + e * BLOCK * 2));
-                if (fetch) prefetch_far(next[j] + e * BLOCK * 2);
-            }
+                for (int j = 0; j < KEY_TILE; j++) {
+                    column[j] = operand_at(from[j] + e * BLOCK * 2, step);
+                    if (fetch && !step) prefetch_far(next[j] + e * BLOCK * 2);
+                }
 #pragma GCC unroll 6
-            for (int i = 0; i < count; i++) {
-                operand value = splat_pair(q[i].query + e * 2);
+                for (int i = 0; i < count; i++) {
+                    operand value = splat_factor(q[i].query + e * 2, step);
 #pragma GCC unroll 4
-                for (int j = 0; j < KEY_TILE; j++) s[i][j] = dot(s[i][j], column[j], value);
+                    for (int j = 0; j < KEY_TILE; j++) s[i][j] = dot(s[i][j], column[j], value);
+                }
+                end_step();
             }
-        }
 #pragma GCC unroll 6
         for (int i = 0; i < count; i++)
 #pragma GCC unroll 4
@@ -138,49 +144,52 @@ INLINE void score(const int count, const int fetch, Query *q, const Segment *seg
     }
 }
 
-// Scores to weights (bfloat16); maximum and sum brought up to date. Returns the old sums' new factor.
-INLINE float soften(Query *q, const float *scores, int blocks, bf16 *weights) {
+// Scores to weights; maximum and sum brought up to date. Returns the old sums' new factor.
+INLINE float soften(Query *q, const float *scores, int blocks, factor *weights) {
     f32 top = load_f32(scores);  // there is one block at least
     for (int b = 1; b < blocks; b++) top = larger(top, load_f32(scores + b * BLOCK));
-    float highest = largest_of(top), factor = 1.0f;
+    float highest = largest_of(top), shrink = 1.0f;
     if (highest > q->top) {
-        factor = exp2f(q->top - highest);
+        shrink = exp2f(q->top - highest);
         q->top = highest;
     }
-    f32 shift = splat(q->top), total = mul(load_f32(q->total), splat(factor));
+    f32 shift = splat(q->top), total = mul(load_f32(q->total), splat(shrink));
     for (int b = 0; b < blocks; b++) {
         f32 value = exp2_rough(sub(load_f32(scores + b * BLOCK), shift));
         total = add(total, value);
-        store_bf16(weights + b * BLOCK, value);
+        store_factors(weights + b * BLOCK, value);
     }
     store_f32(q->total, total);
-    return factor;
+    return shrink;
 }
 
-// sums = sums * factor + weights * values, `registers` x 16 elements of the head
+// sums = sums * shrink + weights * values, `registers` x 16 elements of the head
 INLINE void mix(const int count, const int registers, const int fetch, Query *q, const Segment *segment, int blocks,
-                int64_t element, const int64_t d, const float *factor, bf16 (*weights)[SEGMENT * BLOCK]) {
+                int64_t element, const int64_t d, const float *shrink, factor (*weights)[SEGMENT * BLOCK]) {
     f32 sum[QUERY_TILE][VALUE_TILE];
 #pragma GCC unroll 6
     for (int i = 0; i < count; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < registers; j++)
-            sum[i][j] = mul(load_f32(q[i].sum + element + j * LANES), splat(factor[i]));
+            sum[i][j] = mul(load_f32(q[i].sum + element + j * LANES), splat(shrink[i]));
     for (int b = 0; b < blocks; b++)
-        for (int t = 0; t < BLOCK / 2; t++) {
-            operand column[VALUE_TILE];
+        for (int t = 0; t < BLOCK / 2; t++)
+#pragma GCC unroll 2
+            for (int step = 0; step < STEPS; step++) {
+                operand column[VALUE_TILE];
 #pragma GCC unroll 4
-            for (int j = 0; j < registers; j++) {
-                column[j] = widen_pairs(load_pairs(segment->value[b] + t * d * 2 + (element + j * LANES) * 2));
-                if (fetch) prefetch_far(segment->next_value[b] + t * d * 2 + (element + j * LANES) * 2);
-            }
+                for (int j = 0; j < registers; j++) {
+                    column[j] = operand_at(segment->value[b] + t * d * 2 + (element + j * LANES) * 2, step);
+                    if (fetch && !step) prefetch_far(segment->next_value[b] + t * d * 2 + (element + j * LANES) * 2);
+                }
 #pragma GCC unroll 6
-            for (int i = 0; i < count; i++) {
-                operand weight = splat_pair(weights[i] + b * BLOCK + t * 2);
+                for (int i = 0; i < count; i++) {
+                    operand weight = splat_factor(weights[i] + b * BLOCK + t * 2, step);
 #pragma GCC unroll 4
-                for (int j = 0; j < registers; j++) sum[i][j] = dot(sum[i][j], column[j], weight);
+                    for (int j = 0; j < registers; j++) sum[i][j] = dot(sum[i][j], column[j], weight);
+                }
+                end_step();
             }
-        }
 #pragma GCC unroll 6
     for (int i = 0; i < count; i++)
 #pragma GCC unroll 4
@@ -190,15 +199,16 @@ INLINE void mix(const int count, const int registers, const int fetch, Query *q,
 INLINE void attend(const int count, const int fetch, Query *q, const Segment *segment, int blocks, int64_t begin,
                    const int64_t d, float scale, float softcap) {
     float scores[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));  // of `blocks`, which is 1 at least
-    bf16 weights[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));
-    float factor[QUERY_TILE];
+    factor weights[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));
+    float shrink[QUERY_TILE];
     score(count, fetch, q, segment, blocks, begin, d, scale, softcap, scores);
-    for (int i = 0; i < count; i++) factor[i] = soften(q + i, scores[i], blocks, weights[i]);
+    for (int i = 0; i < count; i++) shrink[i] = soften(q + i, scores[i], blocks, weights[i]);
+    const int few = VALUE_TILE < 2 ? VALUE_TILE : 2;  // heads are multiples of 32
     int64_t element = 0;
     for (; element + VALUE_TILE * LANES <= d; element += VALUE_TILE * LANES)
-        mix(count, VALUE_TILE, fetch, q, segment, blocks, element, d, factor, weights);
-    for (; element + 2 * LANES <= d; element += 2 * LANES)
-        mix(count, 2, fetch, q, segment, blocks, element, d, factor, weights);
+        mix(count, VALUE_TILE, fetch, q, segment, blocks, element, d, shrink, weights);
+    for (; element + few * LANES <= d; element += few * LANES)
+        mix(count, few, fetch, q, segment, blocks, element, d, shrink, weights);
 }
 
 #define ATTEND(COUNT) \
@@ -236,7 +246,11 @@ static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, 
         for (int64_t h = 0; h < group; h++) {
             int64_t place = (rows[r].row * shape->heads + kv_head * group + h) * d;
             Query *q = state + r * group + h;
+#ifdef HAS_PAIR_PRODUCTS
             q->query = queries + place;
+#else
+            q->query = factors(queries + place, q->wide, d);
+#endif
             q->out = out + place;
             q->first = rows[r].first;
             q->visible = rows[r].visible;

@@ -4,19 +4,10 @@
 #include "amx.h"
 #include <stdlib.h>
 
+#define ROW_TILE TALL
 #if PARTS == 1
-#ifdef HAS_PAIR_PRODUCTS
-#define ROW_TILE 14       // rows x 2 registers of sums: 28 of the 32 registers
-#else
-#define ROW_TILE 12       // two weights of two halves need more
-#endif
 #define BYTE_ROWS 12
 #else
-#if PARTS == 2
-#define ROW_TILE 6        // x 2 registers, of one vector of columns at a time
-#else
-#define ROW_TILE 4
-#endif
 #define BYTE_ROWS 2
 #endif
 #define MOST_ROWS 32      // of any tile, matrix tiles included
@@ -88,28 +79,26 @@ static void quantise(const bf16 *x, InputRoom *to, int64_t m, int64_t k) {
         }
 }
 
-// As the tiles want inputs: for products of pairs as they are, else widened once for all panels.
-#ifdef HAS_PAIR_PRODUCTS
-typedef bf16 input;
-INLINE operand splat_inputs(const input *from) { return splat_pair(from); }
-#else
-typedef float input;
-INLINE operand splat_inputs(const input *from) { return (operand){splat(from[0]), splat(from[1])}; }
-
+#ifndef HAS_PAIR_PRODUCTS
+// Once for all panels.
 static void widen_all(const bf16 *x, float *to, int64_t m, int64_t k) {
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < m; r++) {
-        const bf16 *from = x + r * k;
-        int64_t i = 0;
-        for (; i + LANES <= k; i += LANES) store_f32(to + r * k + i, load_bf16(from + i));
-        for (; i < k; i++) to[r * k + i] = widen(from[i]);
+        int64_t whole = k / LANES * LANES;
+        factors(x + r * k, to + r * k, whole);
+        for (int64_t i = whole; i < k; i++) to[r * k + i] = widen(x[r * k + i]);
     }
 }
 #endif
 
+// The first pairs of the v-th 16 columns.
+INLINE const bf16 *place(const bf16 *w, int64_t panel_stride, int v) {
+    return w + (v / 2) * panel_stride + (v % 2) * LANES * 2;
+}
+
 // The sums of rows x (panels * PANEL) of one tile. `ahead`: memory to fetch meanwhile, 64 bytes a pair; none
 // where one tile reads its panel straight from memory.
-INLINE void tile(const int rows, const int panels, const input *x, const bf16 *w, int64_t k, float *restrict out,
+INLINE void tile(const int rows, const int panels, const factor *x, const bf16 *w, int64_t k, float *restrict out,
                  int64_t panel_stride, const char *ahead) {
     const int vectors = panels * 2, at_once = PARTS == 1 ? vectors : 1;
     for (int v = 0; v < vectors; v += at_once) {
@@ -117,34 +106,25 @@ INLINE void tile(const int rows, const int panels, const input *x, const bf16 *w
 #pragma GCC unroll 28
         for (int i = 0; i < rows * at_once; i++) sum[i] = splat(0.0f);
         for (int64_t i = 0; i < k / 2; i++) {
-#if PARTS == 2
-            // One half of the pairs after the other: both at once would need more registers than there are.
-            const bf16 *at = w + (v / 2) * panel_stride + i * PANEL * 2 + (v % 2) * LANES * 2;
 #pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) {
-                f32 column = half ? high_halves(load_pairs(at)) : low_halves(load_pairs(at));
+            for (int step = 0; step < STEPS; step++) {
+                operand column[4];
+#pragma GCC unroll 4
+                for (int c = 0; c < at_once; c++)
+                    column[c] = operand_at(place(w, panel_stride, v + c) + i * PANEL * 2, step);
 #pragma GCC unroll 14
-                for (int r = 0; r < rows; r++) sum[r] = fma_f32(splat(x[r * k + i * 2 + half]), column, sum[r]);
-                __asm__("" ::: "memory");  // the other half is loaded anew
+                for (int r = 0; r < rows; r++) {
+                    operand value = splat_factor(x + r * k + i * 2, step);
+#pragma GCC unroll 4
+                    for (int c = 0; c < at_once; c++)
+                        sum[r * at_once + c] = dot(sum[r * at_once + c], column[c], value);
+                }
+                end_step();
             }
             if (ahead) prefetch_far(ahead + i * 64);
-            else prefetch_near((const char *)at + 1536);
-#else
-            operand column[4];
+            else
 #pragma GCC unroll 4
-            for (int c = 0; c < at_once; c++) {
-                const bf16 *at = w + ((v + c) / 2) * panel_stride + i * PANEL * 2 + ((v + c) % 2) * LANES * 2;
-                column[c] = widen_pairs(load_pairs(at));
-                if (!ahead) prefetch_near((const char *)at + 1536);
-            }
-            if (ahead) prefetch_far(ahead + i * 64);
-#pragma GCC unroll 14
-            for (int r = 0; r < rows; r++) {
-                operand value = splat_inputs(x + r * k + i * 2);
-#pragma GCC unroll 4
-                for (int c = 0; c < at_once; c++) sum[r * at_once + c] = dot(sum[r * at_once + c], column[c], value);
-            }
-#endif
+                for (int c = 0; c < at_once; c++) prefetch_near(place(w, panel_stride, v + c) + i * PANEL * 2 + 768);
         }
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++)
@@ -157,7 +137,7 @@ INLINE void tile(const int rows, const int panels, const input *x, const bf16 *w
 #define TWO_PANELS(R) \
     case R: if (R <= ROW_TILE / 2) tile(R <= ROW_TILE / 2 ? R : 1, 2, x, w, k, out, stride, ahead); break;
 
-static void any_tile(int rows, int panels, const input *x, const bf16 *w, int64_t k, float *out, int64_t stride,
+static void any_tile(int rows, int panels, const factor *x, const bf16 *w, int64_t k, float *out, int64_t stride,
                      const char *ahead) {
     if (panels == 2) switch (rows) {
         TWO_PANELS(1) TWO_PANELS(2) TWO_PANELS(3) TWO_PANELS(4) TWO_PANELS(5) TWO_PANELS(6) TWO_PANELS(7)
@@ -193,7 +173,7 @@ static void finish(const float *sums, int64_t rows, int64_t width, const Weight 
     }
 }
 
-static void linear_pairs(const input *x, const Weight *w, void *y, int64_t m, int y_is_float) {
+static void linear_pairs(const factor *x, const Weight *w, void *y, int64_t m, int y_is_float) {
     const bf16 *packed = w->data;
     const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, stride = PANEL * k;
     // Few rows take two panels at a time: more independent sums to hide the latency of each.

@@ -164,51 +164,63 @@ INLINE pairs load_pairs(const bf16 *from) {
     return y;
 }
 
-// Pairs as products want them: as they are, or, without bfloat16 products, each half widened to floats.
+// Sums of products with pairs, in STEPS: where there are instructions for pairs of bfloat16, all at once; elsewhere first
+// of the pairs' first halves, widened to floats, and then of the second ones, which takes fewer registers than both at
+// once. The other factors, one pair for all 16 places, are floats there, widened beforehand.
 #if defined(__AVX512BF16__) && PARTS == 1
 #define HAS_PAIR_PRODUCTS
+#define STEPS 1
+typedef bf16 factor;
 typedef pairs operand;
-INLINE operand widen_pairs(pairs x) { return x; }
-#else
-typedef struct { f32 low, high; } operand;
-INLINE f32 low_halves(pairs x) {
-    f32 y;
-    EACH_PART y.p[part] = (f32_part)(x.p[part] << 16);
-    return y;
-}
-INLINE f32 high_halves(pairs x) {
-    f32 y;
-    EACH_PART y.p[part] = (f32_part)(x.p[part] & 0xffff0000u);
-    return y;
-}
-INLINE operand widen_pairs(pairs x) { return (operand){low_halves(x), high_halves(x)}; }
-#endif
-
-// one pair in all 16 places
-INLINE operand splat_pair(const bf16 *from) {
-#ifdef HAS_PAIR_PRODUCTS
+INLINE operand operand_at(const bf16 *from, int step) { return load_pairs(from); }
+INLINE operand splat_factor(const factor *from, int step) {
     uint32_t bits;
     memcpy(&bits, from, 4);
     operand y;
     y.p[0] = (u32_part)_mm512_set1_epi32((int)bits);
     return y;
+}
+INLINE f32 dot(f32 sum, operand a, operand b) {
+    sum.p[0] = _mm512_dpbf16_ps(sum.p[0], (__m512bh)a.p[0], (__m512bh)b.p[0]);
+    return sum;
+}
+INLINE void store_factors(factor *to, f32 x) { store_bf16(to, x); }
+INLINE void end_step(void) {}
 #else
-    uint32_t bits[2] = {(uint32_t)from[0] << 16, (uint32_t)from[1] << 16};
-    float halves[2];
-    memcpy(halves, bits, 8);
-    return (operand){splat(halves[0]), splat(halves[1])};
+#define STEPS 2
+typedef float factor;
+typedef f32 operand;
+INLINE operand operand_at(const bf16 *from, int step) {
+    pairs x = load_pairs(from);
+    f32 y;
+    EACH_PART y.p[part] = (f32_part)(step ? x.p[part] & 0xffff0000u : x.p[part] << 16);
+    return y;
+}
+INLINE operand splat_factor(const factor *from, int step) { return splat(from[step]); }
+INLINE f32 dot(f32 sum, operand a, operand b) { return fma_f32(b, a, sum); }
+INLINE void store_factors(factor *to, f32 x) { store_f32(to, x); }
+// Operands are loaded anew for the second step: kept, they would fill the registers.
+INLINE void end_step(void) { __asm__("" ::: "memory"); }
+#endif
+
+// What multiplies `count` elements, a multiple of 16, of operands: the same, or widened into `room`.
+INLINE const factor *factors(const bf16 *from, float *room, int64_t count) {
+#ifdef HAS_PAIR_PRODUCTS
+    return from;
+#else
+    for (int64_t i = 0; i < count; i += LANES) store_f32(room + i, load_bf16(from + i));
+    return room;
 #endif
 }
 
-// sum + the products of each pair
-INLINE f32 dot(f32 sum, operand a, operand b) {
-#ifdef HAS_PAIR_PRODUCTS
-    sum.p[0] = _mm512_dpbf16_ps(sum.p[0], (__m512bh)a.p[0], (__m512bh)b.p[0]);
-    return sum;
+// Rows of factors that suit one operand of 16 columns, so that the sums of all have registers.
+#if PARTS == 1
+#define TALL 14
+#elif PARTS == 2 || defined(__ARM_NEON)
+#define TALL 6
 #else
-    return fma_f32(a.high, b.high, fma_f32(a.low, b.low, sum));
+#define TALL 2
 #endif
-}
 
 // 2 ** x to 3e-7 of itself, for x <= 127; far below zero it is 0
 INLINE f32 exp2_f32(f32 x) {
