@@ -31,6 +31,8 @@ class Client:
     http: aiohttp.ClientSession
     url: str
     model: str
+    short: str = "Hi"
+    """What is asked where little is to be done for it."""
 
     def _body(self, text: str, max_tokens: int) -> dict[str, Any]:
         """A request for a greedy answer of exactly so many tokens."""
@@ -139,7 +141,7 @@ class Client:
         waits = []
         for _ in range(requests):
             began = time.perf_counter()
-            await self.ask("Hi", 1)
+            await self.ask(self.short, 1)
             waits.append(time.perf_counter() - began)
         return median(waits)
 
@@ -149,7 +151,7 @@ class Client:
 
         async def client() -> None:
             for _ in range(requests // at_once):
-                await self.ask("Hi", 1)
+                await self.ask(self.short, 1)
 
         await asyncio.gather(*(client() for _ in range(at_once)))
         return requests // at_once * at_once / (time.perf_counter() - began)

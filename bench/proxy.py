@@ -25,7 +25,7 @@ import psutil
 import uvloop
 
 from bench.__main__ import Figure
-from bench.load import Client
+from bench.load import Client, prompt
 
 _BODY = '{"model":"stub","stream":true,"max_tokens":%d,"messages":[{"role":"user","content":"go on"}]}'
 _SENT = re.compile(rb"(\d{13,20}) ")
@@ -52,16 +52,16 @@ def _running(*command: str) -> Iterator[tuple[psutil.Process, str]]:
 
 
 @asynccontextmanager
-async def _client(url: str) -> AsyncIterator[Client]:
+async def _client(url: str, text: str) -> AsyncIterator[Client]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        yield Client(http, f"{url}/v1", "stub")
+        yield Client(http, f"{url}/v1", "stub", text)
 
 
-async def _added(gateway: str, stub: str, runs: int) -> list[Figure]:
+async def _added(gateway: str, stub: str, text: str, runs: int) -> list[Figure]:
     """Milliseconds at the median, a request at a time."""
     through: list[float] = []
     direct: list[float] = []
-    async with _client(gateway) as one, _client(stub) as other:
+    async with _client(gateway, text) as one, _client(stub, text) as other:
         for _ in range(runs):  # in turn, so that the machine's moods fall on both
             for client, told in ((one, through), (other, direct)):
                 await client.latency(50)
@@ -72,10 +72,10 @@ async def _added(gateway: str, stub: str, runs: int) -> list[Figure]:
     ]
 
 
-async def _rate(gateway: str, process: psutil.Process | None, runs: int, requests: int) -> list[Figure]:
+async def _rate(gateway: str, process: psutil.Process | None, text: str, runs: int, requests: int) -> list[Figure]:
     """Requests a second of 32 clients, and what the gateway's process takes of a core for them; and its memory."""
     rates, own, grown = [], [], []
-    async with _client(gateway) as client:
+    async with _client(gateway, text) as client:
         await client.request_rate(2000, 32)
         for _ in range(runs):
             before = None if process is None else (process.cpu_times(), process.memory_info().rss)
@@ -165,12 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base-url", help="another gateway, which serves a model `stub`")
     parser.add_argument("--stub", help="with --base-url: the stub that it stands before")
     parser.add_argument("--floor", action="store_true", help="a proxy that does nothing, in the gateway's place")
+    parser.add_argument("--words", type=int, default=1, help="of each prompt, but for those of streams (default: 1)")
     parser.add_argument("--runs", type=int, default=3, help="of each; the median is told (default: 3)")
     parser.add_argument("--requests", type=int, default=10_000, help="of each run of 32 clients (default: 10000)")
     parser.add_argument("--streams", type=int, default=1000, help="at once (default: 1000)")
     parser.add_argument("--ramp", type=float, default=1.0, help="seconds in which they begin (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
+    text = prompt(chosen.words, seed=0)
     with ExitStack() as stack:
         process = None
         if chosen.base_url:
@@ -184,8 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.write_text(f'[[engine]]\nkind = "vllm"\nurl = "{stub}"\nconcurrency = 100000\n')
             options = ("--config", str(file), "--port", "0", "--log-level", "warning")
             process, gateway = stack.enter_context(_running("gateway", "serve", *options))
-        figures = uvloop.run(_added(gateway, stub, chosen.runs))
-        figures += uvloop.run(_rate(gateway, process, chosen.runs, chosen.requests))
+        figures = uvloop.run(_added(gateway, stub, text, chosen.runs))
+        figures += uvloop.run(_rate(gateway, process, text, chosen.runs, chosen.requests))
         if chosen.streams:
             figures += _delays(gateway, stub, chosen.streams, chosen.ramp)
     if chosen.json:

@@ -212,7 +212,7 @@ def _extent(spans: Sequence[Span]) -> float:
 
 
 @contextmanager
-def _vllm(python: str) -> Iterator[tuple[str, str]]:
+def _vllm(python: str, dtype: str) -> Iterator[tuple[str, str]]:
     """vLLM's CPU build on the default model, from an environment of its own; its address and the model's name."""
     own = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
@@ -222,11 +222,11 @@ def _vllm(python: str) -> Iterator[tuple[str, str]]:
         del config["partial_rotary_factor"]  # 1.0, which transformers takes for part of another scaling
         (Path(folder) / "config.json").unlink()
         (Path(folder) / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-        with _vllm_on(folder, python) as address:
+        with _vllm_on(folder, python, dtype) as address:
             yield f"{address}/v1", "peer"
 
 
-def _vllm_on(folder: str, python: str) -> AbstractContextManager[str]:
+def _vllm_on(folder: str, python: str, dtype: str) -> AbstractContextManager[str]:
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     command = [
         python,
@@ -237,7 +237,7 @@ def _vllm_on(folder: str, python: str) -> AbstractContextManager[str]:
         "--served-model-name",
         "peer",
     ]
-    command += ["--dtype", "bfloat16", "--max-model-len", "8192", "--host", "127.0.0.1"]
+    command += ["--dtype", dtype, "--max-model-len", "8192", "--host", "127.0.0.1"]
     return started(command, port_option="--port", environment=environment, seconds=600)
 
 
@@ -281,6 +281,12 @@ def main() -> None:
     parser.add_argument("--peer", choices=["vllm"])
     parser.add_argument("--peer-python", default=sys.executable, help="python that has the peer installed")
     parser.add_argument(
+        "--peer-dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="of the peer's weights; float32 may be faster for it on CPUs that have no instructions for bfloat16",
+    )
+    parser.add_argument(
         "--ablation",
         nargs="*",
         choices=_WITHOUT,
@@ -296,7 +302,7 @@ def main() -> None:
     with ExitStack() as stack:
         ways = []
         if chosen.peer:
-            ways.append(Way("vllm", *stack.enter_context(_vllm(chosen.peer_python)), "client"))
+            ways.append(Way("vllm", *stack.enter_context(_vllm(chosen.peer_python, chosen.peer_dtype)), "client"))
         before = ("--engine", chosen.before) if chosen.before else ()
         url = chosen.base_url or _own(stack, *before, *chosen.settings)
         model = chosen.model or asyncio.run(first_model(url))

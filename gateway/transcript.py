@@ -112,6 +112,19 @@ def read(tokens: "array[int]") -> Transcript:
 
 def _parts(tokens: "array[int]") -> Iterator[tuple[int, str]]:
     """Marks, and the text behind each."""
-    marks = [at for at, token in enumerate(tokens) if token >= _MARKS]
-    for at, end in zip(marks, [*marks[1:], len(tokens)], strict=True):
-        yield tokens[at], _text(tokens[at + 1 : end])
+    numbers = memoryview(tokens)
+    at = 0
+    while at < len(numbers):
+        mark = numbers[at]
+        text, at = _until_mark(numbers, at + 1)
+        yield mark, text
+
+
+def _until_mark(numbers: memoryview, start: int) -> tuple[str, int]:
+    """The text from there to the next mark, and where that is. What decodes it stops at what is no character, and so
+    finds it without a look at each in Python."""
+    behind = numbers[start:].cast("B")
+    try:
+        return str(behind, "utf-32-le", "surrogatepass"), len(numbers)
+    except UnicodeDecodeError as error:
+        return str(behind[: error.start], "utf-32-le", "surrogatepass"), start + error.start // 4

@@ -72,6 +72,12 @@ class Message(Request):
         return self.content or ""
 
     @property
+    def length(self) -> int:
+        """Characters of the content."""
+        texts = self.texts
+        return len(texts) if isinstance(texts, str) else sum(map(len, texts))
+
+    @property
     def called(self) -> list[dict[str, Any]]:
         """Its calls as templates know them: arguments are no text there."""
         return [

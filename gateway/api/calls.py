@@ -1,8 +1,10 @@
 """A request as a call: what chat completions, completions and graphs have in common."""
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
 from gateway.api.semantic import UNSAID, text_of, transform_of
@@ -16,8 +18,17 @@ _HAVE_DEFAULTS = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
 """Parameters for which servers have defaults of their own."""
-LONG_PROMPT = 4_000
+_LONG = 4_000
 """Characters; longer prompts are tokenised off the event loop."""
+_LONG_AS_IT_IS = 400_000
+"""The same for prompts that are passed on without being tokenised."""
+_Made = TypeVar("_Made")
+
+
+async def prepared(make: Callable[[], _Made], characters: int, *models: ServedModel) -> _Made:
+    """What `make` makes of a request with so many characters for some models: here, or in a thread if it takes long."""
+    few = _LONG_AS_IT_IS if all(model.tokenizer.passes_on for model in models) else _LONG
+    return make() if characters < few else await asyncio.to_thread(make)
 
 
 def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedModel, where: str = "") -> Sampling:

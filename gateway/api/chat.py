@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 import dataclasses
 import json
 import secrets
@@ -32,7 +31,7 @@ from compat.openai import (
     closed,
 )
 from gateway.api.answers import Extra, Told, respond
-from gateway.api.calls import LONG_PROMPT, answer_slot, sampling_of, several, spec_of, with_fallbacks
+from gateway.api.calls import answer_slot, prepared, sampling_of, several, spec_of, with_fallbacks
 from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of, slots_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
@@ -63,10 +62,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     scope = scope_of(request, body.semantic)
     services.scheduler.admit(continues=bool(scope.session.calls))
     others = services.models.behind(model)
-    if sum(len(text) for message in body.messages for text in message.texts) < LONG_PROMPT:
-        spec = chat_spec(body, model, others, references=scope.named, deferred=scope.deferred)
-    else:
-        spec = await asyncio.to_thread(chat_spec, body, model, others, references=scope.named, deferred=scope.deferred)
+    make = partial(chat_spec, body, model, others, references=scope.named, deferred=scope.deferred)
+    length = sum([message.length for message in body.messages])
+    spec = await prepared(make, length, model, *others)
     specs, count = several(spec, body.choices), body.choices
     return await respond(request, body, scope, specs, _Shape(model, body), count, count)
 

@@ -1,6 +1,5 @@
 """POST /v1/completions: text goes on as the model would have it, without a chat template."""
 
-import asyncio
 import dataclasses
 import secrets
 import time
@@ -20,7 +19,7 @@ from compat.openai import (
     TextCompletion,
 )
 from gateway.api.answers import Extra, Told, respond
-from gateway.api.calls import LONG_PROMPT, answer_slot, check_tokens, sampling_of, several, spec_of, with_fallbacks
+from gateway.api.calls import answer_slot, check_tokens, prepared, sampling_of, several, spec_of, with_fallbacks
 from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
@@ -49,10 +48,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     scope = scope_of(request, body.semantic)
     services.scheduler.admit(continues=bool(scope.session.calls))
     others = services.models.behind(model)
-    if sum(map(len, body.prompts)) < LONG_PROMPT:
-        specs = _specs(body, model, others, references=scope.named, deferred=scope.deferred)
-    else:
-        specs = await asyncio.to_thread(_specs, body, model, others, references=scope.named, deferred=scope.deferred)
+    make = partial(_specs, body, model, others, references=scope.named, deferred=scope.deferred)
+    specs = await prepared(make, sum(map(len, body.prompts)), model, *others)
     return await respond(request, body, scope, specs, _Shape(model, body), body.candidates, body.choices)
 
 

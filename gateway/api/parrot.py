@@ -1,12 +1,11 @@
 """Parrot's public API, on the same sessions, variables and calls. Its client is known by its session's number alone."""
 
-import asyncio
 import hashlib
 import hmac
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection
-from functools import wraps
+from functools import partial, wraps
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aiohttp import web
@@ -34,7 +33,7 @@ from compat.parrot import (
     Variables,
     pieces,
 )
-from gateway.api.calls import LONG_PROMPT, check_tokens, check_window
+from gateway.api.calls import check_tokens, check_window, prepared
 from gateway.api.semantic import text_of, variable_of
 from gateway.api.services import SERVICES
 from gateway.api.sessions import describe_session
@@ -169,10 +168,7 @@ async def call(request: web.Request) -> web.Response:
     model = await _model(request, body)
     services.scheduler.admit(continues=bool(session.calls))
     names = _names(body, session)
-    if len(body.template) < LONG_PROMPT:
-        spec = _spec(body, model, names)
-    else:
-        spec = await asyncio.to_thread(_spec, body, model, names)
+    spec = await prepared(partial(_spec, body, model, names), len(body.template), model)
     values = [
         Given(names[parameter.name], text_of(parameter.value), where=f"parameters.{at}.value")
         for at, parameter in enumerate(body.parameters)

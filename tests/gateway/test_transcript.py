@@ -1,0 +1,60 @@
+"""gateway/transcript.py: whatever messages hold comes back as it was."""
+
+from array import array
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.transcript import (
+    END,
+    MESSAGE,
+    TranscriptTokenizer,
+    characters,
+    message_mark,
+    options_mark,
+    read,
+)
+
+# what lies beside marks in memory, or is in the way of codecs: halves of pairs, the last character there is, zeros
+TEXT = st.text(
+    st.one_of(st.characters(exclude_categories=()), st.sampled_from("\0\x11\u1100\ud800\udfff\U0010ffff\x03"))
+)
+
+
+@settings(deadline=None)
+@given(st.lists(TEXT, min_size=1, max_size=6), st.booleans(), st.booleans())
+def test_a_conversation_comes_back(contents: list[str], optioned: bool, unfinished: bool) -> None:
+    options = {"tools": [{"name": "\U0001f600"}]} if optioned else {}
+    tokens = options_mark(options) if options else array("i")
+    for at, content in enumerate(contents):
+        tokens.extend(message_mark({"role": "user", "name": f"n{at}"}))
+        tokens.extend(characters(content))
+        tokens.append(END)
+    if unfinished:
+        tokens.pop()
+    said = read(tokens)
+    assert said.messages == [{"role": "user", "name": f"n{at}", "content": text} for at, text in enumerate(contents)]
+    assert (said.options, said.unfinished, said.text) == (options, unfinished, None)
+
+
+@settings(deadline=None)
+@given(TEXT)
+def test_a_text_comes_back(text: str) -> None:
+    said = read(characters(text))
+    assert (said.text, said.messages) == (text, [])
+    assert TranscriptTokenizer().decode(characters(text)) == text
+
+
+def test_text_between_messages_was_not_written_here() -> None:
+    tokens = message_mark({"role": "user"})
+    tokens.append(END)
+    tokens.extend(characters("lost"))
+    with pytest.raises(ValueError, match="between two messages"):
+        read(tokens)
+
+
+def test_a_message_without_content_is_read_as_far_as_it_goes() -> None:
+    tokens = array("i", (MESSAGE,))
+    tokens.extend(characters('{"role":"assistant"}'))
+    assert read(tokens).messages == [{"role": "assistant"}]
