@@ -213,9 +213,11 @@ INLINE const factor *factors(const bf16 *from, float *room, int64_t count) {
 #endif
 }
 
-// Rows of factors that suit one operand of 16 columns, so that the sums of all have registers.
-#if PARTS == 1
-#define TALL 14
+// Rows of factors that go with one operand of 16 columns, or two on AVX512, so that all sums have registers.
+#ifdef HAS_PAIR_PRODUCTS
+#define TALL 14   // x 2 operands, as below: their factors come straight from memory
+#elif PARTS == 1
+#define TALL 12
 #elif PARTS == 2 || defined(__ARM_NEON)
 #define TALL 6
 #else
