@@ -44,3 +44,18 @@ def test_an_answer_cannot_be_longer_than_it_may(most: str) -> None:
         ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 5, most: 4})
     assert ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 4, most: 4}).length == 4
     assert ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 5}).length is None
+
+
+@pytest.mark.parametrize(
+    ("content", "length"),
+    [
+        ("four", 4),
+        ([{"type": "text", "text": "four"}, {"type": "text", "text": "and five"}], 12),
+        ([], 0),
+        (None, 0),
+    ],
+)
+def test_the_length_of_a_message_is_that_of_its_texts(content: Any, length: int) -> None:
+    called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = Message.model_validate({"role": "assistant", "content": content, "tool_calls": [called]})
+    assert message.length == length
