@@ -22,6 +22,8 @@ from engine.tokenizer import Place
 _MARKS = 0x110000
 """The first number that is no character."""
 OPTIONS, MESSAGE, CONTENT, END = range(_MARKS, _MARKS + 4)
+_AT_ONCE = 4096
+"""Numbers that are decoded at a time."""
 
 
 class TranscriptTokenizer:
@@ -120,11 +122,16 @@ def _parts(tokens: "array[int]") -> Iterator[tuple[int, str]]:
         yield mark, text
 
 
-def _until_mark(numbers: memoryview, start: int) -> tuple[str, int]:
+def _until_mark(numbers: memoryview, at: int) -> tuple[str, int]:
     """The text from there to the next mark, and where that is. What decodes it stops at what is no character, and so
-    finds it without a look at each in Python."""
-    behind = numbers[start:].cast("B")
-    try:
-        return str(behind, "utf-32-le", "surrogatepass"), len(numbers)
-    except UnicodeDecodeError as error:
-        return str(behind[: error.start], "utf-32-le", "surrogatepass"), start + error.start // 4
+    finds it without a look at each in Python. It is given a little at a time, since it makes room for all of that."""
+    text = ""
+    while at < len(numbers):
+        piece = numbers[at : at + _AT_ONCE].cast("B")
+        try:
+            text += str(piece, "utf-32-le", "surrogatepass")
+            at += len(piece) // 4
+        except UnicodeDecodeError as error:
+            text += str(piece[: error.start], "utf-32-le", "surrogatepass")
+            return text, at + error.start // 4
+    return text, at

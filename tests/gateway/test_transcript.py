@@ -45,6 +45,15 @@ def test_a_text_comes_back(text: str) -> None:
     assert TranscriptTokenizer().decode(characters(text)) == text
 
 
+@pytest.mark.parametrize("length", [4095, 4096, 4097, 8192, 10_000])
+def test_a_long_text_comes_back(length: int) -> None:
+    text = "ab\ud800" * (length // 3) + "x" * (length % 3)
+    tokens = message_mark({"role": "user"})
+    tokens.extend(characters(text))
+    tokens.append(END)
+    assert read(tokens).messages == [{"role": "user", "content": text}]
+
+
 def test_text_between_messages_was_not_written_here() -> None:
     tokens = message_mark({"role": "user"})
     tokens.append(END)
