@@ -229,11 +229,13 @@ class Staged(NamedTuple):
 class FusedLayers(Protocol):
     """All layers of a decoder in one call."""
 
-    def __call__(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
-        """Writes the rows' KV. residual: (rows, hidden), changed in place.
+    def __call__(
+        self, residual: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes the KV of all rows. residual: (rows, hidden), changed. wanted: (m,) int64, ascending.
 
-        Returns what the last layer adds to the residual, (rows, hidden), before its `mlp_out_norm`, good until the
-        next call.
+        Returns for the wanted rows the residual before the last layer adds to it, and what that adds, before its
+        `mlp_out_norm`, both (m, hidden) and good until the next call: nobody needs more of the last layer.
         """
 
 
@@ -254,7 +256,7 @@ class Kernels(Protocol):
         """Brings a step's arrays, which the host wrote, to where these kernels read them.
 
         tokens: (rows,) int64; -1 - r stands for the token of row r of the last choice, which the host need not know.
-        wanted: (m,) int64, rows that get logits. What is staged is good until the next call.
+        wanted: (m,) int64, rows that get logits, ascending. What is staged is good until the next call.
         """
 
     def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:

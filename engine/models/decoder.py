@@ -100,8 +100,8 @@ class Decoder:
     def forward(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
         """One step: writes the rows' KV and returns logits, good until the next step.
 
-        tokens: (rows,) int64. wanted: (m,) int64, rows that get logits. Both, and the batch, are the host's. Returns
-        (m, vocabulary) float32, on the kernels' device.
+        tokens: (rows,) int64. wanted: (m,) int64, rows that get logits, ascending. Both, and the batch, are the host's.
+        Returns (m, vocabulary) float32, on the kernels' device.
         """
         asked = len(wanted)
         staged = self.kernels.stage(tokens, batch, wanted)
@@ -112,17 +112,19 @@ class Decoder:
         residual = torch.nn.functional.embedding(tokens, self._embedding)
         if self.spec.embedding_scale != 1.0:
             residual *= torch.tensor(self.spec.embedding_scale, dtype=self.dtype)  # rounded, as it was trained
-        delta = self._one_by_one(residual, batch) if self._fused is None else self._fused(residual, batch)
+        residual, delta = (self._fused or self._one_by_one)(residual, batch, wanted)
         if not len(wanted):
             return torch.empty(0, self.spec.vocabulary, device=residual.device)
         last = self._layers[-1].mlp_out_norm
-        x = self.kernels.add_rms_norm(residual[wanted], delta[wanted], self._norm, last)
+        x = self.kernels.add_rms_norm(residual, delta, self._norm, last)
         logits = self.kernels.logits(x, self._head)
         if cap := self.spec.logit_cap:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _one_by_one(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+    def _one_by_one(
+        self, residual: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `FusedLayers` does, operation by operation."""
         kernels = self.kernels
         delta: torch.Tensor | None = None
@@ -137,7 +139,7 @@ class Decoder:
             delta = kernels.linear(kernels.gated(kernels.linear(x, layer.gate_up)), layer.down)
             inner = layer.mlp_out_norm
         assert delta is not None, "a decoder has layers"
-        return delta
+        return residual[wanted], delta[wanted]
 
 
 class _Reader:

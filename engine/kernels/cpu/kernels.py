@@ -38,8 +38,8 @@ _SIGNATURES = {
     "myna_rope_and_store": [_POINTER] * 7 + [_FLOAT],
     "myna_attention": [_POINTER] * 6 + [_SIZE, _POINTER],
     "myna_attention_state": [_SIZE],
-    "myna_scratch": [_POINTER] * 2,
-    "myna_layers": [_POINTER] * 6,
+    "myna_scratch": [_POINTER] * 2 + [_SIZE],
+    "myna_layers": [_POINTER] * 5 + [_SIZE] + [_POINTER] * 2,
     "myna_choose": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 8 + [_SIZE, _POINTER],
     "myna_choose_room": [_SIZE],
     "myna_instructions": [],
@@ -386,10 +386,12 @@ class _Fused:
         self._state_address = state_address
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
-    def __call__(self, residual: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+    def __call__(
+        self, residual: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FusedLayers`."""
-        held = _batch(batch)
-        needed = self._library.myna_scratch(ctypes.byref(self._shape), ctypes.byref(held)) // 2
+        held, count = _batch(batch), len(wanted)
+        needed = self._library.myna_scratch(ctypes.byref(self._shape), ctypes.byref(held), count) // 2
         if len(self._scratch) < needed:
             self._scratch = torch.empty(needed + needed // 4, dtype=torch.bfloat16)
         address = self._library.myna_layers(
@@ -397,8 +399,11 @@ class _Fused:
             self._layers,
             ctypes.byref(self._shape),
             ctypes.byref(held),
+            wanted.data_ptr(),
+            count,
             self._scratch.data_ptr(),
             self._state_address,
         )
         start = (address - self._scratch.data_ptr()) // self._scratch.itemsize
-        return self._scratch[start : start + residual.numel()].view(residual.shape)
+        kept = residual[:count]
+        return kept, self._scratch[start : start + kept.numel()].view(kept.shape)

@@ -138,15 +138,14 @@ typedef struct {
     AttentionShape attention;
 } Shape;
 
-// Bytes of scratch that myna_layers needs.
-int64_t myna_scratch(const Shape *shape, const Batch *batch) {
-    int64_t q = shape->attention.heads * shape->attention.d, kv = shape->attention.kv_heads * shape->attention.d;
-    int64_t widest = shape->hidden > shape->intermediate ? shape->hidden : shape->intermediate;
-    if (q > widest) widest = q;
-    int64_t row = 2 * (2 * shape->hidden + 3 * q + 2 * kv + 3 * shape->intermediate);
-    return batch->rows * row + input_room_bytes(batch->rows, widest) + batch->n * 4 +
-           count_tasks(batch) * (int64_t)myna_task_bytes() + 16 * 64;
-}
+// Rows of a batch that somebody wants, as sequences of a row each: all that the last layer still needs once it has
+// written its keys and values.
+typedef struct {
+    Batch batch;
+    int32_t *order;
+    Task *tasks;
+    int64_t count;
+} Wanted;
 
 static void *take(char **at, int64_t bytes) {
     void *taken = *at;
@@ -154,13 +153,51 @@ static void *take(char **at, int64_t bytes) {
     return taken;
 }
 
+static int64_t wanted_bytes(const Batch *batch, int64_t m) {
+    const Batch most = {.rows = m, .n = m};
+    return m * (batch->width + 3) * 4 + count_tasks(&most) * (int64_t)myna_task_bytes() + 5 * 64;
+}
+
+static Wanted wanted_of(const Batch *batch, const int64_t *rows, int64_t m, const AttentionShape *shape, char **scratch) {
+    int32_t *starts = take(scratch, (m + 1) * 4), *lengths = take(scratch, m * 4);
+    int32_t *tables = take(scratch, m * batch->width * 4);
+    Wanted wanted = {{.starts = starts, .lengths = lengths, .tables = tables, .rows = m, .n = m, .width = batch->width}};
+    for (int64_t i = 0, s = 0; i < m; i++) {
+        while (batch->starts[s + 1] <= rows[i]) s++;
+        starts[i] = (int32_t)i;
+        lengths[i] = batch->lengths[s] - (int32_t)(batch->starts[s + 1] - 1 - rows[i]);
+        memcpy(tables + i * batch->width, batch->tables + s * batch->width, batch->width * 4);
+    }
+    starts[m] = (int32_t)m;
+    wanted.order = take(scratch, m * 4);
+    wanted.tasks = take(scratch, count_tasks(&wanted.batch) * (int64_t)myna_task_bytes());
+    wanted.count = plan_attention(&wanted.batch, shape, wanted.order, wanted.tasks);
+    return wanted;
+}
+
+// Brings some rows of x, ascending, to its front. All threads call it.
+static void to_front(bf16 *x, const int64_t *rows, int64_t m, int64_t size) {
+#pragma omp single
+    for (int64_t i = 0; i < m; i++) memmove(x + i * size, x + rows[i] * size, size * 2);
+}
+
+// Bytes of scratch that myna_layers needs.
+int64_t myna_scratch(const Shape *shape, const Batch *batch, int64_t m) {
+    int64_t q = shape->attention.heads * shape->attention.d, kv = shape->attention.kv_heads * shape->attention.d;
+    int64_t widest = shape->hidden > shape->intermediate ? shape->hidden : shape->intermediate;
+    if (q > widest) widest = q;
+    int64_t row = 2 * (2 * shape->hidden + 3 * q + 2 * kv + 3 * shape->intermediate);
+    return batch->rows * row + input_room_bytes(batch->rows, widest) + batch->n * 4 +
+           count_tasks(batch) * (int64_t)myna_task_bytes() + wanted_bytes(batch, m) + 16 * 64;
+}
+
 // All layers over a batch, in one parallel region: threads meet at barriers instead of being called anew.
-// residual (rows, hidden): the embeddings, at the end the sum before the last layer's share is added.
-// Returns that share (rows, hidden), not yet normalised by mlp_out_norm, in scratch.
-bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const Batch *batch, char *scratch,
-                  void *state) {
+// residual (rows, hidden): the embeddings. Of the m rows `asked`, ascending, its front is at the end the sum before the
+// last layer's share is added. Returns that share (m, hidden), not yet normalised by mlp_out_norm, in scratch.
+bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const Batch *batch, const int64_t *asked,
+                  int64_t m, char *scratch, void *state) {
     const Shape at = *shape;
-    const int64_t rows = batch->rows;
+    int64_t rows = batch->rows;
     const int64_t q = at.attention.heads * at.attention.d, kv = at.attention.kv_heads * at.attention.d;
     int64_t widest = at.hidden > at.intermediate ? at.hidden : at.intermediate;
     if (q > widest) widest = q;
@@ -172,8 +209,9 @@ bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const
     InputRoom room = input_room_at(take(&scratch, input_room_bytes(rows, widest)), rows, widest);
     int32_t *order = take(&scratch, batch->n * 4);
     Task *tasks = take(&scratch, count_tasks(batch) * (int64_t)myna_task_bytes());
-    const int64_t count = plan_attention(batch, &at.attention, order, tasks);
-#pragma omp parallel num_threads(at.attention.threads)
+    int64_t count = plan_attention(batch, &at.attention, order, tasks);
+    const Wanted wanted = wanted_of(batch, asked, m, &at.attention, &scratch);
+#pragma omp parallel num_threads(at.attention.threads) firstprivate(batch, rows, order, tasks, count)
     {
         for (int64_t l = 0; l < at.layers; l++) {
             const Layer *w = layers + l;
@@ -181,6 +219,12 @@ bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const
                          at.hidden, at.eps);
             linear(normed, &w->qkv, &room, qkv, rows, 0);
             rope_and_store(qkv, &w->positions, w->keys, w->values, queries, batch, &at.attention, at.eps);
+            if (l + 1 == at.layers && m < rows) {
+                to_front(queries, asked, m, q);
+                to_front(residual, asked, m, at.hidden);
+                batch = &wanted.batch, rows = m, order = wanted.order, tasks = wanted.tasks, count = wanted.count;
+                if (!m) break;
+            }
             attention(queries, w->keys, w->values, attended, batch, &at.attention, w->window, order, tasks, count,
                       state);
             linear(attended, &w->output, &room, delta, rows, 0);

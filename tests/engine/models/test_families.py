@@ -22,15 +22,18 @@ def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
     return [token for update in engine.stream(prompt, one) for token in update.tokens]
 
 
-def own_logits(engine: Engine, tokens: list[int]) -> torch.Tensor:
-    """Logits at every position, the engine's own way: planned, gathered, in chunks."""
+def own_logits(engine: Engine, tokens: list[int], every: int = 1) -> torch.Tensor:
+    """Logits at every position, the engine's own way: planned, gathered, in chunks. `every`: or at the first of so many
+    rows of each chunk."""
     engine.fill(999, tokens)
     engine.generate(999, Sampling(max_tokens=1))
     rows: list[torch.Tensor] = []
-    while sum(map(len, rows)) < len(tokens):
+    done = 0
+    while done < len(tokens):
         plan = engine._planner.plan(engine._contexts.values())
         ids, batch, _ = engine._arrays.gather(plan)
-        rows.append(engine.decoder.forward(ids, batch, torch.arange(len(ids))).clone())
+        rows.append(engine.decoder.forward(ids, batch, torch.arange(0, len(ids), every)).clone())
+        done += len(ids)
         for chunk in plan.chunks:
             chunk.context.commit(chunk.end)
     engine.free_context(999)
@@ -78,6 +81,19 @@ def test_the_kernels_in_c_agree_on_every_family(tmp_path: Path, family: str) -> 
         for logits in (own_logits(Engine(EngineConfig(**shape, kernels="torch")), PROMPT), fused)
     )
     assert own_error < 1.3 * torch_error + 1e-3, (own_error, torch_error)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("every", [3, 32])
+def test_rows_are_the_same_if_others_are_not_asked_for(tmp_path: Path, family: str, every: int) -> None:
+    """The kernels in C leave those out of the last layer."""
+    folder = write_tiny(tmp_path, family, dtype=torch.bfloat16)
+    config = EngineConfig(model=str(folder), kv_tokens=1024, step_tokens=32, prefix_sharing=False, kernels="cpu")
+    engine = Engine(config)
+    whole = own_logits(engine, PROMPT)
+    some = own_logits(engine, PROMPT, every)
+    asked = [row for start in range(0, len(PROMPT), 32) for row in range(start, min(start + 32, len(PROMPT)), every)]
+    assert torch.equal(some, whole[asked])
 
 
 def test_one_file_or_several(tmp_path: Path) -> None:
