@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import logging
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from engine.config import default_cache
+from engine.torch_loading import load_torch
 from gateway import show
 
 if TYPE_CHECKING:  # it takes a while to import, and not every command needs it
@@ -63,13 +65,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
+    began = time.monotonic()
     import uvloop
 
-    from gateway.app import serve  # after `--help` of other commands: it takes half a second to import
     from gateway.settings import ServeSettings
 
     settings = _settings(ServeSettings, arguments, "myna serve")
-    return 2 if settings is None else uvloop.run(serve(settings))
+    return 2 if settings is None else uvloop.run(_serving(settings, began))
+
+
+async def _serving(settings: "ServeSettings", began: float) -> int:
+    from gateway.engines.pool import EnginePool
+    from gateway.fleet import Fleet
+
+    pool = EnginePool(settings.engine_wait)
+    try:
+        fleet = Fleet(settings, pool)
+    except OSError as error:  # TLS's among them
+        print(f"myna: cannot trust {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    await fleet.begin()
+    try:
+        from gateway.app import serve  # takes half a second, in which the engine's process loads as well
+
+        return await serve(settings, pool, fleet, began)
+    finally:
+        await fleet.close()
 
 
 def _settings(kind: "type[Settings]", arguments: list[str], program: str) -> "Settings | None":
@@ -110,7 +131,8 @@ def _doctor(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--cache", type=Path, default=Path(default_cache()), help="folder for built kernels")
     wanted = parser.parse_args(arguments)
-    from engine.doctor import as_text, examine  # it loads torch
+    load_torch()
+    from engine.doctor import as_text, examine
 
     report = examine(wanted.cache.expanduser())
     print(msgspec.json.format(msgspec.json.encode(report)).decode() if wanted.json else as_text(report))

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -41,6 +40,7 @@ from gateway.peers import Forwarding, Membership
 from gateway.scheduler import Estimates, Order, Priorities, Scheduler
 from gateway.settings import ServeSettings
 from gateway.simulate.trace import Recorder
+from gateway.tls import tls_context
 
 log = logging.getLogger("myna")
 
@@ -144,34 +144,19 @@ async def listening(app: web.Application, settings: ServeSettings) -> AsyncItera
         await runner.cleanup()
 
 
-def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    """What connections are secured with, if they are. Raises OSError, ssl.SSLError among them."""
-    if certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    return context
-
-
 def allow_many_connections() -> None:
     """As many open files as the system lets us have: each connection is one, and the usual limit is 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def serve(settings: ServeSettings) -> int:
-    """Serves until SIGTERM or SIGINT, then lets running answers finish. Returns the exit status."""
-    began = time.monotonic()
+async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: float) -> int:
+    """Serves until SIGTERM or SIGINT, then lets running answers finish. Returns the exit status. `began`: when the
+    process did, by the monotonic clock."""
     allow_many_connections()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     _stop_on_signals(loop, stop)
-    pool = EnginePool(settings.engine_wait)
-    try:
-        fleet = Fleet(settings, pool)
-    except OSError as error:  # TLS's among them
-        print(f"myna: cannot trust {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
-        return 1
     async with AsyncExitStack() as stack:
         try:
             storage = await _open_storage(settings)

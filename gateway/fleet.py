@@ -104,6 +104,11 @@ class Fleet:
         )
         return Upstream(server, self._pool.changed, patience=self._settings.engine_wait)
 
+    async def begin(self) -> None:
+        """What can go on while the rest of the house is built: see `LinkedEngine.begin`."""
+        if self._linked:
+            await self._linked[0].begin()
+
     async def start(self) -> None:
         """Of engines of our own the first one alone: it fetches the model and builds the kernels that the others find.
         Raises EngineStartFailed."""

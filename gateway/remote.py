@@ -9,9 +9,9 @@ from collections.abc import Callable
 from engine.errors import EngineError
 from engine.link import EngineInfo
 from engine.listen import serve
-from gateway.app import tls_context
 from gateway.fleet import engine_config
 from gateway.settings import EngineSettings
+from gateway.tls import tls_context
 
 
 def run(settings: EngineSettings) -> int:

@@ -30,14 +30,28 @@ class EmbeddedEngine(LinkedEngine):
         super().__init__(name, changed, hang_seconds=hang_seconds)
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
+        self._begun: tuple[asyncio.subprocess.Process, socket.socket] | None = None
 
     @property
     def pid(self) -> int | None:
         """Of the process that runs now."""
         return None if self._process is None else self._process.pid
 
-    async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
-        """Starts one process and serves it until it ends."""
+    async def begin(self) -> None:
+        """Starts the process already; `start` goes on with it."""
+        self._begun = await self._spawn()
+
+    async def close(self) -> None:
+        """See `LinkedEngine.close`."""
+        await super().close()
+        if self._begun is not None:  # and nothing came of it
+            process, ours = self._begun
+            self._begun = None
+            ours.close()
+            await self._reap(process)
+
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, socket.socket]:
+        """A process, and our end of the link to it."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -48,6 +62,12 @@ class EmbeddedEngine(LinkedEngine):
                 stdout=2,  # the gateway's stdout is the user's
                 pass_fds=[theirs.fileno()],
             )
+        return process, ours
+
+    async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
+        """Starts one process and serves it until it ends."""
+        process, ours = self._begun or await self._spawn()
+        self._begun = None
         self._process = process
         reader, writer = await asyncio.open_connection(sock=ours)
         self.linked(writer)

@@ -90,6 +90,10 @@ class LinkedEngine:
         assert self._tokenizer is not None, "the engine has not been ready yet"
         return self._tokenizer
 
+    async def begin(self) -> None:
+        """Begins what of the start takes time elsewhere, where there is such a thing, so that it goes on while
+        others are made ready. `start` or `close` has to follow."""
+
     async def start(self) -> None:
         """Returns when the engine is ready. Raises EngineStartFailed, in the engine's own words where it has some."""
         first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE
 
 from engine.errors import CheckpointError
 from engine.tokenizer import Detokenizer, Tokenizer
@@ -86,6 +89,16 @@ def test_detokenised_pieces_join_to_the_whole(tokenizer: Tokenizer, tokens: list
     detokenizer = Detokenizer(tokenizer)
     pieces = [detokenizer.push(token) for token in tokens]
     assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(tokens)
+
+
+def test_bytes_of_tokens_whose_text_is_no_stand_in(tmp_path: Path) -> None:
+    """Byte-level vocabularies write bytes as printable characters; what has others stands for itself."""
+    texts = {"Ġa": b" a", "Ā": b"\0", "é": b"\xe9", "é b": "é b".encode(), "日": "日".encode(), "\x85": b"\xc2\x85"}
+    backend = Backend(BPE(vocab={text: at for at, text in enumerate(texts)}, merges=[]))
+    backend.decoder = ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert [tokenizer.token_bytes(at) for at in range(tokenizer.vocabulary)] == list(texts.values())
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -149,3 +149,25 @@ def test_the_domain_and_the_link_say_the_same_of_sampling() -> None:
     domain = {field.name: getattr(Sampling(), field.name) for field in dataclasses.fields(Sampling)}
     assert domain.pop("given") == ()
     assert {name: getattr(LinkSampling(), name) for name in LinkSampling.__struct_fields__} == domain
+
+
+async def test_a_process_that_was_begun_is_the_one_that_serves(config: EngineConfig) -> None:
+    engine, others = EmbeddedEngine("test", config, lambda: None), set(psutil.Process().children())
+    await engine.begin()
+    [child] = set(psutil.Process().children()) - others
+    await engine.start()
+    assert engine.pid == child.pid
+    os.kill(child.pid, signal.SIGKILL)
+    await until(lambda: not engine.ready)
+    await until(lambda: engine.ready)
+    assert engine.pid != child.pid, "and only the first"
+    await engine.close()
+
+
+async def test_a_process_that_was_begun_for_nothing_ends(config: EngineConfig) -> None:
+    engine, others = EmbeddedEngine("test", config, lambda: None), set(psutil.Process().children())
+    await engine.begin()
+    [child] = set(psutil.Process().children()) - others
+    await engine.close()
+    assert not child.is_running()
+    await engine.close()
