@@ -83,16 +83,21 @@ class BatchPlanner:
         plan = Plan()
         if self._pacer is not None:
             decoders = self._urgent(decoders, others, plan, self._pacer)
+        places = min(self._max_batch, self._step_tokens)
+        spare = self._step_tokens - min(places, len(decoders))  # for what grammars forced
+        if self._pacer is not None:
+            spare = min(spare, self._pacer.whole)
         for context in decoders:
-            if len(plan.chunks) >= min(self._max_batch, self._step_tokens):
+            if len(plan.chunks) >= places:
                 break
             at = context.computed
-            if context.has_room:
+            rows = min(len(context.tokens) - at, 1 + spare)
+            if rows == 1 and context.has_room and at + 1 == len(context.tokens):
                 plan.chunks.append(Chunk(context, at, at + 1, samples=True))
                 plan.rows += 1
             else:
-                self._add(plan, context, 1, everyone)
-        plan.decoding = plan.rows
+                spare -= max(0, (self._add(plan, context, rows, everyone) or 0) - 1)
+        plan.decoding = len(plan.chunks)
         plan.watched = sum(chunk.context.watched for chunk in plan.chunks)
         if others:
             self._prefill(plan, others, everyone)

@@ -102,11 +102,11 @@ class Context:
 
     @property
     def decoding(self) -> bool:
-        """Whether the next step computes the one token sampled last."""
+        """Whether the next step computes the token sampled last, and those that a grammar forced behind it."""
         generation = self.generation
         return (
             generation is not None
-            and self.computed + 1 == len(self.tokens)
+            and 0 < len(self.tokens) - self.computed <= 1 + generation.forced
             and generation.started
             and not generation.exhausted
         )

@@ -34,9 +34,14 @@ class Generation:
         self.count = 0
         self.pending = 0
         """Tokens that were chosen and not pushed yet: a step is prepared while another runs."""
+        self.forced = 0
+        """Tokens behind the one sampled last that a grammar left no choice of."""
         self.counts: Counter[int] = Counter()
         """Tokens generated, where a penalty asks how often."""
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        self._forces = not sampling.logprobs and not sampling.logit_bias
+        """Whether tokens without a choice are taken without asking the model: else it has to say how likely they are,
+        or which of several ways to write the same is wanted."""
         self._adjusts = bool(self._counts or sampling.logit_bias or sampling.repetition_penalty != 1.0)
         self.seen: set[int] = set(prompt) if sampling.repetition_penalty != 1.0 else set()
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed & (2**64 - 1)
@@ -91,11 +96,22 @@ class Generation:
             self._drawn.append(float(self.random.random()))
         return self._drawn[self.pending]
 
-    def push(self, token: int) -> Progress:
-        """Takes the token just sampled."""
-        progress = self._push(token)
+    def push(self, token: int) -> tuple[list[int], Progress]:
+        """Takes the token just sampled. Returns the tokens that follow it without a choice, which are taken as well,
+        and what all of them brought."""
+        progress, text = self._push(token), ""
+        tokens: list[int] = []
+        if progress.finish is None and self._forces and self.matcher is not None:
+            for forced in self.matcher.forced():
+                tokens.append(forced)
+                text += progress.text
+                progress = self._push(forced)
+                if progress.finish is not None:
+                    break
+        self.forced = len(tokens)
+        progress = Progress(text + progress.text, progress.finish)
         self._told += len(progress.text)
-        return progress
+        return tokens, progress
 
     def kept(self, tokens: list[int]) -> tuple[int, list[int]]:
         """What of a context's tokens stands for exactly the text that was told: so many from its beginning, and then

@@ -68,8 +68,17 @@ class Matcher:
         mask: NDArray[np.int32] = self._mask[0]
         return mask
 
+    def forced(self) -> list[int]:
+        """The tokens that come next whatever the model would say, as far as they are certain; not taken yet.
+
+        They are how the vocabulary writes the one text that can follow, and end before a token that what comes behind
+        could change.
+        """
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
+
     def push(self, token: int) -> bool:
-        """Takes the token just sampled. Whether nothing can follow it."""
+        """Takes the next token. Whether nothing can follow it."""
         self._matcher.consume_token(token)
         return bool(self._matcher.is_stopped())
 

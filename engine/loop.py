@@ -451,16 +451,18 @@ def _take_token(context: Context, sampled: Sampled, place: int, update: Update) 
     generation = context.generation
     assert generation is not None
     context.tokens[place] = sampled.token
-    progress = generation.push(sampled.token)
-    update.tokens = [sampled.token]
+    forced, progress = generation.push(sampled.token)
+    update.tokens = [sampled.token, *forced]
     update.text = progress.text
     update.finish = progress.finish
     ends = progress.finish == "stop" and sampled.token in generation.stop_tokens
     if sampled.logprob is not None and not ends:  # an end token is no part of the answer
         update.logprobs = [sampled.logprob]
+    if forced:  # with a grammar nothing was chosen behind it meanwhile
+        context.tokens += forced
     if progress.finish is not None:
         context.generation = None
-        context.truncate(place + 1)  # nothing comes of what was chosen behind it meanwhile
+        context.truncate(place + len(update.tokens))  # nothing comes of what was chosen behind it meanwhile
         if progress.finish == "stop":
             kept, rest = generation.kept(context.tokens)
             context.truncate(kept)

@@ -59,6 +59,11 @@ class Pacer:
         self._decoding = 0
         """Rows that decoded then."""
 
+    @property
+    def whole(self) -> int:
+        """Rows of a step that takes as long as a step may."""
+        return max(_FEWEST, int(self._gap / self.row_seconds))
+
     def rows(self, decoding: int, *, watched: int, mixed: bool = False) -> Allowance:
         """What the next step may carry, in which so many rows decode, and so many of these are watched.
 

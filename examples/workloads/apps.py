@@ -46,10 +46,8 @@ async def _assistant(app: App, texts: Texts, number: int, *, questions: int, at_
     async def user(at: int) -> None:
         async with gate:
             question = f"Question {at}: what does it say about {_THINGS[at % len(_THINGS)]}?"
-            mine = app.another()
             messages = [system, {"role": "user", "content": question}]
-            await mine.ask(messages, OUT, wanted=True, name=f"gpt {number} user {at}")
-            await mine.close()
+            await app.another().ask(messages, OUT, wanted=True, name=f"gpt {number} user {at}")
 
     await asyncio.gather(*map(user, range(questions)))
 

@@ -53,10 +53,13 @@ class App:
     spans: list[Span] = field(default_factory=list)
     _calls: list[dict[str, Any]] = field(default_factory=list)
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
+    _others: "list[App]" = field(default_factory=list)
 
     def another(self) -> "App":
-        """The same server for somebody else: a session of its own."""
-        return replace(self, session=_new_session(), _calls=[], _names=itertools.count())
+        """The same server for somebody else: a session of its own, closed with this one."""
+        other = replace(self, session=_new_session(), _calls=[], _names=itertools.count(), _others=[])
+        self._others.append(other)
+        return other
 
     async def ask(
         self, prompt: str | Sequence[dict[str, str]], tokens: int, *, wanted: bool = False, name: str = "call"
@@ -103,6 +106,8 @@ class App:
 
     async def close(self) -> None:
         """Ends the session, and asks before what became of its calls, for the timeline."""
+        for other in self._others:
+            await other.close()
         if self.mode == "client" or not next(self._names):  # nothing was asked
             return
         quick = replace(self, rtt=0.0)

@@ -56,6 +56,31 @@ def test_decode_goes_first_and_prefill_fills_the_budget(tokenizer: Tokenizer) ->
     assert [chunk.samples for chunk in plan.chunks] == [True, True]
 
 
+def force(context: Context, count: int) -> None:
+    """As if a grammar had left no choice of so many tokens."""
+    assert context.generation is not None
+    context.tokens += [7] * count
+    context.generation.forced = count
+
+
+def test_tokens_that_a_grammar_forced_are_computed_where_the_context_decodes(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer)
+    one, other = stage.add([5] * 3), stage.add([6] * 3)
+    stage.step()
+    stage.add([*range(100, 140)], rank=-1.0)
+    force(one, 4)
+    plan = stage.step()
+    assert rows(plan) == [(0, 5), (1, 1), (2, 10)]
+    assert [chunk.samples for chunk in plan.chunks] == [True, True, False]
+    assert plan.decoding == 2
+    force(one, 9)
+    force(other, 9)
+    plan = stage.step()
+    assert rows(plan) == [(0, 10), (1, 6)], "more than a step takes"
+    assert [chunk.samples for chunk in plan.chunks] == [True, False]
+    assert rows(stage.step()) == [(0, 1), (1, 4), (2, 11)]
+
+
 def test_lower_rank_is_prefilled_first(tokenizer: Tokenizer) -> None:
     stage = Stage(tokenizer)
     stage.add([*range(100, 120)], rank=2.0)

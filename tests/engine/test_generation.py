@@ -16,7 +16,7 @@ def run(tokenizer: Tokenizer, tokens: list[int], sampling: Sampling, limit: int 
     generation = Generation(sampling, tokenizer, [], limit)
     text = ""
     for count, token in enumerate(tokens, 1):
-        progress = generation.push(token)
+        _, progress = generation.push(token)
         text += progress.text
         if progress.finish is not None:
             return text, progress.finish, count

@@ -4,10 +4,12 @@ import json
 import re
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine import Engine, Sampling
 from engine.errors import ContextError
+from engine.link import Update
 
 SCHEMA = {
     "type": "object",
@@ -47,7 +49,7 @@ def test_a_schema_that_is_none_is_refused(tiny_engine: Engine, schema: str) -> N
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("pattern", [r"[0-9]{3}-[a-z]{2,5}", r"(yes|no)", r"ä+ß?\.", r"\d{4}-\d{2}-\d{2}"])
 def test_the_whole_text_matches(engine: Engine, pattern: str, temperature: float) -> None:
-    for seed in range(3):
+    for seed in range(3 if temperature else 1):
         text, finish = text_of(engine, "Say:", regex=pattern, temperature=temperature, seed=seed, max_tokens=400)
         if finish == "stop":
             assert re.fullmatch(pattern, text), text
@@ -107,3 +109,74 @@ def test_others_in_the_step_are_not_touched(engine: Engine) -> None:
 def test_what_is_no_grammar_is_refused(engine: Engine) -> None:
     with pytest.raises(ContextError, match="regex"):
         text_of(engine, "Go", regex="([")
+
+
+FORCED = {"const": "the quick brown fox jumps over the lazy dog, and once more over the other lazy dog"}
+"""One text of some twenty tokens can come."""
+
+
+def answers_of(engine: Engine, samplings: list[Sampling], prompt: list[int]) -> list[list[Update]]:
+    """What each of some generations in one batch is told."""
+    told: dict[int, list[Update]] = {2000 + at: [] for at in range(len(samplings))}
+    for context, sampling in zip(told, samplings, strict=True):
+        engine.fill(context, prompt)
+        engine.generate(context, sampling)
+    while engine.has_work:
+        for update in engine.step():
+            told[update.context] += [update] if update.tokens or update.error else []
+    engine.check_integrity()
+    for context, updates in told.items():
+        if updates[-1].finish == "length":  # else it was put right for whoever goes on behind it
+            assert engine._contexts[context].tokens == prompt + [token for update in updates for token in update.tokens]
+        engine.free_context(context)
+    return list(told.values())
+
+
+def test_tokens_without_a_choice_are_taken_together(engine: Engine) -> None:
+    [updates] = answers_of(engine, [Sampling(json_schema=json.dumps(FORCED), temperature=0.0)], [40, 41])
+    tokens = [token for update in updates for token in update.tokens]
+    assert "".join(update.text for update in updates) == engine.tokenizer.decode(tokens) == json.dumps(FORCED["const"])
+    assert updates[-1].finish == "stop"
+    assert len(tokens) > 15
+    assert len(updates) <= 4, [update.tokens for update in updates]
+
+
+@pytest.mark.parametrize("sampling", [{"logprobs": True}, {"logit_bias": {100: 1.0}}])
+def test_they_are_asked_for_one_by_one_where_the_model_is_to_say_more(engine: Engine, sampling: dict[str, Any]) -> None:
+    one = Sampling(json_schema=json.dumps(FORCED), temperature=0.0, **sampling)
+    [updates] = answers_of(engine, [one], [40, 41])
+    assert "".join(update.text for update in updates) == json.dumps(FORCED["const"])
+    assert all(len(update.tokens) == 1 for update in updates)
+
+
+@pytest.mark.parametrize("most", range(1, 12))
+def test_they_end_where_the_answer_does(engine: Engine, most: int) -> None:
+    [updates] = answers_of(
+        engine, [Sampling(json_schema=json.dumps(FORCED), temperature=0.0, max_tokens=most)], [40, 41]
+    )
+    tokens = [token for update in updates for token in update.tokens]
+    assert len(tokens) == most
+    assert updates[-1].finish == "length"
+    assert "".join(update.text for update in updates) == engine.tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("stop", ["brown", "own f", " lazy dog, and"])
+def test_a_stop_string_is_found_in_them(engine: Engine, stop: str) -> None:
+    one = Sampling(json_schema=json.dumps(FORCED), temperature=0.0, stop=(stop,))
+    [updates] = answers_of(engine, [one], [40, 41])
+    assert "".join(update.text for update in updates) == json.dumps(FORCED["const"]).partition(stop)[0]
+    assert updates[-1].finish == "stop"
+
+
+@pytest.mark.parametrize("shape", [{"step_tokens": 8}, {"step_tokens": 64, "kv_tokens": 96}, {"max_batch": 3}])
+def test_many_have_them_at_once(tiny_engine: Engine, shape: dict[str, Any]) -> None:
+    """More than a step, a batch or the pool takes; each gets its own text, and others go on beside."""
+    engine = Engine(msgspec.structs.replace(tiny_engine.config, **shape))
+    texts = [f"number {at}: {'abc ' * at}" for at in range(8)]
+    fixed = [Sampling(json_schema=json.dumps({"const": text}), temperature=0.0) for text in texts]
+    *answers, other = answers_of(engine, [*fixed, Sampling(temperature=0.0, max_tokens=20, ignore_eos=True)], [40, 41])
+    for text, updates in zip(texts, answers, strict=True):
+        assert "".join(update.text for update in updates) == json.dumps(text)
+        assert updates[-1].finish == "stop"
+    assert sum(len(update.tokens) for update in other) == 20
+    assert any(len(update.tokens) > 1 for updates in answers for update in updates)
