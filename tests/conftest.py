@@ -18,10 +18,13 @@ _INTERPRETED = pytest.StashKey[Aside]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Whoever takes long and can run beside the others begins at once, and is asked last."""
+    """Whoever takes long and can run beside the others begins at once, and is asked last; tests that mostly wait come
+    first, so that it has a core meanwhile."""
     asks = [item for item in session.items if "interpreted" in getattr(item, "fixturenames", ())]
     if asks and not session.config.option.collectonly:
-        session.items[:] = [item for item in session.items if item not in asks] + asks
+        asked = set(asks)
+        others = [item for item in session.items if item not in asked]
+        session.items[:] = sorted(others, key=lambda item: item.get_closest_marker("waits") is None) + asks
         session.config.stash[_INTERPRETED] = Aside(["tests/interpreter"], TRITON_INTERPRET="1")
 
 

@@ -13,6 +13,8 @@ from bench.chaos import chaos
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 
+pytestmark = pytest.mark.waits
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

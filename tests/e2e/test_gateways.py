@@ -23,6 +23,8 @@ from tests.checkpoints import write_tiny_llama
 from tests.postgres import Postgres, running
 from tests.server import Server
 
+pytestmark = pytest.mark.waits
+
 LONG = 3000
 """Tokens that take a while."""
 FIRST = {"regex": "(?s)^.{0,30}"}

@@ -20,6 +20,8 @@ import trustme
 from tests.checkpoints import write_tiny_llama
 from tests.server import MODEL, Server
 
+pytestmark = pytest.mark.waits
+
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 PAGE = "https://page.example"
 

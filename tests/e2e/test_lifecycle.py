@@ -23,6 +23,8 @@ from gateway.simulate.trace import read_applications
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 
+pytestmark = pytest.mark.waits
+
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 LONG: Any = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
 

@@ -12,7 +12,7 @@ from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.waits]
 
 
 @pytest.fixture(scope="module")

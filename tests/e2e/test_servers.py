@@ -15,6 +15,8 @@ from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 from tests.upstream import FakeServer, breaks_off, chunk, refuses, says, stream
 
+pytestmark = pytest.mark.waits
+
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
 
