@@ -5,11 +5,14 @@ import re
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from engine import Engine, Sampling
 from engine.errors import ContextError
+from engine.grammar import Grammars
 from engine.link import Update
+from engine.tokenizer import Tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -180,3 +183,36 @@ def test_many_have_them_at_once(tiny_engine: Engine, shape: dict[str, Any]) -> N
         assert updates[-1].finish == "stop"
     assert sum(len(update.tokens) for update in other) == 20
     assert any(len(update.tokens) > 1 for updates in answers for update in updates)
+
+
+PATTERNS = [
+    "(ä|ö)x",  # what is forced begins in the middle of a character
+    "(日|旦)本語(です|でした)",
+    "🙂(🙃|🙂){2}done",
+    "naïve (café|cafetière) für (Größe|Größen)",
+    "the (quick|quirk) brown fox",
+    "\u00e9{5}\u0301{3}ok",
+    "  (  )?x\n\n\ny\t\tz",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_texts_are_whole_whatever_is_chosen_between_what_is_forced(tokenizer: Tokenizer, pattern: str) -> None:
+    grammars, random, forced = Grammars(tokenizer), np.random.default_rng(0), 0
+    for _ in range(20):
+        matcher = grammars.matcher(Sampling(regex=pattern))
+        assert matcher is not None
+        tokens: list[int] = []
+        coming: list[int] = []
+        over = False
+        while not over:
+            if not coming:
+                allowed = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
+                coming = [int(random.choice(allowed))]
+            tokens.append(coming.pop(0))
+            over = matcher.push(tokens[-1])
+            if not over and not coming:
+                coming = matcher.forced()
+                forced += len(coming)
+        assert re.fullmatch(pattern, tokenizer.decode([token for token in tokens if token not in tokenizer.eos_ids]))
+    assert forced
