@@ -6,13 +6,11 @@ The thread that serves owns the engine, and sleeps when there is nothing to do. 
 import logging
 import queue
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from engine.errors import ContextError
 from engine.link import Command, Fill, Free, Generate, Report, Rerank, Shutdown, Step, Update
-
-if TYPE_CHECKING:  # it loads torch
-    from engine.loop import Engine
+from engine.loop import Engine
 
 log = logging.getLogger("myna.engine")
 
@@ -53,7 +51,7 @@ class Hub:
         """A gateway's command; None when it is gone, and what it wanted with it."""
         self._inbox.put((link, command))
 
-    def serve(self, engine: "Engine") -> None:
+    def serve(self, engine: Engine) -> None:
         """Steps while there is work, until one of the links is told to shut down."""
         last = time.monotonic()
         while True:
@@ -83,17 +81,17 @@ class Hub:
                     link.rested = -1 if engine.running else link.taken
                     link.outlet.send(self._step(engine, link, said.get(link, [])))
 
-    def _step(self, engine: "Engine", link: Link, updates: list[Update]) -> Step:
+    def _step(self, engine: Engine, link: Link, updates: list[Update]) -> Step:
         return Step(updates, engine.running, engine.free_tokens, link.taken, *engine.pace)
 
-    def _rest(self, engine: "Engine") -> None:
+    def _rest(self, engine: Engine) -> None:
         """Tells all that nothing is left to do, who were not told since they last said something."""
         for link in self._links:
             if link.rested != link.taken:
                 link.rested = link.taken
                 link.outlet.send(self._step(engine, link, []))
 
-    def _drop(self, engine: "Engine", link: Link) -> None:
+    def _drop(self, engine: Engine, link: Link) -> None:
         for number in link.numbers.values():
             engine.free_context(number)
             del self._owners[number]
@@ -109,7 +107,7 @@ class Hub:
             self._owners[self._next] = link, context
         return link.numbers[context]
 
-    def _apply(self, engine: "Engine", link: Link, command: Command) -> Update | None:
+    def _apply(self, engine: Engine, link: Link, command: Command) -> Update | None:
         """Hands a command to the engine; a refusal becomes the context's error, and the context is freed."""
         try:
             match command:

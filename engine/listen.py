@@ -31,7 +31,7 @@ from engine.link import (
     encode_frame,
     hello_decoder,
 )
-from engine.torch_loading import load_torch
+from engine.loop import Engine
 
 log = logging.getLogger("myna.engine")
 
@@ -211,9 +211,6 @@ def serve(
     hub = Hub()
     local = Link(_Nobody())
     stopping(lambda: hub.post(local, Shutdown()))
-    load_torch()
-    from engine.loop import Engine
-
     engine = Engine(config)
     listener = Listener(hub, token, engine.info, tokenizer_files(Path(engine.info.folder)), calls)
     ready(engine.info, listener.start(host, port, tls))

@@ -18,7 +18,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineError
 from engine.hub import Hub, Link
 from engine.link import Fatal, FrameBuffer, FrameError, Ready, Report, Resolved, command_decoder, encode_frame
-from engine.torch_loading import load_torch
+from engine.loop import Engine
 
 log = logging.getLogger("myna.engine")
 
@@ -36,9 +36,6 @@ class Worker:
     def run(self, config: EngineConfig) -> int:
         """Loads the model, then serves until told to shut down. Returns the exit status."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
-        load_torch()
-        from engine.loop import Engine
-
         try:
             engine = Engine(config, resolved=lambda folder: self.send(Resolved(str(folder))))
         except EngineError as error:

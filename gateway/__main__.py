@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from engine.config import default_cache
-from engine.torch_loading import load_torch
 from gateway import show
 
 if TYPE_CHECKING:  # it takes a while to import, and not every command needs it
@@ -131,8 +130,7 @@ def _doctor(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--cache", type=Path, default=Path(default_cache()), help="folder for built kernels")
     wanted = parser.parse_args(arguments)
-    load_torch()
-    from engine.doctor import as_text, examine
+    from engine.doctor import as_text, examine  # it loads torch
 
     report = examine(wanted.cache.expanduser())
     print(msgspec.json.format(msgspec.json.encode(report)).decode() if wanted.json else as_text(report))

@@ -49,7 +49,7 @@ def gathered(arrays: StepArrays, plan: Plan) -> dict[str, list[object]]:
 class Decoding:
     """All that a planner asks of a generation."""
 
-    exhausted, pending = False, 0
+    exhausted, pending, forced = False, 0, 0
     started = True
 
 
