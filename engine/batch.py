@@ -31,7 +31,7 @@ class Chunk(NamedTuple):
 class Plan:
     """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks.
 
-    `decoding`: rows that decode, `watched` of them watched; `long`: rows of prompts that wait for their share (see
+    `decoding`: contexts that decode, `watched` of them watched; `long`: rows of prompts that wait for their share (see
     Pacer). `waiting`: whether a prompt was held back altogether. `empty`: chunks of no rows, which only report. `held`:
     contexts for which there was no room in the step; `starved`: those for whose prompts there was no memory.
     """

@@ -83,13 +83,13 @@ async def _serving(settings: "ServeSettings", began: float) -> int:
     except OSError as error:  # TLS's among them
         print(f"myna: cannot trust {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
         return 1
-    await fleet.begin()
     try:
+        await fleet.begin()
         from gateway.app import serve  # takes half a second, in which the engine's process loads as well
 
         return await serve(settings, pool, fleet, began)
     finally:
-        await fleet.close()
+        await fleet.close()  # a second time, unless `serve` did not come so far
 
 
 def _settings(kind: "type[Settings]", arguments: list[str], program: str) -> "Settings | None":

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -48,6 +49,8 @@ class EmbeddedEngine(LinkedEngine):
             process, ours = self._begun
             self._begun = None
             ours.close()
+            with suppress(ProcessLookupError):  # it is gone already
+                process.kill()  # it would look whether we are there only once it has loaded, and it has nothing to lose
             await self._reap(process)
 
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, socket.socket]:

@@ -40,7 +40,7 @@ def prompts(exact_engine: Engine) -> list[list[int]]:
 @pytest.fixture(scope="session")
 def together(exact_engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
     """What the exact engine answers to all of them in one batch."""
-    return run(exact_engine, prompts, GREEDY)
+    return run(exact_engine, prompts, GREEDY, watched=False)  # in whole steps: these kernels are slow
 
 
 @pytest.fixture(scope="session")
@@ -62,11 +62,13 @@ def continuations(
     return continuations
 
 
-def run(engine: Engine, prompts: list[list[int]], sampling: Sampling | list[Sampling]) -> list[list[int]]:
-    """All prompts in one batch; the tokens of each answer. Nobody watches, so steps are as large as they may be."""
+def run(
+    engine: Engine, prompts: list[list[int]], sampling: Sampling | list[Sampling], *, watched: bool = True
+) -> list[list[int]]:
+    """All prompts in one batch; the tokens of each answer."""
     each = sampling if isinstance(sampling, list) else [sampling] * len(prompts)
     for index, (tokens, one) in enumerate(zip(prompts, each, strict=True)):
-        engine.fill(index, tokens, watched=False)
+        engine.fill(index, tokens, watched=watched)
         engine.generate(index, one)
     answers: list[list[int]] = [[] for _ in prompts]
     while engine.has_work:
