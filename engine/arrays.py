@@ -38,9 +38,10 @@ class StepArrays:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        starts, lengths, wanted = [0], [], []
+        starts, lengths = [0], []
+        wanted: list[int] = []
         row = 0
-        for place, (context, start, end, samples, stored) in enumerate(chunks):
+        for place, (context, start, end, samples, stored, drafted) in enumerate(chunks):
             blocks = context.blocks
             if self._versions[place] != context.table_version or self._written[place] != len(blocks):
                 self._write_table(place, context)
@@ -50,12 +51,15 @@ class StepArrays:
                 slots.append(SCRATCH * size if stored else blocks[start // size] * size + start % size)
             else:
                 tokens += context.tokens[start:end]
+                tokens += drafted
                 positions += range(start, end)
                 slots += [blocks[at // size] * size + at % size for at in range(start, end)]
             row += end - start
             starts.append(row)
             lengths.append(end)
-            if samples:
+            if drafted:
+                wanted += range(row - 1 - len(drafted), row)
+            elif samples:
                 wanted.append(row - 1)
         count, sampling = len(chunks), len(wanted)
         self._tokens[:row] = tokens

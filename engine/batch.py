@@ -1,20 +1,22 @@
 """What goes into the next step: decode tokens first, then prefill chunks up to the token budget, in rank order."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.context import Context
 from engine.kv_cache import KVCache
 from engine.pace import Pacer
+from engine.speculation import Speculation
 
 TOGETHER_SECONDS = 0.001
 """Seconds by which ranks may differ and still be of one urgency."""
 
 
 class Chunk(NamedTuple):
-    """Rows of one context in a step: `tokens[start:end]`. `samples`: whether the last row gets logits.
+    """Rows of one context in a step: `tokens[start:end]`, the last of them `drafted`, which are not the context's yet.
+    `samples`: whether the last row that is gets logits, and all that are drafted do.
 
     `stored`: the KV of these rows is there already and must not be written (a whole prompt found in the tree
     still needs its last row for the logits).
@@ -25,15 +27,17 @@ class Chunk(NamedTuple):
     end: int
     samples: bool
     stored: bool = False
+    drafted: Sequence[int] = ()
 
 
 @dataclass
 class Plan:
     """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks.
 
-    `decoding`: contexts that decode, `watched` of them watched; `long`: rows of prompts that wait for their share (see
-    Pacer). `waiting`: whether a prompt was held back altogether. `empty`: chunks of no rows, which only report. `held`:
-    contexts for which there was no room in the step; `starved`: those for whose prompts there was no memory.
+    `decoding`: contexts that decode, `watched` of them watched; `drafted`: rows of tokens that may come next; `long`:
+    rows of prompts that wait for their share (see Pacer). `waiting`: whether a prompt was held back altogether.
+    `empty`: chunks of no rows, which only report. `held`: contexts for which there was no room in the step; `starved`:
+    those for whose prompts there was no memory.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -43,6 +47,7 @@ class Plan:
     empty: int = 0
     decoding: int = 0
     watched: int = 0
+    drafted: int = 0
     long: int = 0
     waiting: bool = False
     held: list[Context] = field(default_factory=list)
@@ -58,12 +63,20 @@ class BatchPlanner:
     run a block each: to begin, lose the blocks again and begin anew would waste the work.
     """
 
-    def __init__(self, cache: KVCache, step_tokens: int, max_batch: int, pacer: Pacer | None = None) -> None:
-        """Without a pacer, only `step_tokens` bounds a step."""
+    def __init__(
+        self,
+        cache: KVCache,
+        step_tokens: int,
+        max_batch: int,
+        pacer: Pacer | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        """Without a pacer, only `step_tokens` bounds a step. Without speculation, nothing is drafted."""
         self._cache = cache
         self._step_tokens = step_tokens
         self._max_batch = max_batch
         self._pacer = pacer
+        self._speculation = speculation
 
     def plan(self, contexts: Iterable[Context], everyone: list[Context] | None = None) -> Plan:
         """The next step over the contexts; empty if none can go on. `everyone`: all who may have to give blocks,
@@ -87,10 +100,15 @@ class BatchPlanner:
         spare = self._step_tokens - min(places, len(decoders))  # for what grammars forced
         if self._pacer is not None:
             spare = min(spare, self._pacer.whole)
+        drafts: dict[int, list[int]] = {}
+        if self._speculation is not None:
+            drafts = self._speculation.propose(decoders, places - len(decoders), beside=bool(others))
         for context in decoders:
-            if len(plan.chunks) >= places:
+            if len(plan.chunks) + plan.drafted >= places:
                 break
             at = context.computed
+            if context.id in drafts and self._check(plan, context, drafts[context.id]):
+                continue
             rows = min(len(context.tokens) - at, 1 + spare)
             if rows == 1 and context.has_room and at + 1 == len(context.tokens):
                 plan.chunks.append(Chunk(context, at, at + 1, samples=True))
@@ -102,6 +120,20 @@ class BatchPlanner:
         if others:
             self._prefill(plan, others, everyone)
         return plan
+
+    def _check(self, plan: Plan, context: Context, drafted: list[int]) -> bool:
+        """Puts the context's last token into the plan, and behind it what may come next. False, and nothing of it, if
+        memory lacks: nobody loses a block for a guess."""
+        at = context.computed
+        copies = context.reserve(at + 1 + len(drafted))
+        if copies is None:
+            return False
+        context.announce(at + 1)
+        plan.chunks.append(Chunk(context, at, at + 1 + len(drafted), samples=True, drafted=drafted))
+        plan.copies.extend(copies)
+        plan.rows += 1 + len(drafted)
+        plan.drafted += len(drafted)
+        return True
 
     def _urgent(self, decoders: list[Context], others: list[Context], plan: Plan, pacer: Pacer) -> list[Context]:
         """Those who decode in this step, if not all can: were a client's answer to keep pace with all that nobody
@@ -125,7 +157,9 @@ class BatchPlanner:
         most = long = behind = ahead = budget
         if self._pacer is not None:
             mixed = any(context.watched for context in others) and not all(context.watched for context in others)
-            most, long, behind, ahead = self._pacer.rows(plan.decoding, watched=plan.watched, mixed=mixed)
+            most, long, behind, ahead = self._pacer.rows(
+                plan.decoding, watched=plan.watched, mixed=mixed, drafted=plan.drafted
+            )
             budget = min(budget, most)
         first = plan.chunks[0].context.rank + TOGETHER_SECONDS if plan.chunks else math.inf
         full = False

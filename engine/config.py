@@ -35,6 +35,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     `peers`: engines that share the device, this one counted: cores and free memory are divided by it where
     `threads` and `kv_tokens` are 0.
     `overlap`: whether the next step is prepared while one runs; auto: on a GPU, which has no use for the host's cores.
+    `speculation`: whether tokens that are likely to come next are checked together, see `speculation.py`; auto: where
+    that changes no text. Such steps do not overlap.
     `prefix_sharing`: whether full blocks are kept in the prefix tree for later fills.
     `retention`: which of them go first when the pool is full; see `retention.py`.
     """
@@ -56,5 +58,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0
     peers: int = 1
     overlap: Literal["auto", "on", "off"] = "auto"
+    speculation: Literal["auto", "on", "off"] = "auto"
     prefix_sharing: bool = True
     retention: Literal["learned", "lru"] = "learned"

@@ -243,6 +243,18 @@ class Context:
         if end == len(self.tokens):
             self.prompt = 0
 
+    def accept(self, end: int) -> None:
+        """After a step that computed drafted tokens too: those before `end` are the context's now, and the KV of the
+        others is given back."""
+        if end > self.computed:
+            self.announce(end)
+            self.commit(end)
+        kept = -(-self.computed // self._cache.block_size)
+        if len(self.blocks) > kept:
+            self._cache.release(reversed(self.blocks[kept:]))
+            del self.blocks[kept:]
+            self.table_version = next(_versions)
+
     def abort(self) -> None:
         """After a step that failed: what was announced is taken back. Call it last to first in the batch."""
         for offset, (node, made) in reversed(list(enumerate(self._announced))):

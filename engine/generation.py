@@ -10,6 +10,7 @@ import numpy as np
 from engine.grammar import Matcher
 from engine.kernels.base import REQUEST
 from engine.link import Sampling, TokenLogprob
+from engine.lookup import Lookup
 from engine.tokenizer import Detokenizer, Tokenizer
 
 
@@ -36,6 +37,8 @@ class Generation:
         """Tokens that were chosen and not pushed yet: a step is prepared while another runs."""
         self.forced = 0
         """Tokens behind the one sampled last that a grammar left no choice of."""
+        self.lookup: Lookup | None = None
+        """Where drafts of what comes next are looked up, once one was asked for."""
         self.counts: Counter[int] = Counter()
         """Tokens generated, where a penalty asks how often."""
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
@@ -78,6 +81,12 @@ class Generation:
         return self.matcher is None and not self._counts and self.sampling.repetition_penalty == 1.0
 
     @property
+    def foreseeable(self) -> bool:
+        """Whether several tokens can be chosen at once, if somebody says which they may be: none of them waits to be
+        read, each is chosen without knowing the others, and from logits as they are."""
+        return self.started and not self.pending and self.blind and not self.adjusts
+
+    @property
     def adjusts(self) -> bool:
         """Whether logits are changed before a token is chosen."""
         return self._adjusts or self.muted
@@ -87,14 +96,14 @@ class Generation:
         """Whether the text may not end with the token chosen next. Where a grammar says when it ends, it may."""
         return self.count + self.pending < self.sampling.min_tokens and self.matcher is None
 
-    def uniform(self) -> float:
-        """The number that chooses the next token: one a token, however often it is asked for. 0 where none is
-        needed."""
+    def uniform(self, ahead: int = 0) -> float:
+        """The number that chooses the next token, or the one so many behind it: one a token, however often it is asked
+        for. 0 where none is needed."""
         if self.random is None:
             return 0.0
-        while len(self._drawn) <= self.pending:
+        while len(self._drawn) <= self.pending + ahead:
             self._drawn.append(float(self.random.random()))
-        return self._drawn[self.pending]
+        return self._drawn[self.pending + ahead]
 
     def push(self, token: int) -> tuple[list[int], Progress]:
         """Takes the token just sampled. Returns the tokens that follow it without a choice, which are taken as well,

@@ -5,19 +5,19 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from engine.arrays import StepArrays
-from engine.batch import BatchPlanner, Plan
+from engine.batch import BatchPlanner, Chunk, Plan
 from engine.capacity import affordable_tokens, free_memory
 from engine.config import EngineConfig
 from engine.context import Context
 from engine.device import check_weights, choose_device, kv_tokens_on, room_on
-from engine.errors import ContextError
+from engine.errors import ContextError, EngineError
 from engine.generation import Generation, Sampled
 from engine.grammar import Grammars
 from engine.kernels import AttentionBatch, Limits, select_kernels
@@ -28,10 +28,11 @@ from engine.models.checkpoint import open_weights, weights_size
 from engine.models.decoder import Decoder
 from engine.models.fetch import checkpoint_folder, model_name
 from engine.models.spec import read_spec
-from engine.pace import Pacer
+from engine.pace import FEW_ROWS, Pacer
 from engine.retention import Retention
 from engine.sampling import BadLogits, Sampler, any_token, sampled
 from engine.shelf import Shelf
+from engine.speculation import Speculation
 from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("myna.engine")
@@ -45,13 +46,15 @@ _HOST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class _Running:
-    """A step that was begun. contexts, generations, places, choices: those that get a token, where among the context's
-    tokens it goes, and the tokens when they are there. filled: what fills it brought to an end, by context."""
+    """A step that was begun. sampling, generations, places: those that get tokens, and where among the context's
+    tokens the first goes; choices: the tokens when they are there, one for each of `asked`, and several for whom some
+    were drafted. filled: what fills it brought to an end, by context."""
 
     plan: Plan
     filled: dict[int, Update]
-    contexts: list[Context]
+    sampling: list[Chunk]
     generations: list[Generation]
+    asked: list[Generation]
     places: list[int]
     choices: PendingChoices | None
     began: float
@@ -59,7 +62,7 @@ class _Running:
     @property
     def blind(self) -> bool:
         """Whether the next step can be prepared without knowing what this one chooses."""
-        return all(generation.blind for generation in self.generations)
+        return not self.plan.drafted and all(generation.blind for generation in self.generations)
 
 
 class Engine:
@@ -110,13 +113,21 @@ class Engine:
             self.decoder.make_slots(shelf.slots)
         self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing, retention=retention, shelf=shelf)
         self._pacer = Pacer(decode_share=config.decode_share, gap=config.step_seconds)
-        self._planner = BatchPlanner(self.cache, step_tokens, config.max_batch, self._pacer)
+        speculates = config.speculation == "on"
+        if speculates and config.overlap == "on":
+            raise EngineError("what may come next is not known before a step is read: leave out overlap or speculation")
+        self._overlap = config.overlap == "on" or (
+            config.overlap == "auto" and device.type == "cuda" and not speculates
+        )
+        if config.speculation == "auto":
+            speculates = kernels.batch_invariant and not self._overlap
+        self._speculation = Speculation(self._pacer) if speculates else None
+        self._planner = BatchPlanner(self.cache, step_tokens, config.max_batch, self._pacer, self._speculation)
         self._sampler = Sampler(kernels)
         self._grammars = Grammars(self.tokenizer)
         self._arrays = StepArrays(step_tokens, config.max_batch, config.block_size)
         self._contexts: dict[int, Context] = {}
         self._suspects: deque[int] = deque()
-        self._overlap = config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda")
         self._running: _Running | None = None
         """The step whose results were not read yet."""
         self._read_at = 0.0
@@ -271,8 +282,9 @@ class Engine:
 
     @property
     def pace(self) -> tuple[float, float]:
-        """Seconds that a row of a prompt takes, and a step in which one or two contexts decode."""
-        return self._pacer.row_seconds, self._pacer.alone_seconds
+        """Seconds that a row of a prompt takes, and a token where one or two contexts decode."""
+        gain = self._speculation.gain if self._speculation is not None else 1.0
+        return self._pacer.row_seconds, self._pacer.alone_seconds / gain
 
     def step(self) -> list[Update]:
         """Plans one batch, runs it, samples, and says what changed for whom; where steps overlap, begins it, and says
@@ -306,26 +318,28 @@ class Engine:
         began = time.perf_counter()
         sampling = [chunk for chunk in plan.chunks if chunk.samples]
         generations = [chunk.context.generation for chunk in sampling if chunk.context.generation is not None]
+        asked = generations
+        if plan.drafted:
+            asked = [one for chunk, one in zip(sampling, generations, strict=True) for _ in (None, *chunk.drafted)]
         try:
             logits = self._forward(plan)
-            choices = self._sampler.ask(logits, generations) if generations else None
+            choices = self._sampler.ask(logits, asked) if asked else None
         except Exception as error:
             return self._recover(plan, error)
         filled: dict[int, Update] = {}
         for chunk in plan.chunks:
             context = chunk.context
             if not chunk.stored:
-                context.commit(chunk.end)
+                context.commit(chunk.end - len(chunk.drafted))
             if context.fills:
                 _report_fills(context, filled.setdefault(context.id, Update(context.id)))
-        places = []
-        for row, (chunk, generation) in enumerate(zip(sampling, generations, strict=True)):
+        places, row = [], 0
+        for chunk, generation in zip(sampling, generations, strict=True):
             places.append(len(chunk.context.tokens))
             chunk.context.tokens.append(-1 - row)  # see `Kernels.stage`
             generation.pending += 1
-        self._running = _Running(
-            plan, filled, [chunk.context for chunk in sampling], generations, places, choices, began
-        )
+            row += 1 + len(chunk.drafted)
+        self._running = _Running(plan, filled, sampling, generations, asked, places, choices, began)
         return []
 
     def _finish(self) -> list[Update]:
@@ -336,18 +350,23 @@ class Engine:
     def _read(self, running: "_Running") -> list[Update]:
         """Waits for a step, and says what it changed for whom. A context that ended meanwhile has nothing to do with it
         any more."""
-        chosen = [] if running.choices is None else sampled(running.choices, running.generations)
+        chosen = [] if running.choices is None else sampled(running.choices, running.asked)
         updates = {id: update for id, update in running.filled.items() if id in self._contexts}
-        for context, generation, place, choice in zip(
-            running.contexts, running.generations, running.places, chosen, strict=True
-        ):
+        row = 0
+        for chunk, generation, place in zip(running.sampling, running.generations, running.places, strict=True):
+            context, choices = chunk.context, chosen[row : row + 1 + len(chunk.drafted)]
+            row += len(choices)
             generation.pending -= 1
             if self._contexts.get(context.id) is not context or context.generation is not generation:
                 continue
-            if isinstance(choice, BadLogits):
-                updates[context.id] = self._fail(context, "bad_logits", str(choice))
-            else:
-                _take_token(context, choice, place, updates.setdefault(context.id, Update(context.id)))
+            standing = _standing(choices, chunk.drafted)
+            if self._speculation is not None and context.id not in running.filled:
+                self._speculation.tell(generation.lookup, len(chunk.drafted), len(standing) - 1)
+            if isinstance(bad := standing[-1], BadLogits):
+                updates[context.id] = self._fail(context, "bad_logits", str(bad))
+                continue
+            tokens = [choice for choice in standing if isinstance(choice, Sampled)]
+            _take_tokens(chunk, tokens, place, updates.setdefault(context.id, Update(context.id)))
         plan, now = running.plan, time.perf_counter()
         seconds, self._read_at = now - max(running.began, self._read_at), now
         for context in plan.held:
@@ -357,7 +376,7 @@ class Engine:
         self._pacer.observe(
             decoding=plan.decoding,
             watched=plan.watched,
-            prefill=plan.rows - plan.decoding,
+            prefill=plan.rows - plan.decoding - plan.drafted,
             long=plan.long,
             waiting=plan.waiting,
             seconds=seconds,
@@ -392,10 +411,17 @@ class Engine:
         row costs."""
         for size in self.decoder.kernels.recorded:
             self._try([1] * size)
-        for rows in (_TRIAL_ROWS, 1, _TRIAL_ROWS, 1):
+        trials = {_TRIAL_ROWS: [_TRIAL_ROWS], 1: [1]}
+        if self._speculation is not None:
+            few = min(FEW_ROWS, self.config.max_batch)
+            trials[few] = [1] * few
+        taken = dict.fromkeys(trials, math.inf)
+        for rows, each in list(trials.items()) * 2:
             began = time.perf_counter()
-            self._try([rows])
-            self._pacer.learn(rows, time.perf_counter() - began)
+            self._try(each)
+            taken[rows] = min(taken[rows], time.perf_counter() - began)
+        for rows, seconds in taken.items():
+            self._pacer.learn(rows, seconds)
 
     def _try(self, rows: list[int]) -> None:
         """A step of sequences of so many rows each, which choose nothing."""
@@ -446,23 +472,40 @@ def _report_fills(context: Context, update: Update) -> None:
         update.starved, context.starved = context.starved, 0.0
 
 
-def _take_token(context: Context, sampled: Sampled, place: int, update: Update) -> None:
-    """Puts the token where a stand-in is, and tells of it."""
-    generation = context.generation
+def _standing(choices: list[Sampled | BadLogits], drafted: Sequence[int]) -> list[Sampled | BadLogits]:
+    """Of what was chosen behind the last token and behind each drafted one: that which stands, since all before it is
+    as it was drafted."""
+    for at, draft in enumerate(drafted):
+        choice = choices[at]
+        if isinstance(choice, BadLogits) or choice.token != draft:
+            return choices[: at + 1]
+    return choices
+
+
+def _take_tokens(chunk: Chunk, choices: list[Sampled], place: int, update: Update) -> None:
+    """Puts the tokens chosen behind a chunk where a stand-in is, until the generation ends, and tells of them."""
+    context, generation = chunk.context, chunk.context.generation
     assert generation is not None
-    context.tokens[place] = sampled.token
-    forced, progress = generation.push(sampled.token)
-    update.tokens = [sampled.token, *forced]
-    update.text = progress.text
-    update.finish = progress.finish
-    ends = progress.finish == "stop" and sampled.token in generation.stop_tokens
-    if sampled.logprob is not None and not ends:  # an end token is no part of the answer
-        update.logprobs = [sampled.logprob]
-    if forced:  # with a grammar nothing was chosen behind it meanwhile
-        context.tokens += forced
+    tokens: list[int] = []
+    for choice in choices:
+        forced, progress = generation.push(choice.token)
+        tokens += choice.token, *forced
+        update.text += progress.text
+        ends = progress.finish == "stop" and choice.token in generation.stop_tokens
+        if choice.logprob is not None and not ends:  # an end token is no part of the answer
+            update.logprobs.append(choice.logprob)
+        if progress.finish is not None:
+            break
+    update.tokens, update.finish = tokens, progress.finish
+    if generation.pending:  # it was blind, so nothing was forced
+        context.tokens[place] = tokens[0]
+    else:
+        context.tokens[place:] = tokens
+    if chunk.drafted:
+        context.accept(place + len(tokens) - 1)
     if progress.finish is not None:
         context.generation = None
-        context.truncate(place + len(update.tokens))  # nothing comes of what was chosen behind it meanwhile
+        context.truncate(place + len(tokens))  # nothing comes of what was chosen behind it meanwhile
         if progress.finish == "stop":
             kept, rest = generation.kept(context.tokens)
             context.truncate(kept)

@@ -14,6 +14,8 @@ _FULL = 2.0
 """Rows whose products take such a share of the time of a step that only decodes: hidden behind the reading of the
 weights, and more than that, which is still less than they would take by themselves."""
 _BARE_EVERY = 16
+FEW_ROWS = 8
+"""Of which a trial says what a row more costs a step that is bound by reading the weights."""
 
 
 class Allowance(NamedTuple):
@@ -52,6 +54,8 @@ class Pacer:
         self.row_seconds = 0.0005
         self.alone_seconds = 0.01
         """Of a step in which one or two contexts decode."""
+        self._few_seconds = 0.0
+        """That each of the first `FEW_ROWS` rows adds to a step."""
         self._saved = 0.0
         self._carried = False
         self._since_bare = 0
@@ -64,10 +68,11 @@ class Pacer:
         """Rows of a step that takes as long as a step may."""
         return max(_FEWEST, int(self._gap / self.row_seconds))
 
-    def rows(self, decoding: int, *, watched: int, mixed: bool = False) -> Allowance:
+    def rows(self, decoding: int, *, watched: int, mixed: bool = False, drafted: int = 0) -> Allowance:
         """What the next step may carry, in which so many rows decode, and so many of these are watched.
 
-        `mixed`: whether prompts for whose answers somebody waits stand beside others.
+        `mixed`: whether prompts for whose answers somebody waits stand beside others. `drafted`: rows beside those that
+        decode, of which it is not known yet whether they count.
         """
         whole = max(_FEWEST, int((1 if mixed else 2) * self._gap / self.row_seconds))
         if not decoding:
@@ -75,11 +80,11 @@ class Pacer:
         overdue = self._since_bare >= _BARE_EVERY
         blind = overdue or abs(decoding - self._decoding) > 0.25 * self._decoding
         if not watched:
-            riding = max(_FEWEST, self._fitting(_FULL, decoding))
+            riding = max(_FEWEST, self._fitting(_FULL, decoding + drafted))
             return Allowance(whole, whole, 0 if overdue else riding, 0 if blind else riding)
         most = max(_FEWEST, int((self._gap - self.decode_seconds) / self.row_seconds))
         affordable = int(self._saved / self.row_seconds)
-        free = 0 if blind else self._fitting(_FREE, decoding)
+        free = 0 if blind else self._fitting(_FREE, decoding + drafted)
         if self._carried or affordable < _FEWEST:
             return Allowance(most, free, most, free)
         return Allowance(most, min(most, affordable), most, free)
@@ -90,14 +95,20 @@ class Pacer:
         others = (1 / self._share - 1) * max(self.alone_seconds, watched * self.row_seconds)
         return max(1, free + int(others / self.row_seconds))
 
+    def further_seconds(self, rows: int, *, beside: bool) -> float:
+        """What one row more takes that decodes, in a step of so many. `beside`: whether prompts are in it too."""
+        return self.row_seconds if beside or rows >= FEW_ROWS else self._few_seconds
+
     def _fitting(self, share: float, decoding: int) -> int:
         """Rows that fit beside those who decode, if all together may take such a share of a decoding step's time."""
         return max(0, int(share * self.decode_seconds / self.row_seconds) - decoding)
 
     def learn(self, rows: int, seconds: float) -> None:
-        """From a trial: a step of one row, or of many rows of one prompt."""
+        """From a trial: a step of one row, then of at most `FEW_ROWS` that decode, or of many rows of one prompt."""
         if rows == 1:
             self.decode_seconds = self.alone_seconds = seconds
+        elif rows <= FEW_ROWS:
+            self._few_seconds = max(0.0, seconds - self.alone_seconds) / (rows - 1)
         else:
             self.row_seconds = seconds / rows
 

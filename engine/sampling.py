@@ -29,8 +29,8 @@ class Sampler:
     def sample(self, logits: torch.Tensor, generations: list[Generation]) -> list[Sampled | BadLogits]:
         """One token a row.
 
-        logits: (rows, vocabulary) float32, one row for each of `generations`; may be changed. A bad row gives
-        BadLogits in its place and harms no other.
+        logits: (rows, vocabulary) float32, one row for each of `generations`; may be changed. Rows of one generation
+        stand together, and are for its next tokens. A bad row gives BadLogits in its place and harms no other.
         """
         return sampled(self.ask(logits, generations), generations) if generations else []
 
@@ -43,7 +43,7 @@ class Sampler:
         if any(generation.matcher for generation in generations):
             requests = replace(requests, **_masks(generations))
         if any(generation.random for generation in generations):
-            requests.rows["uniform"] = [generation.uniform() for generation in generations]
+            requests.rows["uniform"] = _uniforms(generations)
         if any(generation.adjusts for generation in generations):
             requests = replace(requests, **_adjustments(generations))
         return self._kernels.choose(logits, requests)
@@ -71,6 +71,16 @@ def _requests(rows: bytes) -> ChoiceRequests:
     starts, none = np.zeros(len(requests) + 1, dtype=np.int32), np.empty(0, dtype=np.float32)
     masked = np.full(len(requests), -1, dtype=np.int32)
     return ChoiceRequests(requests, starts, none.astype(np.int32), none, none, np.empty((0, 0), np.int32), masked)
+
+
+def _uniforms(generations: list[Generation]) -> list[float]:
+    """The numbers that choose; see `Generation.uniform`."""
+    numbers, before, ahead = [], None, 0
+    for generation in generations:
+        ahead = ahead + 1 if generation is before else 0
+        numbers.append(generation.uniform(ahead))
+        before = generation
+    return numbers
 
 
 def _masks(generations: Sequence[Generation]) -> dict[str, NDArray[Any]]:

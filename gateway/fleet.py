@@ -248,6 +248,7 @@ def engine_config(settings: EngineOptions, device: str, peers: int) -> EngineCon
         max_batch=settings.max_batch,
         threads=settings.threads,
         peers=peers,
+        speculation=settings.speculation,
         prefix_sharing=settings.prefix_sharing,
         retention=settings.retention,
     )

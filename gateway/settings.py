@@ -63,6 +63,9 @@ class EngineOptions(BaseSettings):
     step_seconds: float = Field(0.1, gt=0, description="longest step while somebody reads, where prompts can be cut")
     decode_share: float = Field(0.65, gt=0, lt=1, description="speed that answers keep while long prompts are read")
     max_batch: int = Field(256, ge=1, description="most requests in one engine step")
+    speculation: Literal["auto", "on", "off"] = Field(
+        "auto", description="check together tokens that an answer may go on with; auto: where that changes no text"
+    )
     prefix_sharing: bool = Field(True, description="keep and share the KV of equal prefixes")
     retention: Literal["learned", "lru"] = Field(
         "learned", description="what leaves a full KV pool first: what is read again last, or what was read longest ago"

@@ -1,7 +1,7 @@
 // Causal attention over block tables. A prefix that several sequences share is read once for all of them.
 //
-// Work is cut into tasks of up to TASK_ROWS query rows: neighbours of one sequence, or rows of sequences that begin
-// with the same blocks. A task goes through the keys segment by segment; within a segment, rows whose blocks are the
+// Work is cut into tasks of up to TASK_ROWS query rows: neighbours of one sequence, or rows of sequences that have no more
+// than that and begin with the same blocks. A task goes through the keys segment by segment; within a segment, rows whose blocks are the
 // same ones go together. Every row still takes its own segments in order, with a running maximum and sum (Milakov
 // and Gimelshein 2018), so what it shares changes not one bit of its result.
 
@@ -37,45 +37,54 @@ typedef struct {
 } Query;
 
 struct Task {
-    int32_t sequence;     // rows [begin, begin + count) of this sequence, or, if < 0, of order[begin …], one row each
+    int32_t sequence;     // rows [begin, begin + count) of this sequence, or, if < 0, those of places[begin …]
     int32_t begin, count;
 };
 
 int64_t myna_attention_state(int64_t group) { return sizeof(Query) * TASK_ROWS * group; }
 
-int64_t count_tasks(const Batch *batch) { return batch->n + batch->rows / TASK_ROWS + 1; }
+int64_t count_tasks(const Batch *batch) { return batch->rows + 1; }  // at most: every task has a row
 size_t myna_task_bytes(void) { return sizeof(struct Task); }
 
 // ------------------------------------------------------------------------------------------------------ planning
 
 static int compare_tables(const void *left, const void *right, void *context) {
     const Batch *batch = context;
-    int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
+    int32_t a = ((const Place *)left)->sequence, b = ((const Place *)right)->sequence;
     int64_t blocks = (batch->lengths[a] < batch->lengths[b] ? batch->lengths[a] : batch->lengths[b]) / BLOCK;
     int order = memcmp(batch->tables + a * batch->width, batch->tables + b * batch->width, blocks * 4);
     return order ? order : a - b;
 }
 
 static int share_a_segment(const Batch *batch, int32_t a, int32_t b) {
-    return batch->lengths[a] >= SEGMENT * BLOCK && batch->lengths[b] >= SEGMENT * BLOCK &&
-           !memcmp(batch->tables + a * batch->width, batch->tables + b * batch->width, SEGMENT * 4);
+    return a == b || (batch->lengths[a] >= SEGMENT * BLOCK && batch->lengths[b] >= SEGMENT * BLOCK &&
+           !memcmp(batch->tables + a * batch->width, batch->tables + b * batch->width, SEGMENT * 4));
 }
 
-// Fills `order` (n) and `tasks` (count_tasks), returns how many. The longest come first.
-int64_t plan_attention(const Batch *batch, const AttentionShape *shape, int32_t *order, Task *tasks) {
-    int64_t singles = 0, count = 0;
+// Fills `places` (rows) and `tasks` (count_tasks), returns how many. The longest come first.
+int64_t plan_attention(const Batch *batch, const AttentionShape *shape, Place *places, Task *tasks) {
+    int64_t sequences = 0, total = 0, count = 0;
     for (int32_t s = 0; s < batch->n; s++) {
         int64_t rows = batch->starts[s + 1] - batch->starts[s];
-        if (rows == 1) order[singles++] = s;
-        for (int64_t cut = (rows - 1) / TASK_ROWS; rows > 1 && cut >= 0; cut--) {
+        if (rows <= TASK_ROWS) {
+            if (rows) places[sequences++].sequence = s;
+            total += rows;
+            continue;
+        }
+        for (int64_t cut = (rows - 1) / TASK_ROWS; cut >= 0; cut--) {
             int64_t left = rows - cut * TASK_ROWS;
             tasks[count++] = (Task){s, (int32_t)(cut * TASK_ROWS), (int32_t)(left < TASK_ROWS ? left : TASK_ROWS)};
         }
     }
-    qsort_r(order, singles, sizeof *order, compare_tables, (void *)batch);
+    qsort_r(places, sequences, sizeof *places, compare_tables, (void *)batch);
+    for (int64_t at = total; sequences--;) {  // from the back, since each has a row at least
+        int32_t s = places[sequences].sequence;
+        for (int32_t row = batch->starts[s + 1]; row-- > batch->starts[s];) places[--at] = (Place){s, row};
+    }
     int64_t heads = shape->kv_heads, wanted = (TASKS_PER_THREAD * shape->threads + heads - 1) / heads;
-    for (int64_t from = 0, to; from < singles; from = to) {
-        for (to = from + 1; to < singles && share_a_segment(batch, order[to - 1], order[to]); to++) {}
+    for (int64_t from = 0, to; from < total; from = to) {
+        for (to = from + 1; to < total && share_a_segment(batch, places[to - 1].sequence, places[to].sequence); to++) {
+        }
         int64_t members = to - from, parts = (members + TASK_ROWS - 1) / TASK_ROWS;
         if (parts < wanted) parts = wanted < members ? wanted : members;
         for (int64_t part = 0; part < parts; part++) {
@@ -293,7 +302,7 @@ static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, 
 
 // `window`: keys that a row sees at most, 0 for all. `state`: threads * myna_attention_state bytes.
 void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Batch *batch,
-               const AttentionShape *shape, int64_t window, const int32_t *order, const Task *tasks, int64_t count,
+               const AttentionShape *shape, int64_t window, const Place *places, const Task *tasks, int64_t count,
                void *state) {
     const int64_t group = shape->heads / shape->kv_heads;
 #pragma omp for schedule(dynamic, 1)
@@ -301,8 +310,10 @@ void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *
         const Task *task = tasks + t / shape->kv_heads;
         Row rows[TASK_ROWS];
         for (int r = 0; r < task->count; r++) {
-            int64_t s = task->sequence < 0 ? order[task->begin + r] : task->sequence;
-            int64_t row = batch->starts[s] + (task->sequence < 0 ? 0 : task->begin + r);
+            const Place place = task->sequence < 0
+                                    ? places[task->begin + r]
+                                    : (Place){task->sequence, batch->starts[task->sequence] + task->begin + r};
+            const int64_t s = place.sequence, row = place.row;
             int64_t visible = batch->lengths[s] - (batch->starts[s + 1] - 1 - row);
             int64_t first = window && visible > window ? visible - window : 0;
             rows[r] = (Row){batch->tables + s * batch->width, row, first, visible};
@@ -314,10 +325,11 @@ void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *
 
 void myna_attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Batch *batch,
                     const AttentionShape *shape, int64_t window, void *state) {
-    int32_t order[batch->n];
+    Place *places = malloc((batch->rows + 1) * sizeof *places);
     Task *tasks = malloc(count_tasks(batch) * sizeof *tasks);
-    int64_t count = plan_attention(batch, shape, order, tasks);
+    int64_t count = plan_attention(batch, shape, places, tasks);
 #pragma omp parallel num_threads(shape->threads)
-    attention(queries, keys, values, out, batch, shape, window, order, tasks, count, state);
+    attention(queries, keys, values, out, batch, shape, window, places, tasks, count, state);
+    free(places);
     free(tasks);
 }

@@ -53,12 +53,17 @@ typedef struct {
     int64_t rows, n, width;
 } Batch;
 
+// A row of a sequence.
+typedef struct {
+    int32_t sequence, row;
+} Place;
+
 typedef struct Task Task;
 int64_t count_tasks(const Batch *batch);
 size_t myna_task_bytes(void);
-int64_t plan_attention(const Batch *batch, const AttentionShape *shape, int32_t *order, Task *tasks);
+int64_t plan_attention(const Batch *batch, const AttentionShape *shape, Place *places, Task *tasks);
 void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Batch *batch,
-               const AttentionShape *shape, int64_t window, const int32_t *order, const Task *tasks, int64_t count,
+               const AttentionShape *shape, int64_t window, const Place *places, const Task *tasks, int64_t count,
                void *state);
 
 // Where in the pool things lie, for a head of d elements:

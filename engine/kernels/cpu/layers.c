@@ -142,7 +142,7 @@ typedef struct {
 // written its keys and values.
 typedef struct {
     Batch batch;
-    int32_t *order;
+    Place *places;
     Task *tasks;
     int64_t count;
 } Wanted;
@@ -155,7 +155,7 @@ static void *take(char **at, int64_t bytes) {
 
 static int64_t wanted_bytes(const Batch *batch, int64_t m) {
     const Batch most = {.rows = m, .n = m};
-    return m * (batch->width + 3) * 4 + count_tasks(&most) * (int64_t)myna_task_bytes() + 5 * 64;
+    return m * (batch->width + 2) * 4 + m * (int64_t)sizeof(Place) + count_tasks(&most) * (int64_t)myna_task_bytes() + 5 * 64;
 }
 
 static Wanted wanted_of(const Batch *batch, const int64_t *rows, int64_t m, const AttentionShape *shape, char **scratch) {
@@ -169,9 +169,9 @@ static Wanted wanted_of(const Batch *batch, const int64_t *rows, int64_t m, cons
         memcpy(tables + i * batch->width, batch->tables + s * batch->width, batch->width * 4);
     }
     starts[m] = (int32_t)m;
-    wanted.order = take(scratch, m * 4);
+    wanted.places = take(scratch, m * (int64_t)sizeof(Place));
     wanted.tasks = take(scratch, count_tasks(&wanted.batch) * (int64_t)myna_task_bytes());
-    wanted.count = plan_attention(&wanted.batch, shape, wanted.order, wanted.tasks);
+    wanted.count = plan_attention(&wanted.batch, shape, wanted.places, wanted.tasks);
     return wanted;
 }
 
@@ -187,7 +187,7 @@ int64_t myna_scratch(const Shape *shape, const Batch *batch, int64_t m) {
     int64_t widest = shape->hidden > shape->intermediate ? shape->hidden : shape->intermediate;
     if (q > widest) widest = q;
     int64_t row = 2 * (2 * shape->hidden + 3 * q + 2 * kv + 3 * shape->intermediate);
-    return batch->rows * row + input_room_bytes(batch->rows, widest) + batch->n * 4 +
+    return batch->rows * row + input_room_bytes(batch->rows, widest) + batch->rows * (int64_t)sizeof(Place) +
            count_tasks(batch) * (int64_t)myna_task_bytes() + wanted_bytes(batch, m) + 16 * 64;
 }
 
@@ -207,11 +207,11 @@ bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const
     bf16 *gate_up = take(&scratch, rows * 2 * at.intermediate * 2);
     bf16 *active = take(&scratch, rows * at.intermediate * 2);
     InputRoom room = input_room_at(take(&scratch, input_room_bytes(rows, widest)), rows, widest);
-    int32_t *order = take(&scratch, batch->n * 4);
+    Place *places = take(&scratch, rows * (int64_t)sizeof(Place));
     Task *tasks = take(&scratch, count_tasks(batch) * (int64_t)myna_task_bytes());
-    int64_t count = plan_attention(batch, &at.attention, order, tasks);
+    int64_t count = plan_attention(batch, &at.attention, places, tasks);
     const Wanted wanted = wanted_of(batch, asked, m, &at.attention, &scratch);
-#pragma omp parallel num_threads(at.attention.threads) firstprivate(batch, rows, order, tasks, count)
+#pragma omp parallel num_threads(at.attention.threads) firstprivate(batch, rows, places, tasks, count)
     {
         for (int64_t l = 0; l < at.layers; l++) {
             const Layer *w = layers + l;
@@ -222,10 +222,10 @@ bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const
             if (l + 1 == at.layers && m < rows) {
                 to_front(queries, asked, m, q);
                 to_front(residual, asked, m, at.hidden);
-                batch = &wanted.batch, rows = m, order = wanted.order, tasks = wanted.tasks, count = wanted.count;
+                batch = &wanted.batch, rows = m, places = wanted.places, tasks = wanted.tasks, count = wanted.count;
                 if (!m) break;
             }
-            attention(queries, w->keys, w->values, attended, batch, &at.attention, w->window, order, tasks, count,
+            attention(queries, w->keys, w->values, attended, batch, &at.attention, w->window, places, tasks, count,
                       state);
             linear(attended, &w->output, &room, delta, rows, 0);
             add_rms_norm(residual, delta, w->attended_norm, w->mlp_norm, normed, rows, at.hidden, at.eps);

@@ -1,0 +1,114 @@
+"""What may come next, looked up in what was said before, so that one step can check several tokens.
+
+Prompt lookup decoding (Saxena 2023; llama.cpp's lookup, vLLM's n-gram method): where a context ends as it has gone on
+before, it is likely to go on as it did then. A step computes the drafted tokens behind the last one, and of what is
+chosen after each of them all that is as drafted stands, and one token more. Every token is chosen from the same logits,
+with the same random number, as it would have been alone: where rows do not depend on their neighbours, speculation
+changes no text.
+"""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.context import Context
+from engine.lookup import LONGEST, Lookup, Rate
+from engine.pace import Pacer
+
+_MOST = 15
+"""Tokens of a draft."""
+_PRIOR = 4.0
+"""So many drafted tokens of others weigh as much as one's own."""
+_MARGIN = 1.25
+"""A row has to bring so many times what it costs: what it saves is worth less where others are not done sooner."""
+
+
+@dataclass
+class _Draft:
+    """Of so many tokens from `start` on, `most` at most. `chance`: that the next is right where those before it are."""
+
+    context: int
+    lookup: Lookup
+    start: int
+    chance: float
+    most: int
+    length: int = 0
+
+
+class Speculation:
+    """Owner of what is known about drafts, and of how many tokens are worth a row.
+
+    A row more makes a step longer, by what the pacer knows, and brings a token if all before it and it are right. Rows
+    are added, the likeliest first, for as long as that brings more tokens a second. So one stream speculates far, many
+    hardly, and who is never right not at all.
+    """
+
+    def __init__(self, pacer: Pacer) -> None:
+        self._pacer = pacer
+        self._rates = [Rate(1.0, 2.0, 256.0) for _ in range(LONGEST + 1)]
+        """By the length of the match."""
+        self.drafted = 0
+        self.right = 0
+        """Tokens since the start."""
+        self.gain = 1.0
+        """Tokens that a context gets in a step in which it decodes, on average of late."""
+
+    def propose(self, decoders: Iterable[Context], rows: int, *, beside: bool) -> dict[int, list[int]]:
+        """Drafts by the context's id, for those of the `decoders` that get one; at most `rows` tokens in all.
+
+        `beside`: whether prompts are read in the same step, which then takes longer with every row.
+        """
+        count = 0
+        found = []
+        for context in decoders:
+            count += 1
+            if (draft := self._look(context)) is not None:
+                found.append(draft)
+        likely = [(-draft.chance, place, draft) for place, draft in enumerate(found)]
+        heapq.heapify(likely)
+        tokens, seconds, taken = float(count), self._pacer.decode_seconds, 0
+        while likely and taken < rows:
+            worth, place, draft = heapq.heappop(likely)
+            more = self._pacer.further_seconds(count + taken, beside=beside)
+            if -worth * seconds <= _MARGIN * more * tokens:
+                break
+            tokens, seconds, taken = tokens - worth, seconds + more, taken + 1
+            draft.length += 1
+            if draft.length < draft.most:
+                heapq.heappush(likely, (worth * draft.chance, place, draft))
+        for draft in found:
+            if not draft.length:
+                draft.lookup.rest()
+        return {draft.context: draft.lookup.draft(draft.start, draft.length) for draft in found if draft.length}
+
+    def _look(self, context: Context) -> "_Draft | None":
+        """What may be drafted for it."""
+        generation = context.generation
+        if generation is None or not generation.foreseeable or len(context.tokens) - context.computed != 1:
+            return None
+        most = min(_MOST, generation.limit - generation.count - 1)
+        if most <= 0:
+            return None
+        lookup = generation.lookup
+        if lookup is None:
+            lookup = generation.lookup = Lookup(context.tokens)
+        if lookup.resting:
+            return None
+        lookup.follow(context.tokens)
+        start = lookup.find()
+        if not start:
+            return None
+        others, own = self._rates[lookup.match], lookup.rate
+        chance = (own.right + _PRIOR * others.right / others.tried) / (own.tried + _PRIOR)
+        return _Draft(context.id, lookup, start, chance, most)
+
+    def tell(self, lookup: Lookup | None, drafted: int, right: int) -> None:
+        """Of so many tokens that were drafted for one context, none or more, the first `right` were."""
+        self.gain += 0.02 * (1 + right - self.gain)
+        if not drafted or lookup is None:
+            return
+        self.drafted += drafted
+        self.right += right
+        tried = min(drafted, right + 1)
+        lookup.rate.add(right, tried)
+        self._rates[lookup.match].add(right, tried)
