@@ -90,7 +90,7 @@ CASES: dict[str, Case] = {
 
 def main() -> None:
     """Prints the table: milliseconds a step, means for operations, medians for whole steps."""
-    engine = Engine(EngineConfig(kv_tokens=65_536))
+    engine = Engine(EngineConfig(kv_tokens=65_536, speculation="off"))
     whole, apart = {}, {}
     timed = _Clock(engine.decoder, ("forward",))
     for name, case in CASES.items():

@@ -165,7 +165,7 @@ class BatchPlanner:
         full = False
         for place, context in enumerate(others):
             follows = context.rank > first
-            if budget <= 0 or (follows and behind <= 0) or len(plan.chunks) >= self._max_batch:
+            if budget <= 0 or (follows and behind <= 0) or len(plan.chunks) + plan.drafted >= self._max_batch:
                 plan.waiting = True
                 plan.held += others[place:]
                 break

@@ -1,6 +1,7 @@
 """engine/arrays.py: arrays kept over thousands of random steps against arrays made anew."""
 
 import random
+from typing import Any
 
 from engine.arrays import StepArrays
 from engine.batch import BatchPlanner, Plan
@@ -15,7 +16,10 @@ def obvious(plan: Plan) -> dict[str, list[object]]:
     chunks = [chunk for chunk in plan.chunks if chunk.end > chunk.start]
     rows = [(chunk, at) for chunk in chunks for at in range(chunk.start, chunk.end)]
     return {
-        "tokens": [chunk.context.tokens[at] for chunk, at in rows],
+        "tokens": [
+            chunk.context.tokens[at] if at < len(chunk.context.tokens) else chunk.drafted[at - chunk.end]
+            for chunk, at in rows
+        ],
         "positions": [at for _, at in rows],
         "slots": [
             SCRATCH * SIZE if chunk.stored else chunk.context.blocks[at // SIZE] * SIZE + at % SIZE
@@ -24,7 +28,12 @@ def obvious(plan: Plan) -> dict[str, list[object]]:
         "starts": [sum(c.end - c.start for c in chunks[:n]) for n in range(len(chunks) + 1)],
         "lengths": [chunk.end for chunk in chunks],
         "tables": [chunk.context.blocks for chunk in chunks],
-        "wanted": [rows.index((chunk, chunk.end - 1)) for chunk in chunks if chunk.samples],
+        "wanted": [
+            rows.index((chunk, at))
+            for chunk in chunks
+            if chunk.samples
+            for at in range(chunk.end - 1 - len(chunk.drafted), chunk.end)
+        ],
     }
 
 
@@ -53,14 +62,31 @@ class Decoding:
     started = True
 
 
+class Guesses:
+    """Drafts some tokens for some contexts."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+
+    def propose(self, decoders: list[Context], rows: int, *, beside: bool) -> dict[int, list[int]]:
+        drafts = {}
+        for context in decoders:
+            count = self._dice.randrange(8)
+            if 0 < count <= rows and len(context.tokens) == context.computed + 1:
+                drafts[context.id] = [self._dice.randrange(9) for _ in range(count)]
+                rows -= count
+        return drafts
+
+
 def test_arrays_that_are_kept_are_those_made_anew() -> None:
     dice = random.Random(4)
     cache = KVCache(400, SIZE)
-    planner = BatchPlanner(cache, step_tokens=48, max_batch=12)
+    guesses: Any = Guesses(dice)
+    planner = BatchPlanner(cache, step_tokens=48, max_batch=12, speculation=guesses)
     arrays = StepArrays(48, 12, SIZE)
     contexts: list[Context] = []
     prefix = [dice.randrange(9) for _ in range(90)]
-    widest = kinds = 0
+    widest = kinds = drafted = 0
     for number in range(6000):
         if len(contexts) < 16 and dice.random() < 0.2:
             one = Context(number, cache, "", dice.random(), number)
@@ -81,15 +107,21 @@ def test_arrays_that_are_kept_are_those_made_anew() -> None:
             continue
         for chunk in plan.chunks:
             if not chunk.stored:
-                chunk.context.commit(chunk.end)
+                chunk.context.commit(chunk.end - len(chunk.drafted))
             one = chunk.context
             if one.settle_fills() is not None:
                 one.generation = Decoding()  # type: ignore[assignment]  # one that samples
             if chunk.samples:
-                one.tokens.append(dice.randrange(9))
+                right = dice.randrange(len(chunk.drafted) + 1)
+                one.tokens += [*chunk.drafted[:right], dice.randrange(9)]
+                if chunk.drafted:
+                    drafted += 1
+                    one.accept(chunk.end - len(chunk.drafted) + right)
+                    assert one.computed == len(one.tokens) - 1
         for one in [one for one in contexts if len(one.tokens) > 130 or dice.random() < 0.01]:
             contexts.remove(one)
             one.free()
     cache.check_integrity([one.blocks for one in contexts])
+    assert drafted > 500
     assert widest > 16, "tables had to be widened"
     assert kinds == 7, "rows that were stored, rows that were not, and prefill beside decoding all came"

@@ -362,7 +362,7 @@ def alone(batch: AttentionBatch, index: int, row: int) -> AttentionBatch:
 @every_c_hand
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    lengths=st.lists(st.tuples(st.integers(1, 500), st.integers(1, 20)), min_size=1, max_size=24),
+    lengths=st.lists(st.tuples(st.integers(1, 500), st.integers(1, 28)), min_size=1, max_size=24),
     shared=st.integers(0, 24),
     window=st.sampled_from([0, 0, 100]),
     width=st.sampled_from([0, 40]),
@@ -372,7 +372,7 @@ def test_a_shared_prefix_changes_no_bit(
 ) -> None:
     """Sequences that begin with the same blocks attend together, and each gets what it gets by itself."""
     kernels = hand.make(layer_shape(6, 3, 64))
-    sequences = [(length, rows if rows <= min(length, 3) else 1) for length, rows in lengths]
+    sequences = [(length, min(length, max(1, rows - 8))) for length, rows in lengths]  # many have one row
     batch, blocks = make_batch(sequences, shared=shared, width=width)
     kv = kernels.new_kv(1, blocks)
     torch.manual_seed(3)
