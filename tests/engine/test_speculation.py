@@ -80,7 +80,8 @@ def test_the_likelier_go_first_where_rows_are_few(pacer: Pacer, decoding: Callab
     good, bad = decoding(LOOP), decoding(LOOP)
     for context, right in ((good, 4), (bad, 1)):
         speculation._look(context)
-        assert context.generation is not None and context.generation.lookup is not None
+        assert context.generation is not None
+        assert context.generation.lookup is not None
         context.generation.lookup.rate.add(5 * right, 20)
     drafts = speculation.propose([bad, good], 3, beside=False)
     assert len(drafts[good.id]) == 3
@@ -219,7 +220,8 @@ def test_bad_logits_behind_a_right_draft_fail_the_request(
     told = []
     while engine.has_work:
         told += engine.step()
-    assert told[-1].error is not None and told[-1].error[0] == "bad_logits"
+    assert told[-1].error is not None
+    assert told[-1].error[0] == "bad_logits"
     assert sum(len(update.tokens) for update in told) > 1, "what came before was right"
     engine.check_integrity()
 
