@@ -2,7 +2,7 @@
 
 Fits a table of step costs to this machine, runs the applications of `examples/workloads` on a server that records them,
 and simulates what was recorded with that table; both times, side by side. `--table FILE` keeps the table, for
-`myna simulate --table FILE`.
+`myna simulate --table FILE`. Without speculation: how often an answer says something again, no record tells.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _BEHIND = 2000
 
 def fit() -> Costs:
     """What the default engine's steps take here: medians."""
-    engine = Engine(EngineConfig(kv_tokens=131_072))
+    engine = Engine(EngineConfig(kv_tokens=131_072, speculation="off"))
     rows = [(count, _decode(engine, count, 8)) for count in _DECODING]
     rows += [(count, _read(engine, count)) for count in _READING]
     few = 8
@@ -117,7 +117,8 @@ def main() -> None:
     print("| | measured | simulated | ratio |\n| --- | --- | --- | --- |")
     with ExitStack() as stack:
         trace = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "trace"
-        command = [sys.executable, "-m", "gateway", "serve", "--journal", "memory", "--record", str(trace)]
+        command = [sys.executable, "-m", "gateway", "serve", "--journal", "memory", "--speculation", "off"]
+        command += ["--record", str(trace)]
         url = stack.enter_context(started(command, port_option="--port")) + "/v1"
         model = asyncio.run(first_model(url))
         for mode in chosen.modes:

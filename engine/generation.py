@@ -2,6 +2,7 @@
 
 import secrets
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from engine.grammar import Matcher
 from engine.kernels.base import REQUEST
 from engine.link import Sampling, TokenLogprob
-from engine.lookup import Lookup
+from engine.lookup import LONGEST, Lookup
 from engine.tokenizer import Detokenizer, Tokenizer
 
 
@@ -25,10 +26,16 @@ class Generation:
     """Owns the random stream, the token counts and the held-back text of one generate."""
 
     def __init__(
-        self, sampling: Sampling, tokenizer: Tokenizer, prompt: list[int], limit: int, matcher: Matcher | None = None
+        self,
+        sampling: Sampling,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        limit: int,
+        matcher: Matcher | None = None,
+        prediction: Sequence[int] = (),
     ) -> None:
         """`prompt`: the context's tokens so far. `limit`: tokens that may come at most. `matcher` holds the text to a
-        grammar."""
+        grammar. `prediction`: tokens of which many may come, in this order."""
         self.sampling = sampling
         self.matcher = matcher
         self.limit = limit
@@ -37,8 +44,9 @@ class Generation:
         """Tokens that were chosen and not pushed yet: a step is prepared while another runs."""
         self.forced = 0
         """Tokens behind the one sampled last that a grammar left no choice of."""
-        self.lookup: Lookup | None = None
-        """Where drafts of what comes next are looked up, once one was asked for."""
+        self._lookup: Lookup | None = None
+        self._prediction = [*prompt[-LONGEST:], *prediction] if prediction else []
+        """As if it had come behind this prompt once."""
         self.counts: Counter[int] = Counter()
         """Tokens generated, where a penalty asks how often."""
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
@@ -104,6 +112,12 @@ class Generation:
         while len(self._drawn) <= self.pending + ahead:
             self._drawn.append(float(self.random.random()))
         return self._drawn[self.pending + ahead]
+
+    def lookup(self, tokens: list[int]) -> Lookup:
+        """Where drafts of what comes next are looked up. `tokens`: all of the context's when it is first asked for."""
+        if self._lookup is None:
+            self._lookup = Lookup(tokens, self._prediction)
+        return self._lookup
 
     def push(self, token: int) -> tuple[list[int], Progress]:
         """Takes the token just sampled. Returns the tokens that follow it without a choice, which are taken as well,

@@ -23,7 +23,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     alternatives reported with each token. Penalties are applied to raw logits: repetition to prompt and
     output, presence and frequency to output. `seed` makes the text a function of prompt and parameters alone.
     `regex`: what the whole text matches, in the syntax of Rust's; `json_schema`: what it is valid for, as JSON;
-    `grammar`: what derives it, in llguidance's Lark. At most one of them.
+    `grammar`: what derives it, in llguidance's Lark. At most one of them. `prediction`: what much of the text may be,
+    which changes nothing but how fast that comes.
     """
 
     max_tokens: int | None = None
@@ -46,6 +47,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     regex: str | None = None
     json_schema: str | None = None
     grammar: str | None = None
+    prediction: str = ""
 
 
 class Fill(msgspec.Struct, frozen=True, tag="fill"):
@@ -165,7 +167,8 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     many were, by why they were not in the cache, see `kv_cache.Missing`; `held` and `starved`: seconds for which the
     fill waited for room in a step, and for memory.
     `tokens`: sampled in this step; `text`: what they add, whole characters only, nothing of a stop string.
-    `finish`: `stop` or `length`. `error`: (code, message); the context is then already freed.
+    `finish`: `stop` or `length`. `error`: (code, message); the context is then already freed. `accepted`, `rejected`:
+    tokens of the prediction that were right, and that were checked and wrong.
     """
 
     context: int
@@ -179,6 +182,8 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     held: float = 0.0
     starved: float = 0.0
     missed: dict[str, int] = {}
+    accepted: int = 0
+    rejected: int = 0
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

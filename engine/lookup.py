@@ -1,5 +1,7 @@
 """What a context's own tokens say of how it may go on."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,12 +35,18 @@ class Rate:
 class Lookup:
     """The tokens of one generation's context, to look up how they may go on."""
 
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens: NDArray[np.int32] = np.empty(max(64, 2 * len(tokens)), dtype=np.int32)
-        self._count = 0
+    def __init__(self, tokens: list[int], prediction: Sequence[int] = ()) -> None:
+        """`tokens`: all of the context's so far. `prediction`: a text that may be written once more, which is believed
+        rather than the context."""
+        self._predicted = len(prediction)
+        self._tokens: NDArray[np.int32] = np.empty(max(64, 2 * (len(prediction) + len(tokens))), dtype=np.int32)
+        self._tokens[: self._predicted] = prediction
+        self._count = self._predicted
         self.rate = Rate(0.0, 0.0, 32.0)
         self.match = 0
         """Tokens by which the last draft was found, at most `LONGEST`."""
+        self.start = 0
+        """Where it was found, 0 for nowhere."""
         self._rest = 0
         self.follow(tokens)
 
@@ -55,16 +63,17 @@ class Lookup:
 
     def follow(self, tokens: list[int]) -> None:
         """Takes in what has come since: `tokens` are all of the context's."""
-        count = len(tokens)
+        count = self._predicted + len(tokens)
         if count > len(self._tokens):
             self._tokens = np.concatenate((self._tokens, np.empty(count, dtype=np.int32)))
-        self._tokens[self._count : count] = tokens[self._count :]
+        self._tokens[self._count : count] = tokens[self._count - self._predicted :]
         self._count = count
 
-    def find(self) -> int:
-        """Where the context goes on as it may go on now: behind the latest of the longest matches. 0 for nowhere."""
+    def find(self) -> bool:
+        """Whether the context ends as it, or the prediction, has gone on before: `start` is then behind the latest of
+        the longest matches."""
         tokens, last = self._tokens, self._count - 1
-        self.match = 0
+        self.match = self.start = 0
         found = hits = np.flatnonzero(tokens[:last] == tokens[last])
         while len(hits):
             found = hits
@@ -73,9 +82,20 @@ class Lookup:
                 break
             hits = hits[hits >= self.match]
             hits = hits[tokens[hits - self.match] == tokens[last - self.match]]
-        return int(found[-1]) + 1 if self.match else 0
+        if self.match:
+            predicted = int(np.searchsorted(found, self._predicted - 1))  # before the end of the prediction
+            self.start = int(found[predicted - 1 if predicted else -1]) + 1
+        return self.match > 0
 
-    def draft(self, start: int, length: int) -> list[int]:
-        """So many tokens as they come from `start` on, and around again where that is near the end."""
-        period = self._count - start
-        return [int(self._tokens[start + at % period]) for at in range(length)]
+    @property
+    def predicted(self) -> bool:
+        """Whether what was found last is the prediction's."""
+        return 0 < self.start < self._predicted
+
+    def draft(self, length: int) -> list[int]:
+        """So many tokens as they come from `start` on, and around again where that is near the end; fewer at the end of
+        a prediction."""
+        if self.predicted:
+            return self._tokens[self.start : min(self.start + length, self._predicted)].tolist()  # type: ignore[no-any-return]
+        period = self._count - self.start
+        return [int(self._tokens[self.start + at % period]) for at in range(length)]

@@ -241,7 +241,8 @@ class Engine:
             )
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         matcher = self._grammars.matcher(sampling)
-        target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher)
+        prediction = self.tokenizer.encode(sampling.prediction) if sampling.prediction and self._speculation else []
+        target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher, prediction)
         if rank is not None:
             target.rank = rank
 
@@ -360,13 +361,16 @@ class Engine:
             if self._contexts.get(context.id) is not context or context.generation is not generation:
                 continue
             standing = _standing(choices, chunk.drafted)
+            accepted = rejected = 0
             if self._speculation is not None and context.id not in running.filled:
-                self._speculation.tell(generation.lookup, len(chunk.drafted), len(standing) - 1)
+                accepted, rejected = self._speculation.tell(context, len(chunk.drafted), len(standing) - 1)
             if isinstance(bad := standing[-1], BadLogits):
                 updates[context.id] = self._fail(context, "bad_logits", str(bad))
                 continue
             tokens = [choice for choice in standing if isinstance(choice, Sampled)]
-            _take_tokens(chunk, tokens, place, updates.setdefault(context.id, Update(context.id)))
+            update = updates.setdefault(context.id, Update(context.id))
+            update.accepted, update.rejected = accepted, rejected
+            _take_tokens(chunk, tokens, place, update)
         plan, now = running.plan, time.perf_counter()
         seconds, self._read_at = now - max(running.began, self._read_at), now
         for context in plan.held:

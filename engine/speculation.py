@@ -15,7 +15,7 @@ from engine.context import Context
 from engine.lookup import LONGEST, Lookup, Rate
 from engine.pace import Pacer
 
-_MOST = 15
+_MOST = 31
 """Tokens of a draft."""
 _PRIOR = 4.0
 """So many drafted tokens of others weigh as much as one's own."""
@@ -25,11 +25,10 @@ _MARGIN = 1.25
 
 @dataclass
 class _Draft:
-    """Of so many tokens from `start` on, `most` at most. `chance`: that the next is right where those before it are."""
+    """Of so many tokens, `most` at most. `chance`: that the next is right where those before it are."""
 
     context: int
     lookup: Lookup
-    start: int
     chance: float
     most: int
     length: int = 0
@@ -79,7 +78,7 @@ class Speculation:
         for draft in found:
             if not draft.length:
                 draft.lookup.rest()
-        return {draft.context: draft.lookup.draft(draft.start, draft.length) for draft in found if draft.length}
+        return {draft.context: draft.lookup.draft(draft.length) for draft in found if draft.length}
 
     def _look(self, context: Context) -> "_Draft | None":
         """What may be drafted for it."""
@@ -89,26 +88,27 @@ class Speculation:
         most = min(_MOST, generation.limit - generation.count - 1)
         if most <= 0:
             return None
-        lookup = generation.lookup
-        if lookup is None:
-            lookup = generation.lookup = Lookup(context.tokens)
+        lookup = generation.lookup(context.tokens)
         if lookup.resting:
             return None
         lookup.follow(context.tokens)
-        start = lookup.find()
-        if not start:
+        if not lookup.find():
             return None
         others, own = self._rates[lookup.match], lookup.rate
         chance = (own.right + _PRIOR * others.right / others.tried) / (own.tried + _PRIOR)
-        return _Draft(context.id, lookup, start, chance, most)
+        return _Draft(context.id, lookup, chance, most)
 
-    def tell(self, lookup: Lookup | None, drafted: int, right: int) -> None:
-        """Of so many tokens that were drafted for one context, none or more, the first `right` were."""
+    def tell(self, context: Context, drafted: int, right: int) -> tuple[int, int]:
+        """Of so many tokens that were drafted for a context, none or more, the first `right` were. Returns how many
+        tokens of its prediction were right, and wrong."""
         self.gain += 0.02 * (1 + right - self.gain)
-        if not drafted or lookup is None:
-            return
+        if not drafted:
+            return 0, 0
+        assert context.generation is not None
+        lookup = context.generation.lookup(context.tokens)
         self.drafted += drafted
         self.right += right
         tried = min(drafted, right + 1)
         lookup.rate.add(right, tried)
         self._rates[lookup.match].add(right, tried)
+        return (right, drafted - right) if lookup.predicted else (0, 0)

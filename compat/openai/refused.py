@@ -16,7 +16,6 @@ REFUSED = {
     "length_penalty": "there is no beam search",
     "logits_processors": "they would be a client's code",
     "mm_processor_kwargs": "the models here read text",
-    "prediction": "there is no speculative decoding",
     "priority": "the order follows from who waits for what; semantic.objective says whether there is time",
     "prompt_logprobs": "log probabilities of prompts are not computed",
     "reasoning_effort": "the models here do not reason apart from their answers",

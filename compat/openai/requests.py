@@ -15,7 +15,7 @@ from compat.openai.forms import (
     valid_regex,
     valid_schema,
 )
-from compat.openai.messages import Message, NamedTool, ToolDefinition
+from compat.openai.messages import Message, NamedTool, TextPart, ToolDefinition
 from compat.openai.semantic import Semantic
 
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
@@ -140,6 +140,18 @@ class _Generation(Sampled):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+class Prediction(Request):
+    """What much of an answer may be."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatCompletionRequest(_Generation):
     """POST /v1/chat/completions."""
 
@@ -154,6 +166,8 @@ class ChatCompletionRequest(_Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    # changes nothing but how fast the answer comes
+    prediction: Prediction | None = None
     # only with the value that changes nothing
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
@@ -198,6 +212,11 @@ class ChatCompletionRequest(_Generation):
     def alternatives(self) -> int:
         """Tokens told at each place."""
         return self.top_logprobs or 0
+
+    @property
+    def predicted(self) -> str:
+        """What much of the answer may be."""
+        return "" if self.prediction is None else self.prediction.text
 
 
 _Tokens = list[Annotated[int, Field(ge=0)]]
@@ -259,6 +278,11 @@ class CompletionRequest(_Generation):
     def alternatives(self) -> int:
         """Tokens told at each place."""
         return self.logprobs or 0
+
+    @property
+    def predicted(self) -> str:
+        """None is taken here."""
+        return ""
 
 
 class TokenizeRequest(Request):

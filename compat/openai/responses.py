@@ -35,13 +35,21 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """How many tokens of the request's prediction came, and how many that were tried did not."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class CompletionUsage(msgspec.Struct, frozen=True):
-    """Tokens read and made."""
+    """Tokens read and made. The last details are there where a prediction was checked."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):

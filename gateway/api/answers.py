@@ -1,5 +1,6 @@
 """Calls as an answer: whole, as a stream, or at once as references to what is still to be made."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from compat.openai import CompletionUsage, PromptTokensDetails, SemanticInfo
+from compat.openai import CompletionTokensDetails, CompletionUsage, PromptTokensDetails, SemanticInfo
 from gateway.api.semantic import Scope, describe_call
 from gateway.api.services import SERVICES
 from gateway.api.streaming import Streaming
@@ -74,7 +75,9 @@ def usage_of(usages: Sequence[Usage]) -> CompletionUsage:
     prompt = sum(usage.prompt for usage in usages)
     completion = sum(usage.completion for usage in usages)
     cached = PromptTokensDetails(sum(usage.cached for usage in usages))
-    return CompletionUsage(prompt, completion, prompt + completion, cached)
+    accepted, rejected = sum(usage.accepted for usage in usages), sum(usage.rejected for usage in usages)
+    predicted = CompletionTokensDetails(accepted, rejected) if accepted or rejected else msgspec.UNSET
+    return CompletionUsage(prompt, completion, prompt + completion, cached, predicted)
 
 
 class _Answer:
@@ -107,7 +110,7 @@ class _Answer:
             return usage_of([])
         usages = [call.usage for call in self._calls]
         first = {id(usage) for usage in usages[:: self._each]}
-        return usage_of([one if id(one) in first else Usage(completion=one.completion) for one in usages])
+        return usage_of([one if id(one) in first else dataclasses.replace(one, prompt=0, cached=0) for one in usages])
 
     @property
     def _hidden(self) -> Told:

@@ -63,6 +63,7 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
         regex=form.regex,
         json_schema=form.json_schema,
         grammar=form.grammar,
+        prediction=body.predicted,
     )
 
 

@@ -87,10 +87,13 @@ class Filled:
 
 
 class Delta(NamedTuple):
-    """What a step brought. `finish`: `stop` or `length`, on the last one."""
+    """What a step brought. `finish`: `stop` or `length`, on the last one. `accepted`, `rejected`: tokens of the
+    prediction that were right, and that were checked and wrong."""
 
     piece: Piece
     finish: str | None
+    accepted: int = 0
+    rejected: int = 0
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,7 @@ class LinkedContext:
                     self._tell(Filled(self._filled, self._cached, self._held, self._starved, dict(self._missed)))
                     self._filled = 0
                 piece = Piece(update.text, len(update.tokens), tuple(update.logprobs))
-                self._tell(Delta(piece, update.finish))
+                self._tell(Delta(piece, update.finish, update.accepted, update.rejected))
         except Exception as error:  # it must not end the link, which is everybody's
             self._end.set_exception(error)
             return

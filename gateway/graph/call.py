@@ -67,6 +67,7 @@ class Sampling:
     regex: str | None = None
     json_schema: str | None = None
     grammar: str | None = None
+    prediction: str = field(default="", compare=False)
     given: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -178,12 +179,15 @@ class CallSpec:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one call. `prompt` includes `cached`. `missed`: those of the prompt that were not, by the reason."""
+    """Tokens of one call. `prompt` includes `cached`. `missed`: those of the prompt that were not, by the reason.
+    `accepted`, `rejected`: those of the prediction that were right, and that were checked and wrong."""
 
     prompt: int = 0
     cached: int = 0
     completion: int = 0
     missed: dict[str, int] = field(default_factory=dict)
+    accepted: int = 0
+    rejected: int = 0
 
 
 @dataclass(slots=True)

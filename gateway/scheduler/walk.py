@@ -208,11 +208,13 @@ class Walk:
             if call.state.final:  # it has just been ended
                 return
             if isinstance(event, Delta):
-                piece, finish = event
+                piece, finish, accepted, rejected = event
                 if call.state is CallState.PREFILL:
                     times.first_token = times.first_token or call.session.clock()
                     call.move(CallState.DECODE)
                 usage.completion += piece.tokens
+                usage.accepted += accepted
+                usage.rejected += rejected
                 call.finish_reason = finish or call.finish_reason
                 pieces.append(piece)
                 for target in targets:

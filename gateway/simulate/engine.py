@@ -97,7 +97,8 @@ class _Step:
 class SimulatedEngine:
     """Owner of its contexts and its prefix cache. See `gateway.engines.base.Engine`.
 
-    A text is as many tokens as it has characters. What a context generates comes in one piece, at its end.
+    A text is as many tokens as it has characters. What a context generates comes in one piece, at its end; a token a
+    step, as without speculation.
     """
 
     ready = True

@@ -469,3 +469,36 @@ def test_a_forced_call_has_no_slots(client: OpenAI) -> None:
 )
 def test_tools_that_make_no_sense_are_refused(client: OpenAI, options: dict[str, Any], words: str) -> None:
     assert words in refused(client, **options)[1]
+
+
+@pytest.mark.usefixtures("batch_invariant")  # else nothing is foreseen
+def test_a_prediction_changes_nothing_but_the_pace(client: OpenAI) -> None:
+    ask = "Write a short Python class for a bank account."
+    plain = chat(client, ask, max_tokens=80)
+    text = plain.choices[0].message.content
+    assert plain.usage.completion_tokens_details is None
+    for content in (text, [{"type": "text", "text": text[:40]}, {"type": "text", "text": text[40:]}]):
+        told = chat(client, ask, max_tokens=80, prediction={"type": "content", "content": content})
+        assert told.choices[0].message.content == text
+        assert told.usage.completion_tokens == plain.usage.completion_tokens
+        details = told.usage.completion_tokens_details
+        assert details.accepted_prediction_tokens > told.usage.completion_tokens // 2
+        assert details.rejected_prediction_tokens < told.usage.completion_tokens // 4
+    wrong = chat(client, ask, max_tokens=80, prediction={"type": "content", "content": "Of a bank in the river. " * 9})
+    assert wrong.choices[0].message.content == text
+    chunks = list(
+        chat(
+            client,
+            ask,
+            max_tokens=80,
+            stream=True,
+            stream_options={"include_usage": True},
+            prediction={"type": "content", "content": text},
+        )
+    )
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    assert "".join(pieces) == text
+    assert len(pieces) < plain.usage.completion_tokens // 2
+    assert chunks[-1].usage.completion_tokens_details.accepted_prediction_tokens > 0
+    assert refused(client, prediction={"type": "tokens", "content": "x"})[0] == "prediction.type"
+    assert refused(client, prediction={"type": "content"})[0] == "prediction.content"

@@ -25,8 +25,9 @@ class Profile:
     `fields`: of requests, which it knows besides OpenAI's. `length`: the field with the most tokens of a chat's answer.
     `goes_on`: how an assistant's message that was begun is gone on with: by flags, as any last message that is an
     assistant's, or not at all. `regex`, `grammar`: the field that holds an answer to one. `salt`: the field that keeps
-    caches apart. `urgency`: the field with the rank, and whether less is sooner. `health`: where it says that it is
-    well. `load`: names of the metrics that add up to the requests it has.
+    caches apart. `urgency`: the field with the rank, and whether less is sooner. `predicts`: whether it may be told
+    what much of an answer may be. `health`: where it says that it is well. `load`: names of the metrics that add up to
+    the requests it has.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Profile:
     salt: str | None = None
     urgency: tuple[str, bool] | None = None
     takes_tokens: bool = False
+    predicts: bool = False
     health: str = "/v1/models"
     load: Collection[str] = ()
 
@@ -83,6 +85,8 @@ class Profile:
             told["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
         if sampling.max_tokens is not None:
             told[self.length if chat else "max_tokens"] = sampling.max_tokens
+        if sampling.prediction and self.predicts and chat:
+            told["prediction"] = {"type": "content", "content": sampling.prediction}
         return told | self._form(sampling)
 
     def _form(self, sampling: Sampling) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def _can_be_strict(schema: Any) -> bool:
 
 OPENAI = Profile("openai")
 """Any server with OpenAI's API, of which nothing else is known."""
-OPENAI_ITSELF = dataclasses.replace(OPENAI, length="max_completion_tokens")
+OPENAI_ITSELF = dataclasses.replace(OPENAI, length="max_completion_tokens", predicts=True)
 VLLM = Profile(
     "vllm",
     fields=_SAMPLING,
@@ -163,6 +167,7 @@ MYNA = Profile(
     grammar="guided_grammar",
     salt="cache_salt",
     takes_tokens=True,
+    predicts=True,
     health="/health/ready",
     load=("myna_calls_unfinished",),
 )
