@@ -48,3 +48,8 @@ async def read(engine: Engine, sampling: Sampling, count: int = 10**9, tokens: S
 def text(events: Sequence[Told]) -> str:
     """What was generated."""
     return "".join(event.piece.text for event in events if isinstance(event, Delta))
+
+
+def generated(events: Sequence[Told]) -> int:
+    """How many tokens were."""
+    return sum(event.piece.tokens for event in events if isinstance(event, Delta))

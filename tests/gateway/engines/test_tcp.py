@@ -14,12 +14,12 @@ import trustme
 from bench.servers import free_port
 from engine.link import VERSION, Fill, FrameBuffer, Generate, Hello, encode_frame, welcome_decoder
 from engine.link import Sampling as LinkSampling
-from gateway.engines.base import Delta, EngineLost, Filled
+from gateway.engines.base import EngineLost, Told
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.tcp import TcpEngine
 from gateway.graph.call import Sampling
 from tests.checkpoints import write_tiny_llama
-from tests.gateway.engines.asking import LONG, SOON, coming, read, until
+from tests.gateway.engines.asking import LONG, SOON, coming, generated, read, text, until
 from tests.server import EngineElsewhere
 
 TOKEN = EngineElsewhere.TOKEN
@@ -65,12 +65,12 @@ async def test_gateways_do_not_see_each_other(elsewhere: EngineElsewhere, engine
     first.fill([5, 6, 7])
     second.fill([8, 9])
 
-    async def text(events: AsyncIterator[Filled | Delta]) -> list[str]:
-        return [event.piece.text async for event in events if isinstance(event, Delta)]
+    async def all_of(events: AsyncIterator[Told]) -> list[Told]:
+        return [event async for event in events]
 
-    texts = await asyncio.gather(text(coming(first, sampling)), text(coming(second, sampling)))
-    assert all(len(one) == 30 for one in texts)
-    assert texts[0] != texts[1]
+    told = await asyncio.gather(all_of(coming(first, sampling)), all_of(coming(second, sampling)))
+    assert [generated(one) for one in told] == [30, 30]
+    assert text(told[0]) != text(told[1])
     first.free()
     second.fill([4])
     assert len(await text(coming(second, sampling))) == 30, "the other's context is another one"
@@ -222,7 +222,7 @@ async def test_over_tls(folder: Path, tmp_path: Path) -> None:
         tls = ssl.create_default_context(cafile=trusted)
         engine = TcpEngine("test", "127.0.0.1", secured.port, TOKEN, lambda: None, tls=tls)
         await engine.start()
-        assert len(await read(engine, Sampling(max_tokens=40, ignore_eos=True))) == 41
+        assert generated(await read(engine, Sampling(max_tokens=40, ignore_eos=True))) == 40
         await engine.close()
         stranger = TcpEngine("test", "127.0.0.1", secured.port, TOKEN, lambda: None, tls=ssl.create_default_context())
         with pytest.raises(EngineStartFailed, match=r"cannot be reached: .*CERTIFICATE_VERIFY_FAILED"):
