@@ -118,6 +118,7 @@ def test_arrays_that_are_kept_are_those_made_anew() -> None:
                     drafted += 1
                     one.accept(chunk.end - len(chunk.drafted) + right)
                     assert one.computed == len(one.tokens) - 1
+                    assert len(one.blocks) == -(-one.computed // SIZE), "what wrong guesses took is given back"
         for one in [one for one in contexts if len(one.tokens) > 130 or dice.random() < 0.01]:
             contexts.remove(one)
             one.free()

@@ -164,12 +164,13 @@ def plain(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
 
 @pytest.mark.usefixtures("batch_invariant")
 def test_no_text_changes_and_there_are_fewer_steps(engine: Engine, plain: Callable[[], None]) -> None:
-    prompts = [REPEATS * 3, REPEATS * 2 + "def mul", "Once upon a time", REPEATS * 4]
+    prompts = [REPEATS * 3, REPEATS * 2 + "def mul", "Once upon a time", REPEATS * 4, REPEATS * 2]
     sampling = [
         Sampling(temperature=0.0, max_tokens=60),
         Sampling(temperature=0.6, seed=3, max_tokens=60),
         Sampling(temperature=0.0, max_tokens=30, presence_penalty=0.5),
         Sampling(temperature=0.0, max_tokens=60, logprobs=True, top_logprobs=3, stop=("return a - b",)),
+        Sampling(temperature=0.0, regex=r"(def [a-z]{3}\(a, b\):\n    return a [-+*/] b\n\n\n){3}"),
     ]
     speculated, few = run(engine, prompts, sampling)
     assert max(len(update.tokens) for updates in speculated for update in updates) > 4
