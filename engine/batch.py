@@ -102,7 +102,12 @@ class BatchPlanner:
             spare = min(spare, self._pacer.whole)
         drafts: dict[int, list[int]] = {}
         if self._speculation is not None:
-            drafts = self._speculation.propose(decoders, places - len(decoders), beside=bool(others))
+            watched = [context for context in decoders if context.watched]
+            if not watched and not any(context.watched for context in others):
+                watched = decoders  # else nobody's steps are made longer for what nobody watches
+            drafts = self._speculation.propose(
+                watched, places - len(decoders), among=len(decoders), beside=bool(others)
+            )
         for context in decoders:
             if len(plan.chunks) + plan.drafted >= places:
                 break

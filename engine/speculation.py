@@ -52,23 +52,19 @@ class Speculation:
         self.gain = 1.0
         """Tokens that a context gets in a step in which it decodes, on average of late."""
 
-    def propose(self, decoders: Iterable[Context], rows: int, *, beside: bool) -> dict[int, list[int]]:
-        """Drafts by the context's id, for those of the `decoders` that get one; at most `rows` tokens in all.
+    def propose(self, contexts: Iterable[Context], rows: int, *, among: int, beside: bool) -> dict[int, list[int]]:
+        """Drafts by the context's id, for those of the `contexts` that get one; at most `rows` tokens in all.
 
-        `beside`: whether prompts are read in the same step, which then takes longer with every row.
+        `among`: how many decode in the step. `beside`: whether prompts are read in it, which then takes longer with
+        every row.
         """
-        count = 0
-        found = []
-        for context in decoders:
-            count += 1
-            if (draft := self._look(context)) is not None:
-                found.append(draft)
+        found = [draft for context in contexts if (draft := self._look(context)) is not None]
         likely = [(-draft.chance, place, draft) for place, draft in enumerate(found)]
         heapq.heapify(likely)
-        tokens, seconds, taken = float(count), self._pacer.decode_seconds, 0
+        tokens, seconds, taken = float(among), self._pacer.decode_seconds, 0
         while likely and taken < rows:
             worth, place, draft = heapq.heappop(likely)
-            more = self._pacer.further_seconds(count + taken, beside=beside)
+            more = self._pacer.further_seconds(among + taken, beside=beside)
             if -worth * seconds <= _MARGIN * more * tokens:
                 break
             tokens, seconds, taken = tokens - worth, seconds + more, taken + 1

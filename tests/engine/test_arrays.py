@@ -68,7 +68,7 @@ class Guesses:
     def __init__(self, dice: random.Random) -> None:
         self._dice = dice
 
-    def propose(self, decoders: list[Context], rows: int, *, beside: bool) -> dict[int, list[int]]:
+    def propose(self, decoders: list[Context], rows: int, *, among: int, beside: bool) -> dict[int, list[int]]:
         drafts = {}
         for context in decoders:
             count = self._dice.randrange(8)

@@ -81,6 +81,31 @@ def test_tokens_that_a_grammar_forced_are_computed_where_the_context_decodes(tok
     assert rows(stage.step()) == [(0, 1), (1, 4), (2, 11)]
 
 
+class Asked:
+    """Says for whom drafts were asked."""
+
+    def propose(self, contexts: list[Context], rows: int, *, among: int, beside: bool) -> dict[int, list[int]]:
+        self.ids = [context.id for context in contexts], among
+        return {}
+
+
+def test_nobodys_steps_are_made_longer_for_what_nobody_watches(tokenizer: Tokenizer) -> None:
+    stage, asked = Stage(tokenizer), Asked()
+    for _ in range(3):
+        stage.add([5] * 3).watched = False
+    stage.step()
+    stage.planner._speculation = asked  # type: ignore[assignment]
+    stage.step()
+    assert asked.ids == ([0, 1, 2], 3)
+    stage.contexts[1].watched = True
+    stage.step()
+    assert asked.ids == ([1], 3)
+    stage.contexts[1].watched = False
+    stage.add([6] * 3)
+    stage.step()
+    assert asked.ids == ([], 3), "somebody waits for a prompt"
+
+
 def test_lower_rank_is_prefilled_first(tokenizer: Tokenizer) -> None:
     stage = Stage(tokenizer)
     stage.add([*range(100, 120)], rank=2.0)

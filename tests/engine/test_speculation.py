@@ -58,7 +58,7 @@ def test_who_is_right_gets_more_and_who_is_wrong_none(pacer: Pacer, decoding: Ca
     one = decoding(LOOP)
     lengths = []
     for _ in range(30):
-        drafts = speculation.propose([one], 100, beside=False)
+        drafts = speculation.propose([one], 100, among=1, beside=False)
         assert drafts[0] == (LOOP * 3)[: len(drafts[0])], "as the loop goes on"
         lengths.append(len(drafts[0]))
         told(speculation, [one], drafts, right=100)
@@ -67,7 +67,7 @@ def test_who_is_right_gets_more_and_who_is_wrong_none(pacer: Pacer, decoding: Ca
     other = decoding(LOOP)
     seen = []
     for _ in range(60):
-        drafts = speculation.propose([other], 100, beside=True)
+        drafts = speculation.propose([other], 100, among=1, beside=True)
         seen.append(len(drafts.get(1, ())))
         told(speculation, [other], drafts, right=0)
     assert seen[0] >= 1, "what is right for others is tried"
@@ -81,7 +81,7 @@ def test_the_likelier_go_first_where_rows_are_few(pacer: Pacer, decoding: Callab
         speculation._look(context)
         assert context.generation is not None
         context.generation.lookup(context.tokens).rate.add(5 * right, 20)
-    drafts = speculation.propose([bad, good], 3, beside=False)
+    drafts = speculation.propose([bad, good], 3, among=2, beside=False)
     assert len(drafts[good.id]) == 3
     assert bad.id not in drafts
 
@@ -89,11 +89,11 @@ def test_the_likelier_go_first_where_rows_are_few(pacer: Pacer, decoding: Callab
 def test_rows_have_to_be_worth_their_time(pacer: Pacer, decoding: Callable[..., Context]) -> None:
     speculation = Speculation(pacer)
     one = decoding(LOOP)
-    far = len(speculation.propose([one], 100, beside=False)[0])
-    near = len(speculation.propose([one], 100, beside=True).get(0, ()))
+    far = len(speculation.propose([one], 100, among=1, beside=False)[0])
+    near = len(speculation.propose([one], 100, among=1, beside=True).get(0, ()))
     assert near < far, "beside a prompt every row has its price"
     many = [decoding(LOOP) for _ in range(40)]
-    assert not speculation.propose(many, 100, beside=False), "40 rows are bound by computing"
+    assert not speculation.propose(many, 100, among=40, beside=False), "40 rows are bound by computing"
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_what_depends_on_tokens_before_it_is_not_drafted(
     pacer: Pacer, decoding: Callable[..., Context], sampling: dict[str, Any]
 ) -> None:
     speculation = Speculation(pacer)
-    assert not speculation.propose([decoding(LOOP, **sampling)], 100, beside=False)
-    assert speculation.propose([decoding(LOOP, temperature=0.7, logprobs=True)], 100, beside=False)
+    assert not speculation.propose([decoding(LOOP, **sampling)], 100, among=1, beside=False)
+    assert speculation.propose([decoding(LOOP, temperature=0.7, logprobs=True)], 100, among=1, beside=False)
 
 
 def test_nothing_is_drafted_behind_the_end(pacer: Pacer, decoding: Callable[..., Context]) -> None:
@@ -114,7 +114,7 @@ def test_nothing_is_drafted_behind_the_end(pacer: Pacer, decoding: Callable[...,
     for left, drafted in ((1, None), (2, 1), (3, 2)):
         one = decoding(LOOP, limit=left + 1)
         for _ in range(5):
-            drafts = speculation.propose([one], 100, beside=False)
+            drafts = speculation.propose([one], 100, among=1, beside=False)
             told(speculation, [one], drafts, right=100)
         assert (len(drafts[one.id]) if one.id in drafts else None) == drafted
 
