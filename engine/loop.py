@@ -381,6 +381,7 @@ class Engine:
             decoding=plan.decoding,
             watched=plan.watched,
             prefill=plan.rows - plan.decoding - plan.drafted,
+            drafted=plan.drafted,
             long=plan.long,
             waiting=plan.waiting,
             seconds=seconds,

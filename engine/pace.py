@@ -112,12 +112,17 @@ class Pacer:
         else:
             self.row_seconds = seconds / rows
 
-    def observe(self, *, decoding: int, watched: int, prefill: int, long: int, waiting: bool, seconds: float) -> None:
+    def observe(
+        self, *, decoding: int, watched: int, prefill: int, long: int, waiting: bool, seconds: float, drafted: int = 0
+    ) -> None:
         """A step over `decoding` rows that decode, `watched` of them watched, and `prefill` rows of prompts, `long` of
         them of such that wait for their share.
 
-        `waiting`: whether prefill was left undone.
+        `waiting`: whether prefill was left undone. `drafted`: rows beside those, of which it was not known whether they
+        count; what they took is not taken for what decoding takes.
         """
+        few = min(drafted, max(0, FEW_ROWS - decoding))
+        seconds = max(seconds / _STRANGE, seconds - few * self._few_seconds - (drafted - few) * self.row_seconds)
         if decoding and not prefill:
             self._since_bare, self._decoding = 0, decoding
         else:

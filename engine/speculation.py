@@ -19,27 +19,38 @@ _MOST = 31
 """Tokens of a draft."""
 _PRIOR = 4.0
 """So many drafted tokens of others weigh as much as one's own."""
-_MARGIN = 1.25
-"""A row has to bring so many times what it costs: what it saves is worth less where others are not done sooner."""
 
 
 @dataclass
 class _Draft:
-    """Of so many tokens, `most` at most. `chance`: that the next is right where those before it are."""
+    """Of so many tokens, `most` at most. `chance`: that the next is right where those before it are. `tokens`: that the
+    answer gets in the step, on average."""
 
     context: int
     lookup: Lookup
     chance: float
     most: int
     length: int = 0
+    tokens: float = 1.0
+
+    @property
+    def worth(self) -> float:
+        """By what part a token more would make the answer faster."""
+        return float(self.chance ** (self.length + 1)) / self.tokens
+
+    def take(self) -> None:
+        """One token more."""
+        self.tokens += self.chance ** (self.length + 1)
+        self.length += 1
 
 
 class Speculation:
     """Owner of what is known about drafts, and of how many tokens are worth a row.
 
-    A row more makes a step longer, by what the pacer knows, and brings a token if all before it and it are right. Rows
-    are added, the likeliest first, for as long as that brings more tokens a second. So one stream speculates far, many
-    hardly, and who is never right not at all.
+    A row more makes a step longer for all, by what the pacer knows, and brings its answer a token if all before it and
+    it are right. Rows are added, those worth most first, while each makes its answer faster by a larger part than it
+    makes all together slower (proportional fairness, Kelly 1997): so one stream speculates far, many hardly, who is
+    never right not at all, and nobody crawls because another repeats itself.
     """
 
     def __init__(self, pacer: Pacer) -> None:
@@ -59,18 +70,18 @@ class Speculation:
         every row.
         """
         found = [draft for context in contexts if (draft := self._look(context)) is not None]
-        likely = [(-draft.chance, place, draft) for place, draft in enumerate(found)]
+        likely = [(-draft.worth, place, draft) for place, draft in enumerate(found)]
         heapq.heapify(likely)
-        tokens, seconds, taken = float(among), self._pacer.decode_seconds, 0
+        seconds, taken = self._pacer.decode_seconds, 0
         while likely and taken < rows:
-            worth, place, draft = heapq.heappop(likely)
+            _, place, draft = heapq.heappop(likely)
             more = self._pacer.further_seconds(among + taken, beside=beside)
-            if -worth * seconds <= _MARGIN * more * tokens:
+            if draft.worth <= among * more / seconds:
                 break
-            tokens, seconds, taken = tokens - worth, seconds + more, taken + 1
-            draft.length += 1
+            seconds, taken = seconds + more, taken + 1
+            draft.take()
             if draft.length < draft.most:
-                heapq.heappush(likely, (worth * draft.chance, place, draft))
+                heapq.heappush(likely, (-draft.worth, place, draft))
         for draft in found:
             if not draft.length:
                 draft.lookup.rest()

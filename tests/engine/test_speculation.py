@@ -81,9 +81,24 @@ def test_the_likelier_go_first_where_rows_are_few(pacer: Pacer, decoding: Callab
         speculation._look(context)
         assert context.generation is not None
         context.generation.lookup(context.tokens).rate.add(5 * right, 20)
-    drafts = speculation.propose([bad, good], 3, among=2, beside=False)
-    assert len(drafts[good.id]) == 3
-    assert bad.id not in drafts
+    drafts = speculation.propose([bad, good], 100, among=2, beside=False)
+    assert len(drafts[good.id]) > len(drafts[bad.id])
+    drafts = speculation.propose([bad, good], 1, among=2, beside=False)
+    assert drafts == {good.id: [5]}
+
+
+def test_nobody_crawls_because_another_repeats_itself(pacer: Pacer, decoding: Callable[..., Context]) -> None:
+    speculation = Speculation(pacer)
+    lengths = []
+    for among in (1, 2, 4, 8, 16):
+        one = decoding(LOOP)
+        for _ in range(20):
+            drafts = speculation.propose([one], 100, among=among, beside=False)
+            told(speculation, [one], drafts, right=100)
+        lengths.append(len(drafts.get(one.id, ())))
+    assert lengths[0] > 10
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] <= 1
 
 
 def test_rows_have_to_be_worth_their_time(pacer: Pacer, decoding: Callable[..., Context]) -> None:
