@@ -7,7 +7,7 @@ from engine.context import Context
 from engine.generation import Generation
 from engine.kv_cache import KVCache
 from engine.link import Sampling
-from engine.pace import Pacer
+from engine.pace import FEW_ROWS, Pacer
 from engine.tokenizer import Tokenizer
 
 DECODE, ROW = 0.012, 0.0008
@@ -205,3 +205,18 @@ def test_what_nobody_watches_pauses_where_all_together_would_be_too_many(tokeniz
     clock.contexts.remove(reader)
     clock.step()
     assert clock.rows[-1][0] == 100
+
+
+def test_what_drafts_take_is_not_taken_for_what_decoding_takes() -> None:
+    """Else prompts would be let in by steps that are long anyway."""
+    pacer = Pacer(decode_share=0.65, gap=0.1)
+    pacer.learn(1, 0.010)
+    pacer.learn(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
+    pacer.learn(100, 0.100)
+    few, further = 6 * 0.0002, 14 * 0.001
+    for _ in range(100):
+        pacer.observe(
+            decoding=2, watched=2, prefill=0, long=0, waiting=True, drafted=20, seconds=0.0102 + few + further
+        )
+    assert abs(pacer.decode_seconds - 0.0102) < 1e-4
+    assert abs(pacer.alone_seconds - 0.0102) < 1e-4
