@@ -14,6 +14,8 @@ _FULL = 2.0
 """Rows whose products take such a share of the time of a step that only decodes: hidden behind the reading of the
 weights, and more than that, which is still less than they would take by themselves."""
 _BARE_EVERY = 16
+_AT_LEAST = 0.2
+"""Part of a step with drafts that is not theirs."""
 FEW_ROWS = 8
 """Of which a trial says what a row more costs a step that is bound by reading the weights."""
 
@@ -122,7 +124,7 @@ class Pacer:
         count; what they took is not taken for what decoding takes.
         """
         few = min(drafted, max(0, FEW_ROWS - decoding))
-        seconds = max(seconds / _STRANGE, seconds - few * self._few_seconds - (drafted - few) * self.row_seconds)
+        seconds = max(_AT_LEAST * seconds, seconds - few * self._few_seconds - (drafted - few) * self.row_seconds)
         if decoding and not prefill:
             self._since_bare, self._decoding = 0, decoding
         else:
