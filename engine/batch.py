@@ -108,14 +108,16 @@ class BatchPlanner:
             drafts = self._speculation.propose(
                 watched, places - len(decoders), among=len(decoders), beside=bool(others)
             )
+            spare = max(0, spare - sum(map(len, drafts.values())))
         for context in decoders:
             if len(plan.chunks) + plan.drafted >= places:
                 break
             at = context.computed
-            if context.id in drafts and self._check(plan, context, drafts[context.id]):
+            only_last = at + 1 == len(context.tokens)  # another may have taken its blocks in this very plan
+            if context.id in drafts and only_last and self._check(plan, context, drafts[context.id]):
                 continue
             rows = min(len(context.tokens) - at, 1 + spare)
-            if rows == 1 and context.has_room and at + 1 == len(context.tokens):
+            if rows == 1 and only_last and context.has_room:
                 plan.chunks.append(Chunk(context, at, at + 1, samples=True))
                 plan.rows += 1
             else:

@@ -106,6 +106,49 @@ def test_nobodys_steps_are_made_longer_for_what_nobody_watches(tokenizer: Tokeni
     assert asked.ids == ([], 3), "somebody waits for a prompt"
 
 
+class Drafting:
+    """Drafts so many tokens for everybody."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def propose(self, contexts: list[Context], rows: int, *, among: int, beside: bool) -> dict[int, list[int]]:
+        found = {}
+        for context in contexts:
+            if len(context.tokens) - context.computed == 1 and rows >= self.count:
+                found[context.id] = [8] * self.count
+                rows -= self.count
+        return found
+
+
+def test_drafts_and_forced_tokens_share_a_step(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer, max_batch=16)
+    one, other = stage.add([5] * 3), stage.add([6] * 3)
+    stage.step()
+    stage.planner._speculation = Drafting(12)  # type: ignore[assignment]
+    force(one, 9)
+    plan = stage.planner.plan(stage.contexts)
+    assert [(chunk.context.id, len(chunk.drafted)) for chunk in plan.chunks] == [(0, 0), (1, 12)]
+    assert plan.rows == 16
+    assert other.computed == 3
+
+
+def test_who_loses_its_blocks_in_a_plan_is_not_drafted_in_it(tokenizer: Tokenizer) -> None:
+    stage = Stage(tokenizer, blocks=6)  # one is the scratch block
+    stage.add([*range(1, 9)], rank=0.0)
+    stage.add([*range(11, 19)], rank=1.0)
+    stage.step()
+    assert all(context.decoding for context in stage.contexts)
+    stage.planner._speculation = Drafting(3)  # type: ignore[assignment]
+    held = [stage.cache.allocate()]  # all that is left
+    assert held != [None]
+    plan = stage.planner.plan(stage.contexts)
+    assert plan.preempted == [stage.contexts[1]]
+    first, *others = plan.chunks
+    assert (first.context.id, first.start) == (0, 8)
+    assert not any(chunk.drafted for chunk in others)
+
+
 def test_lower_rank_is_prefilled_first(tokenizer: Tokenizer) -> None:
     stage = Stage(tokenizer)
     stage.add([*range(100, 120)], rank=2.0)
