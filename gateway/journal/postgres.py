@@ -218,6 +218,10 @@ class PostgresStorage:
         )
         if renewed is None:
             raise self._lease_lost()
+        return await self.others()
+
+    async def others(self) -> dict[int, str]:
+        """Who else lives: addresses, by their numbers."""
         rows = await self._connections.fetch("SELECT id, url FROM myna_gateways WHERE alive AND id <> $1", self.gateway)
         return {row["id"]: row["url"] for row in rows}
 

@@ -197,7 +197,10 @@ class Forwarding:
     async def _merged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Our sessions and the others', oldest first."""
         others = await asyncio.gather(
-            *(self._pass_on(request, Home(gateway, url, True)) for gateway, url in self._membership.others.items()),
+            *(
+                self._pass_on(request, Home(gateway, url, True))
+                for gateway, url in (await self._membership.see()).items()
+            ),
             return_exceptions=True,
         )
         answers = [await handler(request), *others]

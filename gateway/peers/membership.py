@@ -82,6 +82,12 @@ class Membership:
         """Somebody may have died: sees to it soon."""
         self._look.set()
 
+    async def see(self) -> dict[int, str]:
+        """The others, and those among them who have only just joined."""
+        with suppress(*self._storage.failures):  # while the database is away nobody joins
+            self.others |= await self._storage.others()
+        return self.others
+
     async def settled(self) -> None:
         """Returns when what has just become ours is here."""
         async with self._inheriting:
