@@ -196,13 +196,8 @@ class Forwarding:
 
     async def _merged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Our sessions and the others', oldest first."""
-        others = await asyncio.gather(
-            *(
-                self._pass_on(request, Home(gateway, url, True))
-                for gateway, url in (await self._membership.see()).items()
-            ),
-            return_exceptions=True,
-        )
+        homes = [Home(gateway, url, True) for gateway, url in (await self._membership.see()).items()]
+        others = await asyncio.gather(*(self._pass_on(request, home) for home in homes), return_exceptions=True)
         answers = [await handler(request), *others]
         sessions = []
         for answer in answers:
