@@ -96,6 +96,6 @@ class Lookup:
         """So many tokens as they come from `start` on, and around again where that is near the end; fewer at the end of
         a prediction."""
         if self.predicted:
-            return self._tokens[self.start : min(self.start + length, self._predicted)].tolist()  # type: ignore[no-any-return]
+            length = min(length, self._predicted - self.start)
         period = self._count - self.start
         return [int(self._tokens[self.start + at % period]) for at in range(length)]
