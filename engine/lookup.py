@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 
 LONGEST = 8
 """Tokens; a match may be longer and says no more."""
-
-
 _REST = 4
+"""Steps."""
 
 
 class Rate:

@@ -40,6 +40,8 @@ log = logging.getLogger("myna.engine")
 _STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 """Token budget of a step where nobody said one: so many rows that their products are worth reading the weights for."""
 _TRIAL_ROWS = 64
+_CHARACTERS = 16
+"""Of a token, on average at most: of a prediction no more is read than the answer may have, since all wait for that."""
 _HOST_SHARE = 0.2
 """Part of the host's free memory for KV that left a GPU."""
 
@@ -241,7 +243,8 @@ class Engine:
             )
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         matcher = self._grammars.matcher(sampling)
-        prediction = self.tokenizer.encode(sampling.prediction) if sampling.prediction and self._speculation else []
+        told = sampling.prediction[: limit * _CHARACTERS] if self._speculation is not None else ""
+        prediction = self.tokenizer.encode(told) if told else []
         target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher, prediction)
         if rank is not None:
             target.rank = rank

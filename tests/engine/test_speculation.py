@@ -249,3 +249,15 @@ def test_steps_that_overlap_do_not_speculate(tiny_engine: Engine) -> None:
     assert Engine(EngineConfig(model=tiny_folder, kernels="torch", kv_tokens=320))._speculation is None
     on = Engine(EngineConfig(model=tiny_folder, kernels="torch", speculation="on", kv_tokens=320))
     assert on._speculation is not None
+
+
+def test_a_prediction_is_read_no_further_than_an_answer_can_go(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, pacer: Pacer
+) -> None:
+    monkeypatch.setattr(engine, "_speculation", Speculation(pacer))
+    engine.fill(1, [1, 2, 3])
+    engine.generate(1, Sampling(max_tokens=10, prediction="word " * 1_000_000))
+    generation = engine._contexts[1].generation
+    assert generation is not None
+    assert 10 <= len(generation._prediction) <= 3 + 160
+    engine.free_context(1)
