@@ -19,7 +19,8 @@ from bench.stub import StubEngine
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
-from gateway.app import build_app, build_peers, build_services, listening, spare_collector
+from gateway.app import build_app, build_peers, build_services, listening
+from gateway.collector import Collector
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
 from gateway.journal import FileStorage, Journal, PostgresStorage
@@ -86,7 +87,7 @@ async def _serve(kind: str, arguments: Sequence[str]) -> None:
             app = web.Application()
             app.router.add_post("/v1/chat/completions", _bare)
             address = await stack.enter_async_context(listening(app, settings))
-        spare_collector()
+        Collector().begin()
         print(address, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

@@ -1,7 +1,6 @@
 """Puts the house together: the only room that knows all others. Start-up, and graceful stop."""
 
 import asyncio
-import gc
 import logging
 import os
 import resource
@@ -21,6 +20,7 @@ from gateway import metrics
 from gateway.api import chat, completions, events, graphs, health, models, parrot, sessions, tokens, variables
 from gateway.api.naming import lists_sessions, session_in
 from gateway.api.services import SERVICES, Services
+from gateway.collector import Collector
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
 from gateway.fleet import Fleet
@@ -46,8 +46,6 @@ log = logging.getLogger("myna")
 
 _SWEEP_SECONDS = 5.0
 _BACKLOG = 1024
-_COLLECTOR = (20_000, 10, 50)
-"""New objects until the youngest are looked through, and how often that until the older ones are."""
 
 
 def build_services(settings: ServeSettings, pool: EnginePool, log: Log, recorder: Recorder | None = None) -> Services:
@@ -157,6 +155,7 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     _stop_on_signals(loop, stop)
+    collector = Collector()
     async with AsyncExitStack() as stack:
         try:
             storage = await _open_storage(settings)
@@ -208,9 +207,9 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
             services.scheduler.resume(session)
         if membership is not None:
             membership.inherit()
-        spare_collector()
+        collector.begin()
         print(f"myna serves {fleet} at {address}/v1 (ready in {time.monotonic() - began:.1f} s)", flush=True)
-        sweeper = asyncio.create_task(_expire_sessions(services.sessions), name="expire sessions")
+        sweeper = asyncio.create_task(_sweep(services, collector), name="sweep")
         stack.callback(sweeper.cancel)
         await stop.wait()
         if membership is not None:
@@ -228,17 +227,6 @@ def _where(settings: ServeSettings) -> str:
     """Where it was to listen, for a complaint."""
     where = f"{settings.host}:{settings.port}" if settings.uds is None else str(settings.uds)
     return where if settings.tls_cert is None else f"{where} with the certificate {settings.tls_cert}"
-
-
-def spare_collector() -> None:
-    """Keeps Python's cycle collector from walking, again and again, all that the start has left and that sessions hold.
-
-    It took a quarter of the time of deferred calls. What it is there for is small: calls and variables that nobody
-    holds any more.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECTOR)
 
 
 def _recorder(settings: ServeSettings, stack: AsyncExitStack) -> Recorder | None:
@@ -292,10 +280,12 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     return False
 
 
-async def _expire_sessions(store: SessionStore) -> None:
+async def _sweep(services: Services, collector: Collector) -> None:
+    """What has to be done now and then."""
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
-        store.expire(time.monotonic())
+        services.sessions.expire(time.monotonic())
+        collector.sweep(idle=not services.scheduler.unfinished)
 
 
 async def _drain(services: Services, seconds: float, stop: asyncio.Event) -> None:

@@ -243,3 +243,5 @@ async def respond(
     finally:
         for call in calls:
             scheduler.reader_left(call.output)
+        if not scope.named:  # nobody else can ask for anything of it
+            scope.session.dissolve()

@@ -68,7 +68,10 @@ class Streaming:
             return self._events
         if self._events:
             await self._stream.write(self._events)
-        raise self._error
+        try:
+            raise self._error
+        finally:
+            self._error = None  # its traceback knows who tells, and whose call that was
 
     async def _wait(self) -> None:
         """Until there is something that `_push` cannot do."""

@@ -570,6 +570,25 @@ class Session:
         self._happened(SessionEnded(expired))
         self.ended = True
 
+    def dissolve(self) -> None:
+        """Lets go of its calls and variables, which know one another, once nothing runs and nobody will ask for them.
+
+        Else they would stay until Python's cycle collector comes by, which holds everybody up. Does nothing while a
+        call is unfinished.
+        """
+        if self.active:
+            return
+        for call in self.calls.values():
+            call.note = call.leader = None
+            call.followers.clear()
+            for variable in (*call.makes, *call.inputs.values()):
+                variable.producer = None
+                variable.consumers.clear()
+        self.calls.clear()
+        self.variables.clear()
+        self.shared.clear()
+        self.events.clear()
+
 
 def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads: Sequence[Mapping[str, str]]) -> Cycle:
     """`entered`: the way to here, calls with the name through which each was reached; `name` leads back to `source`."""

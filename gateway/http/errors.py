@@ -68,11 +68,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception as raised:
         if isinstance(raised, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
             return _options(raised, request_id)
-        error = as_request_error(raised)
-        response = web.Response(
-            status=error.status, body=encode_json(error_body(error)), content_type="application/json"
-        )
-        response.headers.update(error.headers)
+        response = _answer(as_request_error(raised))  # kept in no variable: its traceback knows this frame
     if not response.prepared:
         response.headers["x-request-id"] = request_id
     route = request.match_info.route.resource
@@ -80,6 +76,12 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_counter(request.method, name, str(response.status)).inc()
     log.debug("%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began))
     return response
+
+
+def _answer(error: RequestError) -> web.Response:
+    """To whoever sees it."""
+    body = encode_json(error_body(error))
+    return web.Response(status=error.status, body=body, headers=error.headers, content_type="application/json")
 
 
 def _options(answer: web.HTTPMethodNotAllowed, request_id: str) -> web.Response:

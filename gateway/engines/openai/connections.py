@@ -68,7 +68,7 @@ class Response:
         """What has come of the body, waited for; nothing once that was all. Raises Broken behind all that came."""
         while not self._body:
             if self._error is not None:
-                raise self._error
+                raise self._anew(self._error)
             if self.ended:
                 return b""
             await self._change()
@@ -93,9 +93,17 @@ class Response:
         finally:
             self._tell = None
         if self._raised is not None:
-            raise self._raised
+            try:
+                raise self._raised
+            finally:
+                self._raised = None  # its traceback knows this answer
         if self._error is not None:
-            raise self._error
+            raise self._anew(self._error)
+
+    @staticmethod
+    def _anew(error: Broken) -> Broken:
+        """One that is kept nowhere: a traceback knows whoever was at work, and so this answer."""
+        return type(error)(*error.args)
 
     def _give(self) -> None:
         if self._body and self._tell is not None and self._raised is None:
@@ -120,7 +128,7 @@ class Response:
         """Waits for the head. Raises Broken."""
         while not self.status:
             if self._error is not None:
-                raise self._error
+                raise self._anew(self._error)
             await self._change()
 
     async def _change(self) -> None:

@@ -1,0 +1,48 @@
+"""When Python's cycle collector runs: it holds everybody up for as long as it looks.
+
+What a plain request leaves is let go of at once (see `Session.dissolve`). So there is little to find: sessions that
+were deleted or have expired, and what errors hold on to. New objects are looked at a few at a time. To look at
+everything takes a tenth of a second where a thousand answers stream; that is done while nobody waits, or seldom.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+
+_FEW = 3_000
+"""New objects until they are looked at."""
+_AGAIN = 1
+"""How often that is done until what has stayed is looked at once more."""
+_NEVER = 1 << 30
+_SHARE_IDLE, _SHARE_BUSY = 0.01, 0.001
+"""Of the time, that may go into looking at everything: while nobody waits, and else."""
+
+
+class Collector:
+    """Owner of the collector's settings in this process."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+        self._took = 0.0
+
+    def begin(self) -> None:
+        """All that there is by now stays for good, and is not looked at again."""
+        gc.set_threshold(_FEW, _AGAIN, _NEVER)
+        self._look()
+        gc.freeze()
+
+    def sweep(self, *, idle: bool) -> bool:
+        """To be called now and then: looks at everything if that is due. `idle`: nobody waits for anything."""
+        if not any(gc.get_count()[1:]):  # nothing new has stayed
+            return False
+        if self._took > (_SHARE_IDLE if idle else _SHARE_BUSY) * (self._clock() - self._last):
+            return False
+        self._look()
+        return True
+
+    def _look(self) -> None:
+        began = self._clock()
+        gc.collect()
+        self._last = self._clock()
+        self._took = self._last - began

@@ -1,0 +1,126 @@
+"""gateway/api/answers.py: what a plain request leaves is let go of at once, and no cycle collector has to find it."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from gateway.app import build_app, build_services
+from gateway.engines.openai.engine import OpenAIEngine
+from gateway.engines.openai.upstream import Server, Upstream
+from gateway.engines.pool import EnginePool
+from gateway.graph.call import Call
+from gateway.graph.events import NoLog
+from gateway.graph.session import Session
+from gateway.graph.variable import Variable
+from gateway.models import ServedModel
+from gateway.prompt import PromptBuilder
+from gateway.settings import ServeSettings
+from gateway.transcript import TranscriptTokenizer
+from tests.upstream import FakeServer, breaks_off, hangs, refuses, says, sends
+
+Client = TestClient[Any, Any]
+Kind = Callable[[Client, FakeServer], Awaitable[None]]
+CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@pytest.fixture
+async def there() -> AsyncIterator[tuple[Client, FakeServer, Callable[[], int]]]:
+    """A client of a gateway before a server elsewhere, that server, and how many calls are unfinished."""
+    settings = ServeSettings(journal="memory")
+    async with FakeServer() as server:
+        upstream = Upstream(Server("there", "openai", server.url), lambda: None)
+        await upstream.start()
+        pool = EnginePool(1.0)
+        pool.add("fake", OpenAIEngine("there", upstream, "fake"))
+        services = build_services(settings, pool, NoLog())
+        tokenizer = TranscriptTokenizer()
+        services.models.add(ServedModel("fake", 4096, None, tokenizer, PromptBuilder(tokenizer)))
+        try:
+            async with TestClient(TestServer(build_app(settings, services))) as client:
+                yield client, server, lambda: services.scheduler.unfinished
+        finally:
+            await services.scheduler.close()
+            await upstream.close()
+
+
+async def whole(client: Client, server: FakeServer) -> None:
+    async with client.post("/v1/chat/completions", json=CHAT) as answer:
+        assert answer.status == 200
+
+
+async def several(client: Client, server: FakeServer) -> None:
+    async with client.post("/v1/chat/completions", json={**CHAT, "n": 3}) as answer:
+        assert len((await answer.json())["choices"]) == 3
+
+
+async def streamed(client: Client, server: FakeServer) -> None:
+    server.script.append(says("one ", "two ", "three"))
+    async with client.post("/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        assert (await answer.text()).endswith("data: [DONE]\n\n")
+
+
+async def completed(client: Client, server: FakeServer) -> None:
+    async with client.post("/v1/completions", json={"model": "fake", "prompt": ["a", "b"]}) as answer:
+        assert answer.status == 200
+
+
+async def refused_there(client: Client, server: FakeServer) -> None:
+    server.script.append(refuses(400, "not so"))
+    async with client.post("/v1/chat/completions", json=CHAT) as answer:
+        assert answer.status == 400
+
+
+async def refused_here(client: Client, server: FakeServer) -> None:
+    for body in ({**CHAT, "temperature": "hot"}, {**CHAT, "stop_token_ids": [-1]}, {**CHAT, "model": "other"}):
+        async with client.post("/v1/chat/completions", json=body) as answer:
+            assert answer.status in (400, 404)
+
+
+async def nonsense(client: Client, server: FakeServer) -> None:
+    server.script += [sends(b"data: {]\n\n")] * 3
+    async with client.post("/v1/chat/completions", json=CHAT) as answer:
+        assert answer.status == 503
+
+
+async def broken_off(client: Client, server: FakeServer) -> None:
+    server.script.append(breaks_off("a ", "b "))
+    async with client.post("/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        await answer.text()
+
+
+async def left(client: Client, server: FakeServer) -> None:
+    server.script.append(hangs("a "))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.2), client.post("/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+            await answer.text()
+
+
+@pytest.mark.parametrize(
+    "kind", [whole, several, streamed, completed, refused_there, refused_here, nonsense, broken_off, left]
+)
+async def test_it_leaves_nothing_for_the_collector(
+    kind: Kind, there: tuple[Client, FakeServer, Callable[[], int]]
+) -> None:
+    client, server, unfinished = there
+    await kind(client, server)  # whatever is made once is there by now
+    gc.collect()
+    gc.disable()
+    try:
+        await kind(client, server)
+        async with asyncio.timeout(5):
+            while unfinished() or server.aborted < (2 if kind is left else 0):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        found = [type(one).__name__ for one in gc.garbage if isinstance(one, Session | Call | Variable)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not found
