@@ -43,7 +43,7 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 
 def at(where: str, field: str) -> str:
     """The path of a field of a request that is itself at `where` in a larger one."""
-    return ".".join(filter(None, (where, field)))
+    return f"{where}.{field}" if where and field else where or field
 
 
 class RequestError(Exception):

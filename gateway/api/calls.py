@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import TypeVar
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
@@ -18,6 +19,14 @@ _HAVE_DEFAULTS = (
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
 """Parameters for which servers have defaults of their own."""
+_COMMON = frozenset(
+    {
+        *("model", "messages", "prompt", "stream", "stream_options", "n", "user", "semantic", "cache_salt"),
+        *("tools", "tool_choice", "parallel_tool_calls", "store", "metadata"),
+        *("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "ignore_eos"),
+    }
+)
+"""What most requests say; all that follows from it for sampling follows from the last row."""
 _LONG = 4_000
 """Characters; longer prompts are tokenised off the event loop."""
 _LONG_AS_IT_IS = 400_000
@@ -36,6 +45,8 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
 
     `where`: the path of the request in a larger one. Raises RequestError.
     """
+    if body.model_fields_set <= _COMMON:
+        return _common(body.length, body.temperature, body.top_p, body.seed, bool(body.ignore_eos))
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
     check_tokens(model, bias, at(where, "logit_bias"))
     check_tokens(model, body.stop_token_ids or (), at(where, "stop_token_ids"))
@@ -64,6 +75,21 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
         json_schema=form.json_schema,
         grammar=form.grammar,
         prediction=body.predicted,
+    )
+
+
+@lru_cache(1024)
+def _common(
+    length: int | None, temperature: float | None, top_p: float | None, seed: int | None, ignore_eos: bool
+) -> Sampling:
+    """The same, where no other parameter is given: made once, since most requests of a program are alike in them."""
+    return Sampling(
+        given=tuple(name for name, value in (("temperature", temperature), ("top_p", top_p)) if value is not None),
+        max_tokens=length,
+        temperature=1.0 if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        seed=seed,
+        ignore_eos=ignore_eos,
     )
 
 

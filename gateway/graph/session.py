@@ -267,6 +267,8 @@ class Session:
         Only through a name that was declared and read before, and is made now, does an old call wait for a new one.
         """
         adopts = any(name in self.variables and self.variables[name].consumers for name in made)
+        if not adopts and not any(reads):
+            return [1] * len(specs)
         depths: dict[int | str, int] = {}
         for start in range(len(specs)):
             if start in depths:

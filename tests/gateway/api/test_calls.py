@@ -2,17 +2,21 @@
 
 import threading
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from gateway.api.calls import prepared
+from compat.openai import ChatCompletionRequest
+from gateway.api.calls import prepared, sampling_of
 from gateway.models import ServedModel
 
 
 def model(*, passes_on: bool) -> ServedModel:
     return cast("ServedModel", SimpleNamespace(tokenizer=SimpleNamespace(passes_on=passes_on)))
 
+
+USUAL = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+ANY = cast("ServedModel", SimpleNamespace(vocabulary=None))
 
 HERE, ELSEWHERE = model(passes_on=False), model(passes_on=True)
 
@@ -30,3 +34,43 @@ HERE, ELSEWHERE = model(passes_on=False), model(passes_on=True)
 async def test_where_a_request_is_made_a_call(characters: int, models: list[ServedModel], in_a_thread: bool) -> None:
     made_in = await prepared(threading.current_thread, characters, *models)
     assert (made_in is not threading.current_thread()) == in_a_thread
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"temperature": 0},
+        {"temperature": 0.5, "top_p": 0.9},
+        {"seed": 7, "max_tokens": 3},
+        {"max_completion_tokens": 5, "ignore_eos": True},
+        {"temperature": None},
+    ],
+)
+def test_what_most_requests_say_is_read_as_the_rest_is(more: dict[str, Any]) -> None:
+    """`stop: null` changes nothing, but is not among what most say."""
+    body = {**USUAL, **more}
+    short, long = (ChatCompletionRequest.model_validate(one) for one in (body, {**body, "stop": None}))
+    made = sampling_of(short, ANY)
+    assert made is sampling_of(ChatCompletionRequest.model_validate(body), ANY), "made once"
+    assert made == sampling_of(long, ANY)
+    assert made.given == sampling_of(long, ANY).given
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({"temperature": 0.25}, {"top_p": 0.25}, {"top_k": 3}, {"min_p": 0.1}, {"seed": 3}, {"ignore_eos": True}),
+        *({"stop": ["x"]}, {"stop_token_ids": [1]}, {"max_tokens": 9}, {"max_completion_tokens": 9}, {"min_tokens": 1}),
+        *({"logit_bias": {"1": 2.0}}, {"presence_penalty": 1.0}, {"frequency_penalty": 1.0}),
+        *({"repetition_penalty": 1.1}, {"skip_special_tokens": False}, {"logprobs": True}),
+        *({"guided_regex": "a+"}, {"guided_choice": ["a"]}, {"guided_json": {"type": "object"}}),
+        *({"guided_grammar": 'start: "a"'}, {"response_format": {"type": "json_object"}}),
+        *({"structured_outputs": {"regex": "a+"}}, {"prediction": {"type": "content", "content": "x"}}),
+    ],
+    ids=lambda told: next(iter(told)),
+)
+def test_no_parameter_is_passed_over(told: dict[str, Any]) -> None:
+    usual = sampling_of(ChatCompletionRequest.model_validate(USUAL), ANY)
+    chosen = sampling_of(ChatCompletionRequest.model_validate({**USUAL, **told}), ANY)
+    assert (chosen, chosen.prediction) != (usual, usual.prediction)

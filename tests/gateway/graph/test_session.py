@@ -1,6 +1,7 @@
 """gateway/graph/session.py"""
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -195,6 +196,27 @@ def test_three_are_allowed_and_a_fourth_is_not(bounds: dict[str, int], make: Any
         make(graph, 3)
     assert refusal.value.code == ("overloaded" if "waiters" in bounds else "too_large")
     assert (len(graph.calls), len(graph.variables)) == (calls, variables), "nothing was changed"
+
+
+def test_calls_that_come_together_lie_as_deep_as_they_wait() -> None:
+    graph = session()
+    addition = graph.add_all([spec(output="a"), spec("a", output="b"), spec(), spec("a", "b")])
+    assert [call.depth for call in addition.calls] == [1, 2, 1, 3]
+    assert [call.depth for call in graph.add_all([spec(), spec("b")]).calls] == [1, 3]
+
+
+def test_a_session_lets_go_of_all_it_holds_but_not_of_what_runs() -> None:
+    graph = session()
+    first, second = graph.add_all([spec(output="a"), spec("a", output="b")]).calls
+    graph.dissolve()
+    assert second.inputs["a"].producer is first
+    for call in (first, second):
+        call.move(CallState.DONE)
+        call.conclude()
+    gc.collect()
+    graph.dissolve()
+    del graph, first, second, call
+    assert gc.collect() == 0, "found by nobody but the collector"
 
 
 def test_a_declared_name_cannot_hide_depth() -> None:
