@@ -82,7 +82,7 @@ class Hub:
                     link.outlet.send(self._step(engine, link, said.get(link, [])))
 
     def _step(self, engine: Engine, link: Link, updates: list[Update]) -> Step:
-        return Step(updates, engine.running, engine.free_tokens, link.taken, *engine.pace)
+        return Step(updates, engine.running, engine.free_tokens, link.taken, *engine.pace, *engine.drafts)
 
     def _rest(self, engine: Engine) -> None:
         """Tells all that nothing is left to do, who were not told since they last said something."""

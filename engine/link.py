@@ -189,7 +189,7 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
 class Step(msgspec.Struct, frozen=True, tag="step"):
     """One step's updates. `running`: contexts with work left; `free_tokens`: KV free or evictable; `commands`: how
     many have been taken in since the start. `row_seconds` and `step_seconds`: what a row of a prompt takes, and a step
-    in which one or two contexts decode.
+    in which one or two contexts decode. `drafted`: tokens since the start, for whomever; `right` of them stood.
 
     While there is work one comes every second at least, and one when there is none left: silence means a hang.
     """
@@ -200,6 +200,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     commands: int
     row_seconds: float = 0.0
     step_seconds: float = 0.0
+    drafted: int = 0
+    right: int = 0
 
 
 Report = Resolved | Ready | Fatal | Step

@@ -290,6 +290,11 @@ class Engine:
         gain = self._speculation.gain if self._speculation is not None else 1.0
         return self._pacer.row_seconds, self._pacer.alone_seconds / gain
 
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """Tokens that were drafted since the start, and how many of them stood."""
+        return (0, 0) if self._speculation is None else (self._speculation.drafted, self._speculation.right)
+
     def step(self) -> list[Update]:
         """Plans one batch, runs it, samples, and says what changed for whom; where steps overlap, begins it, and says
         what the one before it changed.

@@ -25,6 +25,11 @@ WAITED = Counter(
     "Time that calls waited: for their inputs, for room in an engine's steps, for memory there",
     ["on"],
 )
+DRAFTED = Counter(
+    "myna_draft_tokens_total",
+    "Tokens that an engine drafted, for whichever gateway, by whether they stood",
+    ["engine", "result"],
+)
 UNFINISHED = Gauge("myna_calls_unfinished", "Calls submitted and not ended")
 
 
@@ -51,3 +56,9 @@ def observe(call: Call) -> None:
         MISSED.labels(why).inc(tokens)
     if call.times.queued is not None and call.times.first_token is not None:
         FIRST_TOKEN.observe(call.times.first_token - call.times.queued)
+
+
+def drafted(engine: str, right: int, wrong: int) -> None:
+    """Counts tokens that an engine has drafted since it was asked last."""
+    DRAFTED.labels(engine, "right").inc(right)
+    DRAFTED.labels(engine, "wrong").inc(wrong)

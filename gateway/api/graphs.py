@@ -132,8 +132,9 @@ class _Graph:
     async def run(self, request: web.Request, *, stream: bool) -> web.StreamResponse:
         """Starts it and answers. What nobody waits for is not run, and none of it once the client has gone."""
         scheduler, outputs = request.app[SERVICES].scheduler, self._outputs.values()
+        alone = len(outputs) == 1
         for variable in outputs:
-            scheduler.reader_came(variable)
+            scheduler.reader_came(variable, alone=alone)
         try:
             await scheduler.start(self._session, self._addition, promised=True)
             for call in self._addition.calls:
@@ -145,7 +146,7 @@ class _Graph:
             return json_response(self._answer())
         finally:
             for variable in outputs:
-                scheduler.reader_left(variable)
+                scheduler.reader_left(variable, alone=alone)
 
     async def _stream(self, stream: EventStream) -> web.StreamResponse:
         """What happens to it, then the answer."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from engine.link import Command, EngineInfo, Fill, Free, Generate, Report, Rerank, Step, Update, encode_frame
 from engine.link import Sampling as LinkSampling
 from engine.tokenizer import Tokenizer
+from gateway import metrics
 from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Tell, Urgency
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
@@ -64,6 +65,8 @@ class LinkedEngine:
         self._changed = changed
         self._hang_seconds, self._patience = hang_seconds, patience
         self._sent = 0
+        self._drafts: tuple[int, int] | None = None
+        """Tokens that it had drafted when it was last heard over this link, and those that stood."""
         self._answered = False
         """Whether an answer was finished over the link that is up now."""
         self._heard = Heard(time.monotonic(), working=False, commands=0)
@@ -183,6 +186,7 @@ class LinkedEngine:
         """A new link is there; nothing was said over it yet."""
         self._writer = writer
         self._answered = False
+        self._drafts = None
         self._sent, self._heard = 0, Heard(time.monotonic(), working=False, commands=0)
 
     def unlinked(self) -> None:
@@ -205,6 +209,10 @@ class LinkedEngine:
         assert isinstance(report, Step)
         self.pace = Pace(report.row_seconds, report.step_seconds)
         self._heard = Heard(time.monotonic(), working=report.running > 0, commands=report.commands)
+        before, self._drafts = self._drafts, (report.drafted, report.right)
+        if before is not None and before != self._drafts:
+            right = report.right - before[1]
+            metrics.drafted(self.name, right, report.drafted - before[0] - right)
         for update in report.updates:
             self._answered |= update.finish is not None
             context = self._contexts.get(update.context)

@@ -68,6 +68,7 @@ class Variable:
         "starts",
         "state",
         "value",
+        "watched",
     )
 
     def __init__(self, name: str, note: "Callable[[Variable], None] | None" = None, number: int = 0) -> None:
@@ -83,6 +84,8 @@ class Variable:
         """Clients waiting for it or reading its stream now."""
         self.hurried = 0
         """Of these, those who want it soon."""
+        self.watched = 0
+        """Of these, those who wait for nothing else."""
         self.pieces: list[Piece] = []
         self.shown = False
         """Whether a client has been given part of a value that is not whole yet, or is about to be."""

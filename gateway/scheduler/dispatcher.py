@@ -186,17 +186,20 @@ class Scheduler:
         """Stops a call; its context is freed at once."""
         self._end(call, CallState.CANCELLED, failure)
 
-    def reader_came(self, variable: Variable, objective: Objective = Objective.LATENCY) -> None:
-        """Somebody waits for the variable now: what it needs may rank higher. Pair with `reader_left`."""
+    def reader_came(self, variable: Variable, objective: Objective = Objective.LATENCY, *, alone: bool = True) -> None:
+        """Somebody waits for the variable now: what it needs may rank higher. `alone`: and for nothing else with it;
+        of several, only the last to end counts. Pair with `reader_left`."""
         variable.readers += 1
         variable.hurried += objective is Objective.LATENCY
+        variable.watched += alone and objective is Objective.LATENCY
         self._priorities.wanted(variable, objective, self._now())
         self._apply_priorities()
 
-    def reader_left(self, variable: Variable, objective: Objective = Objective.LATENCY) -> None:
+    def reader_left(self, variable: Variable, objective: Objective = Objective.LATENCY, *, alone: bool = True) -> None:
         """The reader has what it wanted or has gone; what nobody else needs is cancelled."""
         variable.readers -= 1
         variable.hurried -= objective is Objective.LATENCY
+        variable.watched -= alone and objective is Objective.LATENCY
         self._priorities.left(variable)
         self.release(variable)
         self._apply_priorities()

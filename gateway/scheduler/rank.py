@@ -296,5 +296,5 @@ def _readers(call: Call) -> Iterator[Call]:
 
 
 def _watched(call: Call) -> bool:
-    """Whether a client waits for what it makes."""
-    return any(variable.hurried for variable in call.makes) or any(map(_watched, call.followers))
+    """Whether a client waits for what it makes, and for nothing else."""
+    return any(variable.watched for variable in call.makes) or any(map(_watched, call.followers))

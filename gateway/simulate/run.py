@@ -134,11 +134,13 @@ class _Simulation:
                     await asyncio.sleep(wait)
                 addition = session.add_all(step.calls)
                 wanted = [session.variable(name) for name in step.wanted]
+                alone = len(wanted) == 1
                 for variable in wanted:
-                    self._scheduler.reader_came(variable)
+                    self._scheduler.reader_came(variable, alone=alone)
                 await self._scheduler.start(session, addition)
                 for variable in wanted:
-                    group.create_task(self._read(variable, f"application {number} ({application.kind})"))
+                    who = f"application {number} ({application.kind})"
+                    group.create_task(self._read(variable, who, alone))
         seconds = self._loop.time() - began
         self.outcome.seconds.append(seconds)
         self.outcome.by_kind.setdefault(application.kind, []).append(seconds)
@@ -147,9 +149,9 @@ class _Simulation:
             self.outcome.prompt += call.usage.prompt
             self.outcome.cached += call.usage.cached
 
-    async def _read(self, variable: Variable, who: str) -> None:
+    async def _read(self, variable: Variable, who: str, alone: bool) -> None:
         await variable.final()
-        self._scheduler.reader_left(variable)
+        self._scheduler.reader_left(variable, alone=alone)
         if variable.failure is not None:
             raise RuntimeError(f"{who} failed: {variable.failure.message}")
 

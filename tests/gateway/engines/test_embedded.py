@@ -7,8 +7,10 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
+from prometheus_client import REGISTRY
 
 from engine.config import EngineConfig
 from engine.link import Sampling as LinkSampling
@@ -18,7 +20,7 @@ from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Sampling
 from tests.checkpoints import write_tiny_llama
-from tests.gateway.engines.asking import LONG, SOON, coming, generated, read, until
+from tests.gateway.engines.asking import LONG, SOON, coming, generated, read, text, until
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +173,20 @@ async def test_a_process_that_was_begun_for_nothing_ends(config: EngineConfig) -
     await engine.close()
     assert not child.is_running()
     await engine.close()
+
+
+async def test_drafts_are_counted(config: EngineConfig) -> None:
+    engine = EmbeddedEngine("drafts", msgspec.structs.replace(config, speculation="on"), lambda: None)
+    await engine.start()
+    try:
+        first = text(await read(engine, Sampling(max_tokens=40, temperature=0, ignore_eos=True)))
+        again = Sampling(max_tokens=40, temperature=0, ignore_eos=True, prediction=first)
+        assert text(await read(engine, again)) == first
+    finally:
+        await engine.close()
+    counted = [
+        REGISTRY.get_sample_value("myna_draft_tokens_total", {"engine": "drafts", "result": result})
+        for result in ("right", "wrong")
+    ]
+    assert counted[0]
+    assert counted[1] is not None

@@ -230,6 +230,28 @@ async def test_who_is_waited_for_ranks_before_who_is_not() -> None:
     assert early.state is late.state is CallState.DONE
 
 
+async def test_of_several_that_one_client_waits_for_none_is_watched() -> None:
+    """Only the last to end counts: what feeds it must not pause beside those that are nearer to their ends."""
+    stage = Stage()
+    stage.engine.hold()
+    background, one, other = stage.run(), stage.run(), stage.run()
+    await settle()
+    for call in (one, other):
+        stage.scheduler.reader_came(call.output, alone=False)
+    told = [context.urgency for context in stage.engine.opened]
+    assert [urgency.watched for urgency in told] == [False, False, False]
+    assert max(told[1].rank, told[2].rank) < told[0].rank, "but soon it is wanted"
+    stage.scheduler.reader_came(other.output)
+    assert [context.urgency.watched for context in stage.engine.opened] == [False, False, True]
+    stage.scheduler.reader_left(other.output)
+    assert [context.urgency.watched for context in stage.engine.opened] == [False, False, False]
+    for call in (one, other):
+        stage.scheduler.reader_left(call.output, alone=False)
+    stage.engine.released.set()
+    await stage.scheduler.drained()
+    assert background.state is CallState.DONE
+
+
 async def test_cancelling_before_the_coroutine_first_ran() -> None:
     stage = Stage()
     call = stage.run()

@@ -176,7 +176,7 @@ def test_watched_is_what_a_client_waits_for_itself() -> None:
     feeds = stage.add(app, output="feeds")
     read = stage.add(app, "feeds")
     list(stage.priorities.changed())
-    read.output.readers = read.output.hurried = 1
+    read.output.readers = read.output.hurried = read.output.watched = 1
     stage.read(read)
     told = {call.id: stage.priorities.urgency(call).watched for call in stage.priorities.changed()}
     assert told == {read.id: True, feeds.id: False}
