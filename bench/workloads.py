@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,17 @@ GRAPHS = ("chain", "map_reduce", "agents", "thoughts")
 
 @dataclass(frozen=True)
 class Way:
-    """A server and how applications use it."""
+    """A server and how applications use it.
+
+    All ways are given the same texts, since how long an answer takes depends on what it says. `salt` keeps them from
+    finding in a cache what another way has left there.
+    """
 
     name: str
     url: str
     model: str
     mode: str
+    salt: str = ""
 
 
 @dataclass
@@ -66,9 +71,9 @@ class Result:
 
 async def run_once(http: aiohttp.ClientSession, way: Way, work: Workload, seed: int, rtt: float) -> tuple[float, App]:
     """Seconds that one run takes, and the application it was."""
-    app = App(http, way.url, way.model, way.mode, rtt)
+    app = App(http, way.url, way.model, way.mode, rtt, way.salt)
     began = time.perf_counter()
-    await work(app, Texts(seed, salt=way.name))
+    await work(app, Texts(seed))
     seconds = time.perf_counter() - began
     await app.close()
     return seconds, app
@@ -86,12 +91,14 @@ async def mixed_once(
     """Applications that come by chance, on average so many seconds `apart`, beside plain chat: seconds of each of them,
     and of each chat. `without`: applications that do not come, though all else does as with them.
     """
+    if way.salt and without:
+        way = replace(way, salt=f"{way.salt}, some")
     pick, come = random.Random(seed), random.Random(seed)
     chats: list[float] = []
     over = asyncio.Event()
 
     async def chat(at: int) -> None:
-        app = App(http, way.url, way.model, "client", rtt)
+        app = App(http, way.url, way.model, "client", rtt, way.salt)
         began = time.perf_counter()
         await app.ask(f"{pick.random()}: {Texts(seed).chunk(1000 + at, 24)}", OUT, name=f"chat {at}")
         chats.append(time.perf_counter() - began)
@@ -307,14 +314,18 @@ def main() -> None:
         url = chosen.base_url or _own(stack, *before, *chosen.settings)
         model = chosen.model or asyncio.run(first_model(url))
         if chosen.ablation is not None:
-            ways.append(Way("everything", url, model, "graph"))
+            ways.append(Way("everything", url, model, "graph", "everything"))
             for part in chosen.ablation or _WITHOUT:
                 mode, flags = _WITHOUT[part]
                 at = _own(stack, *chosen.settings, *flags) if flags else url
-                ways.append(Way(f"no {part}", at, model, mode))
+                ways.append(Way(f"no {part}", at, model, mode, part))
         else:
             direct = f"{chosen.before.partition('=')[2].removesuffix('/v1')}/v1" if chosen.before else url
-            ways += [Way(mode, direct if mode == "client" else url, model, mode) for mode in chosen.modes]
+            salts = chosen.modes if len(chosen.modes) > 1 else [""]  # which not all servers know
+            ways += [
+                Way(mode, direct if mode == "client" else url, model, mode, salt)
+                for mode, salt in zip(chosen.modes, salts, strict=True)
+            ]
         found = asyncio.run(measure(ways, chosen))
     if chosen.svg:
         chosen.svg.write_text(timeline(found))

@@ -74,21 +74,19 @@ _SENTENCES = [" ".join(paragraph.split()).split(". ") for paragraph in _PARAGRAP
 
 
 class Texts:
-    """Texts for one run. The same seed gives the same ones, but for their first words where the salt differs.
+    """Texts for one run. The same seed gives the same ones.
 
     `scale` makes all of them longer or shorter.
     """
 
-    def __init__(self, seed: int, salt: str = "", scale: float = 1.0) -> None:
+    def __init__(self, seed: int, scale: float = 1.0) -> None:
         self._words_per_token = 0.78 * scale  # this model's tokenizer makes 1.28 tokens of a word here
         self._seed = seed
-        self._salt = salt
 
     def chunk(self, number: int, tokens: int) -> str:
         """About so many tokens, which begin like no other chunk."""
         pick = random.Random(f"{self._seed}/{number}")
-        mark = random.Random(f"{self._salt}/{self._seed}/{number}").randrange(10**8, 10**9)
-        words: list[str] = [f"Text {mark}."]
+        words: list[str] = [f"Text {pick.randrange(10**8, 10**9)}."]
         wanted = int(tokens * self._words_per_token)
         while len(words) < wanted:
             sentences = pick.choice(_SENTENCES)

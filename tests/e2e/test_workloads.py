@@ -86,7 +86,17 @@ async def test_a_server_that_refuses_is_quoted(tiny: str) -> None:
             await App(http, tiny, "no_such_model").ask("Hi", 1)
 
 
-def test_texts_of_two_ways_share_no_beginning() -> None:
-    one, other = (Texts(1, salt).chunk(0, 500) for salt in ("client", "graph"))
-    assert one.split()[2:] == other.split()[2:]
-    assert one.split()[1] != other.split()[1]
+@pytest.mark.parametrize("mode", MODES)
+async def test_what_another_way_left_in_the_cache_is_not_found(tiny: str, mode: str) -> None:
+    prompt = f"{mode}: {Texts(7, scale=0.2).chunk(0, 500)}"
+    async with aiohttp.ClientSession() as http:
+        app = App(http, tiny, "tiny", mode, salt=f"{mode}'s")
+        await app.ask(prompt, 1, wanted=True)
+        await app.close()
+        cached = {}
+        for salt in ("another's", f"{mode}'s"):
+            body = {"model": "tiny", "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
+            async with http.post(f"{tiny}/chat/completions", json={**body, "cache_salt": salt}) as response:
+                cached[salt] = (await response.json())["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached["another's"] == 0
+    assert cached[f"{mode}'s"] > 100
