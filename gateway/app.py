@@ -44,6 +44,7 @@ from gateway.tls import tls_context
 
 log = logging.getLogger("myna")
 
+_TIDY_SECONDS = 1.0
 _SWEEP_SECONDS = 5.0
 _BACKLOG = 1024
 
@@ -282,10 +283,14 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 async def _sweep(services: Services, collector: Collector) -> None:
     """What has to be done now and then."""
+    swept = time.monotonic()
     while True:
-        await asyncio.sleep(_SWEEP_SECONDS)
-        services.sessions.expire(time.monotonic())
-        collector.sweep(idle=not services.scheduler.unfinished)
+        await asyncio.sleep(_TIDY_SECONDS)
+        services.sessions.let_go()
+        if time.monotonic() - swept >= _SWEEP_SECONDS:
+            swept = time.monotonic()
+            services.sessions.expire(swept)
+            collector.sweep(idle=not services.scheduler.unfinished)
 
 
 async def _drain(services: Services, seconds: float, stop: asyncio.Event) -> None:

@@ -65,5 +65,6 @@ async def delete(request: web.Request) -> web.Response:
     """Ends a session: what runs is cancelled, its KV freed."""
     session = session_of(request)
     request.app[SERVICES].sessions.delete(session)
+    described = describe_session(session)  # soon nothing will be known of it
     await session.log.flushed()
-    return json_response(describe_session(session))
+    return json_response(described)

@@ -572,14 +572,14 @@ class Session:
         self._happened(SessionEnded(expired))
         self.ended = True
 
-    def dissolve(self) -> None:
-        """Lets go of its calls and variables, which know one another, once nothing runs and nobody will ask for them.
+    def dissolve(self) -> bool:
+        """Lets go of its calls and variables, which know one another, once nobody will ask for them any more.
 
-        Else they would stay until Python's cycle collector comes by, which holds everybody up. Does nothing while a
-        call is unfinished.
+        Else they would stay until Python's cycle collector comes by, which holds everybody up. Does nothing, and
+        returns False, while a call is unfinished or a client reads.
         """
-        if self.active:
-            return
+        if self.in_use or any(variable.readers for call in self.calls.values() for variable in call.makes):
+            return False
         for call in self.calls.values():
             call.note = call.leader = None
             call.followers.clear()
@@ -590,6 +590,7 @@ class Session:
         self.variables.clear()
         self.shared.clear()
         self.events.clear()
+        return True
 
 
 def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads: Sequence[Mapping[str, str]]) -> Cycle:

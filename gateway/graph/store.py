@@ -40,6 +40,10 @@ class SessionStore:
     _counts: Counter[str] = field(default_factory=Counter)
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
     _expired: dict[tuple[str, str], None] = field(default_factory=dict)
+    _leaving: list[Session] = field(default_factory=list)
+    """Sessions that have ended, of which somebody may still hold a part."""
+    _left: list[Session] = field(default_factory=list)
+    """Those that had ended when `let_go` was last called."""
 
     def create(
         self,
@@ -123,6 +127,7 @@ class SessionStore:
         if not self._counts[session.tenant]:
             del self._counts[session.tenant]
         session.close(self.cancel, expired=expired)
+        self._leaving.append(session)
         if expired:
             self.remember(session.tenant, session.id)
 
@@ -138,6 +143,11 @@ class SessionStore:
         for session in old:
             self.delete(session, expired=True)
         return len(old)
+
+    def let_go(self) -> None:
+        """To be called every second or so: lets go of sessions that had ended by the last time, as far as nobody reads
+        them. Where many come and go, they would fill the memory until the cycle collector finds them."""
+        self._left, self._leaving = [s for s in self._left if not s.dissolve()] + self._leaving, []
 
 
 class SessionExists(GraphError):

@@ -77,6 +77,28 @@ def test_deleting_cancels() -> None:
         sessions.get("me", "run")
 
 
+def test_a_session_that_has_ended_is_let_go_of_once_nobody_reads() -> None:
+    sessions = store()
+    session = sessions.create("me", "run")
+    call = session.add(spec())
+    call.output.readers += 1
+    sessions.delete(session)
+    for _ in range(3):
+        sessions.let_go()
+        assert session.calls, "somebody is still to be told how it ended"
+    call.output.readers -= 1
+    sessions.let_go()
+    assert not session.calls
+    other = sessions.create("me", "other")
+    other.add(spec())
+    sessions.delete(other)
+    sessions.let_go()
+    assert other.calls, "whoever was about to look has some seconds"
+    sessions.let_go()
+    assert not other.calls
+    assert call.output.producer is None
+
+
 def test_each_key_has_its_own_bound() -> None:
     sessions = store(max_sessions=10, per_tenant=2)
     first = sessions.create("me")
