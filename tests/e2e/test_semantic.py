@@ -205,6 +205,7 @@ async def test_deleting_a_session_cancels_its_work(api: Api) -> None:
             await asyncio.sleep(0.01)
     status, final = await api.call("DELETE", f"/sessions/{api.session}")
     assert (status, final["state"]) == (200, "deleted")
+    assert final["usage"]["completion_tokens"] > 0, "what it took is told with its end"
     assert (await reading)["state"] == "cancelled"
     assert (await api.call("GET", f"/sessions/{api.session}"))[0] == 404
 
