@@ -1,8 +1,9 @@
 """When Python's cycle collector runs: it holds everybody up for as long as it looks.
 
-What a plain request leaves is let go of at once (see `Session.dissolve`). So there is little to find: sessions that
-were deleted or have expired, and what errors hold on to. New objects are looked at a few at a time. To look at
-everything takes a tenth of a second where a thousand answers stream; that is done while nobody waits, or seldom.
+What a plain request leaves is let go of at once (`Session.dissolve`), and what an ended session leaves soon after
+(`SessionStore.let_go`). So there is little to find: what errors hold on to. New objects are looked at a few at a time.
+To look at everything takes a tenth of a second where a thousand answers stream; that is done while nobody waits, or
+seldom.
 """
 
 import gc
