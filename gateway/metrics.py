@@ -1,8 +1,8 @@
 """What Prometheus reads at /metrics."""
 
-from functools import lru_cache
+from collections import Counter as Counts
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from gateway.graph.call import Call, CallState
 
@@ -33,29 +33,62 @@ DRAFTED = Counter(
 UNFINISHED = Gauge("myna_calls_unfinished", "Calls submitted and not ended")
 
 
-# looked up once: it takes longer than the counting
-_ENDED = {state: CALLS.labels(state) for state in CallState if state.final}
-_PROMPT, _CACHED, _COMPLETION = (TOKENS.labels(kind) for kind in ("prompt", "cached", "completion"))
-_INPUTS, _QUEUE, _MEMORY = (WAITED.labels(on) for on in ("inputs", "queue", "memory"))
-request_counter = lru_cache(4096)(REQUESTS.labels)
-"""Of a method, a route and a status."""
+class _Sums:
+    """What is to be counted of requests and calls: summed up here first, since counters that several threads may count
+    with take longer. They are told before anybody reads them."""
+
+    def __init__(self) -> None:
+        self.requests: Counts[tuple[str, str, int]] = Counts()
+        self.ended = dict.fromkeys((state for state in CallState if state.final), 0)
+        self.prompt = self.cached = self.completion = 0
+        self.inputs = self.queue = self.memory = 0.0
+        self.missed: Counts[str] = Counts()
+
+    def tell(self) -> None:
+        """To the counters."""
+        for (method, route, status), requests in self.requests.items():
+            REQUESTS.labels(method, route, str(status)).inc(requests)
+        for state, calls in self.ended.items():
+            CALLS.labels(state).inc(calls)
+        for kind, tokens in (("prompt", self.prompt), ("cached", self.cached), ("completion", self.completion)):
+            TOKENS.labels(kind).inc(tokens)
+        for on, seconds in (("inputs", self.inputs), ("queue", self.queue), ("memory", self.memory)):
+            WAITED.labels(on).inc(seconds)
+        for why, tokens in self.missed.items():
+            MISSED.labels(why).inc(tokens)
+
+
+_sums = _Sums()
+
+
+def answered(method: str, route: str, status: int) -> None:
+    """Counts a request."""
+    _sums.requests[method, route, status] += 1
 
 
 def observe(call: Call) -> None:
     """Counts a call that has ended."""
-    counted = (
-        *((_PROMPT, call.usage.prompt), (_CACHED, call.usage.cached), (_COMPLETION, call.usage.completion)),
-        (_INPUTS, max(0.0, (call.times.queued or call.times.created) - call.times.created)),
-        *((_QUEUE, call.times.held), (_MEMORY, call.times.starved)),
-    )
-    _ENDED[call.state].inc()
-    for counter, amount in counted:
-        if amount:
-            counter.inc(amount)
-    for why, tokens in call.usage.missed.items():
-        MISSED.labels(why).inc(tokens)
-    if call.times.queued is not None and call.times.first_token is not None:
-        FIRST_TOKEN.observe(call.times.first_token - call.times.queued)
+    counted, usage, times = _sums, call.usage, call.times
+    counted.ended[call.state] += 1
+    counted.prompt += usage.prompt
+    counted.cached += usage.cached
+    counted.completion += usage.completion
+    counted.queue += times.held
+    counted.memory += times.starved
+    for why, tokens in usage.missed.items():
+        counted.missed[why] += tokens
+    if times.queued is not None:
+        counted.inputs += max(0.0, times.queued - times.created)
+        if times.first_token is not None:
+            FIRST_TOKEN.observe(times.first_token - times.queued)
+
+
+def exposition() -> bytes:
+    """All of it, in Prometheus' text format."""
+    global _sums
+    told, _sums = _sums, _Sums()
+    told.tell()
+    return generate_latest()
 
 
 def drafted(engine: str, right: int, wrong: int) -> None:

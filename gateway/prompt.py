@@ -104,6 +104,10 @@ class PromptBuilder:
         """
         if self._template is None and not self.passes_on:
             raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
+        if self.passes_on and not references and not slots:
+            told = _request(tools, options, opens=opens or continues)
+            plain = [_joined(message) for message in messages]
+            return Prompt([Text(transcript.write(told, plain, unfinished=continues)), answer])
         held = _Held(self._tokenizer, references, slots or {})
         known_tools = tools.known if tools is not None and tools.choice != "none" else ()
         before = len(messages)
@@ -204,6 +208,12 @@ def _request(tools: Tools | None, options: Mapping[str, Any] | None, *, opens: b
     if not opens:
         told["add_generation_prompt"] = False
     return told
+
+
+def _joined(message: Mapping[str, Any]) -> dict[str, Any]:
+    """With its content as one text."""
+    content = message["content"]
+    return {**message, "content": content if isinstance(content, str) else "\n".join(content)}
 
 
 class _Held:

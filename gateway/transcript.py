@@ -13,6 +13,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -63,11 +64,37 @@ class Transcript:
     unfinished: bool = False
 
 
+class Written(array):  # type: ignore[type-arg]
+    """A whole conversation as a sequence, with what it says, so that nobody has to read it. Not to be changed."""
+
+    said: Transcript
+
+
+def write(options: Mapping[str, Any], messages: Sequence[dict[str, Any]], *, unfinished: bool = False) -> Written:
+    """A conversation whose contents are texts. `unfinished`: the answer goes on with the last message."""
+    tokens = Written("i")
+    if options:
+        tokens.extend(options_mark(options))
+    for message in messages:
+        if len(message) == 2 and "role" in message:
+            tokens.extend(_role_mark(message["role"]))
+        else:
+            tokens.extend(message_mark({key: value for key, value in message.items() if key != "content"}))
+        tokens.frombytes(_codes(message["content"]))
+        tokens.append(END)
+    if unfinished:
+        tokens.pop()
+    tokens.said = Transcript(list(messages), dict(options), unfinished=unfinished)
+    return tokens
+
+
 def characters(text: str) -> "array[int]":
     """A text as numbers."""
-    numbers = array("i")
-    numbers.frombytes(text.encode("utf-32-le", errors="surrogatepass"))
-    return numbers
+    return array("i", _codes(text))
+
+
+def _codes(text: str) -> bytes:
+    return text.encode("utf-32-le", errors="surrogatepass")
 
 
 def _text(numbers: "array[int]") -> str:
@@ -86,6 +113,12 @@ def message_mark(message: Mapping[str, Any]) -> "array[int]":
     return numbers
 
 
+@lru_cache(16)
+def _role_mark(role: str) -> "array[int]":
+    """What is put before most messages."""
+    return message_mark({"role": role})
+
+
 def _marked(mark: int, content: Mapping[str, Any]) -> "array[int]":
     numbers = array("i", (mark,))
     numbers.extend(characters(msgspec.json.encode(content).decode()))
@@ -94,6 +127,8 @@ def _marked(mark: int, content: Mapping[str, Any]) -> "array[int]":
 
 def read(tokens: "array[int]") -> Transcript:
     """What they say. Raises ValueError if nothing here wrote them."""
+    if isinstance(tokens, Written):
+        return tokens.said
     if not tokens or tokens[0] < _MARKS:
         return Transcript(text=_text(tokens))
     found = Transcript()

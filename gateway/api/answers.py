@@ -72,12 +72,15 @@ class Asked(Protocol):
 
 def usage_of(usages: Sequence[Usage]) -> CompletionUsage:
     """Tokens of some calls, summed."""
-    prompt = sum(usage.prompt for usage in usages)
-    completion = sum(usage.completion for usage in usages)
-    cached = PromptTokensDetails(sum(usage.cached for usage in usages))
-    accepted, rejected = sum(usage.accepted for usage in usages), sum(usage.rejected for usage in usages)
+    prompt = cached = completion = accepted = rejected = 0
+    for usage in usages:
+        prompt += usage.prompt
+        cached += usage.cached
+        completion += usage.completion
+        accepted += usage.accepted
+        rejected += usage.rejected
     predicted = CompletionTokensDetails(accepted, rejected) if accepted or rejected else msgspec.UNSET
-    return CompletionUsage(prompt, completion, prompt + completion, cached, predicted)
+    return CompletionUsage(prompt, completion, prompt + completion, PromptTokensDetails(cached), predicted)
 
 
 class _Answer:
@@ -109,6 +112,8 @@ class _Answer:
         if self._calls[0].spec.deferred:
             return usage_of([])
         usages = [call.usage for call in self._calls]
+        if self._each == 1:
+            return usage_of(usages)
         first = {id(usage) for usage in usages[:: self._each]}
         return usage_of([one if id(one) in first else dataclasses.replace(one, prompt=0, cached=0) for one in usages])
 

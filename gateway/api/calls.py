@@ -138,8 +138,10 @@ def with_fallbacks(spec: CallSpec, others: Sequence[ServedModel], make: Callable
 
     A model for which it cannot be rendered is left out, and all where the request speaks of tokens by their numbers.
     """
+    if not others:
+        return spec
     samplings = [slot.sampling for slot in spec.slots]
-    if not others or any(one.logit_bias or one.stop_token_ids or one.logprobs for one in samplings):
+    if any(one.logit_bias or one.stop_token_ids or one.logprobs for one in samplings):
         return spec
     made = []
     for other in others:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -36,6 +35,7 @@ from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of, slots_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
 from gateway.graph.call import Call, CallSpec, Sampling, Slot
+from gateway.graph.ids import new_id
 from gateway.graph.variable import Piece
 from gateway.http.bodies import read_json
 from gateway.http.openapi import EVENTS, operation
@@ -168,7 +168,7 @@ class _Shape:
     def __init__(self, model: ServedModel, body: ChatCompletionRequest) -> None:
         self._model = model
         self.model = model.id
-        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._id = f"chatcmpl-{new_id(24)}"
         self._created = int(time.time())
         self._logprobs_told = body.wants_logprobs
         tools = tools_of(body)
@@ -273,7 +273,7 @@ def _delta(found: Sequence[Found]) -> ChoiceDelta:
 
 
 def _call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
+    return f"call_{new_id(24)}"
 
 
 def _finish(finish: str) -> str:

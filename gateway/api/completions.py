@@ -1,7 +1,6 @@
 """POST /v1/completions: text goes on as the model would have it, without a chat template."""
 
 import dataclasses
-import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, Input
+from gateway.graph.ids import new_id
 from gateway.graph.variable import Piece
 from gateway.http.bodies import read_json
 from gateway.http.openapi import EVENTS, operation
@@ -108,7 +108,7 @@ class _Shape:
     def __init__(self, model: ServedModel, body: CompletionRequest) -> None:
         self._model = model
         self.model = model.id
-        self._id = f"cmpl-{secrets.token_hex(12)}"
+        self._id = f"cmpl-{new_id(24)}"
         self._created = int(time.time())
         self._logprobs_told = body.logprobs is not None
         self._lengths: dict[int, int] = {}

@@ -1,13 +1,13 @@
 """Whether the process lives, whether it takes work, and its metrics."""
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from compat.openai import Health
 from gateway.api.services import SERVICES
 from gateway.http.bodies import json_response
 from gateway.http.openapi import operation
-from gateway.metrics import UNFINISHED
+from gateway.metrics import UNFINISHED, exposition
 
 routes = web.RouteTableDef()
 
@@ -33,4 +33,4 @@ async def ready(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format."""
     UNFINISHED.set(request.app[SERVICES].scheduler.unfinished)
-    return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -40,6 +40,7 @@ from gateway.api.sessions import describe_session
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import CallSpec, Input, Objective, Sampling, Slot
 from gateway.graph.events import NoLog
+from gateway.graph.ids import new_id
 from gateway.graph.later import Later, makes
 from gateway.graph.references import Reference
 from gateway.graph.session import Addition, Given, Session
@@ -228,7 +229,7 @@ def _names(body: SemanticCall, session: Session) -> dict[str, str]:
 def _new_name(label: str) -> str:
     """A variable of ours for a name of theirs, of which there may be several."""
     plain = re.sub(r"[^A-Za-z0-9_]", "_", label, flags=re.ASCII)[:40]
-    return f"{plain if plain[:1].isalpha() else f'v_{plain}'}_{secrets.token_hex(8)}"
+    return f"{plain if plain[:1].isalpha() else f'v_{plain}'}_{new_id(16)}"
 
 
 def _label(name: str) -> str:
@@ -267,7 +268,7 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
         output=last.name,
         deferred=True,
         objective=None if criteria is None else Objective(CRITERIA[criteria]),
-        salt="" if body.cache_prefix else secrets.token_hex(8),
+        salt="" if body.cache_prefix else new_id(16),
         where="template",
     )
 

@@ -1,6 +1,7 @@
 """Beginnings of prompts, as what they hold: what the paper calls PrefixHash."""
 
 from array import array
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import adler32, crc32
 
@@ -29,8 +30,7 @@ def borders(call: Call, *, own: bool = True) -> list[Border]:
 
     `own`: also from the first place on where the call itself generates, from which on no other's prompt is equal.
     """
-    scope = f"{call.scope}\0{call.spec.model}".encode()
-    key = hash((crc32(scope), adler32(scope)))
+    key = _scope_key(call.scope, call.spec.model)
     found, length = [], 0
     for segment in call.spec.segments:
         if not own and isinstance(segment, Slot):
@@ -38,12 +38,12 @@ def borders(call: Call, *, own: bool = True) -> list[Border]:
         match segment:
             case Text(tokens):
                 numbers = memoryview(tokens if isinstance(tokens, array) else array("i", tokens))
-                near, far = range(_CHUNK, min(len(tokens), _FAR), _CHUNK), range(_FAR, len(tokens), _COARSE)
-                begin = 0
-                for end in (*near, *far):
-                    key, begin = _goes_on(key, numbers[begin:end]), end
+                begin, end = 0, _CHUNK
+                while end < len(tokens):
+                    key = _goes_on(key, numbers[begin:end])
                     found.append(Border(length + end, key, ends=False))
-                key = _goes_on(key, numbers[begin:])
+                    begin, end = end, end + (_CHUNK if end < _FAR else _COARSE)
+                key = _goes_on(key, numbers[begin:] if begin else numbers)
                 length += len(tokens)
             case Input(reference) if reference.name in call.inputs:
                 source = call.inputs[reference.name]
@@ -56,6 +56,13 @@ def borders(call: Call, *, own: bool = True) -> list[Border]:
                 key = hash((key, 3, crc32(call.id.encode()), crc32((name or call.output.name).encode())))
         found.append(Border(length, key))
     return found
+
+
+@lru_cache(1024)
+def _scope_key(scope: str, model: str) -> int:
+    """Of no tokens at all."""
+    named = f"{scope}\0{model}".encode()
+    return hash((crc32(named), adler32(named)))
 
 
 def _goes_on(key: int, numbers: memoryview) -> int:

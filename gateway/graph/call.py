@@ -1,10 +1,10 @@
 """A call: one model request, as segments of a prompt and the variables that take what is generated."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.graph.errors import Failure
 from gateway.graph.references import Reference
@@ -70,10 +70,19 @@ class Sampling:
     prediction: str = field(default="", compare=False)
     given: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
+    @cached_property
+    def told(self) -> Mapping[str, Any]:
+        """What the client gave, and what else is not as usual, by name."""
+        usual = ((own.name, getattr(_USUAL, own.name)) for own in fields(self))
+        return {name: value for name, other in usual if (value := getattr(self, name)) != other or name in self.given}
+
     @property
     def deterministic(self) -> bool:
         """Whether the same prompt gives the same text."""
         return self.temperature == 0.0 or self.seed is not None
+
+
+_USUAL = Sampling()
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,22 @@ class CallSpec:
     salt: str = ""
     where: str = ""
     fallbacks: Sequence[Rendering] = ()
+    slots: Sequence[Slot] = field(init=False, compare=False, repr=False)
+    """In the order in which they are generated."""
+    references: Sequence[Input] = field(init=False, compare=False, repr=False)
+    """Every place where a value is read, those of its own slots among them."""
+
+    def __post_init__(self) -> None:
+        slots, references = [], []
+        for segment in self.segments:
+            if isinstance(segment, Slot):
+                slots.append(segment)
+            elif isinstance(segment, Input):
+                references.append(segment)
+        if self.parts is not None:
+            references += [part for part in self.parts if isinstance(part, Input)]
+        object.__setattr__(self, "slots", slots)
+        object.__setattr__(self, "references", references)
 
     def at(self, field: str) -> str:
         """The path of one of its fields in the request."""
@@ -159,17 +184,6 @@ class CallSpec:
     def renderings(self) -> list[Rendering]:
         """Its own prompt, then those of its fallbacks."""
         return [Rendering(self.model, self.segments), *self.fallbacks]
-
-    @cached_property
-    def slots(self) -> list[Slot]:
-        """In the order in which they are generated."""
-        return [segment for segment in self.segments if isinstance(segment, Slot)]
-
-    @property
-    def references(self) -> list[Input]:
-        """Every place where a value is read, those of its own slots among them."""
-        read = [segment for segment in self.segments if isinstance(segment, Input)]
-        return [*read, *(part for part in self.parts or () if isinstance(part, Input))]
 
     @property
     def deterministic(self) -> bool:
@@ -238,17 +252,17 @@ class Call:
     """The identical call that serves this one."""
     followers: "list[Call]" = field(default_factory=list)
     """Calls that are served by this one."""
+    makes: list[Variable] = field(init=False)
+    """Its slots, then its output."""
+
+    def __post_init__(self) -> None:
+        self.makes = [*self.slots.values(), self.output]
 
     @property
     def scope(self) -> str:
         """Whose KV may be shared with it: the tenant's, and of the same salt."""
         salt = self.spec.salt
         return f"{self.session.tenant}\0{salt}" if salt else self.session.tenant
-
-    @property
-    def makes(self) -> list[Variable]:
-        """Its slots, then its output."""
-        return [*self.slots.values(), self.output]
 
     @property
     def waiting_on(self) -> list[str]:

@@ -8,7 +8,6 @@ import bisect
 import difflib
 import hashlib
 import itertools
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from gateway.graph.events import (
     VariableChanged,
     VariableDeleted,
 )
+from gateway.graph.ids import new_id
 from gateway.graph.references import check_name
 from gateway.graph.variable import Reader, Variable, VariableState
 
@@ -182,7 +182,7 @@ class Session:
         fresh = {name: None for name in (*made, *values, *declared) if name not in self.variables}
         reads = [self._reads(spec, fresh) for spec in everything]
         depths = self._check_order(everything, outputs, reads, made)
-        grown = sum(map(_bytes, values.values())) + sum(_prompt_bytes(spec) for spec in everything)
+        grown = sum(map(_bytes, values.values())) + sum(map(_prompt_bytes, everything))
         self._check_bounds(len(everything), len(fresh), grown)
 
         self.size += grown
@@ -232,12 +232,14 @@ class Session:
         return [name for name, _ in names]
 
     def _generated_name(self) -> str:
-        while (name := f"v_{secrets.token_hex(6)}") in self.variables:
+        while (name := f"v_{new_id(12)}") in self.variables:
             pass
         return name
 
     def _reads(self, spec: CallSpec, fresh: Mapping[str, object]) -> dict[str, str]:
         """Names that the call reads, and where. Its own slots are not among them."""
+        if not spec.references:
+            return {}
         done: set[str] = set()
         own = {slot.name for slot in spec.slots}
         read: dict[str, str] = {}
@@ -359,7 +361,7 @@ class Session:
     def _join(self, spec: CallSpec, outputs: Sequence[str], reads: Iterable[str], depth: int) -> Call:
         *slots, output = [self.variables[name] for name in outputs]
         call = Call(
-            id=f"call_{secrets.token_hex(8)}",
+            id=f"call_{new_id(16)}",
             spec=spec,
             inputs={name: self.variables[name] for name in reads},
             slots={slot.name: slot for slot in slots},
@@ -369,7 +371,8 @@ class Session:
             arrival=next(_arrivals),
             depth=depth,
         )
-        self._write(Added(call))
+        if self.id:
+            self._write(Added(call))
         self._enter(call)
         return call
 
@@ -607,7 +610,7 @@ def _bytes(value: str) -> int:
 
 
 def _prompt_bytes(spec: CallSpec) -> int:
-    return sum(4 * len(segment.tokens) for segment in spec.segments if isinstance(segment, Text))
+    return sum([4 * len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
 
 
 def prefix_hashes(call: Call) -> list[str]:

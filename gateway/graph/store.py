@@ -1,6 +1,5 @@
 """The sessions there are, by id, each belonging to one tenant."""
 
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge
 from gateway.graph.events import Log, NoLog
+from gateway.graph.ids import new_id
 from gateway.graph.session import Bounds, Session
 
 _REMEMBERED = 10_000
@@ -62,7 +62,7 @@ class SessionStore:
             raise TooLarge(f"there are {len(self._sessions)} sessions, as many as may be; delete some or wait")
         if self._counts[tenant] >= self.max_sessions_per_tenant:
             raise TooLarge(f"this key has {self._counts[tenant]} sessions, as many as it may; delete some or wait")
-        id = id or f"sess_{secrets.token_hex(12)}"
+        id = id or f"sess_{new_id(24)}"
         if (tenant, id) in self._sessions:
             raise SessionExists(f"there is a session {id!r} already", "id")
         session = self.anonymous(tenant, id, metadata=metadata, ttl=ttl, log=log)

@@ -185,7 +185,8 @@ class Variable:
         """One piece instead of one a token, once nobody is in the middle of them."""
         if self._reading or len(self.pieces) < 2 or any(piece.logprobs for piece in self.pieces):
             return
-        self.pieces = [Piece(self.text, sum(piece.tokens for piece in self.pieces))]
+        text = self.text if self.value is None else self.value
+        self.pieces = [Piece(text, sum([piece.tokens for piece in self.pieces]))]
 
     def _wake_changed(self) -> None:
         for tell in self._watchers:

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import secrets
 import time
 
 from aiohttp import ClientConnectionResetError, hdrs, web
@@ -11,9 +10,10 @@ from aiohttp.typedefs import Handler
 from compat.openai import Error, ErrorBody
 from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
+from gateway.graph.ids import new_id
 from gateway.http.bodies import encode_json
 from gateway.http.sse import REQUEST_ID, SlowReader
-from gateway.metrics import request_counter
+from gateway.metrics import answered
 from gateway.scheduler import Overloaded, Stopping
 
 log = logging.getLogger("myna.http")
@@ -58,7 +58,7 @@ def as_request_error(error: Exception) -> RequestError:
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives every answer an x-request-id and turns what is raised into an answer."""
     offered = request.headers.get("x-request-id", "")
-    request_id = offered if _REQUEST_ID.fullmatch(offered) else f"req_{secrets.token_hex(12)}"
+    request_id = offered if offered and _REQUEST_ID.fullmatch(offered) else f"req_{new_id(24)}"
     request[REQUEST_ID] = request_id
     began = time.monotonic()
     try:
@@ -73,8 +73,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response.headers["x-request-id"] = request_id
     route = request.match_info.route.resource
     name = "unknown" if route is None else route.canonical
-    request_counter(request.method, name, str(response.status)).inc()
-    log.debug("%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began))
+    answered(request.method, name, response.status)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began))
     return response
 
 

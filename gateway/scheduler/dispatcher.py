@@ -21,6 +21,7 @@ log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
 """Engines that may die under a call before it fails."""
+_NO_LOCK = nullcontext()
 _SOON = 1.0
 """Seconds for which an engine is waited for where another model could answer."""
 _AT_ONCE = 20
@@ -299,7 +300,7 @@ class Scheduler:
         suspect, lost = False, None
         while True:
             try:
-                async with self._last_attempts if suspect and attempt == _ATTEMPTS else nullcontext():
+                async with self._last_attempts if suspect and attempt == _ATTEMPTS else _NO_LOCK:
                     await self._attempt(call, rendering, patient=patient, wait=wait, lost=lost)
                 return
             except EngineLost as error:

@@ -91,14 +91,13 @@ class Estimates:
         made, slots = call.usage.completion, len(call.spec.slots)
         if call.leader is not None or not made or not slots:
             return
-        shape = _shape(call)
-        if len(self._lengths) < _MAX_SHAPES or shape in self._lengths:
-            each = made / slots
-            self._lengths[shape] = each + (1 - _SMOOTHING) * (self._lengths.get(shape, each) - each)
+        shape, each = _shape(call), made / slots
+        known = self._lengths.get(shape)
+        if known is not None or len(self._lengths) < _MAX_SHAPES:
+            self._lengths[shape] = each if known is None else each + (1 - _SMOOTHING) * (known - each)
 
 
 def _shape(call: Call) -> tuple[object, ...]:
     """Calls of one place in a program are alike in these, whatever their texts."""
     spec = call.spec
-    kinds = tuple(type(segment).__name__ for segment in spec.segments)
-    return (spec.model, kinds, tuple(slot.sampling.max_tokens for slot in spec.slots))
+    return (spec.model, *map(type, spec.segments), *[slot.sampling.max_tokens for slot in spec.slots])

@@ -83,21 +83,24 @@ class Priorities:
         cost = self.estimates.cost(call, self.prefixes.known(beginnings, id(call.session)))
         self.prefixes.add(beginnings, id(call.session))
         feeding = [known for source in sources(call) if (known := self._known.get(source.id)) is not None]
-        path = cost.time + max((feeds.path for feeds in feeding), default=0.0)
+        path = cost.time + max([feeds.path for feeds in feeding], default=0.0)
         lead = self.shares.asked(call.session.tenant, cost.work)
         session = self._sessions.setdefault(id(call.session), _Work())
         session.calls += 1
         session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
         unread = now + lead + patience + path + _slack(session.seconds)
-        self._known[call.id] = _Known(call, beginnings, cost, path, lead, unread)
+        self._known[call.id] = known = _Known(call, beginnings, cost, path, lead, unread)
         self._changed[call.id] = call
-        leaves = []
-        for feeds in feeding:
-            if not feeds.readers:
-                leaves.append(feeds.call)  # wanted no more for its own sake
-            feeds.readers += 1
-        self._recompute([*leaves, call])
+        if feeding or next(_readers(call), None) is not None:
+            leaves = []
+            for feeds in feeding:
+                if not feeds.readers:
+                    leaves.append(feeds.call)  # wanted no more for its own sake
+                feeds.readers += 1
+            self._recompute([*leaves, call])
+        else:  # it stands alone, as most do
+            known.rank = unread - known.ahead
         for variable in call.makes:
             if variable.readers:  # who came before the call was added
                 self.wanted(variable, Objective.LATENCY if variable.hurried else Objective.THROUGHPUT, now)
@@ -177,6 +180,8 @@ class Priorities:
 
     def _needed(self, call: Call) -> float:
         """Seconds of unfinished work that the call waits for, its own included."""
+        if not call.inputs and call.leader is None:
+            return self._known[call.id].cost.work
         seconds = 0.0
         stack, seen = [call], {call.id}
         while stack:
@@ -297,4 +302,7 @@ def _readers(call: Call) -> Iterator[Call]:
 
 def _watched(call: Call) -> bool:
     """Whether a client waits for what it makes, and for nothing else."""
-    return any(variable.watched for variable in call.makes) or any(map(_watched, call.followers))
+    for variable in call.makes:
+        if variable.watched:
+            return True
+    return any(map(_watched, call.followers))

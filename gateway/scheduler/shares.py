@@ -41,7 +41,7 @@ class Shares:
             known = self._resting.pop(tenant, None) or _Tenant(self._weights.get(tenant, 1.0))
             known.asked = known.done = max(known.done, self._served)
             self._busy[tenant] = known
-        lead = known.asked - max(one.asked for one in self._busy.values())
+        lead = 0.0 if len(self._busy) == 1 else known.asked - max([one.asked for one in self._busy.values()])
         known.calls += 1
         known.asked += work / known.weight
         return lead
@@ -61,7 +61,8 @@ class Shares:
             self._resting = {name: one for name, one in self._resting.items() if one.done > self._served}
 
     def _move_on(self) -> None:
-        self._served = max(self._served, min((one.done for one in self._busy.values()), default=0.0))
+        if self._busy:
+            self._served = max(self._served, min([one.done for one in self._busy.values()]))
 
     def unfinished(self) -> dict[str, int]:
         """Calls of those tenants that have some."""

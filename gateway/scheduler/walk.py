@@ -53,7 +53,7 @@ class Walk:
         self._context = context
         self._patient = patient
         self._prompt_read = prompt_read
-        self._filled = array("i")
+        self._filled: list[Sequence[int]] = []
         self._parts = iter(call.spec.parts or ())
 
     async def prepare(self) -> bytes | None:
@@ -76,7 +76,9 @@ class Walk:
         spec = self._call.spec
         if not spec.deterministic or not self._call.session.id:  # what is nobody else's session is shared with nobody
             return None
-        digest = hashlib.blake2b(self._filled.tobytes(), digest_size=20)
+        digest = hashlib.blake2b(digest_size=20)
+        for tokens in self._filled:
+            digest.update(array("i", tokens).tobytes())
         begun = False
         for segment in self._rendering.segments:
             match segment:
@@ -117,7 +119,7 @@ class Walk:
     def _fill(self, tokens: Sequence[int]) -> None:
         if tokens:
             self._context.fill(tokens)
-            self._filled.extend(tokens)
+            self._filled.append(tokens)
             self._call.usage.prompt += math.ceil(len(tokens) * self._engine.grain)
 
     async def _take(self, segment: Text | Input) -> None:

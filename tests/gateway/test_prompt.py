@@ -13,6 +13,8 @@ from gateway.graph.call import Input, Sampling, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference
 from gateway.prompt import PromptBuilder
+from gateway.tools import Tool, Tools
+from gateway.transcript import TranscriptTokenizer
 from tests.checkpoints import write_byte_tokenizer
 
 ANSWER = Slot(None, Sampling())
@@ -143,3 +145,23 @@ def test_a_model_without_template_cannot_chat(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(RequestError, match="no chat template"):
         chat(PromptBuilder(Tokenizer(tmp_path)), user("x"), references=False)
+
+
+TOOL = Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})
+
+
+@pytest.mark.parametrize("content", ["Say \ud83d\ude00", ["one", "two"], "", []])
+@pytest.mark.parametrize("tools", [None, Tools([TOOL], "auto")])
+@pytest.mark.parametrize(("opens", "continues"), [(True, False), (False, False), (False, True)])
+def test_messages_that_are_passed_on_are_the_same_in_a_session(
+    content: Any, tools: Tools | None, opens: bool, continues: bool
+) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "assistant", "name": "it", "content": content}]
+    plain, named = (
+        PromptBuilder(TranscriptTokenizer()).chat(
+            messages, ANSWER, references=references, tools=tools, opens=opens, continues=continues, options={"a": 1}
+        )
+        for references in (False, True)
+    )
+    assert tokens(plain.segments[:-1]) == tokens(named.segments[:-1])
+    assert plain.segments[-1] is named.segments[-1] is ANSWER

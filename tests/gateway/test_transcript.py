@@ -1,6 +1,7 @@
 """gateway/transcript.py: whatever messages hold comes back as it was."""
 
 from array import array
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from gateway.transcript import (
     message_mark,
     options_mark,
     read,
+    write,
 )
 
 # what lies beside marks in memory, or is in the way of codecs: halves of pairs, the last character there is, zeros
@@ -35,6 +37,23 @@ def test_a_conversation_comes_back(contents: list[str], optioned: bool, unfinish
     said = read(tokens)
     assert said.messages == [{"role": "user", "name": f"n{at}", "content": text} for at, text in enumerate(contents)]
     assert (said.options, said.unfinished, said.text) == (options, unfinished, None)
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"at": ["it"]}}}
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": TEXT},
+    optional={"name": st.text("abc"), "tool_call_id": st.just("call_1"), "tool_calls": st.just([CALL])},
+)
+
+
+@settings(deadline=None)
+@given(st.lists(MESSAGES, min_size=1, max_size=4), st.sampled_from([{}, {"tools": []}]), st.booleans())
+def test_what_was_written_says_what_can_be_read_of_it(
+    messages: list[dict[str, Any]], options: dict[str, Any], unfinished: bool
+) -> None:
+    written = write(options, messages, unfinished=unfinished)
+    assert read(array("i", written)) == read(written)
+    assert (written.said.messages, written.said.options, written.said.unfinished) == (messages, options, unfinished)
 
 
 @settings(deadline=None)

@@ -161,17 +161,10 @@ class Answer:
         Raises Nonsense, or ContextRefused if it says that something is wrong with the request.
         """
         try:
-            events = self._events.feed(data) if self.streamed else [data]
-        except ValueError as error:
-            raise Nonsense(f"{error}") from error
-        for event in events:
-            said = self._read(event)
-            if said is not None:
-                yield said
-
-    def _read(self, event: bytes) -> Said | None:
-        try:
-            return self._push(event)
+            for event in self._events.feed(data) if self.streamed else [data]:
+                said = self._push(event)
+                if said is not None:
+                    yield said
         except ValueError as error:  # msgspec's and of text among them
             raise Nonsense(f"{error}") from error
 

@@ -21,7 +21,7 @@ from gateway.engines.openai.connections import Broken, Response
 from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
 from gateway.graph.call import Sampling
-from gateway.transcript import Transcript, characters, read
+from gateway.transcript import Transcript, Written, characters, read
 
 _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that a server may do without. Not the salt: keys are kept apart, or nothing is sent."""
@@ -143,6 +143,8 @@ class OpenAIContext:
         self._urgency = urgency
         self._turn = Turn(urgency.rank)
         self._tokens = array("i")
+        self._made: list[tuple[str, Sequence[int]]] = []
+        """Texts that were generated behind these, with their tokens if the server told them."""
         self._generated = 0
         """Tokens, as the server counts them."""
         self._cached: int | None = None
@@ -152,11 +154,28 @@ class OpenAIContext:
 
     def fill(self, tokens: Sequence[int]) -> None:
         """See `EngineContext.fill`."""
-        self._tokens.extend(tokens)
+        if not self._tokens and isinstance(tokens, Written):
+            self._tokens = tokens  # most have nothing more to fill
+        else:
+            self._join().extend(tokens)
+
+    def _join(self) -> "array[int]":
+        """All of it as one sequence that may be changed."""
+        if isinstance(self._tokens, Written):
+            self._tokens = array("i", self._tokens)
+        for text, tokens in self._made:
+            if self._engine.tokenizer is None:
+                self._tokens.extend(characters(text))
+            else:
+                self._tokens.extend(tokens or self._engine.tokenizer.encode(text))
+        self._made.clear()
+        return self._tokens
 
     async def generate(self, sampling: Sampling, tell: Tell) -> None:
         """See `EngineContext.generate`."""
         began = time.monotonic()
+        if self._made:
+            self._join()
         await self._upstream.turns.take(self._turn)
         try:
             held = time.monotonic() - began
@@ -175,7 +194,7 @@ class OpenAIContext:
             await self._read(response, answer, came)
         finally:
             self._upstream.turns.leave()
-        self._keep("".join(text), tokens)
+        self._made.append(("".join(text), tokens))
         if answer.usage is not None:
             prompt, cached, completion = answer.usage
             before, self._generated = self._generated, self._generated + completion
@@ -222,13 +241,6 @@ class OpenAIContext:
         named = [field for field in _HINTS if field in body and field in refusal]
         self._upstream.dropped.update(named)
         return bool(named)
-
-    def _keep(self, text: str, tokens: Sequence[int]) -> None:
-        """What was generated stays in the context."""
-        if self._engine.tokenizer is None:
-            self._tokens.extend(characters(text))
-        else:
-            self._tokens.extend(tokens or self._engine.tokenizer.encode(text))
 
     def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""

@@ -15,7 +15,6 @@ _OPENAI = frozenset(
 _SAMPLING = frozenset(
     {"top_k", "min_p", "repetition_penalty", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"}
 )
-_USUAL = [(name, getattr(Sampling(), name)) for name in sorted(_OPENAI | _SAMPLING)]
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,11 @@ class Profile:
         Raises ContextRefused if it cannot be said.
         """
         told: dict[str, Any] = {}
-        for name, usual in _USUAL:
-            value = getattr(sampling, name)
-            if value == usual and name not in sampling.given:
-                continue
+        for name, value in sampling.told.items():
             if name in _SAMPLING and name not in self.fields:
                 raise self.refusal(name)
-            told[name] = list(value) if isinstance(value, tuple) else value
+            if name in _SAMPLING or name in _OPENAI:
+                told[name] = list(value) if isinstance(value, tuple) else value
         if told.get("top_k") == 0:
             told["top_k"] = -1  # all of them know this for "off", and not all know 0
         if sampling.logprobs:

@@ -13,7 +13,7 @@ from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.graph.call import Input, Sampling, Slot, Text
 from gateway.prompt import PromptBuilder
 from gateway.tools import Tool, Tools
-from gateway.transcript import TranscriptTokenizer
+from gateway.transcript import TranscriptTokenizer, characters, write
 from tests.gateway.engines.asking import SOON, coming, text, until
 from tests.upstream import FakeServer, breaks_off, chunk, hangs, refuses, says, sends, stream
 
@@ -87,6 +87,25 @@ async def test_messages_go_as_they_came(server: FakeServer, upstream: Upstream) 
         "stream": True,
         "stream_options": {"include_usage": True},
     }, "what was not asked for is left to the server"
+
+
+async def test_a_context_goes_on_behind_what_it_was_given_and_made(server: FakeServer) -> None:
+    upstream = await connected(server, "vllm")
+    server.script = [says("b", "c"), says("d"), says("h")]
+    said = [*HELLO, {"role": "assistant", "content": "a"}]
+    written = write({}, said, unfinished=True)
+    context, other = (OpenAIEngine("there", upstream, "fake").open("", SOON) for _ in range(2))
+    for one in (context, other):
+        one.fill(written)
+    for _ in range(2):  # behind one another
+        assert [event async for event in coming(context, USUAL)]
+    other.fill(characters("g"))
+    assert [event async for event in coming(other, USUAL)]
+    assert [body["messages"][-1]["content"] for body in server.asked] == ["a", "abc", "ag"]
+    assert written == write({}, said, unfinished=True)
+    for one in (context, other):
+        one.free()
+    await upstream.close()
 
 
 async def test_parameters_are_passed_on(server: FakeServer, upstream: Upstream) -> None:
