@@ -83,7 +83,8 @@ class Models:
 
         Raises RequestError 404, which names the ones there are.
         """
-        await self._ready()
+        if not self._served:
+            await self._ready()
         served, name = self._served, self._aliases.get(name, name)
         if name not in served:
             near = difflib.get_close_matches(name, [*served, *self._aliases], n=1) or list(served)[:_NAMED]

@@ -1,5 +1,6 @@
 """Calls as an answer: whole, as a stream, or at once as references to what is still to be made."""
 
+import asyncio
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from gateway.graph.variable import Piece
 from gateway.http.bodies import json_response
 from gateway.http.errors import as_request_error, error_body
 from gateway.http.sse import EventStream, unnamed
+from gateway.scheduler import Scheduler
 
 _STATUS_SECONDS = 5.0
 """So long a stream waits before its status line, so that an early failure can have a status of its own."""
@@ -245,8 +247,13 @@ async def respond(
     try:
         await scheduler.start(scope.session, addition)
         return await (answer.stream(request) if body.streamed else answer.whole(keep))
-    finally:
-        for call in calls:
-            scheduler.reader_left(call.output)
-        if not scope.named:  # nobody else can ask for anything of it
-            scope.session.dissolve()
+    finally:  # in the next turn: the answer is sent first
+        asyncio.get_running_loop().call_soon(_left, scheduler, scope, calls)
+
+
+def _left(scheduler: Scheduler, scope: Scope, calls: Sequence[Call]) -> None:
+    """The client has its answer, or has gone."""
+    for call in calls:
+        scheduler.reader_left(call.output)
+    if not scope.named:  # nobody else can ask for anything of it
+        scope.session.dissolve()

@@ -36,6 +36,8 @@ _Made = TypeVar("_Made")
 
 async def prepared(make: Callable[[], _Made], characters: int, *models: ServedModel) -> _Made:
     """What `make` makes of a request with so many characters for some models: here, or in a thread if it takes long."""
+    if characters < _LONG:
+        return make()
     few = _LONG_AS_IT_IS if all(model.tokenizer.passes_on for model in models) else _LONG
     return make() if characters < few else await asyncio.to_thread(make)
 

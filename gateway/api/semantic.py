@@ -48,11 +48,14 @@ def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
 
     Raises RequestError and GraphError as API.md's table says.
     """
+    sessions, headers = request.app[SERVICES].sessions, request.headers
+    if semantic is None and SESSION_HEADER not in headers and DEFER_HEADER not in headers:  # a plain request
+        return Scope(sessions.anonymous(request[TENANT]), named=False, deferred=False)
     deferred = _deferred(request, semantic)
     session = session_named(request, semantic.session if semantic else None, "semantic.session")
     if session is None:
         _refuse_without_session(semantic, deferred)
-        return Scope(request.app[SERVICES].sessions.anonymous(request[TENANT]), named=False, deferred=False)
+        return Scope(sessions.anonymous(request[TENANT]), named=False, deferred=False)
     return Scope(session, named=True, deferred=deferred)
 
 

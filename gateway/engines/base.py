@@ -10,7 +10,7 @@ Contexts are handles. Commands are sent at once and in order; a refusal surfaces
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from gateway.graph.call import Sampling
@@ -56,8 +56,7 @@ class NoEngine(EngineFailure):
     code = "engine_unavailable"
 
 
-@dataclass(frozen=True)
-class Urgency:
+class Urgency(NamedTuple):
     """How soon an engine is to work on a context: lower ranks go first. `watched`: a client waits for what it
     generates, so that it goes on at a steady pace; else only its end counts."""
 
@@ -65,16 +64,14 @@ class Urgency:
     watched: bool
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(NamedTuple):
     """What an engine's steps take, in seconds: a row of a prompt, and a step in which one or two contexts generate."""
 
     row_seconds: float
     step_seconds: float
 
 
-@dataclass(frozen=True)
-class Filled:
+class Filled(NamedTuple):
     """A context's prompt is there: its length in tokens, and how many of them were found in a cache. `held` and
     `starved`: seconds for which it waited for room in a step, and for memory. `missed`: how many were not found, by why
     they were not, in the engine's words."""
@@ -83,7 +80,7 @@ class Filled:
     cached: int
     held: float = 0.0
     starved: float = 0.0
-    missed: Mapping[str, int] = field(default_factory=dict)
+    missed: Mapping[str, int] = MappingProxyType({})
 
 
 class Delta(NamedTuple):
@@ -96,8 +93,7 @@ class Delta(NamedTuple):
     rejected: int = 0
 
 
-@dataclass(frozen=True)
-class Counted:
+class Counted(NamedTuple):
     """What the engine's own server says of the context's tokens so far: those of prompts, of these the ones it found in
     a cache, and those that were generated. For engines whose prompts are counted in something else here."""
 

@@ -220,8 +220,8 @@ class Session:
     def _outputs(self, spec: CallSpec, made: dict[str, int], index: int, values: Mapping[str, object]) -> list[str]:
         """Names that the call will make, its output last."""
         names = [(slot.name, slot.where) for slot in spec.slots if slot.name is not None]
-        where = spec.at("semantic.output") if spec.model else spec.where
-        names.append((spec.output or self._generated_name(), where))
+        if spec.output:
+            names.append((spec.output, spec.at("semantic.output") if spec.model else spec.where))
         for name, place in names:
             self._check_free(name, place)
             if name in values:
@@ -229,7 +229,11 @@ class Session:
             if name in made:
                 raise VariableAlreadySet(f"{name!r} is made twice", place)
             made[name] = index
-        return [name for name, _ in names]
+        outputs = [name for name, _ in names]
+        if not spec.output:
+            outputs.append(self._generated_name())
+            made[outputs[-1]] = index
+        return outputs
 
     def _generated_name(self) -> str:
         while (name := f"v_{new_id(12)}") in self.variables:
@@ -268,7 +272,9 @@ class Session:
 
         Only through a name that was declared and read before, and is made now, does an old call wait for a new one.
         """
-        adopts = any(name in self.variables and self.variables[name].consumers for name in made)
+        adopts = bool(self.variables) and any(
+            name in self.variables and self.variables[name].consumers for name in made
+        )
         if not adopts and not any(reads):
             return [1] * len(specs)
         depths: dict[int | str, int] = {}

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -31,9 +31,14 @@ class Keys:
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = {hashlib.sha256(key.encode()).digest() for key in keys}
 
+    @property
+    def everybody(self) -> bool:
+        """Whether no key is needed."""
+        return not self._digests
+
     def tenant(self, key: str) -> str:
         """Whose the key is. Raises RequestError 401."""
-        if not self._digests:
+        if self.everybody:
             return ""
         given = hashlib.sha256(key.encode(errors="surrogateescape")).digest()  # bytes of a header may be anything
         if not any(hmac.compare_digest(given, digest) for digest in self._digests):
@@ -46,13 +51,16 @@ def authentication(keys: Keys, open_routes: Collection[str] = OPEN_ROUTES) -> Mi
     """Lets requests with one of `keys` as bearer token pass. `open_routes` find out for themselves who asks."""
 
     @web.middleware
-    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[TENANT] = ""
+    def authenticate(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        request[TENANT] = "" if keys.everybody else tenant(request)
+        return handler(request)
+
+    def tenant(request: web.Request) -> str:
         resource = request.match_info.route.resource
         is_open = resource is not None and resource.canonical in open_routes
-        if not is_open and request.method != hdrs.METH_OPTIONS:  # which only asks what a route can do
-            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            request[TENANT] = keys.tenant(token.strip() if scheme.lower() == "bearer" else "")
-        return await handler(request)
+        if is_open or request.method == hdrs.METH_OPTIONS:  # which only asks what a route can do
+            return ""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return keys.tenant(token.strip() if scheme.lower() == "bearer" else "")
 
     return authenticate

@@ -6,6 +6,7 @@ event loop, and every stream would stand still for that long.
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -23,18 +24,18 @@ class Turnstile:
         """How many more may enter in this turn."""
         self._turning = False
 
-    async def enter(self) -> None:
-        """Waits for its turn, in the order of coming."""
+    def enter(self) -> asyncio.Future[None] | None:
+        """Its turn, to be waited for, in the order of coming; or None, if it is now."""
         loop = asyncio.get_running_loop()
         if not self._turning:
             self._turning = True
             loop.call_soon(self._turn)
         if self._left:  # then nobody waits
             self._left -= 1
-            return
+            return None
         place = loop.create_future()
         self._line.append(place)
-        await place
+        return place
 
     def _turn(self) -> None:
         self._left = _AT_ONCE
@@ -52,9 +53,13 @@ def one_after_another() -> Middleware:
     """Has requests pass a turnstile before anything is done for them."""
     turnstile = Turnstile()
 
-    @web.middleware
-    async def enter(request: web.Request, handler: Handler) -> web.StreamResponse:
-        await turnstile.enter()
+    async def wait(place: asyncio.Future[None], request: web.Request, handler: Handler) -> web.StreamResponse:
+        await place
         return await handler(request)
+
+    @web.middleware
+    def enter(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        place = turnstile.enter()
+        return handler(request) if place is None else wait(place, request, handler)
 
     return enter

@@ -171,6 +171,9 @@ class Scheduler:
         del self._tasks[call.id]
         if not call.state.final:  # its task was cancelled before it first ran
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
+        self._priorities.end(call)  # not before: whoever waits for the answer has it first
+        if call.state is CallState.DONE:
+            self._priorities.estimates.learn(call)
         self._release_sources(call)
         self._rest()
 
@@ -335,10 +338,11 @@ class Scheduler:
         if not call.waiting_on:
             call.move(CallState.QUEUED)
         engines = await self._engines.serving(rendering.model, wait=wait)
-        engines = [engine for engine in engines if engine.name != lost] or engines
-        prefixes, beginnings = self._priorities.prefixes, self._priorities.beginnings(call)
+        if lost is not None:
+            engines = [engine for engine in engines if engine.name != lost] or engines
         engine = engines[0]
         if len(engines) > 1:
+            prefixes, beginnings = self._priorities.prefixes, self._priorities.beginnings(call)
             engine = self._place(call, engines, prefixes.held(beginnings))
             prefixes.given(beginnings, engine)
         call.engine, call.model = engine.name, rendering.model
@@ -413,9 +417,6 @@ class Scheduler:
             call.move(state)
             call.conclude()
             self._observe(call)  # while those are still there who wait for it
-            self._priorities.end(call)
-            if state is CallState.DONE:
-                self._priorities.estimates.learn(call)
             self._stop(call)
             if failure is not None and not call.session.closed:
                 ends += [

@@ -1,10 +1,10 @@
 """How long calls are likely to take: from what they ask for, and from what calls like them took."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.engines.base import Engine, Pace
-from gateway.graph.call import Call, Input, Slot, Text
+from gateway.graph.call import Call, Slot, Text
 from gateway.graph.variable import Variable
 
 _UNBOUNDED_TOKENS = 256
@@ -17,8 +17,7 @@ _PACE = Pace(row_seconds=0.001, step_seconds=0.010)
 """Until an engine has said what its is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """Of a call whose inputs are there, in seconds. `time`: how long it takes from its first row to its last token.
     `work`: of the engine's time that is, of which steps that many calls share are a part."""
 
@@ -45,17 +44,15 @@ class Estimates:
             return Cost()
         prompt = output = 0.0
         for segment in call.spec.segments:
-            match segment:
-                case Text(tokens):
-                    prompt += len(tokens)
-                case Input(reference):
-                    source = call.inputs.get(reference.name)
-                    prompt += 0.0 if source is None else self.tokens(source)
-                case Slot():
-                    output += self._length(call, segment)
-        prompt = max(0.0, prompt - cached)
-        row, step = (self.pace or _PACE).row_seconds, (self.pace or _PACE).step_seconds
-        return Cost(prompt * row + output * step, prompt * row + output * math.sqrt(row * step))
+            if isinstance(segment, Text):
+                prompt += len(segment.tokens)
+            elif isinstance(segment, Slot):
+                output += self._length(call, segment)
+            elif (source := call.inputs.get(segment.reference.name)) is not None:
+                prompt += self.tokens(source)
+        pace = self.pace or _PACE
+        rows, step = max(0.0, prompt - cached) * pace.row_seconds, pace.step_seconds
+        return Cost(rows + output * step, rows + output * math.sqrt(pace.row_seconds * step))
 
     def observe(self, engine: Engine) -> None:
         """Of an engine that is given a call: what its steps take."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.engines.base import Delta, Engine, EngineContext, Filled, Told
 from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
@@ -54,6 +54,8 @@ class Walk:
         self._patient = patient
         self._prompt_read = prompt_read
         self._filled: list[Sequence[int]] = []
+        self._at = 0
+        """The segment that comes next."""
         self._parts = iter(call.spec.parts or ())
 
     async def prepare(self) -> bytes | None:
@@ -62,23 +64,23 @@ class Walk:
         Returns what the rest of the call does, as a digest: calls with the same one do the same. None if that is not
         settled by what is filled.
         """
-        for segment in self._before_slots():
-            await self._take(segment)
-        return self._identity()
-
-    def _before_slots(self) -> Iterator[Text | Input]:
         for segment in self._rendering.segments:
             if isinstance(segment, Slot):
-                return
-            yield segment
+                break
+            self._at += 1
+            if isinstance(segment, Text):
+                self._fill(segment.tokens)
+            else:
+                await self._take(segment)
+        return self._identity()
 
     def _identity(self) -> bytes | None:
         spec = self._call.spec
         if not spec.deterministic or not self._call.session.id:  # what is nobody else's session is shared with nobody
             return None
         digest = hashlib.blake2b(digest_size=20)
-        for tokens in self._filled:
-            digest.update(array("i", tokens).tobytes())
+        for filled in self._filled:
+            digest.update(array("i", filled).tobytes())
         begun = False
         for segment in self._rendering.segments:
             match segment:
@@ -105,11 +107,11 @@ class Walk:
 
     async def generate(self) -> None:
         """Generates slot after slot, and fills what stands between them. The output is there then, but not final."""
-        segments = self._rendering.segments
-        first = next(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
-        for segment in segments[first:]:
+        for segment in self._rendering.segments[self._at :]:
             if isinstance(segment, Slot):
                 await self._generate(segment)
+            elif isinstance(segment, Text):
+                self._fill(segment.tokens)
             else:
                 await self._take(segment)
         await self._put_together(None)
@@ -122,10 +124,8 @@ class Walk:
             self._filled.append(tokens)
             self._call.usage.prompt += math.ceil(len(tokens) * self._engine.grain)
 
-    async def _take(self, segment: Text | Input) -> None:
-        if isinstance(segment, Text):
-            self._fill(segment.tokens)
-            return
+    async def _take(self, segment: Input) -> None:
+        """Fills a value, waited for."""
         source = self._source(segment)
         if source.state.final or segment.reference.path or self._patient:
             self._fill(await self._engine.encode(await self._value(segment)))

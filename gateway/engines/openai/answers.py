@@ -128,8 +128,8 @@ class Events:
             raise ValueError("an event without end")
         told: list[bytes] = []
         for event in whole:
-            for line in event.split(b"\n"):
-                if line.startswith(b"data:"):
+            for line in event.split(b"\n") if b"\n" in event else (event,):
+                if line[:5] == b"data:":
                     content = line[5:].strip()
                     if content == b"[DONE]":
                         self._done = True

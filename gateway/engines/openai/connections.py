@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import cast
 from urllib.parse import quote, unquote, urlsplit
@@ -358,9 +358,9 @@ class Connections:
         self._addresses: tuple[float, Sequence[aiohappyeyeballs.AddrInfoType]] = (0.0, ())
         self._timer: asyncio.TimerHandle | None = None
 
-    async def post(self, path: str, content: bytes) -> Response:
+    def post(self, path: str, content: bytes) -> Awaitable[Response]:
         """See `ask`."""
-        return await self.ask("POST", path, content)
+        return self.ask("POST", path, content)
 
     async def ask(self, method: str, path: str, content: bytes = b"") -> Response:
         """The answer to a request, once its head is there. Raises NotReached or Broken."""

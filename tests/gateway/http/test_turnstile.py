@@ -18,7 +18,8 @@ class Door:
         self.entered: list[tuple[int, int]] = []
 
     async def enter(self, number: int) -> None:
-        await self.turnstile.enter()
+        if (place := self.turnstile.enter()) is not None:
+            await place
         self.entered.append((self.turn, number))
 
     def most_in_a_turn(self) -> int:
