@@ -245,7 +245,10 @@ async def respond(
     for call in calls:
         scheduler.reader_came(call.output)
     try:
-        await scheduler.start(scope.session, addition)
+        if scope.named or body.streamed or len(calls) > 1:
+            await scheduler.start(scope.session, addition)
+        else:
+            await scheduler.perform(calls[0])
         return await (answer.stream(request) if body.streamed else answer.whole(keep))
     finally:  # in the next turn: the answer is sent first
         asyncio.get_running_loop().call_soon(_left, scheduler, scope, calls)

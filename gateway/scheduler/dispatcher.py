@@ -160,12 +160,26 @@ class Scheduler:
         if call.state.final:  # cancelled while others were started
             self._release_sources(call)
             return
+        task = asyncio.get_running_loop().create_task(self._run(call), name=call.id)
+        self._enter(call, task)
+        task.add_done_callback(lambda _: self._ended(call))
+
+    async def perform(self, call: Call) -> None:
+        """Runs a call that nobody else can read, in the coroutine of whoever waits for it: what plain requests are. A
+        client that leaves ends it. Its results appear in the variables that it makes, before this returns."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._enter(call, task)
+        try:
+            await self._run(call)
+        finally:  # in the next turn: the answer is sent first
+            asyncio.get_running_loop().call_soon(self._ended, call)
+
+    def _enter(self, call: Call, task: "asyncio.Task[None]") -> None:
         self._priorities.add(call, self._now())
         self._apply_priorities()
         self._idle.clear()
-        task = asyncio.get_running_loop().create_task(self._run(call), name=call.id)
         self._tasks[call.id] = task
-        task.add_done_callback(lambda _: self._ended(call))
 
     def _ended(self, call: Call) -> None:
         del self._tasks[call.id]

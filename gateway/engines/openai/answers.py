@@ -1,6 +1,7 @@
 """What a server streams, as pieces of text: the events of chats and completions, and calls of tools as text."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,6 +15,8 @@ from gateway.graph.variable import Piece
 _LONGEST_EVENT = 16 << 20
 _CALL_BEGINS, _CALL_ENDS = "<tool_call>\n", "\n</tool_call>"
 """How calls are written in a text: Hermes's way, which `gateway.tools` reads."""
+_TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
+_TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
 Usage = tuple[int, int, int]
 """Tokens of prompt, of these cached, and of completion."""
 
@@ -214,8 +217,15 @@ def _error(error: Any) -> Exception:
     message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     code = error.get("code") if isinstance(error, dict) else None
     if isinstance(code, int) and 400 <= code < 500 and code not in (408, 409, 425, 429):
-        return ContextRefused("engine_refused", message)
+        return refused(message, message)
     return ValueError(message)
+
+
+def refused(message: str, told: str, code: str = "") -> ContextRefused:
+    """What a server's refusal means, from its words and perhaps its code. `told`: what to say of any other."""
+    if code in _TOO_LONG_CODES or _TOO_LONG.search(message):
+        return ContextRefused("context_length_exceeded", message)
+    return ContextRefused("engine_refused", told)
 
 
 def _usage(told: Any) -> Usage | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.tokenizer import Tokenizer
 from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Tell, Urgency
-from gateway.engines.openai.answers import Answer, Nonsense
+from gateway.engines.openai.answers import Answer, Nonsense, Usage
 from gateway.engines.openai.connections import Broken, Response
 from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
@@ -178,28 +178,43 @@ class OpenAIContext:
             self._join()
         await self._upstream.turns.take(self._turn)
         try:
-            held = time.monotonic() - began
-            self._response = response = await self._asked(sampling)
-            tell(Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held))
-            answer, text, tokens = Answer(streamed=_streams(response)), [""], array("i")
-
-            def came(data: bytes) -> None:
-                for piece, token_ids, finish in answer.feed(data):
-                    text.append(piece.text)
-                    tokens.extend(token_ids)
-                    tell(Delta(piece, finish))
-                if answer.ended:  # what comes now is told of its tokens only
-                    response.patience = _TAIL_SECONDS
-
-            await self._read(response, answer, came)
+            usage = await self._answered(sampling, tell, held=time.monotonic() - began)
         finally:
             self._upstream.turns.leave()
-        self._made.append(("".join(text), tokens))
-        if answer.usage is not None:
-            prompt, cached, completion = answer.usage
+        if usage is not None:
+            prompt, cached, completion = usage
             before, self._generated = self._generated, self._generated + completion
             self._cached = cached if self._cached is None else self._cached
             tell(Counted(max(0, prompt - before), self._cached, self._generated))
+
+    async def _answered(self, sampling: Sampling, tell: Tell, held: float) -> Usage | None:
+        """One answer, with the tokens that it took if the server says so."""
+        begun = False
+        text, tokens = [""], array("i")
+
+        def came(data: bytes) -> None:
+            for piece, token_ids, finish in answer.feed(data):
+                text.append(piece.text)
+                tokens.extend(token_ids)
+                tell(Delta(piece, finish))
+            if answer.ended:  # what comes now is told of its tokens only
+                response.patience = _TAIL_SECONDS
+
+        while True:
+            path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency)
+            try:
+                self._response = response = await self._upstream.post(path, body)
+                if not begun:
+                    tell(Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held))
+                    begun = True
+                answer = Answer(streamed=_streams(response))
+                await self._read(response, answer, came)
+            except (ContextRefused, EngineLost) as error:
+                if len(text) > 1 or not self._does_without(str(error), body):
+                    raise
+            else:
+                self._made.append(("".join(text), tokens))
+                return answer.usage
 
     async def _read(self, response: Response, answer: Answer, came: Callable[[bytes], None]) -> None:
         """All of it, up to the response's end, so that its connection can be used again. Raises EngineLost, or
@@ -224,18 +239,10 @@ class OpenAIContext:
             raise self._upstream.lost("broke off in the middle of an answer")
         self._upstream.succeeded()
 
-    async def _asked(self, sampling: Sampling) -> Response:
-        while True:
-            path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency)
-            try:
-                return await self._upstream.post(path, body)
-            except ContextRefused as error:
-                if not self._does_without(str(error), body):
-                    raise
-
     def _does_without(self, refusal: str, body: dict[str, Any]) -> bool:
-        """Whether it was about a field that can be left out, or has another name there."""
-        if "max_completion_tokens" in refusal and "max_tokens" in body:
+        """Whether it was about a field that can be left out, or has another name there. Some say so by 400, and SGLang
+        by 503 in the middle of the stream that it has begun."""
+        if "max_completion_tokens" in refusal and "max_tokens" in body and self._upstream.profile.length == "max_tokens":
             self._upstream.use_length("max_completion_tokens")
             return True
         named = [field for field in _HINTS if field in body and field in refusal]

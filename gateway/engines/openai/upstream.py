@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.engines.base import ContextRefused, EngineBusy, EngineFailure, EngineLost
+from gateway.engines.base import EngineBusy, EngineFailure, EngineLost
 from gateway.engines.linked import EngineStartFailed
+from gateway.engines.openai.answers import refused
 from gateway.engines.openai.connections import Broken, Connections, NotReached, Response, Silent
 from gateway.engines.openai.profiles import Profile, profile_of
 from gateway.engines.openai.turns import Turns
@@ -36,7 +37,6 @@ _MOST_PAUSE = 60.0
 _CONCURRENCY = 256
 """Requests at a time, where neither the settings nor the server say how many."""
 _ERROR_BYTES = 64 << 10
-_TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,7 @@ class Upstream:
         if status == 429 or status == 402:
             return EngineFailure(told)
         self.succeeded()
-        if code == "context_length_exceeded" or code == "exceed_context_size_error" or _TOO_LONG.search(message):
-            return ContextRefused("context_length_exceeded", message)
-        return ContextRefused("engine_refused", told)
+        return refused(message, told, code)
 
     def _rest(self, seconds: float) -> None:
         """It has said that it is too busy."""

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.base import ContextRefused, Counted, Delta, EngineBusy, EngineFailure, EngineLost, Told, Urgency
+from gateway.engines.base import (
+    ContextRefused,
+    Counted,
+    Delta,
+    EngineBusy,
+    EngineFailure,
+    EngineLost,
+    Filled,
+    Told,
+    Urgency,
+)
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.graph.call import Input, Sampling, Slot, Text
@@ -270,6 +280,33 @@ async def test_a_field_that_is_refused_is_done_without(server: FakeServer) -> No
     server.script = [refuses(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
     await ask(upstream, sampling=Sampling(max_tokens=5))
     assert server.asked[-1]["max_completion_tokens"] == 5
+    server.script = [refuses(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
+    context = OpenAIEngine("there", upstream, "fake").open("", SOON)
+    context.fill(characters("no chat"))  # which has no such field
+    with pytest.raises(ContextRefused, match="Unsupported parameter"):
+        assert [event async for event in coming(context, Sampling(max_tokens=5))]
+    await upstream.close()
+
+
+NO_PRIORITY = (  # as SGLang 0.5 says it with --abort-on-priority-when-disabled, having begun a stream
+    b'data: {"error": {"object": "error", "message": "Using priority is disabled for this server. Please send a new '
+    b'request without a priority.", "type": "SERVICE_UNAVAILABLE", "param": null, "code": 503}}\n\ndata: [DONE]\n\n'
+)
+
+
+async def test_a_field_that_is_refused_within_a_stream_is_done_without(server: FakeServer) -> None:
+    server.script = [sends(NO_PRIORITY)]
+    upstream = await connected(server, "sglang")
+    events = await ask(upstream)
+    assert text(events) == "fake"
+    assert sum(isinstance(event, Filled) for event in events) == 1
+    assert ["priority" in body for body in server.asked] == [True, False]
+    upstream.dropped.clear()
+    begun = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
+    server.script = [sends(begun + NO_PRIORITY)]
+    with pytest.raises(EngineLost, match="priority is disabled"):
+        await ask(upstream)
+    assert len(server.asked) == 3, "something was shown"
     await upstream.close()
 
 
@@ -441,8 +478,14 @@ async def test_an_error_within_a_stream(server: FakeServer, upstream: Upstream) 
     with pytest.raises(EngineLost, match="out of memory"):
         await ask(upstream)
     server.script = [sends(b'data: {"error": {"message": "bad schema", "code": 400}}\n\n')]
-    with pytest.raises(ContextRefused, match="bad schema"):
+    with pytest.raises(ContextRefused, match="bad schema") as refusal:
         await ask(upstream)
+    assert refusal.value.code == "engine_refused"
+    long = "The input (9000 tokens) is longer than the model's context length (8192 tokens)."
+    server.script = [sends(b'data: {"error": {"message": "%s", "code": 400}}\n\n' % long.encode())]
+    with pytest.raises(ContextRefused, match="longer than") as refusal:
+        await ask(upstream)
+    assert refusal.value.code == "context_length_exceeded"
 
 
 async def test_a_server_that_does_not_stream_is_understood(server: FakeServer, upstream: Upstream) -> None:

@@ -112,6 +112,59 @@ async def test_a_failure_reaches_descendants_with_its_root_and_spares_siblings()
     assert sibling.state is CallState.DONE
 
 
+async def performing(stage: Stage, before: set["asyncio.Task[None]"]) -> tuple[Call, "asyncio.Task[None]"]:
+    """A plain call that waits for its answer, in no task but the one that is returned."""
+    call = stage.session.add(spec())
+    stage.engine.hold()
+    task = asyncio.create_task(stage.scheduler.perform(call))
+    await settle()
+    assert asyncio.all_tasks() - before == {task}
+    assert stage.scheduler.unfinished == stage.engine.load == 1
+    return call, task
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_plain_call_is_run_by_whoever_waits_for_it(dies: bool) -> None:
+    stage = Stage()
+    call, task = await performing(stage, asyncio.all_tasks())
+    stage.engine.opened[0].lost = dies
+    stage.engine.released.set()
+    await task
+    assert (call.state, call.output.value) == (CallState.DONE, "2")
+    await stage.scheduler.drained()
+    assert stage.scheduler.unfinished == stage.engine.load == 0
+    assert stage.ended == [call]
+    assert len(stage.engine.opened) == 1 + dies
+
+
+async def test_a_plain_call_that_fails_says_so_in_what_it_makes() -> None:
+    stage = Stage()
+    call, task = await performing(stage, asyncio.all_tasks())
+    stage.engine.doomed = {1, 2}
+    stage.engine.released.set()
+    await task
+    assert call.state is CallState.FAILED
+    assert call.output.failure is not None
+    assert call.output.failure.code == "engine_failed"
+    await stage.scheduler.drained()
+
+
+@pytest.mark.parametrize("by", ["its client, who leaves", "the end"])
+async def test_a_plain_call_ends_with_whoever_waits_for_it(by: str) -> None:
+    stage = Stage()
+    call, task = await performing(stage, asyncio.all_tasks())
+    if by == "the end":
+        await stage.scheduler.close()
+    else:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (call.state, call.output.state) == (CallState.CANCELLED, VariableState.CANCELLED)
+    await stage.scheduler.drained()
+    assert stage.scheduler.unfinished == stage.engine.load == 0
+    assert stage.ended == [call]
+
+
 async def test_a_call_whose_engine_dies_is_run_again() -> None:
     stage = Stage()
     stage.engine.hold()

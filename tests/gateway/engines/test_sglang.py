@@ -1,0 +1,155 @@
+"""SGLang's own request and answer types: what is sent to it means there what it means here, and what it says is understood.
+
+Run where its package can be imported: `pip install --no-deps sglang` (0.5.23 was tried) beside pybase64, pillow, starlette,
+pyzmq, ipython and traitlets is enough for that, without kernels or a GPU.
+"""
+
+import json
+from array import array
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from engine.tokenizer import Tokenizer
+from gateway.engines.base import Urgency
+from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.engines.openai.answers import Answer
+from gateway.graph.call import Sampling, Slot
+from gateway.prompt import PromptBuilder
+from gateway.tools import Tool, Tools
+from gateway.transcript import TranscriptTokenizer, characters
+
+sglang = pytest.importorskip("sglang.srt.entrypoints.openai.protocol")
+
+USUAL = Sampling()
+EVERYTHING = Sampling(
+    max_tokens=9,
+    temperature=0.5,
+    top_p=0.5,
+    top_k=3,
+    min_p=0.1,
+    seed=3,
+    repetition_penalty=1.1,
+    presence_penalty=0.1,
+    frequency_penalty=0.2,
+    logit_bias={5: -1.0},
+    stop=("a", "b"),
+    stop_token_ids=(1, 2),
+    min_tokens=2,
+    ignore_eos=True,
+    skip_special_tokens=False,
+    logprobs=True,
+    top_logprobs=2,
+    regex="a+",
+)
+SCHEMA = Sampling(json_schema='{"type": "object", "properties": {"a": {}}, "required": ["a"]}')
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"a": 1}}}
+LOOK = Tools([Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})], "auto")
+CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+    ([{"role": "system", "content": "s"}, {"role": "user", "content": "hi", "name": "ann"}], {}),
+    (
+        [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "2", "tool_call_id": "call_1"},
+        ],
+        {"tools": LOOK},
+    ),
+    (
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "I am"}],
+        {"continues": True, "options": {"enable_thinking": False}},
+    ),
+]
+ITS_OWN = {"add_generation_prompt"}
+"""What it does not know, and does by itself where a message is gone on with."""
+
+
+def engine(tokenizer: Tokenizer | None = None) -> OpenAIEngine:
+    return OpenAIEngine("there", Upstream(Server("there", "sglang", "http://x"), lambda: None), "m", tokenizer)
+
+
+def check(asked: OpenAIEngine, tokens: "array[int]", sampling: Sampling) -> None:
+    path, body = asked.request(tokens, sampling, "a tenant", Urgency(12.5, watched=True))
+    kind = sglang.ChatCompletionRequest if path == "/v1/chat/completions" else sglang.CompletionRequest
+    taken = kind.model_validate(json.loads(json.dumps(body)))
+    assert body.keys() - kind.model_fields <= ITS_OWN
+    understood = taken.model_dump()
+    plain = {key: value for key, value in body.items() if isinstance(value, int | float | str) and key not in ITS_OWN}
+    assert {key: understood[key] for key in plain} == plain
+    assert {"priority", "cache_salt"} <= plain.keys()
+
+
+@pytest.mark.parametrize("sampling", [USUAL, EVERYTHING, SCHEMA])
+@pytest.mark.parametrize(("messages", "how"), CONVERSATIONS)
+def test_it_takes_what_chats_send(messages: list[dict[str, Any]], how: dict[str, Any], sampling: Sampling) -> None:
+    prompt, _ = PromptBuilder(TranscriptTokenizer()).chat(messages, Slot(None, sampling), **how).segments
+    check(engine(), cast("Any", prompt).tokens, sampling)
+
+
+@pytest.mark.parametrize("sampling", [USUAL, EVERYTHING, SCHEMA])
+def test_it_takes_what_completions_send(sampling: Sampling) -> None:
+    check(engine(), characters("a text"), sampling)
+    check(engine(cast("Tokenizer", object())), array("i", [1, 2, 3]), sampling)
+
+
+def read(chunks: Sequence[Any]) -> tuple[str, list[int], str | None, Answer]:
+    """Text, tokens and reason of the end."""
+    answer = Answer(streamed=True)
+    text, tokens, finish = "", list[int](), None
+    for chunk in chunks:
+        for piece, ids, ended in answer.feed(b"data: " + chunk.model_dump_json().encode() + b"\n\n"):
+            text, finish = text + piece.text, ended or finish
+            tokens += ids
+    return text, tokens, finish, answer
+
+
+def chat(*deltas: dict[str, Any], finish: str = "stop") -> list[Any]:
+    """A streamed chat, as its server makes it."""
+    made = [
+        sglang.ChatCompletionStreamResponse(
+            id="x",
+            model="m",
+            choices=[
+                sglang.ChatCompletionResponseStreamChoice(
+                    index=0, delta=sglang.DeltaMessage(**delta), finish_reason=ended
+                )
+            ],
+        )
+        for delta, ended in [*((delta, None) for delta in deltas), ({}, finish)]
+    ]
+    return [*made, sglang.ChatCompletionStreamResponse(id="x", model="m", choices=[], usage=usage())]
+
+
+def usage() -> Any:
+    return sglang.UsageInfo(
+        prompt_tokens=5, completion_tokens=2, total_tokens=7, prompt_tokens_details={"cached_tokens": 3}
+    )
+
+
+def test_its_chats_are_understood() -> None:
+    text, _, finish, answer = read(chat({"role": "assistant", "content": ""}, {"content": "he"}, {"content": "llo"}))
+    assert (text, finish, answer.usage, answer.ended) == ("hello", "stop", (5, 3, 2), True)
+
+
+def test_its_calls_of_tools_are_understood() -> None:
+    begun = sglang.ToolCall(index=0, id="c", function=sglang.FunctionResponse(name="look", arguments=""))
+    rest = sglang.ToolCall(index=0, id=None, function=sglang.FunctionResponse(name=None, arguments='{"a": 1}'))
+    text, _, finish, _ = read(chat({"tool_calls": [begun]}, {"tool_calls": [rest]}, finish="tool_calls"))
+    assert finish == "stop"
+    called = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+    assert called == {"name": "look", "arguments": {"a": 1}}
+
+
+def test_its_completions_are_understood() -> None:
+    choice = sglang.CompletionResponseStreamChoice
+    logprobs = sglang.LogProbs(text_offset=[-1], tokens=["he"], token_logprobs=[-0.5], top_logprobs=[{"he": -0.5}])
+    choices = [
+        [choice(index=0, text="he", token_ids=[3, 4], logprobs=logprobs)],
+        [choice(index=0, text="", finish_reason="length", token_ids=[])],
+        [],
+    ]
+    made = [sglang.CompletionStreamResponse(id="x", model="m", choices=each) for each in choices]
+    made[-1].usage = usage()
+    text, tokens, finish, answer = read(made)
+    assert (text, tokens, finish, answer.usage) == ("he", [3, 4], "length", (5, 3, 2))
