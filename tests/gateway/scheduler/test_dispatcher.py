@@ -63,6 +63,7 @@ async def test_values_flow_from_call_to_call() -> None:
     second = stage.run("a", output="b")
     await second.output.final()
     await stage.scheduler.drained()
+    assert {stage.scheduler.rank(call) for call in (first, second, last)} == {0.0}, "they have none any more"
     assert first.output.value == "2", "two tokens of text"
     assert second.output.value == "3", "two, and the one character of the value"
     assert last.state is second.state is CallState.DONE
@@ -135,6 +136,7 @@ async def test_a_plain_call_is_run_by_whoever_waits_for_it(dies: bool) -> None:
     assert stage.scheduler.unfinished == stage.engine.load == 0
     assert stage.ended == [call]
     assert len(stage.engine.opened) == 1 + dies
+    assert stage.scheduler.rank(call) == 0.0, "it has none any more"
 
 
 async def test_a_plain_call_that_fails_says_so_in_what_it_makes() -> None:

@@ -1,0 +1,131 @@
+"""OpenAI's own types: what is sent to api.openai.com is a request there, and what it says is understood."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletionChunk, CompletionCreateParams
+from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+from pydantic import TypeAdapter
+
+from gateway.engines.base import ContextRefused, Urgency
+from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.engines.openai.answers import Answer
+from gateway.graph.call import Sampling, Slot
+from gateway.prompt import PromptBuilder
+from gateway.tools import Tool, Tools
+from gateway.transcript import TranscriptTokenizer
+
+REQUEST: TypeAdapter[CompletionCreateParams] = TypeAdapter(CompletionCreateParamsStreaming)
+KNOWN = CompletionCreateParamsStreaming.__required_keys__ | CompletionCreateParamsStreaming.__optional_keys__
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"a": 1}}}
+LOOK = Tools([Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})], "auto", parallel_told=False)
+CLOSED = '{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": false}'
+SAMPLINGS = [
+    Sampling(),
+    Sampling(
+        max_tokens=9,
+        temperature=0.5,
+        top_p=0.5,
+        seed=3,
+        presence_penalty=0.1,
+        frequency_penalty=0.2,
+        logit_bias={5: -1.0},
+        stop=("a", "b"),
+        logprobs=True,
+        top_logprobs=2,
+        prediction="perhaps this",
+    ),
+    Sampling(json_schema=CLOSED),
+    Sampling(json_schema='{"type": "object"}'),
+]
+CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+    ([{"role": "system", "content": "s"}, {"role": "user", "content": ["hi", "you"], "name": "ann"}], {}),
+    (
+        [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "2", "tool_call_id": "call_1"},
+        ],
+        {"tools": LOOK},
+    ),
+]
+
+
+def asked(messages: list[dict[str, Any]], sampling: Sampling, how: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    upstream = Upstream(Server("there", "openai", "https://api.openai.com"), lambda: None)
+    prompt = PromptBuilder(TranscriptTokenizer()).chat(messages, Slot(None, sampling), **how).segments[0]
+    tokens: Any = getattr(prompt, "tokens", None)
+    return OpenAIEngine("there", upstream, "m").request(tokens, sampling, "a tenant", Urgency(1.0, watched=True))
+
+
+def look_through(value: Any) -> None:
+    """Checks what is checked only as it is looked at."""
+    if isinstance(value, dict):
+        for one in value.values():
+            look_through(one)
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        for one in value:
+            look_through(one)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(("messages", "how"), CONVERSATIONS)
+def test_it_takes_what_is_sent(messages: list[dict[str, Any]], how: dict[str, Any], sampling: Sampling) -> None:
+    path, body = asked(messages, sampling, how)
+    assert path == "/v1/chat/completions"
+    assert body.keys() <= KNOWN
+    look_through(REQUEST.validate_python(body))
+    assert "max_tokens" not in body, "its newer models refuse that"
+
+
+def test_what_it_has_not_is_refused_here_by_name() -> None:
+    for sampling, what in ((Sampling(top_k=3), "top_k"), (Sampling(regex="a"), "regex")):
+        with pytest.raises(ContextRefused, match=what):
+            asked(CONVERSATIONS[0][0], sampling, {})
+
+
+def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **more: Any) -> ChatCompletionChunk:
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
+    told = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices, **more}
+    return ChatCompletionChunk.model_validate(told)
+
+
+def read(*chunks: ChatCompletionChunk) -> tuple[str, str | None, Answer]:
+    answer = Answer(streamed=True)
+    text, finish = "", None
+    for one in chunks:
+        for piece, _, ended in answer.feed(b"data: " + one.model_dump_json().encode() + b"\n\n"):
+            text, finish = text + piece.text, ended or finish
+    return text, finish, answer
+
+
+def test_its_answers_are_understood() -> None:
+    usage = {
+        "prompt_tokens": 5,
+        "completion_tokens": 2,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 3, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0, "accepted_prediction_tokens": 0},
+    }
+    text, finish, answer = read(
+        chunk({"role": "assistant", "content": "", "refusal": None}, service_tier="default", system_fingerprint="fp"),
+        chunk({"content": "hel"}),
+        chunk({"content": "lo"}),
+        chunk({}, "length"),
+        chunk(usage=usage),
+    )
+    assert (text, finish, answer.usage) == ("hello", "length", (5, 3, 2))
+
+
+def test_its_calls_of_tools_are_understood() -> None:
+    calls = [
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"a": '}},
+        {"index": 0, "function": {"arguments": "1}"}},
+        {"index": 1, "id": "call_2", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+    ]
+    text, finish, _ = read(*(chunk({"tool_calls": [call]}) for call in calls), chunk({}, "tool_calls"))
+    assert text.count("<tool_call>") == text.count("</tool_call>") == 2
+    assert '{"name": "look", "arguments": {"a": 1}}' in text
+    assert finish == "stop"
