@@ -103,7 +103,7 @@ class BatchPlanner:
         drafts: dict[int, list[int]] = {}
         if self._speculation is not None:
             watched = [context for context in decoders if context.watched]
-            if not watched and not any(context.watched for context in others):
+            if not watched and not any(_hurried(context) for context in others):
                 watched = decoders  # else nobody's steps are made longer for what nobody watches
             drafts = self._speculation.propose(
                 watched, places - len(decoders), among=len(decoders), beside=bool(others)
@@ -258,6 +258,11 @@ class BatchPlanner:
     def _fits_whole(self, context: Context, plan: Plan) -> bool:
         missing = -(-len(context.tokens) // self._cache.block_size) - len(context.blocks)
         return self._cache.available >= missing + len(plan.chunks)
+
+
+def _hurried(context: Context) -> bool:
+    """Whether somebody waits for the prompt to be read; not where a value is missing behind it, which others make."""
+    return context.watched and context.generation is not None
 
 
 def _priority(context: Context) -> tuple[float, int]:

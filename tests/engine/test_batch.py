@@ -101,6 +101,9 @@ def test_nobodys_steps_are_made_longer_for_what_nobody_watches(tokenizer: Tokeni
     stage.step()
     assert asked.ids == ([1], 3)
     stage.contexts[1].watched = False
+    stage.add([6] * 200, generates=False)
+    stage.step()
+    assert asked.ids == ([0, 1, 2], 3), "what somebody waits for waits for them"
     stage.add([6] * 3)
     stage.step()
     assert asked.ids == ([], 3), "somebody waits for a prompt"
