@@ -6,6 +6,7 @@ The thread that serves owns the engine, and sleeps when there is nothing to do. 
 import logging
 import queue
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from engine.errors import ContextError
@@ -42,14 +43,15 @@ class Hub:
 
     def __init__(self) -> None:
         # Bounded by the gateways, which admit only so many calls at a time.
-        self._inbox: queue.SimpleQueue[tuple[Link, Command | None]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Link, Sequence[Command] | None]] = queue.SimpleQueue()
         self._links: list[Link] = []
         self._owners: dict[int, tuple[Link, int]] = {}
         self._next = 0
 
-    def post(self, link: Link, command: Command | None) -> None:
-        """A gateway's command; None when it is gone, and what it wanted with it."""
-        self._inbox.put((link, command))
+    def post(self, link: Link, commands: Sequence[Command] | None) -> None:
+        """A gateway's commands, all of which are taken in before the next step; None when it is gone, and what it
+        wanted with it."""
+        self._inbox.put((link, commands))
 
     def serve(self, engine: Engine) -> None:
         """Steps while there is work, until one of the links is told to shut down."""
@@ -59,17 +61,18 @@ class Hub:
             while not self._inbox.empty() or not (engine.has_work or said):
                 if self._inbox.empty():
                     self._rest(engine)
-                link, command = self._inbox.get()  # blocks, at no cost, when there is nothing to do
-                if isinstance(command, Shutdown):
-                    return
-                if command is None:
+                link, commands = self._inbox.get()  # blocks, at no cost, when there is nothing to do
+                if commands is None:
                     self._drop(engine, link)
                     continue
                 if link not in self._links:
                     self._links.append(link)
-                link.taken += 1
-                if (refusal := self._apply(engine, link, command)) is not None:
-                    said.setdefault(link, []).append(refusal)
+                for command in commands:
+                    if isinstance(command, Shutdown):
+                        return
+                    link.taken += 1
+                    if (refusal := self._apply(engine, link, command)) is not None:
+                        said.setdefault(link, []).append(refusal)
             for update in engine.step():
                 if update.context in self._owners:
                     link, update.context = self._owners[update.context]

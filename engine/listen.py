@@ -105,11 +105,10 @@ class Listener:
             self._count(1)
             data = b""
             while True:
-                for body in frames.feed(data):
-                    command = command_decoder.decode(body)
-                    if isinstance(command, Shutdown):  # of the link: the engine is not its own
-                        return
-                    self._hub.post(link, command)
+                commands = [command_decoder.decode(body) for body in frames.feed(data)]
+                if any(isinstance(command, Shutdown) for command in commands):  # of the link: the engine is not its own
+                    return
+                self._hub.post(link, commands)
                 if not (data := await reader.read(_READ_BYTES)):
                     return
         except (OSError, FrameError, msgspec.DecodeError) as error:
@@ -210,7 +209,7 @@ def serve(
     """
     hub = Hub()
     local = Link(_Nobody())
-    stopping(lambda: hub.post(local, Shutdown()))
+    stopping(lambda: hub.post(local, [Shutdown()]))
     engine = Engine(config)
     listener = Listener(hub, token, engine.info, tokenizer_files(Path(engine.info.folder)), calls)
     ready(engine.info, listener.start(host, port, tls))

@@ -57,8 +57,7 @@ class Worker:
         buffer = FrameBuffer()
         try:
             while data := self._connection.recv(_READ_BYTES):
-                for body in buffer.feed(data):
-                    self._hub.post(self._link, command_decoder.decode(body))
+                self._hub.post(self._link, [command_decoder.decode(body) for body in buffer.feed(data)])
         except (OSError, FrameError, msgspec.DecodeError) as error:
             log.error("the link to the gateway broke: %s", error)
         os._exit(0)

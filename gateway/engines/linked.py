@@ -72,6 +72,8 @@ class LinkedEngine:
         self._heard = Heard(time.monotonic(), working=False, commands=0)
         self._tokenizer: Tokenizer | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._said: list[bytes] = []
+        """Frames that are yet to be written."""
         self._contexts: dict[int, LinkedContext] = {}
         self._next_context = 0
         self._ready = False
@@ -130,12 +132,23 @@ class LinkedEngine:
         return self.tokenizer.encode_settled(text)
 
     def send(self, command: Command) -> None:
-        """Queues a command. An engine that is gone takes none; its contexts have been told."""
+        """Queues a command. An engine that is gone takes none; its contexts have been told.
+
+        What is said in one turn of the event loop goes in one piece: an engine that has nothing else to do would begin
+        a step with the first part of a prompt, and take one more for the rest.
+        """
         if self._writer is not None and not self._writer.is_closing():
             if not self._owes:
                 self._heard = replace(self._heard, at=time.monotonic())  # from here on an answer is due
             self._sent += 1
-            self._writer.write(encode_frame(command))
+            if not self._said:
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._said.append(encode_frame(command))
+
+    def _flush(self) -> None:
+        said, self._said = self._said, []
+        if self._writer is not None and said:
+            self._writer.write(b"".join(said))
 
     @property
     def _owes(self) -> bool:
@@ -193,6 +206,7 @@ class LinkedEngine:
         """The link is gone, and everything with it."""
         self._set_ready(False)
         self._writer = None
+        self._said.clear()
         contexts, self._contexts = self._contexts, {}
         for context in contexts.values():
             context.lose(EngineLost(f"engine {self.name} was lost while it worked on this request"))

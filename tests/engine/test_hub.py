@@ -27,7 +27,7 @@ class Gateway:
 
     def post(self, *commands: Command | None) -> None:
         for command in commands:
-            self._hub.post(self.link, command)
+            self._hub.post(self.link, None if command is None else [command])
 
     def updates(self, context: int) -> list[Update]:
         return [update for step in list(self.steps) for update in step.updates if update.context == context]
@@ -43,6 +43,20 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_what_comes_in_one_piece_is_taken_in_before_a_step_begins(engine: Engine) -> None:
+    hub = Hub()
+    gateway = Gateway(hub)
+    thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
+    thread.start()
+    generate = Generate(1, Sampling(temperature=0.0, max_tokens=1))
+    hub.post(gateway.link, [Fill(1, [30, 31, 32]), Fill(1, [33] * 40), generate])
+    until(lambda: any(update.finish for update in gateway.updates(1)))
+    (update,) = gateway.updates(1)
+    assert (update.filled, len(update.tokens)) == (43, 1), "one step"
+    gateway.post(Shutdown())
+    thread.join(10)
 
 
 def test_numbers_are_each_gateways_own_and_go_with_it(engine: Engine) -> None:

@@ -242,7 +242,11 @@ class OpenAIContext:
     def _does_without(self, refusal: str, body: dict[str, Any]) -> bool:
         """Whether it was about a field that can be left out, or has another name there. Some say so by 400, and SGLang
         by 503 in the middle of the stream that it has begun."""
-        if "max_completion_tokens" in refusal and "max_tokens" in body and self._upstream.profile.length == "max_tokens":
+        if (
+            "max_completion_tokens" in refusal
+            and "max_tokens" in body
+            and self._upstream.profile.length == "max_tokens"
+        ):
             self._upstream.use_length("max_completion_tokens")
             return True
         named = [field for field in _HINTS if field in body and field in refusal]

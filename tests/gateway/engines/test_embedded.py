@@ -13,8 +13,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from engine.config import EngineConfig
+from engine.link import FrameBuffer
 from engine.link import Sampling as LinkSampling
-from gateway.engines.base import EngineLost
+from gateway.engines.base import Delta, EngineLost, Told
 from gateway.engines.embedded import EmbeddedEngine
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
@@ -34,6 +35,34 @@ async def embedded(config: EngineConfig) -> AsyncIterator[EmbeddedEngine]:
     await engine.start()
     yield engine
     await engine.close()
+
+
+async def test_what_is_said_in_one_turn_goes_in_one_piece(
+    embedded: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = embedded._writer
+    assert writer is not None
+    write, pieces = writer.write, list[bytes]()
+
+    def written(data: bytes) -> None:
+        pieces.append(data)
+        write(data)
+
+    monkeypatch.setattr(writer, "write", written)
+    context = embedded.open("", SOON)
+    context.fill([1, 2, 3])
+    context.fill([4, 5])
+    told: list[Told] = []
+    await context.generate(Sampling(max_tokens=2), told.append)
+    assert isinstance(told[-1], Delta)
+    assert [len(list(FrameBuffer().feed(piece))) for piece in pieces] == [3]
+    context.free()
+    other = embedded.open("", SOON)
+    other.fill([6])
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [len(list(FrameBuffer().feed(piece))) for piece in pieces] == [3, 2], "what is said later goes later"
+    other.free()
 
 
 async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine) -> None:
