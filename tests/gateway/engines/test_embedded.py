@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from engine.config import EngineConfig
-from engine.link import FrameBuffer
+from engine.link import FrameBuffer, Step
 from engine.link import Sampling as LinkSampling
 from gateway.engines.base import Delta, EngineLost, Told
 from gateway.engines.embedded import EmbeddedEngine
@@ -213,9 +213,18 @@ async def test_drafts_are_counted(config: EngineConfig) -> None:
         assert text(await read(engine, again)) == first
     finally:
         await engine.close()
-    counted = [
-        REGISTRY.get_sample_value("myna_draft_tokens_total", {"engine": "drafts", "result": result})
-        for result in ("right", "wrong")
-    ]
-    assert counted[0]
-    assert counted[1] is not None
+    assert sum(drafted("drafts")) > 0
+
+
+def drafted(engine: str) -> list[float]:
+    """Tokens that were right, and wrong."""
+    name = "myna_draft_tokens_total"
+    samples = [REGISTRY.get_sample_value(name, {"engine": engine, "result": result}) for result in ("right", "wrong")]
+    return [sample or 0.0 for sample in samples]
+
+
+def test_drafts_are_counted_from_the_first_report_of_a_link_on(config: EngineConfig) -> None:
+    engine = EmbeddedEngine("counted", config, lambda: None)
+    for told in ((100, 70), (110, 74), (110, 74), (113, 77)):
+        engine.hear(Step([], 0, 0, 0, 0.001, 0.01, *told))
+    assert drafted("counted") == [7, 6]
