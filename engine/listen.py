@@ -108,7 +108,8 @@ class Listener:
                 commands = [command_decoder.decode(body) for body in frames.feed(data)]
                 if any(isinstance(command, Shutdown) for command in commands):  # of the link: the engine is not its own
                     return
-                self._hub.post(link, commands)
+                if commands:
+                    self._hub.post(link, commands)
                 if not (data := await reader.read(_READ_BYTES)):
                     return
         except (OSError, FrameError, msgspec.DecodeError) as error:

@@ -57,7 +57,8 @@ class Worker:
         buffer = FrameBuffer()
         try:
             while data := self._connection.recv(_READ_BYTES):
-                self._hub.post(self._link, [command_decoder.decode(body) for body in buffer.feed(data)])
+                if commands := [command_decoder.decode(body) for body in buffer.feed(data)]:
+                    self._hub.post(self._link, commands)
         except (OSError, FrameError, msgspec.DecodeError) as error:
             log.error("the link to the gateway broke: %s", error)
         os._exit(0)

@@ -132,7 +132,8 @@ async def test_a_plain_call_is_run_by_whoever_waits_for_it(dies: bool) -> None:
     stage.engine.released.set()
     await task
     assert (call.state, call.output.value) == (CallState.DONE, "2")
-    await stage.scheduler.drained()
+    async with asyncio.timeout(5):
+        await stage.scheduler.drained()
     assert stage.scheduler.unfinished == stage.engine.load == 0
     assert stage.ended == [call]
     assert len(stage.engine.opened) == 1 + dies
@@ -148,7 +149,8 @@ async def test_a_plain_call_that_fails_says_so_in_what_it_makes() -> None:
     assert call.state is CallState.FAILED
     assert call.output.failure is not None
     assert call.output.failure.code == "engine_failed"
-    await stage.scheduler.drained()
+    async with asyncio.timeout(5):
+        await stage.scheduler.drained()
 
 
 @pytest.mark.parametrize("by", ["its client, who leaves", "the end"])
@@ -162,7 +164,8 @@ async def test_a_plain_call_ends_with_whoever_waits_for_it(by: str) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (call.state, call.output.state) == (CallState.CANCELLED, VariableState.CANCELLED)
-    await stage.scheduler.drained()
+    async with asyncio.timeout(5):
+        await stage.scheduler.drained()
     assert stage.scheduler.unfinished == stage.engine.load == 0
     assert stage.ended == [call]
 
