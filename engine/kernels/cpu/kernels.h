@@ -22,11 +22,12 @@ typedef struct {
 } Weight;
 
 // Room for the inputs of a linear layer as its products want them: in 8 bits, made by `quantise`, or as floats. Both lie
-// in one place, since a weight wants one or the other.
+// in one place, since a weight wants one or the other. In 8 bits, rows that are multiplied together lie together: one
+// tile of them after another, each in the shape given here.
 typedef struct {
-    int8_t *values;       // (rows, k)
-    float *scales;        // (rows, k / GROUP)
-    int32_t *offsets;     // (rows, k / GROUP): -128 times the sum of the values, which undoes the weights' + 128
+    int8_t *values;       // (k / 4, rows of the tile, 4)
+    float *scales;        // (k / GROUP, rows of the tile)
+    int32_t *offsets;     // likewise: -128 times the sum of the values, which undoes the weights' + 128
     float *wide;          // (rows, k)
 } InputRoom;
 

@@ -6,7 +6,7 @@
 
 #define ROW_TILE TALL
 #if PARTS == 1
-#define BYTE_ROWS 12
+#define BYTE_ROWS 6     // x 2 vectors of whole numbers and as many of floats: all have registers
 #else
 #define BYTE_ROWS 2
 #endif
@@ -57,26 +57,40 @@ void myna_pack_bytes(const bf16 *weight, uint8_t *packed, float *scales, int64_t
             }
 }
 
-// x (m, k) -> 8-bit values with a scale for each GROUP of a row
+// The t-th of `tiles` begins at this row of m.
+INLINE int64_t tile_start(int64_t m, int64_t t, int64_t tiles) { return m * t / tiles; }
+
+INLINE int64_t byte_tiles(int64_t m) { return (m + BYTE_ROWS - 1) / BYTE_ROWS; }
+
+// x (m, k) -> 8-bit values with a scale for each GROUP of a row, tile by tile as `byte_tile` reads them
 static void quantise(const bf16 *x, InputRoom *to, int64_t m, int64_t k) {
-    int64_t groups = k / GROUP;
+    const int64_t groups = k / GROUP, tiles = byte_tiles(m);
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < m; r++)
-        for (int64_t g = 0; g < groups; g++) {
-            const bf16 *from = x + r * k + g * GROUP;
-            f32 most = splat(0.0f);
-            for (int64_t i = 0; i < GROUP; i += LANES) {
-                f32 value = load_bf16(from + i);
-                most = larger(most, larger(value, negative(value)));
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t begin = tile_start(m, t, tiles), rows = tile_start(m, t + 1, tiles) - begin;
+        int8_t *values = to->values + begin * k;
+        float *scales = to->scales + begin * groups;
+        int32_t *offsets = to->offsets + begin * groups;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t g = 0; g < groups; g++) {
+                const bf16 *from = x + (begin + r) * k + g * GROUP;
+                f32 most = splat(0.0f);
+                for (int64_t i = 0; i < GROUP; i += LANES) {
+                    f32 value = load_bf16(from + i);
+                    most = larger(most, larger(value, negative(value)));
+                }
+                float scale = largest_of(most) / 127, inverse = scale > 0 ? 1 / scale : 0;
+                int32_t sum = 0;
+                for (int64_t i = 0; i < GROUP; i += LANES) {
+                    int8_t bytes[LANES];
+                    sum += store_bytes(bytes, mul(load_bf16(from + i), splat(inverse)));
+                    for (int64_t four = 0; four < LANES; four += 4)
+                        memcpy(values + (g * GROUP + i + four) * rows + r * 4, bytes + four, 4);
+                }
+                scales[g * rows + r] = scale;
+                offsets[g * rows + r] = -128 * sum;
             }
-            float scale = largest_of(most) / 127, inverse = scale > 0 ? 1 / scale : 0;
-            int32_t sum = 0;
-            int8_t *out = to->values + r * k + g * GROUP;
-            for (int64_t i = 0; i < GROUP; i += LANES)
-                sum += store_bytes(out + i, mul(load_bf16(from + i), splat(inverse)));
-            to->scales[r * groups + g] = scale;
-            to->offsets[r * groups + g] = -128 * sum;
-        }
+    }
 }
 
 #ifndef HAS_PAIR_PRODUCTS
@@ -186,7 +200,7 @@ static void linear_pairs(const factor *x, const Weight *w, void *y, int64_t m, i
         int count = first + wide <= panels ? wide : (int)(panels - first);
         const bf16 *at = packed + first * stride;
         for (int64_t t = 0; t < tiles; t++) {
-            int64_t begin = m * t / tiles, end = m * (t + 1) / tiles;
+            int64_t begin = tile_start(m, t, tiles), end = tile_start(m, t + 1, tiles);
             // One tile reads straight from memory. Several read a panel from the cache, while the next one comes.
             const char *ahead = tiles == 1 ? NULL : (const char *)(at + stride) + (t % 2) * stride;  // half each
             any_tile((int)(end - begin), count, x + begin * k, at, k, out, stride, ahead);
@@ -195,48 +209,53 @@ static void linear_pairs(const factor *x, const Weight *w, void *y, int64_t m, i
     }
 }
 
-// As `tile`, for 8-bit weights. Sums of a group are whole numbers, exact; between groups they are kept in `out`.
+// As `tile`, for 8-bit weights and inputs of this tile's layout. Sums of a group are whole numbers, exact.
 INLINE void byte_tile(const int rows, const int panels, const int8_t *x, const float *scales, const int32_t *offsets,
                       const uint8_t *w, const float *w_scales, int64_t k, float *restrict out, int64_t panel_stride,
                       const char *ahead) {
     const int64_t groups = k / GROUP;
-    memset(out, 0, rows * panels * PANEL * 4);
+    const int vectors = panels * 2;
+    f32 total[BYTE_ROWS * 2 + 2];
+#pragma GCC unroll 12
+    for (int i = 0; i < rows * vectors; i++) total[i] = splat(0.0f);
     for (int64_t g = 0; g < groups; g++) {
         i32 sum[BYTE_ROWS * 2 + 2];
-#pragma GCC unroll 12
+#pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-            for (int c = 0; c < panels * 2; c++) sum[r * panels * 2 + c] = splat_i32(offsets[r * groups + g]);
-        for (int64_t i = g * GROUP / 4; i < (g + 1) * GROUP / 4; i++) {
+            for (int c = 0; c < vectors; c++) sum[r * vectors + c] = splat_i32(offsets[g * rows + r]);
+#pragma GCC unroll 4
+        for (int64_t i = g * GROUP / 4, end = i + GROUP / 4; i < end; i++) {
             i32 column[4];
 #pragma GCC unroll 4
-            for (int c = 0; c < panels * 2; c++) {
+            for (int c = 0; c < vectors; c++) {
                 const uint8_t *at = w + (c / 2) * panel_stride + i * PANEL * 4 + (c % 2) * LANES * 4;
                 column[c] = load_i32(at);
                 if (!ahead) prefetch_near(at + 1536);
             }
             if (ahead) prefetch_far(ahead + i * 64);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
             for (int r = 0; r < rows; r++) {
                 int32_t four;
-                memcpy(&four, x + r * k + i * 4, 4);
+                memcpy(&four, x + (i * rows + r) * 4, 4);
                 i32 value = splat_i32(four);
 #pragma GCC unroll 4
-                for (int c = 0; c < panels * 2; c++)
-                    sum[r * panels * 2 + c] = dot_bytes(sum[r * panels * 2 + c], column[c], value);
+                for (int c = 0; c < vectors; c++)
+                    sum[r * vectors + c] = dot_bytes(sum[r * vectors + c], column[c], value);
             }
         }
 #pragma GCC unroll 4
-        for (int c = 0; c < panels * 2; c++) {
+        for (int c = 0; c < vectors; c++) {
             f32 weight_scale = load_f32(w_scales + ((c / 2) * groups + g) * PANEL + (c % 2) * LANES);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
             for (int r = 0; r < rows; r++) {
-                float *at = out + (r * panels * 2 + c) * LANES;
-                f32 scale = mul(weight_scale, splat(scales[r * groups + g]));
-                store_f32(at, fma_f32(to_f32(sum[r * panels * 2 + c]), scale, load_f32(at)));
+                f32 scale = mul(weight_scale, splat(scales[g * rows + r]));
+                total[r * vectors + c] = fma_f32(to_f32(sum[r * vectors + c]), scale, total[r * vectors + c]);
             }
         }
     }
+#pragma GCC unroll 12
+    for (int i = 0; i < rows * vectors; i++) store_f32(out + i * LANES, total[i]);
 }
 
 #define BYTES(R, P) \
@@ -249,11 +268,10 @@ static void any_byte_tile(int rows, int panels, const int8_t *x, const float *sc
                           const uint8_t *w, const float *w_scales, int64_t k, float *out, int64_t stride,
                           const char *ahead) {
     if (panels == 2) switch (rows) {
-        BYTES(1, 2) BYTES(2, 2) BYTES(3, 2) BYTES(4, 2) BYTES(5, 2) BYTES(6, 2)
+        BYTES(1, 2) BYTES(2, 2) BYTES(3, 2)
     }
     else switch (rows) {
         BYTES(1, 1) BYTES(2, 1) BYTES(3, 1) BYTES(4, 1) BYTES(5, 1) BYTES(6, 1)
-        BYTES(7, 1) BYTES(8, 1) BYTES(9, 1) BYTES(10, 1) BYTES(11, 1) BYTES(12, 1)
     }
 }
 
@@ -261,14 +279,14 @@ static void linear_bytes(const InputRoom *x, const Weight *w, void *y, int64_t m
     const uint8_t *packed = w->data;
     const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, stride = PANEL * k;
     const int wide = m <= BYTE_ROWS / 2 ? 2 : 1;
-    const int64_t tiles = (m + BYTE_ROWS - 1) / BYTE_ROWS, groups = (panels + wide - 1) / wide;
+    const int64_t tiles = byte_tiles(m), groups = (panels + wide - 1) / wide;
 #pragma omp for schedule(static)
     for (int64_t g = 0; g < groups; g++) {
         float out[BYTE_ROWS * PANEL + 2 * PANEL] __attribute__((aligned(64)));
         int64_t first = g * wide;
         int count = first + wide <= panels ? wide : (int)(panels - first);
         for (int64_t t = 0; t < tiles; t++) {
-            int64_t begin = m * t / tiles, end = m * (t + 1) / tiles, at = begin * (k / GROUP);
+            int64_t begin = tile_start(m, t, tiles), end = tile_start(m, t + 1, tiles), at = begin * (k / GROUP);
             const uint8_t *panel = packed + first * stride;
             const char *ahead = tiles == 1 ? NULL : (const char *)(panel + stride) + (t % 2) * (stride / 2);
             any_byte_tile((int)(end - begin), count, x->values + begin * k, x->scales + at, x->offsets + at, panel,
