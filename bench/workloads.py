@@ -8,25 +8,22 @@ import argparse
 import asyncio
 import html
 import json
-import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import torch
 
+from bench.peer import vllm
 from bench.servers import started
-from engine.config import EngineConfig, default_cache
-from engine.models.fetch import checkpoint_folder
 from examples.workloads.apps import OUT, WORKLOADS, Workload
 from examples.workloads.client import MODES, App, Span
 from examples.workloads.texts import Texts
@@ -218,36 +215,6 @@ def _extent(spans: Sequence[Span]) -> float:
     return max((span.end for span in spans), default=0.0) - min((span.begin for span in spans), default=0.0)
 
 
-@contextmanager
-def _vllm(python: str, dtype: str) -> Iterator[tuple[str, str]]:
-    """vLLM's CPU build on the default model, from an environment of its own; its address and the model's name."""
-    own = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
-    with tempfile.TemporaryDirectory() as folder:
-        for file in own.iterdir():
-            (Path(folder) / file.name).symlink_to(file)
-        config = json.loads((own / "config.json").read_text())
-        del config["partial_rotary_factor"]  # 1.0, which transformers takes for part of another scaling
-        (Path(folder) / "config.json").unlink()
-        (Path(folder) / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-        with _vllm_on(folder, python, dtype) as address:
-            yield f"{address}/v1", "peer"
-
-
-def _vllm_on(folder: str, python: str, dtype: str) -> AbstractContextManager[str]:
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    command = [
-        python,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        folder,
-        "--served-model-name",
-        "peer",
-    ]
-    command += ["--dtype", dtype, "--max-model-len", "8192", "--host", "127.0.0.1"]
-    return started(command, port_option="--port", environment=environment, seconds=600)
-
-
 _WITHOUT = {
     "deferral": ("client", ()),
     "rank": ("graph", ("--order", "arrival")),
@@ -294,6 +261,12 @@ def main() -> None:
         help="of the peer's weights; float32 may be faster for it on CPUs that have no instructions for bfloat16",
     )
     parser.add_argument(
+        "--peer-quantize",
+        choices=["none", "int8"],
+        default="none",
+        help="of the peer: linear layers in 8 bits, with a scale for each output and each token",
+    )
+    parser.add_argument(
         "--ablation",
         nargs="*",
         choices=_WITHOUT,
@@ -309,7 +282,13 @@ def main() -> None:
     with ExitStack() as stack:
         ways = []
         if chosen.peer:
-            ways.append(Way("vllm", *stack.enter_context(_vllm(chosen.peer_python, chosen.peer_dtype)), "client"))
+            ways.append(
+                Way(
+                    "vllm",
+                    *stack.enter_context(vllm(chosen.peer_python, chosen.peer_dtype, quantize=chosen.peer_quantize)),
+                    "client",
+                )
+            )
         before = ("--engine", chosen.before) if chosen.before else ()
         url = chosen.base_url or _own(stack, *before, *chosen.settings)
         model = chosen.model or asyncio.run(first_model(url))
