@@ -7,6 +7,8 @@
 #define ROW_TILE TALL
 #if PARTS == 1
 #define BYTE_ROWS 6     // x 2 vectors of whole numbers and as many of floats: all have registers
+#elif PARTS == 2
+#define BYTE_ROWS 4
 #else
 #define BYTE_ROWS 2
 #endif

@@ -281,10 +281,25 @@ INLINE f32 tanh_f32(f32 x) {
     return sub(splat(1.0f), divide(splat(2.0f), add(twice, splat(1.0f))));
 }
 
-// sums + products of four neighbours: unsigned weights, signed inputs (vpdpbusd)
+// sums + products of four neighbours: unsigned weights, signed inputs; exact (vpdpbusd, or vpmaddwd)
 INLINE i32 dot_bytes(i32 sum, i32 weights, i32 inputs) {
 #if defined(__AVX512VNNI__) && PARTS == 1
     sum.p[0] = (i32_part)_mm512_dpbusd_epi32((__m512i)sum.p[0], (__m512i)weights.p[0], (__m512i)inputs.p[0]);
+#elif PARTS == 1
+    // Widened to 16 bits: the even bytes and the odd ones.
+    __m512i w = (__m512i)weights.p[0], x = (__m512i)inputs.p[0];
+    __m512i even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)),
+                                     _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8));
+    __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(w, 8), _mm512_srai_epi16(x, 8));
+    sum.p[0] += (i32_part)even + (i32_part)odd;
+#elif PARTS == 2
+    EACH_PART {
+        __m256i w = (__m256i)weights.p[part], x = (__m256i)inputs.p[part];
+        __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+        __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
+        sum.p[part] += (i32_part)even + (i32_part)odd;
+    }
 #else
     EACH_PART {
         i32_part w = weights.p[part], x = inputs.p[part];

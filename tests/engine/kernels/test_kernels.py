@@ -100,7 +100,12 @@ def test_linear(hand: Hand, rows: int, inner: int, columns: int) -> None:
     assert close(logits, wanted, hand.error)
 
 
-@pytest.mark.parametrize("target", [name for name, (_, needed) in TARGETS.items() if needed <= cpu_features()])
+every_target = pytest.mark.parametrize(
+    "target", [name for name, (_, needed) in TARGETS.items() if needed <= cpu_features()]
+)
+
+
+@every_target
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 13, 40])
 @pytest.mark.parametrize(("inner", "columns"), [(64, 32), (576, 960), (128, 33), (96, 40)])
 def test_linear_in_8_bits(target: str, rows: int, inner: int, columns: int) -> None:
@@ -118,15 +123,19 @@ def test_linear_in_8_bits(target: str, rows: int, inner: int, columns: int) -> N
         assert torch.equal(kernels.logits(x[row : row + 1].clone(), packed)[0], got[row])
 
 
-def test_zeros_and_extremes_survive_8_bits() -> None:
-    kernels = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, quantize="int8")
+@every_target
+def test_zeros_and_extremes_survive_8_bits(target: str) -> None:
+    """Where all bytes are the largest there are, sums of products must have room as well."""
+    kernels = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, quantize="int8", target=TARGETS[target][0])
     weight = torch.zeros(32, 64, dtype=BF16)
-    weight[1], weight[2] = 3e4, -1e-30
-    x = torch.zeros(2, 64, dtype=BF16)
-    x[1] = 2.0
+    weight[1], weight[2], weight[3] = 3e4, -1e-30, -5.0
+    x = torch.zeros(3, 64, dtype=BF16)
+    x[1], x[2] = 2.0, -2.0
     got = kernels.logits(x, kernels.pack(weight))
     assert not got[0].any()
-    assert got[1, 1] == pytest.approx(2 * 3e4 * 64, rel=0.01)
+    for row, value in ((1, 2), (2, -2)):
+        assert got[row, 1] == pytest.approx(value * 3e4 * 64, rel=0.01)
+        assert got[row, 3] == pytest.approx(value * -5 * 64, rel=0.01)
     assert bool(got.isfinite().all())
 
 
