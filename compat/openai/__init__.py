@@ -4,27 +4,7 @@ Requests are pydantic models: they come from outside and need checking, with the
 msgspec structs: they are ours, and are encoded up to once a token.
 """
 
-from compat.openai.forms import closed
-from compat.openai.messages import Message, NamedTool
-from compat.openai.objects import (
-    CallObject,
-    Detokenized,
-    Edge,
-    FailureObject,
-    GraphAnswer,
-    GraphObject,
-    Health,
-    SessionList,
-    SessionObject,
-    SessionState,
-    SessionUsage,
-    Tokens,
-    VariableList,
-    VariableObject,
-)
-from compat.openai.refused import REFUSED
-from compat.openai.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from compat.openai.responses import (
+from compat.openai.answers import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
@@ -49,6 +29,26 @@ from compat.openai.responses import (
     ToolCallDelta,
     TopLogprob,
 )
+from compat.openai.forms import closed
+from compat.openai.messages import Message, NamedTool
+from compat.openai.objects import (
+    CallObject,
+    Detokenized,
+    Edge,
+    FailureObject,
+    GraphAnswer,
+    GraphObject,
+    Health,
+    SessionList,
+    SessionObject,
+    SessionState,
+    SessionUsage,
+    Tokens,
+    VariableList,
+    VariableObject,
+)
+from compat.openai.refused import REFUSED
+from compat.openai.requests import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from compat.openai.semantic import (
     GraphRequest,
     Semantic,

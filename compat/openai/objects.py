@@ -2,7 +2,7 @@
 
 from typing import Literal, NotRequired, TypedDict
 
-from compat.openai.responses import CompletionUsage
+from compat.openai.answers import CompletionUsage
 
 
 class FailureObject(TypedDict):

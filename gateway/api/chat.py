@@ -29,8 +29,9 @@ from compat.openai import (
     TopLogprob,
     closed,
 )
-from gateway.api.answers import Extra, Told, respond
+from gateway.api.answers import Extra, respond
 from gateway.api.calls import answer_slot, prepared, sampling_of, several, spec_of, with_fallbacks
+from gateway.api.choices import Choices, Told
 from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of, slots_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
@@ -66,7 +67,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     length = sum([message.length for message in body.messages])
     spec = await prepared(make, length, model, *others)
     specs, count = several(spec, body.choices), body.choices
-    return await respond(request, body, scope, specs, _Shape(model, body), count, count)
+    shape = _Shape(model, body)
+    tell = partial(Choices, body, scope, shape, each=count, keep=count)
+    return await respond(request, scope, specs, tell, body.streamed)
 
 
 def chat_spec(
@@ -163,7 +166,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 class _Shape:
-    """See `answers.Shape`."""
+    """See `choices.Shape`."""
 
     def __init__(self, model: ServedModel, body: ChatCompletionRequest) -> None:
         self._model = model
@@ -178,7 +181,7 @@ class _Shape:
         """Of streamed answers, by index."""
 
     def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         logprobs = self._logprobs(pieces)
         if self._tools is None:
             return Choice(index, ResponseMessage(text), finish, logprobs)
@@ -198,7 +201,7 @@ class _Shape:
         return Choice(index, ResponseMessage(said or None, tool_calls=answers), _finish(finish), logprobs)
 
     def whole(self, choices: Sequence[Choice], usage: CompletionUsage, extra: Extra) -> ChatCompletion:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         return ChatCompletion(
             id=self._id,
             created=self._created,
@@ -209,11 +212,11 @@ class _Shape:
         )
 
     def opening(self, index: int) -> ChunkChoice:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         return ChunkChoice(index, ChoiceDelta(role="assistant", content=""))
 
     def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> ChunkChoice | None:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         logprobs = self._logprobs(pieces)
         if self._tools is None:
             delta = ChoiceDelta(content=text)
@@ -224,7 +227,7 @@ class _Shape:
         return ChunkChoice(index, delta, None, logprobs)
 
     def closing(self, index: int, finish: str) -> ChunkChoice:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         reader = self._readers.get(index)
         if reader is None:
             return ChunkChoice(index, ChoiceDelta(), finish)
@@ -232,7 +235,7 @@ class _Shape:
         return ChunkChoice(index, delta, _finish(finish) if reader.calls else finish)
 
     def chunk(self, choices: Sequence[ChunkChoice], usage: Told, extra: Extra = msgspec.UNSET) -> ChatCompletionChunk:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         return ChatCompletionChunk(
             id=self._id, created=self._created, model=self.model, choices=list(choices), usage=usage, semantic=extra
         )

@@ -17,8 +17,9 @@ from compat.openai import (
     Semantic,
     TextCompletion,
 )
-from gateway.api.answers import Extra, Told, respond
+from gateway.api.answers import Extra, respond
 from gateway.api.calls import answer_slot, check_tokens, prepared, sampling_of, several, spec_of, with_fallbacks
+from gateway.api.choices import Choices, Told
 from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
@@ -50,7 +51,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     others = services.models.behind(model)
     make = partial(_specs, body, model, others, references=scope.named, deferred=scope.deferred)
     specs = await prepared(make, sum(map(len, body.prompts)), model, *others)
-    return await respond(request, body, scope, specs, _Shape(model, body), body.candidates, body.choices)
+    tell = partial(Choices, body, scope, _Shape(model, body), each=body.candidates, keep=body.choices)
+    return await respond(request, scope, specs, tell, body.streamed)
 
 
 def _specs(
@@ -103,7 +105,7 @@ def _spec(
 
 
 class _Shape:
-    """See `answers.Shape`. Whole answers and chunks look the same."""
+    """See `choices.Shape`. Whole answers and chunks look the same."""
 
     def __init__(self, model: ServedModel, body: CompletionRequest) -> None:
         self._model = model
@@ -122,31 +124,31 @@ class _Shape:
             ]
 
     def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> CompletionChoice:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         return CompletionChoice(self._before(index) + text, finish, index, self._logprobs(index, pieces))
 
     def whole(self, choices: Sequence[CompletionChoice], usage: CompletionUsage, extra: Extra) -> TextCompletion:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         return self.chunk(choices, usage, extra)
 
     def opening(self, index: int) -> CompletionChoice | None:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         before = self._before(index)
         return CompletionChoice(before, None, index) if before else None
 
     def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> CompletionChoice | None:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         logprobs = self._logprobs(index, pieces)
         if not text and not logprobs:
             return None
         return CompletionChoice(text, None, index, logprobs)
 
     def closing(self, index: int, finish: str) -> CompletionChoice:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         return CompletionChoice("", finish, index)
 
     def chunk(self, choices: Sequence[CompletionChoice], usage: Told, extra: Extra = msgspec.UNSET) -> TextCompletion:
-        """See `answers.Shape`."""
+        """See `choices.Shape`."""
         return TextCompletion(
             id=self._id, created=self._created, model=self.model, choices=list(choices), usage=usage, semantic=extra
         )
