@@ -17,7 +17,20 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from gateway import metrics
-from gateway.api import chat, completions, events, graphs, health, models, parrot, sessions, tokens, variables
+from gateway.api import (
+    chat,
+    completions,
+    events,
+    graphs,
+    health,
+    models,
+    parrot,
+    responses,
+    sessions,
+    tokens,
+    variables,
+)
+from gateway.api.conversations import Conversations
 from gateway.api.naming import lists_sessions, session_in
 from gateway.api.services import SERVICES, Services
 from gateway.collector import Collector
@@ -72,6 +85,7 @@ def build_services(settings: ServeSettings, pool: EnginePool, log: Log, recorder
         sessions=store,
         scheduler=scheduler,
         models=Models(settings.engine_wait),
+        conversations=Conversations(settings.max_kept_bytes),
         ready=lambda: pool.ready,
         max_wait_seconds=settings.max_wait,
     )
@@ -101,7 +115,7 @@ def build_peers(
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
     """The HTTP application over the services. `inner`: what comes behind authentication."""
     keys = Keys(settings.keys())
-    resources = [chat, completions, tokens, models, sessions, variables, graphs, events, health]
+    resources = [chat, responses, completions, tokens, models, sessions, variables, graphs, events, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
     if settings.parrot_api:
         resources.append(parrot)

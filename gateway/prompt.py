@@ -93,13 +93,16 @@ class PromptBuilder:
         continues: bool = False,
         options: Mapping[str, Any] | None = None,
         where: str = "",
+        field: str = "messages",
+        places: Sequence[str] = (),
     ) -> Prompt:
         """The prompt of a conversation, with the assistant's answer behind it.
 
         `messages`: as in the request, contents as strings or lists of text parts. `references`: whether `<<name>>` is
         one; `slots` are those that this call generates itself. `tools`: if there are any. `opens`: whether an
         assistant's message is begun; `continues`: whether the answer goes on with the last one. `options`: what else
-        the template is told. `where`: the path of the request in a larger one.
+        the template is told. `where`: the path of the request in a larger one; `field`: of the request, where the
+        messages are; `places`: the paths of their contents, where these do not follow from that.
         Raises RequestError if the model has no template or the template refuses the messages, SlotWithoutPlace.
         """
         if self._template is None and not self.passes_on:
@@ -107,7 +110,7 @@ class PromptBuilder:
         if self.passes_on and not references and not slots:
             told = _request(tools, options, opens=opens or continues)
             plain = [_joined(message) for message in messages]
-            return Prompt([Text(transcript.write(told, plain, unfinished=continues)), answer])
+            return Prompt([Text(transcript.write(told, plain, unfinished=continues)), answer], field=field)
         held = _Held(self._tokenizer, references, slots or {})
         known_tools = tools.known if tools is not None and tools.choice != "none" else ()
         before = len(messages)
@@ -115,7 +118,7 @@ class PromptBuilder:
             messages = in_words(messages, known_tools)
         shift = len(messages) - before  # what was put before them is no message of the request's
         safe = [
-            held.take_out(message, at(where, f"messages.{index}"))
+            held.take_out(message, at(where, places[index] if places and index >= 0 else f"{field}.{index}.content"))
             for index, message in enumerate(messages, start=-shift)
         ]
         held.check_slots()
@@ -129,13 +132,21 @@ class PromptBuilder:
             segments = held.transcript(told, safe, continues=continues)
         else:
             segments = self._rendered(
-                held, safe, tools, known_tools, options, opens=parts is None and opens, continues=continues, where=where
+                held,
+                safe,
+                tools,
+                known_tools,
+                options,
+                opens=parts is None and opens,
+                continues=continues,
+                where=where,
+                field=field,
             )
-        held.check_rendered(segments, at(where, "messages"))
+        held.check_rendered(segments, at(where, field))
         if parts is None:
-            return Prompt([*segments, answer])
+            return Prompt([*segments, answer], field=field)
         last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
-        return Prompt(segments[: last + 1], parts)
+        return Prompt(segments[: last + 1], parts, field)
 
     def _rendered(
         self,
@@ -148,6 +159,7 @@ class PromptBuilder:
         opens: bool,
         continues: bool,
         where: str,
+        field: str,
     ) -> list[Segment]:
         """What the model's template makes of the messages."""
         assert self._template is not None
@@ -168,7 +180,7 @@ class PromptBuilder:
             text = self._template.render(**held.neutral(dict(options or {})), **known)
         except jinja2.TemplateError as error:
             raise RequestError(
-                400, f"the model's chat template refuses these messages: {error}", param=at(where, "messages")
+                400, f"the model's chat template refuses these messages: {error}", param=at(where, field)
             ) from error
         if tools is not None and tools.choice == "forced" and known["add_generation_prompt"]:
             text += self.style.begin
@@ -230,11 +242,11 @@ class _Held:
         self._last_has_slots = False
 
     def take_out(self, message: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The message with references and control tokens in its strings replaced by marks."""
+        """The message, whose content is at `where`, with references and control tokens in it replaced by marks."""
         taken: dict[str, Any] = {}
         for key, value in message.items():
             if key == "content" and value is not None:
-                taken[key] = self._content(value, f"{where}.content", message.get("role") == "assistant")
+                taken[key] = self._content(value, where, message.get("role") == "assistant")
             else:
                 taken[key] = self._neutralise(value)  # roles and names are no prompt text, but templates write them
         return taken

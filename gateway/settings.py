@@ -172,6 +172,9 @@ class ServeSettings(EngineOptions):
     parrot_api: bool = Field(False, description="also serve the API of Parrot's artifact, for programs written for it")
 
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
+    max_kept_bytes: int = Field(
+        64 << 20, ge=0, description="bytes of responses that can be gone on with by their ids; 0 keeps none"
+    )
     max_calls: int = Field(4096, ge=1, description="unfinished calls; more are answered 429")
     max_sessions: int = Field(10_000, ge=1, description="sessions kept at a time")
     max_key_sessions: int = Field(10_000, ge=1, description="sessions of one key kept at a time")

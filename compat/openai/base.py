@@ -16,10 +16,9 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Sampled(Request):
+class Chosen(Request):
     """How a text is chosen and when it ends; None falls back."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -35,3 +34,9 @@ class Sampled(Request):
         if any(not text for text in stops):
             raise ValueError("a stop string must not be empty")
         return stop
+
+
+class Sampled(Chosen):
+    """The same, and how long it may get."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None

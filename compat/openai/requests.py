@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from compat.openai.base import Request, Sampled
+from compat.openai.base import Chosen, Request, Sampled
 from compat.openai.forms import (
     Form,
     ResponseFormat,
@@ -32,8 +32,8 @@ class StreamOptions(Request):
     include_usage: bool = False
 
 
-class _Generation(Sampled):
-    """What chat completions and completions have in common."""
+class Generation(Chosen):
+    """What all endpoints that generate have in common."""
 
     model: str
     # length and choice
@@ -46,19 +46,10 @@ class _Generation(Sampled):
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    # what the answer looks like; the guided ones are vLLM's older names
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, JsonValue] | str | bool | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = Field(None, min_length=1)
-    guided_grammar: str | None = None
     # whose cache it shares: keys never share one, and of one key only requests with the same salt
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    # what is told
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     # taken and passed on to nobody: it concerns OpenAI's own bookkeeping
     user: str | None = None
 
@@ -71,6 +62,25 @@ class _Generation(Sampled):
         if bad is not None:
             raise ValueError(f"keys are token ids; {bad!r} is none")
         return bias
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the answer is a stream."""
+        return bool(self.stream)
+
+
+class _Choices(Generation, Sampled):
+    """What chat completions and completions have in common: several answers, in `choices`."""
+
+    # what the answer looks like; the guided ones are vLLM's older names
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, JsonValue] | str | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = Field(None, min_length=1)
+    guided_grammar: str | None = None
+    # what is told
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _has_one_form(self) -> Self:
@@ -130,11 +140,6 @@ class _Generation(Sampled):
         return self.n or 1
 
     @property
-    def streamed(self) -> bool:
-        """Whether the answer is a stream."""
-        return bool(self.stream)
-
-    @property
     def wants_usage(self) -> bool:
         """Whether the stream tells usage."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -152,7 +157,7 @@ class Prediction(Request):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatCompletionRequest(_Generation):
+class ChatCompletionRequest(_Choices):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
@@ -222,7 +227,7 @@ class ChatCompletionRequest(_Generation):
 _Tokens = list[Annotated[int, Field(ge=0)]]
 
 
-class CompletionRequest(_Generation):
+class CompletionRequest(_Choices):
     """POST /v1/completions."""
 
     prompt: str | _Tokens | list[str] | list[_Tokens] = Field(min_length=1, max_length=16 << 20)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,15 +23,14 @@ from compat.openai import (
     Message,
     NamedTool,
     ResponseMessage,
-    TokenLogprob,
     ToolCallAnswer,
     ToolCallDelta,
-    TopLogprob,
     closed,
 )
 from gateway.api.answers import Extra, respond
 from gateway.api.calls import answer_slot, prepared, sampling_of, several, spec_of, with_fallbacks
 from gateway.api.choices import Choices, Told
+from gateway.api.logprobs import token_logprobs
 from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of, slots_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
@@ -80,14 +79,25 @@ def chat_spec(
     references: bool,
     deferred: bool,
     where: str = "",
+    field: str = "messages",
+    places: Sequence[str] = (),
 ) -> CallSpec:
-    """The call that a request asks for; `others` answer in the model's place. Raises RequestError and GraphError;
-    changes nothing."""
-    make = partial(_spec, body, references=references, deferred=deferred, where=where)
+    """The call that a request asks for; `others` answer in the model's place. `where`, `field` and `places`: as in
+    `PromptBuilder.chat`. Raises RequestError and GraphError; changes nothing."""
+    make = partial(_spec, body, references=references, deferred=deferred, where=where, field=field, places=places)
     return with_fallbacks(make(model), others, make)
 
 
-def _spec(body: ChatCompletionRequest, model: ServedModel, *, references: bool, deferred: bool, where: str) -> CallSpec:
+def _spec(
+    body: ChatCompletionRequest,
+    model: ServedModel,
+    *,
+    references: bool,
+    deferred: bool,
+    where: str,
+    field: str,
+    places: Sequence[str],
+) -> CallSpec:
     semantic = body.semantic or UNSAID
     sampling = sampling_of(body, model, where)
     tools = tools_of(body)
@@ -107,6 +117,8 @@ def _spec(body: ChatCompletionRequest, model: ServedModel, *, references: bool, 
         continues=bool(body.continue_final_message),
         options=body.chat_template_kwargs,
         where=where,
+        field=field,
+        places=places,
     )
     return spec_of(model, prompt, body, deferred=deferred, where=where)
 
@@ -132,6 +144,15 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
     if choice == "required":
         return Tools(known, "forced", known, bool(parallel), parallel)
     return Tools(known, "none" if choice == "none" else "auto", parallel_told=parallel)
+
+
+def reader_of(body: ChatCompletionRequest, model: ServedModel) -> Callable[[], Reader] | None:
+    """Makes what finds calls of tools in an answer, if there may be any."""
+    tools = tools_of(body)
+    if tools is None or tools.choice == "none":
+        return None
+    forced = tools.choice == "forced" and not model.prompts.passes_on
+    return partial(Reader, [tool.name for tool in tools.known], forced=forced)
 
 
 def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
@@ -174,16 +195,15 @@ class _Shape:
         self._id = f"chatcmpl-{new_id(24)}"
         self._created = int(time.time())
         self._logprobs_told = body.wants_logprobs
-        tools = tools_of(body)
-        self._tools = tools if tools is not None and tools.choice != "none" else None
-        self._forced = tools is not None and tools.choice == "forced" and not model.prompts.passes_on
+        self._reader = reader_of(body, model)
+        """Makes what finds calls in an answer, if there may be any."""
         self._readers: dict[int, Reader] = {}
         """Of streamed answers, by index."""
 
     def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
         """See `choices.Shape`."""
         logprobs = self._logprobs(pieces)
-        if self._tools is None:
+        if self._reader is None:
             return Choice(index, ResponseMessage(text), finish, logprobs)
         reader = self._reader()
         said, calls = "", []
@@ -197,7 +217,7 @@ class _Shape:
                     calls[-1] = (calls[-1][0], calls[-1][1] + piece)
         if not calls:
             return Choice(index, ResponseMessage(said), finish, logprobs)
-        answers = [ToolCallAnswer(_call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
+        answers = [ToolCallAnswer(call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
         return Choice(index, ResponseMessage(said or None, tool_calls=answers), _finish(finish), logprobs)
 
     def whole(self, choices: Sequence[Choice], usage: CompletionUsage, extra: Extra) -> ChatCompletion:
@@ -218,7 +238,7 @@ class _Shape:
     def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> ChunkChoice | None:
         """See `choices.Shape`."""
         logprobs = self._logprobs(pieces)
-        if self._tools is None:
+        if self._reader is None:
             delta = ChoiceDelta(content=text)
         else:
             delta = _delta(self._readers.setdefault(index, self._reader()).push(text))
@@ -240,25 +260,9 @@ class _Shape:
             id=self._id, created=self._created, model=self.model, choices=list(choices), usage=usage, semantic=extra
         )
 
-    def _reader(self) -> Reader:
-        assert self._tools is not None
-        return Reader([tool.name for tool in self._tools.known], forced=self._forced)
-
     def _logprobs(self, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
         """Log probabilities of the pieces' tokens, if they were asked for."""
-        if not self._logprobs_told:
-            return None
-        return ChoiceLogprobs([self._logprob(entry) for piece in pieces for entry in piece.logprobs])
-
-    def _logprob(self, entry: Any) -> TokenLogprob:
-        top = [TopLogprob(self._text(token), logprob, self._bytes(token)) for token, logprob in entry.top]
-        return TokenLogprob(self._text(entry.token), entry.logprob, self._bytes(entry.token), top)
-
-    def _text(self, token: int | bytes) -> str:
-        return self._model.token_bytes(token).decode(errors="replace")
-
-    def _bytes(self, token: int | bytes) -> list[int]:
-        return list(self._model.token_bytes(token))
+        return ChoiceLogprobs(token_logprobs(self._model, pieces)) if self._logprobs_told else None
 
 
 def _delta(found: Sequence[Found]) -> ChoiceDelta:
@@ -269,13 +273,14 @@ def _delta(found: Sequence[Found]) -> ChoiceDelta:
             case Said(text):
                 said += text
             case Called(index, name):
-                calls.append(ToolCallDelta(index, FunctionCall(name, ""), _call_id(), "function"))
+                calls.append(ToolCallDelta(index, FunctionCall(name, ""), call_id(), "function"))
             case Argued(index, text):
                 calls.append(ToolCallDelta(index, FunctionCall(arguments=text)))
     return ChoiceDelta(content=said or None, tool_calls=calls or None)
 
 
-def _call_id() -> str:
+def call_id() -> str:
+    """Of a tool, for what it answers to name."""
     return f"call_{new_id(24)}"
 
 

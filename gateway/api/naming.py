@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 
 from gateway.api.semantic import SESSION_HEADER, is_session_id
 
-_CALLS = ("/v1/chat/completions", "/v1/completions")
+_CALLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _GRAPHS = "/v1/graphs"
 _SESSIONS = "/v1/sessions"
 

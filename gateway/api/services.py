@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway.api.conversations import Conversations
 from gateway.graph.store import SessionStore
 from gateway.models import Models
 from gateway.scheduler import Scheduler
@@ -17,6 +18,7 @@ class Services:
     sessions: SessionStore
     scheduler: Scheduler
     models: Models
+    conversations: Conversations
     ready: Callable[[], bool]
     max_wait_seconds: float
 

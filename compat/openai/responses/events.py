@@ -1,0 +1,81 @@
+"""The events of a streamed response. Each has a number; they count from 0."""
+
+from typing import Literal
+
+import msgspec
+
+from compat.openai.answers import TokenLogprob
+from compat.openai.responses.objects import OutputItem, OutputText, Response
+
+ResponseEventType = Literal[
+    "response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"
+]
+ItemEventType = Literal["response.output_item.added", "response.output_item.done"]
+PartEventType = Literal["response.content_part.added", "response.content_part.done"]
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True):
+    sequence_number: int
+
+
+class ResponseEvent(_Event, frozen=True, kw_only=True):
+    """How the response stands; the last of a stream is one of the last three."""
+
+    type: ResponseEventType
+    response: Response
+
+
+class _ItemEvent(_Event, frozen=True, kw_only=True):
+    output_index: int
+
+
+class ItemEvent(_ItemEvent, frozen=True, kw_only=True):
+    """An item begins, or is whole."""
+
+    type: ItemEventType
+    item: OutputItem
+
+
+class _TextEvent(_ItemEvent, frozen=True, kw_only=True):
+    item_id: str
+    content_index: Literal[0] = 0
+
+
+class PartEvent(_TextEvent, frozen=True, kw_only=True):
+    """A message's text begins, or is whole."""
+
+    type: PartEventType
+    part: OutputText
+
+
+class TextDelta(_TextEvent, frozen=True, kw_only=True):
+    """The text goes on."""
+
+    type: Literal["response.output_text.delta"] = "response.output_text.delta"
+    delta: str
+    logprobs: list[TokenLogprob] = []
+
+
+class TextDone(_TextEvent, frozen=True, kw_only=True):
+    """The text is whole."""
+
+    type: Literal["response.output_text.done"] = "response.output_text.done"
+    text: str
+    logprobs: list[TokenLogprob] = []
+
+
+class ArgumentsDelta(_ItemEvent, frozen=True, kw_only=True):
+    """A call's arguments go on."""
+
+    type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
+    item_id: str
+    delta: str
+
+
+class ArgumentsDone(_ItemEvent, frozen=True, kw_only=True):
+    """A call's arguments are whole."""
+
+    type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
+    item_id: str
+    name: str
+    arguments: str

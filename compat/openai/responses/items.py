@@ -1,0 +1,106 @@
+"""What a response is asked with: messages, calls that were made, and what came of them."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, JsonValue, Tag
+
+from compat.openai.base import Request
+from compat.openai.messages import CalledFunction, Message, ToolCall
+
+ItemState = Literal["in_progress", "completed", "incomplete"] | None
+
+
+class TextInput(Request):
+    """A text part of a message. What a client passes on from an answer besides the text says nothing new."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+    annotations: list[JsonValue] | None = Field(None, max_length=0)
+    logprobs: list[JsonValue] | None = None
+
+
+def _texts(content: str | Sequence[TextInput]) -> str | list[dict[str, str]]:
+    return content if isinstance(content, str) else [{"type": "text", "text": part.text} for part in content]
+
+
+class MessageItem(Request):
+    """A message of a conversation."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[TextInput]
+    id: str | None = None
+    status: ItemState = None
+    phase: str | None = None
+
+
+class FunctionCallItem(CalledFunction):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    id: str | None = None
+    status: ItemState = None
+    caller: None = None
+    namespace: None = None
+
+
+class FunctionCallOutputItem(Request):
+    """What came of it."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[TextInput]
+    id: str | None = None
+    status: ItemState = None
+    caller: None = None
+    namespace: None = None
+    name: str | None = None
+
+
+def _kind(item: Any) -> Any:
+    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionCallOutputItem, Tag("function_call_output")],
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_item",
+        custom_error_message="an item's type is message, function_call or function_call_output",
+    ),
+]
+
+
+def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], list[str]]:
+    """The items as a conversation, and for each message the path of its content, the items being at `where`.
+
+    Calls that follow each other are one message, and so is what the model said before them.
+    """
+    messages: list[Message] = []
+    paths: list[str] = []
+    joins = False
+    for index, item in enumerate(items):
+        match item:
+            case MessageItem():
+                messages.append(Message.model_validate({"role": item.role, "content": _texts(item.content)}))
+                paths.append(f"{where}.{index}.content")
+                joins = item.role == "assistant"
+            case FunctionCallItem():
+                call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
+                if joins:
+                    before = messages[-1]
+                    messages[-1] = before.model_copy(update={"tool_calls": [*(before.tool_calls or ()), call]})
+                else:
+                    messages.append(Message(role="assistant", tool_calls=[call]))
+                    paths.append(f"{where}.{index}")
+                joins = True
+            case FunctionCallOutputItem():
+                told = {"role": "tool", "content": _texts(item.output), "tool_call_id": item.call_id}
+                messages.append(Message.model_validate(told))
+                paths.append(f"{where}.{index}.output")
+                joins = False
+    return messages, paths

@@ -1,0 +1,129 @@
+"""A response: the items that a model has answered with, and what it was asked beside them."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from compat.openai.answers import SemanticInfo, TokenLogprob
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+Status = Literal["in_progress", "completed", "incomplete", "failed"]
+
+
+class OutputText(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a message. `logprobs`: of its tokens, where they were asked for."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[Any] = []
+    logprobs: list[TokenLogprob] = []
+
+
+class OutputMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model says."""
+
+    type: Literal["message"] = "message"
+    id: str
+    status: ItemStatus
+    role: Literal["assistant"] = "assistant"
+    content: list[OutputText]
+
+
+class FunctionToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the client is to make, with arguments as JSON; its output names `call_id`."""
+
+    type: Literal["function_call"] = "function_call"
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: ItemStatus
+
+
+OutputItem = OutputMessage | FunctionToolCall
+
+
+class ResponseError(msgspec.Struct, frozen=True):
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+class IncompleteDetails(msgspec.Struct, frozen=True):
+    """Why there is not more of it."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class InputTokensDetails(msgspec.Struct, frozen=True):
+    """How many of the prompt's tokens were found in a cache. What is written there costs nothing."""
+
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    """The models here do not reason apart from their answers."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens read and made."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    total_tokens: int
+
+
+class TextConfig(msgspec.Struct, frozen=True):
+    """The form of the text, as it was asked for."""
+
+    format: dict[str, Any]
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to POST /v1/responses. Times are seconds of the Unix clock; `usage` is there at the end."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Status
+    completed_at: int | None = None
+    background: Literal[False] = False
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: None = None
+    metadata: dict[str, Any]
+    model: str
+    output: list[OutputItem]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: None = None
+    safety_identifier: str | None
+    service_tier: Literal["default"] = "default"
+    store: bool
+    temperature: float
+    text: TextConfig
+    tool_choice: Any
+    tools: list[Any]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None
+    semantic: SemanticInfo | msgspec.UnsetType = msgspec.UNSET
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    """DELETE /v1/responses/{id}."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True

@@ -1,0 +1,195 @@
+"""POST /v1/responses: OpenAI's newer way to ask for what a chat completion is."""
+
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+
+from compat.openai.base import Request
+from compat.openai.forms import JsonSchema, ResponseFormat, valid_schema
+from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
+from compat.openai.requests import ChatCompletionRequest, Generation
+from compat.openai.responses.items import InputItem, as_messages
+
+_LOGPROBS = "message.output_text.logprobs"
+_AS_IN_CHAT = (
+    *("model", "temperature", "top_p", "top_k", "seed", "stop"),
+    *(name for name in Generation.__annotations__ if name != "model"),
+    *("parallel_tool_calls", "chat_template_kwargs", "top_logprobs"),
+)
+"""Fields that say the same in a chat completion."""
+
+
+class FunctionTool(Request):
+    """A function that the client can call for the model. It is held to its parameters unless `strict` is false."""
+
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_held_to(cls, schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        if schema is not None:
+            valid_schema(schema)
+        return schema
+
+
+class FunctionChoice(Request):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+class TextFormat(Request):
+    """Any text, any JSON object, or JSON that is valid for a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema_: dict[str, JsonValue] | None = Field(None, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+    @field_validator("schema_")
+    @classmethod
+    def _can_be_held_to(cls, schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        if schema is not None:
+            valid_schema(schema)
+        return schema
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        told = self.model_fields_set - {"type"}
+        if self.type == "json_schema" and (self.schema_ is None or self.name is None):
+            raise ValueError("json_schema needs a name and a schema")
+        if self.type != "json_schema" and told:
+            raise ValueError(f"{min(told)} goes with the type json_schema".replace("schema_", "schema"))
+        return self
+
+
+class TextOptions(Request):
+    """What the text looks like."""
+
+    format: TextFormat | None = None
+
+
+class ResponseStreamOptions(Request):
+    """Events have no padding here."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseRequest(Generation):
+    """POST /v1/responses."""
+
+    input: str | list[InputItem] = Field(min_length=1)
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    text: TextOptions | None = None
+    tools: list[FunctionTool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    # the conversation that it goes on with, and whether it can be gone on with itself
+    previous_response_id: str | None = None
+    store: bool | None = None
+    # what is told
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream_options: ResponseStreamOptions | None = None
+    # only with the value that changes nothing
+    background: Literal[False] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    # taken and passed on to nobody: they concern OpenAI's own bookkeeping
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @model_validator(mode="after")
+    def _is_a_chat_completion(self) -> Self:
+        if self.top_logprobs and not self.wants_logprobs:
+            raise ValueError(f"top_logprobs needs {_LOGPROBS!r} in include")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream to be true")
+        if self.structured_outputs is not None and self._form is not None:
+            raise ValueError("text.format and structured_outputs say what the answer looks like; one does")
+        try:
+            _ = self.chat  # refused here is what would be refused later
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        return self
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether log probabilities are told."""
+        return _LOGPROBS in (self.include or ())
+
+    @property
+    def _form(self) -> TextFormat | None:
+        """What the answer is held to, if to something."""
+        form = None if self.text is None else self.text.format
+        return None if form is None or form.type == "text" else form
+
+    @cached_property
+    def conversation(self) -> tuple[list[Message], list[str]]:
+        """The input's messages, and for each the path of its content."""
+        if isinstance(self.input, str):
+            return [Message(role="user", content=self.input)], ["input"]
+        return as_messages(self.input, "input")
+
+    @property
+    def form_told(self) -> dict[str, Any]:
+        """The text's format, as an answer says it."""
+        return {"type": "text"} if self._form is None else self._form.model_dump(by_alias=True, exclude_none=True)
+
+    @property
+    def choice_told(self) -> str | dict[str, Any]:
+        """Which tools have to be called, as an answer says it."""
+        choice = self.tool_choice
+        return choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto"
+
+    @property
+    def tools_told(self) -> list[dict[str, Any]]:
+        """The tools, as an answer says them."""
+        return [{**tool.model_dump(), "strict": tool.strict is not False} for tool in self.tools or ()]
+
+    @cached_property
+    def chat(self) -> ChatCompletionRequest:
+        """The chat completion that asks the same, of the input alone. Raises ValidationError."""
+        told: dict[str, Any] = {name: value for name in _AS_IN_CHAT if (value := getattr(self, name)) is not None}
+        told["messages"] = self.conversation[0]
+        told["max_completion_tokens"] = self.max_output_tokens
+        if self.wants_logprobs:
+            told["logprobs"] = True
+        if self._form is not None:
+            told["response_format"] = _format(self._form)
+        if self.tools:
+            told["tools"] = [_tool(tool) for tool in self.tools]
+        if self.tool_choice is not None:
+            choice = self.tool_choice
+            if isinstance(choice, FunctionChoice):
+                told["tool_choice"] = NamedTool(type="function", function=NamedFunction(name=choice.name))
+            else:
+                told["tool_choice"] = choice
+        return ChatCompletionRequest(**told)
+
+
+def _format(form: TextFormat) -> ResponseFormat:
+    if form.type != "json_schema":
+        return ResponseFormat(type=form.type)
+    schema = JsonSchema.model_validate({"name": form.name, "schema": form.schema_})
+    return ResponseFormat(type="json_schema", json_schema=schema)
+
+
+def _tool(tool: FunctionTool) -> ToolDefinition:
+    function = FunctionDefinition(
+        name=tool.name,
+        description=tool.description,
+        parameters=tool.parameters,
+        strict=tool.strict is not False,
+    )
+    return ToolDefinition(type="function", function=function)

@@ -1,0 +1,23 @@
+"""Log probabilities as chat completions and responses tell them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from compat.openai import TokenLogprob, TopLogprob
+from gateway.graph.variable import Piece
+from gateway.models import ServedModel
+
+
+def token_logprobs(model: ServedModel, pieces: Iterable[Piece]) -> list[TokenLogprob]:
+    """Those of the pieces' tokens."""
+    return [_told(model, entry) for piece in pieces for entry in piece.logprobs]
+
+
+def _told(model: ServedModel, entry: Any) -> TokenLogprob:
+    top = [TopLogprob(*_named(model, token, logprob)) for token, logprob in entry.top]
+    return TokenLogprob(*_named(model, entry.token, entry.logprob), top)
+
+
+def _named(model: ServedModel, token: int | bytes, logprob: float) -> tuple[str, float, list[int]]:
+    data = model.token_bytes(token)
+    return data.decode(errors="replace"), logprob, list(data)

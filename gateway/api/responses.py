@@ -1,0 +1,352 @@
+"""POST /v1/responses: a chat completion, asked and answered as items, that can be gone on with by its id."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import count
+
+from aiohttp import web
+
+from compat.openai import Message, TokenLogprob
+from compat.openai.messages import CalledFunction, ToolCall
+from compat.openai.responses import (
+    Deleted,
+    IncompleteDetails,
+    InputTokensDetails,
+    ItemStatus,
+    OutputItem,
+    OutputMessage,
+    Response,
+    ResponseError,
+    ResponseEvent,
+    ResponseEventType,
+    ResponseRequest,
+    ResponseUsage,
+    Status,
+    TextConfig,
+)
+from gateway.api.answers import STATUS_SECONDS, check_done, extra_of, reference_to, respond, usage_of
+from gateway.api.calls import prepared
+from gateway.api.chat import chat_spec, reader_of
+from gateway.api.conversations import Conversations, Kept
+from gateway.api.items import Event as ItemsEvent
+from gateway.api.items import Items
+from gateway.api.logprobs import token_logprobs
+from gateway.api.semantic import SESSION_HEADERS, Scope, scope_of
+from gateway.api.services import SERVICES
+from gateway.api.streaming import Streaming
+from gateway.errors import FailedCall, RequestError
+from gateway.graph.call import Call, Usage
+from gateway.graph.ids import new_id
+from gateway.graph.variable import Piece
+from gateway.http.auth import TENANT
+from gateway.http.bodies import encode_json, json_response, read_json
+from gateway.http.openapi import EVENTS, operation
+from gateway.http.sse import EventStream, named
+from gateway.models import ServedModel
+from gateway.tools import Found, Said, Verbatim
+
+routes = web.RouteTableDef()
+
+Event = ResponseEvent | ItemsEvent
+
+
+@routes.post("/v1/responses")
+@operation(
+    Response,
+    body=ResponseRequest,
+    others={EVENTS: None},
+    headers=SESSION_HEADERS,
+    errors=(404, 409, 410, 422, 424, 429, 503),
+)
+async def create(request: web.Request) -> web.StreamResponse:
+    """Answers with items, a stream of events, or at once with the reference to an answer still to be made."""
+    services = request.app[SERVICES]
+    body = await read_json(request, ResponseRequest)
+    model = await services.models.get(body.model)
+    scope = scope_of(request, body.semantic)
+    turn = _Turn(request, body, scope)
+    services.scheduler.admit(continues=bool(scope.session.calls))
+    others = services.models.behind(model)
+    messages, places = turn.conversation
+    chat = body.chat.model_copy(update={"messages": messages})
+    make = partial(
+        chat_spec,
+        chat,
+        model,
+        others,
+        references=scope.named,
+        deferred=scope.deferred,
+        field="input",
+        places=places,
+    )
+    spec = await prepared(make, sum([message.length for message in messages]), model, *others)
+    return await respond(request, scope, [spec], partial(_Answer, body, model, scope, turn), body.streamed)
+
+
+@routes.get("/v1/responses/{id}")
+@operation(Response, errors=(404,))
+async def get(request: web.Request) -> web.Response:
+    """A response that is kept, as it was answered."""
+    kept = _kept(request, request.match_info["id"])
+    return web.Response(body=kept.answer, content_type="application/json")
+
+
+@routes.delete("/v1/responses/{id}")
+@operation(Deleted, errors=(404,))
+async def delete(request: web.Request) -> web.Response:
+    """Nobody can go on with it any more; what went on with it stays."""
+    kept = _kept(request, request.match_info["id"])
+    request.app[SERVICES].conversations.forget(kept.tenant, kept.id)
+    return json_response(Deleted(kept.id))
+
+
+def _kept(request: web.Request, id: str, param: str | None = None) -> Kept:
+    """A response of the request's key. Raises RequestError 404."""
+    kept = request.app[SERVICES].conversations.find(request[TENANT], id)
+    if kept is None:
+        message = f"there is no response {id!r}; the latest are kept in memory, where `store` is not false"
+        raise RequestError(404, message, code="response_not_found", param=param)
+    return kept
+
+
+class _Turn:
+    """Of a conversation: what a response goes on with, and whether it can be gone on with itself."""
+
+    def __init__(self, request: web.Request, body: ResponseRequest, scope: Scope) -> None:
+        """Raises RequestError."""
+        self._conversations: Conversations = request.app[SERVICES].conversations
+        self._tenant = request[TENANT]
+        self._body = body
+        self._session = scope.session.id if scope.named else None
+        self._before = self._gone_on_with(request)
+        most = self._conversations.max_bytes
+        if body.store and (scope.deferred or not most):
+            why = (
+                "a deferred answer is not kept: go on with its reference" if most else "this server keeps no responses"
+            )
+            raise RequestError(400, why, code="unsupported_value", param="store")
+        self.keeps = most > 0 and body.store is not False and not scope.deferred
+
+    def _gone_on_with(self, request: web.Request) -> Kept | None:
+        id = self._body.previous_response_id
+        if id is None:
+            return None
+        before = _kept(request, id, "previous_response_id")
+        if before.session not in (None, self._session):
+            message = f"response {id!r} belongs to session {before.session!r}, and can be gone on with only there"
+            raise RequestError(400, message, code="session_conflict", param="previous_response_id")
+        return before
+
+    @property
+    def conversation(self) -> tuple[list[Message], list[str]]:
+        """All that the model reads, and the path of each message's content in the request."""
+        messages, places = self._body.conversation
+        before = [] if self._before is None else self._before.conversation
+        rules = self._body.instructions
+        first = [] if rules is None else [Message(role="system", content=rules)]
+        return [*first, *before, *messages], [
+            *["instructions"] * len(first),
+            *["previous_response_id"] * len(before),
+            *places,
+        ]
+
+    def keep(self, response: Response) -> None:
+        """A response that has ended."""
+        if not self.keeps:
+            return
+        told = self._body.conversation[0]
+        if self._session is None:  # what looks like a reference was none
+            told = [message.model_copy(update={"content": _verbatim(message)}) for message in told]
+        kept = Kept(
+            self._tenant,
+            response.id,
+            encode_json(response),
+            [*told, *_as_messages(response.output)],
+            self._before,
+            self._session,
+        )
+        self._conversations.keep(kept)
+
+
+def _verbatim(message: Message) -> str | None:
+    if message.content is None:
+        return None
+    texts = message.texts
+    return Verbatim(texts if isinstance(texts, str) else "\n".join(texts))
+
+
+def _as_messages(output: Sequence[OutputItem]) -> list[Message]:
+    """An answer as a message. A call that was cut off cannot be made, nor gone on with."""
+    text: str | None = None
+    calls: list[ToolCall] = []
+    for item in output:
+        if isinstance(item, OutputMessage):
+            text = (text or "") + "".join(part.text for part in item.content)
+        elif _is_json(item.arguments):
+            calls.append(ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments)))
+    if text is None and not calls:
+        return []
+    content = None if text is None else Verbatim(text)
+    return [Message.model_construct(role="assistant", content=content, tool_calls=calls or None)]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text or "{}")
+    except ValueError:
+        return False
+    return True
+
+
+class _Answer:
+    """See `answers.Answer`: one call, as items."""
+
+    def __init__(
+        self, body: ResponseRequest, model: ServedModel, scope: Scope, turn: _Turn, calls: Sequence[Call]
+    ) -> None:
+        (self._call,) = calls
+        self._body = body
+        self._model = model
+        self._scope = scope
+        self._turn = turn
+        self._id = f"resp_{new_id(24)}"
+        self._created = int(time.time())
+        self._numbers = count()
+        self._items = Items(self._numbers)
+        reader = reader_of(body.chat, model)
+        self._reader = None if reader is None else reader()
+        self._unsaid: list[TokenLogprob] = []
+        """Of tokens whose text is not told yet."""
+        self._opened = False
+
+    async def whole(self) -> web.Response:
+        """See `Answer`."""
+        call = self._call
+        await call.output.final()
+        check_done(call)
+        self._grow(call.output.value or "", call.output.pieces)
+        response, _ = self._end(call.finish_reason or "stop")
+        return web.Response(body=encode_json(response), content_type="application/json")
+
+    def reference(self) -> web.Response:
+        """See `Answer`."""
+        self._items.add(Said(reference_to(self._call)))
+        return json_response(self._ended("stop")[0])
+
+    async def stream_reference(self, request: web.Request) -> web.StreamResponse:
+        """See `Answer`."""
+        events = [*self._opening(), *self._items.add(Said(reference_to(self._call))), *self._ended("stop")[1]]
+        return await EventStream(request).end(_told(events), done=False)
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """See `Answer`."""
+        stream = EventStream(request)
+        streaming = Streaming(stream, self, STATUS_SECONDS)
+        try:
+            last = await streaming.run([partial(self._call.session.read, self._call.output)])
+        except FailedCall as error:
+            if not stream.begun:
+                raise
+            self._items.end("incomplete")
+            failed = self._response("failed", error=ResponseError(error.code or "server_error", str(error)))
+            last = _told([*self._opening(), self._event("response.failed", failed)])
+        return await stream.end(last, done=False)
+
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+        """See `Teller.piece`."""
+        return _told([*self._opening(), *self._grow("".join([piece.text for piece in pieces]), pieces)])
+
+    def end(self, index: int) -> bytes:
+        """See `Teller.end`. Raises FailedCall."""
+        check_done(self._call)
+        return _told([*self._opening(), *self._end(self._call.finish_reason or "stop")[1]])
+
+    def _opening(self) -> list[Event]:
+        if self._opened:
+            return []
+        self._opened = True
+        response = self._response("in_progress")
+        return [self._event("response.created", response), self._event("response.in_progress", response)]
+
+    def _grow(self, text: str, pieces: Sequence[Piece]) -> list[Event]:
+        """The answer goes on."""
+        if self._body.wants_logprobs:
+            self._unsaid += token_logprobs(self._model, pieces)
+        return self._added([Said(text)] if self._reader is None else self._reader.push(text))
+
+    def _added(self, found: Iterable[Found]) -> list[Event]:
+        events: list[Event] = []
+        for one in found:
+            if isinstance(one, Said) and one.text:
+                unsaid, self._unsaid = self._unsaid, []
+                events += self._items.add(one, unsaid)
+            elif not isinstance(one, Said):
+                events += self._items.add(one)
+        return events
+
+    def _end(self, finish: str) -> tuple[Response, list[Event]]:
+        """The answer is whole: the response, and what tells so."""
+        events = [] if self._reader is None else self._added(self._reader.finish())
+        response, last = self._ended(finish)
+        self._turn.keep(response)
+        return response, [*events, *last]
+
+    def _ended(self, finish: str) -> tuple[Response, list[Event]]:
+        events = self._items.add(Said("")) if self._items.empty else []
+        cut = finish == "length"
+        status: ItemStatus = "incomplete" if cut else "completed"
+        events += self._items.end(status)
+        response = self._response(status, [] if self._call.spec.deferred else [self._call.usage])
+        return response, [*events, self._event("response.incomplete" if cut else "response.completed", response)]
+
+    def _event(self, type: ResponseEventType, response: Response) -> Event:
+        return ResponseEvent(type=type, sequence_number=next(self._numbers), response=response)
+
+    def _response(
+        self, status: Status, usages: Sequence[Usage] | None = None, error: ResponseError | None = None
+    ) -> Response:
+        """As it stands. `usages`: of its calls, if it has ended; none so far for an answer that is only a reference."""
+        body = self._body
+        return Response(
+            id=self._id,
+            created_at=self._created,
+            status=status,
+            completed_at=int(time.time()) if status == "completed" else None,
+            error=error,
+            incomplete_details=IncompleteDetails("max_output_tokens") if status == "incomplete" else None,
+            instructions=body.instructions,
+            max_output_tokens=body.max_output_tokens,
+            metadata=body.metadata or {},
+            model=self._call.model or self._model.id,  # a fallback says its own name
+            output=list(self._items.done),
+            parallel_tool_calls=body.parallel_tool_calls is not False,
+            previous_response_id=body.previous_response_id,
+            prompt_cache_key=body.prompt_cache_key,
+            safety_identifier=body.safety_identifier,
+            store=self._turn.keeps,
+            temperature=1.0 if body.temperature is None else body.temperature,
+            text=TextConfig(body.form_told),
+            tool_choice=body.choice_told,
+            tools=body.tools_told,
+            top_logprobs=body.top_logprobs or 0,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            usage=None if usages is None else _usage(usages),
+            user=body.user,
+            semantic=extra_of(self._scope, [self._call]),
+        )
+
+
+def _usage(usages: Sequence[Usage]) -> ResponseUsage:
+    told = usage_of(usages)
+    return ResponseUsage(
+        input_tokens=told.prompt_tokens,
+        input_tokens_details=InputTokensDetails(told.prompt_tokens_details.cached_tokens),
+        output_tokens=told.completion_tokens,
+        total_tokens=told.total_tokens,
+    )
+
+
+def _told(events: Iterable[Event]) -> bytes:
+    return b"".join([named(event.type, event) for event in events])
