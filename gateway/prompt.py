@@ -225,7 +225,7 @@ def _request(tools: Tools | None, options: Mapping[str, Any] | None, *, opens: b
 def _joined(message: Mapping[str, Any]) -> dict[str, Any]:
     """With its content as one text."""
     content = message["content"]
-    return {**message, "content": content if isinstance(content, str) else "\n".join(content)}
+    return {**message, "content": str(content if isinstance(content, str) else "\n".join(content))}
 
 
 class _Held:

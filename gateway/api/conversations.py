@@ -1,10 +1,17 @@
-"""Responses that can be gone on with by their ids."""
+"""Responses that can be gone on with by their ids, and what going on with one means."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compat.openai import Message
+from compat.openai.messages import CalledFunction, ToolCall
+from compat.openai.responses import OutputItem, OutputMessage, Response, ResponseRequest
+from gateway.errors import RequestError
+from gateway.graph.call import Call
+from gateway.http.bodies import encode_json
+from gateway.tools import Verbatim
 
 _OVERHEAD = 2_000
 """Bytes of a message or a response beside its text, about."""
@@ -89,3 +96,97 @@ class Conversations:
                 return
             self.bytes -= response.size
             response = response.before
+
+
+class Turn:
+    """Of a conversation: what a response goes on with, and whether it can be gone on with itself."""
+
+    def __init__(
+        self, conversations: Conversations, tenant: str, body: ResponseRequest, session: str | None, *, deferred: bool
+    ) -> None:
+        """`session`: the one with a name that it belongs to, if to one. Raises RequestError."""
+        self._conversations = conversations
+        self._tenant = tenant
+        self._body = body
+        self._session = session
+        self._before = self._gone_on_with()
+        why = "go on with a deferred answer by its reference" if deferred else None
+        if not conversations.max_bytes:
+            why = "this server keeps no responses"
+        if body.store and why is not None:
+            raise RequestError(400, why, code="unsupported_value", param="store")
+        self.keeps = body.store is not False and why is None
+
+    def _gone_on_with(self) -> Kept | None:
+        id = self._body.previous_response_id
+        if id is None:
+            return None
+        before = self._conversations.find(self._tenant, id)
+        if before is None:
+            code = "previous_response_not_found"
+            raise RequestError(400, not_kept(id), code=code, param="previous_response_id")
+        if before.session not in (None, self._session):
+            message = f"response {id!r} belongs to session {before.session!r}, and can be gone on with only there"
+            raise RequestError(400, message, code="session_conflict", param="previous_response_id")
+        return before
+
+    @property
+    def conversation(self) -> tuple[list[Message], list[str]]:
+        """All that the model reads, and the path of each message's content in the request."""
+        messages, places = self._body.conversation
+        before = [] if self._before is None else self._before.conversation
+        rules = self._body.instructions
+        first = [] if rules is None else [Message(role="system", content=rules)]
+        return [*first, *before, *messages], [
+            *["instructions"] * len(first),
+            *["previous_response_id"] * len(before),
+            *places,
+        ]
+
+    def keep(self, response: Response, call: Call) -> None:
+        """A response that has ended, and what made it."""
+        if not self.keeps:
+            return
+        told = self._body.conversation[0]
+        if call.spec.parts is not None:  # its last message is the answer, once its slots are there
+            told = told[:-1]
+        if self._session is None:  # what looks like a reference was none
+            told = [message.model_copy(update={"content": _verbatim(message)}) for message in told]
+        messages = [*told, *_as_messages(response.output)]
+        kept = Kept(self._tenant, response.id, encode_json(response), messages, self._before, self._session)
+        self._conversations.keep(kept)
+
+
+def not_kept(id: str) -> str:
+    """What is said where there is no such response."""
+    return f"there is no response {id!r}: the latest are kept in the server's memory, where `store` is not false"
+
+
+def _verbatim(message: Message) -> str | None:
+    if message.content is None:
+        return None
+    texts = message.texts
+    return Verbatim(texts if isinstance(texts, str) else "\n".join(texts))
+
+
+def _as_messages(output: Sequence[OutputItem]) -> list[Message]:
+    """An answer as a message. A call that was cut off cannot be made, nor gone on with."""
+    text: str | None = None
+    calls: list[ToolCall] = []
+    for item in output:
+        if isinstance(item, OutputMessage):
+            text = (text or "") + "".join(part.text for part in item.content)
+        elif _is_json(item.arguments):
+            calls.append(ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments)))
+    if text is None and not calls:
+        return []
+    content = None if text is None else Verbatim(text)
+    return [Message.model_construct(role="assistant", content=content, tool_calls=calls or None)]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text or "{}")
+    except ValueError:
+        return False
+    return True

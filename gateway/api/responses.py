@@ -1,6 +1,5 @@
 """POST /v1/responses: a chat completion, asked and answered as items, that can be gone on with by its id."""
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -8,15 +7,13 @@ from itertools import count
 
 from aiohttp import web
 
-from compat.openai import Message, TokenLogprob
-from compat.openai.messages import CalledFunction, ToolCall
+from compat.openai import TokenLogprob
 from compat.openai.responses import (
     Deleted,
+    ErrorCode,
     IncompleteDetails,
     InputTokensDetails,
     ItemStatus,
-    OutputItem,
-    OutputMessage,
     Response,
     ResponseError,
     ResponseEvent,
@@ -29,7 +26,7 @@ from compat.openai.responses import (
 from gateway.api.answers import STATUS_SECONDS, check_done, extra_of, reference_to, respond, usage_of
 from gateway.api.calls import prepared
 from gateway.api.chat import chat_spec, reader_of
-from gateway.api.conversations import Conversations, Kept
+from gateway.api.conversations import Kept, Turn, not_kept
 from gateway.api.items import Event as ItemsEvent
 from gateway.api.items import Items
 from gateway.api.logprobs import token_logprobs
@@ -45,7 +42,7 @@ from gateway.http.bodies import encode_json, json_response, read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.sse import EventStream, named
 from gateway.models import ServedModel
-from gateway.tools import Found, Said, Verbatim
+from gateway.tools import Found, Said
 
 routes = web.RouteTableDef()
 
@@ -66,7 +63,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ResponseRequest)
     model = await services.models.get(body.model)
     scope = scope_of(request, body.semantic)
-    turn = _Turn(request, body, scope)
+    session = scope.session.id if scope.named else None
+    turn = Turn(services.conversations, request[TENANT], body, session, deferred=scope.deferred)
     services.scheduler.admit(continues=bool(scope.session.calls))
     others = services.models.behind(model)
     messages, places = turn.conversation
@@ -89,7 +87,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 @operation(Response, errors=(404,))
 async def get(request: web.Request) -> web.Response:
     """A response that is kept, as it was answered."""
-    kept = _kept(request, request.match_info["id"])
+    kept = _kept(request)
     return web.Response(body=kept.answer, content_type="application/json")
 
 
@@ -97,114 +95,25 @@ async def get(request: web.Request) -> web.Response:
 @operation(Deleted, errors=(404,))
 async def delete(request: web.Request) -> web.Response:
     """Nobody can go on with it any more; what went on with it stays."""
-    kept = _kept(request, request.match_info["id"])
+    kept = _kept(request)
     request.app[SERVICES].conversations.forget(kept.tenant, kept.id)
     return json_response(Deleted(kept.id))
 
 
-def _kept(request: web.Request, id: str, param: str | None = None) -> Kept:
-    """A response of the request's key. Raises RequestError 404."""
+def _kept(request: web.Request) -> Kept:
+    """The response that the path names. Raises RequestError 404."""
+    id = request.match_info["id"]
     kept = request.app[SERVICES].conversations.find(request[TENANT], id)
     if kept is None:
-        message = f"there is no response {id!r}; the latest are kept in memory, where `store` is not false"
-        raise RequestError(404, message, code="response_not_found", param=param)
+        raise RequestError(404, not_kept(id), code="response_not_found")
     return kept
-
-
-class _Turn:
-    """Of a conversation: what a response goes on with, and whether it can be gone on with itself."""
-
-    def __init__(self, request: web.Request, body: ResponseRequest, scope: Scope) -> None:
-        """Raises RequestError."""
-        self._conversations: Conversations = request.app[SERVICES].conversations
-        self._tenant = request[TENANT]
-        self._body = body
-        self._session = scope.session.id if scope.named else None
-        self._before = self._gone_on_with(request)
-        most = self._conversations.max_bytes
-        if body.store and (scope.deferred or not most):
-            why = (
-                "a deferred answer is not kept: go on with its reference" if most else "this server keeps no responses"
-            )
-            raise RequestError(400, why, code="unsupported_value", param="store")
-        self.keeps = most > 0 and body.store is not False and not scope.deferred
-
-    def _gone_on_with(self, request: web.Request) -> Kept | None:
-        id = self._body.previous_response_id
-        if id is None:
-            return None
-        before = _kept(request, id, "previous_response_id")
-        if before.session not in (None, self._session):
-            message = f"response {id!r} belongs to session {before.session!r}, and can be gone on with only there"
-            raise RequestError(400, message, code="session_conflict", param="previous_response_id")
-        return before
-
-    @property
-    def conversation(self) -> tuple[list[Message], list[str]]:
-        """All that the model reads, and the path of each message's content in the request."""
-        messages, places = self._body.conversation
-        before = [] if self._before is None else self._before.conversation
-        rules = self._body.instructions
-        first = [] if rules is None else [Message(role="system", content=rules)]
-        return [*first, *before, *messages], [
-            *["instructions"] * len(first),
-            *["previous_response_id"] * len(before),
-            *places,
-        ]
-
-    def keep(self, response: Response) -> None:
-        """A response that has ended."""
-        if not self.keeps:
-            return
-        told = self._body.conversation[0]
-        if self._session is None:  # what looks like a reference was none
-            told = [message.model_copy(update={"content": _verbatim(message)}) for message in told]
-        kept = Kept(
-            self._tenant,
-            response.id,
-            encode_json(response),
-            [*told, *_as_messages(response.output)],
-            self._before,
-            self._session,
-        )
-        self._conversations.keep(kept)
-
-
-def _verbatim(message: Message) -> str | None:
-    if message.content is None:
-        return None
-    texts = message.texts
-    return Verbatim(texts if isinstance(texts, str) else "\n".join(texts))
-
-
-def _as_messages(output: Sequence[OutputItem]) -> list[Message]:
-    """An answer as a message. A call that was cut off cannot be made, nor gone on with."""
-    text: str | None = None
-    calls: list[ToolCall] = []
-    for item in output:
-        if isinstance(item, OutputMessage):
-            text = (text or "") + "".join(part.text for part in item.content)
-        elif _is_json(item.arguments):
-            calls.append(ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments)))
-    if text is None and not calls:
-        return []
-    content = None if text is None else Verbatim(text)
-    return [Message.model_construct(role="assistant", content=content, tool_calls=calls or None)]
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text or "{}")
-    except ValueError:
-        return False
-    return True
 
 
 class _Answer:
     """See `answers.Answer`: one call, as items."""
 
     def __init__(
-        self, body: ResponseRequest, model: ServedModel, scope: Scope, turn: _Turn, calls: Sequence[Call]
+        self, body: ResponseRequest, model: ServedModel, scope: Scope, turn: Turn, calls: Sequence[Call]
     ) -> None:
         (self._call,) = calls
         self._body = body
@@ -249,9 +158,8 @@ class _Answer:
         except FailedCall as error:
             if not stream.begun:
                 raise
-            self._items.end("incomplete")
-            failed = self._response("failed", error=ResponseError(error.code or "server_error", str(error)))
-            last = _told([*self._opening(), self._event("response.failed", failed)])
+            events: list[Event] = [*self._opening(), *self._items.end("incomplete")]
+            last = _told([*events, self._event("response.failed", self._response("failed", error=_error(error)))])
         return await stream.end(last, done=False)
 
     def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
@@ -290,7 +198,7 @@ class _Answer:
         """The answer is whole: the response, and what tells so."""
         events = [] if self._reader is None else self._added(self._reader.finish())
         response, last = self._ended(finish)
-        self._turn.keep(response)
+        self._turn.keep(response, self._call)
         return response, [*events, *last]
 
     def _ended(self, finish: str) -> tuple[Response, list[Event]]:
@@ -336,6 +244,12 @@ class _Answer:
             user=body.user,
             semantic=extra_of(self._scope, [self._call]),
         )
+
+
+def _error(error: FailedCall) -> ResponseError:
+    """With one of the few codes that OpenAI's have, and ours as its type."""
+    codes: dict[int, ErrorCode] = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+    return ResponseError(codes.get(error.status, "server_error"), str(error), error.code or error.type)
 
 
 def _usage(usages: Sequence[Usage]) -> ResponseUsage:

@@ -61,7 +61,7 @@ def test_answers_are_as_described(operation: Any, small: Server, model: str) -> 
         if isinstance(case.body, dict):
             if "model" in case.body:
                 case.body["model"] = model
-            for length in ("max_tokens", "max_completion_tokens"):
+            for length in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
                 if isinstance(case.body.get(length), int):
                     case.body[length] = min(case.body[length], 8)
         case.call_and_validate(base_url=small.address, checks=CHECKS, timeout=30)

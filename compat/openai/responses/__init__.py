@@ -14,6 +14,7 @@ from compat.openai.responses.events import (
 )
 from compat.openai.responses.objects import (
     Deleted,
+    ErrorCode,
     FunctionToolCall,
     IncompleteDetails,
     InputTokensDetails,
@@ -34,6 +35,7 @@ __all__ = [
     "ArgumentsDelta",
     "ArgumentsDone",
     "Deleted",
+    "ErrorCode",
     "FunctionToolCall",
     "IncompleteDetails",
     "InputTokensDetails",

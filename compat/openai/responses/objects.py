@@ -8,6 +8,7 @@ from compat.openai.answers import SemanticInfo, TokenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
+ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
 
 
 class OutputText(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,20 +20,18 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[TokenLogprob] = []
 
 
-class OutputMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
     """What the model says."""
 
-    type: Literal["message"] = "message"
     id: str
     status: ItemStatus
     role: Literal["assistant"] = "assistant"
     content: list[OutputText]
 
 
-class FunctionToolCall(msgspec.Struct, frozen=True, kw_only=True):
+class FunctionToolCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
     """A call that the client is to make, with arguments as JSON; its output names `call_id`."""
 
-    type: Literal["function_call"] = "function_call"
     id: str
     call_id: str
     name: str
@@ -44,10 +43,11 @@ OutputItem = OutputMessage | FunctionToolCall
 
 
 class ResponseError(msgspec.Struct, frozen=True):
-    """Why a response failed."""
+    """Why a response failed. `type`: our own code for it."""
 
-    code: str
+    code: ErrorCode
     message: str
+    type: str
 
 
 class IncompleteDetails(msgspec.Struct, frozen=True):

@@ -189,7 +189,7 @@ class Answer:
             finish = _FINISHES.get(choice.finish_reason, choice.finish_reason)
             if finish == "abort":
                 raise ValueError("it has given the answer up")
-            if self._calls:
+            if self._calls and finish != "length":  # cut off, a call has no end
                 text += "}" + _CALL_ENDS
             self.ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries

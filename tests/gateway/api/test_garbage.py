@@ -2,50 +2,20 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.app import build_app, build_services
-from gateway.engines.openai.engine import OpenAIEngine
-from gateway.engines.openai.upstream import Server, Upstream
-from gateway.engines.pool import EnginePool
 from gateway.graph.call import Call
-from gateway.graph.events import NoLog
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable
-from gateway.models import ServedModel
-from gateway.prompt import PromptBuilder
-from gateway.settings import ServeSettings
-from gateway.transcript import TranscriptTokenizer
+from tests.gateway.api.conftest import Client
 from tests.upstream import FakeServer, breaks_off, hangs, refuses, says, sends
 
-Client = TestClient[Any, Any]
 Kind = Callable[[Client, FakeServer], Awaitable[None]]
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hello"}]}
-
-
-@pytest.fixture
-async def there() -> AsyncIterator[tuple[Client, FakeServer, Callable[[], int]]]:
-    """A client of a gateway before a server elsewhere, that server, and how many calls are unfinished."""
-    settings = ServeSettings(journal="memory")
-    async with FakeServer() as server:
-        upstream = Upstream(Server("there", "openai", server.url), lambda: None)
-        await upstream.start()
-        pool = EnginePool(1.0)
-        pool.add("fake", OpenAIEngine("there", upstream, "fake"))
-        services = build_services(settings, pool, NoLog())
-        tokenizer = TranscriptTokenizer()
-        services.models.add(ServedModel("fake", 4096, None, tokenizer, PromptBuilder(tokenizer)))
-        try:
-            async with TestClient(TestServer(build_app(settings, services))) as client:
-                yield client, server, lambda: services.scheduler.unfinished
-        finally:
-            await services.scheduler.close()
-            await upstream.close()
+RESPONSE = {"model": "fake", "input": "Hello"}
 
 
 async def whole(client: Client, server: FakeServer) -> None:
@@ -67,6 +37,20 @@ async def streamed(client: Client, server: FakeServer) -> None:
 async def completed(client: Client, server: FakeServer) -> None:
     async with client.post("/v1/completions", json={"model": "fake", "prompt": ["a", "b"]}) as answer:
         assert answer.status == 200
+
+
+async def responded(client: Client, server: FakeServer) -> None:
+    async with client.post("/v1/responses", json=RESPONSE) as answer:
+        before = (await answer.json())["id"]
+    body = {**RESPONSE, "previous_response_id": before, "stream": True}
+    async with client.post("/v1/responses", json=body) as answer:
+        assert "response.completed" in await answer.text()
+
+
+async def response_broken_off(client: Client, server: FakeServer) -> None:
+    server.script.append(breaks_off("a ", "b "))
+    async with client.post("/v1/responses", json={**RESPONSE, "stream": True}) as answer:
+        assert "response.failed" in await answer.text()
 
 
 async def refused_there(client: Client, server: FakeServer) -> None:
@@ -100,9 +84,13 @@ async def left(client: Client, server: FakeServer) -> None:
             await answer.text()
 
 
-@pytest.mark.parametrize(
-    "kind", [whole, several, streamed, completed, refused_there, refused_here, nonsense, broken_off, left]
-)
+KINDS: list[Kind] = [
+    *(whole, several, streamed, completed, responded),
+    *(refused_there, refused_here, nonsense, broken_off, response_broken_off, left),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_it_leaves_nothing_for_the_collector(
     kind: Kind, there: tuple[Client, FakeServer, Callable[[], int]]
 ) -> None:

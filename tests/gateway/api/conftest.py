@@ -1,0 +1,47 @@
+"""A gateway in this process, before a server that says what a test wants it to."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from gateway.app import build_app, build_services
+from gateway.engines.openai.engine import OpenAIEngine
+from gateway.engines.openai.upstream import Server, Upstream
+from gateway.engines.pool import EnginePool
+from gateway.graph.events import NoLog
+from gateway.models import ServedModel
+from gateway.prompt import PromptBuilder
+from gateway.settings import ServeSettings
+from gateway.transcript import TranscriptTokenizer
+from tests.upstream import FakeServer
+
+Client = TestClient[Any, Any]
+
+
+@asynccontextmanager
+async def gateway_before(server: FakeServer, **settings: Any) -> AsyncIterator[tuple[Client, Callable[[], int]]]:
+    """A client of it, and how many calls are unfinished."""
+    told = ServeSettings(journal="memory", **settings)
+    upstream = Upstream(Server("there", "openai", server.url), lambda: None)
+    await upstream.start()
+    pool = EnginePool(1.0)
+    pool.add("fake", OpenAIEngine("there", upstream, "fake"))
+    services = build_services(told, pool, NoLog())
+    tokenizer = TranscriptTokenizer()
+    services.models.add(ServedModel("fake", 4096, None, tokenizer, PromptBuilder(tokenizer)))
+    try:
+        async with TestClient(TestServer(build_app(told, services))) as client:
+            yield client, lambda: services.scheduler.unfinished
+    finally:
+        await services.scheduler.close()
+        await upstream.close()
+
+
+@pytest.fixture
+async def there() -> AsyncIterator[tuple[Client, FakeServer, Callable[[], int]]]:
+    """A client of a gateway before a server elsewhere, that server, and how many calls are unfinished."""
+    async with FakeServer() as server, gateway_before(server) as (client, unfinished):
+        yield client, server, unfinished
