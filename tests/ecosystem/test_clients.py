@@ -81,8 +81,17 @@ def test_llama_index_streams_and_calls_tools(base_url: str) -> None:
     assert {type(value) for value in call.tool_kwargs.values()} == {int}
 
 
-def test_an_agent_of_the_agents_sdk_calls_its_tool(base_url: str) -> None:
-    from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
+@pytest.mark.parametrize("api", ["responses", "chat_completions"])
+def test_an_agent_of_the_agents_sdk_calls_its_tool(base_url: str, api: Any) -> None:
+    from agents import (
+        Agent,
+        ModelSettings,
+        OpenAIChatCompletionsModel,
+        OpenAIResponsesModel,
+        Runner,
+        function_tool,
+        set_tracing_disabled,
+    )
     from openai import AsyncOpenAI
 
     called: list[str] = []
@@ -94,7 +103,8 @@ def test_an_agent_of_the_agents_sdk_calls_its_tool(base_url: str) -> None:
         return "rain"
 
     set_tracing_disabled(True)
-    model = OpenAIChatCompletionsModel(model=MODEL, openai_client=AsyncOpenAI(base_url=base_url, api_key="none"))
+    kind = OpenAIResponsesModel if api == "responses" else OpenAIChatCompletionsModel
+    model = kind(model=MODEL, openai_client=AsyncOpenAI(base_url=base_url, api_key="none"))
     settings = ModelSettings(tool_choice="required", temperature=0, max_tokens=48)
     agent = Agent(name="Weather", instructions="Say it.", model=model, tools=[weather], model_settings=settings)
     result = asyncio.run(Runner.run(agent, "What is the weather in Paris?", max_turns=4))

@@ -129,3 +129,10 @@ def test_its_calls_of_tools_are_understood() -> None:
     assert text.count("<tool_call>") == text.count("</tool_call>") == 2
     assert '{"name": "look", "arguments": {"a": 1}}' in text
     assert finish == "stop"
+
+
+def test_a_call_that_is_cut_off_has_no_end() -> None:
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"a": "b'}}
+    text, finish, _ = read(chunk({"tool_calls": [call]}), chunk({}, "length"))
+    assert text.endswith('"arguments": {"a": "b')
+    assert finish == "length"

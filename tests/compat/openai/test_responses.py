@@ -1,0 +1,110 @@
+"""What compat/openai/responses says of requests."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from compat.openai.responses import ResponseRequest
+from gateway.errors import RequestError
+from gateway.http.bodies import check
+
+GOOD: dict[str, Any] = {"model": "m", "input": "x"}
+TOOL = {"type": "function", "name": "f"}
+
+
+@pytest.mark.parametrize("field", sorted(set(ResponseRequest.model_fields) - {"model", "input"}))
+def test_every_optional_field_may_be_null(field: str) -> None:
+    ResponseRequest.model_validate({**GOOD, field: None})
+
+
+REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"input": []}, "input", "at least 1"),
+    ({"input": ""}, "input", "at least 1"),
+    ({"input": [{"type": "reasoning", "summary": []}]}, "input.0", "message, function_call or function_call_output"),
+    (
+        {"input": [{"type": "item_reference", "id": "msg_1"}]},
+        "input.0",
+        "message, function_call or function_call_output",
+    ),
+    ({"input": [3]}, "input.0", "message, function_call or function_call_output"),
+    ({"input": [{"role": "user"}]}, "input.0.content", "required"),
+    ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "'user'"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type", "input_text"),
+    (
+        {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]},
+        "input.0.arguments",
+        "JSON",
+    ),
+    ({"tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
+    ({"tools": [TOOL, TOOL]}, None, "one name"),
+    ({"tools": [{**TOOL, "parameters": {"type": "nothing"}}]}, "tools.0.parameters", "cannot be held to"),
+    ({"tool_choice": "required"}, None, "there are no tools"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, None, "'g'"),
+    ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format", "a name and a schema"),
+    ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format", "schema goes with"),
+    ({"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}}, None, "one does"),
+    ({"text": {"verbosity": "low"}}, "text.verbosity", "say it in the prompt"),
+    ({"reasoning": {"effort": "low"}}, "reasoning", "do not reason"),
+    ({"conversation": "c"}, "conversation", "previous_response_id"),
+    ({"background": True}, "background", "False"),
+    ({"truncation": "auto"}, "truncation", "'disabled'"),
+    ({"top_logprobs": 2}, None, "in include"),
+    ({"stream_options": {"include_obfuscation": False}}, None, "needs stream"),
+    ({"min_tokens": 5, "max_output_tokens": 4}, None, "at most 4"),
+    ({"max_tokens": 4}, "max_tokens", "not supported"),
+    ({"messages": []}, "messages", "not supported"),
+]
+
+
+@pytest.mark.parametrize(("told", "param", "words"), REFUSED)
+def test_what_cannot_be_is_refused_where_it_stands(told: dict[str, Any], param: str | None, words: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        check({**GOOD, **told}, ResponseRequest)
+    assert (refused.value.status, refused.value.param) == (400, param)
+    assert words in str(refused.value)
+
+
+def test_numbers_must_be_numbers() -> None:
+    for value in (float("nan"), "1", True):
+        with pytest.raises(ValidationError):
+            ResponseRequest.model_validate({**GOOD, "temperature": value})
+
+
+def test_it_asks_what_a_chat_completion_asks() -> None:
+    told: dict[str, Any] = {
+        "max_output_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 3,
+        "stop": ["a"],
+        "logit_bias": {"5": -1.0},
+        "presence_penalty": 0.5,
+        "cache_salt": "s",
+        "tools": [TOOL, {**TOOL, "name": "g", "strict": False}],
+        "tool_choice": {"type": "function", "name": "g"},
+        "parallel_tool_calls": True,
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object", "properties": {}}}},
+        "semantic": {"output": "o"},
+    }
+    chat = ResponseRequest.model_validate({**GOOD, **told}).chat
+    assert chat.length == 9
+    same = (
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "logit_bias",
+        "presence_penalty",
+        "cache_salt",
+        "parallel_tool_calls",
+    )
+    assert {name: getattr(chat, name) for name in same} == {name: told[name] for name in same}
+    assert [(tool.function.name, tool.function.strict) for tool in chat.tools or ()] == [("f", True), ("g", False)]
+    assert getattr(chat.tool_choice, "function").name == "g"  # noqa: B009
+    assert (chat.wants_logprobs, chat.alternatives) == (True, 2)
+    assert '"additionalProperties": false' in (chat.form.json_schema or "")
+    assert chat.semantic is not None
+    assert chat.semantic.output == "o"

@@ -1,0 +1,169 @@
+"""POST /v1/responses on a running model, through the SDK and LangChain: what it says is what a chat completion says."""
+
+import json
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from openai import OpenAI
+from pydantic import BaseModel, Field
+
+from tests.e2e.api import Api
+from tests.server import MODEL, Server
+
+WEATHER: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "The weather in a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]},
+}
+
+
+class City(BaseModel):
+    name: str = Field(max_length=10)
+    people: int = Field(ge=0, le=50_000_000)
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> OpenAI:
+    return server.client()
+
+
+def respond(client: OpenAI, input: Any = "Name a river.", **options: Any) -> Any:
+    options.setdefault("max_output_tokens", 12)
+    options.setdefault("temperature", 0)
+    return client.responses.create(model=MODEL, input=input, **options)
+
+
+def chat(client: OpenAI, messages: Any, **options: Any) -> Any:
+    return client.chat.completions.create(model=MODEL, messages=messages, max_tokens=12, temperature=0, **options)
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_it_says_what_a_chat_completion_says(client: OpenAI) -> None:
+    conversation: Any = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "Name a river."},
+        {"role": "assistant", "content": "The Rhine."},
+        {"role": "user", "content": "Another?"},
+    ]
+    wanted = chat(client, conversation)
+    answer = respond(client, conversation[1:], instructions="Be short.")
+    assert answer.output_text == wanted.choices[0].message.content
+    assert answer.usage.input_tokens == wanted.usage.prompt_tokens
+    assert answer.usage.output_tokens == wanted.usage.completion_tokens
+    with client.responses.stream(model=MODEL, input=conversation, max_output_tokens=12, temperature=0) as stream:
+        events = list(stream)
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == answer.output_text
+    assert events[-1].response.output_text == answer.output_text
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_going_on_by_id_is_going_on_with_all_of_it(client: OpenAI) -> None:
+    first = respond(client, "Name a river.")
+    by_id = respond(client, "Another?", previous_response_id=first.id)
+    by_hand = respond(
+        client, [{"role": "user", "content": "Name a river."}, *first.output, {"role": "user", "content": "Another?"}]
+    )
+    assert by_id.output_text == by_hand.output_text
+    assert by_id.usage.input_tokens == by_hand.usage.input_tokens > first.usage.total_tokens
+    assert by_id.usage.input_tokens_details.cached_tokens > 0
+    assert client.responses.retrieve(by_id.id).output_text == by_id.output_text
+
+
+def test_a_form_is_held_to(client: OpenAI) -> None:
+    parsed = client.responses.parse(
+        model=MODEL, input="Describe Paris.", text_format=City, max_output_tokens=64, temperature=0
+    )
+    assert isinstance(parsed.output_parsed, City)
+    loose = respond(client, text={"format": {"type": "json_object"}}, max_output_tokens=40)
+    assert loose.status == "incomplete" or isinstance(json.loads(loose.output_text), dict)
+    exact = respond(client, extra_body={"structured_outputs": {"regex": "(Rhine|Po)"}})
+    assert exact.output_text in ("Rhine", "Po")
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_a_tool_is_called_and_its_output_read(client: OpenAI) -> None:
+    options: Any = {"tools": [WEATHER], "max_output_tokens": 40}
+    asked = [{"role": "user", "content": "What is the weather in Paris?"}]
+    first = respond(client, asked, tool_choice="required", **options)
+    (call,) = first.output
+    assert call.type == "function_call"
+    assert json.loads(call.arguments).keys() == {"city"}
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    by_id = respond(client, [output], previous_response_id=first.id, **options)
+    by_hand = respond(client, [*asked, call, output], **options)
+    assert by_id.output_text == by_hand.output_text != ""
+    events = list(
+        client.responses.create(
+            model=MODEL,
+            input=asked,
+            tool_choice={"type": "function", "name": "get_weather"},
+            temperature=0,
+            stream=True,
+            **options,
+        )
+    )
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == call.arguments
+
+
+def test_log_probabilities_are_a_chat_completions(client: OpenAI) -> None:
+    wanted = chat(client, [{"role": "user", "content": "Name a river."}], logprobs=True, top_logprobs=2)
+    options: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    (part,) = respond(client, **options).output[0].content
+    told = [(one.token, [top.token for top in one.top_logprobs]) for one in part.logprobs]
+    assert told == [(one.token, [top.token for top in one.top_logprobs]) for one in wanted.choices[0].logprobs.content]
+    events = list(respond(client, stream=True, **options))
+    streamed = [one.token for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    assert streamed == [token for token, _ in told]
+
+
+async def test_it_reads_and_makes_variables(api: Api) -> None:
+    first = await api.openai.responses.create(
+        model=MODEL,
+        input="Name three animals.",
+        max_output_tokens=12,
+        temperature=0,
+        extra_body={"semantic": {"output": "animals", "defer": True}},
+    )
+    assert first.output_text == "<<animals>>"
+    slots = {"best": {"max_tokens": 3}, "why": {"max_tokens": 5}}
+    items: Any = [
+        {"role": "user", "content": f"Which is best? {first.output_text}"},
+        {"role": "assistant", "content": "It is <<best>>, because <<why>>."},
+    ]
+    second = await api.openai.responses.create(
+        model=MODEL, input=items, temperature=0, extra_body={"semantic": {"slots": slots}}
+    )
+    values = second.semantic["variables"]  # type: ignore[attr-defined]
+    assert second.output_text == f"It is {values['best']}, because {values['why']}."
+    await api.openai.responses.create(
+        model=MODEL, input="And then?", previous_response_id=second.id, max_output_tokens=3, temperature=0
+    )
+    *_, last = (await api.graph())["calls"]
+    assert last["inputs"] == ["animals"], "what was said is no place for slots any more"
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Adds two numbers."""
+    return a + b
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_langchain_asks_it_too(server: Server, by_id: bool) -> None:
+    options: Any = {"use_responses_api": True, "use_previous_response_id": by_id, "max_completion_tokens": 24}
+    model = ChatOpenAI(base_url=f"{server.address}/v1", api_key="none", model=MODEL, temperature=0, **options)
+    first = HumanMessage("Add 1 and 2.")
+    called: Any = model.bind_tools([add], tool_choice="add").invoke([first])
+    (call,) = called.tool_calls
+    assert {type(value) for value in call["args"].values()} == {int}
+    messages = [first, called, ToolMessage(str(add.invoke(call["args"])), tool_call_id=call["id"])]
+    answer = model.invoke(messages)
+    assert answer.text
+    assert answer.usage_metadata is not None
+    pieces = list(model.stream([first]))
+    assert len([piece for piece in pieces if piece.text]) > 1
