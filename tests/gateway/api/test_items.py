@@ -1,0 +1,27 @@
+"""gateway/api/items.py: items one after another, each with what is its own."""
+
+from itertools import count
+
+from compat.openai import TokenLogprob
+from compat.openai.responses import FunctionToolCall, OutputMessage
+from gateway.api.items import Items
+from gateway.tools import Argued, Called, Said
+
+
+def test_text_around_a_call_is_two_messages_each_with_its_own_log_probabilities() -> None:
+    items = Items(count())
+    first, second = (TokenLogprob(text, -1.0, [], []) for text in "ab")
+    events = items.add(Said("a"), [first])
+    for found in (Called(0, "look"), Argued(0, "{"), Argued(0, "}")):
+        events += items.add(found)
+    events += [*items.add(Said("b"), [second]), *items.end("incomplete")]
+    before, call, behind = items.done
+    assert isinstance(before, OutputMessage)
+    assert isinstance(call, FunctionToolCall)
+    assert isinstance(behind, OutputMessage)
+    assert (before.content[0].text, before.content[0].logprobs, before.status) == ("a", [first], "completed")
+    assert (call.name, call.arguments, call.status) == ("look", "{}", "completed")
+    assert (behind.content[0].text, behind.content[0].logprobs, behind.status) == ("b", [second], "incomplete")
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.output_index for event in events] == sorted(event.output_index for event in events)
+    assert len({item.id for item in items.done}) == 3
