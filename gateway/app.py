@@ -31,7 +31,7 @@ from gateway.api import (
     variables,
 )
 from gateway.api.conversations import Conversations
-from gateway.api.naming import lists_sessions, session_in
+from gateway.api.naming import lists_sessions, response_kept_by, session_in
 from gateway.api.services import SERVICES, Services
 from gateway.collector import Collector
 from gateway.engines.linked import EngineStartFailed
@@ -109,7 +109,8 @@ def build_peers(
     """Our place among the gateways on one journal. `tls`: whom to trust of them."""
     resume = services.scheduler.resume
     membership = Membership(storage, journal, services.sessions, session_bounds(settings), resume)
-    return membership, Forwarding(storage, membership, services.sessions, session_in, lists_sessions, tls)
+    forwarding = Forwarding(storage, membership, services.sessions, session_in, response_kept_by, lists_sessions, tls)
+    return membership, forwarding
 
 
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
@@ -204,7 +205,8 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
         if membership is not None:
             stack.push_async_callback(membership.close)
             try:
-                await membership.join(settings.advertise or address, socket.gethostname())
+                number = await membership.join(settings.advertise or address, socket.gethostname())
+                services.conversations.gateway = number
             except JournalError as error:
                 print(f"myna: {error}", file=sys.stderr)
                 return 1

@@ -1,6 +1,7 @@
 """Responses that can be gone on with by their ids, and what going on with one means."""
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from compat.openai.messages import CalledFunction, ToolCall
 from compat.openai.responses import OutputItem, OutputMessage, Response, ResponseRequest
 from gateway.errors import RequestError
 from gateway.graph.call import Call
+from gateway.graph.ids import new_id
 from gateway.http.bodies import encode_json
 from gateway.tools import Verbatim
 
+_ID = re.compile(r"resp_([0-9]{1,18})_[0-9a-f]{24}")
 _OVERHEAD = 2_000
 """Bytes of a message or a response beside its text, about."""
 
@@ -58,8 +61,14 @@ class Conversations:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
+        self.gateway = 0
+        """Our number, where we are one of several."""
         self.bytes = 0
         self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
+
+    def new_id(self) -> str:
+        """For a response that may be kept here: it says where."""
+        return f"resp_{self.gateway}_{new_id(24)}" if self.gateway else f"resp_{new_id(24)}"
 
     def keep(self, response: Kept) -> None:
         """Makes room for it by giving up those that nobody has used for longest; it may be too large itself."""
@@ -98,6 +107,12 @@ class Conversations:
             response = response.before
 
 
+def kept_by(id: str) -> int | None:
+    """The number of the gateway that keeps the response of that id, if it keeps it and is one of several."""
+    found = _ID.fullmatch(id)
+    return None if found is None else int(found[1])
+
+
 class Turn:
     """Of a conversation: what a response goes on with, and whether it can be gone on with itself."""
 
@@ -116,6 +131,11 @@ class Turn:
         if body.store and why is not None:
             raise RequestError(400, why, code="unsupported_value", param="store")
         self.keeps = body.store is not False and why is None
+
+    @property
+    def new_id(self) -> str:
+        """For the response."""
+        return self._conversations.new_id()
 
     def _gone_on_with(self) -> Kept | None:
         id = self._body.previous_response_id

@@ -1,4 +1,4 @@
-"""Which session a request names, before anybody has looked for it."""
+"""Which session or response a request names, before anybody has looked for it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 from aiohttp import hdrs, web
 
+from gateway.api.conversations import kept_by
 from gateway.api.semantic import SESSION_HEADER, is_session_id
 
-_CALLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _GRAPHS = "/v1/graphs"
 _SESSIONS = "/v1/sessions"
+_RESPONSES = "/v1/responses"
+_CALLS = ("/v1/chat/completions", "/v1/completions", _RESPONSES)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class _Body(msgspec.Struct):
     id: Any = None
     session: Any = None
     semantic: Any = None
+    previous_response_id: Any = None
 
 
 _body_of = msgspec.json.Decoder(_Body).decode
@@ -57,6 +60,21 @@ async def session_in(request: web.Request) -> Named | None:
     if inside is not None:
         return Named(inside, creates=False) if _is_id(inside) and header in (None, inside) else None
     return Named(header, creates=True) if header is not None and is_session_id(header) else None
+
+
+async def response_kept_by(request: web.Request) -> int | None:
+    """The number of the gateway that keeps the response that a request asks for or goes on with, if it says one."""
+    resource = request.match_info.route.resource
+    route = "" if resource is None else resource.canonical
+    if route.startswith(_RESPONSES + "/"):
+        return kept_by(request.match_info["id"])
+    if request.method != hdrs.METH_POST or route != _RESPONSES:
+        return None
+    try:
+        before = _body_of(await request.read()).previous_response_id
+    except (web.RequestPayloadError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return kept_by(before) if isinstance(before, str) else None
 
 
 def lists_sessions(request: web.Request) -> bool:

@@ -35,7 +35,6 @@ from gateway.api.services import SERVICES
 from gateway.api.streaming import Streaming
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, Usage
-from gateway.graph.ids import new_id
 from gateway.graph.variable import Piece
 from gateway.http.auth import TENANT
 from gateway.http.bodies import encode_json, json_response, read_json
@@ -120,7 +119,7 @@ class _Answer:
         self._model = model
         self._scope = scope
         self._turn = turn
-        self._id = f"resp_{new_id(24)}"
+        self._id = turn.new_id
         self._created = int(time.time())
         self._numbers = count()
         self._items = Items(self._numbers)

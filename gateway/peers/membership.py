@@ -51,8 +51,8 @@ class Membership:
         """From when on we have been heard of without a gap; by the monotonic clock."""
         self._task: asyncio.Task[None] | None = None
 
-    async def join(self, url: str, host: str) -> None:
-        """From here on the others know us. Raises JournalError."""
+    async def join(self, url: str, host: str) -> int:
+        """From here on the others know us, by the number that is returned. Raises JournalError."""
         try:
             await self._storage.join(url, host)
             self.others = await self._storage.beat()
@@ -61,6 +61,7 @@ class Membership:
         self._since = time.monotonic()
         self._joined.set()
         self._task = asyncio.create_task(self._live(), name="membership")
+        return self._storage.gateway
 
     def inherit(self, does: bool = True) -> None:
         """From here on sessions of gateways that died are taken over, or are left to others."""

@@ -225,6 +225,34 @@ async def test_who_leaves_one_gateway_leaves_the_other(pair: Pair) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_a_response_is_gone_on_with_at_either(mortals: Pair) -> None:
+    a, b = mortals.servers
+    body = {"model": "tiny", "input": "Hi", "max_output_tokens": 4, "temperature": 0}
+    _, first = await mortals.ask(a, "POST", "/responses", body)
+    asked = {**body, "previous_response_id": first["id"]}
+    (status, here), (_, there) = [await mortals.ask(at, "POST", "/responses", asked) for at in (a, b)]
+    assert status == 200
+    assert there["output"][0]["content"] == here["output"][0]["content"]
+    assert there["usage"]["input_tokens"] == here["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+    async with mortals.http.post(f"{b.address}/v1/responses", json={**asked, "stream": True}) as response:
+        assert b"response.incomplete" in await response.read()
+    assert await mortals.ask(b, "GET", f"/responses/{first['id']}") == (200, first)
+    assert (await mortals.ask(b, "DELETE", f"/responses/{first['id']}"))[0] == 200
+    for at in (a, b):
+        status, refused = await mortals.ask(at, "POST", "/responses", asked)
+        assert (status, refused["error"]["code"]) == (400, "previous_response_not_found")
+    asked["previous_response_id"] = there["id"]
+    await asyncio.to_thread(a.stop, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while True:  # as long as it counts as alive it is asked
+            status, refused = await mortals.ask(b, "POST", "/responses", asked)
+            if (status, refused["error"]["code"]) == (400, "previous_response_not_found"):
+                break
+            assert refused["error"]["code"] == "gateway_lost"
+    for id in ("resp_99999_" + "0" * 24, "resp_999999999999999999_" + "0" * 24, "resp_1"):
+        assert (await mortals.ask(b, "GET", f"/responses/{id}"))[0] == 404
+
+
 async def test_of_those_who_make_a_session_at_once_one_does(pair: Pair) -> None:
     for number in range(5):
         bodies = [pair.ask(at, "POST", "/sessions", {"id": f"once-{number}"}) for at in pair.servers * 4]
