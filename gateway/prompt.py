@@ -92,6 +92,7 @@ class PromptBuilder:
         opens: bool = True,
         continues: bool = False,
         options: Mapping[str, Any] | None = None,
+        passed_on: Mapping[str, Any] | None = None,
         where: str = "",
         field: str = "messages",
         places: Sequence[str] = (),
@@ -101,14 +102,19 @@ class PromptBuilder:
         `messages`: as in the request, contents as strings or lists of text parts. `references`: whether `<<name>>` is
         one; `slots` are those that this call generates itself. `tools`: if there are any. `opens`: whether an
         assistant's message is begun; `continues`: whether the answer goes on with the last one. `options`: what else
-        the template is told. `where`: the path of the request in a larger one; `field`: of the request, where the
+        the template is told; `passed_on`: what only an engine elsewhere that is given messages can do something with,
+        by its name in requests. `where`: the path of the request in a larger one; `field`: of the request, where the
         messages are; `places`: the paths of their contents, where these do not follow from that.
         Raises RequestError if the model has no template or the template refuses the messages, SlotWithoutPlace.
         """
         if self._template is None and not self.passes_on:
             raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
+        if passed_on and not self.passes_on:
+            name = min(passed_on)
+            message = f"this model runs on an engine that can do nothing with {name}"
+            raise RequestError(400, message, code="unsupported_by_engine", param=at(where, name))
         if self.passes_on and not references and not slots:
-            told = _request(tools, options, opens=opens or continues)
+            told = _request(tools, options, passed_on, opens=opens or continues)
             plain = [_joined(message) for message in messages]
             return Prompt([Text(transcript.write(told, plain, unfinished=continues)), answer], field=field)
         held = _Held(self._tokenizer, references, slots or {})
@@ -128,7 +134,7 @@ class PromptBuilder:
             param = at(where, "continue_final_message")
             raise RequestError(400, message, code="unsupported_with_semantic", param=param)
         if self._template is None:
-            told = _request(tools, options, opens=parts is not None or opens or continues)
+            told = _request(tools, options, passed_on, opens=parts is not None or opens or continues)
             segments = held.transcript(told, safe, continues=continues)
         else:
             segments = self._rendered(
@@ -212,9 +218,12 @@ class PromptBuilder:
         return Prompt([Text(tokens), answer], field=where)
 
 
-def _request(tools: Tools | None, options: Mapping[str, Any] | None, *, opens: bool) -> dict[str, Any]:
+def _request(
+    tools: Tools | None, options: Mapping[str, Any] | None, passed_on: Mapping[str, Any] | None, *, opens: bool
+) -> dict[str, Any]:
     """What is passed on besides messages, under the names that requests have for it."""
     told: dict[str, Any] = {} if tools is None else tools.request()
+    told |= passed_on or {}
     if options:
         told["chat_template_kwargs"] = dict(options)
     if not opens:

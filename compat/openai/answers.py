@@ -36,14 +36,16 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
 
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True):
-    """How many tokens of the request's prediction came, and how many that were tried did not."""
+    """How many tokens of the request's prediction came, and how many that were tried did not; how many are no part of
+    the answer."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
+    reasoning_tokens: int
 
 
 class CompletionUsage(msgspec.Struct, frozen=True):
-    """Tokens read and made. The last details are there where a prediction was checked."""
+    """Tokens read and made. The last details are there where one of them is not 0."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -77,11 +79,12 @@ class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ResponseMessage(msgspec.Struct, frozen=True):
-    """The assistant's answer."""
+    """The assistant's answer. `reasoning_content`: what the model told beside it, as servers have it."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCallAnswer] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -123,6 +126,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a chunk adds."""
 
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 

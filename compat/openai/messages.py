@@ -48,6 +48,9 @@ class Message(Request):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    # what the model told beside its answer, as servers have it; a template may write it
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     # what clients pass on from answers, where there was nothing
     refusal: None = None
     audio: None = None
@@ -60,9 +63,16 @@ class Message(Request):
             raise ValueError("only an assistant calls tools")
         if self.content is None and not self.tool_calls:
             raise ValueError("a message needs content")
+        if self.reasoned and self.role != "assistant":
+            raise ValueError("only an assistant reasons")
         if (self.tool_call_id is None) == (self.role == "tool"):
             raise ValueError("a tool's message, and no other, names the call that it answers in tool_call_id")
         return self
+
+    @property
+    def reasoned(self) -> str:
+        """What the model told beside its answer, by whichever name."""
+        return self.reasoning_content or self.reasoning or ""
 
     @property
     def texts(self) -> str | list[str]:

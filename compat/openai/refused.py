@@ -24,12 +24,9 @@ REFUSED = {
     "prompt_cache_options": "what stays in the cache follows from what is read again",
     "prompt_cache_retention": "what stays in the cache follows from what is read again",
     "prompt_logprobs": "log probabilities of prompts are not computed",
-    "reasoning": "the models here do not reason apart from their answers",
-    "reasoning_effort": "the models here do not reason apart from their answers",
     "return_tokens_as_token_ids": "tokens are told as text and bytes",
     "truncate_prompt_tokens": "a prompt that is too long is refused; shorten it where its meaning is known",
     "use_beam_search": "answers are sampled",
-    "verbosity": "say it in the prompt",
     "vllm_xargs": "there is nobody to pass them to",
     "web_search_options": "there is no search",
 }

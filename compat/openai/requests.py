@@ -171,6 +171,9 @@ class ChatCompletionRequest(_Choices):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    # for servers elsewhere that can do something with it
+    reasoning_effort: str | None = Field(None, min_length=1, max_length=32)
+    verbosity: Literal["low", "medium", "high"] | None = None
     # changes nothing but how fast the answer comes
     prediction: Prediction | None = None
     # only with the value that changes nothing
@@ -217,6 +220,12 @@ class ChatCompletionRequest(_Choices):
     def alternatives(self) -> int:
         """Tokens told at each place."""
         return self.top_logprobs or 0
+
+    @property
+    def passed_on(self) -> dict[str, str]:
+        """What only a server elsewhere can do something with."""
+        told = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
+        return {name: value for name, value in told.items() if value is not None}
 
     @property
     def predicted(self) -> str:

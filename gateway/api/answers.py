@@ -75,15 +75,17 @@ def _left(scheduler: Scheduler, scope: Scope, calls: Sequence[Call]) -> None:
 
 def usage_of(usages: Sequence[Usage]) -> CompletionUsage:
     """Tokens of some calls, summed."""
-    prompt = cached = completion = accepted = rejected = 0
+    prompt = cached = completion = accepted = rejected = reasoning = 0
     for usage in usages:
         prompt += usage.prompt
         cached += usage.cached
         completion += usage.completion
         accepted += usage.accepted
         rejected += usage.rejected
-    predicted = CompletionTokensDetails(accepted, rejected) if accepted or rejected else msgspec.UNSET
-    return CompletionUsage(prompt, completion, prompt + completion, PromptTokensDetails(cached), predicted)
+        reasoning += usage.reasoning
+    told = accepted or rejected or reasoning
+    details = CompletionTokensDetails(accepted, rejected, reasoning) if told else msgspec.UNSET
+    return CompletionUsage(prompt, completion, prompt + completion, PromptTokensDetails(cached), details)
 
 
 def extra_of(scope: Scope, calls: Sequence[Call]) -> Extra:

@@ -36,7 +36,7 @@ from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
 from gateway.graph.call import Call, CallSpec, Sampling, Slot
 from gateway.graph.ids import new_id
-from gateway.graph.variable import Piece
+from gateway.graph.variable import Piece, reasoning_of
 from gateway.http.bodies import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.models import ServedModel
@@ -116,6 +116,7 @@ def _spec(
         opens=body.add_generation_prompt is not False,
         continues=bool(body.continue_final_message),
         options=body.chat_template_kwargs,
+        passed_on=body.passed_on,
         where=where,
         field=field,
         places=places,
@@ -179,6 +180,8 @@ def _message(message: Message) -> dict[str, Any]:
     told: dict[str, Any] = {"role": role, "content": message.texts}
     if message.name is not None:
         told["name"] = message.name
+    if message.reasoned:
+        told["reasoning_content"] = message.reasoned
     if message.tool_calls:
         told["tool_calls"] = message.called
     if message.tool_call_id is not None:
@@ -203,8 +206,9 @@ class _Shape:
     def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
         """See `choices.Shape`."""
         logprobs = self._logprobs(pieces)
+        reasoning = reasoning_of(pieces) or msgspec.UNSET
         if self._reader is None:
-            return Choice(index, ResponseMessage(text), finish, logprobs)
+            return Choice(index, ResponseMessage(text, reasoning_content=reasoning), finish, logprobs)
         reader = self._reader()
         said, calls = "", []
         for found in (*reader.push(text), *reader.finish()):
@@ -216,9 +220,10 @@ class _Shape:
                 case Argued(_, piece):
                     calls[-1] = (calls[-1][0], calls[-1][1] + piece)
         if not calls:
-            return Choice(index, ResponseMessage(said), finish, logprobs)
+            return Choice(index, ResponseMessage(said, reasoning_content=reasoning), finish, logprobs)
         answers = [ToolCallAnswer(call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
-        return Choice(index, ResponseMessage(said or None, tool_calls=answers), _finish(finish), logprobs)
+        message = ResponseMessage(said or None, reasoning_content=reasoning, tool_calls=answers)
+        return Choice(index, message, _finish(finish), logprobs)
 
     def whole(self, choices: Sequence[Choice], usage: CompletionUsage, extra: Extra) -> ChatCompletion:
         """See `choices.Shape`."""
@@ -242,7 +247,9 @@ class _Shape:
             delta = ChoiceDelta(content=text)
         else:
             delta = _delta(self._readers.setdefault(index, self._reader()).push(text))
-        if not delta.content and not delta.tool_calls and not logprobs:
+        if reasoning := reasoning_of(pieces):
+            delta = msgspec.structs.replace(delta, content=delta.content or None, reasoning_content=reasoning)
+        if not delta.content and not reasoning and not delta.tool_calls and not logprobs:
             return None
         return ChunkChoice(index, delta, None, logprobs)
 

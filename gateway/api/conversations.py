@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from compat.openai import Message
 from compat.openai.messages import CalledFunction, ToolCall
-from compat.openai.responses import OutputItem, OutputMessage, Response, ResponseRequest
+from compat.openai.responses import OutputItem, OutputMessage, ReasoningItem, Response, ResponseRequest
 from gateway.errors import RequestError
 from gateway.graph.call import Call
 from gateway.graph.ids import new_id
@@ -190,18 +190,25 @@ def _verbatim(message: Message) -> str | None:
 
 
 def _as_messages(output: Sequence[OutputItem]) -> list[Message]:
-    """An answer as a message. A call that was cut off cannot be made, nor gone on with."""
+    """An answer as a message. A call that was cut off cannot be made, nor gone on with; reasoning goes with calls."""
     text: str | None = None
+    thought = ""
     calls: list[ToolCall] = []
     for item in output:
-        if isinstance(item, OutputMessage):
+        if isinstance(item, ReasoningItem):
+            thought += "".join(part.text for part in item.content)
+        elif isinstance(item, OutputMessage):
             text = (text or "") + "".join(part.text for part in item.content)
         elif _is_json(item.arguments):
             calls.append(ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments)))
     if text is None and not calls:
         return []
     content = None if text is None else Verbatim(text)
-    return [Message.model_construct(role="assistant", content=content, tool_calls=calls or None)]
+    return [
+        Message.model_construct(
+            role="assistant", content=content, tool_calls=calls or None, reasoning_content=thought if calls else None
+        )
+    ]
 
 
 def _is_json(text: str) -> bool:

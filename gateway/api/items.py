@@ -15,6 +15,10 @@ from compat.openai.responses import (
     OutputText,
     PartEvent,
     PartEventType,
+    ReasoningDelta,
+    ReasoningDone,
+    ReasoningItem,
+    ReasoningText,
     TextDelta,
     TextDone,
 )
@@ -22,7 +26,7 @@ from gateway.api.chat import call_id
 from gateway.graph.ids import new_id
 from gateway.tools import Argued, Called, Found, Said
 
-Event = ItemEvent | PartEvent | TextDelta | TextDone | ArgumentsDelta | ArgumentsDone
+Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone
 
 
 class Items:
@@ -35,13 +39,13 @@ class Items:
         self._growing: OutputItem | None = None
         """As it began."""
         self._texts: list[str] = []
-        """Of what it says, or of its arguments."""
+        """Of what it says or thinks, or of its arguments."""
         self._logprobs: list[TokenLogprob] = []
 
     @property
-    def empty(self) -> bool:
-        """Whether there is none yet."""
-        return not self.done and self._growing is None
+    def unanswered(self) -> bool:
+        """Whether there is nothing of an answer yet."""
+        return all(isinstance(item, ReasoningItem) for item in (*self.done, self._growing) if item is not None)
 
     def add(self, found: Found, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
         """What was found in the answer goes on, with log probabilities of its tokens if it is text."""
@@ -54,6 +58,14 @@ class Items:
                 return [*self.end(), self._begin_call(name)]
             case Argued(_, text):
                 return [self._argue(text)]
+
+    def think(self, text: str) -> list[Event]:
+        """What the model tells beside its answer goes on."""
+        events = [] if isinstance(self._growing, ReasoningItem) else [*self.end(), *self._begin_reasoning()]
+        assert self._growing is not None
+        self._texts.append(text)
+        number, id = next(self._numbers), self._growing.id
+        return [*events, ReasoningDelta(sequence_number=number, output_index=self._index, item_id=id, delta=text)]
 
     def end(self, status: ItemStatus = "completed") -> list[Event]:
         """The item that grows is whole, or, with another status, there is no more of it."""
@@ -75,6 +87,14 @@ class Items:
                         logprobs=logprobs,
                     ),
                     self._part_event("response.content_part.done", id, part),
+                ]
+            case ReasoningItem(id=id):
+                thought = ReasoningText(text=text)
+                whole = ReasoningItem(id=id, content=[thought], status=status)
+                number = next(self._numbers)
+                events = [
+                    ReasoningDone(sequence_number=number, output_index=self._index, item_id=id, text=text),
+                    self._part_event("response.content_part.done", id, thought),
                 ]
             case FunctionToolCall(id=id, call_id=call, name=name):
                 whole = FunctionToolCall(id=id, call_id=call, name=name, arguments=text, status=status)
@@ -103,6 +123,13 @@ class Items:
             self._part_event("response.content_part.added", item.id, OutputText(text="")),
         ]
 
+    def _begin_reasoning(self) -> list[Event]:
+        self._growing = item = ReasoningItem(id=f"rs_{new_id(24)}", content=[], status="in_progress")
+        return [
+            self._item_event("response.output_item.added", item),
+            self._part_event("response.content_part.added", item.id, ReasoningText(text="")),
+        ]
+
     def _begin_call(self, name: str) -> Event:
         item = FunctionToolCall(id=f"fc_{new_id(24)}", call_id=call_id(), name=name, arguments="", status="in_progress")
         self._growing = item
@@ -129,7 +156,7 @@ class Items:
     def _item_event(self, type: ItemEventType, item: OutputItem) -> Event:
         return ItemEvent(type=type, sequence_number=next(self._numbers), output_index=self._index, item=item)
 
-    def _part_event(self, type: PartEventType, id: str, part: OutputText) -> Event:
+    def _part_event(self, type: PartEventType, id: str, part: OutputText | ReasoningText) -> Event:
         return PartEvent(
             type=type, sequence_number=next(self._numbers), output_index=self._index, item_id=id, part=part
         )

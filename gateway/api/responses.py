@@ -14,6 +14,8 @@ from compat.openai.responses import (
     IncompleteDetails,
     InputTokensDetails,
     ItemStatus,
+    OutputTokensDetails,
+    ReasoningConfig,
     Response,
     ResponseError,
     ResponseEvent,
@@ -35,7 +37,7 @@ from gateway.api.services import SERVICES
 from gateway.api.streaming import Streaming
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, Usage
-from gateway.graph.variable import Piece
+from gateway.graph.variable import Piece, reasoning_of
 from gateway.http.auth import TENANT
 from gateway.http.bodies import encode_json, json_response, read_json
 from gateway.http.openapi import EVENTS, operation
@@ -46,6 +48,8 @@ from gateway.tools import Found, Said
 routes = web.RouteTableDef()
 
 Event = ResponseEvent | ItemsEvent
+_PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
+"""Fields of a chat completion that stand elsewhere here."""
 
 
 @routes.post("/v1/responses")
@@ -78,7 +82,11 @@ async def create(request: web.Request) -> web.StreamResponse:
         field="input",
         places=places,
     )
-    spec = await prepared(make, sum([message.length for message in messages]), model, *others)
+    try:
+        spec = await prepared(make, sum([message.length for message in messages]), model, *others)
+    except RequestError as error:
+        error.param = _PARAMS.get(error.param or "", error.param)
+        raise
     return await respond(request, scope, [spec], partial(_Answer, body, model, scope, turn), body.streamed)
 
 
@@ -181,7 +189,9 @@ class _Answer:
         """The answer goes on."""
         if self._body.wants_logprobs:
             self._unsaid += token_logprobs(self._model, pieces)
-        return self._added([Said(text)] if self._reader is None else self._reader.push(text))
+        thought = reasoning_of(pieces)
+        events = self._items.think(thought) if thought else []
+        return [*events, *self._added([Said(text)] if self._reader is None else self._reader.push(text))]
 
     def _added(self, found: Iterable[Found]) -> list[Event]:
         events: list[Event] = []
@@ -201,7 +211,7 @@ class _Answer:
         return response, [*events, *last]
 
     def _ended(self, finish: str) -> tuple[Response, list[Event]]:
-        events = self._items.add(Said("")) if self._items.empty else []
+        events = self._items.add(Said("")) if self._items.unanswered else []
         cut = finish == "length"
         status: ItemStatus = "incomplete" if cut else "completed"
         events += self._items.end(status)
@@ -226,6 +236,7 @@ class _Answer:
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             metadata=body.metadata or {},
+            reasoning=ReasoningConfig(None if body.reasoning is None else body.reasoning.effort),
             model=self._call.model or self._model.id,  # a fallback says its own name
             output=list(self._items.done),
             parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -234,7 +245,7 @@ class _Answer:
             safety_identifier=body.safety_identifier,
             store=self._turn.keeps,
             temperature=1.0 if body.temperature is None else body.temperature,
-            text=TextConfig(body.form_told),
+            text=TextConfig(body.form_told, None if body.text is None else body.text.verbosity),
             tool_choice=body.choice_told,
             tools=body.tools_told,
             top_logprobs=body.top_logprobs or 0,
@@ -257,6 +268,7 @@ def _usage(usages: Sequence[Usage]) -> ResponseUsage:
         input_tokens=told.prompt_tokens,
         input_tokens_details=InputTokensDetails(told.prompt_tokens_details.cached_tokens),
         output_tokens=told.completion_tokens,
+        output_tokens_details=OutputTokensDetails(sum(usage.reasoning for usage in usages)),
         total_tokens=told.total_tokens,
     )
 

@@ -99,7 +99,8 @@ class _Growing:
 
     def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """What was added."""
-        return named("delta", {"text": "".join([piece.text for piece in pieces])})
+        text = "".join([piece.text for piece in pieces])
+        return named("delta", {"text": text}) if text else b""
 
     def end(self, index: int) -> bytes:
         """The variable as it ended."""

@@ -95,11 +95,13 @@ class Delta(NamedTuple):
 
 class Counted(NamedTuple):
     """What the engine's own server says of the context's tokens so far: those of prompts, of these the ones it found in
-    a cache, and those that were generated. For engines whose prompts are counted in something else here."""
+    a cache, and those that were generated, of which `reasoning` are no part of the answer. For engines whose prompts
+    are counted in something else here."""
 
     prompt: int
     cached: int
     completion: int
+    reasoning: int = 0
 
 
 Told = Filled | Delta | Counted

@@ -194,7 +194,8 @@ class CallSpec:
 @dataclass(slots=True)
 class Usage:
     """Tokens of one call. `prompt` includes `cached`. `missed`: those of the prompt that were not, by the reason.
-    `accepted`, `rejected`: those of the prediction that were right, and that were checked and wrong."""
+    `accepted`, `rejected`: those of the prediction that were right, and that were checked and wrong. `reasoning`: those
+    of the completion that are no part of the answer."""
 
     prompt: int = 0
     cached: int = 0
@@ -202,6 +203,7 @@ class Usage:
     missed: dict[str, int] = field(default_factory=dict)
     accepted: int = 0
     rejected: int = 0
+    reasoning: int = 0
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ Results meet their readers only here: a producer appends pieces, readers wait fo
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -33,11 +33,18 @@ class VariableState(StrEnum):
 
 
 class Piece(NamedTuple):
-    """What one step added. `logprobs`: whatever the engine says of the tokens, passed through."""
+    """What one step added. `logprobs`: whatever the engine says of the tokens, passed through. `reasoning`: what the
+    model told beside its answer; it is no part of the value."""
 
     text: str
     tokens: int = 0
     logprobs: tuple[object, ...] = ()
+    reasoning: str = ""
+
+
+def reasoning_of(pieces: Iterable[Piece]) -> str:
+    """What the model told beside its answer, all of it."""
+    return "".join([piece.reasoning for piece in pieces])
 
 
 class StartedOver(Exception):
@@ -186,7 +193,8 @@ class Variable:
         if self._reading or len(self.pieces) < 2 or any(piece.logprobs for piece in self.pieces):
             return
         text = self.text if self.value is None else self.value
-        self.pieces = [Piece(text, sum([piece.tokens for piece in self.pieces]))]
+        tokens, reasoning = sum([piece.tokens for piece in self.pieces]), reasoning_of(self.pieces)
+        self.pieces = [Piece(text, tokens, reasoning=reasoning)]
 
     def _wake_changed(self) -> None:
         for tell in self._watchers:

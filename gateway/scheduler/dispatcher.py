@@ -416,7 +416,7 @@ class Scheduler:
             self._priorities.follow(call, leader)
             raise
         usage = leader.usage
-        call.usage = Usage(usage.prompt, usage.prompt, usage.completion)
+        call.usage = Usage(usage.prompt, usage.prompt, usage.completion, reasoning=usage.reasoning)
         call.finish_reason = leader.finish_reason
 
     def _end(self, call: Call, state: CallState, failure: Failure | None) -> None:

@@ -9,7 +9,7 @@ from gateway.engines.base import Delta, Engine, EngineContext, Filled, Told
 from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
 from gateway.graph.errors import Failure, UnresolvedPath
 from gateway.graph.references import Reference, resolve
-from gateway.graph.variable import Piece, Variable, VariableState
+from gateway.graph.variable import Piece, Variable, VariableState, reasoning_of
 from gateway.scheduler.transform import TransformFailed, apply
 
 _STREAM_CHARACTERS = 96
@@ -192,7 +192,8 @@ class Walk:
             except TransformFailed as error:
                 raise CallFailed(Failure("transform_failed", str(error), call.id)) from error
             logprobs = tuple(entry for piece in pieces for entry in piece.logprobs)
-            variable.append(Piece(value, sum(piece.tokens for piece in pieces), logprobs))
+            tokens = sum(piece.tokens for piece in pieces)
+            variable.append(Piece(value, tokens, logprobs, reasoning_of(pieces)))
         if slot.name is not None:
             call.session.making(call, slot.name, text)
             call.session.assigning(variable, variable.text)
@@ -229,6 +230,7 @@ class Walk:
                     self._prompt_read(call)
             else:
                 usage.prompt, usage.cached, usage.completion = event.prompt, event.cached, event.completion
+                usage.reasoning = event.reasoning
 
         await self._context.generate(slot.sampling, tell)
         return pieces

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from compat.openai.answers import TokenLogprob
-from compat.openai.responses.objects import OutputItem, OutputText, Response
+from compat.openai.responses.objects import OutputItem, OutputText, ReasoningText, Response
 
 ResponseEventType = Literal[
     "response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"
@@ -42,10 +42,10 @@ class _TextEvent(_ItemEvent, frozen=True, kw_only=True):
 
 
 class PartEvent(_TextEvent, frozen=True, kw_only=True):
-    """A message's text begins, or is whole."""
+    """An item's text begins, or is whole."""
 
     type: PartEventType
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class TextDelta(_TextEvent, frozen=True, kw_only=True):
@@ -62,6 +62,20 @@ class TextDone(_TextEvent, frozen=True, kw_only=True):
     type: Literal["response.output_text.done"] = "response.output_text.done"
     text: str
     logprobs: list[TokenLogprob] = []
+
+
+class ReasoningDelta(_TextEvent, frozen=True, kw_only=True):
+    """The model goes on beside its answer."""
+
+    type: Literal["response.reasoning_text.delta"] = "response.reasoning_text.delta"
+    delta: str
+
+
+class ReasoningDone(_TextEvent, frozen=True, kw_only=True):
+    """It has told all that it told there."""
+
+    type: Literal["response.reasoning_text.done"] = "response.reasoning_text.done"
+    text: str
 
 
 class ArgumentsDelta(_ItemEvent, frozen=True, kw_only=True):

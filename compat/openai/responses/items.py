@@ -59,6 +59,29 @@ class FunctionCallOutputItem(Request):
     name: str | None = None
 
 
+class ReasoningPart(Request):
+    """A text of a reasoning item."""
+
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+class ReasoningInput(Request):
+    """What the model told beside its answer. Whatever is encrypted says nothing here."""
+
+    type: Literal["reasoning"]
+    summary: list[ReasoningPart] = Field(default_factory=list)
+    content: list[ReasoningPart] | None = None
+    id: str | None = None
+    encrypted_content: str | None = None
+    status: ItemState = None
+
+    @property
+    def told(self) -> str:
+        """All of it."""
+        return "".join([part.text for part in self.content or ()])
+
+
 def _kind(item: Any) -> Any:
     return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
 
@@ -66,11 +89,12 @@ def _kind(item: Any) -> Any:
 InputItem = Annotated[
     Annotated[MessageItem, Tag("message")]
     | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionCallOutputItem, Tag("function_call_output")],
+    | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningInput, Tag("reasoning")],
     Discriminator(
         _kind,
         custom_error_type="unknown_item",
-        custom_error_message="an item's type is message, function_call or function_call_output",
+        custom_error_message="an item's type is message, function_call, function_call_output or reasoning",
     ),
 ]
 
@@ -78,29 +102,35 @@ InputItem = Annotated[
 def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], list[str]]:
     """The items as a conversation, and for each message the path of its content, the items being at `where`.
 
-    Calls that follow each other are one message, and so is what the model said before them.
+    Calls that follow each other are one message, with what the model said before them, and with its reasoning; other
+    reasoning is left out, as OpenAI does.
     """
     messages: list[Message] = []
     paths: list[str] = []
     joins = False
+    reasoned: str | None = None
     for index, item in enumerate(items):
         match item:
             case MessageItem():
                 messages.append(Message.model_validate({"role": item.role, "content": _texts(item.content)}))
                 paths.append(f"{where}.{index}.content")
                 joins = item.role == "assistant"
+                reasoned = reasoned if joins else None
             case FunctionCallItem():
                 call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
-                if joins:
-                    before = messages[-1]
-                    messages[-1] = before.model_copy(update={"tool_calls": [*(before.tool_calls or ()), call]})
-                else:
-                    messages.append(Message(role="assistant", tool_calls=[call]))
+                if not joins:
+                    messages.append(Message.model_construct(role="assistant"))
                     paths.append(f"{where}.{index}")
-                joins = True
+                before = messages[-1]
+                called = [*(before.tool_calls or ()), call]
+                told = {"tool_calls": called, "reasoning_content": before.reasoning_content or reasoned}
+                messages[-1] = before.model_copy(update=told)
+                joins, reasoned = True, None
             case FunctionCallOutputItem():
-                told = {"role": "tool", "content": _texts(item.output), "tool_call_id": item.call_id}
-                messages.append(Message.model_validate(told))
+                answer = {"role": "tool", "content": _texts(item.output), "tool_call_id": item.call_id}
+                messages.append(Message.model_validate(answer))
                 paths.append(f"{where}.{index}.output")
-                joins = False
+                joins, reasoned = False, None
+            case ReasoningInput():
+                joins, reasoned = False, item.told or None
     return messages, paths

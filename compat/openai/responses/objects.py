@@ -39,7 +39,23 @@ class FunctionToolCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
     status: ItemStatus
 
 
-OutputItem = OutputMessage | FunctionToolCall
+class ReasoningText(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of what a model told beside its answer."""
+
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
+    """What the model told beside its answer."""
+
+    id: str
+    summary: list[Any] = []
+    content: list[ReasoningText]
+    status: ItemStatus
+
+
+OutputItem = OutputMessage | FunctionToolCall | ReasoningItem
 
 
 class ResponseError(msgspec.Struct, frozen=True):
@@ -64,9 +80,9 @@ class InputTokensDetails(msgspec.Struct, frozen=True):
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True):
-    """The models here do not reason apart from their answers."""
+    """How many of the tokens are no part of the answer."""
 
-    reasoning_tokens: int = 0
+    reasoning_tokens: int
 
 
 class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,14 +91,22 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
-    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    output_tokens_details: OutputTokensDetails
     total_tokens: int
 
 
-class TextConfig(msgspec.Struct, frozen=True):
+class TextConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """The form of the text, as it was asked for."""
 
     format: dict[str, Any]
+    verbosity: str | None = None
+
+
+class ReasoningConfig(msgspec.Struct, frozen=True):
+    """How much the model was asked to reason."""
+
+    effort: str | None = None
+    summary: None = None
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +129,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool
     previous_response_id: str | None
     prompt_cache_key: str | None
-    reasoning: None = None
+    reasoning: ReasoningConfig
     safety_identifier: str | None
     service_tier: Literal["default"] = "default"
     store: bool

@@ -74,6 +74,14 @@ class TextOptions(Request):
     """What the text looks like."""
 
     format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningOptions(Request):
+    """How much the model is to reason. What it tells beside its answer is told as it is, not summed up."""
+
+    effort: str | None = Field(None, min_length=1, max_length=32)
+    summary: Literal["auto"] | None = None
 
 
 class ResponseStreamOptions(Request):
@@ -89,6 +97,7 @@ class ResponseRequest(Generation):
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -115,6 +124,8 @@ class ResponseRequest(Generation):
             raise ValueError(f"top_logprobs needs {_LOGPROBS!r} in include")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream to be true")
+        if not self.conversation[0]:
+            raise ValueError("input has no message in it")
         if self.structured_outputs is not None and self._form is not None:
             raise ValueError("text.format and structured_outputs say what the answer looks like; one does")
         try:
@@ -165,6 +176,10 @@ class ResponseRequest(Generation):
         told["max_completion_tokens"] = self.max_output_tokens
         if self.wants_logprobs:
             told["logprobs"] = True
+        if self.reasoning is not None:
+            told["reasoning_effort"] = self.reasoning.effort
+        if self.text is not None:
+            told["verbosity"] = self.text.verbosity
         if self._form is not None:
             told["response_format"] = _format(self._form)
         if self.tools:

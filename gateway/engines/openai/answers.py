@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,8 +17,15 @@ _CALL_BEGINS, _CALL_ENDS = "<tool_call>\n", "\n</tool_call>"
 """How calls are written in a text: Hermes's way, which `gateway.tools` reads."""
 _TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
 _TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
-Usage = tuple[int, int, int]
-"""Tokens of prompt, of these cached, and of completion."""
+
+
+class Usage(NamedTuple):
+    """Tokens; those `cached` are of the prompt, those of `reasoning` of the completion."""
+
+    prompt: int
+    cached: int
+    completion: int
+    reasoning: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ class _Call(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[_Call] | None = None
 
 
@@ -182,6 +191,7 @@ class Answer:
         choice = chunk.choices[0]
         said = choice.delta or choice.message
         text = (choice.text if said is None else said.content) or ""
+        reasoning = "" if said is None else said.reasoning_content or said.reasoning or ""
         if said is not None and said.tool_calls:
             text += self._called(said.tool_calls)
         finish = None
@@ -194,8 +204,9 @@ class Answer:
             self.ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries
         ids = choice.token_ids or ()
-        if text or ids or entries or finish is not None:
-            return Piece(text, len(ids) or len(entries) or int(bool(text)), entries), ids, finish
+        if text or reasoning or ids or entries or finish is not None:
+            tokens = len(ids) or len(entries) or int(bool(text or reasoning))
+            return Piece(text, tokens, entries, reasoning), ids, finish
         return None
 
     def _called(self, calls: Sequence[_Call]) -> str:
@@ -236,7 +247,9 @@ def _usage(told: Any) -> Usage | None:
     prompt: Any = told.get("prompt_tokens")
     completion: Any = told.get("completion_tokens") or 0
     cached: Any = (details.get("cached_tokens") if isinstance(details, dict) else None) or 0
-    for figure in (prompt, cached, completion):
+    details = told.get("completion_tokens_details")
+    reasoning: Any = (details.get("reasoning_tokens") if isinstance(details, dict) else None) or 0
+    for figure in (prompt, cached, completion, reasoning):
         if type(figure) is not int or not 0 <= figure < 2**31:
             return None
-    return (prompt, cached, completion) if cached <= prompt else None
+    return Usage(prompt, cached, completion, min(reasoning, completion)) if cached <= prompt else None

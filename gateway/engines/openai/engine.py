@@ -147,6 +147,8 @@ class OpenAIContext:
         """Texts that were generated behind these, with their tokens if the server told them."""
         self._generated = 0
         """Tokens, as the server counts them."""
+        self._reasoned = 0
+        """Of these, those that are no part of an answer."""
         self._cached: int | None = None
         self._freed = False
         self._response: Response | None = None
@@ -182,10 +184,11 @@ class OpenAIContext:
         finally:
             self._upstream.turns.leave()
         if usage is not None:
-            prompt, cached, completion = usage
+            prompt, cached, completion, reasoning = usage
+            self._reasoned += reasoning
             before, self._generated = self._generated, self._generated + completion
             self._cached = cached if self._cached is None else self._cached
-            tell(Counted(max(0, prompt - before), self._cached, self._generated))
+            tell(Counted(max(0, prompt - before), self._cached, self._generated, self._reasoned))
 
     async def _answered(self, sampling: Sampling, tell: Tell, held: float) -> Usage | None:
         """One answer, with the tokens that it took if the server says so."""

@@ -115,7 +115,7 @@ def test_its_answers_are_understood() -> None:
         chunk({}, "length"),
         chunk(usage=usage),
     )
-    assert (text, finish, answer.usage) == ("hello", "length", (5, 3, 2))
+    assert (text, finish, answer.usage) == ("hello", "length", (5, 3, 2, 0))
 
 
 def test_its_calls_of_tools_are_understood() -> None:

@@ -129,7 +129,7 @@ def usage() -> Any:
 
 def test_its_chats_are_understood() -> None:
     text, _, finish, answer = read(chat({"role": "assistant", "content": ""}, {"content": "he"}, {"content": "llo"}))
-    assert (text, finish, answer.usage, answer.ended) == ("hello", "stop", (5, 3, 2), True)
+    assert (text, finish, answer.usage, answer.ended) == ("hello", "stop", (5, 3, 2, 0), True)
 
 
 def test_its_calls_of_tools_are_understood() -> None:
@@ -152,4 +152,4 @@ def test_its_completions_are_understood() -> None:
     made = [sglang.CompletionStreamResponse(id="x", model="m", choices=each) for each in choices]
     made[-1].usage = usage()
     text, tokens, finish, answer = read(made)
-    assert (text, tokens, finish, answer.usage) == ("he", [3, 4], "length", (5, 3, 2))
+    assert (text, tokens, finish, answer.usage) == ("he", [3, 4], "length", (5, 3, 2, 0))

@@ -1,0 +1,190 @@
+"""What models elsewhere tell beside their answers: passed on to whoever asked, and no part of any value."""
+
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+from aiohttp import web
+
+from tests.gateway.api.conftest import Client
+from tests.gateway.api.test_responses import events_of
+from tests.server import Server
+from tests.upstream import Behaviour, FakeServer, chunk, stream
+
+There = tuple[Client, FakeServer, Callable[[], int]]
+ASKED: list[dict[str, Any]] = [{"role": "user", "content": "How many?"}]
+USAGE = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 5}}
+
+
+def thinks(
+    *thoughts: str, says: str = "Two.", name: str = "reasoning_content", calls: bool = False, breaks: bool = False
+) -> Behaviour:
+    """An answer behind some thoughts."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        deltas: list[dict[str, Any]] = [{name: thought, "content": None} for thought in thoughts]
+        events = [{"id": "x", "model": body["model"], "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+        if breaks:
+            response = await stream(request, events, done=False)
+            assert request.transport is not None
+            request.transport.abort()
+            return response
+        if calls:
+            call = {"index": 0, "id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+            events.append(
+                {"id": "x", "model": body["model"], "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
+            )
+        else:
+            events.append(chunk(body, says))
+        return await stream(request, [*events, chunk(body, None, "stop"), {"choices": [], "usage": USAGE}])
+
+    return behave
+
+
+async def ask(client: Client, status: int = 200, headers: Any = None, **body: Any) -> Any:
+    async with client.post(
+        "/v1/chat/completions", json={"model": "fake", "messages": ASKED, **body}, headers=headers
+    ) as answer:
+        told = await answer.json()
+        assert answer.status == status, told
+    return told
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+async def test_it_is_told_beside_the_answer(there: There, name: str) -> None:
+    client, server, _ = there
+    server.script = [thinks("One and ", "one.", name=name), thinks("One and ", "one.", name=name)]
+    told = await ask(client)
+    message = told["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Two.", "One and one.")
+    assert told["usage"]["completion_tokens_details"]["reasoning_tokens"] == 5
+    async with client.post("/v1/chat/completions", json={"model": "fake", "messages": ASKED, "stream": True}) as answer:
+        text = await answer.text()
+    assert text.index("one.") < text.index("Two.")
+    assert '"reasoning_content":' in text
+
+
+async def test_whoever_does_not_reason_says_nothing_of_it(there: There) -> None:
+    assert "reasoning_content" not in (await ask(there[0]))["choices"][0]["message"]
+
+
+async def test_it_is_no_part_of_a_value(there: There) -> None:
+    client, server, _ = there
+    headers = {"X-Session-Id": "thoughts"}
+    server.script = [thinks("Hm. "), thinks("Hm. ", says="  Three.  "), thinks("Hm.", says="Done.")]
+    await ask(client, headers=headers, semantic={"output": "a", "defer": True})
+    told = await ask(client, headers=headers, semantic={"output": "b", "transform": {"strip": True}})
+    assert told["choices"][0]["message"] == {
+        "content": "Three.",
+        "reasoning_content": "Hm. ",
+        "role": "assistant",
+        "refusal": None,
+    }
+    await ask(client, headers=headers, messages=[{"role": "user", "content": "<<a>> <<b>>"}])
+    assert server.asked[-1]["messages"] == [{"role": "user", "content": "Two. Three."}]
+    async with client.get("/v1/sessions/thoughts/variables/a", headers={"Accept": "text/event-stream"}) as answer:
+        text = await answer.text()
+    assert "Hm." not in text
+    assert "Two." in text
+
+
+async def test_it_is_not_thought_again_once_it_was_shown(there: There) -> None:
+    client, server, _ = there
+    server.script = [thinks("Hm.", breaks=True), thinks("Ha.")]
+    async with client.post("/v1/chat/completions", json={"model": "fake", "messages": ASKED, "stream": True}) as answer:
+        text = await answer.text()
+    assert "Hm." in text
+    assert "Ha." not in text
+    assert "engine_failed" in text
+    server.script = [thinks("Hm.", breaks=True), thinks("Ha.")]
+    message = (await ask(client))["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Ha.", "Two."), "nobody was shown the first"
+
+
+async def test_a_response_has_it_as_an_item(there: There) -> None:
+    client, server, _ = there
+    server.script = [thinks("One and ", "one."), thinks("One and ", "one.")]
+    events = await events_of(client)
+    assert [item.type for item in events[-1].response.output] == ["reasoning", "message"]
+    thought, message = events[-1].response.output
+    assert [part.text for part in thought.content] == ["One and one."]
+    assert message.content[0].text == "Two."
+    deltas = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
+    assert "".join(deltas) == "One and one."
+    assert next(event.text for event in events if event.type == "response.reasoning_text.done") == "One and one."
+    assert events[-1].response.usage.output_tokens_details.reasoning_tokens == 5
+
+
+async def test_an_answer_of_thoughts_alone_is_an_empty_message(there: There) -> None:
+    client, server, _ = there
+    server.script = [thinks("Hm.", says="")]
+    assert [item.type for item in (await events_of(client))[-1].response.output] == ["reasoning", "message"]
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+async def test_a_conversation_goes_on_with_what_led_to_calls_alone(there: There, by_id: bool) -> None:
+    client, server, _ = there
+    tool = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}
+    server.script = [thinks("I see."), thinks("I should look.", calls=True)]
+
+    async def respond(before: Any, *items: dict[str, Any]) -> Any:
+        said = (
+            {"previous_response_id": before["id"], "input": items} if by_id and before else {"input": [*told, *items]}
+        )
+        async with client.post("/v1/responses", json={"model": "fake", "tools": [tool], **said}) as answer:
+            assert answer.status == 200, await answer.text()
+            answered = await answer.json()
+        told.extend([*items, *answered["output"]])
+        return answered
+
+    told: list[dict[str, Any]] = []
+    first = await respond(None, {"role": "user", "content": "Hi"})
+    second = await respond(first, {"role": "user", "content": "Look"})
+    assert server.asked[-1]["messages"][1] == {"role": "assistant", "content": "Two."}
+    call = second["output"][-1]
+    await respond(second, {"type": "function_call_output", "call_id": call["call_id"], "output": "a cat"})
+    reasoned = [message.get("reasoning_content") for message in server.asked[-1]["messages"]]
+    assert reasoned == [None, None, None, "I should look.", None]
+
+
+async def test_what_a_client_passes_on_is_passed_on(there: There) -> None:
+    client, server, _ = there
+    for name in ("reasoning_content", "reasoning"):
+        await ask(client, messages=[*ASKED, {"role": "assistant", "content": "Two.", name: "One and one."}, *ASKED])
+        assert server.asked[-1]["messages"][1] == {
+            "role": "assistant",
+            "content": "Two.",
+            "reasoning_content": "One and one.",
+        }
+    refused = await ask(client, 400, messages=[{"role": "user", "content": "x", "reasoning_content": "y"}])
+    assert refused["error"]["param"] == "messages.0"
+
+
+async def test_how_much_is_asked_of_whoever_can_do_it(there: There) -> None:
+    client, server, _ = there
+    await ask(client, reasoning_effort="low", verbosity="high")
+    assert (server.asked[-1]["reasoning_effort"], server.asked[-1]["verbosity"]) == ("low", "high")
+    body = {"model": "fake", "input": "x", "reasoning": {"effort": "low"}, "text": {"verbosity": "low"}}
+    async with client.post("/v1/responses", json=body) as answer:
+        told = await answer.json()
+    assert (server.asked[-1]["reasoning_effort"], server.asked[-1]["verbosity"]) == ("low", "low")
+    assert (told["reasoning"]["effort"], told["text"]["verbosity"]) == ("low", "low")
+
+
+def test_an_engine_of_ours_can_do_nothing_with_it(server: Server) -> None:
+    client = server.client()
+    model = client.models.list().data[0].id
+    asks: list[tuple[str, Callable[[], Any]]] = [
+        (
+            "reasoning_effort",
+            lambda: client.chat.completions.create(model=model, messages=ASKED, reasoning_effort="low"),
+        ),  # type: ignore[arg-type]
+        ("verbosity", lambda: client.chat.completions.create(model=model, messages=ASKED, verbosity="low")),  # type: ignore[arg-type]
+        ("reasoning.effort", lambda: client.responses.create(model=model, input="x", reasoning={"effort": "low"})),
+        ("text.verbosity", lambda: client.responses.create(model=model, input="x", text={"verbosity": "low"})),
+    ]
+    for param, asked in asks:
+        with pytest.raises(openai.BadRequestError) as refused:
+            asked()
+        assert (refused.value.code, refused.value.param) == ("unsupported_by_engine", param)
