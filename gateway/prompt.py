@@ -4,6 +4,7 @@ Everything a client sends is data. A control token's text inside a message is ta
 rendered and put back as ordinary text afterwards, so that only the template itself can write control tokens.
 """
 
+import dataclasses
 import json
 import re
 import secrets
@@ -11,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jinja2
 import jinja2.meta
@@ -21,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from engine.tokenizer import Place
 from gateway import transcript
 from gateway.errors import RequestError, at
-from gateway.graph.call import Input, Segment, Slot, Text
+from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS, Input, Sampling, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference, parse
 from gateway.tools import PASSED_ON, Tool, Tools, Verbatim, in_words, style_of
@@ -77,6 +78,8 @@ class PromptBuilder:
         """Whether messages go to the engine's server as they are."""
         source = tokenizer.chat_template or ""
         self._template = None if tokenizer.chat_template is None else _compile(source)
+        self._thinks = THOUGHT_ENDS in source
+        """Whether the model may write thoughts before its answers."""
         self._knows_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(source))
         self.style = PASSED_ON if self.passes_on else style_of(source)
         """How the model writes calls of tools."""
@@ -133,11 +136,12 @@ class PromptBuilder:
             message = "a message with slots is gone on with anyway"
             param = at(where, "continue_final_message")
             raise RequestError(400, message, code="unsupported_with_semantic", param=param)
+        begun = False
         if self._template is None:
             told = _request(tools, options, passed_on, opens=parts is not None or opens or continues)
             segments = held.transcript(told, safe, continues=continues)
         else:
-            segments = self._rendered(
+            segments, begun = self._rendered(
                 held,
                 safe,
                 tools,
@@ -150,6 +154,8 @@ class PromptBuilder:
             )
         held.check_rendered(segments, at(where, field))
         if parts is None:
+            if self._thinks and not continues:
+                answer = dataclasses.replace(answer, thinks=_thinks(answer.sampling, tools, begun=begun))
             return Prompt([*segments, answer], field=field)
         last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
         return Prompt(segments[: last + 1], parts, field)
@@ -166,8 +172,8 @@ class PromptBuilder:
         continues: bool,
         where: str,
         field: str,
-    ) -> list[Segment]:
-        """What the model's template makes of the messages."""
+    ) -> tuple[list[Segment], bool]:
+        """What the model's template makes of the messages, and whether it begins to think in the model's place."""
         assert self._template is not None
         if continues:
             safe[-1]["content"] += _END
@@ -188,6 +194,7 @@ class PromptBuilder:
             raise RequestError(
                 400, f"the model's chat template refuses these messages: {error}", param=at(where, field)
             ) from error
+        begun = bool(known["add_generation_prompt"]) and text.rstrip().endswith(THOUGHT_BEGINS)
         if tools is not None and tools.choice == "forced" and known["add_generation_prompt"]:
             text += self.style.begin
         if continues:
@@ -195,7 +202,7 @@ class PromptBuilder:
             if not end:
                 message = "the model's chat template does not write the last message as it is"
                 raise RequestError(400, message, param=at(where, "continue_final_message"))
-        return held.segments(text)
+        return held.segments(text), begun
 
     def completion(
         self, text: str, answer: Slot, *, references: bool = False, begins: bool = True, where: str = "prompt"
@@ -216,6 +223,15 @@ class PromptBuilder:
     def tokens(self, tokens: Sequence[int], answer: Slot, *, where: str = "prompt") -> Prompt:
         """Tokens as they are."""
         return Prompt([Text(tokens), answer], field=where)
+
+
+def _thinks(sampling: Sampling, tools: Tools | None, *, begun: bool) -> Literal["perhaps", "begun"] | None:
+    """Whether thoughts come before an answer. `begun`: the prompt ends within them; but not if what is generated is
+    held to a form, in which there is no place for their end."""
+    if not begun:
+        return "perhaps"
+    held = sampling.regex is not None or sampling.json_schema is not None or sampling.grammar is not None
+    return "begun" if not held or (tools is not None and tools.choice == "auto") else None
 
 
 def _request(

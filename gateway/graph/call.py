@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gateway.graph.errors import Failure
 from gateway.graph.references import Reference
@@ -116,14 +116,20 @@ class Input:
     where: str
 
 
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
+"""Between these, models that think write what is no part of their answer."""
+
+
 @dataclass(frozen=True)
 class Slot:
-    """A place where text is generated. `name` None: the call's output."""
+    """A place where text is generated. `name` None: the call's output. `thinks`: whether thoughts may stand before it
+    in what is generated; `begun`: the prompt ends within them."""
 
     name: str | None
     sampling: Sampling
     transform: Transform | None = None
     where: str = "semantic.output"
+    thinks: Literal["perhaps", "begun"] | None = None
 
 
 Segment = Text | Input | Slot

@@ -6,7 +6,7 @@ A change of what stands here is a new schema: see `storage.SCHEMA`.
 import dataclasses
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -109,6 +109,7 @@ class SlotPart(_Record, frozen=True, tag="slot"):
     sampling: dict[str, Any]
     transform: dict[str, Any] | None
     where: str
+    thinks: Literal["perhaps", "begun"] | None = None
 
 
 class CallRecord(_Record, frozen=True, tag="call"):
@@ -260,8 +261,9 @@ def _segment_record(segment: Segment) -> TextPart | InputPart | SlotPart:
             return TextPart(array("i", tokens).tobytes())
         case Input():
             return _input_record(segment)
-        case Slot(name, sampling, transform, where):
-            return SlotPart(name, _changed(sampling), None if transform is None else _changed(transform), where)
+        case Slot(name, sampling, transform, where, thinks):
+            made = None if transform is None else _changed(transform)
+            return SlotPart(name, _changed(sampling), made, where, thinks)
 
 
 def _input_record(part: Input) -> InputPart:
@@ -274,9 +276,9 @@ def _segment(part: TextPart | InputPart | SlotPart) -> Segment:
             return Text(array("i", tokens).tolist())
         case InputPart(name, path, where):
             return Input(Reference(name, path), where)
-        case SlotPart(name, sampling, transform, where):
+        case SlotPart(name, sampling, transform, where, thinks):
             made = None if transform is None else msgspec.convert(transform, Transform)
-            return Slot(name, msgspec.convert(sampling, Sampling, strict=False), made, where)
+            return Slot(name, msgspec.convert(sampling, Sampling, strict=False), made, where, thinks)
 
 
 def _part(part: str | InputPart) -> str | Input:

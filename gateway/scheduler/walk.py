@@ -10,6 +10,7 @@ from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
 from gateway.graph.errors import Failure, UnresolvedPath
 from gateway.graph.references import Reference, resolve
 from gateway.graph.variable import Piece, Variable, VariableState, reasoning_of
+from gateway.scheduler.thoughts import Thoughts
 from gateway.scheduler.transform import TransformFailed, apply
 
 _STREAM_CHARACTERS = 96
@@ -206,12 +207,17 @@ class Walk:
         times.queued = times.queued or call.session.clock()
         call.move(CallState.PREFILL)
         pieces: list[Piece] = []
+        thoughts = None if slot.thinks is None else Thoughts(begun=slot.thinks == "begun")
 
         def tell(event: Told) -> None:
             if call.state.final:  # it has just been ended
                 return
             if isinstance(event, Delta):
                 piece, finish, accepted, rejected = event
+                if thoughts is not None:
+                    usage.reasoning += 0 if thoughts.answering else piece.tokens
+                    thought, answer = thoughts.push(piece.text, last=finish is not None)
+                    piece = Piece(answer, piece.tokens, piece.logprobs, thought)
                 if call.state is CallState.PREFILL:
                     times.first_token = times.first_token or call.session.clock()
                     call.move(CallState.DECODE)

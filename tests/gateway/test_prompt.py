@@ -165,3 +165,38 @@ def test_messages_that_are_passed_on_are_the_same_in_a_session(
     )
     assert tokens(plain.segments[:-1]) == tokens(named.segments[:-1])
     assert plain.segments[-1] is named.segments[-1] is ANSWER
+
+
+THINKS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+OPENS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+BEGINS = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+WEATHER = Tool("weather", "", {"type": "object", "properties": {}}, True, {"type": "object", "properties": {}})
+
+
+@pytest.mark.parametrize(
+    ("template", "sampling", "how", "thinks"),
+    [
+        (OPENS, Sampling(), {}, None),
+        (THINKS + OPENS, Sampling(), {}, "perhaps"),
+        (THINKS + OPENS, Sampling(json_schema="{}"), {}, "perhaps"),
+        (THINKS + BEGINS, Sampling(), {}, "begun"),
+        (THINKS + BEGINS, Sampling(json_schema="{}"), {}, None),
+        (THINKS + BEGINS, Sampling(grammar="start: /x/"), {}, None),
+        (THINKS + BEGINS, Sampling(grammar="start: /x/"), {"tools": Tools([WEATHER])}, "begun"),
+        (THINKS + BEGINS, Sampling(json_schema="{}"), {"tools": Tools([WEATHER], "forced", [WEATHER])}, None),
+        (THINKS + BEGINS, Sampling(), {"opens": False}, "perhaps"),
+    ],
+)
+def test_a_template_says_whether_its_model_thinks(
+    tokenizer: Tokenizer, template: str, sampling: Sampling, how: dict[str, Any], thinks: str | None
+) -> None:
+    class Thinking:
+        chat_template = template
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+    told: Any = Thinking()
+    *_, answer = PromptBuilder(told).chat(user("Hm <think>"), Slot(None, sampling), **how).segments
+    assert isinstance(answer, Slot)
+    assert answer.thinks == thinks

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from engine.tokenizer import Tokenizer
 from gateway.app import build_app, build_services
 from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.upstream import Server, Upstream
@@ -22,16 +23,18 @@ Client = TestClient[Any, Any]
 
 
 @asynccontextmanager
-async def gateway_before(server: FakeServer, **settings: Any) -> AsyncIterator[tuple[Client, Callable[[], int]]]:
-    """A client of it, and how many calls are unfinished."""
+async def gateway_before(
+    server: FakeServer, tokenizer: Tokenizer | None = None, kind: str = "openai", **settings: Any
+) -> AsyncIterator[tuple[Client, Callable[[], int]]]:
+    """A client of it, and how many calls are unfinished. `tokenizer`: the server is given tokens."""
     told = ServeSettings(journal="memory", **settings)
-    upstream = Upstream(Server("there", "openai", server.url), lambda: None)
+    upstream = Upstream(Server("there", kind, server.url), lambda: None)
     await upstream.start()
     pool = EnginePool(1.0)
-    pool.add("fake", OpenAIEngine("there", upstream, "fake"))
+    pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
     services = build_services(told, pool, NoLog())
-    tokenizer = TranscriptTokenizer()
-    services.models.add(ServedModel("fake", 4096, None, tokenizer, PromptBuilder(tokenizer)))
+    written: Any = tokenizer or TranscriptTokenizer()
+    services.models.add(ServedModel("fake", 4096, None, written, PromptBuilder(written)))
     try:
         async with TestClient(TestServer(build_app(told, services))) as client:
             yield client, lambda: services.scheduler.unfinished

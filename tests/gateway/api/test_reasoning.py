@@ -7,10 +7,11 @@ import openai
 import pytest
 from aiohttp import web
 
-from tests.gateway.api.conftest import Client
+from engine.tokenizer import Tokenizer
+from tests.gateway.api.conftest import Client, gateway_before
 from tests.gateway.api.test_responses import events_of
 from tests.server import Server
-from tests.upstream import Behaviour, FakeServer, chunk, stream
+from tests.upstream import Behaviour, FakeServer, chunk, says, stream
 
 There = tuple[Client, FakeServer, Callable[[], int]]
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "How many?"}]
@@ -18,7 +19,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details"
 
 
 def thinks(
-    *thoughts: str, says: str = "Two.", name: str = "reasoning_content", calls: bool = False, breaks: bool = False
+    *thoughts: str, answer: str = "Two.", name: str = "reasoning_content", calls: bool = False, breaks: bool = False
 ) -> Behaviour:
     """An answer behind some thoughts."""
 
@@ -36,7 +37,7 @@ def thinks(
                 {"id": "x", "model": body["model"], "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
             )
         else:
-            events.append(chunk(body, says))
+            events.append(chunk(body, answer))
         return await stream(request, [*events, chunk(body, None, "stop"), {"choices": [], "usage": USAGE}])
 
     return behave
@@ -72,7 +73,7 @@ async def test_whoever_does_not_reason_says_nothing_of_it(there: There) -> None:
 async def test_it_is_no_part_of_a_value(there: There) -> None:
     client, server, _ = there
     headers = {"X-Session-Id": "thoughts"}
-    server.script = [thinks("Hm. "), thinks("Hm. ", says="  Three.  "), thinks("Hm.", says="Done.")]
+    server.script = [thinks("Hm. "), thinks("Hm. ", answer="  Three.  "), thinks("Hm.", answer="Done.")]
     await ask(client, headers=headers, semantic={"output": "a", "defer": True})
     told = await ask(client, headers=headers, semantic={"output": "b", "transform": {"strip": True}})
     assert told["choices"][0]["message"] == {
@@ -118,7 +119,7 @@ async def test_a_response_has_it_as_an_item(there: There) -> None:
 
 async def test_an_answer_of_thoughts_alone_is_an_empty_message(there: There) -> None:
     client, server, _ = there
-    server.script = [thinks("Hm.", says="")]
+    server.script = [thinks("Hm.", answer="")]
     assert [item.type for item in (await events_of(client))[-1].response.output] == ["reasoning", "message"]
 
 
@@ -188,3 +189,31 @@ def test_an_engine_of_ours_can_do_nothing_with_it(server: Server) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             asked()
         assert (refused.value.code, refused.value.param) == ("unsupported_by_engine", param)
+
+
+class Thinking:
+    """A tokenizer whose model thinks."""
+
+    chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:{# <think></think> #}"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+async def test_a_model_that_is_given_tokens_thinks_in_its_text(tokenizer: Tokenizer) -> None:
+    told: Any = Thinking(tokenizer)
+    async with FakeServer() as server, gateway_before(server, told, kind="vllm") as (client, _):
+        texts = ["<th", "ink>\nHm", ".\n</think>", "\n\nTwo."]
+        server.script = [says(*texts), says(*texts), says(*texts)]
+        message = (await ask(client))["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("Two.", "Hm.")
+        events = await events_of(client)
+        assert [item.type for item in events[-1].response.output] == ["reasoning", "message"]
+        assert events[-1].response.output_text == "Two."
+        headers = {"X-Session-Id": "tokens"}
+        await ask(client, headers=headers, semantic={"output": "a"})
+        await ask(client, headers=headers, messages=[{"role": "user", "content": "<<a>>!"}])
+        assert tokenizer.decode(server.asked[-1]["prompt"]) == "user: Two.!\nassistant:"
