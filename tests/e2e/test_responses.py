@@ -1,6 +1,7 @@
 """POST /v1/responses on a running model, through the SDK and LangChain: what it says is what a chat completion says."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from langchain_openai import ChatOpenAI
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
+from tests.checkpoints import write_tiny_llama
 from tests.e2e.api import Api
 from tests.server import MODEL, Server
 
@@ -145,6 +147,44 @@ async def test_it_reads_and_makes_variables(api: Api) -> None:
     )
     *_, last = (await api.graph())["calls"]
     assert last["inputs"] == ["animals"], "what was said is no place for slots any more"
+
+
+def test_a_model_of_ours_that_thinks(tmp_path: Path) -> None:
+    """A random one, held to a form in which it does."""
+    tiny = write_tiny_llama(tmp_path / "tiny", window=512)
+    config = json.loads((tiny / "tokenizer_config.json").read_text())
+    config["chat_template"] += "{# <think></think> #}"
+    (tiny / "tokenizer_config.json").write_text(json.dumps(config))
+    held: Any = {"structured_outputs": {"regex": "<think>\\nHm.{3}\\n</think>\\n\\nTwo[.!]"}}
+    with (
+        Server("--model", str(tiny), "--kv-tokens", "2048", "--journal", "memory") as server,
+        server.client() as client,
+    ):
+        answer = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "x"}], max_tokens=60, extra_body=held
+        )
+        message: Any = answer.choices[0].message
+        assert message.content in ("Two.", "Two!")
+        assert len(message.reasoning_content) == len("Hm...")
+        assert answer.usage is not None
+        details: Any = answer.usage.completion_tokens_details
+        assert len("<think>Hm...") < details.reasoning_tokens < answer.usage.completion_tokens
+        events = list(
+            client.responses.create(model="tiny", input="x", max_output_tokens=60, stream=True, extra_body=held)
+        )
+        told: Any = events[-1]
+        thought, said = told.response.output
+        assert thought.content[0].text.startswith("Hm")
+        assert said.content[0].text.startswith("Two")
+        deltas = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
+        assert len(deltas) > 1, "as they come"
+        body = {"semantic": {"output": "a", "session": "s"}, **held}
+        client.post("/sessions", body={"id": "s"}, cast_to=object)
+        client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "x"}], max_tokens=60, extra_body=body
+        )
+        value: Any = client.get("/sessions/s/variables/a", cast_to=object)
+        assert value["value"] in ("Two.", "Two!")
 
 
 @tool
