@@ -69,6 +69,13 @@ class Prompt:
     """Of the request, where it came from."""
 
 
+@dataclass(frozen=True)
+class Media:
+    """A part of a message that is no text, as requests have it."""
+
+    part: Mapping[str, Any]
+
+
 class PromptBuilder:
     """Renders one model's prompts. Immutable; safe to use from several threads."""
 
@@ -116,7 +123,9 @@ class PromptBuilder:
             name = min(passed_on)
             message = f"this model runs on an engine that can do nothing with {name}"
             raise RequestError(400, message, code="unsupported_by_engine", param=at(where, name))
-        if self.passes_on and not references and not slots:
+        if not self.passes_on:
+            _refuse_media(messages, where, field, places)
+        elif not references and not slots:
             told = _request(tools, options, passed_on, opens=opens or continues)
             plain = [_joined(message) for message in messages]
             return Prompt([Text(transcript.write(told, plain, unfinished=continues)), answer], field=field)
@@ -225,6 +234,21 @@ class PromptBuilder:
         return Prompt([Text(tokens), answer], field=where)
 
 
+def _refuse_media(messages: Sequence[Mapping[str, Any]], where: str, field: str, places: Sequence[str]) -> None:
+    """Raises RequestError if there is something in the messages that is no text."""
+    for index, message in enumerate(messages):
+        content = message["content"]
+        for number, part in enumerate(() if isinstance(content, str) else content):
+            if not isinstance(part, str):
+                place = places[index] if places else f"{field}.{index}.content"
+                raise RequestError(
+                    400,
+                    f"this model runs on an engine that reads text, and no {part['type']}",
+                    code="unsupported_by_engine",
+                    param=at(where, f"{place}.{number}"),
+                )
+
+
 def _thinks(sampling: Sampling, tools: Tools | None, *, begun: bool) -> Literal["perhaps", "begun"] | None:
     """Whether thoughts come before an answer. `begun`: the prompt ends within them; but not if what is generated is
     held to a form, in which there is no place for their end."""
@@ -248,9 +272,16 @@ def _request(
 
 
 def _joined(message: Mapping[str, Any]) -> dict[str, Any]:
-    """With its content as one text."""
+    """With its content as one text, if it is text alone."""
     content = message["content"]
-    return {**message, "content": str(content if isinstance(content, str) else "\n".join(content))}
+    if isinstance(content, str):
+        return {**message, "content": str(content)}
+    if all(isinstance(part, str) for part in content):
+        return {**message, "content": "\n".join(content)}
+    return {
+        **message,
+        "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in content],
+    }
 
 
 class _Held:
@@ -261,7 +292,7 @@ class _Held:
         self._references = references
         self._slots = slots
         self._placed: set[str] = set()
-        self._pieces: list[str | Input | Slot] = []
+        self._pieces: list[str | Input | Slot | Media] = []
         self._last: list[str | Input] = []
         """What the content looked at last is made of."""
         self._last_has_slots = False
@@ -280,12 +311,18 @@ class _Held:
         self._last, self._last_has_slots = [], False
         if isinstance(content, str):
             return self._text(content, where, assistant)
-        texts = []
-        for index, part in enumerate(content):  # parts stand on lines of their own
-            if index:
-                self._last.append("\n")
-            texts.append(self._text(part, f"{where}.{index}.text", assistant))
-        return "\n".join(texts)
+        told = ""
+        text_before = False
+        for index, part in enumerate(content):
+            if not isinstance(part, str):
+                told += self._keep(Media(part))
+            else:
+                if text_before:  # texts stand on lines of their own
+                    self._last.append("\n")
+                    told += "\n"
+                told += self._text(part, f"{where}.{index}.text", assistant)
+            text_before = isinstance(part, str)
+        return told
 
     def _text(self, text: str, where: str, assistant: bool) -> str:
         if not self._references or isinstance(text, Verbatim):
@@ -346,7 +383,7 @@ class _Held:
         pattern = self._tokenizer.control_pattern
         return text if pattern is None else pattern.sub(lambda match: self._keep(match.group()), text)
 
-    def _keep(self, piece: str | Input | Slot) -> str:
+    def _keep(self, piece: str | Input | Slot | Media) -> str:
         self._pieces.append(piece)
         return f"\ue000{_NONCE}-{len(self._pieces) - 1}\ue001"
 
@@ -363,9 +400,11 @@ class _Held:
                 held = self._pieces[int(piece)] if place % 2 else piece
                 if isinstance(held, str):
                     tokens.extend(transcript.characters(held))
-                    continue
-                segments += [Text(tokens), held]
-                tokens = array("i")
+                elif isinstance(held, Media):
+                    tokens.extend(transcript.part_mark(held.part))
+                else:
+                    segments += [Text(tokens), held]
+                    tokens = array("i")
             tokens.append(transcript.END)
         if continues:
             tokens.pop()
@@ -389,6 +428,7 @@ class _Held:
                 if isinstance(held, str):
                     run += held
                     continue
+                assert not isinstance(held, Media), "refused before"
                 tokens += self._tokenizer.encode(run, after=before) if run else []
                 run, before = "", "text"
                 if tokens:

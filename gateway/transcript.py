@@ -2,13 +2,16 @@
 
 Characters are their code points. What stands between them is marks beyond Unicode, which no text can hold:
 
-    chat = [OPTIONS json] *( MESSAGE json CONTENT characters END )
+    chat = [OPTIONS json] *( MESSAGE json CONTENT characters *( PART packed CONTENT characters ) END )
     text = characters
+
+A part is what is no text, an image for example: its JSON, two bytes a character.
 
 The last message of a chat may lack its END: then the answer goes on with it. So a prompt is filled, forked and
 compared like any other, and the context that sends it turns it back into what the client said.
 """
 
+import json
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +25,7 @@ from engine.tokenizer import Place
 
 _MARKS = 0x110000
 """The first number that is no character."""
-OPTIONS, MESSAGE, CONTENT, END = range(_MARKS, _MARKS + 4)
+OPTIONS, MESSAGE, CONTENT, END, PART = range(_MARKS, _MARKS + 5)
 _AT_ONCE = 4096
 """Numbers that are decoded at a time."""
 
@@ -56,7 +59,8 @@ class TranscriptTokenizer:
 @dataclass
 class Transcript:
     """What a sequence says. `messages`: of a chat, with `options` of its request; `text`: of what is no chat.
-    `unfinished`: the answer goes on with the last message."""
+    `unfinished`: the answer goes on with the last message. Contents are texts, or lists of parts as requests have
+    them."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +75,7 @@ class Written(array):  # type: ignore[type-arg]
 
 
 def write(options: Mapping[str, Any], messages: Sequence[dict[str, Any]], *, unfinished: bool = False) -> Written:
-    """A conversation whose contents are texts. `unfinished`: the answer goes on with the last message."""
+    """A conversation; contents as in `Transcript`. `unfinished`: the answer goes on with the last message."""
     tokens = Written("i")
     if options:
         tokens.extend(options_mark(options))
@@ -80,7 +84,15 @@ def write(options: Mapping[str, Any], messages: Sequence[dict[str, Any]], *, unf
             tokens.extend(_role_mark(message["role"]))
         else:
             tokens.extend(message_mark({key: value for key, value in message.items() if key != "content"}))
-        tokens.frombytes(_codes(message["content"]))
+        content = message["content"]
+        if isinstance(content, str):
+            tokens.frombytes(_codes(content))
+        else:
+            for part in content:
+                if part["type"] == "text":
+                    tokens.frombytes(_codes(part["text"]))
+                else:
+                    tokens.extend(part_mark(part))
         tokens.append(END)
     if unfinished:
         tokens.pop()
@@ -113,6 +125,20 @@ def message_mark(message: Mapping[str, Any]) -> "array[int]":
     return numbers
 
 
+def part_mark(part: Mapping[str, Any]) -> "array[int]":
+    """What stands in a message's content for what is no text."""
+    data = json.dumps(part).encode()
+    packed = (data + b" " * (len(data) % 2)).decode("utf-16-le")  # of ASCII, so that no two of these belong together
+    numbers = array("i", (PART,))
+    numbers.frombytes(_codes(packed))
+    numbers.append(CONTENT)
+    return numbers
+
+
+def _part(packed: str) -> Any:
+    return json.loads(packed.encode("utf-16-le"))
+
+
 @lru_cache(16)
 def _role_mark(role: str) -> "array[int]":
     """What is put before most messages."""
@@ -139,12 +165,27 @@ def read(tokens: "array[int]") -> Transcript:
             found.messages.append(msgspec.json.decode(said))
             found.unfinished = True
         elif mark == CONTENT:
-            found.messages[-1]["content"] = said
+            _say(found.messages[-1], said)
+        elif mark == PART:
+            message = found.messages[-1]
+            if isinstance(message["content"], str):
+                before, message["content"] = message["content"], []
+                _say(message, before)
+            message["content"].append(_part(said))
         elif said:
             raise ValueError("there is text between two messages")
         else:
             found.unfinished = False
     return found
+
+
+def _say(message: dict[str, Any], text: str) -> None:
+    """Text of the content: all of it, or what stands before, between or behind its other parts."""
+    content = message.get("content")
+    if content is None:
+        message["content"] = text
+    elif text:
+        content.append({"type": "text", "text": text})
 
 
 def _parts(tokens: "array[int]") -> Iterator[tuple[int, str]]:

@@ -46,7 +46,7 @@ class FakeServer:
 
     async def start(self) -> None:
         """Listens; again on the same port, once it has."""
-        app = web.Application()
+        app = web.Application(client_max_size=16 << 20)
         app.router.add_get("/v1/models", self._list)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from compat.openai.base import Request
 from compat.openai.forms import valid_schema
@@ -14,6 +14,38 @@ class TextPart(Request):
 
     type: Literal["text"]
     text: str
+
+
+class MediaPart(BaseModel):
+    """A part that is no text: what is in it stays what it is, for whoever reads it.
+
+    Its type names the field that holds it.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: Literal["image_url", "input_audio", "file", "video_url", "audio_url"]
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Self:
+        if not (self.model_extra or {}).get(self.type):
+            raise ValueError(f"a part of type {self.type} holds it in {self.type}")
+        return self
+
+    @property
+    def wired(self) -> dict[str, Any]:
+        """As it came."""
+        return {"type": self.type, **(self.model_extra or {})}
+
+    @property
+    def length(self) -> int:
+        """Characters, about."""
+        held = (self.model_extra or {})[self.type]
+        texts = held.values() if isinstance(held, dict) else [held]
+        return sum(len(text) for text in texts if isinstance(text, str))
+
+
+Part = Annotated[TextPart | MediaPart, Field(discriminator="type")]
 
 
 class CalledFunction(Request):
@@ -44,7 +76,7 @@ class Message(Request):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -65,6 +97,8 @@ class Message(Request):
             raise ValueError("a message needs content")
         if self.reasoned and self.role != "assistant":
             raise ValueError("only an assistant reasons")
+        if self.role == "assistant" and isinstance(self.content, list) and self.media:
+            raise ValueError("an assistant says text")
         if (self.tool_call_id is None) == (self.role == "tool"):
             raise ValueError("a tool's message, and no other, names the call that it answers in tool_call_id")
         return self
@@ -75,17 +109,23 @@ class Message(Request):
         return self.reasoning_content or self.reasoning or ""
 
     @property
-    def texts(self) -> str | list[str]:
-        """The content, or the texts of its parts."""
+    def media(self) -> list[MediaPart]:
+        """The parts of the content that are no text."""
+        return [part for part in self.content if isinstance(part, MediaPart)] if isinstance(self.content, list) else []
+
+    @property
+    def parts(self) -> str | list[str | dict[str, Any]]:
+        """The content, or its parts: texts, and what is no text as it came."""
         if isinstance(self.content, list):
-            return [part.text for part in self.content]
+            return [part.text if isinstance(part, TextPart) else part.wired for part in self.content]
         return self.content or ""
 
     @property
     def length(self) -> int:
         """Characters of the content."""
-        texts = self.texts
-        return len(texts) if isinstance(texts, str) else sum(map(len, texts))
+        if isinstance(self.content, list):
+            return sum([len(part.text) if isinstance(part, TextPart) else part.length for part in self.content])
+        return len(self.content or "")
 
     @property
     def called(self) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ REFUSED = {
     "length_penalty": "there is no beam search",
     "logits_processors": "they would be a client's code",
     "max_tool_calls": "the client makes the calls",
-    "mm_processor_kwargs": "the models here read text",
+    "mm_processor_kwargs": "images are passed on as they came",
     "moderation": "there is none",
     "priority": "the order follows from who waits for what; semantic.objective says whether there is time",
     "prompt_cache_options": "what stays in the cache follows from what is read again",

@@ -177,7 +177,7 @@ def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, *
 def _message(message: Message) -> dict[str, Any]:
     """A message as templates know it: `developer` is OpenAI's newer name for `system`."""
     role = "system" if message.role == "developer" else message.role
-    told: dict[str, Any] = {"role": role, "content": message.texts}
+    told: dict[str, Any] = {"role": role, "content": message.parts}
     if message.name is not None:
         told["name"] = message.name
     if message.reasoned:

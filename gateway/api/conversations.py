@@ -5,9 +5,10 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from compat.openai import Message
-from compat.openai.messages import CalledFunction, ToolCall
+from compat.openai.messages import CalledFunction, MediaPart, TextPart, ToolCall
 from compat.openai.responses import OutputItem, OutputMessage, ReasoningItem, Response, ResponseRequest
 from gateway.errors import RequestError
 from gateway.graph.call import Call
@@ -182,11 +183,15 @@ def not_kept(id: str) -> str:
     return f"there is no response {id!r}: the latest are kept in the server's memory, where `store` is not false"
 
 
-def _verbatim(message: Message) -> str | None:
-    if message.content is None:
-        return None
-    texts = message.texts
-    return Verbatim(texts if isinstance(texts, str) else "\n".join(texts))
+def _verbatim(message: Message) -> Any:
+    """Its content, with texts in which nothing is a reference."""
+    if isinstance(message.content, str):
+        return Verbatim(message.content)
+    return None if message.content is None else [_verbatim_part(part) for part in message.content]
+
+
+def _verbatim_part(part: TextPart | MediaPart) -> TextPart | MediaPart:
+    return part.model_copy(update={"text": Verbatim(part.text)}) if isinstance(part, TextPart) else part
 
 
 def _as_messages(output: Sequence[OutputItem]) -> list[Message]:

@@ -74,11 +74,12 @@ def _place(problem: ErrorDetails, content: Any) -> list[str]:
     """The path as far as it names fields of the request; pydantic adds the names of a union's alternatives."""
     place: list[str] = []
     at = content
-    for step in problem["loc"]:
+    last = len(problem["loc"]) - 1
+    for number, step in enumerate(problem["loc"]):
         known = step in at if isinstance(at, dict) else isinstance(at, list) and step in range(len(at))
         if known:
             at = at[step]
-        elif problem["type"] != "missing" or step != problem["loc"][-1]:
+        elif problem["type"] != "missing" or number < last:
             continue
         place.append(str(step))
     return place

@@ -40,8 +40,16 @@ def test_a_conversation_comes_back(contents: list[str], optioned: bool, unfinish
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"at": ["it"]}}}
+SAID = st.fixed_dictionaries({"type": st.just("text"), "text": TEXT.filter(bool)})
+HELD = st.one_of(st.text(), st.dictionaries(st.text("ab"), st.text(), max_size=2))
+MEDIA = st.fixed_dictionaries({"type": st.just("image_url"), "image_url": HELD})
+# texts that follow each other are one
+PARTS = st.lists(st.tuples(MEDIA, st.none() | SAID), min_size=1, max_size=3).map(
+    lambda pairs: [part for pair in pairs for part in pair if part is not None]
+)
+CONTENTS = st.one_of(TEXT, PARTS, st.tuples(SAID, PARTS).map(lambda both: [both[0], *both[1]]))
 MESSAGES = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": TEXT},
+    {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": CONTENTS},
     optional={"name": st.text("abc"), "tool_call_id": st.just("call_1"), "tool_calls": st.just([CALL])},
 )
 

@@ -20,8 +20,41 @@ class TextInput(Request):
     logprobs: list[JsonValue] | None = None
 
 
-def _texts(content: str | Sequence[TextInput]) -> str | list[dict[str, str]]:
-    return content if isinstance(content, str) else [{"type": "text", "text": part.text} for part in content]
+class ImageInput(Request):
+    """An image, by its URL or in it."""
+
+    type: Literal["input_image"]
+    image_url: str
+    detail: str | None = None
+
+
+class FileInput(Request):
+    """A file, in base64."""
+
+    type: Literal["input_file"]
+    file_data: str
+    filename: str | None = None
+
+
+InputPart = Annotated[TextInput | ImageInput | FileInput, Field(discriminator="type")]
+
+
+def _parts(content: str | Sequence[InputPart]) -> str | list[dict[str, Any]]:
+    return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _given(**fields: str | None) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _part(part: InputPart) -> dict[str, Any]:
+    match part:
+        case ImageInput():
+            return {"type": "image_url", "image_url": _given(url=part.image_url, detail=part.detail)}
+        case FileInput():
+            return {"type": "file", "file": _given(file_data=part.file_data, filename=part.filename)}
+        case _:
+            return {"type": "text", "text": part.text}
 
 
 class MessageItem(Request):
@@ -29,7 +62,7 @@ class MessageItem(Request):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[TextInput]
+    content: str | list[InputPart]
     id: str | None = None
     status: ItemState = None
     phase: str | None = None
@@ -51,7 +84,7 @@ class FunctionCallOutputItem(Request):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[TextInput]
+    output: str | list[InputPart]
     id: str | None = None
     status: ItemState = None
     caller: None = None
@@ -112,7 +145,7 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
     for index, item in enumerate(items):
         match item:
             case MessageItem():
-                messages.append(Message.model_validate({"role": item.role, "content": _texts(item.content)}))
+                messages.append(Message.model_validate({"role": item.role, "content": _parts(item.content)}))
                 paths.append(f"{where}.{index}.content")
                 joins = item.role == "assistant"
                 reasoned = reasoned if joins else None
@@ -127,7 +160,7 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
                 messages[-1] = before.model_copy(update=told)
                 joins, reasoned = True, None
             case FunctionCallOutputItem():
-                answer = {"role": "tool", "content": _texts(item.output), "tool_call_id": item.call_id}
+                answer = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}
                 messages.append(Message.model_validate(answer))
                 paths.append(f"{where}.{index}.output")
                 joins, reasoned = False, None

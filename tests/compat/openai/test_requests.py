@@ -13,7 +13,7 @@ GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 
 def test_content_parts_are_texts() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert Message.model_validate({"role": "user", "content": parts}).texts == ["one", "two"]
+    assert Message.model_validate({"role": "user", "content": parts}).parts == ["one", "two"]
 
 
 @pytest.mark.parametrize("stops", [1, MAX_STOPS, MAX_STOPS + 1])

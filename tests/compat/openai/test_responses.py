@@ -30,7 +30,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"input": [3]}, "input.0", "function_call_output or reasoning"),
     ({"input": [{"role": "user"}]}, "input.0.content", "required"),
     ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "'user'"),
-    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type", "input_text"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.image_url", "required"),
     (
         {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]},
         "input.0.arguments",

@@ -1,0 +1,105 @@
+"""Images and other parts that are no text: passed on to servers elsewhere as they came, among texts that hold references."""
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engine.tokenizer import Tokenizer
+from tests.gateway.api.conftest import Client, gateway_before
+from tests.upstream import FakeServer, says
+
+There = tuple[Client, FakeServer, Callable[[], int]]
+IMAGE: dict[str, Any] = {
+    "type": "image_url",
+    "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"},
+}
+SOUND: dict[str, Any] = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+
+
+def text(said: str) -> dict[str, Any]:
+    return {"type": "text", "text": said}
+
+
+async def ask(client: Client, content: Any, status: int = 200, path: str = "chat/completions", **body: Any) -> Any:
+    headers = body.pop("headers", {})
+    asked = (
+        {"input": [{"role": "user", "content": content}]}
+        if path == "responses"
+        else {"messages": [{"role": "user", "content": content}]}
+    )
+    data = io.BytesIO(json.dumps({"model": "fake", **asked, **body}).encode())
+    async with client.post(f"/v1/{path}", data=data, headers=headers) as answer:
+        told = await answer.json()
+        assert answer.status == status, told
+    return told
+
+
+def content(server: FakeServer) -> Any:
+    return server.asked[-1]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Session-Id": "plain"}])
+async def test_parts_are_passed_on_as_they_came(there: There, headers: dict[str, str]) -> None:
+    client, server, _ = there
+    for parts in ([IMAGE], [text("What is it?"), IMAGE], [IMAGE, text("and"), SOUND, text("?")], [IMAGE, IMAGE]):
+        await ask(client, parts, headers=headers)
+        assert content(server) == parts
+
+
+async def test_texts_among_them_hold_references(there: There) -> None:
+    client, server, _ = there
+    headers = {"X-Session-Id": "among"}
+    server.script = [says("a <<cat>>"), says("yes")]
+    await ask(client, "An animal?", semantic={"output": "animal", "defer": True}, headers=headers)
+    await ask(client, [text("Is this <<animal>>?"), IMAGE, text("\\<<animal>> is literal.")], headers=headers)
+    assert content(server) == [text("Is this a <<cat>>?"), IMAGE, text("<<animal>> is literal.")]
+    refused = await ask(client, [IMAGE, text("<<nobody>>")], 400, headers=headers)
+    assert refused["error"]["param"] == "messages.0.content.1.text"
+
+
+async def test_a_large_one_passes(there: There) -> None:
+    client, server, _ = there
+    large = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 300_000}}
+    for headers in ({}, {"X-Session-Id": "large"}):
+        await ask(client, [text("What is it?"), large], headers=headers)
+        assert content(server) == [text("What is it?"), large]
+
+
+async def test_a_response_takes_them_and_goes_on_with_them(there: There) -> None:
+    client, server, _ = there
+    url = IMAGE["image_url"]["url"]
+    parts = [
+        {"type": "input_text", "text": "What is <<it>>?"},
+        {"type": "input_image", "image_url": url, "detail": "low"},
+        {"type": "input_file", "file_data": "data:application/pdf;base64,QUJD", "filename": "a.pdf"},
+    ]
+    file = {"type": "file", "file": {"file_data": "data:application/pdf;base64,QUJD", "filename": "a.pdf"}}
+    first = await ask(client, parts, path="responses")
+    assert content(server) == [text("What is <<it>>?"), IMAGE, file]
+    await ask(client, "Sure?", path="responses", previous_response_id=first["id"], headers={"X-Session-Id": "on"})
+    assert server.asked[-1]["messages"][0]["content"] == [text("What is <<it>>?"), IMAGE, file]
+
+
+async def test_what_cannot_be_is_refused_where_it_stands(there: There) -> None:
+    client, _, _ = there
+    for parts, param in (
+        ([{"type": "image_url"}], "messages.0.content.0"),
+        ([text("a"), {"type": "image"}], "messages.0.content.1"),
+        ([{"type": "text"}], "messages.0.content.0.text"),
+    ):
+        assert (await ask(client, parts, 400))["error"]["param"] == param
+    messages = [{"role": "assistant", "content": [IMAGE]}]
+    assert (await ask(client, "", 400, messages=messages))["error"]["param"] == "messages.0"
+
+
+async def test_whoever_is_given_tokens_cannot_read_them(tokenizer: Tokenizer) -> None:
+    async with FakeServer() as server, gateway_before(server, tokenizer, kind="vllm") as (client, _):
+        refused = (await ask(client, [text("What is it?"), IMAGE], 400))["error"]
+        assert (refused["code"], refused["param"]) == ("unsupported_by_engine", "messages.0.content.1")
+        url = IMAGE["image_url"]["url"]
+        refused = (await ask(client, [{"type": "input_image", "image_url": url}], 400, path="responses"))["error"]
+        assert (refused["code"], refused["param"]) == ("unsupported_by_engine", "input.0.content.0")
+        assert not server.asked
