@@ -79,12 +79,14 @@ class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ResponseMessage(msgspec.Struct, frozen=True):
-    """The assistant's answer. `reasoning_content`: what the model told beside it, as servers have it."""
+    """The assistant's answer. `reasoning_content`, `reasoning`: what the model told beside it, by the two names that
+    servers have for that."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCallAnswer] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -127,6 +129,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     role: Literal["assistant"] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 

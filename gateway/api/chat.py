@@ -206,9 +206,9 @@ class _Shape:
     def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
         """See `choices.Shape`."""
         logprobs = self._logprobs(pieces)
-        reasoning = reasoning_of(pieces) or msgspec.UNSET
+        beside = _beside(pieces)
         if self._reader is None:
-            return Choice(index, ResponseMessage(text, reasoning_content=reasoning), finish, logprobs)
+            return Choice(index, ResponseMessage(text, **beside), finish, logprobs)
         reader = self._reader()
         said, calls = "", []
         for found in (*reader.push(text), *reader.finish()):
@@ -220,9 +220,9 @@ class _Shape:
                 case Argued(_, piece):
                     calls[-1] = (calls[-1][0], calls[-1][1] + piece)
         if not calls:
-            return Choice(index, ResponseMessage(said, reasoning_content=reasoning), finish, logprobs)
+            return Choice(index, ResponseMessage(said, **beside), finish, logprobs)
         answers = [ToolCallAnswer(call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
-        message = ResponseMessage(said or None, reasoning_content=reasoning, tool_calls=answers)
+        message = ResponseMessage(said or None, tool_calls=answers, **beside)
         return Choice(index, message, _finish(finish), logprobs)
 
     def whole(self, choices: Sequence[Choice], usage: CompletionUsage, extra: Extra) -> ChatCompletion:
@@ -247,9 +247,10 @@ class _Shape:
             delta = ChoiceDelta(content=text)
         else:
             delta = _delta(self._readers.setdefault(index, self._reader()).push(text))
-        if reasoning := reasoning_of(pieces):
-            delta = msgspec.structs.replace(delta, content=delta.content or None, reasoning_content=reasoning)
-        if not delta.content and not reasoning and not delta.tool_calls and not logprobs:
+        beside = _beside(pieces)
+        if beside:
+            delta = msgspec.structs.replace(delta, content=delta.content or None, **beside)
+        if not delta.content and not beside and not delta.tool_calls and not logprobs:
             return None
         return ChunkChoice(index, delta, None, logprobs)
 
@@ -270,6 +271,12 @@ class _Shape:
     def _logprobs(self, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
         """Log probabilities of the pieces' tokens, if they were asked for."""
         return ChoiceLogprobs(token_logprobs(self._model, pieces)) if self._logprobs_told else None
+
+
+def _beside(pieces: Iterable[Piece]) -> dict[str, Any]:
+    """What the model told beside its answer, by both of its names."""
+    reasoning = reasoning_of(pieces)
+    return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
 
 
 def _delta(found: Sequence[Found]) -> ChoiceDelta:

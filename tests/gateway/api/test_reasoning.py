@@ -58,12 +58,13 @@ async def test_it_is_told_beside_the_answer(there: There, name: str) -> None:
     server.script = [thinks("One and ", "one.", name=name), thinks("One and ", "one.", name=name)]
     told = await ask(client)
     message = told["choices"][0]["message"]
-    assert (message["content"], message["reasoning_content"]) == ("Two.", "One and one.")
+    assert (message["content"], message["reasoning_content"], message["reasoning"]) == ("Two.", *["One and one."] * 2)
     assert told["usage"]["completion_tokens_details"]["reasoning_tokens"] == 5
     async with client.post("/v1/chat/completions", json={"model": "fake", "messages": ASKED, "stream": True}) as answer:
         text = await answer.text()
     assert text.index("one.") < text.index("Two.")
     assert '"reasoning_content":' in text
+    assert '"reasoning":' in text
 
 
 async def test_whoever_does_not_reason_says_nothing_of_it(there: There) -> None:
@@ -79,6 +80,7 @@ async def test_it_is_no_part_of_a_value(there: There) -> None:
     assert told["choices"][0]["message"] == {
         "content": "Three.",
         "reasoning_content": "Hm. ",
+        "reasoning": "Hm. ",
         "role": "assistant",
         "refusal": None,
     }
