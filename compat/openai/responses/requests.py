@@ -81,7 +81,7 @@ class ReasoningOptions(Request):
     """How much the model is to reason. What it tells beside its answer is told as it is, not summed up."""
 
     effort: str | None = Field(None, min_length=1, max_length=32)
-    summary: Literal["auto"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class ResponseStreamOptions(Request):

@@ -46,7 +46,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}}, None, "one does"),
     ({"text": {"verbosity": "loud"}}, "text.verbosity", "'low'"),
     ({"reasoning": {"effort": 3}}, "reasoning.effort", "string"),
-    ({"reasoning": {"summary": "detailed"}}, "reasoning.summary", "'auto'"),
+    ({"reasoning": {"summary": "long"}}, "reasoning.summary", "'auto'"),
     ({"conversation": "c"}, "conversation", "previous_response_id"),
     ({"background": True}, "background", "False"),
     ({"truncation": "auto"}, "truncation", "'disabled'"),
