@@ -128,7 +128,8 @@ class PromptBuilder:
         elif not references and not slots:
             told = _request(tools, options, passed_on, opens=opens or continues)
             plain = [_joined(message) for message in messages]
-            return Prompt([Text(transcript.write(told, plain, unfinished=continues)), answer], field=field)
+            written = transcript.write(told, plain, unfinished=continues)
+            return Prompt([Text(written, written.weight), answer], field=field)
         held = _Held(self._tokenizer, references, slots or {})
         known_tools = tools.known if tools is not None and tools.choice != "none" else ()
         before = len(messages)
@@ -392,6 +393,7 @@ class _Held:
     ) -> list[Segment]:
         """The messages as they are, cut at references and slots; see `gateway.transcript`."""
         segments: list[Segment] = []
+        lighter = 0
         tokens = transcript.options_mark(request) if request else array("i")
         for message in messages:
             rest = {key: value for key, value in message.items() if key != "content"}
@@ -401,14 +403,16 @@ class _Held:
                 if isinstance(held, str):
                     tokens.extend(transcript.characters(held))
                 elif isinstance(held, Media):
-                    tokens.extend(transcript.part_mark(held.part))
+                    mark = transcript.part_mark(held.part)
+                    tokens.extend(mark)
+                    lighter += len(mark) - transcript.PART_WEIGHT
                 else:
-                    segments += [Text(tokens), held]
-                    tokens = array("i")
+                    segments += [_reckoned(tokens, lighter), held]
+                    tokens, lighter = array("i"), 0
             tokens.append(transcript.END)
         if continues:
             tokens.pop()
-        return [*segments, Text(tokens)]
+        return [*segments, _reckoned(tokens, lighter)]
 
     def segments(self, rendered: str) -> list[Segment]:
         """The rendered template, cut at references and slots and tokenised between them."""
@@ -439,6 +443,11 @@ class _Held:
         if tokens:
             segments.append(Text(tokens))
         return segments
+
+
+def _reckoned(tokens: Sequence[int], lighter: int) -> Text:
+    """A text that is to be reckoned as so many tokens fewer than it has."""
+    return Text(tokens, len(tokens) - lighter if lighter else None)
 
 
 def _compile(template: str) -> jinja2.Template:

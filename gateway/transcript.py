@@ -26,6 +26,8 @@ from engine.tokenizer import Place
 _MARKS = 0x110000
 """The first number that is no character."""
 OPTIONS, MESSAGE, CONTENT, END, PART = range(_MARKS, _MARKS + 5)
+PART_WEIGHT = 4_000
+"""Characters that a part which is no text is reckoned as: an image is some thousand tokens."""
 _AT_ONCE = 4096
 """Numbers that are decoded at a time."""
 
@@ -69,14 +71,16 @@ class Transcript:
 
 
 class Written(array):  # type: ignore[type-arg]
-    """A whole conversation as a sequence, with what it says, so that nobody has to read it. Not to be changed."""
+    """A whole conversation as a sequence, with what it says, so that nobody has to read it. Not to be changed.
+    `weight`: see `graph.call.Text`."""
 
     said: Transcript
+    weight: int | None = None
 
 
 def write(options: Mapping[str, Any], messages: Sequence[dict[str, Any]], *, unfinished: bool = False) -> Written:
     """A conversation; contents as in `Transcript`. `unfinished`: the answer goes on with the last message."""
-    tokens = Written("i")
+    tokens, lighter = Written("i"), 0
     if options:
         tokens.extend(options_mark(options))
     for message in messages:
@@ -92,10 +96,13 @@ def write(options: Mapping[str, Any], messages: Sequence[dict[str, Any]], *, unf
                 if part["type"] == "text":
                     tokens.frombytes(_codes(part["text"]))
                 else:
-                    tokens.extend(part_mark(part))
+                    mark = part_mark(part)
+                    tokens.extend(mark)
+                    lighter += len(mark) - PART_WEIGHT
         tokens.append(END)
     if unfinished:
         tokens.pop()
+    tokens.weight = len(tokens) - lighter if lighter else None
     tokens.said = Transcript(list(messages), dict(options), unfinished=unfinished)
     return tokens
 

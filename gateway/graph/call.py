@@ -103,9 +103,16 @@ class Transform:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of prompt that is known, as tokens."""
+    """A piece of prompt that is known, as tokens. `weight`: how many it is to be reckoned as, if that is not their
+    number: an image may be written long, and is read fast."""
 
     tokens: Sequence[int]
+    weight: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens, for reckoning."""
+        return len(self.tokens) if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)

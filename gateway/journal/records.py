@@ -92,6 +92,7 @@ class TextPart(_Record, frozen=True, tag="text"):
     """Tokens, as 32-bit integers in the machine's order."""
 
     tokens: bytes
+    weight: int | None = None
 
 
 class InputPart(_Record, frozen=True, tag="input"):
@@ -257,8 +258,8 @@ def _call(call: Call) -> CallRecord:
 
 def _segment_record(segment: Segment) -> TextPart | InputPart | SlotPart:
     match segment:
-        case Text(tokens):
-            return TextPart(array("i", tokens).tobytes())
+        case Text(tokens, weight):
+            return TextPart(array("i", tokens).tobytes(), weight)
         case Input():
             return _input_record(segment)
         case Slot(name, sampling, transform, where, thinks):
@@ -272,8 +273,8 @@ def _input_record(part: Input) -> InputPart:
 
 def _segment(part: TextPart | InputPart | SlotPart) -> Segment:
     match part:
-        case TextPart(tokens):
-            return Text(array("i", tokens).tolist())
+        case TextPart(tokens, weight):
+            return Text(array("i", tokens).tolist(), weight)
         case InputPart(name, path, where):
             return Input(Reference(name, path), where)
         case SlotPart(name, sampling, transform, where, thinks):

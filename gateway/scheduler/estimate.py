@@ -45,7 +45,7 @@ class Estimates:
         prompt = output = 0.0
         for segment in call.spec.segments:
             if isinstance(segment, Text):
-                prompt += len(segment.tokens)
+                prompt += segment.length
             elif isinstance(segment, Slot):
                 output += self._length(call, segment)
             elif (source := call.inputs.get(segment.reference.name)) is not None:

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
-from gateway.graph.call import Input, Sampling, Slot, Text
+from gateway.graph.borders import borders
+from gateway.graph.call import CallSpec, Input, Sampling, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference
+from gateway.graph.session import Session
 from gateway.prompt import PromptBuilder
 from gateway.tools import Tool, Tools
-from gateway.transcript import TranscriptTokenizer
+from gateway.transcript import PART_WEIGHT, TranscriptTokenizer
 from tests.checkpoints import write_byte_tokenizer
 
 ANSWER = Slot(None, Sampling())
@@ -165,6 +167,27 @@ def test_messages_that_are_passed_on_are_the_same_in_a_session(
     )
     assert tokens(plain.segments[:-1]) == tokens(named.segments[:-1])
     assert plain.segments[-1] is named.segments[-1] is ANSWER
+
+
+@pytest.mark.parametrize("references", [False, True])
+def test_an_image_is_reckoned_as_an_image_however_long_it_is(references: bool) -> None:
+    prompts = PromptBuilder(TranscriptTokenizer())
+    told = []
+    for length in (100, 1_000_000):
+        image = {"type": "image_url", "image_url": {"url": "x" * length}}
+        messages = [{"role": "user", "content": ["What is it?", image, image]}]
+        text, _ = prompts.chat(messages, ANSWER, references=references).segments
+        assert isinstance(text, Text)
+        assert len(text.tokens) > length
+        told.append(text.length)
+        call = Session("", "t", 0.0, 60.0).add(CallSpec(model="m", segments=[text, ANSWER]))
+        lengths = [border.tokens for border in borders(call)]
+        assert lengths == sorted(lengths)
+        assert lengths[-1] == text.length
+    assert told[0] == told[1] == pytest.approx(2 * PART_WEIGHT, rel=0.1)
+    plain, _ = prompts.chat(user("What is it?"), ANSWER, references=references).segments
+    assert isinstance(plain, Text)
+    assert plain.length == len(plain.tokens)
 
 
 THINKS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
