@@ -555,8 +555,9 @@ slots = st.builds(
     samplings,
     st.none() | st.builds(Transform, strip=st.booleans(), line=st.none() | st.integers(), json=st.none() | st.text()),
     st.text(),
+    st.sampled_from([None, "perhaps", "begun"]),
 )
-segments = st.builds(Text, st.lists(st.integers(0, 2**31 - 1))) | inputs | slots
+segments = st.builds(Text, st.lists(st.integers(0, 2**31 - 1)), st.none() | st.integers(0, 9)) | inputs | slots
 
 
 @given(
