@@ -275,6 +275,8 @@ def _request(
 def _joined(message: Mapping[str, Any]) -> dict[str, Any]:
     """With its content as one text, if it is text alone."""
     content = message["content"]
+    if type(content) is str:
+        return {**message}
     if isinstance(content, str):
         return {**message, "content": str(content)}
     if all(isinstance(part, str) for part in content):

@@ -95,9 +95,10 @@ class Message(Request):
             raise ValueError("only an assistant calls tools")
         if self.content is None and not self.tool_calls:
             raise ValueError("a message needs content")
-        if self.reasoned and self.role != "assistant":
-            raise ValueError("only an assistant reasons")
-        if self.role == "assistant" and isinstance(self.content, list) and self.media:
+        if self.role != "assistant":
+            if self.reasoned:
+                raise ValueError("only an assistant reasons")
+        elif self.media:
             raise ValueError("an assistant says text")
         if (self.tool_call_id is None) == (self.role == "tool"):
             raise ValueError("a tool's message, and no other, names the call that it answers in tool_call_id")

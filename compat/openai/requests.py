@@ -224,8 +224,12 @@ class ChatCompletionRequest(_Choices):
     @property
     def passed_on(self) -> dict[str, str]:
         """What only a server elsewhere can do something with."""
-        told = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
-        return {name: value for name, value in told.items() if value is not None}
+        told = {}
+        if self.reasoning_effort is not None:
+            told["reasoning_effort"] = self.reasoning_effort
+        if self.verbosity is not None:
+            told["verbosity"] = self.verbosity
+        return told
 
     @property
     def predicted(self) -> str:

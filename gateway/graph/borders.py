@@ -38,15 +38,15 @@ def borders(call: Call, *, own: bool = True) -> list[Border]:
         if not own and isinstance(segment, Slot):
             break
         match segment:
-            case Text(tokens) as text:
+            case Text(tokens, weight):
                 numbers = memoryview(tokens if isinstance(tokens, array) else array("i", tokens))
                 begin, end = 0, _CHUNK
                 while end < len(tokens):
                     key = _goes_on(key, numbers[begin:end])
-                    found.append(Border(length + min(end, text.length), key, ends=False))
+                    found.append(Border(length + (end if weight is None else min(end, weight)), key, ends=False))
                     begin, end = end, end + (_CHUNK if end < _FAR else end // _PART)
                 key = _goes_on(key, numbers[begin:] if begin else numbers)
-                length += text.length
+                length += len(tokens) if weight is None else weight
             case Input(reference) if reference.name in call.inputs:
                 source = call.inputs[reference.name]
                 made_by = source.producer.id if source.producer is not None else f"{call.session.id}\0{source.name}"

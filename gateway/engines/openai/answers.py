@@ -190,10 +190,12 @@ class Answer:
             return None
         choice = chunk.choices[0]
         said = choice.delta or choice.message
-        text = (choice.text if said is None else said.content) or ""
-        reasoning = "" if said is None else said.reasoning_content or said.reasoning or ""
-        if said is not None and said.tool_calls:
-            text += self._called(said.tool_calls)
+        if said is None:
+            text, reasoning = choice.text or "", ""
+        else:
+            text, reasoning = said.content or "", said.reasoning_content or said.reasoning or ""
+            if said.tool_calls:
+                text += self._called(said.tool_calls)
         finish = None
         if choice.finish_reason:
             finish = _FINISHES.get(choice.finish_reason, choice.finish_reason)
