@@ -26,8 +26,8 @@ from tests.server import EngineElsewhere, LlamaServer, Program, Server
 
 GREEDY = Sampling(max_tokens=12, ignore_eos=True, temperature=0.0)
 VLLM = os.environ.get("MYNA_TEST_VLLM", "")
-"""Address of a vLLM that serves a model with a window of 512 tokens at least, and tells what it found in its cache
-(`--enable-prompt-tokens-details`)."""
+"""Address of a vLLM that serves a model with a window of 512 tokens at least, tells what it found in its cache, and finds
+short prompts there (`--enable-prompt-tokens-details --block-size 32`)."""
 VLLM_TOKENIZER = os.environ.get("MYNA_TEST_VLLM_TOKENIZER", "")
 """A folder with that model's tokenizer."""
 
