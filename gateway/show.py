@@ -44,8 +44,11 @@ def _parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def _print(chosen: argparse.Namespace, path: str, as_text: Any) -> int:
+    base = chosen.url.rstrip("/")
+    if not urllib.parse.urlsplit(base).path:  # the server's own address, as it says it
+        base += "/v1"
     try:
-        answer = _ask(chosen.url.rstrip("/") + path, chosen.api_key)
+        answer = _ask(base + path, chosen.api_key)
     except CannotAsk as error:
         print(f"myna: {error}", file=sys.stderr)
         return 1

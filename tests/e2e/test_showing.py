@@ -75,6 +75,8 @@ async def test_the_commands(server: Server, api: Api) -> None:
     assert any(line.startswith("wrong  failed  transform_failed: ") for line in lines)
 
     table = await asyncio.to_thread(myna, "sessions", "--url", url)
+    plain = await asyncio.to_thread(myna, "sessions", "--url", server.address)
+    assert api.session in plain.stdout, "without /v1 as well"
     (row,) = (line.split() for line in table.stdout.splitlines() if line.startswith(f"{api.session} "))
     assert row[1] == "idle"
     assert row[6:8] == ["3", "0"]
