@@ -92,12 +92,13 @@ class Conversations:
             self._let_go(found)
         return found is not None
 
-    def _hold(self, response: Kept) -> None:
-        response.holders += 1
-        if response.holders == 1:
+    def _hold(self, response: Kept | None) -> None:
+        while response is not None:
+            response.holders += 1
+            if response.holders > 1:
+                return
             self.bytes += response.size
-            if response.before is not None:
-                self._hold(response.before)
+            response = response.before  # which may have been given up meanwhile
 
     def _let_go(self, response: Kept | None) -> None:
         while response is not None:

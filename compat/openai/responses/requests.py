@@ -124,11 +124,11 @@ class ResponseRequest(Generation):
             raise ValueError(f"top_logprobs needs {_LOGPROBS!r} in include")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream to be true")
-        if not self.conversation[0]:
-            raise ValueError("input has no message in it")
         if self.structured_outputs is not None and self._form is not None:
             raise ValueError("text.format and structured_outputs say what the answer looks like; one does")
         try:
+            if not self.conversation[0]:
+                raise ValueError("input has no message in it")
             _ = self.chat  # refused here is what would be refused later
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None

@@ -36,6 +36,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
         "input.0.arguments",
         "JSON",
     ),
+    ({"input": [{"role": "assistant", "content": [{"type": "input_image", "image_url": "x"}]}]}, None, "says text"),
     ({"tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
     ({"tools": [TOOL, TOOL]}, None, "one name"),
     ({"tools": [{**TOOL, "parameters": {"type": "nothing"}}]}, "tools.0.parameters", "cannot be held to"),

@@ -76,3 +76,18 @@ def test_what_is_too_large_by_itself_is_not_kept() -> None:
     conversations.keep(kept("large", length=5_000))
     assert conversations.find("", "large") is None
     assert conversations.bytes == 0
+
+
+def test_a_conversation_that_was_given_up_is_held_again_by_what_goes_on_with_it() -> None:
+    conversations = Conversations(1 << 30)
+    last: Kept | None = None
+    for number in range(3_000):
+        last = kept(str(number), last)
+        conversations.keep(last)
+    whole = conversations.bytes
+    for number in range(3_000):
+        assert conversations.forget("", str(number))
+    assert conversations.bytes == 0
+    conversations.keep(kept("after", last))
+    assert conversations.bytes == whole + kept("after").size
+    assert conversations.bytes == reachable(conversations)
