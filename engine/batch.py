@@ -103,11 +103,12 @@ class BatchPlanner:
         drafts: dict[int, list[int]] = {}
         if self._speculation is not None:
             watched = [context for context in decoders if context.watched]
+            rows = places - len(decoders)
+            if watched and self._pacer is not None:
+                rows = min(rows, self._pacer.draftable(beside=bool(others)))
             if not watched and not any(_hurried(context) for context in others):
                 watched = decoders  # else nobody's steps are made longer for what nobody watches
-            drafts = self._speculation.propose(
-                watched, places - len(decoders), among=len(decoders), beside=bool(others)
-            )
+            drafts = self._speculation.propose(watched, rows, among=len(decoders), beside=bool(others))
             spare = max(0, spare - sum(map(len, drafts.values())))
         for context in decoders:
             if len(plan.chunks) + plan.drafted >= places:

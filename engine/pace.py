@@ -84,7 +84,7 @@ class Pacer:
         if not watched:
             riding = max(_FEWEST, self._fitting(_FULL, decoding + drafted))
             return Allowance(whole, whole, 0 if overdue else riding, 0 if blind else riding)
-        most = max(_FEWEST, int((self._gap - self.decode_seconds) / self.row_seconds))
+        most = max(_FEWEST, int((self._gap - self.decode_seconds) / self.row_seconds) - drafted)
         affordable = int(self._saved / self.row_seconds)
         free = 0 if blind else self._fitting(_FREE, decoding + drafted)
         if self._carried or affordable < _FEWEST:
@@ -96,6 +96,11 @@ class Pacer:
         free = max(0, int(_FREE * self.alone_seconds / self.row_seconds) - watched)
         others = (1 / self._share - 1) * max(self.alone_seconds, watched * self.row_seconds)
         return max(1, free + int(others / self.row_seconds))
+
+    def draftable(self, *, beside: bool) -> int:
+        """Rows of drafts in a step that somebody watches: it takes no longer than a step may, and half of that where
+        prompts are to be read as well, which are read in every other step."""
+        return max(0, int(((0.5 if beside else 1.0) * self._gap - self.decode_seconds) / self.row_seconds))
 
     def further_seconds(self, rows: int, *, beside: bool) -> float:
         """What one row more takes that decodes, in a step of so many. `beside`: whether prompts are in it too."""
@@ -121,8 +126,9 @@ class Pacer:
         them of such that wait for their share.
 
         `waiting`: whether prefill was left undone. `drafted`: rows beside those, of which it was not known whether they
-        count; what they took is not taken for what decoding takes.
+        count; what they took is not taken for what decoding takes, and others have their part of it too.
         """
+        whole = seconds
         few = min(drafted, max(0, FEW_ROWS - decoding))
         seconds = max(_AT_LEAST * seconds, seconds - few * self._few_seconds - (drafted - few) * self.row_seconds)
         if decoding and not prefill:
@@ -145,4 +151,5 @@ class Pacer:
         self._saved -= extra * long / prefill if long else 0.0
         # what those who are watched would take by themselves
         themselves = max(min(self.alone_seconds, self.decode_seconds), self.decode_seconds * watched / decoding)
-        self._saved = min(self._saved + max(0.0, themselves / self._share - self.decode_seconds), self._gap)
+        others = max(0.0, themselves / self._share - self.decode_seconds) + (1 / self._share - 1) * (whole - seconds)
+        self._saved = min(self._saved + others, self._gap)

@@ -1,5 +1,7 @@
 """engine/pace.py and what the planner makes of it: how long prompts and readers share the steps."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from engine.batch import BatchPlanner
@@ -41,8 +43,8 @@ class Clock:
 
     def step(self) -> float:
         plan = self.planner.plan(self.contexts)
-        prefill = plan.rows - plan.decoding
-        seconds = (self.decode if plan.decoding else 0.0) + self.row * prefill
+        prefill = plan.rows - plan.decoding - plan.drafted
+        seconds = (self.decode if plan.decoding else 0.0) + self.row * (prefill + plan.drafted)
         self.rows.append((plan.decoding, prefill))
         self.now += seconds
         self.pacer.observe(
@@ -52,8 +54,10 @@ class Clock:
             long=plan.long,
             waiting=plan.waiting,
             seconds=seconds,
+            drafted=plan.drafted,
         )
         for chunk in plan.chunks:
+            chunk.context.tokens.extend(chunk.drafted)
             chunk.context.commit(chunk.end)
             chunk.context.settle_fills()
             if chunk.samples and chunk.context.generation is not None:
@@ -220,3 +224,34 @@ def test_what_drafts_take_is_not_taken_for_what_decoding_takes() -> None:
         )
     assert abs(pacer.decode_seconds - 0.0102) < 1e-4
     assert abs(pacer.alone_seconds - 0.0102) < 1e-4
+
+
+class Repeating:
+    """Answers that go on as they went on before, for as long as they are asked: all drafts are right."""
+
+    def propose(self, contexts: Iterable[Context], rows: int, *, among: int, beside: bool) -> dict[int, list[int]]:
+        asked = list(contexts)
+        each = min(31, rows // max(1, len(asked)))
+        return {context.id: [1] * each for context in asked} if each else {}
+
+
+def test_readers_who_draft_leave_prompts_their_part_and_nobody_waits_long(tokenizer: Tokenizer) -> None:
+    clock = Clock(tokenizer)
+    clock.planner._speculation = Repeating()  # type: ignore[assignment]
+    readers = [clock.add(20) for _ in range(8)]
+    for _ in range(60):
+        clock.step()
+    began, lengths = clock.now, sum(len(reader.tokens) for reader in readers)
+    alone = [clock.step() for _ in range(40)]
+    speed = (sum(len(reader.tokens) for reader in readers) - lengths) / (clock.now - began)
+    assert max(alone) <= 0.1 + clock.row, "by themselves they draft as far as a step may last"
+    assert speed > 1.5 * 8 / clock.decode, "which is worth it"
+    prompt = clock.add(4000)
+    began, lengths = clock.now, sum(len(reader.tokens) for reader in readers)
+    steps = []
+    while prompt.computed < 4000:
+        steps.append(clock.step())
+    beside = (sum(len(reader.tokens) for reader in readers) - lengths) / (clock.now - began)
+    assert max(steps) <= 0.1 * 1.2
+    assert beside > 0.4 * speed, "the readers keep their part"
+    assert clock.now - began < 2 * 4000 * clock.row / (1 - 0.6), "and the prompt has its own"
