@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from llguidance import LLMatcher  # what answers are held to: refused here is what would be refused there
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
 from compat.openai.base import Request
 
@@ -54,6 +54,15 @@ def valid_schema(schema: Any) -> str:
     text = json.dumps(closed(schema))
     _must_be_held_to(LLMatcher.grammar_from_json_schema(text), "schema")
     return text
+
+
+def _held_to(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    valid_schema(schema)
+    return schema
+
+
+Schema = Annotated[dict[str, JsonValue], AfterValidator(_held_to)]
+"""A JSON schema that an engine would not refuse."""
 
 
 def valid_regex(pattern: str) -> str:

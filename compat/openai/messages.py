@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from compat.openai.base import Request
-from compat.openai.forms import valid_schema
+from compat.openai.forms import Schema
 
 
 class TextPart(Request):
@@ -149,15 +149,8 @@ class FunctionDefinition(Request):
 
     name: FunctionName
     description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
+    parameters: Schema | None = None
     strict: bool | None = None
-
-    @field_validator("parameters")
-    @classmethod
-    def _can_be_held_to(cls, schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if schema is not None:
-            valid_schema(schema)
-        return schema
 
 
 class ToolDefinition(Request):

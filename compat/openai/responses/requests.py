@@ -3,10 +3,10 @@
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from compat.openai.base import Request
-from compat.openai.forms import JsonSchema, ResponseFormat, valid_schema
+from compat.openai.forms import JsonSchema, ResponseFormat, Schema
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
 from compat.openai.requests import ChatCompletionRequest, Generation
 from compat.openai.responses.items import InputItem, as_messages
@@ -26,15 +26,8 @@ class FunctionTool(Request):
     type: Literal["function"]
     name: FunctionName
     description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
+    parameters: Schema | None = None
     strict: bool | None = None
-
-    @field_validator("parameters")
-    @classmethod
-    def _can_be_held_to(cls, schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if schema is not None:
-            valid_schema(schema)
-        return schema
 
 
 class FunctionChoice(Request):
@@ -49,16 +42,9 @@ class TextFormat(Request):
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
-    schema_: dict[str, JsonValue] | None = Field(None, alias="schema")
+    schema_: Schema | None = Field(None, alias="schema")
     description: str | None = None
     strict: bool | None = None
-
-    @field_validator("schema_")
-    @classmethod
-    def _can_be_held_to(cls, schema: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if schema is not None:
-            valid_schema(schema)
-        return schema
 
     @model_validator(mode="after")
     def _has_its_schema(self) -> Self:
