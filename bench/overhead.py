@@ -19,7 +19,7 @@ from bench.stub import StubEngine
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
-from gateway.app import build_app, build_peers, build_services, listening
+from gateway.app import build_app, build_peers, build_services, listening, open_archive
 from gateway.collector import Collector
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
@@ -53,7 +53,8 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
     elif path is not None:
         storage = FileStorage(path)
     journal = None if storage is None else Journal(storage)
-    services = build_services(settings, pool, journal or NoLog())
+    archive = await open_archive(settings, storage)
+    services = build_services(settings, pool, journal or NoLog(), archive)
     tokenizer = _tokenizer()
     pool.add("stub", StubEngine(tokenizer))
     services.models.add(ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer)))
@@ -61,8 +62,10 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
         address = await stack.enter_async_context(listening(build_app(settings, services), settings))
         if journal is not None:
             stack.push_async_callback(journal.close)
+        stack.push_async_callback(archive.close)
         return address
-    membership, forwarding = build_peers(settings, services, storage, journal, ssl.create_default_context())
+    resume = services.scheduler.resume
+    membership, forwarding = build_peers(settings, services, storage, journal, resume, ssl.create_default_context())
     await forwarding.start()
     stack.push_async_callback(forwarding.close)
     app = build_app(settings, services, forwarding.middleware)

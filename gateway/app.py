@@ -9,7 +9,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -25,14 +25,15 @@ from gateway.api import (
     health,
     models,
     parrot,
-    responses,
     sessions,
     tokens,
     variables,
 )
-from gateway.api.conversations import Conversations
-from gateway.api.naming import lists_sessions, response_kept_by, session_in
+from gateway.api.naming import lists_sessions, session_in
+from gateway.api.responses import routes as responses
+from gateway.api.responses.background import BACKGROUND, Background
 from gateway.api.services import SERVICES, Services
+from gateway.archive import Archive, ArchiveFailed, MemoryDatabase, PostgresArchive, SqliteArchive
 from gateway.collector import Collector
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
@@ -62,7 +63,9 @@ _SWEEP_SECONDS = 5.0
 _BACKLOG = 1024
 
 
-def build_services(settings: ServeSettings, pool: EnginePool, log: Log, recorder: Recorder | None = None) -> Services:
+def build_services(
+    settings: ServeSettings, pool: EnginePool, log: Log, archive: Archive, recorder: Recorder | None = None
+) -> Services:
     """The domain and the scheduler over the pool's engines."""
 
     def observe(call: Call) -> None:
@@ -85,7 +88,7 @@ def build_services(settings: ServeSettings, pool: EnginePool, log: Log, recorder
         sessions=store,
         scheduler=scheduler,
         models=Models(settings.engine_wait),
-        conversations=Conversations(settings.max_kept_bytes),
+        archive=archive,
         ready=lambda: pool.ready,
         max_wait_seconds=settings.max_wait,
     )
@@ -104,12 +107,17 @@ def session_bounds(settings: ServeSettings) -> Bounds:
 
 
 def build_peers(
-    settings: ServeSettings, services: Services, storage: PostgresStorage, journal: Journal, tls: ssl.SSLContext
+    settings: ServeSettings,
+    services: Services,
+    storage: PostgresStorage,
+    journal: Journal,
+    resume: Callable[[Session], None],
+    tls: ssl.SSLContext,
 ) -> tuple[Membership, Forwarding]:
-    """Our place among the gateways on one journal. `tls`: whom to trust of them."""
-    resume = services.scheduler.resume
+    """Our place among the gateways on one journal. `resume` goes on with a session that was another's; `tls`: whom to
+    trust of them."""
     membership = Membership(storage, journal, services.sessions, session_bounds(settings), resume)
-    forwarding = Forwarding(storage, membership, services.sessions, session_in, response_kept_by, lists_sessions, tls)
+    forwarding = Forwarding(storage, membership, services.sessions, session_in, lists_sessions, tls)
     return membership, forwarding
 
 
@@ -128,12 +136,18 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     if settings.cors_origin:
         app.on_response_prepare.append(cross_origin(settings.cors_origin))
     app[SERVICES] = services
+    app[BACKGROUND] = Background(services)
+    app.on_cleanup.append(_let_go)
     if settings.parrot_api:
         app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)
     for one in resources:
         app.add_routes(one.routes)
     openapi.serving(app, open_routes)
     return app
+
+
+async def _let_go(app: web.Application) -> None:
+    await app[BACKGROUND].close()
 
 
 @asynccontextmanager
@@ -178,7 +192,9 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
             journal = None if storage is None else Journal(storage)
             if journal is not None:
                 stack.push_async_callback(journal.close)
-            services = build_services(settings, pool, journal or NoLog(), _recorder(settings, stack))
+            archive = await open_archive(settings, storage)
+            stack.push_async_callback(archive.close)
+            services = build_services(settings, pool, journal or NoLog(), archive, _recorder(settings, stack))
             restored = _restore(settings, services.sessions, storage, journal)
         except JournalError as error:
             print(f"myna: {error} (--journal FILE names another, --journal memory does without)", file=sys.stderr)
@@ -190,23 +206,29 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
         stack.push_async_callback(fleet.close)
         membership, inner = None, []
         if journal is not None and isinstance(storage, PostgresStorage):
-            membership, forwarding = build_peers(settings, services, storage, journal, fleet.https)
+
+            def resume(session: Session) -> None:
+                services.scheduler.resume(session)
+                app[BACKGROUND].resume(session)
+
+            membership, forwarding = build_peers(settings, services, storage, journal, resume, fleet.https)
             await forwarding.start()
             stack.push_async_callback(forwarding.close)
             inner.append(forwarding.middleware)
+        app = build_app(settings, services, *inner)
         try:
-            address = await stack.enter_async_context(listening(build_app(settings, services, *inner), settings))
+            address = await stack.enter_async_context(listening(app, settings))
         except OSError as error:
             print(f"myna: cannot listen on {_where(settings)}: {error.strerror or error}", file=sys.stderr)
             return 1
         # before clients are cut off and calls are cancelled: all that is to go on after the next start, or elsewhere
         if journal is not None:
             stack.push_async_callback(journal.close)
+        stack.push_async_callback(archive.close)
         if membership is not None:
             stack.push_async_callback(membership.close)
             try:
-                number = await membership.join(settings.advertise or address, socket.gethostname())
-                services.conversations.gateway = number
+                await membership.join(settings.advertise or address, socket.gethostname())
             except JournalError as error:
                 print(f"myna: {error}", file=sys.stderr)
                 return 1
@@ -222,7 +244,10 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
         services.models.relate(settings.aliases(), settings.fallbacks())
         for session in restored:
             services.scheduler.resume(session)
-        if membership is not None:
+        if membership is None:
+            await app[BACKGROUND].resume_all()
+        else:
+            app[BACKGROUND].resumed = True  # session by session
             membership.inherit()
         collector.begin()
         print(f"myna serves {fleet} at {address}/v1 (ready in {time.monotonic() - began:.1f} s)", flush=True)
@@ -261,6 +286,17 @@ async def _open_storage(settings: ServeSettings) -> FileStorage | PostgresStorag
         await storage.start()
         return storage
     return None if path is None else await asyncio.to_thread(FileStorage, path)
+
+
+async def open_archive(settings: ServeSettings, storage: FileStorage | PostgresStorage | None) -> Archive:
+    """What responses are kept in. Raises JournalError."""
+    bounds = (settings.max_kept_bytes, settings.response_ttl)
+    if isinstance(storage, PostgresStorage):
+        try:
+            return await PostgresArchive.open(storage, *bounds)
+        except ArchiveFailed as error:
+            raise JournalError(f"the journal at {storage.name} cannot be used: {error}") from error
+    return SqliteArchive(storage or MemoryDatabase(), *bounds, owns=storage is None)
 
 
 def _stop_at_once() -> None:
@@ -305,7 +341,12 @@ async def _sweep(services: Services, collector: Collector) -> None:
         services.sessions.let_go()
         if time.monotonic() - swept >= _SWEEP_SECONDS:
             swept = time.monotonic()
-            services.sessions.expire(swept)
+            expired = services.sessions.expire(swept)
+            try:
+                await services.archive.forget_sessions([(session.tenant, session.id) for session in expired])
+                await services.archive.tidy()
+            except ArchiveFailed as error:
+                log.warning("%s", error)
             collector.sweep(idle=not services.scheduler.unfinished)
 
 

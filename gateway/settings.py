@@ -173,7 +173,7 @@ class ServeSettings(EngineOptions):
 
     max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
     max_kept_bytes: int = Field(
-        64 << 20, ge=0, description="bytes of responses that can be gone on with by their ids; 0 keeps none"
+        256 << 20, ge=0, description="bytes of responses that can be asked for by their ids; 0 keeps none"
     )
     max_calls: int = Field(4096, ge=1, description="unfinished calls; more are answered 429")
     max_sessions: int = Field(10_000, ge=1, description="sessions kept at a time")
@@ -196,6 +196,7 @@ class ServeSettings(EngineOptions):
     record: Path | None = Field(None, description="file for the shape of what is asked, to simulate; no texts")
 
     session_ttl: float = Field(3600.0, gt=0, description="an idle session is kept so long")
+    response_ttl: float = Field(30 * 86_400.0, gt=0, description="a response is kept so long")
     max_wait: float = Field(600.0, gt=0, description="longest wait for a variable in one request")
     engine_wait: float = Field(30.0, gt=0, description="a request waits so long for an engine to start or restart")
     engine_timeout: float = Field(60.0, gt=0, description="an engine with work that is silent so long is replaced")

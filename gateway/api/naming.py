@@ -1,4 +1,4 @@
-"""Which session or response a request names, before anybody has looked for it."""
+"""Which session a request names, before anybody has looked for it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 from aiohttp import hdrs, web
 
-from gateway.api.conversations import kept_by
 from gateway.api.semantic import SESSION_HEADER, is_session_id
+from gateway.api.services import SERVICES
+from gateway.http.auth import TENANT
 
 _GRAPHS = "/v1/graphs"
 _SESSIONS = "/v1/sessions"
@@ -29,14 +30,14 @@ class _Body(msgspec.Struct):
     id: Any = None
     session: Any = None
     semantic: Any = None
-    previous_response_id: Any = None
 
 
 _body_of = msgspec.json.Decoder(_Body).decode
 
 
 async def session_in(request: web.Request) -> Named | None:
-    """The session that a request names in its path, its body or its header.
+    """The session that a request names in its path, its body or its header, or in which the response is made that it
+    names.
 
     None if it names none, or if what it says of one is no sense: whoever handles it will say so.
     """
@@ -45,6 +46,10 @@ async def session_in(request: web.Request) -> Named | None:
     if route.startswith(_SESSIONS + "/"):
         id = request.match_info["id"]
         return Named(id, creates=False) if is_session_id(id) else None
+    if route.startswith(_RESPONSES + "/"):
+        response = await request.app[SERVICES].archive.find(request[TENANT], request.match_info["id"])
+        runs_in = None if response is None else response.runs_in
+        return None if runs_in is None else Named(runs_in, creates=False)
     if request.method != hdrs.METH_POST or route not in (_SESSIONS, _GRAPHS, *_CALLS):
         return None
     try:
@@ -60,21 +65,6 @@ async def session_in(request: web.Request) -> Named | None:
     if inside is not None:
         return Named(inside, creates=False) if _is_id(inside) and header in (None, inside) else None
     return Named(header, creates=True) if header is not None and is_session_id(header) else None
-
-
-async def response_kept_by(request: web.Request) -> int | None:
-    """The number of the gateway that keeps the response that a request asks for or goes on with, if it says one."""
-    resource = request.match_info.route.resource
-    route = "" if resource is None else resource.canonical
-    if route.startswith(_RESPONSES + "/"):
-        return kept_by(request.match_info["id"])
-    if request.method != hdrs.METH_POST or route != _RESPONSES:
-        return None
-    try:
-        before = _body_of(await request.read()).previous_response_id
-    except (web.RequestPayloadError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return kept_by(before) if isinstance(before, str) else None
 
 
 def lists_sessions(request: web.Request) -> bool:

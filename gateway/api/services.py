@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from gateway.api.conversations import Conversations
+from gateway.archive import Archive
 from gateway.graph.store import SessionStore
 from gateway.models import Models
 from gateway.scheduler import Scheduler
@@ -18,7 +18,7 @@ class Services:
     sessions: SessionStore
     scheduler: Scheduler
     models: Models
-    conversations: Conversations
+    archive: Archive
     ready: Callable[[], bool]
     max_wait_seconds: float
 

@@ -63,8 +63,9 @@ async def get(request: web.Request) -> web.Response:
 @operation(SessionObject, errors=(404, 410, 503))
 async def delete(request: web.Request) -> web.Response:
     """Ends a session: what runs is cancelled, its KV freed."""
-    session = session_of(request)
-    request.app[SERVICES].sessions.delete(session)
+    services, session = request.app[SERVICES], session_of(request)
+    services.sessions.delete(session)
     described = describe_session(session)  # soon nothing will be known of it
+    await services.archive.forget_sessions([(session.tenant, session.id)])
     await session.log.flushed()
     return json_response(described)

@@ -19,6 +19,7 @@ from gateway.graph.session import Given, Session
 from gateway.graph.variable import Piece, Variable
 from gateway.http.bodies import json_response, read_json
 from gateway.http.openapi import EVENTS, operation
+from gateway.http.queries import flag
 from gateway.http.sse import EventStream, named
 
 routes = web.RouteTableDef()
@@ -81,7 +82,7 @@ async def get(request: web.Request) -> web.StreamResponse:
     variable = variable_of(session, request.match_info["name"])
     if "text/event-stream" in request.headers.get("Accept", ""):
         return await _stream(request, session, variable)
-    if _flag(request, "wait") and not variable.state.final:
+    if flag(request, "wait") and not variable.state.final:
         seconds, objective = _timeout(request), _objective(request)
         session.enter()
         try:
@@ -143,13 +144,6 @@ def _objective(request: web.Request) -> Objective:
     except ValueError:
         message = "objective is 'latency' or 'throughput'"
         raise RequestError(400, message, code="invalid_value", param="objective") from None
-
-
-def _flag(request: web.Request, name: str) -> bool:
-    value = request.query.get(name, "false")
-    if value not in ("true", "false"):
-        raise RequestError(400, f"{name} is 'true' or 'false'", code="invalid_value", param=name)
-    return value == "true"
 
 
 def _timeout(request: web.Request) -> float:

@@ -137,12 +137,12 @@ class SessionStore:
         if len(self._expired) > _REMEMBERED:
             self._expired.pop(next(iter(self._expired)))
 
-    def expire(self, now: float) -> int:
-        """Drops sessions that have done nothing for their time to live. `now` is of the monotonic clock."""
+    def expire(self, now: float) -> list[Session]:
+        """Drops sessions that have done nothing for their time to live; which. `now` is of the monotonic clock."""
         old = [s for s in self._sessions.values() if now - s.touched > s.ttl and not s.in_use]
         for session in old:
             self.delete(session, expired=True)
-        return len(old)
+        return old
 
     def let_go(self) -> None:
         """To be called every second or so: lets go of sessions that had ended by the last time, as far as nobody reads

@@ -9,14 +9,17 @@ import asyncio
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from gateway.journal.storage import SCHEMA, Batch, Entry, JournalError, Row
+
+_Result = TypeVar("_Result")
 
 _APPLICATION = 0x6D796E61
 """`myna`, which tells SQLite's file from other programs' files."""
@@ -226,6 +229,10 @@ class JournalFile:
         text = msgspec.json.encode(live).decode()
         self._connection.execute("UPDATE commits SET facts = ? WHERE id = ?", (text, id))
 
+    def do(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """What somebody else makes of the file, in tables of their own. No transaction is open before or after."""
+        return work(self._connection)
+
     def close(self) -> None:
         """Gives the file back."""
         self._connection.close()
@@ -258,6 +265,10 @@ class FileStorage:
     def commit(self, batch: Batch) -> "asyncio.Future[None]":
         """See `Storage`."""
         return asyncio.get_running_loop().run_in_executor(self._thread, self.file.commit, batch)
+
+    def run(self, work: Callable[[sqlite3.Connection], _Result]) -> "asyncio.Future[_Result]":
+        """See `JournalFile.do`. In turns with commits."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, self.file.do, work)
 
     def damaged(self, row: int, problem: object) -> JournalError:
         """See `Storage`."""

@@ -10,7 +10,8 @@ A session's name is claimed before the session is made: of two gateways that are
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -162,8 +163,7 @@ class PostgresStorage:
             self._pool = await asyncpg.create_pool(
                 self._url, min_size=1, max_size=_CONNECTIONS, timeout=_TIMEOUT, command_timeout=_TIMEOUT
             )
-            async with self._pool.acquire() as connection, connection.transaction():
-                await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            async with self.making_tables() as connection:
                 if await connection.fetchval("SELECT to_regclass('myna_schema')") is None:
                     await connection.execute(_CREATE)
                     await connection.execute("INSERT INTO myna_schema VALUES ($1)", SCHEMA)
@@ -178,6 +178,19 @@ class PostgresStorage:
                 f"{SCHEMA}); let all gateways be of one version, and this one have a database of its own until then"
             )
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A connection, for what belongs together, also in tables that are somebody else's."""
+        async with self._connections.acquire() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def making_tables(self) -> AsyncIterator[Any]:
+        """The same, while nobody else makes any."""
+        async with self.transaction() as connection:
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            yield connection
+
     # gateways
 
     async def join(self, url: str, host: str) -> None:
@@ -186,8 +199,7 @@ class PostgresStorage:
         Who was there before, on the same machine with the same address, cannot be any more. Raises JournalError if on
         another machine somebody is.
         """
-        async with self._connections.acquire() as connection, connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        async with self.making_tables() as connection:
             await connection.execute(
                 "UPDATE myna_gateways SET alive = false WHERE alive AND url = $1 AND host = $2", url, host
             )
@@ -307,7 +319,7 @@ class PostgresStorage:
         if not ended:
             alive, named = await self._connections.fetchrow(*keep)
         else:
-            async with self._connections.acquire() as connection, connection.transaction():
+            async with self.transaction() as connection:
                 await connection.execute(_ALIVE, self.gateway)
                 await connection.execute("DELETE FROM myna_sessions WHERE key = ANY ($1::bigint[])", batch.ended)
                 await connection.execute("DELETE FROM myna_facts WHERE session = ANY ($1::bigint[])", batch.ended)

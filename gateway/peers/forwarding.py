@@ -1,5 +1,4 @@
-"""A request belongs to the gateway that has its session, or that keeps the response it goes on with; whichever is asked
-passes it on to that one."""
+"""A request belongs to the gateway that has its session; whichever is asked passes it on to that one."""
 
 import asyncio
 import logging
@@ -72,17 +71,14 @@ class Forwarding:
         membership: Membership,
         sessions: SessionStore,
         named: Callable[[web.Request], Awaitable[Named | None]],
-        kept_by: Callable[[web.Request], Awaitable[int | None]],
         is_list: Callable[[web.Request], bool],
         tls: ssl.SSLContext | None,
     ) -> None:
-        """`named` says which session a request names, `kept_by` which gateway keeps the response that it names,
-        `is_list` whether it asks for all sessions."""
+        """`named` says which session a request names, `is_list` whether it asks for all of them."""
         self._storage = storage
         self._membership = membership
         self._sessions = sessions
         self._named = named
-        self._kept_by = kept_by
         self._is_list = is_list
         self._tls = tls
         self._http: aiohttp.ClientSession | None = None
@@ -121,8 +117,7 @@ class Forwarding:
             return await handler(request) if target is not None else await self._merged(request, handler)
         named = await self._named(request)
         if named is None:
-            home = None if target is not None else await self._keeper(request)
-            return await handler(request) if home is None else await self._told_there(request, home, handler)
+            return await handler(request)
         tenant, until = request[TENANT], asyncio.get_running_loop().time() + self._storage.lease + _GRACE_SECONDS
         while not self._sessions.holds(tenant, named.id):
             try:
@@ -160,25 +155,6 @@ class Forwarding:
             return home
         await self._membership.settled()
         return None
-
-    async def _keeper(self, request: web.Request) -> Home | None:
-        """The other gateway that keeps the response which the request names, if it lives."""
-        gateway = await self._kept_by(request)
-        if gateway is None or gateway == self._storage.gateway:
-            return None
-        url = self._membership.others.get(gateway) or (await self._membership.see()).get(gateway)
-        return None if url is None else Home(gateway, url, True)
-
-    async def _told_there(self, request: web.Request, home: Home, handler: Handler) -> web.StreamResponse:
-        """What that gateway says; if it is gone, what it kept is gone with it, and we say so."""
-        try:
-            return await self._pass_on(request, home)
-        except _Elsewhere as lost:
-            self._membership.look()
-            if lost.begun and request.method not in _IDEMPOTENT:
-                message = "the gateway that keeps this response ended while it was asked; ask again"
-                raise RequestError(503, message, code="gateway_lost") from lost
-        return await handler(request)
 
     # asking others
 

@@ -16,6 +16,7 @@ from schemathesis.checks import (
 )
 
 from gateway.app import build_app, build_services
+from gateway.archive import MemoryDatabase, SqliteArchive
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
 from gateway.http.openapi import PATH, document
@@ -41,7 +42,9 @@ def model(small: Server) -> str:
 def operations() -> list[Any]:
     """Of a server that has never run: the document needs none."""
     settings = ServeSettings(parrot_api=True, journal="memory")
-    app = build_app(settings, build_services(settings, EnginePool(1.0), NoLog()))
+    app = build_app(
+        settings, build_services(settings, EnginePool(1.0), NoLog(), SqliteArchive(MemoryDatabase(), 0, 1.0, owns=True))
+    )
     assert all(route.resource is not None for route in app.router.routes())
     told = document([route for route in app.router.routes() if route.resource.canonical != PATH], set())  # type: ignore[union-attr]
     return [result.ok() for result in schemathesis.openapi.from_dict(told).get_all_operations()]

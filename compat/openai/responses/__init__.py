@@ -14,11 +14,13 @@ from compat.openai.responses.events import (
     TextDelta,
     TextDone,
 )
+from compat.openai.responses.items import as_messages, items_of, listed
 from compat.openai.responses.objects import (
     Deleted,
     ErrorCode,
     FunctionToolCall,
     IncompleteDetails,
+    InputItems,
     InputTokensDetails,
     ItemStatus,
     OutputItem,
@@ -43,6 +45,7 @@ __all__ = [
     "ErrorCode",
     "FunctionToolCall",
     "IncompleteDetails",
+    "InputItems",
     "InputTokensDetails",
     "ItemEvent",
     "ItemEventType",
@@ -68,4 +71,7 @@ __all__ = [
     "TextConfig",
     "TextDelta",
     "TextDone",
+    "as_messages",
+    "items_of",
+    "listed",
 ]

@@ -8,7 +8,12 @@ from compat.openai.answers import TokenLogprob
 from compat.openai.responses.objects import OutputItem, OutputText, ReasoningText, Response
 
 ResponseEventType = Literal[
-    "response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"
+    "response.created",
+    "response.queued",
+    "response.in_progress",
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
 ]
 ItemEventType = Literal["response.output_item.added", "response.output_item.done"]
 PartEventType = Literal["response.content_part.added", "response.content_part.done"]

@@ -1,9 +1,9 @@
 """What a response is asked with: messages, calls that were made, and what came of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag
+from pydantic import Discriminator, Field, JsonValue, Tag, TypeAdapter
 
 from compat.openai.base import Request
 from compat.openai.messages import CalledFunction, Message, ToolCall
@@ -130,6 +130,37 @@ InputItem = Annotated[
         custom_error_message="an item's type is message, function_call, function_call_output or reasoning",
     ),
 ]
+
+
+_ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
+
+
+def items_of(input: Any) -> list[InputItem]:
+    """A request's `input`, from JSON. Raises ValidationError."""
+    return [MessageItem(role="user", content=input)] if isinstance(input, str) else _ITEMS.validate_python(input)
+
+
+def listed(input: Any, id: str) -> list[dict[str, Any]]:
+    """The same as a list of items, each with an id: its own, or one made of this one and its place."""
+    items = [{"role": "user", "content": input}] if isinstance(input, str) else input
+    return [_listed(item, f"{id}_{index}") for index, item in enumerate(items)]
+
+
+_BEGINNINGS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+
+
+def _listed(item: Mapping[str, Any], place: str) -> dict[str, Any]:
+    kind = item.get("type") or "message"
+    told: dict[str, Any] = {"id": f"{_BEGINNINGS[kind]}_{place}", "type": kind, "status": "completed"}
+    told |= {name: value for name, value in item.items() if value is not None}
+    if kind == "message" and isinstance(told["content"], str):
+        says = "output_text" if told["role"] == "assistant" else "input_text"
+        told["content"] = [{"type": says, "text": told["content"]}]
+    if kind == "message" and told["role"] == "assistant":
+        told["content"] = [{"annotations": [], **part} for part in told["content"]]
+    if kind == "reasoning":
+        told.setdefault("summary", [])
+    return told
 
 
 def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], list[str]]:

@@ -7,7 +7,7 @@ import msgspec
 from compat.openai.answers import SemanticInfo, TokenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
-Status = Literal["in_progress", "completed", "incomplete", "failed"]
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
 
 
@@ -117,7 +117,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     status: Status
     completed_at: int | None = None
-    background: Literal[False] = False
+    background: bool = False
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
@@ -143,6 +143,16 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     usage: ResponseUsage | None = None
     user: str | None
     semantic: SemanticInfo | msgspec.UnsetType = msgspec.UNSET
+
+
+class InputItems(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/responses/{id}/input_items: some of them, with the ids of the first and the last."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class Deleted(msgspec.Struct, frozen=True):

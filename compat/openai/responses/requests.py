@@ -95,8 +95,9 @@ class ResponseRequest(Generation):
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream_options: ResponseStreamOptions | None = None
+    # made while nobody waits
+    background: bool | None = None
     # only with the value that changes nothing
-    background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     # taken and passed on to nobody: they concern OpenAI's own bookkeeping
@@ -108,6 +109,8 @@ class ResponseRequest(Generation):
     def _is_a_chat_completion(self) -> Self:
         if self.top_logprobs and not self.wants_logprobs:
             raise ValueError(f"top_logprobs needs {_LOGPROBS!r} in include")
+        if self.background and self.store is False:
+            raise ValueError("background needs store: nobody could ask for the answer")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream to be true")
         if self.structured_outputs is not None and self._form is not None:

@@ -8,7 +8,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from engine.tokenizer import Tokenizer
-from gateway.app import build_app, build_services
+from gateway.api.responses.background import BACKGROUND
+from gateway.app import build_app, build_services, open_archive
 from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.upstream import Server, Upstream
 from gateway.engines.pool import EnginePool
@@ -32,14 +33,18 @@ async def gateway_before(
     await upstream.start()
     pool = EnginePool(1.0)
     pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
-    services = build_services(told, pool, NoLog())
+    archive = await open_archive(told, None)
+    services = build_services(told, pool, NoLog(), archive)
     written: Any = tokenizer or TranscriptTokenizer()
     services.models.add(ServedModel("fake", 4096, None, written, PromptBuilder(written)))
+    app = build_app(told, services)
+    await app[BACKGROUND].resume_all()
     try:
-        async with TestClient(TestServer(build_app(told, services))) as client:
+        async with TestClient(TestServer(app)) as client:
             yield client, lambda: services.scheduler.unfinished
     finally:
         await services.scheduler.close()
+        await archive.close()
         await upstream.close()
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from engine.tokenizer import Tokenizer
 from tests.gateway.api.conftest import Client, gateway_before
-from tests.gateway.api.test_responses import events_of
+from tests.gateway.api.responses.test_routes import events_of
 from tests.server import Server
 from tests.upstream import Behaviour, FakeServer, chunk, says, stream
 

@@ -48,23 +48,23 @@ def test_idle_sessions_expire_and_busy_ones_do_not() -> None:
     sessions = store(ttl=10.0)
     idle, busy = sessions.create("me", "idle"), sessions.create("me", "busy")
     call = busy.add(spec())
-    assert sessions.expire(idle.touched + 9.0) == 0
-    assert sessions.expire(idle.touched + 11.0) == 1
+    assert sessions.expire(idle.touched + 9.0) == []
+    assert sessions.expire(idle.touched + 11.0) == [idle]
     with pytest.raises(SessionExpired):
         sessions.get("me", "idle")
     assert sessions.get("me", "busy") is busy
     assert sessions.create("me", "idle") is not idle, "the name is free again"
     call.move(CallState.DONE)
-    assert sessions.expire(busy.touched + 11.0) == 2
+    assert len(sessions.expire(busy.touched + 11.0)) == 2
 
 
 def test_a_session_that_somebody_waits_in_does_not_expire() -> None:
     sessions = store(ttl=10.0)
     session = sessions.create("me", "run")
     session.enter()
-    assert sessions.expire(session.touched + 11.0) == 0
+    assert sessions.expire(session.touched + 11.0) == []
     session.leave()
-    assert sessions.expire(session.touched + 11.0) == 1
+    assert sessions.expire(session.touched + 11.0) == [session]
 
 
 def test_deleting_cancels() -> None:

@@ -1,10 +1,10 @@
-"""gateway/api/items.py: items one after another, each with what is its own."""
+"""gateway/api/responses/items.py: items one after another, each with what is its own."""
 
 from itertools import count
 
 from compat.openai import TokenLogprob
 from compat.openai.responses import FunctionToolCall, OutputMessage
-from gateway.api.items import Items
+from gateway.api.responses.items import Items
 from gateway.tools import Argued, Called, Said
 
 

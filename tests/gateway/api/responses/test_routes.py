@@ -343,7 +343,7 @@ async def test_a_fault_before_them_has_a_status(there: There) -> None:
 
 @pytest.fixture
 async def small() -> AsyncIterator[tuple[Client, FakeServer]]:
-    async with FakeServer() as server, gateway_before(server, max_kept_bytes=20_000) as (client, _):
+    async with FakeServer() as server, gateway_before(server, max_kept_bytes=5_000) as (client, _):
         yield client, server
 
 

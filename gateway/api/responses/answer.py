@@ -1,0 +1,223 @@
+"""A call's answer as a response, and the events that tell how it grows."""
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import count
+
+import msgspec
+
+from compat.openai import TokenLogprob
+from compat.openai.responses import (
+    ErrorCode,
+    IncompleteDetails,
+    InputTokensDetails,
+    ItemStatus,
+    OutputTokensDetails,
+    ReasoningConfig,
+    Response,
+    ResponseError,
+    ResponseEvent,
+    ResponseEventType,
+    ResponseRequest,
+    ResponseUsage,
+    Status,
+    TextConfig,
+)
+from gateway.api.answers import extra_of, usage_of
+from gateway.api.chat import reader_of
+from gateway.api.logprobs import token_logprobs
+from gateway.api.responses.items import Event as ItemsEvent
+from gateway.api.responses.items import Items, whole
+from gateway.api.semantic import Scope
+from gateway.archive import Archived
+from gateway.errors import FailedCall
+from gateway.graph.call import Call, Usage
+from gateway.graph.variable import Piece, reasoning_of
+from gateway.http.sse import named
+from gateway.models import ServedModel
+from gateway.tools import Found, Said
+
+Event = ResponseEvent | ItemsEvent
+
+_LAST: dict[str, ResponseEventType] = {"completed": "response.completed", "incomplete": "response.incomplete"}
+"""What tells of the end, by the status; else it says that it failed."""
+
+
+class ResponseBuilder:
+    """Owner of a response while it is made. Its answer is given piece by piece, or as a whole at the end."""
+
+    def __init__(
+        self,
+        body: ResponseRequest,
+        model: ServedModel,
+        scope: Scope,
+        call: Call,
+        id: str,
+        *,
+        keeps: bool,
+        created: int | None = None,
+    ) -> None:
+        """`keeps`: whether the response can be gone on with. `created`: when it was asked for, if not now."""
+        self.id = id
+        self.keeps = keeps
+        self._body = body
+        self._model = model
+        self._scope = scope
+        self._call = call
+        self._created = int(time.time()) if created is None else created
+        self._numbers = count()
+        self._items = Items(self._numbers)
+        reader = reader_of(body.chat, model)
+        self._reader = None if reader is None else reader()
+        self._unsaid: list[TokenLogprob] = []
+        """Of tokens whose text is not told yet."""
+        self._opened = False
+
+    def queue(self) -> list[Event]:
+        """The first events of one that nobody waits for."""
+        response = self.response("queued")
+        return [self.event("response.created", response), self.event("response.queued", response)]
+
+    def open(self) -> list[Event]:
+        """The answer begins: its first events, once."""
+        if self._opened:
+            return []
+        self._opened = True
+        response = self.response("in_progress")
+        begun = [] if self._body.background else [self.event("response.created", response)]
+        return [*begun, self.event("response.in_progress", response)]
+
+    def grow(self, text: str, pieces: Sequence[Piece]) -> list[Event]:
+        """The answer goes on with this text, the pieces', if they have it all."""
+        if self._body.wants_logprobs:
+            self._unsaid += token_logprobs(self._model, pieces)
+        thought = reasoning_of(pieces)
+        events = self._items.think(thought) if thought else []
+        return [*events, *self._added([Said(text)] if self._reader is None else self._reader.push(text))]
+
+    def say(self, text: str) -> list[Event]:
+        """The answer goes on with this text, which is none of the model's."""
+        return self._added([Said(text)])
+
+    def _added(self, found: Iterable[Found]) -> list[Event]:
+        events: list[Event] = []
+        for one in found:
+            if isinstance(one, Said) and one.text:
+                unsaid, self._unsaid = self._unsaid, []
+                events += self._items.add(one, unsaid)
+            elif not isinstance(one, Said):
+                events += self._items.add(one)
+        return events
+
+    def close(self) -> list[Event]:
+        """The answer is whole: the events of its last items. `ended` is next."""
+        events: list[Event] = [] if self._reader is None else self._added(self._reader.finish())
+        if self._items.unanswered:
+            events += self._items.add(Said(""))
+        return [*events, *self._items.end("incomplete" if self._cut else "completed")]
+
+    def ended(self) -> Response:
+        """As it is from now on."""
+        status: ItemStatus = "incomplete" if self._cut else "completed"
+        return self.response(status, [] if self._scope.deferred else [self._call.usage])
+
+    @property
+    def _cut(self) -> bool:
+        """Whether there would have been more of it."""
+        return self._call.finish_reason == "length" and not self._scope.deferred
+
+    def break_off(self) -> list[Event]:
+        """There will be no more of the answer: the events of what there is. `failed` is next."""
+        return [*self._items.end("incomplete")]
+
+    def failed(self, error: FailedCall) -> Response:
+        """As it is from now on, if it cannot be made."""
+        return self.response("failed", error=error_of(error))
+
+    def event(self, type: ResponseEventType, response: Response) -> Event:
+        """That tells how the response stands."""
+        return ResponseEvent(type=type, sequence_number=next(self._numbers), response=response)
+
+    def last_event(self, response: Response) -> Event:
+        """That tells how it ended."""
+        return self.event(_LAST.get(response.status, "response.failed"), response)
+
+    def response(
+        self, status: Status, usages: Sequence[Usage] | None = None, error: ResponseError | None = None
+    ) -> Response:
+        """As it stands. `usages`: of its calls, if it has ended; none so far for an answer that is only a reference."""
+        body = self._body
+        return Response(
+            id=self.id,
+            created_at=self._created,
+            status=status,
+            completed_at=int(time.time()) if status == "completed" else None,
+            background=bool(body.background),
+            error=error,
+            incomplete_details=IncompleteDetails("max_output_tokens") if status == "incomplete" else None,
+            instructions=body.instructions,
+            max_output_tokens=body.max_output_tokens,
+            metadata=body.metadata or {},
+            reasoning=ReasoningConfig(None if body.reasoning is None else body.reasoning.effort),
+            model=self._call.model or self._model.id,  # a fallback says its own name
+            output=list(self._items.done),
+            parallel_tool_calls=body.parallel_tool_calls is not False,
+            previous_response_id=body.previous_response_id,
+            prompt_cache_key=body.prompt_cache_key,
+            safety_identifier=body.safety_identifier,
+            store=self.keeps,
+            temperature=1.0 if body.temperature is None else body.temperature,
+            text=TextConfig(body.form_told, None if body.text is None else body.text.verbosity),
+            tool_choice=body.choice_told,
+            tools=body.tools_told,
+            top_logprobs=body.top_logprobs or 0,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            usage=None if usages is None else _usage(usages),
+            user=body.user,
+            semantic=extra_of(self._scope, [self._call]),
+        )
+
+
+def told(events: Iterable[Event]) -> bytes:
+    """As they go over the wire."""
+    return b"".join([named(event.type, event) for event in events])
+
+
+def last_of(response: Response, number: int) -> bytes:
+    """The event that tells how a response ended, as it goes over the wire."""
+    type = _LAST.get(response.status, "response.failed")
+    return told([ResponseEvent(type=type, sequence_number=number, response=response)])
+
+
+def again(response: Response) -> bytes:
+    """The events of a response that has ended, as if it were made now, in one piece."""
+    numbers = count()
+    unsaid = dict.fromkeys(("completed_at", "usage", "error", "incomplete_details"))
+    begun = msgspec.structs.replace(response, status="in_progress", output=[], **unsaid)
+    opening: tuple[ResponseEventType, ...] = ("response.created", "response.in_progress")
+    events: list[Event] = [ResponseEvent(type=type, sequence_number=next(numbers), response=begun) for type in opening]
+    for index, item in enumerate(response.output):
+        events += whole(item, index, numbers)
+    return told(events) + last_of(response, next(numbers))
+
+
+def response_of(row: Archived) -> Response:
+    """As it is kept."""
+    return msgspec.json.decode(row.answer, type=Response)
+
+
+def error_of(error: FailedCall) -> ResponseError:
+    """With one of the few codes that OpenAI's have, and ours as its type."""
+    codes: dict[int, ErrorCode] = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+    return ResponseError(codes.get(error.status, "server_error"), str(error), error.code or error.type)
+
+
+def _usage(usages: Sequence[Usage]) -> ResponseUsage:
+    summed = usage_of(usages)
+    return ResponseUsage(
+        input_tokens=summed.prompt_tokens,
+        input_tokens_details=InputTokensDetails(summed.prompt_tokens_details.cached_tokens),
+        output_tokens=summed.completion_tokens,
+        output_tokens_details=OutputTokensDetails(sum(usage.reasoning for usage in usages)),
+        total_tokens=summed.total_tokens,
+    )

@@ -1,0 +1,351 @@
+"""Responses that are made while nobody waits: asked for again by their ids, watched, cancelled, and gone on with after
+a crash.
+
+Such a call is promised like a deferred one. Where its client named no session it has one of its own, called as the
+response is, until it has ended.
+"""
+
+import asyncio
+import dataclasses
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from compat.openai.responses import Response, ResponseRequest
+from gateway.api.responses.answer import Event, ResponseBuilder, error_of, last_of, response_of, told
+from gateway.api.responses.conversations import Turn, new_response_id
+from gateway.api.semantic import Scope
+from gateway.api.services import Services
+from gateway.archive import Archived, ArchiveFailed
+from gateway.errors import FailedCall, RequestError
+from gateway.graph.call import Call, CallSpec, CallState
+from gateway.graph.errors import Failure, GraphError
+from gateway.graph.session import Addition, Session
+from gateway.http.bodies import check, encode_json
+from gateway.http.sse import EventStream
+from gateway.models import ServedModel
+
+log = logging.getLogger("myna.responses")
+
+_LATE_BYTES = 16 << 20
+"""Of events of responses that have ended, for clients that lost their connection at the end."""
+_AGAIN_SECONDS = 1.0
+"""Between two attempts to keep what has ended."""
+
+
+class _Begun(msgspec.Struct):
+    """What is needed to go on with a response: its request's body, its call, when it was asked for, and whether its
+    client named the session."""
+
+    body: msgspec.Raw
+    call: str
+    created: int
+    named: bool
+
+
+_begun = msgspec.json.Decoder(_Begun).decode
+_content = msgspec.json.Decoder().decode
+
+
+class Work:
+    """Owner of a response that is made while nobody waits."""
+
+    def __init__(
+        self,
+        services: Services,
+        row: Archived,
+        builder: ResponseBuilder,
+        call: Call,
+        scope: Scope,
+        *,
+        resumed: bool = False,
+    ) -> None:
+        """`row`: as it is kept while it is unfinished. `resumed`: events of it have had numbers that nobody knows."""
+        self.row = row
+        self.events: list[bytes] = []
+        """By their numbers, once somebody watches."""
+        self.final: Response | None = None
+        """How it ended, once that is kept."""
+        self.finished = asyncio.Event()
+        """Whether it has."""
+        self._services = services
+        self._builder = builder
+        self._call = call
+        self._scope = scope
+        self._resumed = resumed
+        self._telling: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+        """Whether a client has cancelled it."""
+        self._changed = asyncio.Event()
+        """Set, and replaced, whenever there are more events."""
+
+    @property
+    def response(self) -> Response:
+        """As it stands."""
+        if self.final is not None:
+            return self.final
+        waits = self._call.state in (CallState.WAITING, CallState.QUEUED)
+        return self._builder.response("queued" if waits else "in_progress")
+
+    async def run(self) -> None:
+        """Waits for the answer, and keeps it."""
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        ended = asyncio.ensure_future(self._call.output.final())
+        try:
+            await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
+            if self._telling is not None and not self._stopped.is_set():
+                await asyncio.wait([self._telling])
+            events, response = self._ending()
+            await self._keep(response)
+            self.final = response
+            if self._telling is not None:
+                self._happened([*events, self._builder.last_event(response)])
+            self._wake()
+            self.finished.set()
+        finally:
+            for task in (stopped, ended, self._telling):
+                if task is not None:
+                    task.cancel()
+        if not self._scope.named:
+            self._services.sessions.delete(self._scope.session)
+
+    def _ending(self) -> tuple[list[Event], Response]:
+        """The last events but one, and the response as it ended."""
+        call, builder = self._call, self._builder
+        if self._stopped.is_set() or call.state is CallState.CANCELLED:
+            events = builder.break_off()
+            return events, builder.response("cancelled")
+        if call.state is not CallState.DONE:
+            error = FailedCall(call.failure or Failure("internal_error", f"the call is {call.state}"))
+            events = builder.break_off()
+            return events, builder.failed(error)
+        if self._telling is None:
+            builder.grow(call.output.value or "", call.output.pieces)
+        events = [*builder.open(), *builder.close()]
+        return events, builder.ended()
+
+    async def _keep(self, response: Response) -> None:
+        row = dataclasses.replace(self.row, answer=encode_json(response), begun=b"", runs_in=None)
+        while True:
+            try:
+                await self._services.archive.end(row)  # or it was deleted meanwhile
+            except ArchiveFailed:
+                await asyncio.sleep(_AGAIN_SECONDS)
+            else:
+                return
+
+    def cancel(self) -> None:
+        """Nobody wants it any more. Its call goes on if others read what it makes."""
+        session = self._scope.session
+        for variable in self._call.makes:
+            if session.variables.get(variable.name) is variable:
+                session.delete(variable.name)
+            self._services.scheduler.release(variable)
+        self._stopped.set()
+
+    async def follow(self, request: web.Request, after: int) -> web.StreamResponse:
+        """The events behind the one numbered `after`, and those that come, to the last; of one that was gone on with
+        after a crash only the last, if there were some before."""
+        stream, session = EventStream(request), self._scope.session
+        scheduler, output = self._services.scheduler, self._call.output
+        session.enter()
+        scheduler.reader_came(output)
+        try:
+            if self._resumed and after >= 0:
+                await stream.patiently(self.finished.wait)
+                return await stream.end(last_of(self.response, after + 1), done=False)
+            self.tell()
+            at = after + 1
+            while True:
+                changed = self._changed
+                if at < len(self.events):
+                    events, at = b"".join(self.events[at:]), len(self.events)
+                    if self.final is not None:
+                        return await stream.end(events, done=False)
+                    await stream.write(events)
+                elif self.final is not None:
+                    return await stream.end(b"", done=False)
+                else:
+                    await stream.patiently(changed.wait)
+        finally:
+            scheduler.reader_left(output)
+            session.leave()
+
+    def tell(self) -> None:
+        """Begins to note the events."""
+        if self._telling is None and self.final is None:
+            self._happened(self._builder.queue())
+            self._telling = asyncio.create_task(self._note(), name=f"events of {self.row.id}")
+
+    async def _note(self) -> None:
+        with self._scope.session.read(self._call.output) as reader:
+            while not reader.ended:
+                try:
+                    pieces = await reader.more()
+                except GraphError:  # that it is shown cannot be kept now, and so it is not shown
+                    await asyncio.sleep(_AGAIN_SECONDS)
+                    continue
+                text = "".join([piece.text for piece in pieces])
+                self._happened([*self._builder.open(), *self._builder.grow(text, pieces)])
+
+    def _happened(self, events: Iterable[Event]) -> None:
+        self.events += [told([event]) for event in events]
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+class Background:
+    """Owner of all of them."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._works: dict[tuple[str, str], Work] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._late: OrderedDict[tuple[str, str], Sequence[bytes]] = OrderedDict()
+        """Events of responses that have ended."""
+        self._late_bytes = 0
+        self.resumed = False
+        """Whether all that was begun before the start is here, as far as it is ours: what is not is lost."""
+
+    def find(self, tenant: str, id: str) -> Work | None:
+        """The response of that id, while it is made."""
+        return self._works.get((tenant, id))
+
+    def late(self, tenant: str, id: str) -> Sequence[bytes]:
+        """The events of one that has ended not long ago, if somebody watched it; else nothing."""
+        return self._late.get((tenant, id), ())
+
+    async def begin(
+        self, raw: bytes, body: ResponseRequest, model: ServedModel, scope: Scope, turn: Turn, spec: CallSpec
+    ) -> Work:
+        """Starts the call. `raw`: the request's body. Once this returns it will be made, whatever happens. Raises
+        GraphError, and then nothing of it is done."""
+        id, tenant = new_response_id(), scope.session.tenant
+        if not scope.named:
+            scope = Scope(self._services.sessions.create(tenant, id), named=False, deferred=False)
+        try:
+            addition = scope.session.add_all([dataclasses.replace(spec, deferred=True)])
+        except GraphError:
+            self._give_up(scope)
+            raise
+        (call,) = addition.calls
+        builder = ResponseBuilder(body, model, scope, call, id, keeps=True)
+        response = builder.response("queued")
+        begun = _Begun(msgspec.Raw(raw), call.id, response.created_at, scope.named)
+        row = turn.kept(response, raw, slots=spec.parts is not None)
+        row = dataclasses.replace(row, begun=encode_json(begun), runs_in=scope.session.id)
+        work = Work(self._services, row, builder, call, scope)
+        # a client that leaves now must not leave half of it
+        await asyncio.shield(self._own(self._start(work, addition, turn, scope, body.streamed)))
+        return work
+
+    async def _start(self, work: Work, addition: Addition, turn: Turn, scope: Scope, streamed: bool) -> None:
+        archive, scheduler, session = self._services.archive, self._services.scheduler, scope.session
+        try:
+            await archive.keep(work.row, turn.earlier)
+        except ArchiveFailed as error:
+            failure = Failure(error.code, str(error))
+            session.settle(addition, failure)
+            for call in addition.calls:
+                scheduler.cancel(call, failure)
+            self._give_up(scope)
+            raise
+        self._watch(work)
+        if streamed:
+            work.tell()
+        try:
+            await scheduler.start(session, addition, promised=True)
+        except GraphError:
+            work.cancel()
+            raise
+
+    def _give_up(self, scope: Scope) -> None:
+        if not scope.named:
+            self._services.sessions.delete(scope.session)
+
+    def _watch(self, work: Work) -> None:
+        key = (work.row.tenant, work.row.id)
+        self._works[key] = work
+        self._own(self._run(key, work))
+
+    async def _run(self, key: tuple[str, str], work: Work) -> None:
+        try:
+            await work.run()
+        finally:
+            del self._works[key]
+            if work.events:
+                self._late[key] = work.events
+                self._late_bytes += sum(map(len, work.events))
+        while self._late_bytes > _LATE_BYTES:
+            _, events = self._late.popitem(last=False)
+            self._late_bytes -= sum(map(len, events))
+
+    def _own(self, work: Any) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, GraphError):
+            log.error("a response that nobody waits for failed for a reason of our own", exc_info=error)
+
+    # after a restart, and where a session comes from another gateway
+
+    async def resume_all(self) -> None:
+        """Goes on with all that was begun before the start. Its sessions are here, and their calls begun anew."""
+        for row in await self._services.archive.unfinished():
+            await self._take_up(row)
+        self.resumed = True
+
+    def resume(self, session: Session) -> None:
+        """The same for what runs in a session that another gateway had."""
+        self._own(self._resume(session))
+
+    async def _resume(self, session: Session) -> None:
+        for row in await self._services.archive.unfinished(session.tenant, session.id):
+            await self._take_up(row)
+
+    async def _take_up(self, row: Archived) -> None:
+        begun = _begun(row.begun)
+        sessions = self._services.sessions
+        session = sessions.get(row.tenant, row.runs_in or "") if sessions.holds(row.tenant, row.runs_in or "") else None
+        call = None if session is None else session.calls.get(begun.call)
+        if session is None or call is None:
+            await self.lose(row)
+            return
+        try:
+            body = check(_content(begun.body), ResponseRequest)
+            model = await self._services.models.get(body.model)
+        except RequestError as error:
+            self._services.scheduler.cancel(call, Failure("interrupted", str(error), call.id))
+            await self.lose(row, str(error))
+            return
+        scope = Scope(session, begun.named, deferred=False)
+        builder = ResponseBuilder(body, model, scope, call, row.id, keeps=True, created=begun.created)
+        self._watch(Work(self._services, row, builder, call, scope, resumed=True))
+
+    async def lose(self, row: Archived, why: str = "the server ended before this was begun") -> None:
+        """Ends one that cannot be made any more: its call is nowhere. Raises ArchiveFailed."""
+        error = error_of(FailedCall(Failure("interrupted", why)))
+        response = msgspec.structs.replace(response_of(row), status="failed", error=error)
+        lost = dataclasses.replace(row, answer=encode_json(response), begun=b"", runs_in=None)
+        await self._services.archive.end(lost)  # unless it has ended meanwhile
+
+    async def close(self) -> None:
+        """Lets go of all of them: they go on after the next start, or elsewhere."""
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+BACKGROUND = web.AppKey("background", Background)

@@ -1,0 +1,177 @@
+"""An answer as items of a response, and the events that tell how they grow."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from compat.openai import TokenLogprob
+from compat.openai.responses import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    FunctionToolCall,
+    ItemEvent,
+    ItemStatus,
+    OutputItem,
+    OutputMessage,
+    OutputText,
+    PartEvent,
+    PartEventType,
+    ReasoningDelta,
+    ReasoningDone,
+    ReasoningItem,
+    ReasoningText,
+    TextDelta,
+    TextDone,
+)
+from gateway.api.chat import call_id
+from gateway.graph.ids import new_id
+from gateway.tools import Argued, Called, Found, Said
+
+Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone
+
+
+class Items:
+    """Owner of an answer's items. They come one after another; at most one of them grows."""
+
+    def __init__(self, numbers: Iterator[int]) -> None:
+        """`numbers`: of the events."""
+        self.done: list[OutputItem] = []
+        self._numbers = numbers
+        self._growing: OutputItem | None = None
+        """As it began."""
+        self._texts: list[str] = []
+        """Of what it says or thinks, or of its arguments."""
+        self._logprobs: list[TokenLogprob] = []
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether there is nothing of an answer yet."""
+        return all(isinstance(item, ReasoningItem) for item in (*self.done, self._growing) if item is not None)
+
+    def add(self, found: Found, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
+        """What was found in the answer goes on, with log probabilities of its tokens if it is text."""
+        match found:
+            case Said(text):
+                events = [] if isinstance(self._growing, OutputMessage) else self._next(_message())
+                self._logprobs += logprobs
+                return [*events, self._more(text, logprobs)]
+            case Called(_, name):
+                return self._next(_call(name))
+            case Argued(_, text):
+                return [self._more(text)]
+
+    def think(self, text: str) -> list[Event]:
+        """What the model tells beside its answer goes on."""
+        events = [] if isinstance(self._growing, ReasoningItem) else self._next(_reasoning())
+        return [*events, self._more(text)]
+
+    def end(self, status: ItemStatus = "completed") -> list[Event]:
+        """The item that grows is whole, or, with another status, there is no more of it."""
+        text = "".join(self._texts)
+        match self._growing:
+            case None:
+                return []
+            case OutputMessage(id=id):
+                part = OutputText(text=text, logprobs=self._logprobs)
+                item: OutputItem = OutputMessage(id=id, status=status, content=[part])
+            case ReasoningItem(id=id):
+                item = ReasoningItem(id=id, content=[ReasoningText(text=text)], status=status)
+            case FunctionToolCall(id=id, call_id=call, name=name):
+                item = FunctionToolCall(id=id, call_id=call, name=name, arguments=text, status=status)
+        events = list(_ends(item, len(self.done), self._numbers))
+        self._growing, self._texts, self._logprobs = None, [], []
+        self.done.append(item)
+        return events
+
+    def _next(self, item: OutputItem) -> list[Event]:
+        """The one before is whole, and this one begins."""
+        before = self.end()
+        self._growing = item
+        return [*before, *_begins(item, len(self.done), self._numbers)]
+
+    def _more(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
+        assert self._growing is not None
+        self._texts.append(text)
+        return _grows(self._growing, len(self.done), self._numbers, text, logprobs)
+
+
+def whole(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Event]:
+    """The events of an item that is done, as if it were made now, in one piece."""
+    logprobs: Sequence[TokenLogprob] = ()
+    match item:
+        case OutputMessage(content=[part]):
+            begun: OutputItem = msgspec.structs.replace(item, status="in_progress", content=[])
+            text, logprobs = part.text, part.logprobs
+        case ReasoningItem(content=parts):
+            begun = msgspec.structs.replace(item, status="in_progress", content=[])
+            text = "".join([part.text for part in parts])
+        case FunctionToolCall(arguments=text):
+            begun = msgspec.structs.replace(item, status="in_progress", arguments="")
+        case _:
+            raise ValueError(f"no item of ours: {item}")
+    return [
+        *_begins(begun, index, numbers),
+        _grows(begun, index, numbers, text, logprobs),
+        *_ends(item, index, numbers),
+    ]
+
+
+def _message() -> OutputMessage:
+    return OutputMessage(id=f"msg_{new_id(24)}", status="in_progress", content=[])
+
+
+def _reasoning() -> ReasoningItem:
+    return ReasoningItem(id=f"rs_{new_id(24)}", content=[], status="in_progress")
+
+
+def _call(name: str) -> FunctionToolCall:
+    return FunctionToolCall(id=f"fc_{new_id(24)}", call_id=call_id(), name=name, arguments="", status="in_progress")
+
+
+def _begins(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
+    yield ItemEvent(type="response.output_item.added", sequence_number=next(numbers), output_index=index, item=item)
+    if not isinstance(item, FunctionToolCall):
+        part = OutputText(text="") if isinstance(item, OutputMessage) else ReasoningText(text="")
+        yield _part("response.content_part.added", item.id, index, numbers, part)
+
+
+def _grows(item: OutputItem, index: int, numbers: Iterator[int], text: str, logprobs: Sequence[TokenLogprob]) -> Event:
+    number = next(numbers)
+    match item:
+        case OutputMessage(id=id):
+            return TextDelta(
+                sequence_number=number, output_index=index, item_id=id, delta=text, logprobs=list(logprobs)
+            )
+        case ReasoningItem(id=id):
+            return ReasoningDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
+        case FunctionToolCall(id=id):
+            return ArgumentsDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
+
+
+def _ends(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
+    match item:
+        case OutputMessage(id=id, content=parts):
+            for said in parts:
+                yield TextDone(
+                    sequence_number=next(numbers),
+                    output_index=index,
+                    item_id=id,
+                    text=said.text,
+                    logprobs=said.logprobs,
+                )
+                yield _part("response.content_part.done", id, index, numbers, said)
+        case ReasoningItem(id=id, content=thoughts):
+            for thought in thoughts:
+                yield ReasoningDone(sequence_number=next(numbers), output_index=index, item_id=id, text=thought.text)
+                yield _part("response.content_part.done", id, index, numbers, thought)
+        case FunctionToolCall(id=id, name=name, arguments=arguments):
+            yield ArgumentsDone(
+                sequence_number=next(numbers), output_index=index, item_id=id, name=name, arguments=arguments
+            )
+    yield ItemEvent(type="response.output_item.done", sequence_number=next(numbers), output_index=index, item=item)
+
+
+def _part(
+    type: PartEventType, id: str, index: int, numbers: Iterator[int], part: OutputText | ReasoningText
+) -> PartEvent:
+    return PartEvent(type=type, sequence_number=next(numbers), output_index=index, item_id=id, part=part)

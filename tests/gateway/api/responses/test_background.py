@@ -1,0 +1,322 @@
+"""gateway/api/responses/background.py before a server elsewhere: made while nobody waits, watched, cancelled, found."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.gateway.api.conftest import Client, gateway_before
+from tests.gateway.api.responses.test_routes import EVENT, ask, asked, calls
+from tests.upstream import Behaviour, FakeServer, chunk, refuses, says, stream
+
+There = tuple[Client, FakeServer, Callable[[], int]]
+
+
+def held(go_on: asyncio.Event, *texts: str) -> Behaviour:
+    """The first of these, and the others once it may go on."""
+
+    async def behave(request: Any, body: dict[str, Any]) -> Any:
+        first, *others = texts
+        response = await stream(request, [chunk(body, first)], done=False)
+        await go_on.wait()
+        told = [*(chunk(body, text) for text in others), chunk(body, None, "stop")]
+        await response.write(b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in told))
+        return response
+
+    return behave
+
+
+async def get(client: Client, id: str, status: int = 200, what: str = "", method: str = "GET") -> Any:
+    async with client.request(method, f"/v1/responses/{id}{what}") as answer:
+        told = await answer.json()
+        assert answer.status == status, told
+        return told
+
+
+async def ended(client: Client, id: str) -> Any:
+    """The response, once it is neither queued nor in progress."""
+    async with asyncio.timeout(10):
+        while (told := await get(client, id))["status"] in ("queued", "in_progress"):
+            await asyncio.sleep(0.01)
+    return told
+
+
+async def begun(client: Client, id: str) -> Any:
+    """The response, once it is in progress."""
+    async with asyncio.timeout(10):
+        while (told := await get(client, id))["status"] != "in_progress":
+            await asyncio.sleep(0.01)
+    return told
+
+
+def parsed(text: str) -> list[Any]:
+    found = []
+    for event in text.strip().split("\n\n"):
+        if event and not event.startswith(":"):
+            name, data = event.split("\n")
+            found.append(EVENT.validate_python(json.loads(data.removeprefix("data: "))))
+            assert name == f"event: {found[-1].type}"
+    return found
+
+
+async def events_of(client: Client, id: str, after: int | None = None) -> list[Any]:
+    query = "?stream=true" + ("" if after is None else f"&starting_after={after}")
+    async with client.get(f"/v1/responses/{id}{query}") as answer:
+        assert answer.status == 200, await answer.text()
+        return parsed(await answer.text())
+
+
+def text_of(response: Any) -> str:
+    return "".join(part["text"] for item in response["output"] for part in item.get("content", ()))
+
+
+def deltas(events: list[Any]) -> str:
+    return "".join(event.delta for event in events if event.type == "response.output_text.delta")
+
+
+async def sessions(client: Client) -> list[str]:
+    async with client.get("/v1/sessions") as answer:
+        return [session["id"] for session in (await answer.json())["data"]]
+
+
+async def test_it_is_made_while_nobody_waits(there: There) -> None:
+    client, server, unfinished = there
+    go_on = asyncio.Event()
+    server.script = [held(go_on, "one ", "two"), says("three")]
+    first = await ask(client, background=True, metadata={"for": "me"})
+    assert first["status"] in ("queued", "in_progress")
+    assert (first["background"], first["store"], first["output"], first["usage"]) == (True, True, [], None)
+    assert await sessions(client) == [first["id"]], "it can be looked at"
+    assert (await begun(client, first["id"]))["usage"] is None
+    refused = await ask(client, 400, previous_response_id=first["id"])
+    assert refused["error"]["code"] == "previous_response_not_ended"
+    go_on.set()
+    told = await ended(client, first["id"])
+    assert (told["status"], told["id"], text_of(told)) == ("completed", first["id"], "one two")
+    assert told["usage"]["output_tokens"] > 0
+    assert told["metadata"] == {"for": "me"}
+    assert told["created_at"] == first["created_at"] <= told["completed_at"]
+    assert await sessions(client) == []
+    assert unfinished() == 0
+    await ask(client, input="And?", previous_response_id=first["id"])
+    assert asked(server) == [("user", "Hello"), ("assistant", "one two"), ("user", "And?")]
+
+
+async def test_it_is_watched_from_anywhere_in_it(there: There) -> None:
+    client, server, _ = there
+    go_on = asyncio.Event()
+    server.script = [held(go_on, "one ", "two")]
+    watch = client.post("/v1/responses", json={"model": "fake", "input": "x", "background": True, "stream": True})
+    async with watch as answer:
+        seen = b""
+        while b"one " not in seen:
+            seen += await answer.content.readany()
+    *_, last = events = parsed(seen.decode())
+    assert [event.type for event in events][:3] == ["response.created", "response.queued", "response.in_progress"]
+    id = events[0].response.id
+    others = [asyncio.create_task(events_of(client, id, after)) for after in (None, last.sequence_number, 0)]
+    await asyncio.sleep(0.05)
+    assert not any(other.done() for other in others)
+    go_on.set()
+    whole, rest, but_one = await asyncio.gather(*others)
+    assert [event.sequence_number for event in whole] == list(range(len(whole)))
+    assert whole[: len(events)] == events
+    assert whole[1:] == but_one
+    assert whole[last.sequence_number + 1 :] == rest
+    assert (deltas(whole), deltas(rest)) == ("one two", "two")
+    assert whole[-1].type == "response.completed"
+    assert whole[-1].response.output_text == "one two"
+    assert await events_of(client, id, last.sequence_number) == rest, "also after it has ended"
+    assert await events_of(client, id) == whole
+
+
+async def test_what_nobody_watched_is_told_in_one_piece(there: There) -> None:
+    client, server, _ = there
+    server.script = [says("one ", "two"), calls({"name": "look", "arguments": '{"at": "it"}'})]
+    tools = [{"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}]
+    for more in ({}, {"tools": tools, "tool_choice": "required"}):
+        told = await ended(client, (await ask(client, background=True, **more))["id"])
+        events = await events_of(client, told["id"])
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert [event.type for event in events[:3]] == [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+        ]
+        assert json.loads(events[-1].response.to_json())["output"] == told["output"]
+        done = [event.item.to_dict() for event in events if event.type == "response.output_item.done"]
+        assert done == told["output"]
+        (last,) = await events_of(client, told["id"], 17)
+        assert (last.type, last.sequence_number) == ("response.completed", 18)
+    plain = await ask(client)
+    assert deltas(await events_of(client, plain["id"])) == "fake"
+
+
+async def test_it_is_cancelled(there: There) -> None:
+    client, server, unfinished = there
+    server.script = [held(asyncio.Event(), "one ", "two")]
+    first = await ask(client, background=True)
+    await begun(client, first["id"])
+    watching = asyncio.create_task(events_of(client, first["id"]))
+    async with asyncio.timeout(5):
+        told = await get(client, first["id"], what="/cancel", method="POST")
+        events = await watching
+        while unfinished():
+            await asyncio.sleep(0.01)
+    assert told["status"] == "cancelled"
+    assert (events[-1].type, events[-1].response.status) == ("response.failed", "cancelled")
+    assert await get(client, first["id"]) == told
+    assert await get(client, first["id"], what="/cancel", method="POST") == told, "again is no other"
+    assert await sessions(client) == []
+    plain = await ask(client)
+    refused = await get(client, plain["id"], 400, "/cancel", "POST")
+    assert "was not made in the background" in refused["error"]["message"]
+    assert (await get(client, "resp_x", 404, "/cancel", "POST"))["error"]["code"] == "response_not_found"
+
+
+async def test_what_is_deleted_is_not_made(there: There) -> None:
+    client, server, unfinished = there
+    server.script = [held(asyncio.Event(), "one ", "two")]
+    first = await ask(client, background=True)
+    await begun(client, first["id"])
+    assert (await get(client, first["id"], method="DELETE"))["deleted"]
+    async with asyncio.timeout(5):
+        while unfinished():
+            await asyncio.sleep(0.01)
+        while await sessions(client):
+            await asyncio.sleep(0.01)
+    await get(client, first["id"], 404)
+
+
+async def test_a_fault_is_how_it_ends(there: There) -> None:
+    client, server, _ = there
+    server.script = [refuses(400, "too bad"), refuses(400, "too bad")]
+    told = await ended(client, (await ask(client, background=True))["id"])
+    assert (told["status"], told["output"]) == ("failed", [])
+    assert "too bad" in told["error"]["message"]
+    watch = client.post("/v1/responses", json={"model": "fake", "input": "x", "background": True, "stream": True})
+    async with watch as answer:
+        assert answer.status == 200
+        *_, last = parsed(await answer.text())
+    assert (last.type, last.response.status) == ("response.failed", "failed")
+
+
+async def test_in_a_session_it_reads_and_makes_variables(there: There) -> None:
+    client, server, _ = there
+    headers = {"X-Session-Id": "run"}
+    server.script = [says("Tiber"), says("Rome"), says("so")]
+    first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
+    second = await ask(client, background=True, input="Where is <<river>>?", headers=headers)
+    assert second["semantic"]["session"] == "run"
+    assert text_of(await ended(client, second["id"])) == "Rome"
+    assert asked(server) == [("user", "Where is Tiber?")]
+    assert await sessions(client) == ["run"]
+    async with client.get("/v1/sessions/run/variables/river") as answer:
+        assert (await answer.json())["value"] == "Tiber"
+    await ask(client, input="So?", previous_response_id=second["id"], headers=headers)
+    refused = await ask(client, 400, input="So?", previous_response_id=second["id"])
+    assert refused["error"]["code"] == "session_conflict"
+    async with client.delete("/v1/sessions/run") as answer:
+        assert answer.status == 200
+    for id in (first["id"], second["id"]):
+        await get(client, id, 404)
+
+
+async def test_what_is_cancelled_goes_on_for_others(there: There) -> None:
+    client, server, _ = there
+    headers, go_on = {"X-Session-Id": "run"}, asyncio.Event()
+    server.script = [held(go_on, "Ti", "ber"), says("Rome")]
+    first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
+    await begun(client, first["id"])
+    second = await ask(client, background=True, input="Where is <<river>>?", headers=headers)
+    assert (await get(client, first["id"], what="/cancel", method="POST"))["status"] == "cancelled"
+    go_on.set()
+    assert text_of(await ended(client, second["id"])) == "Rome"
+    assert asked(server) == [("user", "Where is Tiber?")]
+
+
+async def test_a_session_that_ends_ends_them(there: There) -> None:
+    client, server, unfinished = there
+    server.script = [held(asyncio.Event(), "a"), held(asyncio.Event(), "b")]
+    own = await ask(client, background=True)
+    inside = await ask(client, background=True, headers={"X-Session-Id": "run"})
+    for id in (own["id"], inside["id"]):
+        await begun(client, id)
+    for id in (own["id"], "run"):
+        async with client.delete(f"/v1/sessions/{id}") as answer:
+            assert answer.status == 200
+    assert (await ended(client, own["id"]))["status"] == "cancelled"
+    await get(client, inside["id"], 404)
+    async with asyncio.timeout(5):
+        while unfinished():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"store": False}, None),
+        ({"headers": {"X-Session-Id": "s", "X-Semantic-Defer": "true"}}, "background"),
+        ({"previous_response_id": "resp_none"}, "previous_response_id"),
+        ({"input": "<<nobody>>", "headers": {"X-Session-Id": "s"}}, "input"),
+        ({"semantic": {"output": "a"}}, "semantic.output"),
+    ],
+)
+async def test_what_cannot_be_is_refused_and_leaves_nothing(there: There, more: Any, param: str | None) -> None:
+    client, server, unfinished = there
+    assert (await ask(client, 400, background=True, **more))["error"]["param"] == param
+    assert set(await sessions(client)) <= {"s"}
+    assert (server.asked, unfinished()) == ([], 0)
+
+
+async def test_a_server_that_keeps_nothing_makes_none() -> None:
+    async with FakeServer() as server, gateway_before(server, max_kept_bytes=0) as (client, _):
+        assert (await ask(client, 400, background=True))["error"]["param"] == "background"
+        assert server.asked == []
+
+
+@pytest.mark.parametrize("query", ["stream=yes", "starting_after=-1", "starting_after=x", "starting_after="])
+async def test_a_query_of_no_sense(there: There, query: str) -> None:
+    client, *_ = there
+    refused = await get(client, (await ask(client))["id"], 400, f"?{query}")
+    assert refused["error"]["param"] == query.split("=")[0]
+
+
+async def test_keys_do_not_see_each_others() -> None:
+    async with FakeServer() as server, gateway_before(server, api_key=["one-key", "other-key"]) as (client, _):
+        mine = await ask(client, key="one-key", background=True)
+        for method, what in (("GET", ""), ("GET", "?stream=true"), ("GET", "/input_items"), ("POST", "/cancel")):
+            headers = {"Authorization": "Bearer other-key"}
+            async with client.request(method, f"/v1/responses/{mine['id']}{what}", headers=headers) as answer:
+                assert answer.status == 404
+
+
+async def test_what_it_was_asked_with_is_listed(there: There) -> None:
+    client, *_ = there
+    items: list[Any] = [
+        {"role": "user", "content": "a"},
+        {"type": "reasoning", "summary": [], "id": "rs_mine"},
+        {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "there"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": [{"type": "input_text", "text": "c"}]},
+    ]
+    id = (await ask(client, input=items))["id"]
+    listed = await get(client, id, what="/input_items?order=asc")
+    assert [item["type"] for item in listed["data"]] == [item.get("type", "message") for item in items]
+    assert [item.get("content", [{}])[0].get("text") for item in listed["data"]] == ["a", None, None, None, "b", "c"]
+    assert listed["data"][1]["id"] == "rs_mine"
+    ids = [item["id"] for item in listed["data"]]
+    assert len(set(ids)) == len(ids)
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == (ids[0], ids[-1], False)
+    assert [item["id"] for item in (await get(client, id, what="/input_items"))["data"]] == ids[::-1]
+    some = await get(client, id, what=f"/input_items?order=asc&limit=2&after={ids[1]}")
+    assert ([item["id"] for item in some["data"]], some["has_more"]) == (ids[2:4], True)
+    for query in ("limit=0", "limit=101", "order=up", "after=nothing"):
+        refused = await get(client, id, 400, f"/input_items?{query}")
+        assert refused["error"]["param"] == query.split("=")[0]
+    plain = await ask(client, input="just text")
+    (item,) = (await get(client, plain["id"], what="/input_items"))["data"]
+    assert item["content"] == [{"type": "input_text", "text": "just text"}]
