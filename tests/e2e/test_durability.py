@@ -1,9 +1,11 @@
 """What a killed server had promised is there when it comes back."""
 
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 import psutil
@@ -55,6 +57,59 @@ def test_a_server_that_is_stopped_goes_on_where_it_was(tiny: Path, tmp_path: Pat
         assert wait(server, "long")["state"] == "ready"
 
 
+def respond(server: Server, **body: object) -> dict[str, Any]:
+    asked = {"model": "tiny", "input": "Hi", "max_output_tokens": 4, "temperature": 0, "ignore_eos": True, **body}
+    response = httpx.post(f"{server.address}/v1/responses", json=asked)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def response(server: Server, id: str) -> dict[str, Any]:
+    """Once it has ended."""
+    while True:
+        told = httpx.get(f"{server.address}/v1/responses/{id}").json()
+        if told["status"] not in ("queued", "in_progress"):
+            return dict(told)
+        time.sleep(0.02)
+
+
+def test_responses_outlive_their_server(tiny: Path, tmp_path: Path) -> None:
+    arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"))
+    with Server(*arguments) as server:
+        first = respond(server)
+        second = respond(server, previous_response_id=first["id"])
+        begun = [respond(server, background=True, max_output_tokens=tokens) for tokens in (4, 2000)]
+        assert response(server, begun[0]["id"])["status"] == "incomplete"
+        shown = respond(server, background=True, max_output_tokens=2000, temperature=1)
+        with httpx.stream("GET", f"{server.address}/v1/responses/{shown['id']}?stream=true") as stream:
+            next(line for line in stream.iter_lines() if "output_text.delta" in line)
+        server.process.kill()
+    with Server(*arguments) as server:
+        assert httpx.get(f"{server.address}/v1/responses/{second['id']}").json() == second
+        third = respond(server, previous_response_id=second["id"])
+        assert third["usage"]["input_tokens"] > second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+        told = response(server, begun[1]["id"])
+        assert (told["status"], told["usage"]["output_tokens"]) == ("incomplete", 2000)
+        assert told["created_at"] == begun[1]["created_at"]
+        assert respond(server, previous_response_id=told["id"])["usage"]["input_tokens"] > 2000
+        lost = response(server, shown["id"])
+        assert (lost["status"], lost["error"]["type"]) == ("failed", "interrupted"), "it would be another one"
+        with httpx.stream("GET", f"{server.address}/v1/responses/{told['id']}?stream=true&starting_after=7") as stream:
+            name, data, *nothing = stream.read().decode().split("\n")
+        assert (name, json.loads(data.removeprefix("data: "))["sequence_number"]) == ("event: response.incomplete", 8)
+        assert nothing == ["", ""]
+        assert httpx.get(f"{server.address}/v1/sessions").json()["data"] == []
+
+
+def test_a_background_response_is_stopped_with_its_server_and_goes_on(tiny: Path, tmp_path: Path) -> None:
+    arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"), "--drain", "0")
+    with Server(*arguments) as server:
+        begun = respond(server, background=True, max_output_tokens=2000)
+        assert server.stop() == 0
+    with Server(*arguments) as server:
+        assert response(server, begun["id"])["usage"]["output_tokens"] == 2000
+
+
 def test_a_full_disk_is_said_and_nothing_accepted_is_lost(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"))
     with Server(*arguments) as server:
@@ -66,6 +121,11 @@ def test_a_full_disk_is_said_and_nothing_accepted_is_lost(tiny: Path, tmp_path: 
         refusal = defer(server, "refused")
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "journal_failed")
         assert "Retry-After" in refusal.headers
+        unkept = respond(server)
+        assert (unkept["status"], unkept["store"]) == ("incomplete", False), "an answer all the same"
+        body = {"model": "tiny", "input": "Hi", "background": True}
+        refusal = httpx.post(f"{server.address}/v1/responses", json=body)
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "journal_failed")
         plain = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
         assert httpx.post(f"{server.address}/v1/chat/completions", json=plain).status_code == 200
         process.rlimit(psutil.RLIMIT_FSIZE, limit)

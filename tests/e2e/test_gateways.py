@@ -234,23 +234,45 @@ async def test_a_response_is_gone_on_with_at_either(mortals: Pair) -> None:
     assert status == 200
     assert there["output"][0]["content"] == here["output"][0]["content"]
     assert there["usage"]["input_tokens"] == here["usage"]["input_tokens"] > first["usage"]["input_tokens"]
-    async with mortals.http.post(f"{b.address}/v1/responses", json={**asked, "stream": True}) as response:
-        assert b"response.incomplete" in await response.read()
     assert await mortals.ask(b, "GET", f"/responses/{first['id']}") == (200, first)
     assert (await mortals.ask(b, "DELETE", f"/responses/{first['id']}"))[0] == 200
     for at in (a, b):
         status, refused = await mortals.ask(at, "POST", "/responses", asked)
         assert (status, refused["error"]["code"]) == (400, "previous_response_not_found")
-    asked["previous_response_id"] = there["id"]
+    asked["previous_response_id"] = here["id"]
     await asyncio.to_thread(a.stop, signal.SIGKILL)
-    async with asyncio.timeout(30):
-        while True:  # as long as it counts as alive it is asked
-            status, refused = await mortals.ask(b, "POST", "/responses", asked)
-            if (status, refused["error"]["code"]) == (400, "previous_response_not_found"):
-                break
-            assert refused["error"]["code"] == "gateway_lost"
-    for id in ("resp_99999_" + "0" * 24, "resp_999999999999999999_" + "0" * 24, "resp_1"):
-        assert (await mortals.ask(b, "GET", f"/responses/{id}"))[0] == 404
+    status, further = await mortals.ask(b, "POST", "/responses", asked)
+    assert status == 200, "it was kept by all"
+    assert further["usage"]["input_tokens"] > here["usage"]["input_tokens"]
+
+
+async def test_a_response_in_the_background_is_finished_by_whoever_lives(mortals: Pair) -> None:
+    a, b = mortals.servers
+    body = {"model": "tiny", "input": "Hi", "max_output_tokens": LONG, "temperature": 0, "background": True}
+    body["ignore_eos"] = True
+    ids = [(await mortals.ask(a, "POST", "/responses", body))[1]["id"] for _ in range(2)]
+    inside = {**body, "semantic": {"output": "told"}}
+    await mortals.ask(a, "POST", "/sessions", {"id": "s"})
+    async with mortals.http.post(f"{a.address}/v1/responses", json=inside, headers={"X-Session-Id": "s"}) as response:
+        ids.append((await response.json())["id"])
+    for id in ids:
+        status, told = await mortals.ask(b, "GET", f"/responses/{id}")
+        assert (status, told["status"]) in ((200, "queued"), (200, "in_progress")), "asked of the other one"
+    status, told = await mortals.ask(b, "POST", f"/responses/{ids[0]}/cancel")
+    assert (status, told["status"]) == (200, "cancelled")
+    a.process.kill()
+    for id in ids[1:]:
+        async with asyncio.timeout(60):
+            while True:
+                status, told = await mortals.ask(b, "GET", f"/responses/{id}")
+                if status == 200 and told["status"] not in ("queued", "in_progress"):
+                    break
+                await asyncio.sleep(0.1)
+        assert (told["status"], told["usage"]["output_tokens"]) == ("incomplete", LONG)
+    assert (await mortals.ask(b, "GET", f"/responses/{ids[0]}"))[1]["status"] == "cancelled"
+    async with asyncio.timeout(10):
+        while [one["id"] for one in (await mortals.ask(b, "GET", "/sessions"))[1]["data"]] != ["s"]:
+            await asyncio.sleep(0.05)
 
 
 async def test_of_those_who_make_a_session_at_once_one_does(pair: Pair) -> None:

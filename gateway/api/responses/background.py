@@ -33,6 +33,8 @@ log = logging.getLogger("myna.responses")
 
 _LATE_BYTES = 16 << 20
 """Of events of responses that have ended, for clients that lost their connection at the end."""
+_RESPONSE = "response"
+"""What the metadata of a response's own session tell: its id."""
 _AGAIN_SECONDS = 1.0
 """Between two attempts to keep what has ended."""
 
@@ -229,7 +231,8 @@ class Background:
         GraphError, and then nothing of it is done."""
         id, tenant = new_response_id(), scope.session.tenant
         if not scope.named:
-            scope = Scope(self._services.sessions.create(tenant, id), named=False, deferred=False)
+            own = self._services.sessions.create(tenant, id, metadata={_RESPONSE: id})
+            scope = Scope(own, named=False, deferred=False)
         try:
             addition = scope.session.add_all([dataclasses.replace(spec, deferred=True)])
         except GraphError:
@@ -302,8 +305,12 @@ class Background:
 
     async def resume_all(self) -> None:
         """Goes on with all that was begun before the start. Its sessions are here, and their calls begun anew."""
-        for row in await self._services.archive.unfinished():
+        rows = await self._services.archive.unfinished()
+        for row in rows:
             await self._take_up(row)
+        wanted = {(row.tenant, row.runs_in) for row in rows}
+        for session in [one for one in self._services.sessions.all() if (one.tenant, one.id) not in wanted]:
+            self._end_if_own(session)
         self.resumed = True
 
     def resume(self, session: Session) -> None:
@@ -311,8 +318,16 @@ class Background:
         self._own(self._resume(session))
 
     async def _resume(self, session: Session) -> None:
-        for row in await self._services.archive.unfinished(session.tenant, session.id):
+        rows = await self._services.archive.unfinished(session.tenant, session.id)
+        for row in rows:
             await self._take_up(row)
+        if not rows:
+            self._end_if_own(session)
+
+    def _end_if_own(self, session: Session) -> None:
+        """A session that was a response's own, which ended, goes as well."""
+        if session.metadata.get(_RESPONSE) == session.id:
+            self._services.sessions.delete(session)
 
     async def _take_up(self, row: Archived) -> None:
         begun = _begun(row.begun)
