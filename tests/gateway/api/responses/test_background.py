@@ -1,12 +1,14 @@
 """gateway/api/responses/background.py before a server elsewhere: made while nobody waits, watched, cancelled, found."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from gateway.api.services import SERVICES
 from tests.gateway.api.conftest import Client, gateway_before
 from tests.gateway.api.responses.test_routes import EVENT, ask, asked, calls
 from tests.upstream import Behaviour, FakeServer, chunk, refuses, says, stream
@@ -252,6 +254,27 @@ async def test_a_session_that_ends_ends_them(there: There) -> None:
     async with asyncio.timeout(5):
         while unfinished():
             await asyncio.sleep(0.01)
+
+
+async def test_one_whose_call_is_nowhere_is_lost(there: There) -> None:
+    """The server died between the two."""
+    client, server, _ = there
+    server.script = [held(asyncio.Event(), "one ", "two")]
+    first = await ask(client, background=True)
+    services = client.app[SERVICES]
+    row = await services.archive.find("", first["id"])
+    assert row is not None
+    for id, runs_in in (("resp_lost", "nowhere"), ("resp_here", first["id"])):
+        await services.archive.keep(dataclasses.replace(row, id=id, runs_in=runs_in))
+    assert (await get(client, "resp_here"))["status"] in ("queued", "in_progress")
+    for _ in range(2):
+        lost = await get(client, "resp_lost")
+        assert (lost["status"], lost["error"]["type"]) == ("failed", "interrupted")
+        assert lost["created_at"] == first["created_at"]
+    await ask(client, 400, previous_response_id="resp_here")
+    await ask(client, previous_response_id="resp_lost")
+    async with client.get("/v1/responses/resp_here?stream=true") as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (503, "engine_unavailable")
 
 
 @pytest.mark.parametrize(
