@@ -18,6 +18,7 @@ class StubEngine:
     def __init__(self, tokenizer: Tokenizer | None = None, name: str = "stub") -> None:
         self.name = name
         self.grain = 1.0
+        self.thinks_first = True
         self.ready = True
         self.load = 0
         self.pace = Pace(row_seconds=0.001, step_seconds=0.01)

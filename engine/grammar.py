@@ -1,5 +1,7 @@
 """Which tokens may come next where a text has to fit a regular expression or a JSON schema, by llguidance."""
 
+import json
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,8 @@ class Grammars:
 
 def _grammar(sampling: Sampling) -> str | None:
     """As llguidance wants it. Raises ValueError."""
+    if sampling.thinks is not None:
+        return _behind_thoughts(sampling)
     if sampling.regex is not None:
         return LLMatcher.grammar_from_regex(sampling.regex)
     if sampling.json_schema is not None:
@@ -53,6 +57,40 @@ def _grammar(sampling: Sampling) -> str | None:
             schema = "{}"
         return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
     return None if sampling.grammar is None else LLMatcher.grammar_from_lark(sampling.grammar)
+
+
+def _behind_thoughts(sampling: Sampling) -> str | None:
+    """The same, with thoughts before it. Raises ValueError."""
+    if sampling.regex is not None:
+        form = f"/{_written(sampling.regex)}/"
+    elif sampling.json_schema is not None:
+        schema = json.loads(sampling.json_schema)
+        if not isinstance(schema, dict) and schema is not True:
+            raise ValueError("a JSON schema is an object")
+        form = f"%json {json.dumps({'x-guidance': _JSON, **(schema if isinstance(schema, dict) else {})})}"
+    elif sampling.grammar is not None:
+        form = f"%lark {{\n{sampling.grammar}\n}}"
+    else:
+        return None
+    start = "thoughts form" if sampling.thinks == "begun" else '("<think>" thoughts)? form'
+    return LLMatcher.grammar_from_lark(_THOUGHTS.format(start=start, form=form))
+
+
+_THOUGHTS = """start: {start}
+thoughts: thought SPACE
+thought[lazy]: /(?s:.*)<\\/think>/
+SPACE: /\\s{{0,2}}/
+form: {form}
+"""
+
+
+def _written(regex: str) -> str:
+    """As it stands between slashes."""
+    return _SLASH.sub(lambda found: found[0] if len(found[0]) > 1 else "\\/", regex).replace("\n", "\\n")
+
+
+_SLASH = re.compile(r"\\.|/", re.DOTALL)
+"""What is escaped already, or has to be."""
 
 
 class Matcher:

@@ -6,11 +6,12 @@ A frame is a little-endian u32 length followed by one MessagePack value: a `Comm
 
 import struct
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
 _LENGTH = struct.Struct("<I")
-VERSION = 1
+VERSION = 2
 """Of the frames. Who listens and who calls must have the same."""
 MAX_FRAME = 256 * 1024 * 1024
 """Bytes; a longer announcement means that the stream is not ours or has lost its place."""
@@ -23,8 +24,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     alternatives reported with each token. Penalties are applied to raw logits: repetition to prompt and
     output, presence and frequency to output. `seed` makes the text a function of prompt and parameters alone.
     `regex`: what the whole text matches, in the syntax of Rust's; `json_schema`: what it is valid for, as JSON;
-    `grammar`: what derives it, in llguidance's Lark. At most one of them. `prediction`: what much of the text may be,
-    which changes nothing but how fast that comes.
+    `grammar`: what derives it, in llguidance's Lark. At most one of them. `thinks`: thoughts may come before what is
+    held to it, up to `</think>`; they begin with `<think>`, or have begun already. `prediction`: what much of the text
+    may be, which changes nothing but how fast that comes.
     """
 
     max_tokens: int | None = None
@@ -47,6 +49,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     regex: str | None = None
     json_schema: str | None = None
     grammar: str | None = None
+    thinks: Literal["perhaps", "begun"] | None = None
     prediction: str = ""
 
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jinja2
 import jinja2.meta
@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from engine.tokenizer import Place
 from gateway import transcript
 from gateway.errors import RequestError, at
-from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS, Input, Sampling, Segment, Slot, Text
+from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS, Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference, parse
 from gateway.tools import PASSED_ON, Tool, Tools, Verbatim, in_words, style_of
@@ -165,7 +165,7 @@ class PromptBuilder:
         held.check_rendered(segments, at(where, field))
         if parts is None:
             if self._thinks and not continues:
-                answer = dataclasses.replace(answer, thinks=_thinks(answer.sampling, tools, begun=begun))
+                answer = dataclasses.replace(answer, thinks="begun" if begun else "perhaps")
             return Prompt([*segments, answer], field=field)
         last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
         return Prompt(segments[: last + 1], parts, field)
@@ -206,7 +206,8 @@ class PromptBuilder:
             ) from error
         begun = bool(known["add_generation_prompt"]) and text.rstrip().endswith(THOUGHT_BEGINS)
         if tools is not None and tools.choice == "forced" and known["add_generation_prompt"]:
-            text += self.style.begin
+            text += (f"\n{THOUGHT_ENDS}\n\n" if begun else "") + self.style.begin  # a call is no thought
+            begun = False
         if continues:
             text, end, _ = text.rpartition(_END)
             if not end:
@@ -248,15 +249,6 @@ def _refuse_media(messages: Sequence[Mapping[str, Any]], where: str, field: str,
                     code="unsupported_by_engine",
                     param=at(where, f"{place}.{number}"),
                 )
-
-
-def _thinks(sampling: Sampling, tools: Tools | None, *, begun: bool) -> Literal["perhaps", "begun"] | None:
-    """Whether thoughts come before an answer. `begun`: the prompt ends within them; but not if what is generated is
-    held to a form, in which there is no place for their end."""
-    if not begun:
-        return "perhaps"
-    held = sampling.regex is not None or sampling.json_schema is not None or sampling.grammar is not None
-    return "begun" if not held or (tools is not None and tools.choice == "auto") else None
 
 
 def _request(

@@ -134,6 +134,9 @@ class Engine(Protocol):
     name: str
     grain: float
     """Tokens of the model's that one of `fill` stands for, about: 1, or less where those are characters."""
+    thinks_first: bool
+    """Whether a form holds what comes behind the model's thoughts, where `Sampling.thinks` says that there may be some;
+    else it holds all of the text."""
 
     @property
     def ready(self) -> bool:

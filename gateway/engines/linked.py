@@ -51,6 +51,7 @@ class LinkedEngine:
     """
 
     grain = 1.0
+    thinks_first = True
 
     def __init__(
         self, name: str, changed: Callable[[], None], *, hang_seconds: float = 60.0, patience: float = 0.0

@@ -67,6 +67,7 @@ class Sampling:
     regex: str | None = None
     json_schema: str | None = None
     grammar: str | None = None
+    thinks: Literal["perhaps", "begun"] | None = None
     prediction: str = field(default="", compare=False)
     given: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
@@ -75,6 +76,11 @@ class Sampling:
         """What the client gave, and what else is not as usual, by name."""
         usual = ((own.name, getattr(_USUAL, own.name)) for own in fields(self))
         return {name: value for name, other in usual if (value := getattr(self, name)) != other or name in self.given}
+
+    @property
+    def held(self) -> bool:
+        """Whether the text is held to a form."""
+        return self.regex is not None or self.json_schema is not None or self.grammar is not None
 
     @property
     def deterministic(self) -> bool:

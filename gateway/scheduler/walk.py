@@ -1,5 +1,6 @@
 """One attempt at a call: its prompt walked from segment to segment, on one context."""
 
+import dataclasses
 import hashlib
 import math
 from array import array
@@ -207,7 +208,13 @@ class Walk:
         times.queued = times.queued or call.session.clock()
         call.move(CallState.PREFILL)
         pieces: list[Piece] = []
-        thoughts = None if slot.thinks is None else Thoughts(begun=slot.thinks == "begun")
+        sampling, thinks = slot.sampling, slot.thinks
+        if thinks is not None and sampling.held:
+            if self._engine.thinks_first:
+                sampling = dataclasses.replace(sampling, thinks=thinks)
+            else:  # there is no place for an end of thoughts in what comes
+                thinks = "perhaps"
+        thoughts = None if thinks is None else Thoughts(begun=thinks == "begun")
 
         def tell(event: Told) -> None:
             if call.state.final:  # it has just been ended
@@ -238,7 +245,7 @@ class Walk:
                 usage.prompt, usage.cached, usage.completion = event.prompt, event.cached, event.completion
                 usage.reasoning = event.reasoning
 
-        await self._context.generate(slot.sampling, tell)
+        await self._context.generate(sampling, tell)
         return pieces
 
     async def _put_together(self, slot: Slot | None) -> None:

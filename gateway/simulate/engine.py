@@ -106,6 +106,7 @@ class SimulatedEngine:
     def __init__(self, name: str, costs: Costs) -> None:
         self.name = name
         self.grain = 1.0
+        self.thinks_first = True
         self.busy = 0.0
         """Seconds spent in steps."""
         self._costs = costs

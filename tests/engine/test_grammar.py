@@ -216,3 +216,83 @@ def test_texts_are_whole_whatever_is_chosen_between_what_is_forced(tokenizer: To
                 forced += len(coming)
         assert re.fullmatch(pattern, tokenizer.decode([token for token in tokens if token not in tokenizer.eos_ids]))
     assert forced
+
+
+AGE = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+FORMS: list[tuple[dict[str, str], list[str], list[str]]] = [
+    ({"json_schema": AGE}, ['{"a": 1}'], ["x", '{"b": 1}', '{"a":1}']),
+    ({"json_schema": "true"}, ["3", '{"b": [1]}'], ["x"]),
+    ({"regex": r"(a|b/)[c\\/]{2}\n?"}, ["acc", "b/c/", "a//\n", "acc\n"], ["cc", "b"]),
+    ({"grammar": 'start: "x" y\ny: /[0-9]+/'}, ["x1", "x25"], ["1", "y"]),
+]
+
+
+def accepts(tokenizer: Tokenizer, text: str, **sampling: Any) -> bool:
+    """Whether the text can come, and can end there."""
+    matcher = Grammars(tokenizer).matcher(Sampling(**sampling))
+    assert matcher is not None
+    for token in tokenizer.encode(text):
+        allowed = matcher.allowed()
+        if not allowed[token // 32] >> (token % 32) & 1:
+            return False
+        matcher.push(token)
+    return bool(matcher._matcher.is_accepting())
+
+
+@pytest.mark.parametrize(("form", "good", "bad"), FORMS)
+def test_thoughts_may_come_before_a_form(
+    tokenizer: Tokenizer, form: dict[str, str], good: list[str], bad: list[str]
+) -> None:
+    thoughts = ["</think>", "Hm</think>\n\n", "\n{x} <th </thin k>\n</think>\n"]
+    for text in good:
+        assert accepts(tokenizer, text, **form)
+        assert accepts(tokenizer, text, **form, thinks="perhaps")
+        assert not accepts(tokenizer, f"\n{text}", **form, thinks="perhaps"), "where none come it is the form alone"
+        for thought in thoughts:
+            assert accepts(tokenizer, thought + text, **form, thinks="begun")
+            assert accepts(tokenizer, f"<think>{thought}{text}", **form, thinks="perhaps")
+            assert not accepts(tokenizer, thought, **form, thinks="begun"), "the answer is still to come"
+    for text in bad:
+        for before, thinks in (("", "perhaps"), ("<think>\nHm</think>\n\n", "perhaps"), ("Hm</think>\n\n", "begun")):
+            assert not accepts(tokenizer, before + text, **form, thinks=thinks)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"json_schema": "false"},
+        {"json_schema": "{"},
+        {"json_schema": '{"type": 5}'},
+        {"regex": "("},
+        {"grammar": "start"},
+    ],
+)
+def test_a_form_that_is_none_is_refused_behind_thoughts_as_well(tiny_engine: Engine, form: dict[str, str]) -> None:
+    with pytest.raises(ContextError) as refused:
+        list(tiny_engine.stream([40, 41], Sampling(**form, thinks="begun", max_tokens=20)))  # type: ignore[arg-type]
+    assert refused.value.code == "bad_grammar"
+
+
+def test_a_random_model_ends_where_the_form_does(tiny_engine: Engine) -> None:
+    for seed in range(20):
+        held = Sampling(regex="[a-z]{3}", thinks="perhaps", max_tokens=40, temperature=2.0, seed=seed)
+        updates = list(tiny_engine.stream([40, 41], held))
+        text = "".join(update.text for update in updates)
+        if not text.startswith("<think>"):
+            assert re.fullmatch("[a-z]{3}", text)
+            assert updates[-1].finish == "stop"
+
+
+def test_a_model_thinks_and_then_answers_in_the_form(engine: Engine) -> None:
+    """In a prompt whose answers before did."""
+    turn = 'Question: What is {a} + {b}?\n<think>\nI add {a} and {b}, which is {c}.\n</think>\n\n{{"sum": {c}}}\n\n'
+    before = "".join(turn.format(a=a, b=b, c=a + b) for a, b in ((2, 2), (3, 4), (1, 5), (4, 4)))
+    schema = json.dumps({"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]})
+    for begun in ("", "<think>\n"):
+        how: Any = {"json_schema": schema, "thinks": "begun" if begun else "perhaps", "temperature": 0.0}
+        text, finish = text_of(engine, f"{before}Question: What is 3 + 3?\n{begun}", **how)
+        assert finish == "stop"
+        thought, end, answer = (begun + text).partition("</think>\n\n")
+        assert thought.startswith("<think>\nI add 3 and 3"), "it was free to"
+        assert end
+        assert json.loads(answer) == {"sum": 6}

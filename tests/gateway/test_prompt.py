@@ -203,10 +203,9 @@ WEATHER = Tool("weather", "", {"type": "object", "properties": {}}, True, {"type
         (THINKS + OPENS, Sampling(), {}, "perhaps"),
         (THINKS + OPENS, Sampling(json_schema="{}"), {}, "perhaps"),
         (THINKS + BEGINS, Sampling(), {}, "begun"),
-        (THINKS + BEGINS, Sampling(json_schema="{}"), {}, None),
-        (THINKS + BEGINS, Sampling(grammar="start: /x/"), {}, None),
+        (THINKS + BEGINS, Sampling(json_schema="{}"), {}, "begun"),
         (THINKS + BEGINS, Sampling(grammar="start: /x/"), {"tools": Tools([WEATHER])}, "begun"),
-        (THINKS + BEGINS, Sampling(json_schema="{}"), {"tools": Tools([WEATHER], "forced", [WEATHER])}, None),
+        (THINKS + BEGINS, Sampling(json_schema="{}"), {"tools": Tools([WEATHER], "forced", [WEATHER])}, "perhaps"),
         (THINKS + BEGINS, Sampling(), {"opens": False}, "perhaps"),
     ],
 )
@@ -223,3 +222,17 @@ def test_a_template_says_whether_its_model_thinks(
     *_, answer = PromptBuilder(told).chat(user("Hm <think>"), Slot(None, sampling), **how).segments
     assert isinstance(answer, Slot)
     assert answer.thinks == thinks
+
+
+def test_a_call_that_has_to_be_made_is_no_thought(tokenizer: Tokenizer) -> None:
+    class Thinking:
+        chat_template = THINKS + BEGINS
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+    told: Any = Thinking()
+    builder = PromptBuilder(told)
+    segments = builder.chat(user("x"), Slot(None, Sampling()), tools=Tools([WEATHER], "forced", [WEATHER])).segments
+    text = tokenizer.decode([token for segment in segments if isinstance(segment, Text) for token in segment.tokens])
+    assert text.endswith(f"assistant\n<think>\n\n</think>\n\n{builder.style.begin}")

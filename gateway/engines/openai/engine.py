@@ -40,6 +40,7 @@ class OpenAIEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.grain = 0.25 if tokenizer is None else 1.0
+        self.thinks_first = False
         self.pace: Pace | None = None
         self.contexts = 0
 

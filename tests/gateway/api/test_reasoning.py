@@ -196,10 +196,9 @@ def test_an_engine_of_ours_can_do_nothing_with_it(server: Server) -> None:
 class Thinking:
     """A tokenizer whose model thinks."""
 
-    chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:{# <think></think> #}"
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, end: str = ":{# <think></think> #}") -> None:
         self._tokenizer = tokenizer
+        self.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant" + end
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -219,3 +218,14 @@ async def test_a_model_that_is_given_tokens_thinks_in_its_text(tokenizer: Tokeni
         await ask(client, headers=headers, semantic={"output": "a"})
         await ask(client, headers=headers, messages=[{"role": "user", "content": "<<a>>!"}])
         assert tokenizer.decode(server.asked[-1]["prompt"]) == "user: Two.!\nassistant:"
+
+
+async def test_a_server_that_holds_all_of_a_text_to_its_form_leaves_no_room_for_thoughts(tokenizer: Tokenizer) -> None:
+    """The template has begun them; the server does not know."""
+    told: Any = Thinking(tokenizer, ":<think>\n{# </think> #}")
+    async with FakeServer() as server, gateway_before(server, told, kind="vllm") as (client, _):
+        server.script = [says('{"a"', ": 1}"), says("Hm", "</think>\n\nTwo.")]
+        message = (await ask(client, response_format={"type": "json_object"}))["choices"][0]["message"]
+        assert (message["content"], message.get("reasoning_content")) == ('{"a": 1}', None)
+        message = (await ask(client))["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == ("Two.", "Hm")

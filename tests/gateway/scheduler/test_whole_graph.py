@@ -41,6 +41,7 @@ class Puppets:
     def __init__(self) -> None:
         self.name = "puppets"
         self.grain = 1.0
+        self.thinks_first = True
         self.ready = True
         self.pace = Pace(row_seconds=0.001, step_seconds=0.01)
         self.contexts: list[Puppet] = []
