@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from compat.openai.responses import Response, ResponseRequest
-from gateway.api.responses.answer import Event, ResponseBuilder, error_of, last_of, response_of, told
+from gateway.api.responses.answer import Event, ResponseBuilder, again, error_of, last_of, response_of, told
 from gateway.api.responses.conversations import Turn, new_response_id
 from gateway.api.semantic import Scope
 from gateway.api.services import Services
@@ -82,6 +82,8 @@ class Work:
         self._telling: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         """Whether a client has cancelled it."""
+        self._over = False
+        """Whether nothing more will happen, but that it is kept."""
         self._changed = asyncio.Event()
         """Set, and replaced, whenever there are more events."""
 
@@ -99,7 +101,10 @@ class Work:
         ended = asyncio.ensure_future(self._call.output.final())
         try:
             await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
-            if self._telling is not None and not self._stopped.is_set():
+            self._over = True
+            if self._telling is not None:
+                if self._stopped.is_set():
+                    self._telling.cancel()
                 await asyncio.wait([self._telling])
             events, response = self._ending()
             await self._keep(response)
@@ -150,17 +155,17 @@ class Work:
         self._stopped.set()
 
     async def follow(self, request: web.Request, after: int) -> web.StreamResponse:
-        """The events behind the one numbered `after`, and those that come, to the last; of one that was gone on with
-        after a crash only the last, if there were some before."""
+        """The events behind the one numbered `after`, and those that come, to the last. Where nobody knows their
+        numbers any more, only the last of them, or if there were none before, all as if it were made now."""
         stream, session = EventStream(request), self._scope.session
         scheduler, output = self._services.scheduler, self._call.output
         session.enter()
         scheduler.reader_came(output)
         try:
-            if self._resumed and after >= 0:
+            if not self.tell() or (self._resumed and after >= 0):
                 await stream.patiently(self.finished.wait)
-                return await stream.end(last_of(self.response, after + 1), done=False)
-            self.tell()
+                events = again(self.response) if after < 0 else last_of(self.response, after + 1)
+                return await stream.end(events, done=False)
             at = after + 1
             while True:
                 changed = self._changed
@@ -177,11 +182,12 @@ class Work:
             scheduler.reader_left(output)
             session.leave()
 
-    def tell(self) -> None:
-        """Begins to note the events."""
-        if self._telling is None and self.final is None:
+    def tell(self) -> bool:
+        """Begins to note the events, unless it is too late for that; whether they are noted."""
+        if self._telling is None and not self._over:
             self._happened(self._builder.queue())
             self._telling = asyncio.create_task(self._note(), name=f"events of {self.row.id}")
+        return self._telling is not None
 
     async def _note(self) -> None:
         with self._scope.session.read(self._call.output) as reader:
@@ -191,8 +197,9 @@ class Work:
                 except GraphError:  # that it is shown cannot be kept now, and so it is not shown
                     await asyncio.sleep(_AGAIN_SECONDS)
                     continue
-                text = "".join([piece.text for piece in pieces])
-                self._happened([*self._builder.open(), *self._builder.grow(text, pieces)])
+                if pieces:
+                    text = "".join([piece.text for piece in pieces])
+                    self._happened([*self._builder.open(), *self._builder.grow(text, pieces)])
 
     def _happened(self, events: Iterable[Event]) -> None:
         self.events += [told([event]) for event in events]

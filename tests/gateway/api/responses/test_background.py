@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.api.services import SERVICES
+from gateway.archive import ArchiveFailed
 from tests.gateway.api.conftest import Client, gateway_before
 from tests.gateway.api.responses.test_routes import EVENT, ask, asked, calls
 from tests.upstream import Behaviour, FakeServer, chunk, refuses, says, stream
@@ -176,6 +177,55 @@ async def test_it_is_cancelled(there: There) -> None:
     refused = await get(client, plain["id"], 400, "/cancel", "POST")
     assert "was not made in the background" in refused["error"]["message"]
     assert (await get(client, "resp_x", 404, "/cancel", "POST"))["error"]["code"] == "response_not_found"
+
+
+async def test_who_comes_while_it_is_kept_sees_all_of_it(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, server, _ = there
+    server.script = [says("one ", "two")]
+    archive, ending, go_on = client.app[SERVICES].archive, asyncio.Event(), asyncio.Event()
+    fails = iter([True])
+
+    async def slowly(response: Any) -> bool:
+        ending.set()
+        await go_on.wait()
+        if next(fails, False):
+            raise ArchiveFailed("full")
+        return await end(response)
+
+    end = archive.end
+    monkeypatch.setattr(archive, "end", slowly)
+    monkeypatch.setattr("gateway.api.responses.background._AGAIN_SECONDS", 0.01)
+    first = await ask(client, background=True)
+    await ending.wait()
+    watching = [asyncio.create_task(events_of(client, first["id"], after)) for after in (None, 3)]
+    await asyncio.sleep(0.05)
+    assert (await get(client, first["id"]))["status"] == "in_progress", "not before it is kept"
+    go_on.set()
+    whole, rest = await asyncio.gather(*watching)
+    assert (deltas(whole), whole[-1].type) == ("one two", "response.completed")
+    assert [event.sequence_number for event in whole] == list(range(len(whole)))
+    assert [(event.type, event.sequence_number) for event in rest] == [("response.completed", 4)]
+    assert text_of(await get(client, first["id"])) == "one two"
+
+
+async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(there: There) -> None:
+    client, server, _ = there
+    go_on, headers = asyncio.Event(), {"X-Session-Id": "run"}
+    server.script = [held(go_on, "Ti", "ber"), says("Rome")]
+    first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
+    second = await ask(client, background=True, input="Where is <<river>>?", headers=headers)
+    await begun(client, first["id"])
+    watching = asyncio.create_task(events_of(client, first["id"]))
+    await asyncio.sleep(0.05)
+    told = await get(client, first["id"], what="/cancel", method="POST")
+    events = await watching
+    go_on.set()
+    assert text_of(await ended(client, second["id"])) == "Rome"
+    assert deltas(events) == "Ti"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events[-2:]] == ["response.output_item.done", "response.failed"]
+    assert json.loads(events[-1].response.to_json())["output"] == told["output"]
+    assert told["output"][0]["status"] == "incomplete"
 
 
 async def test_what_is_deleted_is_not_made(there: There) -> None:
