@@ -23,6 +23,7 @@ def run(server: Server, *command: str) -> str:
 
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.*")} == {
+        "background.py",
         "chat.py",
         "chain.py",
         "chain.sh",
@@ -71,3 +72,10 @@ def test_stream_variable(server: Server) -> None:
     text = run(server, sys.executable, str(EXAMPLES / "stream_variable.py"))
     *story, last = text.splitlines()
     assert last == f"a second reader got the same, {len(chr(10).join(story))} characters"
+
+
+def test_background(server: Server) -> None:
+    begun, *story, end = run(server, sys.executable, str(EXAMPLES / "background.py")).splitlines()
+    assert re.fullmatch(r"resp_[0-9a-f]{24} is (queued|in_progress)", begun)
+    assert " … " in "".join(story)
+    assert re.match(r"\d+ tokens, (completed|incomplete); a title: '|\"", end)
