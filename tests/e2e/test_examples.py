@@ -78,4 +78,4 @@ def test_background(server: Server) -> None:
     begun, *story, end = run(server, sys.executable, str(EXAMPLES / "background.py")).splitlines()
     assert re.fullmatch(r"resp_[0-9a-f]{24} is (queued|in_progress)", begun)
     assert " … " in "".join(story)
-    assert re.match(r"\d+ tokens, (completed|incomplete); a title: '|\"", end)
+    assert re.match(r"\d+ tokens, (completed|incomplete); a title: ['\"]", end)
