@@ -89,8 +89,10 @@ class Client:
         return median(waits)
 
     async def stream(self, text: str, max_tokens: int, times: list[float]) -> None:
-        """One greedy answer of so many tokens, streamed; when each of its chunks came."""
-        body = {**self._body(text, max_tokens), "stream": True}
+        """One answer of so many tokens, streamed; when each of its chunks came. It is chosen by chance: a small model's
+        greedy one repeats itself before long, and then comes many tokens a chunk."""
+        chance = {"temperature": 1.0, "seed": random.randrange(10**9)}
+        body = {**self._body(text, max_tokens), **chance, "stream": True}
         async with self.http.post(f"{self.url}/chat/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.content:

@@ -245,7 +245,11 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
         for session in restored:
             services.scheduler.resume(session)
         if membership is None:
-            await app[BACKGROUND].resume_all()
+            try:
+                await app[BACKGROUND].resume_all()
+            except ArchiveFailed as error:
+                print(f"myna: {error}", file=sys.stderr)
+                return 1
         else:
             app[BACKGROUND].resumed = True  # session by session
             membership.inherit()

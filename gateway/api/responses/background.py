@@ -84,6 +84,8 @@ class Work:
         """Whether a client has cancelled it."""
         self._over = False
         """Whether nothing more will happen, but that it is kept."""
+        self._broken = False
+        """Whether the answer was told in part, and cannot be told to its end."""
         self._changed = asyncio.Event()
         """Set, and replaced, whenever there are more events."""
 
@@ -106,6 +108,9 @@ class Work:
                 if self._stopped.is_set():
                     self._telling.cancel()
                 await asyncio.wait([self._telling])
+                if not self._telling.cancelled() and (error := self._telling.exception()) is not None:
+                    log.error("the events of %s cannot be told, for a reason of our own", self.row.id, exc_info=error)
+                    self._broken = True
             events, response = self._ending()
             await self._keep(response)
             self.final = response
@@ -126,8 +131,8 @@ class Work:
         if self._stopped.is_set() or call.state is CallState.CANCELLED:
             events = builder.break_off()
             return events, builder.response("cancelled")
-        if call.state is not CallState.DONE:
-            error = FailedCall(call.failure or Failure("internal_error", f"the call is {call.state}"))
+        if call.state is not CallState.DONE or self._broken:
+            error = FailedCall(call.failure or Failure("internal_error", "the answer cannot be told"))
             events = builder.break_off()
             return events, builder.failed(error)
         if self._telling is None:
@@ -311,7 +316,8 @@ class Background:
     # after a restart, and where a session comes from another gateway
 
     async def resume_all(self) -> None:
-        """Goes on with all that was begun before the start. Its sessions are here, and their calls begun anew."""
+        """Goes on with all that was begun before the start. Its sessions are here, and their calls begun anew. Raises
+        ArchiveFailed."""
         rows = await self._services.archive.unfinished()
         for row in rows:
             await self._take_up(row)
@@ -325,9 +331,16 @@ class Background:
         self._own(self._resume(session))
 
     async def _resume(self, session: Session) -> None:
-        rows = await self._services.archive.unfinished(session.tenant, session.id)
-        for row in rows:
-            await self._take_up(row)
+        while True:
+            try:
+                rows = await self._services.archive.unfinished(session.tenant, session.id)
+                for row in rows:
+                    await self._take_up(row)
+            except ArchiveFailed as error:
+                log.warning("what session %s was to answer is asked for again: %s", session.id, error)
+                await asyncio.sleep(_AGAIN_SECONDS)
+            else:
+                break
         if not rows:
             self._end_if_own(session)
 
@@ -337,6 +350,8 @@ class Background:
             self._services.sessions.delete(session)
 
     async def _take_up(self, row: Archived) -> None:
+        if (row.tenant, row.id) in self._works:
+            return
         begun = _begun(row.begun)
         sessions = self._services.sessions
         session = sessions.get(row.tenant, row.runs_in or "") if sessions.holds(row.tenant, row.runs_in or "") else None

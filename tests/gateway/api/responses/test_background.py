@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.api.responses.answer import ResponseBuilder
 from gateway.api.services import SERVICES
 from gateway.archive import ArchiveFailed
 from tests.gateway.api.conftest import Client, gateway_before
@@ -226,6 +227,22 @@ async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(there: T
     assert [event.type for event in events[-2:]] == ["response.output_item.done", "response.failed"]
     assert json.loads(events[-1].response.to_json())["output"] == told["output"]
     assert told["output"][0]["status"] == "incomplete"
+
+
+async def test_a_fault_of_ours_is_how_it_ends_as_well(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, *_ = there
+    grow, wrong = ResponseBuilder.grow, iter([True])
+
+    def fails(builder: ResponseBuilder, *what: Any) -> Any:
+        if next(wrong, False):
+            raise RuntimeError("ours")
+        return grow(builder, *what)
+
+    monkeypatch.setattr(ResponseBuilder, "grow", fails)
+    watch = client.post("/v1/responses", json={"model": "fake", "input": "x", "background": True, "stream": True})
+    async with watch as answer:
+        *_, last = parsed(await answer.text())
+    assert (last.type, last.response.error.message) == ("response.failed", "the answer cannot be told")
 
 
 async def test_what_is_deleted_is_not_made(there: There) -> None:
