@@ -127,7 +127,9 @@ async def mixed_once(
 async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, dict[str, Result]]:
     """By workload and way. Runs take turns between the ways, after one to warm up."""
     found: dict[str, dict[str, Result]] = {}
-    seeds = iter(range(random.randrange(10**9), 10**12, 1000))
+    first = random.randrange(10**9) if chosen.seed is None else chosen.seed
+    print(f"texts and times of seed {first}", file=sys.stderr)
+    seeds = iter(range(first, 10**12, 1000))
     timeout = aiohttp.ClientTimeout(total=1800)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
         for way in ways:
@@ -248,6 +250,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=everything, default=everything)
     parser.add_argument("--rtt", type=float, default=0.0, help="seconds added to each exchange, as a network would")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--seed", type=int, help="of texts, orders and times; left out, another one each time")
     parser.add_argument(
         "--apart", type=float, default=_APPLICATION_SECONDS, help="seconds between two applications of the mixed load"
     )
