@@ -1,9 +1,10 @@
 """Kills engines and gateways under a running load, and checks that nothing that was promised is lost.
 
 `python -m bench.chaos --engine-kills 200 --gateway-kills 50` starts a server of its own with a journal, drives it with
-sessions of chains, map-reduce, slots, templates and streams, sends SIGKILL at random times, and holds every answer
-against the promises of docs/api.md: an accepted value is never lost, none is assigned twice, every wait ends, events
-come without a gap. Exit status 1, and what was wrong, if one does not hold.
+sessions of chains, map-reduce, slots, templates and streams, and with responses in the background, sends SIGKILL at
+random times, and holds every answer against the promises of docs/api.md: an accepted value or response is never lost,
+none is assigned twice, every wait ends, events come without a gap. Exit status 1, and what was wrong, if one does not
+hold.
 
 With `--gateways 2 --journal postgresql://…` there are two that share a journal. Each request goes to any of them, and
 one that was killed is started again only after the other has had to take over.
@@ -122,6 +123,8 @@ class Session:
     accepted: set[str] = field(default_factory=set)
     last_event: int = 0
     ready: Counter[str] = field(default_factory=Counter)
+    responses: dict[str, Any] = field(default_factory=dict)
+    """Those in the background that were accepted, as they ended."""
 
 
 class Load:
@@ -174,7 +177,8 @@ class Load:
         )
         names = sorted(session.accepted)
         waits = [self._wait(session, name) for name in pick.sample(names, 2)]
-        await asyncio.gather(*waits, self._stream(session, "map_0"), self._events(session, 12))
+        others = [self._respond(session, temperature) for temperature in (0.0, pick.choice([0.0, 1.0]))]
+        await asyncio.gather(*waits, self._stream(session, "map_0"), self._events(session, 12), *others)
         for name in names:
             await self._wait(session, name)
         await self._events(session, 1)
@@ -291,9 +295,84 @@ class Load:
             await asyncio.sleep(0.1)
         raise Broken(f"{session.id}: no more events")
 
+    async def _respond(self, session: Session, temperature: float) -> None:
+        """A response in the background, asked for until it has ended, watched or not, and gone on with."""
+        body = {
+            "model": self._victims[0].model,
+            "input": f"Tell of {session.id}.",
+            "max_output_tokens": self._random.randrange(4, 60),
+            "temperature": temperature,
+            "background": True,
+        }
+        answer = await self._answered("POST", "/responses", body)
+        id = answer["id"]
+        session.responses[id] = None
+        if self._random.random() < 0.5:
+            await self._watch(session, id)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (answer := await self._answered("GET", f"/responses/{id}"))["status"] in ("queued", "in_progress"):
+            if time.monotonic() > deadline:
+                raise Broken(f"{id} has not ended in {_PATIENCE_SECONDS:g} s")
+            await asyncio.sleep(0.1)
+        self._ended(session, answer)
+        if answer["status"] != "failed":
+            asked = {**body, "input": "Go on.", "previous_response_id": id, "background": False}
+            await self._answered("POST", "/responses", asked)
+
+    def _ended(self, session: Session, answer: Any) -> None:
+        known = session.responses[answer["id"]]
+        if known not in (None, answer):
+            raise Broken(f"a response was {known} and is {answer}")
+        fine = answer["status"] in ("completed", "incomplete")
+        if not fine and (answer["status"] != "failed" or answer["error"]["type"] not in _FAILURES):
+            raise Broken(f"a response ended as {answer}")
+        session.responses[answer["id"]] = answer
+
+    async def _answered(self, method: str, path: str, body: Any = None) -> Any:
+        status, answer = await anext(self._until_answered(method, path, body))
+        if status != 200:
+            raise Broken(f"{method} {path} was answered {status}: {answer}")
+        return answer
+
+    async def _watch(self, session: Session, id: str) -> None:
+        """Reads its events to the last, from behind the last one seen if the connection breaks."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        at, text, gap = -1, "", False
+        while time.monotonic() < deadline:
+            query = "stream=true" + (f"&starting_after={at}" if at >= 0 else "")
+            self.streams += 1
+            try:
+                async with self._http.get(f"{self._url}/responses/{id}?{query}") as response:
+                    if response.status == 200:
+                        async for kind, data, _ in _events_of(response):
+                            number = data["sequence_number"]
+                            if number != at + 1:
+                                raise Broken(f"{id}: event {number} came behind {at}")
+                            at = number
+                            if kind == "response.output_text.delta":
+                                text += data["delta"]
+                            elif kind in ("response.completed", "response.incomplete", "response.failed"):
+                                self._ended(session, data["response"])
+                                self._streamed(data["response"], text, gap=gap)
+                                return
+            except (aiohttp.ClientError, ConnectionError):
+                gap = True  # the server was killed: it may tell the last event alone
+            self.retries += 1
+            await asyncio.sleep(0.1)
+        raise Broken(f"{id}: its stream had no end")
+
+    def _streamed(self, response: Any, text: str, *, gap: bool) -> None:
+        if response["status"] == "failed":
+            return
+        whole = "".join(part["text"] for item in response["output"] for part in item.get("content", ()))
+        if not (whole.startswith(text) if gap else whole == text):
+            raise Broken(f"{response['id']} streamed {text!r} and is {whole!r}")
+
     async def check_all(self) -> None:
         """Everything that was ever told, read once more."""
         for session in self.sessions:
+            for id in session.responses:
+                self._ended(session, await self._answered("GET", f"/responses/{id}"))
             async for _, answer in self._until_answered("GET", f"/sessions/{session.id}/variables"):
                 found = {variable["name"]: variable for variable in answer["data"]}
                 for name in session.accepted:
@@ -393,6 +472,7 @@ async def chaos(
         "sessions": len(load.sessions),
         "variables": sum(len(session.accepted) for session in load.sessions),
         "ready": sum(len(session.values) for session in load.sessions),
+        "responses": sum(len(session.responses) for session in load.sessions),
         "failed": dict(Counter(code for session in load.sessions for code in session.failures.values())),
         "requests": load.requests,
         "retries": load.retries,

@@ -246,7 +246,7 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
             services.scheduler.resume(session)
         if membership is None:
             try:
-                await app[BACKGROUND].resume_all()
+                await app[BACKGROUND].resume_all(restored)
             except ArchiveFailed as error:
                 print(f"myna: {error}", file=sys.stderr)
                 return 1

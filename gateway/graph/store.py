@@ -115,10 +115,6 @@ class SessionStore:
         """For ids of the client's choosing."""
         return self.get(tenant, id) if (tenant, id) in self._sessions else self.create(tenant, id)
 
-    def all(self) -> Iterator[Session]:
-        """Everybody's, oldest first."""
-        return iter(self._sessions.values())
-
     def of(self, tenant: str) -> Iterator[Session]:
         """The tenant's sessions, oldest first."""
         return (session for (owner, _), session in self._sessions.items() if owner == tenant)

@@ -256,7 +256,7 @@ class Background:
         begun = _Begun(msgspec.Raw(raw), call.id, response.created_at, scope.named)
         row = turn.kept(response, raw, slots=spec.parts is not None)
         row = dataclasses.replace(row, begun=encode_json(begun), runs_in=scope.session.id)
-        work = Work(self._services, row, builder, call, scope)
+        work = self._works[tenant, id] = Work(self._services, row, builder, call, scope)
         # a client that leaves now must not leave half of it
         await asyncio.shield(self._own(self._start(work, addition, turn, scope, body.streamed)))
         return work
@@ -270,9 +270,10 @@ class Background:
             session.settle(addition, failure)
             for call in addition.calls:
                 scheduler.cancel(call, failure)
+            del self._works[work.row.tenant, work.row.id]
             self._give_up(scope)
             raise
-        self._watch(work)
+        self._own(self._run(work))
         if streamed:
             work.tell()
         try:
@@ -285,12 +286,8 @@ class Background:
         if not scope.named:
             self._services.sessions.delete(scope.session)
 
-    def _watch(self, work: Work) -> None:
+    async def _run(self, work: Work) -> None:
         key = (work.row.tenant, work.row.id)
-        self._works[key] = work
-        self._own(self._run(key, work))
-
-    async def _run(self, key: tuple[str, str], work: Work) -> None:
         try:
             await work.run()
         finally:
@@ -315,15 +312,16 @@ class Background:
 
     # after a restart, and where a session comes from another gateway
 
-    async def resume_all(self) -> None:
-        """Goes on with all that was begun before the start. Its sessions are here, and their calls begun anew. Raises
-        ArchiveFailed."""
+    async def resume_all(self, restored: Sequence[Session]) -> None:
+        """Goes on with all that was begun before the start. `restored`: the sessions that there were then; their calls
+        are begun anew. Raises ArchiveFailed."""
         rows = await self._services.archive.unfinished()
         for row in rows:
             await self._take_up(row)
         wanted = {(row.tenant, row.runs_in) for row in rows}
-        for session in [one for one in self._services.sessions.all() if (one.tenant, one.id) not in wanted]:
-            self._end_if_own(session)
+        for session in restored:
+            if (session.tenant, session.id) not in wanted:
+                self._end_if_own(session)
         self.resumed = True
 
     def resume(self, session: Session) -> None:
@@ -350,8 +348,6 @@ class Background:
             self._services.sessions.delete(session)
 
     async def _take_up(self, row: Archived) -> None:
-        if (row.tenant, row.id) in self._works:
-            return
         begun = _begun(row.begun)
         sessions = self._services.sessions
         session = sessions.get(row.tenant, row.runs_in or "") if sessions.holds(row.tenant, row.runs_in or "") else None
@@ -366,9 +362,12 @@ class Background:
             self._services.scheduler.cancel(call, Failure("interrupted", str(error), call.id))
             await self.lose(row, str(error))
             return
+        if (row.tenant, row.id) in self._works:  # it has only just begun
+            return
         scope = Scope(session, begun.named, deferred=False)
         builder = ResponseBuilder(body, model, scope, call, row.id, keeps=True, created=begun.created)
-        self._watch(Work(self._services, row, builder, call, scope, resumed=True))
+        work = self._works[row.tenant, row.id] = Work(self._services, row, builder, call, scope, resumed=True)
+        self._own(self._run(work))
 
     async def lose(self, row: Archived, why: str = "the server ended before this was begun") -> None:
         """Ends one that cannot be made any more: its call is nowhere. Raises ArchiveFailed."""

@@ -38,7 +38,7 @@ async def gateway_before(
     written: Any = tokenizer or TranscriptTokenizer()
     services.models.add(ServedModel("fake", 4096, None, written, PromptBuilder(written)))
     app = build_app(told, services)
-    await app[BACKGROUND].resume_all()
+    await app[BACKGROUND].resume_all([])
     try:
         async with TestClient(TestServer(app)) as client:
             yield client, lambda: services.scheduler.unfinished
