@@ -2,17 +2,21 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-from tests.checkpoints import write_tiny_llama
+from engine import EngineConfig
+from engine.config import default_cache
+from engine.models.fetch import checkpoint_folder
 from tests.e2e.api import Api
 from tests.server import MODEL, Server
 
@@ -178,42 +182,65 @@ async def test_one_is_made_in_the_background(api: Api) -> None:
     assert (await api.openai.responses.cancel(id)).status == wanted.status, "too late"
 
 
-def test_a_model_of_ours_that_thinks(tmp_path: Path) -> None:
-    """A random one, held to a form in which it does."""
-    tiny = write_tiny_llama(tmp_path / "tiny", window=512)
-    config = json.loads((tiny / "tokenizer_config.json").read_text())
-    config["chat_template"] += "{# <think></think> #}"
-    (tiny / "tokenizer_config.json").write_text(json.dumps(config))
-    held: Any = {"structured_outputs": {"regex": "<think>\\nHm[a-z]{3}\\n</think>\\n\\nTwo[.!]"}}
-    with (
-        Server("--model", str(tiny), "--kv-tokens", "2048", "--journal", "memory") as server,
-        server.client() as client,
-    ):
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The default model with a template that knows of thoughts, which it writes if all before it did."""
+    folder = tmp_path_factory.mktemp("models") / "thinking"
+    folder.mkdir()
+    for file in checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16).iterdir():
+        (folder / file.name).symlink_to(file)
+    config = folder / "tokenizer_config.json"
+    told = json.loads(config.read_text())
+    told["chat_template"] = "{% for m in messages %}{{ m.content }}\n{% endfor %}{# <think></think> #}"
+    config.unlink()
+    config.write_text(json.dumps(told))
+    with Server("--model", str(folder), "--kv-tokens", "2048", "--journal", "memory") as server:
+        yield server
+
+
+TURN = 'Question: What is {a} + {b}?\n<think>\nI add {a} and {b}, which is {c}.\n</think>\n\n{{"sum": {c}}}\n\n'
+QUESTION = "".join(TURN.format(a=a, b=b, c=a + b) for a, b in ((2, 2), (3, 4), (1, 5), (4, 4)))
+QUESTION += "Question: What is 3 + 3?"
+SUM = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"], "additionalProperties": False}
+
+
+def test_a_model_of_ours_that_thinks_before_a_form(thinking: Server) -> None:
+    told: Any = {"name": "sum", "schema": SUM, "strict": True}
+    with thinking.client() as client:
         answer = client.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "x"}], max_tokens=60, extra_body=held
+            model="thinking",
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=60,
+            temperature=0,
+            response_format={"type": "json_schema", "json_schema": told},
         )
         message: Any = answer.choices[0].message
-        assert message.content in ("Two.", "Two!")
-        assert len(message.reasoning_content) == len("Hm...")
+        assert message.content == '{"sum": 6}'
+        assert message.reasoning_content == "I add 3 and 3, which is 6."
         assert answer.usage is not None
         details: Any = answer.usage.completion_tokens_details
-        assert len("<think>Hm...") < details.reasoning_tokens < answer.usage.completion_tokens
-        events = list(
-            client.responses.create(model="tiny", input="x", max_output_tokens=60, stream=True, extra_body=held)
-        )
-        told: Any = events[-1]
-        thought, said = told.response.output
-        assert thought.content[0].text.startswith("Hm")
-        assert said.content[0].text.startswith("Two")
+        assert len(["I", "add", "3", "and", "3"]) < details.reasoning_tokens < answer.usage.completion_tokens
+        asked: Any = {"model": "thinking", "input": QUESTION, "max_output_tokens": 60, "temperature": 0}
+        form = {"format": {"type": "json_schema", **told}}
+        events: Any = list(client.responses.create(**asked, text=form, stream=True))
+        thought, said = events[-1].response.output
+        assert (thought.content[0].text, said.content[0].text) == (message.reasoning_content, message.content)
         deltas = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
-        assert "".join(deltas) == thought.content[0].text, "a busy machine may tell so short a thought at once"
-        body = {"semantic": {"output": "a", "session": "s"}, **held}
+        assert "".join(deltas) == message.reasoning_content
+        body = {
+            "semantic": {"output": "a", "session": "s"},
+            "response_format": {"type": "json_schema", "json_schema": told},
+        }
         client.post("/sessions", body={"id": "s"}, cast_to=object)
         client.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "x"}], max_tokens=60, extra_body=body
+            model="thinking",
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=60,
+            temperature=0,
+            extra_body=body,
         )
         value: Any = client.get("/sessions/s/variables/a", cast_to=object)
-        assert value["value"] in ("Two.", "Two!")
+        assert value["value"] == '{"sum": 6}'
 
 
 @tool
