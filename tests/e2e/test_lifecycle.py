@@ -296,12 +296,33 @@ def test_the_queue_is_bounded(tiny: Path) -> None:
 def test_sessions_expire(tiny: Path) -> None:
     with Server("--model", str(tiny), "--session-ttl", "0.5") as server:
         assert httpx.post(f"{server.address}/v1/sessions", json={"id": "brief"}).status_code == 201
+        inside, outside = (respond(server, headers=headers) for headers in ({"X-Session-Id": "brief"}, {}))
         deadline = time.monotonic() + 20
         status = 200
         while status == 200 and time.monotonic() < deadline:
             threading.Event().wait(1.0)
             status = httpx.get(f"{server.address}/v1/sessions/brief").status_code
         assert status == 410
+        while httpx.get(inside).status_code == 200 and time.monotonic() < deadline:
+            threading.Event().wait(0.1)
+        assert [httpx.get(response).status_code for response in (inside, outside)] == [404, 200]
+
+
+def respond(server: Server, **options: Any) -> str:
+    """Where a response is kept."""
+    body = {"model": "tiny", "input": "Hi", "max_output_tokens": 2}
+    answer = httpx.post(f"{server.address}/v1/responses", json=body, **options)
+    assert answer.status_code == 200, answer.text
+    return f"{server.address}/v1/responses/{answer.json()['id']}"
+
+
+def test_responses_expire(tiny: Path) -> None:
+    with Server("--model", str(tiny), "--response-ttl", "0.5") as server:
+        response = respond(server)
+        deadline = time.monotonic() + 20
+        while httpx.get(response).status_code == 200 and time.monotonic() < deadline:
+            threading.Event().wait(0.2)
+        assert httpx.get(response).status_code == 404
 
 
 def test_a_model_that_cannot_be_had_ends_the_start_with_a_line(tmp_path: Path) -> None:

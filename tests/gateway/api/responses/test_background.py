@@ -220,6 +220,8 @@ async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(there: T
     await asyncio.sleep(0.05)
     told = await get(client, first["id"], what="/cancel", method="POST")
     events = await watching
+    async with client.get("/v1/sessions/run/graph") as answer:
+        assert [call["state"] for call in (await answer.json())["calls"]] == ["decode", "waiting"], "others read it"
     go_on.set()
     assert text_of(await ended(client, second["id"])) == "Rome"
     assert deltas(events) == "Ti"
@@ -304,6 +306,26 @@ async def test_what_is_cancelled_goes_on_for_others(there: There) -> None:
     go_on.set()
     assert text_of(await ended(client, second["id"])) == "Rome"
     assert asked(server) == [("user", "Where is Tiber?")]
+
+
+async def test_what_is_cancelled_and_nobody_else_reads_stops(there: There) -> None:
+    client, server, unfinished = there
+    server.script = [held(asyncio.Event(), "Ti", "ber")]
+    first = await ask(client, background=True, semantic={"output": "river"}, headers={"X-Session-Id": "run"})
+    await begun(client, first["id"])
+    assert (await get(client, first["id"], what="/cancel", method="POST"))["status"] == "cancelled"
+    async with asyncio.timeout(5):
+        while unfinished():
+            await asyncio.sleep(0.01)
+    async with client.get("/v1/sessions/run/variables/river") as answer:
+        assert answer.status == 404, "its name is free"
+
+
+async def test_one_that_is_over_a_bound_leaves_no_session() -> None:
+    async with FakeServer() as server, gateway_before(server, max_session_bytes=1_000) as (client, _):
+        refused = await ask(client, 413, background=True, input="x" * 2_000)
+        assert refused["error"]["code"] == "too_large"
+        assert (await sessions(client), server.asked) == ([], [])
 
 
 async def test_a_session_that_ends_ends_them(there: There) -> None:
