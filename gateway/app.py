@@ -347,7 +347,8 @@ async def _sweep(services: Services, collector: Collector) -> None:
             swept = time.monotonic()
             expired = services.sessions.expire(swept)
             try:
-                await services.archive.forget_sessions([(session.tenant, session.id) for session in expired])
+                if expired:
+                    await services.archive.forget_sessions([(session.tenant, session.id) for session in expired])
                 await services.archive.tidy()
             except ArchiveFailed as error:
                 log.warning("%s", error)

@@ -229,15 +229,15 @@ class SqliteArchive:
         results.add_done_callback(lambda results: self._landed(waiting, results))
 
     def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Work]) -> list[Any]:
-        if not self._made:
-            connection.executescript(f"BEGIN; {_CREATE} COMMIT;")
-            self._made = True
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            if not self._made:
+                connection.executescript(f"BEGIN IMMEDIATE; {_CREATE} COMMIT;")
+                self._made = True
+            connection.execute("BEGIN IMMEDIATE")
             results = [work(connection) for work in batch]
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:
+            if connection.in_transaction:  # the journal's commits go through the same connection
                 connection.execute("ROLLBACK")
             raise
         return results

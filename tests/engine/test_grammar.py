@@ -267,9 +267,9 @@ def test_thoughts_may_come_before_a_form(
         {"grammar": "start"},
     ],
 )
-def test_a_form_that_is_none_is_refused_behind_thoughts_as_well(tiny_engine: Engine, form: dict[str, str]) -> None:
+def test_a_form_that_is_none_is_refused_behind_thoughts_as_well(tiny_engine: Engine, form: dict[str, Any]) -> None:
     with pytest.raises(ContextError) as refused:
-        list(tiny_engine.stream([40, 41], Sampling(**form, thinks="begun", max_tokens=20)))  # type: ignore[arg-type]
+        list(tiny_engine.stream([40, 41], Sampling(**form, thinks="begun", max_tokens=20)))
     assert refused.value.code == "bad_grammar"
 
 

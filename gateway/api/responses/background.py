@@ -85,7 +85,7 @@ class Work:
         self._over = False
         """Whether nothing more will happen, but that it is kept."""
         self._broken = False
-        """Whether the answer was told in part, and cannot be told to its end."""
+        """Whether the answer cannot be told to its end."""
         self._changed = asyncio.Event()
         """Set, and replaced, whenever there are more events."""
 
@@ -111,7 +111,12 @@ class Work:
                 if not self._telling.cancelled() and (error := self._telling.exception()) is not None:
                     log.error("the events of %s cannot be told, for a reason of our own", self.row.id, exc_info=error)
                     self._broken = True
-            events, response = self._ending()
+            try:
+                events, response = self._ending()
+            except Exception:
+                log.exception("the answer of %s cannot be told, for a reason of our own", self.row.id)
+                self._broken = True
+                events, response = self._ending()
             await self._keep(response)
             self.final = response
             if self._telling is not None:

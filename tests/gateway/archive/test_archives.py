@@ -263,6 +263,21 @@ async def test_what_fails_is_said_and_nothing_of_it_is_done(tmp_path: Path) -> N
     await file.close()
 
 
+async def test_tables_that_cannot_be_made_leave_the_journal_as_it_is(tmp_path: Path) -> None:
+    """Both are at one connection: a transaction left open would swallow the journal's commits."""
+    file = FileStorage(tmp_path / "journal")
+    archive = SqliteArchive(file, 1 << 20, DAY, owns=False)
+    await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1"))
+    with pytest.raises(ArchiveFailed):
+        await archive.keep(response("r"))
+    assert not await file.run(lambda connection: connection.in_transaction)
+    await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000"))
+    await archive.keep(response("r"))
+    assert await archive.find("", "r") == response("r")
+    await archive.close()
+    await file.close()
+
+
 async def test_postgres_that_is_away(postgres: Postgres) -> None:
     storage = PostgresStorage(postgres.database(), 10.0, lambda: None)
     await storage.start()

@@ -215,11 +215,12 @@ async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(there: T
     server.script = [held(go_on, "Ti", "ber"), says("Rome")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
     second = await ask(client, background=True, input="Where is <<river>>?", headers=headers)
-    await begun(client, first["id"])
-    watching = asyncio.create_task(events_of(client, first["id"]))
-    await asyncio.sleep(0.05)
-    told = await get(client, first["id"], what="/cancel", method="POST")
-    events = await watching
+    async with client.get(f"/v1/responses/{first['id']}?stream=true") as watching:
+        seen = b""
+        while b'"delta":"Ti"' not in seen:
+            seen += await watching.content.readany()
+        told = await get(client, first["id"], what="/cancel", method="POST")
+        events = parsed((seen + await watching.read()).decode())
     async with client.get("/v1/sessions/run/graph") as answer:
         assert [call["state"] for call in (await answer.json())["calls"]] == ["decode", "waiting"], "others read it"
     go_on.set()
@@ -231,7 +232,10 @@ async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(there: T
     assert told["output"][0]["status"] == "incomplete"
 
 
-async def test_a_fault_of_ours_is_how_it_ends_as_well(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_fault_of_ours_is_how_it_ends_as_well(
+    there: There, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
     client, *_ = there
     grow, wrong = ResponseBuilder.grow, iter([True])
 
@@ -241,10 +245,15 @@ async def test_a_fault_of_ours_is_how_it_ends_as_well(there: There, monkeypatch:
         return grow(builder, *what)
 
     monkeypatch.setattr(ResponseBuilder, "grow", fails)
-    watch = client.post("/v1/responses", json={"model": "fake", "input": "x", "background": True, "stream": True})
-    async with watch as answer:
-        *_, last = parsed(await answer.text())
-    assert (last.type, last.response.error.message) == ("response.failed", "the answer cannot be told")
+    if streamed:
+        watch = client.post("/v1/responses", json={"model": "fake", "input": "x", "background": True, "stream": True})
+        async with watch as answer:
+            *_, last = parsed(await answer.text())
+        assert (last.type, last.response.error.message) == ("response.failed", "the answer cannot be told")
+    else:
+        told = await ended(client, (await ask(client, background=True))["id"])
+        assert (told["status"], told["error"]["message"]) == ("failed", "the answer cannot be told")
+    assert await sessions(client) == []
 
 
 async def test_what_is_deleted_is_not_made(there: There) -> None:

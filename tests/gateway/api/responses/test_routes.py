@@ -1,4 +1,4 @@
-"""gateway/api/responses.py before a server elsewhere: what it is asked, what is kept and for whom, what a fault looks like."""
+"""gateway/api/responses before a server elsewhere: what it is asked, what is kept and for whom, what a fault looks like."""
 
 import json
 from collections.abc import AsyncIterator, Callable
