@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from engine.tokenizer import Place
+from gateway import json_codec
 
 _MARKS = 0x110000
 """The first number that is no character."""
@@ -154,7 +155,7 @@ def _role_mark(role: str) -> "array[int]":
 
 def _marked(mark: int, content: Mapping[str, Any]) -> "array[int]":
     numbers = array("i", (mark,))
-    numbers.extend(characters(msgspec.json.encode(content).decode()))
+    numbers.extend(characters(json_codec.encode(content).decode()))
     return numbers
 
 

@@ -2,7 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
+
+from compat.bounds import BoundedModel
 
 _Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 
@@ -10,7 +12,7 @@ MAX_STOPS = 16
 """Stop strings; OpenAI allows four."""
 
 
-class Request(BaseModel):
+class Request(BoundedModel):
     """Unknown fields are refused, and so are known ones with values that are not supported."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

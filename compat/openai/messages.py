@@ -3,8 +3,9 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
+from compat.bounds import BoundedModel
 from compat.openai.base import Request
 from compat.openai.forms import Schema
 
@@ -16,7 +17,7 @@ class TextPart(Request):
     text: str
 
 
-class MediaPart(BaseModel):
+class MediaPart(BoundedModel):
     """A part that is no text: what is in it stays what it is, for whoever reads it.
 
     Its type names the field that holds it.

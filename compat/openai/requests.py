@@ -58,9 +58,9 @@ class Generation(Chosen):
     @field_validator("logit_bias")
     @classmethod
     def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
-        bad = next((key for key in bias or () if not key.isdecimal()), None)
+        bad = next((key for key in bias or () if not (key.isascii() and key.isdecimal() and len(key) <= 10)), None)
         if bad is not None:
-            raise ValueError(f"keys are token ids; {bad!r} is none")
+            raise ValueError(f"keys are token ids; {bad[:20]!r} is none")
         return bias
 
     @property

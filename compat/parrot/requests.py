@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from compat.bounds import BoundedModel
 
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
@@ -13,7 +15,7 @@ CRITERIA = {"latency": "latency", "throughput": "throughput", "ttft": "latency",
 """What a client wants of a value, in small letters, and the objective that it is here."""
 
 
-class _Request(BaseModel):
+class _Request(BoundedModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -138,7 +140,7 @@ def pieces(call: SemanticCall) -> Iterator[str | Parameter]:
             yield piece
 
 
-class NativeCall(BaseModel):
+class NativeCall(BoundedModel):
     """POST /v1/py_native_call, which is refused whatever else it says."""
 
     func_name: str = ""

@@ -7,9 +7,9 @@ from aiohttp import web
 
 from gateway.api.semantic import describe_failure
 from gateway.api.sessions import session_of
-from gateway.errors import RequestError
 from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
 from gateway.http.openapi import EVENTS, operation
+from gateway.http.queries import whole_number
 from gateway.http.sse import EventStream, named
 
 routes = web.RouteTableDef()
@@ -36,10 +36,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 def _last_event(request: web.Request) -> int:
-    text = request.headers.get("Last-Event-ID", "0")
-    if not text.isdecimal():
-        raise RequestError(400, "Last-Event-ID is the id of an event", code="invalid_value")
-    return int(text)
+    return whole_number(request.headers.get("Last-Event-ID"), "Last-Event-ID", 0, least=0)
 
 
 def describe_event(event: Event) -> tuple[str, dict[str, Any]]:

@@ -8,7 +8,9 @@ from aiohttp import hdrs, web
 
 from gateway.api.semantic import SESSION_HEADER, is_session_id
 from gateway.api.services import SERVICES
+from gateway.errors import RequestError
 from gateway.http.auth import TENANT
+from gateway.http.bodies import read_body
 
 _GRAPHS = "/v1/graphs"
 _SESSIONS = "/v1/sessions"
@@ -53,8 +55,8 @@ async def session_in(request: web.Request) -> Named | None:
     if request.method != hdrs.METH_POST or route not in (_SESSIONS, _GRAPHS, *_CALLS):
         return None
     try:
-        body = _body_of(await request.read())
-    except (web.RequestPayloadError, msgspec.DecodeError, UnicodeDecodeError):
+        body = _body_of(await read_body(request))
+    except (RequestError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if route == _SESSIONS:
         return Named(body.id, creates=True) if _is_id(body.id) else None

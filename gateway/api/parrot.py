@@ -152,8 +152,8 @@ async def end(request: web.Request) -> web.Response:
 
 def _number(request: web.Request) -> int:
     text = request.match_info["id"]
-    if not (text.isascii() and text.isdecimal()):
-        raise SessionNotFound(f"there is no session {text}: ids are numbers")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10):
+        raise SessionNotFound(f"there is no session {text[:40]}: ids are numbers")
     return int(text)
 
 
@@ -167,7 +167,7 @@ async def call(request: web.Request) -> web.Response:
     session = programs.session(body.session_id, body.session_auth)
     later = programs.later(session)
     model = await _model(request, body)
-    services.scheduler.admit(continues=bool(session.calls))
+    services.scheduler.admit(session.tenant, continues=bool(session.calls))
     names = _names(body, session)
     spec = await prepared(partial(_spec, body, model, names), len(body.template), model)
     values = [

@@ -1,22 +1,24 @@
 """JSON in, checked against a schema; JSON out."""
 
+import asyncio
 from typing import Any, TypeVar
 
-import msgspec
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from compat.openai import REFUSED
+from gateway import json_codec
 from gateway.errors import RequestError, at
+from gateway.json_codec import BadJson, decode
+
+encode_json = json_codec.encode
+"""Return structs, dicts and lists as JSON."""
 
 _Body = TypeVar("_Body", bound=BaseModel)
-_encoder = msgspec.json.Encoder()
 
-
-def encode_json(value: Any) -> bytes:
-    """Structs, dicts and lists as JSON."""
-    return _encoder.encode(value)
+BODY_SECONDS = 60.0
+"""Longest time in seconds from a request's headers to the end of its body."""
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:
@@ -24,17 +26,41 @@ def json_response(value: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=encode_json(value), content_type="application/json")
 
 
-async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
-    """The request's body. Raises RequestError with the offending field's path in `param`."""
+async def read_body(request: web.Request) -> bytes:
+    """Return the request's body. Raises RequestError if it is too large, broken, or does not arrive in time."""
+    if request.content_length is not None and request.content_length > request.client_max_size:
+        raise _too_large(request)  # before any of it is read
     try:
-        raw = await request.read()
+        if request.content.is_eof():
+            return await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        message = f"the request's body did not arrive within {BODY_SECONDS:g} s"
+        raise RequestError(408, message, code="request_timeout", headers=_CLOSE) from None
     except web.RequestPayloadError as error:
         message = f"the body cannot be read: {' '.join(str(error).split())}"
-        raise RequestError(400, message, code="invalid_json", headers={"Connection": "close"}) from None
+        raise RequestError(400, message, code="invalid_json", headers=_CLOSE) from None
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(request) from None
+
+
+_CLOSE = {"Connection": "close"}
+"""What is left of such a body is not waited for."""
+
+
+def _too_large(request: web.Request) -> RequestError:
+    message = f"the body has more than {request.client_max_size} bytes, which is the most that this server accepts"
+    return RequestError(413, message, code="too_large", headers=_CLOSE)
+
+
+async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
+    """Return the request's body, checked against the schema. Raises RequestError; `param` is the path of the field."""
+    raw = await read_body(request)
     try:
-        content = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+        content = decode(raw)
+    except BadJson as error:
+        raise RequestError(400, f"invalid body: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_json")
     return check(content, schema)
@@ -53,7 +79,7 @@ def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
 
     Of a union's alternatives, that is the one the client meant; where all failed at one place, all are told.
     """
-    problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False)]
+    problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False, include_input=False)]
     place, problem = max(problems, key=lambda each: len(each[0]))  # the first of the deepest
     param = at(where, ".".join(place)) or None
     if problem["type"] == "extra_forbidden":

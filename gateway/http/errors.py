@@ -19,12 +19,21 @@ from gateway.scheduler import Overloaded, Stopping
 log = logging.getLogger("myna.http")
 
 _NOBODY_THERE = 499
+_LONGEST_MESSAGE = 2_000
+"""Characters of an error's message."""
+_LONGEST_PARAM = 200
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def error_body(error: RequestError) -> ErrorBody:
     """What a client reads."""
-    return ErrorBody(Error(message=str(error), type=error.type, param=error.param, code=error.code))
+    message, param = _short(str(error), _LONGEST_MESSAGE), error.param
+    return ErrorBody(Error(message, error.type, None if param is None else _short(param, _LONGEST_PARAM), error.code))
+
+
+def _short(text: str, length: int) -> str:
+    """Return the text, cut to the length: an error may quote what a client sent, which may be megabytes."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def as_request_error(error: Exception) -> RequestError:

@@ -23,10 +23,19 @@ def choice(request: web.Request, name: str, choices: Sequence[str]) -> str:
 
 def integer(request: web.Request, name: str, default: int, *, least: int, most: int = 1 << 53) -> int:
     """A number in these bounds; left out, the default. Raises RequestError."""
-    text = request.query.get(name)
+    return whole_number(request.query.get(name), name, default, least=least, most=most, param=name)
+
+
+def whole_number(
+    text: str | None, name: str, default: int, *, least: int, most: int = 1 << 53, param: str | None = None
+) -> int:
+    """Return the number that a query, header or path holds, or the default for None. Raises RequestError.
+
+    `param`: what the error names as its place, if that is a parameter.
+    """
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 17 and least <= int(text) <= most):
         bounds = f"from {least} to {most}" if most < 1 << 53 else f"of at least {least}"
-        raise RequestError(400, f"{name} is a whole number {bounds}", code="invalid_value", param=name)
+        raise RequestError(400, f"{name} is a whole number {bounds}", code="invalid_value", param=param)
     return int(text)

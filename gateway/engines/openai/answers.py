@@ -177,7 +177,7 @@ class Answer:
                 said = self._push(event)
                 if said is not None:
                     yield said
-        except ValueError as error:  # msgspec's and of text among them
+        except (ValueError, RecursionError) as error:  # msgspec's errors and those of decoding are ValueErrors
             raise Nonsense(f"{error}") from error
 
     def _push(self, event: bytes) -> Said | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gateway import json_codec
 from gateway.engines.base import EngineBusy, EngineFailure, EngineLost
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.openai.answers import refused
@@ -140,7 +141,7 @@ class Upstream:
         """
         assert self._connections is not None, "not started"
         try:
-            response = await self._connections.post(path, msgspec.json.encode(body))
+            response = await self._connections.post(path, json_codec.encode(body))
             if response.status == 200:
                 return response
             try:
@@ -272,12 +273,12 @@ class Upstream:
         if status != 200:
             return []
         try:
-            document = msgspec.json.decode(body)
+            document = json_codec.decode(body)
             route = document["paths"]["/v1/chat/completions"]["post"]
             schema = route["requestBody"]["content"]["application/json"]["schema"]
             name = schema["$ref"].rpartition("/")[2]
             return list(document["components"]["schemas"][name]["properties"])
-        except (KeyError, TypeError, msgspec.DecodeError):  # it documents something else, or nothing
+        except (KeyError, TypeError, json_codec.BadJson):  # it documents something else, or nothing
             return []
 
     async def _look_after(self) -> None:
@@ -337,8 +338,8 @@ class _Props(msgspec.Struct):
 def _said(body: bytes) -> tuple[str, str]:
     """Message and code of an error, in whichever shape."""
     try:
-        answer = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+        answer = json_codec.decode(body)
+    except json_codec.BadJson:
         return " ".join(body[:300].decode(errors="replace").split()), ""
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     if not isinstance(error, dict):

@@ -1,0 +1,79 @@
+"""Bounds that every request has, whichever API it belongs to."""
+
+from typing import Any
+
+from pydantic import BaseModel, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
+
+MAX_INTEGER = 2**31 - 1
+"""Largest value of an integer field without a bound of its own. Engines and the frames to them use 32 bits."""
+
+MAX_NUMBER = 1e15
+"""Largest value of a float field without a bound of its own: times in microseconds stay exact."""
+
+MAX_MEMBERS = 1_000
+"""Most members of an object whose fields are known. No request has a tenth as many fields."""
+
+MAX_ENTRIES = 10_000
+"""Most entries of an object with free keys and typed values, such as `logit_bias`."""
+
+
+def _few_entries(content: Any) -> Any:
+    if isinstance(content, dict) and len(content) > MAX_ENTRIES:
+        raise ValueError(f"{len(content)} entries; at most {MAX_ENTRIES} are allowed here")
+    return content
+
+
+def _bound(node: Any, seen: set[int]) -> None:
+    """Add the bounds to a core schema, in place."""
+    if id(node) in seen:
+        return
+    if isinstance(node, dict):
+        seen.add(id(node))
+        match node.get("type"):
+            case "int":
+                if "le" not in node and "lt" not in node:
+                    node["le"] = MAX_INTEGER
+                if "ge" not in node and "gt" not in node:
+                    node["ge"] = -MAX_INTEGER
+            case "float":
+                if "le" not in node and "lt" not in node:
+                    node["le"] = MAX_NUMBER
+                if "ge" not in node and "gt" not in node:
+                    node["ge"] = -MAX_NUMBER
+                node["allow_inf_nan"] = False
+            case "list":
+                node["fail_fast"] = True
+        for key, child in node.items():
+            if key not in ("metadata", "serialization"):
+                _bound(child, seen)
+        if node.get("type") == "dict" and node["values_schema"].get("type") not in ("any", "json", "definition-ref"):
+            inner = dict(node)
+            node.clear()
+            node.update(no_info_before_validator_function(_few_entries, inner))
+            seen.add(id(inner))
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            _bound(child, seen)
+
+
+class BoundedModel(BaseModel):
+    """A model whose numbers are all bounded, and whose validation stops early where everything is wrong.
+
+    Without the latter a list of a million wrong elements costs seconds and gigabytes: pydantic collects an error for
+    each element, each unknown member, and each alternative of a union.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_members(cls, content: Any) -> Any:
+        if isinstance(content, dict) and len(content) > MAX_MEMBERS:
+            raise ValueError(f"{len(content)} members; at most {MAX_MEMBERS} are allowed here")
+        return content
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _bound(schema, set())
+        return schema
