@@ -97,7 +97,9 @@ def _common(
 
 def answer_slot(semantic: Semantic, sampling: Sampling, where: str = "") -> Slot:
     """The place of a call's answer."""
-    return Slot(None, sampling, transform_of(semantic.transform), at(where, "semantic.output"))
+    return Slot(
+        None, sampling, transform_of(semantic.transform, at(where, "semantic.transform")), at(where, "semantic.output")
+    )
 
 
 def several(spec: CallSpec, count: int) -> list[CallSpec]:

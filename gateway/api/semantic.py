@@ -4,11 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from compat.openai import FailureObject, Semantic, SemanticInfo, VariableObject
 from compat.openai import Transform as WireTransform
+from gateway import json_codec, patterns
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
 from gateway.graph.call import Call, Sampling, Slot, Transform
@@ -40,7 +40,7 @@ class Scope:
 
 def text_of(value: Any) -> str:
     """A variable's text: strings as they are, anything else as compact JSON."""
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return value if isinstance(value, str) else json_codec.encode(value).decode()
 
 
 def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
@@ -110,10 +110,20 @@ def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:
             )
 
 
-def transform_of(transform: WireTransform | None) -> Transform | None:
-    """A transform in the domain's terms."""
+def transform_of(transform: WireTransform | None, where: str) -> Transform | None:
+    """Return a transform, which stands at `where`, in the domain's terms. Raises RequestError if it cannot be run."""
     if transform is None:
         return None
+    if transform.regex is not None:
+        try:
+            groups = patterns.compiled(transform.regex).groups
+        except patterns.BadPattern as error:
+            param = at(where, "regex")
+            raise RequestError(400, f"{param}: {error}", code="invalid_value", param=param) from None
+        if transform.group > groups:
+            param = at(where, "group")
+            message = f"{param}: the pattern has {groups} groups, and group is {transform.group}"
+            raise RequestError(400, message, code="invalid_value", param=param)
     return Transform(transform.strip, transform.line, transform.regex, transform.group, transform.json_)
 
 
@@ -121,6 +131,7 @@ def slots_of(semantic: Semantic, sampling: Sampling, where: str = "") -> dict[st
     """The slots of a call; what they leave out falls back to the call's own sampling."""
     slots = {}
     for name, wanted in semantic.slots.items():
+        place = at(where, f"semantic.slots.{name}")
         given = {
             key: getattr(wanted, key)
             for key in ("max_tokens", "temperature", "top_p", "seed")
@@ -135,7 +146,7 @@ def slots_of(semantic: Semantic, sampling: Sampling, where: str = "") -> dict[st
         if wanted.response_format is not None:
             given |= {"regex": None, "json_schema": wanted.response_format.schema_text, "grammar": None}
         own = dataclasses.replace(sampling, **given, given=(*sampling.given, *given))
-        slots[name] = Slot(name, own, transform_of(wanted.transform), at(where, f"semantic.slots.{name}"))
+        slots[name] = Slot(name, own, transform_of(wanted.transform, at(place, "transform")), place)
     return slots
 
 

@@ -1,14 +1,15 @@
 """What is made of an answer before it becomes a value."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
-import regex  # like re, but it can be told to give up: patterns come from clients
-
+from gateway import patterns
 from gateway.graph.call import Transform
 from gateway.graph.errors import UnresolvedPath
 from gateway.graph.references import Reference, resolve
 
-_REGEX_SECONDS = 1.0
+_searchers = ThreadPoolExecutor(1, "transform")
+"""Runs searches, one at a time: a search may take a second, and cannot be stopped."""
 
 
 class TransformFailed(Exception):
@@ -25,7 +26,7 @@ async def apply(transform: Transform, text: str) -> str:
             raise TransformFailed(f"the answer has no line {transform.line}, only {len(lines)} lines")
         text = lines[transform.line]
     if transform.regex is not None:
-        text = await asyncio.to_thread(_match, transform.regex, transform.group, text)
+        text = await _search(transform.regex, transform.group, text)
     if transform.json is not None:
         try:
             text = resolve(text, Reference("answer", tuple(transform.json.split("."))))
@@ -34,15 +35,17 @@ async def apply(transform: Transform, text: str) -> str:
     return text
 
 
-def _match(pattern: str, group: int, text: str) -> str:
+async def _search(regex: str, group: int, text: str) -> str:
+    """Return the group of the first match. Raises TransformFailed."""
     try:
-        match = regex.search(pattern, text, timeout=_REGEX_SECONDS, concurrent=True)
-    except TimeoutError:
-        raise TransformFailed(f"looking for {pattern!r} took over {_REGEX_SECONDS:g} s") from None
-    found = None if match is None else match.group(group)
+        pattern = patterns.compiled(regex)
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(_searchers, patterns.search, pattern, group, text)
+    except patterns.BadPattern as error:
+        raise TransformFailed(str(error)) from None
     if found is None:
-        raise TransformFailed(f"the answer has nothing that {pattern!r} matches: it is {_short(text)}")
-    return str(found)
+        raise TransformFailed(f"the answer has nothing that {regex!r} matches: it is {_short(text)}")
+    return found
 
 
 def _short(text: str) -> str:

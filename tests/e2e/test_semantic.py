@@ -132,7 +132,7 @@ async def test_names_are_assigned_once(api: Api) -> None:
         ("<<me>>", {"output": "me"}, "cycle", "messages.0.content"),
         ("x", {"slots": {"a": {}}}, "slot_without_place", "semantic.slots.a"),
         ("x", {"slots": {"a": {"color": 1}}}, "unsupported_parameter", "semantic.slots.a.color"),
-        ("x", {"transform": {"regex": "("}}, "invalid_value", "semantic.transform"),
+        ("x", {"transform": {"regex": "("}}, "invalid_value", "semantic.transform.regex"),
         ("x", {"objective": "speed"}, "unsupported_value", "semantic.objective"),
     ],
 )
