@@ -47,6 +47,7 @@ from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
 from gateway.http.compression import compression
 from gateway.http.cors import cross_origin
 from gateway.http.errors import errors
+from gateway.http.timeouts import Runner
 from gateway.http.turnstile import one_after_another
 from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
 from gateway.models import Models
@@ -75,15 +76,28 @@ def build_services(
 
     weights = {tenant_of(key): weight for key, weight in settings.keys().items()}
     priorities = Priorities(Estimates(), Order(settings.order), weights)
-    scheduler = Scheduler(pool, settings.max_calls, observe, priorities=priorities, fill_ahead=settings.fill_ahead)
+    several = len(weights) > 1
+    scheduler = Scheduler(
+        pool,
+        settings.max_calls,
+        observe,
+        several_tenants=several,
+        priorities=priorities,
+        fill_ahead=settings.fill_ahead,
+    )
     store = SessionStore(
         cancel=scheduler.cancel,
         bounds=session_bounds(settings),
         ttl=settings.session_ttl,
         max_sessions=settings.max_sessions,
         max_sessions_per_tenant=settings.max_key_sessions,
+        max_bytes=settings.max_held_bytes,
+        max_waiters=4 * settings.max_waiters,
+        several_tenants=several,
         log=log,
     )
+    if isinstance(log, Journal):
+        log.on_lost = store.lose
     return Services(
         sessions=store,
         scheduler=scheduler,
@@ -153,7 +167,7 @@ async def _let_go(app: web.Application) -> None:
 @asynccontextmanager
 async def listening(app: web.Application, settings: ServeSettings) -> AsyncIterator[str]:
     """Listens until the context ends; yields the address. Raises OSError if it cannot."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
+    runner = Runner(app, shutdown_timeout=0.5)
     await runner.setup()
     try:
         tls = tls_context(settings.tls_cert, settings.tls_key)

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from gateway.graph.errors import Failure, GraphError
 
 _STATUS = {
+    "invalid_value": 400,
     "unknown_variable": 400,
     "bad_reference": 400,
+    "bad_text": 400,
     "cycle": 400,
     "session_conflict": 400,
     "context_length_exceeded": 400,

@@ -60,7 +60,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ChatCompletionRequest)
     model = await services.models.get(body.model)
     scope = scope_of(request, body.semantic)
-    services.scheduler.admit(continues=bool(scope.session.calls))
+    services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
     others = services.models.behind(model)
     make = partial(chat_spec, body, model, others, references=scope.named, deferred=scope.deferred)
     length = sum([message.length for message in body.messages])

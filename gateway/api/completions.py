@@ -47,7 +47,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, CompletionRequest)
     model = await services.models.get(body.model)
     scope = scope_of(request, body.semantic)
-    services.scheduler.admit(continues=bool(scope.session.calls))
+    services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
     others = services.models.behind(model)
     make = partial(_specs, body, model, others, references=scope.named, deferred=scope.deferred)
     specs = await prepared(make, sum(map(len, body.prompts)), model, *others)

@@ -59,7 +59,7 @@ async def run(request: web.Request) -> web.StreamResponse:
     given = [_given(name, value) for name, value in body.variables.items()]
     session = session_named(request, body.session, "session")
     specs = await _specs(request, body, None if session is None else session.id)
-    services.scheduler.admit(continues=session is not None and bool(session.calls))
+    services.scheduler.admit(request[TENANT], continues=session is not None and bool(session.calls))
     fresh = session is None
     session = session or services.sessions.create(request[TENANT])
     try:

@@ -40,7 +40,7 @@ async def create(request: web.Request) -> web.Response:
     """A new session, with an id of the client's or ours."""
     body = await read_json(request, SessionRequest)
     session = request.app[SERVICES].sessions.create(request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl)
-    await session.log.flushed()
+    await session.flushed()
     return json_response(describe_session(session), status=201)
 
 
@@ -67,5 +67,5 @@ async def delete(request: web.Request) -> web.Response:
     services.sessions.delete(session)
     described = describe_session(session)  # soon nothing will be known of it
     await services.archive.forget_sessions([(session.tenant, session.id)])
-    await session.log.flushed()
+    await session.flushed()
     return json_response(described)

@@ -53,7 +53,7 @@ async def delete(request: web.Request) -> web.Response:
     variable_of(session, name)
     variable = session.delete(name)
     request.app[SERVICES].scheduler.release(variable)
-    await session.log.flushed()
+    await session.flushed()
     return json_response(describe_variable(variable))
 
 

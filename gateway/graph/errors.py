@@ -8,6 +8,7 @@
     ├── SlotWithoutPlace
     ├── TooLarge
     ├── TooManyWaiters
+    ├── BadText             a string that is not Unicode text
     └── UnresolvedPath      a path into a value that turned out not to hold it
 
 `Failure` is no exception: it is the state of a variable or call that failed, and is read by many.
@@ -20,7 +21,7 @@ from typing import ClassVar
 class GraphError(Exception):
     """A change that the graph refuses. Nothing was changed."""
 
-    code: ClassVar[str]
+    code: ClassVar[str] = "invalid_value"
 
     def __init__(self, message: str, where: str | None = None) -> None:
         super().__init__(message)
@@ -69,16 +70,36 @@ class TooManyWaiters(GraphError):
     code = "overloaded"
 
 
+class BadText(GraphError):
+    """A string that has no UTF-8 form, and so can be neither stored nor sent."""
+
+    code = "bad_text"
+
+
 class UnresolvedPath(GraphError):
     """A reference's path is not in the value."""
 
     code = "bad_reference"
 
 
+LONGEST_MESSAGE = 2_000
+"""Characters of a failure's message. It is stored with every call and variable that it reaches."""
+
+
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no value. `call`: the first call that failed, in a chain of them."""
+    """Why there is no value. `call`: the first call that failed, in a chain of them.
+
+    The message may quote texts of clients and engines. It is cut to LONGEST_MESSAGE characters, and lone surrogates
+    become U+FFFD, so that a failure can always be stored and sent.
+    """
 
     code: str
     message: str
     call: str | None = None
+
+    def __post_init__(self) -> None:
+        message = self.message
+        if not message.isascii() or len(message) > LONGEST_MESSAGE:
+            message = message.encode("utf-16", "surrogatepass").decode("utf-16", "replace")[:LONGEST_MESSAGE]
+            object.__setattr__(self, "message", message)

@@ -11,9 +11,11 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from gateway.graph.errors import BadReference, UnresolvedPath
+from gateway.graph.text import has_surrogate
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 _REFERENCE = re.compile(rf"(\\?)<<({_NAME})((?:\.[^.<>\s]+)*)>>")
@@ -70,15 +72,35 @@ def resolve(value: str, reference: Reference) -> str:
     if not reference.path:
         return value
     try:
-        at: Any = json.loads(value)
-    except ValueError as error:
-        raise UnresolvedPath(f"{reference} looks into {reference.name}, whose value is not JSON: {error}") from error
+        found: Any = _parsed(value)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise UnresolvedPath(f"{reference} looks into {reference.name}, whose value is not JSON: {why}") from None
     for depth, key in enumerate(reference.path):
-        if isinstance(at, dict) and key in at:
-            at = at[key]
-        elif isinstance(at, list) and key.isdecimal() and int(key) < len(at):
-            at = at[int(key)]
+        index = _index(key)
+        if isinstance(found, dict) and key in found:
+            found = found[key]
+        elif isinstance(found, list) and index is not None and index < len(found):
+            found = found[index]
         else:
             place = ".".join((reference.name, *reference.path[:depth]))
             raise UnresolvedPath(f"{reference} leads nowhere: {place} has no {key!r}")
-    return at if isinstance(at, str) else json.dumps(at, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    except (RecursionError, ValueError):  # a ValueError: an integer of more digits than Python converts
+        raise UnresolvedPath(f"{reference} stands for JSON that is nested too deeply or too large to write") from None
+    if has_surrogate(text):
+        raise UnresolvedPath(f"{reference} stands for a string with a lone surrogate, which is not Unicode text")
+    return text
+
+
+@lru_cache(maxsize=4)
+def _parsed(value: str) -> Any:
+    """Return the JSON of a value; readers of several paths into one value parse it once. Raises ValueError or
+    RecursionError."""
+    return json.loads(value)
+
+
+def _index(key: str) -> int | None:
+    """Return the list index that a key of a path stands for; None if it is none."""
+    return int(key) if key.isascii() and key.isdecimal() and len(key) < 19 else None

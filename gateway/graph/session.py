@@ -17,6 +17,7 @@ from gateway.graph.call import Call, CallSpec, CallState, Input, Slot, Text, Tim
 from gateway.graph.errors import (
     Cycle,
     Failure,
+    GraphError,
     TooLarge,
     TooManyWaiters,
     UnknownVariable,
@@ -38,7 +39,9 @@ from gateway.graph.events import (
     VariableDeleted,
 )
 from gateway.graph.ids import new_id
+from gateway.graph.limits import SharedBound
 from gateway.graph.references import check_name
+from gateway.graph.text import check_text, size_of
 from gateway.graph.variable import Reader, Variable, VariableState
 
 _arrivals = itertools.count()
@@ -57,6 +60,14 @@ class Bounds:
     bytes: int = 256 << 20
     depth: int = 1_000
     waiters: int = 10_000
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all sessions hold together: bytes of values and prompts, and clients that wait."""
+
+    bytes: SharedBound
+    waiters: SharedBound
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,15 @@ class Session:
     metadata: dict[str, str] = field(default_factory=dict)
     bounds: Bounds = field(default_factory=Bounds)
     log: Log = _NO_LOG
+    shared_bounds: Shared | None = None
+    """Counts what this session holds among all others, from `join_bounds` to `close`."""
     clock: Callable[[], float] = time.time
     """Seconds of the Unix clock, or of any other."""
     variables: dict[str, Variable] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     closed: bool = False
+    lost: GraphError | None = None
+    """Why the session cannot be kept, if its log found that out."""
     touched: float = field(default_factory=time.monotonic)
     unfinished: int = 0
     """Calls that have not ended."""
@@ -158,6 +173,8 @@ class Session:
         """
         if self.id:
             self.log.check()
+        if self.lost is not None:
+            raise self.lost
         values: dict[str, str] = {}
         declared: dict[str, str] = {}
         everything = list(specs)
@@ -182,10 +199,14 @@ class Session:
         fresh = {name: None for name in (*made, *values, *declared) if name not in self.variables}
         reads = [self._reads(spec, fresh) for spec in everything]
         depths = self._check_order(everything, outputs, reads, made)
-        grown = sum(map(_bytes, values.values())) + sum(map(_prompt_bytes, everything))
+        for spec in everything:
+            for part in spec.parts or ():
+                if isinstance(part, str):
+                    check_text(part, "the text", spec.where or None)
+        grown = sum(map(size_of, values.values())) + sum(map(_prompt_bytes, everything))
         self._check_bounds(len(everything), len(fresh), grown)
 
-        self.size += grown
+        self._grow(grown)
         placed = []
         for name in (*declared, *values):
             variable = self._place(name)
@@ -210,9 +231,8 @@ class Session:
 
     def _take(self, values: dict[str, str], name: str, value: str, where: str) -> None:
         self._check_free(name, where)
-        size = _bytes(value)
-        if size > self.bounds.value_bytes:
-            raise TooLarge(f"the value of {name!r} has {size} bytes; at most {self.bounds.value_bytes} are kept", where)
+        check_text(value, f"the value of {name!r}", where)
+        self._check_value_size(name, size_of(value), where)
         if name in values:
             raise VariableAlreadySet(f"{name!r} is set twice", where)
         values[name] = value
@@ -351,8 +371,7 @@ class Session:
             raise TooLarge(f"session {self.id} has {len(self.calls)} calls; {bounds.calls} may be in one")
         if self.named + variables > bounds.variables:
             raise TooLarge(f"session {self.id} has had {self.named} variables; {bounds.variables} may be in one")
-        if self.size + grown > bounds.bytes:
-            raise TooLarge(f"session {self.id} holds {self.size} bytes; {bounds.bytes} may be in one")
+        self._check_size(grown)
 
     def _place(self, name: str) -> Variable:
         """The unassigned variable `name`, made if need be."""
@@ -385,7 +404,7 @@ class Session:
     def rejoin(self, call: Call) -> None:
         """A call that was part of the graph before a restart; its state is to be set."""
         call.arrival = next(_arrivals)
-        self.size += _prompt_bytes(call.spec)
+        self._grow(_prompt_bytes(call.spec))
         self._enter(call)
 
     def _enter(self, call: Call) -> None:
@@ -402,6 +421,12 @@ class Session:
         self._joining = None
 
     # what happened
+
+    async def flushed(self) -> None:
+        """Return when all that happened so far is kept. Raises GraphError if it cannot be."""
+        await self.log.flushed()
+        if self.lost is not None:
+            raise self.lost
 
     def _write(self, fact: Fact) -> None:
         if self.id and not self.ended:
@@ -441,16 +466,50 @@ class Session:
         self._happened(CallChanged(call, call.state, call.failure), call.times.created if joining else None)
 
     def assigning(self, variable: Variable, value: str) -> None:
-        """The value is about to become readable under its name."""
+        """Record a value that is about to become readable under its name. Raises BadText or TooLarge."""
+        check_text(value, f"the value of {variable.name!r}")
+        self.check_room(variable.name, size_of(value))
         self.grow(value)
         self._write(Assigned(variable, value))
 
+    def check_room(self, name: str, size: int) -> None:
+        """Raise TooLarge if a value of so many bytes is too large by itself, or for what the session holds already.
+
+        To be asked before a value is made of others, which may be small and many.
+        """
+        self._check_value_size(name, size, None)
+        self._check_size(size)
+
+    def _check_value_size(self, name: str, size: int, where: str | None) -> None:
+        if size > self.bounds.value_bytes:
+            raise TooLarge(f"the value of {name!r} has {size} bytes; at most {self.bounds.value_bytes} are kept", where)
+
+    def _check_size(self, grown: int) -> None:
+        if self.size + grown > self.bounds.bytes:
+            raise TooLarge(f"session {self.id} holds {self.size} bytes; {self.bounds.bytes} may be in one")
+        shared = self.shared_bounds
+        if shared is not None and not shared.bytes.has_room(self.tenant, grown):
+            held = shared.bytes.held(self.tenant)
+            raise TooLarge(f"the sessions of this key hold {held} bytes, as many as they may now; delete some or wait")
+
     def grow(self, value: str) -> None:
-        """The session holds this value as well."""
-        self.size += _bytes(value)
+        """Count a value that the session holds."""
+        self._grow(size_of(value))
+
+    def _grow(self, size: int) -> None:
+        self.size += size
+        if self.shared_bounds is not None:
+            self.shared_bounds.bytes.add(self.tenant, size)
+
+    def join_bounds(self, bounds: Shared) -> None:
+        """Count what the session holds among all others."""
+        self.shared_bounds = bounds
+        bounds.bytes.add(self.tenant, self.size)
 
     def making(self, call: Call, slot: str, text: str) -> None:
-        """The slot's text is about to become part of the prompt."""
+        """Record the text of a slot that is about to become part of the prompt. Raises BadText or TooLarge."""
+        check_text(text, f"the text of slot {slot!r}")
+        self._check_value_size(slot, size_of(text), None)
         call.made[slot] = text
         self._write(Made(call, slot, text))
 
@@ -475,7 +534,7 @@ class Session:
             if random:
                 self._write(Shown(variable))
         if random and self.id:  # whoever comes second waits as long
-            await self.log.flushed()
+            await self.flushed()
         variable.shown_kept = True
 
     async def more_events(self, after: int) -> Sequence[Event]:
@@ -484,7 +543,7 @@ class Session:
             at = bisect.bisect_right(self.events, after, key=lambda event: event.id)
             if at < len(self.events):
                 last = len(self.events)
-                await self.log.flushed()
+                await self.flushed()
                 return self.events[at:last]
             if self.closed:
                 return []
@@ -496,11 +555,17 @@ class Session:
         """A client waits or watches from now on. Raises TooManyWaiters. Pair with `leave`."""
         if self.waiters >= self.bounds.waiters:
             raise TooManyWaiters(f"{self.waiters} requests wait for session {self.id}, as many as may")
+        if self.shared_bounds is not None:
+            if not self.shared_bounds.waiters.has_room(self.tenant):
+                raise TooManyWaiters("as many requests of this key wait for sessions as may now")
+            self.shared_bounds.waiters.add(self.tenant)
         self.waiters += 1
 
     def leave(self) -> None:
         """The client has what it wanted, or has gone."""
         self.waiters -= 1
+        if self.shared_bounds is not None:
+            self.shared_bounds.waiters.remove(self.tenant)
         self.touched = time.monotonic()
 
     # questions
@@ -530,6 +595,16 @@ class Session:
     def in_use(self) -> bool:
         """Whether any call is unfinished or any client waits."""
         return self.active or self.waiters > 0
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether there are unfinished calls, and all of them wait for variables that nothing makes.
+
+        A graph has no cycles. So where every unfinished call has an input that is not final, those at the beginning
+        wait for variables that are only declared, and nothing happens until a client sets them.
+        """
+        unfinished = [call for call in self.calls.values() if not call.state.final]
+        return bool(unfinished) and all(call.waiting_on for call in unfinished)
 
     def usage(self) -> dict[str, int]:
         """Tokens and calls, summed. A call that another served took no tokens."""
@@ -571,7 +646,10 @@ class Session:
     def close(self, cancel: Callable[[Call, Failure], None], *, expired: bool = False) -> None:
         """Ends the session: every unfinished call is cancelled, every unassigned variable as well."""
         self.closed = True
-        failure = Failure("cancelled", f"session {self.id} {'has expired' if expired else 'was deleted'}")
+        if self.lost is not None:
+            failure = Failure(self.lost.code, str(self.lost))
+        else:
+            failure = Failure("cancelled", f"session {self.id} {'has expired' if expired else 'was deleted'}")
         for call in self.calls.values():
             if not call.state.final:
                 cancel(call, failure)
@@ -580,6 +658,8 @@ class Session:
                 variable.cancel(failure)
         self._happened(SessionEnded(expired))
         self.ended = True
+        if self.shared_bounds is not None:
+            self.shared_bounds.bytes.remove(self.tenant, self.size)
 
     def dissolve(self) -> bool:
         """Lets go of its calls and variables, which know one another, once nobody will ask for them any more.
@@ -611,12 +691,11 @@ def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads
     return Cycle(f"a call would wait for itself: {' <- '.join(names)}", where)
 
 
-def _bytes(value: str) -> int:
-    return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
-
-
 def _prompt_bytes(spec: CallSpec) -> int:
-    return sum([4 * len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
+    """Return the memory of a call's prompt and template in bytes; a token takes four."""
+    tokens = sum([len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
+    parts = sum([size_of(part) if isinstance(part, str) else 1 for part in spec.parts or ()])
+    return 4 * tokens + parts
 
 
 def prefix_hashes(call: Call) -> list[str]:

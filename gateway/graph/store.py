@@ -1,7 +1,6 @@
 """The sessions there are, by id, each belonging to one tenant."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -9,7 +8,8 @@ from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge
 from gateway.graph.events import Log, NoLog
 from gateway.graph.ids import new_id
-from gateway.graph.session import Bounds, Session
+from gateway.graph.limits import SharedBound
+from gateway.graph.session import Bounds, Session, Shared
 
 _REMEMBERED = 10_000
 """Expired ids kept, to answer 410 instead of 404."""
@@ -37,13 +37,28 @@ class SessionStore:
     max_sessions: int
     max_sessions_per_tenant: int
     log: Log = field(default_factory=NoLog)
-    _counts: Counter[str] = field(default_factory=Counter)
+    max_bytes: int = 4 << 30
+    """Bytes that the values and prompts of all sessions have together."""
+    max_waiters: int = 40_000
+    """Requests that wait for all sessions together."""
+    several_tenants: bool = False
+    """Whether there can be more than one tenant. Then none alone may have all that the bounds allow."""
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
     _expired: dict[tuple[str, str], None] = field(default_factory=dict)
     _leaving: list[Session] = field(default_factory=list)
     """Sessions that have ended, of which somebody may still hold a part."""
     _left: list[Session] = field(default_factory=list)
     """Those that had ended when `let_go` was last called."""
+
+    _evicted: list[Session] = field(default_factory=list)
+    """Sessions that made room for another tenant's since `expire` was last called."""
+
+    def __post_init__(self) -> None:
+        several = self.several_tenants
+        self._counts = SharedBound(self.max_sessions, several=several, own=self.max_sessions_per_tenant)
+        self._shared = Shared(
+            SharedBound(self.max_bytes, several=several), SharedBound(self.max_waiters, several=several)
+        )
 
     def create(
         self,
@@ -58,13 +73,14 @@ class SessionStore:
         there are as many as may be."""
         log = self.log if log is None else log
         log.check()
-        if len(self._sessions) >= self.max_sessions:
-            raise TooLarge(f"there are {len(self._sessions)} sessions, as many as may be; delete some or wait")
-        if self._counts[tenant] >= self.max_sessions_per_tenant:
-            raise TooLarge(f"this key has {self._counts[tenant]} sessions, as many as it may; delete some or wait")
+        if not self._counts.has_room(tenant):
+            held = self._counts.held(tenant)
+            raise TooLarge(f"this key has {held} sessions, as many as it may have now; delete some or wait")
         id = id or f"sess_{new_id(24)}"
         if (tenant, id) in self._sessions:
             raise SessionExists(f"there is a session {id!r} already", "id")
+        if self._counts.is_full:
+            self._make_room()
         session = self.anonymous(tenant, id, metadata=metadata, ttl=ttl, log=log)
         self.adopt(session)
         session.log.opened(session)
@@ -75,7 +91,22 @@ class SessionStore:
         key = (session.tenant, session.id)
         self._expired.pop(key, None)
         self._sessions[key] = session
-        self._counts[session.tenant] += 1
+        self._counts.add(session.tenant)
+        session.join_bounds(self._shared)
+
+    def _make_room(self) -> None:
+        """End the session of the tenant with the most that has been idle longest, if it has one."""
+        tenant = self._counts.greediest
+        idle = [session for session in self.of(tenant) if not session.in_use] if tenant is not None else []
+        if idle:
+            oldest = min(idle, key=lambda session: session.touched)
+            self.delete(oldest, expired=True)
+            self._evicted.append(oldest)
+
+    def lose(self, session: Session, error: GraphError) -> None:
+        """End a session that the log cannot keep."""
+        session.lost = error
+        self.delete(session)
 
     def anonymous(
         self,
@@ -123,9 +154,7 @@ class SessionStore:
         """Ends a session; its work is cancelled and its name free."""
         if self._sessions.pop((session.tenant, session.id), None) is None:
             return
-        self._counts[session.tenant] -= 1
-        if not self._counts[session.tenant]:
-            del self._counts[session.tenant]
+        self._counts.remove(session.tenant)
         session.close(self.cancel, expired=expired)
         self._leaving.append(session)
         if expired:
@@ -138,11 +167,18 @@ class SessionStore:
             self._expired.pop(next(iter(self._expired)))
 
     def expire(self, now: float) -> list[Session]:
-        """Drops sessions that have done nothing for their time to live; which. `now` is of the monotonic clock."""
-        old = [s for s in self._sessions.values() if now - s.touched > s.ttl and not s.in_use]
+        """Drop sessions that have done nothing for their time to live. `now` is of the monotonic clock.
+
+        Returns them, and those that made room for others since the last call.
+
+        A session whose calls all wait for variables that no client has set does nothing, whoever waits for it.
+        """
+        late = [session for session in self._sessions.values() if now - session.touched > session.ttl]
+        old = [session for session in late if not session.in_use or session.is_blocked]
         for session in old:
             self.delete(session, expired=True)
-        return old
+        evicted, self._evicted = self._evicted, []
+        return evicted + old
 
     def let_go(self) -> None:
         """To be called every second or so: lets go of sessions that had ended by the last time, as far as nobody reads

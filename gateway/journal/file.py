@@ -242,6 +242,7 @@ class FileStorage:
     """A `Storage`: the file, and the thread that writes it."""
 
     failures = (sqlite3.Error,)
+    refusals = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeError)
 
     def __init__(self, path: Path) -> None:
         """Raises JournalError if the file cannot be used."""

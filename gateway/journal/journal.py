@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from gateway.graph.errors import GraphError
@@ -21,6 +21,8 @@ _COMPANY = 8
 """Where so many waited for one commit, the next waits so long for company."""
 _RETRY_SECONDS = 1.0
 """Between two attempts at a storage that fails."""
+_CLOSE_SECONDS = 10.0
+"""Longest time that `close` waits for a storage, in seconds."""
 
 
 class JournalFailed(GraphError):
@@ -34,10 +36,15 @@ class Journal:
 
     Facts are taken on the event loop. A commit that fails loses nothing: what was in it goes into the next, which is
     tried again and again; but whoever waited is told, and `check` refuses new work until it has succeeded.
+
+    A fact that can never be written, because of what is in it, fails its own session and no other: the session is
+    taken out of the journal, and `on_lost` is called with it.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, on_lost: Callable[[Session, GraphError], None] | None = None) -> None:
+        """`on_lost` ends a session that cannot be kept. It may also be set later."""
         self._storage = storage
+        self.on_lost = on_lost
         self._keys: dict[Session, int] = {}
         self._facts: list[tuple[int, int, Record]] = []
         """Keys of sessions, numbers and facts, in no commit yet."""
@@ -50,6 +57,8 @@ class Journal:
         """Whoever waits for facts that are in no commit yet."""
         self._flying: list[asyncio.Future[None]] | None = None
         """Whoever waits for the commit that is on its way, if one is."""
+        self._alone = 0
+        """How many of the unwritten entries are committed one by one, to find those that cannot be written."""
         self._busy = False
         """Whether the last commit found company worth waiting for."""
         self._timer: asyncio.TimerHandle | None = None
@@ -97,7 +106,10 @@ class Journal:
             if fact.change.expired:
                 self._expired.append((session.tenant, session.id))
         else:
-            self._facts.append((key, session.facts, record_of(fact)))
+            try:
+                self._facts.append((key, session.facts, record_of(fact)))
+            except Exception as error:  # not here: the session is in the middle of a change
+                asyncio.get_running_loop().call_soon(self._lose, key, error)
         self._begin_soon()
 
     def _begin_soon(self) -> None:
@@ -131,29 +143,91 @@ class Journal:
     # commits
 
     def _begin(self) -> None:
+        """Start the next commit. It raises nothing: nothing else would start another."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._flying is not None or not self._pending:
             self._busy = False
             return
-        batch = Batch([*self._unwritten, *entries_of(self._facts)], self._ended, self._expired, self._opened)
-        self._facts, self._unwritten, self._ended, self._expired, self._opened = [], [], [], [], []
+        batch = self._next_batch()
         self._flying, self._waiting = self._waiting, []
         self._busy = len(self._flying) >= _COMPANY
-        commit = self._storage.commit(batch)
-        commit.add_done_callback(lambda commit: self._landed(batch, commit.exception()))
+        try:
+            commit = self._storage.commit(batch)
+        except Exception as error:  # the event loop would only log it
+            self._landed(batch, error)
+        else:
+            commit.add_done_callback(lambda commit: self._landed(batch, commit.exception()))
+
+    def _next_batch(self) -> Batch:
+        """Take what the next commit writes."""
+        if self._alone and self._unwritten:
+            first, self._unwritten = self._unwritten[0], self._unwritten[1:]
+            opened, self._opened = self._opened, []
+            return Batch([first], (), (), opened)
+        self._alone = 0
+        entries = [*self._unwritten, *self._encoded()]
+        batch = Batch(entries, self._ended, self._expired, self._opened)
+        self._facts, self._unwritten, self._ended, self._expired, self._opened = [], [], [], [], []
+        return batch
+
+    def _encoded(self) -> list[Entry]:
+        """Return the facts as entries. Sessions with a fact that cannot be encoded are lost."""
+        try:
+            return entries_of(self._facts)
+        except Exception:
+            entries = []
+            for key in dict.fromkeys(key for key, _, _ in self._facts):
+                try:
+                    entries += entries_of([fact for fact in self._facts if fact[0] == key])
+                except Exception as error:
+                    self._lose(key, error)
+            return entries
+
+    def _lose(self, key: int, error: BaseException) -> None:
+        """Give up a session of which a fact can never be written."""
+        log.error("session %d cannot be kept: a fact of it cannot be written", key, exc_info=error)
+        session = next((session for session, known in self._keys.items() if known == key), None)
+        self._ended.append(key)
+        self._facts = [fact for fact in self._facts if fact[0] != key]
+        self._unwritten = [entry for entry in self._unwritten if entry.session != key]
+        if session is None:
+            return
+        del self._keys[session]
+        session.lost = JournalFailed(f"session {session.id} cannot be kept: {error}")
+        if self.on_lost is not None:
+            self.on_lost(session, session.lost)
 
     def _landed(self, batch: Batch, error: BaseException | None) -> None:
-        assert self._flying is not None
+        """Tell those who wait how the commit ended, and see to the next. It raises nothing, for the same reason."""
+        flying = list(self._flying or ())
+        try:
+            self._land(batch, error)
+        except Exception as fault:
+            waiting = [*flying, *self._failed(batch, fault)]
+            self._flying, self._alone = None, 0
+            for kept in waiting:
+                if not kept.done():
+                    kept.set_exception(JournalFailed(f"the journal cannot be written: {fault}"))
+            self._go_on()
+
+    def _land(self, batch: Batch, error: BaseException | None) -> None:
         if isinstance(error, LeaseLost):
             self._closed = True
             return  # whoever waits is told nothing, as in `flushed`
-        flown, self._flying = self._flying, None
+        flown, self._flying = self._flying or [], None
+        if isinstance(error, self._storage.refusals):
+            self._refused(batch, error, flown)
+            return
         if error is None:
+            self._alone = max(0, self._alone - len(batch.entries))
             if self._failure is not None:
                 log.warning("the journal %s is written again", self._storage.name)
                 self._failure = None
+            if self._alone:  # those who wait, wait for all of what was one commit
+                self._waiting = [*flown, *self._waiting]
+                flown = []
         else:
             flown += self._failed(batch, error)
         for kept in flown:
@@ -166,10 +240,26 @@ class Journal:
         if not self._closed:
             self._go_on()
 
+    def _refused(self, batch: Batch, error: BaseException, flown: list[asyncio.Future[None]]) -> None:
+        """Find the facts that the storage cannot hold: write the entries of the batch one by one."""
+        self._unwritten = [*batch.entries, *self._unwritten]
+        self._ended = [*batch.ended, *self._ended]
+        self._expired = [*batch.expired, *self._expired]
+        self._opened = [*batch.opened, *self._opened]
+        self._waiting = [*flown, *self._waiting]
+        if len(batch.entries) == 1:
+            self._alone = max(0, self._alone - 1)
+            self._lose(batch.entries[0].session, error)
+        else:
+            self._alone = len(batch.entries)
+        self._begin()
+
     def _go_on(self) -> None:
         """Sees to the next commit."""
         if self._failure is not None:
             pause = _RETRY_SECONDS
+        elif self._alone:
+            pause = 0.0
         elif self._busy:
             pause = _GATHER_SECONDS
         elif self._waiting:
@@ -188,7 +278,7 @@ class Journal:
         if not isinstance(error, self._storage.failures):
             log.error("a commit failed for a reason of our own", exc_info=error)
         self._failure = JournalFailed(f"the journal cannot be written: {error}")
-        self._unwritten = list(batch.entries)
+        self._unwritten = [*batch.entries, *self._unwritten]
         self._ended = [*batch.ended, *self._ended]
         self._expired = [*batch.expired, *self._expired]
         self._opened = [*batch.opened, *self._opened]
@@ -200,11 +290,17 @@ class Journal:
         if self._closed:
             return
         try:
-            while self._pending or self._flying is not None:
-                await self.flushed()
-        except JournalFailed as error:
-            log.error("the journal's last %d facts are lost: %s", len(self._facts) + len(self._unwritten), error)
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                while self._pending or self._flying is not None:
+                    await self.flushed()
+        except (JournalFailed, TimeoutError) as error:
+            why = str(error) or f"the storage took more than {_CLOSE_SECONDS:g} s"
+            log.error("the journal's last %d facts are lost: %s", len(self._facts) + len(self._unwritten), why)
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        await self._storage.close()
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._storage.close()
+        except TimeoutError:
+            log.error("the journal %s did not close within %g s", self._storage.name, _CLOSE_SECONDS)

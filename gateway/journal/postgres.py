@@ -136,6 +136,7 @@ class PostgresStorage:
         parts = urlsplit(url)
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self.failures: tuple[type[BaseException], ...] = (OSError,)
+        self.refusals: tuple[type[BaseException], ...] = (OverflowError, UnicodeError)
         self.gateway = 0
         """Our number, once we have joined."""
         self.lease = lease
@@ -159,6 +160,7 @@ class PostgresStorage:
             OSError,
             TimeoutError,
         )
+        self.refusals = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, OverflowError, UnicodeError)
         try:
             self._pool = await asyncpg.create_pool(
                 self._url, min_size=1, max_size=_CONNECTIONS, timeout=_TIMEOUT, command_timeout=_TIMEOUT

@@ -61,6 +61,10 @@ class Storage(Protocol):
         """What `commit` fails with for reasons that are not ours. Then the batch may be given again, kept or not, with
         more behind it."""
 
+    @property
+    def refusals(self) -> tuple[type[BaseException], ...]:
+        """What `commit` fails with because of what is in the batch: giving it again would fail again."""
+
     def new_key(self) -> int:
         """For a session; no other has had it whose facts are still there."""
 

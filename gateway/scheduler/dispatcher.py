@@ -9,18 +9,22 @@ from contextlib import nullcontext
 from gateway.engines.base import ContextRefused, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
 from gateway.graph.call import Call, CallState, Objective, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
+from gateway.graph.limits import SharedBound
 from gateway.graph.objectives import sources
 from gateway.graph.session import Addition, Session
 from gateway.graph.variable import StartedOver, Variable, VariableState
 from gateway.scheduler.estimate import Estimates
+from gateway.scheduler.inputs import CallFailed, InputReader, derive, upstream
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.rank import Priorities
-from gateway.scheduler.walk import CallFailed, Unsettled, Walk, derive, upstream
+from gateway.scheduler.walk import Unsettled, Walk
 
 log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
 """Engines that may die under a call before it fails."""
+_BEYOND = 2
+"""Times the bound on unfinished calls that the graphs of one tenant may grow to while they run."""
 _NO_LOCK = nullcontext()
 _SOON = 1.0
 """Seconds for which an engine is waited for where another model could answer."""
@@ -49,16 +53,17 @@ class Scheduler:
         max_calls: int,
         observe: Callable[[Call], None] = lambda call: None,
         *,
+        several_tenants: bool = False,
         priorities: Priorities | None = None,
         fill_ahead: bool = True,
         place: Placement = place,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_calls`: unfinished calls at a time. `observe` is told of every call that ends. `fill_ahead`: whether
-        prompts are filled before all that they read is there. `priorities` and `place` decide; `now` is the clock of
-        the priorities, in seconds."""
+        """`max_calls`: unfinished calls at a time; with `several_tenants`, no tenant alone may have all of them.
+        `observe` is told of every call that ends. `fill_ahead`: whether prompts are filled before all that they read is
+        there. `priorities` and `place` decide; `now` is the clock of the priorities, in seconds."""
         self._engines = engines
-        self._max_calls = max_calls
+        self._unfinished = SharedBound(max_calls, several=several_tenants)
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._contexts: dict[str, EngineContext] = {}
@@ -68,6 +73,8 @@ class Scheduler:
         self._fill_ahead = fill_ahead
         self._owned: set[asyncio.Task[None]] = set()
         self._last_attempts = asyncio.Lock()
+        self._parsing = asyncio.Lock()
+        """Held while a large value is parsed; see InputReader."""
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -77,15 +84,16 @@ class Scheduler:
         """Calls that were submitted and have not ended."""
         return len(self._tasks)
 
-    def admit(self, *, continues: bool) -> None:
-        """Raises Overloaded, or Stopping, if no new work can be taken.
+    def admit(self, tenant: str, *, continues: bool) -> None:
+        """Raise Overloaded, or Stopping, if no new work of the tenant can be accepted.
 
-        `continues`: the work belongs to a graph that runs already, which is never refused in the middle.
+        `continues`: the work belongs to a graph that runs already, which is refused only far beyond the bound.
         """
         if self._stopping:
             raise Stopping("the server is stopping and takes no new work")
-        if not continues and len(self._tasks) >= self._max_calls:
-            raise Overloaded(f"{len(self._tasks)} calls are unfinished, as many as may be; try again", 1)
+        held = self._unfinished.held(tenant)
+        if held >= _BEYOND * self._unfinished.total if continues else not self._unfinished.has_room(tenant):
+            raise Overloaded(f"{held} calls of this key are unfinished, as many as may be now; try again", 1)
 
     def rank(self, call: Call) -> float:
         """The call's place in the order of waiting work; lower goes first."""
@@ -132,7 +140,7 @@ class Scheduler:
 
     async def _settle(self, session: Session, addition: Addition) -> None:
         try:
-            await session.log.flushed()
+            await session.flushed()
         except GraphError as error:
             failure = Failure(error.code, str(error))
             session.settle(addition, failure)
@@ -180,9 +188,11 @@ class Scheduler:
         self._apply_priorities()
         self._idle.clear()
         self._tasks[call.id] = task
+        self._unfinished.add(call.session.tenant)
 
     def _ended(self, call: Call) -> None:
         del self._tasks[call.id]
+        self._unfinished.remove(call.session.tenant)
         if not call.state.final:  # its task was cancelled before it first ran
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
         self._priorities.end(call)  # not before: whoever waits for the answer has it first
@@ -266,7 +276,7 @@ class Scheduler:
             for source in call.inputs.values():
                 if source.failure is not None:
                     raise CallFailed(upstream(source))
-            await (self._run_somewhere(call) if call.spec.model else derive(call))
+            await (self._run_somewhere(call) if call.spec.model else derive(call, self._parsing))
             await self._publish(call)
         except CallFailed as error:
             self._end(call, CallState.FAILED, error.failure)
@@ -287,7 +297,7 @@ class Scheduler:
             for variable in call.makes:
                 if not variable.state.final:
                     call.session.assigning(variable, variable.text)
-            await call.session.log.flushed()
+            await call.session.flushed()
         self._end(call, CallState.DONE, None)
 
     async def _run_somewhere(self, call: Call) -> None:
@@ -364,7 +374,9 @@ class Scheduler:
         context = engine.open(call.scope, self._priorities.urgency(call))
         self._contexts[call.id] = context
         try:
-            walk = Walk(call, rendering, engine, context, patient=patient, prompt_read=self._priorities.prompt_read)
+            inputs = InputReader(call, self._parsing)
+            prompt_read = self._priorities.prompt_read
+            walk = Walk(call, rendering, engine, context, inputs, patient=patient, prompt_read=prompt_read)
             leader = self._leader(call, await walk.prepare())
             if leader is None:
                 await walk.generate()
@@ -408,7 +420,7 @@ class Scheduler:
                     raise CallFailed(reason)
                 if own is not call.output:
                     call.session.assigning(own, own.text)
-                    await call.session.log.flushed()
+                    await call.session.flushed()
                     own.complete()
         except StartedOver:
             leader.followers.remove(call)

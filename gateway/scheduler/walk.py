@@ -2,28 +2,25 @@
 
 import dataclasses
 import hashlib
+import logging
 import math
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from gateway.engines.base import Delta, Engine, EngineContext, Filled, Told
 from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
-from gateway.graph.errors import Failure, UnresolvedPath
-from gateway.graph.references import Reference, resolve
+from gateway.graph.errors import Failure, GraphError
+from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Variable, VariableState, reasoning_of
+from gateway.scheduler.inputs import CallFailed, InputReader
 from gateway.scheduler.thoughts import Thoughts
 from gateway.scheduler.transform import TransformFailed, apply
 
+log = logging.getLogger("myna.scheduler")
+
 _STREAM_CHARACTERS = 96
 """Of a value that is being made, looked at together for tokens that are settled."""
-
-
-class CallFailed(Exception):
-    """The call cannot go on."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
 
 
 class Unsettled(Exception):
@@ -43,6 +40,7 @@ class Walk:
         rendering: Rendering,
         engine: Engine,
         context: EngineContext,
+        inputs: InputReader,
         *,
         patient: bool,
         prompt_read: Callable[[Call], None] = lambda call: None,
@@ -53,12 +51,17 @@ class Walk:
         self._rendering = rendering
         self._engine = engine
         self._context = context
+        self._inputs = inputs
         self._patient = patient
         self._prompt_read = prompt_read
         self._filled: list[Sequence[int]] = []
         self._at = 0
         """The segment that comes next."""
-        self._parts = iter(call.spec.parts or ())
+        self._parts = deque(call.spec.parts or ())
+        """What the output is still to be put together from."""
+        self._output_size = 0
+        """Bytes of the output, as far as it is put together."""
+        self._value_digests: dict[str, str] = {}
 
     async def prepare(self) -> bytes | None:
         """Fills all that stands before the first slot, as its values come.
@@ -105,7 +108,11 @@ class Walk:
         if name in call.slots:
             return f"s{list(call.slots).index(name)}"
         source = call.inputs[name]
-        return f"v{source.value}" if source.state is VariableState.READY else f"n{name}"
+        if source.state is not VariableState.READY:
+            return f"n{name}"
+        if name not in self._value_digests:  # once: a prompt may name a large value many times
+            self._value_digests[name] = hashlib.blake2b((source.value or "").encode(), digest_size=20).hexdigest()
+        return f"v{self._value_digests[name]}"
 
     async def generate(self) -> None:
         """Generates slot after slot, and fills what stands between them. The output is there then, but not final."""
@@ -135,8 +142,16 @@ class Walk:
             await self._take_growing(segment, source)
 
     def _source(self, segment: Input) -> Variable:
+        """Return the variable that a reference reads. Raises CallFailed for a slot that is still to be generated."""
         name = segment.reference.name
-        return self._call.slots[name] if name in self._call.slots else self._call.inputs[name]
+        own = self._call.slots.get(name)
+        if own is None:
+            return self._call.inputs[name]
+        if not own.state.final:  # nothing but this coroutine makes it, so it would wait for ever
+            message = f"slot {name!r} is read before it is generated"
+            log.error("call %s fails: %s", self._call.id, message)
+            raise CallFailed(Failure("internal_error", message, self._call.id))
+        return own
 
     async def _value(self, segment: Input) -> str:
         """What the reference stands for, waited for. Raises CallFailed."""
@@ -144,7 +159,7 @@ class Walk:
         if not source.state.final:
             self._waits()
             await source.final()
-        return _resolved(self._call, source, segment.reference)
+        return await self._inputs.read(source, segment.reference)
 
     def _waits(self) -> None:
         if self._call.state is not CallState.WAITING:
@@ -173,7 +188,7 @@ class Walk:
 
     async def _generate(self, slot: Slot) -> None:
         call = self._call
-        composed = call.spec.parts is not None
+        composed = self._is_next_in_output(slot)
         if composed:
             await self._put_together(slot)
         if slot.name is not None and slot.name in call.made:  # by an attempt before this one
@@ -197,9 +212,10 @@ class Walk:
             tokens = sum(piece.tokens for piece in pieces)
             variable.append(Piece(value, tokens, logprobs, reasoning_of(pieces)))
         if slot.name is not None:
+            self._output_size += size_of(text) if composed else 0
             call.session.making(call, slot.name, text)
             call.session.assigning(variable, variable.text)
-            await call.session.log.flushed()
+            await call.session.flushed()
             variable.complete()
 
     async def _pieces(self, slot: Slot, targets: Sequence[Variable]) -> Sequence[Piece]:
@@ -248,48 +264,30 @@ class Walk:
         await self._context.generate(sampling, tell)
         return pieces
 
-    async def _put_together(self, slot: Slot | None) -> None:
-        """Appends to the output what stands before the slot's place, or all that is left."""
+    def _is_next_in_output(self, slot: Slot) -> bool:
+        """Return whether the slot's place is in the output. It may be in an earlier message of the prompt."""
         for part in self._parts:
+            if isinstance(part, Input):
+                if part.reference.name == slot.name:
+                    return True
+                own = self._call.slots.get(part.reference.name)
+                if own is not None and not own.state.final:
+                    return False
+        return False
+
+    async def _put_together(self, slot: Slot | None) -> None:
+        """Append to the output what stands before the slot's place, or all that is left. Raises CallFailed."""
+        while self._parts:
+            part = self._parts.popleft()
             if isinstance(part, str):
-                self._call.output.append(Piece(part))
+                text = part
             elif slot is not None and part.reference.name == slot.name:
                 return
             else:
-                self._call.output.append(Piece(await self._value(part)))
-
-
-async def derive(call: Call) -> None:
-    """Makes the output of a template, once all it refers to is there. Raises CallFailed."""
-    text = ""
-    for part in call.spec.parts or ():
-        if isinstance(part, str):
-            text += part
-            continue
-        source = call.inputs[part.reference.name]
-        await source.final()
-        text += _resolved(call, source, part.reference)
-    call.output.append(Piece(text))
-
-
-def _resolved(call: Call, source: Variable, reference: Reference) -> str:
-    """What the reference to a final variable stands for. Raises CallFailed."""
-    if source.state is not VariableState.READY:
-        raise CallFailed(upstream(source))
-    try:
-        return resolve(source.value or "", reference)
-    except UnresolvedPath as error:
-        raise CallFailed(Failure(error.code, str(error), call.id)) from error
-
-
-def upstream(source: Variable) -> Failure:
-    """What a reader of a failed variable is told: the first call that failed, and why."""
-    root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
-    if root.code == "upstream_failed":
-        return root
-    by = f"call {root.call}, " if root.call else ""
-    return Failure(
-        "upstream_failed",
-        f"variable {source.name!r} {source.state}: {by}{root.code}: {root.message}",
-        root.call,
-    )
+                text = await self._value(part)
+            self._output_size += size_of(text)
+            try:
+                self._call.session.check_room(self._call.output.name, self._output_size)
+            except GraphError as error:
+                raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
+            self._call.output.append(Piece(text))

@@ -50,7 +50,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     scope = scope_of(request, body.semantic)
     session = scope.session.id if scope.named else None
     turn = await Turn.begin(services.archive, request[TENANT], body, session, deferred=scope.deferred)
-    services.scheduler.admit(continues=bool(scope.session.calls))
+    services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
     others = services.models.behind(model)
     messages, places = turn.conversation
     chat = body.chat.model_copy(update={"messages": messages})

@@ -114,3 +114,29 @@ def test_a_path_that_leads_nowhere_says_where_it_ended(value: str, path: tuple[s
 def test_what_is_no_name_is_refused(name: str) -> None:
     with pytest.raises(BadReference, match="not a variable name"):
         check_name(name, "semantic.output")
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "words"),
+    [
+        ('{"a": "\\ud800"}', ("a",), "lone surrogate"),
+        ('{"a": {"b": "x\\udfff"}}', ("a",), "lone surrogate"),
+        ("[" * 100_000 + "]" * 100_000, ("0",), "not JSON: it is nested too deeply"),
+        ("[1]", ("1" * 5000,), "leads nowhere"),
+        ("[1]", ("١",), "leads nowhere"),
+        ('{"a": ' + "9" * 5000 + "}", ("a",), "not JSON"),
+    ],
+)
+def test_a_path_into_a_hostile_value_fails_in_words(value: str, path: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UnresolvedPath, match=words):
+        resolve(value, Reference("v", path))
+
+
+@given(st.integers(1, 3000))
+def test_a_path_into_a_deep_value_resolves_or_fails(depth: int) -> None:
+    value = "[" * depth + "1" + "]" * depth
+    try:
+        text = resolve(value, Reference("v", ("0",)))
+    except UnresolvedPath:
+        text = None
+    assert text == value[1:-1] if depth < 500 else text in (None, value[1:-1])

@@ -9,10 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.graph.call import CallSpec, CallState, Input, Sampling, Segment, Slot, Text
-from gateway.graph.errors import BadReference, Cycle, GraphError, TooLarge, UnknownVariable, VariableAlreadySet
+from gateway.graph.errors import (
+    BadReference,
+    BadText,
+    Cycle,
+    GraphError,
+    TooLarge,
+    TooManyWaiters,
+    UnknownVariable,
+    VariableAlreadySet,
+)
 from gateway.graph.events import Fact, NoLog, Shown
+from gateway.graph.limits import SharedBound
 from gateway.graph.references import Reference
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Bounds, Session, Shared
 from gateway.graph.variable import Piece, VariableState
 
 
@@ -257,3 +267,71 @@ async def test_nobody_is_shown_what_may_not_come_out_the_same_before_that_is_kep
         log.kept.set()
         assert [[piece.text for piece in await read] for read in reading] == [["a"], ["a"]]
     assert sum(isinstance(fact, Shown) for fact in log.written) == 1
+
+
+def test_text_that_is_not_unicode_is_refused_and_changes_nothing() -> None:
+    graph = session()
+    with pytest.raises(BadText) as refusal:
+        graph.put("a", "x\ud800")
+    assert refusal.value.where == "name"
+    with pytest.raises(BadText):
+        graph.put("a", template=["x\udfff"])
+    with pytest.raises(BadText):
+        graph.add(spec(output="b", inputs={"in": "\udc00"}))
+    assert not graph.variables
+    variable = graph.add(spec(output="b")).output
+    with pytest.raises(BadText):
+        graph.assigning(variable, "\ud800")
+
+
+def test_every_way_to_a_value_counts_and_is_bounded() -> None:
+    graph = session(value_bytes=100, bytes=1000)
+    put(graph, "a", "x" * 100)
+    call = graph.add(spec(output="b"))
+    for size in (101, 1000):
+        with pytest.raises(TooLarge):
+            graph.assigning(call.output, "y" * size)
+        with pytest.raises(TooLarge):
+            graph.making(call, "slot", "y" * size)
+    before = graph.size
+    graph.assigning(call.output, "é" * 50)
+    assert graph.size == before + 100
+    with pytest.raises(TooLarge, match="may be in one"):
+        graph.put("t", template=["z" * 2000])
+
+
+def test_what_sessions_hold_together_is_bounded() -> None:
+    shared = Shared(SharedBound(1000), SharedBound(4))
+    mine, yours = session(), Session(id="y", tenant="you", created=0.0, ttl=60.0)
+    for graph in (mine, yours):
+        graph.join_bounds(shared)
+    put(mine, "a", "x" * 700)
+    with pytest.raises(TooLarge, match="the sessions of this key hold 700 bytes"):
+        mine.put("b", "x" * 100)
+    put(yours, "a", "x" * 500)
+    for _ in range(3):
+        mine.enter()
+    with pytest.raises(TooManyWaiters):
+        mine.enter()
+    yours.enter()
+    mine.leave()
+    mine.close(lambda call, failure: None)
+    assert (shared.bytes.held("t"), shared.bytes.held("you")) == (0, 500)
+    assert (shared.waiters.held("t"), shared.waiters.held("you")) == (2, 1)
+
+
+def test_a_graph_is_blocked_where_all_waits_for_what_nothing_makes() -> None:
+    graph = session()
+    assert not graph.is_blocked
+    graph.put("declared")
+    first, second = graph.add(spec("declared", output="a")), graph.add(spec("a"))
+    assert graph.is_blocked
+    runs = graph.add(spec())
+    assert not graph.is_blocked
+    runs.move(CallState.DONE)
+    assert graph.is_blocked
+    put(graph, "declared", "x")
+    assert not graph.is_blocked
+    for call in (first, second):
+        call.move(CallState.DONE)
+    assert not graph.is_blocked

@@ -3,9 +3,10 @@
 import pytest
 
 from gateway.graph.call import CallState
-from gateway.graph.errors import TooLarge
+from gateway.graph.errors import GraphError, TooLarge
 from gateway.graph.session import Bounds
 from gateway.graph.store import SessionExists, SessionExpired, SessionNotFound, SessionStore
+from gateway.graph.variable import VariableState
 from tests.gateway.graph.test_session import spec
 
 
@@ -16,6 +17,7 @@ def store(**options: float) -> SessionStore:
         ttl=options.get("ttl", 60.0),
         max_sessions=int(options.get("max_sessions", 3)),
         max_sessions_per_tenant=int(options.get("per_tenant", 100)),
+        several_tenants=bool(options.get("several", False)),
     )
 
 
@@ -108,3 +110,46 @@ def test_each_key_has_its_own_bound() -> None:
     sessions.create("you")
     sessions.delete(first)
     sessions.create("me")
+
+
+def test_a_session_that_waits_for_what_no_client_sets_expires_whoever_waits_for_it() -> None:
+    sessions = store(ttl=10.0)
+    blocked = sessions.create("me", "blocked")
+    blocked.put("declared")
+    call = blocked.add(spec("declared"))
+    blocked.enter()
+    assert sessions.expire(blocked.touched + 9.0) == []
+    assert sessions.expire(blocked.touched + 11.0) == [blocked]
+    assert call.state is CallState.CANCELLED
+    assert blocked.variable("declared").state is VariableState.CANCELLED
+
+
+def test_the_greediest_tenant_makes_room_with_what_it_left_longest() -> None:
+    sessions = store(max_sessions=8, several=True)
+    for number in range(6):
+        sessions.create("greedy", f"s{number}")
+    with pytest.raises(TooLarge, match="this key has 6 sessions"):
+        sessions.create("greedy")
+    sessions.get("greedy", "s0").add(spec())
+    sessions.get("greedy", "s1").touched += 5
+    for number in range(3):
+        sessions.create("modest", f"m{number}")
+    with pytest.raises(SessionExpired):
+        sessions.get("greedy", "s2")
+    assert {session.id for session in sessions.of("greedy")} == {"s0", "s1", "s3", "s4", "s5"}
+    assert [session.id for session in sessions.expire(0.0)] == ["s2"], "so that what is kept beside it can go as well"
+    assert sessions.expire(0.0) == []
+
+
+def test_a_session_that_cannot_be_kept_ends_with_the_reason() -> None:
+    sessions = store()
+    session = sessions.create("me", "s")
+    session.put("declared")
+    sessions.lose(session, GraphError("the disk refused"))
+    failure = session.variable("declared").failure
+    assert failure is not None
+    assert failure.message == "the disk refused"
+    with pytest.raises(GraphError, match="the disk refused"):
+        session.put("more", "x")
+    with pytest.raises(SessionNotFound):
+        sessions.get("me", "s")

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,11 +28,11 @@ from gateway.graph.call import (
     Times,
     Transform,
 )
-from gateway.graph.events import Added
+from gateway.graph.events import Added, Shown
 from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
-from gateway.graph.variable import Piece, VariableState
+from gateway.graph.variable import Piece, Variable, VariableState
 from gateway.journal import Journal, JournalError, JournalFailed
 from gateway.journal.file import FileStorage, JournalFile
 from gateway.journal.records import (
@@ -595,3 +596,94 @@ def test_a_call_is_read_as_it_was_written(spec: CallSpec) -> None:
 def test_a_session_is_read_as_it_was_written() -> None:
     session = Session(id="s", tenant="t", created=1.5, ttl=1.0, metadata={"ä": "\0"})
     assert read_again(session_record(session)) == session_record(session)
+
+
+async def test_a_fact_that_cannot_be_written_fails_its_own_session_and_no_other(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    house.journal.on_lost = house.store.lose
+    good, bad = house.store.create("t", "good"), house.store.create("u", "bad")
+    await house.put(bad, "before", "x")
+    (call,) = await house.run(bad, spec("o", "before"))
+    bad._write(Shown(_broken(bad)))  # as if a text that is none had passed every check
+    saved = asyncio.ensure_future(house.put(good, "a", "kept"))
+    with pytest.raises(JournalFailed, match="session bad cannot be kept"):
+        await bad.flushed()
+    await saved
+    await house.put(good, "b", "kept as well")
+    assert call.state.final
+    assert not house.store.holds("u", "bad")
+    with pytest.raises(JournalFailed):
+        await house.put(bad, "c", "x")
+    await house.journal.close()
+    again = House(tmp_path / "j")
+    assert {s.id: sorted(s.variables) for s in again.restored} == {"good": ["a", "b"]}
+    await again.journal.close()
+
+
+def _broken(session: Session) -> Variable:
+    return Variable("x", number="\ud800")  # type: ignore[arg-type]
+
+
+async def test_facts_that_the_storage_refuses_fail_their_own_session_and_no_other(tmp_path: Path) -> None:
+    house = House(tmp_path / "j")
+    house.journal.on_lost = house.store.lose
+    commit, tried = house.storage.file.commit, []
+
+    def refuse(batch: Batch) -> None:
+        tried.append(len(batch.entries))
+        if any(b"poison" in entry.facts for entry in batch.entries):
+            raise sqlite3.DataError("string or blob too big")
+        commit(batch)
+
+    house.storage.file.commit = refuse  # type: ignore[method-assign]
+    sessions = [house.store.create("t", f"s{number}") for number in range(5)]
+    results = await asyncio.gather(
+        *(house.put(session, "v", "poison" if session.id == "s2" else "x") for session in sessions),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [type(None)] * 2 + [JournalFailed] + [type(None)] * 2
+    assert tried[0] == 5
+    await house.put(sessions[0], "w", "still written")
+    await house.journal.close()
+    again = House(tmp_path / "j")
+    assert sorted(session.id for session in again.restored) == ["s0", "s1", "s3", "s4"]
+    await again.journal.close()
+
+
+async def test_a_commit_that_cannot_even_begin_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.journal.journal._RETRY_SECONDS", 0.01)
+    house = House(tmp_path / "j")
+    session = house.store.create("t", "s")
+    await house.journal.flushed()
+    faults = iter([RuntimeError("no thread can be started"), ZeroDivisionError("a fault of ours")])
+    commit = house.storage.commit
+
+    def fail(batch: Batch) -> "asyncio.Future[None]":
+        for fault in faults:
+            raise fault
+        return commit(batch)
+
+    monkeypatch.setattr(house.storage, "commit", fail)
+    with pytest.raises(JournalFailed, match="no thread can be started"):
+        await house.put(session, "a", "x")
+    async with asyncio.timeout(5):
+        while house.journal._failure is not None:
+            await asyncio.sleep(0.01)
+    await house.put(session, "b", "y")
+    await house.journal.close()
+
+
+async def test_closing_ends_though_the_storage_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gateway.journal.journal._CLOSE_SECONDS", 0.05)
+    house = House(tmp_path / "j")
+    release = threading.Event()
+    commit = house.storage.file.commit
+    monkeypatch.setattr(house.storage.file, "commit", lambda batch: (release.wait(10), commit(batch)))
+    house.store.create("t", "s")
+    async with asyncio.timeout(5):
+        await house.journal.close()
+    assert "did not close within 0.05 s" in caplog.text
+    release.set()
+    house.storage._thread.shutdown()

@@ -398,14 +398,14 @@ async def test_without_an_engine_calls_fail_and_say_so() -> None:
 async def test_admission_is_bounded_but_graphs_go_on() -> None:
     stage = Stage(max_calls=1)
     stage.engine.hold()
-    stage.scheduler.admit(continues=False)
+    stage.scheduler.admit("", continues=False)
     stage.run()
     with pytest.raises(Overloaded):
-        stage.scheduler.admit(continues=False)
-    stage.scheduler.admit(continues=True)
+        stage.scheduler.admit("", continues=False)
+    stage.scheduler.admit("", continues=True)
     stage.scheduler.stop_admitting()
     with pytest.raises(Stopping):
-        stage.scheduler.admit(continues=True)
+        stage.scheduler.admit("", continues=True)
     await stage.scheduler.close()
     assert stage.scheduler.unfinished == 0
 
@@ -682,3 +682,59 @@ async def test_models_answer_in_ones_place_in_their_order() -> None:
     assert (call.state, call.output.value, call.model) == (CallState.DONE, "12", "second")
     assert asked == [("first", False), ("second", False)], "only the last is waited for"
     await scheduler.close()
+
+
+async def test_no_tenant_alone_fills_the_queue() -> None:
+    engine = StubEngine()
+    scheduler = Scheduler(Stubs(engine), 8, several_tenants=True)
+    sessions = {tenant: Session(id=tenant, tenant=tenant, created=0.0, ttl=60.0) for tenant in ("a", "b")}
+
+    def wait(tenant: str, count: int) -> None:
+        session = sessions[tenant]
+        if "never" not in session.variables:
+            session.put("never")
+        for _ in range(count):
+            scheduler.submit(session.add(spec("never", deferred=True)))
+
+    wait("a", 6)
+    with pytest.raises(Overloaded, match="6 calls of this key are unfinished"):
+        scheduler.admit("a", continues=False)
+    scheduler.admit("b", continues=False)
+    wait("a", 9)
+    scheduler.admit("b", continues=False)
+    scheduler.admit("a", continues=True)
+    wait("a", 1)
+    with pytest.raises(Overloaded):
+        scheduler.admit("a", continues=True)
+    wait("b", 4)
+    with pytest.raises(Overloaded):
+        scheduler.admit("b", continues=False)
+    await scheduler.close()
+    scheduler.admit("a", continues=False)
+
+
+async def test_slots_of_several_messages_are_generated_in_turn() -> None:
+    stage = Stage()
+    slots = [Slot("fruit", Sampling()), Text([5]), Slot("colour", Sampling())]
+    parts = ["It is ", Input(Reference("colour"), "messages.3.content"), "."]
+    call = stage.session.add(CallSpec(model="m", segments=[Text([1]), *slots], parts=parts, output="said"))
+    stage.scheduler.reader_came(call.output)
+    stage.scheduler.submit(call)
+    async with asyncio.timeout(5):
+        await call.output.final()
+    fruit, colour = (stage.session.variable(name).value for name in ("fruit", "colour"))
+    assert call.output.value == f"It is {colour}."
+    assert (fruit, colour) == ("1", "3"), "the stub says how many tokens it was given"
+    stage.scheduler.reader_left(call.output)
+
+
+async def test_a_slot_that_is_read_before_it_is_generated_fails_its_call() -> None:
+    stage = Stage()
+    segments = [Text([1]), Input(Reference("late"), "messages.0.content"), Slot("late", Sampling())]
+    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1]), Slot("late", Sampling())]))
+    call.spec = dataclasses.replace(call.spec, segments=segments)  # the graph would refuse it
+    stage.scheduler.submit(call)
+    async with asyncio.timeout(5):
+        await call.output.final()
+    assert call.failure is not None
+    assert call.failure.code == "internal_error"

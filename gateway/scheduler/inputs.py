@@ -1,0 +1,104 @@
+"""What a call reads: the values of other variables, resolved within bounds, and templates made of them."""
+
+import asyncio
+
+from gateway.graph.call import Call, Input
+from gateway.graph.errors import Failure, GraphError, TooLarge, UnresolvedPath
+from gateway.graph.references import Reference, resolve
+from gateway.graph.text import size_of
+from gateway.graph.variable import Piece, Variable, VariableState
+
+_PARSED_BYTES = 64 << 20
+"""Most bytes of JSON that one call parses to follow paths into values. A value that it reads often counts each time."""
+
+_SMALL = 64 << 10
+"""Bytes of JSON that are parsed at once: that takes less than a millisecond."""
+
+_CHUNK = 100
+"""Parts of a template that are resolved without a turn for others."""
+
+
+class CallFailed(Exception):
+    """The call cannot go on."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class InputReader:
+    """Resolves a call's references to final variables.
+
+    Parsing holds up the event loop. So large values are parsed one at a time, with a turn for others behind each, and
+    a call parses a bounded number of bytes. `gate`: shared by all calls of a scheduler.
+    """
+
+    def __init__(self, call: Call, gate: asyncio.Lock) -> None:
+        self._call = call
+        self._gate = gate
+        self._parsed = 0
+
+    async def read(self, source: Variable, reference: Reference) -> str:
+        """Return what the reference to a final variable stands for. Raises CallFailed."""
+        if source.state is not VariableState.READY:
+            raise CallFailed(upstream(source))
+        value = source.value or ""
+        if not reference.path:
+            return value
+        self._parsed += len(value)
+        if self._parsed > _PARSED_BYTES:
+            message = f"the references of this call look into more than {_PARSED_BYTES} bytes of JSON"
+            raise CallFailed(Failure(TooLarge.code, message, self._call.id))
+        if len(value) <= _SMALL:
+            return self._resolve(value, reference)
+        async with self._gate:
+            text = self._resolve(value, reference)
+            await asyncio.sleep(0)
+            return text
+
+    def _resolve(self, value: str, reference: Reference) -> str:
+        try:
+            return resolve(value, reference)
+        except UnresolvedPath as error:
+            raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
+
+
+async def derive(call: Call, gate: asyncio.Lock) -> None:
+    """Make the output of a template once all variables that it refers to are final. Raises CallFailed.
+
+    The size is checked before the text is made: a template may name one value many times. `gate`: see InputReader.
+    """
+    reader = InputReader(call, gate)
+    parts = call.spec.parts or ()
+    for part in parts:
+        if isinstance(part, Input):
+            await call.inputs[part.reference.name].final()
+    texts: list[str] = []
+    size = 0
+    for number, part in enumerate(parts, start=1):
+        text = part
+        if isinstance(part, Input):
+            text = await reader.read(call.inputs[part.reference.name], part.reference)
+        assert isinstance(text, str)
+        texts.append(text)
+        size += size_of(text)
+        try:
+            call.session.check_room(call.output.name, size)
+        except GraphError as error:
+            raise CallFailed(Failure(error.code, str(error), call.id)) from error
+        if number % _CHUNK == 0:
+            await asyncio.sleep(0)
+    call.output.append(Piece("".join(texts)))
+
+
+def upstream(source: Variable) -> Failure:
+    """Return the failure of a reader of a failed variable: the first call that failed, and why."""
+    root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
+    if root.code == "upstream_failed":
+        return root
+    by = f"call {root.call}, " if root.call else ""
+    return Failure(
+        "upstream_failed",
+        f"variable {source.name!r} {source.state}: {by}{root.code}: {root.message}",
+        root.call,
+    )

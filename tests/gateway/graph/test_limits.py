@@ -1,0 +1,50 @@
+"""gateway/graph/limits.py"""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.graph.limits import SharedBound
+
+TENANTS = "abcd"
+STEPS = st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(-6, 12)), max_size=80)
+
+
+@given(st.integers(1, 40), st.booleans(), STEPS)
+def test_none_can_keep_the_others_out(total: int, several: bool, steps: list[tuple[str, int]]) -> None:
+    bound, model = SharedBound(total, several=several), Counter[str]()
+    for tenant, amount in steps:
+        if amount < 0:
+            amount = min(-amount, model[tenant])
+            if amount:
+                bound.remove(tenant, amount)
+                model[tenant] -= amount
+        elif amount and bound.has_room(tenant, amount):
+            bound.add(tenant, amount)
+            model[tenant] += amount
+        held = {name: count for name, count in model.items() if count}
+        assert {name: bound.held(name) for name in held} == held
+        assert bound.is_full == (sum(held.values()) >= total)
+        assert max(held.values(), default=0) <= bound.own
+        assert sum(held.values()) <= total * 2
+        if several:
+            newcomers = [name for name in TENANTS if name not in held]
+            room_for_one = total >= len(held) + 1 and bound.own >= 1
+            assert all(bound.has_room(name) for name in newcomers) or not room_for_one
+
+
+def test_the_only_tenant_there_can_be_may_have_all() -> None:
+    bound = SharedBound(8, several=False)
+    bound.add("", 7)
+    assert bound.has_room("")
+    bound.add("")
+    assert not bound.has_room("")
+    assert bound.greediest == ""
+
+
+def test_one_of_several_may_have_most() -> None:
+    bound = SharedBound(8)
+    assert bound.has_room("a", 6)
+    assert not bound.has_room("a", 7)
+    assert SharedBound(8, own=2).own == 2
