@@ -1,6 +1,7 @@
 """What Prometheus reads at /metrics."""
 
 from collections import Counter as Counts
+from collections.abc import Callable
 
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
@@ -29,6 +30,12 @@ DRAFTED = Counter(
     "myna_draft_tokens_total",
     "Tokens that an engine drafted, for whichever gateway, by whether they stood",
     ["engine", "result"],
+)
+KV_BLOCKS = Gauge("myna_kv_blocks", "Blocks of an engine's KV cache", ["engine"])
+KV_BLOCKS_IN_USE = Gauge(
+    "myna_kv_blocks_in_use",
+    "Blocks of an engine's KV cache that running requests hold; cached blocks that can be evicted do not count",
+    ["engine"],
 )
 UNFINISHED = Gauge("myna_calls_unfinished", "Calls submitted and not ended")
 
@@ -89,6 +96,12 @@ def exposition() -> bytes:
     told, _sums = _sums, _Sums()
     told.tell()
     return generate_latest()
+
+
+def watch_kv(engine: str, blocks: Callable[[], int], in_use: Callable[[], int]) -> None:
+    """Report the blocks of an engine's KV cache from now on. Both functions are called when the metrics are read."""
+    KV_BLOCKS.labels(engine).set_function(blocks)
+    KV_BLOCKS_IN_USE.labels(engine).set_function(in_use)
 
 
 def drafted(engine: str, right: int, wrong: int) -> None:

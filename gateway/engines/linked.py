@@ -68,6 +68,8 @@ class LinkedEngine:
         self._sent = 0
         self._drafts: tuple[int, int] | None = None
         """Tokens that it had drafted when it was last heard over this link, and those that stood."""
+        self._free_tokens: int | None = None
+        """Tokens of the KV cache that are free or can be evicted, as the engine said last."""
         self._answered = False
         """Whether an answer was finished over the link that is up now."""
         self._heard = Heard(time.monotonic(), working=False, commands=0)
@@ -95,6 +97,18 @@ class LinkedEngine:
         """The checkpoint's; there from the first time the engine was ready."""
         assert self._tokenizer is not None, "the engine has not been ready yet"
         return self._tokenizer
+
+    @property
+    def kv_blocks(self) -> int:
+        """Blocks of the KV cache; 0 while the engine is away."""
+        return self.info.kv_tokens // self.info.block_size if self.info is not None and self._ready else 0
+
+    @property
+    def kv_blocks_in_use(self) -> int:
+        """Blocks that contexts hold, those of other gateways among them."""
+        if self.info is None or self._free_tokens is None or not self._ready:
+            return 0
+        return (self.info.kv_tokens - self._free_tokens) // self.info.block_size
 
     async def begin(self) -> None:
         """Begins what of the start takes time elsewhere, where there is such a thing, so that it goes on while
@@ -200,7 +214,7 @@ class LinkedEngine:
         """A new link is there; nothing was said over it yet."""
         self._writer = writer
         self._answered = False
-        self._drafts = None
+        self._drafts = self._free_tokens = None
         self._sent, self._heard = 0, Heard(time.monotonic(), working=False, commands=0)
 
     def unlinked(self) -> None:
@@ -215,6 +229,7 @@ class LinkedEngine:
     def welcome(self, info: EngineInfo, first_ready: "asyncio.Future[None]") -> None:
         """The engine takes commands."""
         self.info = info
+        metrics.watch_kv(self.name, lambda: self.kv_blocks, lambda: self.kv_blocks_in_use)
         self._set_ready(True)
         if not first_ready.done():
             first_ready.set_result(None)
@@ -223,6 +238,7 @@ class LinkedEngine:
         """What the engine says of its steps."""
         assert isinstance(report, Step)
         self.pace = Pace(report.row_seconds, report.step_seconds)
+        self._free_tokens = report.free_tokens
         self._heard = Heard(time.monotonic(), working=report.running > 0, commands=report.commands)
         before, self._drafts = self._drafts, (report.drafted, report.right)
         if before is not None and before != self._drafts:

@@ -1,0 +1,170 @@
+"""Random requests to every route of a server's /openapi.json, in the style of a fuzzer that means harm.
+
+Bodies are made from the document's schemas and then spoilt: wrong types, deep nesting, numbers of every size, strings
+of any characters, missing and unknown fields.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from bench.hostile import Attacker
+
+_CLIENTS = 4
+_INTEGERS = (0, 1, -1, 3, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, -(2**63))
+_STRINGS = (
+    *("", "a", "x" * 300, "\x00", "é\u2028😀", "\ufffe\uffff", "0", "null", "[" * 300, "../.."),
+    *("<<a>>", "<<a.b.0>>", "\\<<a>>", "<|im_end|>"),
+)
+_ESCAPES = ("\\ud800", "\\udfff\\ud800", "\\u0000")
+_MOST_TOKENS = 4
+"""Answers are kept short: what is tried is the door, not the engine."""
+
+
+class RandomRequests:
+    """So many random requests, several at a time."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    async def run(self, by: "Attacker") -> None:
+        """Send them all."""
+        _, document = await by.send("GET", "/openapi.json")
+        async with asyncio.TaskGroup() as group:
+            for number in range(_CLIENTS):
+                group.create_task(self._client(by, document, random.Random(f"{by.random.random()} {number}")))
+
+    async def _client(self, by: "Attacker", document: Mapping[str, Any], rng: random.Random) -> None:
+        routes = [
+            (method, path, operation)
+            for path, methods in document["paths"].items()
+            for method, operation in methods.items()
+        ]
+        maker = _Maker(document["components"]["schemas"], by.model, rng)
+        while self._left > 0:
+            self._left -= 1
+            method, path, operation = rng.choice(routes)
+            await by.send(method.upper(), maker.path(path, operation), maker.body(operation), maker.headers(operation))
+
+
+class _Maker:
+    """Makes parts of a request from JSON schemas."""
+
+    def __init__(self, schemas: Mapping[str, Any], model: str, rng: random.Random) -> None:
+        self._schemas = schemas
+        self._model = model
+        self._random = rng
+
+    def path(self, path: str, operation: Mapping[str, Any]) -> str:
+        """Return a path with its query."""
+        for part in [part for part in path.split("/") if part.startswith("{")]:
+            path = path.replace(part, quote(self._random.choice(["a", "b", "s1", *_STRINGS]) or "x", safe=""))
+        query = [
+            f"{quote(known['name'])}={quote(str(self._scalar(known['schema'])))}"
+            for known in operation.get("parameters", ())
+            if known["in"] == "query" and self._random.random() < 0.5
+        ]
+        return f"{path}?{'&'.join(query)}" if query else path
+
+    def headers(self, operation: Mapping[str, Any]) -> dict[str, str]:
+        """Return headers of the operation."""
+        names = [known["name"] for known in operation.get("parameters", ()) if known["in"] == "header"]
+        values = ("s1", "true", "false", "7", "1" * 400, "-1", "é", "a b")
+        return {name: self._random.choice(values) for name in names if self._random.random() < 0.3}
+
+    def body(self, operation: Mapping[str, Any]) -> bytes | None:
+        """Return a body, or None for an operation that has none."""
+        described = operation.get("requestBody")
+        if described is None:
+            return None
+        schema = described["content"]["application/json"]["schema"]
+        value = self._value(schema, 0)
+        if isinstance(value, dict):
+            if "model" in value or self._random.random() < 0.8:
+                value["model"] = self._model
+            for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+                if isinstance(value.get(name), int) and value[name] > _MOST_TOKENS:
+                    value[name] = self._random.choice([_MOST_TOKENS, 2**64])
+            value.setdefault("max_output_tokens" if "input" in value else "max_tokens", _MOST_TOKENS)
+            for name in ("n", "best_of"):
+                value.pop(name, None)
+        raw = json.dumps(value)
+        if self._random.random() < 0.02:
+            raw = raw.replace('"a"', f'"{self._random.choice(_ESCAPES)}"')
+        if self._random.random() < 0.02:
+            raw = raw[: self._random.randrange(len(raw) + 1)]
+        return raw.encode()
+
+    def _value(self, schema: Any, depth: int) -> Any:
+        if self._random.random() < 0.04:
+            return self._anything(depth)
+        if not isinstance(schema, dict):
+            return self._anything(depth)
+        if "$ref" in schema:
+            return self._value(self._schemas[schema["$ref"].rpartition("/")[2]], depth)
+        for key in ("anyOf", "oneOf", "allOf"):
+            if key in schema:
+                return self._value(self._random.choice(schema[key]), depth)
+        if "enum" in schema:
+            return self._random.choice(schema["enum"])
+        if "const" in schema:
+            return schema["const"]
+        match schema.get("type"):
+            case "object":
+                return self._object(schema, depth)
+            case "array":
+                few = self._random.randrange(1, 3 if depth < 8 else 2)
+                return [self._value(schema.get("items", {}), depth + 1) for _ in range(few)]
+        return self._scalar(schema)
+
+    def _object(self, schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
+        required = set(schema.get("required", ()))
+        made = {
+            name: self._value(inner, depth + 1)
+            for name, inner in schema.get("properties", {}).items()
+            if name in required or self._random.random() < (0.15 if depth < 6 else 0.02)
+        }
+        if not schema.get("properties"):
+            made = {self._random.choice(["a", "b", "1"]): self._anything(depth + 1)}
+        if self._random.random() < 0.03:
+            made[self._random.choice(_STRINGS)] = self._anything(depth + 1)
+        if made and self._random.random() < 0.03:
+            del made[self._random.choice(sorted(made))]
+        return made
+
+    def _scalar(self, schema: Mapping[str, Any]) -> Any:
+        match schema.get("type"):
+            case "string":
+                return self._random.choice(_STRINGS)
+            case "integer":
+                return self._random.choice(_INTEGERS)
+            case "number":
+                return self._random.choice((0.0, 0.5, 1.0, 1e300, -1.5, *_INTEGERS))
+            case "boolean":
+                return self._random.random() < 0.5
+            case "null":
+                return None
+        return self._anything(9)
+
+    def _anything(self, depth: int) -> Any:
+        kind = self._random.randrange(8 if depth < 6 else 5)
+        if kind == 0:
+            return self._random.choice(_INTEGERS)
+        if kind == 1:
+            return self._random.choice(_STRINGS)
+        if kind == 2:
+            return self._random.choice((None, True, False, 1.5, 1e300))
+        if kind == 3:
+            value: Any = 1
+            for _ in range(self._random.choice((5, 50, 190, 900))):
+                value = [value] if self._random.random() < 0.5 else {"a": value}
+            return value
+        if kind == 4:
+            return [] if self._random.random() < 0.5 else {}
+        if kind < 7:
+            return {self._random.choice(["a", "type", "text"]): self._anything(depth + 1) for _ in range(2)}
+        return [self._anything(depth + 1) for _ in range(2)]
