@@ -57,7 +57,7 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
     services = build_services(settings, pool, journal or NoLog(), archive)
     tokenizer = _tokenizer()
     pool.add("stub", StubEngine(tokenizer))
-    services.models.add(ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer)))
+    services.models.add(ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer, 8192)))
     if journal is None or not isinstance(storage, PostgresStorage):
         address = await stack.enter_async_context(listening(build_app(settings, services), settings))
         if journal is not None:

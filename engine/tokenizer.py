@@ -6,6 +6,7 @@ goes through `encode_template`, which knows them.
 
 import codecs
 import json
+import os
 import re
 import unicodedata
 from functools import lru_cache
@@ -16,7 +17,9 @@ import msgspec
 from tokenizers import Tokenizer as _Backend
 
 from engine.errors import CheckpointError
+from engine.long_text import LongTextEncoder
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: a pool of threads would gain nothing
 _SHORT_TEXT = 100
 _SHORT_TEXTS = 4096
 """Texts of at most so many characters, and so many of them, are remembered with their tokens: what a chat template
@@ -39,7 +42,8 @@ class Tokenizer:
             raise CheckpointError(f"{folder} has no tokenizer.json, so its text cannot be tokenised")
         content: dict[str, Any] = msgspec.json.decode(path.read_bytes())  # of some megabytes: it is faster than json
         added = content.get("added_tokens") or []
-        self._backend = _plain_backend(content)
+        plain = _plain(content)
+        self._backend = _Backend.from_str(msgspec.json.encode(plain).decode())
         self._short = lru_cache(_SHORT_TEXTS)(self._encode_short)
         self._leading_space = _leading_space(content)
         self._settles = not self._leading_space and _settles(content)
@@ -50,6 +54,7 @@ class Tokenizer:
         alternatives = "|".join(re.escape(text) for text in sorted(self.control, key=len, reverse=True))
         self.control_pattern: re.Pattern[str] | None = re.compile(f"({alternatives})") if added else None
         self._bytes = _byte_table(content, self.control)
+        self._long = LongTextEncoder(self._backend, plain, self._bytes)
 
         config = _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
@@ -76,18 +81,22 @@ class Tokenizer:
         """Number of token ids that have a text."""
         return len(self._bytes)
 
-    def encode(self, text: str, *, after: Place = "text") -> list[int]:
+    def encode(self, text: str, *, after: Place = "text", most: int | None = None) -> list[int]:
         """Tokens of ordinary text; `<|im_end|>` in it is nine or so ordinary tokens.
 
         `after`: what stands before it in the prompt, other text, a control token or nothing: vocabularies in the
-        manner of SentencePiece put a space before a text there.
+        manner of SentencePiece put a space before a text there. `most`: once there are more tokens than that, the rest
+        may be left out.
         """
         if after in self._leading_space and text:
             text = " " + text
         if len(text) <= _SHORT_TEXT:
             return list(self._short(text))
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._long.encode(text, most)
+
+    def fewest(self, text: str) -> int:
+        """Return how many tokens a text has at least, without making them; see `LongTextEncoder.fewest`."""
+        return self._long.fewest(text)
 
     def _encode_short(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
@@ -156,14 +165,14 @@ class Detokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-def _plain_backend(content: dict[str, Any]) -> _Backend:
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
     """The tokenizer without its added tokens and without anything it would put before or around a text."""
     plain = {**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     plain["normalizer"] = _without_prepend(content.get("normalizer"))
     pre = content.get("pre_tokenizer")
     if pre is not None and pre.get("type") == "Metaspace":
         plain["pre_tokenizer"] = {**pre, "prepend_scheme": "never"}
-    return _Backend.from_str(msgspec.json.encode(plain).decode())
+    return plain
 
 
 def _without_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:

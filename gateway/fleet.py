@@ -157,7 +157,7 @@ class Fleet:
         prompts."""
         known = next((model for model in self.models if model.id == name), None)
         if known is None:
-            self.models.append(ServedModel(name, window, vocabulary, tokenizer, PromptBuilder(tokenizer)))
+            self.models.append(ServedModel(name, window, vocabulary, tokenizer, PromptBuilder(tokenizer, window)))
         elif not _same(known.tokenizer, tokenizer):
             raise EngineStartFailed(
                 f"engine {engine.name} serves {name} as another engine does, and is given other prompts: give both the "

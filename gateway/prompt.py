@@ -4,12 +4,13 @@ Everything a client sends is data. A control token's text inside a message is ta
 rendered and put back as ordinary text afterwards, so that only the template itself can write control tokens.
 """
 
+import copy
 import dataclasses
 import json
 import re
 import secrets
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -48,8 +49,11 @@ class PromptTokenizer(Protocol):
     eos_text: str
     adds_bos: bool
 
-    def encode(self, text: str, *, after: Place = "text") -> Sequence[int]:
-        """Tokens of ordinary text."""
+    def encode(self, text: str, *, after: Place = "text", most: int | None = None) -> Sequence[int]:
+        """Tokens of ordinary text; once there are more than `most`, the rest may be left out."""
+
+    def fewest(self, text: str) -> int:
+        """Return how many tokens a text has at least, without making them."""
 
     def decode(self, tokens: list[int], *, skip_special: bool = True) -> str:
         """Their text."""
@@ -79,8 +83,11 @@ class Media:
 class PromptBuilder:
     """Renders one model's prompts. Immutable; safe to use from several threads."""
 
-    def __init__(self, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, window: int | None = None) -> None:
+        """`window`: the model's, in tokens. Prompts that do not fit are refused before all of their tokens are made;
+        None: there is no bound here."""
         self._tokenizer = tokenizer
+        self._window = None if tokenizer.passes_on else window
         self.passes_on = tokenizer.passes_on
         """Whether messages go to the engine's server as they are."""
         source = tokenizer.chat_template or ""
@@ -90,6 +97,12 @@ class PromptBuilder:
         self._knows_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(source))
         self.style = PASSED_ON if self.passes_on else style_of(source)
         """How the model writes calls of tools."""
+
+    def unbounded(self) -> "PromptBuilder":
+        """Return a builder of the same prompts that refuses none for its length."""
+        made = copy.copy(self)
+        made._window = None
+        return made
 
     def chat(
         self,
@@ -125,6 +138,7 @@ class PromptBuilder:
             raise RequestError(400, message, code="unsupported_by_engine", param=at(where, name))
         if not self.passes_on:
             _refuse_media(messages, where, field, places)
+            self._refuse_long(messages, references, at(where, field))
         elif not references and not slots:
             told = _request(tools, options, passed_on, opens=opens or continues)
             plain = [_joined(message) for message in messages]
@@ -213,7 +227,30 @@ class PromptBuilder:
             if not end:
                 message = "the model's chat template does not write the last message as it is"
                 raise RequestError(400, message, param=at(where, "continue_final_message"))
-        return held.segments(text), begun
+        return held.segments(text, self._window, at(where, field)), begun
+
+    def _refuse_long(self, messages: Sequence[Mapping[str, Any]], references: bool, param: str) -> None:
+        """Raise RequestError if the messages cannot fit into the window, before a template makes a prompt of them.
+
+        It counts what every template writes: texts without white space around them, and of an assistant's nothing that
+        may be a thought, which templates leave out. Texts with references stand for values, which come later.
+        """
+        if self._window is None:
+            return
+        length = 0
+        for message in messages:
+            content = message["content"]
+            length += len(content) if isinstance(content, str) else sum(map(len, content))
+        if length <= self._window:
+            return
+        texts = [
+            part.rpartition(THOUGHT_ENDS)[2] if message["role"] == "assistant" else part
+            for message in messages
+            for part in ([message["content"]] if isinstance(message["content"], str) else message["content"])
+        ]
+        fewest = sum(self._tokenizer.fewest(text.strip()) for text in texts if not (references and "<<" in text))
+        if fewest >= self._window:
+            raise over_window(self._window, fewest, param)
 
     def completion(
         self, text: str, answer: Slot, *, references: bool = False, begins: bool = True, where: str = "prompt"
@@ -221,19 +258,28 @@ class PromptBuilder:
         """A text, at `where` in the request, that the answer goes on with. It is the client's own template: control
         tokens in it are control tokens, but not those in values. `begins`: with what the model wants at a beginning."""
         pieces = [Input(piece, where) if isinstance(piece, Reference) else piece for piece in parse(text)]
-        return Prompt(self.raw([*(pieces if references else [text]), answer], begins=begins), field=where)
+        return Prompt(self.raw([*(pieces if references else [text]), answer], begins=begins, where=where), field=where)
 
-    def raw(self, pieces: Sequence[str | Input | Slot], *, begins: bool = True) -> list[Segment]:
-        """A client's own template, in pieces; see `completion`."""
+    def raw(self, pieces: Sequence[str | Input | Slot], *, begins: bool = True, where: str = "prompt") -> list[Segment]:
+        """A client's own template, in pieces; see `completion`. Raises RequestError if it cannot fit into the
+        window."""
         held = _Held(self._tokenizer, references=False, slots={})
         rendered = held.mark(pieces)
         if self._tokenizer.adds_bos and begins:
             rendered = self._tokenizer.bos_text + rendered
-        return held.segments(rendered)
+        return held.segments(rendered, self._window, where)
 
     def tokens(self, tokens: Sequence[int], answer: Slot, *, where: str = "prompt") -> Prompt:
-        """Tokens as they are."""
+        """Tokens as they are. Raises RequestError if they do not fit into the window."""
+        if self._window is not None and len(tokens) >= self._window:
+            raise over_window(self._window, len(tokens), where)
         return Prompt([Text(tokens), answer], field=where)
+
+
+def over_window(window: int, tokens: int, param: str) -> RequestError:
+    """Return the refusal of a prompt, which came from `param` and has that many tokens or more."""
+    message = f"this model's window is {window} tokens, and the prompt has {tokens} or more; shorten it"
+    return RequestError(400, message, code="context_length_exceeded", param=param)
 
 
 def _refuse_media(messages: Sequence[Mapping[str, Any]], where: str, field: str, places: Sequence[str]) -> None:
@@ -408,18 +454,44 @@ class _Held:
             tokens.pop()
         return [*segments, _reckoned(tokens, lighter)]
 
-    def segments(self, rendered: str) -> list[Segment]:
-        """The rendered template, cut at references and slots and tokenised between them."""
+    def segments(self, rendered: str, window: int | None, param: str) -> list[Segment]:
+        """The rendered template, cut at references and slots and tokenised between them. Raises RequestError once it
+        is known to have as many tokens as the window, or more; it came from `param`."""
         segments: list[Segment] = []
         tokens: list[int] = []
-        run = ""  # ordinary text is tokenised in runs as long as possible, as in any other server
+        known = 0
+        for run, before in self._runs(rendered):
+            if isinstance(run, str):
+                left = None if window is None else window - known - len(tokens)
+                if left is not None and len(run) > left and (fewest := self._tokenizer.fewest(run)) >= left:
+                    raise over_window(window or 0, known + len(tokens) + fewest, param)
+                tokens += self._tokenizer.encode(run, after=before, most=left)
+            elif isinstance(run, int):
+                tokens.append(run)
+            else:
+                if tokens:
+                    segments.append(Text(tokens))
+                    known += len(tokens)
+                tokens = []
+                segments.append(run)
+            if window is not None and known + len(tokens) >= window:
+                raise over_window(window, known + len(tokens), param)
+        if tokens:
+            segments.append(Text(tokens))
+        return segments
+
+    def _runs(self, rendered: str) -> Iterator[tuple[str | int | Input | Slot, Place]]:
+        """Yield ordinary text, in runs as long as possible, with what stands before each; control tokens, references
+        and slots."""
+        run = ""
         before: Place = "nothing"
         pattern = self._tokenizer.control_pattern
         for index, part in enumerate([rendered] if pattern is None else pattern.split(rendered)):
             if index % 2:
-                tokens += self._tokenizer.encode(run, after=before) if run else []
+                if run:
+                    yield run, before
                 run, before = "", "control"
-                tokens.append(self._tokenizer.control[part])
+                yield self._tokenizer.control[part], before
                 continue
             for place, piece in enumerate(_MARK.split(part)):
                 held = self._pieces[int(piece)] if place % 2 else piece
@@ -427,16 +499,12 @@ class _Held:
                     run += held
                     continue
                 assert not isinstance(held, Media), "refused before"
-                tokens += self._tokenizer.encode(run, after=before) if run else []
+                if run:
+                    yield run, before
                 run, before = "", "text"
-                if tokens:
-                    segments.append(Text(tokens))
-                tokens = []
-                segments.append(held)
-        tokens += self._tokenizer.encode(run, after=before) if run else []
-        if tokens:
-            segments.append(Text(tokens))
-        return segments
+                yield held, before
+        if run:
+            yield run, before
 
 
 def _reckoned(tokens: Sequence[int], lighter: int) -> Text:

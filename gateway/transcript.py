@@ -46,9 +46,13 @@ class TranscriptTokenizer:
     def __init__(self) -> None:
         self.control: dict[str, int] = {}
 
-    def encode(self, text: str, *, after: Place = "text") -> "array[int]":
+    def encode(self, text: str, *, after: Place = "text", most: int | None = None) -> "array[int]":
         """The text's characters, the same wherever it stands."""
         return characters(text)
+
+    def fewest(self, text: str) -> int:
+        """Return the number of the text's characters."""
+        return len(text)
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
         """The characters' text."""

@@ -1,6 +1,5 @@
 """A request as a call: what chat completions, completions and graphs have in common."""
 
-import asyncio
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -12,7 +11,8 @@ from gateway.api.semantic import UNSAID, text_of, transform_of
 from gateway.errors import RequestError, at
 from gateway.graph.call import CallSpec, Objective, Rendering, Sampling, Segment, Slot, Text
 from gateway.models import ServedModel
-from gateway.prompt import Prompt
+from gateway.offload import offload
+from gateway.prompt import Prompt, over_window
 
 _HAVE_DEFAULTS = (
     *("temperature", "top_p", "top_k", "min_p"),
@@ -39,7 +39,7 @@ async def prepared(make: Callable[[], _Made], characters: int, *models: ServedMo
     if characters < _LONG:
         return make()
     few = _LONG_AS_IT_IS if all(model.tokenizer.passes_on for model in models) else _LONG
-    return make() if characters < few else await asyncio.to_thread(make)
+    return make() if characters < few else await offload(make, characters)
 
 
 def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedModel, where: str = "") -> Sampling:
@@ -185,12 +185,7 @@ def check_window(model: ServedModel, segments: Sequence[Segment], param: str) ->
         return
     known = sum(len(segment.tokens) for segment in segments if isinstance(segment, Text))
     if known >= model.window:
-        raise RequestError(
-            400,
-            f"this model's window is {model.window} tokens, and the prompt has {known}; shorten it",
-            code="context_length_exceeded",
-            param=param,
-        )
+        raise over_window(model.window, known, param)
 
 
 def check_tokens(model: ServedModel, tokens: Iterable[int], param: str) -> None:

@@ -63,8 +63,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
     others = services.models.behind(model)
     make = partial(chat_spec, body, model, others, references=scope.named, deferred=scope.deferred)
-    length = sum([message.length for message in body.messages])
-    spec = await prepared(make, length, model, *others)
+    spec = await prepared(make, len(await request.read()), model, *others)
     specs, count = several(spec, body.choices), body.choices
     shape = _Shape(model, body)
     tell = partial(Choices, body, scope, shape, each=count, keep=count)

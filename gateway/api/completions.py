@@ -95,8 +95,8 @@ def _spec(
         message = f"{model.id} runs on an engine elsewhere that is given text; its tokens are not known here"
         raise RequestError(400, message, code="unsupported_by_engine", param=where)
     else:
-        check_tokens(model, prompt, where)
         built = model.prompts.tokens(prompt, answer, where=where)
+        check_tokens(model, prompt, where)
     if body.echo and any(isinstance(segment, Input) for segment in built.segments):
         raise RequestError(
             400, "echo is not for prompts with references", code="unsupported_with_semantic", param="echo"

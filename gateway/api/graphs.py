@@ -19,6 +19,7 @@ from compat.openai import (
     VariableRequest,
 )
 from gateway.api.answers import usage_of
+from gateway.api.calls import prepared
 from gateway.api.chat import chat_spec
 from gateway.api.diagrams import dot, mermaid
 from gateway.api.events import describe_event
@@ -85,7 +86,8 @@ def _given(name: str, value: Any) -> Given:
 async def _specs(request: web.Request, body: GraphRequest, session: str | None) -> list[CallSpec]:
     """The calls, in the request's order. Raises RequestError and GraphError."""
     models = request.app[SERVICES].models
-    specs = []
+    specs: list[CallSpec] = []
+    average = len(await request.read()) // max(1, len(body.calls))
     for index, raw in enumerate(body.calls):
         if index % _AT_ONCE == _AT_ONCE - 1:
             await asyncio.sleep(0)
@@ -103,7 +105,10 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
             raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
         model = await models.get(call.model, where)
         deferred = semantic is not None and bool(semantic.defer)
-        specs.append(chat_spec(call, model, models.behind(model), references=True, deferred=deferred, where=where))
+        others = models.behind(model)
+        make = partial(chat_spec, call, model, others, references=True, deferred=deferred, where=where)
+        length = sum([message.length for message in call.messages])
+        specs.append(await prepared(make, max(length, average), model, *others))
     return specs
 
 

@@ -259,7 +259,7 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
     last = template[-1]
     assert isinstance(last, Slot)
     template[-1] = Slot(None, last.sampling, where=last.where)
-    segments = model.prompts.raw(template)
+    segments = model.prompts.raw(template, where="template")
     check_window(model, segments, "template")
     criteria = body.output_criteria
     return CallSpec(

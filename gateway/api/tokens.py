@@ -1,10 +1,11 @@
 """POST /tokenize and /detokenize, as vLLM has them; and /v1/embeddings, which is refused in words."""
 
-import asyncio
+import dataclasses
+from functools import partial
 
 from aiohttp import web
 
-from compat.openai import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from compat.openai import Detokenized, DetokenizeRequest, Message, TokenizeRequest, Tokens
 from gateway.api.calls import check_tokens
 from gateway.api.chat import chat_prompt
 from gateway.api.services import SERVICES
@@ -13,25 +14,58 @@ from gateway.graph.call import Sampling, Slot, Text
 from gateway.http.bodies import json_response, read_json
 from gateway.http.openapi import operation
 from gateway.models import ServedModel
+from gateway.offload import offload
 
 routes = web.RouteTableDef()
 
 _ANSWER = Slot(None, Sampling())
+_MOST_BYTES = 1_000_000
+"""Bytes of text, in UTF-8, that are tokenised in one request; texts longer than the window are counted here as well."""
+_MOST_TOKENS = 1_000_000
+"""Tokens that are detokenised in one request."""
+_FEW = 4_000
+"""Characters or tokens; for more, the work is done in a thread."""
 
 
 @routes.post("/tokenize")
 @routes.post("/v1/tokenize")
 @operation(Tokens, body=TokenizeRequest, errors=(404, 503))
 async def tokenize(request: web.Request) -> web.Response:
-    """The tokens that a prompt would have."""
+    """The tokens that a prompt would have: of at most 1,000,000 bytes of text, whatever the model's window is."""
     body = await read_json(request, TokenizeRequest)
     model = _with_tokens(await request.app[SERVICES].models.one(body.model))
-    tokens = await asyncio.to_thread(_tokens, body, model)
-    texts = [model.token_bytes(token).decode(errors="replace") for token in tokens]
+    _check_size(body)
+    work = partial(_tokenized, body, model)
+    length = len(await request.read())
+    return json_response(work() if length < _FEW else await offload(work, length))
+
+
+def _check_size(body: TokenizeRequest) -> None:
+    """Raises RequestError if the text is too long."""
+    if body.messages is None:
+        texts, param = [body.prompt or ""], "prompt"
+    else:
+        texts, param = [part for message in body.messages for part in _texts(message)], "messages"
+    size = sum(map(len, texts))
+    if size <= _MOST_BYTES:
+        size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+    if size > _MOST_BYTES:
+        message = f"the text has {size} bytes or more, and at most {_MOST_BYTES} are tokenised in one request"
+        raise RequestError(400, message, code="string_above_max_length", param=param)
+
+
+def _texts(message: Message) -> list[str]:
+    """The texts of a message."""
+    parts = message.parts
+    return [parts] if isinstance(parts, str) else [part for part in parts or () if isinstance(part, str)]
+
+
+def _tokenized(body: TokenizeRequest, model: ServedModel) -> Tokens:
+    tokens = _tokens(body, dataclasses.replace(model, prompts=model.prompts.unbounded()))
     answer: Tokens = {"count": len(tokens), "max_model_len": model.window, "tokens": tokens}
     if body.return_token_strs:
-        answer["token_strs"] = texts
-    return json_response(answer)
+        answer["token_strs"] = [model.token_bytes(token).decode(errors="replace") for token in tokens]
+    return answer
 
 
 def _with_tokens(model: ServedModel) -> ServedModel:
@@ -61,11 +95,21 @@ def _tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
 @routes.post("/v1/detokenize")
 @operation(Detokenized, body=DetokenizeRequest, errors=(404, 503))
 async def detokenize(request: web.Request) -> web.Response:
-    """The text that tokens have."""
+    """The text that tokens have, at most 1,000,000 of them."""
     body = await read_json(request, DetokenizeRequest)
     model = _with_tokens(await request.app[SERVICES].models.one(body.model))
-    check_tokens(model, body.tokens, "tokens")
-    return json_response({"prompt": model.tokenizer.decode(body.tokens, skip_special=False)})
+    count = len(body.tokens)
+    if count > _MOST_TOKENS:
+        message = f"these are {count} tokens, and at most {_MOST_TOKENS} are detokenised in one request"
+        raise RequestError(400, message, code="invalid_value", param="tokens")
+    work = partial(_detokenized, body.tokens, model)
+    return json_response({"prompt": work() if count < _FEW else await offload(work, count)})
+
+
+def _detokenized(tokens: list[int], model: ServedModel) -> str:
+    """The text of tokens. Raises RequestError if one of them is none of the model's."""
+    check_tokens(model, tokens, "tokens")
+    return model.tokenizer.decode(tokens, skip_special=False)
 
 
 @routes.post("/v1/embeddings")

@@ -16,14 +16,13 @@ from engine.link import Sampling as LinkSampling
 from engine.tokenizer import Tokenizer
 from gateway import metrics
 from gateway.engines.base import ContextRefused, Delta, EngineLost, Filled, Pace, Tell, Urgency
+from gateway.engines.texts import tokens_of
 from gateway.graph.call import Sampling
 from gateway.graph.variable import Piece
 
 log = logging.getLogger("myna.engines")
 
 READ_BYTES = 1 << 18
-_LONG_TEXT = 2_000
-"""Characters; longer texts are tokenised off the event loop."""
 _BACKOFF = (0.5, 30.0)
 """Seconds before the first new attempt, and at most."""
 _HEALTHY_SECONDS = 60.0
@@ -138,9 +137,7 @@ class LinkedEngine:
 
     async def encode(self, text: str) -> list[int]:
         """See `Engine.encode`."""
-        if len(text) < _LONG_TEXT:
-            return self.tokenizer.encode(text)
-        return await asyncio.to_thread(self.tokenizer.encode, text)
+        return await tokens_of(text, self.tokenizer, None if self.info is None else self.info.window)
 
     def encode_settled(self, text: str) -> tuple[list[int], int]:
         """See `Engine.encode_settled`."""

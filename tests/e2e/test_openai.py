@@ -269,6 +269,12 @@ def test_tokens_of_texts_and_conversations(server: Server) -> None:
     assert post(server, "/tokenize", {}, 400)["error"]["code"] == "invalid_value"
     assert post(server, "/detokenize", {"tokens": [10**7]}, 400)["error"]["param"] == "tokens"
     assert post(server, "/tokenize", {"prompt": "a", "model": "none"}, 404)["error"]["code"] == "model_not_found"
+    longer = "What is the tide? " * 30_000
+    assert post(server, "/tokenize", {"prompt": longer})["count"] == 5 * 30_000 + 1, "whatever the window is"
+    for body in ({"prompt": "é" * 500_001}, {"messages": [{"role": "user", "content": "x" * 1_000_001}]}):
+        error = post(server, "/tokenize", body, 400)["error"]
+        assert (error["code"], error["param"]) == ("string_above_max_length", min(body))
+    assert post(server, "/detokenize", {"tokens": [1] * 1_000_001}, 400)["error"]["param"] == "tokens"
     assert "no embeddings" in post(server, "/v1/embeddings", {"input": "a"}, 400)["error"]["message"]
 
 

@@ -236,3 +236,68 @@ def test_a_call_that_has_to_be_made_is_no_thought(tokenizer: Tokenizer) -> None:
     segments = builder.chat(user("x"), Slot(None, Sampling()), tools=Tools([WEATHER], "forced", [WEATHER])).segments
     text = tokenizer.decode([token for segment in segments if isinstance(segment, Text) for token in segment.tokens])
     assert text.endswith(f"assistant\n<think>\n\n</think>\n\n{builder.style.begin}")
+
+
+class Reading:
+    """A tokenizer that counts the characters of which it makes tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.read = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def encode(self, text: str, **how: Any) -> list[int]:
+        self.read += len(text)
+        return self._tokenizer.encode(text, **how)
+
+
+LONG = {"spaces": " " * 3_000_000, "emoji": "\U0001f600" * 1_000_000, "letters": "ab" * 500_000}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_texts_that_no_window_holds_are_refused_before_they_are_tokens(tokenizer: Tokenizer, text: str) -> None:
+    reading: Any = Reading(tokenizer)
+    bounded = PromptBuilder(reading, 512)
+    asked = {
+        "messages": lambda: bounded.chat(user(f"x{text}x"), ANSWER),
+        "prompt": lambda: bounded.completion(text, ANSWER),
+        "template": lambda: bounded.raw(["x", text, ANSWER], where="template"),
+    }
+    for param, ask in asked.items():
+        with pytest.raises(RequestError, match="window is 512") as refusal:
+            ask()
+        assert (refusal.value.status, refusal.value.code) == (400, "context_length_exceeded")
+        assert refusal.value.param == param
+    assert reading.read < 1000, "no more than the template's own words"
+
+
+def test_a_text_over_the_window_is_read_to_the_window_only(tokenizer: Tokenizer) -> None:
+    text = "a b c " * 7_000  # no longer than the window's longest tokens
+    reading: Any = Reading(tokenizer)
+    with pytest.raises(RequestError, match="window is 600"):
+        PromptBuilder(reading, 600).chat(user(text), ANSWER)
+    assert len(tokens(PromptBuilder(reading, 600).unbounded().chat(user(text), ANSWER).segments[:-1])) > 20_000
+
+
+def test_white_space_that_the_template_strips_is_no_part_of_the_prompt(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content | trim }}|{% endfor %}")
+    made = PromptBuilder(Tokenizer(tmp_path), 64)
+    thought = {"role": "assistant", "content": "<think>" + "hm " * 100 + "</think>Yes."}
+    assert len(tokens(chat(made, user(" " * 1000 + "x"), references=False))) == 2
+    with pytest.raises(RequestError, match="window is 64"):
+        chat(made, [*user("x"), thought], references=False)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content.split('</think>')[-1] }}|{% endfor %}"
+    )
+    made = PromptBuilder(Tokenizer(tmp_path), 64)
+    *segments, _ = made.chat([*user("x"), thought], ANSWER).segments
+    assert len(tokens(segments)) == len("x|Yes.|")
+
+
+def test_tokens_over_the_window_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="window is 8"):
+        PromptBuilder(tokenizer, 8).tokens([1] * 8, ANSWER)
+    assert PromptBuilder(tokenizer, 8).tokens([1] * 7, ANSWER).segments

@@ -65,7 +65,8 @@ async def create(request: web.Request) -> web.StreamResponse:
         places=places,
     )
     try:
-        spec = await prepared(make, sum([message.length for message in messages]), model, *others)
+        length = len(await request.read()) + sum([message.length for message in messages])
+        spec = await prepared(make, length, model, *others)
     except RequestError as error:
         error.param = _PARAMS.get(error.param or "", error.param)
         raise

@@ -5,7 +5,6 @@ generated before goes along with the next request, the same to the last characte
 cache.
 """
 
-import asyncio
 import hashlib
 import json
 import math
@@ -20,6 +19,7 @@ from gateway.engines.openai.answers import Answer, Nonsense, Usage
 from gateway.engines.openai.connections import Broken, Response
 from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
+from gateway.engines.texts import tokens_of
 from gateway.graph.call import Sampling
 from gateway.transcript import Transcript, Written, characters, read
 
@@ -27,7 +27,6 @@ _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that a server may do without. Not the salt: keys are kept apart, or nothing is sent."""
 _TAIL_SECONDS = 5.0
 """After an answer's end, for what is told of its tokens."""
-_LONG_TEXT = 2_000
 
 
 class OpenAIEngine:
@@ -58,9 +57,7 @@ class OpenAIEngine:
         """See `Engine.encode`."""
         if self.tokenizer is None:
             return characters(text)
-        if len(text) < _LONG_TEXT:
-            return self.tokenizer.encode(text)
-        return await asyncio.to_thread(self.tokenizer.encode, text)
+        return await tokens_of(text, self.tokenizer, None)
 
     def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
         """Nothing is gained by what is filled early."""

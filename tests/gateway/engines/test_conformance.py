@@ -15,6 +15,7 @@ from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
 from gateway.engines.base import ContextRefused, Counted, Delta, Engine, Filled, Told, Urgency
 from gateway.engines.embedded import EmbeddedEngine
+from gateway.engines.linked import LinkedEngine
 from gateway.engines.openai import OpenAIEngine, Upstream
 from gateway.engines.openai import Server as Elsewhere
 from gateway.engines.tcp import TcpEngine
@@ -293,7 +294,18 @@ async def test_values_are_encoded_as_text(subject: Subject) -> None:
     engine = subject.engine
     tokens = await engine.encode("</s>")
     assert len(tokens) >= 3, "no control token, whatever it says"
-    assert len(await engine.encode("x y " * 2000)) >= 2000
     settled, length = engine.encode_settled("some text that grows")
     assert list(await engine.encode("some text that grows and"))[: len(settled)] == list(settled)
     assert length <= 20
+
+
+async def test_a_value_over_the_window_is_refused(subject: Subject) -> None:
+    engine = subject.engine
+    if not isinstance(engine, LinkedEngine):
+        assert len(await engine.encode("x y " * 2000)) >= 2000, "only the server elsewhere knows its window"
+        return
+    assert engine.info is not None
+    for value in ("x y " * 2000, "x" * 3000, " " * 200_000, "\U0001f600" * 2_000_000):
+        with pytest.raises(ContextRefused) as refusal:
+            await engine.encode(value)
+        assert refusal.value.code == "context_length_exceeded"

@@ -1,0 +1,263 @@
+"""Tokens of long texts, made piece by piece: the same tokens as for the whole text, in bounded memory.
+
+A byte-pair encoder cuts a text into words and merges inside each word alone, so a text is cut at borders between words.
+A word that is long itself is cut where no merge can cross. Let `a` be the last token on the left and `b` the first one
+on the right: if the text of `a` and `b` together becomes exactly these two tokens, no merge crosses the border in any
+text that has them there. Proof: until a first merge crosses the border, each side is merged as it is alone. Restricted
+to the texts of `a` and `b`, that is what happens to these two texts alone, so the merge would happen there too.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Encoding, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+_CHUNK = 16_384
+"""Characters that the tokenizer gets at once."""
+_SLICE = 4_096
+"""Characters of a long word that the tokenizer gets at once."""
+_TRIES = 12
+"""Borders between tokens that are tried for one cut of a long word."""
+_BATCH = 256
+"""Short words beside a long one that the tokenizer gets at once."""
+_COMPOSED = 3
+"""How many times shorter a text can become in UTF-8 by composition (NFC): iota with two marks, six bytes to two."""
+_ASSUMED = 1_024
+"""Bytes for which at least one token is assumed where the vocabulary may drop or shorten text."""
+_LOOKS_BACK = re.compile(r"\(\?<[=!]|\\[bBAGKzZ]|(?<![\[\\])\^")
+"""What makes matches of a pattern depend on the text before them."""
+
+
+class LongTextEncoder:
+    """Encodes texts of any length. Immutable; safe to use from several threads.
+
+    It calls `encode_batch`, which releases Python's lock while it works; `encode` does not.
+    """
+
+    def __init__(
+        self, backend: Backend, content: dict[str, Any], table: Sequence[bytes], *, chunk: int = _CHUNK
+    ) -> None:
+        """`content`: the backend, without added tokens, as JSON. `table`: bytes of each token. `chunk`: characters."""
+        self._backend = backend
+        self._chunk, self._slice = chunk, min(chunk, _SLICE)
+        model, normalizers, parts = content["model"], _parts(content, "normalizer"), _parts(content, "pre_tokenizer")
+        types = {part["type"] for part in parts}
+        byte_level = "ByteLevel" in types
+        self._composes = any(part["type"] == "NFC" for part in normalizers)
+        known = all(map(_keeps_length, normalizers)) and all(map(_keeps_text, parts)) and model["type"] == "BPE"
+
+        self._longest = max(map(len, table), default=1)
+        single = {text[0] for text in table if len(text) == 1}
+        self._silent = bytes(set(range(256)) - single) if byte_level else b""
+        """Bytes without a token: byte-level vocabularies drop them."""
+        self._bounded = known and (byte_level or (bool(model.get("byte_fallback")) and len(single) == 256))
+
+        self._cuts = known and not any(map(model.get, ("dropout", "continuing_subword_prefix", "end_of_word_suffix")))
+        self._cuts_words = any(map(_splits, parts))
+        self._finder = Backend(models.WordLevel({"word": 0}, unk_token="word"))
+        """Makes one token of each word, whatever it is: finds words without merging anything."""
+        self._words = Backend(backend.model)  # shares the vocabulary
+        """Takes a text as one word."""
+        if self._cuts:
+            if parts:
+                self._finder.pre_tokenizer = backend.pre_tokenizer
+            if backend.normalizer is not None:
+                self._finder.normalizer = self._words.normalizer = backend.normalizer
+            if byte_level:
+                self._words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            elif "Metaspace" in types:
+                self._words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        vocabulary: dict[str, int] = model["vocab"]
+        self._unknown: int | None = vocabulary.get(model.get("unk_token"))
+        self._alone: set[int] = set()
+        """Tokens of single bytes that nothing is merged with."""
+        if model.get("byte_fallback"):
+            written = [text for text in vocabulary if "<0x" in text]
+            if all(map(_BYTE.fullmatch, written)):
+                self._alone = {vocabulary[text] for text in written}
+
+    def fewest(self, text: str) -> int:
+        """Return a lower bound of the number of tokens of a text, without making them.
+
+        Exact proof: every byte of the text is in one token, and the longest token is known. It does not hold for
+        vocabularies that may drop or shorten text; for these, one token for each 1,024 bytes is assumed.
+        """
+        encoded = text.encode()
+        if not self._bounded:
+            return len(encoded) // _ASSUMED
+        if self._silent:
+            encoded = encoded.translate(None, self._silent)
+        shrinks = _COMPOSED if self._composes and not unicodedata.is_normalized("NFC", text) else 1
+        return -(-len(encoded) // (self._longest * shrinks))
+
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """Return the tokens of a text; once there are more than `most`, it may leave out the rest."""
+        if not self._cuts or len(text) <= self._chunk:
+            return self._whole(text)
+        if self._composes and not unicodedata.is_normalized("NFC", text):
+            assert self._backend.normalizer is not None
+            text = self._backend.normalizer.normalize_str(text)
+        if not self._cuts_words:
+            return self._word(text)
+        tokens: list[int] = []
+        position = 0
+        while most is None or len(tokens) <= most:
+            chunk = text[position : position + self._chunk]
+            if position + len(chunk) == len(text):
+                return tokens + self._whole(chunk)
+            (encoding,) = self._backend.encode_batch([chunk], add_special_tokens=False)
+            if cut := _last_border(chunk, encoding):
+                count, length = cut
+                tokens += encoding.ids[:count]
+                position += length
+            else:
+                position += self._long_words(text, position, tokens)
+        return tokens
+
+    def _whole(self, text: str) -> list[int]:
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        return ids
+
+    def _long_words(self, text: str, position: int, tokens: list[int]) -> int:
+        """Append the tokens of a beginning of the text from `position` in which a chunk has no border between words.
+
+        Returns its length in characters.
+        """
+        size = 2 * self._chunk
+        while True:
+            chunk = text[position : position + size]
+            (found,) = self._finder.encode_batch([chunk], add_special_tokens=False)
+            words = found.offsets
+            count = _first_border(chunk, words, self._chunk // 2)
+            if count is not None:
+                words = words[:count]
+            elif position + len(chunk) < len(text):
+                size *= 2
+                continue
+            short: list[str] = []
+            for start, end in words:
+                if end - start <= self._slice:
+                    short.append(chunk[start:end])
+                    if len(short) < _BATCH:
+                        continue
+                tokens += self._short_words(short)
+                short = []
+                if end - start > self._slice:
+                    tokens += self._word(chunk[start:end])
+            tokens += self._short_words(short)
+            return words[-1][1]
+
+    def _short_words(self, words: list[str]) -> list[int]:
+        return [token for word in self._words.encode_batch_fast(words, add_special_tokens=False) for token in word.ids]
+
+    def _word(self, word: str) -> list[int]:
+        """Return the tokens of one long word; see the proof above."""
+        tokens: list[int] = []
+        position = 0
+        encoding = self._slice_of(word, 0)
+        while position + self._slice < len(word):
+            for index in range(len(encoding.ids) - 2, max(-1, len(encoding.ids) - 2 - _TRIES), -1):
+                length = encoding.offsets[index][1]
+                if length != encoding.offsets[index + 1][0]:
+                    continue  # inside a character
+                following = self._slice_of(word, position + length)
+                if following.ids and self._never_merge(encoding.ids[index], following.ids[0]):
+                    tokens += encoding.ids[: index + 1]
+                    position += length
+                    encoding = following
+                    break
+            else:
+                (whole,) = self._words.encode_batch_fast([word], add_special_tokens=False)
+                ids: list[int] = whole.ids
+                return ids
+        return tokens + encoding.ids
+
+    def _slice_of(self, word: str, position: int) -> Encoding:
+        (encoding,) = self._words.encode_batch([word[position : position + self._slice]], add_special_tokens=False)
+        return encoding
+
+    def _never_merge(self, left: int, right: int) -> bool:
+        if left in self._alone or right in self._alone:
+            return True
+        if self._unknown in (left, right):
+            return left != right  # neighbours that are unknown may become one token
+        model = self._backend.model
+        text = model.id_to_token(left) + model.id_to_token(right)
+        return [token.id for token in model.tokenize(text)] == [left, right]
+
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def _parts(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the parts of a normalizer or pre-tokenizer, sequences resolved."""
+    part = content.get(name)
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    return [
+        inner
+        for each in part[f"{name}s".replace("pre_tokenizers", "pretokenizers")]
+        for inner in _parts({name: each}, name)
+    ]
+
+
+def _keeps_length(normalizer: dict[str, Any]) -> bool:
+    """Whether the normalizer changes no length but by composition, and each character by itself."""
+    if normalizer["type"] == "Replace":
+        return bool(normalizer["pattern"] == {"String": " "} and normalizer["content"] == "▁")
+    return bool(normalizer["type"] == "NFC")
+
+
+def _keeps_text(part: dict[str, Any]) -> bool:
+    """Whether the pre-tokenizer drops nothing, and finds words without looking at the text before them."""
+    if part["type"] == "Split":
+        pattern = part["pattern"].get("Regex", "")
+        return part["behavior"] == "Isolated" and not _LOOKS_BACK.search(pattern)
+    if part["type"] == "Metaspace":
+        return bool(part.get("replacement", "▁") == "▁")
+    return bool(part["type"] == "Digits") or (part["type"] == "ByteLevel" and not part.get("add_prefix_space"))
+
+
+def _splits(part: dict[str, Any]) -> bool:
+    """Whether the pre-tokenizer cuts a text into words."""
+    if part["type"] == "ByteLevel":
+        return bool(part.get("use_regex", True))
+    return part["type"] != "Metaspace" or bool(part.get("split", True))
+
+
+def _last_border(chunk: str, encoding: Encoding) -> tuple[int, int] | None:
+    """Return the last border between words that nothing behind the chunk can move: tokens and characters before it.
+
+    Two visible words stand between it and the word at the end of the chunk, which may go on. The character before it is
+    visible too: white space at the end of a text is cut in another way than before a word.
+    """
+    words, offsets = encoding.word_ids, encoding.offsets
+    behind, end = 0, len(words)
+    for index in range(len(words) - 1, 0, -1):
+        if words[index] == words[index - 1]:
+            continue
+        start = offsets[index][0]
+        if end < len(words) and not chunk[start : offsets[end - 1][1]].isspace():
+            behind += 1
+        end = index
+        if behind >= 2 and not chunk[start - 1].isspace():
+            return index, start
+    return None
+
+
+def _first_border(chunk: str, words: Sequence[tuple[int, int]], least: int) -> int | None:
+    """Return the number of words before the first such border that has at least so many characters before it."""
+    visible = [index for index, (start, end) in enumerate(words[:-1]) if not chunk[start:end].isspace()]
+    if len(visible) < 2:
+        return None
+    for index in range(1, visible[-2] + 1):
+        start = words[index][0]
+        if start >= least and not chunk[start - 1].isspace():
+            return index
+    return None

@@ -1,0 +1,28 @@
+"""Texts of values as tokens, for engines that take tokens."""
+
+from engine.tokenizer import Tokenizer
+from gateway.engines.base import ContextRefused
+from gateway.offload import offload
+
+_LONG_TEXT = 2_000
+"""Characters; longer texts are tokenised off the event loop."""
+
+
+async def tokens_of(text: str, tokenizer: Tokenizer, window: int | None) -> list[int]:
+    """Return the tokens of a value. Raise ContextRefused if it alone does not fit into the window."""
+    if len(text) < _LONG_TEXT:
+        return tokenizer.encode(text)
+    return await offload(lambda: _bounded(text, tokenizer, window), len(text))
+
+
+def _bounded(text: str, tokenizer: Tokenizer, window: int | None) -> list[int]:
+    if window is None:
+        return tokenizer.encode(text)
+    count = tokenizer.fewest(text) if len(text) > window else 0
+    if count < window:
+        tokens = tokenizer.encode(text, most=window)
+        count = len(tokens)
+    if count < window:
+        return tokens
+    message = f"this model's window is {window} tokens, and a value in the prompt has {count} or more"
+    raise ContextRefused("context_length_exceeded", message)
