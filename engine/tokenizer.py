@@ -9,6 +9,7 @@ import json
 import os
 import re
 import unicodedata
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,9 @@ _SHORT_TEXT = 100
 _SHORT_TEXTS = 4096
 """Texts of at most so many characters, and so many of them, are remembered with their tokens: what a chat template
 writes between the messages comes again in every prompt."""
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ALWAYS = ("bos_token", "eos_token")
+"""Those that templates write without asking whether there is one."""
 Place = Literal["nothing", "control", "text"]
 """What stands before a text in a prompt."""
 
@@ -59,8 +63,11 @@ class Tokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
         model = _read_json(folder / "config.json")
-        self.bos_text = _token_text(config.get("bos_token"))
-        self.eos_text = _token_text(config.get("eos_token"))
+        texts = {name: _token_text(config.get(name)) for name in _SPECIAL}
+        self.special_texts: Mapping[str, str] = {name: text for name, text in texts.items() if text or name in _ALWAYS}
+        """Texts of special tokens by the names that chat templates have for them."""
+        self.bos_text = self.special_texts["bos_token"]
+        self.eos_text = self.special_texts["eos_token"]
         self.adds_bos = bool(config.get("add_bos_token", False)) and self.bos_text in self.control
         self.chat_template = _chat_template(folder, config)
         stops: set[int] = set()

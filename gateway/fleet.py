@@ -9,6 +9,7 @@ from engine.errors import CheckpointError
 from engine.gpus import usable_gpus
 from engine.link import EngineInfo
 from engine.tokenizer import Tokenizer
+from gateway.chat_template import TemplateRefused
 from gateway.engines.base import Engine
 from gateway.engines.embedded import EmbeddedEngine
 from gateway.engines.linked import EngineStartFailed, LinkedEngine
@@ -157,7 +158,11 @@ class Fleet:
         prompts."""
         known = next((model for model in self.models if model.id == name), None)
         if known is None:
-            self.models.append(ServedModel(name, window, vocabulary, tokenizer, PromptBuilder(tokenizer, window)))
+            try:
+                prompts = PromptBuilder(tokenizer, window)
+            except TemplateRefused as error:
+                raise EngineStartFailed(f"the chat template of {name} cannot be read: {error}") from error
+            self.models.append(ServedModel(name, window, vocabulary, tokenizer, prompts))
         elif not _same(known.tokenizer, tokenizer):
             raise EngineStartFailed(
                 f"engine {engine.name} serves {name} as another engine does, and is given other prompts: give both the "

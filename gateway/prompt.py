@@ -6,22 +6,16 @@ rendered and put back as ordinary text afterwards, so that only the template its
 
 import copy
 import dataclasses
-import json
 import re
 import secrets
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Protocol
-
-import jinja2
-import jinja2.meta
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.tokenizer import Place
 from gateway import transcript
+from gateway.chat_template import ChatTemplate, Messages, TemplateRefused
 from gateway.errors import RequestError, at
 from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS, Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
@@ -46,7 +40,7 @@ class PromptTokenizer(Protocol):
     control_pattern: re.Pattern[str] | None
     chat_template: str | None
     bos_text: str
-    eos_text: str
+    special_texts: Mapping[str, str]
     adds_bos: bool
 
     def encode(self, text: str, *, after: Place = "text", most: int | None = None) -> Sequence[int]:
@@ -85,16 +79,15 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: PromptTokenizer, window: int | None = None) -> None:
         """`window`: the model's, in tokens. Prompts that do not fit are refused before all of their tokens are made;
-        None: there is no bound here."""
+        None: there is no bound here. Raises TemplateRefused if the chat template cannot be read."""
         self._tokenizer = tokenizer
         self._window = None if tokenizer.passes_on else window
         self.passes_on = tokenizer.passes_on
         """Whether messages go to the engine's server as they are."""
         source = tokenizer.chat_template or ""
-        self._template = None if tokenizer.chat_template is None else _compile(source)
+        self._template = None if tokenizer.chat_template is None else ChatTemplate(source, tokenizer.special_texts)
         self._thinks = THOUGHT_ENDS in source
         """Whether the model may write thoughts before its answers."""
-        self._knows_tools = "tools" in jinja2.meta.find_undeclared_variables(_environment().parse(source))
         self.style = PASSED_ON if self.passes_on else style_of(source)
         """How the model writes calls of tools."""
 
@@ -146,14 +139,18 @@ class PromptBuilder:
             return Prompt([Text(written, written.weight), answer], field=field)
         held = _Held(self._tokenizer, references, slots or {})
         known_tools = tools.known if tools is not None and tools.choice != "none" else ()
-        before = len(messages)
-        if not self._knows_tools and not self.passes_on:
-            messages = in_words(messages, known_tools)
-        shift = len(messages) - before  # what was put before them is no message of the request's
+        asked, template = messages, self._template
+        in_text = template is not None and not template.knows_tools
+        if in_text:
+            system = template is None or template.takes_system
+            messages = in_words(messages, known_tools, system=system)
+        shift = len(messages) - len(asked)  # what was put before them is no message of the request's
         safe = [
             held.take_out(message, at(where, places[index] if places and index >= 0 else f"{field}.{index}.content"))
             for index, message in enumerate(messages, start=-shift)
         ]
+        if template is not None and in_text and template.alternates:
+            safe = _alternating(safe, [{}] * shift + [*asked])
         held.check_slots()
         parts = held.last_message(messages[-1]) if messages else None
         if continues and parts is not None:
@@ -201,25 +198,22 @@ class PromptBuilder:
         assert self._template is not None
         if continues:
             safe[-1]["content"] += _END
-        known = {
-            "messages": safe,
-            "add_generation_prompt": opens and not continues,
-            "bos_token": self._tokenizer.bos_text,
-            "eos_token": self._tokenizer.eos_text,
-        }
-        if known_tools and self._knows_tools:
-            known["tools"] = held.neutral([tool.described() for tool in known_tools])
-        if taken := known.keys() & (options or {}).keys():
+        if taken := self._template.reserved & (options or {}).keys():
             message = f"the template is told {min(taken)} by the server"
             raise RequestError(400, message, code="invalid_value", param=at(where, "chat_template_kwargs"))
+        described = None
+        if known_tools and self._template.knows_tools:
+            described = held.neutral([tool.described() for tool in known_tools])
+        opens = opens and not continues
         try:
-            text = self._template.render(**held.neutral(dict(options or {})), **known)
-        except jinja2.TemplateError as error:
+            told = held.neutral(dict(options or {}))
+            text = self._template.render(safe, opens=opens, tools=described, options=told)
+        except TemplateRefused as error:
             raise RequestError(
                 400, f"the model's chat template refuses these messages: {error}", param=at(where, field)
             ) from error
-        begun = bool(known["add_generation_prompt"]) and text.rstrip().endswith(THOUGHT_BEGINS)
-        if tools is not None and tools.choice == "forced" and known["add_generation_prompt"]:
+        begun = opens and text.rstrip().endswith(THOUGHT_BEGINS)
+        if tools is not None and tools.choice == "forced" and opens:
             text += (f"\n{THOUGHT_ENDS}\n\n" if begun else "") + self.style.begin  # a call is no thought
             begun = False
         if continues:
@@ -297,6 +291,21 @@ def _refuse_media(messages: Sequence[Mapping[str, Any]], where: str, field: str,
                 )
 
 
+def _alternating(messages: Sequence[dict[str, Any]], asked: Messages) -> list[dict[str, Any]]:
+    """The messages, what tools answered joined with what else the user's side says beside it. `asked`: what they were
+    made of."""
+    joined: list[dict[str, Any]] = []
+    before: Any = None
+    for message, origin in zip(messages, asked, strict=True):
+        role = origin.get("role")
+        if "tool" in (role, before) and joined and joined[-1]["role"] == message["role"] == "user":
+            joined[-1] = {**joined[-1], "content": f"{joined[-1]['content']}\n{message['content']}"}
+        else:
+            joined.append(message)
+        before = role
+    return joined
+
+
 def _request(
     tools: Tools | None, options: Mapping[str, Any] | None, passed_on: Mapping[str, Any] | None, *, opens: bool
 ) -> dict[str, Any]:
@@ -354,7 +363,8 @@ class _Held:
             return self._text(content, where, assistant)
         told = ""
         text_before = False
-        for index, part in enumerate(content):
+        index = 0  # of the client's own parts
+        for part in content:
             if not isinstance(part, str):
                 told += self._keep(Media(part))
             else:
@@ -363,6 +373,7 @@ class _Held:
                     told += "\n"
                 told += self._text(part, f"{where}.{index}.text", assistant)
             text_before = isinstance(part, str)
+            index += not isinstance(part, Verbatim)
         return told
 
     def _text(self, text: str, where: str, assistant: bool) -> str:
@@ -510,24 +521,3 @@ class _Held:
 def _reckoned(tokens: Sequence[int], lighter: int) -> Text:
     """A text that is to be reckoned as so many tokens fewer than it has."""
     return Text(tokens, len(tokens) - lighter if lighter else None)
-
-
-def _compile(template: str) -> jinja2.Template:
-    """The template, with the helpers that Hugging Face's templates expect."""
-    return _environment().from_string(template)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)

@@ -186,8 +186,12 @@ class Verbatim(str):
     __slots__ = ()
 
 
-def in_words(messages: Sequence[Message], tools: Sequence[Tool], style: Style = HERMES) -> list[dict[str, Any]]:
-    """The conversation for a template that knows neither tools nor calls nor what tools answer."""
+def in_words(
+    messages: Sequence[Message], tools: Sequence[Tool], style: Style = HERMES, *, system: bool = True
+) -> list[dict[str, Any]]:
+    """The conversation for a template that knows neither tools nor calls nor what tools answer. `system`: whether it
+    knows system messages; otherwise the first message of the user describes the tools, where the client sent no system
+    message."""
     told = [_told(message, style) for message in messages]
     if not tools:
         return told
@@ -202,14 +206,20 @@ def in_words(messages: Sequence[Message], tools: Sequence[Tool], style: Style = 
         content = told[0]["content"]
         before = content if isinstance(content, list) else [content]
         return [{**told[0], "content": [*before, "", Verbatim(words)]}, *told[1:]]
-    return [{"role": "system", "content": Verbatim(words)}, *told]
+    if system:
+        return [{"role": "system", "content": Verbatim(words)}, *told]
+    if not told or told[0]["role"] != "user":
+        return [{"role": "user", "content": Verbatim(words)}, *told]
+    content = told[0]["content"]
+    behind = content if isinstance(content, list) else [content]
+    return [{**told[0], "content": [Verbatim(words), Verbatim(""), *behind]}, *told[1:]]
 
 
 def _told(message: Message, style: Style) -> dict[str, Any]:
     if message["role"] == "tool":
         content = message["content"]
         texts = content if isinstance(content, list) else [content]
-        return {"role": "user", "content": ["<tool_response>", *texts, "</tool_response>"]}
+        return {"role": "user", "content": [Verbatim("<tool_response>"), *texts, Verbatim("</tool_response>")]}
     told = {key: value for key, value in message.items() if key != "tool_calls"}
     if calls := message.get("tool_calls"):
         written = [_written(call["function"], style) for call in calls]

@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -39,7 +40,7 @@ class TranscriptTokenizer:
     passes_on = True
     chat_template: str | None = None
     bos_text = ""
-    eos_text = ""
+    special_texts: Mapping[str, str] = MappingProxyType({})
     adds_bos = False
     control_pattern: re.Pattern[str] | None = None
 

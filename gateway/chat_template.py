@@ -1,0 +1,171 @@
+"""A model's chat template: compiled with all that transformers gives one, and what it shows of the model.
+
+Templates are written for `apply_chat_template` of transformers, so names, tags and filters are the same here.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.meta
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Messages = Sequence[Mapping[str, Any]]
+_PROBE = "e2c1f0a9"
+"""Text that no template writes by itself."""
+_ID_LENGTH = 9
+
+
+class TemplateRefused(Exception):
+    """The template cannot write these messages; the text says why."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what an assistant wrote, for training. The text inside is written as it is."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Parse the tag up to `{% endgeneration %}`; a scope of its own, as in transformers."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
+
+    def _inside(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class ChatTemplate:
+    """Immutable; safe to use from several threads."""
+
+    def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
+        """`tokens`: texts of the special tokens by their names, as `bos_token`. Raise TemplateRefused if the source
+        cannot be read."""
+        environment = _environment()
+        try:
+            self._template = environment.from_string(source)
+            undeclared = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        except jinja2.TemplateError as error:
+            line = getattr(error, "lineno", None)
+            raise TemplateRefused(f"{error}" + (f" (line {line})" if line else "")) from error
+        self._tokens = dict(tokens)
+        self.reserved = frozenset({*environment.globals, *tokens, "messages", "tools", "add_generation_prompt", "self"})
+        """Names that a client cannot set."""
+        self.short_ids = False
+        """Whether ids of calls have nine characters, as Mistral's have."""
+        self.knows_tools = "tools" in undeclared
+        """Whether it describes tools to the model."""
+        question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+        works = self._accepts([question])
+        system = {"role": "system", "content": _PROBE}
+        self.takes_system = not works or _PROBE in self._written([system, question])
+        """Whether it writes system messages."""
+        self.alternates = (
+            works and not self._accepts([question, question]) and self._accepts([question, answer, question])
+        )
+        """Whether it refuses two messages of a user in a row."""
+        long, short = (self._accepts(_called(id)) for id in ("call_" + 24 * "0", _ID_LENGTH * "0"))
+        self.short_ids = self.knows_tools and short and not long
+
+    def render(
+        self,
+        messages: Messages,
+        *,
+        opens: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the text of the messages, with the beginning of an answer if it `opens`. Raise TemplateRefused.
+
+        `options`: what else a client tells the template.
+        """
+        if self.short_ids:
+            messages = [_with_short_ids(message) for message in messages]
+        told = {
+            "documents": None,
+            **(options or {}),
+            **self._tokens,
+            "messages": [_with_thinking(message) for message in messages],
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": opens,
+        }
+        try:
+            return self._template.render(told)
+        except jinja2.TemplateError as error:
+            raise TemplateRefused(str(error)) from error
+        except Exception as error:  # a template is a program over what the client sent: it may fail in any way
+            raise TemplateRefused(f"{type(error).__name__}: {error}") from error
+
+    def _written(self, messages: Messages) -> str:
+        try:
+            return self.render(messages, opens=True)
+        except TemplateRefused:
+            return ""
+
+    def _accepts(self, messages: Messages) -> bool:
+        try:
+            self.render(messages, opens=True)
+        except TemplateRefused:
+            return False
+        return True
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _with_thinking(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the message with its reasoning by the other name that templates read."""
+    reasoning = message.get("reasoning_content")
+    return message if reasoning is None else {"thinking": reasoning, **message}
+
+
+def _with_short_ids(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    if calls := message.get("tool_calls"):
+        message = {**message, "tool_calls": [{**call, "id": _short(call.get("id"))} for call in calls]}
+    if "tool_call_id" in message:
+        message = {**message, "tool_call_id": _short(message["tool_call_id"])}
+    return message
+
+
+def _short(id: Any) -> str:
+    text = str(id)
+    if len(text) == _ID_LENGTH and text.isalnum():
+        return text
+    return hashlib.blake2b(text.encode(errors="surrogatepass")).hexdigest()[:_ID_LENGTH]
+
+
+def _called(id: str) -> list[dict[str, Any]]:
+    """Return a conversation with a call of that id, and what it returned."""
+    call = {"id": id, "type": "function", "function": {"name": "f", "arguments": {}}}
+    return [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "f", "tool_call_id": id, "content": "!"},
+    ]
