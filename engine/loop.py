@@ -17,7 +17,7 @@ from engine.capacity import affordable_tokens, free_memory
 from engine.config import EngineConfig
 from engine.context import Context
 from engine.device import check_weights, choose_device, kv_tokens_on, room_on
-from engine.errors import ContextError, EngineError
+from engine.errors import CheckpointError, ContextError, EngineError
 from engine.generation import Generation, Sampled
 from engine.grammar import Grammars
 from engine.kernels import AttentionBatch, Limits, select_kernels
@@ -105,7 +105,11 @@ class Engine:
         )
         if device.type == "cuda":
             check_weights(room_on(device), weights_size(folder, dtype))
-        self.decoder = Decoder(spec, open_weights(folder), kernels, dtype)
+        weights = open_weights(folder)
+        try:
+            self.decoder = Decoder(spec, weights, kernels, dtype)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
         tokens = self._kv_tokens(device)
         blocks = 1 + math.ceil(tokens / config.block_size)
         self.decoder.allocate_kv(blocks)

@@ -5,7 +5,6 @@ goes through `encode_template`, which knows them.
 """
 
 import codecs
-import json
 import os
 import re
 import unicodedata
@@ -18,6 +17,7 @@ import msgspec
 from tokenizers import Tokenizer as _Backend
 
 from engine.errors import CheckpointError
+from engine.json_files import read_object
 from engine.long_text import LongTextEncoder
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: a pool of threads would gain nothing
@@ -39,11 +39,27 @@ class Tokenizer:
     """Whether the chat template leaves the writing of prompts to somebody else."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Loads `tokenizer.json` and what stands beside it. Raises CheckpointError if it is not there."""
+        """Loads `tokenizer.json` and what stands beside it. Raises CheckpointError, which names the file, if one of
+        them cannot be read."""
         folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{folder} has no tokenizer.json, so its text cannot be tokenised")
+        try:
+            self._read(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        except Exception as error:  # tokenizers raises plain exceptions
+            raise CheckpointError(f"{path} holds no tokenizer: {type(error).__name__}: {error}") from error
+        try:
+            self._read_beside(folder)
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise CheckpointError(f"a JSON file beside {path} makes no sense: {error}") from error
+
+    def _read(self, path: Path) -> None:
+        """Reads the vocabulary, and how a text is cut."""
         content: dict[str, Any] = msgspec.json.decode(path.read_bytes())  # of some megabytes: it is faster than json
         added = content.get("added_tokens") or []
         plain = _plain(content)
@@ -60,6 +76,8 @@ class Tokenizer:
         self._bytes = _byte_table(content, self.control)
         self._long = LongTextEncoder(self._backend, plain, self._bytes)
 
+    def _read_beside(self, folder: Path) -> None:
+        """Reads the special tokens, the chat template and what ends an answer."""
         config = _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
         model = _read_json(folder / "config.json")
@@ -250,7 +268,10 @@ def _byte_level_alphabet() -> dict[int, str]:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry["name"]: entry["template"] for entry in template}
@@ -268,5 +289,4 @@ def _token_text(token: Any) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_object(path)

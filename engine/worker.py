@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import threading
+import traceback
+from pathlib import Path
 
 import msgspec
 
@@ -41,6 +43,10 @@ class Worker:
         except EngineError as error:
             self.send(Fatal(str(error)))
             return 1
+        except Exception as error:
+            log.debug("the engine does not start", exc_info=True)
+            self.send(Fatal(f"{config.model} cannot be loaded: {_in_a_line(error)}"))
+            return 1
         self.send(Ready(engine.info))
         self._hub.serve(engine)
         return 0
@@ -64,6 +70,13 @@ class Worker:
         os._exit(0)
 
 
+def _in_a_line(error: Exception) -> str:
+    """What it is and where it was raised: no cause that was foreseen, so a report of it has to say that."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
 def main() -> int:
     """`python -m engine.worker --fd N --config JSON`, as a gateway starts it."""
     parser = argparse.ArgumentParser(prog="python -m engine.worker", description=__doc__)
@@ -71,7 +84,9 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="an EngineConfig as JSON")
     arguments = parser.parse_args()
     # A terminal's Ctrl-C reaches the whole process group; the gateway decides when the engine ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So does the hangup of a terminal.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
     config = msgspec.json.decode(arguments.config, type=EngineConfig)
     return Worker(socket.socket(fileno=arguments.fd)).run(config)

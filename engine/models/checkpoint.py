@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,6 +14,10 @@ _PREFIXES = (("model.", ""), ("language_model.model.", "language_model."), ("mod
 """Where a text decoder's tensors stand, and its head, in checkpoints of text models and of those that also see."""
 
 
+_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+"""What weights are stored as; integers and eight bits stand for something else."""
+
+
 def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
     """A function from tensor name to tensor, memory-mapped, over one safetensors file or several.
 
@@ -21,28 +26,38 @@ def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} holds no .safetensors file")
-    try:
-        handles = [safe_open(file, framework="pt") for file in files]
-    except Exception as error:  # safetensors raises its own kind, which it does not export
-        raise CheckpointError(f"{folder}: a .safetensors file cannot be read: {error}") from error
+    handles = [_opened(file) for file in files]
     owner = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
     body, head = next((pair for pair in _PREFIXES if pair[0] + "embed_tokens.weight" in owner), _PREFIXES[0])
 
     def weight(name: str) -> torch.Tensor:
         own = body + name.removeprefix("model.") if name.startswith("model.") else head + name
         if own not in owner:
-            raise CheckpointError(f"{folder} lacks the tensor {own!r}")
-        tensor: torch.Tensor = owner[own].get_tensor(own)
+            raise CheckpointError(f"it lacks the tensor {own!r}")
+        try:
+            tensor: torch.Tensor = owner[own].get_tensor(own)
+        except Exception as error:  # as in `_opened`
+            raise CheckpointError(f"the tensor {own!r} cannot be read: {error}") from error
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"the tensor {own!r} is of {tensor.dtype}; weights are float32, 16 or bfloat16")
         return tensor
 
     return weight
+
+
+def _opened(file: Path) -> Any:
+    """Return the file's handle. Raise CheckpointError, which names it."""
+    try:
+        return safe_open(file, framework="pt")
+    except Exception as error:  # safetensors raises its own kind, which it does not export
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
 def weights_size(folder: Path, dtype: torch.dtype) -> int:
     """Bytes that the weights of a checkpoint take in this type."""
     total = 0
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as handle:
+        with _opened(file) as handle:
             shapes = (handle.get_slice(name).get_shape() for name in handle.keys())  # noqa: SIM118 (not a dict)
             total += sum(math.prod(shape) for shape in shapes) * dtype.itemsize
     return total

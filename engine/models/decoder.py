@@ -27,9 +27,11 @@ class Decoder:
         self.kernels = kernels
         self._tables: dict[int, torch.Tensor] = {}
         reader = _Reader(spec, weight, kernels, dtype)
-        self._embedding = reader.matrix("model.embed_tokens", rows=spec.vocabulary)
-        self._head = kernels.pack(self._embedding) if spec.tied else reader.linear(spec.vocabulary, "lm_head")
-        self._norm = reader.norm("model.norm")
+        self._embedding = reader.matrix("model.embed_tokens", rows=spec.vocabulary, columns=spec.shape.hidden)
+        self._head = (
+            kernels.pack(self._embedding) if spec.tied else reader.linear(spec.vocabulary, spec.shape.hidden, "lm_head")
+        )
+        self._norm = reader.norm("model.norm", spec.shape.hidden)
         self._layers = [self._layer(reader, index, layer) for index, layer in enumerate(spec.layers)]
         self.parameters = reader.parameters
 
@@ -38,27 +40,33 @@ class Decoder:
         attention, mlp = name + "self_attn.", name + "mlp."
         width = (shape.heads + 2 * shape.kv_heads) * shape.head_size
         return LayerWeights(
-            attention_norm=reader.norm(name + "input_layernorm"),
+            attention_norm=reader.norm(name + "input_layernorm", shape.hidden),
             qkv=reader.linear(
                 width,
+                shape.hidden,
                 *([attention + "qkv_proj"] if spec.fused else [f"{attention}{part}_proj" for part in "qkv"]),
                 bias=spec.qkv_bias,
             ),
             positions=Positions(
                 rotary=None if layer.rope is None else self._table(layer.rope),
-                query_norm=reader.norm(attention + "q_norm") if spec.head_norms else None,
-                key_norm=reader.norm(attention + "k_norm") if spec.head_norms else None,
+                query_norm=reader.norm(attention + "q_norm", shape.head_size) if spec.head_norms else None,
+                key_norm=reader.norm(attention + "k_norm", shape.head_size) if spec.head_norms else None,
             ),
-            output=reader.linear(shape.hidden, attention + "o_proj", bias=spec.output_bias),
-            mlp_norm=reader.norm(name + ("pre_feedforward" if spec.sandwich else "post_attention") + "_layernorm"),
+            output=reader.linear(
+                shape.hidden, shape.heads * shape.head_size, attention + "o_proj", bias=spec.output_bias
+            ),
+            mlp_norm=reader.norm(
+                name + ("pre_feedforward" if spec.sandwich else "post_attention") + "_layernorm", shape.hidden
+            ),
             gate_up=reader.linear(
                 2 * shape.intermediate,
+                shape.hidden,
                 *([mlp + "gate_up_proj"] if spec.fused else [mlp + "gate_proj", mlp + "up_proj"]),
                 bias=spec.mlp_bias,
             ),
-            down=reader.linear(shape.hidden, mlp + "down_proj", bias=spec.mlp_bias),
-            attended_norm=reader.norm(name + "post_attention_layernorm") if spec.sandwich else None,
-            mlp_out_norm=reader.norm(name + "post_feedforward_layernorm") if spec.sandwich else None,
+            down=reader.linear(shape.hidden, shape.intermediate, mlp + "down_proj", bias=spec.mlp_bias),
+            attended_norm=reader.norm(name + "post_attention_layernorm", shape.hidden) if spec.sandwich else None,
+            mlp_out_norm=reader.norm(name + "post_feedforward_layernorm", shape.hidden) if spec.sandwich else None,
             window=layer.window,
         )
 
@@ -159,20 +167,33 @@ class _Reader:
         self.parameters += tensor.numel()
         return tensor.to(self._kernels.device)
 
-    def norm(self, name: str) -> torch.Tensor:
-        weight = self._take(name + ".weight").float()
+    def norm(self, name: str, size: int) -> torch.Tensor:
+        weight = self._shaped(name + ".weight", (size,)).float()
         return weight + 1.0 if self._spec.unit_norms else weight.clone()
 
-    def matrix(self, *names: str, rows: int) -> torch.Tensor:
-        whole = torch.cat([self._take(name + ".weight").to(self._dtype) for name in names]).contiguous()
-        if whole.dim() != 2 or len(whole) != rows:
+    def matrix(self, *names: str, rows: int, columns: int) -> torch.Tensor:
+        parts = [self._shaped(name + ".weight", (None, columns)).to(self._dtype) for name in names]
+        if sum(map(len, parts)) != rows:
             raise CheckpointError(
-                f"{' + '.join(names)} has the shape {tuple(whole.shape)}; by config.json it has {rows} rows"
+                f"{' + '.join(names)} has {sum(map(len, parts))} rows; by config.json it has {rows} rows"
             )
-        return whole
+        return torch.cat(parts).contiguous()
 
-    def linear(self, rows: int, *names: str, bias: bool = False) -> Packed:
-        weight = self.matrix(*names, rows=rows)
+    def linear(self, rows: int, columns: int, *names: str, bias: bool = False) -> Packed:
+        weight = self.matrix(*names, rows=rows, columns=columns)
         if not bias:
             return self._kernels.pack(weight)
-        return self._kernels.pack(weight, torch.cat([self._take(name + ".bias").to(self._dtype) for name in names]))
+        parts = [self._shaped(name + ".bias", (None,)).to(self._dtype) for name in names]
+        if sum(map(len, parts)) != rows:
+            raise CheckpointError(f"the bias of {' + '.join(names)} has {sum(map(len, parts))} rows, and not {rows}")
+        return self._kernels.pack(weight, torch.cat(parts))
+
+    def _shaped(self, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+        """Return a tensor of that shape, None for any size. Raise CheckpointError for another."""
+        tensor = self._take(name)
+        if len(tensor.shape) != len(shape) or any(
+            size not in (None, real) for size, real in zip(shape, tensor.shape, strict=True)
+        ):
+            wanted = " x ".join("any" if size is None else str(size) for size in shape)
+            raise CheckpointError(f"{name} has the shape {tuple(tensor.shape)}; by config.json it has {wanted}")
+        return tensor

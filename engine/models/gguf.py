@@ -80,8 +80,19 @@ def convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
     tokenizer or tensor that is not supported.
     """
     try:
+        _convert(path, folder, dtype)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be converted into {folder}: {error}") from error
+    except Exception as error:  # the reader trusts the file: what is wrong with it shows in any way
+        raise CheckpointError(f"{path} is broken: {type(error).__name__}: {error}") from error
+
+
+def _convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
+    try:
         reader = gguf.GGUFReader(path)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # as above
         raise CheckpointError(f"{path} cannot be read as GGUF: {error}") from error
     fields = Fields(reader, path)
     name = fields.need("general.architecture")

@@ -26,16 +26,65 @@ class Rope:
 
 def read_rope(config: dict[str, Any], parameters: dict[str, Any], head_size: int, theta: float | None = None) -> Rope:
     """The rope that a config's `rope_parameters` or `rope_scaling` describe. Raises CheckpointError for others."""
+    if not isinstance(parameters, dict):
+        raise CheckpointError(f"rope_scaling = {parameters!r} is no object")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "su":  # Phi-3's first name for it
         kind = "longrope"
     if kind not in KINDS:
         raise CheckpointError(f"rotary positions are scaled by {kind!r}; supported: {', '.join(KINDS)}")
-    share = parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    base = theta or parameters.get("rope_theta") or config.get("rope_theta") or 10000.0
-    original = parameters.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    share = number(_first("partial_rotary_factor", parameters, config, default=1.0), "partial_rotary_factor")
+    base = theta if theta is not None else _first("rope_theta", parameters, config, default=10000.0)
+    original = _first("original_max_position_embeddings", parameters, config, default=None)
     scaling = {**parameters, "original_max_position_embeddings": original}
-    return Rope(int(head_size * share), float(base), kind, scaling)
+    rotated = int(head_size * share)
+    if share > 1 or rotated < 2 or rotated % 2:
+        raise CheckpointError(f"{rotated} of {head_size} elements of a head would be rotated")
+    _check(kind, scaling, rotated)
+    return Rope(rotated, number(base, "rope_theta", above=1.0), kind, scaling)
+
+
+def number(value: Any, name: str, *, least: float | None = None, above: float = 0.0) -> float:
+    """Return a number from a config. Raise CheckpointError if it is none, not finite, under `least` or, without that,
+    not above `above`."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise CheckpointError(f"{name} = {value!r} is no number")
+    if value < least if least is not None else value <= above:
+        raise CheckpointError(f"{name} = {value!r} cannot be right: it is too small")
+    return float(value)
+
+
+def _first(name: str, *configs: dict[str, Any], default: Any) -> Any:
+    """Return the first value that is given; zero is one."""
+    return next((config[name] for config in configs if config.get(name) is not None), default)
+
+
+_NEEDED = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("long_factor", "short_factor"),
+}
+_NUMBERS = (
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+)
+
+
+def _check(kind: str, scaling: dict[str, Any], rotated: int) -> None:
+    """Raise CheckpointError if a scaling lacks a parameter, or has one that makes no sense."""
+    for name in _NEEDED.get(kind, ()):
+        if scaling.get(name) is None:
+            raise CheckpointError(f"rotary positions are scaled by {kind!r} without {name}")
+    for name in _NUMBERS:
+        if scaling.get(name) is not None:
+            number(scaling[name], name)
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise CheckpointError("high_freq_factor is not above low_freq_factor")
+    for name in ("long_factor", "short_factor") if kind == "longrope" else ():
+        if not isinstance(scaling[name], list) or len(scaling[name]) != rotated // 2:
+            raise CheckpointError(f"{name} does not have {rotated // 2} entries, one for each rotated pair")
+        for factor in scaling[name]:
+            number(factor, name)
 
 
 def rotary_table(rope: Rope, window: int) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """What a checkpoint's decoder is like: one description for all families, read from `config.json`."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError
+from engine.json_files import read_object
 from engine.kernels import LayerShape
-from engine.models.rope import Rope, read_rope
+from engine.models.rope import Rope, number, read_rope
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 
@@ -84,6 +84,19 @@ _TIED = frozenset({"Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForCondition
 """Families whose configs may leave out that the head is the embedding."""
 
 SUPPORTED = tuple(_FAMILIES)
+_MODEL_TYPES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "SmolLM3ForCausalLM": "smollm3",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "Gemma3ForConditionalGeneration": "gemma3",
+    "Phi3ForCausalLM": "phi3",
+}
+"""The `model_type` of each architecture; another one is another model, whatever the architecture says."""
+_MOST_LAYERS = 10_000
 
 
 def read_spec(folder: Path) -> DecoderSpec:
@@ -91,23 +104,68 @@ def read_spec(folder: Path) -> DecoderSpec:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; a model folder holds config.json, safetensors, tokenizer")
-    config: Config = json.loads(path.read_text(encoding="utf-8"))
-    architecture = next(iter(config.get("architectures") or []), "none")
-    if architecture not in _FAMILIES:
+    config: Config = read_object(path)
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else "none"
+    if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise CheckpointError(f"{folder} is of architecture {architecture}; supported: {', '.join(SUPPORTED)}")
-    if "text_config" in config:  # a model that also sees; its text half is what runs here
+    kind = config.get("model_type", _MODEL_TYPES[architecture])  # folders made from GGUF files have none
+    if kind != _MODEL_TYPES[architecture]:
+        raise CheckpointError(
+            f"{path}: model_type is {kind!r}, and {architecture} is known with {_MODEL_TYPES[architecture]!r} only"
+        )
+    if isinstance(config.get("text_config"), dict):  # a model that also sees; its text half is what runs here
         config = {**config, **config["text_config"]}
     try:
+        _check(config)
         return _spec(architecture, config)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:
         raise CheckpointError(f"{path} says nothing of {error}") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(f"{path} makes no sense: {error}") from error
+
+
+def _check(config: Config) -> None:
+    """Raise CheckpointError for what is not known to be right here."""
+    if config.get("quantization_config"):
+        method = config["quantization_config"]
+        method = method.get("quant_method", method) if isinstance(method, dict) else method
+        raise CheckpointError(f"its weights are quantized ({method}); give weights in floating point, or a GGUF file")
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        _positive(config[name], name)
+    _positive(config["max_position_embeddings"], "max_position_embeddings")
+    for name in ("num_key_value_heads", "head_dim", "sliding_window"):
+        if config.get(name) is not None:
+            _positive(config[name], name)
+    heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+    if heads % kv_heads:
+        raise CheckpointError(f"num_attention_heads = {heads} is no multiple of num_key_value_heads = {kv_heads}")
+    if config.get("head_dim") is None and config["hidden_size"] % heads:
+        raise CheckpointError(f"hidden_size = {config['hidden_size']} is no multiple of num_attention_heads = {heads}")
+    if config["num_hidden_layers"] > _MOST_LAYERS:
+        raise CheckpointError(f"num_hidden_layers = {config['num_hidden_layers']} cannot be right")
+    number(config["rms_norm_eps"], "rms_norm_eps", least=0.0)
+    for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"):
+        if config.get(name) is not None:
+            number(config[name], name)
+    for name in ("layer_types", "no_rope_layers"):
+        if config.get(name) and len(config[name]) != config["num_hidden_layers"]:
+            raise CheckpointError(f"{name} has {len(config[name])} entries for {config['num_hidden_layers']} layers")
+    unknown = {*(config.get("layer_types") or ())} - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise CheckpointError(f"layer_types has {min(map(str, unknown))!r}; known: full_attention, sliding_attention")
+
+
+def _positive(value: Any, name: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{name} = {value!r} is no positive whole number")
 
 
 def _spec(architecture: str, config: Config) -> DecoderSpec:
     activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise CheckpointError(f"hidden_act = {activation!r}; supported: {', '.join(_ACTIVATIONS)}")
     heads = config["num_attention_heads"]
     head_size = config.get("head_dim") or config["hidden_size"] // heads

@@ -11,6 +11,7 @@ from contextlib import suppress
 import msgspec
 
 from engine.config import EngineConfig
+from engine.errors import CheckpointError
 from engine.link import Fatal, FrameBuffer, FrameError, Ready, Resolved, Shutdown, encode_frame, report_decoder
 from engine.tokenizer import Tokenizer
 from gateway.engines.linked import READ_BYTES, EngineStartFailed, LinkedEngine
@@ -96,7 +97,10 @@ class EmbeddedEngine(LinkedEngine):
                 match report_decoder.decode(body):
                     case Resolved(folder):
                         if self._tokenizer is None:  # while the weights load
-                            self._tokenizer = await asyncio.to_thread(Tokenizer, folder)
+                            try:
+                                self._tokenizer = await asyncio.to_thread(Tokenizer, folder)
+                            except CheckpointError as error:
+                                raise EngineStartFailed(str(error)) from error
                     case Ready(info):
                         self.welcome(info, first_ready)
                     case Fatal(message):

@@ -197,6 +197,9 @@ class LinkedEngine:
                 if not first_ready.done():
                     first_ready.cancel()
                 raise
+            except Exception as error:  # whoever waits for the start must hear of it
+                log.exception("the link to engine %s failed", self.name)
+                fate = f"{type(error).__name__}: {error}"
             if not first_ready.done() and time.monotonic() - started >= self._patience:
                 first_ready.set_exception(EngineStartFailed(f"engine {self.name} did not start: {fate}"))
                 return
