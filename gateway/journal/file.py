@@ -132,12 +132,12 @@ class JournalFile:
             for id, facts in execute("SELECT id, facts FROM commits ORDER BY id"):
                 try:
                     entries = _entries_of(facts)
-                except msgspec.DecodeError as error:
+                except (msgspec.DecodeError, TypeError, ValueError) as error:  # of another type, or no Unicode
                     raise self.damaged(id, error) from error
                 live = [entry for entry in entries if (id, entry[0]) not in ended]
                 sessions = {session for session, _ in entries}
                 self._keep(id, {session for session, _ in live}, len(sessions))
-                self.last_session = max(self.last_session, *sessions)
+                self.last_session = max(self.last_session, *sessions, 0)
                 yield id, live
         except sqlite3.Error as error:
             raise self._damaged(error) from error
@@ -155,7 +155,10 @@ class JournalFile:
 
     def expired(self) -> list[tuple[str, str]]:
         """Tenants and ids of sessions that have expired, in that order."""
-        return self._connection.execute("SELECT tenant, id FROM expired ORDER BY at").fetchall()
+        try:
+            return self._connection.execute("SELECT tenant, id FROM expired ORDER BY at").fetchall()
+        except sqlite3.Error as error:
+            raise self._damaged(error) from error
 
     def commit(self, batch: Batch) -> None:
         """Keeps all of the batch, or raises sqlite3.Error; then it may be given again, kept or not, with more."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
 from gateway.graph.errors import GraphError
@@ -71,9 +71,21 @@ class Journal:
         Raises JournalError.
         """
         sessions = []
-        for key, session in replay(rows, bounds, self, self._storage.damaged).items():
+        last: dict[int, int] = {}
+        """The last row of each session."""
+
+        def noted() -> Iterator[Row]:
+            for id, entries in rows:
+                last.update((key, id) for key, _ in entries)
+                yield id, entries
+
+        for key, session in replay(noted(), bounds, self, self._storage.damaged).items():
             self._keys[session] = key
-            mend(session)
+            try:
+                mend(session)
+            except Exception as error:  # as in `replay`: the rows do not fit to each other
+                problem = f"session {key}: {type(error).__name__}: {error}"
+                raise self._storage.damaged(last[key], problem) from error
             sessions.append(session)
         return sessions
 

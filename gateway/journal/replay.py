@@ -7,8 +7,6 @@ have seen.
 
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from gateway.graph.call import Call, CallState, Times, Usage
 from gateway.graph.errors import Failure
 from gateway.graph.events import (
@@ -51,8 +49,8 @@ def replay(
                         applied[key].apply(seq, record)
                     else:
                         applied[key] = Replay(record, bounds, log)
-            except (msgspec.DecodeError, LookupError, TypeError) as error:
-                raise damaged(id, f"session {key}: {error!r}") from error
+            except Exception as error:  # rows that no myna wrote may be wrong in any way
+                raise damaged(id, f"session {key}: {type(error).__name__}: {error}") from error
     return {key: one.session for key, one in applied.items()}
 
 

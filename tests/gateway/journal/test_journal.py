@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -384,6 +385,45 @@ def _unknown_row(path: Path) -> None:
     connection.close()
 
 
+def _row(facts: Any) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute("UPDATE commits SET facts = ?", (facts,))
+        connection.commit()
+        connection.close()
+
+    return harm
+
+
+def _without_table(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE expired")
+    connection.commit()
+    connection.close()
+
+
+SESSION = '[1, ["session", "", "s", 0.0, 60.0, {}]]'
+MADE = '[2, ["variable", 0.0, 1, "a", "declared", null]]'
+CALLED = '["call", "c", 0.0, 0, "m", [["text", "AQ=="]], null, {}, {"a": 1}, false, null, false]'
+MAKES_NOTHING = CALLED.replace('{"a": 1}', "{}").replace("AQ==", "AQAAAA==")
+ODD_ROWS = {
+    "number": 7,
+    "bytes": b"\xff\xfe",
+    "no entries": "{}",
+    "a session by name": '[["one", []]]',
+    "no session first": f"[[1, [{MADE}]]]",
+    "a session twice": f"[[1, [{SESSION}, {SESSION}]]]",
+    "half a fact": f'[[1, [{SESSION}, [2, ["variable", 0.0]]]]]',
+    "an unknown state": f"[[1, [{SESSION}, {MADE.replace('declared', 'lost')}]]]",
+    "a variable that is not there": f'[[1, [{SESSION}, [2, ["shown", 9]]]]]',
+    "a call that is not there": f'[[1, [{SESSION}, [2, ["state", 0.0, "c", "done", null, null]]]]]',
+    "a call without output": f"[[1, [{SESSION}, [2, {MAKES_NOTHING}]]]]",
+    "a token of one byte": f"[[1, [{SESSION}, {MADE}, [3, {CALLED}]]]]",
+    "words for numbers": f'[[1, [{SESSION}, ["two", ["shown", 1]]]]]',
+}
+
+
 def _folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -395,6 +435,7 @@ def _folder(path: Path) -> None:
         (_not_a_database, "damaged.*not a database"),
         (_torn, "damaged"),
         (_unknown_row, "damaged.*row 1: session 1"),
+        *((_row(facts), "damaged.*row 1: ") for facts in ODD_ROWS.values()),
         (_of_schema(99), "newer myna .schema 99"),
         (_of_schema(1), "older myna .schema 1"),
         (_another_programs, "another program's"),
@@ -414,6 +455,15 @@ async def test_a_file_that_cannot_be_used_is_left_alone_and_said_so(
         House(tmp_path / "j")
     if before:
         assert (tmp_path / "j").read_bytes() == before
+
+
+async def test_a_file_without_one_of_its_tables_is_damaged(tmp_path: Path) -> None:
+    await House(tmp_path / "j").journal.close()
+    _without_table(tmp_path / "j")
+    storage = FileStorage(tmp_path / "j")
+    with pytest.raises(JournalError, match=r"damaged.*no such table"):
+        storage.expired()
+    await storage.close()
 
 
 def _entry(session: int, facts: str = "[]") -> Entry:
