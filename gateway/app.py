@@ -193,8 +193,8 @@ def allow_many_connections() -> None:
 
 
 async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: float) -> int:
-    """Serves until SIGTERM or SIGINT, then lets running answers finish. Returns the exit status. `began`: when the
-    process did, by the monotonic clock."""
+    """Serves until SIGTERM, SIGINT or SIGHUP, then lets running answers finish. Returns the exit status. `began`: when
+    the process did, by the monotonic clock."""
     allow_many_connections()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -279,8 +279,9 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
 
 
 def _stop_on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores hangups
+            loop.add_signal_handler(number, stop.set)
 
 
 def _where(settings: ServeSettings) -> str:

@@ -15,12 +15,13 @@ from gateway.tls import tls_context
 
 
 def run(settings: EngineSettings) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit status."""
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit status."""
     began = time.monotonic()
 
     def stopping(stop: Callable[[], None]) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores hangups
+                signal.signal(number, lambda *_: stop())
 
     def ready(info: EngineInfo, address: str) -> None:
         print(

@@ -201,7 +201,7 @@ class ServeSettings(EngineOptions):
     max_wait: float = Field(600.0, gt=0, description="longest wait for a variable in one request")
     engine_wait: float = Field(30.0, gt=0, description="a request waits so long for an engine to start or restart")
     engine_timeout: float = Field(60.0, gt=0, description="an engine with work that is silent so long is replaced")
-    drain: float = Field(30.0, ge=0, description="on SIGTERM, running answers may take so long")
+    drain: float = Field(30.0, ge=0, description="on SIGTERM, SIGINT or SIGHUP, running answers may take so long")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
 

@@ -132,4 +132,4 @@ class Detokenized(TypedDict):
 class Health(TypedDict):
     """Whether there is somebody."""
 
-    status: Literal["ok", "ready", "starting"]
+    status: Literal["ok", "ready", "starting", "stopping"]

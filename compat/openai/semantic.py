@@ -7,7 +7,9 @@ from pydantic import Field, JsonValue, StringConstraints, field_validator, model
 from compat.openai.base import Request, Sampled
 from compat.openai.forms import ResponseFormat, valid_regex
 
-SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+SessionId = Annotated[
+    str, StringConstraints(max_length=128, pattern=r"^(\.{0,2}[A-Za-z0-9_:-]|\.{3})[A-Za-z0-9._:-]*$")
+]
 
 
 class Transform(Request):

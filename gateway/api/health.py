@@ -22,8 +22,12 @@ async def health(request: web.Request) -> web.Response:
 @routes.get("/health/ready")
 @operation(Health, errors=(503,), error=Health)
 async def ready(request: web.Request) -> web.Response:
-    """200 once every model has an engine that takes work, 503 before and while it is restarted."""
-    if request.app[SERVICES].ready():
+    """200 once every model has an engine that takes work; 503 before, while it is restarted, and while the server
+    stops."""
+    services = request.app[SERVICES]
+    if services.scheduler.stopping:
+        return json_response({"status": "stopping"}, status=503)
+    if services.ready():
         return json_response({"status": "ready"})
     return json_response({"status": "starting"}, status=503)
 

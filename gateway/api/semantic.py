@@ -78,8 +78,12 @@ def session_named(request: web.Request, body: str | None, where: str) -> Session
 
 
 def is_session_id(text: str) -> bool:
-    """Whether it may be one."""
-    return 0 < len(text) <= 128 and all(c.isascii() and (c.isalnum() or c in "._:-") for c in text)
+    """Whether it may be one. `.` and `..` are none: clients resolve them in paths, so no request would reach them."""
+    return (
+        0 < len(text) <= 128
+        and text not in (".", "..")
+        and all(c.isascii() and (c.isalnum() or c in "._:-") for c in text)
+    )
 
 
 def _deferred(request: web.Request, semantic: Semantic | None) -> bool:

@@ -84,6 +84,11 @@ class Scheduler:
         """Calls that were submitted and have not ended."""
         return len(self._tasks)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether no new work is accepted any more."""
+        return self._stopping
+
     def admit(self, tenant: str, *, continues: bool) -> None:
         """Raise Overloaded, or Stopping, if no new work of the tenant can be accepted.
 

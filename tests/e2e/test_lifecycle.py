@@ -1,15 +1,17 @@
 """Starting, stopping, crashing, keys."""
 
 import asyncio
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ def test_the_start_line_says_what_was_chosen(small: Server) -> None:
     assert httpx.get(f"{small.address}/health/ready").json() == {"status": "ready"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_stopping_lets_running_answers_finish(small: Server, number: signal.Signals) -> None:
     engines = small.engine_processes()
     thread, got = start_long_answer(small, max_tokens=600)
@@ -106,6 +108,9 @@ def test_stopping_has_a_bound_and_takes_no_new_work(tiny: Path) -> None:
                 refused = error
         assert refused is not None
         assert (refused.status_code, refused.code) == (503, "stopping")
+        ready = httpx.get(f"{server.address}/health/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "stopping"})
+        assert httpx.get(f"{server.address}/health").status_code == 200
         assert server.process.wait(15) == 0
         thread.join(10)
         assert isinstance(got[-1], openai.APIError)
@@ -328,6 +333,62 @@ def test_responses_expire(tiny: Path) -> None:
 def test_a_model_that_cannot_be_had_ends_the_start_with_a_line(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"myna: .* has no config\.json"):
         Server("--model", str(tmp_path))
+
+
+def _without_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _with_half_a_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def _with_half_the_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50_000])
+
+
+def _with_a_broken_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% if %}")
+
+
+def _with_impossible_memory(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 10**14}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (_without_tokenizer, r"has no tokenizer\.json"),
+        (_with_half_a_tokenizer, r"tokenizer\.json holds no tokenizer"),
+        (_with_half_the_weights, r"model\.safetensors cannot be read"),
+        (_with_a_broken_template, r"the chat template of broken cannot be read: .*line 1"),
+        (_with_impossible_memory, r"broken cannot be loaded: \w+Error: .*"),
+    ],
+)
+def test_a_broken_model_ends_the_start_with_one_line(
+    tiny: Path, tmp_path: Path, harm: Callable[[Path], None], words: str
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny, folder)
+    harm(folder)
+    command = [sys.executable, "-m", "gateway", "serve", "--model", str(folder), "--port", "0", "--journal", "memory"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"myna: .*{words}.*\n", done.stderr), done.stderr
+
+
+def test_a_hangup_that_is_ignored_stops_nothing(tiny: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` has it, for what is started from here
+    try:
+        with Server("--model", str(tiny)) as server:
+            server.process.send_signal(signal.SIGHUP)
+            for _ in range(3):
+                assert httpx.get(f"{server.address}/health/ready").status_code == 200
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_taken_port_ends_the_start_with_a_line(tiny: Path) -> None:

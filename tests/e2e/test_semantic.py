@@ -210,6 +210,21 @@ async def test_deleting_a_session_cancels_its_work(api: Api) -> None:
     assert (await api.call("GET", f"/sessions/{api.session}"))[0] == 404
 
 
+@pytest.mark.parametrize("id", [".", "..", "a/b", "", "é", "a" * 129])
+async def test_ids_that_no_path_can_name_are_refused(api: Api, id: str) -> None:
+    status, refused = await api.call("POST", "/sessions", {"id": id})
+    assert (status, refused["error"]["param"]) == (400, "id")
+    status, refused = await api.call("POST", "/graphs", {"session": id, "calls": []})
+    assert status == 400
+
+
+@pytest.mark.parametrize("id", ["...", ".a", "..a", "a.", "a" * 128, "...."])
+async def test_ids_with_dots_are_ids(api: Api, id: str) -> None:
+    assert (await api.call("POST", "/sessions", {"id": id}))[0] == 201
+    assert (await api.call("GET", f"/sessions/{id}"))[0] == 200
+    assert (await api.call("DELETE", f"/sessions/{id}"))[0] == 200
+
+
 async def test_sessions_are_made_listed_and_counted(api: Api) -> None:
     status, made = await api.call("POST", "/sessions", {"metadata": {"app": "x"}, "ttl": 100})
     assert status == 201
