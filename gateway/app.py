@@ -45,9 +45,9 @@ from gateway.graph.store import SessionStore
 from gateway.http import openapi
 from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
 from gateway.http.compression import compression
+from gateway.http.connections import Runner
 from gateway.http.cors import cross_origin
 from gateway.http.errors import errors
-from gateway.http.timeouts import Runner
 from gateway.http.turnstile import one_after_another
 from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
 from gateway.models import Models

@@ -266,3 +266,53 @@ async def test_ten_thousand_idle_connections(tiny: Path) -> None:
         for writer in writers:
             writer.transport.abort()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# clients that send no more
+
+
+def half_closed(server: Server, body: dict[str, Any], *, version: str = "1.1", cut: int = 0) -> bytes:
+    """What comes back to a client that closes its half behind the request, or `cut` bytes before its end."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    with raw(server) as connection:
+        connection.sendall(head.encode() + content[: len(content) - cut])
+        connection.shutdown(socket.SHUT_WR)
+        got = b""
+        while data := connection.recv(1 << 16):
+            got += data
+    return got
+
+
+def final(answer: bytes) -> bytes:
+    """Without interim answers."""
+    while answer.startswith(b"HTTP/1.1 102 "):
+        answer = answer.partition(b"\r\n\r\n")[2]
+    return answer
+
+
+@pytest.mark.parametrize("more", [{}, {"max_tokens": 40, "ignore_eos": True}, {"model": "none"}])
+def test_a_client_that_closes_its_half_gets_its_answer(server: Server, more: dict[str, Any]) -> None:
+    answer = final(half_closed(server, CHAT | more))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 404" if "model" in more else b"HTTP/1.1 200")
+    told = json.loads(content)
+    assert "model" in more or told["usage"]["completion_tokens"] == (more or CHAT)["max_tokens"]
+
+
+def test_a_client_that_closes_its_half_gets_its_stream(server: Server) -> None:
+    answer = final(half_closed(server, CHAT | {"stream": True, "max_tokens": 20, "ignore_eos": True}))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"data: [DONE]" in answer
+
+
+@pytest.mark.parametrize("how", [{"version": "1.0"}, {"cut": 5}])
+def test_clients_that_cannot_be_told_from_those_that_have_gone(server: Server, how: dict[str, Any]) -> None:
+    assert half_closed(server, CHAT, **how) == b"", "no interim answers in HTTP/1.0, and half a body is no request"
+
+
+def test_interim_answers_are_few_and_keep_coming(server: Server) -> None:
+    answer = half_closed(server, CHAT | {"max_tokens": 100, "ignore_eos": True})
+    interim = answer.count(b"HTTP/1.1 102 Processing\r\n\r\n")
+    assert 2 <= interim <= 12, "the time between them doubles"
+    assert final(answer).startswith(b"HTTP/1.1 200")
