@@ -2,7 +2,7 @@
 
 aiohttp waits for headers as long as a client likes. And it takes the end of what a client sends for the end of the
 connection, though a client may close its sending half behind a request and read the answer from the other half. To the
-server both look the same: it gets the same segment. Only what it sends then tells them apart, for the system of a client
+server both look the same: it gets the same segment. Only what it sends then tells them apart: the system of a client
 that has gone refuses it. So an interim answer is sent, which every client of HTTP/1.1 passes over (RFC 9110, 15.2),
 again and again until the answer begins. Where the client has gone, the second one fails, and the connection is lost.
 """
