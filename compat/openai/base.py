@@ -22,7 +22,7 @@ class Chosen(Request):
     """How a text is chosen and when it ends; None falls back."""
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: _Seed | None = None
     stop: str | list[str] | None = None

@@ -1,5 +1,6 @@
 """POST /v1/completions: text goes on as the model would have it, without a chat template."""
 
+import codecs
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from compat.openai import (
 from gateway.api.answers import Extra, respond
 from gateway.api.calls import answer_slot, check_tokens, prepared, sampling_of, several, spec_of, with_fallbacks
 from gateway.api.choices import Choices, Told
+from gateway.api.logprobs import finite
 from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
@@ -113,8 +115,9 @@ class _Shape:
         self._id = f"cmpl-{new_id(24)}"
         self._created = int(time.time())
         self._logprobs_told = body.logprobs is not None
-        self._lengths: dict[int, int] = {}
-        """Characters of each answer that were told."""
+        self._offsets: dict[int, TextOffsets] = {}
+        """Of each answer, by index."""
+        self._skips_special = body.skip_special_tokens is not False
         self._echoed: list[str] = []
         """What comes before the answers to each prompt."""
         self._each = body.choices
@@ -161,18 +164,35 @@ class _Shape:
         if not self._logprobs_told:
             return None
         entries: list[Any] = [entry for piece in pieces for entry in piece.logprobs]
-        texts, offsets = [], []
-        for entry in entries:
-            text = self._text(entry.token)
-            texts.append(text)
-            offsets.append(self._lengths.get(index, 0))
-            self._lengths[index] = offsets[-1] + len(text)
+        offsets = self._offsets.setdefault(index, TextOffsets(len(self._before(index))))
         return CompletionLogprobs(
-            texts,
-            [entry.logprob for entry in entries],
-            [{self._text(token): logprob for token, logprob in entry.top} for entry in entries],
-            offsets,
+            [self._text(entry.token) for entry in entries],
+            [finite(entry.logprob) for entry in entries],
+            [{self._text(token): finite(logprob) for token, logprob in entry.top} for entry in entries],
+            [offsets.push(self._bytes(entry.token)) for entry in entries],
         )
+
+    def _bytes(self, token: int | bytes) -> bytes:
+        """What the token adds to the text."""
+        if self._skips_special and isinstance(token, int) and not self._model.tokenizer.decode([token]):
+            return b""
+        return self._model.token_bytes(token)
 
     def _text(self, token: int | bytes) -> str:
         return self._model.token_bytes(token).decode(errors="replace")
+
+
+class TextOffsets:
+    """Where tokens begin in a text, in characters. Tokens that share a character begin where it does."""
+
+    def __init__(self, before: int) -> None:
+        """`before`: characters in front of the first token."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._length = before
+        """Characters that are whole."""
+
+    def push(self, token: bytes) -> int:
+        """Take the next token, and return where it begins."""
+        begins = self._length
+        self._length += len(self._decoder.decode(token))
+        return begins

@@ -1,4 +1,4 @@
-"""Log probabilities as chat completions and responses tell them."""
+"""Log probabilities as answers tell them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 from compat.openai import TokenLogprob, TopLogprob
 from gateway.graph.variable import Piece
 from gateway.models import ServedModel
+
+_LEAST = -9999.0
+"""What OpenAI answers for tokens that are out of the question."""
 
 
 def token_logprobs(model: ServedModel, pieces: Iterable[Piece]) -> list[TokenLogprob]:
@@ -20,4 +23,9 @@ def _told(model: ServedModel, entry: Any) -> TokenLogprob:
 
 def _named(model: ServedModel, token: int | bytes, logprob: float) -> tuple[str, float, list[int]]:
     data = model.token_bytes(token)
-    return data.decode(errors="replace"), logprob, list(data)
+    return data.decode(errors="replace"), finite(logprob), list(data)
+
+
+def finite(logprob: float) -> float:
+    """Return a number that JSON has: a token that a grammar or a bias forbids has the logarithm of 0."""
+    return max(_LEAST, logprob)

@@ -359,4 +359,5 @@ _FIELDS = tuple(field.name for field in fields(Sampling) if field.name != "given
 
 
 def _link_sampling(sampling: Sampling) -> LinkSampling:
+    sampling = sampling.plain
     return LinkSampling(**{name: getattr(sampling, name) for name in _FIELDS})

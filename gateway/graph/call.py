@@ -1,7 +1,7 @@
 """A call: one model request, as segments of a prompt and the variables that take what is generated."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,7 +85,12 @@ class Sampling:
     @property
     def deterministic(self) -> bool:
         """Whether the same prompt gives the same text."""
-        return self.temperature == 0.0 or self.seed is not None
+        return self.temperature == 0.0 or self.top_p == 0.0 or self.seed is not None
+
+    @property
+    def plain(self) -> "Sampling":
+        """The same for engines that do not know `top_p` 0, which leaves only the likeliest token: at temperature 0."""
+        return self if self.top_p else replace(self, temperature=0.0, top_p=1.0)
 
 
 _USUAL = Sampling()

@@ -65,6 +65,7 @@ class Profile:
 
         Raises ContextRefused if it cannot be said.
         """
+        sampling = sampling.plain
         told: dict[str, Any] = {}
         for name, value in sampling.told.items():
             if name in _SAMPLING and name not in self.fields:
