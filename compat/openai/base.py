@@ -1,8 +1,10 @@
 """What all requests are: strict, and without fields that nobody knows."""
 
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from compat.bounds import BoundedModel
 
@@ -12,10 +14,40 @@ MAX_STOPS = 16
 """Stop strings; OpenAI allows four."""
 
 
+def fault(field: str, message: str) -> PydanticCustomError:
+    """Return what a validator of a whole request raises to name the field at fault, by its path in the request."""
+    return PydanticCustomError(FAULT, "{message}", {"message": message, "field": field})
+
+
+FAULT = "fault_of_field"
+"""Type of the errors that `fault` makes; their context has the path under `field`."""
+
+
 class Request(BoundedModel):
-    """Unknown fields are refused, and so are known ones with values that are not supported."""
+    """Unknown fields are refused, and so are known ones with values that are not supported.
+
+    A field that is null asks for nothing: it is as if it were left out, unless null is a value of its own.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, content: Any) -> Any:
+        if type(content) is not dict or None not in content.values():
+            return content
+        takes_null = _fields_with_null(cls)
+        return {name: value for name, value in content.items() if value is not None or name in takes_null}
+
+
+@cache
+def _fields_with_null(model: type[BoundedModel]) -> frozenset[str]:
+    """Return the fields that keep a null: the required ones, and those whose default is null."""
+    return frozenset(
+        field.alias or name
+        for name, field in model.model_fields.items()
+        if field.is_required() or (field.default is None and field.default_factory is None)
+    )
 
 
 class Chosen(Request):

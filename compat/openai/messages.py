@@ -3,10 +3,10 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from compat.bounds import BoundedModel
-from compat.openai.base import Request
+from compat.openai.base import Request, fault
 from compat.openai.forms import Schema
 
 
@@ -15,6 +15,18 @@ class TextPart(Request):
 
     type: Literal["text"]
     text: str
+
+
+class RefusalPart(Request):
+    """A part of an assistant's message in which it refuses."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """What the model reads of it."""
+        return self.refusal
 
 
 class MediaPart(BoundedModel):
@@ -30,7 +42,7 @@ class MediaPart(BoundedModel):
     @model_validator(mode="after")
     def _holds_something(self) -> Self:
         if not (self.model_extra or {}).get(self.type):
-            raise ValueError(f"a part of type {self.type} holds it in {self.type}")
+            raise fault(self.type, f"a part of type {self.type} holds it in {self.type}")
         return self
 
     @property
@@ -46,31 +58,36 @@ class MediaPart(BoundedModel):
         return sum(len(text) for text in texts if isinstance(text, str))
 
 
-Part = Annotated[TextPart | MediaPart, Field(discriminator="type")]
+Part = Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")]
 
 
 class CalledFunction(Request):
-    """What an assistant called, with arguments as JSON."""
+    """What an assistant called, with arguments as JSON, or as whatever it wrote: a limit may have cut it off.
+
+    `parsed_arguments`: the same as the openai package's helpers return it.
+    """
 
     name: str
     arguments: str
+    parsed_arguments: JsonValue = None
 
-    @field_validator("arguments")
-    @classmethod
-    def _are_json(cls, arguments: str) -> str:
+    @property
+    def read(self) -> Any:
+        """The arguments as templates know them: an object; or the text, where it is none."""
         try:
-            json.loads(arguments or "{}")
-        except ValueError as error:
-            raise ValueError(f"arguments are JSON: {error}") from None
-        return arguments
+            arguments = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return self.arguments
+        return arguments if isinstance(arguments, dict) else self.arguments
 
 
 class ToolCall(Request):
-    """A call in an assistant's message."""
+    """A call in an assistant's message. `index`: its place, as deltas of a stream have it."""
 
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+    index: int | None = None
 
 
 class Message(Request):
@@ -84,26 +101,36 @@ class Message(Request):
     # what the model told beside its answer, as servers have it; a template may write it
     reasoning_content: str | None = None
     reasoning: str | None = None
-    # what clients pass on from answers, where there was nothing
-    refusal: None = None
+    # what clients pass on from answers; besides a refusal it says nothing new
+    refusal: str | None = None
     audio: None = None
     function_call: None = None
-    annotations: list[JsonValue] | None = Field(None, max_length=0)
+    annotations: list[JsonValue] | None = None
+    parsed: JsonValue = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError("only an assistant calls tools")
-        if self.content is None and not self.tool_calls:
-            raise ValueError("a message needs content")
         if self.role != "assistant":
-            if self.reasoned:
-                raise ValueError("only an assistant reasons")
+            self._says_nothing_of_an_assistant()
         elif self.media:
-            raise ValueError("an assistant says text")
+            raise fault("content", "an assistant says text")
+        if self.content is None and not self.tool_calls and not self.refusal:
+            raise fault("content", "a message needs content")
         if (self.tool_call_id is None) == (self.role == "tool"):
-            raise ValueError("a tool's message, and no other, names the call that it answers in tool_call_id")
+            message = "a tool's message, and no other, names the call that it answers in tool_call_id"
+            raise fault("tool_call_id", message)
         return self
+
+    def _says_nothing_of_an_assistant(self) -> None:
+        """Raises what a validator raises."""
+        if self.tool_calls:
+            raise fault("tool_calls", "only an assistant calls tools")
+        if self.reasoned:
+            raise fault("reasoning_content" if self.reasoning_content else "reasoning", "only an assistant reasons")
+        if self.refusal:
+            raise fault("refusal", "only an assistant refuses")
+        if isinstance(self.content, list) and any(isinstance(part, RefusalPart) for part in self.content):
+            raise fault("content", "only an assistant refuses")
 
     @property
     def reasoned(self) -> str:
@@ -119,24 +146,24 @@ class Message(Request):
     def parts(self) -> str | list[str | dict[str, Any]]:
         """The content, or its parts: texts, and what is no text as it came."""
         if isinstance(self.content, list):
-            return [part.text if isinstance(part, TextPart) else part.wired for part in self.content]
-        return self.content or ""
+            return [part.wired if isinstance(part, MediaPart) else part.text for part in self.content]
+        return self.content or self.refusal or ""
 
     @property
     def length(self) -> int:
         """Characters of the content."""
         if isinstance(self.content, list):
-            return sum([len(part.text) if isinstance(part, TextPart) else part.length for part in self.content])
-        return len(self.content or "")
+            return sum([part.length if isinstance(part, MediaPart) else len(part.text) for part in self.content])
+        return len(self.content or self.refusal or "")
 
     @property
     def called(self) -> list[dict[str, Any]]:
-        """Its calls as templates know them: arguments are no text there."""
+        """Its calls as templates know them: arguments are no text there, unless they are not JSON."""
         return [
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments or "{}")},
+                "function": {"name": call.function.name, "arguments": call.function.read},
             }
             for call in self.tool_calls or ()
         ]

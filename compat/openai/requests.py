@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from compat.openai.base import Chosen, Request, Sampled
+from compat.openai.base import Chosen, Request, Sampled, fault
 from compat.openai.forms import (
     Form,
     ResponseFormat,
@@ -69,6 +69,10 @@ class Generation(Chosen):
         return bool(self.stream)
 
 
+_FORMS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+"""Fields that say what an answer looks like."""
+
+
 class _Choices(Generation, Sampled):
     """What chat completions and completions have in common: several answers, in `choices`."""
 
@@ -84,21 +88,15 @@ class _Choices(Generation, Sampled):
 
     @model_validator(mode="after")
     def _has_one_form(self) -> Self:
-        forms = [
-            self.response_format,
-            self.structured_outputs,
-            self.guided_json,
-            self.guided_regex,
-            self.guided_choice,
-            self.guided_grammar,
-        ]
-        told = len(forms) - forms.count(None)
-        if told > 1:
-            raise ValueError(
-                "response_format, structured_outputs and guided_… say what the answer looks like; one does"
-            )
+        told = [name for name in _FORMS if getattr(self, name) is not None]
+        if len(told) > 1:
+            message = "response_format, structured_outputs and guided_… say what the answer looks like; one does"
+            raise fault(told[1], message)
         if told:
-            _ = self.form  # refused here is what would be refused later
+            try:
+                _ = self.form  # refused here is what would be refused later
+            except ValueError as error:
+                raise fault(told[0], str(error)) from None
         return self
 
     @cached_property
@@ -120,7 +118,7 @@ class _Choices(Generation, Sampled):
     def _ends_behind_its_beginning(self) -> Self:
         most = self.length
         if self.min_tokens is not None and most is not None and self.min_tokens > most:
-            raise ValueError(f"min_tokens is {self.min_tokens}, and the answer has at most {most} tokens")
+            raise fault("min_tokens", f"min_tokens is {self.min_tokens}, and the answer has at most {most} tokens")
         return self
 
     @property
@@ -131,7 +129,7 @@ class _Choices(Generation, Sampled):
     @model_validator(mode="after")
     def _streams_with_its_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream to be true")
+            raise fault("stream_options", "stream_options needs stream to be true")
         return self
 
     @property
@@ -188,22 +186,23 @@ class ChatCompletionRequest(_Choices):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+            raise fault("max_completion_tokens", "max_tokens and max_completion_tokens differ; give one of them")
         if self.continue_final_message and self.add_generation_prompt:
-            raise ValueError(
-                "continue_final_message goes on with the last message, add_generation_prompt begins another"
-            )
+            message = "continue_final_message goes on with the last message, add_generation_prompt begins another"
+            raise fault("continue_final_message", message)
         if self.continue_final_message and self.messages[-1].role != "assistant":
-            raise ValueError("continue_final_message goes on with an assistant's message; the last one is none")
+            message = "continue_final_message goes on with an assistant's message; the last one is none"
+            raise fault("continue_final_message", message)
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise fault("top_logprobs", "top_logprobs needs logprobs to be true")
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            raise ValueError("two tools have one name")
+            raise fault("tools", "two tools have one name")
         if self.tool_choice not in (None, "none", "auto") and not names:
-            raise ValueError("tool_choice asks for a call, and there are no tools")
+            raise fault("tool_choice", "tool_choice asks for a call, and there are no tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}; the tools are {', '.join(names)}")
+            message = f"tool_choice names {self.tool_choice.function.name!r}; the tools are {', '.join(names)}"
+            raise fault("tool_choice", message)
         return self
 
     @property
@@ -263,11 +262,12 @@ class CompletionRequest(_Choices):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if self.best_of is not None and self.best_of < self.choices:
-            raise ValueError("best_of is the number of answers from which n are chosen; it cannot be less than n")
+            message = "best_of is the number of answers from which n are chosen; it cannot be less than n"
+            raise fault("best_of", message)
         if self.best_of is not None and self.best_of > self.choices and self.stream:
-            raise ValueError("best_of cannot be streamed: which answers are told is known only at the end")
+            raise fault("best_of", "best_of cannot be streamed: which answers are told is known only at the end")
         if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not supported: those of prompts are not computed")
+            raise fault("echo", "echo with logprobs is not supported: those of prompts are not computed")
         return self
 
     @property
@@ -318,7 +318,7 @@ class TokenizeRequest(Request):
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("either prompt or messages is needed, and not both")
+            raise fault("prompt", "either prompt or messages is needed, and not both")
         return self
 
 

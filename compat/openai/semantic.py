@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from compat.openai.base import Request, Sampled
+from compat.openai.base import Request, Sampled, fault
 from compat.openai.forms import ResponseFormat, valid_regex
 
 SessionId = Annotated[
@@ -24,7 +24,7 @@ class Transform(Request):
     @model_validator(mode="after")
     def _group_has_its_regex(self) -> Self:
         if self.regex is None and self.group:
-            raise ValueError("group needs regex")
+            raise fault("group", "group needs regex")
         return self
 
 
@@ -43,7 +43,7 @@ class SlotRequest(Sampled):
     @model_validator(mode="after")
     def _has_one_form(self) -> Self:
         if self.regex is not None and self.response_format is not None:
-            raise ValueError("either regex or response_format, not both")
+            raise fault("regex", "either regex or response_format, not both")
         return self
 
 
@@ -90,5 +90,5 @@ class VariableRequest(Request):
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if self.model_fields_set not in ({"value"}, {"template"}):
-            raise ValueError("either value or template is needed, and not both")
+            raise fault("value", "either value or template is needed, and not both")
         return self

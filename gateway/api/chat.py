@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -169,8 +169,27 @@ def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
 
 
 def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **how: Any) -> Prompt:
-    """The prompt of a conversation; `how` as in `PromptBuilder.chat`, and it raises the same."""
-    return model.prompts.chat([_message(message) for message in messages], answer, **how)
+    """The prompt of a conversation; `how` as in `PromptBuilder.chat`, and it raises the same.
+
+    Arguments of calls that are not JSON objects are text. Templates that read their keys get an object around it.
+    """
+    written = [_message(message) for message in messages]
+    try:
+        return model.prompts.chat(written, answer, **how)
+    except (RequestError, TypeError):  # a template that takes the keys of a text raises either
+        if not any(isinstance(called["arguments"], str) for called in _functions(written)):
+            raise
+    for called in _functions(written):
+        if isinstance(called["arguments"], str):
+            called["arguments"] = {"arguments": called["arguments"]}
+    return model.prompts.chat(written, answer, **how)
+
+
+def _functions(messages: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the functions that the messages call."""
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            yield call["function"]
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """JSON in, checked against a schema; JSON out."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from compat.openai import REFUSED
+from compat.openai.base import FAULT
 from gateway import json_codec
 from gateway.errors import RequestError, at
 from gateway.json_codec import BadJson, decode
@@ -96,16 +98,50 @@ def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
     return RequestError(400, f"{param}: {message}" if param else message, code=code, param=param)
 
 
+_MOST_STEPS = 24
+"""Steps of a path that are read in every way, which may be two to the power of their number."""
+
+
 def _place(problem: ErrorDetails, content: Any) -> list[str]:
-    """The path as far as it names fields of the request; pydantic adds the names of a union's alternatives."""
-    place: list[str] = []
-    at = content
-    last = len(problem["loc"]) - 1
-    for number, step in enumerate(problem["loc"]):
-        known = step in at if isinstance(at, dict) else isinstance(at, list) and step in range(len(at))
-        if known:
-            at = at[step]
-        elif problem["type"] != "missing" or number < last:
-            continue
-        place.append(str(step))
+    """Return the path of a problem as far as it names fields of the request.
+
+    pydantic adds the names of a union's alternatives, which may be names of fields as well: a text part's is `text`.
+    Of the ways to read the path, that one counts which ends at a field, or at one that is missing from its object.
+    """
+    steps, missing = problem["loc"], problem["type"] == "missing"
+    place = _read(steps, content, missing) if len(steps) < _MOST_STEPS else None
+    if place is None:
+        place = _read_some(steps, content)
+    if problem["type"] == FAULT and isinstance(problem["input"], dict | BaseModel):
+        place.append(problem["ctx"]["field"])
+    elif problem["type"] == "union_tag_invalid":
+        place.append(problem["ctx"]["discriminator"].strip("'"))
     return place
+
+
+def _read(steps: Sequence[str | int], content: Any, missing: bool) -> list[str] | None:
+    """Return the fields among the steps, of which the last is one; None if it cannot be."""
+    if len(steps) == 1:
+        (last,) = steps
+        ends = isinstance(content, dict) and last not in content if missing else _has(content, last)
+        return [str(last)] if ends else None
+    if not steps:
+        return None
+    step, *others = steps
+    if _has(content, step) and (read := _read(others, content[step], missing)) is not None:
+        return [str(step), *read]
+    return _read(others, content, missing)
+
+
+def _read_some(steps: Sequence[str | int], content: Any) -> list[str]:
+    """Return the fields among the steps, of which the last is the name of an alternative."""
+    place: list[str] = []
+    for step in steps:
+        if _has(content, step):
+            content = content[step]
+            place.append(str(step))
+    return place
+
+
+def _has(content: Any, step: str | int) -> bool:
+    return step in content if isinstance(content, dict) else isinstance(content, list) and step in range(len(content))

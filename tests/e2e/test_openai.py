@@ -177,9 +177,9 @@ def test_best_of_tells_the_likeliest(client: OpenAI) -> None:
         ({"prompt": ["a", ""]}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"suffix": "and so on"}, "suffix"),
-        ({"n": 3, "best_of": 2}, None),
-        ({"best_of": 2, "stream": True}, None),
-        ({"echo": True, "logprobs": 1}, None),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
         ({"prompt": [[1, 2], [10**6]]}, "prompt.1"),
     ],
 )

@@ -479,7 +479,7 @@ async def test_slots_and_answers_keep_to_their_form(api: Api) -> None:
     ("slot", "param"),
     [
         ({"regex": "(["}, "semantic.slots.a.regex"),
-        ({"regex": "x", "response_format": {"type": "json_object"}}, "semantic.slots.a"),
+        ({"regex": "x", "response_format": {"type": "json_object"}}, "semantic.slots.a.regex"),
         ({"response_format": {"type": "json_schema"}}, "semantic.slots.a.response_format"),
     ],
 )

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, TypeAdapter
+from pydantic import Discriminator, Field, JsonValue, Tag, TypeAdapter, ValidationError
 
-from compat.openai.base import Request
+from compat.openai.base import FAULT, Request, fault
 from compat.openai.messages import CalledFunction, Message, ToolCall
 
 ItemState = Literal["in_progress", "completed", "incomplete"] | None
@@ -16,8 +16,16 @@ class TextInput(Request):
 
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: list[JsonValue] | None = Field(None, max_length=0)
+    annotations: list[JsonValue] | None = None
     logprobs: list[JsonValue] | None = None
+    parsed: JsonValue = None
+
+
+class RefusalInput(Request):
+    """A part of a message in which an assistant refuses."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 class ImageInput(Request):
@@ -36,7 +44,7 @@ class FileInput(Request):
     filename: str | None = None
 
 
-InputPart = Annotated[TextInput | ImageInput | FileInput, Field(discriminator="type")]
+InputPart = Annotated[TextInput | RefusalInput | ImageInput | FileInput, Field(discriminator="type")]
 
 
 def _parts(content: str | Sequence[InputPart]) -> str | list[dict[str, Any]]:
@@ -53,6 +61,8 @@ def _part(part: InputPart) -> dict[str, Any]:
             return {"type": "image_url", "image_url": _given(url=part.image_url, detail=part.detail)}
         case FileInput():
             return {"type": "file", "file": _given(file_data=part.file_data, filename=part.filename)}
+        case RefusalInput():
+            return {"type": "text", "text": part.refusal}
         case _:
             return {"type": "text", "text": part.text}
 
@@ -126,8 +136,9 @@ InputItem = Annotated[
     | Annotated[ReasoningInput, Tag("reasoning")],
     Discriminator(
         _kind,
-        custom_error_type="unknown_item",
+        custom_error_type=FAULT,
         custom_error_message="an item's type is message, function_call, function_call_output or reasoning",
+        custom_error_context={"field": "type"},
     ),
 ]
 
@@ -176,8 +187,8 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
     for index, item in enumerate(items):
         match item:
             case MessageItem():
-                messages.append(Message.model_validate({"role": item.role, "content": _parts(item.content)}))
                 paths.append(f"{where}.{index}.content")
+                messages.append(_message({"role": item.role, "content": _parts(item.content)}, paths[-1]))
                 joins = item.role == "assistant"
                 reasoned = reasoned if joins else None
             case FunctionCallItem():
@@ -192,9 +203,17 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
                 joins, reasoned = True, None
             case FunctionCallOutputItem():
                 answer = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}
-                messages.append(Message.model_validate(answer))
                 paths.append(f"{where}.{index}.output")
+                messages.append(_message(answer, paths[-1]))
                 joins, reasoned = False, None
             case ReasoningInput():
                 joins, reasoned = False, item.told or None
     return messages, paths
+
+
+def _message(content: dict[str, Any], where: str) -> Message:
+    """Return the message of an item whose content is at `where`. Raises what a validator raises."""
+    try:
+        return Message.model_validate(content)
+    except ValidationError as error:
+        raise fault(where, error.errors()[0]["msg"]) from None

@@ -4,8 +4,9 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from compat.openai.base import Request
+from compat.openai.base import FAULT, Request, fault
 from compat.openai.forms import JsonSchema, ResponseFormat, Schema
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
 from compat.openai.requests import ChatCompletionRequest, Generation
@@ -50,9 +51,10 @@ class TextFormat(Request):
     def _has_its_schema(self) -> Self:
         told = self.model_fields_set - {"type"}
         if self.type == "json_schema" and (self.schema_ is None or self.name is None):
-            raise ValueError("json_schema needs a name and a schema")
+            raise fault("schema" if self.schema_ is None else "name", "json_schema needs a name and a schema")
         if self.type != "json_schema" and told:
-            raise ValueError(f"{min(told)} goes with the type json_schema".replace("schema_", "schema"))
+            field = min(told).replace("schema_", "schema")
+            raise fault(field, f"{field} goes with the type json_schema")
         return self
 
 
@@ -71,9 +73,9 @@ class ReasoningOptions(Request):
 
 
 class ResponseStreamOptions(Request):
-    """Events have no padding here."""
+    """A hint that changes nothing: events have no padding here."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: bool | None = None
 
 
 class ResponseRequest(Generation):
@@ -108,19 +110,20 @@ class ResponseRequest(Generation):
     @model_validator(mode="after")
     def _is_a_chat_completion(self) -> Self:
         if self.top_logprobs and not self.wants_logprobs:
-            raise ValueError(f"top_logprobs needs {_LOGPROBS!r} in include")
+            raise fault("top_logprobs", f"top_logprobs needs {_LOGPROBS!r} in include")
         if self.background and self.store is False:
-            raise ValueError("background needs store: nobody could ask for the answer")
+            raise fault("background", "background needs store: nobody could ask for the answer")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream to be true")
+            raise fault("stream_options", "stream_options needs stream to be true")
         if self.structured_outputs is not None and self._form is not None:
-            raise ValueError("text.format and structured_outputs say what the answer looks like; one does")
+            message = "text.format and structured_outputs say what the answer looks like; one does"
+            raise fault("structured_outputs", message)
+        if not self.conversation[0]:
+            raise fault("input", "input has no message in it")
         try:
-            if not self.conversation[0]:
-                raise ValueError("input has no message in it")
             _ = self.chat  # refused here is what would be refused later
         except ValidationError as error:
-            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+            raise _fault_here(error) from None
         return self
 
     @property
@@ -197,3 +200,24 @@ def _tool(tool: FunctionTool) -> ToolDefinition:
         strict=tool.strict is not False,
     )
     return ToolDefinition(type="function", function=function)
+
+
+_IN_CHAT = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+}
+"""Fields of a chat completion that have other names here."""
+
+
+def _fault_here(error: ValidationError) -> PydanticCustomError:
+    """Return the fault of a response's request that the chat completion which asks the same has."""
+    problem = error.errors()[0]
+    path = [str(step) for step in problem["loc"]]
+    if problem["type"] == FAULT:
+        path.append(problem["ctx"]["field"])
+    first, *others = path
+    message = problem["msg"].removeprefix("Value error, ")
+    return fault(".".join([_IN_CHAT.get(first, first), *others]), message)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from compat.openai import Message
-from compat.openai.messages import CalledFunction, MediaPart, TextPart, ToolCall
+from compat.openai.messages import CalledFunction, MediaPart, RefusalPart, TextPart, ToolCall
 from compat.openai.responses import (
     OutputItem,
     OutputMessage,
@@ -22,6 +22,8 @@ from gateway.errors import RequestError
 from gateway.graph.ids import new_id
 from gateway.http.bodies import encode_json
 from gateway.tools import Verbatim
+
+_Part = TextPart | RefusalPart | MediaPart
 
 
 class _Asked(msgspec.Struct):
@@ -146,7 +148,7 @@ def _verbatim(message: Message) -> Any:
     return None if message.content is None else [_verbatim_part(part) for part in message.content]
 
 
-def _verbatim_part(part: TextPart | MediaPart) -> TextPart | MediaPart:
+def _verbatim_part(part: _Part) -> _Part:
     return part.model_copy(update={"text": Verbatim(part.text)}) if isinstance(part, TextPart) else part
 
 

@@ -124,11 +124,13 @@ def _wired(message: dict[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if not calls:
         return message
-    told = [
-        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
-        for call in calls
-    ]
+    told = [{**call, "function": _called(**call["function"])} for call in calls]
     return {**message, "tool_calls": told, "content": message["content"] or None}
+
+
+def _called(name: str, arguments: dict[str, Any] | str) -> dict[str, str]:
+    """Return a called function as requests have it. Arguments that are text go as they came: they are not JSON."""
+    return {"name": name, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)}
 
 
 class OpenAIContext:

@@ -86,13 +86,13 @@ async def test_a_response_takes_them_and_goes_on_with_them(there: There) -> None
 async def test_what_cannot_be_is_refused_where_it_stands(there: There) -> None:
     client, _, _ = there
     for parts, param in (
-        ([{"type": "image_url"}], "messages.0.content.0"),
-        ([text("a"), {"type": "image"}], "messages.0.content.1"),
+        ([{"type": "image_url"}], "messages.0.content.0.image_url"),
+        ([text("a"), {"type": "image"}], "messages.0.content.1.type"),
         ([{"type": "text"}], "messages.0.content.0.text"),
     ):
         assert (await ask(client, parts, 400))["error"]["param"] == param
     messages = [{"role": "assistant", "content": [IMAGE]}]
-    assert (await ask(client, "", 400, messages=messages))["error"]["param"] == "messages.0"
+    assert (await ask(client, "", 400, messages=messages))["error"]["param"] == "messages.0.content"
 
 
 async def test_whoever_is_given_tokens_cannot_read_them(tokenizer: Tokenizer) -> None:

@@ -161,7 +161,7 @@ async def test_what_a_client_passes_on_is_passed_on(there: There) -> None:
             "reasoning_content": "One and one.",
         }
     refused = await ask(client, 400, messages=[{"role": "user", "content": "x", "reasoning_content": "y"}])
-    assert refused["error"]["param"] == "messages.0"
+    assert refused["error"]["param"] == "messages.0.reasoning_content"
 
 
 async def test_how_much_is_asked_of_whoever_can_do_it(there: There) -> None:

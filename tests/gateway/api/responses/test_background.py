@@ -378,7 +378,7 @@ async def test_one_whose_call_is_nowhere_is_lost(there: There) -> None:
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"store": False}, None),
+        ({"store": False}, "background"),
         ({"headers": {"X-Session-Id": "s", "X-Semantic-Defer": "true"}}, "background"),
         ({"previous_response_id": "resp_none"}, "previous_response_id"),
         ({"input": "<<nobody>>", "headers": {"X-Session-Id": "s"}}, "input"),
