@@ -83,4 +83,4 @@ class FailedCall(RequestError):
     """The answer to whoever waited for a call that failed."""
 
     def __init__(self, failure: Failure) -> None:
-        super().__init__(_STATUS.get(failure.code, 500), failure.message, code=failure.code)
+        super().__init__(_STATUS.get(failure.code, 500), failure.message, code=failure.code, param=failure.field)

@@ -176,6 +176,7 @@ def spec_of(
         share=semantic.share,
         salt=body.cache_salt or "",
         where=where,
+        prompt_field=prompt.field,
     )
 
 

@@ -18,17 +18,19 @@ from gateway.graph.variable import Piece
 
 
 class EngineFailure(Exception):
-    """Why an engine did not do what it was asked."""
+    """Why an engine did not do what it was asked. `field`: of the request, which is at fault."""
 
     code: str = "engine_failed"
+    field: str | None = None
 
 
 class ContextRefused(EngineFailure):
     """The engine's own code and words."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.field = field
 
 
 class EngineLost(EngineFailure):

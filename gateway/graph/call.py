@@ -169,7 +169,8 @@ class CallSpec:
     references to inputs and slots. With an empty `model` the call has no prompt: its output is its parts, a template.
     `fallbacks`: the same for other models, which answer if no engine of this one does, in this order. `inputs`:
     variables set by value before the call. `share`: an identical call may serve this one. `salt`: its KV is
-    shared with calls of the same salt only. `where`: the path of what asks for it in a larger request.
+    shared with calls of the same salt only. `where`: the path of what asks for it in a larger request;
+    `prompt_field`: of that, where the prompt is.
     """
 
     model: str
@@ -182,6 +183,7 @@ class CallSpec:
     share: bool = True
     salt: str = ""
     where: str = ""
+    prompt_field: str = "messages"
     fallbacks: Sequence[Rendering] = ()
     slots: Sequence[Slot] = field(init=False, compare=False, repr=False)
     """In the order in which they are generated."""

@@ -88,7 +88,8 @@ LONGEST_MESSAGE = 2_000
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no value. `call`: the first call that failed, in a chain of them.
+    """Why there is no value. `call`: the first call that failed, in a chain of them. `field`: the path of the field of
+    its request that is at fault, where it is one.
 
     The message may quote texts of clients and engines. It is cut to LONGEST_MESSAGE characters, and lone surrogates
     become U+FFFD, so that a failure can always be stored and sent.
@@ -97,6 +98,7 @@ class Failure:
     code: str
     message: str
     call: str | None = None
+    field: str | None = None
 
     def __post_init__(self) -> None:
         message = self.message

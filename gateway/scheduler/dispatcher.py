@@ -286,7 +286,7 @@ class Scheduler:
         except CallFailed as error:
             self._end(call, CallState.FAILED, error.failure)
         except EngineFailure as error:
-            self._end(call, CallState.FAILED, Failure(error.code, str(error), call.id))
+            self._end(call, CallState.FAILED, Failure(error.code, str(error), call.id, _at_fault(call, error)))
         except GraphError as error:  # a value that could not be kept
             self._end(call, CallState.FAILED, Failure(error.code, str(error), call.id))
         except asyncio.CancelledError:
@@ -467,6 +467,14 @@ class Scheduler:
         task = self._tasks.get(call.id)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
+
+
+def _at_fault(call: Call, error: EngineFailure) -> str | None:
+    """Return the path of the field of a call's request because of which an engine failed, if it is one."""
+    if error.code == "context_length_exceeded":
+        return call.spec.at(call.spec.prompt_field)
+    slots = any(slot.name is not None for slot in call.spec.slots)  # which may have a field of the same name
+    return None if error.field is None or slots else call.spec.at(error.field)
 
 
 def _start_over(call: Call) -> bool:

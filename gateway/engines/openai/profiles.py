@@ -69,7 +69,7 @@ class Profile:
         told: dict[str, Any] = {}
         for name, value in sampling.told.items():
             if name in _SAMPLING and name not in self.fields:
-                raise self.refusal(name)
+                raise self.refusal(name, name)
             if name in _SAMPLING or name in _OPENAI:
                 told[name] = list(value) if isinstance(value, tuple) else value
         if told.get("top_k") == 0:
@@ -105,9 +105,9 @@ class Profile:
             raise self.refusal(what)
         return {field: {what: value} if field == "structured_outputs" else value}
 
-    def refusal(self, what: str) -> ContextRefused:
-        """It cannot do this."""
-        return ContextRefused("unsupported_by_engine", f"an engine of kind {self.kind} cannot do {what}")
+    def refusal(self, what: str, field: str | None = None) -> ContextRefused:
+        """It cannot do this, which a field of the request asks for."""
+        return ContextRefused("unsupported_by_engine", f"an engine of kind {self.kind} cannot do {what}", field)
 
 
 def _can_be_strict(schema: Any) -> bool:

@@ -1,6 +1,7 @@
 """gateway/api/calls.py: what takes long is made in a thread, and holds nobody else up."""
 
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,10 @@ import pytest
 from compat.openai import ChatCompletionRequest
 from gateway.api.calls import prepared, sampling_of
 from gateway.models import ServedModel
+from tests.gateway.api.conftest import Client
+from tests.upstream import FakeServer, refuses
+
+There = tuple[Client, FakeServer, Callable[[], int]]
 
 
 def model(*, passes_on: bool) -> ServedModel:
@@ -74,3 +79,24 @@ def test_no_parameter_is_passed_over(told: dict[str, Any]) -> None:
     usual = sampling_of(ChatCompletionRequest.model_validate(USUAL), ANY)
     chosen = sampling_of(ChatCompletionRequest.model_validate({**USUAL, **told}), ANY)
     assert (chosen, chosen.prediction) != (usual, usual.prediction)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "messages"),
+        ("completions", {"prompt": "x"}, "prompt"),
+        ("responses", {"input": "x"}, "input"),
+    ],
+)
+async def test_a_refusal_of_an_engine_names_the_field(there: There, path: str, body: Any, param: str) -> None:
+    client, server, _ = there
+    server.always = refuses(400, "This model's maximum context length is 5 tokens", code="context_length_exceeded")
+    for more, code, field in (
+        ({}, "context_length_exceeded", param),
+        ({"top_k": 5}, "unsupported_by_engine", "top_k"),
+        ({"min_p": 0.5}, "unsupported_by_engine", "min_p"),
+    ):
+        async with client.post(f"/v1/{path}", json={"model": "fake", **body, **more}) as answer:
+            error = (await answer.json())["error"]
+            assert (answer.status, error["code"], error["param"]) == (400, code, field)
