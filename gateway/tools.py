@@ -265,10 +265,30 @@ _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|p
 _LONGEST_HEAD = 400
 """Characters; what has no name by then is no call."""
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_MARKS_BEGIN = frozenset(mark[:length] for mark in (_OPEN, _CLOSE) for length in range(len(mark) + 1))
+_NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+def _beginnings(*tails: str) -> re.Pattern[str]:
+    """Return a pattern that matches each beginning of a call's head. `tails`: the keys under which arguments stand."""
+
+    def nested(parts: Sequence[str], inner: str = "") -> str:
+        for part in reversed(parts):
+            inner = f"(?:{part}{inner})?"
+        return inner
+
+    tail = "|".join(nested([*f'"{key}"', r"\s*", ":", r"\s*"]) for key in tails)
+    string = r'(?:[^"\\]|\\.)*'
+    head = [r"\{", r"\s*", *'"name"', r"\s*", ":", r"\s*", '"', string + r"\\?", '"', r"\s*", ",", r"\s*"]
+    return re.compile(nested(head, f"(?:{tail})"))
+
+
+_HEAD_BEGINS = _beginnings("arguments", "parameters")
+"""Matches what may become a call's head when more text arrives."""
 
 
 class Reader:
-    """Finds calls in an answer as it grows. What turns out not to be one is text.
+    """Finds calls in an answer as it grows. What turns out not to be one is text; a call that is cut off never is.
 
     `text`: ordinary text, until a mark comes, or JSON at the very beginning. `between`: behind a mark, or a call: JSON
     with a name, or an end. `arguments`: within a call's. `plain`: nothing but text any more.
@@ -277,6 +297,7 @@ class Reader:
     def __init__(self, names: Sequence[str], *, forced: bool) -> None:
         """`names`: of the tools that there are. `forced`: the answer is nothing but calls."""
         self._names = frozenset(names)
+        self._forced = forced
         self._state = "between" if forced else "text"
         self._marked = False
         """Whether a mark was opened and not closed yet."""
@@ -295,30 +316,39 @@ class Reader:
         """Calls found so far."""
         return self._calls
 
+    @property
+    def whole(self) -> bool:
+        """Whether the arguments of the last call have ended."""
+        return self._state != "arguments"
+
     def push(self, text: str) -> list[Found]:
         """The text goes on."""
         self._held += text
-        return list(self._found(last=False))
+        return list(self._found(last=False, cut=False))
 
-    def finish(self) -> list[Found]:
-        """The text has ended."""
-        found = list(self._found(last=True))
+    def finish(self, *, cut: bool = False) -> list[Found]:
+        """The text has ended. `cut`: at a bound of its length, so that the model may have been within a call."""
+        found = list(self._found(last=True, cut=cut))
         if self._held or self._before:
             if self._state == "arguments":
                 found.append(Argued(self._calls - 1, self._held))
-            elif self._calls == 0 or (self._before + self._held).strip(" \n\t,[]"):
+            elif not self._hides(cut) and (self._calls == 0 or (self._before + self._held).strip(" \n\t,[]")):
                 found.append(Said(self._before + self._held))
         self._held = self._before = ""
         return found
 
-    def _found(self, *, last: bool) -> Iterator[Found]:
+    def _hides(self, cut: bool) -> bool:
+        """Return whether text at the end that may begin a call is a call's, and so is not shown."""
+        return self._forced or (cut and self._marked)
+
+    def _found(self, *, last: bool, cut: bool) -> Iterator[Found]:
         while self._held:
             before = self._state, self._held
             match self._state:
                 case "text":
                     yield from self._text(last=last)
                 case "between":
-                    yield from self._between(last=last)
+                    yield from self._between(last=last, cut=cut)
                 case "arguments":
                     piece, ended = self._scan.take(self._held)
                     self._held = self._held[len(piece) :]
@@ -352,7 +382,7 @@ class Reader:
         if self._calls and self._behind_call:
             self._held = self._held.lstrip("\n")
         text = self._held
-        if not last:  # line ends before a mark belong to it
+        if not last or self._forced:  # line ends before a mark belong to it
             text = text[: len(text) - _begun(text, _OPEN)].rstrip("\n")
         self._held = self._held[len(text) :]
         yield from self._say(text)
@@ -362,7 +392,7 @@ class Reader:
             self._told, self._behind_call = True, False
             yield Said(text)
 
-    def _between(self, *, last: bool) -> Iterator[Found]:
+    def _between(self, *, last: bool, cut: bool) -> Iterator[Found]:
         rest = self._held.lstrip(" \n\t,[]" if not self._marked else " \n\t")
         if self._marked and rest.startswith(_CLOSE):
             self._held, self._before = rest[len(_CLOSE) :].lstrip("\n"), ""
@@ -374,6 +404,14 @@ class Reader:
             self._calls += 1
             self._held, self._before = rest[head.end() :], ""
             self._state, self._scan = "arguments", _Json()
+            return
+        if last and self._hides(cut) and (_HEAD_BEGINS.fullmatch(rest) or rest in _MARKS_BEGIN):
+            named = _NAMED.match(rest)
+            if named is not None and (name := json.loads(named[1])) in self._names:
+                yield Called(self._calls, name)
+                self._calls += 1
+                self._state = "arguments"
+            self._held = self._before = ""
             return
         growing = not rest or rest.startswith("{") or (self._marked and _CLOSE.startswith(rest))
         if head is None and growing and len(rest) < _LONGEST_HEAD and not last:

@@ -30,6 +30,10 @@ class StreamOptions(Request):
     """How a stream is told."""
 
     include_usage: bool = False
+    # vLLM's: usage so far in every chunk, where include_usage is true
+    continuous_usage_stats: bool = False
+    # events have no padding here: a hint that changes nothing
+    include_obfuscation: bool | None = None
 
 
 class Generation(Chosen):
@@ -141,6 +145,11 @@ class _Choices(Generation, Sampled):
     def wants_usage(self) -> bool:
         """Whether the stream tells usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """Whether each chunk of the stream tells usage so far."""
+        return self.wants_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 class Prediction(Request):

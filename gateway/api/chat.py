@@ -151,17 +151,23 @@ def reader_of(body: ChatCompletionRequest, model: ServedModel) -> Callable[[], R
     tools = tools_of(body)
     if tools is None or tools.choice == "none":
         return None
-    forced = tools.choice == "forced" and not model.prompts.passes_on
+    # a transform may make any text of a call
+    transformed = body.semantic is not None and body.semantic.transform is not None
+    forced = tools.choice == "forced" and not model.prompts.passes_on and not transformed
     return partial(Reader, [tool.name for tool in tools.known], forced=forced)
 
 
 def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
-    """A call that has to be made takes the place of what the answer would be held to else."""
+    """A call that has to be made takes the place of what the answer would be held to else.
+
+    Nothing but its form ends it then: the client never sees the text in which stop strings would be looked for.
+    """
     if model.prompts.passes_on:  # its server sees to it
         return sampling
     style = model.prompts.style
     if tools.choice == "forced":
         schema = json.dumps(tools.call_schema(style))
+        sampling = dataclasses.replace(sampling, stop=(), stop_token_ids=())
         return dataclasses.replace(sampling, regex=None, json_schema=schema, grammar=None)
     if sampling.regex is None and sampling.json_schema is None and sampling.grammar is None:
         return dataclasses.replace(sampling, grammar=tools.grammar(style, model.tokenizer.control))
@@ -229,7 +235,7 @@ class _Shape:
             return Choice(index, ResponseMessage(text, **beside), finish, logprobs)
         reader = self._reader()
         said, calls = "", []
-        for found in (*reader.push(text), *reader.finish()):
+        for found in (*reader.push(text), *reader.finish(cut=finish == "length")):
             match found:
                 case Said(piece):
                     said += piece
@@ -241,7 +247,7 @@ class _Shape:
             return Choice(index, ResponseMessage(said, **beside), finish, logprobs)
         answers = [ToolCallAnswer(call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
         message = ResponseMessage(said or None, tool_calls=answers, **beside)
-        return Choice(index, message, _finish(finish), logprobs)
+        return Choice(index, message, _finish(finish, reader), logprobs)
 
     def whole(self, choices: Sequence[Choice], usage: CompletionUsage, extra: Extra) -> ChatCompletion:
         """See `choices.Shape`."""
@@ -258,27 +264,32 @@ class _Shape:
         """See `choices.Shape`."""
         return ChunkChoice(index, ChoiceDelta(role="assistant", content=""))
 
-    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> ChunkChoice | None:
+    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> list[ChunkChoice]:
         """See `choices.Shape`."""
         logprobs = self._logprobs(pieces)
         if self._reader is None:
-            delta = ChoiceDelta(content=text)
+            deltas = [ChoiceDelta(content=text)] if text else []
         else:
-            delta = _delta(self._readers.setdefault(index, self._reader()).push(text))
+            deltas = _deltas(self._readers.setdefault(index, self._reader()).push(text))
         beside = _beside(pieces)
         if beside:
-            delta = msgspec.structs.replace(delta, content=delta.content or None, **beside)
-        if not delta.content and not beside and not delta.tool_calls and not logprobs:
-            return None
-        return ChunkChoice(index, delta, None, logprobs)
+            first, *others = deltas or [ChoiceDelta()]
+            deltas = [msgspec.structs.replace(first, **beside), *others]
+        if logprobs and not deltas:
+            deltas = [ChoiceDelta()]
+        if logprobs is None or not deltas:
+            return [ChunkChoice(index, delta) for delta in deltas]
+        first, *others = deltas
+        return [ChunkChoice(index, first, None, logprobs), *(ChunkChoice(index, delta) for delta in others)]
 
-    def closing(self, index: int, finish: str) -> ChunkChoice:
+    def closing(self, index: int, finish: str) -> list[ChunkChoice]:
         """See `choices.Shape`."""
         reader = self._readers.get(index)
         if reader is None:
-            return ChunkChoice(index, ChoiceDelta(), finish)
-        delta = _delta(reader.finish())
-        return ChunkChoice(index, delta, _finish(finish) if reader.calls else finish)
+            return [ChunkChoice(index, ChoiceDelta(), finish)]
+        deltas = _deltas(reader.finish(cut=finish == "length"))
+        last = ChunkChoice(index, ChoiceDelta(), _finish(finish, reader))
+        return [*(ChunkChoice(index, delta) for delta in deltas), last]
 
     def chunk(self, choices: Sequence[ChunkChoice], usage: Told, extra: Extra = msgspec.UNSET) -> ChatCompletionChunk:
         """See `choices.Shape`."""
@@ -297,18 +308,34 @@ def _beside(pieces: Iterable[Piece]) -> dict[str, Any]:
     return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
 
 
-def _delta(found: Sequence[Found]) -> ChoiceDelta:
-    """What was found in a piece of text, as a chunk adds it."""
-    said, calls = "", []
+def _deltas(found: Iterable[Found]) -> list[ChoiceDelta]:
+    """Return what was found in a piece of text as deltas, each with one entry of `tool_calls` at most.
+
+    Some clients read `tool_calls[0]` alone (llama-index), others lose arguments when two entries have one index (the
+    openai package before 3.57).
+    """
+    deltas: list[ChoiceDelta] = []
+    before: Found | None = None
     for one in found:
-        match one:
-            case Said(text):
-                said += text
-            case Called(index, name):
-                calls.append(ToolCallDelta(index, FunctionCall(name, ""), call_id(), "function"))
-            case Argued(index, text):
-                calls.append(ToolCallDelta(index, FunctionCall(arguments=text)))
-    return ChoiceDelta(content=said or None, tool_calls=calls or None)
+        match before, one:
+            case Said(text), Said(more):
+                deltas[-1] = ChoiceDelta(content=text + more)
+                one = Said(text + more)
+            case _, Said(text):
+                deltas.append(ChoiceDelta(content=text))
+            case _, Called(index, name):
+                deltas.append(_entry(ToolCallDelta(index, FunctionCall(name, ""), call_id(), "function")))
+            case Argued(index, text), Argued(_, more):  # of one call: another's begins with its name
+                deltas[-1] = _entry(ToolCallDelta(index, FunctionCall(arguments=text + more)))
+                one = Argued(index, text + more)
+            case _, Argued(index, text):
+                deltas.append(_entry(ToolCallDelta(index, FunctionCall(arguments=text))))
+        before = one
+    return deltas
+
+
+def _entry(call: ToolCallDelta) -> ChoiceDelta:
+    return ChoiceDelta(tool_calls=[call])
 
 
 def call_id() -> str:
@@ -316,6 +343,6 @@ def call_id() -> str:
     return f"call_{new_id(24)}"
 
 
-def _finish(finish: str) -> str:
-    """Why an answer with calls ended."""
-    return "tool_calls" if finish == "stop" else finish
+def _finish(finish: str, reader: Reader) -> str:
+    """Return why an answer ended. Calls are to be made only if the last of them is whole."""
+    return "tool_calls" if finish == "stop" and reader.calls and reader.whole else finish

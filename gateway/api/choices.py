@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain, repeat
+from operator import neg
 from typing import Any, Protocol
 
 import msgspec
@@ -15,7 +16,7 @@ from gateway.api.answers import STATUS_SECONDS, Extra, check_done, extra_of, ref
 from gateway.api.semantic import Scope
 from gateway.api.streaming import Streaming
 from gateway.errors import FailedCall
-from gateway.graph.call import Call
+from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece
 from gateway.http.bodies import json_response
 from gateway.http.errors import as_request_error, error_body
@@ -42,11 +43,11 @@ class Shape(Protocol):
     def opening(self, index: int) -> Any | None:
         """What an answer's stream begins with, if with anything."""
 
-    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> Any | None:
-        """A part of an answer; None if there is nothing in it to tell."""
+    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> Sequence[Any]:
+        """Return parts of an answer, each for a chunk of its own."""
 
-    def closing(self, index: int, finish: str) -> Any:
-        """What says that an answer is whole, and why it ended."""
+    def closing(self, index: int, finish: str) -> Sequence[Any]:
+        """Return the last parts of an answer; the last of them says why it ended."""
 
     def chunk(self, choices: Sequence[Any], usage: Told, extra: Extra = msgspec.UNSET) -> Any:
         """An event with parts of answers; without any, the one that tells usage."""
@@ -63,6 +64,10 @@ class Asked(Protocol):
     def wants_usage(self) -> bool:
         """Whether the stream tells usage."""
 
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """Whether each chunk of the stream tells usage so far."""
+
 
 class Choices:
     """See `answers.Answer`. Each call is one of `choices`."""
@@ -78,6 +83,11 @@ class Choices:
         self._each = each
         self._keep = keep
         self._wants_usage = body.wants_usage
+        self._continuous_usage = body.wants_continuous_usage
+        self._counted: dict[int, tuple[int, ...]] = {}
+        """Usage of each call as the last chunk of it had it."""
+        self._so_far: tuple[int, ...] = (0,) * 6
+        """The sum of these."""
         self._opened: set[int] = set()
         """Of streamed answers, those that have begun."""
         self._ended = 0
@@ -98,8 +108,26 @@ class Choices:
         return usage_of([one if id(one) in first else dataclasses.replace(one, prompt=0, cached=0) for one in usages])
 
     @property
-    def _hidden(self) -> Told:
+    def _later_usage(self) -> Told:
+        """Usage in a chunk that leaves it to the last one."""
         return None if self._wants_usage else msgspec.UNSET
+
+    def _usage_with(self, index: int) -> Told:
+        """Return usage in a chunk with parts of a call's answer: so far, if the client asked for that.
+
+        It costs the same however many calls there are, since there are as many chunks.
+        """
+        if not self._continuous_usage:
+            return self._later_usage
+        usage = self._calls[index].usage
+        if index % self._each:
+            usage = dataclasses.replace(usage, prompt=0, cached=0)
+        new = (usage.prompt, usage.cached, usage.completion, usage.accepted, usage.rejected, usage.reasoning)
+        old = self._counted.get(index, (0,) * len(new))
+        self._counted[index] = new
+        self._so_far = tuple(map(sum, zip(self._so_far, new, map(neg, old), strict=True)))
+        prompt, cached, completion, accepted, rejected, reasoning = self._so_far
+        return usage_of([Usage(prompt, cached, completion, {}, accepted, rejected, reasoning)])
 
     async def whole(self) -> web.Response:
         """See `Answer`."""
@@ -134,17 +162,17 @@ class Choices:
         stream, shape = EventStream(request), self._shape
         parts: list[Any] = []
         for index, call in enumerate(self._calls):
-            parts += [shape.opening(index), shape.piece(index, call, reference_to(call), ())]
+            parts += [shape.opening(index), *shape.piece(index, call, reference_to(call), ())]
         extras = chain([self._extra], repeat(msgspec.UNSET))
         told = [part for part in parts if part is not None]
-        chunks = [shape.chunk([part], self._hidden, extra) for part, extra in zip(told, extras, strict=False)]
-        closings = [shape.closing(index, "stop") for index in range(len(self._calls))]
-        return await stream.end(unnamed(*chunks, *self._last(closings)))
+        chunks = [shape.chunk([part], self._later_usage, extra) for part, extra in zip(told, extras, strict=False)]
+        closings = [part for index in range(len(self._calls)) for part in shape.closing(index, "stop")]
+        return await stream.end(unnamed(*chunks, *self._last(closings, self._later_usage)))
 
-    def _last(self, closings: Sequence[Any]) -> list[Any]:
+    def _last(self, closings: Sequence[Any], usage: Told) -> list[Any]:
         *before, last = closings
-        events = [self._shape.chunk([closing], self._hidden) for closing in before]
-        events.append(self._shape.chunk([last], self._hidden, self._extra))
+        events = [self._shape.chunk([closing], usage) for closing in before]
+        events.append(self._shape.chunk([last], usage, self._extra))
         return [*events, self._shape.chunk([], self._usage, self._extra)] if self._wants_usage else events
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -163,8 +191,11 @@ class Choices:
         """See `Teller.piece`."""
         call, shape = self._calls[index], self._shape
         shape.model = call.model or shape.model
-        part = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
-        return b"" if part is None else unnamed(*self._opening(index), shape.chunk([part], self._hidden))
+        parts = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
+        if not parts:
+            return b""
+        usage = self._usage_with(index)
+        return unnamed(*self._opening(index, usage), *[shape.chunk([part], usage) for part in parts])
 
     def end(self, index: int) -> bytes:
         """See `Teller.end`. Raises FailedCall."""
@@ -172,18 +203,19 @@ class Choices:
         shape.model = call.model or shape.model
         check_done(call)
         self._ended += 1
-        closing = shape.closing(index, call.finish_reason or "stop")
+        closings = shape.closing(index, call.finish_reason or "stop")
         whole = self._ended == len(self._calls)
-        last = self._last([closing]) if whole else [shape.chunk([closing], self._hidden)]
-        return unnamed(*self._opening(index), *last)
+        usage = self._usage_with(index)
+        last = self._last(closings, usage) if whole else [shape.chunk([part], usage) for part in closings]
+        return unnamed(*self._opening(index, usage), *last)
 
-    def _opening(self, index: int) -> list[Any]:
+    def _opening(self, index: int, usage: Told) -> list[Any]:
         if index in self._opened:
             return []
         part = self._shape.opening(index)
         extra = msgspec.UNSET if self._opened else self._extra
         self._opened.add(index)
-        return [] if part is None else [self._shape.chunk([part], self._hidden, extra)]
+        return [] if part is None else [self._shape.chunk([part], usage, extra)]
 
 
 def _likelihood(call: Call) -> float:

@@ -139,16 +139,14 @@ class _Shape:
         before = self._before(index)
         return CompletionChoice(before, None, index) if before else None
 
-    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> CompletionChoice | None:
+    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> list[CompletionChoice]:
         """See `choices.Shape`."""
         logprobs = self._logprobs(index, pieces)
-        if not text and not logprobs:
-            return None
-        return CompletionChoice(text, None, index, logprobs)
+        return [CompletionChoice(text, None, index, logprobs)] if text or logprobs else []
 
-    def closing(self, index: int, finish: str) -> CompletionChoice:
+    def closing(self, index: int, finish: str) -> list[CompletionChoice]:
         """See `choices.Shape`."""
-        return CompletionChoice("", finish, index)
+        return [CompletionChoice("", finish, index)]
 
     def chunk(self, choices: Sequence[CompletionChoice], usage: Told, extra: Extra = msgspec.UNSET) -> TextCompletion:
         """See `choices.Shape`."""

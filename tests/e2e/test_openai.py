@@ -7,6 +7,8 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from pydantic import BaseModel
 
 from tests.server import MODEL, Server
 
@@ -39,6 +41,10 @@ ADD: Any = {
         },
     },
 }
+
+
+class Sum(BaseModel):
+    right: bool
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +159,47 @@ def test_completions_tell_log_probabilities_and_where_tokens_begin(client: OpenA
     streamed = [chunk.choices[0] for chunk in client.completions.create(**options, stream=True)]
     offsets = [at for part in streamed if part.logprobs for at in part.logprobs.text_offset or ()]
     assert offsets == told.text_offset
+
+
+def test_offsets_count_characters_which_several_tokens_may_share(client: OpenAI) -> None:
+    text = "é😀 ok 🤖"
+    options: Any = {"model": MODEL, "prompt": "x", "max_tokens": 20, "temperature": 0, "logprobs": 1}
+    form = {"structured_outputs": {"choice": [text]}}
+    choice = client.completions.create(**options, extra_body=form).choices[0]
+    assert choice.text == text
+    assert choice.logprobs is not None
+    offsets, tokens = choice.logprobs.text_offset or [], choice.logprobs.tokens or []
+    assert len(offsets) > len(set(offsets)), "a character takes several tokens"
+    assert offsets == sorted(offsets)
+    for at, token in zip(offsets, tokens, strict=True):
+        assert text[at:].startswith(token) or "\ufffd" in token
+    assert offsets[tokens.index(" ok")] == text.index(" ok")
+    streamed = client.completions.create(**options, extra_body=form, stream=True)
+    told = [part.choices[0].logprobs for part in streamed if part.choices and part.choices[0].logprobs]
+    assert [at for one in told for at in one.text_offset or ()] == offsets
+
+
+def test_tokens_that_cannot_come_have_a_number(client: OpenAI) -> None:
+    form: Any = {"structured_outputs": {"choice": ["yes"]}}
+    told = chat(client, extra_body=form, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert -9999.0 in {top.logprob for token in told for top in token.top_logprobs}
+    made = client.completions.create(model=MODEL, prompt="x", max_tokens=5, logprobs=3, extra_body=form).choices[0]
+    assert made.logprobs is not None
+    assert -9999.0 in {logprob for top in made.logprobs.top_logprobs or () for logprob in top.values()}
+
+
+def test_the_smallest_nucleus_is_the_likeliest_token(client: OpenAI) -> None:
+    greedy = chat(client, temperature=0).choices[0].message.content
+    assert chat(client, temperature=2, top_p=0).choices[0].message.content == greedy
+    assert (
+        client.responses.create(model=MODEL, input="Name a river.", top_p=0, max_output_tokens=12).output_text == greedy
+    )
+    slot = {"semantic": {"slots": {"a": {"temperature": 2}}}}
+    messages = [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "<<a>>"}]
+    for number, extra in enumerate((slot, {"semantic": {"slots": {"a": {"top_p": 0, "temperature": 2}}}})):
+        headers = {"X-Session-Id": f"smallest-nucleus-{number}"}
+        answer = chat(client, messages=messages, top_p=0, extra_body=extra, extra_headers=headers)
+        assert answer.choices[0].message.content == greedy
 
 
 def test_best_of_tells_the_likeliest(client: OpenAI) -> None:
@@ -367,6 +414,64 @@ def test_calls_are_streamed_with_their_arguments_as_they_come(client: OpenAI) ->
     assert (name, finish, len(ids)) == ("get_weather", "tool_calls", 1)
     assert len(pieces) > 3
     assert json.loads("".join(pieces)) == arguments(whole)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_nothing_but_its_length_cuts_a_forced_call(client: OpenAI, streamed: bool) -> None:
+    options: Any = {"tools": [WEATHER], "tool_choice": "required", "stream": streamed}
+
+    def ask(**more: Any) -> tuple[str, list[Any], str]:
+        """The content, the functions called, and why it ended."""
+        answer = chat(client, "What is the weather in Paris?", **options, **more)
+        if not streamed:
+            choice = answer.choices[0]
+            return choice.message.content or "", choice.message.tool_calls or [], choice.finish_reason
+        state: Any = ChatCompletionStreamState()
+        for chunk in answer:
+            state.handle_chunk(chunk)
+        choice = state.current_completion_snapshot.choices[0]
+        return choice.message.content or "", choice.message.tool_calls or [], choice.finish_reason
+
+    for stop in ("{", "get_", "city", '"'):
+        content, (call,), finish = ask(stop=stop, max_tokens=80)
+        assert (content, finish) == ("", "tool_calls")
+        check_weather(arguments(call))
+    names = []
+    for most in range(1, 24):
+        content, calls, finish = ask(max_tokens=most)
+        assert (content, finish) == ("", "length")
+        names += [call.function.name for call in calls]
+    assert set(names) == {"get_weather"}
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package serialises what it has parsed
+def test_what_helpers_of_the_package_return_can_be_sent_back(client: OpenAI) -> None:
+    strict = {**ADD, "function": {**ADD["function"], "strict": True}}
+    asked: Any = [{"role": "user", "content": "Add."}]
+    options: Any = {"model": MODEL, "tools": [strict], "tool_choice": "required", "max_tokens": 40}
+    parsed: Any = client.chat.completions.parse(messages=asked, **options)
+    with client.chat.completions.stream(messages=asked, **options) as stream:
+        streamed: Any = stream.get_final_completion()
+    form: Any = client.chat.completions.parse(model=MODEL, messages=asked, max_tokens=40, response_format=Sum)
+    for message in (parsed.choices[0].message, streamed.choices[0].message, form.choices[0].message):
+        results = [{"role": "tool", "tool_call_id": call.id, "content": "3"} for call in message.tool_calls or ()]
+        assert chat(client, messages=[*asked, message, *results]).choices
+    assert parsed.choices[0].message.tool_calls[0].function.parsed_arguments is not None
+    assert form.choices[0].message.parsed is not None
+
+
+def test_broken_arguments_are_shown_to_the_model_as_text(client: OpenAI, server: Server) -> None:
+    for arguments_, shown in (('{"ci', '"{\\"ci"'), ("[1]", '"[1]"'), ("", "{}"), ('{"a": 1}', '{"a": 1}')):
+        called = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments_}}
+        messages: Any = [
+            {"role": "user", "content": "Add."},
+            {"role": "assistant", "tool_calls": [called]},
+            {"role": "tool", "tool_call_id": "1", "content": "error: the arguments are cut off"},
+        ]
+        assert chat(client, messages=messages, max_tokens=1).choices
+        tokens = post(server, "/tokenize", {"messages": messages})["tokens"]
+        text = post(server, "/detokenize", {"tokens": tokens})["prompt"]
+        assert f'{{"name": "add", "arguments": {shown}}}' in text
 
 
 def test_arguments_with_parts_of_their_own_are_held_to_them(client: OpenAI) -> None:

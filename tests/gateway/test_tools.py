@@ -29,13 +29,13 @@ from gateway.tools import (
 NAMES = ["weather", "add"]
 
 
-def read(pieces: list[str], *, forced: bool = False) -> tuple[str, list[tuple[str, str]]]:
+def read(pieces: list[str], *, forced: bool = False, ends_early: bool = False) -> tuple[str, list[tuple[str, str]]]:
     """The text, and the calls with their arguments."""
     reader = Reader(NAMES, forced=forced)
     found: list[Found] = []
     for piece in pieces:
         found += reader.push(piece)
-    found += reader.finish()
+    found += reader.finish(cut=ends_early)
     said, calls = "", []
     for one in found:
         match one:
@@ -266,3 +266,50 @@ def test_a_forced_call_may_come_between_marks() -> None:
     assert [one for one in found if isinstance(one, Called)] == [Called(0, "f")]
     assert "".join(one.text for one in found if isinstance(one, Argued)) == '{"a": 1}'
     assert not any(isinstance(one, Said) for one in found)
+
+
+ONE = '{"name": "weather", "arguments": {"city": "B\\"}nn", "days": [1, {"a": 2}]}}'
+FORCED = [
+    ONE,
+    ONE.replace(": ", ":").replace('", ', '",'),
+    ONE.replace("arguments", "parameters"),
+    f"[{ONE}, {ONE}]",
+    f"[ {ONE},{ONE} ]",
+    f"{HERMES.begin}{ONE}{HERMES.end}\n{HERMES.begin}{ONE}{HERMES.end}",
+]
+
+
+@pytest.mark.parametrize("text", FORCED)
+@given(seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=20)
+def test_text_of_a_forced_call_is_never_shown_wherever_it_ends(seed: int, text: str) -> None:
+    _, whole = read([text], forced=True)
+    assert len(whole) == text.count("name")
+    pick = random.Random(seed)
+    for end in range(len(text) + 1):
+        reader = Reader(NAMES, forced=True)
+        said, calls = read(cut(text[:end], pick), forced=True, ends_early=bool(pick.randrange(2)))
+        assert said == "", text[:end]
+        assert [name for name, _ in calls] == ["weather"] * len(calls)
+        for (_, begun), (_, arguments) in zip(calls, whole, strict=False):
+            assert arguments.startswith(begun)
+        reader.push(text[:end])
+        reader.finish(cut=True)
+        complete = all(arguments == ended for (_, arguments), (_, ended) in zip(calls, whole, strict=False))
+        assert reader.whole == complete, text[:end]
+
+
+@pytest.mark.parametrize("before", ["", "I look.\n"])
+@given(seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=20)
+def test_text_of_a_call_that_its_length_cuts_off_is_not_shown(seed: int, before: str) -> None:
+    text = f"{before}{HERMES.begin}{ONE}{HERMES.end}"
+    pick = random.Random(seed)
+    for end in range(len(before) + len("<tool_call>"), len(text) + 1):
+        said, _ = read(cut(text[:end], pick), ends_early=True)
+        assert said == before.strip(), text[:end]
+
+
+@pytest.mark.parametrize("text", ["Paris", '{"city": "Paris"}', '{"name": "Bonn"}x', "3.5", "<b>"])
+def test_what_cannot_be_a_call_is_text_though_one_is_forced(text: str) -> None:
+    assert read([*text], forced=True) == (text, [])

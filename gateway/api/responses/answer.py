@@ -111,10 +111,11 @@ class ResponseBuilder:
 
     def close(self) -> list[Event]:
         """The answer is whole: the events of its last items. `ended` is next."""
-        events: list[Event] = [] if self._reader is None else self._added(self._reader.finish())
+        events: list[Event] = [] if self._reader is None else self._added(self._reader.finish(cut=self._cut))
         if self._items.unanswered:
             events += self._items.add(Said(""))
-        return [*events, *self._items.end("incomplete" if self._cut else "completed")]
+        ended = not self._cut and (self._reader is None or self._reader.whole)  # a stop string may end a call
+        return [*events, *self._items.end("completed" if ended else "incomplete")]
 
     def ended(self) -> Response:
         """As it is from now on."""
