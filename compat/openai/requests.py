@@ -20,6 +20,9 @@ from compat.openai.semantic import Semantic
 
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
+ServiceTier = Literal["auto", "default", "flex", "priority", "scale"]
+CacheRetention = Literal["in_memory", "in-memory", "24h"]
+
 MAX_CHOICES = 128
 """Answers to one prompt."""
 MAX_PROMPTS = 1024
@@ -186,7 +189,9 @@ class ChatCompletionRequest(_Choices):
     # only with the value that changes nothing
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    # hints that change nothing: all requests have one tier, and what stays in the cache follows from what is read again
+    service_tier: ServiceTier | None = None
+    prompt_cache_retention: CacheRetention | None = None
     # taken and passed on to nobody: they concern OpenAI's own bookkeeping
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None

@@ -115,7 +115,7 @@ def _spec(
         opens=body.add_generation_prompt is not False,
         continues=bool(body.continue_final_message),
         options=body.chat_template_kwargs,
-        passed_on=body.passed_on,
+        passed_on=_passed_on(body, model),
         where=where,
         field=field,
         places=places,
@@ -172,6 +172,17 @@ def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
     if sampling.regex is None and sampling.json_schema is None and sampling.grammar is None:
         return dataclasses.replace(sampling, grammar=tools.grammar(style, model.tokenizer.control))
     return sampling
+
+
+def _passed_on(body: ChatCompletionRequest, model: ServedModel) -> dict[str, str]:
+    """Return what only an engine's own server can use. Where there is none, hints are dropped."""
+    if model.prompts.passes_on:
+        return body.passed_on
+    return {name: value for name, value in body.passed_on.items() if name not in _HINTS}
+
+
+_HINTS = frozenset({"verbosity"})
+"""Fields that a model may follow or not."""
 
 
 def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **how: Any) -> Prompt:

@@ -95,11 +95,11 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
 
 
-class TextConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+class TextConfig(msgspec.Struct, frozen=True):
     """The form of the text, as it was asked for."""
 
     format: dict[str, Any]
-    verbosity: str | None = None
+    verbosity: str = "medium"
 
 
 class ReasoningConfig(msgspec.Struct, frozen=True):
@@ -122,13 +122,16 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
     max_output_tokens: int | None
-    max_tool_calls: None = None
+    max_tool_calls: int | None = None
     metadata: dict[str, Any]
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: str | None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     prompt_cache_key: str | None
+    prompt_cache_retention: str | None = None
     reasoning: ReasoningConfig
     safety_identifier: str | None
     service_tier: Literal["default"] = "default"

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from compat.openai.base import FAULT, Request, fault
 from compat.openai.forms import JsonSchema, ResponseFormat, Schema
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
-from compat.openai.requests import ChatCompletionRequest, Generation
+from compat.openai.requests import CacheRetention, ChatCompletionRequest, Generation, ServiceTier
 from compat.openai.responses.items import InputItem, as_messages
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -99,9 +99,11 @@ class ResponseRequest(Generation):
     stream_options: ResponseStreamOptions | None = None
     # made while nobody waits
     background: bool | None = None
-    # only with the value that changes nothing
-    truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    # hints that change nothing: the client makes the calls, and a prompt that is too long is refused
+    truncation: Literal["auto", "disabled"] | None = None
+    service_tier: ServiceTier | None = None
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    prompt_cache_retention: CacheRetention | None = None
     # taken and passed on to nobody: they concern OpenAI's own bookkeeping
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
@@ -146,8 +148,13 @@ class ResponseRequest(Generation):
 
     @property
     def form_told(self) -> dict[str, Any]:
-        """The text's format, as an answer says it."""
-        return {"type": "text"} if self._form is None else self._form.model_dump(by_alias=True, exclude_none=True)
+        """The text's format, as an answer says it: with all of its fields, as OpenAI's answers have it."""
+        if self._form is None:
+            return {"type": "text"}
+        if self._form.type != "json_schema":
+            return {"type": self._form.type}
+        told = self._form.model_dump(by_alias=True)
+        return {**told, "strict": bool(self._form.strict)}
 
     @property
     def choice_told(self) -> str | dict[str, Any]:

@@ -183,9 +183,7 @@ def test_an_engine_of_ours_can_do_nothing_with_it(server: Server) -> None:
             "reasoning_effort",
             lambda: client.chat.completions.create(model=model, messages=ASKED, reasoning_effort="low"),
         ),  # type: ignore[arg-type]
-        ("verbosity", lambda: client.chat.completions.create(model=model, messages=ASKED, verbosity="low")),  # type: ignore[arg-type]
         ("reasoning.effort", lambda: client.responses.create(model=model, input="x", reasoning={"effort": "low"})),
-        ("text.verbosity", lambda: client.responses.create(model=model, input="x", text={"verbosity": "low"})),
     ]
     for param, asked in asks:
         with pytest.raises(openai.BadRequestError) as refused:
