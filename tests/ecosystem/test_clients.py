@@ -1,6 +1,7 @@
 """Short programs with the clients that people use; those of docs/clients.md, and what agents need."""
 
 import asyncio
+import itertools
 import re
 import subprocess
 import sys
@@ -79,6 +80,38 @@ def test_llama_index_streams_and_calls_tools(base_url: str) -> None:
     (call,) = llm.get_tool_calls_from_response(answer)
     assert call.tool_name == "add"
     assert {type(value) for value in call.tool_kwargs.values()} == {int}
+
+    def check(answer: Any) -> None:
+        (call,) = llm.get_tool_calls_from_response(answer)
+        assert call.tool_name == "add"
+        assert call.tool_kwargs.keys() == {"a", "b"}
+
+    streamed = llm.stream_chat_with_tools(
+        [FunctionTool.from_defaults(add)], user_msg="Add 1 and 2.", tool_required=True
+    )
+    check(list(streamed)[-1])
+
+
+def test_instructors_partials_grow(base_url: str) -> None:
+    import instructor
+    from openai import OpenAI
+    from pydantic import BaseModel, Field
+
+    class City(BaseModel):
+        name: str = Field(min_length=2, max_length=12)
+        people: int = Field(ge=1, le=40_000_000)
+
+    client = instructor.from_openai(OpenAI(base_url=base_url, api_key="none"), mode=instructor.Mode.TOOLS)
+    asked: Any = [{"role": "user", "content": "Describe Paris."}]
+    partials = client.chat.completions.create_partial(
+        model=MODEL, response_model=City, max_retries=0, max_tokens=64, messages=asked
+    )
+    names, last = [], None
+    for last in partials:
+        names += [last.name] if last.name else []
+    assert last is not None
+    assert City.model_validate(last.model_dump())
+    assert all(after.startswith(before) for before, after in itertools.pairwise(names))
 
 
 @pytest.mark.parametrize("api", ["responses", "chat_completions"])
