@@ -64,6 +64,7 @@ def helpers(chunks: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("I look.\n" + written(WEATHER, ADD) + "\nThat was it.", "I look.That was it.", [WEATHER, ADD]),
         ('{"name": "add", "arguments": {}}', "", [("add", "{}")]),
         ("No call <tool at all.", "No call <tool at all.", []),
+        ("It ends like a mark: <tool_", "It ends like a mark: <tool_", []),
     ],
 )
 async def test_a_chunk_has_one_entry_however_the_answer_arrives(

@@ -49,6 +49,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"text": {"verbosity": None}, "service_tier": "flex", "truncation": "auto", "store": False},
     {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
 ]
+PLAIN = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "max_output_tokens", "max_tool_calls", "user"}
+"""What a response repeats of its request as it is."""
 
 
 def conforms(told: dict[str, Any], type: type[BaseModel] = spec.ResponseResource) -> None:
@@ -74,6 +76,7 @@ async def test_responses_have_all_fields(there: There, more: dict[str, Any]) -> 
             assert answer.status == 200
             told = await answer.json()
         conforms(told)
+        assert {name: told[name] for name in PLAIN & set(more)} == {name: more[name] for name in PLAIN & set(more)}
         again = {name: told[name] for name in more if told.get(name) is not None and name != "top_logprobs"}
         async with client.post("/v1/responses", json={"model": "fake", "input": "Hi", **again}) as answer:
             assert answer.status == 200, "what a response says of its request can be asked again"
