@@ -83,6 +83,15 @@ async def test_values_are_data(api: Api, tokenizer: Tokenizer) -> None:
     assert tricky.usage.prompt_tokens == plain.usage.prompt_tokens + ordinary
 
 
+@pytest.mark.parametrize("value", [" " * 900_000, "no end of words " * 20_000], ids=["spaces", "words"])
+async def test_a_value_that_no_window_holds_is_refused(api: Api, value: str) -> None:
+    assert (await api.put("long", value))[0] == 200
+    for prompt in ("Repeat: <<long>>", "<<long>><<long>>"):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await api.ask(prompt)
+        assert refused.value.code == "context_length_exceeded"
+
+
 async def test_a_declared_variable_is_waited_for(api: Api) -> None:
     assert (await api.put("later", None))[1]["state"] == "declared"
     waiting = asyncio.create_task(api.ask("About <<later>>", {"output": "about"}))
