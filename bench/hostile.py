@@ -153,7 +153,7 @@ async def _raw(by: Attacker, data: bytes, seconds: float = 5.0) -> None:
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(seconds):
                 head = await reader.read(4096)
-                if head.startswith(b"HTTP/1.1 "):
+                if head.startswith(b"HTTP/1."):
                     by.check("raw", repr(data[:40]), int(head[9:12]), head)
     finally:
         writer.close()
@@ -552,8 +552,11 @@ class Target:
         finally:
             assert self.process.stdout is not None
             self.process.stdout.close()
-        log = self.log.read_text()
-        return [f"logged: {word}" for word in ("Exception in callback", "never retrieved", "Traceback") if word in log]
+        lines = self.log.read_text().splitlines()
+        bad = [
+            number for number, line in enumerate(lines) if re.search(r"Exception in|never retrieved|Traceback", line)
+        ]
+        return ["\n".join(["logged:", *lines[max(0, number - 2) : number + 60]]) for number in bad[:1]]
 
 
 @asynccontextmanager

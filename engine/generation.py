@@ -185,40 +185,61 @@ class Generation:
 
 
 class StopStrings:
-    """Looks for stop strings in a text that arrives in pieces; shows nothing that could be part of one."""
+    """Looks for stop strings in a text that arrives in pieces; shows nothing that could be part of one.
+
+    Knuth, Morris and Pratt's algorithm (1977): each character takes constant time on average, however long the stop
+    strings are and whatever the text repeats.
+    """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
+        self._stops = [(stop, _borders(stop)) for stop in stops]
+        self._matched = [0] * len(stops)
+        """How many characters of each stop string the text ends with."""
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """What may be shown now, and whether a stop string was found: then nothing behind it ever is.
+        """Return what may be shown now, and whether a stop string was found: then nothing behind it ever is.
 
         Where several begin, the one that begins first counts.
         """
         if not self._stops:
             return piece, False
-        text = self._held + piece
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+        text, begins = self._held + piece, -1
+        for number, (stop, borders) in enumerate(self._stops):
+            length = self._matched[number]
+            for position, character in enumerate(piece, start=len(self._held) + 1):
+                while length and stop[length] != character:
+                    length = borders[length - 1]
+                length += stop[length] == character
+                if length == len(stop):
+                    begin = position - length
+                    begins = begin if begins < 0 else min(begins, begin)
+                    length = 0
+                    break
+            self._matched[number] = length
+        if begins >= 0:
             self._held = ""
-            return text[: min(found)], True
-        keep = max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+            return text[:begins], True
+        shown = len(text) - max(self._matched)
+        self._held = text[shown:]
+        return text[:shown], False
 
     def flush(self) -> str:
-        """What was held back and turned out to be ordinary text."""
+        """Return what was held back and turned out to be ordinary text."""
         held, self._held = self._held, ""
+        self._matched = [0] * len(self._stops)
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if stop.startswith(text[len(text) - length :]):
-            return length
-    return 0
+def _borders(stop: str) -> list[int]:
+    """Return for each beginning of the text the length of its longest proper beginning that is also its end."""
+    borders, length = [0] * len(stop), 0
+    for position in range(1, len(stop)):
+        while length and stop[length] != stop[position]:
+            length = borders[length - 1]
+        length += stop[length] == stop[position]
+        borders[position] = length
+    return borders
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ _Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 MAX_STOPS = 16
 """Stop strings; OpenAI allows four."""
 
+MAX_STOP_LENGTH = 1_000
+"""Characters of a stop string."""
+
 
 def fault(field: str, message: str) -> PydanticCustomError:
     """Return what a validator of a whole request raises to name the field at fault, by its path in the request."""
@@ -67,6 +70,8 @@ class Chosen(Request):
             raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
         if any(not text for text in stops):
             raise ValueError("a stop string must not be empty")
+        if any(len(text) > MAX_STOP_LENGTH for text in stops):
+            raise ValueError(f"a stop string has at most {MAX_STOP_LENGTH} characters")
         return stop
 
 

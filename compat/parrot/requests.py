@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, JsonValue, field_validator, model_valida
 from compat.bounds import BoundedModel
 
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
+_LONGEST_STOP = 1_000
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
 CRITERIA = {"latency": "latency", "throughput": "throughput", "ttft": "latency", "tpot": "latency"}
@@ -76,6 +77,8 @@ class SamplingConfig(_Request):
     def _stop_says_something(cls, stop: str | None) -> str | None:
         if stop == "":
             raise ValueError("a stop string must not be empty")
+        if stop is not None and len(stop) > _LONGEST_STOP:
+            raise ValueError(f"a stop string has at most {_LONGEST_STOP} characters")
         return stop
 
 

@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS responses (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS responses_found ON responses (tenant, id) WHERE found;
 CREATE INDEX IF NOT EXISTS responses_oldest ON responses (number) WHERE found AND begun = '';
+CREATE INDEX IF NOT EXISTS responses_of_tenant ON responses (tenant, size) WHERE found AND begun = '';
 CREATE INDEX IF NOT EXISTS responses_session ON responses (tenant, session) WHERE session IS NOT NULL;
 CREATE INDEX IF NOT EXISTS responses_unfinished ON responses (tenant, runs_in) WHERE begun <> '';
 CREATE TABLE IF NOT EXISTS responses_bytes (total INTEGER NOT NULL);
@@ -51,6 +52,11 @@ CREATE TRIGGER IF NOT EXISTS responses_other AFTER UPDATE OF size ON responses
 so whatever came before has a lower one. `begun` is empty once it has ended."""
 
 _COLUMNS = "tenant, id, input, answer, session, begun, runs_in"
+_AT_ONCE = 16
+"""Responses that are forgotten before a look at who has most."""
+_GREEDIEST = """
+SELECT tenant FROM responses WHERE found AND begun = '' GROUP BY tenant ORDER BY sum(size) DESC LIMIT 1
+"""
 _CHAIN = """
 WITH RECURSIVE turns (number, before, input, answer, session, ended) AS (
     SELECT number, before, input, answer, session, begun = '' FROM responses WHERE tenant = ? AND id = ? AND found
@@ -229,6 +235,18 @@ class SqliteArchive:
         results.add_done_callback(lambda results: self._landed(waiting, results))
 
     def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Work]) -> list[Any]:
+        """Do some works together. If that fails, do each by itself, so that it fails none of the others.
+
+        Returns for each what it returned, or the error that it raised.
+        """
+        try:
+            return self._together(connection, batch)
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+        return [result for work in batch for result in self._transact(connection, [work])]
+
+    def _together(self, connection: sqlite3.Connection, batch: Sequence[_Work]) -> list[Any]:
         try:
             if not self._made:
                 connection.executescript(f"BEGIN IMMEDIATE; {_CREATE} COMMIT;")
@@ -244,27 +262,34 @@ class SqliteArchive:
 
     def _landed(self, waiting: Sequence["asyncio.Future[Any]"], results: "asyncio.Future[list[Any]]") -> None:
         error = results.exception()
-        failed, self._fails = self._fails, error is not None
-        if error is None:
-            for done, result in zip(waiting, results.result(), strict=True):
-                if not done.done():  # whoever asked has gone
-                    done.set_result(result)
-        else:
-            if not failed:
-                log.error("responses cannot be kept or read (%s): %s", self._database.name, error)
-            for done in waiting:
-                if not done.done():
-                    done.set_exception(ArchiveFailed(f"responses cannot be kept or read now: {error}"))
+        ends: Sequence[Any] = [error] * len(waiting) if error is not None else results.result()
+        failed = [end for end in ends if isinstance(end, BaseException)]
+        if failed and not self._fails:
+            log.error("responses cannot be kept or read (%s): %s", self._database.name, failed[0])
+        self._fails = bool(failed)
+        for done, end in zip(waiting, ends, strict=True):
+            if done.done():
+                continue  # whoever asked has gone
+            if isinstance(end, BaseException):
+                done.set_exception(ArchiveFailed(f"responses cannot be kept or read now: {end}"))
+            else:
+                done.set_result(end)
         self._begin()
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
-        """Forgets the oldest that have ended until what is left is no more than may be."""
-        query = "SELECT number FROM responses WHERE found AND begun = '' ORDER BY number LIMIT 1"
+        """Forget responses that have ended until the others fit: the oldest of the tenant that has most.
+
+        So one tenant cannot push out what the others keep.
+        """
+        oldest = "SELECT number FROM responses WHERE found AND begun = '' AND tenant = ? ORDER BY number LIMIT ?"
         while connection.execute("SELECT total FROM responses_bytes").fetchone()[0] > self._max_bytes:
-            oldest = connection.execute(query).fetchone()
-            if oldest is None:
+            greediest = connection.execute(_GREEDIEST).fetchone()
+            if greediest is None:
                 return
-            _forget(connection, oldest[0])
+            for (number,) in connection.execute(oldest, (greediest[0], _AT_ONCE)).fetchall():
+                _forget(connection, number)
+                if connection.execute("SELECT total FROM responses_bytes").fetchone()[0] <= self._max_bytes:
+                    return
 
 
 def _insert(

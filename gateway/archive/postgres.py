@@ -45,12 +45,19 @@ WITH RECURSIVE turns AS (
 SELECT input, answer, session, ended FROM turns ORDER BY number
 """
 _SURPLUS = """
+WITH sizes AS (
+    SELECT number, tenant, size, found AND begun = '' AS ended FROM myna_responses
+), shares AS (
+    SELECT number, ended, size,
+        sum(size) OVER (PARTITION BY tenant ORDER BY ended, number DESC) AS held
+    FROM sizes
+)
 SELECT number FROM (
-    SELECT number, ended, sum(size) OVER (ORDER BY ended, number DESC) AS total
-    FROM (SELECT number, size, found AND begun = '' AS ended FROM myna_responses) AS sizes
+    SELECT number, ended, sum(size) OVER (ORDER BY ended, held, number DESC) AS total FROM shares
 ) AS sums WHERE ended AND total > $1 ORDER BY number LIMIT 1000
 """
-"""The oldest that have ended, as far as the others fill the room."""
+"""Responses that have ended, as far as the others fill the room. `held` is what a tenant holds with the response and
+all newer ones: so the oldest of the tenants that hold most are forgotten."""
 _AT_ONCE = 1000
 _TIDY_SECONDS = 30.0
 

@@ -287,9 +287,11 @@ class LinkedContext:
         self._freed = False
 
     def fill(self, tokens: Sequence[int]) -> None:
-        """See `EngineContext.fill`. A context of a dead process must not go on in the next one."""
-        if self._lost is not None:
-            raise self._lost
+        """See `EngineContext.fill`. A context of a dead process must not continue in the next one, and one that was
+        refused, because its prompt is too long for example, takes no more."""
+        for error in (self._lost, self._refused):
+            if error is not None:
+                raise error
         rank, watched = self._urgency.rank, self._urgency.watched
         self._engine.send(Fill(self._id, list(tokens), rank=rank, scope=self._scope, watched=watched))
 

@@ -81,7 +81,7 @@ def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
 
     Of a union's alternatives, that is the one the client meant; where all failed at one place, all are told.
     """
-    problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False, include_input=False)]
+    problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False)]
     place, problem = max(problems, key=lambda each: len(each[0]))  # the first of the deepest
     param = at(where, ".".join(place)) or None
     if problem["type"] == "extra_forbidden":

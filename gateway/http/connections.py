@@ -8,10 +8,16 @@ again and again until the answer begins. Where the client has gone, the second o
 """
 
 import asyncio
+import logging
 from typing import Any
 
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
+
+from gateway.errors import RequestError
+from gateway.http.errors import error_answer
+
+log = logging.getLogger("myna.http")
 
 HEADER_SECONDS = 30.0
 """Longest time in seconds from a connection, or from the first byte of a later request, to the end of its headers."""
@@ -86,6 +92,22 @@ class _Handler(RequestHandler):
             return
         self.transport.write(_INTERIM)
         self._probe_timer = self._loop.call_later(seconds, self._probe, min(2 * seconds, _MOST_SECONDS))
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is not HTTP in OpenAI's shape. aiohttp would log a traceback, as often as a client likes."""
+        if status >= 500 or request.writer.output_size:
+            return super().handle_error(request, status, exc, message)
+        log.debug("%s sent what is not HTTP: %s", request.remote, exc)
+        words = " ".join((message or "").split()) or "this is not an HTTP request"
+        answer = error_answer(RequestError(status, words, code="invalid_http"))
+        answer.force_close()
+        return answer
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the timers with the connection."""

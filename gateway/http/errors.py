@@ -77,7 +77,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception as raised:
         if isinstance(raised, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
             return _options(raised, request_id)
-        response = _answer(as_request_error(raised))  # kept in no variable: its traceback knows this frame
+        response = error_answer(as_request_error(raised))  # kept in no variable: its traceback knows this frame
     if not response.prepared:
         response.headers["x-request-id"] = request_id
     route = request.match_info.route.resource
@@ -88,8 +88,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
-def _answer(error: RequestError) -> web.Response:
-    """To whoever sees it."""
+def error_answer(error: RequestError) -> web.Response:
+    """Return the answer that tells a client of an error."""
     body = encode_json(error_body(error))
     return web.Response(status=error.status, body=body, headers=error.headers, content_type="application/json")
 

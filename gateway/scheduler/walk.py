@@ -23,6 +23,10 @@ _STREAM_CHARACTERS = 96
 """Of a value that is being made, looked at together for tokens that are settled."""
 
 
+_TOKEN_BYTES = 4
+"""Bytes that a token takes here."""
+
+
 class Unsettled(Exception):
     """Tokens that were filled of a value in the making are not those of the whole value."""
 
@@ -55,6 +59,7 @@ class Walk:
         self._patient = patient
         self._prompt_read = prompt_read
         self._filled: list[Sequence[int]] = []
+        self._filled_tokens = 0
         self._at = 0
         """The segment that comes next."""
         self._parts = deque(call.spec.parts or ())
@@ -129,6 +134,13 @@ class Walk:
 
     def _fill(self, tokens: Sequence[int]) -> None:
         if tokens:
+            self._filled_tokens += len(tokens)
+            most = self._call.session.bounds.bytes // _TOKEN_BYTES
+            if self._filled_tokens > most:  # of engines that refuse no length by themselves
+                message = (
+                    f"the prompt has more than {most} tokens or characters, which is the most that is put together"
+                )
+                raise CallFailed(Failure("too_large", message, self._call.id))
             self._context.fill(tokens)
             self._filled.append(tokens)
             self._call.usage.prompt += math.ceil(len(tokens) * self._engine.grain)

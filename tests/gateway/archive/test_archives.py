@@ -242,16 +242,17 @@ async def test_long_conversations(opened: Open) -> None:
         assert await rows(archive) == []
 
 
-async def test_what_fails_is_said_and_nothing_of_it_is_done(tmp_path: Path) -> None:
+async def test_what_fails_is_said_and_fails_only_what_asked_for_it(tmp_path: Path) -> None:
     file = FileStorage(tmp_path / "journal")
     archive = SqliteArchive(file, 1 << 20, DAY, owns=False)
     await archive.keep(response("before"))
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1"))
     large = response("large", length=1 << 18)
     asked = (archive.find("", "before"), archive.forget("", "before"), archive.keep(large))
-    _, *together = await asyncio.gather(*asked, return_exceptions=True)
-    assert [type(result) for result in together] == [ArchiveFailed] * 2
-    assert await archive.find("", "before"), "they were one transaction"
+    _, forgotten, kept = await asyncio.gather(*asked, return_exceptions=True)
+    assert (forgotten, type(kept)) == (True, ArchiveFailed)
+    assert not await archive.find("", "before"), "done by itself"
+    assert not await archive.find("", "large"), "and nothing of what failed"
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000"))
     await archive.keep(large)
     assert await archive.find("", "large") == large
@@ -287,3 +288,30 @@ async def test_postgres_that_is_away(postgres: Postgres) -> None:
         await archive.keep(response("r"), [Told(b'""', b'""', None)])
     with pytest.raises(ArchiveFailed):
         await archive.find("", "r")
+
+
+async def test_one_tenant_does_not_push_out_what_others_keep(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.archive.postgres._TIDY_SECONDS", 0.0)
+    async with opened(max_bytes=6_000) as archive:
+        for number in range(3):
+            await archive.keep(response(f"modest{number}", length=300, tenant="modest"))
+        for number in range(40):
+            await archive.keep(response(f"greedy{number}", length=300, tenant="greedy"))
+        await archive.tidy()
+        kept = [number for number in range(3) if await archive.find("modest", f"modest{number}")]
+        assert kept == [0, 1, 2]
+        left = [number for number in range(40) if await archive.find("greedy", f"greedy{number}")]
+        assert left == list(range(40 - len(left), 40))
+        assert 5 < len(left) < 20
+
+
+async def test_what_cannot_be_kept_fails_none_of_those_beside_it(opened: Open) -> None:
+    async with opened() as archive:
+        broken = response("broken")
+        object.__setattr__(broken, "id", "\ud800")
+        kept = await asyncio.gather(
+            *(archive.keep(one) for one in (response("a"), broken, response("b"))), return_exceptions=True
+        )
+        assert [isinstance(end, Exception) for end in kept] == [False, True, False]
+        assert await archive.find("", "a")
+        assert await archive.find("", "b")
