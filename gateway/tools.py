@@ -318,7 +318,7 @@ class Reader:
 
     @property
     def whole(self) -> bool:
-        """Whether the arguments of the last call have ended."""
+        """Return whether the arguments of the last call have ended."""
         return self._state != "arguments"
 
     def push(self, text: str) -> list[Found]:
@@ -327,7 +327,7 @@ class Reader:
         return list(self._found(last=False, cut=False))
 
     def finish(self, *, cut: bool = False) -> list[Found]:
-        """The text has ended. `cut`: at a bound of its length, so that the model may have been within a call."""
+        """Return what the end of the text settles. `cut`: a limit of tokens ended it, perhaps within a call."""
         found = list(self._found(last=True, cut=cut))
         if self._held or self._before:
             if self._state == "arguments":

@@ -25,7 +25,7 @@ class RefusalPart(Request):
 
     @property
     def text(self) -> str:
-        """What the model reads of it."""
+        """Return the text that the model reads."""
         return self.refusal
 
 
@@ -62,7 +62,7 @@ Part = Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")
 
 
 class CalledFunction(Request):
-    """What an assistant called, with arguments as JSON, or as whatever it wrote: a limit may have cut it off.
+    """A function that an assistant called. Its arguments are JSON, unless the model was cut off or wrote other text.
 
     `parsed_arguments`: the same as the openai package's helpers return it.
     """
@@ -73,7 +73,7 @@ class CalledFunction(Request):
 
     @property
     def read(self) -> Any:
-        """The arguments as templates know them: an object; or the text, where it is none."""
+        """Return the arguments as templates read them: an object, or the text where it is not one."""
         try:
             arguments = json.loads(self.arguments or "{}")
         except (ValueError, RecursionError):
@@ -122,7 +122,7 @@ class Message(Request):
         return self
 
     def _says_nothing_of_an_assistant(self) -> None:
-        """Raises what a validator raises."""
+        """Raise the fault of a message that has an assistant's fields and another role."""
         if self.tool_calls:
             raise fault("tool_calls", "only an assistant calls tools")
         if self.reasoned:
@@ -158,7 +158,7 @@ class Message(Request):
 
     @property
     def called(self) -> list[dict[str, Any]]:
-        """Its calls as templates know them: arguments are no text there, unless they are not JSON."""
+        """Return the calls as templates read them. Arguments are objects there, and texts where they are not JSON."""
         return [
             {
                 "id": call.id,

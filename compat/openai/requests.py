@@ -151,7 +151,7 @@ class _Choices(Generation, Sampled):
 
     @property
     def wants_continuous_usage(self) -> bool:
-        """Whether each chunk of the stream tells usage so far."""
+        """Return whether each chunk of the stream has usage so far."""
         return self.wants_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 

@@ -158,9 +158,9 @@ def reader_of(body: ChatCompletionRequest, model: ServedModel) -> Callable[[], R
 
 
 def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
-    """A call that has to be made takes the place of what the answer would be held to else.
+    """Return the sampling of an answer with tools. A forced call replaces the form that the answer has otherwise.
 
-    Nothing but its form ends it then: the client never sees the text in which stop strings would be looked for.
+    Stop strings do not apply to a forced call: the client does not see the text in which they would be found.
     """
     if model.prompts.passes_on:  # its server sees to it
         return sampling
@@ -186,7 +186,7 @@ _HINTS = frozenset({"verbosity"})
 
 
 def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **how: Any) -> Prompt:
-    """The prompt of a conversation; `how` as in `PromptBuilder.chat`, and it raises the same.
+    """Return the prompt of a conversation; `how` as in `PromptBuilder.chat`, which raises the same errors.
 
     Arguments of calls that are not JSON objects are text. Templates that read their keys get an object around it.
     """

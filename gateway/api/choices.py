@@ -66,7 +66,7 @@ class Asked(Protocol):
 
     @property
     def wants_continuous_usage(self) -> bool:
-        """Whether each chunk of the stream tells usage so far."""
+        """Return whether each chunk of the stream has usage so far."""
 
 
 class Choices:
@@ -85,7 +85,7 @@ class Choices:
         self._wants_usage = body.wants_usage
         self._continuous_usage = body.wants_continuous_usage
         self._counted: dict[int, tuple[int, ...]] = {}
-        """Usage of each call as the last chunk of it had it."""
+        """Usage of each call, by index, as it was in the call's latest chunk."""
         self._so_far: tuple[int, ...] = (0,) * 6
         """The sum of these."""
         self._opened: set[int] = set()
@@ -109,7 +109,7 @@ class Choices:
 
     @property
     def _later_usage(self) -> Told:
-        """Usage in a chunk that leaves it to the last one."""
+        """Return usage in a chunk of a stream whose last chunk has it."""
         return None if self._wants_usage else msgspec.UNSET
 
     def _usage_with(self, index: int) -> Told:

@@ -116,7 +116,7 @@ class _Shape:
         self._created = int(time.time())
         self._logprobs_told = body.logprobs is not None
         self._offsets: dict[int, TextOffsets] = {}
-        """Of each answer, by index."""
+        """Offsets of each answer's tokens, by index."""
         self._skips_special = body.skip_special_tokens is not False
         self._echoed: list[str] = []
         """What comes before the answers to each prompt."""
@@ -171,7 +171,7 @@ class _Shape:
         )
 
     def _bytes(self, token: int | bytes) -> bytes:
-        """What the token adds to the text."""
+        """Return the bytes that a token adds to the text."""
         if self._skips_special and isinstance(token, int) and not self._model.tokenizer.decode([token]):
             return b""
         return self._model.token_bytes(token)
@@ -187,7 +187,7 @@ class TextOffsets:
         """`before`: characters in front of the first token."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._length = before
-        """Characters that are whole."""
+        """Complete characters so far."""
 
     def push(self, token: bytes) -> int:
         """Take the next token, and return where it begins."""

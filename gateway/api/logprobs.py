@@ -1,4 +1,4 @@
-"""Log probabilities as answers tell them."""
+"""Log probabilities, as answers have them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from gateway.graph.variable import Piece
 from gateway.models import ServedModel
 
 _LEAST = -9999.0
-"""What OpenAI answers for tokens that are out of the question."""
+"""OpenAI's log probability of tokens that cannot come."""
 
 
 def token_logprobs(model: ServedModel, pieces: Iterable[Piece]) -> list[TokenLogprob]:

@@ -89,7 +89,7 @@ class Sampling:
 
     @property
     def plain(self) -> "Sampling":
-        """The same for engines that do not know `top_p` 0, which leaves only the likeliest token: at temperature 0."""
+        """Return the same for engines that do not know `top_p` 0: it leaves one token, as temperature 0 does."""
         return self if self.top_p else replace(self, temperature=0.0, top_p=1.0)
 
 

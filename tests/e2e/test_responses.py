@@ -117,6 +117,24 @@ def test_a_tool_is_called_and_its_output_read(client: OpenAI) -> None:
     assert "".join(deltas) == call.arguments
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package serialises what it has parsed
+def test_what_helpers_of_the_package_return_can_be_sent_back(client: OpenAI) -> None:
+    asked: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    options: Any = {"model": MODEL, "input": asked, "max_output_tokens": 64, "temperature": 0}
+    strict: Any = {**WEATHER, "strict": True, "parameters": {**WEATHER["parameters"], "additionalProperties": False}}
+    called: Any = {"tools": [strict], "tool_choice": "required"}
+    with client.responses.stream(**options, **called) as stream:
+        streamed: Any = stream.get_final_response()
+    answers: list[Any] = [client.responses.parse(text_format=City, **options), streamed]
+    answers.append(client.responses.parse(**options, **called))
+    assert answers[0].output_parsed is not None
+    assert answers[2].output[0].parsed_arguments is not None
+    for answer in answers:
+        calls = [item.call_id for item in answer.output if item.type == "function_call"]
+        results = [{"type": "function_call_output", "call_id": id, "output": "rain"} for id in calls]
+        assert respond(client, [*asked, *answer.output, *results]).status in ("completed", "incomplete")
+
+
 def test_log_probabilities_are_a_chat_completions(client: OpenAI) -> None:
     wanted = chat(client, [{"role": "user", "content": "Name a river."}], logprobs=True, top_logprobs=2)
     options: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}

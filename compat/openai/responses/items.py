@@ -212,7 +212,7 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
 
 
 def _message(content: dict[str, Any], where: str) -> Message:
-    """Return the message of an item whose content is at `where`. Raises what a validator raises."""
+    """Return the message of an item whose content is at `where`. Raise its fault."""
     try:
         return Message.model_validate(content)
     except ValidationError as error:

@@ -148,7 +148,7 @@ class ResponseRequest(Generation):
 
     @property
     def form_told(self) -> dict[str, Any]:
-        """The text's format, as an answer says it: with all of its fields, as OpenAI's answers have it."""
+        """Return the text's format as responses have it: with all of its fields."""
         if self._form is None:
             return {"type": "text"}
         if self._form.type != "json_schema":
