@@ -74,6 +74,11 @@ class Generation:
         self._stops = StopStrings(sampling.stop)
 
     @property
+    def failure(self) -> tuple[str, str] | None:
+        """Why the text cannot be finished: a code and a message."""
+        return None if self.matcher is None else self.matcher.failure
+
+    @property
     def started(self) -> bool:
         """Whether a token was sampled yet."""
         return self.count + self.pending > 0

@@ -1,13 +1,22 @@
-"""Which tokens may come next where a text has to fit a regular expression or a JSON schema, by llguidance."""
+"""Which tokens may come next where a text has to fit a regular expression or a JSON schema, by llguidance.
+
+Grammars come from clients. Compiling one happens in a thread beside the steps; what a step spends on one is bounded, by
+llguidance's limits for one token and by a budget of CPU time for all of them.
+"""
 
 import json
 import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cached_property
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import llguidance.numpy
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from engine.errors import ContextError
@@ -19,6 +28,22 @@ if TYPE_CHECKING:  # it is there for type checkers only
 
 _JSON: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write each value: where white space is free, a small model rambles in it."""
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=100_000,
+    step_max_items=20_000,
+    max_lexer_states=20_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+"""Bounds of compiling, about 0.1 s; of one step, about 0.1 s; and of memory, about 40 MB for the states of a lexer."""
+_QUICK_SECONDS = 0.005
+"""CPU time of one token that is free; ordinary grammars take less than a tenth of it."""
+_BUDGET_SECONDS = 2.0
+"""CPU time beyond that for a whole text: what other sequences may wait for this one."""
+_STACK_BYTES = 64 << 20
+"""Stack of the compiling thread: llguidance follows references recursively. Only what is used of it is memory."""
+_LONGEST_MESSAGE = 200
 
 
 class Grammars:
@@ -26,23 +51,68 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._jobs: SimpleQueue[tuple[Future[Matcher], Sampling]] = SimpleQueue()
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
         return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer)))
 
     def matcher(self, sampling: Sampling) -> "Matcher | None":
-        """What holds a text to its grammar, if the request has one. Raises ContextError."""
+        """Return what holds a text to its grammar, if the request has one. Raises ContextError."""
+        return self._compiled(sampling) if is_constrained(sampling) else None
+
+    def compile(self, sampling: Sampling) -> "Future[Matcher]":
+        """Begin to compile the grammar of a constrained request, in a thread. The result raises ContextError."""
+        future: Future[Matcher] = Future()
+        self._jobs.put((future, sampling))
+        _ = self._compiler
+        return future
+
+    @cached_property
+    def _compiler(self) -> threading.Thread:
+        before = threading.stack_size(_STACK_BYTES)
+        thread = threading.Thread(target=self._serve, name="grammars", daemon=True)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+        return thread
+
+    def _serve(self) -> None:
+        while True:
+            future, sampling = self._jobs.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._compiled(sampling))
+            except Exception as error:  # it is raised where the result is asked for
+                future.set_exception(error)
+
+    def _compiled(self, sampling: Sampling) -> "Matcher":
         try:
             grammar = _grammar(sampling)
-        except ValueError as error:
-            raise ContextError("bad_grammar", str(error)) from error
-        if grammar is None:
-            return None
-        matcher = LLMatcher(self._vocabulary, grammar)
+        except (ValueError, RecursionError) as error:
+            raise ContextError("bad_grammar", _in_words(str(error))) from error
+        assert grammar is not None
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
-            raise ContextError("bad_grammar", matcher.get_error())
+            raise ContextError("bad_grammar", _in_words(matcher.get_error()))
         return Matcher(matcher, self._vocabulary.vocab_size)
+
+
+def is_constrained(sampling: Sampling) -> bool:
+    """Whether the text has to fit a grammar."""
+    return sampling.regex is not None or sampling.json_schema is not None or sampling.grammar is not None
+
+
+def _in_words(error: str) -> str:
+    """Return the first line of what llguidance says: the rest shows its inner state, or a stack."""
+    line = error.strip().split("\n", 1)[0].strip()
+    if "NoExtension" in line:
+        return "no text fits the grammar"
+    if not line or line.startswith("panic"):
+        return "the grammar is too large or too complex"
+    return line[:_LONGEST_MESSAGE]
 
 
 def _grammar(sampling: Sampling) -> str | None:
@@ -67,7 +137,7 @@ def _behind_thoughts(sampling: Sampling) -> str | None:
         schema = json.loads(sampling.json_schema)
         if not isinstance(schema, dict) and schema is not True:
             raise ValueError("a JSON schema is an object")
-        form = f"%json {json.dumps({'x-guidance': _JSON, **(schema if isinstance(schema, dict) else {})})}"
+        form = f"%json {json.dumps({**(schema if isinstance(schema, dict) else {}), 'x-guidance': _JSON})}"
     elif sampling.grammar is not None:
         form = f"%lark {{\n{sampling.grammar}\n}}"
     else:
@@ -99,12 +169,38 @@ class Matcher:
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
         self._matcher = matcher
         self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
+        self._budget = _BUDGET_SECONDS
+        self.failure: tuple[str, str] | None = None
+        """Why no text can be finished any more: a code and a message."""
 
     def allowed(self) -> NDArray[np.int32]:
-        """Which tokens can come next, a bit each, (words,); good until the next call."""
-        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
+        """Which tokens can come next, a bit each, (words,); none, if it failed. Good until the next call."""
+        if self.failure is None:
+            self._timed(lambda: llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0))
         mask: NDArray[np.int32] = self._mask[0]
+        if self.failure is None and not mask.any():
+            self._fail(*_DEAD_END)
+        if self.failure is not None:
+            mask[:] = 0
         return mask
+
+    def _timed(self, work: Callable[[], object]) -> None:
+        """Do a part of a step, within the budget, and see what became of the matcher."""
+        began = time.thread_time()
+        work()
+        self._budget -= max(0.0, time.thread_time() - began - _QUICK_SECONDS)
+        if self._matcher.is_error():
+            if "NoExtension" in (error := self._matcher.get_error()):
+                self._fail(*_DEAD_END)
+            else:
+                self._fail("grammar_too_complex", f"the grammar needs too much work: {_in_words(error)}")
+        elif self._matcher.is_stopped() and not self._matcher.is_accepting():
+            self._fail(*_DEAD_END)
+        elif self._budget < 0:
+            self._fail("grammar_too_complex", f"the grammar needs over {_BUDGET_SECONDS:g} s for this text")
+
+    def _fail(self, code: str, message: str) -> None:
+        self.failure = self.failure or (code, message)
 
     def forced(self) -> list[int]:
         """The tokens that come next whatever the model would say, as far as they are certain; not taken yet.
@@ -112,13 +208,17 @@ class Matcher:
         They are how the vocabulary writes the one text that can follow, and end before a token that what comes behind
         could change.
         """
-        tokens: list[int] = self._matcher.compute_ff_tokens()
-        return tokens
+        tokens: list[int] = []
+        self._timed(lambda: tokens.extend(self._matcher.compute_ff_tokens()))
+        return tokens if self.failure is None else []
 
     def push(self, token: int) -> bool:
-        """Takes the next token. Whether nothing can follow it."""
-        self._matcher.consume_token(token)
-        return bool(self._matcher.is_stopped())
+        """Takes the next token. Whether nothing can follow it: the text is whole then, if there is no `failure`."""
+        self._timed(lambda: self._matcher.consume_token(token))
+        return self.failure is not None or bool(self._matcher.is_stopped())
+
+
+_DEAD_END = ("grammar_dead_end", "the grammar leads to a place where no token can follow and the text is not whole")
 
 
 class _Vocabulary:

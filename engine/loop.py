@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from engine.context import Context
 from engine.device import check_weights, choose_device, kv_tokens_on, room_on
 from engine.errors import CheckpointError, ContextError, EngineError
 from engine.generation import Generation, Sampled
-from engine.grammar import Grammars
+from engine.grammar import Grammars, Matcher, is_constrained
 from engine.kernels import AttentionBatch, Limits, select_kernels
 from engine.kernels.base import PendingChoices
 from engine.kv_cache import SCRATCH, KVCache
@@ -44,6 +45,22 @@ _CHARACTERS = 16
 """Of a token, on average at most: of a prediction no more is read than the answer may have, since all wait for that."""
 _HOST_SHARE = 0.2
 """Part of the host's free memory for KV that left a GPU."""
+
+
+_COMPILE_POLL_SECONDS = 0.02
+"""Longest wait for a grammar when there is nothing else to do: commands that arrive are taken in after it."""
+_FRESH_SECONDS = 0.003
+"""Longest wait for grammars that have just arrived: most are there by then, and their prompt takes one step less."""
+
+
+@dataclass(frozen=True)
+class _Compiling:
+    """A generate whose grammar is compiled in a thread. Its context has no generation until that is done."""
+
+    context: Context
+    sampling: Sampling
+    limit: int
+    matcher: Future[Matcher]
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,9 @@ class Engine:
         self._grammars = Grammars(self.tokenizer)
         self._arrays = StepArrays(step_tokens, config.max_batch, config.block_size)
         self._contexts: dict[int, Context] = {}
+        self._compiling: dict[int, _Compiling] = {}
+        self._fresh = False
+        """Whether a grammar arrived since the last step."""
         self._suspects: deque[int] = deque()
         self._running: _Running | None = None
         """The step whose results were not read yet."""
@@ -195,7 +215,7 @@ class Engine:
         known = self._contexts.get(context)
         if known is not None and parent is not None:
             raise ContextError("context_exists", f"context {context} exists and cannot be forked into")
-        if known is not None and known.generation is not None:
+        if known is not None and (known.generation is not None or context in self._compiling):
             raise ContextError("context_busy", f"context {context} is generating; fill it when that has ended")
         bad = next((token for token in tokens if not 0 <= token < self.info.vocabulary), None)
         if bad is not None:
@@ -229,7 +249,7 @@ class Engine:
     def generate(self, context: int, sampling: Sampling, *, rank: float | None = None) -> None:
         """Samples behind the context's last token; see `Generate`."""
         target = self._get(context)
-        if target.generation is not None:
+        if target.generation is not None or context in self._compiling:
             raise ContextError("context_busy", f"context {context} is generating already")
         if not target.tokens:
             raise ContextError("empty_context", f"context {context} holds no tokens to go on from")
@@ -246,16 +266,49 @@ class Engine:
                 f"the prompt's {len(target.tokens)} tokens leave no room in the window of {self.info.window}",
             )
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        matcher = self._grammars.matcher(sampling)
+        if is_constrained(sampling):
+            self._fresh = True
+            self._compiling[context] = _Compiling(target, sampling, limit, self._grammars.compile(sampling))
+        else:
+            self._begin(target, sampling, limit, None)
+        if rank is not None:
+            target.rank = rank
+
+    def _begin(self, target: Context, sampling: Sampling, limit: int, matcher: Matcher | None) -> None:
         told = sampling.prediction[: limit * _CHARACTERS] if self._speculation is not None else ""
         prediction = self.tokenizer.encode(told) if told else []
         target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher, prediction)
-        if rank is not None:
-            target.rank = rank
+
+    def _begin_compiled(self) -> list[Update]:
+        """Begin the generations whose grammars are compiled; where there is nothing else to do, wait for one."""
+        if not self._compiling:
+            return []
+        futures = [one.matcher for one in self._compiling.values()]
+        if self._running is None and not any(context.has_work for context in self._contexts.values()):
+            wait(futures, _COMPILE_POLL_SECONDS, FIRST_COMPLETED)
+        elif self._fresh:
+            wait(futures, _FRESH_SECONDS)
+        self._fresh = False
+        failed = []
+        for number, one in list(self._compiling.items()):
+            if not one.matcher.done():
+                continue
+            del self._compiling[number]
+            try:
+                self._begin(one.context, one.sampling, one.limit, one.matcher.result())
+            except ContextError as error:
+                failed.append(self._fail(one.context, error.code, str(error)))
+            except Exception as error:
+                log.exception("compiling a grammar failed")
+                failed.append(self._fail(one.context, "internal_error", f"internal error: {error!r}"))
+        return failed
 
     def free_context(self, context: int) -> None:
         """Forgets the context and gives its blocks back. Unknown ids are ignored."""
         target = self._contexts.pop(context, None)
+        compiling = self._compiling.pop(context, None)
+        if compiling is not None:
+            compiling.matcher.cancel()
         if target is not None:
             target.free()
 
@@ -276,12 +329,13 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would bring anything forward."""
-        return self._running is not None or any(context.has_work for context in self._contexts.values())
+        waits = self._running is not None or bool(self._compiling)
+        return waits or any(context.has_work for context in self._contexts.values())
 
     @property
     def running(self) -> int:
         """Contexts with work left."""
-        return sum(context.has_work for context in self._contexts.values())
+        return sum(context.has_work or context.id in self._compiling for context in self._contexts.values())
 
     @property
     def free_tokens(self) -> int:
@@ -305,16 +359,17 @@ class Engine:
 
         If a step over several contexts raises, each of them is tried alone: who raises again fails, and only it.
         """
+        refused = self._begin_compiled()
         before = self._running
         if before is not None and (self._suspects or not before.blind):
-            return self._finish()
+            return refused + self._finish()
         if self._suspects:
             context = self._contexts.get(self._suspects.popleft())
             if context is None or not context.has_work:
-                return []
-            updates = self._launch(self._planner.plan([context], list(self._contexts.values())))
+                return refused
+            updates = refused + self._launch(self._planner.plan([context], list(self._contexts.values())))
             return updates + self._finish()
-        updates = self._launch(self._planner.plan(self._contexts.values()))
+        updates = refused + self._launch(self._planner.plan(self._contexts.values()))
         if before is not None:
             updates = self._read(before) + updates
         return updates if self._overlap else updates + self._finish()
@@ -377,12 +432,14 @@ class Engine:
             if self._speculation is not None and context.id not in running.filled:
                 accepted, rejected = self._speculation.tell(context, len(chunk.drafted), len(standing) - 1)
             if isinstance(bad := standing[-1], BadLogits):
-                updates[context.id] = self._fail(context, "bad_logits", str(bad))
+                updates[context.id] = self._fail(context, *(generation.failure or ("bad_logits", str(bad))))
                 continue
             tokens = [choice for choice in standing if isinstance(choice, Sampled)]
             update = updates.setdefault(context.id, Update(context.id))
             update.accepted, update.rejected = accepted, rejected
             _take_tokens(chunk, tokens, place, update)
+            if generation.failure is not None and update.finish != "length":
+                updates[context.id] = self._fail(context, *generation.failure)
         plan, now = running.plan, time.perf_counter()
         seconds, self._read_at = now - max(running.began, self._read_at), now
         for context in plan.held:

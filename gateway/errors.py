@@ -29,6 +29,8 @@ _STATUS = {
     "session_expired": 410,
     "too_large": 413,
     "transform_failed": 422,
+    "grammar_dead_end": 422,
+    "grammar_too_complex": 422,
     "upstream_failed": 424,
     "overloaded": 429,
     "engine_overloaded": 429,

@@ -29,7 +29,6 @@ from compat.openai.answers import (
     ToolCallDelta,
     TopLogprob,
 )
-from compat.openai.forms import closed
 from compat.openai.messages import Message, NamedTool
 from compat.openai.objects import (
     CallObject,
@@ -109,5 +108,4 @@ __all__ = [
     "VariableList",
     "VariableObject",
     "VariableRequest",
-    "closed",
 ]

@@ -2,86 +2,109 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from functools import lru_cache
+from typing import Any, Literal, Self
 
-from llguidance import LLMatcher  # what answers are held to: refused here is what would be refused there
-from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
+import msgspec
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from compat.openai.base import Request
+from compat.openai.grammars import (
+    MAX_CHOICE_BYTES,
+    MAX_CHOICES,
+    MAX_FORM_BYTES,
+    MAX_PATTERN_BYTES,
+    problem_of_lark,
+    problem_of_regex,
+)
+from compat.openai.lark import BadGrammar, checked
+from compat.openai.schemas import Enforcement, enforceable
 
 
-def _must_be_held_to(grammar: str, what: str) -> None:
-    """Raises ValueError if an engine would refuse it."""
-    problem = LLMatcher.validate_grammar(grammar)
-    if problem:
-        raise ValueError(f"this {what} cannot be held to: {problem}")
+def held_to(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[str, Any]:
+    """Return a JSON schema as it is enforced, shared between requests. Raises ValueError."""
+    try:
+        text = json.dumps(schema)
+        return _held_to(text, enforcement) if len(text) <= MAX_FORM_BYTES else enforceable(schema, enforcement)
+    except RecursionError:
+        raise ValueError("this schema cannot be enforced: it is nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"this schema cannot be enforced: {error}") from None
 
 
-_OPENS = {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"}
-"""What says of an object that there may be more in it than its `properties`."""
+@lru_cache(256)
+def _held_to(schema: str, enforcement: Enforcement) -> dict[str, Any]:
+    """Clients send the same schemas again and again: tools, with every turn of a conversation."""
+    return enforceable(json.loads(schema), enforcement)
 
 
-def closed(schema: Any) -> Any:
-    """The schema with no properties but those that it names, in objects that name some, or say that there are
-    none, and do not speak of others.
-
-    A model that may add some does, without end if it is a weak one. vLLM and OpenAI's strict schemas close them too.
-    """
-    if isinstance(schema, list):
-        return [closed(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {}
-    for key, value in schema.items():
-        if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"):
-            made[key] = {name: closed(one) for name, one in value.items()} if isinstance(value, dict) else value
-        elif key in ("enum", "const", "default", "examples", "allOf", "not", "if", "then", "else"):
-            made[key] = value  # values; and schemas of which each says a part
-        else:
-            made[key] = closed(value)
-    if "properties" in made and not _OPENS & made.keys():
-        made["additionalProperties"] = False
-    return made
-
-
-def valid_schema(schema: Any) -> str:
-    """A JSON schema as text, closed. Raises ValueError."""
+def valid_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> str:
+    """Return a JSON schema, which may be text, as the text that is enforced. Raises ValueError."""
     if isinstance(schema, str):
+        if len(schema) > MAX_FORM_BYTES:
+            raise ValueError(f"a schema has at most {MAX_FORM_BYTES} bytes")
         try:
-            schema = json.loads(schema)
-        except ValueError as error:
+            schema = msgspec.json.decode(schema)
+        except (msgspec.DecodeError, UnicodeError) as error:
             raise ValueError(f"this schema is no JSON: {error}") from None
-    text = json.dumps(closed(schema))
-    _must_be_held_to(LLMatcher.grammar_from_json_schema(text), "schema")
-    return text
-
-
-def _held_to(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    valid_schema(schema)
-    return schema
-
-
-Schema = Annotated[dict[str, JsonValue], AfterValidator(_held_to)]
-"""A JSON schema that an engine would not refuse."""
+        except RecursionError:
+            raise ValueError("this schema is nested too deep") from None
+    return json.dumps(held_to(schema, enforcement))
 
 
 def valid_regex(pattern: str) -> str:
-    """The pattern. Raises ValueError if it cannot be held to."""
-    _must_be_held_to(LLMatcher.grammar_from_regex(pattern), "regex")
+    """Return the pattern. Raises ValueError if it cannot be enforced."""
+    return _valid_regex(_short(pattern, "regex"))
+
+
+@lru_cache(256)
+def _valid_regex(pattern: str) -> str:
+    if problem := problem_of_regex(pattern):
+        raise ValueError(f"this regex cannot be enforced: {problem}")
     return pattern
 
 
 def valid_grammar(grammar: str) -> str:
-    """The grammar, in Lark. Raises ValueError if it cannot be held to."""
-    _must_be_held_to(LLMatcher.grammar_from_lark(grammar), "grammar")
+    """Return the grammar, in Lark, as it is enforced. Raises ValueError if it cannot be."""
+    return _valid_grammar(_short(grammar, "grammar"))
+
+
+@lru_cache(256)
+def _valid_grammar(grammar: str) -> str:
+    try:
+        grammar = checked(grammar, held_to)
+    except BadGrammar as error:
+        raise ValueError(f"this grammar cannot be enforced: {error}") from None
+    if problem := problem_of_lark(grammar):
+        raise ValueError(f"this grammar cannot be enforced: {problem}")
     return grammar
 
 
+def _short(text: str, what: str) -> str:
+    """Return the text. Raises ValueError if it is too long to be compiled."""
+    if len(text) > MAX_PATTERN_BYTES or len(text.encode(errors="surrogatepass")) > MAX_PATTERN_BYTES:
+        raise ValueError(f"a {what} has at most {MAX_PATTERN_BYTES} bytes")
+    return text
+
+
 def one_of(choices: list[str]) -> str:
-    """A grammar for one of some texts. Raises ValueError."""
+    """Return a grammar for one of some texts. Raises ValueError."""
     if not all(choices):
         raise ValueError("a choice must not be empty")
-    return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    if len(choices) > MAX_CHOICES:
+        raise ValueError(f"at most {MAX_CHOICES} choices are supported")
+    if sum([len(choice) for choice in choices]) > MAX_CHOICE_BYTES:
+        raise ValueError(f"choices have at most {MAX_CHOICE_BYTES} characters together")
+    # one terminal: as alternatives of a rule, each would be an item of every row of the parser
+    grammar = "start: CHOICE\nCHOICE: " + " | ".join([json.dumps(choice, ensure_ascii=False) for choice in choices])
+    return _compiled_choices(grammar)
+
+
+@lru_cache(64)
+def _compiled_choices(grammar: str) -> str:
+    if problem := problem_of_lark(grammar):
+        raise ValueError(f"these choices cannot be enforced: {problem}")
+    return grammar
 
 
 @dataclass(frozen=True)
@@ -91,21 +114,38 @@ class Form:
     json_schema: str | None = None
     regex: str | None = None
     grammar: str | None = None
+    given: Any = None
+    """The JSON schema as the client wrote it."""
+
+    @property
+    def json_schema_elsewhere(self) -> str | None:
+        """The JSON schema for a server that may enforce keywords that are dropped here."""
+        if self.given is None:
+            return self.json_schema
+        try:
+            return valid_schema(self.given)
+        except ValueError:
+            return json.dumps(self.given)
 
 
 class JsonSchema(Request):
-    """A schema by name; `strict` changes nothing: it is always held to."""
+    """A schema by name. With `strict`, a keyword that cannot be enforced is refused; else it is dropped."""
 
     name: str
+    strict: bool | None = None  # before the schema, whose check depends on it
     schema_: dict[str, JsonValue] | bool = Field(True, alias="schema")
     description: str | None = None
-    strict: bool | None = None
 
     @field_validator("schema_")
     @classmethod
-    def _can_be_held_to(cls, schema: dict[str, JsonValue] | bool) -> dict[str, JsonValue] | bool:
-        valid_schema(schema)
+    def _can_be_enforced(cls, schema: Any, info: ValidationInfo) -> Any:
+        held_to(schema, Enforcement.STRICT if info.data.get("strict") else Enforcement.BEST_EFFORT)
         return schema
+
+    @property
+    def enforced(self) -> dict[str, Any]:
+        """The schema as it is enforced. Raises ValueError."""
+        return held_to(self.schema_, Enforcement.STRICT if self.strict else Enforcement.BEST_EFFORT)
 
 
 class ResponseFormat(Request):
@@ -125,7 +165,13 @@ class ResponseFormat(Request):
         """What the answer is valid for, as JSON; None for any text."""
         if self.type == "text":
             return None
-        return json.dumps({"type": "object"} if self.json_schema is None else closed(self.json_schema.schema_))
+        return json.dumps({"type": "object"} if self.json_schema is None else self.json_schema.enforced)
+
+    @property
+    def form(self) -> Form:
+        """The same for an engine."""
+        given = None if self.json_schema is None else self.json_schema.schema_
+        return Form(json_schema=self.schema_text, given=given)
 
 
 class StructuredOutputs(Request):

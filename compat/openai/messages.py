@@ -3,11 +3,20 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from compat.bounds import BoundedModel
 from compat.openai.base import Request, fault
-from compat.openai.forms import Schema
+from compat.openai.forms import held_to
+from compat.openai.schemas import Enforcement
 
 
 class TextPart(Request):
@@ -177,8 +186,21 @@ class FunctionDefinition(Request):
 
     name: FunctionName
     description: str | None = None
-    parameters: Schema | None = None
-    strict: bool | None = None
+    strict: bool | None = None  # before the parameters, whose check depends on it
+    parameters: dict[str, JsonValue] | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_enforced(cls, parameters: Any, info: ValidationInfo) -> Any:
+        if info.data.get("strict") and parameters is not None:
+            held_to(parameters)
+        return parameters
+
+    @property
+    def enforced(self) -> dict[str, Any]:
+        """The schema that arguments are made valid for. Raises ValueError, if `strict`."""
+        schema = {"type": "object", "properties": {}} if self.parameters is None else self.parameters
+        return held_to(schema, Enforcement.STRICT if self.strict else Enforcement.LENIENT)
 
 
 class ToolDefinition(Request):

@@ -110,7 +110,7 @@ class _Choices(Generation, Sampled):
     def form(self) -> Form:
         """What the answer is held to."""
         if self.response_format is not None:
-            return Form(json_schema=self.response_format.schema_text)
+            return self.response_format.form
         if self.structured_outputs is not None:
             return self.structured_outputs.form
         if self.guided_json is not None:

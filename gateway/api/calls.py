@@ -74,7 +74,7 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
         logprobs=body.wants_logprobs,
         top_logprobs=body.alternatives,
         regex=form.regex,
-        json_schema=form.json_schema,
+        json_schema=form.json_schema_elsewhere if model.prompts.passes_on else form.json_schema,
         grammar=form.grammar,
         prediction=body.predicted,
     )

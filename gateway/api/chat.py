@@ -25,7 +25,6 @@ from compat.openai import (
     ResponseMessage,
     ToolCallAnswer,
     ToolCallDelta,
-    closed,
 )
 from gateway.api.answers import Extra, respond
 from gateway.api.calls import answer_slot, prepared, sampling_of, several, spec_of, with_fallbacks
@@ -127,13 +126,14 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
     """What the request says of tools, if it has any."""
     if not body.tools:
         return None
+    forced = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
     known = [
         Tool(
             tool.function.name,
             tool.function.description or "",
             tool.function.parameters or {"type": "object", "properties": {}},
             bool(tool.function.strict),
-            closed(tool.function.parameters or {"type": "object", "properties": {}}),
+            tool.function.enforced if forced or tool.function.strict else {"type": "object"},
         )
         for tool in body.tools
     ]

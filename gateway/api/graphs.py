@@ -34,7 +34,7 @@ from gateway.graph.objectives import objective
 from gateway.graph.session import Addition, Given, Session
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.auth import TENANT
-from gateway.http.bodies import check, json_response, read_json
+from gateway.http.bodies import check, checked, encode_json, json_response, read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.sse import EventStream, named
 from gateway.scheduler import Scheduler
@@ -92,7 +92,7 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         if index % _AT_ONCE == _AT_ONCE - 1:
             await asyncio.sleep(0)
         where = f"calls.{index}"
-        call = check(raw, ChatCompletionRequest, where)
+        call = await checked(raw, ChatCompletionRequest, encode_json(raw), where)
         if call.stream:
             message = "the calls of a graph are not streamed one by one; stream the graph"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")

@@ -65,7 +65,23 @@ async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
         raise RequestError(400, f"invalid body: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_json")
-    return check(content, schema)
+    return await checked(content, schema, raw)
+
+
+_SCHEMAS = (b'"response_format"', b'"tools"', b'"format"')
+"""Fields whose values are compiled where the body is checked."""
+_PATTERNS = (b'"structured_outputs"', b'"guided_', b'"regex"', b'"pattern"', b'"multipleOf"')
+"""Fields whose values may take long to compile, however short they are."""
+_LONG_SCHEMA = 2_000
+"""Bytes; a longer body with a schema is checked off the event loop."""
+
+
+async def checked(content: Any, schema: type[_Body], raw: bytes, where: str = "") -> _Body:
+    """Check a body, which came as `raw`, off the event loop where that may take long. See `check`."""
+    fields = (*_PATTERNS, *_SCHEMAS) if len(raw) > _LONG_SCHEMA else _PATTERNS
+    if any(field in raw for field in fields):
+        return await asyncio.to_thread(check, content, schema, where)
+    return check(content, schema, where)
 
 
 def check(content: Any, schema: type[_Body], where: str = "") -> _Body:

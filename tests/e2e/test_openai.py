@@ -271,9 +271,9 @@ def test_answers_are_held_to_what_vllm_calls_structured_outputs(
     [
         ({"structured_outputs": {"choice": ["a"], "regex": "b"}}, "and not more"),
         ({"structured_outputs": {}}, "is needed"),
-        ({"structured_outputs": {"regex": "("}}, "cannot be held to"),
-        ({"guided_grammar": "no grammar"}, "cannot be held to"),
-        ({"guided_json": {"type": "no type"}}, "cannot be held to"),
+        ({"structured_outputs": {"regex": "("}}, "cannot be enforced"),
+        ({"guided_grammar": "no grammar"}, "cannot be enforced"),
+        ({"guided_json": {"type": "no type"}}, "cannot be enforced"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "one does"),
     ],
 )

@@ -3,14 +3,15 @@
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from compat.openai.base import FAULT, Request, fault
-from compat.openai.forms import JsonSchema, ResponseFormat, Schema
+from compat.openai.forms import JsonSchema, ResponseFormat, held_to
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
 from compat.openai.requests import CacheRetention, ChatCompletionRequest, Generation, ServiceTier
 from compat.openai.responses.items import InputItem, as_messages
+from compat.openai.schemas import Enforcement
 
 _LOGPROBS = "message.output_text.logprobs"
 _AS_IN_CHAT = (
@@ -22,13 +23,31 @@ _AS_IN_CHAT = (
 
 
 class FunctionTool(Request):
-    """A function that the client can call for the model. It is held to its parameters unless `strict` is false."""
+    """A function that the client can call for the model. Its arguments are valid for its parameters with `strict`, and
+    where that is left out, if they can be made so."""
 
     type: Literal["function"]
     name: FunctionName
     description: str | None = None
-    parameters: Schema | None = None
-    strict: bool | None = None
+    strict: bool | None = None  # before the parameters, whose check depends on it
+    parameters: dict[str, JsonValue] | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _can_be_enforced(cls, parameters: Any, info: ValidationInfo) -> Any:
+        if info.data.get("strict") and parameters is not None:
+            held_to(parameters)
+        return parameters
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the parameters are enforced."""
+        if self.strict is None and self.parameters is not None:
+            try:
+                held_to(self.parameters)
+            except ValueError:
+                return False
+        return self.strict is not False
 
 
 class FunctionChoice(Request):
@@ -43,9 +62,16 @@ class TextFormat(Request):
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
-    schema_: Schema | None = Field(None, alias="schema")
+    strict: bool | None = None  # before the schema, whose check depends on it
+    schema_: dict[str, JsonValue] | None = Field(None, alias="schema")
     description: str | None = None
-    strict: bool | None = None
+
+    @field_validator("schema_")
+    @classmethod
+    def _can_be_enforced(cls, schema: Any, info: ValidationInfo) -> Any:
+        if schema is not None:
+            held_to(schema, Enforcement.STRICT if info.data.get("strict") else Enforcement.BEST_EFFORT)
+        return schema
 
     @model_validator(mode="after")
     def _has_its_schema(self) -> Self:
@@ -165,7 +191,7 @@ class ResponseRequest(Generation):
     @property
     def tools_told(self) -> list[dict[str, Any]]:
         """The tools, as an answer says them."""
-        return [{**tool.model_dump(), "strict": tool.strict is not False} for tool in self.tools or ()]
+        return [{**tool.model_dump(), "strict": tool.is_strict} for tool in self.tools or ()]
 
     @cached_property
     def chat(self) -> ChatCompletionRequest:
@@ -195,7 +221,7 @@ class ResponseRequest(Generation):
 def _format(form: TextFormat) -> ResponseFormat:
     if form.type != "json_schema":
         return ResponseFormat(type=form.type)
-    schema = JsonSchema.model_validate({"name": form.name, "schema": form.schema_})
+    schema = JsonSchema.model_validate({"name": form.name, "schema": form.schema_, "strict": form.strict})
     return ResponseFormat(type="json_schema", json_schema=schema)
 
 
@@ -204,7 +230,7 @@ def _tool(tool: FunctionTool) -> ToolDefinition:
         name=tool.name,
         description=tool.description,
         parameters=tool.parameters,
-        strict=tool.strict is not False,
+        strict=tool.is_strict,
     )
     return ToolDefinition(type="function", function=function)
 

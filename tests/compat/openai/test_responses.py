@@ -40,7 +40,11 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "input.0.content.0.type", "tag"),
     ({"tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
     ({"tools": [TOOL, TOOL]}, "tools", "one name"),
-    ({"tools": [{**TOOL, "parameters": {"type": "nothing"}}]}, "tools.0.parameters", "cannot be held to"),
+    (
+        {"tools": [{**TOOL, "parameters": {"type": "nothing"}, "strict": True}]},
+        "tools.0.parameters",
+        "cannot be enforced",
+    ),
     ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "'g'"),
     ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "a name and a schema"),

@@ -1,0 +1,95 @@
+"""What llguidance says of a form: whether it can be enforced, within bounds of size and time.
+
+The library is not trusted with what a client sends: it has limits for most of its work, and `schemas` and `lark`
+refuse beforehand what these limits do not bound.
+"""
+
+from functools import cache
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+MAX_FORM_BYTES = 262_144
+"""Bytes of a JSON schema."""
+MAX_PATTERN_BYTES = 65_536
+"""Bytes of a regular expression or a grammar."""
+MAX_CHOICES = 10_000
+"""Texts of which an answer is one. The alternatives become one automaton."""
+MAX_CHOICE_BYTES = 262_144
+"""Bytes of these texts together."""
+_FIRST_LIMITS = LLParserLimits(
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=20_000,
+    step_max_items=20_000,
+    max_lexer_states=20_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+"""Less fuel than the engine has: it compiles a longer vocabulary."""
+_LONGEST_MESSAGE = 200
+
+
+def problem_of_schema(schema: str) -> str:
+    """Return why a JSON schema, as text, cannot be enforced; "" if it can."""
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(schema)
+    except ValueError as error:
+        return in_words(str(error))
+    return _problem(grammar)
+
+
+def problem_of_regex(pattern: str) -> str:
+    """Return why a regular expression cannot be enforced; "" if it can."""
+    return _problem(LLMatcher.grammar_from_regex(pattern))
+
+
+def problem_of_lark(grammar: str) -> str:
+    """Return why a grammar cannot be enforced; "" if it can."""
+    return _problem(LLMatcher.grammar_from_lark(grammar))
+
+
+def _problem(grammar: str) -> str:
+    """Compile the grammar and compute which bytes may come first."""
+    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_FIRST_LIMITS)
+    if matcher.is_error():
+        error = matcher.get_error()
+        if "special token" in error:  # the engine knows which there are
+            error = LLMatcher.validate_grammar(grammar, limits=_FIRST_LIMITS)
+        return in_words(error) if error else ""
+    if not any(matcher.compute_bitmask()):
+        return in_words(matcher.get_error()) if matcher.is_error() else _NOTHING
+    return in_words(matcher.get_error()) if matcher.is_error() else ""
+
+
+_NOTHING = "unsatisfiable: no text fits it"
+
+
+def in_words(error: str) -> str:
+    """Return the first line of what llguidance says, for a client."""
+    first, *others = error.strip().split("\n")
+    line = first.strip()
+    reasons = [other.strip() for other in others if other.strip().startswith("error: ")]
+    if line.endswith(":") and reasons:
+        line = f"{line} {reasons[-1].removeprefix('error: ')}"
+    if "NoExtension" in line:
+        return _NOTHING
+    if not line or line.startswith("panic") or "backtrace" in line:
+        return "it is too large or too complex"
+    line = "".join(character if character.isprintable() else " " for character in line)
+    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}…"
+
+
+class _Bytes:
+    """A vocabulary of single bytes and an end: compiling needs one, and a small one costs little."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    tokens = tuple([bytes([byte]) for byte in range(256)] + [b"<end>"])
+    special_token_ids = (256,)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()))

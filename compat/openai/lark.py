@@ -1,0 +1,227 @@
+"""Grammars in Lark, looked at before llguidance compiles them: what its limits do not bound is refused here."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_DEFINITIONS = 1_000
+"""Rules and terminals: llguidance follows a chain of them recursively, on the thread's stack."""
+
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|//[^\n]*|\#[^\n]*)
+    |(?P<string>"(?:[^"\\\n]|\\.)*"i?)
+    |(?P<regex>/(?![*/])(?:[^/\\\n]|\\.)+/[imslux]*)
+    |(?P<directive>%[a-z_]+)
+    |(?P<name>[?!]?[A-Za-z_][A-Za-z0-9_]*(?:\.[0-9]+)?)
+    |(?P<special><[^<>\s]+>)
+    |(?P<number>-?[0-9]+)
+    |(?P<mark>->|\.\.|[:|()\[\]{}?*+~,=&@.])
+    """,
+    re.VERBOSE,
+)
+_DECODER = json.JSONDecoder()
+
+
+class BadGrammar(ValueError):
+    """The grammar cannot be enforced."""
+
+
+@dataclass
+class _Rule:
+    """One rule, terminal or group: its alternatives, each a list of names and groups that it cannot do without."""
+
+    alternatives: list[list["str | _Rule"]] = field(default_factory=list)
+
+    def mentioned(self) -> set[str]:
+        """Return the names in it."""
+        found: set[str] = set()
+        for alternative in self.alternatives:
+            for symbol in alternative:
+                found |= symbol.mentioned() if isinstance(symbol, _Rule) else {symbol}
+        return found
+
+
+def checked(grammar: str, schema: Callable[[Any], dict[str, Any]]) -> str:
+    """Return the grammar with its JSON schemas rewritten by `schema`.
+
+    Raises BadGrammar for intersections and complements, whose automata have no useful bound; for too many
+    definitions; and for a rule that no finite text fits.
+    """
+    tokens: list[tuple[str, str]] = []
+    made, position = "", 0
+    while position < len(grammar):
+        found = _TOKEN.match(grammar, position)
+        if found is None:
+            raise BadGrammar(f"unexpected {grammar[position : position + 20]!r}")
+        position = found.end()
+        kind, text = found.lastgroup or "", found[0]
+        made += text
+        if kind == "directive" and text == "%json":
+            value, position = _json(grammar, position)
+            made += f" {json.dumps(schema(value))}"
+            tokens.append(("json", ""))
+        elif kind == "directive" and text == "%llguidance":
+            value, position = _json(grammar, position)
+            if value:
+                raise BadGrammar("options of %llguidance are not supported")
+            made += " {}"
+        elif kind == "directive" and text not in ("%ignore", "%import", "%lark", "%declare"):
+            raise BadGrammar(f"{text} is not supported")
+        elif kind == "mark" and text in "&~":
+            what = "intersection (&)" if text == "&" else "complement or repetition (~)"
+            raise BadGrammar(f"{what} is not supported: its size has no bound; write {{m,n}} for a repetition")
+        elif kind != "space":
+            tokens.append((kind, text))
+        elif "\n" in text:
+            tokens.append(("line", ""))
+    _check_rules(tokens)
+    return made
+
+
+def _json(grammar: str, position: int) -> tuple[Any, int]:
+    start = position + len(grammar[position:]) - len(grammar[position:].lstrip())
+    try:
+        return _DECODER.raw_decode(grammar, start)
+    except (ValueError, RecursionError) as error:
+        raise BadGrammar(f"JSON expected: {str(error).splitlines()[0]}") from None
+
+
+def _check_rules(tokens: list[tuple[str, str]]) -> None:
+    bodies = _bodies(tokens)
+    if len(bodies) > MAX_DEFINITIONS:
+        raise BadGrammar(f"it has more than {MAX_DEFINITIONS} rules and terminals")
+    if ("directive", "%lark") in tokens:
+        return  # the rules within it are its own
+    try:
+        rules = {name: _Body(body).rule() for name, body in bodies}
+    except _Unknown:
+        return  # written in a way that llguidance knows and this does not
+    readers: dict[str, list[str]] = {}
+    for name, rule in rules.items():
+        for read in rule.mentioned():
+            readers.setdefault(read, []).append(name)
+    ending: set[str] = set()
+    waiting = list(rules)
+    while waiting:
+        name = waiting.pop()
+        if name not in ending and _ends(rules[name], rules, ending):
+            ending.add(name)
+            waiting += readers.get(name, ())
+    endless = next((name for name in rules if name not in ending), None)
+    if endless is not None:
+        raise BadGrammar(f"unsatisfiable: no finite text fits the rule {endless!r}")
+
+
+def _ends(rule: _Rule, rules: dict[str, _Rule], ending: set[str]) -> bool:
+    """Whether a finite text fits the rule, where it is known of which others one does."""
+    return any(
+        all(
+            _ends(symbol, rules, ending) if isinstance(symbol, _Rule) else symbol in ending or symbol not in rules
+            for symbol in alternative
+        )
+        for alternative in rule.alternatives
+    )
+
+
+def _bodies(tokens: list[tuple[str, str]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the definitions: their names, and the tokens behind the colon."""
+    found: list[tuple[str, list[tuple[str, str]]]] = []
+    at, fresh = 0, True
+    while at < len(tokens):
+        kind, text = tokens[at]
+        colon = _colon(tokens, at) if fresh and kind == "name" else None
+        fresh = kind == "line"
+        if colon is not None:
+            found.append((text.lstrip("?!").split(".")[0], []))
+            at = colon
+        elif kind == "directive" and text != "%lark":
+            while at < len(tokens) and tokens[at][0] != "line":
+                at += 1
+            continue
+        elif kind != "line" and found:
+            found[-1][1].append((kind, text))
+        at += 1
+    return found
+
+
+def _colon(tokens: list[tuple[str, str]], at: int) -> int | None:
+    """Return where the colon of a definition stands whose name is at `at`; attributes may stand between."""
+    depth = 0
+    for index in range(at + 1, len(tokens)):
+        kind, text = tokens[index]
+        if text in ("[", "{"):
+            depth += 1
+        elif text in ("]", "}"):
+            depth -= 1
+        elif not depth:
+            return index if text == ":" else None
+        if kind == "line":
+            return None
+    return None
+
+
+class _Unknown(Exception):
+    """The rule is written in an unknown way."""
+
+
+class _Body:
+    """Reads the alternatives of one rule."""
+
+    def __init__(self, tokens: list[tuple[str, str]]) -> None:
+        self._tokens = tokens
+        self._at = 0
+
+    def rule(self) -> _Rule:
+        """Return what the rule derives. Raises _Unknown."""
+        rule = self._alternatives(0)
+        if self._at < len(self._tokens):
+            raise _Unknown
+        return rule
+
+    def _next(self) -> str:
+        return self._tokens[self._at][1] if self._at < len(self._tokens) else ""
+
+    def _alternatives(self, depth: int) -> _Rule:
+        if depth > 100:
+            raise _Unknown
+        rule = _Rule([[]])
+        while self._at < len(self._tokens):
+            kind, text = self._tokens[self._at]
+            if kind == "mark" and text in ")]":
+                break
+            self._at += 1
+            if kind == "mark" and text == "|":
+                rule.alternatives.append([])
+            elif kind == "mark" and text in "([":
+                group = self._alternatives(depth + 1)
+                if self._next() != ("]" if text == "[" else ")"):
+                    raise _Unknown
+                self._at += 1
+                self._add(rule, group, optional=text == "[")
+            elif kind == "name":
+                self._add(rule, text)
+            elif kind in ("string", "regex", "special", "json"):
+                if kind == "string" and self._next() == "..":
+                    self._at += 2
+                self._add(rule, None)
+            elif text == "->":
+                self._at += 1  # a name for the alternative
+            else:
+                raise _Unknown
+        return rule
+
+    def _add(self, rule: _Rule, symbol: "str | _Rule | None", *, optional: bool = False) -> None:
+        """Add a symbol, unless it may be left out."""
+        if self._at < len(self._tokens) and self._tokens[self._at] == ("mark", "{"):
+            least = self._tokens[self._at + 1][1] if self._at + 1 < len(self._tokens) else ""
+            while self._next() not in ("}", ""):
+                self._at += 1
+            self._at += 1
+            optional = optional or not least.isdecimal() or int(least) == 0
+        elif self._next() in ("?", "*", "+"):
+            optional = optional or self._next() != "+"
+            self._at += 1
+        if not optional and symbol is not None:
+            rule.alternatives[-1].append(symbol)

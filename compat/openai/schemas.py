@@ -1,0 +1,741 @@
+"""JSON schemas, rewritten so that llguidance enforces what the client asked for.
+
+llguidance joins the parts of a schema (`allOf`, `$ref`, `anyOf` beside other keywords) by itself, but it lacks some
+keywords, rounds integers to floats, and walks into a `$ref` that never ends. `enforceable` changes a schema so that
+every answer that llguidance lets through is valid for the original, except for keywords that it is allowed to drop.
+"""
+
+import json
+import math
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+from compat.openai.grammars import MAX_FORM_BYTES, problem_of_schema
+
+MAX_SCHEMA_NODES = 20_000
+"""Objects, lists and values of a schema, counted in the text that the client sends."""
+MAX_SCHEMA_DEPTH = 100
+"""Nesting of a schema. llguidance reads 127 levels of JSON, and joining parts adds some."""
+MAX_DEFINITIONS = 200
+"""Definitions that a schema refers to. llguidance resolves a chain of them recursively, on the thread's stack."""
+MAX_ALTERNATIVES = 1_000
+"""Alternatives that joining the parts of a schema may multiply into."""
+MAX_STEPS = 50_000
+"""Parts looked at to find which properties the joined ones name, for a whole schema: a tenth of a second."""
+MAX_MULTIPLE = 10_000
+"""Largest `multipleOf`, in units of its last digit: the automaton has a state for each remainder."""
+_EXACT = 2**53
+"""Integers up to here are exact as floats."""
+_LARGEST = 10**18
+"""Integers from here are too long for llguidance's ranges, and -2**63 overflows its stack."""
+_MOST_CHARACTERS = 10_000_000
+"""A longer answer does not fit any model's window: a larger `maxLength` or `maxItems` allows everything."""
+
+
+class Enforcement(Enum):
+    """What happens to a keyword that cannot be enforced."""
+
+    STRICT = "strict"
+    """The schema is refused."""
+    BEST_EFFORT = "best effort"
+    """The keyword is dropped. Numbers that cannot be kept exactly, and schemas without a valid value, are refused."""
+    LENIENT = "lenient"
+    """The keyword is dropped. No schema is refused."""
+
+
+class Unenforceable(ValueError):
+    """The schema cannot be enforced. The message names the keyword."""
+
+
+def enforceable(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[str, Any]:
+    """Return the schema as it is enforced. Raises Unenforceable, unless the enforcement is lenient."""
+    try:
+        return _enforceable(schema, enforcement)
+    except Unenforceable:
+        if enforcement is Enforcement.LENIENT:
+            return {"type": "object"}
+        raise
+
+
+def _enforceable(schema: Any, enforcement: Enforcement) -> dict[str, Any]:
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise Unenforceable("a JSON schema is an object" if schema is not False else "no value is valid for false")
+    _check_size(schema)
+    made = _Rewriter(schema, enforcement).document()
+    problem = _problem(made)
+    if problem and enforcement is not Enforcement.STRICT and not _hopeless(problem):
+        made = _Rewriter(schema, enforcement, plain=True).document()
+        problem = _problem(made)
+    if problem:
+        raise Unenforceable(problem)
+    return made
+
+
+def _problem(schema: dict[str, Any]) -> str:
+    text = json.dumps(schema)
+    if len(text) > 2 * MAX_FORM_BYTES:
+        return f"it has more than {2 * MAX_FORM_BYTES} bytes once its parts are joined"
+    return problem_of_schema(text)
+
+
+def _hopeless(problem: str) -> bool:
+    """Whether the schema has no valid value: dropping keywords must not hide that."""
+    return "nsatisfiable" in problem
+
+
+def _check_size(schema: Any) -> None:
+    """Raise Unenforceable for a schema that is too large to be looked at."""
+    nodes, size, layer, depth = 0, 0, [schema], 0
+    while layer:
+        nodes += len(layer)
+        depth += 1
+        if depth > MAX_SCHEMA_DEPTH:
+            raise Unenforceable(f"it is nested deeper than {MAX_SCHEMA_DEPTH} levels")
+        below: list[Any] = []
+        for node in layer:
+            if isinstance(node, dict):
+                size += sum([len(key) for key in node])
+                below += node.values()
+            elif isinstance(node, list):
+                below += node
+            elif isinstance(node, str):
+                size += len(node)
+        if nodes + len(below) > MAX_SCHEMA_NODES:
+            raise Unenforceable(f"it has more than {MAX_SCHEMA_NODES} values")
+        if size > MAX_FORM_BYTES:
+            raise Unenforceable(f"its texts are longer than {MAX_FORM_BYTES} characters")
+        layer = below
+
+
+_KEPT = ("title", "description")
+"""Annotations that a model may be shown."""
+_UNSUPPORTED = (
+    *("not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains", "propertyNames"),
+    *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems"),
+    *("$dynamicRef", "$recursiveRef"),
+)
+"""Keywords that llguidance lacks."""
+_OPENING = ("additionalProperties", "patternProperties")
+"""Keywords that speak of properties without a name."""
+_JOINING = ("allOf", "anyOf", "oneOf", "$ref")
+_TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
+_NUMERIC = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_TEXTUAL = ("minLength", "maxLength", "pattern", "format")
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_LITERAL_NAMES = re.compile(r"\^(?:\(\?:|\()?([A-Za-z0-9_ -]+(?:\|[A-Za-z0-9_ -]+)*)\)?\$")
+
+
+class _Rewriter:
+    """Rewrites one schema. Definitions that it refers to are made once closed and once open: a closed object has no
+    properties but those that the schema names; an open one is a part of another object, which is closed as a whole."""
+
+    def __init__(self, root: dict[str, Any], enforcement: Enforcement, *, plain: bool = False) -> None:
+        """`plain`: keep types, properties and items only, where the rest turned out to be too much."""
+        self._root = root
+        self._strict = enforcement is Enforcement.STRICT
+        self._lenient = enforcement is Enforcement.LENIENT
+        self._plain = plain
+        self._names: dict[tuple[int, frozenset[str] | None], str] = {}
+        self._queue: deque[tuple[str, Any, frozenset[str] | None]] = deque()
+        self._ids = _identified(root)
+        self._opened = False
+        """Whether patterns of names were dropped from the object just looked at."""
+        self._steps = 0
+        self._multiples: set[Fraction] = set()
+        self._joins = any(f'"{key}"' in json.dumps(root) for key in _JOINING)
+
+    def document(self) -> dict[str, Any]:
+        """Return the whole schema. Raises Unenforceable."""
+        top = self._schema(self._root, None)
+        definitions: dict[str, Any] = {}
+        while self._queue:
+            name, target, shared = self._queue.popleft()
+            definitions[name] = self._schema(target, shared)
+        if definitions:
+            self._cut_endless(top, definitions)
+            top = {**top, "$defs": definitions} if isinstance(top, dict) else top
+        if top is False or (isinstance(top, dict) and top.get("$ref") is False):
+            raise Unenforceable("unsatisfiable: no finite value is valid for it")
+        document: dict[str, Any] = top if isinstance(top, dict) else {}
+        if _Widths(document).most > MAX_ALTERNATIVES:
+            raise Unenforceable(f"joining its parts gives more than {MAX_ALTERNATIVES} alternatives")
+        return document
+
+    def _refuse(self, keyword: str, why: str = "is not supported") -> None:
+        """Refuse a keyword, or let it be dropped."""
+        if self._strict:
+            raise Unenforceable(f"{keyword} {why}")
+
+    def _refuse_number(self, keyword: str, value: Any) -> None:
+        """Refuse a number that a float does not hold; best effort must not answer with another one."""
+        if not self._lenient:
+            raise Unenforceable(f"{keyword}: {value} cannot be kept exactly; integers up to 2^53 can")
+
+    # one schema
+
+    def _schema(self, node: Any, shared: frozenset[str] | None) -> Any:
+        """Return a schema rewritten: closed where `shared` is None, else as a part of an object. `shared`: names of
+        which other parts speak as well."""
+        if isinstance(node, bool):
+            return node
+        if not isinstance(node, dict):
+            self._refuse("a schema", "is an object or a boolean")
+            return True
+        made: dict[str, Any] = {key: node[key] for key in _KEPT if isinstance(node.get(key), str)}
+        self._check_unsupported(node)
+        self._add_types(node, made)
+        self._add_values(node, made)
+        joined = [key for key in _JOINING if key in node]
+        if not joined:
+            self._add_children(node, made, shared if shared is not None else _NONE, closes=shared is None)
+        elif len(joined) == 1 and joined[0] != "allOf" and not any(key in _DESCRIBING for key in node):
+            self._add_alternatives(node, made, joined[0], shared)
+        else:
+            self._add_joined(node, made, shared)
+        return made
+
+    def _check_unsupported(self, node: dict[str, Any]) -> None:
+        for key in _UNSUPPORTED:
+            if key in node and not (key in ("then", "else") and "if" not in node) and node[key] is not False:
+                self._refuse(key)
+
+    def _add_types(self, node: dict[str, Any], made: dict[str, Any]) -> None:
+        types = node.get("type")
+        if types is None:
+            if "type" in node:
+                self._refuse("type", "is null")
+            return
+        listed = types if isinstance(types, list) else [types]
+        known = list(dict.fromkeys([one for one in listed if isinstance(one, str) and one in _TYPES]))
+        odd = next((one for one in listed if one not in known), None)
+        if odd is not None:
+            self._refuse("type", f"{json.dumps(odd)[:60]} is none of JSON's types")
+        if known or not listed:
+            made["type"] = known[0] if known and not isinstance(types, list) else known
+
+    def _add_values(self, node: dict[str, Any], made: dict[str, Any]) -> None:
+        """Add the keywords of texts, numbers and counts, and the values listed one by one."""
+        if "const" in node and self._is_exact(node["const"], "const"):
+            made["const"] = node["const"]
+        if "enum" in node:
+            values = node["enum"]
+            if not isinstance(values, list):
+                self._refuse("enum", "is a list")
+            elif all(self._is_exact(value, "enum") for value in values):
+                made["enum"] = values
+        if self._plain:
+            return
+        counts = {key: count for key in _COUNTS if key in node and (count := self._count(key, node[key])) is not None}
+        made.update({key: value for key, value in counts.items() if key not in _TEXTUAL})
+        textual = {key: counts.get(key, node[key]) for key in _TEXTUAL if key in node}
+        textual = {key: value for key, value in textual.items() if key in counts or key in ("pattern", "format")}
+        if textual and _allows(node, "string"):
+            made.update(self._leaf("string", textual, ("pattern", "format", "minLength", "maxLength")))
+        numeric = self._numeric(node)
+        if numeric:
+            kind = "integer" if _allows(node, "integer", exactly=True) else "number"
+            made.update(self._leaf(kind, numeric, tuple(reversed(_NUMERIC))))
+
+    def _is_exact(self, value: Any, keyword: str) -> bool:
+        """Whether the value, and each value in it, is enforced as it is."""
+        values = [value]
+        while values:
+            one = values.pop()
+            if isinstance(one, dict):
+                values += one.values()
+            elif isinstance(one, list):
+                values += one
+            elif isinstance(one, int) and not isinstance(one, bool) and not _is_float(one):
+                self._refuse_number(keyword, one)
+                return False
+            elif isinstance(one, float) and not math.isfinite(one):
+                self._refuse(keyword, f"{one} is no JSON")
+                return False
+        return True
+
+    def _count(self, key: str, value: Any) -> int | None:
+        """Return a length as an integer, or None if it is dropped."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            self._refuse(key, "is a count")
+            return None
+        if value > _MOST_CHARACTERS:
+            if key.startswith("min"):
+                self._refuse(key, f"is over {_MOST_CHARACTERS}, longer than any answer")
+            return None
+        return value
+
+    def _numeric(self, node: dict[str, Any]) -> dict[str, Any]:
+        """Return the bounds, rounded inward where a float does not hold them: what is let through is within them."""
+        found: dict[str, Any] = {}
+        for key in _NUMERIC:
+            value = node.get(key)
+            if key not in node:
+                continue
+            if key.startswith("exclusive") and isinstance(value, bool):  # as in draft 4
+                bound = node.get("minimum" if key == "exclusiveMinimum" else "maximum")
+                if value and isinstance(bound, int | float):
+                    self._refuse(key, "is a number")
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                self._refuse(key, "is a number")
+                continue
+            if key == "multipleOf":
+                if self._is_countable(value):
+                    found[key] = value
+                continue
+            if abs(value) <= _EXACT:
+                found[key] = value
+                continue
+            # llguidance computes an exclusive bound as a float that is one more or less
+            inward = _inward(int(value), up="inimum" in key, exclusive=key.startswith("exclusive"))
+            if inward is None:
+                self._refuse_number(key, value)
+                continue
+            if "inimum" in key:
+                found["minimum"] = max(inward, found.get("minimum", inward))
+            else:
+                found["maximum"] = min(inward, found.get("maximum", inward))
+        return found
+
+    def _is_countable(self, value: int | float) -> bool:
+        """Whether the remainders of a `multipleOf` are few enough, with all others that it may be joined with."""
+        exact = abs(Fraction(str(value)))
+        if not exact:
+            self._refuse("multipleOf", "is a positive number")
+            return False
+        multiples = [exact, *self._multiples] if self._joins else [exact]
+        scale = 10 ** max([_decimals(one) for one in multiples])
+        if math.lcm(*[int(one * scale) for one in multiples]) > MAX_MULTIPLE:
+            self._refuse("multipleOf", f"{value} has too many remainders; up to {MAX_MULTIPLE} are supported")
+            return False
+        self._multiples.add(exact)
+        return True
+
+    def _leaf(self, kind: str, keywords: dict[str, Any], dropped: tuple[str, ...]) -> dict[str, Any]:
+        """Return those of a text's or number's keywords that llguidance enforces together, dropping others in turn."""
+        kept = dict(keywords)
+        for key in ("", *dropped):
+            kept.pop(key, None)
+            problem = _leaf_problem(json.dumps({"type": kind, **kept}))
+            if not problem or (_hopeless(problem) and not self._lenient):
+                return kept
+            self._refuse(", ".join(kept), f"cannot be enforced: {problem}")
+        return {}
+
+    # properties and items
+
+    def _add_children(
+        self, node: dict[str, Any], made: dict[str, Any], shared: frozenset[str], *, closes: bool
+    ) -> None:
+        """Add what the schema says of an object's and an array's parts. `closes`: the object has no others."""
+        self._add_items(node, made)
+        properties = self._properties(node)
+        self._opened = False
+        patterns = self._patterns(node, properties)
+        opened = self._opened
+        required = node.get("required")
+        if required is not None:
+            if isinstance(required, list) and all(isinstance(name, str) for name in required):
+                names = list(dict.fromkeys(required))
+            else:
+                self._refuse("required", "is a list of names")
+                names = []
+            if self._lenient and node.get("additionalProperties") is False and not patterns:
+                names = [name for name in names if name in properties]
+            if names:
+                made["required"] = names
+        if properties or "properties" in node:
+            made["properties"] = {
+                name: self._schema(value, _NONE if name in shared else None) for name, value in properties.items()
+            }
+        if patterns:
+            made["patternProperties"] = {pattern: self._schema(value, None) for pattern, value in patterns.items()}
+        rest = node.get("unevaluatedProperties", False)
+        if opened:
+            made["additionalProperties"] = True
+        elif "additionalProperties" in node:
+            made["additionalProperties"] = self._schema(node["additionalProperties"], None)
+        elif closes and "patternProperties" not in node and ("properties" in made or "unevaluatedProperties" in node):
+            self._name_required(made)
+            made["additionalProperties"] = self._schema(rest, None)
+
+    def _name_required(self, made: dict[str, Any]) -> None:
+        """A required property that the schema does not describe may be anything."""
+        unknown = [name for name in made.get("required", ()) if name not in made.get("properties", {})]
+        if unknown:
+            made["properties"] = {**made.get("properties", {}), **dict.fromkeys(unknown, True)}
+
+    def _properties(self, node: dict[str, Any]) -> dict[str, Any]:
+        properties = node.get("properties", {})
+        if not isinstance(properties, dict):
+            self._refuse("properties", "is an object")
+            return {}
+        return dict(properties)
+
+    def _patterns(self, node: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+        """Return the patterns of names. One that only literal names match becomes these properties: llguidance
+        allows a comma before a name that no text can be."""
+        patterns = node.get("patternProperties", {})
+        if not isinstance(patterns, dict):
+            self._refuse("patternProperties", "is an object")
+            return {}
+        if self._plain:
+            self._opened = bool(patterns)
+            return {}
+        kept: dict[str, Any] = {}
+        for pattern, value in patterns.items():
+            literal = _LITERAL_NAMES.fullmatch(pattern)
+            if literal is not None and ("|" not in literal[1] or "(" in pattern):
+                for name in literal[1].split("|"):
+                    properties[name] = {"allOf": [properties[name], value]} if name in properties else value
+            elif problem := _leaf_problem(json.dumps({"type": "string", "pattern": pattern})):
+                self._refuse("patternProperties", f"cannot be enforced: {problem}")
+                self._opened = True  # names that it would match are not forbidden
+            else:
+                kept[pattern] = value
+        return kept
+
+    def _add_items(self, node: dict[str, Any], made: dict[str, Any]) -> None:
+        prefix, items = node.get("prefixItems"), node.get("items")
+        if isinstance(items, list):  # as before draft 2020-12
+            prefix, items = items, node.get("additionalItems")
+        if prefix is not None:
+            if isinstance(prefix, list):
+                made["prefixItems"] = [self._schema(one, None) for one in prefix]
+            else:
+                self._refuse("prefixItems", "is a list")
+        if items is not None:
+            made["items"] = self._schema(items, None)
+
+    # parts that are joined
+
+    def _add_alternatives(
+        self,
+        node: dict[str, Any],
+        made: dict[str, Any],
+        key: str,
+        shared: frozenset[str] | None,
+    ) -> None:
+        """Add the one joining keyword of a schema that has no others."""
+        if key == "$ref":
+            pointer = self._reference(node["$ref"], shared)
+            if pointer is not None:
+                made["$ref"] = pointer
+            return
+        branches = node[key]
+        if not isinstance(branches, list):
+            self._refuse(key, "is a list")
+            return
+        # llguidance takes a oneOf only where it can prove that no two alternatives hold at once
+        made["anyOf" if not self._strict else key] = [self._schema(branch, shared) for branch in branches]
+
+    def _add_joined(self, node: dict[str, Any], made: dict[str, Any], shared: frozenset[str] | None) -> None:
+        """Add parts of which each holds, and close the object that they make together."""
+        closes = shared is None
+        mentioned = self._mentioned(node)
+        both = frozenset(name for name, count in mentioned.items() if count > 1) | (shared or _NONE)
+        speaks = self._speaks_of_others(node)
+        is_object = any(_allows(part, "object", exactly=True) for part, chosen in self._parts(node) if not chosen)
+        self._add_children(node, made, both, closes=False)
+        every: list[Any] = []
+        if "$ref" in node:
+            pointer = self._reference(node["$ref"], both)
+            if pointer is not None:
+                every.append({"$ref": pointer})
+        if isinstance(node.get("allOf"), list):
+            every += [self._schema(part, both) for part in node["allOf"]]
+        elif "allOf" in node:
+            self._refuse("allOf", "is a list")
+        choices = [key for key in ("anyOf", "oneOf") if isinstance(node.get(key), list)]
+        # llguidance takes a oneOf only where it can prove that no two alternatives hold at once
+        if not self._strict and choices == ["oneOf"]:
+            choices, node = ["anyOf"], {**node, "anyOf": node["oneOf"]}
+        own = self._mentioned({key: value for key, value in node.items() if key not in ("anyOf", "oneOf")})
+        for key in choices:
+            branches = []
+            for branch in node[key]:
+                part = self._schema(branch, both)
+                names = {**own, **self._mentioned(branch)}
+                if closes and len(choices) == 1 and not speaks and names and _allows(branch, "object"):
+                    part = {"allOf": [part, _closing(names, is_object=is_object)]}
+                branches.append(part)
+            if key == "oneOf" and not self._strict:
+                every.append({"anyOf": branches})
+            else:
+                made[key] = branches
+        if closes and not choices and not speaks and mentioned:
+            every.append(_closing(mentioned, is_object=is_object))
+        if every:
+            made["allOf"] = every
+
+    def _reference(self, reference: Any, shared: frozenset[str] | None) -> Any:
+        """Return where the definition that is referred to stands in the document; None if it is dropped."""
+        target = self._target(reference)
+        if target is _MISSING:
+            self._refuse("$ref", f"{json.dumps(reference)[:80]} leads nowhere")
+            return None
+        key = id(target), shared
+        if key not in self._names:
+            if len(self._names) >= MAX_DEFINITIONS:
+                raise Unenforceable(f"it refers to more than {MAX_DEFINITIONS} definitions")
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", str(reference).rsplit("/", 1)[-1])[:40] or "root"
+            taken = set(self._names.values())
+            name = next(
+                one for one in (name, *(f"{name}_{number}" for number in range(len(taken) + 1))) if one not in taken
+            )
+            self._names[key] = name
+            self._queue.append((name, target, shared))
+        return f"#/$defs/{self._names[key]}"
+
+    def _target(self, reference: Any) -> Any:
+        """Return the schema that a reference names."""
+        seen = set()
+        while True:
+            if not isinstance(reference, str) or reference in seen:
+                return _MISSING if not isinstance(reference, str) else False  # it leads back to itself: no value ends
+            seen.add(reference)
+            target = self._ids.get(reference, _MISSING)
+            if target is _MISSING and reference.startswith("#"):
+                target = _pointed(self._root, reference[1:])
+            if isinstance(target, dict) and "$ref" in target and not (_BESIDE_REF & target.keys()):
+                reference = target["$ref"]  # a chain of them would be walked on llguidance's stack
+                continue
+            return target
+
+    def _parts(self, node: Any) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield the schema and all that are joined with it, each once, and whether it is one of several choices."""
+        stack, seen = [(node, False)], set()
+        while stack:
+            part, chosen = stack.pop()
+            if not isinstance(part, dict) or id(part) in seen:
+                continue
+            seen.add(id(part))
+            self._steps += 1
+            if self._steps > MAX_STEPS:
+                raise Unenforceable("it joins too many parts")
+            yield part, chosen
+            if "$ref" in part:
+                stack.append((self._target(part["$ref"]), chosen))
+            for key in ("allOf", "anyOf", "oneOf"):
+                if isinstance(part.get(key), list):
+                    stack += [(one, chosen or key != "allOf") for one in part[key]]
+
+    def _mentioned(self, node: Any) -> Counter[str]:
+        """Return how often the schema and its parts speak of each property."""
+        mentioned: Counter[str] = Counter()
+        for part, _ in self._parts(node):
+            if isinstance(part.get("properties"), dict):
+                mentioned.update(part["properties"].keys())
+            if isinstance(part.get("required"), list):
+                mentioned.update({name: 0 for name in part["required"] if isinstance(name, str)})
+        return mentioned
+
+    def _speaks_of_others(self, node: Any) -> bool:
+        """Whether one of the parts says which properties without a name there are."""
+        return any(
+            any(key in part for key in _OPENING) or part.get("unevaluatedProperties", False) is not False
+            for part, _ in self._parts(node)
+        )
+
+    # values without an end
+
+    def _cut_endless(self, top: Any, definitions: dict[str, Any]) -> None:
+        """Replace references to definitions for which no finite value is valid by false."""
+        finite: set[str] = set()
+        grown = True
+        while grown:
+            more = {name for name, one in definitions.items() if name not in finite and _is_finite(one, finite)}
+            grown = bool(more)
+            finite |= more
+        endless = definitions.keys() - finite
+        if endless:
+            if not _is_finite(top, finite):
+                raise Unenforceable("unsatisfiable: no finite value is valid for it")
+            gone = {f"#/$defs/{name}" for name in endless}
+            for schema in [top, *definitions.values()]:
+                _replace(schema, gone)
+            for name in endless:
+                del definitions[name]
+
+
+_NONE: frozenset[str] = frozenset()
+_MISSING = object()
+_DESCRIBING = frozenset(
+    (
+        *(*_UNSUPPORTED, *_OPENING, *_NUMERIC, *_TEXTUAL, *_COUNTS),
+        *("type", "const", "enum", "properties", "required", "items", "prefixItems", "additionalItems"),
+        "unevaluatedProperties",
+    )
+)
+"""Keywords that a value can be invalid for, but for those that join schemas."""
+
+
+_BESIDE_REF = _DESCRIBING | {"allOf", "anyOf", "oneOf"}
+
+
+def _closing(names: Iterable[str], *, is_object: bool) -> dict[str, Any]:
+    """Return a schema of objects that have properties of these names only; and of other values, if not `is_object`."""
+    made = {"properties": dict.fromkeys(names, True), "additionalProperties": False}
+    return {"type": "object", **made} if is_object else made
+
+
+def _allows(node: Any, kind: str, *, exactly: bool = False) -> bool:
+    """Whether the schema's `type` lets values of this one through; if `exactly`, no others."""
+    types = node.get("type") if isinstance(node, dict) else None
+    if exactly:
+        return types in (kind, [kind])
+    return types is None or kind == types or (isinstance(types, list) and kind in types)
+
+
+def _is_float(value: int) -> bool:
+    """Whether an integer is one that a float holds, and that llguidance writes."""
+    return abs(value) <= _EXACT or (abs(value) < _LARGEST and int(float(value)) == value)
+
+
+def _inward(value: int, *, up: bool, exclusive: bool) -> int | None:
+    """Return the next integer that a float holds, in the direction given; None if there is none that can be used."""
+    if exclusive:
+        value += 1 if up else -1
+    if abs(value) >= _LARGEST:
+        limit = _LARGEST - 128  # the largest float below
+        return (-limit if up else limit) if (value < 0) == up else None
+    rounded = float(value)
+    if up and int(rounded) < value:
+        rounded = math.nextafter(rounded, math.inf)
+    elif not up and int(rounded) > value:
+        rounded = math.nextafter(rounded, -math.inf)
+    return int(rounded) if abs(rounded) < _LARGEST else None
+
+
+def _decimals(value: Fraction) -> int:
+    """Return the digits behind the point of a decimal fraction."""
+    digits = 0
+    while value.denominator != 1 and digits < 400:
+        value *= 10
+        digits += 1
+    return digits
+
+
+def _identified(root: Any) -> dict[str, Any]:
+    """Return the schemas that references may name by `$id` or `$anchor`."""
+    found: dict[str, Any] = {}
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack += node
+        elif isinstance(node, dict):
+            for key, mark in (("$id", ""), ("id", ""), ("$anchor", "#")):
+                if isinstance(node.get(key), str):
+                    found.setdefault(mark + node[key], node)
+            stack += [value for key, value in node.items() if key not in ("const", "enum", "default", "examples")]
+    return found
+
+
+def _pointed(root: Any, pointer: str) -> Any:
+    """Return what a JSON pointer leads to."""
+    node = root
+    if pointer in ("", "/"):
+        return node
+    if not pointer.startswith("/"):
+        return _MISSING
+    for step in pointer[1:].split("/"):
+        key = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(node, dict) and key in node:
+            node = node[key]
+        elif isinstance(node, list) and re.fullmatch("[0-9]{1,6}", key) and int(key) < len(node):
+            node = node[int(key)]
+        else:
+            return _MISSING
+    return node if isinstance(node, dict | bool) else _MISSING
+
+
+def _is_finite(node: Any, finite: set[str]) -> bool:
+    """Whether a finite value may be valid, where it is known which definitions have one."""
+    if not isinstance(node, dict):
+        return node is not False
+    if "$ref" in node and node["$ref"].removeprefix("#/$defs/") not in finite:
+        return False
+    if not all(_is_finite(part, finite) for part in node.get("allOf", ())):
+        return False
+    for key in ("anyOf", "oneOf"):
+        if node.get(key) and not any(_is_finite(part, finite) for part in node[key]):
+            return False
+    if _allows(node, "object", exactly=True):
+        properties = node.get("properties", {})
+        return all(_is_finite(properties.get(name, True), finite) for name in node.get("required", ()))
+    if _allows(node, "array", exactly=True):
+        prefix, least = node.get("prefixItems", []), node.get("minItems", 0)
+        first = all(_is_finite(one, finite) for one in prefix[:least])
+        return first and (least <= len(prefix) or _is_finite(node.get("items", True), finite))
+    return True
+
+
+def _replace(node: Any, gone: set[str]) -> None:
+    """Put false in the place of references that are gone, wherever a schema may stand."""
+    stack = [node]
+    while stack:
+        at = stack.pop()
+        pairs: Iterable[tuple[Any, Any]] = ()
+        if isinstance(at, dict):
+            pairs = [(key, value) for key, value in at.items() if key not in ("const", "enum", "required")]
+        elif isinstance(at, list):
+            pairs = list(enumerate(at))
+        for key, value in pairs:
+            if isinstance(value, dict) and value.get("$ref") in gone:
+                at[key] = False
+            else:
+                stack.append(value)
+
+
+class _Widths:
+    """Counts into how many alternatives llguidance multiplies the parts that it joins."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._definitions = document.get("$defs", {})
+        self._known: dict[str, int] = {}
+        self.most = 1
+        """The most that joining the parts of one schema gives."""
+        self._width(document)
+        for name in self._definitions:
+            self._of_definition(name)
+
+    def _of_definition(self, name: str) -> int:
+        if name not in self._known:
+            self._known[name] = 1  # while it is looked at
+            self._known[name] = self._width(self._definitions.get(name, True))
+        return self._known[name]
+
+    def _width(self, node: Any) -> int:
+        if not isinstance(node, dict):
+            return 1
+        for key in ("properties", "patternProperties"):
+            for one in node.get(key, {}).values():
+                self._width(one)
+        for one in [node.get("items", True), node.get("additionalProperties", True), *node.get("prefixItems", ())]:
+            self._width(one)
+        widths = [len(node["type"]) if isinstance(node.get("type"), list) else 1, len(node.get("enum", "1"))]
+        widths += [self._width(part) for part in node.get("allOf", ())]
+        widths += [sum([self._width(part) for part in node[key]]) for key in ("anyOf", "oneOf") if node.get(key)]
+        if isinstance(node.get("$ref"), str):
+            widths.append(self._of_definition(node["$ref"].removeprefix("#/$defs/")))
+        product = math.prod(widths)
+        if sum([width > 1 for width in widths]) > 1:
+            self.most = max(self.most, product)
+        return product
+
+
+@lru_cache(4096)
+def _leaf_problem(schema: str) -> str:
+    """Return why llguidance does not enforce a text's or a number's keywords together; "" if it does."""
+    return problem_of_schema(schema)
