@@ -129,7 +129,7 @@ class LinkedEngine:
     def open(self, scope: str, urgency: Urgency) -> "LinkedContext":
         """See `Engine.open`."""
         if not self._ready:
-            raise EngineLost(f"engine {self.name} is not running")
+            raise EngineLost(f"engine {self.name} is not running", suspect=False)
         self._next_context += 1
         context = LinkedContext(self, self._next_context, scope, urgency)
         self._contexts[self._next_context] = context
@@ -224,7 +224,8 @@ class LinkedEngine:
         self._said.clear()
         contexts, self._contexts = self._contexts, {}
         for context in contexts.values():
-            context.lose(EngineLost(f"engine {self.name} was lost while it worked on this request"))
+            message = f"engine {self.name} was lost while it worked on this request"
+            context.lose(EngineLost(message, suspect=context.asked))
 
     def welcome(self, info: EngineInfo, first_ready: "asyncio.Future[None]") -> None:
         """The engine takes commands."""
@@ -285,6 +286,8 @@ class LinkedContext:
         self._starved = 0.0
         self._missed: Counter[str] = Counter()
         self._freed = False
+        self.asked = False
+        """Whether the engine was asked for anything: only then can the context have brought it down."""
 
     def fill(self, tokens: Sequence[int]) -> None:
         """See `EngineContext.fill`. A context of a dead process must not continue in the next one, and one that was
@@ -293,6 +296,7 @@ class LinkedContext:
             if error is not None:
                 raise error
         rank, watched = self._urgency.rank, self._urgency.watched
+        self.asked = True
         self._engine.send(Fill(self._id, list(tokens), rank=rank, scope=self._scope, watched=watched))
 
     async def generate(self, sampling: Sampling, tell: Tell) -> None:
@@ -300,6 +304,7 @@ class LinkedContext:
         for error in (self._lost, self._refused):
             if error is not None:
                 raise error
+        self.asked = True
         self._engine.send(Generate(self._id, _link_sampling(sampling)))
         self._tell = tell
         self._end = asyncio.get_running_loop().create_future()

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from gateway.engines.base import ContextRefused, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
+from gateway.engines.base import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
 from gateway.graph.call import Call, CallState, Objective, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.limits import SharedBound
@@ -15,6 +15,7 @@ from gateway.graph.session import Addition, Session
 from gateway.graph.variable import StartedOver, Variable, VariableState
 from gateway.scheduler.estimate import Estimates
 from gateway.scheduler.inputs import CallFailed, InputReader, derive, upstream
+from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.rank import Priorities
 from gateway.scheduler.walk import Unsettled, Walk
@@ -22,10 +23,9 @@ from gateway.scheduler.walk import Unsettled, Walk
 log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
-"""Engines that may die under a call before it fails."""
+"""Attempts at a call whose engines do not take it, or break off for reasons that have nothing to do with it."""
 _BEYOND = 2
 """Times the bound on unfinished calls that the graphs of one tenant may grow to while they run."""
-_NO_LOCK = nullcontext()
 _SOON = 1.0
 """Seconds for which an engine is waited for where another model could answer."""
 _AT_ONCE = 20
@@ -72,9 +72,11 @@ class Scheduler:
         self._now = now
         self._fill_ahead = fill_ahead
         self._owned: set[asyncio.Task[None]] = set()
-        self._last_attempts = asyncio.Lock()
         self._parsing = asyncio.Lock()
         """Held while a large value is parsed; see InputReader."""
+        self._isolation = Isolation()
+        self._at_work: dict[str, Call] = {}
+        """Calls that have a context, by id."""
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -325,17 +327,21 @@ class Scheduler:
         """Runs the call, and again if its engine dies under it before anybody was shown a token. `wait`: also if that
         takes a while.
 
-        Perhaps it was the call that killed the engine. So its last attempt is made while no other such call runs:
-        the one to blame then takes none of the others with it.
+        Perhaps it was the call that killed the engine. So it is run again once, and alone: see `isolation`.
         """
         attempt, patient = 1, False
         suspect, lost = False, None
         while True:
             try:
-                async with self._last_attempts if suspect and attempt == _ATTEMPTS else _NO_LOCK:
+                if suspect and lost is not None:
+                    await self._attempt_alone(call, rendering, lost)
+                else:
                     await self._attempt(call, rendering, patient=patient, wait=wait, lost=lost)
                 return
             except EngineLost as error:
+                if suspect and error.suspect:
+                    message = f"{error}; that was its second attempt, and the engine worked on nothing else"
+                    raise EngineLost(message) from error
                 if attempt == _ATTEMPTS:
                     message = f"{error}; that was attempt {attempt} of {_ATTEMPTS}"
                     raise type(error)(message, pause=error.pause) from error
@@ -344,7 +350,7 @@ class Scheduler:
                 attempt += 1
                 suspect, lost = suspect or error.suspect, call.engine
                 log.warning("call %s lost its engine and is run again: %s", call.id, error)
-                if not await self._elsewhere(rendering.model, lost):
+                if not suspect and not await self._elsewhere(rendering.model, lost):
                     await asyncio.sleep(error.pause)
             except (StartedOver, Unsettled) as error:
                 if not _start_over(call):
@@ -366,7 +372,10 @@ class Scheduler:
                 await source.final()
         if not call.waiting_on:
             call.move(CallState.QUEUED)
-        engines = await self._engines.serving(rendering.model, wait=wait)
+        engines: Sequence[Engine] = ()
+        while not engines:
+            ready = await self._engines.serving(rendering.model, wait=wait)
+            engines = await self._isolation.open(ready, passes=partial(self._is_at_work, call.session))
         if lost is not None:
             engines = [engine for engine in engines if engine.name != lost] or engines
         engine = engines[0]
@@ -374,19 +383,40 @@ class Scheduler:
             prefixes, beginnings = self._priorities.prefixes, self._priorities.beginnings(call)
             engine = self._place(call, engines, prefixes.held(beginnings))
             prefixes.given(beginnings, engine)
+        await self._walk(call, rendering, engine, patient=patient, alone=False)
+
+    async def _attempt_alone(self, call: Call, rendering: Rendering, lost: str) -> None:
+        """Run a suspect while its engine has no other work. All that it reads is there before, for nothing could make
+        it meanwhile."""
+        for source in call.inputs.values():
+            await source.final()
+        serving = partial(self._engines.serving, rendering.model)
+        async with self._isolation.alone(lost, serving) as engine:
+            await self._walk(call, rendering, engine, patient=True, alone=True)
+
+    def _is_at_work(self, session: Session, engine: Engine) -> bool:
+        """Whether calls of the session, which may wait for others of it, have contexts on the engine."""
+        return bool(session.id) and any(
+            call.session is session and call.engine == engine.name for call in self._at_work.values()
+        )
+
+    async def _walk(self, call: Call, rendering: Rendering, engine: Engine, *, patient: bool, alone: bool) -> None:
+        """`alone`: the call waits for no other one that does the same."""
         call.engine, call.model = engine.name, rendering.model
         self._priorities.estimates.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))
-        self._contexts[call.id] = context
+        self._contexts[call.id], self._at_work[call.id] = context, call
         try:
             inputs = InputReader(call, self._parsing)
             prompt_read = self._priorities.prompt_read
             walk = Walk(call, rendering, engine, context, inputs, patient=patient, prompt_read=prompt_read)
-            leader = self._leader(call, await walk.prepare())
+            identity = await walk.prepare()
+            leader = None if alone else self._leader(call, identity)
             if leader is None:
                 await walk.generate()
         finally:
             self._contexts.pop(call.id, None)
+            self._at_work.pop(call.id, None)
             context.free()
         if leader is not None:
             await self._follow(call, leader)

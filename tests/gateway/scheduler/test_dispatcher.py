@@ -221,8 +221,9 @@ async def test_a_call_that_kills_every_engine_fails_and_takes_nobody_with_it() -
     await stage.scheduler.drained()
     assert killer.state is CallState.FAILED
     assert killer.failure is not None
-    assert "attempt 3 of 3" in killer.failure.message
+    assert "second attempt" in killer.failure.message
     assert [call.state for call in others] == [CallState.DONE] * 6
+    assert len(stage.engine.opened) == 2 * 7, "each of them was tried again once"
 
 
 async def test_a_path_into_a_value_that_lacks_it_fails_the_call() -> None:

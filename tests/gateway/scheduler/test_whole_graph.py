@@ -369,7 +369,7 @@ class WholeGraph(RuleBasedStateMachine):
     def lose(self, data: st.DataObject) -> None:
         work = data.draw(st.sampled_from([work for work in self.speaking() if work.losses == 0]), label="call")
         unfinished = [var for var in work.makes if not var.state.final]
-        self.say(work, EngineLost("gone"))
+        self.say(work, EngineLost("gone", suspect=False))  # else it runs alone; see test_isolation.py
         work.losses += 1
         if any(var.shown for var in unfinished):
             self.end(work, "failed")

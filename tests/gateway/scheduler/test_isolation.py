@@ -1,0 +1,208 @@
+"""gateway/scheduler/isolation.py: calls that may have killed an engine run again alone, once."""
+
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.stub import StubContext, StubEngine
+from engine.config import EngineConfig
+from gateway.engines.base import Engine, EngineLost, Tell
+from gateway.engines.embedded import EmbeddedEngine
+from gateway.engines.pool import EnginePool
+from gateway.graph.call import Call, CallState, Input, Sampling, Segment, Slot, Text
+from gateway.graph.references import Reference
+from gateway.scheduler import Scheduler
+from tests.checkpoints import write_tiny_llama
+from tests.gateway.graph.test_session import session, spec
+from tests.gateway.scheduler.test_dispatcher import ANSWER, Stubs
+
+KILLER = 7
+
+
+class Deaths(StubEngine):
+    """An engine that ends when it generates behind a killer's token, with all that it works on."""
+
+    def __init__(self, name: str = "stub") -> None:
+        super().__init__(name=name)
+        self.doomed, self.doom_spreads = {KILLER}, True
+        self.beside: list[int] = []
+        """How many other contexts were open whenever it died."""
+        self.most = 0
+        """Contexts that were open at once, since it first died."""
+
+    def lose(self) -> None:
+        self.beside.append(self.load - 1)
+        super().lose()
+
+    def open(self, scope: str, urgency: object) -> StubContext:
+        context = super().open(scope, urgency)  # type: ignore[arg-type]
+        if self.beside:
+            self.most = max(self.most, self.load)
+        return context
+
+
+def killer() -> Call:
+    return session().add(dataclasses.replace(spec(deferred=True), segments=[Text([KILLER, KILLER]), ANSWER]))
+
+
+async def ended(scheduler: Scheduler) -> None:
+    async with asyncio.timeout(30):
+        await scheduler.drained()
+
+
+@pytest.mark.parametrize("among", [0, 1, 20])
+async def test_a_call_that_kills_engines_is_tried_twice_and_the_second_time_alone(among: int) -> None:
+    engine = Deaths()
+    scheduler = Scheduler(Stubs(engine), 100)
+    engine.hold()
+    others = [session().add(spec(deferred=True)) for _ in range(among)]
+    bad = killer()
+    for call in (*others[: among // 2], bad, *others[among // 2 :]):
+        scheduler.submit(call)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    engine.released.set()
+    await ended(scheduler)
+    assert bad.state is CallState.FAILED
+    assert bad.failure is not None
+    assert bad.failure.code == "engine_failed"
+    assert "second attempt" in bad.failure.message
+    assert engine.beside == [among, 0], "twice, and nobody was beside it the second time"
+    assert engine.most == 1, "all suspects ran one after another"
+    assert [call.state for call in others] == [CallState.DONE] * among
+
+
+async def test_calls_that_come_meanwhile_wait_until_the_suspects_have_run() -> None:
+    engine = Deaths()
+    scheduler = Scheduler(Stubs(engine), 100)
+    bad = killer()
+    scheduler.submit(bad)
+    for _ in range(200):
+        await asyncio.sleep(0)
+        if engine.beside:
+            break
+    late = [session().add(spec(deferred=True)) for _ in range(3)]
+    for call in late:
+        scheduler.submit(call)
+    await ended(scheduler)
+    assert engine.beside == [0, 0]
+    assert [call.state for call in late] == [CallState.DONE] * 3
+
+
+async def test_others_go_to_the_engines_that_suspects_do_not_have() -> None:
+    first, second = Deaths("first"), Deaths("second")
+    first.hold()
+    scheduler = Scheduler(Stubs(first, second), 100, place=lambda call, engines, held: engines[0])
+    suspect = session().add(spec(deferred=True))
+    scheduler.submit(suspect)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    second.hold()
+    first.lose()  # the suspect takes the second one, and is held there
+    for _ in range(50):
+        await asyncio.sleep(0)
+    late = session().add(spec(deferred=True))
+    scheduler.submit(late)
+    async with asyncio.timeout(10):
+        await late.output.final()
+    assert (late.engine, suspect.engine) == ("first", "second")
+    second.released.set()
+    await ended(scheduler)
+    assert suspect.state is CallState.DONE
+
+
+async def test_a_suspect_does_not_wait_for_what_waits_for_it() -> None:
+    """Its session has a context open that reads what a call makes that has not begun yet."""
+    engine = Deaths()
+    scheduler = Scheduler(Stubs(engine), 100)
+    shared = session()
+    shared.put("later")
+    reads: list[Segment] = [Text([1, 2]), Input(Reference("later"), "messages.0.content"), ANSWER]
+    reader = shared.add(dataclasses.replace(spec(deferred=True), segments=reads))
+    scheduler.submit(reader)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert engine.load == 1, "it has filled what is known"
+    engine.hold()
+    suspect = session().add(spec(deferred=True))
+    scheduler.submit(suspect)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    engine.opened[-1].lost = True
+    engine.released.set()
+    await asyncio.sleep(0.05)
+    assert suspect.state is not CallState.DONE, "the engine has other work"
+    maker = shared.add(spec(deferred=True))  # of the same session: let in, for all that is known the reader needs it
+    scheduler.submit(maker)
+    async with asyncio.timeout(10):
+        await maker.output.final()
+    shared.settle(shared.put("later", "xyz"))
+    await ended(scheduler)
+    assert suspect.state is reader.state is CallState.DONE
+
+
+async def test_an_engine_that_only_refuses_for_now_makes_no_suspects() -> None:
+    class Busy(StubContext):
+        async def generate(self, sampling: Sampling, tell: Tell) -> None:
+            if len(engine.opened) <= 4:
+                raise EngineLost("busy", suspect=False)
+            await super().generate(sampling, tell)
+
+    class Engines(StubEngine):
+        def open(self, scope: str, urgency: object) -> StubContext:
+            context = Busy(self, scope, urgency)  # type: ignore[arg-type]
+            self.opened.append(context)
+            self.load += 1
+            return context
+
+    engine = Engines()
+    scheduler = Scheduler(Stubs(engine), 100)
+    calls = [session().add(spec(deferred=True)) for _ in range(2)]
+    for call in calls:
+        scheduler.submit(call)
+    await ended(scheduler)
+    assert [call.state for call in calls] == [CallState.DONE] * 2
+    assert len(engine.opened) == 6, "three attempts each, side by side"
+
+
+async def test_a_process_that_is_killed_runs_its_calls_again_one_at_a_time(tmp_path: Path) -> None:
+    pool = EnginePool(wait_seconds=60.0)
+    config = EngineConfig(model=str(write_tiny_llama(tmp_path, window=512)), kv_tokens=2048)
+    engine = EmbeddedEngine("real", config, pool.changed)
+    await engine.start()
+    pool.add("m", engine)
+    most = 0
+
+    class Watched:
+        async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+            return await pool.serving(model, wait=wait)
+
+    scheduler = Scheduler(Watched(), 100)
+    long = Slot(None, Sampling(max_tokens=60, temperature=0.0, ignore_eos=True))
+    calls = [
+        session().add(dataclasses.replace(spec(deferred=True), segments=[Text([1, 2, 3 + at]), long]))
+        for at in range(4)
+    ]
+    try:
+        for call in calls:
+            scheduler.submit(call)
+        async with asyncio.timeout(30):
+            while not all(call.state is CallState.DECODE for call in calls):
+                await asyncio.sleep(0.001)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while scheduler.unfinished:
+                if engine.restarts:
+                    most = max(most, engine.load)
+                await asyncio.sleep(0.001)
+        assert [call.state for call in calls] == [CallState.DONE] * 4
+        assert all(call.usage.completion == 60 for call in calls)
+        assert (engine.restarts, most) == (1, 1)
+    finally:
+        await engine.close()
