@@ -74,6 +74,8 @@ def _enforceable(schema: Any, enforcement: Enforcement) -> dict[str, Any]:
     if problem and enforcement is not Enforcement.STRICT and not _hopeless(problem):
         made = _Rewriter(schema, enforcement, plain=True).document()
         problem = _problem(made)
+        if problem and not _hopeless(problem):  # references in a circle, beside other keywords
+            return {"type": "object"} if schema.get("type") == "object" else {}
     if problem:
         raise Unenforceable(problem)
     return made
@@ -83,7 +85,10 @@ def _problem(schema: dict[str, Any]) -> str:
     text = json.dumps(schema)
     if len(text) > 2 * MAX_FORM_BYTES:
         return f"it has more than {2 * MAX_FORM_BYTES} bytes once its parts are joined"
-    return problem_of_schema(text)
+    problem = problem_of_schema(text)
+    if problem.startswith("oneOf"):
+        return "oneOf is supported only where its alternatives exclude each other by a constant or a type"
+    return problem
 
 
 def _hopeless(problem: str) -> bool:
@@ -195,7 +200,8 @@ class _Rewriter:
         self._add_values(node, made)
         joined = [key for key in _JOINING if key in node]
         if not joined:
-            self._add_children(node, made, shared if shared is not None else _NONE, closes=shared is None)
+            closes = shared is None or "unevaluatedProperties" in node
+            self._add_children(node, made, shared if shared is not None else _NONE, closes=closes)
         elif len(joined) == 1 and joined[0] != "allOf" and not any(key in _DESCRIBING for key in node):
             self._add_alternatives(node, made, joined[0], shared)
         else:
@@ -360,14 +366,15 @@ class _Rewriter:
             }
         if patterns:
             made["patternProperties"] = {pattern: self._schema(value, None) for pattern, value in patterns.items()}
-        rest = node.get("unevaluatedProperties", False)
         if opened:
             made["additionalProperties"] = True
         elif "additionalProperties" in node:
             made["additionalProperties"] = self._schema(node["additionalProperties"], None)
-        elif closes and "patternProperties" not in node and ("properties" in made or "unevaluatedProperties" in node):
+        elif closes and "unevaluatedProperties" in node:
+            made["additionalProperties"] = self._schema(node["unevaluatedProperties"], None)
+        elif closes and "patternProperties" not in node and "properties" in made:
             self._name_required(made)
-            made["additionalProperties"] = self._schema(rest, None)
+            made["additionalProperties"] = False
 
     def _name_required(self, made: dict[str, Any]) -> None:
         """A required property that the schema does not describe may be anything."""
@@ -441,12 +448,16 @@ class _Rewriter:
 
     def _add_joined(self, node: dict[str, Any], made: dict[str, Any], shared: frozenset[str] | None) -> None:
         """Add parts of which each holds, and close the object that they make together."""
-        closes = shared is None
+        sealed = node.get("unevaluatedProperties", True) is not True
+        closes = shared is None or sealed
         mentioned = self._mentioned(node)
         both = frozenset(name for name, count in mentioned.items() if count > 1) | (shared or _NONE)
         speaks = self._speaks_of_others(node)
         is_object = any(_allows(part, "object", exactly=True) for part, chosen in self._parts(node) if not chosen)
         self._add_children(node, made, both, closes=False)
+        if sealed and (speaks or node["unevaluatedProperties"] is not False or ("anyOf" in node and "oneOf" in node)):
+            self._refuse("unevaluatedProperties", "is supported as false only, and not beside additionalProperties")
+            sealed = False
         every: list[Any] = []
         if "$ref" in node:
             pointer = self._reference(node["$ref"], both)
@@ -466,14 +477,14 @@ class _Rewriter:
             for branch in node[key]:
                 part = self._schema(branch, both)
                 names = {**own, **self._mentioned(branch)}
-                if closes and len(choices) == 1 and not speaks and names and _allows(branch, "object"):
+                if closes and len(choices) == 1 and not speaks and (names or sealed) and _allows(branch, "object"):
                     part = {"allOf": [part, _closing(names, is_object=is_object)]}
                 branches.append(part)
             if key == "oneOf" and not self._strict:
                 every.append({"anyOf": branches})
             else:
                 made[key] = branches
-        if closes and not choices and not speaks and mentioned:
+        if closes and not choices and not speaks and (mentioned or sealed):
             every.append(_closing(mentioned, is_object=is_object))
         if every:
             made["allOf"] = every

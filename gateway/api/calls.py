@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
+from compat.openai.forms import Form
 from gateway.api.semantic import UNSAID, text_of, transform_of
 from gateway.errors import RequestError, at
 from gateway.graph.call import CallSpec, Objective, Rendering, Sampling, Segment, Slot, Text
@@ -74,10 +75,15 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
         logprobs=body.wants_logprobs,
         top_logprobs=body.alternatives,
         regex=form.regex,
-        json_schema=form.json_schema_elsewhere if model.prompts.passes_on else form.json_schema,
+        json_schema=form.json_schema if form.given is None else _schema_of(form, model),
         grammar=form.grammar,
         prediction=body.predicted,
     )
+
+
+def _schema_of(form: Form, model: ServedModel) -> str | None:
+    """Return the JSON schema of an answer, as the model's engine is given it."""
+    return form.json_schema_elsewhere if model.prompts.passes_on else form.json_schema
 
 
 @lru_cache(1024)

@@ -341,7 +341,8 @@ class Scheduler:
             except EngineLost as error:
                 if suspect and error.suspect:
                     message = f"{error}; that was its second attempt, and the engine worked on nothing else"
-                    raise EngineLost(message) from error
+                    # as the call's own failure: no other model's engine is to run it
+                    raise CallFailed(Failure(error.code, message, call.id)) from error
                 if attempt == _ATTEMPTS:
                     message = f"{error}; that was attempt {attempt} of {_ATTEMPTS}"
                     raise type(error)(message, pause=error.pause) from error

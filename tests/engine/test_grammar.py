@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from engine import Engine, Sampling
 from engine.errors import ContextError
-from engine.grammar import Grammars
+from engine.grammar import Grammars, Matcher
 from engine.link import Update
 from engine.tokenizer import Tokenizer
 
@@ -296,3 +297,107 @@ def test_a_model_thinks_and_then_answers_in_the_form(engine: Engine) -> None:
         assert thought.startswith("<think>\nI add 3 and 3"), "it was free to"
         assert end
         assert json.loads(answer) == {"sum": 6}
+
+
+DEAD_ENDS: list[dict[str, str]] = [
+    {"json_schema": '{"$ref": "#/$defs/n", "$defs": {"n": {"$ref": "#/$defs/n"}}}'},
+    {"json_schema": '{"$ref": "#"}'},
+    {"regex": "[^\\s\\S]"},
+    {"regex": "a[^\\s\\S]b"},
+    {"grammar": 'start: "x" y\ny: /[^\\s\\S]/'},
+]
+
+
+@pytest.mark.parametrize("form", DEAD_ENDS)
+def test_a_text_that_cannot_be_finished_fails(tiny_engine: Engine, form: dict[str, Any]) -> None:
+    with pytest.raises(ContextError) as failed:
+        list(tiny_engine.stream([40, 41], Sampling(**form, max_tokens=100, temperature=1.0, seed=1)))
+    assert failed.value.code in ("grammar_dead_end", "bad_grammar")
+    assert "\n" not in str(failed.value)
+    assert not tiny_engine.has_work
+
+
+def test_a_dead_end_on_the_way_fails_and_is_no_stop(tiny_engine: Engine) -> None:
+    """Behind a comma a name has to come that no text can be."""
+    score = {"score": {"type": "integer", "minimum": 0, "maximum": 9}}
+    schema = {"type": "object", "properties": score, "required": ["score"], "additionalProperties": False}
+    schema["patternProperties"] = {"^score$": {"type": "integer"}}
+    ends = []
+    for seed in range(12):
+        text = ""
+        try:
+            for update in tiny_engine.stream([40, 41], Sampling(json_schema=json.dumps(schema), seed=seed)):
+                text += update.text
+            json.loads(text)
+            ends.append("stop")
+        except ContextError as error:
+            ends.append(error.code)
+    assert set(ends) <= {"stop", "grammar_dead_end"}
+    assert "grammar_dead_end" in ends
+
+
+def test_a_grammar_without_an_end_does_not_stop(tiny_engine: Engine) -> None:
+    """What it forces is more than one step may look at."""
+    with pytest.raises(ContextError) as failed:
+        list(tiny_engine.stream([40, 41], Sampling(grammar='start: a\na: "x" a', max_tokens=30)))
+    assert failed.value.code == "grammar_too_complex"
+
+
+HARD: list[dict[str, str]] = [
+    {"regex": "((((a{200}){200}){200}){200}){200}"},
+    {"grammar": 'start: start start | "a" | ""'},
+    {"json_schema": json.dumps({"allOf": [{"type": "string", "pattern": f"^.*{c}.{{18}}"} for c in "ab"]})},
+]
+
+
+@pytest.mark.parametrize("form", HARD)
+def test_what_one_text_may_cost_is_bounded(
+    tiny_engine: Engine, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processor time: the budget is taken away so that it is over at once, where no limit of the library is."""
+    monkeypatch.setattr("engine.grammar._BUDGET_SECONDS", 0.0)
+    monkeypatch.setattr("engine.grammar._QUICK_SECONDS", 0.0)
+    with pytest.raises(ContextError) as failed:
+        bias = {tiny_engine.tokenizer.encode("a")[0]: 100.0}
+        list(tiny_engine.stream([40, 41], Sampling(**form, max_tokens=400, temperature=0.0, logit_bias=bias)))
+    assert failed.value.code == "grammar_too_complex"
+    assert len(str(failed.value)) < 400
+    assert list(tiny_engine.stream([40, 41], Sampling(max_tokens=3, ignore_eos=True))), "others go on"
+
+
+def test_others_go_on_while_a_grammar_is_compiled(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, release = Grammars._compiled, threading.Event()
+
+    def slowly(self: Grammars, sampling: Sampling) -> Matcher:
+        assert release.wait(30)
+        return compiled(self, sampling)
+
+    monkeypatch.setattr(Grammars, "_compiled", slowly)
+    engine = Engine(tiny_engine.config)
+    for context, sampling in ((1, Sampling(regex="[0-9]{3}")), (2, Sampling(max_tokens=5, ignore_eos=True))):
+        engine.fill(context, [40, 41])
+        engine.generate(context, sampling)
+    with pytest.raises(ContextError, match="generating"):
+        engine.generate(1, Sampling())
+    with pytest.raises(ContextError, match="generating"):
+        engine.fill(1, [42])
+    texts = {1: "", 2: ""}
+    while not any(update.finish for update in step(engine, texts) if update.context == 2):
+        pass
+    assert texts[1] == ""
+    assert engine.has_work
+    engine.generate(2, Sampling(regex="[a-z]{3}"))
+    engine.free_context(2)  # while its grammar is still to be compiled
+    release.set()
+    while engine.has_work:
+        step(engine, texts)
+    assert re.fullmatch("[0-9]{3}", texts[1])
+    assert engine.running == 0
+    engine.check_integrity()
+
+
+def step(engine: Engine, texts: dict[int, str]) -> list[Update]:
+    updates = engine.step()
+    for update in updates:
+        texts[update.context] += update.text
+    return updates
