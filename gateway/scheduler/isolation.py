@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
-from gateway.engines.base import Engine, EngineLost
+from gateway.engines.base import Engine, EngineFailure
 
 _POLL_SECONDS = 0.02
 """Between two looks at whether an engine is there and has nothing to do."""
 _ALONE_SECONDS = 60.0
-"""Longest wait for an engine that a suspect has to itself."""
+"""Longest wait of a suspect for its turn, in seconds, and for an engine that it has to itself. Suspects run one after
+another while other calls wait: this bounds for how long, however many there are."""
 
 
 class _Ward:
@@ -47,15 +48,28 @@ class Isolation:
     async def alone(self, lost: str, serving: Callable[[], Awaitable[Sequence[Engine]]]) -> AsyncIterator[Engine]:
         """Give a suspect an engine to itself: another that has no work, or the one that it lost, once it is back.
 
-        `serving` returns the engines that are ready. Raises EngineLost if none is free in time.
+        `serving` returns the engines that are ready. Raises EngineFailure if none is free in time.
         """
         with ExitStack() as waiting:
             ward = waiting.enter_context(self._reserved(lost))
-            async with ward.turn:
+            async with self._turn(ward):
                 engine = await self._free(lost, serving)
                 with self._reserved(engine.name):
                     waiting.close()  # where it runs on another one, calls of others may begin on the one that it lost
                     yield engine
+
+    @asynccontextmanager
+    async def _turn(self, ward: _Ward) -> AsyncIterator[None]:
+        """Hold the ward's turn. Raises EngineFailure if it does not come in time."""
+        try:
+            async with asyncio.timeout(_ALONE_SECONDS):
+                await ward.turn.acquire()
+        except TimeoutError:
+            raise _not_free() from None
+        try:
+            yield
+        finally:
+            ward.turn.release()
 
     @contextmanager
     def _reserved(self, name: str) -> Iterator[_Ward]:
@@ -80,5 +94,8 @@ class Isolation:
                             return engine
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
-            message = f"no engine was free within {_ALONE_SECONDS:g} s to run this call again alone"
-            raise EngineLost(message, suspect=False) from None
+            raise _not_free() from None
+
+
+def _not_free() -> EngineFailure:
+    return EngineFailure(f"its engine was lost, and none was free within {_ALONE_SECONDS:g} s to run it again alone")
