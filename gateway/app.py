@@ -1,6 +1,7 @@
 """Puts the house together: the only room that knows all others. Start-up, and graceful stop."""
 
 import asyncio
+import faulthandler
 import logging
 import os
 import resource
@@ -8,6 +9,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -61,6 +63,8 @@ log = logging.getLogger("myna")
 
 _TIDY_SECONDS = 1.0
 _SWEEP_SECONDS = 5.0
+_END_SECONDS = 30.0
+"""Longest time from the end of `--drain` to the end of the process, in seconds."""
 _BACKLOG = 1024
 
 
@@ -275,6 +279,7 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
         if membership is not None:
             membership.inherit(False)
         await _drain(services, settings.drain, stop)
+        _end_within(_END_SECONDS)
     return 0
 
 
@@ -353,21 +358,43 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 
 async def _sweep(services: Services, collector: Collector) -> None:
-    """What has to be done now and then."""
+    """Do what has to be done now and then. A fault in it must not end it: nothing else would do it."""
     swept = time.monotonic()
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
-        services.sessions.let_go()
-        if time.monotonic() - swept >= _SWEEP_SECONDS:
-            swept = time.monotonic()
-            expired = services.sessions.expire(swept)
-            try:
-                if expired:
-                    await services.archive.forget_sessions([(session.tenant, session.id) for session in expired])
-                await services.archive.tidy()
-            except ArchiveFailed as error:
-                log.warning("%s", error)
-            collector.sweep(idle=not services.scheduler.unfinished)
+        try:
+            services.sessions.let_go()
+            if time.monotonic() - swept >= _SWEEP_SECONDS:
+                swept = time.monotonic()
+                await _tidy(services, swept)
+                collector.sweep(idle=not services.scheduler.unfinished)
+        except Exception:
+            log.exception("regular work failed; it is tried again in %g s", _TIDY_SECONDS)
+
+
+async def _tidy(services: Services, now: float) -> None:
+    """Forget what has expired, and end calls that nothing works on. `now` is of the monotonic clock."""
+    expired = services.sessions.expire(now)
+    services.scheduler.end_stuck(services.sessions.all())
+    try:
+        if expired:
+            await services.archive.forget_sessions([(session.tenant, session.id) for session in expired])
+        await services.archive.tidy()
+    except ArchiveFailed as error:
+        log.warning("%s", error)
+
+
+def _end_within(seconds: float) -> None:
+    """End the process after this time, whatever still hangs then: a disk that does not answer, for example."""
+
+    def end() -> None:
+        print(f"myna: not everything ended within {seconds:g} s; the process ends now", file=sys.stderr)
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 async def _drain(services: Services, seconds: float, stop: asyncio.Event) -> None:

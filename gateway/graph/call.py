@@ -280,6 +280,8 @@ class Call:
     """The identical call that serves this one."""
     followers: "list[Call]" = field(default_factory=list)
     """Calls that are served by this one."""
+    awaits: "Variable | None" = None
+    """The variable that the call's coroutine waits for now, if it waits for one."""
     makes: list[Variable] = field(init=False)
     """Its slots, then its output."""
 
@@ -310,6 +312,31 @@ class Call:
             or any(not consumer.state.final for consumer in variable.consumers)
             for variable in self.makes
         )
+
+    async def until_final(self, variable: Variable) -> None:
+        """Wait until the variable is ready, failed or cancelled. Every coroutine of a call waits for variables here."""
+        if variable.state.final:
+            return
+        self.awaits = variable
+        try:
+            await variable.final()
+        finally:
+            self.awaits = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the call waits for a variable that nothing will make: because what makes it has ended or waits for
+        this call, or because it has no name any more under which a client could set it."""
+        awaited, seen = self.awaits, {self.id}
+        while awaited is not None and not awaited.state.final:
+            producer = awaited.producer
+            if producer is None:
+                return awaited.deleted
+            if producer.state.final or producer.id in seen:
+                return True
+            seen.add(producer.id)
+            awaited = producer.awaits
+        return False
 
     def conclude(self) -> None:
         """What the call makes ends as it did."""

@@ -150,6 +150,10 @@ class SessionStore:
         """The tenant's sessions, oldest first."""
         return (session for (owner, _), session in self._sessions.items() if owner == tenant)
 
+    def all(self) -> list[Session]:
+        """Return every session, oldest first."""
+        return list(self._sessions.values())
+
     def delete(self, session: Session, *, expired: bool = False) -> None:
         """Ends a session; its work is cancelled and its name free."""
         if self._sessions.pop((session.tenant, session.id), None) is None:

@@ -26,6 +26,9 @@ KEEP_ALIVE_SECONDS = 75.0
 """Longest time in seconds that an idle connection stays open. It exceeds the usual 60 s of reverse proxies, so that the
 proxy closes first and never sends a request into a closing connection."""
 
+LINGER_SECONDS = 5.0
+"""Longest time in seconds that the rest of a refused body is read and dropped, so that its client sees the answer."""
+
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _FIRST_SECONDS = 0.02
 _MOST_SECONDS = 5.0
@@ -138,6 +141,7 @@ class Runner(web.AppRunner):
             access_log=None,
             shutdown_timeout=shutdown_timeout,
             keepalive_timeout=KEEP_ALIVE_SECONDS,
+            lingering_time=LINGER_SECONDS,
         )
 
     async def _make_server(self) -> web.Server:

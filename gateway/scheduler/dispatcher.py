@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from gateway.engines.base import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
@@ -12,7 +12,7 @@ from gateway.graph.errors import Failure, GraphError
 from gateway.graph.limits import SharedBound
 from gateway.graph.objectives import sources
 from gateway.graph.session import Addition, Session
-from gateway.graph.variable import StartedOver, Variable, VariableState
+from gateway.graph.variable import Piece, Reader, StartedOver, Variable, VariableState
 from gateway.scheduler.estimate import Estimates
 from gateway.scheduler.inputs import CallFailed, InputReader, derive, upstream
 from gateway.scheduler.isolation import Isolation
@@ -66,6 +66,10 @@ class Scheduler:
         self._unfinished = SharedBound(max_calls, several=several_tenants)
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._calls: dict[str, Call] = {}
+        """Those of `_tasks`."""
+        self._without_task: dict[str, Call] = {}
+        """Unfinished calls that had no coroutine when `end_stuck` looked last: some are about to get one."""
         self._contexts: dict[str, EngineContext] = {}
         self._priorities = priorities or Priorities(Estimates())
         self._place = place
@@ -194,11 +198,11 @@ class Scheduler:
         self._priorities.add(call, self._now())
         self._apply_priorities()
         self._idle.clear()
-        self._tasks[call.id] = task
+        self._tasks[call.id], self._calls[call.id] = task, call
         self._unfinished.add(call.session.tenant)
 
     def _ended(self, call: Call) -> None:
-        del self._tasks[call.id]
+        del self._tasks[call.id], self._calls[call.id]
         self._unfinished.remove(call.session.tenant)
         if not call.state.final:  # its task was cancelled before it first ran
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
@@ -370,7 +374,7 @@ class Scheduler:
         """`lost`: the engine that did not do it before."""
         if not self._fill_ahead:
             for source in call.inputs.values():
-                await source.final()
+                await call.until_final(source)
         if not call.waiting_on:
             call.move(CallState.QUEUED)
         engines: Sequence[Engine] = ()
@@ -390,7 +394,7 @@ class Scheduler:
         """Run a suspect while its engine has no other work. All that it reads is there before, for nothing could make
         it meanwhile."""
         for source in call.inputs.values():
-            await source.final()
+            await call.until_final(source)
         serving = partial(self._engines.serving, rendering.model)
         async with self._isolation.alone(lost, serving) as engine:
             await self._walk(call, rendering, engine, patient=True, alone=True)
@@ -445,7 +449,7 @@ class Scheduler:
         try:
             for own, source in zip(call.makes, leader.makes, strict=True):
                 with source.read() as reader:
-                    while pieces := await reader.more():
+                    while pieces := await self._more(call, reader, source):
                         if call.state is not CallState.DECODE:
                             call.times.started = call.times.first_token = call.session.clock()
                             call.move(CallState.DECODE)
@@ -466,6 +470,41 @@ class Scheduler:
         usage = leader.usage
         call.usage = Usage(usage.prompt, usage.prompt, usage.completion, reasoning=usage.reasoning)
         call.finish_reason = leader.finish_reason
+
+    @staticmethod
+    async def _more(call: Call, reader: Reader, source: Variable) -> Sequence[Piece]:
+        """Return the next pieces of the leader's variable."""
+        call.awaits = source
+        try:
+            return await reader.more()
+        finally:
+            call.awaits = None
+
+    def end_stuck(self, sessions: Iterable[Session] = ()) -> list[Call]:
+        """End calls that nothing works on, and return them. There should be none: each is a fault of this server.
+
+        To be called every few seconds. `sessions`: where to look for unfinished calls that have no coroutine.
+        """
+        stuck = [call for call in self._calls.values() if call.is_stuck]
+        lost = {
+            call.id
+            for session in sessions
+            if session.unfinished and not session.closed
+            for call in session.calls.values()
+            if not call.state.final and call.id not in self._tasks
+        }
+        stuck += [self._without_task[id] for id in lost & self._without_task.keys()]
+        self._without_task = {
+            call.id: call for session in sessions for call in session.calls.values() if call.id in lost
+        }
+        for call in stuck:
+            waits = (
+                "has no coroutine" if call.awaits is None else f"waits for {call.awaits.name!r}, which nothing makes"
+            )
+            log.error("call %s of session %r is ended: it %s", call.id, call.session.id, waits)
+            failure = Failure("internal_error", f"internal error: the call {waits}", call.id)
+            self._end(call, CallState.FAILED, failure)
+        return stuck
 
     def _end(self, call: Call, state: CallState, failure: Failure | None) -> None:
         """Moves a call to its final state, once, what it makes with it, and whoever reads what will not be."""

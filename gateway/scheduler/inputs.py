@@ -72,7 +72,7 @@ async def derive(call: Call, gate: asyncio.Lock) -> None:
     parts = call.spec.parts or ()
     for part in parts:
         if isinstance(part, Input):
-            await call.inputs[part.reference.name].final()
+            await call.until_final(call.inputs[part.reference.name])
     texts: list[str] = []
     size = 0
     for number, part in enumerate(parts, start=1):

@@ -12,7 +12,7 @@ from gateway.engines.base import Delta, Engine, EngineContext, Filled, Told
 from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.text import size_of
-from gateway.graph.variable import Piece, Variable, VariableState, reasoning_of
+from gateway.graph.variable import Piece, Reader, Variable, VariableState, reasoning_of
 from gateway.scheduler.inputs import CallFailed, InputReader
 from gateway.scheduler.thoughts import Thoughts
 from gateway.scheduler.transform import TransformFailed, apply
@@ -170,7 +170,7 @@ class Walk:
         source = self._source(segment)
         if not source.state.final:
             self._waits()
-            await source.final()
+            await self._call.until_final(source)
         return await self._inputs.read(source, segment.reference)
 
     def _waits(self) -> None:
@@ -183,7 +183,7 @@ class Walk:
         rest = ""
         filled: list[int] = []
         with source.read() as reader:
-            while pieces := await reader.more():
+            while pieces := await self._more(reader, source):
                 rest += "".join([piece.text for piece in pieces])
                 if len(rest) < _STREAM_CHARACTERS:
                     continue
@@ -195,6 +195,14 @@ class Walk:
         if list(whole[: len(filled)]) != filled:
             raise Unsettled
         self._fill(whole[len(filled) :])
+
+    async def _more(self, reader: Reader, source: Variable) -> Sequence[Piece]:
+        """Return the next pieces of a value in the making."""
+        self._call.awaits = source
+        try:
+            return await reader.more()
+        finally:
+            self._call.awaits = None
 
     # slots
 

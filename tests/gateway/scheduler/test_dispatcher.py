@@ -739,3 +739,26 @@ async def test_a_slot_that_is_read_before_it_is_generated_fails_its_call() -> No
         await call.output.final()
     assert call.failure is not None
     assert call.failure.code == "internal_error"
+
+
+async def test_a_call_that_nothing_works_on_is_ended_with_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage()
+    stage.session.put("declared")
+    waits = stage.run("declared", output="a")
+    reader = stage.run("a", output="b")
+    await settle()
+    assert stage.scheduler.end_stuck([stage.session]) == [], "a client may set it"
+    other = stage.session.add(spec(deferred=True))  # as if nobody had started it
+    assert stage.scheduler.end_stuck([stage.session]) == [], "it may be about to be started"
+    assert stage.scheduler.end_stuck([stage.session]) == [other]
+    waits.inputs["declared"].producer = reader  # as if the graph had let a cycle pass
+    waits.awaits = waits.inputs["declared"]
+    (first, *_) = stage.scheduler.end_stuck([stage.session])
+    assert first in (waits, reader)
+    await stage.scheduler.drained()
+    for call in (waits, reader, other):
+        assert call.state is CallState.FAILED
+        assert call.failure is not None
+        assert call.failure.code in ("internal_error", "upstream_failed")
+    assert "waits for 'declared', which nothing makes" in caplog.text
+    assert "has no coroutine" in caplog.text

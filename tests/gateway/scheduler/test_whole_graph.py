@@ -490,6 +490,11 @@ class WholeGraph(RuleBasedStateMachine):
         assert generating == speaking, "whoever has all it needs is at work, and nobody else"
 
     @invariant()
+    def no_call_waits_for_what_nothing_makes(self) -> None:
+        if hasattr(self, "session"):
+            assert self.scheduler.end_stuck([self.session]) == []
+
+    @invariant()
     def readers_have_what_there_is(self) -> None:
         for reading in self.readings:
             if reading.var.state is VariableState.READY:
