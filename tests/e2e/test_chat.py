@@ -169,7 +169,12 @@ GOOD = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_to
         ({"response_format": {"type": "xml"}}, 400, "response_format.type", "unsupported_value"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format", "invalid_value"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "thing"}}}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": {"type": "thing"}, "strict": True},
+                }
+            },
             400,
             "response_format.json_schema.schema",
             "invalid_value",

@@ -571,7 +571,11 @@ def test_a_forced_call_has_no_slots(client: OpenAI) -> None:
         ({"tools": [ADD], "tool_choice": NAMED}, "the tools are add"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "no type"}}}]},
+            {
+                "tools": [
+                    {"type": "function", "function": {"name": "f", "parameters": {"type": "no type"}, "strict": True}}
+                ]
+            },
             "tools.0.function.parameters",
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
@@ -613,3 +617,50 @@ def test_a_prediction_changes_nothing_but_the_pace(client: OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens_details.accepted_prediction_tokens > 0
     assert refused(client, prediction={"type": "tokens", "content": "x"})[0] == "prediction.type"
     assert refused(client, prediction={"type": "content"})[0] == "prediction.content"
+
+
+@pytest.mark.parametrize("choice", ["auto", "none", "required"])
+def test_a_tool_that_is_not_strict_may_have_any_schema(client: OpenAI, choice: Any) -> None:
+    odd: list[dict[str, Any]] = [
+        {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "string"}},
+        {"type": "object", "properties": {"a": {"type": "any", "uniqueItems": True, "pattern": "^(?!x)"}}},
+        {"$ref": "#/$defs/nowhere"},
+        {"type": "object", "properties": {"a": {"const": 12345678901234567890}}},
+    ]
+    for schema in odd:
+        tool: Any = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        made = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Call it."}],
+            tools=[tool],
+            tool_choice=choice,
+            max_tokens=40,
+            temperature=0,
+        )
+        assert made.choices[0].finish_reason in ("stop", "length", "tool_calls")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_whose_grammar_asks_too_much_fails_and_is_no_stop(client: OpenAI, stream: bool) -> None:
+    """Nested counts: the first bytes are quickly known, a whole vocabulary's tokens are not."""
+    extra = {"structured_outputs": {"regex": "((((a{200}){200}){200}){200}){200}"}}
+    with pytest.raises(openai.APIError) as failed:
+        made: Any = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "x"}],
+            stream=stream,
+            max_tokens=400,
+            extra_body=extra,
+        )
+        list(made)
+    assert failed.value.code == "grammar_too_complex"
+    assert "panic" not in str(failed.value)
+    if not stream:
+        assert isinstance(failed.value, openai.UnprocessableEntityError)
+
+
+def test_what_the_library_would_panic_at_is_refused_in_words(client: OpenAI) -> None:
+    words = refused(
+        client, extra_body={"structured_outputs": {"choice": [f"text number {at}" for at in range(100_000)]}}
+    )[1]
+    assert "at most 10000 choices" in words
