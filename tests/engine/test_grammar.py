@@ -401,3 +401,18 @@ def step(engine: Engine, texts: dict[int, str]) -> list[Update]:
     for update in updates:
         texts[update.context] += update.text
     return updates
+
+
+def test_a_failure_that_shows_behind_a_token_is_no_stop(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    push = Matcher.push
+
+    def fails(matcher: Matcher, token: int) -> bool:
+        push(matcher, token)
+        matcher._fail("grammar_dead_end", "no token can follow")
+        return True
+
+    monkeypatch.setattr(Matcher, "push", fails)
+    with pytest.raises(ContextError, match="no token can follow") as failed:
+        list(tiny_engine.stream([40, 41], Sampling(regex="[0-9]{3}", max_tokens=20)))
+    assert failed.value.code == "grammar_dead_end"
+    tiny_engine.check_integrity()
