@@ -9,6 +9,7 @@ again and again until the answer begins. Where the client has gone, the second o
 
 import asyncio
 import logging
+import sys
 from typing import Any
 
 from aiohttp import HttpVersion11, web
@@ -111,6 +112,11 @@ class _Handler(RequestHandler):
         answer = error_answer(RequestError(status, words, code="invalid_http"))
         answer.force_close()
         return answer
+
+    def log_exception(self, *arguments: Any, **options: Any) -> None:
+        """Log a fault of ours. That a client's body cannot be unpacked is none, and its client has been told."""
+        if not isinstance(sys.exception(), web.RequestPayloadError):
+            super().log_exception(*arguments, **options)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stop the timers with the connection."""

@@ -104,6 +104,13 @@ async def test_what_is_not_http_is_answered_without_a_traceback(data: bytes, cap
     assert not caplog.records
 
 
+async def test_a_body_that_cannot_be_unpacked_is_refused_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as port:
+        answer = await talk(port, HEAD + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd")
+        assert error_of(answer) == (400, "invalid_json")
+    assert not caplog.records
+
+
 async def test_a_client_that_closes_its_sending_half_is_answered_and_one_that_leaves_is_noticed() -> None:
     ends: asyncio.Queue[str] = asyncio.Queue()
 

@@ -1,0 +1,29 @@
+"""The short form of `python -m bench.hostile`: what one key does harms no other. How long it takes is not asserted."""
+
+import pytest
+
+from bench.hostile import ATTACKS, Row, hostile
+
+pytestmark = pytest.mark.slow
+
+OTHER_KEY_SECONDS = 60.0
+"""A request of the other key that takes so long has failed, or would never have ended."""
+
+
+def faults(rows: list[Row], ends: list[str]) -> list[str]:
+    found = [f"{row.name}: {fault}" for row in rows for fault in row.faults]
+    found += [
+        f"{row.name}: the other key waited {max(row.waits):.0f} s" for row in rows if max(row.waits) > OTHER_KEY_SECONDS
+    ]
+    return found + ends
+
+
+async def test_no_attack_of_one_key_harms_another() -> None:
+    rows, ends = await hostile(["--kv-tokens", "16384"], requests=1500, rounds=3)
+    assert faults(rows, ends) == []
+    assert len(rows) == len(ATTACKS) + 4
+    by_name = {row.name: row for row in rows}
+    assert by_name["as many sessions as there may be"].answers["413"] > 0, "the attack reached the bound"
+    assert by_name["calls on a value that never comes"].answers["429"] > 0
+    assert by_name["deep, wide and wrong bodies"].answers["400"] > 30
+    assert by_name["1500 random requests"].answers["200"] > 100
