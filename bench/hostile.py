@@ -87,13 +87,22 @@ class Attacker:
         return await self.send("POST", "/v1/chat/completions", self.chat_body(text, **more), headers)
 
     async def send(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        seconds: float | None = None,
     ) -> tuple[int, Any]:
-        """Send a request and return its status and body; `body` is bytes, or an object to send as JSON."""
+        """Send a request and return its status and body; `body` is bytes, or an object to send as JSON.
+
+        `seconds`: hang up after that time; an answer may wait for what never comes.
+        """
         raw = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         sent = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": "application/json", **(headers or {})}
         try:
-            async with self.http.request(method, self.url + path, data=raw, headers=sent) as answer:
+            limit = aiohttp.ClientTimeout(total=seconds or _PATIENCE_SECONDS)
+            async with self.http.request(method, self.url + path, data=raw, headers=sent, timeout=limit) as answer:
                 content = await answer.read()
                 self.check(method, path, answer.status, content)
                 try:
@@ -104,6 +113,9 @@ class Attacker:
             self.answers[type(error).__name__] += 1
             return 0, None
         except TimeoutError:
+            if seconds is not None:
+                self.answers["hung up"] += 1
+                return 0, None
             self.faults.append(f"{method} {path}: no answer within {_PATIENCE_SECONDS:g} s")
             return 0, None
 

@@ -14,13 +14,15 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from bench.hostile import Attacker
 
-_CLIENTS = 4
+_CLIENTS = 16
 _INTEGERS = (0, 1, -1, 3, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, -(2**63))
 _STRINGS = (
     *("", "a", "x" * 300, "\x00", "é\u2028😀", "\ufffe\uffff", "0", "null", "[" * 300, "../.."),
     *("<<a>>", "<<a.b.0>>", "\\<<a>>", "<|im_end|>"),
 )
 _ESCAPES = ("\\ud800", "\\udfff\\ud800", "\\u0000")
+_PATIENCE_SECONDS = 2.0
+"""After so long a client hangs up: some requests wait for what never comes, and some streams do not end."""
 _MOST_TOKENS = 4
 """Answers are kept short: what is tried is the door, not the engine."""
 
@@ -34,6 +36,9 @@ class RandomRequests:
     async def run(self, by: "Attacker") -> None:
         """Send them all."""
         _, document = await by.send("GET", "/openapi.json")
+        for session in ("a", "b", "s1"):  # so that routes of sessions and variables find some
+            await by.send("POST", "/v1/sessions", {"id": session})
+            await by.send("PUT", f"/v1/sessions/{session}/variables/a", {"value": {"b": ["x"]}})
         async with asyncio.TaskGroup() as group:
             for number in range(_CLIENTS):
                 group.create_task(self._client(by, document, random.Random(f"{by.random.random()} {number}")))
@@ -48,7 +53,8 @@ class RandomRequests:
         while self._left > 0:
             self._left -= 1
             method, path, operation = rng.choice(routes)
-            await by.send(method.upper(), maker.path(path, operation), maker.body(operation), maker.headers(operation))
+            target, body, headers = maker.path(path, operation), maker.body(operation), maker.headers(operation)
+            await by.send(method.upper(), target, body, headers, _PATIENCE_SECONDS)
 
 
 class _Maker:
