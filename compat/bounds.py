@@ -15,6 +15,9 @@ MAX_NUMBER = 1e15
 MAX_MEMBERS = 1_000
 """Most members of an object whose fields are known. No request has a tenth as many fields."""
 
+MAX_ELEMENTS = 10_000
+"""Most elements of a list of objects, such as messages, that has no bound of its own."""
+
 MAX_ENTRIES = 10_000
 """Most entries of an object with free keys and typed values, such as `logit_bias`."""
 
@@ -23,6 +26,16 @@ def _few_entries(content: Any) -> Any:
     if isinstance(content, dict) and len(content) > MAX_ENTRIES:
         raise ValueError(f"{len(content)} entries; at most {MAX_ENTRIES} are allowed here")
     return content
+
+
+_SCALARS = ("int", "float", "str", "any", None)
+
+
+def _kind(schema: Any) -> str | None:
+    """Return the type of a core schema, without what wraps it."""
+    while schema is not None and schema["type"] in ("function-before", "function-after", "function-wrap", "nullable"):
+        schema = schema["schema"]
+    return None if schema is None else str(schema["type"])
 
 
 def _bound(node: Any, seen: set[int]) -> None:
@@ -45,6 +58,8 @@ def _bound(node: Any, seen: set[int]) -> None:
                 node["allow_inf_nan"] = False
             case "list":
                 node["fail_fast"] = True
+                if _kind(node.get("items_schema")) not in _SCALARS:
+                    node.setdefault("max_length", MAX_ELEMENTS)
         for key, child in node.items():
             if key not in ("metadata", "serialization"):
                 _bound(child, seen)

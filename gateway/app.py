@@ -39,6 +39,7 @@ from gateway.archive import Archive, ArchiveFailed, MemoryDatabase, PostgresArch
 from gateway.collector import Collector
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.pool import EnginePool
+from gateway.fair_gate import FairGate
 from gateway.fleet import Fleet
 from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
@@ -46,6 +47,7 @@ from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.http import openapi
 from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
+from gateway.http.bodies import LARGE_BODIES
 from gateway.http.compression import compression
 from gateway.http.connections import Runner
 from gateway.http.cors import cross_origin
@@ -154,6 +156,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     if settings.cors_origin:
         app.on_response_prepare.append(cross_origin(settings.cors_origin))
     app[SERVICES] = services
+    app[LARGE_BODIES] = FairGate()
     app[BACKGROUND] = Background(services)
     app.on_cleanup.append(_let_go)
     if settings.parrot_api:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from gateway.engines.base import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
+from gateway.fair_gate import FairGate
 from gateway.graph.call import Call, CallState, Objective, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.limits import SharedBound
@@ -76,7 +77,7 @@ class Scheduler:
         self._now = now
         self._fill_ahead = fill_ahead
         self._owned: set[asyncio.Task[None]] = set()
-        self._parsing = asyncio.Lock()
+        self._parsing = FairGate()
         """Held while a large value is parsed; see InputReader."""
         self._isolation = Isolation()
         self._at_work: dict[str, Call] = {}

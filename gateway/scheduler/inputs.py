@@ -2,6 +2,7 @@
 
 import asyncio
 
+from gateway.fair_gate import FairGate
 from gateway.graph.call import Call, Input
 from gateway.graph.errors import Failure, GraphError, TooLarge, UnresolvedPath
 from gateway.graph.references import Reference, resolve
@@ -33,7 +34,7 @@ class InputReader:
     a call parses a bounded number of bytes. `gate`: shared by all calls of a scheduler.
     """
 
-    def __init__(self, call: Call, gate: asyncio.Lock) -> None:
+    def __init__(self, call: Call, gate: FairGate) -> None:
         self._call = call
         self._gate = gate
         self._parsed = 0
@@ -51,10 +52,8 @@ class InputReader:
             raise CallFailed(Failure(TooLarge.code, message, self._call.id))
         if len(value) <= _SMALL:
             return self._resolve(value, reference)
-        async with self._gate:
-            text = self._resolve(value, reference)
-            await asyncio.sleep(0)
-            return text
+        async with self._gate.turn(self._call.session.tenant):
+            return self._resolve(value, reference)
 
     def _resolve(self, value: str, reference: Reference) -> str:
         try:
@@ -63,7 +62,7 @@ class InputReader:
             raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
 
 
-async def derive(call: Call, gate: asyncio.Lock) -> None:
+async def derive(call: Call, gate: FairGate) -> None:
     """Make the output of a template once all variables that it refers to are final. Raises CallFailed.
 
     The size is checked before the text is made: a template may name one value many times. `gate`: see InputReader.

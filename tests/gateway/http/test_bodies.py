@@ -31,6 +31,11 @@ GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
         ({"stop": [1]}, "stop.0", "valid string"),
         ({"logit_bias": {"5": "x"}}, "logit_bias.5", "valid number"),
         ({"semantic": {"inputs": []}}, "semantic.inputs", "valid dictionary"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 10_001}]},
+            "messages.0.content",
+            "at most 10000",
+        ),
         ({"new_thing": 1}, "new_thing", "'new_thing' is not supported"),
     ],
 )
