@@ -7,19 +7,19 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
 
 MAX_INTEGER = 2**31 - 1
-"""Largest value of an integer field without a bound of its own. Engines and the frames to them use 32 bits."""
+"""Largest absolute value of an integer field without a bound of its own. Engines and the frames to them use 32 bits."""
 
 MAX_NUMBER = 1e15
-"""Largest value of a float field without a bound of its own: times in microseconds stay exact."""
+"""Largest absolute value of a float field without a bound of its own: times in microseconds stay exact."""
 
 MAX_MEMBERS = 1_000
-"""Most members of an object whose fields are known. No request has a tenth as many fields."""
+"""Maximum number of members of an object whose fields are known. No request has a tenth as many fields."""
 
 MAX_ELEMENTS = 10_000
-"""Most elements of a list of objects, such as messages, that has no bound of its own."""
+"""Maximum number of elements of a list of objects, such as messages, that has no bound of its own."""
 
 MAX_ENTRIES = 10_000
-"""Most entries of an object with free keys and typed values, such as `logit_bias`."""
+"""Maximum number of entries of an object with free keys and typed values, such as `logit_bias`."""
 
 
 def _few_entries(content: Any) -> Any:
@@ -32,7 +32,7 @@ _SCALARS = ("int", "float", "str", "any", None)
 
 
 def _kind(schema: Any) -> str | None:
-    """Return the type of a core schema, without what wraps it."""
+    """Return the type of a core schema inside its validators; None for no schema."""
     while schema is not None and schema["type"] in ("function-before", "function-after", "function-wrap", "nullable"):
         schema = schema["schema"]
     return None if schema is None else str(schema["type"])
@@ -74,10 +74,10 @@ def _bound(node: Any, seen: set[int]) -> None:
 
 
 class BoundedModel(BaseModel):
-    """A model whose numbers are all bounded, and whose validation stops early where everything is wrong.
+    """A model whose numbers are all bounded, and whose validation stops at the first wrong element of a list.
 
-    Without the latter a list of a million wrong elements costs seconds and gigabytes: pydantic collects an error for
-    each element, each unknown member, and each alternative of a union.
+    Otherwise a list of a million wrong elements costs seconds and gigabytes: pydantic collects an error for each
+    element, each unknown member, and each alternative of a union.
     """
 
     @model_validator(mode="before")

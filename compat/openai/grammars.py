@@ -1,7 +1,7 @@
-"""What llguidance says of a form: whether it can be enforced, within bounds of size and time.
+"""Check with llguidance whether a schema, regex or grammar can be enforced, within limits of size and time.
 
-The library is not trusted with what a client sends: it has limits for most of its work, and `schemas` and `lark`
-refuse beforehand what these limits do not bound.
+Clients send these texts, and llguidance limits only most of its own work. So `schemas` and `lark` refuse beforehand
+what its limits do not bound.
 """
 
 from functools import cache
@@ -9,13 +9,13 @@ from functools import cache
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 MAX_FORM_BYTES = 262_144
-"""Bytes of a JSON schema."""
+"""Maximum size of a JSON schema, in bytes."""
 MAX_PATTERN_BYTES = 65_536
-"""Bytes of a regular expression or a grammar."""
+"""Maximum size of a regular expression or a grammar, in bytes."""
 MAX_CHOICES = 10_000
-"""Texts of which an answer is one. The alternatives become one automaton."""
+"""Maximum number of texts in a `choice`. All of them become one automaton."""
 MAX_CHOICE_BYTES = 262_144
-"""Bytes of these texts together."""
+"""Maximum size of these texts together, in characters."""
 _FIRST_LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=20_000,
@@ -24,7 +24,7 @@ _FIRST_LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-"""Less fuel than the engine has: it compiles a longer vocabulary."""
+"""Limits with less fuel than the engine's: the engine compiles for a larger vocabulary."""
 _LONGEST_MESSAGE = 200
 
 
@@ -48,11 +48,11 @@ def problem_of_lark(grammar: str) -> str:
 
 
 def _problem(grammar: str) -> str:
-    """Compile the grammar and compute which bytes may come first."""
+    """Compile the grammar, compute which bytes may come first, and return why that fails; "" if it does not."""
     matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_FIRST_LIMITS)
     if matcher.is_error():
         error = matcher.get_error()
-        if "special token" in error:  # the engine knows which there are
+        if "special token" in error:  # only the engine knows which special tokens the model has
             error = LLMatcher.validate_grammar(grammar, limits=_FIRST_LIMITS)
         return in_words(error) if error else ""
     if not any(matcher.compute_bitmask()):
@@ -64,7 +64,7 @@ _NOTHING = "unsatisfiable: no text fits it"
 
 
 def in_words(error: str) -> str:
-    """Return the first line of what llguidance says, for a client."""
+    """Return the first line of an error of llguidance, as a message for a client."""
     first, *others = error.strip().split("\n")
     line = first.strip()
     reasons = [other.strip() for other in others if other.strip().startswith("error: ")]
@@ -79,7 +79,7 @@ def in_words(error: str) -> str:
 
 
 class _Bytes:
-    """A vocabulary of single bytes and an end: compiling needs one, and a small one costs little."""
+    """Vocabulary of the single bytes and an end token: compiling needs a vocabulary, and a small one costs little."""
 
     eos_token_id = 256
     bos_token_id = None

@@ -1,4 +1,4 @@
-"""Grammars in Lark, looked at before llguidance compiles them: what its limits do not bound is refused here."""
+"""Check grammars in Lark before llguidance compiles them, and refuse what its limits do not bound."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_DEFINITIONS = 1_000
-"""Rules and terminals: llguidance follows a chain of them recursively, on the thread's stack."""
+"""Maximum number of rules and terminals. llguidance follows a chain of them recursively, on the thread's stack."""
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*|\#[^\n]*)
@@ -30,12 +30,12 @@ class BadGrammar(ValueError):
 
 @dataclass
 class _Rule:
-    """One rule, terminal or group: its alternatives, each a list of names and groups that it cannot do without."""
+    """One rule, terminal or group. Each alternative lists the names and groups that are required in it."""
 
     alternatives: list[list["str | _Rule"]] = field(default_factory=list)
 
     def mentioned(self) -> set[str]:
-        """Return the names in it."""
+        """Return all names in the rule and in its groups."""
         found: set[str] = set()
         for alternative in self.alternatives:
             for symbol in alternative:
@@ -44,10 +44,10 @@ class _Rule:
 
 
 def checked(grammar: str, schema: Callable[[Any], dict[str, Any]]) -> str:
-    """Return the grammar with its JSON schemas rewritten by `schema`.
+    """Return the grammar, with each of its JSON schemas replaced by what `schema` returns for it.
 
-    Raises BadGrammar for intersections and complements, whose automata have no useful bound; for too many
-    definitions; and for a rule that no finite text fits.
+    Raises BadGrammar for intersections and complements, because the size of their automata has no useful bound; for
+    too many definitions; and for a rule that no finite text fits.
     """
     tokens: list[tuple[str, str]] = []
     made, position = "", 0
@@ -65,7 +65,7 @@ def checked(grammar: str, schema: Callable[[Any], dict[str, Any]]) -> str:
         elif kind == "directive" and text == "%llguidance":
             value, position = _json(grammar, position)
             if value:
-                raise BadGrammar("options of %llguidance are not supported")
+                raise BadGrammar("%llguidance with options is not supported")
             made += " {}"
         elif kind == "directive" and text not in ("%ignore", "%import", "%lark", "%declare"):
             raise BadGrammar(f"{text} is not supported")
@@ -93,11 +93,11 @@ def _check_rules(tokens: list[tuple[str, str]]) -> None:
     if len(bodies) > MAX_DEFINITIONS:
         raise BadGrammar(f"it has more than {MAX_DEFINITIONS} rules and terminals")
     if ("directive", "%lark") in tokens:
-        return  # the rules within it are its own
+        return  # a nested grammar has rules of its own, which are not parsed here
     try:
         rules = {name: _Body(body).rule() for name, body in bodies}
     except _Unknown:
-        return  # written in a way that llguidance knows and this does not
+        return  # llguidance may support this syntax, although the parser here does not
     readers: dict[str, list[str]] = {}
     for name, rule in rules.items():
         for read in rule.mentioned():
@@ -115,7 +115,7 @@ def _check_rules(tokens: list[tuple[str, str]]) -> None:
 
 
 def _ends(rule: _Rule, rules: dict[str, _Rule], ending: set[str]) -> bool:
-    """Whether a finite text fits the rule, where it is known of which others one does."""
+    """Return whether a finite text fits the rule, given the rules in `ending`, for which that is known."""
     return any(
         all(
             _ends(symbol, rules, ending) if isinstance(symbol, _Rule) else symbol in ending or symbol not in rules
@@ -126,7 +126,7 @@ def _ends(rule: _Rule, rules: dict[str, _Rule], ending: set[str]) -> bool:
 
 
 def _bodies(tokens: list[tuple[str, str]]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return the definitions: their names, and the tokens behind the colon."""
+    """Return the definitions as pairs of a name and the tokens after the colon."""
     found: list[tuple[str, list[tuple[str, str]]]] = []
     at, fresh = 0, True
     while at < len(tokens):
@@ -147,7 +147,7 @@ def _bodies(tokens: list[tuple[str, str]]) -> list[tuple[str, list[tuple[str, st
 
 
 def _colon(tokens: list[tuple[str, str]], at: int) -> int | None:
-    """Return where the colon of a definition stands whose name is at `at`; attributes may stand between."""
+    """Return the index of the colon of a definition whose name is at `at`, or None. Attributes may come between."""
     depth = 0
     for index in range(at + 1, len(tokens)):
         kind, text = tokens[index]
@@ -163,18 +163,18 @@ def _colon(tokens: list[tuple[str, str]], at: int) -> int | None:
 
 
 class _Unknown(Exception):
-    """The rule is written in an unknown way."""
+    """The parser here does not know the syntax of the rule."""
 
 
 class _Body:
-    """Reads the alternatives of one rule."""
+    """Parser of the alternatives of one rule."""
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
         self._tokens = tokens
         self._at = 0
 
     def rule(self) -> _Rule:
-        """Return what the rule derives. Raises _Unknown."""
+        """Return the parsed rule. Raises _Unknown."""
         rule = self._alternatives(0)
         if self._at < len(self._tokens):
             raise _Unknown
@@ -213,7 +213,7 @@ class _Body:
         return rule
 
     def _add(self, rule: _Rule, symbol: "str | _Rule | None", *, optional: bool = False) -> None:
-        """Add a symbol, unless it may be left out."""
+        """Consume the quantifier of a symbol. Add the symbol to the last alternative, unless it is optional."""
         if self._at < len(self._tokens) and self._tokens[self._at] == ("mark", "{"):
             least = self._tokens[self._at + 1][1] if self._at + 1 < len(self._tokens) else ""
             while self._next() not in ("}", ""):
