@@ -19,7 +19,7 @@ from gateway.chat_template import ChatTemplate, Messages, TemplateRefused
 from gateway.errors import RequestError, at
 from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS, Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
-from gateway.graph.references import Reference, parse
+from gateway.graph.references import Reference, check_references, parse
 from gateway.tools import PASSED_ON, Tool, Tools, Verbatim, in_words, style_of
 
 _NONCE = secrets.token_hex(8)
@@ -251,8 +251,9 @@ class PromptBuilder:
     ) -> Prompt:
         """A text, at `where` in the request, that the answer goes on with. It is the client's own template: control
         tokens in it are control tokens, but not those in values. `begins`: with what the model wants at a beginning."""
-        pieces = [Input(piece, where) if isinstance(piece, Reference) else piece for piece in parse(text)]
-        return Prompt(self.raw([*(pieces if references else [text]), answer], begins=begins, where=where), field=where)
+        found = parse(text) if references else [text]
+        pieces = [Input(piece, where) if isinstance(piece, Reference) else piece for piece in found]
+        return Prompt(self.raw([*pieces, answer], begins=begins, where=where), field=where)
 
     def raw(self, pieces: Sequence[str | Input | Slot], *, begins: bool = True, where: str = "prompt") -> list[Segment]:
         """A client's own template, in pieces; see `completion`. Raises RequestError if it cannot fit into the
@@ -343,6 +344,8 @@ class _Held:
         self._slots = slots
         self._placed: set[str] = set()
         self._pieces: list[str | Input | Slot | Media] = []
+        self._found = 0
+        """References, slots among them."""
         self._last: list[str | Input] = []
         """What the content looked at last is made of."""
         self._last_has_slots = False
@@ -386,6 +389,8 @@ class _Held:
                 self._last.append(piece)
                 out += self._neutral(piece)
                 continue
+            self._found += 1
+            check_references(self._found, where=where)
             self._last.append(Input(piece, where))
             slot = self._slots.get(piece.name) if assistant and not piece.path else None
             if slot is not None and piece.name not in self._placed:

@@ -399,7 +399,7 @@ class Reader:
             self._state, self._marked, self._behind_call = "text", False, True
             return
         head = _HEAD.match(rest)
-        if head is not None and (name := json.loads(head[1])) in self._names:
+        if head is not None and (name := _name(head[1])) in self._names:
             yield Called(self._calls, name)
             self._calls += 1
             self._held, self._before = rest[head.end() :], ""
@@ -407,7 +407,7 @@ class Reader:
             return
         if last and self._hides(cut) and (_HEAD_BEGINS.fullmatch(rest) or rest in _MARKS_BEGIN):
             named = _NAMED.match(rest)
-            if named is not None and (name := json.loads(named[1])) in self._names:
+            if named is not None and (name := _name(named[1])) in self._names:
                 yield Called(self._calls, name)
                 self._calls += 1
                 self._state = "arguments"
@@ -464,6 +464,15 @@ class _Json:
             elif not character.isspace():
                 self._begun = True
         return text, False
+
+
+def _name(written: str) -> str | None:
+    """Return the name that a model wrote as a JSON string; None if it is none: models write what they like."""
+    try:
+        name = json.loads(written)
+    except ValueError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _begun(text: str, mark: str) -> int:

@@ -12,6 +12,11 @@ SessionId = Annotated[
 ]
 
 
+_MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+_MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+"""OpenAI's bounds of metadata: 16 pairs, keys of 64 and values of 512 characters."""
+
+
 class Transform(Request):
     """What is made of an answer before it becomes a value; several keys apply in this order."""
 
@@ -77,7 +82,7 @@ class SessionRequest(Request):
     """POST /v1/sessions."""
 
     id: SessionId | None = None
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: dict[_MetadataKey, _MetadataValue] = Field(default_factory=dict, max_length=16)
     ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 

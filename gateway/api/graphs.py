@@ -31,6 +31,7 @@ from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Usage
 from gateway.graph.events import CallChanged, VariableChanged
 from gateway.graph.objectives import objective
+from gateway.graph.references import check_references
 from gateway.graph.session import Addition, Given, Session
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.auth import TENANT
@@ -41,6 +42,8 @@ from gateway.scheduler import Scheduler
 
 routes = web.RouteTableDef()
 
+_MOST_REFERENCES = 100_000
+"""References to variables in all calls of one graph."""
 _AT_ONCE = 20
 """Calls of a large graph that are read without a turn for others."""
 
@@ -87,6 +90,7 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
     """The calls, in the request's order. Raises RequestError and GraphError."""
     models = request.app[SERVICES].models
     specs: list[CallSpec] = []
+    references = 0
     average = len(await request.read()) // max(1, len(body.calls))
     for index, raw in enumerate(body.calls):
         if index % _AT_ONCE == _AT_ONCE - 1:
@@ -109,6 +113,8 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         make = partial(chat_spec, call, model, others, references=True, deferred=deferred, where=where)
         length = sum([message.length for message in call.messages])
         specs.append(await prepared(make, max(length, average), model, *others))
+        references += len(specs[-1].references)
+        check_references(references, _MOST_REFERENCES, where)
     return specs
 
 

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from gateway.graph.errors import BadReference, UnresolvedPath
+from gateway.graph.errors import BadReference, TooLarge, UnresolvedPath
 from gateway.graph.text import has_surrogate
+
+MAX_REFERENCES = 10_000
+"""Most references in one prompt or template. Each takes some two hundred bytes, whatever it is written as."""
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
 _REFERENCE = re.compile(rf"(\\?)<<({_NAME})((?:\.[^.<>\s]+)*)>>")
@@ -34,9 +37,12 @@ class Reference:
 
 
 def parse(text: str) -> Iterator[str | Reference]:
-    """Literal pieces and references of `text` in order; escapes are resolved, empty pieces left out."""
+    """Yield literal pieces and references of `text` in order; escapes are resolved, empty pieces left out.
+
+    Raises TooLarge if there are more than MAX_REFERENCES.
+    """
     literal = ""
-    end = 0
+    end = found = 0
     for match in _REFERENCE.finditer(text):
         literal += text[end : match.start()]
         end = match.end()
@@ -44,6 +50,8 @@ def parse(text: str) -> Iterator[str | Reference]:
         if escape:
             literal += match.group()[1:]
             continue
+        found += 1
+        check_references(found)
         if literal:
             yield literal
             literal = ""
@@ -51,6 +59,12 @@ def parse(text: str) -> Iterator[str | Reference]:
     literal += text[end:]
     if literal:
         yield literal
+
+
+def check_references(count: int, most: int = MAX_REFERENCES, where: str | None = None) -> None:
+    """Raise TooLarge if there are more references than may be."""
+    if count > most:
+        raise TooLarge(f"there are more than {most} references to variables", where)
 
 
 def check_name(name: str, where: str) -> str:

@@ -47,6 +47,8 @@ from gateway.graph.variable import Reader, Variable, VariableState
 _arrivals = itertools.count()
 _NEAREST = 1000
 """Names that are looked at for the nearest to a wrong one."""
+_REFERENCE_BYTES = 200
+"""Memory of a reference, in bytes."""
 _NO_LOG = NoLog()
 
 
@@ -694,8 +696,8 @@ def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads
 def _prompt_bytes(spec: CallSpec) -> int:
     """Return the memory of a call's prompt and template in bytes; a token takes four."""
     tokens = sum([len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
-    parts = sum([size_of(part) if isinstance(part, str) else 1 for part in spec.parts or ()])
-    return 4 * tokens + parts
+    texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
+    return 4 * tokens + texts + _REFERENCE_BYTES * len(spec.references)
 
 
 def prefix_hashes(call: Call) -> list[str]:

@@ -117,6 +117,37 @@ def test_stopping_has_a_bound_and_takes_no_new_work(tiny: Path) -> None:
         assert all(gone(engine) for engine in engines)
 
 
+def test_what_hangs_at_the_end_does_not_keep_the_process(tmp_path: Path) -> None:
+    """As a disk that does not answer would: a thread that the interpreter waits for at its exit."""
+    script = """
+import sys, threading, time
+from gateway.app import _end_within
+threading.Thread(target=time.sleep, args=(60,)).start()
+_end_within(0.2)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=40)
+    assert ended.returncode == 1
+    assert "not everything ended within 0.2 s; the process ends now" in ended.stderr
+    assert "in sleep" in ended.stderr or "File" in ended.stderr, "and where it hung"
+
+
+def test_the_metrics_show_how_many_kv_blocks_requests_hold(small: Server) -> None:
+    def blocks(name: str) -> float:
+        text = httpx.get(f"{small.address}/metrics").text
+        (value,) = re.findall(rf"^{name}\{{engine=\"[^\"]+\"\}} (\S+)$", text, re.MULTILINE)
+        return float(value)
+
+    assert blocks("myna_kv_blocks") == 65536 / 16
+    stream = small.client().chat.completions.create(model="tiny", messages=MESSAGES, stream=True, **LONG)
+    next(iter(stream))
+    deadline = time.monotonic() + 30
+    while not blocks("myna_kv_blocks_in_use"):
+        assert time.monotonic() < deadline
+    stream.close()
+    while blocks("myna_kv_blocks_in_use"):
+        assert time.monotonic() < deadline
+
+
 def test_no_engine_outlives_a_killed_gateway(small: Server) -> None:
     engines = small.engine_processes()
     assert len(engines) == 1

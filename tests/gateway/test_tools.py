@@ -313,3 +313,31 @@ def test_text_of_a_call_that_its_length_cuts_off_is_not_shown(seed: int, before:
 @pytest.mark.parametrize("text", ["Paris", '{"city": "Paris"}', '{"name": "Bonn"}x', "3.5", "<b>"])
 def test_what_cannot_be_a_call_is_text_though_one_is_forced(text: str) -> None:
     assert read([*text], forced=True) == (text, [])
+
+
+BROKEN = st.lists(
+    st.sampled_from(
+        [
+            "<tool_call>",
+            "</tool_call>",
+            '{"name": "',
+            "weather",
+            '", "arguments": ',
+            "{}",
+            "}",
+            "\\q",
+            "\\ud800",
+            "\n",
+            '"',
+            "[",
+        ]
+    ),
+    max_size=12,
+)
+
+
+@given(BROKEN, st.booleans(), st.booleans())
+def test_whatever_a_model_writes_is_read_without_an_error(pieces: list[str], forced: bool, cut: bool) -> None:
+    text, calls = read(pieces, forced=forced, ends_early=cut)
+    text.encode()
+    assert all(name in NAMES for name, _ in calls)

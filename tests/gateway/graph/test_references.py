@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.graph.errors import BadReference, UnresolvedPath
-from gateway.graph.references import Reference, check_name, parse, resolve
+from gateway.graph.errors import BadReference, TooLarge, UnresolvedPath
+from gateway.graph.references import MAX_REFERENCES, Reference, check_name, parse, resolve
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,63}", fullmatch=True)
 keys = st.text(st.characters(exclude_characters=".<>", exclude_categories=["Z", "C"]), min_size=1, max_size=8)
@@ -140,3 +140,11 @@ def test_a_path_into_a_deep_value_resolves_or_fails(depth: int) -> None:
     except UnresolvedPath:
         text = None
     assert text == value[1:-1] if depth < 500 else text in (None, value[1:-1])
+
+
+def test_references_of_a_text_are_bounded() -> None:
+    assert len(list(parse("<<a>>" * MAX_REFERENCES))) == MAX_REFERENCES
+    with pytest.raises(TooLarge, match="more than 10000 references"):
+        for _ in parse("<<a>>" * (MAX_REFERENCES + 1)):
+            pass
+    assert len(list(parse(r"\<<a>>" * (MAX_REFERENCES + 1)))) == 1, "texts are no references"

@@ -335,3 +335,12 @@ def test_a_graph_is_blocked_where_all_waits_for_what_nothing_makes() -> None:
     for call in (first, second):
         call.move(CallState.DONE)
     assert not graph.is_blocked
+
+
+def test_references_count_among_the_bytes_of_a_session() -> None:
+    graph = session(bytes=100_000)
+    put(graph, "a", "x")
+    with pytest.raises(TooLarge, match="may be in one"):
+        graph.put("t", template=[Input(Reference("a"), "template")] * 1000)
+    graph.put("t", template=[Input(Reference("a"), "template")] * 100)
+    assert graph.size > 100 * 100
