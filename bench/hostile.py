@@ -5,9 +5,9 @@ request of four tokens, before and during. Afterwards it compares memory, KV blo
 were. Exit status 1 if an attack gets a 5xx answer other than 503 with a reason, restarts an engine, ends the server,
 leaves work or memory behind, or costs the other key more than the bound.
 
-`--only WORD` runs the attacks whose name has the word. `--rounds N --together K` runs K random ones at a time, N times.
-`--requests N` sends N random requests to all routes of /openapi.json. To add an attack, write a coroutine that takes an
-`Attacker`, under `@attack("its name")`.
+`--only WORD` runs the attacks whose name has the word, and `--copies N` so many copies of each at once. `--rounds N
+--together K` runs K random attacks at once, N times. `--requests N` sends N random requests to all routes of
+/openapi.json. To add an attack, write a coroutine that takes an `Attacker`, under `@attack("its name")`.
 """
 
 import argparse
@@ -182,6 +182,19 @@ async def _doubling(by: Attacker) -> None:
     variables: dict[str, Any] = {"t0": "xxxxxxxx"}
     variables |= {f"t{n}": {"template": f"<<t{n - 1}>><<t{n - 1}>>"} for n in range(1, 40)}
     await by.send("POST", "/v1/graphs", {"variables": variables, "calls": [_call(by, "<<t39>>", "o")]})
+
+
+@attack("references without number")
+async def _many_references(by: Attacker) -> None:
+    await by.send("POST", "/v1/sessions", {"id": "refs"})
+    await by.send("PUT", "/v1/sessions/refs/variables/a", {"value": "x"})
+    await by.send("PUT", "/v1/sessions/refs/variables/t", {"template": "<<a>>" * 3_000_000})
+    for number in range(3):
+        await by.chat("<<a>>" * 1_000_000, session="refs", semantic={"defer": True, "output": f"o{number}"})
+    calls = [_call(by, "<<a>>" * 9_000, f"g{number}") for number in range(200)]
+    await by.send("POST", "/v1/graphs", {"session": "refs", "calls": calls})
+    for number in range(20):
+        await by.send("POST", "/v1/sessions", {"metadata": {f"k{number}": "x" * 1_000_000}})
 
 
 @attack("a large value, named many times")
@@ -385,6 +398,7 @@ async def _waiters(by: Attacker) -> None:
 
 @attack("slots in several turns")
 async def _slots(by: Attacker) -> None:
+    session = f"slots{by.random.random()}"
     turns = [
         {"role": "user", "content": "Name a fruit."},
         {"role": "assistant", "content": "<<f>>"},
@@ -392,8 +406,8 @@ async def _slots(by: Attacker) -> None:
         {"role": "assistant", "content": "<<c>> <<f>>"},
     ]
     slots = {"f": {"max_tokens": 4}, "c": {"max_tokens": 4}}
-    await by.chat(messages=turns, session="slots", semantic={"slots": slots, "defer": True})
-    status, answer = await by.send("GET", "/v1/sessions/slots/variables/c?wait=true&timeout=60")
+    await by.chat(messages=turns, session=session, semantic={"slots": slots, "defer": True})
+    status, answer = await by.send("GET", f"/v1/sessions/{session}/variables/c?wait=true&timeout=60")
     if status == 504:
         by.faults.append(f"slots in two turns are never generated: {answer}")
 
@@ -652,15 +666,23 @@ async def _plain(http: aiohttp.ClientSession, server: Target) -> float:
 
 
 async def hostile(
-    arguments: Sequence[str], *, only: str = "", rounds: int = 0, together: int = 3, requests: int = 0, seed: int = 1
+    arguments: Sequence[str],
+    *,
+    only: str = "",
+    copies: int = 1,
+    rounds: int = 0,
+    together: int = 3,
+    requests: int = 0,
+    seed: int = 1,
 ) -> tuple[list[Row], list[str]]:
     """Run the attacks whose name has `only`, then `rounds` of several at once, then random requests.
 
+    `copies`: of each attack, at once.
     Returns a row for each, and what was wrong when the server ended.
     """
     rng = random.Random(seed)
     chosen = {name: run for name, run in ATTACKS.items() if only in name}
-    plans: list[tuple[str, list[Attack]]] = [(name, [run]) for name, run in chosen.items()]
+    plans: list[tuple[str, list[Attack]]] = [(name, [run] * copies) for name, run in chosen.items()]
     for _ in range(rounds):
         names = rng.sample(sorted(chosen), min(together, len(chosen)))
         plans.append((" + ".join(names), [chosen[name] for name in names]))
@@ -703,6 +725,7 @@ def main() -> int:
     """Run from the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="attacks whose name has this word")
+    parser.add_argument("--copies", type=int, default=1, help="copies of an attack at once")
     parser.add_argument("--rounds", type=int, default=0, help="rounds of several random attacks at once")
     parser.add_argument("--together", type=int, default=3, help="attacks in such a round")
     parser.add_argument("--requests", type=int, default=0, help="random requests to all routes")
@@ -715,6 +738,7 @@ def main() -> int:
         hostile(
             arguments,
             only=told.only,
+            copies=told.copies,
             rounds=told.rounds,
             together=told.together,
             requests=told.requests,
