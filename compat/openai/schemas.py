@@ -1,8 +1,8 @@
-"""JSON schemas, rewritten so that llguidance enforces what the client asked for.
+"""Rewrite JSON schemas, so that llguidance enforces what the client asked for.
 
-llguidance joins the parts of a schema (`allOf`, `$ref`, `anyOf` beside other keywords) by itself, but it lacks some
-keywords, rounds integers to floats, and walks into a `$ref` that never ends. `enforceable` changes a schema so that
-every answer that llguidance lets through is valid for the original, except for keywords that it is allowed to drop.
+llguidance joins the parts of a schema (`allOf`, `$ref`, `anyOf` beside other keywords) by itself. But it lacks some
+keywords, rounds integers to floats, and follows a recursive `$ref` without end. `enforceable` changes a schema so that
+every answer that llguidance accepts is valid for the original, except for keywords that `enforceable` may drop.
 """
 
 import json
@@ -19,23 +19,24 @@ from urllib.parse import unquote
 from compat.openai.grammars import MAX_FORM_BYTES, problem_of_schema
 
 MAX_SCHEMA_NODES = 20_000
-"""Objects, lists and values of a schema, counted in the text that the client sends."""
+"""Maximum number of objects, lists and scalar values in a schema, as the client sends it."""
 MAX_SCHEMA_DEPTH = 100
-"""Nesting of a schema. llguidance reads 127 levels of JSON, and joining parts adds some."""
+"""Maximum nesting of a schema, in levels. llguidance accepts 127 levels of JSON, and joining parts adds some."""
 MAX_DEFINITIONS = 200
-"""Definitions that a schema refers to. llguidance resolves a chain of them recursively, on the thread's stack."""
+"""Maximum number of definitions that a schema refers to. llguidance resolves a chain of them recursively, on the
+thread's stack."""
 MAX_ALTERNATIVES = 1_000
-"""Alternatives that joining the parts of a schema may multiply into."""
+"""Maximum number of alternatives that result from joining the parts of a schema."""
 MAX_STEPS = 50_000
-"""Parts looked at to find which properties the joined ones name, for a whole schema: a tenth of a second."""
+"""Maximum number of parts visited, for a whole schema, to find the properties that joined parts name: about 0.1 s."""
 MAX_MULTIPLE = 10_000
 """Largest `multipleOf`, in units of its last digit: the automaton has a state for each remainder."""
 _EXACT = 2**53
-"""Integers up to here are exact as floats."""
+"""Largest absolute value up to which all integers are exact as floats."""
 _LARGEST = 10**18
-"""Integers from here are too long for llguidance's ranges, and -2**63 overflows its stack."""
+"""Absolute value from which integers are too long for llguidance's ranges; -2**63 overflows its stack."""
 _MOST_CHARACTERS = 10_000_000
-"""A longer answer does not fit any model's window: a larger `maxLength` or `maxItems` allows everything."""
+"""Length that no answer reaches, since it fits no model's window: a larger `maxLength` or `maxItems` has no effect."""
 
 
 class Enforcement(Enum):
@@ -44,7 +45,7 @@ class Enforcement(Enum):
     STRICT = "strict"
     """The schema is refused."""
     BEST_EFFORT = "best effort"
-    """The keyword is dropped. Numbers that cannot be kept exactly, and schemas without a valid value, are refused."""
+    """The keyword is dropped. Integers that cannot be kept exactly, and schemas without a valid value, are refused."""
     LENIENT = "lenient"
     """The keyword is dropped. No schema is refused."""
 
@@ -54,7 +55,7 @@ class Unenforceable(ValueError):
 
 
 def enforceable(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[str, Any]:
-    """Return the schema as it is enforced. Raises Unenforceable, unless the enforcement is lenient."""
+    """Return the schema that llguidance enforces. Raises Unenforceable, unless the enforcement is lenient."""
     try:
         return _enforceable(schema, enforcement)
     except Unenforceable:
@@ -67,7 +68,9 @@ def _enforceable(schema: Any, enforcement: Enforcement) -> dict[str, Any]:
     if schema is True:
         return {}
     if not isinstance(schema, dict):
-        raise Unenforceable("a JSON schema is an object" if schema is not False else "no value is valid for false")
+        raise Unenforceable(
+            "a JSON schema must be an object" if schema is not False else "no value is valid for the schema false"
+        )
     _check_size(schema)
     made = _Rewriter(schema, enforcement).document()
     problem = _problem(made)
@@ -92,12 +95,12 @@ def _problem(schema: dict[str, Any]) -> str:
 
 
 def _hopeless(problem: str) -> bool:
-    """Whether the schema has no valid value: dropping keywords must not hide that."""
+    """Return whether the problem is that the schema has no valid value: dropping keywords must not hide that."""
     return "nsatisfiable" in problem
 
 
 def _check_size(schema: Any) -> None:
-    """Raise Unenforceable for a schema that is too large to be looked at."""
+    """Raise Unenforceable for a schema that is too large to process."""
     nodes, size, layer, depth = 0, 0, [schema], 0
     while layer:
         nodes += len(layer)
@@ -121,7 +124,7 @@ def _check_size(schema: Any) -> None:
 
 
 _KEPT = ("title", "description")
-"""Annotations that a model may be shown."""
+"""Annotations that are kept: a model may be shown them."""
 _UNSUPPORTED = (
     *("not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains", "propertyNames"),
     *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems"),
@@ -129,7 +132,7 @@ _UNSUPPORTED = (
 )
 """Keywords that llguidance lacks."""
 _OPENING = ("additionalProperties", "patternProperties")
-"""Keywords that speak of properties without a name."""
+"""Keywords that constrain properties which `properties` does not name."""
 _JOINING = ("allOf", "anyOf", "oneOf", "$ref")
 _TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 _NUMERIC = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
@@ -139,11 +142,14 @@ _LITERAL_NAMES = re.compile(r"\^(?:\(\?:|\()?([A-Za-z0-9_ -]+(?:\|[A-Za-z0-9_ -]
 
 
 class _Rewriter:
-    """Rewrites one schema. Definitions that it refers to are made once closed and once open: a closed object has no
-    properties but those that the schema names; an open one is a part of another object, which is closed as a whole."""
+    """Rewriter of one schema.
+
+    It makes each definition that the schema refers to in a closed form, an open form, or both. A closed object has only
+    the properties that the schema names. An open one is a part of another object, which is closed as a whole.
+    """
 
     def __init__(self, root: dict[str, Any], enforcement: Enforcement, *, plain: bool = False) -> None:
-        """`plain`: keep types, properties and items only, where the rest turned out to be too much."""
+        """`plain`: keep only types, properties and items, because llguidance did not accept the other keywords."""
         self._root = root
         self._strict = enforcement is Enforcement.STRICT
         self._lenient = enforcement is Enforcement.LENIENT
@@ -152,7 +158,7 @@ class _Rewriter:
         self._queue: deque[tuple[str, Any, frozenset[str] | None]] = deque()
         self._ids = _identified(root)
         self._opened = False
-        """Whether patterns of names were dropped from the object just looked at."""
+        """Whether `_patterns` dropped a pattern of names from the object that it processed last."""
         self._steps = 0
         self._multiples: set[Fraction] = set()
         self._joins = any(f'"{key}"' in json.dumps(root) for key in _JOINING)
@@ -175,24 +181,27 @@ class _Rewriter:
         return document
 
     def _refuse(self, keyword: str, why: str = "is not supported") -> None:
-        """Refuse a keyword, or let it be dropped."""
+        """Raise Unenforceable for a keyword, if the enforcement is strict; otherwise the caller drops it."""
         if self._strict:
             raise Unenforceable(f"{keyword} {why}")
 
     def _refuse_number(self, keyword: str, value: Any) -> None:
-        """Refuse a number that a float does not hold; best effort must not answer with another one."""
+        """Raise Unenforceable for a number that a float cannot represent, unless the enforcement is lenient.
+
+        Best effort must not generate another number instead.
+        """
         if not self._lenient:
-            raise Unenforceable(f"{keyword}: {value} cannot be kept exactly; integers up to 2^53 can")
+            raise Unenforceable(f"{keyword}: {value} cannot be kept exactly; only integers up to 2^53 always can")
 
     # one schema
 
     def _schema(self, node: Any, shared: frozenset[str] | None) -> Any:
-        """Return a schema rewritten: closed where `shared` is None, else as a part of an object. `shared`: names of
-        which other parts speak as well."""
+        """Return a rewritten schema: closed if `shared` is None, otherwise as a part of an object. `shared`: names of
+        properties that other parts of this object constrain as well."""
         if isinstance(node, bool):
             return node
         if not isinstance(node, dict):
-            self._refuse("a schema", "is an object or a boolean")
+            self._refuse("a schema", "must be an object or a boolean")
             return True
         made: dict[str, Any] = {key: node[key] for key in _KEPT if isinstance(node.get(key), str)}
         self._check_unsupported(node)
@@ -217,24 +226,24 @@ class _Rewriter:
         types = node.get("type")
         if types is None:
             if "type" in node:
-                self._refuse("type", "is null")
+                self._refuse("type", "must not be null")
             return
         listed = types if isinstance(types, list) else [types]
         known = list(dict.fromkeys([one for one in listed if isinstance(one, str) and one in _TYPES]))
         odd = next((one for one in listed if one not in known), None)
         if odd is not None:
-            self._refuse("type", f"{json.dumps(odd)[:60]} is none of JSON's types")
+            self._refuse("type", f"{json.dumps(odd)[:60]} is not a JSON type")
         if known or not listed:
             made["type"] = known[0] if known and not isinstance(types, list) else known
 
     def _add_values(self, node: dict[str, Any], made: dict[str, Any]) -> None:
-        """Add the keywords of texts, numbers and counts, and the values listed one by one."""
+        """Add `const` and `enum`, and the keywords for strings, numbers and counts."""
         if "const" in node and self._is_exact(node["const"], "const"):
             made["const"] = node["const"]
         if "enum" in node:
             values = node["enum"]
             if not isinstance(values, list):
-                self._refuse("enum", "is a list")
+                self._refuse("enum", "must be a list")
             elif all(self._is_exact(value, "enum") for value in values):
                 made["enum"] = values
         if self._plain:
@@ -251,7 +260,7 @@ class _Rewriter:
             made.update(self._leaf(kind, numeric, tuple(reversed(_NUMERIC))))
 
     def _is_exact(self, value: Any, keyword: str) -> bool:
-        """Whether the value, and each value in it, is enforced as it is."""
+        """Return whether llguidance enforces the value, and each value in it, exactly. May raise Unenforceable."""
         values = [value]
         while values:
             one = values.pop()
@@ -263,25 +272,26 @@ class _Rewriter:
                 self._refuse_number(keyword, one)
                 return False
             elif isinstance(one, float) and not math.isfinite(one):
-                self._refuse(keyword, f"{one} is no JSON")
+                self._refuse(keyword, f"{one} is not a JSON number")
                 return False
         return True
 
     def _count(self, key: str, value: Any) -> int | None:
-        """Return a length as an integer, or None if it is dropped."""
+        """Return the value of a keyword that counts, as an integer; None if the keyword is dropped."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            self._refuse(key, "is a count")
+            self._refuse(key, "must be a non-negative integer")
             return None
         if value > _MOST_CHARACTERS:
             if key.startswith("min"):
-                self._refuse(key, f"is over {_MOST_CHARACTERS}, longer than any answer")
+                self._refuse(key, f"is above {_MOST_CHARACTERS}; no answer is as long")
             return None
         return value
 
     def _numeric(self, node: dict[str, Any]) -> dict[str, Any]:
-        """Return the bounds, rounded inward where a float does not hold them: what is let through is within them."""
+        """Return the keywords for numbers. Bounds that a float cannot represent are rounded inward, so that accepted
+        values are within the original bounds."""
         found: dict[str, Any] = {}
         for key in _NUMERIC:
             value = node.get(key)
@@ -290,10 +300,10 @@ class _Rewriter:
             if key.startswith("exclusive") and isinstance(value, bool):  # as in draft 4
                 bound = node.get("minimum" if key == "exclusiveMinimum" else "maximum")
                 if value and isinstance(bound, int | float):
-                    self._refuse(key, "is a number")
+                    self._refuse(key, "must be a number")
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                self._refuse(key, "is a number")
+                self._refuse(key, "must be a number")
                 continue
             if key == "multipleOf":
                 if self._is_countable(value):
@@ -302,7 +312,7 @@ class _Rewriter:
             if abs(value) <= _EXACT:
                 found[key] = value
                 continue
-            # llguidance computes an exclusive bound as a float that is one more or less
+            # llguidance adds or subtracts one as a float to make an exclusive bound inclusive; so it is made here
             inward = _inward(int(value), up="inimum" in key, exclusive=key.startswith("exclusive"))
             if inward is None:
                 self._refuse_number(key, value)
@@ -314,10 +324,10 @@ class _Rewriter:
         return found
 
     def _is_countable(self, value: int | float) -> bool:
-        """Whether the remainders of a `multipleOf` are few enough, with all others that it may be joined with."""
+        """Return whether a `multipleOf` has few enough remainders, together with the others it may be joined with."""
         exact = abs(Fraction(str(value)))
         if not exact:
-            self._refuse("multipleOf", "is a positive number")
+            self._refuse("multipleOf", "must be a positive number")
             return False
         multiples = [exact, *self._multiples] if self._joins else [exact]
         scale = 10 ** max([_decimals(one) for one in multiples])
@@ -328,7 +338,10 @@ class _Rewriter:
         return True
 
     def _leaf(self, kind: str, keywords: dict[str, Any], dropped: tuple[str, ...]) -> dict[str, Any]:
-        """Return those of a text's or number's keywords that llguidance enforces together, dropping others in turn."""
+        """Return the keywords of a string or number that llguidance enforces together.
+
+        While it does not, drop the keywords in `dropped`, one after another.
+        """
         kept = dict(keywords)
         for key in ("", *dropped):
             kept.pop(key, None)
@@ -343,7 +356,7 @@ class _Rewriter:
     def _add_children(
         self, node: dict[str, Any], made: dict[str, Any], shared: frozenset[str], *, closes: bool
     ) -> None:
-        """Add what the schema says of an object's and an array's parts. `closes`: the object has no others."""
+        """Add the keywords for an object's properties and an array's items. `closes`: forbid all other properties."""
         self._add_items(node, made)
         properties = self._properties(node)
         self._opened = False
@@ -354,7 +367,7 @@ class _Rewriter:
             if isinstance(required, list) and all(isinstance(name, str) for name in required):
                 names = list(dict.fromkeys(required))
             else:
-                self._refuse("required", "is a list of names")
+                self._refuse("required", "must be a list of names")
                 names = []
             if self._lenient and node.get("additionalProperties") is False and not patterns:
                 names = [name for name in names if name in properties]
@@ -377,7 +390,7 @@ class _Rewriter:
             made["additionalProperties"] = False
 
     def _name_required(self, made: dict[str, Any]) -> None:
-        """A required property that the schema does not describe may be anything."""
+        """Add each required property that the schema does not describe: any value is valid for it."""
         unknown = [name for name in made.get("required", ()) if name not in made.get("properties", {})]
         if unknown:
             made["properties"] = {**made.get("properties", {}), **dict.fromkeys(unknown, True)}
@@ -385,16 +398,16 @@ class _Rewriter:
     def _properties(self, node: dict[str, Any]) -> dict[str, Any]:
         properties = node.get("properties", {})
         if not isinstance(properties, dict):
-            self._refuse("properties", "is an object")
+            self._refuse("properties", "must be an object")
             return {}
         return dict(properties)
 
     def _patterns(self, node: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
-        """Return the patterns of names. One that only literal names match becomes these properties: llguidance
-        allows a comma before a name that no text can be."""
+        """Return the patterns of `patternProperties`. A pattern that matches only literal names is added to
+        `properties` under these names instead: otherwise llguidance allows a comma where no further name can follow."""
         patterns = node.get("patternProperties", {})
         if not isinstance(patterns, dict):
-            self._refuse("patternProperties", "is an object")
+            self._refuse("patternProperties", "must be an object")
             return {}
         if self._plain:
             self._opened = bool(patterns)
@@ -407,7 +420,7 @@ class _Rewriter:
                     properties[name] = {"allOf": [properties[name], value]} if name in properties else value
             elif problem := _leaf_problem(json.dumps({"type": "string", "pattern": pattern})):
                 self._refuse("patternProperties", f"cannot be enforced: {problem}")
-                self._opened = True  # names that it would match are not forbidden
+                self._opened = True  # names that the dropped pattern matches must stay allowed
             else:
                 kept[pattern] = value
         return kept
@@ -420,7 +433,7 @@ class _Rewriter:
             if isinstance(prefix, list):
                 made["prefixItems"] = [self._schema(one, None) for one in prefix]
             else:
-                self._refuse("prefixItems", "is a list")
+                self._refuse("prefixItems", "must be a list")
         if items is not None:
             made["items"] = self._schema(items, None)
 
@@ -433,7 +446,7 @@ class _Rewriter:
         key: str,
         shared: frozenset[str] | None,
     ) -> None:
-        """Add the one joining keyword of a schema that has no others."""
+        """Add the joining keyword of a schema that has only this one and describes nothing else."""
         if key == "$ref":
             pointer = self._reference(node["$ref"], shared)
             if pointer is not None:
@@ -441,13 +454,13 @@ class _Rewriter:
             return
         branches = node[key]
         if not isinstance(branches, list):
-            self._refuse(key, "is a list")
+            self._refuse(key, "must be a list")
             return
         # llguidance takes a oneOf only where it can prove that no two alternatives hold at once
         made["anyOf" if not self._strict else key] = [self._schema(branch, shared) for branch in branches]
 
     def _add_joined(self, node: dict[str, Any], made: dict[str, Any], shared: frozenset[str] | None) -> None:
-        """Add parts of which each holds, and close the object that they make together."""
+        """Add parts that must all be valid, and close the object that they describe together."""
         sealed = node.get("unevaluatedProperties", True) is not True
         closes = shared is None or sealed
         mentioned = self._mentioned(node)
@@ -456,7 +469,8 @@ class _Rewriter:
         is_object = any(_allows(part, "object", exactly=True) for part, chosen in self._parts(node) if not chosen)
         self._add_children(node, made, both, closes=False)
         if sealed and (speaks or node["unevaluatedProperties"] is not False or ("anyOf" in node and "oneOf" in node)):
-            self._refuse("unevaluatedProperties", "is supported as false only, and not beside additionalProperties")
+            why = "must be false, and cannot be combined with additionalProperties, or with anyOf and oneOf together"
+            self._refuse("unevaluatedProperties", why)
             sealed = False
         every: list[Any] = []
         if "$ref" in node:
@@ -466,7 +480,7 @@ class _Rewriter:
         if isinstance(node.get("allOf"), list):
             every += [self._schema(part, both) for part in node["allOf"]]
         elif "allOf" in node:
-            self._refuse("allOf", "is a list")
+            self._refuse("allOf", "must be a list")
         choices = [key for key in ("anyOf", "oneOf") if isinstance(node.get(key), list)]
         # llguidance takes a oneOf only where it can prove that no two alternatives hold at once
         if not self._strict and choices == ["oneOf"]:
@@ -490,10 +504,10 @@ class _Rewriter:
             made["allOf"] = every
 
     def _reference(self, reference: Any, shared: frozenset[str] | None) -> Any:
-        """Return where the definition that is referred to stands in the document; None if it is dropped."""
+        """Return the new `$ref` to the definition that a reference names; None if the reference is dropped."""
         target = self._target(reference)
         if target is _MISSING:
-            self._refuse("$ref", f"{json.dumps(reference)[:80]} leads nowhere")
+            self._refuse("$ref", f"{json.dumps(reference)[:80]} has no target")
             return None
         key = id(target), shared
         if key not in self._names:
@@ -509,22 +523,23 @@ class _Rewriter:
         return f"#/$defs/{self._names[key]}"
 
     def _target(self, reference: Any) -> Any:
-        """Return the schema that a reference names."""
+        """Return the schema that a reference names; false if it leads back to itself; _MISSING if there is none."""
         seen = set()
         while True:
             if not isinstance(reference, str) or reference in seen:
-                return _MISSING if not isinstance(reference, str) else False  # it leads back to itself: no value ends
+                return _MISSING if not isinstance(reference, str) else False  # a circle: no finite value is valid
             seen.add(reference)
             target = self._ids.get(reference, _MISSING)
             if target is _MISSING and reference.startswith("#"):
                 target = _pointed(self._root, reference[1:])
             if isinstance(target, dict) and "$ref" in target and not (_BESIDE_REF & target.keys()):
-                reference = target["$ref"]  # a chain of them would be walked on llguidance's stack
+                reference = target["$ref"]  # llguidance would follow a chain of references on its stack
                 continue
             return target
 
     def _parts(self, node: Any) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Yield the schema and all that are joined with it, each once, and whether it is one of several choices."""
+        """Yield the schema and all parts that are joined with it, each once. The bool says whether the part is inside
+        an `anyOf` or `oneOf`."""
         stack, seen = [(node, False)], set()
         while stack:
             part, chosen = stack.pop()
@@ -542,7 +557,7 @@ class _Rewriter:
                     stack += [(one, chosen or key != "allOf") for one in part[key]]
 
     def _mentioned(self, node: Any) -> Counter[str]:
-        """Return how often the schema and its parts speak of each property."""
+        """Return for each property how many parts of the schema describe it; 0 if it is only required."""
         mentioned: Counter[str] = Counter()
         for part, _ in self._parts(node):
             if isinstance(part.get("properties"), dict):
@@ -552,7 +567,7 @@ class _Rewriter:
         return mentioned
 
     def _speaks_of_others(self, node: Any) -> bool:
-        """Whether one of the parts says which properties without a name there are."""
+        """Return whether one of the parts allows or constrains properties that `properties` does not name."""
         return any(
             any(key in part for key in _OPENING) or part.get("unevaluatedProperties", False) is not False
             for part, _ in self._parts(node)
@@ -561,7 +576,8 @@ class _Rewriter:
     # values without an end
 
     def _cut_endless(self, top: Any, definitions: dict[str, Any]) -> None:
-        """Replace references to definitions for which no finite value is valid by false."""
+        """Replace references to definitions without a finite valid value by false. Raises Unenforceable if nothing
+        else is valid for the schema."""
         finite: set[str] = set()
         grown = True
         while grown:
@@ -588,20 +604,21 @@ _DESCRIBING = frozenset(
         "unevaluatedProperties",
     )
 )
-"""Keywords that a value can be invalid for, but for those that join schemas."""
+"""Keywords that can make a value invalid, except those that join schemas."""
 
 
 _BESIDE_REF = _DESCRIBING | {"allOf", "anyOf", "oneOf"}
 
 
 def _closing(names: Iterable[str], *, is_object: bool) -> dict[str, Any]:
-    """Return a schema of objects that have properties of these names only; and of other values, if not `is_object`."""
+    """Return a schema for objects with no other properties than these. If not `is_object`, all other values are valid
+    for it too."""
     made = {"properties": dict.fromkeys(names, True), "additionalProperties": False}
     return {"type": "object", **made} if is_object else made
 
 
 def _allows(node: Any, kind: str, *, exactly: bool = False) -> bool:
-    """Whether the schema's `type` lets values of this one through; if `exactly`, no others."""
+    """Return whether the schema's `type` allows values of type `kind`; if `exactly`, whether it allows only these."""
     types = node.get("type") if isinstance(node, dict) else None
     if exactly:
         return types in (kind, [kind])
@@ -609,12 +626,13 @@ def _allows(node: Any, kind: str, *, exactly: bool = False) -> bool:
 
 
 def _is_float(value: int) -> bool:
-    """Whether an integer is one that a float holds, and that llguidance writes."""
+    """Return whether a float can represent an integer, and llguidance can write it."""
     return abs(value) <= _EXACT or (abs(value) < _LARGEST and int(float(value)) == value)
 
 
 def _inward(value: int, *, up: bool, exclusive: bool) -> int | None:
-    """Return the next integer that a float holds, in the direction given; None if there is none that can be used."""
+    """Return the next integer that a float can represent, upward if `up`, otherwise downward; None if it would be too
+    large for llguidance."""
     if exclusive:
         value += 1 if up else -1
     if abs(value) >= _LARGEST:
@@ -629,7 +647,7 @@ def _inward(value: int, *, up: bool, exclusive: bool) -> int | None:
 
 
 def _decimals(value: Fraction) -> int:
-    """Return the digits behind the point of a decimal fraction."""
+    """Return the number of digits after the decimal point of a fraction; at most 400."""
     digits = 0
     while value.denominator != 1 and digits < 400:
         value *= 10
@@ -638,7 +656,7 @@ def _decimals(value: Fraction) -> int:
 
 
 def _identified(root: Any) -> dict[str, Any]:
-    """Return the schemas that references may name by `$id` or `$anchor`."""
+    """Return the schemas that references may name by `$id`, `id` or `$anchor`."""
     found: dict[str, Any] = {}
     stack = [root]
     while stack:
@@ -654,7 +672,7 @@ def _identified(root: Any) -> dict[str, Any]:
 
 
 def _pointed(root: Any, pointer: str) -> Any:
-    """Return what a JSON pointer leads to."""
+    """Return the schema that a JSON pointer leads to; _MISSING if there is none."""
     node = root
     if pointer in ("", "/"):
         return node
@@ -672,7 +690,7 @@ def _pointed(root: Any, pointer: str) -> Any:
 
 
 def _is_finite(node: Any, finite: set[str]) -> bool:
-    """Whether a finite value may be valid, where it is known which definitions have one."""
+    """Return whether a finite value may be valid. `finite`: definitions that are known to have one."""
     if not isinstance(node, dict):
         return node is not False
     if "$ref" in node and node["$ref"].removeprefix("#/$defs/") not in finite:
@@ -693,7 +711,7 @@ def _is_finite(node: Any, finite: set[str]) -> bool:
 
 
 def _replace(node: Any, gone: set[str]) -> None:
-    """Put false in the place of references that are gone, wherever a schema may stand."""
+    """Replace every reference in `gone` by false."""
     stack = [node]
     while stack:
         at = stack.pop()
@@ -710,20 +728,20 @@ def _replace(node: Any, gone: set[str]) -> None:
 
 
 class _Widths:
-    """Counts into how many alternatives llguidance multiplies the parts that it joins."""
+    """Estimator of the number of alternatives that llguidance makes when it joins parts: it multiplies them."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._definitions = document.get("$defs", {})
         self._known: dict[str, int] = {}
         self.most = 1
-        """The most that joining the parts of one schema gives."""
+        """Largest number of alternatives that joining the parts of one schema gives."""
         self._width(document)
         for name in self._definitions:
             self._of_definition(name)
 
     def _of_definition(self, name: str) -> int:
         if name not in self._known:
-            self._known[name] = 1  # while it is looked at
+            self._known[name] = 1  # ends the recursion, if the definition refers to itself
             self._known[name] = self._width(self._definitions.get(name, True))
         return self._known[name]
 
@@ -748,5 +766,5 @@ class _Widths:
 
 @lru_cache(4096)
 def _leaf_problem(schema: str) -> str:
-    """Return why llguidance does not enforce a text's or a number's keywords together; "" if it does."""
+    """Return why llguidance cannot enforce the keywords of a string or number together; "" if it can."""
     return problem_of_schema(schema)
