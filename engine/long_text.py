@@ -1,10 +1,11 @@
-"""Tokens of long texts, made piece by piece: the same tokens as for the whole text, in bounded memory.
+"""Tokenise long texts in pieces: the same tokens as for the whole text, in bounded memory.
 
-A byte-pair encoder cuts a text into words and merges inside each word alone, so a text is cut at borders between words.
-A word that is long itself is cut where no merge can cross. Let `a` be the last token on the left and `b` the first one
-on the right: if the text of `a` and `b` together becomes exactly these two tokens, no merge crosses the border in any
-text that has them there. Proof: until a first merge crosses the border, each side is merged as it is alone. Restricted
-to the texts of `a` and `b`, that is what happens to these two texts alone, so the merge would happen there too.
+A byte-pair encoder splits a text into words and merges only inside words. So a text can be cut at borders between
+words. A long word is cut at a border that no merge can cross. Let `a` be the last token before the border and `b` the
+first one after it. If the text of `a` and `b` together is encoded as exactly these two tokens, then no merge crosses
+the border in any text that has `a` and `b` there. Proof: until a first merge crosses the border, each side is merged as
+if it were alone. Restricted to the texts of `a` and `b`, these are the merges of the two texts alone. So a merge that
+crosses the border would happen there as well.
 """
 
 import re
@@ -16,31 +17,32 @@ from tokenizers import Encoding, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 _CHUNK = 16_384
-"""Characters that the tokenizer gets at once."""
+"""Length of the pieces that the tokenizer gets, in characters."""
 _SLICE = 4_096
-"""Characters of a long word that the tokenizer gets at once."""
+"""Length of the pieces of a long word that the tokenizer gets, in characters."""
 _TRIES = 12
-"""Borders between tokens that are tried for one cut of a long word."""
+"""Maximum number of borders between tokens that are tried for one cut of a long word."""
 _BATCH = 256
-"""Short words beside a long one that the tokenizer gets at once."""
+"""Number of short words, next to a long one, that the tokenizer gets in one batch."""
 _COMPOSED = 3
-"""How many times shorter a text can become in UTF-8 by composition (NFC): iota with two marks, six bytes to two."""
+"""Largest factor by which composition (NFC) shortens a text in UTF-8: iota with two marks, from six bytes to two."""
 _ASSUMED = 1_024
-"""Bytes for which at least one token is assumed where the vocabulary may drop or shorten text."""
+"""Number of bytes for which at least one token is assumed, if the vocabulary may drop or shorten text."""
 _LOOKS_BACK = re.compile(r"\(\?<[=!]|\\[bBAGKzZ]|(?<![\[\\])\^")
-"""What makes matches of a pattern depend on the text before them."""
+"""Pattern of the regex syntax that makes a match depend on the text before it."""
 
 
 class LongTextEncoder:
-    """Encodes texts of any length. Immutable; safe to use from several threads.
+    """Encoder for texts of any length. Immutable; safe to use from several threads.
 
-    It calls `encode_batch`, which releases Python's lock while it works; `encode` does not.
+    It calls the library's `encode_batch`, which releases the GIL while it works; the library's `encode` does not.
     """
 
     def __init__(
         self, backend: Backend, content: dict[str, Any], table: Sequence[bytes], *, chunk: int = _CHUNK
     ) -> None:
-        """`content`: the backend, without added tokens, as JSON. `table`: bytes of each token. `chunk`: characters."""
+        """`content`: the backend's JSON, without added tokens. `table`: the bytes of each token. `chunk`: the length of
+        pieces, in characters."""
         self._backend = backend
         self._chunk, self._slice = chunk, min(chunk, _SLICE)
         model, normalizers, parts = content["model"], _parts(content, "normalizer"), _parts(content, "pre_tokenizer")
@@ -58,9 +60,9 @@ class LongTextEncoder:
         self._cuts = known and not any(map(model.get, ("dropout", "continuing_subword_prefix", "end_of_word_suffix")))
         self._cuts_words = any(map(_splits, parts))
         self._finder = Backend(models.WordLevel({"word": 0}, unk_token="word"))
-        """Makes one token of each word, whatever it is: finds words without merging anything."""
+        """Tokenizer that makes exactly one token of each word: it finds the words without merging anything."""
         self._words = Backend(backend.model)  # shares the vocabulary
-        """Takes a text as one word."""
+        """Tokenizer that encodes its whole input as one word."""
         if self._cuts:
             if parts:
                 self._finder.pre_tokenizer = backend.pre_tokenizer
@@ -73,17 +75,17 @@ class LongTextEncoder:
         vocabulary: dict[str, int] = model["vocab"]
         self._unknown: int | None = vocabulary.get(model.get("unk_token"))
         self._alone: set[int] = set()
-        """Tokens of single bytes that nothing is merged with."""
+        """Tokens of single bytes (byte fallback), which are never merged."""
         if model.get("byte_fallback"):
             written = [text for text in vocabulary if "<0x" in text]
             if all(map(_BYTE.fullmatch, written)):
                 self._alone = {vocabulary[text] for text in written}
 
     def fewest(self, text: str) -> int:
-        """Return a lower bound of the number of tokens of a text, without making them.
+        """Return a lower bound of a text's number of tokens, without tokenising it.
 
-        Exact proof: every byte of the text is in one token, and the longest token is known. It does not hold for
-        vocabularies that may drop or shorten text; for these, one token for each 1,024 bytes is assumed.
+        Every byte of the text is in one token, and the length of the longest token is known. That is not so for
+        vocabularies that may drop or shorten text: for these, one token for each 1,024 bytes is assumed.
         """
         encoded = text.encode()
         if not self._bounded:
@@ -94,7 +96,7 @@ class LongTextEncoder:
         return -(-len(encoded) // (self._longest * shrinks))
 
     def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Return the tokens of a text; once there are more than `most`, it may leave out the rest."""
+        """Return the tokens of a text. After more than `most` tokens, the rest may be left out."""
         if not self._cuts or len(text) <= self._chunk:
             return self._whole(text)
         if self._composes and not unicodedata.is_normalized("NFC", text):
@@ -123,9 +125,10 @@ class LongTextEncoder:
         return ids
 
     def _long_words(self, text: str, position: int, tokens: list[int]) -> int:
-        """Append the tokens of a beginning of the text from `position` in which a chunk has no border between words.
+        """Append tokens of the text from `position` on, up to a border between words.
 
-        Returns its length in characters.
+        It is for places where a chunk has no such border, because of long words. Returns the number of characters
+        whose tokens were appended.
         """
         size = 2 * self._chunk
         while True:
@@ -155,7 +158,7 @@ class LongTextEncoder:
         return [token for word in self._words.encode_batch_fast(words, add_special_tokens=False) for token in word.ids]
 
     def _word(self, word: str) -> list[int]:
-        """Return the tokens of one long word; see the proof above."""
+        """Return the tokens of one long word; see the proof at the top of this module."""
         tokens: list[int] = []
         position = 0
         encoding = self._slice_of(word, 0)
@@ -163,7 +166,7 @@ class LongTextEncoder:
             for index in range(len(encoding.ids) - 2, max(-1, len(encoding.ids) - 2 - _TRIES), -1):
                 length = encoding.offsets[index][1]
                 if length != encoding.offsets[index + 1][0]:
-                    continue  # inside a character
+                    continue  # the border is inside a character
                 following = self._slice_of(word, position + length)
                 if following.ids and self._never_merge(encoding.ids[index], following.ids[0]):
                     tokens += encoding.ids[: index + 1]
@@ -184,7 +187,7 @@ class LongTextEncoder:
         if left in self._alone or right in self._alone:
             return True
         if self._unknown in (left, right):
-            return left != right  # neighbours that are unknown may become one token
+            return left != right  # two unknown tokens next to each other may become one
         model = self._backend.model
         text = model.id_to_token(left) + model.id_to_token(right)
         return [token.id for token in model.tokenize(text)] == [left, right]
@@ -194,7 +197,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def _parts(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the parts of a normalizer or pre-tokenizer, sequences resolved."""
+    """Return the parts of a normalizer or pre-tokenizer, with sequences flattened."""
     part = content.get(name)
     if part is None:
         return []
@@ -208,14 +211,14 @@ def _parts(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _keeps_length(normalizer: dict[str, Any]) -> bool:
-    """Whether the normalizer changes no length but by composition, and each character by itself."""
+    """Return whether the normalizer changes lengths only by composition, or replaces single spaces by `▁`."""
     if normalizer["type"] == "Replace":
         return bool(normalizer["pattern"] == {"String": " "} and normalizer["content"] == "▁")
     return bool(normalizer["type"] == "NFC")
 
 
 def _keeps_text(part: dict[str, Any]) -> bool:
-    """Whether the pre-tokenizer drops nothing, and finds words without looking at the text before them."""
+    """Return whether the pre-tokenizer drops no text, and finds words independently of the text before them."""
     if part["type"] == "Split":
         pattern = part["pattern"].get("Regex", "")
         return part["behavior"] == "Isolated" and not _LOOKS_BACK.search(pattern)
@@ -225,17 +228,18 @@ def _keeps_text(part: dict[str, Any]) -> bool:
 
 
 def _splits(part: dict[str, Any]) -> bool:
-    """Whether the pre-tokenizer cuts a text into words."""
+    """Return whether the pre-tokenizer splits a text into words."""
     if part["type"] == "ByteLevel":
         return bool(part.get("use_regex", True))
     return part["type"] != "Metaspace" or bool(part.get("split", True))
 
 
 def _last_border(chunk: str, encoding: Encoding) -> tuple[int, int] | None:
-    """Return the last border between words that nothing behind the chunk can move: tokens and characters before it.
+    """Return the last border between words that no text after the chunk can move: the tokens and characters before it.
 
-    Two visible words stand between it and the word at the end of the chunk, which may go on. The character before it is
-    visible too: white space at the end of a text is cut in another way than before a word.
+    At least two words that are not white space stand after the border: the last of them may continue after the chunk.
+    The character before the border is not white space either: white space at the end of a text is split differently
+    from white space before a word.
     """
     words, offsets = encoding.word_ids, encoding.offsets
     behind, end = 0, len(words)
@@ -252,7 +256,7 @@ def _last_border(chunk: str, encoding: Encoding) -> tuple[int, int] | None:
 
 
 def _first_border(chunk: str, words: Sequence[tuple[int, int]], least: int) -> int | None:
-    """Return the number of words before the first such border that has at least so many characters before it."""
+    """Return the number of words before the first such border with at least `least` characters before it, or None."""
     visible = [index for index, (start, end) in enumerate(words[:-1]) if not chunk[start:end].isspace()]
     if len(visible) < 2:
         return None

@@ -1,4 +1,4 @@
-"""A model's chat template: compiled with all that transformers gives one, and what it shows of the model.
+"""Compile and render a model's chat template, and find out what the template supports.
 
 Templates are written for `apply_chat_template` of transformers, so names, tags and filters are the same here.
 """
@@ -18,21 +18,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Messages = Sequence[Mapping[str, Any]]
 _PROBE = "e2c1f0a9"
-"""Text that no template writes by itself."""
+"""Text that no template contains itself."""
 _ID_LENGTH = 9
 
 
 class TemplateRefused(Exception):
-    """The template cannot write these messages; the text says why."""
+    """The template cannot be compiled, or cannot render these messages; the text says why."""
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what an assistant wrote, for training. The text inside is written as it is."""
+    """Jinja extension for `{% generation %}`, which marks an assistant's text for training. It renders its content."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Parse the tag up to `{% endgeneration %}`; a scope of its own, as in transformers."""
+        """Parse the tag up to `{% endgeneration %}`. The content has its own scope, as in transformers."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
@@ -42,11 +42,11 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """Immutable; safe to use from several threads."""
+    """A compiled chat template. Immutable; safe to use from several threads."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
-        """`tokens`: texts of the special tokens by their names, as `bos_token`. Raise TemplateRefused if the source
-        cannot be read."""
+        """`tokens`: texts of the special tokens by their names, such as `bos_token`. Raises TemplateRefused if the
+        source cannot be compiled."""
         environment = _environment()
         try:
             self._template = environment.from_string(source)
@@ -58,18 +58,18 @@ class ChatTemplate:
         self.reserved = frozenset({*environment.globals, *tokens, "messages", "tools", "add_generation_prompt", "self"})
         """Names that a client cannot set."""
         self.short_ids = False
-        """Whether ids of calls have nine characters, as Mistral's have."""
+        """Whether the template requires tool call ids of nine characters, as Mistral's templates do."""
         self.knows_tools = "tools" in undeclared
-        """Whether it describes tools to the model."""
+        """Whether the template describes tools to the model."""
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
         works = self._accepts([question])
         system = {"role": "system", "content": _PROBE}
         self.takes_system = not works or _PROBE in self._written([system, question])
-        """Whether it writes system messages."""
+        """Whether the template renders system messages."""
         self.alternates = (
             works and not self._accepts([question, question]) and self._accepts([question, answer, question])
         )
-        """Whether it refuses two messages of a user in a row."""
+        """Whether the template refuses two consecutive user messages."""
         long, short = (self._accepts(_called(id)) for id in ("call_" + 24 * "0", _ID_LENGTH * "0"))
         self.short_ids = self.knows_tools and short and not long
 
@@ -81,9 +81,9 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text of the messages, with the beginning of an answer if it `opens`. Raise TemplateRefused.
+        """Return the text of the messages. Raises TemplateRefused.
 
-        `options`: what else a client tells the template.
+        `opens`: add the generation prompt, the beginning of an answer. `options`: the client's `chat_template_kwargs`.
         """
         if self.short_ids:
             messages = [_with_short_ids(message) for message in messages]
@@ -99,7 +99,7 @@ class ChatTemplate:
             return self._template.render(told)
         except jinja2.TemplateError as error:
             raise TemplateRefused(str(error)) from error
-        except Exception as error:  # a template is a program over what the client sent: it may fail in any way
+        except Exception as error:  # a template is a program that runs on a client's data: it may raise anything
             raise TemplateRefused(f"{type(error).__name__}: {error}") from error
 
     def _written(self, messages: Messages) -> str:
@@ -141,7 +141,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _with_thinking(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the message with its reasoning by the other name that templates read."""
+    """Return the message with its reasoning also under `thinking`, the other name that templates use."""
     reasoning = message.get("reasoning_content")
     return message if reasoning is None else {"thinking": reasoning, **message}
 
@@ -162,7 +162,7 @@ def _short(id: Any) -> str:
 
 
 def _called(id: str) -> list[dict[str, Any]]:
-    """Return a conversation with a call of that id, and what it returned."""
+    """Return a conversation with a tool call of that id and its result."""
     call = {"id": id, "type": "function", "function": {"name": "f", "arguments": {}}}
     return [
         {"role": "user", "content": "?"},

@@ -1,7 +1,7 @@
-"""Decode and encode JSON, within bounds that hold for every reader behind this module.
+"""Decode and encode JSON. Documents beyond fixed limits are refused here, so no later code has to check them.
 
-A document that is legal JSON can still be expensive: nesting exhausts the stack of every recursive reader, and a
-million small values cost far more to validate than to receive. Such documents are refused here, once.
+A document that is legal JSON can still be expensive: nesting exhausts the stack of every recursive function, and a
+million small values cost far more to validate than to receive.
 """
 
 import json
@@ -11,19 +11,19 @@ import msgspec
 from pydantic_core import from_json
 
 MAX_DEPTH = 200
-"""Deepest nesting of arrays and objects. It is the fixed bound of pydantic's own JSON parser."""
+"""Maximum nesting of arrays and objects, in levels. It is the fixed limit of pydantic's own JSON parser."""
 
 MAX_VALUES = 1_000_000
-"""Most array elements and object members in one document."""
+"""Maximum number of array elements and object members in one document."""
 
 MAX_KEYS = 200_000
-"""Most object members in one document. Validation costs about 4 µs for each member that a schema does not know."""
+"""Maximum number of object members in one document. Validation costs about 4 µs for each unknown member."""
 
 _encoder = msgspec.json.Encoder()
 
 
 class BadJson(ValueError):
-    """The document is not JSON, or it exceeds a bound. The message says which, in words for the client."""
+    """The document is not JSON, or exceeds a limit. The message tells the client why."""
 
 
 def decode(raw: bytes) -> Any:
@@ -43,7 +43,7 @@ _TOO_DEEP = f"arrays and objects are nested too deeply; at most {MAX_DEPTH} leve
 
 def _check_size(raw: bytes, value: Any) -> None:
     """Raise BadJson if the document is too deep or has too many values."""
-    # Counting bytes is fast and never too low, so most documents need no second look.
+    # Counting bytes is fast and never too low, so most documents need no second pass.
     containers = raw.count(b"[") + raw.count(b"{")
     if containers > MAX_DEPTH:
         try:
@@ -69,9 +69,9 @@ def _check_size(raw: bytes, value: Any) -> None:
 
 
 def encode(value: Any) -> bytes:
-    """Return structs, dicts, lists and scalars as compact JSON, integers of any size included.
+    """Return structs, dicts, lists and scalars as compact JSON. Integers may have any size.
 
-    Lone surrogates become question marks. Texts are checked where they enter, so none should come this far.
+    Lone surrogates become question marks. Texts are checked when they arrive, so there should be none here.
     """
     try:
         return _encoder.encode(value)

@@ -1,4 +1,4 @@
-"""Work that would hold the event loop, in threads: long texts have one of their own, so that short ones pass them."""
+"""Run work that would block the event loop in threads. Long texts share one thread: short ones do not wait for them."""
 
 import asyncio
 import contextvars
@@ -9,15 +9,15 @@ from functools import cache
 from typing import TypeVar
 
 _LONG = 100_000
-"""Characters; the work on longer texts is done one after another."""
+"""Length in characters from which texts are processed one after another."""
 _LARGE = 1_000_000
-"""Characters; memory that the work on longer texts took is given back to the system."""
+"""Length in characters from which free memory is returned to the system after the work."""
 _long_texts = ThreadPoolExecutor(1, thread_name_prefix="long-text")
 _Made = TypeVar("_Made")
 
 
 async def offload(work: Callable[[], _Made], characters: int) -> _Made:
-    """Return what `work`, over a text of so many characters, returns; it runs in a thread."""
+    """Run `work` in a thread and return its result. `characters`: length of the text that it processes."""
     if characters < _LONG:
         return await asyncio.to_thread(work)
     run = contextvars.copy_context().run
@@ -30,6 +30,6 @@ async def offload(work: Callable[[], _Made], characters: int) -> _Made:
 
 @cache
 def _trim() -> Callable[[], object]:
-    """Return what gives free memory back to the system: glibc keeps it in its arenas otherwise."""
+    """Return a function that returns free memory to the system: otherwise glibc keeps it in its arenas."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return (lambda: trim(0)) if trim is not None else (lambda: None)

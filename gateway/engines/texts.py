@@ -1,15 +1,15 @@
-"""Texts of values as tokens, for engines that take tokens."""
+"""Tokenise values, for engines that accept tokens."""
 
 from engine.tokenizer import Tokenizer
 from gateway.engines.base import ContextRefused
 from gateway.offload import offload
 
 _LONG_TEXT = 2_000
-"""Characters; longer texts are tokenised off the event loop."""
+"""Length in characters from which texts are tokenised in a thread."""
 
 
 async def tokens_of(text: str, tokenizer: Tokenizer, window: int | None) -> list[int]:
-    """Return the tokens of a value. Raise ContextRefused if it alone does not fit into the window."""
+    """Return the tokens of a value. Raises ContextRefused if a long value is larger than the window by itself."""
     if len(text) < _LONG_TEXT:
         return tokenizer.encode(text)
     return await offload(lambda: _bounded(text, tokenizer, window), len(text))

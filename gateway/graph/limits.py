@@ -1,22 +1,22 @@
-"""Bounds that tenants share: all of them together hold at most so much, and none of them alone may hold all of it."""
+"""Limits that tenants share: one tenant alone cannot use all of a limit for all tenants together."""
 
 from collections import Counter
 
 _SHARE = 3 / 4
-"""The part of a bound that one tenant alone may hold, where there may be others."""
+"""Share of a bound that one tenant may hold, if there can be several tenants."""
 
 
 class SharedBound:
-    """Owner of how much of something each tenant holds.
+    """Counter of what each tenant holds of one resource, with a bound for all tenants together.
 
-    A tenant alone may hold three quarters of the bound. When all together hold the whole of it, a tenant is still let
-    in as long as it holds less than an equal share of the bound, counted over the tenants that hold anything: so the
-    one who took most cannot keep the others out. What all hold together stays below twice the bound.
+    One tenant may hold at most three quarters of the bound. When all tenants together hold the whole bound, a tenant
+    is still admitted as long as it holds at most an equal share, counted over the tenants that hold anything. So the
+    largest holder cannot keep the others out. The total stays below twice the bound.
     """
 
     def __init__(self, total: int, *, several: bool = True, own: int | None = None) -> None:
-        """`several`: whether there can be more than one tenant; one alone may hold all. `own`: a lower bound for each
-        tenant."""
+        """`total`: the bound. `several`: whether there can be more than one tenant; a single tenant may hold all of it.
+        `own`: a lower maximum for each tenant."""
         self.total = total
         self.own = max(1, int(total * _SHARE)) if several else total
         if own is not None:
@@ -29,7 +29,7 @@ class SharedBound:
         return self._held[tenant]
 
     def has_room(self, tenant: str, amount: int = 1) -> bool:
-        """Return whether the tenant may hold so much more."""
+        """Return whether the tenant may hold `amount` more."""
         held = self._held.get(tenant, 0) + amount
         if held > self.own:
             return False
@@ -48,16 +48,16 @@ class SharedBound:
 
     @property
     def greediest(self) -> str | None:
-        """The tenant that holds most, if any holds something."""
+        """The tenant that holds most; None if no tenant holds anything."""
         return max(self._held, key=self._held.__getitem__, default=None)
 
     def add(self, tenant: str, amount: int = 1) -> None:
-        """Count what the tenant holds from now on. Raises nothing: ask `has_room` before."""
+        """Add to what the tenant holds. It does not check the bound: call `has_room` before."""
         self._held[tenant] += amount
         self._sum += amount
 
     def remove(self, tenant: str, amount: int = 1) -> None:
-        """Count what the tenant no longer holds."""
+        """Subtract from what the tenant holds."""
         self._sum -= amount
         self._held[tenant] -= amount
         if not self._held[tenant]:

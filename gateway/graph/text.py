@@ -1,4 +1,4 @@
-"""What counts as text: Unicode, without lone surrogates. Everything that becomes a value is checked by this module."""
+"""Check that texts are Unicode without lone surrogates. All texts that become values are checked here."""
 
 import re
 
@@ -13,14 +13,17 @@ def has_surrogate(text: str) -> bool:
 
 
 def check_text(text: str, what: str, where: str | None = None) -> str:
-    """Return the text. Raises BadText if it holds a lone surrogate; `what` names it in the message."""
+    """Return the text. Raises BadText if it contains a lone surrogate.
+
+    `what` names the text in the message; `where` is the path of its field in the request.
+    """
     if has_surrogate(text):
         found = _SURROGATE.search(text)
         assert found is not None
-        raise BadText(f"{what} is not Unicode text: it holds the lone surrogate U+{ord(found[0]):04X}", where)
+        raise BadText(f"{what} is not Unicode text: it contains the lone surrogate U+{ord(found[0]):04X}", where)
     return text
 
 
 def size_of(text: str) -> int:
-    """Return the size of the text in bytes of UTF-8. Lone surrogates count three."""
+    """Return the size of the text in bytes of UTF-8. A lone surrogate counts as three bytes."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
