@@ -72,7 +72,7 @@ YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 
 BROKEN: dict[str, tuple[Break, str]] = {
     "no config": (removed("config.json"), r"no config\.json"),
     "broken config": (truncated("config.json", 0.5), r"config\.json is not JSON"),
-    "config that is no object": (written("config.json", b"[1]"), r"config\.json holds list"),
+    "config that is no object": (written("config.json", b"[1]"), r"config\.json must hold a JSON object"),
     "config that is no text": (written("config.json", b"\xff\xfe{"), r"config\.json is not JSON"),
     "deep config": (written("config.json", b"[" * 100_000), r"config\.json is not JSON"),
     "unknown architecture": (changed(architectures=["MambaForCausalLM"]), "architecture MambaForCausalLM"),
@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         "Unigram is not supported",
     ),
     "broken tokenizer config": (written("tokenizer_config.json", b"{"), r"tokenizer_config\.json is not JSON"),
-    "tokenizer config that is no object": (written("tokenizer_config.json", b"1"), "tokenizer_config.json holds int"),
+    "tokenizer config that is no object": (written("tokenizer_config.json", b"1"), "tokenizer_config.json must hold a"),
     "broken generation config": (written("generation_config.json", b"{"), r"generation_config\.json is not JSON"),
     "odd end": (changed("generation_config.json", eos_token_id=1.5), r"beside .*tokenizer\.json makes no sense"),
     "template that is no text": (written("chat_template.jinja", b"\xff"), r"chat_template\.jinja cannot be read"),
