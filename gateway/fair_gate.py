@@ -1,4 +1,4 @@
-"""Lets work that holds up the event loop through one piece at a time, in turns between keys."""
+"""Admit work that blocks the event loop one piece at a time, in turns between tenants."""
 
 import asyncio
 import time
@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 _LONGEST_REST = 1.0
-"""Seconds."""
+"""Longest pause after a piece of work, in seconds."""
 
 
 class FairGate:
-    """Owner of the queues before it, one for each tenant.
+    """Gate with one queue for each tenant.
 
-    After each piece of work the gate rests for as long as the work took. So the event loop spends at most half of its
-    time on such work, and every other client has its turn between two pieces.
+    After each piece of work the gate stays closed for as long as the work took, at most 1 s. So the event loop spends
+    only about half of its time on such work, and can serve all other clients between two pieces.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class FairGate:
 
     @asynccontextmanager
     async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """Wait for the tenant's turn, and hold the gate while the body runs. The body must not wait for long."""
+        """Wait for the tenant's turn, and hold the gate during the `async with` body, which must not wait for long."""
         await self._enter(tenant)
         began = time.monotonic()
         try:
@@ -41,18 +41,18 @@ class FairGate:
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # the turn came just before: the next one gets it
+            if place.done() and not place.cancelled():  # it had just been admitted: pass the turn on
                 self._open()
             raise
 
     def _open(self) -> None:
-        """Let the next one in: of the tenant that has waited for its turn longest."""
+        """Admit the next piece of work: the first of the tenant that has waited longest for its turn."""
         while self._queues:
             tenant = next(iter(self._queues))
             queue = self._queues.pop(tenant)
             place = queue.popleft()
             if queue:
-                self._queues[tenant] = queue  # at the end
+                self._queues[tenant] = queue  # at the end: the other tenants come first
             if not place.done():
                 place.set_result(None)
                 return

@@ -1,4 +1,4 @@
-"""What a call reads: the values of other variables, resolved within bounds, and templates made of them."""
+"""Resolve the references of a call to the values of other variables, within limits, and render templates."""
 
 import asyncio
 
@@ -10,17 +10,18 @@ from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Variable, VariableState
 
 _PARSED_BYTES = 64 << 20
-"""Most bytes of JSON that one call parses to follow paths into values. A value that it reads often counts each time."""
+"""Maximum size of the JSON that one call parses to follow paths into values, in characters. A value counts again for
+each reference to it."""
 
 _SMALL = 64 << 10
-"""Bytes of JSON that are parsed at once: that takes less than a millisecond."""
+"""Size of JSON up to which it is parsed without passing the gate: parsing takes less than a millisecond."""
 
 _CHUNK = 100
-"""Parts of a template that are resolved without a turn for others."""
+"""Number of a template's parts that are resolved before other tasks of the event loop get a turn."""
 
 
 class CallFailed(Exception):
-    """The call cannot go on."""
+    """The call cannot continue, because of `failure`."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -28,10 +29,10 @@ class CallFailed(Exception):
 
 
 class InputReader:
-    """Resolves a call's references to final variables.
+    """Resolver of a call's references to final variables.
 
-    Parsing holds up the event loop. So large values are parsed one at a time, with a turn for others behind each, and
-    a call parses a bounded number of bytes. `gate`: shared by all calls of a scheduler.
+    Parsing blocks the event loop. So large values are parsed one at a time, with a pause after each, and one call
+    parses at most 64 MiB. `gate`: shared by all calls of a scheduler.
     """
 
     def __init__(self, call: Call, gate: FairGate) -> None:
@@ -40,7 +41,7 @@ class InputReader:
         self._parsed = 0
 
     async def read(self, source: Variable, reference: Reference) -> str:
-        """Return what the reference to a final variable stands for. Raises CallFailed."""
+        """Return the text that a reference to a final variable stands for. Raises CallFailed."""
         if source.state is not VariableState.READY:
             raise CallFailed(upstream(source))
         value = source.value or ""
@@ -48,7 +49,7 @@ class InputReader:
             return value
         self._parsed += len(value)
         if self._parsed > _PARSED_BYTES:
-            message = f"the references of this call look into more than {_PARSED_BYTES} bytes of JSON"
+            message = f"the references of this call would parse more than {_PARSED_BYTES} bytes of JSON"
             raise CallFailed(Failure(TooLarge.code, message, self._call.id))
         if len(value) <= _SMALL:
             return self._resolve(value, reference)
@@ -63,9 +64,9 @@ class InputReader:
 
 
 async def derive(call: Call, gate: FairGate) -> None:
-    """Make the output of a template once all variables that it refers to are final. Raises CallFailed.
+    """Render a template into its call's output, once all variables that it refers to are final. Raises CallFailed.
 
-    The size is checked before the text is made: a template may name one value many times. `gate`: see InputReader.
+    The size is checked before the parts are joined: a template may name one value many times. `gate`: see InputReader.
     """
     reader = InputReader(call, gate)
     parts = call.spec.parts or ()
@@ -91,7 +92,7 @@ async def derive(call: Call, gate: FairGate) -> None:
 
 
 def upstream(source: Variable) -> Failure:
-    """Return the failure of a reader of a failed variable: the first call that failed, and why."""
+    """Return the failure of a call that reads a failed variable. It names the first call that failed, and why."""
     root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
     if root.code == "upstream_failed":
         return root

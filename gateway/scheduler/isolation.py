@@ -1,9 +1,9 @@
-"""Runs calls that may have killed an engine again, each alone.
+"""Give calls that may have killed an engine a second attempt, each alone on an engine.
 
-All calls that an engine works on when it dies are suspects: one of them may be to blame. A suspect is tried again once,
-on an engine that works on nothing else, so that it takes no other call with it if it kills that one as well. Meanwhile
-other calls for that engine wait, but for those of sessions that are already at work there: the session's open contexts
-may wait for them.
+All calls that an engine works on when it dies are suspects: one of them may have killed it. A suspect gets one more
+attempt, on an engine that works on nothing else. If it kills that engine too, no other call is lost. Meanwhile new
+calls for that engine wait, except calls of sessions that already have contexts there: these contexts may depend on
+them.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from gateway.engines.base import Engine, EngineFailure
 
 _POLL_SECONDS = 0.02
-"""Between two looks at whether an engine is there and has nothing to do."""
+"""Poll interval for an engine that is ready and idle, in seconds."""
 _ALONE_SECONDS = 60.0
-"""Longest wait of a suspect for its turn, in seconds, and for an engine that it has to itself. Suspects run one after
-another while other calls wait: this bounds for how long, however many there are."""
+"""Longest wait of a suspect for its turn, and then for an idle engine, in seconds each. Suspects run one after another
+while other calls wait, so this also limits the wait of other calls, for any number of suspects."""
 
 
 class _Ward:
-    """One engine that suspects wait for, or run on."""
+    """State of one engine that suspects wait for or run on."""
 
     def __init__(self) -> None:
         self.suspects = 0
@@ -29,14 +29,15 @@ class _Ward:
 
 
 class Isolation:
-    """Owner of the engines that suspects have to themselves."""
+    """Owner of the reservations of engines for suspects."""
 
     def __init__(self) -> None:
         self._wards: dict[str, _Ward] = {}
 
     async def open(self, engines: Sequence[Engine], *, passes: Callable[[Engine], bool]) -> Sequence[Engine]:
-        """Return the engines on which a call may begin. If suspects have all of them, wait until one is free again, and
-        return none: which are ready has to be asked anew. `passes`: where the call need not wait."""
+        """Return the engines on which a call may begin. If all are reserved for suspects, wait until the first one is
+        free, and return none: the caller then asks again which engines are ready. `passes`: whether the call may begin
+        on an engine although it is reserved."""
         if not self._wards:
             return engines
         free = [engine for engine in engines if engine.name not in self._wards or passes(engine)]
@@ -46,21 +47,21 @@ class Isolation:
 
     @asynccontextmanager
     async def alone(self, lost: str, serving: Callable[[], Awaitable[Sequence[Engine]]]) -> AsyncIterator[Engine]:
-        """Give a suspect an engine to itself: another that has no work, or the one that it lost, once it is back.
+        """Reserve an idle engine for a suspect: another one, or the engine `lost`, once it is restarted.
 
-        `serving` returns the engines that are ready. Raises EngineFailure if none is free in time.
+        `serving` returns the engines that are ready. Raises EngineFailure if none becomes idle in time.
         """
         with ExitStack() as waiting:
             ward = waiting.enter_context(self._reserved(lost))
             async with self._turn(ward):
                 engine = await self._free(lost, serving)
                 with self._reserved(engine.name):
-                    waiting.close()  # where it runs on another one, calls of others may begin on the one that it lost
+                    waiting.close()  # if it runs on another engine, other calls may begin on the engine that it lost
                     yield engine
 
     @asynccontextmanager
     async def _turn(self, ward: _Ward) -> AsyncIterator[None]:
-        """Hold the ward's turn. Raises EngineFailure if it does not come in time."""
+        """Wait for the ward's turn and hold it. Raises EngineFailure if the wait is too long."""
         try:
             async with asyncio.timeout(_ALONE_SECONDS):
                 await ward.turn.acquire()
@@ -88,7 +89,7 @@ class Isolation:
         try:
             async with asyncio.timeout(_ALONE_SECONDS):
                 while True:
-                    # another first: perhaps it was the engine
+                    # prefer another engine: perhaps the lost engine itself is at fault
                     for engine in sorted(await serving(), key=lambda engine: engine.name == lost):
                         if not engine.load and (engine.name == lost or engine.name not in self._wards):
                             return engine
@@ -98,4 +99,5 @@ class Isolation:
 
 
 def _not_free() -> EngineFailure:
-    return EngineFailure(f"its engine was lost, and none was free within {_ALONE_SECONDS:g} s to run it again alone")
+    message = f"the call lost its engine, and no engine became idle within {_ALONE_SECONDS:g} s for a second attempt"
+    return EngineFailure(message)
