@@ -22,12 +22,12 @@ encode_json = json_codec.encode
 _Body = TypeVar("_Body", bound=BaseModel)
 
 LARGE_BODIES = web.AppKey("large_bodies", FairGate)
-"""The gate that large bodies pass one by one: to decode and check one may take a fifth of a second."""
+"""Gate that large bodies pass one at a time: decoding and checking one may take 0.2 s."""
 
 _LARGE_BYTES = 256 << 10
 
 BODY_SECONDS = 60.0
-"""Longest time in seconds from a request's headers to the end of its body."""
+"""Longest time from a request's headers to the end of its body, in seconds."""
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:
@@ -38,7 +38,7 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 async def read_body(request: web.Request) -> bytes:
     """Return the request's body. Raises RequestError if it is too large, broken, or does not arrive in time."""
     if request.content_length is not None and request.content_length > request.client_max_size:
-        raise _too_large(request)  # before any of it is read
+        raise _too_large(request)  # before the server reads any of it
     try:
         if request.content.is_eof():
             return await request.read()
@@ -55,7 +55,7 @@ async def read_body(request: web.Request) -> bytes:
 
 
 _CLOSE = {"Connection": "close"}
-"""What is left of such a body is not waited for."""
+"""Headers of a refusal without the whole body: the server does not wait for the rest."""
 
 
 def _too_large(request: web.Request) -> RequestError:
@@ -84,15 +84,15 @@ async def _parsed(raw: bytes, schema: type[_Body]) -> _Body:
 
 
 _SCHEMAS = (b'"response_format"', b'"tools"', b'"format"')
-"""Fields whose values are compiled where the body is checked."""
+"""Fields whose values are compiled while the body is checked."""
 _PATTERNS = (b'"structured_outputs"', b'"guided_', b'"regex"', b'"pattern"', b'"multipleOf"')
-"""Fields whose values may take long to compile, however short they are."""
+"""Fields whose values may take long to compile, even if they are short."""
 _LONG_SCHEMA = 2_000
-"""Bytes; a longer body with a schema is checked off the event loop."""
+"""Size in bytes above which a body with a schema is checked in a thread."""
 
 
 async def checked(content: Any, schema: type[_Body], raw: bytes, where: str = "") -> _Body:
-    """Check a body, which came as `raw`, off the event loop where that may take long. See `check`."""
+    """Check a body, in a thread if that may take long; see `check`. `raw`: the body's JSON."""
     fields = (*_PATTERNS, *_SCHEMAS) if len(raw) > _LONG_SCHEMA else _PATTERNS
     if any(field in raw for field in fields):
         return await asyncio.to_thread(check, content, schema, where)
@@ -113,7 +113,7 @@ def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
     Of a union's alternatives, that is the one the client meant; where all failed at one place, all are told.
     """
     problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False)]
-    # the first of the deepest; that a list is too long says more than that it is no string
+    # the first of the deepest problems; "the list is too long" says more than "it is not a string"
     place, problem = max(problems, key=lambda each: (len(each[0]), each[1]["type"] == "too_long"))
     param = at(where, ".".join(place)) or None
     if problem["type"] == "extra_forbidden":
@@ -131,14 +131,15 @@ def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
 
 
 _MOST_STEPS = 24
-"""Steps of a path that are read in every way, which may be two to the power of their number."""
+"""Number of steps from which `_place` does not try all ways to read a path: there may be 2 ** steps."""
 
 
 def _place(problem: ErrorDetails, content: Any) -> list[str]:
-    """Return the path of a problem as far as it names fields of the request.
+    """Return the path of the field at fault in the request.
 
-    pydantic adds the names of a union's alternatives, which may be names of fields as well: a text part's is `text`.
-    Of the ways to read the path, that one counts which ends at a field, or at one that is missing from its object.
+    pydantic's path also has the names of a union's alternatives, which may be names of fields as well: the alternative
+    of a text part is `text`. So the function searches for a way to read the path that ends at a field of the request,
+    or at a field that is missing from its object.
     """
     steps, missing = problem["loc"], problem["type"] == "missing"
     place = _read(steps, content, missing) if len(steps) < _MOST_STEPS else None
@@ -152,7 +153,7 @@ def _place(problem: ErrorDetails, content: Any) -> list[str]:
 
 
 def _read(steps: Sequence[str | int], content: Any, missing: bool) -> list[str] | None:
-    """Return the fields among the steps, of which the last is one; None if it cannot be."""
+    """Return the steps that are fields, if the last step can be one; otherwise None."""
     if len(steps) == 1:
         (last,) = steps
         ends = isinstance(content, dict) and last not in content if missing else _has(content, last)
@@ -166,7 +167,7 @@ def _read(steps: Sequence[str | int], content: Any, missing: bool) -> list[str] 
 
 
 def _read_some(steps: Sequence[str | int], content: Any) -> list[str]:
-    """Return the fields among the steps, of which the last is the name of an alternative."""
+    """Return the steps that are fields, if the last step is the name of an alternative."""
     place: list[str] = []
     for step in steps:
         if _has(content, step):

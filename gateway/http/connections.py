@@ -1,10 +1,10 @@
-"""Connections of clients: how long they may take, and which of them still wait for an answer.
+"""Limit the time of connections, and keep half-closed connections open for their answer.
 
-aiohttp waits for headers as long as a client likes. And it takes the end of what a client sends for the end of the
-connection, though a client may close its sending half behind a request and read the answer from the other half. To the
-server both look the same: it gets the same segment. Only what it sends then tells them apart: the system of a client
-that has gone refuses it. So an interim answer is sent, which every client of HTTP/1.1 passes over (RFC 9110, 15.2),
-again and again until the answer begins. Where the client has gone, the second one fails, and the connection is lost.
+aiohttp has no time limit for headers. It also treats a closed sending half (FIN) as a disconnect, although the client
+may still read the answer. The server receives the same segment in both cases. The two differ only when the server
+sends: the operating system of a disconnected client rejects the data. So the server sends an interim response, which
+every HTTP/1.1 client ignores (RFC 9110, 15.2), and repeats it until the answer begins. If the client has disconnected,
+the second one fails, and the connection is lost.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ LINGER_SECONDS = 5.0
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _FIRST_SECONDS = 0.02
 _MOST_SECONDS = 5.0
-"""Between two interim answers, in seconds; the time doubles."""
+"""Longest interval between two interim responses, in seconds. The interval starts at `_FIRST_SECONDS` and doubles."""
 _TURNS = 3
-"""Turns of the event loop until the task of a request that was received has begun."""
+"""Number of event loop turns within which the task of a received request begins."""
 
 
 class _Handler(RequestHandler):
@@ -46,17 +46,17 @@ class _Handler(RequestHandler):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._ended = False
-        """Whether the end of what the client sends was seen; it is seen again when reading continues."""
+        """Whether the client's end of input was handled; asyncio reports it again when reading continues."""
         self._header_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the timer of the headers: a client that sends nothing is cut off as well."""
+        """Start the header timer. A client that sends nothing is disconnected as well."""
         super().connection_made(transport)
         self._header_timer = self._loop.call_later(HEADER_SECONDS, self.force_close)
 
     def data_received(self, data: bytes) -> None:
-        """Pass the bytes on; stop the timer when a request is complete, start it when one has only begun."""
+        """Pass the bytes to aiohttp. Stop the header timer when headers are complete, start it when headers begin."""
         before = self._request_count
         super().data_received(data)
         if self._request_count != before:
@@ -66,7 +66,7 @@ class _Handler(RequestHandler):
             self._header_timer = self._loop.call_later(HEADER_SECONDS, self.force_close)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Return whether the connection stays open: where there may be an answer to come."""
+        """Handle the end of the client's input. Return whether the connection may stay open."""
         if self.transport is None or self.transport.get_extra_info("sslcontext") is not None:
             return None  # TLS closes both halves
         if not self._ended:
@@ -75,11 +75,14 @@ class _Handler(RequestHandler):
         return True
 
     def _decide(self, turns: int) -> None:
-        """Wait for the answer if there is one to come that has not begun; otherwise the client has gone."""
+        """Keep the connection if a complete request waits for an answer that has not begun; otherwise close it.
+
+        `turns`: number of event loop turns to wait for the task of a request.
+        """
         if self.transport is None or self.transport.is_closing():
             return
         request = self._current_request
-        if request is None and turns:  # perhaps it came together with the end, and its task is about to begin
+        if request is None and turns:  # a request may have arrived together with the end; its task begins soon
             self._loop.call_soon(self._decide, turns - 1)
             return
         whole = request is not None and request.content.is_eof()  # half a body is no request
@@ -104,22 +107,25 @@ class _Handler(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is not HTTP in OpenAI's shape. aiohttp would log a traceback, as often as a client likes."""
+        """Answer invalid HTTP with an error in OpenAI's format.
+
+        aiohttp would log a traceback each time, so a client could flood the log.
+        """
         if status >= 500 or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
-        log.debug("%s sent what is not HTTP: %s", request.remote, exc)
-        words = " ".join((message or "").split()) or "this is not an HTTP request"
+        log.debug("%s sent invalid HTTP: %s", request.remote, exc)
+        words = " ".join((message or "").split()) or "invalid HTTP request"
         answer = error_answer(RequestError(status, words, code="invalid_http"))
         answer.force_close()
         return answer
 
     def log_exception(self, *arguments: Any, **options: Any) -> None:
-        """Log a fault of ours. That a client's body cannot be unpacked is none, and its client has been told."""
+        """Log an exception, unless a client's body could not be decoded: the client has got an error for that."""
         if not isinstance(sys.exception(), web.RequestPayloadError):
             super().log_exception(*arguments, **options)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the timers with the connection."""
+        """Stop the timers."""
         _cancel(self._header_timer)
         _cancel(self._probe_timer)
         self._header_timer = self._probe_timer = None
@@ -137,10 +143,10 @@ class _Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """Runs an application whose connections have these limits, and cancels handlers of clients that have gone."""
+    """Runner of an application with these limits. It cancels the handlers of clients that disconnect."""
 
     def __init__(self, app: web.Application, *, shutdown_timeout: float) -> None:
-        """`shutdown_timeout`: seconds that running handlers have at the end."""
+        """`shutdown_timeout`: time that running handlers have at the end, in seconds."""
         super().__init__(
             app,
             handler_cancellation=True,

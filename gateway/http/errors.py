@@ -20,7 +20,7 @@ log = logging.getLogger("myna.http")
 
 _NOBODY_THERE = 499
 _LONGEST_MESSAGE = 2_000
-"""Characters of an error's message."""
+"""Maximum length of an error's message, in characters."""
 _LONGEST_PARAM = 200
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -32,7 +32,7 @@ def error_body(error: RequestError) -> ErrorBody:
 
 
 def _short(text: str, length: int) -> str:
-    """Return the text, cut to the length: an error may quote what a client sent, which may be megabytes."""
+    """Return the text, cut to the length: an error may quote megabytes of a request."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -89,7 +89,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def error_answer(error: RequestError) -> web.Response:
-    """Return the answer that tells a client of an error."""
+    """Return the HTTP response for an error."""
     body = encode_json(error_body(error))
     return web.Response(status=error.status, body=body, headers=error.headers, content_type="application/json")
 

@@ -29,9 +29,9 @@ def integer(request: web.Request, name: str, default: int, *, least: int, most: 
 def whole_number(
     text: str | None, name: str, default: int, *, least: int, most: int = 1 << 53, param: str | None = None
 ) -> int:
-    """Return the number that a query, header or path holds, or the default for None. Raises RequestError.
+    """Return the number in the text of a query, header or path; the default if the text is None. Raises RequestError.
 
-    `param`: what the error names as its place, if that is a parameter.
+    `name`: for the error's message. `param`: the error's `param`.
     """
     if text is None:
         return default
