@@ -119,6 +119,7 @@ def session_bounds(settings: ServeSettings) -> Bounds:
     return Bounds(
         calls=settings.max_session_calls,
         variables=settings.max_session_variables,
+        edges=settings.max_session_edges,
         value_bytes=settings.max_value_bytes,
         bytes=settings.max_session_bytes,
         depth=settings.max_depth,

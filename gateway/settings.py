@@ -180,6 +180,7 @@ class ServeSettings(EngineOptions):
     max_key_sessions: int = Field(10_000, ge=1, description="sessions of one key kept at a time")
     max_session_calls: int = Field(10_000, ge=1, description="calls of one session")
     max_session_variables: int = Field(20_000, ge=1, description="variables of one session")
+    max_session_edges: int = Field(100_000, ge=1, description="inputs that all calls of one session read together")
     max_session_bytes: int = Field(256 << 20, ge=1, description="bytes of one session's values and prompts")
     max_held_bytes: int = Field(4 << 30, ge=1, description="bytes of the values and prompts of all sessions together")
     max_waiters: int = Field(10_000, ge=1, description="requests that may wait for one session's variables")

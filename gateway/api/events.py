@@ -14,6 +14,9 @@ from gateway.http.sse import EventStream, named
 
 routes = web.RouteTableDef()
 
+_AT_ONCE = 200
+"""Events that are written before the client has read the ones before."""
+
 
 @routes.get("/v1/sessions/{id}/events")
 @operation(
@@ -28,7 +31,9 @@ async def events(request: web.Request) -> web.StreamResponse:
     session.enter()
     try:
         while told := await stream.patiently(partial(session.more_events, at)):
-            await stream.write(b"".join([named(*describe_event(event), event.id) for event in told]))
+            for begin in range(0, len(told), _AT_ONCE):
+                some = told[begin : begin + _AT_ONCE]
+                await stream.write(b"".join([named(*describe_event(event), event.id) for event in some]))
             at = told[-1].id
         return await stream.end(done=False)
     finally:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from compat.openai import (
     GraphRequest,
     VariableRequest,
 )
+from gateway import json_codec
 from gateway.api.answers import usage_of
 from gateway.api.calls import prepared
 from gateway.api.chat import chat_spec
@@ -28,15 +29,17 @@ from gateway.api.services import SERVICES
 from gateway.api.sessions import session_of
 from gateway.api.variables import given_as
 from gateway.errors import RequestError
-from gateway.graph.call import Call, CallSpec, CallState, Usage
+from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
 from gateway.graph.events import CallChanged, VariableChanged
-from gateway.graph.objectives import objective
+from gateway.graph.objectives import objectives_of
 from gateway.graph.references import check_references
 from gateway.graph.session import Addition, Given, Session
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.auth import TENANT
-from gateway.http.bodies import check, checked, encode_json, json_response, read_json
+from gateway.http.bodies import check, checked, encode_json, read_json
+from gateway.http.json_stream import json_list, stream_json
 from gateway.http.openapi import EVENTS, operation
+from gateway.http.queries import choice
 from gateway.http.sse import EventStream, named
 from gateway.scheduler import Scheduler
 
@@ -154,7 +157,7 @@ class _Graph:
                 return await self._stream(EventStream(request))
             for variable in outputs:
                 await variable.final()
-            return json_response(self._answer())
+            return await stream_json(request, self._pieces())
         finally:
             for variable in outputs:
                 scheduler.reader_left(variable, alone=alone)
@@ -177,6 +180,15 @@ class _Graph:
             await stream.write(b"".join(lines))
         return await stream.end(named("graph", self._answer()), done=False)
 
+    def _pieces(self) -> Iterator[bytes]:
+        """Yield the answer in pieces: the values may be as large as a session."""
+        answer = self._answer()
+        outputs = answer.pop("outputs")  # type: ignore[misc]
+        yield encode_json(answer)[:-1] + b',"outputs":{'
+        for number, (name, value) in enumerate(outputs.items()):
+            yield (b"," if number else b"") + encode_json(name) + b":" + encode_json(value)
+        yield b"}}"
+
     def _answer(self) -> GraphAnswer:
         values = {name: variable.value for name, variable in self._outputs.items()}
         errors = {
@@ -198,23 +210,37 @@ class _Graph:
     query={"format": {"type": "string", "enum": ["json", "mermaid", "dot"]}},
     errors=(400, 404, 410, 503),
 )
-async def graph(request: web.Request) -> web.Response:
+async def graph(request: web.Request) -> web.StreamResponse:
     """Calls, variables, and the edges between them; as JSON, or as text for mermaid or Graphviz to draw."""
-    session, scheduler = session_of(request), request.app[SERVICES].scheduler
-    spent = _spent(session)
-    described: GraphObject = {
-        "calls": [_call(session, call, scheduler, spent[call.id]) for call in session.calls.values()],
-        "variables": [describe_variable(variable) for variable in session.variables.values()],
-        "edges": [edge for call in session.calls.values() for edge in _edges(call)],
-    }
-    match request.query.get("format", "json"):
-        case "json":
-            return json_response(described)
-        case "mermaid":
-            return web.Response(text=mermaid(described))
-        case "dot":
-            return web.Response(text=dot(described), content_type="text/vnd.graphviz")
-    raise RequestError(400, "format is 'json', 'mermaid' or 'dot'", code="invalid_value", param="format")
+    session = session_of(request)
+    form = choice(request, "format", ("json", "mermaid", "dot"))
+    pieces = _described(session, request.app[SERVICES].scheduler)
+    if form == "json":
+        return await stream_json(request, pieces)
+    whole = bytearray()
+    for number, piece in enumerate(pieces):
+        whole += piece
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    drawn = json_codec.decode(bytes(whole))
+    if form == "mermaid":
+        return web.Response(text=mermaid(drawn))
+    return web.Response(text=dot(drawn), content_type="text/vnd.graphviz")
+
+
+def _described(session: Session, scheduler: Scheduler) -> Iterator[bytes]:
+    """Yield a GraphObject in pieces. The session may change meanwhile; calls and variables are those of the start."""
+    calls, variables = list(session.calls.values()), list(session.variables.values())
+    spent, objectives = _spent(session), objectives_of(calls)
+    yield b"{"
+    yield from json_list(
+        "calls", (_call(session, call, scheduler, objectives[call.id], spent[call.id]) for call in calls)
+    )
+    yield b","
+    yield from json_list("variables", map(describe_variable, variables))
+    yield b","
+    yield from json_list("edges", (edge for call in calls for edge in _edges(call)))
+    yield b"}"
 
 
 _SPENT_ON = {
@@ -248,7 +274,9 @@ def _spent(session: Session) -> dict[str, dict[str, float]]:
     return spent
 
 
-def _call(session: Session, call: Call, scheduler: Scheduler, spent: dict[str, float]) -> CallObject:
+def _call(
+    session: Session, call: Call, scheduler: Scheduler, objective: Objective, spent: dict[str, float]
+) -> CallObject:
     return {
         "id": call.id,
         "model": call.spec.model,
@@ -259,7 +287,7 @@ def _call(session: Session, call: Call, scheduler: Scheduler, spent: dict[str, f
         "output": call.output.name,
         "slots": list(call.slots),
         "shared_with": call.leader.id if call.leader else None,
-        "objective": objective(call),
+        "objective": objective,
         "priority": scheduler.rank(call),
         "engine": call.engine,
         "prompt_tokens": call.usage.prompt,

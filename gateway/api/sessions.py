@@ -1,6 +1,7 @@
 """Sessions: made, listed, read, ended."""
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from gateway.api.services import SERVICES
 from gateway.graph.session import Session
 from gateway.http.auth import TENANT
 from gateway.http.bodies import json_response, read_json
+from gateway.http.json_stream import json_list, stream_json
 from gateway.http.openapi import operation
 
 routes = web.RouteTableDef()
@@ -46,10 +48,16 @@ async def create(request: web.Request) -> web.Response:
 
 @routes.get("/v1/sessions")
 @operation(SessionList, errors=(503,))
-async def list_sessions(request: web.Request) -> web.Response:
+async def list_sessions(request: web.Request) -> web.StreamResponse:
     """The key's sessions."""
-    sessions = request.app[SERVICES].sessions.of(request[TENANT])
-    return json_response({"object": "list", "data": [describe_session(session) for session in sessions]})
+    sessions = list(request.app[SERVICES].sessions.of(request[TENANT]))
+    return await stream_json(request, _listed(sessions))
+
+
+def _listed(sessions: Sequence[Session]) -> Iterator[bytes]:
+    yield b'{"object":"list",'
+    yield from json_list("data", (describe_session(session) for session in sessions if not session.closed))
+    yield b"}"
 
 
 @routes.get("/v1/sessions/{id}")

@@ -1,7 +1,7 @@
 """A session's variables: set, declared, read, waited for."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ from gateway.graph.references import Reference, parse
 from gateway.graph.session import Given, Session
 from gateway.graph.variable import Piece, Variable
 from gateway.http.bodies import json_response, read_json
+from gateway.http.json_stream import json_list, stream_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.queries import flag
 from gateway.http.sse import EventStream, named
@@ -59,10 +60,16 @@ async def delete(request: web.Request) -> web.Response:
 
 @routes.get("/v1/sessions/{id}/variables")
 @operation(VariableList, errors=(404, 410, 503))
-async def list_variables(request: web.Request) -> web.Response:
+async def list_variables(request: web.Request) -> web.StreamResponse:
     """All of the session's."""
-    variables = session_of(request).variables.values()
-    return json_response({"object": "list", "data": [describe_variable(variable) for variable in variables]})
+    variables = list(session_of(request).variables.values())
+    return await stream_json(request, _listed(map(describe_variable, variables)))
+
+
+def _listed(items: Iterable[VariableObject]) -> Iterator[bytes]:
+    yield b'{"object":"list",'
+    yield from json_list("data", items)
+    yield b"}"
 
 
 @routes.get("/v1/sessions/{id}/variables/{name}")

@@ -280,6 +280,8 @@ class Call:
     """The identical call that serves this one."""
     followers: "list[Call]" = field(default_factory=list)
     """Calls that are served by this one."""
+    unfinished_followers: int = 0
+    """How many of the followers have not ended."""
     awaits: "Variable | None" = None
     """The variable that the call's coroutine waits for now, if it waits for one."""
     makes: list[Variable] = field(init=False)
@@ -304,14 +306,25 @@ class Call:
     @property
     def wanted(self) -> bool:
         """Whether anybody can still read what it makes: see API.md, promise 4."""
-        if any(not follower.state.final for follower in self.followers):
+        if self.unfinished_followers:
             return True
         return any(
-            (self.spec.deferred and not variable.deleted)
-            or variable.readers
-            or any(not consumer.state.final for consumer in variable.consumers)
+            (self.spec.deferred and not variable.deleted) or variable.readers or variable.unfinished_consumers
             for variable in self.makes
         )
+
+    def follow(self, leader: "Call") -> None:
+        """Be served by an identical call from here on."""
+        self.leader = leader
+        leader.followers.append(self)
+        leader.unfinished_followers += 1
+
+    def stop_following(self) -> None:
+        """Be served by the leader no longer; it starts anew."""
+        if self.leader is not None:
+            self.leader.followers.remove(self)
+            self.leader.unfinished_followers -= not self.state.final
+            self.leader = None
 
     async def until_final(self, variable: Variable) -> None:
         """Wait until the variable is ready, failed or cancelled. Every coroutine of a call waits for variables here."""

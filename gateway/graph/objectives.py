@@ -1,30 +1,55 @@
 """What each call is for. A first cut: who waits is served soon, and so is what they wait for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from gateway.graph.call import Call, Objective
 
 
 def objective(call: Call) -> Objective:
-    """What the client said, or what follows from who waits.
+    """Return the objective of one call; see `objectives_of`."""
+    return objectives_of((call,))[call.id]
 
-    Latency if a client wants its outputs soon or a call of objective latency needs them; throughput if nobody waits
-    yet.
+
+def objectives_of(calls: Iterable[Call]) -> dict[str, Objective]:
+    """Return the objective of each call by its id: what the client said, or what follows from who waits.
+
+    Latency if a client wants its outputs soon or a call of objective latency needs them; throughput if no client waits
+    yet. It takes time linear in the edges of the graph.
     """
-    stack, seen = [call], {call.id}
-    while stack:
-        at = stack.pop()
-        if at.spec.objective is Objective.LATENCY:
-            return Objective.LATENCY
-        if at.spec.objective is Objective.THROUGHPUT:
-            continue
-        if any(variable.hurried for variable in at.makes):
-            return Objective.LATENCY
-        for reader in _readers(at):
-            if reader.id not in seen and not reader.state.final:
-                seen.add(reader.id)
-                stack.append(reader)
-    return Objective.THROUGHPUT
+    known: dict[str, Objective] = {}
+    for start in calls:
+        stack: list[tuple[Call, Iterator[Call]]] = []
+        _visit(start, known, stack)
+        while stack:
+            call, readers = stack[-1]
+            reader = next(readers, None)
+            if reader is None or known[call.id] is Objective.LATENCY:
+                stack.pop()
+                if stack and known[call.id] is Objective.LATENCY:
+                    known[stack[-1][0].id] = Objective.LATENCY
+            elif reader.state.final:
+                continue
+            elif reader.id not in known:
+                _visit(reader, known, stack)
+                if known[reader.id] is Objective.LATENCY:
+                    known[call.id] = Objective.LATENCY
+            elif known[reader.id] is Objective.LATENCY:
+                known[call.id] = Objective.LATENCY
+    return known
+
+
+def _visit(call: Call, known: dict[str, Objective], stack: "list[tuple[Call, Iterator[Call]]]") -> None:
+    """Note what a call itself says, and put it onto the stack if its readers have a say as well."""
+    if call.id in known:
+        return
+    own = call.spec.objective
+    if own is None:
+        hurried = any(variable.hurried for variable in call.makes)
+        known[call.id] = Objective.LATENCY if hurried else Objective.THROUGHPUT
+        if not hurried:
+            stack.append((call, _readers(call)))
+    else:
+        known[call.id] = own
 
 
 def _readers(call: Call) -> Iterator[Call]:

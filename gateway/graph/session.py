@@ -54,10 +54,12 @@ _NO_LOG = NoLog()
 
 @dataclass(frozen=True)
 class Bounds:
-    """How large one session may grow. `depth` counts the calls on a way through the graph."""
+    """How large one session may grow. `edges` counts the inputs of calls, `depth` the calls on a way through the
+    graph."""
 
     calls: int = 10_000
     variables: int = 20_000
+    edges: int = 100_000
     value_bytes: int = 1 << 20
     bytes: int = 256 << 20
     depth: int = 1_000
@@ -120,6 +122,8 @@ class Session:
     """Clients that wait for its variables or watch it."""
     named: int = 0
     """Variables that there ever were, deleted ones among them."""
+    edges: int = 0
+    """Inputs of all calls, counted once for each call."""
     size: int = 0
     """Bytes of all values and prompts."""
     events: list[Event] = field(default_factory=list)
@@ -206,7 +210,7 @@ class Session:
                 if isinstance(part, str):
                     check_text(part, "the text", spec.where or None)
         grown = sum(map(size_of, values.values())) + sum(map(_prompt_bytes, everything))
-        self._check_bounds(len(everything), len(fresh), grown)
+        self._check_bounds(len(everything), len(fresh), sum(map(len, reads)), grown)
 
         self._grow(grown)
         placed = []
@@ -367,8 +371,12 @@ class Session:
         for id, depth in deeper.items():
             self.calls[id].depth = depth
 
-    def _check_bounds(self, calls: int, variables: int, grown: int) -> None:
+    def _check_bounds(self, calls: int, variables: int, edges: int, grown: int) -> None:
         bounds = self.bounds
+        if self.edges + edges > bounds.edges:
+            raise TooLarge(
+                f"the calls of session {self.id} read {self.edges + edges} inputs; {bounds.edges} may be read"
+            )
         if len(self.calls) + calls > bounds.calls:
             raise TooLarge(f"session {self.id} has {len(self.calls)} calls; {bounds.calls} may be in one")
         if self.named + variables > bounds.variables:
@@ -413,9 +421,11 @@ class Session:
         """What follows from the fact that the call was added."""
         call.note = self._note_call
         self.calls[call.id] = call
+        self.edges += len(call.inputs)
         self.unfinished += 1
         for source in call.inputs.values():
             source.consumers.append(call)
+            source.unfinished_consumers += 1
         self._joining = call
         self._note_call(call)
         for variable in call.makes:
@@ -461,11 +471,19 @@ class Session:
 
     def _note_call(self, call: Call) -> None:
         if call.state.final:
-            self.unfinished -= 1
+            self.call_ended(call)
         if not self.id:
             return
         joining = call is self._joining
         self._happened(CallChanged(call, call.state, call.failure), call.times.created if joining else None)
+
+    def call_ended(self, call: Call) -> None:
+        """Count a call that has just reached a final state."""
+        self.unfinished -= 1
+        for source in call.inputs.values():
+            source.unfinished_consumers -= 1
+        if call.leader is not None:
+            call.leader.unfinished_followers -= 1
 
     def assigning(self, variable: Variable, value: str) -> None:
         """Record a value that is about to become readable under its name. Raises BadText or TooLarge."""
@@ -674,9 +692,11 @@ class Session:
         for call in self.calls.values():
             call.note = call.leader = None
             call.followers.clear()
+            call.unfinished_followers = 0
             for variable in (*call.makes, *call.inputs.values()):
                 variable.producer = None
                 variable.consumers.clear()
+                variable.unfinished_consumers = 0
         self.calls.clear()
         self.variables.clear()
         self.shared.clear()

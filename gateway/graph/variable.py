@@ -74,6 +74,7 @@ class Variable:
         "shown_kept",
         "starts",
         "state",
+        "unfinished_consumers",
         "value",
         "watched",
     )
@@ -87,6 +88,8 @@ class Variable:
         self.failure: Failure | None = None
         self.producer: Call | None = None
         self.consumers: list[Call] = []
+        self.unfinished_consumers = 0
+        """How many of the consumers have not ended. Scanning them would cost a graph the square of its edges."""
         self.readers = 0
         """Clients waiting for it or reading its stream now."""
         self.hurried = 0

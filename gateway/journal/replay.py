@@ -102,7 +102,8 @@ class Replay:
                 session.rejoin(self._call(record))
             case StateRecord(at, call_id, state, failure, outcome):
                 call = session.calls[call_id]
-                session.unfinished += call.state.final - state.final
+                if state.final and not call.state.final:
+                    session.call_ended(call)
                 call.state, call.failure = state, failure
                 if outcome is not None:
                     call.usage, call.times = outcome.usage, outcome.times

@@ -69,6 +69,8 @@ class Scheduler:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, Call] = {}
         """Those of `_tasks`."""
+        self._to_submit: set[str] = set()
+        """Ids of calls that are about to be submitted: those of large additions are submitted in pieces."""
         self._without_task: dict[str, Call] = {}
         """Unfinished calls that had no coroutine when `end_stuck` looked last: some are about to get one."""
         self._contexts: dict[str, EngineContext] = {}
@@ -144,10 +146,15 @@ class Scheduler:
 
     async def _begin(self, session: Session, addition: Addition) -> None:
         """Starts many calls, and lets everybody else have their turns meanwhile."""
-        for number, call in enumerate(addition.calls, start=1):
-            self.submit(call)
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+        ids = {call.id for call in addition.calls}
+        self._to_submit |= ids
+        try:
+            for number, call in enumerate(addition.calls, start=1):
+                self.submit(call)
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        finally:
+            self._to_submit -= ids
         await self._settle(session, addition)
 
     async def _settle(self, session: Session, addition: Addition) -> None:
@@ -441,8 +448,7 @@ class Scheduler:
 
     async def _follow(self, call: Call, leader: Call) -> None:
         """Takes over what the leader makes, as it makes it."""
-        call.leader = leader
-        leader.followers.append(call)
+        call.follow(leader)
         self._priorities.follow(call, leader)
         self._apply_priorities()
         call.engine, call.model = leader.engine, leader.model
@@ -464,8 +470,7 @@ class Scheduler:
                     await call.session.flushed()
                     own.complete()
         except StartedOver:
-            leader.followers.remove(call)
-            call.leader = None
+            call.stop_following()
             self._priorities.follow(call, leader)
             raise
         usage = leader.usage
@@ -492,7 +497,7 @@ class Scheduler:
             for session in sessions
             if session.unfinished and not session.closed
             for call in session.calls.values()
-            if not call.state.final and call.id not in self._tasks
+            if not call.state.final and call.id not in self._tasks and call.id not in self._to_submit
         }
         stuck += [self._without_task[id] for id in lost & self._without_task.keys()]
         self._without_task = {

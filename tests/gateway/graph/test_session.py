@@ -344,3 +344,27 @@ def test_references_count_among_the_bytes_of_a_session() -> None:
         graph.put("t", template=[Input(Reference("a"), "template")] * 1000)
     graph.put("t", template=[Input(Reference("a"), "template")] * 100)
     assert graph.size > 100 * 100
+
+
+def test_inputs_of_all_calls_are_bounded() -> None:
+    graph = session(edges=3)
+    put(graph, "a", "x")
+    put(graph, "b", "x")
+    graph.add(spec("a", "b"))
+    with pytest.raises(TooLarge, match="read 4 inputs; 3 may be read"):
+        graph.add(spec("a", "b"))
+    graph.add(spec("a"))
+
+
+@given(st.lists(st.tuples(st.sets(st.integers(0, 5), max_size=3), st.booleans()), max_size=8))
+def test_unfinished_consumers_are_counted(steps: list[tuple[set[int], bool]]) -> None:
+    graph = session()
+    calls = []
+    for number, (reads, ends) in enumerate(steps):
+        names = [f"v{read}" for read in reads if read < number]
+        calls.append(graph.add(spec(*names, output=f"v{number}")))
+        if ends:
+            calls[number // 2].state.final or calls[number // 2].move(CallState.DONE)
+        for variable in graph.variables.values():
+            unfinished = [call for call in variable.consumers if not call.state.final]
+            assert variable.unfinished_consumers == len(unfinished)

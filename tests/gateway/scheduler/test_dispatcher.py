@@ -762,3 +762,18 @@ async def test_a_call_that_nothing_works_on_is_ended_with_a_line_in_the_log(capl
         assert call.failure.code in ("internal_error", "upstream_failed")
     assert "waits for 'declared', which nothing makes" in caplog.text
     assert "has no coroutine" in caplog.text
+
+
+async def test_calls_of_a_large_addition_are_not_taken_for_lost_before_they_are_submitted() -> None:
+    stage = Stage()
+    stage.session.put("declared")
+    addition = stage.session.add_all([spec("declared", deferred=True) for _ in range(200)])
+    starting = asyncio.create_task(stage.scheduler.start(stage.session, addition))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert 0 < stage.scheduler.unfinished < 200, "in pieces"
+    for _ in range(3):
+        assert stage.scheduler.end_stuck([stage.session]) == []
+    await starting
+    assert stage.scheduler.end_stuck([stage.session]) == []
+    await stage.scheduler.close()

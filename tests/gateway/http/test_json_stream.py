@@ -1,0 +1,68 @@
+"""gateway/http/json_stream.py, through a real socket."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+
+import pytest
+from aiohttp import web
+
+from gateway.http import json_stream
+from gateway.http.json_stream import json_list, stream_json
+from tests.gateway.http.test_connections import serving
+
+
+def test_a_list_in_pieces_is_a_list() -> None:
+    for items in ([], [1], [{"a": "é"}, None, [2]]):
+        assert json.loads(b"{" + b"".join(json_list("data", items)) + b"}") == {"data": items}
+
+
+async def test_a_client_that_does_not_read_holds_one_chunk_and_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_READER_SECONDS", 0.3)
+    made = 0
+    ended = asyncio.Event()
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal made
+        for _ in range(100_000):
+            made += 1
+            yield b"x" * 1000
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        try:
+            return await stream_json(request, pieces())
+        finally:
+            ended.set()
+
+    async with serving(handler) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        async with asyncio.timeout(10):
+            await ended.wait()
+        assert made < 20_000, "what the sockets hold, and a chunk"
+        writer.close()
+
+
+async def test_a_long_document_lets_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_SLICE_SECONDS", 0.0)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await stream_json(request, (b"1" for _ in range(500)))
+
+    async with serving(handler) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        task = asyncio.create_task(others())
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        task.cancel()
+        writer.close()
+    assert b"1" * 500 in answer
+    assert turns > 500
