@@ -43,11 +43,12 @@ from gateway.fair_gate import FairGate
 from gateway.fleet import Fleet
 from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
+from gateway.graph.limits import SharedBound
 from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.http import openapi
 from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
-from gateway.http.bodies import LARGE_BODIES
+from gateway.http.bodies import BODIES_HELD, LARGE_BODIES
 from gateway.http.compression import compression
 from gateway.http.connections import Runner
 from gateway.http.cors import cross_origin
@@ -67,6 +68,8 @@ _TIDY_SECONDS = 1.0
 _SWEEP_SECONDS = 5.0
 _END_SECONDS = 30.0
 """Longest time from the end of `--drain` to the end of the process, in seconds."""
+_BODIES_BYTES = 512 << 20
+"""Bytes of large bodies whose requests have not been answered, of all keys together."""
 _BACKLOG = 1024
 
 
@@ -158,7 +161,9 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         app.on_response_prepare.append(cross_origin(settings.cors_origin))
     app[SERVICES] = services
     app[LARGE_BODIES] = FairGate()
-    app[BACKGROUND] = Background(services)
+    several = len(settings.keys()) > 1
+    app[BODIES_HELD] = SharedBound(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
+    app[BACKGROUND] = Background(services, SharedBound(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_let_go)
     if settings.parrot_api:
         app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)

@@ -14,22 +14,22 @@ MAX_STOPS = 16
 """Stop strings; OpenAI allows four."""
 
 MAX_STOP_LENGTH = 1_000
-"""Characters of a stop string."""
+"""Maximum length of a stop string, in characters."""
 
 
 def fault(field: str, message: str) -> PydanticCustomError:
-    """Return what a validator of a whole request raises to name the field at fault, by its path in the request."""
+    """Return an error for a validator of a whole model to raise. `field`: path of the field at fault, in the model."""
     return PydanticCustomError(FAULT, "{message}", {"message": message, "field": field})
 
 
 FAULT = "fault_of_field"
-"""Type of the errors that `fault` makes; their context has the path under `field`."""
+"""Type of the errors that `fault` returns; their context has the path under `field`."""
 
 
 class Request(BoundedModel):
-    """Unknown fields are refused, and so are known ones with values that are not supported.
+    """Base of all requests. Unknown fields, and known ones with unsupported values, are refused.
 
-    A field that is null asks for nothing: it is as if it were left out, unless null is a value of its own.
+    A field that is null counts as left out, unless null is a value of its own.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -22,33 +22,33 @@ from compat.openai.schemas import Enforcement, enforceable
 
 
 def held_to(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[str, Any]:
-    """Return a JSON schema as it is enforced, shared between requests. Raises ValueError."""
+    """Return the schema that is enforced for a JSON schema. Requests share it: do not change it. Raises ValueError."""
     try:
         text = json.dumps(schema)
         return _held_to(text, enforcement) if len(text) <= MAX_FORM_BYTES else enforceable(schema, enforcement)
     except RecursionError:
-        raise ValueError("this schema cannot be enforced: it is nested too deep") from None
+        raise ValueError("this schema cannot be enforced: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"this schema cannot be enforced: {error}") from None
 
 
 @lru_cache(256)
 def _held_to(schema: str, enforcement: Enforcement) -> dict[str, Any]:
-    """Clients send the same schemas again and again: tools, with every turn of a conversation."""
+    """Return the enforced schema, cached: clients send the same tools with every turn of a conversation."""
     return enforceable(json.loads(schema), enforcement)
 
 
 def valid_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> str:
-    """Return a JSON schema, which may be text, as the text that is enforced. Raises ValueError."""
+    """Return the text of the schema that is enforced for a JSON schema, which may be text. Raises ValueError."""
     if isinstance(schema, str):
         if len(schema) > MAX_FORM_BYTES:
             raise ValueError(f"a schema has at most {MAX_FORM_BYTES} bytes")
         try:
             schema = msgspec.json.decode(schema)
         except (msgspec.DecodeError, UnicodeError) as error:
-            raise ValueError(f"this schema is no JSON: {error}") from None
+            raise ValueError(f"this schema is not JSON: {error}") from None
         except RecursionError:
-            raise ValueError("this schema is nested too deep") from None
+            raise ValueError("this schema is nested too deeply") from None
     return json.dumps(held_to(schema, enforcement))
 
 
@@ -65,7 +65,7 @@ def _valid_regex(pattern: str) -> str:
 
 
 def valid_grammar(grammar: str) -> str:
-    """Return the grammar, in Lark, as it is enforced. Raises ValueError if it cannot be."""
+    """Return the Lark grammar that is enforced for a client's. Raises ValueError if it cannot be enforced."""
     return _valid_grammar(_short(grammar, "grammar"))
 
 
@@ -88,14 +88,14 @@ def _short(text: str, what: str) -> str:
 
 
 def one_of(choices: list[str]) -> str:
-    """Return a grammar for one of some texts. Raises ValueError."""
+    """Return a grammar that only these texts fit. Raises ValueError."""
     if not all(choices):
         raise ValueError("a choice must not be empty")
     if len(choices) > MAX_CHOICES:
         raise ValueError(f"at most {MAX_CHOICES} choices are supported")
     if sum([len(choice) for choice in choices]) > MAX_CHOICE_BYTES:
         raise ValueError(f"choices have at most {MAX_CHOICE_BYTES} characters together")
-    # one terminal: as alternatives of a rule, each would be an item of every row of the parser
+    # one terminal: as alternatives of a rule, each text would be an item in every row of the parser
     grammar = "start: CHOICE\nCHOICE: " + " | ".join([json.dumps(choice, ensure_ascii=False) for choice in choices])
     return _compiled_choices(grammar)
 
@@ -119,7 +119,7 @@ class Form:
 
     @property
     def json_schema_elsewhere(self) -> str | None:
-        """The JSON schema for a server that may enforce keywords that are dropped here."""
+        """JSON schema for another server, which may enforce keywords that are dropped here."""
         if self.given is None:
             return self.json_schema
         try:
@@ -129,7 +129,7 @@ class Form:
 
 
 class JsonSchema(Request):
-    """A schema by name. With `strict`, a keyword that cannot be enforced is refused; else it is dropped."""
+    """A schema with a name. With `strict`, a keyword that cannot be enforced is refused; otherwise it is dropped."""
 
     name: str
     strict: bool | None = None  # before the schema, whose check depends on it
@@ -144,7 +144,7 @@ class JsonSchema(Request):
 
     @property
     def enforced(self) -> dict[str, Any]:
-        """The schema as it is enforced. Raises ValueError."""
+        """The schema that is enforced. Raises ValueError."""
         return held_to(self.schema_, Enforcement.STRICT if self.strict else Enforcement.BEST_EFFORT)
 
 
@@ -169,7 +169,7 @@ class ResponseFormat(Request):
 
     @property
     def form(self) -> Form:
-        """The same for an engine."""
+        """The format as a `Form` for an engine."""
         given = None if self.json_schema is None else self.json_schema.schema_
         return Form(json_schema=self.schema_text, given=given)
 

@@ -27,7 +27,7 @@ class TextPart(Request):
 
 
 class RefusalPart(Request):
-    """A part of an assistant's message in which it refuses."""
+    """A part of an assistant's message that is a refusal."""
 
     type: Literal["refusal"]
     refusal: str
@@ -51,7 +51,7 @@ class MediaPart(BoundedModel):
     @model_validator(mode="after")
     def _holds_something(self) -> Self:
         if not (self.model_extra or {}).get(self.type):
-            raise fault(self.type, f"a part of type {self.type} holds it in {self.type}")
+            raise fault(self.type, f"a part of type {self.type} needs the field {self.type}")
         return self
 
     @property
@@ -73,7 +73,7 @@ Part = Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")
 class CalledFunction(Request):
     """A function that an assistant called. Its arguments are JSON, unless the model was cut off or wrote other text.
 
-    `parsed_arguments`: the same as the openai package's helpers return it.
+    `parsed_arguments`: the arguments as the openai package's helpers add them. They are ignored.
     """
 
     name: str
@@ -82,7 +82,7 @@ class CalledFunction(Request):
 
     @property
     def read(self) -> Any:
-        """Return the arguments as templates read them: an object, or the text where it is not one."""
+        """Arguments for chat templates: a dict, or the text if it is not a JSON object."""
         try:
             arguments = json.loads(self.arguments or "{}")
         except (ValueError, RecursionError):
@@ -91,7 +91,7 @@ class CalledFunction(Request):
 
 
 class ToolCall(Request):
-    """A call in an assistant's message. `index`: its place, as deltas of a stream have it."""
+    """A call in an assistant's message. `index`: its position, which the deltas of a stream have."""
 
     id: str
     type: Literal["function"] = "function"
@@ -110,7 +110,7 @@ class Message(Request):
     # what the model told beside its answer, as servers have it; a template may write it
     reasoning_content: str | None = None
     reasoning: str | None = None
-    # what clients pass on from answers; besides a refusal it says nothing new
+    # fields that clients copy from answers; only `refusal` is used
     refusal: str | None = None
     audio: None = None
     function_call: None = None
@@ -122,24 +122,25 @@ class Message(Request):
         if self.role != "assistant":
             self._says_nothing_of_an_assistant()
         elif self.media:
-            raise fault("content", "an assistant says text")
+            raise fault("content", "the content of an assistant's message must be text")
         if self.content is None and not self.tool_calls and not self.refusal:
             raise fault("content", "a message needs content")
         if (self.tool_call_id is None) == (self.role == "tool"):
-            message = "a tool's message, and no other, names the call that it answers in tool_call_id"
+            message = "tool_call_id is required in messages of the role tool, and not allowed in others"
             raise fault("tool_call_id", message)
         return self
 
     def _says_nothing_of_an_assistant(self) -> None:
-        """Raise the fault of a message that has an assistant's fields and another role."""
+        """Raise an error if a message of another role has fields that only an assistant's message may have."""
         if self.tool_calls:
-            raise fault("tool_calls", "only an assistant calls tools")
+            raise fault("tool_calls", "only an assistant's message may have tool_calls")
         if self.reasoned:
-            raise fault("reasoning_content" if self.reasoning_content else "reasoning", "only an assistant reasons")
+            field = "reasoning_content" if self.reasoning_content else "reasoning"
+            raise fault(field, f"only an assistant's message may have {field}")
         if self.refusal:
-            raise fault("refusal", "only an assistant refuses")
+            raise fault("refusal", "only an assistant's message may have a refusal")
         if isinstance(self.content, list) and any(isinstance(part, RefusalPart) for part in self.content):
-            raise fault("content", "only an assistant refuses")
+            raise fault("content", "only an assistant's message may have a refusal")
 
     @property
     def reasoned(self) -> str:
@@ -167,7 +168,7 @@ class Message(Request):
 
     @property
     def called(self) -> list[dict[str, Any]]:
-        """Return the calls as templates read them. Arguments are objects there, and texts where they are not JSON."""
+        """Calls for chat templates. Arguments are dicts, or texts if they are not JSON objects."""
         return [
             {
                 "id": call.id,
@@ -198,7 +199,7 @@ class FunctionDefinition(Request):
 
     @property
     def enforced(self) -> dict[str, Any]:
-        """The schema that arguments are made valid for. Raises ValueError, if `strict`."""
+        """The schema that arguments of a forced or strict call are valid for. Raises ValueError only if `strict`."""
         schema = {"type": "object", "properties": {}} if self.parameters is None else self.parameters
         return held_to(schema, Enforcement.STRICT if self.strict else Enforcement.LENIENT)
 

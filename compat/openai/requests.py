@@ -23,6 +23,10 @@ _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 ServiceTier = Literal["auto", "default", "flex", "priority", "scale"]
 CacheRetention = Literal["in_memory", "in-memory", "24h"]
 
+MAX_STOP_TOKENS = 1_000
+"""Tokens in `stop_token_ids`."""
+MAX_BIASES = 1_024
+"""Tokens in `logit_bias`, as many as in OpenAI's API. Each costs time in every step of the answer."""
 MAX_CHOICES = 128
 """Answers to one prompt."""
 MAX_PROMPTS = 1024
@@ -33,9 +37,9 @@ class StreamOptions(Request):
     """How a stream is told."""
 
     include_usage: bool = False
-    # vLLM's: usage so far in every chunk, where include_usage is true
+    # as in vLLM: every chunk has the usage so far, if include_usage is true
     continuous_usage_stats: bool = False
-    # events have no padding here: a hint that changes nothing
+    # a hint without effect: events have no padding
     include_obfuscation: bool | None = None
 
 
@@ -50,7 +54,7 @@ class Generation(Chosen):
     frequency_penalty: _Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOP_TOKENS)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -65,9 +69,11 @@ class Generation(Chosen):
     @field_validator("logit_bias")
     @classmethod
     def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        if bias is not None and len(bias) > MAX_BIASES:
+            raise ValueError(f"at most {MAX_BIASES} tokens can have a bias")
         bad = next((key for key in bias or () if not (key.isascii() and key.isdecimal() and len(key) <= 10)), None)
         if bad is not None:
-            raise ValueError(f"keys are token ids; {bad[:20]!r} is none")
+            raise ValueError(f"keys must be token ids; {bad[:20]!r} is not one")
         return bias
 
     @property
@@ -77,7 +83,7 @@ class Generation(Chosen):
 
 
 _FORMS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-"""Fields that say what an answer looks like."""
+"""Fields that constrain the form of an answer. A request may have one of them."""
 
 
 class _Choices(Generation, Sampled):
@@ -97,7 +103,7 @@ class _Choices(Generation, Sampled):
     def _has_one_form(self) -> Self:
         told = [name for name in _FORMS if getattr(self, name) is not None]
         if len(told) > 1:
-            message = "response_format, structured_outputs and guided_… say what the answer looks like; one does"
+            message = "only one of response_format, structured_outputs and guided_… may be given"
             raise fault(told[1], message)
         if told:
             try:
@@ -151,7 +157,7 @@ class _Choices(Generation, Sampled):
 
     @property
     def wants_continuous_usage(self) -> bool:
-        """Return whether each chunk of the stream has usage so far."""
+        """Whether each chunk of the stream has the usage so far."""
         return self.wants_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
@@ -189,7 +195,7 @@ class ChatCompletionRequest(_Choices):
     # only with the value that changes nothing
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
-    # hints that change nothing: all requests have one tier, and what stays in the cache follows from what is read again
+    # hints without effect: all requests have the same tier, and the server itself decides what stays in the cache
     service_tier: ServiceTier | None = None
     prompt_cache_retention: CacheRetention | None = None
     # taken and passed on to nobody: they concern OpenAI's own bookkeeping
@@ -202,20 +208,20 @@ class ChatCompletionRequest(_Choices):
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise fault("max_completion_tokens", "max_tokens and max_completion_tokens differ; give one of them")
         if self.continue_final_message and self.add_generation_prompt:
-            message = "continue_final_message goes on with the last message, add_generation_prompt begins another"
+            message = "continue_final_message and add_generation_prompt cannot both be true"
             raise fault("continue_final_message", message)
         if self.continue_final_message and self.messages[-1].role != "assistant":
-            message = "continue_final_message goes on with an assistant's message; the last one is none"
+            message = "continue_final_message needs an assistant's message as the last one"
             raise fault("continue_final_message", message)
         if self.top_logprobs and not self.logprobs:
             raise fault("top_logprobs", "top_logprobs needs logprobs to be true")
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            raise fault("tools", "two tools have one name")
+            raise fault("tools", "two tools have the same name")
         if self.tool_choice not in (None, "none", "auto") and not names:
-            raise fault("tool_choice", "tool_choice asks for a call, and there are no tools")
+            raise fault("tool_choice", "tool_choice requires a call, but there are no tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            message = f"tool_choice names {self.tool_choice.function.name!r}; the tools are {', '.join(names)}"
+            message = f"tool_choice names {self.tool_choice.function.name!r}, but the tools are {', '.join(names)}"
             raise fault("tool_choice", message)
         return self
 
@@ -276,12 +282,12 @@ class CompletionRequest(_Choices):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if self.best_of is not None and self.best_of < self.choices:
-            message = "best_of is the number of answers from which n are chosen; it cannot be less than n"
+            message = "best_of must not be less than n: it is the number of answers from which n are chosen"
             raise fault("best_of", message)
         if self.best_of is not None and self.best_of > self.choices and self.stream:
-            raise fault("best_of", "best_of cannot be streamed: which answers are told is known only at the end")
+            raise fault("best_of", "best_of cannot be streamed: the best answers are known only at the end")
         if self.echo and self.logprobs is not None:
-            raise fault("echo", "echo with logprobs is not supported: those of prompts are not computed")
+            raise fault("echo", "echo with logprobs is not supported: log probabilities of prompts are not computed")
         return self
 
     @property
@@ -332,7 +338,7 @@ class TokenizeRequest(Request):
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise fault("prompt", "either prompt or messages is needed, and not both")
+            raise fault("prompt", "either prompt or messages is required, but not both")
         return self
 
 

@@ -48,7 +48,7 @@ class SlotRequest(Sampled):
     @model_validator(mode="after")
     def _has_one_form(self) -> Self:
         if self.regex is not None and self.response_format is not None:
-            raise fault("regex", "either regex or response_format, not both")
+            raise fault("regex", "regex and response_format cannot both be given")
         return self
 
 
@@ -95,5 +95,5 @@ class VariableRequest(Request):
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if self.model_fields_set not in ({"value"}, {"template"}):
-            raise fault("value", "either value or template is needed, and not both")
+            raise fault("value", "either value or template is required, but not both")
         return self

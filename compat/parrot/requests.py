@@ -10,6 +10,7 @@ from compat.bounds import BoundedModel
 
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
 _LONGEST_STOP = 1_000
+_SessionNumber = Annotated[int, Field(ge=0, lt=2**63)]
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
 CRITERIA = {"latency": "latency", "throughput": "throughput", "ttft": "latency", "tpot": "latency"}
@@ -105,7 +106,7 @@ class Parameter(_Request):
 class SemanticCall(_Request):
     """POST /v1/semantic_call. `session_auth` is not sent by the artifact's client; it is checked where it is."""
 
-    session_id: int
+    session_id: _SessionNumber
     session_auth: str | None = None
     func_name: str = ""
     template: str
@@ -152,7 +153,7 @@ class NativeCall(BoundedModel):
 class Register(_Request):
     """POST /v1/semantic_var."""
 
-    session_id: int
+    session_id: _SessionNumber
     session_auth: str
     var_name: str
 
@@ -160,7 +161,7 @@ class Register(_Request):
 class Set(_Request):
     """POST /v1/semantic_var/{id}."""
 
-    session_id: int
+    session_id: _SessionNumber
     session_auth: str
     content: str
 
@@ -168,7 +169,7 @@ class Set(_Request):
 class Read(_Request):
     """GET /v1/semantic_var/{id}, and of all without a criterion. The artifact's client sends a body with a GET."""
 
-    session_id: int
+    session_id: _SessionNumber
     session_auth: str | None = None
     criteria: str = "latency"
 

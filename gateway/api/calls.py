@@ -28,6 +28,10 @@ _COMMON = frozenset(
     }
 )
 """What most requests say; all that follows from it for sampling follows from the last row."""
+_PREDICTED = 16
+"""Characters of a prediction that are passed on for each token that the answer may have. Engines read no more."""
+_LONGEST_ANSWER = 131_072
+"""Tokens, where neither the request nor the model has a bound."""
 _LONG = 4_000
 """Characters; longer prompts are tokenised off the event loop."""
 _LONG_AS_IT_IS = 400_000
@@ -77,7 +81,7 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
         regex=form.regex,
         json_schema=form.json_schema if form.given is None else _schema_of(form, model),
         grammar=form.grammar,
-        prediction=body.predicted,
+        prediction=body.predicted[: _PREDICTED * (body.length or model.window or _LONGEST_ANSWER)],
     )
 
 

@@ -152,7 +152,7 @@ async def end(request: web.Request) -> web.Response:
 
 def _number(request: web.Request) -> int:
     text = request.match_info["id"]
-    if not (text.isascii() and text.isdecimal() and len(text) <= 10):
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
         raise SessionNotFound(f"there is no session {text[:40]}: ids are numbers")
     return int(text)
 

@@ -10,6 +10,17 @@ ROW = 200
 """Bytes of a row beside its texts, about."""
 
 
+CONVERSATION_BYTES = 16 << 20
+"""Most bytes of a conversation that is continued by its last response's id: what a request that holds all of it itself
+may have by default."""
+
+
+class ConversationTooLarge(GraphError):
+    """The responses before the one that is continued are too large together."""
+
+    code: ClassVar[str] = "too_large"
+
+
 class ArchiveFailed(GraphError):
     """Responses cannot be kept, or read, now."""
 
@@ -71,7 +82,10 @@ class Archive(Protocol):
         """The key's response of that id, if it is still there."""
 
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
-        """The response and all that came before it, oldest first; nothing if it cannot be found."""
+        """Return the response and all that came before it, oldest first; nothing if it cannot be found.
+
+        Raises ConversationTooLarge if they have more than CONVERSATION_BYTES, before all of them are read.
+        """
 
     async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[Archived]:
         """Responses that have not ended: all, or those whose calls are in that session."""
@@ -87,6 +101,15 @@ class Archive(Protocol):
 
     async def close(self) -> None:
         """Gives back what it holds."""
+
+
+def check_size(turns: Sequence[Told]) -> Sequence[Told]:
+    """Return the turns. Raises ConversationTooLarge."""
+    size = sum(len(told.input) + len(told.answer) for told in turns)
+    if size > CONVERSATION_BYTES:
+        message = f"the conversation has more than {CONVERSATION_BYTES} bytes; begin a new one"
+        raise ConversationTooLarge(message, "previous_response_id")
+    return turns
 
 
 def hidden(tenant: str, told: Told) -> Archived:

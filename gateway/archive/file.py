@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from gateway.archive.archive import Archived, ArchiveFailed, Told, hidden
+from gateway.archive.archive import CONVERSATION_BYTES, Archived, ArchiveFailed, Told, check_size, hidden
 
 log = logging.getLogger("myna.archive")
 
@@ -57,12 +57,14 @@ _AT_ONCE = 16
 _GREEDIEST = """
 SELECT tenant FROM responses WHERE found AND begun = '' GROUP BY tenant ORDER BY sum(size) DESC LIMIT 1
 """
+_CHAIN_BYTES = 2 * CONVERSATION_BYTES
+"""Sizes of rows count more than the texts that a conversation is made of."""
 _CHAIN = """
-WITH RECURSIVE turns (number, before, input, answer, session, ended) AS (
-    SELECT number, before, input, answer, session, begun = '' FROM responses WHERE tenant = ? AND id = ? AND found
+WITH RECURSIVE turns (number, before, input, answer, session, ended, held) AS (
+    SELECT number, before, input, answer, session, begun = '', size FROM responses WHERE tenant = ? AND id = ? AND found
     UNION ALL
-    SELECT r.number, r.before, r.input, r.answer, r.session, TRUE
-    FROM responses AS r JOIN turns ON r.number = turns.before
+    SELECT r.number, r.before, r.input, r.answer, r.session, TRUE, turns.held + r.size
+    FROM responses AS r JOIN turns ON r.number = turns.before WHERE turns.held <= ?
 )
 SELECT input, answer, session, ended FROM turns ORDER BY number
 """
@@ -157,8 +159,10 @@ class SqliteArchive:
 
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
         """See `Archive`."""
-        rows = await self._do(lambda connection: connection.execute(_CHAIN, (tenant, id)).fetchall())
-        return [Told(input.encode(), answer.encode(), session, bool(ended)) for input, answer, session, ended in rows]
+        rows = await self._do(lambda connection: connection.execute(_CHAIN, (tenant, id, _CHAIN_BYTES)).fetchall())
+        return check_size(
+            [Told(input.encode(), answer.encode(), session, bool(e)) for input, answer, session, e in rows]
+        )
 
     async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[Archived]:
         """See `Archive`."""

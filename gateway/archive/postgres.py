@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from gateway.archive.archive import Archived, ArchiveFailed, Told, hidden
+from gateway.archive.archive import CONVERSATION_BYTES, Archived, ArchiveFailed, Told, check_size, hidden
 
 if TYPE_CHECKING:
     from gateway.journal import PostgresStorage
@@ -36,11 +36,11 @@ CREATE INDEX IF NOT EXISTS myna_responses_unfinished ON myna_responses (tenant, 
 _COLUMNS = "tenant, id, input, answer, session, begun, runs_in"
 _CHAIN = """
 WITH RECURSIVE turns AS (
-    SELECT number, before, input, answer, session, begun = '' AS ended
+    SELECT number, before, input, answer, session, begun = '' AS ended, size::bigint AS held
     FROM myna_responses WHERE tenant = $1 AND id = $2 AND found
     UNION ALL
-    SELECT r.number, r.before, r.input, r.answer, r.session, true
-    FROM myna_responses AS r JOIN turns ON r.number = turns.before
+    SELECT r.number, r.before, r.input, r.answer, r.session, true, turns.held + r.size
+    FROM myna_responses AS r JOIN turns ON r.number = turns.before WHERE turns.held <= $3
 )
 SELECT input, answer, session, ended FROM turns ORDER BY number
 """
@@ -117,8 +117,10 @@ class PostgresArchive:
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
         """See `Archive`."""
         async with self._transaction() as connection:
-            rows = await connection.fetch(_CHAIN, tenant, id)
-        return [Told(input.encode(), answer.encode(), session, ended) for input, answer, session, ended in rows]
+            rows = await connection.fetch(_CHAIN, tenant, id, 2 * CONVERSATION_BYTES)
+        return check_size(
+            [Told(input.encode(), answer.encode(), session, ended) for input, answer, session, ended in rows]
+        )
 
     async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[Archived]:
         """See `Archive`."""

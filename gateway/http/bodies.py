@@ -13,6 +13,7 @@ from compat.openai.base import FAULT
 from gateway import json_codec
 from gateway.errors import RequestError, at
 from gateway.fair_gate import FairGate
+from gateway.graph.limits import SharedBound
 from gateway.http.auth import TENANT
 from gateway.json_codec import BadJson, decode
 
@@ -24,6 +25,10 @@ _Body = TypeVar("_Body", bound=BaseModel)
 LARGE_BODIES = web.AppKey("large_bodies", FairGate)
 """Gate that large bodies pass one at a time: decoding and checking one may take 0.2 s."""
 
+BODIES_HELD = web.AppKey("bodies_held", SharedBound)
+"""Bytes of large bodies whose requests have not been answered."""
+
+_HELD = web.RequestKey("body_held", int)
 _LARGE_BYTES = 256 << 10
 
 BODY_SECONDS = 60.0
@@ -39,6 +44,7 @@ async def read_body(request: web.Request) -> bytes:
     """Return the request's body. Raises RequestError if it is too large, broken, or does not arrive in time."""
     if request.content_length is not None and request.content_length > request.client_max_size:
         raise _too_large(request)  # before the server reads any of it
+    _hold(request)
     try:
         if request.content.is_eof():
             return await request.read()
@@ -52,6 +58,28 @@ async def read_body(request: web.Request) -> bytes:
         raise RequestError(400, message, code="invalid_json", headers=_CLOSE) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(request) from None
+
+
+def _hold(request: web.Request) -> None:
+    """Count a large body among those that are held. Raises RequestError if its key holds as many bytes as it may."""
+    size = request.client_max_size if request.content_length is None else request.content_length
+    bound = request.app.get(BODIES_HELD) if size > _LARGE_BYTES and _HELD not in request else None
+    if bound is None:
+        return
+    tenant = request.get(TENANT, "")
+    if not bound.has_room(tenant, size):
+        message = (
+            f"requests in progress hold {bound.held(tenant)} bytes of this key, as many as they may now; try again"
+        )
+        raise RequestError(429, message, code="overloaded", headers=_CLOSE)
+    bound.add(tenant, size)
+    request[_HELD] = size
+
+
+def release_body(request: web.Request) -> None:
+    """Count the request's body no longer. To be called once for each request, when it is answered."""
+    if _HELD in request:
+        request.app[BODIES_HELD].remove(request.get(TENANT, ""), request[_HELD])
 
 
 _CLOSE = {"Connection": "close"}

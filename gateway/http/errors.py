@@ -11,7 +11,7 @@ from compat.openai import Error, ErrorBody
 from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
 from gateway.graph.ids import new_id
-from gateway.http.bodies import encode_json
+from gateway.http.bodies import encode_json, release_body
 from gateway.http.sse import REQUEST_ID, SlowReader
 from gateway.metrics import answered
 from gateway.scheduler import Overloaded, Stopping
@@ -78,6 +78,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if isinstance(raised, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
             return _options(raised, request_id)
         response = error_answer(as_request_error(raised))  # kept in no variable: its traceback knows this frame
+    finally:
+        release_body(request)
     if not response.prepared:
         response.headers["x-request-id"] = request_id
     route = request.match_info.route.resource

@@ -567,7 +567,7 @@ def test_a_forced_call_has_no_slots(client: OpenAI) -> None:
     ("options", "words"),
     [
         ({"tool_choice": "required"}, "there are no tools"),
-        ({"tools": [WEATHER, WEATHER]}, "two tools have one name"),
+        ({"tools": [WEATHER, WEATHER]}, "two tools have the same name"),
         ({"tools": [ADD], "tool_choice": NAMED}, "the tools are add"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         (

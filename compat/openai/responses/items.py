@@ -22,7 +22,7 @@ class TextInput(Request):
 
 
 class RefusalInput(Request):
-    """A part of a message in which an assistant refuses."""
+    """A part of an assistant's message that is a refusal."""
 
     type: Literal["refusal"]
     refusal: str
@@ -137,7 +137,7 @@ InputItem = Annotated[
     Discriminator(
         _kind,
         custom_error_type=FAULT,
-        custom_error_message="an item's type is message, function_call, function_call_output or reasoning",
+        custom_error_message="an item's type must be message, function_call, function_call_output or reasoning",
         custom_error_context={"field": "type"},
     ),
 ]
@@ -212,7 +212,7 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
 
 
 def _message(content: dict[str, Any], where: str) -> Message:
-    """Return the message of an item whose content is at `where`. Raise its fault."""
+    """Return the message of an item. Raises an error that names `where`, the path of the item's content."""
     try:
         return Message.model_validate(content)
     except ValidationError as error:

@@ -23,8 +23,8 @@ _AS_IN_CHAT = (
 
 
 class FunctionTool(Request):
-    """A function that the client can call for the model. Its arguments are valid for its parameters with `strict`, and
-    where that is left out, if they can be made so."""
+    """A function that the client can call for the model. Its parameters are enforced with `strict`, and also if
+    `strict` is left out and they can be enforced."""
 
     type: Literal["function"]
     name: FunctionName
@@ -80,7 +80,7 @@ class TextFormat(Request):
             raise fault("schema" if self.schema_ is None else "name", "json_schema needs a name and a schema")
         if self.type != "json_schema" and told:
             field = min(told).replace("schema_", "schema")
-            raise fault(field, f"{field} goes with the type json_schema")
+            raise fault(field, f"{field} needs the type json_schema")
         return self
 
 
@@ -99,7 +99,7 @@ class ReasoningOptions(Request):
 
 
 class ResponseStreamOptions(Request):
-    """A hint that changes nothing: events have no padding here."""
+    """Options of a stream. `include_obfuscation` is a hint without effect: events have no padding."""
 
     include_obfuscation: bool | None = None
 
@@ -125,7 +125,7 @@ class ResponseRequest(Generation):
     stream_options: ResponseStreamOptions | None = None
     # made while nobody waits
     background: bool | None = None
-    # hints that change nothing: the client makes the calls, and a prompt that is too long is refused
+    # hints without effect: the client makes the calls, and a prompt that is too long is refused
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: ServiceTier | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
@@ -140,14 +140,14 @@ class ResponseRequest(Generation):
         if self.top_logprobs and not self.wants_logprobs:
             raise fault("top_logprobs", f"top_logprobs needs {_LOGPROBS!r} in include")
         if self.background and self.store is False:
-            raise fault("background", "background needs store: nobody could ask for the answer")
+            raise fault("background", "background needs store: without it, no client could retrieve the answer")
         if self.stream_options is not None and not self.stream:
             raise fault("stream_options", "stream_options needs stream to be true")
         if self.structured_outputs is not None and self._form is not None:
-            message = "text.format and structured_outputs say what the answer looks like; one does"
+            message = "text.format and structured_outputs cannot both be given"
             raise fault("structured_outputs", message)
         if not self.conversation[0]:
-            raise fault("input", "input has no message in it")
+            raise fault("input", "input has no message")
         try:
             _ = self.chat  # refused here is what would be refused later
         except ValidationError as error:
@@ -174,7 +174,7 @@ class ResponseRequest(Generation):
 
     @property
     def form_told(self) -> dict[str, Any]:
-        """Return the text's format as responses have it: with all of its fields."""
+        """The format of the text as a response contains it: with all of its fields."""
         if self._form is None:
             return {"type": "text"}
         if self._form.type != "json_schema":
@@ -242,11 +242,11 @@ _IN_CHAT = {
     "response_format": "text.format",
     "verbosity": "text.verbosity",
 }
-"""Fields of a chat completion that have other names here."""
+"""Names in a response's request of fields that a chat completion names differently."""
 
 
 def _fault_here(error: ValidationError) -> PydanticCustomError:
-    """Return the fault of a response's request that the chat completion which asks the same has."""
+    """Return the error of the equivalent chat completion, with the path of the field in the response's request."""
     problem = error.errors()[0]
     path = [str(step) for step in problem["loc"]]
     if problem["type"] == FAULT:

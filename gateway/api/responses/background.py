@@ -24,6 +24,7 @@ from gateway.archive import Archived, ArchiveFailed
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, CallSpec, CallState
 from gateway.graph.errors import Failure, GraphError
+from gateway.graph.limits import SharedBound
 from gateway.graph.session import Addition, Session
 from gateway.http.bodies import check, encode_json
 from gateway.http.sse import EventStream
@@ -223,8 +224,10 @@ class Work:
 class Background:
     """Owner of all of them."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, held: SharedBound) -> None:
+        """`held`: the bytes of responses in progress; they count until the responses have ended."""
         self._services = services
+        self._held = held
         self._works: dict[tuple[str, str], Work] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._late: OrderedDict[tuple[str, str], Sequence[bytes]] = OrderedDict()
@@ -245,8 +248,11 @@ class Background:
         self, raw: bytes, body: ResponseRequest, model: ServedModel, scope: Scope, turn: Turn, spec: CallSpec
     ) -> Work:
         """Starts the call. `raw`: the request's body. Once this returns it will be made, whatever happens. Raises
-        GraphError, and then nothing of it is done."""
+        GraphError or RequestError, and then nothing of it is done."""
         id, tenant = new_response_id(), scope.session.tenant
+        if not self._held.has_room(tenant, 2 * len(raw)):  # the body is stored once to be read and once to be resumed
+            message = f"responses in progress hold {self._held.held(tenant)} bytes of this key, as many as they may now"
+            raise RequestError(429, message, code="overloaded")
         if not scope.named:
             own = self._services.sessions.create(tenant, id, metadata={_RESPONSE: id})
             scope = Scope(own, named=False, deferred=False)
@@ -261,7 +267,8 @@ class Background:
         begun = _Begun(msgspec.Raw(raw), call.id, response.created_at, scope.named)
         row = turn.kept(response, raw, slots=spec.parts is not None)
         row = dataclasses.replace(row, begun=encode_json(begun), runs_in=scope.session.id)
-        work = self._works[tenant, id] = Work(self._services, row, builder, call, scope)
+        work = Work(self._services, row, builder, call, scope)
+        self._enter(work)
         # a client that leaves now must not leave half of it
         await asyncio.shield(self._own(self._start(work, addition, turn, scope, body.streamed)))
         return work
@@ -275,7 +282,7 @@ class Background:
             session.settle(addition, failure)
             for call in addition.calls:
                 scheduler.cancel(call, failure)
-            del self._works[work.row.tenant, work.row.id]
+            self._leave(work)
             self._give_up(scope)
             raise
         self._own(self._run(work))
@@ -287,6 +294,14 @@ class Background:
             work.cancel()
             raise
 
+    def _enter(self, work: Work) -> None:
+        self._works[work.row.tenant, work.row.id] = work
+        self._held.add(work.row.tenant, work.row.size)
+
+    def _leave(self, work: Work) -> None:
+        del self._works[work.row.tenant, work.row.id]
+        self._held.remove(work.row.tenant, work.row.size)
+
     def _give_up(self, scope: Scope) -> None:
         if not scope.named:
             self._services.sessions.delete(scope.session)
@@ -296,7 +311,7 @@ class Background:
         try:
             await work.run()
         finally:
-            del self._works[key]
+            self._leave(work)
             if work.events:
                 self._late[key] = work.events
                 self._late_bytes += sum(map(len, work.events))
@@ -371,7 +386,8 @@ class Background:
             return
         scope = Scope(session, begun.named, deferred=False)
         builder = ResponseBuilder(body, model, scope, call, row.id, keeps=True, created=begun.created)
-        work = self._works[row.tenant, row.id] = Work(self._services, row, builder, call, scope, resumed=True)
+        work = Work(self._services, row, builder, call, scope, resumed=True)
+        self._enter(work)
         self._own(self._run(work))
 
     async def lose(self, row: Archived, why: str = "the server ended before this was begun") -> None:

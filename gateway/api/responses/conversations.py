@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from compat.bounds import MAX_ELEMENTS
 from compat.openai import Message
 from compat.openai.messages import CalledFunction, MediaPart, RefusalPart, TextPart, ToolCall
 from compat.openai.responses import (
@@ -81,7 +82,15 @@ class Turn:
     def conversation(self) -> tuple[list[Message], list[str]]:
         """All that the model reads, and the path of each message's content in the request."""
         messages, places = self._body.conversation
-        before = [message for told in self._earlier for message in _messages(told)]
+        before: list[Message] = []
+        items = 0
+        for told in self._earlier:
+            turn, count = _messages(told)
+            items += count
+            if items > MAX_ELEMENTS:
+                why = f"the conversation has more than {MAX_ELEMENTS} items; begin a new one"
+                raise RequestError(400, why, code="invalid_value", param="previous_response_id")
+            before += turn
         rules = self._body.instructions
         first = [] if rules is None else [Message(role="system", content=rules)]
         return [*first, *before, *messages], [
@@ -89,6 +98,11 @@ class Turn:
             *["previous_response_id"] * len(before),
             *places,
         ]
+
+    @property
+    def size(self) -> int:
+        """Bytes of what came before."""
+        return sum(len(told.input) + len(told.answer) for told in self._earlier)
 
     @property
     def earlier(self) -> Sequence[Told]:
@@ -133,12 +147,17 @@ def _check(id: str, earlier: Sequence[Told], session: str | None) -> None:
         raise RequestError(400, message, code="session_conflict", param="previous_response_id")
 
 
-def _messages(told: Told) -> list[Message]:
-    """A turn as messages. Where it belonged to no session, what looked like a reference was none."""
-    asked, _ = as_messages(items_of(msgspec.json.decode(told.input)), "")
+def _messages(told: Told) -> tuple[list[Message], int]:
+    """Return a turn as messages, and how many items it has: some make no message.
+
+    Where the turn belonged to no session, what looked like a reference was none.
+    """
+    items = items_of(msgspec.json.decode(told.input))
+    asked, _ = as_messages(items, "")
     if told.session is None:
         asked = [message.model_copy(update={"content": _verbatim(message)}) for message in asked]
-    return [*asked, *_said(_answered(told.answer).output)]
+    output = _answered(told.answer).output
+    return [*asked, *_said(output)], len(items) + len(output)
 
 
 def _verbatim(message: Message) -> Any:

@@ -52,7 +52,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     turn = await Turn.begin(services.archive, request[TENANT], body, session, deferred=scope.deferred)
     services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
     others = services.models.behind(model)
-    messages, places = turn.conversation
+    messages, places = await prepared(lambda: turn.conversation, turn.size, model)
     chat = body.chat.model_copy(update={"messages": messages})
     make = partial(
         chat_spec,

@@ -35,11 +35,11 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"input": [{"role": "assistant", "content": [{"type": "input_image", "image_url": "x"}]}]},
         "input.0.content",
-        "says text",
+        "must be text",
     ),
     ({"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "input.0.content.0.type", "tag"),
     ({"tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
-    ({"tools": [TOOL, TOOL]}, "tools", "one name"),
+    ({"tools": [TOOL, TOOL]}, "tools", "the same name"),
     (
         {"tools": [{**TOOL, "parameters": {"type": "nothing"}, "strict": True}]},
         "tools.0.parameters",
@@ -48,11 +48,11 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "'g'"),
     ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "a name and a schema"),
-    ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema", "schema goes with"),
+    ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema", "schema needs"),
     (
         {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
         "structured_outputs",
-        "one does",
+        "cannot both be given",
     ),
     ({"text": {"verbosity": "loud"}}, "text.verbosity", "'low'"),
     ({"reasoning": {"effort": 3}}, "reasoning.effort", "string"),

@@ -21,7 +21,7 @@ def model(*, passes_on: bool) -> ServedModel:
 
 
 USUAL = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-ANY = cast("ServedModel", SimpleNamespace(vocabulary=None))
+ANY = cast("ServedModel", SimpleNamespace(vocabulary=None, window=None))
 
 HERE, ELSEWHERE = model(passes_on=False), model(passes_on=True)
 

@@ -19,6 +19,7 @@ from gateway.archive import (
     SqliteArchive,
     Told,
 )
+from gateway.archive.archive import ConversationTooLarge
 from gateway.journal import FileStorage, PostgresStorage
 from tests.postgres import Postgres
 
@@ -315,3 +316,17 @@ async def test_what_cannot_be_kept_fails_none_of_those_beside_it(opened: Open) -
         assert [isinstance(end, Exception) for end in kept] == [False, True, False]
         assert await archive.find("", "a")
         assert await archive.find("", "b")
+
+
+async def test_a_conversation_that_is_too_large_is_not_read(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("archive", "postgres"):
+        monkeypatch.setattr(f"gateway.archive.{module}.CONVERSATION_BYTES", 2_000)
+    monkeypatch.setattr("gateway.archive.file._CHAIN_BYTES", 4_000)
+    async with opened() as archive:
+        before = None
+        for number in range(40):
+            await archive.keep(response(f"r{number}", before, length=300))
+            before = f"r{number}"
+        assert len(await archive.conversation("", "r5")) == 6
+        with pytest.raises(ConversationTooLarge, match="more than 2000 bytes"):
+            await archive.conversation("", "r39")

@@ -9,12 +9,15 @@ import pytest
 from aiohttp import web
 
 from compat.openai import SessionRequest
+from gateway.graph.limits import SharedBound
 from gateway.http import bodies, connections
-from gateway.http.bodies import json_response, read_json
+from gateway.http.bodies import json_response, read_body, read_json
 from gateway.http.connections import Runner
 from gateway.http.errors import errors
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+BOUND = SharedBound(1000, several=False)
+"""Of large bodies that are held."""
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -27,6 +30,7 @@ async def serving(handler: Handler | None = None) -> AsyncIterator[int]:
         return json_response({"id": body.id})
 
     app = web.Application(middlewares=[errors], client_max_size=1000)
+    app[bodies.BODIES_HELD] = BOUND
     app.router.add_post("/", handler or read)
     runner = Runner(app, shutdown_timeout=0.1)
     await runner.setup()
@@ -93,6 +97,33 @@ async def test_a_body_over_the_bound_is_refused_before_it_is_read(monkeypatch: p
             port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"3e8\r\n" + b"x" * 1000 + b"\r\n" + b"1\r\nx\r\n"
         )
         assert error_of(answer) == (413, "too_large"), "and where no length is given, once it is exceeded"
+
+
+async def test_large_bodies_in_progress_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_LARGE_BYTES", 100)
+    release = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        await read_body(request)
+        await release.wait()
+        return web.Response(text="here")
+
+    large = HEAD + b"Connection: close\r\nContent-Length: 500\r\n\r\n" + b"x" * 500
+    small = HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}"
+    async with serving(slow) as port:
+        first = [asyncio.create_task(talk(port, large)) for _ in range(2)]
+        while BOUND.held("") < 1000:
+            await asyncio.sleep(0.01)
+        assert error_of(await talk(port, large)) == (429, "overloaded")
+        unhindered = asyncio.create_task(talk(port, small))
+        await asyncio.sleep(0.05)
+        release.set()
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*first, unhindered)
+            assert all(answer.endswith(b"here") for answer in answers)
+            assert (await talk(port, large)).endswith(b"here")
+            while BOUND.held(""):
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
