@@ -86,7 +86,7 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
 
 
 def _schema_of(form: Form, model: ServedModel) -> str | None:
-    """Return the JSON schema of an answer, as the model's engine is given it."""
+    """Return the JSON schema of an answer for the model's engine."""
     return form.json_schema_elsewhere if model.prompts.passes_on else form.json_schema
 
 

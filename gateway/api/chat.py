@@ -151,14 +151,14 @@ def reader_of(body: ChatCompletionRequest, model: ServedModel) -> Callable[[], R
     tools = tools_of(body)
     if tools is None or tools.choice == "none":
         return None
-    # a transform may make any text of a call
+    # a transform may replace the text of a call by any other text
     transformed = body.semantic is not None and body.semantic.transform is not None
     forced = tools.choice == "forced" and not model.prompts.passes_on and not transformed
     return partial(Reader, [tool.name for tool in tools.known], forced=forced)
 
 
 def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
-    """Return the sampling of an answer with tools. A forced call replaces the form that the answer has otherwise.
+    """Return the sampling of an answer with tools. The schema of a forced call replaces any other form of the answer.
 
     Stop strings do not apply to a forced call: the client does not see the text in which they would be found.
     """
@@ -175,25 +175,26 @@ def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
 
 
 def _passed_on(body: ChatCompletionRequest, model: ServedModel) -> dict[str, str]:
-    """Return what only an engine's own server can use. Where there is none, hints are dropped."""
+    """Return the fields that are passed on to another server. For models without one, hints are dropped."""
     if model.prompts.passes_on:
         return body.passed_on
     return {name: value for name, value in body.passed_on.items() if name not in _HINTS}
 
 
 _HINTS = frozenset({"verbosity"})
-"""Fields that a model may follow or not."""
+"""Fields that a server may ignore."""
 
 
 def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **how: Any) -> Prompt:
-    """Return the prompt of a conversation; `how` as in `PromptBuilder.chat`, which raises the same errors.
+    """Return the prompt of a conversation. `how` and the errors are those of `PromptBuilder.chat`.
 
-    Arguments of calls that are not JSON objects are text. Templates that read their keys get an object around it.
+    Arguments of calls that are not JSON objects are text. If the template fails because it reads their keys, each such
+    text is put into an object.
     """
     written = [_message(message) for message in messages]
     try:
         return model.prompts.chat(written, answer, **how)
-    except (RequestError, TypeError):  # a template that takes the keys of a text raises either
+    except (RequestError, TypeError):  # a template that reads the keys of a text raises either
         if not any(isinstance(called["arguments"], str) for called in _functions(written)):
             raise
     for called in _functions(written):
@@ -320,10 +321,10 @@ def _beside(pieces: Iterable[Piece]) -> dict[str, Any]:
 
 
 def _deltas(found: Iterable[Found]) -> list[ChoiceDelta]:
-    """Return what was found in a piece of text as deltas, each with one entry of `tool_calls` at most.
+    """Return what was found in a piece of text as deltas, each with at most one entry of `tool_calls`.
 
-    Some clients read `tool_calls[0]` alone (llama-index), others lose arguments when two entries have one index (the
-    openai package before 3.57).
+    Some clients read only `tool_calls[0]` (llama-index). Others lose arguments when two entries have the same index
+    (the openai package before 3.57).
     """
     deltas: list[ChoiceDelta] = []
     before: Found | None = None
@@ -336,7 +337,7 @@ def _deltas(found: Iterable[Found]) -> list[ChoiceDelta]:
                 deltas.append(ChoiceDelta(content=text))
             case _, Called(index, name):
                 deltas.append(_entry(ToolCallDelta(index, FunctionCall(name, ""), call_id(), "function")))
-            case Argued(index, text), Argued(_, more):  # of one call: another's begins with its name
+            case Argued(index, text), Argued(_, more):  # both of the same call: each call begins with a name
                 deltas[-1] = _entry(ToolCallDelta(index, FunctionCall(arguments=text + more)))
                 one = Argued(index, text + more)
             case _, Argued(index, text):
@@ -355,5 +356,5 @@ def call_id() -> str:
 
 
 def _finish(finish: str, reader: Reader) -> str:
-    """Return why an answer ended. Calls are to be made only if the last of them is whole."""
+    """Return the finish reason of an answer. It is `tool_calls` only if the last call is complete."""
     return "tool_calls" if finish == "stop" and reader.calls and reader.whole else finish

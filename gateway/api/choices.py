@@ -44,10 +44,10 @@ class Shape(Protocol):
         """What an answer's stream begins with, if with anything."""
 
     def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> Sequence[Any]:
-        """Return parts of an answer, each for a chunk of its own."""
+        """Return parts of an answer, one for each chunk."""
 
     def closing(self, index: int, finish: str) -> Sequence[Any]:
-        """Return the last parts of an answer; the last of them says why it ended."""
+        """Return the last parts of an answer; the very last one has the finish reason."""
 
     def chunk(self, choices: Sequence[Any], usage: Told, extra: Extra = msgspec.UNSET) -> Any:
         """An event with parts of answers; without any, the one that tells usage."""
@@ -66,7 +66,7 @@ class Asked(Protocol):
 
     @property
     def wants_continuous_usage(self) -> bool:
-        """Return whether each chunk of the stream has usage so far."""
+        """Whether each chunk of the stream has the usage so far."""
 
 
 class Choices:
@@ -85,9 +85,9 @@ class Choices:
         self._wants_usage = body.wants_usage
         self._continuous_usage = body.wants_continuous_usage
         self._counted: dict[int, tuple[int, ...]] = {}
-        """Usage of each call, by index, as it was in the call's latest chunk."""
+        """Usage of each call, by index, at its latest chunk."""
         self._so_far: tuple[int, ...] = (0,) * 6
-        """The sum of these."""
+        """Sum of `_counted` over all calls."""
         self._opened: set[int] = set()
         """Of streamed answers, those that have begun."""
         self._ended = 0
@@ -109,13 +109,13 @@ class Choices:
 
     @property
     def _later_usage(self) -> Told:
-        """Return usage in a chunk of a stream whose last chunk has it."""
+        """Usage field of chunks before the last one: null if the last chunk has usage, otherwise absent."""
         return None if self._wants_usage else msgspec.UNSET
 
     def _usage_with(self, index: int) -> Told:
-        """Return usage in a chunk with parts of a call's answer: so far, if the client asked for that.
+        """Return the usage field of a chunk with parts of a call's answer: the usage so far, if the client wants it.
 
-        It costs the same however many calls there are, since there are as many chunks.
+        It takes constant time. A sum over all calls for each chunk would be quadratic in the number of calls.
         """
         if not self._continuous_usage:
             return self._later_usage

@@ -116,7 +116,7 @@ class _Shape:
         self._created = int(time.time())
         self._logprobs_told = body.logprobs is not None
         self._offsets: dict[int, TextOffsets] = {}
-        """Offsets of each answer's tokens, by index."""
+        """Text offsets of each answer, by index."""
         self._skips_special = body.skip_special_tokens is not False
         self._echoed: list[str] = []
         """What comes before the answers to each prompt."""
@@ -181,16 +181,16 @@ class _Shape:
 
 
 class TextOffsets:
-    """Where tokens begin in a text, in characters. Tokens that share a character begin where it does."""
+    """Counter of the positions of tokens in a text, in characters. Parts of one character have its position."""
 
     def __init__(self, before: int) -> None:
-        """`before`: characters in front of the first token."""
+        """`before`: number of characters before the first token."""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._length = before
-        """Complete characters so far."""
+        """Number of complete characters so far."""
 
     def push(self, token: bytes) -> int:
-        """Take the next token, and return where it begins."""
+        """Add the next token and return its position."""
         begins = self._length
         self._length += len(self._decoder.decode(token))
         return begins

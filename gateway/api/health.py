@@ -22,8 +22,10 @@ async def health(request: web.Request) -> web.Response:
 @routes.get("/health/ready")
 @operation(Health, errors=(503,), error=Health)
 async def ready(request: web.Request) -> web.Response:
-    """200 once every model has an engine that takes work; 503 before, while it is restarted, and while the server
-    stops."""
+    """Return 200 once every model has an engine that accepts work, otherwise 503.
+
+    It is 503 while the server starts, restarts an engine, or stops.
+    """
     services = request.app[SERVICES]
     if services.scheduler.stopping:
         return json_response({"status": "stopping"}, status=503)

@@ -1,4 +1,4 @@
-"""Log probabilities, as answers have them."""
+"""Convert log probabilities into the format of answers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from gateway.graph.variable import Piece
 from gateway.models import ServedModel
 
 _LEAST = -9999.0
-"""OpenAI's log probability of tokens that cannot come."""
+"""Log probability of impossible tokens, as in OpenAI's API."""
 
 
 def token_logprobs(model: ServedModel, pieces: Iterable[Piece]) -> list[TokenLogprob]:
@@ -27,5 +27,5 @@ def _named(model: ServedModel, token: int | bytes, logprob: float) -> tuple[str,
 
 
 def finite(logprob: float) -> float:
-    """Return a number that JSON has: a token that a grammar or a bias forbids has the logarithm of 0."""
+    """Return a finite log probability: that of a token that a grammar or a bias forbids is minus infinity."""
     return max(_LEAST, logprob)

@@ -78,7 +78,8 @@ def session_named(request: web.Request, body: str | None, where: str) -> Session
 
 
 def is_session_id(text: str) -> bool:
-    """Whether it may be one. `.` and `..` are none: clients resolve them in paths, so no request would reach them."""
+    """Return whether the text is a valid session id. `.` and `..` are not: clients resolve them in paths, so requests
+    could not name such a session."""
     return (
         0 < len(text) <= 128
         and text not in (".", "..")
@@ -115,7 +116,7 @@ def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:
 
 
 def transform_of(transform: WireTransform | None, where: str) -> Transform | None:
-    """Return a transform, which stands at `where`, in the domain's terms. Raises RequestError if it cannot be run."""
+    """Return the domain's transform for a request's. `where`: its path. Raises RequestError if it cannot be run."""
     if transform is None:
         return None
     if transform.regex is not None:
@@ -126,7 +127,7 @@ def transform_of(transform: WireTransform | None, where: str) -> Transform | Non
             raise RequestError(400, f"{param}: {error}", code="invalid_value", param=param) from None
         if transform.group > groups:
             param = at(where, "group")
-            message = f"{param}: the pattern has {groups} groups, and group is {transform.group}"
+            message = f"{param}: the pattern has {groups} groups, but group is {transform.group}"
             raise RequestError(400, message, code="invalid_value", param=param)
     return Transform(transform.strip, transform.line, transform.regex, transform.group, transform.json_)
 

@@ -20,18 +20,18 @@ routes = web.RouteTableDef()
 
 _ANSWER = Slot(None, Sampling())
 _MOST_BYTES = 1_000_000
-"""Bytes of text, in UTF-8, that are tokenised in one request; texts longer than the window are counted here as well."""
+"""Maximum size of the text in one request, in bytes of UTF-8. It may be longer than the model's window."""
 _MOST_TOKENS = 1_000_000
-"""Tokens that are detokenised in one request."""
+"""Maximum number of tokens in one request to detokenise."""
 _FEW = 4_000
-"""Characters or tokens; for more, the work is done in a thread."""
+"""Number of characters or tokens from which the work is done in a thread."""
 
 
 @routes.post("/tokenize")
 @routes.post("/v1/tokenize")
 @operation(Tokens, body=TokenizeRequest, errors=(404, 503))
 async def tokenize(request: web.Request) -> web.Response:
-    """The tokens that a prompt would have: of at most 1,000,000 bytes of text, whatever the model's window is."""
+    """Return the tokens of a prompt. The text may have at most 1,000,000 bytes, and may exceed the model's window."""
     body = await read_json(request, TokenizeRequest)
     model = _with_tokens(await request.app[SERVICES].models.one(body.model))
     _check_size(body)
@@ -41,7 +41,7 @@ async def tokenize(request: web.Request) -> web.Response:
 
 
 def _check_size(body: TokenizeRequest) -> None:
-    """Raises RequestError if the text is too long."""
+    """Raise RequestError if the text is too long."""
     if body.messages is None:
         texts, param = [body.prompt or ""], "prompt"
     else:
@@ -50,12 +50,12 @@ def _check_size(body: TokenizeRequest) -> None:
     if size <= _MOST_BYTES:
         size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
     if size > _MOST_BYTES:
-        message = f"the text has {size} bytes or more, and at most {_MOST_BYTES} are tokenised in one request"
+        message = f"the text has at least {size} bytes; at most {_MOST_BYTES} bytes can be tokenised in one request"
         raise RequestError(400, message, code="string_above_max_length", param=param)
 
 
 def _texts(message: Message) -> list[str]:
-    """The texts of a message."""
+    """Return the texts of a message."""
     parts = message.parts
     return [parts] if isinstance(parts, str) else [part for part in parts or () if isinstance(part, str)]
 
@@ -95,19 +95,19 @@ def _tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
 @routes.post("/v1/detokenize")
 @operation(Detokenized, body=DetokenizeRequest, errors=(404, 503))
 async def detokenize(request: web.Request) -> web.Response:
-    """The text that tokens have, at most 1,000,000 of them."""
+    """Return the text of at most 1,000,000 tokens."""
     body = await read_json(request, DetokenizeRequest)
     model = _with_tokens(await request.app[SERVICES].models.one(body.model))
     count = len(body.tokens)
     if count > _MOST_TOKENS:
-        message = f"these are {count} tokens, and at most {_MOST_TOKENS} are detokenised in one request"
+        message = f"the request has {count} tokens; at most {_MOST_TOKENS} can be detokenised in one request"
         raise RequestError(400, message, code="invalid_value", param="tokens")
     work = partial(_detokenized, body.tokens, model)
     return json_response({"prompt": work() if count < _FEW else await offload(work, count)})
 
 
 def _detokenized(tokens: list[int], model: ServedModel) -> str:
-    """The text of tokens. Raises RequestError if one of them is none of the model's."""
+    """Return the text of tokens. Raises RequestError if one of them is not in the model's vocabulary."""
     check_tokens(model, tokens, "tokens")
     return model.tokenizer.decode(tokens, skip_special=False)
 

@@ -114,7 +114,7 @@ class ResponseBuilder:
         events: list[Event] = [] if self._reader is None else self._added(self._reader.finish(cut=self._cut))
         if self._items.unanswered:
             events += self._items.add(Said(""))
-        ended = not self._cut and (self._reader is None or self._reader.whole)  # a stop string may end a call
+        ended = not self._cut and (self._reader is None or self._reader.whole)  # a stop string may cut off a call
         return [*events, *self._items.end("completed" if ended else "incomplete")]
 
     def ended(self) -> Response:
