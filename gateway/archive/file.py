@@ -53,7 +53,7 @@ so whatever came before has a lower one. `begun` is empty once it has ended."""
 
 _COLUMNS = "tenant, id, input, answer, session, begun, runs_in"
 _AT_ONCE = 16
-"""Responses that are forgotten before a look at who has most."""
+"""Number of responses that are deleted before the tenant that holds most is determined again."""
 _GREEDIEST = """
 SELECT tenant FROM responses WHERE found AND begun = '' GROUP BY tenant ORDER BY sum(size) DESC LIMIT 1
 """
@@ -239,10 +239,8 @@ class SqliteArchive:
         results.add_done_callback(lambda results: self._landed(waiting, results))
 
     def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Work]) -> list[Any]:
-        """Do some works together. If that fails, do each by itself, so that it fails none of the others.
-
-        Returns for each what it returned, or the error that it raised.
-        """
+        """Do a batch of work in one transaction. If that fails, do each in its own, so that none fails because of
+        another. Return for each its result, or the error that it raised."""
         try:
             return self._together(connection, batch)
         except Exception as error:
@@ -281,9 +279,9 @@ class SqliteArchive:
         self._begin()
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
-        """Forget responses that have ended until the others fit: the oldest of the tenant that has most.
+        """Delete ended responses until the others fit: always the oldest of the tenant that holds most.
 
-        So one tenant cannot push out what the others keep.
+        So one tenant cannot push out the responses of the others.
         """
         oldest = "SELECT number FROM responses WHERE found AND begun = '' AND tenant = ? ORDER BY number LIMIT ?"
         while connection.execute("SELECT total FROM responses_bytes").fetchone()[0] > self._max_bytes:

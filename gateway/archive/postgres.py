@@ -56,8 +56,8 @@ SELECT number FROM (
     SELECT number, ended, sum(size) OVER (ORDER BY ended, held, number DESC) AS total FROM shares
 ) AS sums WHERE ended AND total > $1 ORDER BY number LIMIT 1000
 """
-"""Responses that have ended, as far as the others fill the room. `held` is what a tenant holds with the response and
-all newer ones: so the oldest of the tenants that hold most are forgotten."""
+"""Query of the ended responses that do not fit any more. `held` is the size of a response and of all newer ones of its
+tenant. Responses with the largest `held` go first: the oldest of the tenants that hold most."""
 _AT_ONCE = 1000
 _TIDY_SECONDS = 30.0
 

@@ -89,7 +89,7 @@ class Sampling:
 
     @property
     def plain(self) -> "Sampling":
-        """Return the same for engines that do not know `top_p` 0: it leaves one token, as temperature 0 does."""
+        """The same sampling for engines without `top_p` 0, which leaves only one token, as temperature 0 does."""
         return self if self.top_p else replace(self, temperature=0.0, top_p=1.0)
 
 
@@ -169,8 +169,8 @@ class CallSpec:
     references to inputs and slots. With an empty `model` the call has no prompt: its output is its parts, a template.
     `fallbacks`: the same for other models, which answer if no engine of this one does, in this order. `inputs`:
     variables set by value before the call. `share`: an identical call may serve this one. `salt`: its KV is
-    shared with calls of the same salt only. `where`: the path of what asks for it in a larger request;
-    `prompt_field`: of that, where the prompt is.
+    shared with calls of the same salt only. `where`: the path of what asks for it in a larger request.
+    `prompt_field`: the name of the request's field that has the prompt.
     """
 
     model: str
@@ -283,7 +283,7 @@ class Call:
     unfinished_followers: int = 0
     """How many of the followers have not ended."""
     awaits: "Variable | None" = None
-    """The variable that the call's coroutine waits for now, if it waits for one."""
+    """Variable that the call's coroutine waits for now; None if it waits for none."""
     makes: list[Variable] = field(init=False)
     """Its slots, then its output."""
 
@@ -327,7 +327,8 @@ class Call:
             self.leader = None
 
     async def until_final(self, variable: Variable) -> None:
-        """Wait until the variable is ready, failed or cancelled. Every coroutine of a call waits for variables here."""
+        """Wait until the variable is ready, failed or cancelled. Coroutines of calls wait for variables only here, so
+        that `is_stuck` knows what they wait for."""
         if variable.state.final:
             return
         self.awaits = variable
@@ -338,8 +339,8 @@ class Call:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the call waits for a variable that nothing will make: because what makes it has ended or waits for
-        this call, or because it has no name any more under which a client could set it."""
+        """Whether the call waits for a variable that can never get a value: its producer has ended or waits for this
+        call, or it has no producer and was deleted, so that no client can set it."""
         awaited, seen = self.awaits, {self.id}
         while awaited is not None and not awaited.state.final:
             producer = awaited.producer

@@ -8,7 +8,7 @@
     ├── SlotWithoutPlace
     ├── TooLarge
     ├── TooManyWaiters
-    ├── BadText             a string that is not Unicode text
+    ├── BadText             a string with a lone surrogate, so not Unicode text
     └── UnresolvedPath      a path into a value that turned out not to hold it
 
 `Failure` is no exception: it is the state of a variable or call that failed, and is read by many.
@@ -71,7 +71,7 @@ class TooManyWaiters(GraphError):
 
 
 class BadText(GraphError):
-    """A string that has no UTF-8 form, and so can be neither stored nor sent."""
+    """The string cannot be encoded as UTF-8, so it can be neither stored nor sent."""
 
     code = "bad_text"
 
@@ -83,13 +83,13 @@ class UnresolvedPath(GraphError):
 
 
 LONGEST_MESSAGE = 2_000
-"""Characters of a failure's message. It is stored with every call and variable that it reaches."""
+"""Maximum length of a failure's message, in characters. Every call and variable that fails because of it stores it."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no value. `call`: the first call that failed, in a chain of them. `field`: the path of the field of
-    its request that is at fault, where it is one.
+    """Why there is no value. `call`: the first failed call in a chain of failures. `field`: path of the field at fault
+    in that call's request, if a field is at fault.
 
     The message may quote texts of clients and engines. It is cut to LONGEST_MESSAGE characters, and lone surrogates
     become U+FFFD, so that a failure can always be stored and sent.

@@ -89,7 +89,7 @@ def resolve(value: str, reference: Reference) -> str:
         found: Any = _parsed(value)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise UnresolvedPath(f"{reference} looks into {reference.name}, whose value is not JSON: {why}") from None
+        raise UnresolvedPath(f"{reference}: the value of {reference.name} is not JSON: {why}") from None
     for depth, key in enumerate(reference.path):
         index = _index(key)
         if isinstance(found, dict) and key in found:
@@ -98,7 +98,7 @@ def resolve(value: str, reference: Reference) -> str:
             found = found[index]
         else:
             place = ".".join((reference.name, *reference.path[:depth]))
-            raise UnresolvedPath(f"{reference} leads nowhere: {place} has no {key!r}")
+            raise UnresolvedPath(f"{reference} cannot be resolved: {place} has no {key!r}")
     try:
         text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     except (RecursionError, ValueError):  # a ValueError: an integer of more digits than Python converts
@@ -116,5 +116,5 @@ def _parsed(value: str) -> Any:
 
 
 def _index(key: str) -> int | None:
-    """Return the list index that a key of a path stands for; None if it is none."""
+    """Return the list index that a key of a path stands for; None if the key is not an index."""
     return int(key) if key.isascii() and key.isdecimal() and len(key) < 19 else None

@@ -68,7 +68,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all sessions hold together: bytes of values and prompts, and clients that wait."""
+    """Bounds for all sessions together: bytes of values and prompts, and waiting requests."""
 
     bytes: SharedBound
     waiters: SharedBound
@@ -107,14 +107,14 @@ class Session:
     bounds: Bounds = field(default_factory=Bounds)
     log: Log = _NO_LOG
     shared_bounds: Shared | None = None
-    """Counts what this session holds among all others, from `join_bounds` to `close`."""
+    """Bounds that also count what this session holds, from `join_bounds` until `close`."""
     clock: Callable[[], float] = time.time
     """Seconds of the Unix clock, or of any other."""
     variables: dict[str, Variable] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     closed: bool = False
     lost: GraphError | None = None
-    """Why the session cannot be kept, if its log found that out."""
+    """Error because of which the log cannot keep the session, if there is one."""
     touched: float = field(default_factory=time.monotonic)
     unfinished: int = 0
     """Calls that have not ended."""
@@ -435,7 +435,7 @@ class Session:
     # what happened
 
     async def flushed(self) -> None:
-        """Return when all that happened so far is kept. Raises GraphError if it cannot be."""
+        """Wait until the log has stored all facts so far. Raises GraphError if it cannot store them."""
         await self.log.flushed()
         if self.lost is not None:
             raise self.lost
@@ -486,16 +486,16 @@ class Session:
             call.leader.unfinished_followers -= 1
 
     def assigning(self, variable: Variable, value: str) -> None:
-        """Record a value that is about to become readable under its name. Raises BadText or TooLarge."""
+        """Record the value that a variable is about to get. Raises BadText or TooLarge."""
         check_text(value, f"the value of {variable.name!r}")
         self.check_room(variable.name, size_of(value))
         self.grow(value)
         self._write(Assigned(variable, value))
 
     def check_room(self, name: str, size: int) -> None:
-        """Raise TooLarge if a value of so many bytes is too large by itself, or for what the session holds already.
+        """Raise TooLarge if a value of `size` bytes is too large by itself, or together with what is held already.
 
-        To be asked before a value is made of others, which may be small and many.
+        Call it before a value is made from other values, which may be small and many.
         """
         self._check_value_size(name, size, None)
         self._check_size(size)
@@ -510,7 +510,7 @@ class Session:
         shared = self.shared_bounds
         if shared is not None and not shared.bytes.has_room(self.tenant, grown):
             held = shared.bytes.held(self.tenant)
-            raise TooLarge(f"the sessions of this key hold {held} bytes, as many as they may now; delete some or wait")
+            raise TooLarge(f"the sessions of this key hold {held} bytes, the current maximum; delete some or wait")
 
     def grow(self, value: str) -> None:
         """Count a value that the session holds."""
@@ -522,12 +522,12 @@ class Session:
             self.shared_bounds.bytes.add(self.tenant, size)
 
     def join_bounds(self, bounds: Shared) -> None:
-        """Count what the session holds among all others."""
+        """Count what the session holds in the bounds for all sessions."""
         self.shared_bounds = bounds
         bounds.bytes.add(self.tenant, self.size)
 
     def making(self, call: Call, slot: str, text: str) -> None:
-        """Record the text of a slot that is about to become part of the prompt. Raises BadText or TooLarge."""
+        """Record the text of a slot, before it becomes part of the prompt. Raises BadText or TooLarge."""
         check_text(text, f"the text of slot {slot!r}")
         self._check_value_size(slot, size_of(text), None)
         call.made[slot] = text
@@ -577,7 +577,7 @@ class Session:
             raise TooManyWaiters(f"{self.waiters} requests wait for session {self.id}, as many as may")
         if self.shared_bounds is not None:
             if not self.shared_bounds.waiters.has_room(self.tenant):
-                raise TooManyWaiters("as many requests of this key wait for sessions as may now")
+                raise TooManyWaiters("too many requests of this key wait for values; try again later")
             self.shared_bounds.waiters.add(self.tenant)
         self.waiters += 1
 
@@ -618,10 +618,10 @@ class Session:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether there are unfinished calls, and all of them wait for variables that nothing makes.
+        """Whether there are unfinished calls that can make no progress until a client sets a variable.
 
-        A graph has no cycles. So where every unfinished call has an input that is not final, those at the beginning
-        wait for variables that are only declared, and nothing happens until a client sets them.
+        A graph has no cycles. So if every unfinished call has an input that is not final, the first calls of the graph
+        wait for variables that are only declared.
         """
         unfinished = [call for call in self.calls.values() if not call.state.final]
         return bool(unfinished) and all(call.waiting_on for call in unfinished)
@@ -714,7 +714,7 @@ def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads
 
 
 def _prompt_bytes(spec: CallSpec) -> int:
-    """Return the memory of a call's prompt and template in bytes; a token takes four."""
+    """Return the memory of a call's prompt and template, in bytes. A token has four bytes."""
     tokens = sum([len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
     texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
     return 4 * tokens + texts + _REFERENCE_BYTES * len(spec.references)

@@ -38,11 +38,11 @@ class SessionStore:
     max_sessions_per_tenant: int
     log: Log = field(default_factory=NoLog)
     max_bytes: int = 4 << 30
-    """Bytes that the values and prompts of all sessions have together."""
+    """Maximum size of the values and prompts of all sessions together, in bytes."""
     max_waiters: int = 40_000
-    """Requests that wait for all sessions together."""
+    """Maximum number of waiting requests, over all sessions."""
     several_tenants: bool = False
-    """Whether there can be more than one tenant. Then none alone may have all that the bounds allow."""
+    """Whether there can be more than one tenant. If so, no tenant alone can use all of a bound."""
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
     _expired: dict[tuple[str, str], None] = field(default_factory=dict)
     _leaving: list[Session] = field(default_factory=list)
@@ -51,7 +51,7 @@ class SessionStore:
     """Those that had ended when `let_go` was last called."""
 
     _evicted: list[Session] = field(default_factory=list)
-    """Sessions that made room for another tenant's since `expire` was last called."""
+    """Sessions that were ended to make room for others since the last call of `expire`."""
 
     def __post_init__(self) -> None:
         several = self.several_tenants
@@ -75,7 +75,7 @@ class SessionStore:
         log.check()
         if not self._counts.has_room(tenant):
             held = self._counts.held(tenant)
-            raise TooLarge(f"this key has {held} sessions, as many as it may have now; delete some or wait")
+            raise TooLarge(f"this key has {held} sessions, the current maximum; delete some or wait")
         id = id or f"sess_{new_id(24)}"
         if (tenant, id) in self._sessions:
             raise SessionExists(f"there is a session {id!r} already", "id")
@@ -95,7 +95,7 @@ class SessionStore:
         session.join_bounds(self._shared)
 
     def _make_room(self) -> None:
-        """End the session of the tenant with the most that has been idle longest, if it has one."""
+        """End the session that was idle longest, of the tenant with the most sessions. Do nothing if none is idle."""
         tenant = self._counts.greediest
         idle = [session for session in self.of(tenant) if not session.in_use] if tenant is not None else []
         if idle:
@@ -104,7 +104,7 @@ class SessionStore:
             self._evicted.append(oldest)
 
     def lose(self, session: Session, error: GraphError) -> None:
-        """End a session that the log cannot keep."""
+        """End a session that the log cannot store, because of `error`."""
         session.lost = error
         self.delete(session)
 
@@ -171,11 +171,11 @@ class SessionStore:
             self._expired.pop(next(iter(self._expired)))
 
     def expire(self, now: float) -> list[Session]:
-        """Drop sessions that have done nothing for their time to live. `now` is of the monotonic clock.
+        """End sessions that were idle for their time to live. `now` is of the monotonic clock.
 
-        Returns them, and those that made room for others since the last call.
+        Return them, and the sessions that were ended to make room since the last call.
 
-        A session whose calls all wait for variables that no client has set does nothing, whoever waits for it.
+        A session whose calls all wait for variables that no client sets is idle, even if requests wait for it.
         """
         late = [session for session in self._sessions.values() if now - session.touched > session.ttl]
         old = [session for session in late if not session.in_use or session.is_blocked]
