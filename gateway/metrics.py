@@ -99,7 +99,7 @@ def exposition() -> bytes:
 
 
 def watch_kv(engine: str, blocks: Callable[[], int], in_use: Callable[[], int]) -> None:
-    """Report the blocks of an engine's KV cache from now on. Both functions are called when the metrics are read."""
+    """Report the blocks of an engine's KV cache. Both functions are called whenever the metrics are read."""
     KV_BLOCKS.labels(engine).set_function(blocks)
     KV_BLOCKS_IN_USE.labels(engine).set_function(in_use)
 

@@ -44,10 +44,10 @@ class PromptTokenizer(Protocol):
     adds_bos: bool
 
     def encode(self, text: str, *, after: Place = "text", most: int | None = None) -> Sequence[int]:
-        """Tokens of ordinary text; once there are more than `most`, the rest may be left out."""
+        """Return the tokens of ordinary text. After more than `most` tokens, the rest may be left out."""
 
     def fewest(self, text: str) -> int:
-        """Return how many tokens a text has at least, without making them."""
+        """Return a lower bound of a text's number of tokens, without tokenising it."""
 
     def decode(self, tokens: list[int], *, skip_special: bool = True) -> str:
         """Their text."""
@@ -78,8 +78,8 @@ class PromptBuilder:
     """Renders one model's prompts. Immutable; safe to use from several threads."""
 
     def __init__(self, tokenizer: PromptTokenizer, window: int | None = None) -> None:
-        """`window`: the model's, in tokens. Prompts that do not fit are refused before all of their tokens are made;
-        None: there is no bound here. Raises TemplateRefused if the chat template cannot be read."""
+        """`window`: the model's window in tokens. Prompts that do not fit are refused before they are tokenised as a
+        whole; with None, there is no limit. Raises TemplateRefused if the chat template cannot be compiled."""
         self._tokenizer = tokenizer
         self._window = None if tokenizer.passes_on else window
         self.passes_on = tokenizer.passes_on
@@ -92,7 +92,7 @@ class PromptBuilder:
         """How the model writes calls of tools."""
 
     def unbounded(self) -> "PromptBuilder":
-        """Return a builder of the same prompts that refuses none for its length."""
+        """Return a builder of the same prompts without a limit of length."""
         made = copy.copy(self)
         made._window = None
         return made
@@ -199,7 +199,7 @@ class PromptBuilder:
         if continues:
             safe[-1]["content"] += _END
         if taken := self._template.reserved & (options or {}).keys():
-            message = f"the template is told {min(taken)} by the server"
+            message = f"{min(taken)} cannot be set: the server sets it for the template"
             raise RequestError(400, message, code="invalid_value", param=at(where, "chat_template_kwargs"))
         described = None
         if known_tools and self._template.knows_tools:
@@ -224,10 +224,10 @@ class PromptBuilder:
         return held.segments(text, self._window, at(where, field)), begun
 
     def _refuse_long(self, messages: Sequence[Mapping[str, Any]], references: bool, param: str) -> None:
-        """Raise RequestError if the messages cannot fit into the window, before a template makes a prompt of them.
+        """Raise RequestError if the messages cannot fit into the window, before the template renders them.
 
-        It counts what every template writes: texts without white space around them, and of an assistant's nothing that
-        may be a thought, which templates leave out. Texts with references stand for values, which come later.
+        It counts only what every template renders: texts without surrounding white space, and without an assistant's
+        reasoning. Texts with references do not count: the size of the values is not known yet.
         """
         if self._window is None:
             return
@@ -256,8 +256,8 @@ class PromptBuilder:
         return Prompt(self.raw([*pieces, answer], begins=begins, where=where), field=where)
 
     def raw(self, pieces: Sequence[str | Input | Slot], *, begins: bool = True, where: str = "prompt") -> list[Segment]:
-        """A client's own template, in pieces; see `completion`. Raises RequestError if it cannot fit into the
-        window."""
+        """Return the segments of a client's own template, which is given in pieces; see `completion`. Raises
+        RequestError if it cannot fit into the window. `where`: path of the template in the request."""
         held = _Held(self._tokenizer, references=False, slots={})
         rendered = held.mark(pieces)
         if self._tokenizer.adds_bos and begins:
@@ -265,15 +265,15 @@ class PromptBuilder:
         return held.segments(rendered, self._window, where)
 
     def tokens(self, tokens: Sequence[int], answer: Slot, *, where: str = "prompt") -> Prompt:
-        """Tokens as they are. Raises RequestError if they do not fit into the window."""
+        """Return a prompt of these tokens. Raises RequestError if they do not fit into the window."""
         if self._window is not None and len(tokens) >= self._window:
             raise over_window(self._window, len(tokens), where)
         return Prompt([Text(tokens), answer], field=where)
 
 
 def over_window(window: int, tokens: int, param: str) -> RequestError:
-    """Return the refusal of a prompt, which came from `param` and has that many tokens or more."""
-    message = f"this model's window is {window} tokens, and the prompt has {tokens} or more; shorten it"
+    """Return the error for a prompt with at least `tokens` tokens. `param`: path of the prompt in the request."""
+    message = f"this model's window is {window} tokens, but the prompt has at least {tokens} tokens; shorten it"
     return RequestError(400, message, code="context_length_exceeded", param=param)
 
 
@@ -293,8 +293,8 @@ def _refuse_media(messages: Sequence[Mapping[str, Any]], where: str, field: str,
 
 
 def _alternating(messages: Sequence[dict[str, Any]], asked: Messages) -> list[dict[str, Any]]:
-    """The messages, what tools answered joined with what else the user's side says beside it. `asked`: what they were
-    made of."""
+    """Return the messages, with each tool's answer joined with tool answers and user messages next to it. `asked`: the
+    messages before tools were put into words."""
     joined: list[dict[str, Any]] = []
     before: Any = None
     for message, origin in zip(messages, asked, strict=True):
@@ -471,8 +471,8 @@ class _Held:
         return [*segments, _reckoned(tokens, lighter)]
 
     def segments(self, rendered: str, window: int | None, param: str) -> list[Segment]:
-        """The rendered template, cut at references and slots and tokenised between them. Raises RequestError once it
-        is known to have as many tokens as the window, or more; it came from `param`."""
+        """Return the rendered template as segments: references, slots, and the tokens between them. Raises RequestError
+        as soon as it has at least as many tokens as the window. `param`: path of the prompt in the request."""
         segments: list[Segment] = []
         tokens: list[int] = []
         known = 0
@@ -497,8 +497,8 @@ class _Held:
         return segments
 
     def _runs(self, rendered: str) -> Iterator[tuple[str | int | Input | Slot, Place]]:
-        """Yield ordinary text, in runs as long as possible, with what stands before each; control tokens, references
-        and slots."""
+        """Yield runs of ordinary text, as long as possible, and the control tokens, references and slots between them.
+        The second element says what comes before a run."""
         run = ""
         before: Place = "nothing"
         pattern = self._tokenizer.control_pattern

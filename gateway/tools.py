@@ -189,9 +189,9 @@ class Verbatim(str):
 def in_words(
     messages: Sequence[Message], tools: Sequence[Tool], style: Style = HERMES, *, system: bool = True
 ) -> list[dict[str, Any]]:
-    """The conversation for a template that knows neither tools nor calls nor what tools answer. `system`: whether it
-    knows system messages; otherwise the first message of the user describes the tools, where the client sent no system
-    message."""
+    """Return the conversation for a template that supports neither tools nor calls nor answers of tools. `system`:
+    whether it supports system messages. If not, and the client sent none, the user's first message describes the
+    tools."""
     told = [_told(message, style) for message in messages]
     if not tools:
         return told
@@ -270,7 +270,8 @@ _NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 def _beginnings(*tails: str) -> re.Pattern[str]:
-    """Return a pattern that matches each beginning of a call's head. `tails`: the keys under which arguments stand."""
+    """Return a pattern that matches each prefix of a call's head, up to its arguments. `tails`: names of the
+    arguments' key."""
 
     def nested(parts: Sequence[str], inner: str = "") -> str:
         for part in reversed(parts):
@@ -284,11 +285,11 @@ def _beginnings(*tails: str) -> re.Pattern[str]:
 
 
 _HEAD_BEGINS = _beginnings("arguments", "parameters")
-"""Matches what may become a call's head when more text arrives."""
+"""Pattern of texts that may become a call's head when more text arrives."""
 
 
 class Reader:
-    """Finds calls in an answer as it grows. What turns out not to be one is text; a call that is cut off never is.
+    """Finds calls in an answer as it grows. Text that turns out not to be a call is content; a cut-off call never is.
 
     `text`: ordinary text, until a mark comes, or JSON at the very beginning. `between`: behind a mark, or a call: JSON
     with a name, or an end. `arguments`: within a call's. `plain`: nothing but text any more.
@@ -318,7 +319,7 @@ class Reader:
 
     @property
     def whole(self) -> bool:
-        """Return whether the arguments of the last call have ended."""
+        """Whether the arguments of the last call are complete."""
         return self._state != "arguments"
 
     def push(self, text: str) -> list[Found]:
@@ -327,7 +328,7 @@ class Reader:
         return list(self._found(last=False, cut=False))
 
     def finish(self, *, cut: bool = False) -> list[Found]:
-        """Return what the end of the text settles. `cut`: a limit of tokens ended it, perhaps within a call."""
+        """Return what is found at the end of the text. `cut`: whether a token limit ended it, perhaps within a call."""
         found = list(self._found(last=True, cut=cut))
         if self._held or self._before:
             if self._state == "arguments":
@@ -338,7 +339,7 @@ class Reader:
         return found
 
     def _hides(self, cut: bool) -> bool:
-        """Return whether text at the end that may begin a call is a call's, and so is not shown."""
+        """Return whether text at the end that may be the beginning of a call is hidden from the client."""
         return self._forced or (cut and self._marked)
 
     def _found(self, *, last: bool, cut: bool) -> Iterator[Found]:

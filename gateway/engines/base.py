@@ -18,7 +18,7 @@ from gateway.graph.variable import Piece
 
 
 class EngineFailure(Exception):
-    """Why an engine did not do what it was asked. `field`: of the request, which is at fault."""
+    """An engine did not do what it was asked. `field`: path of the request's field at fault, if there is one."""
 
     code: str = "engine_failed"
     field: str | None = None

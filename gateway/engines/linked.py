@@ -68,7 +68,7 @@ class LinkedEngine:
         self._drafts: tuple[int, int] | None = None
         """Tokens that it had drafted when it was last heard over this link, and those that stood."""
         self._free_tokens: int | None = None
-        """Tokens of the KV cache that are free or can be evicted, as the engine said last."""
+        """Tokens of the KV cache that are free or can be evicted, from the engine's latest report."""
         self._answered = False
         """Whether an answer was finished over the link that is up now."""
         self._heard = Heard(time.monotonic(), working=False, commands=0)
@@ -99,12 +99,12 @@ class LinkedEngine:
 
     @property
     def kv_blocks(self) -> int:
-        """Blocks of the KV cache; 0 while the engine is away."""
+        """Number of blocks of the KV cache; 0 while the engine is not ready."""
         return self.info.kv_tokens // self.info.block_size if self.info is not None and self._ready else 0
 
     @property
     def kv_blocks_in_use(self) -> int:
-        """Blocks that contexts hold, those of other gateways among them."""
+        """Number of blocks that contexts hold, including contexts of other gateways."""
         if self.info is None or self._free_tokens is None or not self._ready:
             return 0
         return (self.info.kv_tokens - self._free_tokens) // self.info.block_size
@@ -197,7 +197,7 @@ class LinkedEngine:
                 if not first_ready.done():
                     first_ready.cancel()
                 raise
-            except Exception as error:  # whoever waits for the start must hear of it
+            except Exception as error:  # a caller that waits for the start must get the error
                 log.exception("the link to engine %s failed", self.name)
                 fate = f"{type(error).__name__}: {error}"
             if not first_ready.done() and time.monotonic() - started >= self._patience:
@@ -287,11 +287,11 @@ class LinkedContext:
         self._missed: Counter[str] = Counter()
         self._freed = False
         self.asked = False
-        """Whether the engine was asked for anything: only then can the context have brought it down."""
+        """Whether the engine got a command for this context: only then can the context have killed the engine."""
 
     def fill(self, tokens: Sequence[int]) -> None:
-        """See `EngineContext.fill`. A context of a dead process must not continue in the next one, and one that was
-        refused, because its prompt is too long for example, takes no more."""
+        """See `EngineContext.fill`. It raises the error of a context whose process died, or that the engine refused,
+        for example because its prompt is too long."""
         for error in (self._lost, self._refused):
             if error is not None:
                 raise error

@@ -24,5 +24,5 @@ def _bounded(text: str, tokenizer: Tokenizer, window: int | None) -> list[int]:
         count = len(tokens)
     if count < window:
         return tokens
-    message = f"this model's window is {window} tokens, and a value in the prompt has {count} or more"
+    message = f"this model's window is {window} tokens, but a value in the prompt has at least {count} tokens"
     raise ContextRefused("context_length_exceeded", message)

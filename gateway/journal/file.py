@@ -132,7 +132,7 @@ class JournalFile:
             for id, facts in execute("SELECT id, facts FROM commits ORDER BY id"):
                 try:
                     entries = _entries_of(facts)
-                except (msgspec.DecodeError, TypeError, ValueError) as error:  # of another type, or no Unicode
+                except (msgspec.DecodeError, TypeError, ValueError) as error:  # of another type, or not Unicode
                     raise self.damaged(id, error) from error
                 live = [entry for entry in entries if (id, entry[0]) not in ended]
                 sessions = {session for session, _ in entries}

@@ -37,8 +37,8 @@ class Journal:
     Facts are taken on the event loop. A commit that fails loses nothing: what was in it goes into the next, which is
     tried again and again; but whoever waited is told, and `check` refuses new work until it has succeeded.
 
-    A fact that can never be written, because of what is in it, fails its own session and no other: the session is
-    taken out of the journal, and `on_lost` is called with it.
+    A fact whose content the storage can never write fails its own session and no other. The journal removes the
+    session, and calls `on_lost` with it.
     """
 
     def __init__(self, storage: Storage, on_lost: Callable[[Session, GraphError], None] | None = None) -> None:
@@ -58,7 +58,7 @@ class Journal:
         self._flying: list[asyncio.Future[None]] | None = None
         """Whoever waits for the commit that is on its way, if one is."""
         self._alone = 0
-        """How many of the unwritten entries are committed one by one, to find those that cannot be written."""
+        """Number of unwritten entries that are committed one by one, to find those that cannot be written."""
         self._busy = False
         """Whether the last commit found company worth waiting for."""
         self._timer: asyncio.TimerHandle | None = None
@@ -72,7 +72,7 @@ class Journal:
         """
         sessions = []
         last: dict[int, int] = {}
-        """The last row of each session."""
+        """Id of the last row of each session, by key."""
 
         def noted() -> Iterator[Row]:
             for id, entries in rows:
@@ -83,7 +83,7 @@ class Journal:
             self._keys[session] = key
             try:
                 mend(session)
-            except Exception as error:  # as in `replay`: the rows do not fit to each other
+            except Exception as error:  # as in `replay`: rows that contradict each other may cause any error
                 problem = f"session {key}: {type(error).__name__}: {error}"
                 raise self._storage.damaged(last[key], problem) from error
             sessions.append(session)
@@ -120,7 +120,7 @@ class Journal:
         else:
             try:
                 self._facts.append((key, session.facts, record_of(fact)))
-            except Exception as error:  # not here: the session is in the middle of a change
+            except Exception as error:  # end the session later: now it is in the middle of a change
                 asyncio.get_running_loop().call_soon(self._lose, key, error)
         self._begin_soon()
 
@@ -155,7 +155,7 @@ class Journal:
     # commits
 
     def _begin(self) -> None:
-        """Start the next commit. It raises nothing: nothing else would start another."""
+        """Start the next commit. It must not raise: no other code would start the next one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -173,7 +173,7 @@ class Journal:
             commit.add_done_callback(lambda commit: self._landed(batch, commit.exception()))
 
     def _next_batch(self) -> Batch:
-        """Take what the next commit writes."""
+        """Remove the entries of the next commit from the queues, and return them."""
         if self._alone and self._unwritten:
             first, self._unwritten = self._unwritten[0], self._unwritten[1:]
             opened, self._opened = self._opened, []
@@ -185,7 +185,7 @@ class Journal:
         return batch
 
     def _encoded(self) -> list[Entry]:
-        """Return the facts as entries. Sessions with a fact that cannot be encoded are lost."""
+        """Return the facts as entries. A session with a fact that cannot be encoded is ended."""
         try:
             return entries_of(self._facts)
         except Exception:
@@ -198,7 +198,7 @@ class Journal:
             return entries
 
     def _lose(self, key: int, error: BaseException) -> None:
-        """Give up a session of which a fact can never be written."""
+        """End a session with a fact that can never be written, and remove it from the journal."""
         log.error("session %d cannot be kept: a fact of it cannot be written", key, exc_info=error)
         session = next((session for session, known in self._keys.items() if known == key), None)
         self._ended.append(key)
@@ -212,7 +212,7 @@ class Journal:
             self.on_lost(session, session.lost)
 
     def _landed(self, batch: Batch, error: BaseException | None) -> None:
-        """Tell those who wait how the commit ended, and see to the next. It raises nothing, for the same reason."""
+        """Resolve the futures that wait for a commit, and start the next commit. Like `_begin`, it must not raise."""
         flying = list(self._flying or ())
         try:
             self._land(batch, error)
@@ -237,7 +237,7 @@ class Journal:
             if self._failure is not None:
                 log.warning("the journal %s is written again", self._storage.name)
                 self._failure = None
-            if self._alone:  # those who wait, wait for all of what was one commit
+            if self._alone:  # the waiting futures are resolved after the last entry of the original commit
                 self._waiting = [*flown, *self._waiting]
                 flown = []
         else:
@@ -253,7 +253,7 @@ class Journal:
             self._go_on()
 
     def _refused(self, batch: Batch, error: BaseException, flown: list[asyncio.Future[None]]) -> None:
-        """Find the facts that the storage cannot hold: write the entries of the batch one by one."""
+        """Write the entries of a refused batch one by one, to find those that the storage cannot store."""
         self._unwritten = [*batch.entries, *self._unwritten]
         self._ended = [*batch.ended, *self._ended]
         self._expired = [*batch.expired, *self._expired]

@@ -49,7 +49,7 @@ def replay(
                         applied[key].apply(seq, record)
                     else:
                         applied[key] = Replay(record, bounds, log)
-            except Exception as error:  # rows that no myna wrote may be wrong in any way
+            except Exception as error:  # rows that were damaged may cause any error
                 raise damaged(id, f"session {key}: {type(error).__name__}: {error}") from error
     return {key: one.session for key, one in applied.items()}
 

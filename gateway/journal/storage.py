@@ -63,7 +63,7 @@ class Storage(Protocol):
 
     @property
     def refusals(self) -> tuple[type[BaseException], ...]:
-        """What `commit` fails with because of what is in the batch: giving it again would fail again."""
+        """Exceptions of `commit` that are caused by the content of the batch: a retry would fail again."""
 
     def new_key(self) -> int:
         """For a session; no other has had it whose facts are still there."""

@@ -24,9 +24,9 @@ from gateway.scheduler.walk import Unsettled, Walk
 log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
-"""Attempts at a call whose engines do not take it, or break off for reasons that have nothing to do with it."""
+"""Maximum number of attempts at a call, if engines refuse it temporarily or fail for reasons unrelated to it."""
 _BEYOND = 2
-"""Times the bound on unfinished calls that the graphs of one tenant may grow to while they run."""
+"""Factor: running graphs of one tenant may grow to this many times the bound on unfinished calls."""
 _SOON = 1.0
 """Seconds for which an engine is waited for where another model could answer."""
 _AT_ONCE = 20
@@ -60,19 +60,20 @@ class Scheduler:
         place: Placement = place,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_calls`: unfinished calls at a time; with `several_tenants`, no tenant alone may have all of them.
-        `observe` is told of every call that ends. `fill_ahead`: whether prompts are filled before all that they read is
-        there. `priorities` and `place` decide; `now` is the clock of the priorities, in seconds."""
+        """`max_calls`: maximum number of unfinished calls; with `several_tenants`, no tenant alone may have all of
+        them. `observe` is called with every call that ends. `fill_ahead`: whether prompts are filled before all their
+        values are there. `priorities` orders the calls, `place` chooses engines; `now` is the priorities' clock, in
+        seconds."""
         self._engines = engines
         self._unfinished = SharedBound(max_calls, several=several_tenants)
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, Call] = {}
-        """Those of `_tasks`."""
+        """The calls of `_tasks`, by id."""
         self._to_submit: set[str] = set()
         """Ids of calls that are about to be submitted: those of large additions are submitted in pieces."""
         self._without_task: dict[str, Call] = {}
-        """Unfinished calls that had no coroutine when `end_stuck` looked last: some are about to get one."""
+        """Unfinished calls that had no coroutine at the last `end_stuck`. Some of them may get one soon."""
         self._contexts: dict[str, EngineContext] = {}
         self._priorities = priorities or Priorities(Estimates())
         self._place = place
@@ -95,19 +96,19 @@ class Scheduler:
 
     @property
     def stopping(self) -> bool:
-        """Whether no new work is accepted any more."""
+        """Whether the server is stopping and accepts no new work."""
         return self._stopping
 
     def admit(self, tenant: str, *, continues: bool) -> None:
-        """Raise Overloaded, or Stopping, if no new work of the tenant can be accepted.
+        """Raise Overloaded, or Stopping, if new work of the tenant cannot be accepted.
 
-        `continues`: the work belongs to a graph that runs already, which is refused only far beyond the bound.
+        `continues`: whether the work belongs to a running graph, which is refused only far beyond the bound.
         """
         if self._stopping:
             raise Stopping("the server is stopping and takes no new work")
         held = self._unfinished.held(tenant)
         if held >= _BEYOND * self._unfinished.total if continues else not self._unfinished.has_room(tenant):
-            raise Overloaded(f"{held} calls of this key are unfinished, as many as may be now; try again", 1)
+            raise Overloaded(f"{held} calls of this key are unfinished, the current maximum; try again later", 1)
 
     def rank(self, call: Call) -> float:
         """The call's place in the order of waiting work; lower goes first."""
@@ -339,7 +340,7 @@ class Scheduler:
         """Runs the call, and again if its engine dies under it before anybody was shown a token. `wait`: also if that
         takes a while.
 
-        Perhaps it was the call that killed the engine. So it is run again once, and alone: see `isolation`.
+        The call may have killed the engine. So it runs again only once, and alone: see `isolation`.
         """
         attempt, patient = 1, False
         suspect, lost = False, None
@@ -353,7 +354,7 @@ class Scheduler:
             except EngineLost as error:
                 if suspect and error.suspect:
                     message = f"{error}; that was its second attempt, and the engine worked on nothing else"
-                    # as the call's own failure: no other model's engine is to run it
+                    # CallFailed, so that no fallback model's engine runs the call
                     raise CallFailed(Failure(error.code, message, call.id)) from error
                 if attempt == _ATTEMPTS:
                     message = f"{error}; that was attempt {attempt} of {_ATTEMPTS}"
@@ -399,8 +400,8 @@ class Scheduler:
         await self._walk(call, rendering, engine, patient=patient, alone=False)
 
     async def _attempt_alone(self, call: Call, rendering: Rendering, lost: str) -> None:
-        """Run a suspect while its engine has no other work. All that it reads is there before, for nothing could make
-        it meanwhile."""
+        """Run a suspect on an engine without other work. Wait for all its inputs before: while it is reserved, the
+        engine could not generate them."""
         for source in call.inputs.values():
             await call.until_final(source)
         serving = partial(self._engines.serving, rendering.model)
@@ -408,13 +409,13 @@ class Scheduler:
             await self._walk(call, rendering, engine, patient=True, alone=True)
 
     def _is_at_work(self, session: Session, engine: Engine) -> bool:
-        """Whether calls of the session, which may wait for others of it, have contexts on the engine."""
+        """Return whether calls of the session have contexts on the engine. They may wait for other calls of it."""
         return bool(session.id) and any(
             call.session is session and call.engine == engine.name for call in self._at_work.values()
         )
 
     async def _walk(self, call: Call, rendering: Rendering, engine: Engine, *, patient: bool, alone: bool) -> None:
-        """`alone`: the call waits for no other one that does the same."""
+        """Run one attempt on the engine. `alone`: do not wait for an identical call instead."""
         call.engine, call.model = engine.name, rendering.model
         self._priorities.estimates.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))
@@ -487,9 +488,9 @@ class Scheduler:
             call.awaits = None
 
     def end_stuck(self, sessions: Iterable[Session] = ()) -> list[Call]:
-        """End calls that nothing works on, and return them. There should be none: each is a fault of this server.
+        """End calls that can make no progress, and return them. Each is a fault of this server: there should be none.
 
-        To be called every few seconds. `sessions`: where to look for unfinished calls that have no coroutine.
+        Call it every few seconds. `sessions`: sessions in which it searches for unfinished calls without a coroutine.
         """
         stuck = [call for call in self._calls.values() if call.is_stuck]
         lost = {
@@ -505,7 +506,7 @@ class Scheduler:
         }
         for call in stuck:
             waits = (
-                "has no coroutine" if call.awaits is None else f"waits for {call.awaits.name!r}, which nothing makes"
+                "has no coroutine" if call.awaits is None else f"waits for {call.awaits.name!r}, which gets no value"
             )
             log.error("call %s of session %r is ended: it %s", call.id, call.session.id, waits)
             failure = Failure("internal_error", f"internal error: the call {waits}", call.id)
@@ -546,10 +547,10 @@ class Scheduler:
 
 
 def _at_fault(call: Call, error: EngineFailure) -> str | None:
-    """Return the path of the field of a call's request because of which an engine failed, if it is one."""
+    """Return the path of the field in a call's request because of which an engine failed; None if there is none."""
     if error.code == "context_length_exceeded":
         return call.spec.at(call.spec.prompt_field)
-    slots = any(slot.name is not None for slot in call.spec.slots)  # which may have a field of the same name
+    slots = any(slot.name is not None for slot in call.spec.slots)  # slots may have a field of the same name
     return None if error.field is None or slots else call.spec.at(error.field)
 
 

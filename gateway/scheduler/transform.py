@@ -9,7 +9,7 @@ from gateway.graph.errors import UnresolvedPath
 from gateway.graph.references import Reference, resolve
 
 _searchers = ThreadPoolExecutor(1, "transform")
-"""Runs searches, one at a time: a search may take a second, and cannot be stopped."""
+"""Thread for searches, one at a time: a search may take a second, and cannot be stopped."""
 
 
 class TransformFailed(Exception):
@@ -44,7 +44,7 @@ async def _search(regex: str, group: int, text: str) -> str:
     except patterns.BadPattern as error:
         raise TransformFailed(str(error)) from None
     if found is None:
-        raise TransformFailed(f"the answer has nothing that {regex!r} matches: it is {_short(text)}")
+        raise TransformFailed(f"group {group} of {regex!r} matches nothing in the answer: {_short(text)}")
     return found
 
 

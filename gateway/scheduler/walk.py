@@ -24,7 +24,7 @@ _STREAM_CHARACTERS = 96
 
 
 _TOKEN_BYTES = 4
-"""Bytes that a token takes here."""
+"""Memory of a token in the gateway, in bytes."""
 
 
 class Unsettled(Exception):
@@ -63,9 +63,9 @@ class Walk:
         self._at = 0
         """The segment that comes next."""
         self._parts = deque(call.spec.parts or ())
-        """What the output is still to be put together from."""
+        """Remaining parts of the output."""
         self._output_size = 0
-        """Bytes of the output, as far as it is put together."""
+        """Size of the output so far, in bytes."""
         self._value_digests: dict[str, str] = {}
 
     async def prepare(self) -> bytes | None:
@@ -136,10 +136,8 @@ class Walk:
         if tokens:
             self._filled_tokens += len(tokens)
             most = self._call.session.bounds.bytes // _TOKEN_BYTES
-            if self._filled_tokens > most:  # of engines that refuse no length by themselves
-                message = (
-                    f"the prompt has more than {most} tokens or characters, which is the most that is put together"
-                )
+            if self._filled_tokens > most:  # for engines that do not check the length themselves
+                message = f"the prompt has more than {most} tokens or characters, the maximum of a session"
                 raise CallFailed(Failure("too_large", message, self._call.id))
             self._context.fill(tokens)
             self._filled.append(tokens)
@@ -159,7 +157,7 @@ class Walk:
         own = self._call.slots.get(name)
         if own is None:
             return self._call.inputs[name]
-        if not own.state.final:  # nothing but this coroutine makes it, so it would wait for ever
+        if not own.state.final:  # only this coroutine generates the slot, so it would wait for ever
             message = f"slot {name!r} is read before it is generated"
             log.error("call %s fails: %s", self._call.id, message)
             raise CallFailed(Failure("internal_error", message, self._call.id))
@@ -285,7 +283,7 @@ class Walk:
         return pieces
 
     def _is_next_in_output(self, slot: Slot) -> bool:
-        """Return whether the slot's place is in the output. It may be in an earlier message of the prompt."""
+        """Return whether the slot is the next one in the output. It may be in an earlier message of the prompt."""
         for part in self._parts:
             if isinstance(part, Input):
                 if part.reference.name == slot.name:
@@ -296,7 +294,7 @@ class Walk:
         return False
 
     async def _put_together(self, slot: Slot | None) -> None:
-        """Append to the output what stands before the slot's place, or all that is left. Raises CallFailed."""
+        """Append the parts before the slot to the output, or all remaining ones without a slot. Raises CallFailed."""
         while self._parts:
             part = self._parts.popleft()
             if isinstance(part, str):

@@ -129,7 +129,7 @@ def _wired(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _called(name: str, arguments: dict[str, Any] | str) -> dict[str, str]:
-    """Return a called function as requests have it. Arguments that are text go as they came: they are not JSON."""
+    """Return a called function for a request. Arguments that are text are not JSON: they are sent unchanged."""
     return {"name": name, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)}
 
 

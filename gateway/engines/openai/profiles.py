@@ -106,7 +106,7 @@ class Profile:
         return {field: {what: value} if field == "structured_outputs" else value}
 
     def refusal(self, what: str, field: str | None = None) -> ContextRefused:
-        """Return the refusal of what a server of this kind cannot do. `field`: of the request, which asks for it."""
+        """Return the error for what a server of this kind cannot do. `field`: the request's field that asks for it."""
         return ContextRefused("unsupported_by_engine", f"an engine of kind {self.kind} cannot do {what}", field)
 
 

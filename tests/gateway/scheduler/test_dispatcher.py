@@ -760,7 +760,7 @@ async def test_a_call_that_nothing_works_on_is_ended_with_a_line_in_the_log(capl
         assert call.state is CallState.FAILED
         assert call.failure is not None
         assert call.failure.code in ("internal_error", "upstream_failed")
-    assert "waits for 'declared', which nothing makes" in caplog.text
+    assert "waits for 'declared', which gets no value" in caplog.text
     assert "has no coroutine" in caplog.text
 
 

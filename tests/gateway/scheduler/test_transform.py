@@ -28,8 +28,8 @@ async def test_steps_apply_in_their_order(transform: Transform, value: str) -> N
     ("transform", "text", "words"),
     [
         (Transform(line=5), TEXT, "no line 5"),
-        (Transform(regex="nothing"), TEXT, "has nothing that 'nothing' matches"),
-        (Transform(regex="(a)|(b)", group=1), "b", "has nothing"),
+        (Transform(regex="nothing"), TEXT, "group 0 of 'nothing' matches nothing in the answer"),
+        (Transform(regex="(a)|(b)", group=1), "b", "matches nothing"),
         (Transform(json="a.b"), TEXT, "not JSON"),
         (Transform(json="a"), '{"a": "\\ud800"}', "lone surrogate"),
         (Transform(json="0"), "[" * 5000, "nested too deeply"),
