@@ -75,7 +75,7 @@ class Generation:
 
     @property
     def failure(self) -> tuple[str, str] | None:
-        """Why the text cannot be finished: a code and a message."""
+        """Code and message of the reason why the text cannot be finished; None if there is none."""
         return None if self.matcher is None else self.matcher.failure
 
     @property
@@ -190,20 +190,20 @@ class Generation:
 
 
 class StopStrings:
-    """Looks for stop strings in a text that arrives in pieces; shows nothing that could be part of one.
+    """Searcher for stop strings in a text that arrives in pieces. It holds back text that may be part of one.
 
-    Knuth, Morris and Pratt's algorithm (1977): each character takes constant time on average, however long the stop
-    strings are and whatever the text repeats.
+    It is the algorithm of Knuth, Morris and Pratt (1977): each character takes constant time on average, for stop
+    strings of any length and texts with any repetition.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = [(stop, _borders(stop)) for stop in stops]
         self._matched = [0] * len(stops)
-        """How many characters of each stop string the text ends with."""
+        """Number of characters of each stop string that the text ends with."""
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """Return what may be shown now, and whether a stop string was found: then nothing behind it ever is.
+        """Return the text to show now, and whether a stop string was found: then no later text is ever shown.
 
         Where several begin, the one that begins first counts.
         """
@@ -230,14 +230,14 @@ class StopStrings:
         return text[:shown], False
 
     def flush(self) -> str:
-        """Return what was held back and turned out to be ordinary text."""
+        """Return the text that was held back, which turned out to be ordinary text."""
         held, self._held = self._held, ""
         self._matched = [0] * len(self._stops)
         return held
 
 
 def _borders(stop: str) -> list[int]:
-    """Return for each beginning of the text the length of its longest proper beginning that is also its end."""
+    """Return for each prefix of the text the length of its longest proper prefix that is also its suffix."""
     borders, length = [0] * len(stop), 0
     for position in range(1, len(stop)):
         while length and stop[length] != stop[position]:

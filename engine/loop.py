@@ -48,14 +48,14 @@ _HOST_SHARE = 0.2
 
 
 _COMPILE_POLL_SECONDS = 0.02
-"""Longest wait for a grammar when there is nothing else to do: commands that arrive are taken in after it."""
+"""Longest wait for a grammar if there is no other work, in seconds. New commands wait that long too."""
 _FRESH_SECONDS = 0.003
-"""Longest wait for grammars that have just arrived: most are there by then, and their prompt takes one step less."""
+"""Longest wait for grammars that have just arrived, in seconds. Most are compiled by then, which saves a step."""
 
 
 @dataclass(frozen=True)
 class _Compiling:
-    """A generate whose grammar is compiled in a thread. Its context has no generation until that is done."""
+    """A `generate` whose grammar a thread compiles. Its context has no generation until that is done."""
 
     context: Context
     sampling: Sampling
@@ -280,7 +280,7 @@ class Engine:
         target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher, prediction)
 
     def _begin_compiled(self) -> list[Update]:
-        """Begin the generations whose grammars are compiled; where there is nothing else to do, wait for one."""
+        """Begin the generations whose grammars are compiled. Wait for one if there is no other work."""
         if not self._compiling:
             return []
         futures = [one.matcher for one in self._compiling.values()]

@@ -27,7 +27,7 @@ _SHORT_TEXTS = 4096
 writes between the messages comes again in every prompt."""
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ALWAYS = ("bos_token", "eos_token")
-"""Those that templates write without asking whether there is one."""
+"""Special tokens that templates use without checking whether they exist."""
 Place = Literal["nothing", "control", "text"]
 """What stands before a text in a prompt."""
 
@@ -39,8 +39,8 @@ class Tokenizer:
     """Whether the chat template leaves the writing of prompts to somebody else."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Loads `tokenizer.json` and what stands beside it. Raises CheckpointError, which names the file, if one of
-        them cannot be read."""
+        """Load `tokenizer.json` and the files beside it. Raise CheckpointError, which names the file, if one of them
+        cannot be read."""
         folder = Path(folder)
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -52,14 +52,14 @@ class Tokenizer:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         except Exception as error:  # tokenizers raises plain exceptions
-            raise CheckpointError(f"{path} holds no tokenizer: {type(error).__name__}: {error}") from error
+            raise CheckpointError(f"{path} is not a valid tokenizer: {type(error).__name__}: {error}") from error
         try:
             self._read_beside(folder)
         except (TypeError, ValueError, AttributeError, LookupError) as error:
-            raise CheckpointError(f"a JSON file beside {path} makes no sense: {error}") from error
+            raise CheckpointError(f"a JSON file beside {path} is invalid: {error}") from error
 
     def _read(self, path: Path) -> None:
-        """Reads the vocabulary, and how a text is cut."""
+        """Read the vocabulary and the tokenization rules."""
         content: dict[str, Any] = msgspec.json.decode(path.read_bytes())  # of some megabytes: it is faster than json
         added = content.get("added_tokens") or []
         plain = _plain(content)
@@ -77,13 +77,13 @@ class Tokenizer:
         self._long = LongTextEncoder(self._backend, plain, self._bytes)
 
     def _read_beside(self, folder: Path) -> None:
-        """Reads the special tokens, the chat template and what ends an answer."""
+        """Read the special tokens, the chat template and the tokens that end an answer."""
         config = _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
         model = _read_json(folder / "config.json")
         texts = {name: _token_text(config.get(name)) for name in _SPECIAL}
         self.special_texts: Mapping[str, str] = {name: text for name, text in texts.items() if text or name in _ALWAYS}
-        """Texts of special tokens by the names that chat templates have for them."""
+        """Texts of special tokens, by the names that chat templates use."""
         self.bos_text = self.special_texts["bos_token"]
         self.eos_text = self.special_texts["eos_token"]
         self.adds_bos = bool(config.get("add_bos_token", False)) and self.bos_text in self.control
@@ -110,8 +110,8 @@ class Tokenizer:
         """Tokens of ordinary text; `<|im_end|>` in it is nine or so ordinary tokens.
 
         `after`: what stands before it in the prompt, other text, a control token or nothing: vocabularies in the
-        manner of SentencePiece put a space before a text there. `most`: once there are more tokens than that, the rest
-        may be left out.
+        manner of SentencePiece put a space before a text there. `most`: after more tokens than that, the rest may be
+        left out.
         """
         if after in self._leading_space and text:
             text = " " + text
@@ -120,7 +120,7 @@ class Tokenizer:
         return self._long.encode(text, most)
 
     def fewest(self, text: str) -> int:
-        """Return how many tokens a text has at least, without making them; see `LongTextEncoder.fewest`."""
+        """Return a lower bound of a text's number of tokens, without tokenising it; see `LongTextEncoder.fewest`."""
         return self._long.fewest(text)
 
     def _encode_short(self, text: str) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ class Worker:
             self.send(Fatal(str(error)))
             return 1
         except Exception as error:
-            log.debug("the engine does not start", exc_info=True)
+            log.debug("the engine cannot start", exc_info=True)
             self.send(Fatal(f"{config.model} cannot be loaded: {_in_a_line(error)}"))
             return 1
         self.send(Ready(engine.info))
@@ -71,7 +71,7 @@ class Worker:
 
 
 def _in_a_line(error: Exception) -> str:
-    """What it is and where it was raised: no cause that was foreseen, so a report of it has to say that."""
+    """Return an unexpected error as one line: its type, its text, and where it was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text} ({Path(frame.filename).name}, line {frame.lineno})"

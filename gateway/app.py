@@ -206,8 +206,8 @@ def allow_many_connections() -> None:
 
 
 async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: float) -> int:
-    """Serves until SIGTERM, SIGINT or SIGHUP, then lets running answers finish. Returns the exit status. `began`: when
-    the process did, by the monotonic clock."""
+    """Serve until SIGTERM, SIGINT or SIGHUP, then let running answers finish. Return the exit status. `began`: start of
+    the process, by the monotonic clock."""
     allow_many_connections()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -367,7 +367,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 
 async def _sweep(services: Services, collector: Collector) -> None:
-    """Do what has to be done now and then. A fault in it must not end it: nothing else would do it."""
+    """Run periodic work. An exception must not end this coroutine: no other code does this work."""
     swept = time.monotonic()
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
@@ -378,11 +378,11 @@ async def _sweep(services: Services, collector: Collector) -> None:
                 await _tidy(services, swept)
                 collector.sweep(idle=not services.scheduler.unfinished)
         except Exception:
-            log.exception("regular work failed; it is tried again in %g s", _TIDY_SECONDS)
+            log.exception("periodic work failed; next attempt in %g s", _TIDY_SECONDS)
 
 
 async def _tidy(services: Services, now: float) -> None:
-    """Forget what has expired, and end calls that nothing works on. `now` is of the monotonic clock."""
+    """Delete expired sessions and responses, and end calls that can make no progress. `now`: monotonic clock."""
     expired = services.sessions.expire(now)
     services.scheduler.end_stuck(services.sessions.all())
     try:
@@ -394,7 +394,7 @@ async def _tidy(services: Services, now: float) -> None:
 
 
 def _end_within(seconds: float) -> None:
-    """End the process after this time, whatever still hangs then: a disk that does not answer, for example."""
+    """End the process after this time, even if something hangs: for example a disk that does not answer."""
 
     def end() -> None:
         print(f"myna: not everything ended within {seconds:g} s; the process ends now", file=sys.stderr)

@@ -15,7 +15,7 @@ from gateway.tls import tls_context
 
 
 def run(settings: EngineSettings) -> int:
-    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit status."""
+    """Serve until SIGTERM, SIGINT or SIGHUP. Return the exit status."""
     began = time.monotonic()
 
     def stopping(stop: Callable[[], None]) -> None:

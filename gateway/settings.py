@@ -182,7 +182,7 @@ class ServeSettings(EngineOptions):
     max_session_variables: int = Field(20_000, ge=1, description="variables of one session")
     max_session_edges: int = Field(100_000, ge=1, description="inputs that all calls of one session read together")
     max_session_bytes: int = Field(256 << 20, ge=1, description="bytes of one session's values and prompts")
-    max_held_bytes: int = Field(4 << 30, ge=1, description="bytes of the values and prompts of all sessions together")
+    max_held_bytes: int = Field(4 << 30, ge=1, description="maximum bytes of the values and prompts of all sessions")
     max_waiters: int = Field(10_000, ge=1, description="requests that may wait for one session's variables")
     max_depth: int = Field(1_000, ge=1, description="calls that may wait for one another in a row")
     max_value_bytes: int = Field(1 << 20, ge=1, description="bytes of one variable's value")
@@ -202,7 +202,7 @@ class ServeSettings(EngineOptions):
     max_wait: float = Field(600.0, gt=0, description="longest wait for a variable in one request")
     engine_wait: float = Field(30.0, gt=0, description="a request waits so long for an engine to start or restart")
     engine_timeout: float = Field(60.0, gt=0, description="an engine with work that is silent so long is replaced")
-    drain: float = Field(30.0, ge=0, description="on SIGTERM, SIGINT or SIGHUP, running answers may take so long")
+    drain: float = Field(30.0, ge=0, description="on SIGTERM, SIGINT or SIGHUP: seconds for running answers to finish")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
 

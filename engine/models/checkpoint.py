@@ -15,7 +15,7 @@ _PREFIXES = (("model.", ""), ("language_model.model.", "language_model."), ("mod
 
 
 _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-"""What weights are stored as; integers and eight bits stand for something else."""
+"""Types of weights. Integers and eight-bit types mean that the weights are quantized."""
 
 
 def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
@@ -39,14 +39,15 @@ def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
         except Exception as error:  # as in `_opened`
             raise CheckpointError(f"the tensor {own!r} cannot be read: {error}") from error
         if tensor.dtype not in _DTYPES:
-            raise CheckpointError(f"the tensor {own!r} is of {tensor.dtype}; weights are float32, 16 or bfloat16")
+            supported = "float64, float32, float16 or bfloat16"
+            raise CheckpointError(f"the tensor {own!r} is {tensor.dtype}; weights must be {supported}")
         return tensor
 
     return weight
 
 
 def _opened(file: Path) -> Any:
-    """Return the file's handle. Raise CheckpointError, which names it."""
+    """Return a handle of the file. Raise CheckpointError, which names the file."""
     try:
         return safe_open(file, framework="pt")
     except Exception as error:  # safetensors raises its own kind, which it does not export

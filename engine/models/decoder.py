@@ -185,11 +185,13 @@ class _Reader:
             return self._kernels.pack(weight)
         parts = [self._shaped(name + ".bias", (None,)).to(self._dtype) for name in names]
         if sum(map(len, parts)) != rows:
-            raise CheckpointError(f"the bias of {' + '.join(names)} has {sum(map(len, parts))} rows, and not {rows}")
+            raise CheckpointError(
+                f"the bias of {' + '.join(names)} has {sum(map(len, parts))} rows; by config.json it has {rows} rows"
+            )
         return self._kernels.pack(weight, torch.cat(parts))
 
     def _shaped(self, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
-        """Return a tensor of that shape, None for any size. Raise CheckpointError for another."""
+        """Return a tensor. Raise CheckpointError if it has another shape; None stands for any size."""
         tensor = self._take(name)
         if len(tensor.shape) != len(shape) or any(
             size not in (None, real) for size, real in zip(shape, tensor.shape, strict=True)

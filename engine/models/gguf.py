@@ -85,7 +85,7 @@ def convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be converted into {folder}: {error}") from error
-    except Exception as error:  # the reader trusts the file: what is wrong with it shows in any way
+    except Exception as error:  # the reader does not check the file: a broken one may raise anything
         raise CheckpointError(f"{path} is broken: {type(error).__name__}: {error}") from error
 
 

@@ -27,7 +27,7 @@ class Rope:
 def read_rope(config: dict[str, Any], parameters: dict[str, Any], head_size: int, theta: float | None = None) -> Rope:
     """The rope that a config's `rope_parameters` or `rope_scaling` describe. Raises CheckpointError for others."""
     if not isinstance(parameters, dict):
-        raise CheckpointError(f"rope_scaling = {parameters!r} is no object")
+        raise CheckpointError(f"rope_scaling = {parameters!r} is not an object")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "su":  # Phi-3's first name for it
         kind = "longrope"
@@ -45,17 +45,17 @@ def read_rope(config: dict[str, Any], parameters: dict[str, Any], head_size: int
 
 
 def number(value: Any, name: str, *, least: float | None = None, above: float = 0.0) -> float:
-    """Return a number from a config. Raise CheckpointError if it is none, not finite, under `least` or, without that,
-    not above `above`."""
+    """Return a number from a config. Raise CheckpointError if it is not a finite number, or too small: below `least`,
+    or, without `least`, not above `above`."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise CheckpointError(f"{name} = {value!r} is no number")
+        raise CheckpointError(f"{name} = {value!r} is not a finite number")
     if value < least if least is not None else value <= above:
-        raise CheckpointError(f"{name} = {value!r} cannot be right: it is too small")
+        raise CheckpointError(f"{name} = {value!r} is too small")
     return float(value)
 
 
 def _first(name: str, *configs: dict[str, Any], default: Any) -> Any:
-    """Return the first value that is given; zero is one."""
+    """Return the first value that is not None, or the default. Zero counts as a value."""
     return next((config[name] for config in configs if config.get(name) is not None), default)
 
 
@@ -71,10 +71,10 @@ _NUMBERS = (
 
 
 def _check(kind: str, scaling: dict[str, Any], rotated: int) -> None:
-    """Raise CheckpointError if a scaling lacks a parameter, or has one that makes no sense."""
+    """Raise CheckpointError if a scaling lacks a parameter or has an invalid one."""
     for name in _NEEDED.get(kind, ()):
         if scaling.get(name) is None:
-            raise CheckpointError(f"rotary positions are scaled by {kind!r} without {name}")
+            raise CheckpointError(f"the rotary scaling {kind!r} lacks {name}")
     for name in _NUMBERS:
         if scaling.get(name) is not None:
             number(scaling[name], name)

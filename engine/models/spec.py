@@ -95,7 +95,7 @@ _MODEL_TYPES = {
     "Gemma3ForConditionalGeneration": "gemma3",
     "Phi3ForCausalLM": "phi3",
 }
-"""The `model_type` of each architecture; another one is another model, whatever the architecture says."""
+"""`model_type` of each architecture. A checkpoint with another one is a different model."""
 _MOST_LAYERS = 10_000
 
 
@@ -112,7 +112,7 @@ def read_spec(folder: Path) -> DecoderSpec:
     kind = config.get("model_type", _MODEL_TYPES[architecture])  # folders made from GGUF files have none
     if kind != _MODEL_TYPES[architecture]:
         raise CheckpointError(
-            f"{path}: model_type is {kind!r}, and {architecture} is known with {_MODEL_TYPES[architecture]!r} only"
+            f"{path}: model_type is {kind!r}, but {architecture} needs {_MODEL_TYPES[architecture]!r}"
         )
     if isinstance(config.get("text_config"), dict):  # a model that also sees; its text half is what runs here
         config = {**config, **config["text_config"]}
@@ -124,15 +124,15 @@ def read_spec(folder: Path) -> DecoderSpec:
     except KeyError as error:
         raise CheckpointError(f"{path} says nothing of {error}") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise CheckpointError(f"{path} makes no sense: {error}") from error
+        raise CheckpointError(f"{path} is invalid: {error}") from error
 
 
 def _check(config: Config) -> None:
-    """Raise CheckpointError for what is not known to be right here."""
+    """Raise CheckpointError for a config that the decoder does not support, or that is inconsistent."""
     if config.get("quantization_config"):
         method = config["quantization_config"]
         method = method.get("quant_method", method) if isinstance(method, dict) else method
-        raise CheckpointError(f"its weights are quantized ({method}); give weights in floating point, or a GGUF file")
+        raise CheckpointError(f"its weights are quantized ({method}); use floating-point weights or a GGUF file")
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         _positive(config[name], name)
     _positive(config["max_position_embeddings"], "max_position_embeddings")
@@ -141,11 +141,12 @@ def _check(config: Config) -> None:
             _positive(config[name], name)
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
     if heads % kv_heads:
-        raise CheckpointError(f"num_attention_heads = {heads} is no multiple of num_key_value_heads = {kv_heads}")
+        raise CheckpointError(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}")
     if config.get("head_dim") is None and config["hidden_size"] % heads:
-        raise CheckpointError(f"hidden_size = {config['hidden_size']} is no multiple of num_attention_heads = {heads}")
+        hidden = config["hidden_size"]
+        raise CheckpointError(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
     if config["num_hidden_layers"] > _MOST_LAYERS:
-        raise CheckpointError(f"num_hidden_layers = {config['num_hidden_layers']} cannot be right")
+        raise CheckpointError(f"num_hidden_layers = {config['num_hidden_layers']} is too large")
     number(config["rms_norm_eps"], "rms_norm_eps", least=0.0)
     for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"):
         if config.get(name) is not None:
@@ -160,7 +161,7 @@ def _check(config: Config) -> None:
 
 def _positive(value: Any, name: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{name} = {value!r} is no positive whole number")
+        raise CheckpointError(f"{name} = {value!r} is not a positive integer")
 
 
 def _spec(architecture: str, config: Config) -> DecoderSpec:

@@ -393,7 +393,7 @@ def _with_impossible_memory(folder: Path) -> None:
     ("harm", "words"),
     [
         (_without_tokenizer, r"has no tokenizer\.json"),
-        (_with_half_a_tokenizer, r"tokenizer\.json holds no tokenizer"),
+        (_with_half_a_tokenizer, r"tokenizer\.json is not a valid tokenizer"),
         (_with_half_the_weights, r"model\.safetensors cannot be read"),
         (_with_a_broken_template, r"the chat template of broken cannot be read: .*line 1"),
         (_with_impossible_memory, r"broken cannot be loaded: \w+Error: .*"),
