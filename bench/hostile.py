@@ -1,13 +1,14 @@
-"""Attacks a server with one key, and measures what the plain requests of another key suffer meanwhile.
+"""Attack a server with one API key, and measure the latency of plain requests with another key meanwhile.
 
-`python -m bench.hostile` starts a server of its own with two keys and a journal. For each attack it measures a plain
-request of four tokens, before and during. Afterwards it compares memory, KV blocks and unfinished calls with what they
-were. Exit status 1 if an attack gets a 5xx answer other than 503 with a reason, restarts an engine, ends the server,
-leaves work or memory behind, or costs the other key more than the bound.
+`python -m bench.hostile` starts its own server with two keys and a journal. For each attack it measures the latency of
+plain requests for four tokens, before and during the attack. Afterwards it checks memory, KV blocks and unfinished
+calls. The exit status is 1 if an attack gets a 5xx answer (except 503 and 504 with a code), restarts an engine, ends
+the server, leaves work or memory behind, or delays the other key by more than the bound.
 
-`--only WORD` runs the attacks whose name has the word, and `--copies N` so many copies of each at once. `--rounds N
+`--only WORD` runs the attacks whose name contains the word; `--copies N` runs N copies of each at once. `--rounds N
 --together K` runs K random attacks at once, N times. `--requests N` sends N random requests to all routes of
-/openapi.json. To add an attack, write a coroutine that takes an `Attacker`, under `@attack("its name")`.
+/openapi.json. To add an attack, write a coroutine with an `Attacker` as its parameter, and decorate it with
+`@attack("its name")`.
 """
 
 import argparse
@@ -38,19 +39,19 @@ from bench.servers import free_port
 
 ATTACKER, VICTIM = "attacker-key", "victim-key"
 BOUND_SECONDS = 1.0
-"""Most that the slowest of a hundred plain requests may take beyond an equal share of the engine."""
+"""Bound on the p99 latency of plain requests, in seconds, on top of twice their latency without an attack."""
 GROWTH_MIB = 100
-"""Most memory of the gateway that an attack may leave behind."""
+"""Largest growth of the gateway's memory after an attack, in MiB."""
 _PATIENCE_SECONDS = 120.0
 _SETTLE_SECONDS = 30.0
-"""So long after an attack its work may take to end."""
+"""Longest time after an attack until its work has ended, in seconds."""
 
 Attack = Callable[["Attacker"], Awaitable[None]]
 ATTACKS: dict[str, Attack] = {}
 
 
 def attack(name: str) -> Callable[[Attack], Attack]:
-    """Add an attack to the dictionary."""
+    """Return a decorator that adds an attack to `ATTACKS`."""
 
     def add(run: Attack) -> Attack:
         ATTACKS[name] = run
@@ -60,7 +61,7 @@ def attack(name: str) -> Callable[[Attack], Attack]:
 
 
 class Attacker:
-    """Sends requests with the attacker's key, and keeps what answers are faults of the server."""
+    """Client with the attacker's key. It counts answers and collects faults of the server."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, model: str, rng: random.Random) -> None:
         self.http = http
@@ -82,7 +83,7 @@ class Attacker:
         return {"model": self.model, "max_tokens": 4, "temperature": 0, "messages": messages, **more}
 
     async def chat(self, text: str = "hi", *, session: str | None = None, **more: Any) -> tuple[int, Any]:
-        """Ask for a short chat completion."""
+        """Request a short chat completion. Return the status and the body."""
         headers = {} if session is None else {"X-Session-Id": session}
         return await self.send("POST", "/v1/chat/completions", self.chat_body(text, **more), headers)
 
@@ -94,9 +95,9 @@ class Attacker:
         headers: dict[str, str] | None = None,
         seconds: float | None = None,
     ) -> tuple[int, Any]:
-        """Send a request and return its status and body; `body` is bytes, or an object to send as JSON.
+        """Send a request and return its status and body. `body`: bytes, or an object to send as JSON.
 
-        `seconds`: hang up after that time; an answer may wait for what never comes.
+        `seconds`: disconnect after that time, because some answers wait for values that are never set.
         """
         raw = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         sent = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": "application/json", **(headers or {})}
@@ -159,7 +160,7 @@ async def _raw_surrogates(by: Attacker) -> None:
 
 
 async def _raw(by: Attacker, data: bytes, seconds: float = 5.0) -> None:
-    """Send bytes and read an answer, if one comes in time."""
+    """Send bytes and read the beginning of an answer, if one arrives in time."""
     reader, writer = await asyncio.open_connection(*by.address)
     try:
         writer.write(data)
@@ -472,7 +473,7 @@ async def _leave_early(by: Attacker) -> None:
 
     before = len(by.faults)
     await asyncio.gather(*(one(number) for number in range(60)))
-    del by.faults[before:]  # it is the attacker who did not wait
+    del by.faults[before:]  # these timeouts are the attacker's own
 
 
 @attack("clients that do not read")
@@ -504,27 +505,27 @@ async def _responses(by: Attacker) -> None:
 
 @dataclass
 class Row:
-    """What an attack did, and what it cost."""
+    """Result of an attack, or of several at once."""
 
     name: str
     seconds: float
     requests: int
     answers: dict[str, int]
     alone: float
-    """Median of the other key's plain requests before the attack, in seconds."""
+    """Median latency of the other key's plain requests before the attack, in seconds."""
     waits: list[float]
-    """The other key's plain requests during the attack, in seconds."""
+    """Latencies of the other key's plain requests during the attack, in seconds."""
     grown_mib: float
     faults: list[str] = field(default_factory=list)
 
     @property
     def p99(self) -> float:
-        """The wait that one of a hundred plain requests exceeds."""
+        """99th percentile of `waits`, in seconds."""
         return sorted(self.waits)[int(len(self.waits) * 0.99)] if self.waits else 0.0
 
 
 class Target:
-    """A server with two keys, and the processes that belong to it."""
+    """Server under attack, with two keys and its engine processes."""
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         self.port = free_port()
@@ -551,7 +552,7 @@ class Target:
 
     @property
     def memory_mib(self) -> float:
-        """Resident memory of the gateway."""
+        """Resident memory of the gateway, in MiB."""
         return float(psutil.Process(self.process.pid).memory_info().rss / 2**20)
 
     def metric(self, name: str) -> float:
@@ -561,7 +562,7 @@ class Target:
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
     def problems(self) -> list[str]:
-        """Return what an attack should not have done to the processes."""
+        """Return what an attack has done to the processes: the server ended, or an engine was restarted."""
         if self.process.poll() is not None:
             return [f"the server ended with {self.process.returncode}"]
         found = [] if self._engines() == self.engines else ["an engine was restarted"]
@@ -569,7 +570,7 @@ class Target:
         return found
 
     def stop(self) -> list[str]:
-        """End the server as its operator would, and return what went wrong."""
+        """Stop the server with SIGTERM, and return what went wrong, errors in its log included."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -590,7 +591,7 @@ class Target:
 
 @asynccontextmanager
 async def target(arguments: Sequence[str]) -> AsyncIterator[Target]:
-    """A server for attacks, stopped at the end."""
+    """Start a server for attacks, and stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         server = await asyncio.to_thread(Target, arguments, Path(folder))
         try:
@@ -601,7 +602,7 @@ async def target(arguments: Sequence[str]) -> AsyncIterator[Target]:
 
 
 async def measure(server: Target, name: str, attacks: Sequence[Attack], seed: int) -> Row:
-    """Run the attacks at once and return what they cost."""
+    """Run the attacks at once and return the result."""
     timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
         alone = statistics.median([await _plain(http, server) for _ in range(5)])
@@ -633,7 +634,7 @@ async def measure(server: Target, name: str, attacks: Sequence[Attack], seed: in
 
 
 async def _settled(server: Target) -> list[str]:
-    """Wait until nothing is left of an attack; return what is."""
+    """Wait until the work of an attack has ended. Return faults: work that is left, and problems of the processes."""
     left: dict[str, float] = {}
     for _ in range(int(_SETTLE_SECONDS / 0.25)):
         if server.process.poll() is not None:
@@ -653,7 +654,7 @@ async def _watch(http: aiohttp.ClientSession, server: Target, waits: list[float]
 
 
 async def _plain(http: aiohttp.ClientSession, server: Target) -> float:
-    """Return the seconds that a plain request of the other key took; the whole patience if it failed."""
+    """Return the latency of a plain request of the other key, in seconds; `_PATIENCE_SECONDS` if it failed."""
     body = {"model": server.model, "max_tokens": 4, "temperature": 0, "messages": [{"role": "user", "content": "Hi"}]}
     began = time.perf_counter()
     try:
@@ -675,10 +676,10 @@ async def hostile(
     requests: int = 0,
     seed: int = 1,
 ) -> tuple[list[Row], list[str]]:
-    """Run the attacks whose name has `only`, then `rounds` of several at once, then random requests.
+    """Run the attacks whose name contains `only`, then `rounds` of several at once, then random requests.
 
-    `copies`: of each attack, at once.
-    Returns a row for each, and what was wrong when the server ended.
+    `copies`: number of copies of each attack that run at once. Return a row for each, and what went wrong when the
+    server ended.
     """
     rng = random.Random(seed)
     chosen = {name: run for name, run in ATTACKS.items() if only in name}
@@ -699,7 +700,7 @@ async def hostile(
 
 
 def slow(row: Row) -> list[str]:
-    """Return what of a row exceeds the bounds of time and memory."""
+    """Return in words which bounds of time and memory a row exceeds."""
     found = []
     if row.p99 > BOUND_SECONDS + 2 * row.alone:
         found.append(f"the other key's p99 was {row.p99:.2f} s, alone {row.alone:.2f} s")
@@ -722,16 +723,16 @@ def _show(row: Row) -> None:
 
 
 def main() -> int:
-    """Run from the command line; returns the exit status."""
+    """Run the command line. Return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help="attacks whose name has this word")
-    parser.add_argument("--copies", type=int, default=1, help="copies of an attack at once")
-    parser.add_argument("--rounds", type=int, default=0, help="rounds of several random attacks at once")
-    parser.add_argument("--together", type=int, default=3, help="attacks in such a round")
-    parser.add_argument("--requests", type=int, default=0, help="random requests to all routes")
+    parser.add_argument("--only", default="", help="run only attacks whose name contains this word")
+    parser.add_argument("--copies", type=int, default=1, help="number of copies of each attack that run at once")
+    parser.add_argument("--rounds", type=int, default=0, help="number of rounds of several random attacks at once")
+    parser.add_argument("--together", type=int, default=3, help="number of attacks in a round")
+    parser.add_argument("--requests", type=int, default=0, help="number of random requests to all routes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON as well")
-    parser.add_argument("server", nargs="*", help="options of `myna serve`, behind --")
+    parser.add_argument("server", nargs="*", help="options of `myna serve`, after --")
     told = parser.parse_args()
     arguments = told.server or ["--kv-tokens", "16384"]
     rows, ends = asyncio.run(

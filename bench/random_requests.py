@@ -1,7 +1,7 @@
-"""Random requests to every route of a server's /openapi.json, in the style of a fuzzer that means harm.
+"""Send random requests to every route of a server's /openapi.json, as a fuzzer does.
 
-Bodies are made from the document's schemas and then spoilt: wrong types, deep nesting, numbers of every size, strings
-of any characters, missing and unknown fields.
+Bodies are made from the document's schemas and then corrupted: wrong types, deep nesting, numbers of every size,
+strings of any characters, missing and unknown fields.
 """
 
 import asyncio
@@ -22,21 +22,22 @@ _STRINGS = (
 )
 _ESCAPES = ("\\ud800", "\\udfff\\ud800", "\\u0000")
 _PATIENCE_SECONDS = 2.0
-"""After so long a client hangs up: some requests wait for what never comes, and some streams do not end."""
+"""Time after which a client disconnects, in seconds: some requests wait for values that are never set, and some streams
+do not end."""
 _MOST_TOKENS = 4
-"""Answers are kept short: what is tried is the door, not the engine."""
+"""Maximum number of tokens of an answer. They are few, because the requests test the gateway and not the engine."""
 
 
 class RandomRequests:
-    """So many random requests, several at a time."""
+    """A number of random requests, several at a time."""
 
     def __init__(self, count: int) -> None:
         self._left = count
 
     async def run(self, by: "Attacker") -> None:
-        """Send them all."""
+        """Send all requests."""
         _, document = await by.send("GET", "/openapi.json")
-        for session in ("a", "b", "s1"):  # so that routes of sessions and variables find some
+        for session in ("a", "b", "s1"):  # so that requests to routes of sessions and variables find existing ones
             await by.send("POST", "/v1/sessions", {"id": session})
             await by.send("PUT", f"/v1/sessions/{session}/variables/a", {"value": {"b": ["x"]}})
         async with asyncio.TaskGroup() as group:
@@ -66,7 +67,7 @@ class _Maker:
         self._random = rng
 
     def path(self, path: str, operation: Mapping[str, Any]) -> str:
-        """Return a path with its query."""
+        """Return a path with random parameters and a random query."""
         for part in [part for part in path.split("/") if part.startswith("{")]:
             path = path.replace(part, quote(self._random.choice(["a", "b", "s1", *_STRINGS]) or "x", safe=""))
         query = [
@@ -77,7 +78,7 @@ class _Maker:
         return f"{path}?{'&'.join(query)}" if query else path
 
     def headers(self, operation: Mapping[str, Any]) -> dict[str, str]:
-        """Return headers of the operation."""
+        """Return random values for some of the operation's headers."""
         names = [known["name"] for known in operation.get("parameters", ()) if known["in"] == "header"]
         values = ("s1", "true", "false", "7", "1" * 400, "-1", "é", "a b")
         return {name: self._random.choice(values) for name in names if self._random.random() < 0.3}
