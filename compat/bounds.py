@@ -1,8 +1,8 @@
 """Bounds that every request has, whichever API it belongs to."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, GetCoreSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_before_validator_function
 
@@ -71,6 +71,14 @@ def _bound(node: Any, seen: set[int]) -> None:
     elif isinstance(node, (list, tuple)):
         for child in node:
             _bound(child, seen)
+
+
+def _clamped(count: int) -> int:
+    return min(count, MAX_INTEGER)
+
+
+TokenCount = Annotated[int, Field(ge=1, le=2**63 - 1), AfterValidator(_clamped)]
+"""Most tokens of an answer. Clients send huge numbers for "no limit": these become MAX_INTEGER."""
 
 
 class BoundedModel(BaseModel):

@@ -1,17 +1,17 @@
-"""Which tokens may come next where a text has to fit a regular expression or a JSON schema, by llguidance.
+"""Constrain texts to a regular expression, a JSON schema or a grammar, with llguidance.
 
-Grammars come from clients. Compiling one happens in a thread beside the steps; what a step spends on one is bounded, by
-llguidance's limits for one token and by a budget of CPU time for all of them.
+Grammars come from clients. A thread compiles them beside the steps. The time that steps spend on one is bounded, by
+llguidance's limits for each token and by a budget of CPU time for each scope.
 """
 
 import json
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cached_property
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import llguidance.numpy
@@ -40,7 +40,11 @@ LIMITS = LLParserLimits(
 _QUICK_SECONDS = 0.005
 """CPU time of one token that is free; ordinary grammars take less than a tenth of it."""
 _BUDGET_SECONDS = 2.0
-"""CPU time beyond that for a whole text: what other sequences may wait for this one."""
+"""CPU time beyond that for all texts of a scope together: other sequences wait for it."""
+_REFILL = 0.1
+"""Seconds of the budget that come back with each second."""
+_SCOPES = 1_000
+"""Budgets that are kept before those that are full again are dropped."""
 _STACK_BYTES = 64 << 20
 """Stack of the compiling thread: llguidance follows references recursively. Only what is used of it is memory."""
 _LONGEST_MESSAGE = 200
@@ -51,20 +55,25 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._jobs: SimpleQueue[tuple[Future[Matcher], Sampling]] = SimpleQueue()
+        self._jobs = _Jobs()
+        self._budgets: dict[str, _Budget] = {}
+        """By scope; used by the compiling thread alone."""
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
         return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer)))
 
     def matcher(self, sampling: Sampling) -> "Matcher | None":
-        """Return what holds a text to its grammar, if the request has one. Raises ContextError."""
-        return self._compiled(sampling) if is_constrained(sampling) else None
+        """Return the matcher that constrains a text, or None for a request without a grammar. Raises ContextError."""
+        return self._compiled(sampling, _Budget()) if is_constrained(sampling) else None
 
-    def compile(self, sampling: Sampling) -> "Future[Matcher]":
-        """Begin to compile the grammar of a constrained request, in a thread. The result raises ContextError."""
+    def compile(self, sampling: Sampling, scope: str = "") -> "Future[Matcher]":
+        """Start to compile the grammar of a constrained request in a thread. The future may raise ContextError.
+
+        Scopes take turns: the grammars of a scope with many large ones delay another scope's by only one of them.
+        """
         future: Future[Matcher] = Future()
-        self._jobs.put((future, sampling))
+        self._jobs.put(scope, (future, sampling))
         _ = self._compiler
         return future
 
@@ -80,15 +89,20 @@ class Grammars:
 
     def _serve(self) -> None:
         while True:
-            future, sampling = self._jobs.get()
+            scope, (future, sampling) = self._jobs.get()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(self._compiled(sampling))
-            except Exception as error:  # it is raised where the result is asked for
+                future.set_result(self._compiled(sampling, self._budget(scope)))
+            except Exception as error:  # the future's `result` raises it
                 future.set_exception(error)
 
-    def _compiled(self, sampling: Sampling) -> "Matcher":
+    def _budget(self, scope: str) -> "_Budget":
+        if len(self._budgets) >= _SCOPES:
+            self._budgets = {known: budget for known, budget in self._budgets.items() if not budget.is_full}
+        return self._budgets.setdefault(scope, _Budget())
+
+    def _compiled(self, sampling: Sampling, budget: "_Budget") -> "Matcher":
         try:
             grammar = _grammar(sampling)
         except (ValueError, RecursionError) as error:
@@ -97,16 +111,65 @@ class Grammars:
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise ContextError("bad_grammar", _in_words(matcher.get_error()))
-        return Matcher(matcher, self._vocabulary.vocab_size)
+        return Matcher(matcher, self._vocabulary.vocab_size, budget)
+
+
+_Job = tuple["Future[Matcher]", Sampling]
+
+
+class _Jobs:
+    """Grammars that are to be compiled, a queue for each scope; thread-safe."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[_Job]] = {}
+        self._changed = threading.Condition()
+
+    def put(self, scope: str, job: _Job) -> None:
+        """Add a job at the end of the scope's queue."""
+        with self._changed:
+            self._queues.setdefault(scope, deque()).append(job)
+            self._changed.notify()
+
+    def get(self) -> tuple[str, _Job]:
+        """Wait for a job, and return it with its scope: the first of the scope that has waited longest for its turn."""
+        with self._changed:
+            while not self._queues:
+                self._changed.wait()
+            scope = next(iter(self._queues))
+            queue = self._queues.pop(scope)
+            job = queue.popleft()
+            if queue:
+                self._queues[scope] = queue  # at the end
+            return scope, job
+
+
+class _Budget:
+    """CPU time that the grammars of one scope may still take. Many texts at once, or one after another, share it."""
+
+    def __init__(self) -> None:
+        self._left = _BUDGET_SECONDS
+        self._at = time.monotonic()
+
+    def spend(self, seconds: float) -> bool:
+        """Take from the budget; return whether there was enough."""
+        now = time.monotonic()
+        self._left = min(_BUDGET_SECONDS, self._left + _REFILL * (now - self._at)) - seconds
+        self._at = now
+        return self._left >= 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing has been taken for long."""
+        return self._left + _REFILL * (time.monotonic() - self._at) >= _BUDGET_SECONDS
 
 
 def is_constrained(sampling: Sampling) -> bool:
-    """Whether the text has to fit a grammar."""
+    """Return whether the request constrains its text."""
     return sampling.regex is not None or sampling.json_schema is not None or sampling.grammar is not None
 
 
 def _in_words(error: str) -> str:
-    """Return the first line of what llguidance says: the rest shows its inner state, or a stack."""
+    """Return the first line of an error of llguidance: the other lines show its inner state or a stack."""
     line = error.strip().split("\n", 1)[0].strip()
     if "NoExtension" in line:
         return "no text fits the grammar"
@@ -166,15 +229,16 @@ _SLASH = re.compile(r"\\.|/", re.DOTALL)
 class Matcher:
     """Owner of one text's place in its grammar."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: int, budget: _Budget) -> None:
         self._matcher = matcher
         self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
-        self._budget = _BUDGET_SECONDS
+        self._budget = budget
         self.failure: tuple[str, str] | None = None
-        """Why no text can be finished any more: a code and a message."""
+        """Code and message of the reason why the text cannot be finished; None while there is none."""
 
     def allowed(self) -> NDArray[np.int32]:
-        """Which tokens can come next, a bit each, (words,); none, if it failed. Good until the next call."""
+        """Return the tokens that can come next, one bit each, (words,); no token after a failure. Valid until the next
+        call."""
         if self.failure is None:
             self._timed(lambda: llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0))
         mask: NDArray[np.int32] = self._mask[0]
@@ -185,10 +249,10 @@ class Matcher:
         return mask
 
     def _timed(self, work: Callable[[], object]) -> None:
-        """Do a part of a step, within the budget, and see what became of the matcher."""
+        """Run an operation of the matcher, charge its time to the budget, and set `failure` if it failed."""
         began = time.thread_time()
         work()
-        self._budget -= max(0.0, time.thread_time() - began - _QUICK_SECONDS)
+        affordable = self._budget.spend(max(0.0, time.thread_time() - began - _QUICK_SECONDS))
         if self._matcher.is_error():
             if "NoExtension" in (error := self._matcher.get_error()):
                 self._fail(*_DEAD_END)
@@ -196,8 +260,9 @@ class Matcher:
                 self._fail("grammar_too_complex", f"the grammar needs too much work: {_in_words(error)}")
         elif self._matcher.is_stopped() and not self._matcher.is_accepting():
             self._fail(*_DEAD_END)
-        elif self._budget < 0:
-            self._fail("grammar_too_complex", f"the grammar needs over {_BUDGET_SECONDS:g} s for this text")
+        elif not affordable:
+            what = f"this grammar and others of the same key need over {_BUDGET_SECONDS:g} s"
+            self._fail("grammar_too_complex", what)
 
     def _fail(self, code: str, message: str) -> None:
         self.failure = self.failure or (code, message)
@@ -213,12 +278,12 @@ class Matcher:
         return tokens if self.failure is None else []
 
     def push(self, token: int) -> bool:
-        """Takes the next token. Whether nothing can follow it: the text is whole then, if there is no `failure`."""
+        """Consume the next token. Return whether no token can follow: without a `failure`, the text is complete."""
         self._timed(lambda: self._matcher.consume_token(token))
         return self.failure is not None or bool(self._matcher.is_stopped())
 
 
-_DEAD_END = ("grammar_dead_end", "the grammar leads to a place where no token can follow and the text is not whole")
+_DEAD_END = ("grammar_dead_end", "the text is incomplete, and the grammar allows no further token")
 
 
 class _Vocabulary:

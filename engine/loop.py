@@ -268,7 +268,9 @@ class Engine:
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         if is_constrained(sampling):
             self._fresh = True
-            self._compiling[context] = _Compiling(target, sampling, limit, self._grammars.compile(sampling))
+            self._compiling[context] = _Compiling(
+                target, sampling, limit, self._grammars.compile(sampling, target.scope)
+            )
         else:
             self._begin(target, sampling, limit, None)
         if rank is not None:

@@ -48,7 +48,7 @@ from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.http import openapi
 from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
-from gateway.http.bodies import BODIES_HELD, LARGE_BODIES
+from gateway.http.bodies import BODIES_HELD, FORM_CHECKS, LARGE_BODIES
 from gateway.http.compression import compression
 from gateway.http.connections import Runner
 from gateway.http.cors import cross_origin
@@ -101,7 +101,7 @@ def build_services(
         max_sessions=settings.max_sessions,
         max_sessions_per_tenant=settings.max_key_sessions,
         max_bytes=settings.max_held_bytes,
-        max_waiters=4 * settings.max_waiters,
+        max_waiters=min(4 * settings.max_waiters, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2),
         several_tenants=several,
         log=log,
     )
@@ -161,6 +161,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         app.on_response_prepare.append(cross_origin(settings.cors_origin))
     app[SERVICES] = services
     app[LARGE_BODIES] = FairGate()
+    app[FORM_CHECKS] = FairGate(rests=False)
     several = len(settings.keys()) > 1
     app[BODIES_HELD] = SharedBound(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
     app[BACKGROUND] = Background(services, SharedBound(max(1, settings.max_kept_bytes), several=several))

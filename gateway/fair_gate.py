@@ -17,7 +17,9 @@ class FairGate:
     only about half of its time on such work, and can serve all other clients between two pieces.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, rests: bool = True) -> None:
+        """`rests`: whether the work blocks the event loop. Work in threads needs no rest."""
+        self._rests = rests
         self._busy = False
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
 
@@ -29,7 +31,7 @@ class FairGate:
         try:
             yield
         finally:
-            rest = min(time.monotonic() - began, _LONGEST_REST)
+            rest = min(time.monotonic() - began, _LONGEST_REST) if self._rests else 0.0
             asyncio.get_running_loop().call_later(rest, self._open)
 
     async def _enter(self, tenant: str) -> None:

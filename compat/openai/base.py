@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from compat.bounds import BoundedModel
+from compat.bounds import BoundedModel, TokenCount
 
 _Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 
@@ -78,4 +78,4 @@ class Chosen(Request):
 class Sampled(Chosen):
     """The same, and how long it may get."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: TokenCount | None = None

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, Self
 
 import msgspec
@@ -19,6 +18,10 @@ from compat.openai.grammars import (
 )
 from compat.openai.lark import BadGrammar, checked
 from compat.openai.schemas import Enforcement, enforceable
+from compat.short_cache import cache_short
+
+_LONGEST_CACHED = 16_384
+"""Characters of schemas, patterns and grammars that are remembered with what was made of them."""
 
 
 def held_to(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[str, Any]:
@@ -32,7 +35,7 @@ def held_to(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[
         raise ValueError(f"this schema cannot be enforced: {error}") from None
 
 
-@lru_cache(256)
+@cache_short(256, _LONGEST_CACHED)
 def _held_to(schema: str, enforcement: Enforcement) -> dict[str, Any]:
     """Return the enforced schema, cached: clients send the same tools with every turn of a conversation."""
     return enforceable(json.loads(schema), enforcement)
@@ -57,7 +60,7 @@ def valid_regex(pattern: str) -> str:
     return _valid_regex(_short(pattern, "regex"))
 
 
-@lru_cache(256)
+@cache_short(256, _LONGEST_CACHED)
 def _valid_regex(pattern: str) -> str:
     if problem := problem_of_regex(pattern):
         raise ValueError(f"this regex cannot be enforced: {problem}")
@@ -69,7 +72,7 @@ def valid_grammar(grammar: str) -> str:
     return _valid_grammar(_short(grammar, "grammar"))
 
 
-@lru_cache(256)
+@cache_short(256, _LONGEST_CACHED)
 def _valid_grammar(grammar: str) -> str:
     try:
         grammar = checked(grammar, held_to)
@@ -100,7 +103,7 @@ def one_of(choices: list[str]) -> str:
     return _compiled_choices(grammar)
 
 
-@lru_cache(64)
+@cache_short(64, _LONGEST_CACHED)
 def _compiled_choices(grammar: str) -> str:
     if problem := problem_of_lark(grammar):
         raise ValueError(f"these choices cannot be enforced: {problem}")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from compat.bounds import TokenCount
 from compat.openai.base import Chosen, Request, Sampled, fault
 from compat.openai.forms import (
     Form,
@@ -184,7 +185,7 @@ class ChatCompletionRequest(_Choices):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     # for servers elsewhere that can do something with it

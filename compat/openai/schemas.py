@@ -12,11 +12,11 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 from compat.openai.grammars import MAX_FORM_BYTES, problem_of_schema
+from compat.short_cache import cache_short
 
 MAX_SCHEMA_NODES = 20_000
 """Maximum number of objects, lists and scalar values in a schema, as the client sends it."""
@@ -764,7 +764,7 @@ class _Widths:
         return product
 
 
-@lru_cache(4096)
+@cache_short(4096, 1_000)
 def _leaf_problem(schema: str) -> str:
     """Return why llguidance cannot enforce the keywords of a string or number together; "" if it can."""
     return problem_of_schema(schema)

@@ -59,7 +59,7 @@ class Semantic(Request):
     inputs: dict[str, JsonValue] = Field(default_factory=dict)
     output: str | None = None
     transform: Transform | None = None
-    slots: dict[str, SlotRequest] = Field(default_factory=dict)
+    slots: dict[str, SlotRequest] = Field(default_factory=dict, max_length=1_000)
     defer: bool | None = None
     objective: Literal["latency", "throughput"] | None = None
     share: bool = True
@@ -90,7 +90,7 @@ class VariableRequest(Request):
     """PUT /v1/sessions/{id}/variables/{name}. `value` null declares; `template` derives it from others."""
 
     value: JsonValue = None
-    template: str = ""
+    template: str = Field("", max_length=2_000_000)
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:

@@ -10,7 +10,7 @@ from compat.bounds import BoundedModel
 
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
 _LONGEST_STOP = 1_000
-_SessionNumber = Annotated[int, Field(ge=0, lt=2**63)]
+_SessionNumber = Annotated[int, Field(ge=-(2**65), le=2**65)]
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
 CRITERIA = {"latency": "latency", "throughput": "throughput", "ttft": "latency", "tpot": "latency"}

@@ -99,7 +99,7 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         if index % _AT_ONCE == _AT_ONCE - 1:
             await asyncio.sleep(0)
         where = f"calls.{index}"
-        call = await checked(raw, ChatCompletionRequest, encode_json(raw), where)
+        call = await checked(request, raw, ChatCompletionRequest, encode_json(raw), where)
         if call.stream:
             message = "the calls of a graph are not streamed one by one; stream the graph"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")

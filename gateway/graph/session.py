@@ -45,10 +45,10 @@ from gateway.graph.text import check_text, size_of
 from gateway.graph.variable import Reader, Variable, VariableState
 
 _arrivals = itertools.count()
-_NEAREST = 1000
+_NEAREST = 100
 """Names that are looked at for the nearest to a wrong one."""
-_REFERENCE_BYTES = 200
-"""Memory of a reference, in bytes."""
+_REFERENCE_BYTES, _CALL_BYTES, _VARIABLE_BYTES = 200, 4_000, 500
+"""Memory of a reference, of a call with its events, and of a variable, in bytes, without texts."""
 _NO_LOG = NoLog()
 
 
@@ -210,7 +210,8 @@ class Session:
                 if isinstance(part, str):
                     check_text(part, "the text", spec.where or None)
         grown = sum(map(size_of, values.values())) + sum(map(_prompt_bytes, everything))
-        self._check_bounds(len(everything), len(fresh), sum(map(len, reads)), grown)
+        objects = _CALL_BYTES * len(everything) + _VARIABLE_BYTES * len(fresh)
+        self._check_bounds(len(everything), len(fresh), sum(map(len, reads)), grown + objects)
 
         self._grow(grown)
         placed = []
@@ -390,6 +391,7 @@ class Session:
     def place(self, name: str, number: int) -> Variable:
         """A new variable, the `number`-th of the session."""
         self.named = max(self.named, number)
+        self._grow(_VARIABLE_BYTES)
         variable = self.variables[name] = Variable(name, self._note_variable if self.id else None, number)
         return variable
 
@@ -422,6 +424,7 @@ class Session:
         call.note = self._note_call
         self.calls[call.id] = call
         self.edges += len(call.inputs)
+        self._grow(_CALL_BYTES)
         self.unfinished += 1
         for source in call.inputs.values():
             source.consumers.append(call)

@@ -25,6 +25,9 @@ _Body = TypeVar("_Body", bound=BaseModel)
 LARGE_BODIES = web.AppKey("large_bodies", FairGate)
 """Gate that large bodies pass one at a time: decoding and checking one may take 0.2 s."""
 
+FORM_CHECKS = web.AppKey("form_checks", FairGate)
+"""The gate of checks that compile schemas, patterns and grammars in a thread."""
+
 BODIES_HELD = web.AppKey("bodies_held", SharedBound)
 """Bytes of large bodies whose requests have not been answered."""
 
@@ -63,17 +66,21 @@ async def read_body(request: web.Request) -> bytes:
 def _hold(request: web.Request) -> None:
     """Count a large body among those that are held. Raises RequestError if its key holds as many bytes as it may."""
     size = request.client_max_size if request.content_length is None else request.content_length
-    bound = request.app.get(BODIES_HELD) if size > _LARGE_BYTES and _HELD not in request else None
+    if size > _LARGE_BYTES and _HELD not in request:
+        hold_bytes(request, size)
+
+
+def hold_bytes(request: web.Request, size: int) -> None:
+    """Count bytes that are held until the request is answered. Raises RequestError if its key holds too many."""
+    bound = request.app.get(BODIES_HELD)
     if bound is None:
         return
     tenant = request.get(TENANT, "")
     if not bound.has_room(tenant, size):
-        message = (
-            f"requests in progress hold {bound.held(tenant)} bytes of this key, as many as they may now; try again"
-        )
+        message = f"requests of this key in progress hold {bound.held(tenant)} bytes, as many as they may; try again"
         raise RequestError(429, message, code="overloaded", headers=_CLOSE)
     bound.add(tenant, size)
-    request[_HELD] = size
+    request[_HELD] = request.get(_HELD, 0) + size
 
 
 def release_body(request: web.Request) -> None:
@@ -96,19 +103,19 @@ async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
     raw = await read_body(request)
     gate = request.app.get(LARGE_BODIES) if len(raw) > _LARGE_BYTES else None
     if gate is None:
-        return await _parsed(raw, schema)
+        return await _parsed(request, raw, schema)
     async with gate.turn(request.get(TENANT, "")):
-        return await _parsed(raw, schema)
+        return await _parsed(request, raw, schema)
 
 
-async def _parsed(raw: bytes, schema: type[_Body]) -> _Body:
+async def _parsed(request: web.Request, raw: bytes, schema: type[_Body]) -> _Body:
     try:
         content = decode(raw)
     except BadJson as error:
         raise RequestError(400, f"invalid body: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_json")
-    return await checked(content, schema, raw)
+    return await checked(request, content, schema, raw)
 
 
 _SCHEMAS = (b'"response_format"', b'"tools"', b'"format"')
@@ -119,11 +126,18 @@ _LONG_SCHEMA = 2_000
 """Size in bytes above which a body with a schema is checked in a thread."""
 
 
-async def checked(content: Any, schema: type[_Body], raw: bytes, where: str = "") -> _Body:
-    """Check a body, in a thread if that may take long; see `check`. `raw`: the body's JSON."""
+async def checked(request: web.Request, content: Any, schema: type[_Body], raw: bytes, where: str = "") -> _Body:
+    """Check a body, in a thread if that may take long; see `check`. `raw`: the body's JSON.
+
+    Long checks are done one at a time, in turns between keys.
+    """
     fields = (*_PATTERNS, *_SCHEMAS) if len(raw) > _LONG_SCHEMA else _PATTERNS
     if any(field in raw for field in fields):
-        return await asyncio.to_thread(check, content, schema, where)
+        gate = request.app.get(FORM_CHECKS)
+        if gate is None:
+            return await asyncio.to_thread(check, content, schema, where)
+        async with gate.turn(request.get(TENANT, "")):
+            return await asyncio.to_thread(check, content, schema, where)
     return check(content, schema, where)
 
 

@@ -9,6 +9,7 @@ the second one fails, and the connection is lost.
 
 import asyncio
 import logging
+import resource
 import sys
 from typing import Any
 
@@ -29,6 +30,9 @@ proxy closes first and never sends a request into a closing connection."""
 
 LINGER_SECONDS = 5.0
 """Longest time in seconds that the rest of a refused body is read and dropped, so that its client sees the answer."""
+
+RESERVED_FILES = 512
+"""Open files that are left to the journal, engines and servers elsewhere, where the system allows many."""
 
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _FIRST_SECONDS = 0.02
@@ -138,8 +142,20 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class _Server(web.Server):
+    most = 0
+    """Connections at a time; more would take the open files that the journal and engines need."""
+
     def __call__(self) -> RequestHandler:
         return _Handler(self, loop=self._loop, **self._kwargs)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Count the connection. If there are too many, close the one that has been idle longest, or else this one."""
+        super().connection_made(handler, transport)
+        if len(self._connections) <= self.most:
+            return
+        idle = (known for known in self._connections if known is not handler and known._current_request is None)
+        log.warning("%d connections are open, as many as may be: one is closed", len(self._connections))
+        next(idle, handler).force_close()
 
 
 class Runner(web.AppRunner):
@@ -159,4 +175,7 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = _Server  # aiohttp has no option for the protocol's class
+        assert isinstance(server, _Server)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        server.most = max(files // 2, files - RESERVED_FILES)
         return server

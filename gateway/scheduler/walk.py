@@ -67,6 +67,7 @@ class Walk:
         self._output_size = 0
         """Size of the output so far, in bytes."""
         self._value_digests: dict[str, str] = {}
+        self._slot_numbers = {name: number for number, name in enumerate(call.slots)}
 
     async def prepare(self) -> bytes | None:
         """Fills all that stands before the first slot, as its values come.
@@ -111,7 +112,7 @@ class Walk:
         """A variable by what it is: a value, the n-th of the call's own slots, or what another call will make."""
         call = self._call
         if name in call.slots:
-            return f"s{list(call.slots).index(name)}"
+            return f"s{self._slot_numbers[name]}"
         source = call.inputs[name]
         if source.state is not VariableState.READY:
             return f"n{name}"

@@ -71,9 +71,16 @@ def test_a_body_that_is_wrong_everywhere_is_refused_with_few_errors(
 
 def test_integers_without_a_bound_of_their_own_are_bounded() -> None:
     for value, good in ((MAX_INTEGER, True), (MAX_INTEGER + 1, False), (2**64, False), (10**4000, False)):
-        body = {**GOOD, "max_tokens": value}
+        body = {**GOOD, "top_k": value}
         if good:
-            assert ChatCompletionRequest.model_validate(body).max_tokens == value
+            assert ChatCompletionRequest.model_validate(body).top_k == value
         else:
             with pytest.raises(ValidationError, match="less than or equal"):
                 ChatCompletionRequest.model_validate(body)
+
+
+def test_a_huge_number_of_tokens_means_no_limit() -> None:
+    assert ChatCompletionRequest.model_validate({**GOOD, "max_tokens": 2**62}).max_tokens == MAX_INTEGER
+    assert ChatCompletionRequest.model_validate({**GOOD, "max_completion_tokens": 7}).length == 7
+    with pytest.raises(ValidationError):
+        ChatCompletionRequest.model_validate({**GOOD, "max_tokens": 2**63})

@@ -1,4 +1,4 @@
-"""The short form of `python -m bench.hostile`: what one key does harms no other. How long it takes is not asserted."""
+"""Short form of `python -m bench.hostile`: one key cannot harm another. Latencies are not asserted, except timeouts."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from bench.hostile import ATTACKS, Row, hostile
 pytestmark = pytest.mark.slow
 
 OTHER_KEY_SECONDS = 60.0
-"""A request of the other key that takes so long has failed, or would never have ended."""
+"""Latency, in seconds, from which a request of the other key counts as failed."""
 
 
 def faults(rows: list[Row], ends: list[str]) -> list[str]:

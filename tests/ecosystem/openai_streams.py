@@ -1,4 +1,5 @@
-"""What one version of the openai package makes of streamed calls; run with that version on the path, and a model's name."""
+"""Check how one version of the openai package reads streamed calls. Run it with that version on the path, and the name
+of a model."""
 
 import json
 import sys
@@ -23,7 +24,7 @@ TOOL: Any = {
 
 
 def check(calls: Any) -> None:
-    """Fails unless these are whole calls of the tool."""
+    """Fail unless these are complete calls of the tool."""
     assert calls, "no call"
     for call in calls:
         arguments = json.loads(call.function.arguments)

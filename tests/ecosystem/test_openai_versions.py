@@ -1,4 +1,4 @@
-"""Streamed calls and their way back, through versions of the openai package that people still have."""
+"""Streamed calls, and sending them back, with older versions of the openai package that are still in use."""
 
 import os
 import subprocess

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 
 from engine import Engine, Sampling
 from engine.errors import ContextError
-from engine.grammar import Grammars, Matcher
+from engine.grammar import Grammars, Matcher, _Budget, _Jobs
 from engine.link import Update
 from engine.tokenizer import Tokenizer
 
@@ -357,6 +358,7 @@ def test_what_one_text_may_cost_is_bounded(
     """In processor time: the budget is taken away so that it is over at once, where no limit of the library is."""
     monkeypatch.setattr("engine.grammar._BUDGET_SECONDS", 0.0)
     monkeypatch.setattr("engine.grammar._QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(tiny_engine._grammars, "_budgets", {})
     with pytest.raises(ContextError) as failed:
         bias = {tiny_engine.tokenizer.encode("a")[0]: 100.0}
         list(tiny_engine.stream([40, 41], Sampling(**form, max_tokens=400, temperature=0.0, logit_bias=bias)))
@@ -368,9 +370,9 @@ def test_what_one_text_may_cost_is_bounded(
 def test_others_go_on_while_a_grammar_is_compiled(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, release = Grammars._compiled, threading.Event()
 
-    def slowly(self: Grammars, sampling: Sampling) -> Matcher:
+    def slowly(self: Grammars, sampling: Sampling, budget: _Budget) -> Matcher:
         assert release.wait(30)
-        return compiled(self, sampling)
+        return compiled(self, sampling, budget)
 
     monkeypatch.setattr(Grammars, "_compiled", slowly)
     engine = Engine(tiny_engine.config)
@@ -416,3 +418,28 @@ def test_a_failure_that_shows_behind_a_token_is_no_stop(tiny_engine: Engine, mon
         list(tiny_engine.stream([40, 41], Sampling(regex="[0-9]{3}", max_tokens=20)))
     assert failed.value.code == "grammar_dead_end"
     tiny_engine.check_integrity()
+
+
+def test_scopes_take_turns_to_have_their_grammars_compiled() -> None:
+    jobs = _Jobs()
+    for scope in ["a"] * 4 + ["b", "c", "b"]:
+        jobs.put(scope, (Future(), Sampling(regex=scope)))
+    assert "".join(jobs.get()[0] for _ in range(7)) == "abcabaa"
+
+
+def test_a_scope_has_one_budget_which_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("engine.grammar.time.monotonic", lambda: now)
+    grammars = Grammars.__new__(Grammars)
+    grammars._budgets = {}
+    mine, yours = grammars._budget("me"), grammars._budget("you")
+    assert grammars._budget("me") is mine
+    assert mine.spend(1.5)
+    assert not mine.spend(1.0)
+    assert yours.spend(1.5)
+    now = 6.0
+    assert mine.spend(0.0), "0.1 s a second"
+    assert not mine.is_full
+    now = 100.0
+    assert mine.is_full
+    assert not mine.spend(2.5), "and never more than at the beginning"

@@ -26,7 +26,7 @@ KINDS = [*_PRE_TOKENIZERS, "composed", "one word", "sentencepiece", "sentencepie
 
 @cache
 def backend(kind: str) -> Backend:
-    """A vocabulary of the kind, trained on a few lines, so that merges go in all directions."""
+    """Return a tokenizer of this kind, trained on a few lines, so that merges go in all directions."""
     made = Backend(models.BPE())
     initial = pre_tokenizers.ByteLevel.alphabet()
     if kind in _PRE_TOKENIZERS:
@@ -64,7 +64,7 @@ def encoder(kind: str, chunk: int) -> LongTextEncoder:
 
 
 def runs(alphabet: str) -> st.SearchStrategy[str]:
-    """Texts in which characters and pieces of text repeat."""
+    """Return a strategy of texts in which characters and pieces of text repeat."""
     pieces = st.tuples(st.text(st.sampled_from(alphabet), min_size=1, max_size=6), st.sampled_from([1, 1, 2, 9, 50]))
     return st.lists(pieces, max_size=14).map(lambda each: "".join(text * count for text, count in each))
 

@@ -29,7 +29,7 @@ ID = "call_0123456789abcdef01234567"
 
 
 def called(*ids: str) -> list[dict[str, Any]]:
-    """A conversation in which tools were called at once, and answered."""
+    """Return a conversation with parallel tool calls and their answers."""
     calls = [
         {"id": id, "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}} for id in ids
     ]
@@ -38,7 +38,7 @@ def called(*ids: str) -> list[dict[str, Any]]:
 
 
 def theirs(source: str, messages: list[dict[str, Any]], *, opens: bool, tools: Any = None, **options: Any) -> str:
-    """What transformers makes of the messages."""
+    """Return the text that transformers renders for the messages."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     (text,), _ = render_jinja_template(
@@ -49,7 +49,7 @@ def theirs(source: str, messages: list[dict[str, Any]], *, opens: bool, tools: A
 
 
 def refusal(work: Any) -> Any:
-    """What `work` returns, or None if the template refuses."""
+    """Return the result of `work`, or None if the template refuses."""
     import jinja2
 
     try:

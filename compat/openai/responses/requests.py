@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from compat.bounds import TokenCount
 from compat.openai.base import FAULT, Request, fault
 from compat.openai.forms import JsonSchema, ResponseFormat, held_to
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
@@ -109,7 +110,7 @@ class ResponseRequest(Generation):
 
     input: str | list[InputItem] = Field(min_length=1)
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: TokenCount | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=128)

@@ -21,7 +21,7 @@ from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call
 from gateway.graph.variable import Piece
 from gateway.http.auth import TENANT
-from gateway.http.bodies import encode_json, json_response, read_json
+from gateway.http.bodies import encode_json, hold_bytes, json_response, read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.queries import choice, flag, integer
 from gateway.http.sse import EventStream
@@ -52,6 +52,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     turn = await Turn.begin(services.archive, request[TENANT], body, session, deferred=scope.deferred)
     services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
     others = services.models.behind(model)
+    hold_bytes(request, turn.size)
     messages, places = await prepared(lambda: turn.conversation, turn.size, model)
     chat = body.chat.model_copy(update={"messages": messages})
     make = partial(

@@ -1,4 +1,4 @@
-"""What an answer holds, its client may send back as it is: messages, items, and what a response says of its request."""
+"""Clients can send back the content of an answer unchanged: messages, items, and fields that a response repeats."""
 
 import json
 from typing import Any

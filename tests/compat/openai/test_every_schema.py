@@ -1,4 +1,4 @@
-"""Whatever schema is taken: an answer that is finished is valid for it, and no schema hangs, crashes or says nothing.
+"""For every accepted schema, a finished answer is valid. No schema hangs, crashes, or fails without a message.
 
 Random schemas, with references that never end, parts that contradict each other, and numbers that no float holds.
 """
@@ -93,7 +93,7 @@ SCHEMAS = st.builds(
 
 
 def answers(grammars: Grammars, schema: dict[str, Any], seed: int) -> list[tuple[str, tuple[str, str] | None]]:
-    """Some texts that are held to the schema, finished or failed; those that go on for long are left out."""
+    """Return random texts that the schema constrains, finished or failed. Texts that become too long are left out."""
     random, ended = np.random.default_rng(seed), []
     for _ in range(3):
         matcher = grammars.matcher(Sampling(json_schema=json.dumps(schema)))

@@ -1,4 +1,4 @@
-"""What every request of OpenAI's endpoints has in common: nulls ask for nothing, and refusals name the field at fault."""
+"""All requests of OpenAI's endpoints: a null counts as left out, and an error names the field at fault."""
 
 import copy
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ REQUESTS: list[tuple[type[BaseModel], dict[str, Any]]] = [
 ]
 FIELDS = {name for schema, _ in REQUESTS for name in schema.model_fields}
 FREE = {"parameters", "schema", "slots"}
-"""Objects in them whose names are not fields."""
+"""Objects in these requests whose members are not fields."""
 
 
 def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -76,7 +76,7 @@ def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def changed(body: dict[str, Any], path: tuple[Any, ...], **fields: Any) -> dict[str, Any]:
-    """The body with fields set in the object at a path."""
+    """Return the body with fields set in the object at a path."""
     body = copy.deepcopy(body)
     inner: Any = body
     for step in path:

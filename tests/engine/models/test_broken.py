@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be served: each ends in one line that names the file and says why."""
+"""Checkpoints that cannot be served: each gives one line that names the file and the reason."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(name: str = "config.json", **values: Any) -> Break:
-    """Sets keys of a JSON file; None takes one away."""
+    """Return a change that sets keys of a JSON file; None removes a key."""
 
     def change(folder: Path) -> None:
         content = json.loads((folder / name).read_text()) | values

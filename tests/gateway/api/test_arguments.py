@@ -1,4 +1,4 @@
-"""gateway/api/chat.py: arguments of calls in a history, as each kind of template reads them."""
+"""gateway/api/chat.py: arguments of earlier calls, as each kind of template reads them."""
 
 from collections.abc import Callable
 from pathlib import Path

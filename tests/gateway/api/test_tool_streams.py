@@ -1,4 +1,4 @@
-"""Streamed calls as clients read them: however an answer arrives, a chunk has one entry of `tool_calls` at most."""
+"""Streamed calls as clients read them: a chunk has at most one entry of `tool_calls`, for all splits of an answer."""
 
 import json
 import random
@@ -34,7 +34,7 @@ async def chunks_of(client: Client, **body: Any) -> list[dict[str, Any]]:
 
 
 def first_entries(chunks: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The calls as a client has them that reads `tool_calls[0]` of each chunk, as llama-index does."""
+    """Return the calls that a client gets which reads only `tool_calls[0]` of each chunk, as llama-index does."""
     calls: list[dict[str, Any]] = []
     for told in chunks:
         for choice in told["choices"]:
@@ -48,7 +48,7 @@ def first_entries(chunks: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def helpers(chunks: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The calls as the openai package's helper has them."""
+    """Return the calls that the openai package's helper gets."""
     state: Any = ChatCompletionStreamState()
     for told in chunks:
         state.handle_chunk(ChatCompletionChunk.model_validate(told))

@@ -22,7 +22,7 @@ from gateway.graph.errors import (
 from gateway.graph.events import Fact, NoLog, Shown
 from gateway.graph.limits import SharedBound
 from gateway.graph.references import Reference
-from gateway.graph.session import Bounds, Session, Shared
+from gateway.graph.session import _VARIABLE_BYTES, Bounds, Session, Shared
 from gateway.graph.variable import Piece, VariableState
 
 
@@ -192,7 +192,7 @@ def test_names_that_were_deleted_lead_nowhere() -> None:
     ("bounds", "make"),
     [
         ({"depth": 3}, lambda graph, at: graph.add(spec(*([f"v{at - 1}"] if at else []), output=f"v{at}"))),
-        ({"bytes": 3 * 100}, lambda graph, at: put(graph, f"v{at}", "ä" * 50)),
+        ({"bytes": 3 * (100 + _VARIABLE_BYTES)}, lambda graph, at: put(graph, f"v{at}", "ä" * 50)),
         ({"value_bytes": 3}, lambda graph, at: put(graph, f"v{at}", "x" * (at + 1))),
         ({"waiters": 3}, lambda graph, at: graph.enter()),
     ],
@@ -285,7 +285,7 @@ def test_text_that_is_not_unicode_is_refused_and_changes_nothing() -> None:
 
 
 def test_every_way_to_a_value_counts_and_is_bounded() -> None:
-    graph = session(value_bytes=100, bytes=1000)
+    graph = session(value_bytes=100, bytes=10_000)
     put(graph, "a", "x" * 100)
     call = graph.add(spec(output="b"))
     for size in (101, 1000):
@@ -298,17 +298,18 @@ def test_every_way_to_a_value_counts_and_is_bounded() -> None:
     assert graph.size == before + 100
     with pytest.raises(TooLarge, match="may be in one"):
         graph.put("t", template=["z" * 2000])
+    assert graph.size < 10_000
 
 
 def test_what_sessions_hold_together_is_bounded() -> None:
-    shared = Shared(SharedBound(1000), SharedBound(4))
+    shared = Shared(SharedBound(4_000), SharedBound(4))
     mine, yours = session(), Session(id="y", tenant="you", created=0.0, ttl=60.0)
     for graph in (mine, yours):
         graph.join_bounds(shared)
-    put(mine, "a", "x" * 700)
-    with pytest.raises(TooLarge, match="the sessions of this key hold 700 bytes"):
+    put(mine, "a", "x" * 2_000)
+    with pytest.raises(TooLarge, match="the sessions of this key hold 2500 bytes"):
         mine.put("b", "x" * 100)
-    put(yours, "a", "x" * 500)
+    put(yours, "a", "x" * 1_500)
     for _ in range(3):
         mine.enter()
     with pytest.raises(TooManyWaiters):
@@ -316,7 +317,7 @@ def test_what_sessions_hold_together_is_bounded() -> None:
     yours.enter()
     mine.leave()
     mine.close(lambda call, failure: None)
-    assert (shared.bytes.held("t"), shared.bytes.held("you")) == (0, 500)
+    assert (shared.bytes.held("t"), shared.bytes.held("you")) == (0, 2_000)
     assert (shared.waiters.held("t"), shared.waiters.held("you")) == (2, 1)
 
 

@@ -1,4 +1,4 @@
-"""gateway/graph/text.py, and that failures can always be stored."""
+"""gateway/graph/text.py, and failures, which can always be stored."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from gateway.graph.errors import LONGEST_MESSAGE, BadText, Failure
 from gateway.graph.text import check_text, has_surrogate, size_of
 
 ANYTHING = st.text(st.characters(min_codepoint=0, max_codepoint=0x10FFFF, categories=None))
-"""Strings with surrogates and control characters among them."""
+"""Strings that may contain surrogates and control characters."""
 
 
 @given(ANYTHING)

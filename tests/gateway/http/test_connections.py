@@ -23,7 +23,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
 @asynccontextmanager
 async def serving(handler: Handler | None = None) -> AsyncIterator[int]:
-    """A server of one route; yields its port."""
+    """Start a server with one route and yield its port."""
 
     async def read(request: web.Request) -> web.Response:
         body = await read_json(request, SessionRequest)
@@ -43,7 +43,7 @@ async def serving(handler: Handler | None = None) -> AsyncIterator[int]:
 
 
 async def talk(port: int, *pieces: bytes | float) -> bytes:
-    """Send the pieces, with pauses in seconds between them, and return all that is answered until the end."""
+    """Send the pieces, with pauses in seconds between them, and return all bytes of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for piece in pieces:
@@ -97,6 +97,28 @@ async def test_a_body_over_the_bound_is_refused_before_it_is_read(monkeypatch: p
             port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"3e8\r\n" + b"x" * 1000 + b"\r\n" + b"1\r\nx\r\n"
         )
         assert error_of(answer) == (413, "too_large"), "and where no length is given, once it is exceeded"
+
+
+async def test_connections_are_bounded_and_idle_ones_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections.resource, "getrlimit", lambda which: (8, 8))
+    release = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response(text="here")
+
+    whole = HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}"
+    async with serving(slow) as port:
+        busy = [asyncio.create_task(talk(port, whole)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        idle = asyncio.create_task(talk(port))
+        await asyncio.sleep(0.05)
+        late = asyncio.create_task(talk(port, whole))
+        assert await idle == b"", "closed to make room"
+        assert await talk(port, whole) == b"", "all others are busy"
+        release.set()
+        async with asyncio.timeout(5):
+            assert all(answer.endswith(b"here") for answer in await asyncio.gather(*busy, late))
 
 
 async def test_large_bodies_in_progress_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

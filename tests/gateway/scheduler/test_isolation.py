@@ -25,15 +25,15 @@ KILLER = 7
 
 
 class Deaths(StubEngine):
-    """An engine that ends when it generates behind a killer's token, with all that it works on."""
+    """Engine that dies, with all its contexts, when it generates after a killer's token."""
 
     def __init__(self, name: str = "stub") -> None:
         super().__init__(name=name)
         self.doomed, self.doom_spreads = {KILLER}, True
         self.beside: list[int] = []
-        """How many other contexts were open whenever it died."""
+        """Number of other contexts that were open at each death."""
         self.most = 0
-        """Contexts that were open at once, since it first died."""
+        """Largest number of contexts that were open at once since the first death."""
 
     def lose(self) -> None:
         self.beside.append(self.load - 1)
@@ -117,7 +117,7 @@ async def test_others_go_to_the_engines_that_suspects_do_not_have() -> None:
 
 
 async def test_a_suspect_does_not_wait_for_what_waits_for_it() -> None:
-    """Its session has a context open that reads what a call makes that has not begun yet."""
+    """A context of its session reads the output of a call that has not begun yet."""
     engine = Deaths()
     scheduler = Scheduler(Stubs(engine), 100)
     shared = session()

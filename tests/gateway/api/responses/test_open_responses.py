@@ -1,4 +1,4 @@
-"""Responses and their events against Open Responses' own types (openresponses.org), field by field."""
+"""Compare responses and their events with Open Responses' own types (openresponses.org), field by field."""
 
 import copy
 import json
@@ -50,11 +50,11 @@ REQUESTS: list[dict[str, Any]] = [
     {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
 ]
 PLAIN = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "max_output_tokens", "max_tool_calls", "user"}
-"""What a response repeats of its request as it is."""
+"""Fields of a request that the response repeats unchanged."""
 
 
 def conforms(told: dict[str, Any], type: type[BaseModel] = spec.ResponseResource) -> None:
-    """Fails unless the type has all of it that it demands. The package's type of a format's schema is null alone."""
+    """Fail unless the object has all fields that the type requires. The package types a format's schema as null only."""
     told = copy.deepcopy(told)
     response = told if type is spec.ResponseResource else told.get("response", {})
     format = response.get("text", {}).get("format", {})
