@@ -54,7 +54,7 @@ PLAIN = {"temperature", "top_p", "presence_penalty", "frequency_penalty", "max_o
 
 
 def conforms(told: dict[str, Any], type: type[BaseModel] = spec.ResponseResource) -> None:
-    """Fail unless the object has all fields that the type requires. The package types a format's schema as null only."""
+    """Fail unless the object has all fields that the type requires. The package types a format's schema as null."""
     told = copy.deepcopy(told)
     response = told if type is spec.ResponseResource else told.get("response", {})
     format = response.get("text", {}).get("format", {})
