@@ -1,4 +1,4 @@
-"""JSON documents of any size, written as fast as their client reads them."""
+"""Stream JSON documents of any size, as fast as the client reads them."""
 
 import asyncio
 import time
@@ -11,13 +11,13 @@ from gateway.http.bodies import encode_json
 from gateway.http.sse import REQUEST_ID, SlowReader
 
 _CHUNK_BYTES = 64 << 10
-"""Bytes that are made before the client has read what was written so far."""
+"""Size of the pieces that are written, in bytes. The next one is made once the client has read enough."""
 
 _SLICE_SECONDS = 0.005
-"""Seconds for which pieces are made without a turn for others."""
+"""Time after which other tasks of the event loop get a turn, in seconds."""
 
 _READER_SECONDS = 60.0
-"""Longest time in seconds in which a client reads nothing of what is written to it."""
+"""Longest time in which a client reads nothing, in seconds."""
 
 
 def json_list(name: str, items: Iterable[Any]) -> Iterator[bytes]:
@@ -31,8 +31,8 @@ def json_list(name: str, items: Iterable[Any]) -> Iterator[bytes]:
 async def stream_json(request: web.Request, pieces: Iterable[bytes]) -> web.StreamResponse:
     """Answer with a document whose pieces are made while it is written.
 
-    A client that reads slowly, or not at all, holds one chunk in memory, and not the document. Raises SlowReader if it
-    reads nothing for too long.
+    For a client that reads slowly, the server holds only one chunk in memory, not the whole document. Raises SlowReader
+    if the client reads nothing for too long.
     """
     response = web.StreamResponse(
         headers={"Content-Type": "application/json; charset=utf-8", "x-request-id": request[REQUEST_ID]}

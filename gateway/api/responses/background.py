@@ -251,7 +251,7 @@ class Background:
         GraphError or RequestError, and then nothing of it is done."""
         id, tenant = new_response_id(), scope.session.tenant
         if not self._held.has_room(tenant, 2 * len(raw)):  # the body is stored once to be read and once to be resumed
-            message = f"responses in progress hold {self._held.held(tenant)} bytes of this key, as many as they may now"
+            message = f"responses in progress of this key hold {self._held.held(tenant)} bytes, the current maximum"
             raise RequestError(429, message, code="overloaded")
         if not scope.named:
             own = self._services.sessions.create(tenant, id, metadata={_RESPONSE: id})
