@@ -45,7 +45,7 @@ class Request(BoundedModel):
 
 @cache
 def _fields_with_null(model: type[BoundedModel]) -> frozenset[str]:
-    """Return the fields that keep a null: the required ones, and those whose default is null."""
+    """Return the fields for which a null is kept: required fields, and those whose default is null."""
     return frozenset(
         field.alias or name
         for name, field in model.model_fields.items()

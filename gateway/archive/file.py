@@ -271,7 +271,7 @@ class SqliteArchive:
         self._fails = bool(failed)
         for done, end in zip(waiting, ends, strict=True):
             if done.done():
-                continue  # whoever asked has gone
+                continue  # the caller no longer waits
             if isinstance(end, BaseException):
                 done.set_exception(ArchiveFailed(f"responses cannot be kept or read now: {end}"))
             else:

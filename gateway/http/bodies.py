@@ -64,27 +64,27 @@ async def read_body(request: web.Request) -> bytes:
 
 
 def _hold(request: web.Request) -> None:
-    """Count a large body among those that are held. Raises RequestError if its key holds as many bytes as it may."""
+    """Count a large body in the bound for requests in progress. Raises RequestError if its key holds too many bytes."""
     size = request.client_max_size if request.content_length is None else request.content_length
     if size > _LARGE_BYTES and _HELD not in request:
         hold_bytes(request, size)
 
 
 def hold_bytes(request: web.Request, size: int) -> None:
-    """Count bytes that are held until the request is answered. Raises RequestError if its key holds too many."""
+    """Count bytes that a request holds until it is answered. Raises RequestError if its key holds too many."""
     bound = request.app.get(BODIES_HELD)
     if bound is None:
         return
     tenant = request.get(TENANT, "")
     if not bound.has_room(tenant, size):
-        message = f"requests of this key in progress hold {bound.held(tenant)} bytes, as many as they may; try again"
+        message = f"requests in progress of this key hold {bound.held(tenant)} bytes, the current maximum; try again"
         raise RequestError(429, message, code="overloaded", headers=_CLOSE)
     bound.add(tenant, size)
     request[_HELD] = request.get(_HELD, 0) + size
 
 
 def release_body(request: web.Request) -> None:
-    """Count the request's body no longer. To be called once for each request, when it is answered."""
+    """Stop counting the bytes of a request. Call it once for each request, when it is answered."""
     if _HELD in request:
         request.app[BODIES_HELD].remove(request.get(TENANT, ""), request[_HELD])
 
@@ -94,7 +94,7 @@ _CLOSE = {"Connection": "close"}
 
 
 def _too_large(request: web.Request) -> RequestError:
-    message = f"the body has more than {request.client_max_size} bytes, which is the most that this server accepts"
+    message = f"the body has more than {request.client_max_size} bytes, the maximum of this server"
     return RequestError(413, message, code="too_large", headers=_CLOSE)
 
 
