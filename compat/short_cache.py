@@ -1,4 +1,4 @@
-"""A cache of what follows from texts, bounded by its memory and not only by its entries."""
+"""Cache results for texts, with a bound on the length of the texts and not only on the number of entries."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -8,10 +8,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def cache_short(entries: int, longest: int) -> Callable[[_Function], _Function]:
-    """Remember results of a function of a text, and of other hashable arguments.
+    """Return a decorator that caches the results of a function of a text and of other hashable arguments.
 
-    At most `entries` results are remembered, and only those for texts of at most `longest` characters: a client could
-    fill the memory with longer ones.
+    It caches at most `entries` results, and only for texts of at most `longest` characters: with longer ones a client
+    could fill the memory.
     """
 
     def decorate(compute: _Function) -> _Function:

@@ -32,7 +32,7 @@ LINGER_SECONDS = 5.0
 """Longest time in seconds that the rest of a refused body is read and dropped, so that its client sees the answer."""
 
 RESERVED_FILES = 512
-"""Open files that are left to the journal, engines and servers elsewhere, where the system allows many."""
+"""Number of open files reserved for the journal, engines and other servers, if the system allows enough files."""
 
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _FIRST_SECONDS = 0.02
@@ -143,18 +143,18 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 class _Server(web.Server):
     most = 0
-    """Connections at a time; more would take the open files that the journal and engines need."""
+    """Maximum number of connections. More of them would use up the open files that the journal and engines need."""
 
     def __call__(self) -> RequestHandler:
         return _Handler(self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Count the connection. If there are too many, close the one that has been idle longest, or else this one."""
+        """Add the connection. If there are too many, close the oldest connection that is idle, or else this one."""
         super().connection_made(handler, transport)
         if len(self._connections) <= self.most:
             return
         idle = (known for known in self._connections if known is not handler and known._current_request is None)
-        log.warning("%d connections are open, as many as may be: one is closed", len(self._connections))
+        log.warning("%d connections are open, more than the maximum: closing one", len(self._connections))
         next(idle, handler).force_close()
 
 
