@@ -10,6 +10,9 @@ from aiohttp import web
 from gateway.http.bodies import encode_json
 from gateway.http.sse import REQUEST_ID, SlowReader
 
+WHOLE = web.RequestKey("whole_answer", bool)
+"""Set on a request whose answer is needed whole: another gateway's is put together with it."""
+
 _CHUNK_BYTES = 64 << 10
 """Size of the pieces that are written, in bytes. The next one is made once the client has read enough."""
 
@@ -34,6 +37,8 @@ async def stream_json(request: web.Request, pieces: Iterable[bytes]) -> web.Stre
     For a client that reads slowly, the server holds only one chunk in memory, not the whole document. Raises SlowReader
     if the client reads nothing for too long.
     """
+    if request.get(WHOLE, False):
+        return web.Response(body=b"".join(pieces), content_type="application/json")
     response = web.StreamResponse(
         headers={"Content-Type": "application/json; charset=utf-8", "x-request-id": request[REQUEST_ID]}
     )

@@ -17,7 +17,8 @@ from multidict import CIMultiDict
 from gateway.errors import RequestError
 from gateway.graph.store import SessionStore
 from gateway.http.auth import TENANT
-from gateway.http.bodies import encode_json
+from gateway.http.bodies import encode_json, read_body
+from gateway.http.json_stream import WHOLE
 from gateway.http.sse import REQUEST_ID
 from gateway.journal import PostgresStorage
 from gateway.journal.postgres import Home
@@ -158,8 +159,11 @@ class Forwarding:
 
     # asking others
 
-    async def _pass_on(self, request: web.Request, home: Home) -> web.StreamResponse:
-        """The other gateway's answer, as it comes. Raises _Elsewhere if there is none."""
+    async def _pass_on(self, request: web.Request, home: Home, *, whole: bool = False) -> web.StreamResponse:
+        """Return the other gateway's answer, passed on as it comes or, if `whole`, once all of it is there.
+
+        Raises _Elsewhere if there is none.
+        """
         assert self._http is not None, "not started"
         limit = self._membership.while_alive(home.gateway)
         response: web.StreamResponse | None = None
@@ -168,13 +172,13 @@ class Forwarding:
                 headers = _passed_on(request.headers)
                 headers[FORWARDED] = str(home.gateway)
                 headers["x-request-id"] = request[REQUEST_ID]
-                body = await request.read() if request.body_exists else None
+                body = await read_body(request) if request.body_exists else None
                 async with self._http.request(
                     request.method, home.url + request.raw_path, headers=headers, data=body, allow_redirects=False
                 ) as answer:
                     if answer.status == 421:
                         raise _Elsewhere(begun=False)
-                    if answer.content_type != "text/event-stream":
+                    if whole or (answer.content_type != "text/event-stream" and answer.content_length is not None):
                         content = await answer.read()
                         return web.Response(status=answer.status, body=content, headers=_passed_on(answer.headers))
                     response = web.StreamResponse(status=answer.status, headers=_passed_on(answer.headers))
@@ -197,7 +201,9 @@ class Forwarding:
     async def _merged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Our sessions and the others', oldest first."""
         homes = [Home(gateway, url, True) for gateway, url in (await self._membership.see()).items()]
-        others = await asyncio.gather(*(self._pass_on(request, home) for home in homes), return_exceptions=True)
+        passed_on = (self._pass_on(request, home, whole=True) for home in homes)
+        others = await asyncio.gather(*passed_on, return_exceptions=True)
+        request[WHOLE] = True
         answers = [await handler(request), *others]
         sessions = []
         for answer in answers:
