@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -47,12 +47,11 @@ async def read_body(request: web.Request) -> bytes:
     """Return the request's body. Raises RequestError if it is too large, broken, or does not arrive in time."""
     if request.content_length is not None and request.content_length > request.client_max_size:
         raise _too_large(request)  # before the server reads any of it
-    _hold(request)
     try:
         if request.content.is_eof():
-            return await request.read()
+            return await _counted(request)
         async with asyncio.timeout(BODY_SECONDS):
-            return await request.read()
+            return await _counted(request)
     except TimeoutError:
         message = f"the request's body did not arrive within {BODY_SECONDS:g} s"
         raise RequestError(408, message, code="request_timeout", headers=_CLOSE) from None
@@ -63,11 +62,22 @@ async def read_body(request: web.Request) -> bytes:
         raise _too_large(request) from None
 
 
-def _hold(request: web.Request) -> None:
-    """Count a large body in the bound for requests in progress. Raises RequestError if its key holds too many bytes."""
-    size = request.client_max_size if request.content_length is None else request.content_length
-    if size > _LARGE_BYTES and _HELD not in request:
-        hold_bytes(request, size)
+async def _counted(request: web.Request) -> bytes:
+    """Read the body, and count it among the bytes in progress if it is large. Raises as `read_body`."""
+    length = 0 if request.headers.get(hdrs.CONTENT_ENCODING) else request.content_length
+    if request.can_read_body and length is not None and length > _LARGE_BYTES:
+        hold_bytes(request, length)
+    elif request.can_read_body and length in (None, 0):  # its size shows only while it arrives, or is unpacked
+        body, counted = bytearray(), 0
+        while chunk := await request.content.readany():
+            body += chunk
+            if len(body) > request.client_max_size:
+                raise _too_large(request)
+            if len(body) - counted > _LARGE_BYTES:
+                hold_bytes(request, len(body) - counted)
+                counted = len(body)
+        request._read_bytes = bytes(body)  # where aiohttp's own `read` leaves it
+    return await request.read()
 
 
 def hold_bytes(request: web.Request, size: int) -> None:

@@ -1,6 +1,7 @@
 """gateway/http/connections.py and the time limits of bodies, through real sockets."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -121,8 +122,10 @@ async def test_connections_are_bounded_and_idle_ones_make_room(monkeypatch: pyte
             assert all(answer.endswith(b"here") for answer in await asyncio.gather(*busy, late))
 
 
-async def test_large_bodies_in_progress_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["known", "chunked", "packed"])
+async def test_large_bodies_in_progress_are_bounded(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "_LARGE_BYTES", 100)
+    packed = gzip.compress(b"x" * 500)
     release = asyncio.Event()
 
     async def slow(request: web.Request) -> web.Response:
@@ -130,7 +133,12 @@ async def test_large_bodies_in_progress_are_bounded(monkeypatch: pytest.MonkeyPa
         await release.wait()
         return web.Response(text="here")
 
-    large = HEAD + b"Connection: close\r\nContent-Length: 500\r\n\r\n" + b"x" * 500
+    parts = {
+        "known": b"Content-Length: 500\r\n\r\n" + b"x" * 500,
+        "chunked": b"Transfer-Encoding: chunked\r\n\r\n1f4\r\n" + b"x" * 500 + b"\r\n0\r\n\r\n",
+        "packed": b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(packed), packed),
+    }
+    large = HEAD + b"Connection: close\r\n" + parts[how]
     small = HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}"
     async with serving(slow) as port:
         first = [asyncio.create_task(talk(port, large)) for _ in range(2)]
