@@ -500,6 +500,82 @@ async def _responses(by: Attacker) -> None:
     await by.send("POST", "/v1/responses", {"model": by.model, "input": "x", "previous_response_id": "r" * 100_000})
 
 
+# kinds found by the first hostile users
+
+
+@attack("layers that read each other, and their graph")
+async def _layers(by: Attacker) -> None:
+    variables: dict[str, Any] = {"x": None}
+    width = 40
+    for layer in range(width):
+        reads = "<<x>>" if not layer else "".join(f"<<l{layer - 1}_{n}>>" for n in range(width))
+        variables |= {f"l{layer}_{n}": {"template": reads} for n in range(width)}
+    session = f"layers{by.random.random()}"
+    await by.send("POST", "/v1/sessions", {"id": session})
+    await by.send("POST", "/v1/graphs", {"session": session, "variables": variables})
+    for form in ("json", "mermaid", "dot"):
+        await by.send("GET", f"/v1/sessions/{session}/graph?format={form}")
+    await by.send("PUT", f"/v1/sessions/{session}/variables/x", {"value": ""})
+    await by.send("GET", f"/v1/sessions/{session}/variables/l{width - 1}_0?wait=true&timeout=20")
+    names = {f"{n:040d}_alike_and_long": "x" for n in range(-9_999, 0)}
+    await by.send("POST", "/v1/graphs", {"variables": {f"v{name.strip('-')}": value for name, value in names.items()}})
+
+
+@attack("large answers that no client reads")
+async def _large_unread(by: Attacker) -> None:
+    await by.send("POST", "/v1/sessions", {"id": "large"})
+    for number in range(60):
+        await by.send("PUT", f"/v1/sessions/large/variables/v{number}", {"value": "x" * 1_000_000})
+    opened = [await asyncio.open_connection(*by.address, limit=1) for _ in range(40)]
+    for number, (_, writer) in enumerate(opened):
+        what = ("variables", "graph", "events")[number % 3]
+        head = f"GET /v1/sessions/large/{what} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ATTACKER}\r\n\r\n"
+        writer.write(head.encode())
+    await asyncio.sleep(2)
+    for _, writer in opened:
+        writer.close()
+
+
+@attack("conversations without end")
+async def _conversations(by: Attacker) -> None:
+    previous = None
+    for _ in range(4):
+        items = [{"type": "reasoning", "id": "r", "summary": []}] * 9_000 + [{"role": "user", "content": "x"}]
+        body = {"model": by.model, "input": items, "max_output_tokens": 2, "previous_response_id": previous}
+        status, answer = await by.send("POST", "/v1/responses", body)
+        previous = answer.get("id") if status == 200 else previous
+    small = {"model": by.model, "input": "x", "max_output_tokens": 2, "previous_response_id": previous}
+    await asyncio.gather(*(by.send("POST", "/v1/responses", small) for _ in range(20)))
+    large = {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "x" * 9_000_000}]}
+    body = {"model": by.model, "input": [large, {"role": "user", "content": "x"}], "background": True}
+    for _ in range(30):
+        await by.send("POST", "/v1/responses", {**body, "max_output_tokens": 2})
+
+
+@attack("many grammars at once")
+async def _many_grammars(by: Attacker) -> None:
+    async def one(number: int) -> None:
+        patterns = {f"p{n}_{number}": {"type": "string", "pattern": f"^[a-z]{{1,{n % 50 + 1}}}x$"} for n in range(800)}
+        schema = {"type": "object", "properties": patterns}
+        await by.chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+
+    await asyncio.gather(*(one(number) for number in range(24)))
+    ambiguous = "start: x\nx: x x | /[a-z ]/ | /[a-z]+ /"
+    await by.chat(structured_outputs={"grammar": ambiguous}, n=64, max_tokens=30, temperature=1)
+
+
+@attack("numbers of tokens that cost time in each step")
+async def _costly_steps(by: Attacker) -> None:
+    await by.chat(stop_token_ids=list(range(40_000)), n=64)
+    await by.chat(stop_token_ids=list(range(1_000)), n=64, min_tokens=20, max_tokens=30)
+    await by.chat(logit_bias={str(n): 1 for n in range(1_000)}, n=64, max_tokens=30)
+    await by.chat(prediction={"type": "content", "content": "x" * 10_000_000}, n=64)
+    await by.chat('{"name": "\\q"', structured_outputs={"choice": ['{"name": "\\q", "arguments": {}}']}, tools=[_TOOL])
+
+
+_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
 # the measurement
 
 

@@ -36,6 +36,8 @@ class Collector:
     def sweep(self, *, idle: bool) -> bool:
         """To be called now and then: looks at everything if that is due. `idle`: nobody waits for anything."""
         if not any(gc.get_count()[1:]):  # nothing new has stayed
+            if idle:
+                gc.collect(1)  # a few objects that errors hold on to may hold large bodies
             return False
         if self._took > (_SHARE_IDLE if idle else _SHARE_BUSY) * (self._clock() - self._last):
             return False

@@ -30,6 +30,8 @@ MAX_BIASES = 1_024
 """Tokens in `logit_bias`, as many as in OpenAI's API. Each costs time in every step of the answer."""
 MAX_CHOICES = 128
 """Answers to one prompt."""
+MAX_ANSWERS = 1024
+"""Answers to all prompts of one completion."""
 MAX_PROMPTS = 1024
 """Prompts of one completion."""
 
@@ -285,6 +287,8 @@ class CompletionRequest(_Choices):
         if self.best_of is not None and self.best_of < self.choices:
             message = "best_of must not be less than n: it is the number of answers from which n are chosen"
             raise fault("best_of", message)
+        if len(self.prompts) * self.candidates > MAX_ANSWERS:
+            raise fault("prompt", f"at most {MAX_ANSWERS} answers can be made for one request, all prompts together")
         if self.best_of is not None and self.best_of > self.choices and self.stream:
             raise fault("best_of", "best_of cannot be streamed: the best answers are known only at the end")
         if self.echo and self.logprobs is not None:

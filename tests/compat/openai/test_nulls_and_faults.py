@@ -179,3 +179,12 @@ def test_fields_that_do_not_go_together_are_named(schema: type[BaseModel], chang
     with pytest.raises(RequestError) as refused:
         check({**good, **change}, schema)
     assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_answers_of_one_request_are_bounded() -> None:
+    body = {"model": "m", "prompt": ["x"] * 64, "n": 16}
+    assert check(body, CompletionRequest).candidates == 16
+    with pytest.raises(RequestError) as refused:
+        check({**body, "best_of": 17}, CompletionRequest)
+    assert refused.value.param == "prompt"
+    assert "at most 1024 answers" in str(refused.value)
