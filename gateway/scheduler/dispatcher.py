@@ -29,6 +29,8 @@ _BEYOND = 2
 """Factor: running graphs of one tenant may grow to this many times the bound on unfinished calls."""
 _SOON = 1.0
 """Seconds for which an engine is waited for where another model could answer."""
+_SLICE_SECONDS = 0.005
+"""Time for which calls are started without a turn for others, in seconds."""
 _AT_ONCE = 20
 """Calls of one addition that are started without a turn for others."""
 
@@ -150,10 +152,12 @@ class Scheduler:
         ids = {call.id for call in addition.calls}
         self._to_submit |= ids
         try:
+            began = time.monotonic()
             for number, call in enumerate(addition.calls, start=1):
                 self.submit(call)
-                if number % _AT_ONCE == 0:
+                if number % _AT_ONCE == 0 or time.monotonic() - began > _SLICE_SECONDS:
                     await asyncio.sleep(0)
+                    began = time.monotonic()
         finally:
             self._to_submit -= ids
         await self._settle(session, addition)
