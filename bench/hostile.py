@@ -14,6 +14,7 @@ the server, leaves work or memory behind, or delays the other key by more than t
 import argparse
 import asyncio
 import gzip
+import io
 import json
 import random
 import re
@@ -105,7 +106,8 @@ class Attacker:
         sent = {"Authorization": f"Bearer {ATTACKER}", "Content-Type": "application/json", **(headers or {})}
         try:
             limit = aiohttp.ClientTimeout(total=seconds or _PATIENCE_SECONDS)
-            async with self.http.request(method, self.url + path, data=raw, headers=sent, timeout=limit) as answer:
+            data = None if raw is None else io.BytesIO(raw)  # which aiohttp sends in pieces
+            async with self.http.request(method, self.url + path, data=data, headers=sent, timeout=limit) as answer:
                 content = await answer.read()
                 self.check(method, path, answer.status, content)
                 try:
@@ -312,7 +314,7 @@ async def _bodies(by: Attacker) -> None:
         b"[" * 100_000,
         b"[" * 1200 + b"]" * 1200,
         b'{"model":"x","messages":[{"role":"user","content":"x"}],"metadata":' + nested + b"}",
-        b'{"model":"x","messages":[' + b"1," * 900_000 + b"1]}",
+        b'{"model":"x","messages":[' + b"1," * 1_900_000 + b"1]}",
         b'{"model":"x","messages":[' + b"{}," * 200_000 + b"{}]}",
         b'{"model":"x",' + b",".join(b'"k%d":1' % n for n in range(150_000)) + b"}",
         b'{"model":"x","prompt":[' + b"{}," * 200_000 + b"{}]}",

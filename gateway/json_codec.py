@@ -13,7 +13,7 @@ from pydantic_core import from_json
 MAX_DEPTH = 200
 """Maximum nesting of arrays and objects, in levels. It is the fixed limit of pydantic's own JSON parser."""
 
-MAX_VALUES = 1_000_000
+MAX_VALUES = 2_000_000
 """Maximum number of array elements and object members in one document."""
 
 MAX_KEYS = 200_000

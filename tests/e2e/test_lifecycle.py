@@ -452,7 +452,7 @@ async def test_the_command_works_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_every_bound_of_a_session_is_a_setting_with_an_error(tiny: Path) -> None:
-    settings = {"calls": 5, "variables": 5, "bytes": 2000}
+    settings = {"calls": 5, "variables": 5, "bytes": 30_000, "edges": 1}
     flags = [text for name, most in settings.items() for text in (f"--max-session-{name}", str(most))]
     flags += ["--max-key-sessions", "3", "--max-depth", "2", "--max-waiters", "1", "--max-value-bytes", "1000"]
     with Server("--model", str(tiny), *flags) as server, httpx.Client(base_url=f"{server.address}/v1") as http:
@@ -478,6 +478,7 @@ def test_every_bound_of_a_session_is_a_setting_with_an_error(tiny: Path) -> None
         assert defer("a", "Hi", "v0").status_code == 200
         assert defer("a", "<<v0>>", "v1").status_code == 200
         refused(defer("a", "<<v1>>", "v2"), "3 calls would wait for one another")
+        refused(defer("a", "<<v0>>", "v2"), "read 2 inputs; 1 may be read")
         for name in ("v2", "v3", "v4"):
             assert defer("a", "Hi", name).status_code == 200
         refused(defer("a", "Hi", "v5"), "has 5 calls")
@@ -488,7 +489,9 @@ def test_every_bound_of_a_session_is_a_setting_with_an_error(tiny: Path) -> None
         refused(put("b", "v0", "x" * 1001), "1001 bytes")
         assert put("b", "v0", "x" * 1000).status_code == 200
         assert put("b", "v1", "x" * 1000).status_code == 200
-        refused(put("b", "v2", "x"), "holds 2000 bytes")
+        refused(
+            http.put("/sessions/c/variables/v0", json={"template": "x" * 30_000}), "holds 0 bytes; 30000 may be in one"
+        )
 
         waiting = threading.Thread(target=lambda: http.get("/sessions/b/variables/v3?wait=true&timeout=20", timeout=30))
         waiting.start()

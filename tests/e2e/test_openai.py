@@ -333,12 +333,12 @@ def test_the_last_message_can_be_gone_on_with(client: OpenAI, server: Server) ->
     answer = chat(client, messages=messages, extra_body=going_on, max_tokens=6)
     by_tokens = client.completions.create(model=MODEL, prompt=tokens, max_tokens=6, temperature=0)
     assert answer.choices[0].message.content == by_tokens.choices[0].text
-    assert "last one is none" in refused(client, extra_body={"continue_final_message": True})[1]
+    assert "needs an assistant's message" in refused(client, extra_body={"continue_final_message": True})[1]
 
 
 def test_templates_are_told_what_clients_say_but_not_what_servers_say(client: OpenAI) -> None:
     chat(client, extra_body={"chat_template_kwargs": {"enable_thinking": False}}, max_tokens=1)
-    assert "by the server" in refused(client, extra_body={"chat_template_kwargs": {"messages": []}})[1]
+    assert "the server sets it" in refused(client, extra_body={"chat_template_kwargs": {"messages": []}})[1]
 
 
 def test_a_salt_keeps_caches_apart(client: OpenAI) -> None:
