@@ -453,7 +453,7 @@ async def _over_the_bound(by: Attacker) -> None:
     await _raw(by, f"{head}Transfer-Encoding: chunked\r\n\r\nffffffffff\r\n".encode() + b"x" * 100_000)
     await _raw(by, f"{head}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode())
     await _raw(by, f"{head}Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd".encode())
-    bomb = gzip.compress(b" " * (1 << 30), 9)
+    bomb = await asyncio.to_thread(gzip.compress, b" " * (1 << 28), 9)
     await by.send("POST", "/v1/chat/completions", bomb, {"Content-Encoding": "gzip"})
     await by.send("POST", "/v1/chat/completions", b"x" * (17 << 20))
 

@@ -111,7 +111,11 @@ class Grammars:
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise ContextError("bad_grammar", _in_words(matcher.get_error()))
-        return Matcher(matcher, self._vocabulary.vocab_size, budget)
+        ready = Matcher(matcher, self._vocabulary.vocab_size, budget)
+        ready.allowed()  # the first mask is the dearest, and here no step waits for it
+        if ready.failure is not None:
+            raise ContextError(*ready.failure)
+        return ready
 
 
 _Job = tuple["Future[Matcher]", Sampling]

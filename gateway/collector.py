@@ -10,11 +10,17 @@ import gc
 import time
 from collections.abc import Callable
 
+import psutil
+
+from gateway.offload import trim_memory
+
 _FEW = 3_000
 """New objects until they are looked at."""
 _AGAIN = 1
 """How often that is done until what has stayed is looked at once more."""
 _NEVER = 1 << 30
+_MUCH_BYTES = 32 << 20
+"""Bytes by which the process may grow while idle before memory is given back."""
 _SHARE_IDLE, _SHARE_BUSY = 0.01, 0.001
 """Of the time, that may go into looking at everything: while nobody waits, and else."""
 
@@ -22,8 +28,16 @@ _SHARE_IDLE, _SHARE_BUSY = 0.01, 0.001
 class Collector:
     """Owner of the collector's settings in this process."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], int] = lambda: int(psutil.Process().memory_info().rss),
+    ) -> None:
+        """`memory`: resident bytes of the process."""
         self._clock = clock
+        self._memory = memory
+        self._trimmed = memory()
+        """Resident bytes when memory was given back last."""
         self._last = clock()
         self._took = 0.0
 
@@ -35,14 +49,23 @@ class Collector:
 
     def sweep(self, *, idle: bool) -> bool:
         """To be called now and then: looks at everything if that is due. `idle`: nobody waits for anything."""
+        if idle:
+            self._give_back()
         if not any(gc.get_count()[1:]):  # nothing new has stayed
-            if idle:
-                gc.collect(1)  # a few objects that errors hold on to may hold large bodies
             return False
         if self._took > (_SHARE_IDLE if idle else _SHARE_BUSY) * (self._clock() - self._last):
             return False
         self._look()
         return True
+
+    def _give_back(self) -> None:
+        """Return memory to the system where large requests have left much of it: glibc keeps it otherwise."""
+        held = self._memory()
+        if held > self._trimmed + _MUCH_BYTES:
+            self._look()  # a few objects that errors hold on to may hold large bodies
+            trim_memory()
+            self._trimmed = self._memory()
+        self._trimmed = min(self._trimmed, held)
 
     def _look(self) -> None:
         began = self._clock()

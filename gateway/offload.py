@@ -25,11 +25,14 @@ async def offload(work: Callable[[], _Made], characters: int) -> _Made:
         return await asyncio.get_running_loop().run_in_executor(_long_texts, run, work)
     finally:
         if characters >= _LARGE:
-            await asyncio.get_running_loop().run_in_executor(_long_texts, _trim())
+            await asyncio.get_running_loop().run_in_executor(_long_texts, trim_memory)
+
+
+def trim_memory() -> None:
+    """Return free memory to the system, where the C library can: glibc keeps it in its arenas otherwise."""
+    _trim()(0)
 
 
 @cache
-def _trim() -> Callable[[], object]:
-    """Return a function that returns free memory to the system: otherwise glibc keeps it in its arenas."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return (lambda: trim(0)) if trim is not None else (lambda: None)
+def _trim() -> Callable[[int], object]:
+    return getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)

@@ -69,3 +69,25 @@ def test_a_full_look_comes_by_itself_never(collector: tuple[Collector, Clock]) -
     assert len(kept) == 200_000
     assert gc.get_stats()[2]["collections"] == full
     assert gc.get_stats()[1]["collections"] > 0
+
+
+def test_memory_is_given_back_once_while_idle_where_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, held, trims = gc.get_threshold(), [100 << 20], []
+    monkeypatch.setattr("gateway.collector.trim_memory", lambda: trims.append(held[0]))
+    collector = Collector(memory=lambda: held[0])
+    collector.begin()
+    try:
+        for idle, memory, trimmed in (
+            (True, 110, 0),  # a little
+            (False, 300, 0),  # not while others wait
+            (True, 300, 1),
+            (True, 310, 1),  # it stays: it is in use
+            (True, 90, 1),
+            (True, 150, 2),
+        ):
+            held[0] = memory << 20
+            collector.sweep(idle=idle)
+            assert len(trims) == trimmed, memory
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
