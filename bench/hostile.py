@@ -332,7 +332,8 @@ async def _numbers(by: Attacker) -> None:
     for value in (2**31, 2**53, 2**63, 2**64, 10**400, -(2**63), -1, 1e308):
         for name in fields:
             await by.chat(**{name: value})
-        await by.send("POST", "/v1/responses", {"model": by.model, "input": "x", "max_output_tokens": value})
+        body = {"model": by.model, "input": "x", "max_output_tokens": value}
+        await by.send("POST", "/v1/responses", body, seconds=2)  # a large number means no limit
         await by.send("POST", "/v1/sessions", {"ttl": value})
         await by.chat(logit_bias={str(value): 1})
         await by.chat(stop_token_ids=[value])

@@ -222,10 +222,15 @@ async def graph(request: web.Request) -> web.StreamResponse:
         whole += piece
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
-    drawn = json_codec.decode(bytes(whole))
+    return await asyncio.to_thread(_drawn, bytes(whole), form)
+
+
+def _drawn(described: bytes, form: str) -> web.Response:
+    """Return a GraphObject as text for mermaid or Graphviz."""
+    graph = json_codec.decode(described)
     if form == "mermaid":
-        return web.Response(text=mermaid(drawn))
-    return web.Response(text=dot(drawn), content_type="text/vnd.graphviz")
+        return web.Response(text=mermaid(graph))
+    return web.Response(text=dot(graph), content_type="text/vnd.graphviz")
 
 
 def _described(session: Session, scheduler: Scheduler) -> Iterator[bytes]:

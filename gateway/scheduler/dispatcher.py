@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -72,6 +73,8 @@ class Scheduler:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, Call] = {}
         """The calls of `_tasks`, by id."""
+        self._starting = FairGate(rests=False)
+        """Passed by each slice of a large addition."""
         self._to_submit: set[str] = set()
         """Ids of calls that are about to be submitted: those of large additions are submitted in pieces."""
         self._without_task: dict[str, Call] = {}
@@ -152,12 +155,15 @@ class Scheduler:
         ids = {call.id for call in addition.calls}
         self._to_submit |= ids
         try:
-            began = time.monotonic()
-            for number, call in enumerate(addition.calls, start=1):
-                self.submit(call)
-                if number % _AT_ONCE == 0 or time.monotonic() - began > _SLICE_SECONDS:
-                    await asyncio.sleep(0)
+            rest = deque(addition.calls)
+            while rest:
+                async with self._starting.turn(session.tenant):
                     began = time.monotonic()
+                    for _ in range(min(_AT_ONCE, len(rest))):
+                        self.submit(rest.popleft())
+                        if time.monotonic() - began > _SLICE_SECONDS:
+                            break
+                await asyncio.sleep(0)
         finally:
             self._to_submit -= ids
         await self._settle(session, addition)
