@@ -73,6 +73,12 @@ def _bound(node: Any, seen: set[int]) -> None:
             _bound(child, seen)
 
 
+def check_members(content: dict[str, Any]) -> None:
+    """Raise ValueError if an object has more members than any request has fields."""
+    if len(content) > MAX_MEMBERS:
+        raise ValueError(f"{len(content)} members; at most {MAX_MEMBERS} are allowed here")
+
+
 def _clamped(count: int) -> int:
     return min(count, MAX_INTEGER)
 
@@ -91,8 +97,8 @@ class BoundedModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_members(cls, content: Any) -> Any:
-        if isinstance(content, dict) and len(content) > MAX_MEMBERS:
-            raise ValueError(f"{len(content)} members; at most {MAX_MEMBERS} are allowed here")
+        if isinstance(content, dict):
+            check_members(content)
         return content
 
     @classmethod

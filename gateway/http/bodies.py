@@ -1,6 +1,7 @@
 """JSON in, checked against a schema; JSON out."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -45,8 +46,12 @@ def json_response(value: Any, status: int = 200) -> web.Response:
 
 async def read_body(request: web.Request) -> bytes:
     """Return the request's body. Raises RequestError if it is too large, broken, or does not arrive in time."""
-    if request.content_length is not None and request.content_length > request.client_max_size:
-        raise _too_large(request)  # before the server reads any of it
+    length = request.content_length
+    if length is not None:
+        if length > request.client_max_size:
+            raise _too_large(request)  # before the server reads any of it
+        if length <= _LARGE_BYTES and request.content.is_eof() and hdrs.CONTENT_ENCODING not in request.headers:
+            return await request.read()  # as most are: small, and here already
     try:
         if request.content.is_eof():
             return await _counted(request)
@@ -128,12 +133,13 @@ async def _parsed(request: web.Request, raw: bytes, schema: type[_Body]) -> _Bod
     return await checked(request, content, schema, raw)
 
 
-_SCHEMAS = (b'"response_format"', b'"tools"', b'"format"')
-"""Fields whose values are compiled while the body is checked."""
 _PATTERNS = (b'"structured_outputs"', b'"guided_', b'"regex"', b'"pattern"', b'"multipleOf"')
 """Fields whose values may take long to compile, even if they are short."""
+_SCHEMAS = (b'"response_format"', b'"tools"', b'"format"')
+"""Fields whose values are compiled while the body is checked."""
 _LONG_SCHEMA = 2_000
 """Size in bytes above which a body with a schema is checked in a thread."""
+_has_pattern = re.compile(b"|".join(_PATTERNS)).search
 
 
 async def checked(request: web.Request, content: Any, schema: type[_Body], raw: bytes, where: str = "") -> _Body:
@@ -141,8 +147,7 @@ async def checked(request: web.Request, content: Any, schema: type[_Body], raw: 
 
     Long checks are done one at a time, in turns between keys.
     """
-    fields = (*_PATTERNS, *_SCHEMAS) if len(raw) > _LONG_SCHEMA else _PATTERNS
-    if any(field in raw for field in fields):
+    if _has_pattern(raw) if len(raw) <= _LONG_SCHEMA else any(field in raw for field in (*_PATTERNS, *_SCHEMAS)):
         gate = request.app.get(FORM_CHECKS)
         if gate is None:
             return await asyncio.to_thread(check, content, schema, where)
