@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from bench.hostile import Attacker
+    from bench.attacks import Attacker
 
 _CLIENTS = 16
 _INTEGERS = (0, 1, -1, 3, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, -(2**63))

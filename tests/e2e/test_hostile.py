@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.hostile import ATTACKS, Row, hostile
+from bench.attacks import ATTACKS
+from bench.hostile import Row, hostile
 
 pytestmark = pytest.mark.slow
 
