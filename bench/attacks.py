@@ -339,11 +339,12 @@ async def _long_texts(by: Attacker) -> None:
 
 @attack("calls on a value that never comes")
 async def _never(by: Attacker) -> None:
-    await by.send("POST", "/v1/sessions", {"id": "never"})
-    await by.send("PUT", "/v1/sessions/never/variables/x", {"value": None})
-    for batch in range(5):
-        calls = [_call(by, "<<x>>", f"o{batch}_{n}", defer=True) for n in range(900)]
-        await by.send("POST", "/v1/graphs", {"session": "never", "calls": calls, "outputs": []})
+    for session in ("never0", "never1", "never2", "never3", "never4"):
+        await by.send("POST", "/v1/sessions", {"id": session})
+        await by.send("PUT", f"/v1/sessions/{session}/variables/x", {"value": None})
+        for batch in range(2):
+            calls = [_call(by, "<<x>>", f"o{batch}_{n}", defer=True) for n in range(500)]
+            await by.send("POST", "/v1/graphs", {"session": session, "calls": calls, "outputs": []})
 
 
 @attack("as many sessions as there may be")

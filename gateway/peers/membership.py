@@ -141,7 +141,11 @@ class Membership:
         if self._since is None:
             self._since = now
         if now - self._since >= self._storage.lease:
-            for url in await self._storage.bury():
+            dead = await self._storage.bury()
+            gone = {gateway for gateway, url in self.others.items() if url in dead}
+            self.others = {gateway: url for gateway, url in self.others.items() if gateway not in gone}
+            self._end(gone)  # requests must not be forwarded to it any more, whether its sessions are here yet or not
+            for url in dead:
                 log.warning(
                     "the gateway at %s has not been heard of for %g s; its sessions go to the others",
                     url,
