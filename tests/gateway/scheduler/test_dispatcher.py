@@ -748,7 +748,7 @@ async def test_a_call_that_nothing_works_on_is_ended_with_a_line_in_the_log(capl
     reader = stage.run("a", output="b")
     await settle()
     assert stage.scheduler.end_stuck([stage.session]) == [], "a client may set it"
-    other = stage.session.add(spec(deferred=True))  # as if nobody had started it
+    other = stage.session.add(spec(deferred=True))  # as if the scheduler had never started it
     assert stage.scheduler.end_stuck([stage.session]) == [], "it may be about to be started"
     assert stage.scheduler.end_stuck([stage.session]) == [other]
     waits.inputs["declared"].producer = reader  # as if the graph had let a cycle pass

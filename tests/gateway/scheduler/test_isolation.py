@@ -72,7 +72,7 @@ async def test_a_call_that_kills_engines_is_tried_twice_and_the_second_time_alon
     assert bad.failure is not None
     assert bad.failure.code == "engine_failed"
     assert "second attempt" in bad.failure.message
-    assert engine.beside == [among, 0], "twice, and nobody was beside it the second time"
+    assert engine.beside == [among, 0], "twice, and no other call ran beside it the second time"
     assert engine.most == 1, "all suspects ran one after another"
     assert [call.state for call in others] == [CallState.DONE] * among
 
