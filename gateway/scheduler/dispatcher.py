@@ -81,6 +81,8 @@ class Scheduler:
         """Unfinished calls that had no coroutine at the last `end_stuck`. Some of them may get one soon."""
         self._contexts: dict[str, EngineContext] = {}
         self._priorities = priorities or Priorities(Estimates())
+        self._informing = False
+        """Whether `_inform_engines` is about to run."""
         self._place = place
         self._now = now
         self._fill_ahead = fill_ahead
@@ -215,7 +217,7 @@ class Scheduler:
 
     def _enter(self, call: Call, task: "asyncio.Task[None]") -> None:
         self._priorities.add(call, self._now())
-        self._apply_priorities()
+        self._priorities_changed()
         self._idle.clear()
         self._tasks[call.id], self._calls[call.id] = task, call
         self._unfinished.add(call.session.tenant)
@@ -251,7 +253,7 @@ class Scheduler:
         variable.hurried += objective is Objective.LATENCY
         variable.watched += alone and objective is Objective.LATENCY
         self._priorities.wanted(variable, objective, self._now())
-        self._apply_priorities()
+        self._priorities_changed()
 
     def reader_left(self, variable: Variable, objective: Objective = Objective.LATENCY, *, alone: bool = True) -> None:
         """The reader has what it wanted or has gone; what nobody else needs is cancelled."""
@@ -260,7 +262,7 @@ class Scheduler:
         variable.watched -= alone and objective is Objective.LATENCY
         self._priorities.left(variable)
         self.release(variable)
-        self._apply_priorities()
+        self._priorities_changed()
 
     def release(self, variable: Variable) -> None:
         """Cancels the variable's producer and its ancestors as far as nobody can read them any more.
@@ -281,8 +283,15 @@ class Scheduler:
             self.cancel(at, Failure("cancelled", "nobody waits for this any more", at.id))
             stack.extend(sources(at))
 
-    def _apply_priorities(self) -> None:
-        """Tells the engines of what has become more or less urgent."""
+    def _priorities_changed(self) -> None:
+        """Inform the engines in the next turn of the loop: once, however many calls were added in this one."""
+        if not self._informing:
+            self._informing = True
+            asyncio.get_running_loop().call_soon(self._inform_engines)
+
+    def _inform_engines(self) -> None:
+        """Send the engines the changed urgency of the calls that they work on."""
+        self._informing = False
         for call in self._priorities.changed():
             context = self._contexts.get(call.id)
             if context is not None:
@@ -461,7 +470,7 @@ class Scheduler:
         """Takes over what the leader makes, as it makes it."""
         call.follow(leader)
         self._priorities.follow(call, leader)
-        self._apply_priorities()
+        self._priorities_changed()
         call.engine, call.model = leader.engine, leader.model
         call.times.queued = call.session.clock()
         try:

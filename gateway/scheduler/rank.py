@@ -52,11 +52,15 @@ class Order(StrEnum):
 class Priorities:
     """Owner of the ranks of all unfinished calls; lower goes first.
 
-    Kept up as the graph changes: a change walks backwards only as far as it changes something. For every call
+    For every call
 
         rank = min(own wants, ranks of the unfinished calls that read it or are served by it) - WITHIN * time
 
     so nothing ranks behind what it feeds. Nothing that comes later than a call's own want overtakes it.
+
+    A change of the graph notes the calls that it concerns. The next question for ranks computes these and their
+    ancestors, as far as that changes any, each of them once: in time linear in the edges between them, however many
+    changes there were.
     """
 
     def __init__(
@@ -72,13 +76,12 @@ class Priorities:
         self.shares = Shares(weights or {})
         self._changed: dict[str, Call] = {}
         self._stale: dict[str, Call] = {}
-        """Those whose readers ended, to be computed anew once for all of them: many may end at once."""
+        """Calls whose ranks are to be computed anew: their readers, or what their clients want, have changed."""
 
     def add(self, call: Call, now: float) -> None:
         """A call joined the graph, behind everything it reads. May be called again."""
         if call.id in self._known or call.state.final:
             return
-        self._settle()
         beginnings = borders(call, own=False)
         cost = self.estimates.cost(call, self.prefixes.known(beginnings, id(call.session)))
         self.prefixes.add(beginnings, id(call.session))
@@ -92,13 +95,13 @@ class Priorities:
         unread = now + lead + patience + path + _slack(session.seconds)
         self._known[call.id] = known = _Known(call, beginnings, cost, path, lead, unread)
         self._changed[call.id] = call
-        if feeding or next(_readers(call), None) is not None:
-            leaves = []
-            for feeds in feeding:
-                if not feeds.readers:
-                    leaves.append(feeds.call)  # wanted no more for its own sake
-                feeds.readers += 1
-            self._recompute([*leaves, call])
+        known.readers = self._count_readers(call)
+        for feeds in feeding:
+            if not feeds.readers:
+                self._stale[feeds.call.id] = feeds.call  # wanted no more for its own sake
+            feeds.readers += 1
+        if feeding or known.readers:
+            self._stale[call.id] = call
         else:  # it stands alone, as most do
             known.rank = unread - known.ahead
         for variable in call.makes:
@@ -115,20 +118,20 @@ class Priorities:
         known = None if call is None else self._known.get(call.id)
         if call is None or known is None:
             return
-        self._settle()
         patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
         patience = PATIENCE_SECONDS if patient else 0.0
         want = now + known.lead + patience + known.path + _slack(self._needed(call))
         if want < known.want:
             known.want = want
-            self._lower(call, want - known.ahead)
+            self._stale[call.id] = call
         self._changed[call.id] = call  # perhaps it is watched now
 
     def follow(self, call: Call, leader: Call) -> None:
         """The call is served by the leader from here on, or no more."""
-        self._settle()
-        self._recompute([leader])
-        self._changed[leader.id] = leader
+        known = self._known.get(leader.id)
+        if known is not None:
+            known.readers = self._count_readers(leader)
+            self._stale[leader.id] = self._changed[leader.id] = leader
 
     def left(self, variable: Variable) -> None:
         """A client waits no more."""
@@ -197,46 +200,57 @@ class Priorities:
                     stack.append(source)
         return seconds
 
-    def _depends(self, source: Call, rank: float) -> bool:
-        """Whether a call's rank may be what it is because of a reader of this rank."""
-        known = self._known.get(source.id)
-        return known is not None and known.rank == rank - known.ahead
-
-    def _lower(self, call: Call, rank: float) -> None:
-        """The call is due by then, and what feeds it before."""
-        lowered = [(call, rank)]
-        while lowered:
-            call, rank = lowered.pop()
-            known = self._known[call.id]
-            if rank >= known.rank:
-                continue
-            known.rank = rank
-            self._changed[call.id] = call
-            for source in sources(call):
-                other = self._known.get(source.id)
-                if other is not None:
-                    lowered.append((source, rank - other.ahead))
-
     def _settle(self) -> None:
-        if self._stale:
-            stale, self._stale = self._stale, {}
-            self._recompute(list(stale.values()))
+        """Compute the ranks that changes of the graph concern."""
+        if not self._stale:
+            return
+        stale, self._stale = self._stale, {}
+        affected: dict[str, Call] = {}
+        for call in stale.values():
+            self._update(call, affected)
+        if affected:
+            for call in self._readers_first(list(affected.values())):
+                if call.id in affected:
+                    self._update(call, affected)
 
-    def _recompute(self, calls: list[Call]) -> None:
-        """Computes ranks from what needs the calls, and then those of what feeds them, as far as that changes any."""
-        while calls:
-            call = calls.pop()
-            known = self._known.get(call.id)
-            if known is None:
+    def _update(self, call: Call, affected: dict[str, Call]) -> None:
+        """Compute the rank of a call. If it changes, add the sources to `affected` whose ranks change with it."""
+        known = self._known.get(call.id)
+        if known is None:
+            return
+        before, rank = known.rank, self.computed(call)
+        if rank == before:
+            return
+        known.rank = rank
+        self._changed[call.id] = call
+        for source in sources(call):
+            feeds = self._known.get(source.id)
+            if feeds is not None and (rank - feeds.ahead < feeds.rank or feeds.rank == before - feeds.ahead):
+                affected[source.id] = source
+
+    def _readers_first(self, calls: list[Call]) -> Iterator[Call]:
+        """Return the calls and their unfinished ancestors, every call after all that read it."""
+        seen: set[str] = set()
+        order: list[Call] = []
+        for start in calls:
+            if start.id in seen:
                 continue
-            before, rank = known.rank, self.computed(call)
-            known.readers = sum(reader.id in self._known for reader in _readers(call))
-            if rank < before:
-                self._lower(call, rank)
-            elif rank > before:
-                known.rank = rank
-                self._changed[call.id] = call
-                calls += [source for source in sources(call) if self._depends(source, before)]
+            seen.add(start.id)
+            stack = [(start, sources(start))]
+            while stack:
+                call, rest = stack[-1]
+                source = next(rest, None)
+                if source is None:
+                    order.append(call)
+                    stack.pop()
+                elif source.id not in seen and source.id in self._known:
+                    seen.add(source.id)
+                    stack.append((source, sources(source)))
+        return reversed(order)
+
+    def _count_readers(self, call: Call) -> int:
+        """Return how many edges lead to unfinished calls that read this one."""
+        return sum([reader.id in self._known for reader in _readers(call)])
 
     def computed(self, call: Call) -> float:
         """The rank as it follows from those of the calls that need it."""
@@ -250,7 +264,7 @@ class Priorities:
         for name, known in self._known.items():
             assert not known.call.state.final, f"{name} has ended"
             assert known.rank == self.computed(known.call), f"the rank of {name} is not what it should be"
-            readers = sum(reader.id in self._known for reader in _readers(known.call))
+            readers = self._count_readers(known.call)
             assert known.readers == readers, f"{name} has {readers} readers"
         sessions = Counter(id(known.call.session) for known in self._known.values())
         assert sessions == {id: work.calls for id, work in self._sessions.items()}, "work that is not there"

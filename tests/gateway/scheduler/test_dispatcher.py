@@ -281,6 +281,7 @@ async def test_who_is_waited_for_ranks_before_who_is_not() -> None:
     ranks = [context.urgency.rank for context in stage.engine.opened]
     assert ranks[0] < ranks[1]
     stage.scheduler.reader_came(reader.output)
+    await settle()
     ranks = [context.urgency.rank for context in stage.engine.opened]
     assert ranks[1] < ranks[0], "what a waiting reader needs goes first"
     assert ranks[2] < ranks[0]
@@ -297,12 +298,15 @@ async def test_of_several_that_one_client_waits_for_none_is_watched() -> None:
     await settle()
     for call in (one, other):
         stage.scheduler.reader_came(call.output, alone=False)
+    await settle()
     told = [context.urgency for context in stage.engine.opened]
     assert [urgency.watched for urgency in told] == [False, False, False]
     assert max(told[1].rank, told[2].rank) < told[0].rank, "but soon it is wanted"
     stage.scheduler.reader_came(other.output)
+    await settle()
     assert [context.urgency.watched for context in stage.engine.opened] == [False, False, True]
     stage.scheduler.reader_left(other.output)
+    await settle()
     assert [context.urgency.watched for context in stage.engine.opened] == [False, False, False]
     for call in (one, other):
         stage.scheduler.reader_left(call.output, alone=False)
@@ -637,8 +641,10 @@ async def test_an_engine_is_told_who_is_watched() -> None:
     await settle()
     assert [context.urgency.watched for context in stage.engine.opened] == [False, False]
     stage.scheduler.reader_came(last.output)
+    await settle()
     assert [context.urgency.watched for context in stage.engine.opened] == [False, True]
     stage.scheduler.reader_left(last.output)
+    await settle()
     assert [context.urgency.watched for context in stage.engine.opened] == [False, False]
     stage.engine.released.set()
     await stage.scheduler.drained()

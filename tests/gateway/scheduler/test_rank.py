@@ -182,6 +182,31 @@ def test_watched_is_what_a_client_waits_for_itself() -> None:
     assert told == {read.id: True, feeds.id: False}
 
 
+def test_a_change_computes_each_rank_at_most_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that read all of the layer before: the number of paths grows exponentially with the layers."""
+    stage, app = Stage(), session()
+    counted: list[Call] = []
+    computed = Priorities.computed
+
+    def count(priorities: Priorities, call: Call) -> float:
+        counted.append(call)
+        return computed(priorities, call)
+
+    monkeypatch.setattr(Priorities, "computed", count)
+    names: list[str] = []
+    calls: list[Call] = []
+    for layer in range(20):
+        new = [f"c{layer}_{index}" for index in range(20)]
+        calls += [stage.add(app, *names, prompt=10 * index, output=name) for index, name in enumerate(new)]
+        names = new
+    assert stage.priorities.rank(calls[0]) < stage.priorities.rank(calls[-1])
+    assert len(counted) <= 2 * len(calls)
+    counted.clear()
+    stage.read(calls[-1])
+    assert stage.priorities.rank(calls[0]) < stage.priorities.rank(calls[-1])
+    assert len(counted) <= 2 * len(calls)
+
+
 class Growth(RuleBasedStateMachine):
     """Graphs that grow, are read, and end in any order; ranks against those computed anew."""
 

@@ -305,7 +305,7 @@ class WholeGraph(RuleBasedStateMachine):
             var.state, var.producer = VariableState.PENDING, work
         self.works.append(work)
         if not deferred:
-            self.scheduler.reader_came(call.output)
+            self.do(lambda: self.scheduler.reader_came(call.output))
         self.run(self.scheduler.start(self.session, addition, promised=deferred))
         self.settle()
 
@@ -391,7 +391,7 @@ class WholeGraph(RuleBasedStateMachine):
                     pieces.extend(piece.text for piece in more)
             return "".join(pieces)
 
-        self.scheduler.reader_came(real)
+        self.do(lambda: self.scheduler.reader_came(real))
         reading = Reading(var, self.loop.create_task(read()), pieces)
         self.readings.append(reading)
         var.readers += 1
