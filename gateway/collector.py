@@ -36,8 +36,10 @@ class Collector:
         """`memory`: resident bytes of the process."""
         self._clock = clock
         self._memory = memory
-        self._trimmed = memory()
-        """Resident bytes when memory was given back last."""
+        self._least = memory()
+        """Resident bytes of the process when it was smallest."""
+        self._given_back = clock()
+        self._giving_took = 0.0
         self._last = clock()
         self._took = 0.0
 
@@ -59,13 +61,18 @@ class Collector:
         return True
 
     def _give_back(self) -> None:
-        """Return memory to the system where large requests have left much of it: glibc keeps it otherwise."""
-        held = self._memory()
-        if held > self._trimmed + _MUCH_BYTES:
-            self._look()  # a few objects that errors hold on to may hold large bodies
-            trim_memory()
-            self._trimmed = self._memory()
-        self._trimmed = min(self._trimmed, held)
+        """Return memory to the system where large requests have left much of it: glibc keeps it otherwise.
+
+        What a request held is often freed after the first time: so it is done again, in `_SHARE_IDLE` of the time.
+        """
+        self._least = min(self._least, held := self._memory())
+        now = self._clock()
+        if held <= self._least + _MUCH_BYTES or self._giving_took > _SHARE_IDLE * (now - self._given_back):
+            return
+        self._look()  # a few objects that errors hold on to may hold large bodies
+        trim_memory()
+        self._given_back = self._clock()
+        self._giving_took = self._given_back - now
 
     def _look(self) -> None:
         began = self._clock()

@@ -71,21 +71,23 @@ def test_a_full_look_comes_by_itself_never(collector: tuple[Collector, Clock]) -
     assert gc.get_stats()[1]["collections"] > 0
 
 
-def test_memory_is_given_back_once_while_idle_where_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, held, trims = gc.get_threshold(), [100 << 20], []
+def test_memory_is_returned_while_idle_where_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, held, trims, clock = gc.get_threshold(), [100 << 20], [], Clock()
     monkeypatch.setattr("gateway.collector.trim_memory", lambda: trims.append(held[0]))
-    collector = Collector(memory=lambda: held[0])
+    collector = Collector(clock, lambda: held[0])
     collector.begin()
     try:
-        for idle, memory, trimmed in (
-            (True, 110, 0),  # a little
-            (False, 300, 0),  # not while others wait
-            (True, 300, 1),
-            (True, 310, 1),  # it stays: it is in use
-            (True, 90, 1),
-            (True, 150, 2),
+        for idle, memory, seconds, trimmed in (
+            (True, 110, 1, 0),  # grown a little
+            (False, 300, 1, 0),  # a client waits
+            (True, 300, 1, 1),
+            (True, 310, 1, 1),  # too soon: returning took a hundredth of the time since
+            (True, 310, 100, 2),  # what requests held may be free by now
+            (True, 90, 100, 2),
+            (True, 150, 100, 3),
         ):
             held[0] = memory << 20
+            clock.now += seconds
             collector.sweep(idle=idle)
             assert len(trims) == trimmed, memory
     finally:
