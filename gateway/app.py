@@ -161,7 +161,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         app.on_response_prepare.append(cross_origin(settings.cors_origin))
     app[SERVICES] = services
     app[LARGE_BODIES] = FairGate()
-    app[FORM_CHECKS] = FairGate(rests=False)
+    app[FORM_CHECKS] = services.form_checks
     several = len(settings.keys()) > 1
     app[BODIES_HELD] = SharedBound(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
     app[BACKGROUND] = Background(services, SharedBound(max(1, settings.max_kept_bytes), several=several))

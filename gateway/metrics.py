@@ -37,6 +37,9 @@ KV_BLOCKS_IN_USE = Gauge(
     "Blocks of an engine's KV cache that running requests hold; cached blocks that can be evicted do not count",
     ["engine"],
 )
+SCHEMA_VIOLATIONS = Counter(
+    "myna_schema_violations_total", "Complete answers that violate a schema which the client sent without strict"
+)
 UNFINISHED = Gauge("myna_calls_unfinished", "Calls submitted and not ended")
 
 
@@ -88,6 +91,11 @@ def observe(call: Call) -> None:
         counted.inputs += max(0.0, times.queued - times.created)
         if times.first_token is not None:
             FIRST_TOKEN.observe(times.first_token - times.queued)
+
+
+def schema_violated() -> None:
+    """Count an answer that violates its schema. Call it on the event loop."""
+    SCHEMA_VIOLATIONS.inc()
 
 
 def exposition() -> bytes:

@@ -427,6 +427,23 @@ class Reader:
         self._state, self._told = "plain", True
 
 
+def read_calls(reader: Reader, text: str, *, cut: bool = False) -> tuple[str, list[tuple[str, str]]]:
+    """Return the ordinary text of a complete answer, and the name and the arguments of each call in it.
+
+    `cut`: whether a token limit ended the answer.
+    """
+    said, calls = list[str](), list[tuple[str, list[str]]]()
+    for found in (*reader.push(text), *reader.finish(cut=cut)):
+        match found:
+            case Said(piece):
+                said.append(piece)
+            case Called(_, name):
+                calls.append((name, []))
+            case Argued(_, piece):
+                calls[-1][1].append(piece)
+    return "".join(said), [(name, "".join(arguments)) for name, arguments in calls]
+
+
 class _Json:
     """Where one JSON value ends."""
 

@@ -91,12 +91,14 @@ class ResponseMessage(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """One answer."""
+    """One answer. `schema_violation`: where it violates a schema that was sent without `strict`; left out if it does
+    not, or was not checked."""
 
     index: int
     message: ResponseMessage
     finish_reason: str
     logprobs: ChoiceLogprobs | None = None
+    schema_violation: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class SemanticInfo(TypedDict):
@@ -135,12 +137,13 @@ class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
-    """One answer's part in a chunk."""
+    """One answer's part in a chunk. `schema_violation`: as in a whole answer, beside the finish reason."""
 
     index: int
     delta: ChoiceDelta
     finish_reason: str | None = None
     logprobs: ChoiceLogprobs | None = None
+    schema_violation: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,12 +169,13 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
-    """One answer of a completion, or its part in a chunk."""
+    """One answer of a completion, or its part in a chunk. `schema_violation`: as in a chat completion."""
 
     text: str
     finish_reason: str | None
     index: int = 0
     logprobs: CompletionLogprobs | None = None
+    schema_violation: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from gateway.api.answers import Extra, respond
 from gateway.api.calls import answer_slot, prepared, sampling_of, several, spec_of, with_fallbacks
 from gateway.api.choices import Choices, Told
 from gateway.api.logprobs import token_logprobs
+from gateway.api.schema_checks import checks_of
 from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of, slots_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
@@ -40,7 +41,7 @@ from gateway.http.bodies import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.models import ServedModel
 from gateway.prompt import Prompt
-from gateway.tools import Argued, Called, Found, Reader, Said, Tool, Tools
+from gateway.tools import Argued, Called, Found, Reader, Said, Tool, Tools, read_calls
 
 routes = web.RouteTableDef()
 
@@ -65,7 +66,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     spec = await prepared(make, len(await request.read()), model, *others)
     specs, count = several(spec, body.choices), body.choices
     shape = _Shape(model, body)
-    tell = partial(Choices, body, scope, shape, each=count, keep=count)
+    checks = checks_of(body, reader_of(body, model), services.form_checks, scope.session.tenant)
+    tell = partial(Choices, body, scope, shape, each=count, keep=count, checks=checks)
     return await respond(request, scope, specs, tell, body.streamed)
 
 
@@ -246,15 +248,7 @@ class _Shape:
         if self._reader is None:
             return Choice(index, ResponseMessage(text, **beside), finish, logprobs)
         reader = self._reader()
-        said, calls = "", []
-        for found in (*reader.push(text), *reader.finish(cut=finish == "length")):
-            match found:
-                case Said(piece):
-                    said += piece
-                case Called(_, name):
-                    calls.append((name, ""))
-                case Argued(_, piece):
-                    calls[-1] = (calls[-1][0], calls[-1][1] + piece)
+        said, calls = read_calls(reader, text, cut=finish == "length")
         if not calls:
             return Choice(index, ResponseMessage(said, **beside), finish, logprobs)
         answers = [ToolCallAnswer(call_id(), FunctionCall(name, arguments)) for name, arguments in calls]

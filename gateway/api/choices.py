@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from itertools import chain, repeat
 from operator import neg
@@ -13,6 +13,7 @@ from aiohttp import web
 
 from compat.openai import CompletionUsage
 from gateway.api.answers import STATUS_SECONDS, Extra, check_done, extra_of, reference_to, usage_of
+from gateway.api.schema_checks import AnswerChecks
 from gateway.api.semantic import Scope
 from gateway.api.streaming import Streaming
 from gateway.errors import FailedCall
@@ -73,15 +74,23 @@ class Choices:
     """See `answers.Answer`. Each call is one of `choices`."""
 
     def __init__(
-        self, body: Asked, scope: Scope, shape: Shape, calls: Sequence[Call], each: int = 1, keep: int = 1
+        self,
+        body: Asked,
+        scope: Scope,
+        shape: Shape,
+        calls: Sequence[Call],
+        each: int = 1,
+        keep: int = 1,
+        checks: AnswerChecks | None = None,
     ) -> None:
         """`each` of the calls, one after another, have one prompt, which counts once; the `keep` likeliest of these are
-        told."""
+        told. `checks`: of the answers against their schema, if they are to be checked."""
         self._scope = scope
         self._shape = shape
         self._calls = calls
         self._each = each
         self._keep = keep
+        self._checks = checks
         self._wants_usage = body.wants_usage
         self._continuous_usage = body.wants_continuous_usage
         self._counted: dict[int, tuple[int, ...]] = {}
@@ -141,7 +150,17 @@ class Choices:
             self._shape.choice(index, call, call.output.value or "", call.finish_reason or "stop", call.output.pieces)
             for index, call in enumerate(kept)
         ]
+        if self._checks is not None:
+            for index, call in enumerate(kept):
+                if (later := self._checks.begin(index, call)) is not None:
+                    await later
+                choices[index] = self._checked(index, choices[index])
         return json_response(self._shape.whole(choices, self._usage, self._extra))
+
+    def _checked(self, index: int, choice: Any) -> Any:
+        """Return the last part of an answer, with the violation of its schema if there is one."""
+        violation = None if self._checks is None else self._checks.violation(index)
+        return choice if violation is None else msgspec.structs.replace(choice, schema_violation=violation)
 
     def _likeliest(self, keep: int) -> list[Call]:
         """By the mean log probability of their tokens."""
@@ -178,7 +197,7 @@ class Choices:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """See `Answer`."""
         stream = EventStream(request)
-        streaming = Streaming(stream, self, STATUS_SECONDS)
+        streaming = Streaming(stream, self, STATUS_SECONDS, self._check)
         try:
             last = await streaming.run([partial(call.session.read, call.output) for call in self._calls])
         except FailedCall as error:
@@ -186,6 +205,10 @@ class Choices:
                 raise
             return await stream.end(unnamed(error_body(as_request_error(error))))
         return await stream.end(last)
+
+    def _check(self, index: int) -> Awaitable[None] | None:
+        """Check a streamed answer before its end is written; see `Streaming`."""
+        return None if self._checks is None else self._checks.begin(index, self._calls[index])
 
     def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """See `Teller.piece`."""
@@ -203,7 +226,8 @@ class Choices:
         shape.model = call.model or shape.model
         check_done(call)
         self._ended += 1
-        closings = shape.closing(index, call.finish_reason or "stop")
+        *before, last_part = shape.closing(index, call.finish_reason or "stop")
+        closings = [*before, self._checked(index, last_part)]
         whole = self._ended == len(self._calls)
         usage = self._usage_with(index)
         last = self._last(closings, usage) if whole else [shape.chunk([part], usage) for part in closings]

@@ -22,6 +22,7 @@ from gateway.api.answers import Extra, respond
 from gateway.api.calls import answer_slot, check_tokens, prepared, sampling_of, several, spec_of, with_fallbacks
 from gateway.api.choices import Choices, Told
 from gateway.api.logprobs import finite
+from gateway.api.schema_checks import checks_of
 from gateway.api.semantic import SESSION_HEADERS, UNSAID, scope_of
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
@@ -53,7 +54,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     others = services.models.behind(model)
     make = partial(_specs, body, model, others, references=scope.named, deferred=scope.deferred)
     specs = await prepared(make, sum(map(len, body.prompts)), model, *others)
-    tell = partial(Choices, body, scope, _Shape(model, body), each=body.candidates, keep=body.choices)
+    checks = checks_of(body, None, services.form_checks, scope.session.tenant)
+    tell = partial(Choices, body, scope, _Shape(model, body), each=body.candidates, keep=body.choices, checks=checks)
     return await respond(request, scope, specs, tell, body.streamed)
 
 

@@ -1,11 +1,12 @@
 """What the routes reach the rest of the house through."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from gateway.archive import Archive
+from gateway.fair_gate import FairGate
 from gateway.graph.store import SessionStore
 from gateway.models import Models
 from gateway.scheduler import Scheduler
@@ -13,7 +14,8 @@ from gateway.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Services:
-    """One for each application. `ready`: whether every model takes work now."""
+    """One for each application. `ready`: whether every model takes work now. `form_checks`: gate of work on schemas,
+    patterns and grammars that runs in a thread."""
 
     sessions: SessionStore
     scheduler: Scheduler
@@ -21,6 +23,7 @@ class Services:
     archive: Archive
     ready: Callable[[], bool]
     max_wait_seconds: float
+    form_checks: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
 
 SERVICES = web.AppKey("services", Services)

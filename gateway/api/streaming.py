@@ -6,7 +6,7 @@ what must be kept before it is shown.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -27,12 +27,22 @@ class Teller(Protocol):
 class Streaming:
     """Owner of what is still to be told of some values."""
 
-    def __init__(self, stream: EventStream, teller: Teller, first: float = HEARTBEAT_SECONDS) -> None:
-        """`first`: seconds of silence before the status line."""
+    def __init__(
+        self,
+        stream: EventStream,
+        teller: Teller,
+        first: float = HEARTBEAT_SECONDS,
+        prepare: Callable[[int], Awaitable[None] | None] | None = None,
+    ) -> None:
+        """`first`: seconds of silence before the status line. `prepare`: called before `teller.end`, which waits for
+        what it returns, while the other values go on."""
         self._loop = asyncio.get_running_loop()
         self._stream = stream
         self._teller = teller
         self._first = first
+        self._prepare = prepare
+        self._ending: dict[int, asyncio.Future[None]] = {}
+        """What the ends of values wait for, by index."""
         self._readers: dict[int, Reader] = {}
         """Of those that have not ended, by index."""
         self._events = b""
@@ -49,12 +59,13 @@ class Streaming:
         """Writes all but the last events, which are returned: the stream is to end with them. Raises what the teller
         raises, behind all that was to be told before."""
         with ExitStack() as stack:
+            stack.callback(self._drop_endings)
             for index, read in enumerate(reads):
                 reader = self._readers[index] = stack.enter_context(read())
                 reader.watch(self._changed)
             while True:
                 self._take()
-                if self._error is not None or not self._readers:
+                if self._error is not None or self._over:
                     break
                 if unshown := [reader for reader in self._readers.values() if reader.unshown]:
                     for reader in unshown:
@@ -72,6 +83,24 @@ class Streaming:
             raise self._error
         finally:
             self._error = None  # its traceback knows who tells, and whose call that was
+
+    @property
+    def _over(self) -> bool:
+        """Whether all values have ended."""
+        return not self._readers and not self._ending
+
+    def _end(self, index: int) -> None:
+        """Add the events of a value's end, unless they have to wait."""
+        preparing = None if self._prepare is None else self._prepare(index)
+        if preparing is None:
+            self._events += self._teller.end(index)
+            return
+        self._ending[index] = asyncio.ensure_future(preparing)
+        self._ending[index].add_done_callback(lambda ending: self._changed())
+
+    def _drop_endings(self) -> None:
+        for ending in self._ending.values():
+            ending.cancel()
 
     async def _wait(self) -> None:
         """Until there is something that `_push` cannot do."""
@@ -97,7 +126,7 @@ class Streaming:
         if self._held:
             return
         self._take()
-        waits = self._error is not None or not self._readers
+        waits = self._error is not None or self._over
         if not waits and not any(reader.unshown for reader in self._readers.values()):
             try:
                 if not self._events or self._stream.told(self._events):
@@ -119,6 +148,11 @@ class Streaming:
                     self._events += self._teller.piece(index, pieces)
                 if reader.ended:
                     del self._readers[index]
+                    self._end(index)
+            for index, ending in [*self._ending.items()]:
+                if ending.done():
+                    del self._ending[index]
+                    ending.result()
                     self._events += self._teller.end(index)
         except Exception as error:  # raised by the request's own task
             self._error = error

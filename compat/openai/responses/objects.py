@@ -110,7 +110,9 @@ class ReasoningConfig(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to POST /v1/responses. Times are seconds of the Unix clock; `usage` is there at the end."""
+    """The answer to POST /v1/responses. Times are seconds of the Unix clock; `usage` is there at the end.
+    `schema_violation`: where the answer violates a schema that was sent without `strict`; left out if it does not, or
+    was not checked."""
 
     id: str
     object: Literal["response"] = "response"
@@ -145,6 +147,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
     user: str | None
+    schema_violation: str | msgspec.UnsetType = msgspec.UNSET
     semantic: SemanticInfo | msgspec.UnsetType = msgspec.UNSET
 
 

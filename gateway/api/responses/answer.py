@@ -1,7 +1,7 @@
 """A call's answer as a response, and the events that tell how it grows."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from itertools import count
 
 import msgspec
@@ -28,6 +28,7 @@ from gateway.api.chat import reader_of
 from gateway.api.logprobs import token_logprobs
 from gateway.api.responses.items import Event as ItemsEvent
 from gateway.api.responses.items import Items, whole
+from gateway.api.schema_checks import AnswerChecks
 from gateway.api.semantic import Scope
 from gateway.archive import Archived
 from gateway.errors import FailedCall
@@ -54,13 +55,16 @@ class ResponseBuilder:
         call: Call,
         id: str,
         *,
+        checks: AnswerChecks | None,
         keeps: bool,
         created: int | None = None,
     ) -> None:
-        """`keeps`: whether the response can be gone on with. `created`: when it was asked for, if not now."""
+        """`checks`: of the answer against its schema, if it is to be checked. `keeps`: whether the response can be gone
+        on with. `created`: when it was asked for, if not now."""
         self.id = id
         self.keeps = keeps
         self._body = body
+        self._checks = checks
         self._model = model
         self._scope = scope
         self._call = call
@@ -117,10 +121,16 @@ class ResponseBuilder:
         ended = not self._cut and (self._reader is None or self._reader.whole)  # a stop string may cut off a call
         return [*events, *self._items.end("completed" if ended else "incomplete")]
 
+    def check(self) -> Awaitable[None] | None:
+        """Check the whole answer against its schema, before `ended`. Return what has to be awaited, if anything."""
+        return None if self._checks is None else self._checks.begin(0, self._call)
+
     def ended(self) -> Response:
         """As it is from now on."""
         status: ItemStatus = "incomplete" if self._cut else "completed"
-        return self.response(status, [] if self._scope.deferred else [self._call.usage])
+        response = self.response(status, [] if self._scope.deferred else [self._call.usage])
+        violation = None if self._checks is None else self._checks.violation(0)
+        return response if violation is None else msgspec.structs.replace(response, schema_violation=violation)
 
     @property
     def _cut(self) -> bool:
@@ -198,7 +208,7 @@ def again(response: Response) -> bytes:
     """The events of a response that has ended, as if it were made now, in one piece."""
     numbers = count()
     unsaid = dict.fromkeys(("completed_at", "usage", "error", "incomplete_details"))
-    begun = msgspec.structs.replace(response, status="in_progress", output=[], **unsaid)
+    begun = msgspec.structs.replace(response, status="in_progress", output=[], schema_violation=msgspec.UNSET, **unsaid)
     opening: tuple[ResponseEventType, ...] = ("response.created", "response.in_progress")
     events: list[Event] = [ResponseEvent(type=type, sequence_number=next(numbers), response=begun) for type in opening]
     for index, item in enumerate(response.output):

@@ -16,8 +16,10 @@ import msgspec
 from aiohttp import web
 
 from compat.openai.responses import Response, ResponseRequest
+from gateway.api.chat import reader_of
 from gateway.api.responses.answer import Event, ResponseBuilder, again, error_of, last_of, response_of, told
 from gateway.api.responses.conversations import Turn, new_response_id
+from gateway.api.schema_checks import AnswerChecks, checks_of
 from gateway.api.semantic import Scope
 from gateway.api.services import Services
 from gateway.archive import Archived, ArchiveFailed
@@ -112,6 +114,8 @@ class Work:
                 if not self._telling.cancelled() and (error := self._telling.exception()) is not None:
                     log.error("the events of %s cannot be told, for a reason of our own", self.row.id, exc_info=error)
                     self._broken = True
+            if not self._stopped.is_set() and (checking := self._builder.check()) is not None:
+                await checking
             try:
                 events, response = self._ending()
             except Exception:
@@ -262,7 +266,7 @@ class Background:
             self._give_up(scope)
             raise
         (call,) = addition.calls
-        builder = ResponseBuilder(body, model, scope, call, id, keeps=True)
+        builder = ResponseBuilder(body, model, scope, call, id, checks=self._checks(body, model, tenant), keeps=True)
         response = builder.response("queued")
         begun = _Begun(msgspec.Raw(raw), call.id, response.created_at, scope.named)
         row = turn.kept(response, raw, slots=spec.parts is not None)
@@ -293,6 +297,9 @@ class Background:
         except GraphError:
             work.cancel()
             raise
+
+    def _checks(self, body: ResponseRequest, model: ServedModel, tenant: str) -> AnswerChecks | None:
+        return checks_of(body.chat, reader_of(body.chat, model), self._services.form_checks, tenant)
 
     def _enter(self, work: Work) -> None:
         self._works[work.row.tenant, work.row.id] = work
@@ -385,7 +392,8 @@ class Background:
         if (row.tenant, row.id) in self._works:  # it has only just begun
             return
         scope = Scope(session, begun.named, deferred=False)
-        builder = ResponseBuilder(body, model, scope, call, row.id, keeps=True, created=begun.created)
+        checks = self._checks(body, model, row.tenant)
+        builder = ResponseBuilder(body, model, scope, call, row.id, checks=checks, keeps=True, created=begun.created)
         work = Work(self._services, row, builder, call, scope, resumed=True)
         self._enter(work)
         self._own(self._run(work))

@@ -9,10 +9,11 @@ from aiohttp import web
 from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, listed
 from gateway.api.answers import STATUS_SECONDS, check_done, reference_to, respond
 from gateway.api.calls import prepared
-from gateway.api.chat import chat_spec
+from gateway.api.chat import chat_spec, reader_of
 from gateway.api.responses.answer import ResponseBuilder, again, last_of, response_of, told
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.conversations import Turn, new_response_id, not_kept
+from gateway.api.schema_checks import AnswerChecks, checks_of
 from gateway.api.semantic import SESSION_HEADERS, Scope, scope_of
 from gateway.api.services import SERVICES
 from gateway.api.streaming import Streaming
@@ -73,7 +74,8 @@ async def create(request: web.Request) -> web.StreamResponse:
         raise
     raw = await request.read()
     if not body.background:
-        tell = partial(_Answer, raw, body, model, scope, turn)
+        checks = checks_of(body.chat, reader_of(body.chat, model), services.form_checks, scope.session.tenant)
+        tell = partial(_Answer, raw, body, model, scope, turn, checks)
         return await respond(request, scope, [spec], tell, body.streamed)
     work = await request.app[BACKGROUND].begin(raw, body, model, scope, turn, spec)
     return await work.follow(request, -1) if body.streamed else json_response(work.response)
@@ -189,13 +191,16 @@ class _Answer:
         model: ServedModel,
         scope: Scope,
         turn: Turn,
+        checks: AnswerChecks | None,
         calls: Sequence[Call],
     ) -> None:
         """`raw`: the request's body."""
         (self._call,) = calls
         self._raw = raw
         self._turn = turn
-        self._builder = ResponseBuilder(body, model, scope, self._call, new_response_id(), keeps=turn.keeps)
+        self._builder = ResponseBuilder(
+            body, model, scope, self._call, new_response_id(), checks=checks, keeps=turn.keeps
+        )
 
     async def whole(self) -> web.Response:
         """See `Answer`."""
@@ -204,6 +209,8 @@ class _Answer:
         check_done(self._call)
         self._builder.grow(output.value or "", output.pieces)
         self._builder.close()
+        if (checking := self._builder.check()) is not None:
+            await checking
         response = await self._kept()
         return web.Response(body=encode_json(response), content_type="application/json")
 
@@ -223,7 +230,7 @@ class _Answer:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """See `Answer`."""
         stream, builder = EventStream(request), self._builder
-        streaming = Streaming(stream, self, STATUS_SECONDS)
+        streaming = Streaming(stream, self, STATUS_SECONDS, lambda index: builder.check())
         try:
             events = await streaming.run([partial(self._call.session.read, self._call.output)])
         except FailedCall as error:

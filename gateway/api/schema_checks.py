@@ -1,0 +1,171 @@
+"""Check finished answers against schemas that the client sent without `strict`.
+
+Without `strict`, keywords that llguidance cannot enforce are dropped, and arguments of calls that the model need not
+make are not enforced at all. A violation does not change the answer: the response reports it in `schema_violation`.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from compat.openai import ChatCompletionRequest, CompletionRequest
+from gateway import json_codec, metrics
+from gateway.fair_gate import FairGate
+from gateway.graph.call import Call, CallState
+from gateway.json_codec import BadJson
+from gateway.schema_checker import MAX_MESSAGE, NoVerdict, OutOfSteps, SchemaChecker, Steps
+from gateway.tools import Reader, read_calls
+
+log = logging.getLogger("myna.schemas")
+
+MAX_STEPS = 50_000
+"""Steps of all checks for one request: about 0.1 s. Answers beyond them are not checked."""
+_IMMEDIATE_STEPS = 1_000
+"""Steps of one request's checks that may run on the event loop: about 2 ms."""
+_IMMEDIATE_CHARACTERS = 10_000
+"""Length of an answer from which it is checked in a thread."""
+_CHARACTERS_PER_STEP = 16
+"""Characters of an answer with tools that are scanned for calls in one step."""
+
+
+class AnswerChecks:
+    """Checker of the answers to one request, by index. The answers share a budget."""
+
+    def __init__(
+        self,
+        gate: FairGate,
+        tenant: str,
+        form: Any,
+        tools: Mapping[str, Any],
+        reader: Callable[[], Reader] | None,
+        *,
+        stops: bool,
+    ) -> None:
+        """`form`: the schema of an answer without calls, None if there is none. `tools`: schemas of arguments, by name
+        of the tool. `reader`: makes what finds calls in an answer. `stops`: whether a stop string or a stop token may
+        cut off an answer; its finish reason does not show that."""
+        self._gate = gate
+        self._tenant = tenant
+        self._form = None if form is None else SchemaChecker(form)
+        self._tools = {name: SchemaChecker(schema) for name, schema in tools.items()}
+        self._reader = reader
+        self._stops = stops
+        self._immediate = Steps(_IMMEDIATE_STEPS)
+        self._steps = Steps(MAX_STEPS)
+        self._found: dict[int, str] = {}
+
+    def violation(self, index: int) -> str | None:
+        """Return what `begin` has found: a sentence; None if the answer is valid, or was not checked."""
+        return self._found.get(index)
+
+    def begin(self, index: int, call: Call) -> Awaitable[None] | None:
+        """Check the answer of a call. Return what has to be awaited, if the check takes long. Raises nothing."""
+        text = call.output.value
+        if call.state is not CallState.DONE or text is None or (call.finish_reason or "stop") not in _COMPLETE:
+            return None
+        if len(text) <= _IMMEDIATE_CHARACTERS and self._immediate.left > 0:
+            try:
+                self._note(index, self._find(text, self._immediate))
+            except OutOfSteps:
+                pass
+            else:
+                return None
+        return None if self._steps.left <= 0 else self._in_thread(index, text)
+
+    async def _in_thread(self, index: int, text: str) -> None:
+        async with self._gate.turn(self._tenant):
+            try:
+                self._note(index, await asyncio.to_thread(self._find, text, self._steps))
+            except OutOfSteps:
+                log.debug("an answer was not checked against its schema: the check takes too long")
+            except asyncio.CancelledError:
+                self._steps.left = -1  # ends the thread's work soon
+                raise
+
+    def _note(self, index: int, found: str | None) -> None:
+        if found is not None:
+            self._found[index] = found
+            metrics.schema_violated()
+
+    def _find(self, text: str, steps: Steps) -> str | None:
+        """Return the first violation of an answer. Raises OutOfSteps."""
+        calls: list[tuple[str, str]] = []
+        if self._reader is not None:
+            steps.spend(len(text) // _CHARACTERS_PER_STEP)
+            reader = self._reader()
+            text, calls = read_calls(reader, text)
+            if not reader.whole:
+                return None
+        for name, arguments in calls:
+            if name in self._tools and (found := _violation(self._tools[name], arguments, steps)) is not None:
+                return _cropped(f"in a call of {name}: {found}")
+        if calls or self._form is None:
+            return None
+        if self._stops and text.lstrip()[:1] + text.rstrip()[-1:] not in ("{}", "[]"):
+            return None  # it may be cut off
+        return _violation(self._form, text, steps)
+
+
+_COMPLETE = ("stop", "tool_calls")
+"""Finish reasons of complete answers."""
+
+
+def _violation(checker: SchemaChecker, text: str, steps: Steps) -> str | None:
+    """Return the first violation of a schema by a JSON text. Raises OutOfSteps."""
+    try:
+        value = json_codec.decode(text.encode())
+    except (BadJson, UnicodeError):
+        return None if _may_be_json(text) else "$: the text is not JSON"
+    try:
+        found = checker.check(value, steps)
+    except OutOfSteps:
+        raise
+    except NoVerdict as reason:
+        log.debug("an answer was not checked against its schema: %s", reason)
+        return None
+    except Exception:
+        log.exception("an answer could not be checked against its schema")
+        return None
+    return None if found is None else str(found)
+
+
+def _may_be_json(text: str) -> bool:
+    """Return whether a text that the bounded decoder refuses may be JSON beyond its limits."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return True
+
+
+def _cropped(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+
+
+def checks_of(
+    body: ChatCompletionRequest | CompletionRequest,
+    reader: Callable[[], Reader] | None,
+    gate: FairGate,
+    tenant: str,
+) -> AnswerChecks | None:
+    """Return the checker of a request's answers; None if it has no schema without `strict`. `reader`: makes what finds
+    calls in an answer, if there may be any."""
+    form, tools = None, dict[str, Any]()
+    asked = None if body.response_format is None else body.response_format.json_schema
+    if asked is not None and not asked.strict and asked.schema_ is not True:
+        form = asked.schema_
+    if isinstance(body, ChatCompletionRequest):
+        if body.continue_final_message:  # the text is only the end of an answer
+            form = None
+        functions = [tool.function for tool in body.tools or ()] if reader is not None else []
+        tools = {one.name: one.parameters for one in functions if not one.strict and one.parameters is not None}
+    if form is None and not tools:
+        return None
+    if body.semantic is not None and (body.semantic.transform is not None or body.semantic.slots):
+        return None  # the text is not what the model wrote for the schema
+    stops = bool(body.stop or body.stop_token_ids)
+    return AnswerChecks(gate, tenant, form, tools, reader, stops=stops)
