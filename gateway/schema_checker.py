@@ -40,6 +40,8 @@ _MOST_BITS = 4_096
 """Maximum size of numbers that are divided, in bits."""
 _EXACT_DIGITS = 15
 """Number of decimal digits up to which a float is read exactly as it was written."""
+_COMPILE_STEPS = 200
+"""Steps that compiling a pattern costs, besides those for its instructions."""
 _WORK_PER_STEP = 5_000
 """Product of a pattern's instructions and a text's bytes that counts as a step: about 2.5 µs."""
 
@@ -117,7 +119,8 @@ class _Prepared:
     dialect: _Dialect
     specification: "Specification[Any] | None"
     scope: "Resolver[Any] | None"
-    patterns: dict[str, patterns.Pattern]
+    patterns: dict[str, patterns.Pattern | None]
+    """Compiled patterns; None for those that RE2 does not have."""
     enums: dict[int, frozenset[Any]]
     """Values of each `enum`, by the identity of its list."""
 
@@ -293,20 +296,28 @@ class _Check:
         """Return whether a pattern occurs in a text. Raises NoVerdict if RE2 cannot tell."""
         if not isinstance(expression, str):
             raise NoVerdict("a pattern is not a string")
-        if not text.isascii() and _SPACES.search(expression):
-            raise NoVerdict("RE2 and ECMA-262 differ in what white space is")
-        known = self._prepared.patterns
+        pattern = self._compiled(expression)
         try:
-            pattern = known.get(expression)
-            if pattern is None:
-                self.steps.spend(50 + len(expression))
-                pattern = patterns.compiled(expression)
-                self.steps.spend(pattern.programsize // 4)
-                known[expression] = pattern
             self.steps.spend(1 + pattern.programsize * len(text.encode()) // _WORK_PER_STEP)
+            if not text.isascii() and _SPACES.search(expression):
+                raise NoVerdict("RE2 and ECMA-262 differ in what white space is")
             return patterns.search(pattern, 0, text) is not None
         except (patterns.BadPattern, UnicodeError) as error:
             raise NoVerdict(str(error)) from None
+
+    def _compiled(self, expression: str) -> patterns.Pattern:
+        known = self._prepared.patterns
+        if expression not in known:
+            self.steps.spend(_COMPILE_STEPS)
+            try:
+                compiled = known[expression] = patterns.compiled(expression)
+                self.steps.spend(compiled.programsize // 4)
+            except (patterns.BadPattern, UnicodeError):
+                known[expression] = None  # remembered: RE2 may need 5 ms to find out
+        pattern = known[expression]
+        if pattern is None:
+            raise NoVerdict("RE2 does not have this pattern")
+        return pattern
 
     def listed(self, values: list[Any]) -> frozenset[Any]:
         """Return the values of an `enum`, each in its canonical form."""
@@ -505,6 +516,7 @@ def _multiple_of(check: _Check, node: _Node, divisor: Any) -> Violation | None:
         return None
     if _limit(divisor) <= 0:
         raise NoVerdict("multipleOf must be positive")
+    check.steps.spend(5)
     if _fraction(node.value) % _fraction(divisor) == 0:
         return None
     return node.violation("multipleOf", "the number is not a multiple")
@@ -901,7 +913,8 @@ def _cropped(text: str, most: int) -> str:
 
 
 def _quoted(name: str) -> str:
-    return json.dumps(_cropped(name, _LONGEST_NAME), ensure_ascii=not name.isprintable())
+    name = _cropped(name, _LONGEST_NAME)
+    return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
 def _path(place: _Place) -> str:

@@ -128,7 +128,7 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
     """What the request says of tools, if it has any."""
     if not body.tools:
         return None
-    forced = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
+    forced = _is_forced(body)
     known = [
         Tool(
             tool.function.name,
@@ -150,13 +150,18 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
 
 def reader_of(body: ChatCompletionRequest, model: ServedModel) -> Callable[[], Reader] | None:
     """Makes what finds calls of tools in an answer, if there may be any."""
-    tools = tools_of(body)
-    if tools is None or tools.choice == "none":
+    # not by `tools_of`: it makes the schemas that are enforced, which may take long
+    if not body.tools or body.tool_choice == "none":
         return None
     # a transform may replace the text of a call by any other text
     transformed = body.semantic is not None and body.semantic.transform is not None
-    forced = tools.choice == "forced" and not model.prompts.passes_on and not transformed
-    return partial(Reader, [tool.name for tool in tools.known], forced=forced)
+    forced = _is_forced(body) and not model.prompts.passes_on and not transformed
+    return partial(Reader, [tool.function.name for tool in body.tools], forced=forced)
+
+
+def _is_forced(body: ChatCompletionRequest) -> bool:
+    """Return whether the answer has to be a call."""
+    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 
 def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:

@@ -664,3 +664,36 @@ def test_what_the_library_would_panic_at_is_refused_in_words(client: OpenAI) -> 
         client, extra_body={"structured_outputs": {"choice": [f"text number {at}" for at in range(100_000)]}}
     )[1]
     assert "at most 10000 choices" in words
+
+
+# schemas without `strict`: what is dropped is checked
+
+
+ONES: Any = {"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
+"""A schema that every enforced answer violates, since `uniqueItems` is dropped."""
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_that_violates_a_dropped_keyword_says_so(client: OpenAI, streamed: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "ones", "schema": ONES}}
+    answer = chat(client, response_format=form, stream=streamed, max_tokens=40)
+    choice = [chunk for chunk in answer if chunk.choices][-1].choices[0] if streamed else answer.choices[0]
+    assert choice.finish_reason == "stop"
+    assert choice.schema_violation == "$: uniqueItems: the items are not unique"
+    valid = {**form, "json_schema": {"name": "ones", "schema": {**ONES, "uniqueItems": False}}}
+    assert not hasattr(chat(client, response_format=valid, max_tokens=40).choices[0], "schema_violation")
+
+
+def test_so_do_arguments_of_a_forced_call(client: OpenAI) -> None:
+    parameters = {"type": "object", "properties": {"ones": ONES}, "required": ["ones"]}
+    tool = {"type": "function", "function": {"name": "add", "parameters": parameters}}
+    choice = chat(client, tools=[tool], tool_choice="required", max_tokens=60).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert json.loads(choice.message.tool_calls[0].function.arguments) == {"ones": [1, 1]}
+    assert choice.schema_violation == "in a call of add: ones: uniqueItems: the items are not unique"
+
+
+def test_so_does_a_response(client: OpenAI) -> None:
+    form: Any = {"format": {"type": "json_schema", "name": "ones", "schema": ONES}}
+    response: Any = client.responses.create(model=MODEL, input="Go.", text=form, max_output_tokens=40)
+    assert response.schema_violation == "$: uniqueItems: the items are not unique"
