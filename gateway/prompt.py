@@ -268,7 +268,7 @@ class PromptBuilder:
         """Return a prompt of these tokens. Raises RequestError if they do not fit into the window."""
         if self._window is not None and len(tokens) >= self._window:
             raise over_window(self._window, len(tokens), where)
-        return Prompt([Text(tokens), answer], field=where)
+        return Prompt([_text(tokens), answer], field=where)
 
 
 def over_window(window: int, tokens: int, param: str) -> RequestError:
@@ -486,14 +486,14 @@ class _Held:
                 tokens.append(run)
             else:
                 if tokens:
-                    segments.append(Text(tokens))
+                    segments.append(_text(tokens))
                     known += len(tokens)
                 tokens = []
                 segments.append(run)
             if window is not None and known + len(tokens) >= window:
                 raise over_window(window, known + len(tokens), param)
         if tokens:
-            segments.append(Text(tokens))
+            segments.append(_text(tokens))
         return segments
 
     def _runs(self, rendered: str) -> Iterator[tuple[str | int | Input | Slot, Place]]:
@@ -521,6 +521,11 @@ class _Held:
                 yield held, before
         if run:
             yield run, before
+
+
+def _text(tokens: Sequence[int]) -> Text:
+    """Return a segment of these tokens. An array needs a ninth of a list's memory."""
+    return Text(array("i", tokens))
 
 
 def _reckoned(tokens: Sequence[int], lighter: int) -> Text:

@@ -8,6 +8,7 @@
     ├── SlotWithoutPlace
     ├── TooLarge
     ├── TooManyWaiters
+    ├── SessionClosed       the session ended while the request arrived
     ├── BadText             a string with a lone surrogate, so not Unicode text
     └── UnresolvedPath      a path into a value that turned out not to hold it
 
@@ -68,6 +69,12 @@ class TooManyWaiters(GraphError):
     """As many clients wait for a session's variables as may."""
 
     code = "overloaded"
+
+
+class SessionClosed(GraphError):
+    """The session has ended: nothing can be added to it."""
+
+    code = "cancelled"
 
 
 class BadText(GraphError):

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.graph.call import CallSpec
-from gateway.graph.errors import TooLarge, VariableAlreadySet
-from gateway.graph.session import Addition, Given, Session
+from gateway.graph.errors import GraphError, VariableAlreadySet
+from gateway.graph.session import CALL_BYTES, Addition, Given, Session, spec_bytes
 
 
 @dataclass
@@ -16,25 +16,31 @@ class Later:
     """Calls by each name that they make."""
     kept: int = 0
     """Calls that nobody has asked for."""
+    edges: int = 0
+    """Inputs of these calls."""
 
     def add(self, session: Session, spec: CallSpec, given: Sequence[Given] = ()) -> Addition:
         """Keeps a call whose output is named; what is `given`, and the names it makes, are the session's now.
 
-        Raises GraphError; then nothing has changed.
+        The call counts in the session's bounds, as if it had joined. Raises GraphError; then nothing has changed.
         """
         names = makes(spec)
+        if len(set(names)) < len(names):
+            raise VariableAlreadySet("two outputs of the call are the same variable", spec.where or None)
         taken = next((one for one in given if one.name in self._makers), None)
         if taken is not None:
             raise VariableAlreadySet(f"{taken.name!r} is made by a call; a name is assigned once", taken.where)
         for name in names:
             if name in self._makers or (name in session.variables and session.variables[name].assigned):
                 raise VariableAlreadySet(f"{name!r} is made already; a name is assigned once", spec.where or None)
-        if len(session.calls) + self.kept >= session.bounds.calls:
-            raise TooLarge(f"session {session.id} has as many calls as may be in one, {session.bounds.calls}")
+        edges, size = _edges(spec), _size(spec)
+        session.check_held(self.kept + 1, self.edges + edges, size)
         declared = [Given(name, where=spec.where) for name in names if name not in session.variables]
         addition = session.add_all((), [*given, *declared])
         self._makers |= dict.fromkeys(names, spec)
         self.kept += 1
+        self.edges += edges
+        session.hold(size)
         return addition
 
     def makes(self, name: str) -> bool:
@@ -53,12 +59,29 @@ class Later:
             if spec is not None and id(spec) not in found:
                 found[id(spec)] = spec
                 stack += [part.reference.name for part in spec.references]
-        addition = session.add_all(list(found.values()))
+        size = sum(map(_size, found.values()))
+        session.hold(-size)
+        try:
+            addition = session.add_all(list(found.values()))
+        except GraphError:
+            session.hold(size)
+            raise
         self.kept -= len(found)
+        self.edges -= sum(map(_edges, found.values()))
         for spec in found.values():
             for name in makes(spec):
                 del self._makers[name]
         return addition
+
+
+def _edges(spec: CallSpec) -> int:
+    """Return the number of variables that a call reads, at most."""
+    return len({part.reference.name for part in spec.references})
+
+
+def _size(spec: CallSpec) -> int:
+    """Return the memory of a call, in bytes."""
+    return CALL_BYTES + spec_bytes(spec)
 
 
 def makes(spec: CallSpec) -> list[str]:

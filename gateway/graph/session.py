@@ -18,6 +18,7 @@ from gateway.graph.errors import (
     Cycle,
     Failure,
     GraphError,
+    SessionClosed,
     TooLarge,
     TooManyWaiters,
     UnknownVariable,
@@ -47,8 +48,10 @@ from gateway.graph.variable import Reader, Variable, VariableState
 _arrivals = itertools.count()
 _NEAREST = 100
 """Names that are looked at for the nearest to a wrong one."""
-_REFERENCE_BYTES, _CALL_BYTES, _VARIABLE_BYTES = 200, 4_000, 500
-"""Memory of a reference, of a call with its events, and of a variable, in bytes, without texts."""
+_REFERENCE_BYTES, CALL_BYTES, _VARIABLE_BYTES, _SLOT_BYTES = 200, 4_000, 500, 500
+"""Memory of a reference, of a call with its events, of a variable, and of a slot, in bytes, without texts."""
+_TOKEN_BYTES, _BIAS_BYTES = 40, 110
+"""Memory of a stop token, and of a token with a bias, in bytes."""
 _NO_LOG = NoLog()
 
 
@@ -175,12 +178,14 @@ class Session:
     def add_all(self, specs: Sequence[CallSpec], given: Sequence[Given] = ()) -> Addition:
         """Joins variables and calls to the graph, which may refer to each other in any order.
 
-        Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle or TooLarge.
+        Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle, TooLarge or SessionClosed.
         """
         if self.id:
             self.log.check()
         if self.lost is not None:
             raise self.lost
+        if self.closed:  # it was in the store when the request began to arrive
+            raise SessionClosed(f"session {self.id} has ended")
         values: dict[str, str] = {}
         declared: dict[str, str] = {}
         everything = list(specs)
@@ -209,8 +214,8 @@ class Session:
             for part in spec.parts or ():
                 if isinstance(part, str):
                     check_text(part, "the text", spec.where or None)
-        grown = sum(map(size_of, values.values())) + sum(map(_prompt_bytes, everything))
-        objects = _CALL_BYTES * len(everything) + _VARIABLE_BYTES * len(fresh)
+        grown = sum(map(size_of, values.values())) + sum(map(spec_bytes, everything))
+        objects = CALL_BYTES * len(everything) + _VARIABLE_BYTES * len(fresh)
         self._check_bounds(len(everything), len(fresh), sum(map(len, reads)), grown + objects)
 
         self._grow(grown)
@@ -384,6 +389,14 @@ class Session:
             raise TooLarge(f"session {self.id} has had {self.named} variables; {bounds.variables} may be in one")
         self._check_size(grown)
 
+    def check_held(self, calls: int, edges: int, grown: int) -> None:
+        """Raise TooLarge if the session may not hold so many more calls, inputs of calls, and bytes."""
+        self._check_bounds(calls, 0, edges, grown)
+
+    def hold(self, size: int) -> None:
+        """Count bytes that the session holds for calls that are not in its graph yet. A negative size releases them."""
+        self._grow(size)
+
     def _place(self, name: str) -> Variable:
         """The unassigned variable `name`, made if need be."""
         return self.variables.get(name) or self.place(name, self.named + 1)
@@ -416,7 +429,7 @@ class Session:
     def rejoin(self, call: Call) -> None:
         """A call that was part of the graph before a restart; its state is to be set."""
         call.arrival = next(_arrivals)
-        self._grow(_prompt_bytes(call.spec))
+        self._grow(spec_bytes(call.spec))
         self._enter(call)
 
     def _enter(self, call: Call) -> None:
@@ -424,7 +437,7 @@ class Session:
         call.note = self._note_call
         self.calls[call.id] = call
         self.edges += len(call.inputs)
-        self._grow(_CALL_BYTES)
+        self._grow(CALL_BYTES)
         self.unfinished += 1
         for source in call.inputs.values():
             source.consumers.append(call)
@@ -521,7 +534,7 @@ class Session:
 
     def _grow(self, size: int) -> None:
         self.size += size
-        if self.shared_bounds is not None:
+        if self.shared_bounds is not None and not self.ended:  # `close` has removed all that it held
             self.shared_bounds.bytes.add(self.tenant, size)
 
     def join_bounds(self, bounds: Shared) -> None:
@@ -716,11 +729,36 @@ def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads
     return Cycle(f"a call would wait for itself: {' <- '.join(names)}", where)
 
 
-def _prompt_bytes(spec: CallSpec) -> int:
-    """Return the memory of a call's prompt and template, in bytes. A token has four bytes."""
+def spec_bytes(spec: CallSpec) -> int:
+    """Return the memory of a call's prompts, template and parameters, in bytes. A token of a prompt has four bytes."""
     tokens = sum([len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
     texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
-    return 4 * tokens + texts + _REFERENCE_BYTES * len(spec.references)
+    for other in spec.fallbacks:
+        tokens += sum([len(segment.tokens) for segment in other.segments if isinstance(segment, Text)])
+    slots = _SLOT_BYTES * (len(spec.slots) - 1) if spec.slots else 0
+    return 4 * tokens + texts + slots + _REFERENCE_BYTES * len(spec.references) + _parameter_bytes(spec.slots)
+
+
+def _parameter_bytes(slots: Sequence[Slot]) -> int:
+    """Return the memory of the slots' parameters of variable size, in bytes. Parameters that slots share count once."""
+    seen: set[int] = set()
+    size = 0
+    for slot in slots:
+        sampling = slot.sampling
+        if id(sampling) in seen:
+            continue
+        seen.add(id(sampling))
+        for text in (sampling.regex, sampling.json_schema, sampling.grammar, sampling.prediction, *sampling.stop):
+            if text and id(text) not in seen:
+                seen.add(id(text))
+                size += size_of(text)
+        for held, each in ((sampling.logit_bias, _BIAS_BYTES), (sampling.stop_token_ids, _TOKEN_BYTES)):
+            if held and id(held) not in seen:
+                seen.add(id(held))
+                size += each * len(held)
+        if slot.transform is not None:
+            size += len(slot.transform.regex or "") + len(slot.transform.json or "")
+    return size
 
 
 def prefix_hashes(call: Call) -> list[str]:

@@ -274,7 +274,7 @@ def _input_record(part: Input) -> InputPart:
 def _segment(part: TextPart | InputPart | SlotPart) -> Segment:
     match part:
         case TextPart(tokens, weight):
-            return Text(array("i", tokens).tolist(), weight)
+            return Text(array("i", tokens), weight)
         case InputPart(name, path, where):
             return Input(Reference(name, path), where)
         case SlotPart(name, sampling, transform, where, thinks):

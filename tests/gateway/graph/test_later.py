@@ -9,8 +9,8 @@ from gateway.graph.references import Reference
 from gateway.graph.session import Bounds, Given, Session
 
 
-def session(calls: int = 100) -> Session:
-    return Session(id="s", tenant="", created=0.0, ttl=60.0, bounds=Bounds(calls=calls))
+def session(**bounds: int) -> Session:
+    return Session(id="s", tenant="", created=0.0, ttl=60.0, bounds=Bounds(**bounds))
 
 
 def spec(output: str, *reads: str, slot: str | None = None) -> CallSpec:
@@ -44,6 +44,32 @@ def test_values_are_set_at_once_and_names_taken() -> None:
         later.add(scope, spec("a"))
     with pytest.raises(VariableAlreadySet):
         later.add(scope, spec("x"))
+
+
+def test_calls_that_no_client_asks_for_count_in_the_sessions_bounds() -> None:
+    scope, later = session(bytes=50_000, edges=5), Later()
+    scope.settle(scope.put("x", "value"))
+    empty = scope.size
+    later.add(scope, spec("a", "x", "x"))
+    assert scope.size > empty + 4_000
+    assert (later.edges, scope.edges) == (1, 0)
+    large = CallSpec(model="m", segments=[Text([1] * 20_000), Slot(None, Sampling())], output="b", deferred=True)
+    with pytest.raises(TooLarge, match="may be in one"):
+        later.add(scope, large)
+    kept = scope.size
+    later.join(scope, ["a"])
+    assert (later.edges, scope.edges, scope.size) == (0, 1, kept), "what is counted is the same"
+    for name in ("c", "d", "e", "f"):
+        later.add(scope, spec(name, "x"))
+    with pytest.raises(TooLarge, match="inputs"):
+        later.add(scope, spec("g", "x"))
+
+
+def test_two_outputs_cannot_be_one_variable() -> None:
+    scope, later = session(), Later()
+    with pytest.raises(VariableAlreadySet, match="same variable"):
+        later.add(scope, spec("a", slot="a"))
+    assert not scope.variables
 
 
 def test_what_is_refused_changes_nothing() -> None:

@@ -14,6 +14,7 @@ from gateway.graph.errors import (
     BadText,
     Cycle,
     GraphError,
+    SessionClosed,
     TooLarge,
     TooManyWaiters,
     UnknownVariable,
@@ -345,6 +346,29 @@ def test_references_count_among_the_bytes_of_a_session() -> None:
         graph.put("t", template=[Input(Reference("a"), "template")] * 1000)
     graph.put("t", template=[Input(Reference("a"), "template")] * 100)
     assert graph.size > 100 * 100
+
+
+def test_parameters_count_among_the_bytes_of_a_session() -> None:
+    costly = Sampling(logit_bias=dict.fromkeys(range(1_000), 1.0), prediction="x" * 50_000, stop_token_ids=(1,) * 500)
+    slots = [Slot(f"s{number}", costly) for number in range(10)]
+    graph = session(bytes=1_000_000)
+    graph.add(CallSpec(model="m", segments=[Text([1]), *slots, Slot(None, costly)]))
+    assert 150_000 < graph.size < 250_000, "parameters that slots share count once"
+    other = Sampling(json_schema="x" * 1_000_000)
+    with pytest.raises(TooLarge, match="may be in one"):
+        graph.add(CallSpec(model="m", segments=[Text([1]), Slot(None, other)]))
+
+
+def test_nothing_is_added_to_a_session_that_has_ended() -> None:
+    shared = Shared(SharedBound(10_000), SharedBound(10))
+    graph = session()
+    graph.join_bounds(shared)
+    graph.close(lambda call, failure: None)
+    for add in (lambda: graph.add(spec(output="a")), lambda: graph.put("b"), lambda: graph.put("c", "x")):
+        with pytest.raises(SessionClosed):
+            add()
+    assert not graph.calls
+    assert shared.bytes.held("t") == 0
 
 
 def test_inputs_of_all_calls_are_bounded() -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sqlite3
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -608,7 +609,8 @@ slots = st.builds(
     st.text(),
     st.sampled_from([None, "perhaps", "begun"]),
 )
-segments = st.builds(Text, st.lists(st.integers(0, 2**31 - 1)), st.none() | st.integers(0, 9)) | inputs | slots
+tokens = st.lists(st.integers(0, 2**31 - 1)).map(lambda numbers: array("i", numbers))
+segments = st.builds(Text, tokens, st.none() | st.integers(0, 9)) | inputs | slots
 
 
 @given(
