@@ -552,3 +552,186 @@ async def _costly_steps(by: Attacker) -> None:
 
 
 _TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+# Parrot's API
+
+
+async def _program(by: Attacker) -> dict[str, Any]:
+    """Begin a session of Parrot's API. Return the fields that name it in requests."""
+    status, answer = await by.send("POST", "/v1/session", {"api_key": ATTACKER})
+    return answer if status == 200 else {"session_id": 0, "session_auth": ""}
+
+
+def _semantic_call(program: dict[str, Any], template: str, *parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the body of a Parrot call with an output `o` besides the parameters."""
+    output = {"name": "o", "is_output": True, "sampling_config": {"max_gen_length": 2}}
+    return {
+        "session_id": program["session_id"],
+        "template": template + "{{o}}",
+        "parameters": [*parameters, output],
+        **more,
+    }
+
+
+@attack("Parrot: parameters and placeholders without number")
+async def _placeholders(by: Attacker) -> None:
+    program = await _program(by)
+    for outputs in (0, 9_999):
+        parameters = [
+            {"name": f"p{n}", "is_output": True} if n < outputs else {"name": f"p{n}", "is_output": False, "value": "x"}
+            for n in range(9_999)
+        ]
+        template = "".join(f"{{{{p{n}}}}}" for n in range(9_999))
+        await by.send("POST", "/v1/semantic_call", _semantic_call(program, template, *parameters))
+    one = {"name": "a", "is_output": False, "value": "x"}
+    for text in ("{{a}}" * 3_000_000, "{{" * 7_000_000 + "{{a}}", "{{b}}" * 3_000_000):
+        await by.send("POST", "/v1/semantic_call", _semantic_call(program, text, one))
+    many = {"models": ["m" * 10] * 1_000_000, "func_name": "f" * 1_000_000}
+    await by.send("POST", "/v1/semantic_call", _semantic_call(program, "{{a}}", one, **many))
+
+
+@attack("Parrot: calls that no client asks for")
+async def _never_asked(by: Attacker) -> None:
+    async def fill() -> None:
+        program = await _program(by)
+        # as much of the window as fits
+        text = "x y z " * 700
+        one = {"name": "a", "is_output": False, "value": "x" * 1_000}
+        bias = {"logit_bias": {str(n): 1.0 for n in range(10_000)}, "stop_token_ids": list(range(100_000))}
+        costly = {"name": "b", "is_output": True, "sampling_config": bias}
+        for number in range(250):
+            status, _ = await by.send("POST", "/v1/semantic_call", _semantic_call(program, text + "{{a}}", one))
+            if number % 10 == 0:
+                await by.send("POST", "/v1/semantic_call", _semantic_call(program, "{{b}}{{a}}", one, costly))
+            if status != 200:
+                return
+
+    await asyncio.gather(*(fill() for _ in range(16)))
+
+
+@attack("Parrot: calls all asked for at once")
+async def _asked_at_once(by: Attacker) -> None:
+    for _ in range(3):
+        program = await _program(by)
+        status, answer = await by.send("POST", "/v1/semantic_var", {**program, "var_name": "x"})
+        if status != 200:
+            return
+        read = {"name": "a", "is_output": False, "var_id": answer["var_id"]}
+        outputs = []
+        for _ in range(1_500):
+            status, answer = await by.send("POST", "/v1/semantic_call", _semantic_call(program, "{{a}}", read))
+            if status == 200:
+                outputs.append(answer["param_info"][-1]["var_id"])
+        reads = [{"name": f"a{n}", "is_output": False, "var_id": output} for n, output in enumerate(outputs)]
+        text = "".join(f"{{{{a{n}}}}}" for n in range(len(outputs)))
+        last = _semantic_call(program, text, *reads, output_criteria="latency")
+        await by.send("POST", "/v1/semantic_call", last)
+
+
+@attack("Parrot: hostile values")
+async def _parrot_values(by: Attacker) -> None:
+    program = await _program(by)
+    number, variable = program["session_id"], "/v1/semantic_var"
+    deep: Any = 1
+    for _ in range(180):
+        deep = [deep]
+    for value in (deep, "\x00", 10**4000, [1e308] * 10, {"a" * 100_000: 1}, "<<a>>", "{{o}}", "<|im_end|>", "", []):
+        one = {"name": "a", "is_output": False, "value": value}
+        await by.send("POST", "/v1/semantic_call", _semantic_call(program, "{{a}}", one, output_criteria="tpot"))
+    digits = "1" * 5_000
+    configs: list[dict[str, Any]] = [{"logit_bias": {key: 1}} for key in (digits, "٣", "²", "-1", "", "1_0")]
+    configs += [{"stop_token_ids": [value]} for value in (2**31, 10**400, -1, 10**9)]
+    configs += [{"max_gen_length": value} for value in (0, 2**31, 2**64)]
+    configs += [
+        {"temperature": 1e308},
+        {"stop_str": "x" * 1_000_000},
+        {"stop_str": "\x00"},
+        {"repetition_penalty": 1e-300},
+    ]
+    for config in configs:
+        body = _semantic_call(program, "{{b}}", {"name": "b", "is_output": True, "sampling_config": config})
+        await by.send("POST", "/v1/semantic_call", {**body, "output_criteria": "latency"})
+    for raw in (b"\\ud800", b"\\udfff\\ud800", b"\xed\xa0\x80", b"\\u0000"):
+        name = b'"session_id":%d,"session_auth":"%b"' % (number, program["session_auth"].encode())
+        await by.send("POST", "/v1/session", b'{"api_key":"%b"}' % raw)
+        await by.send("POST", variable, b'{%b,"var_name":"%b"}' % (name, raw))
+        await by.send("POST", f"{variable}/x", b'{%b,"content":"%b"}' % (name, raw))
+        await by.send("POST", variable, b'{"session_id":%d,"session_auth":"%b","var_name":"a"}' % (number, raw))
+        for template, value in ((raw, b"x"), (b"x", raw)):
+            body = (
+                b'{"session_id":%d,"template":"%b{{a}}{{o}}","output_criteria":"latency","parameters":['
+                b'{"name":"a","is_output":false,"value":"%b"},{"name":"o","is_output":true}]}'
+                % (number, template, value)
+            )
+            await by.send("POST", "/v1/semantic_call", body)
+        await by.send("POST", "/v1/py_native_call", b'{"func_name":"%b"}' % raw)
+    for text in ("x" * 15_000_000, "字" * 5_000_000, ""):
+        await by.send("POST", variable, {**program, "var_name": text})
+        await by.send("POST", "/v1/py_native_call", {"func_name": text})
+        await by.send("POST", "/v1/semantic_call", _semantic_call(program, text))
+    for key in (2**65, -(2**65), 10**400, digits, 1e300, True):
+        await by.send("POST", variable, {**program, "session_id": key, "var_name": "x"})
+        await by.send("DELETE", f"/v1/session/{key}", {"session_auth": ""})
+    await by.send("DELETE", f"/v1/sessions/{number}")
+    await by.send("POST", "/v1/sessions", {"id": str(number)})  # the same name, but not a session of Parrot's API
+    await by.send("POST", variable, {**program, "var_name": "x"})
+    await by.send("GET", variable, program)
+    await by.send("PUT", f"/v1/sessions/{number}/variables/x", {"value": None})
+    await by.send("POST", f"{variable}/x", {**program, "content": "x"})
+    await by.send("GET", f"{variable}/x", program, seconds=2)
+
+
+@attack("Parrot: large lists that no client reads")
+async def _parrot_lists(by: Attacker) -> None:
+    program = await _program(by)
+    for _ in range(60):
+        status, answer = await by.send("POST", "/v1/semantic_var", {**program, "var_name": "x"})
+        if status == 200:
+            body = {**program, "content": "x" * 1_000_000}
+            await by.send("POST", f"/v1/semantic_var/{answer['var_id']}", body)
+    body = json.dumps(program)
+    head = f"GET /v1/semantic_var HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    opened = [await asyncio.open_connection(*by.address, limit=1) for _ in range(40)]
+    for _, writer in opened:
+        writer.write(head.encode())
+    await asyncio.sleep(4)
+    for _, writer in opened:
+        writer.close()
+
+
+@attack("Parrot: variables and waiters without end")
+async def _parrot_waiters(by: Attacker) -> None:
+    async def some(number: int) -> None:
+        program = await _program(by)
+        for _ in range(60):
+            status, answer = await by.send("POST", "/v1/semantic_var", {**program, "var_name": "x"})
+            if status == 200:
+                path = f"/v1/semantic_var/{answer['var_id']}"
+                waits = [by.send("GET", path, program, seconds=1) for _ in range(4)]
+                await asyncio.gather(*waits, by.send("POST", path, {**program, "content": "x"}))
+                await by.send("GET", path, program)
+        await by.send("GET", "/v1/semantic_var", program)
+        if number % 2:
+            await by.send("DELETE", f"/v1/session/{program['session_id']}", program)
+
+    await asyncio.gather(*(some(number) for number in range(8)))
+
+
+# sessions
+
+
+@attack("sessions deleted while requests for them arrive")
+async def _deleted_meanwhile(by: Attacker) -> None:
+    async def one(number: int) -> None:
+        session = f"gone{number}_{by.random.random()}"
+        await by.send("POST", "/v1/sessions", {"id": session})
+        calls = [_call(by, "<<x>>" + "word " * 200, f"o{n}", defer=True) for n in range(200)]
+        body = {"session": session, "variables": {"x": None}, "calls": calls, "outputs": []}
+        sent = asyncio.create_task(by.send("POST", "/v1/graphs", body))
+        await asyncio.sleep(by.random.random() / 2)
+        await by.send("DELETE", f"/v1/sessions/{session}")
+        await sent
+
+    for batch in range(10):
+        await asyncio.gather(*(one(4 * batch + number) for number in range(4)))

@@ -289,7 +289,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON as well")
     parser.add_argument("server", nargs="*", help="options of `myna serve`, after --")
     told = parser.parse_args()
-    arguments = told.server or ["--kv-tokens", "16384"]
+    arguments = told.server or ["--kv-tokens", "16384", "--parrot-api"]
     rows, ends = asyncio.run(
         hostile(
             arguments,

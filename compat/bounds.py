@@ -1,5 +1,6 @@
 """Bounds that every request has, whichever API it belongs to."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, GetCoreSchemaHandler, model_validator
@@ -77,6 +78,22 @@ def check_members(content: dict[str, Any]) -> None:
     """Raise ValueError if an object has more members than any request has fields."""
     if len(content) > MAX_MEMBERS:
         raise ValueError(f"{len(content)} members; at most {MAX_MEMBERS} are allowed here")
+
+
+MAX_STOP_TOKENS = 1_000
+"""Maximum number of tokens in `stop_token_ids`."""
+
+MAX_BIASES = 1_024
+"""Maximum number of tokens in `logit_bias`, as in OpenAI's API. Each costs time in every step of the answer."""
+
+
+def check_biases(bias: Mapping[str, float] | None) -> None:
+    """Raise ValueError if there are too many biases, or a key is not a token id."""
+    if bias is not None and len(bias) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} tokens can have a bias")
+    bad = next((key for key in bias or () if not (key.isascii() and key.isdecimal() and len(key) <= 10)), None)
+    if bad is not None:
+        raise ValueError(f"keys must be token ids; {bad[:20]!r} is not one")
 
 
 def _clamped(count: int) -> int:

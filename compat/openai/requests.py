@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from compat.bounds import TokenCount
+from compat.bounds import MAX_STOP_TOKENS, TokenCount, check_biases
 from compat.openai.base import Chosen, Request, Sampled, fault
 from compat.openai.forms import (
     Form,
@@ -24,10 +24,6 @@ _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 ServiceTier = Literal["auto", "default", "flex", "priority", "scale"]
 CacheRetention = Literal["in_memory", "in-memory", "24h"]
 
-MAX_STOP_TOKENS = 1_000
-"""Tokens in `stop_token_ids`."""
-MAX_BIASES = 1_024
-"""Tokens in `logit_bias`, as many as in OpenAI's API. Each costs time in every step of the answer."""
 MAX_CHOICES = 128
 """Answers to one prompt."""
 MAX_ANSWERS = 1024
@@ -72,11 +68,7 @@ class Generation(Chosen):
     @field_validator("logit_bias")
     @classmethod
     def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
-        if bias is not None and len(bias) > MAX_BIASES:
-            raise ValueError(f"at most {MAX_BIASES} tokens can have a bias")
-        bad = next((key for key in bias or () if not (key.isascii() and key.isdecimal() and len(key) <= 10)), None)
-        if bad is not None:
-            raise ValueError(f"keys must be token ids; {bad[:20]!r} is not one")
+        check_biases(bias)
         return bias
 
     @property

@@ -1,15 +1,21 @@
 """Requests. Unknown fields are refused, and so are values that nothing here could do."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from compat.bounds import BoundedModel
+from compat.bounds import MAX_STOP_TOKENS, BoundedModel, check_biases
 
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
 _LONGEST_STOP = 1_000
+MAX_OUTPUTS = 1_000
+"""Maximum number of outputs of a call."""
+MAX_PLACEHOLDERS = 10_000
+"""Maximum number of placeholders in a template."""
 _SessionNumber = Annotated[int, Field(ge=-(2**65), le=2**65)]
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
@@ -46,7 +52,7 @@ class SamplingConfig(_Request):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     max_gen_length: Annotated[int, Field(ge=1)] = 1024
     ignore_tokenizer_eos: bool = False
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=MAX_STOP_TOKENS)
     stop_str: str | None = None
     presence_penalty: _Penalty = 0.0
     frequency_penalty: _Penalty = 0.0
@@ -68,9 +74,7 @@ class SamplingConfig(_Request):
     @field_validator("logit_bias")
     @classmethod
     def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
-        bad = next((key for key in bias or () if not key.isdecimal()), None)
-        if bad is not None:
-            raise ValueError(f"keys are token ids; {bad!r} is none")
+        check_biases(bias)
         return bias
 
     @field_validator("stop_str")
@@ -122,10 +126,15 @@ class SemanticCall(_Request):
 
     @model_validator(mode="after")
     def _template_and_parameters_agree(self) -> Self:
-        names = [parameter.name for parameter in self.parameters]
-        twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+        names = Counter(parameter.name for parameter in self.parameters)
+        twice = next((name for name, count in names.items() if count > 1), None)
         if twice is not None:
             raise ValueError(f"the parameter {twice!r} is there twice")
+        outputs = sum(parameter.is_output for parameter in self.parameters)
+        if outputs > MAX_OUTPUTS:
+            raise ValueError(f"{outputs} outputs; at most {MAX_OUTPUTS} are allowed in one call")
+        if next(islice(_PLACEHOLDER.finditer(self.template), MAX_PLACEHOLDERS, None), None) is not None:
+            raise ValueError(f"a template has at most {MAX_PLACEHOLDERS} placeholders")
         placed = {piece.name for piece in pieces(self) if isinstance(piece, Parameter)}
         if missing := next((name for name in names if name not in placed), None):
             raise ValueError(f"the template has no placeholder {{{{{missing}}}}} for the parameter of that name")

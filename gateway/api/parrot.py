@@ -4,11 +4,11 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial, wraps
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from compat.openai import SessionObject
 from compat.parrot import (
@@ -45,16 +45,18 @@ from gateway.graph.later import Later, makes
 from gateway.graph.references import Reference
 from gateway.graph.session import Addition, Given, Session
 from gateway.graph.store import SessionNotFound, SessionStore
-from gateway.graph.variable import VariableState
+from gateway.graph.variable import Variable, VariableState
 from gateway.http.auth import Keys
 from gateway.http.bodies import json_response, read_json
-from gateway.http.errors import as_request_error
+from gateway.http.errors import as_request_error, error_body
+from gateway.http.json_stream import json_list, stream_json
 from gateway.http.openapi import operation
+from gateway.http.sse import SlowReader
 from gateway.models import ServedModel
 
 routes = web.RouteTableDef()
 
-_Handler = Callable[[web.Request], Awaitable[web.Response]]
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Programs:
@@ -82,10 +84,13 @@ class Programs:
         GraphError."""
         known = self._known.get(number)
         if known is None:
-            raise SessionNotFound(f"there is no session {number}")
+            raise SessionNotFound(f"there is no session {str(number)[:40]}")
         if auth is not None and not hmac.compare_digest(auth.encode(errors="replace"), proof(number).encode()):
             raise RequestError(401, f"this is not the session_auth of session {number}", code="invalid_api_key")
-        return self._sessions.get(known.tenant, known.id)
+        session = self._sessions.get(known.tenant, known.id)
+        if session is not known:  # a client of the other API has deleted it, and made one of the same name
+            raise SessionNotFound(f"there is no session {number}")
+        return session
 
     def later(self, session: Session) -> Later:
         """What is kept for the session."""
@@ -109,12 +114,14 @@ def _told(handler: _Handler) -> _Handler:
     """Errors as Parrot's client reads them."""
 
     @wraps(handler)
-    async def told(request: web.Request) -> web.Response:
+    async def told(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
+        except (ClientConnectionResetError, SlowReader):  # the answer had begun
+            raise
         except Exception as raised:
             error = as_request_error(raised)
-            response = json_response({"error": str(error), "traceback": ""}, error.status)
+            response = json_response({"error": error_body(error).error.message, "traceback": ""}, error.status)
             response.headers.update(error.headers)
             return response
 
@@ -199,9 +206,12 @@ def _asked_for(session: Session, name: str) -> bool:
 
 
 async def _run(request: web.Request, session: Session, names: Collection[str]) -> None:
-    """Begins the calls that make these variables, if they are still to be begun."""
-    addition: Addition = request.app[PROGRAMS].later(session).join(session, names)
-    await request.app[SERVICES].scheduler.start(session, addition, promised=True)
+    """Start the calls that make these variables, and that were not started yet. Raises Overloaded and GraphError."""
+    later, scheduler = request.app[PROGRAMS].later(session), request.app[SERVICES].scheduler
+    if any(later.makes(name) for name in names):
+        scheduler.admit(session.tenant, continues=bool(session.calls))
+    addition: Addition = later.join(session, names)
+    await scheduler.start(session, addition, promised=True)
 
 
 async def _model(request: web.Request, body: SemanticCall) -> ServedModel:
@@ -228,7 +238,7 @@ def _names(body: SemanticCall, session: Session) -> dict[str, str]:
 
 def _new_name(label: str) -> str:
     """A variable of ours for a name of theirs, of which there may be several."""
-    plain = re.sub(r"[^A-Za-z0-9_]", "_", label, flags=re.ASCII)[:40]
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", label[:40], flags=re.ASCII)
     return f"{plain if plain[:1].isalpha() else f'v_{plain}'}_{new_id(16)}"
 
 
@@ -240,13 +250,14 @@ def _label(name: str) -> str:
 def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> CallSpec:
     """The call. Raises RequestError; changes nothing."""
     template: list[str | Input | Slot] = []
+    places = {parameter.name: index for index, parameter in enumerate(body.parameters)}
     placed: set[str] = set()
     for piece in pieces(body):
         if isinstance(piece, str):
             template.append(piece)
         elif piece.is_output and piece.name not in placed:
             placed.add(piece.name)
-            where = f"parameters.{body.parameters.index(piece)}"
+            where = f"parameters.{places[piece.name]}"
             template.append(Slot(names[piece.name], _sampling(piece.sampling_config, model, where), where=where))
         else:
             template.append(Input(Reference(names[piece.name]), "template"))
@@ -322,20 +333,26 @@ async def set_value(request: web.Request) -> web.Response:
 @routes.get("/v1/semantic_var")
 @operation(Variables, body=Read, errors=(401, 404, 410), error=ErrorAnswer)
 @_told
-async def list_variables(request: web.Request) -> web.Response:
-    """All of the session's, with the values that are there."""
+async def list_variables(request: web.Request) -> web.StreamResponse:
+    """Return all variables of the session, with the values that are there."""
     body = await read_json(request, Read)
     session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
-    told: list[VariableInfo] = [
-        {
-            "var_id": variable.name,
-            "var_name": _label(variable.name),
-            "state": variable.state,
-            "content": variable.value if variable.state is VariableState.READY else None,
-        }
-        for variable in session.variables.values()
-    ]
-    return json_response({"vars": told})
+    return await stream_json(request, _listed(list(session.variables.values())))
+
+
+def _listed(variables: Sequence[Variable]) -> Iterator[bytes]:
+    yield b"{"
+    yield from json_list("vars", map(_described, variables))
+    yield b"}"
+
+
+def _described(variable: Variable) -> VariableInfo:
+    return {
+        "var_id": variable.name,
+        "var_name": _label(variable.name),
+        "state": variable.state,
+        "content": variable.value if variable.state is VariableState.READY else None,
+    }
 
 
 @routes.get("/v1/semantic_var/{id}")
