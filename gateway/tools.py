@@ -264,6 +264,8 @@ Found = Said | Called | Argued
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
 _LONGEST_HEAD = 400
 """Characters; what has no name by then is no call."""
+_SLICE = 8_192
+"""Number of characters that are searched for calls at a time."""
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MARKS_BEGIN = frozenset(mark[:length] for mark in (_OPEN, _CLOSE) for length in range(len(mark) + 1))
 _NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -323,9 +325,12 @@ class Reader:
         return self._state != "arguments"
 
     def push(self, text: str) -> list[Found]:
-        """The text goes on."""
-        self._held += text
-        return list(self._found(last=False, cut=False))
+        """Return what is found now that the text goes on."""
+        found: list[Found] = []
+        for begin in range(0, len(text), _SLICE):  # each call found copies the rest of the slice
+            self._held += text[begin : begin + _SLICE]
+            found += self._found(last=False, cut=False)
+        return found
 
     def finish(self, *, cut: bool = False) -> list[Found]:
         """Return what is found at the end of the text. `cut`: whether a token limit ended it, perhaps within a call."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from typing import Any, ClassVar
 
 import jsonschema
@@ -341,3 +342,12 @@ def test_whatever_a_model_writes_is_read_without_an_error(pieces: list[str], for
     text, calls = read(pieces, forced=forced, ends_early=cut)
     text.encode()
     assert all(name in NAMES for name, _ in calls)
+
+
+def test_many_calls_take_time_in_proportion() -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a":1}}\n</tool_call>\n'
+    began = time.monotonic()
+    reader = Reader(["add"], forced=False)
+    found = [*reader.push(call * 30_000), *reader.finish()]
+    assert sum(isinstance(one, Called) for one in found) == 30_000
+    assert time.monotonic() - began < 5, "it was 30 s when each call copied the rest of the text"

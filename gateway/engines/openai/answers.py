@@ -12,7 +12,10 @@ import msgspec
 from gateway.engines.base import ContextRefused
 from gateway.graph.variable import Piece
 
-_LONGEST_EVENT = 16 << 20
+_LONGEST_EVENT = 4 << 20
+"""Maximum size of one event, in bytes."""
+LONGEST_ANSWER = 256 << 20
+"""Maximum size of an answer, in bytes: JSON of its events, or of all of it if it is not streamed."""
 _CALL_BEGINS, _CALL_ENDS = "<tool_call>\n", "\n</tool_call>"
 """How calls are written in a text: Hermes's way, which `gateway.tools` reads."""
 _TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
@@ -121,7 +124,12 @@ class Events:
     """Server-Sent Events as they come."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []
+        """Pieces of an event that is not whole."""
+        self._size = 0
+        """Bytes of these pieces."""
+        self._tail = b""
+        """The last three bytes of these pieces: an event may end with four."""
         self._done = False
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -132,12 +140,16 @@ class Events:
             event = data[6:-2]  # one event, as most come
             if event[:1] == b"{":
                 return [event]
-        data = self._rest + data
+        end = self._tail + data
+        if b"\n\n" not in end and b"\n\r\n" not in end:  # joined once it is whole: it may arrive in many pieces
+            self._keep(data)
+            return []
+        data = b"".join([*self._rest, data])
+        self._rest, self._size, self._tail = [], 0, b""
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
-        *whole, self._rest = data.split(b"\n\n")
-        if len(self._rest) > _LONGEST_EVENT:
-            raise ValueError("an event without end")
+        *whole, rest = data.split(b"\n\n")
+        self._keep(rest)
         told: list[bytes] = []
         for event in whole:
             for line in event.split(b"\n") if b"\n" in event else (event,):
@@ -148,6 +160,15 @@ class Events:
                         return told
                     told.append(content)
         return told
+
+    def _keep(self, rest: bytes) -> None:
+        """Keep a piece of an event that is not whole. Raises ValueError if the event is too long."""
+        if rest:
+            self._rest.append(rest)
+            self._size += len(rest)
+            self._tail = (self._tail + rest)[-3:]
+        if self._size > _LONGEST_EVENT:
+            raise ValueError("an event without end")
 
 
 Said = tuple[Piece, Sequence[int], str | None]
@@ -166,6 +187,8 @@ class Answer:
         self._events = Events()
         self._calls = 0
         """Calls whose text has begun."""
+        self._size = 0
+        """Bytes of the events that said something."""
 
     def feed(self, data: bytes) -> Iterator[Said]:
         """What has come, as it came.
@@ -198,14 +221,19 @@ class Answer:
                 text += self._called(said.tool_calls)
         finish = None
         if choice.finish_reason:
-            finish = _FINISHES.get(choice.finish_reason, choice.finish_reason)
-            if finish == "abort":
+            if choice.finish_reason == "abort":
                 raise ValueError("it has given the answer up")
+            finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"
             if self._calls and finish != "length":  # cut off, a call has no end
                 text += "}" + _CALL_ENDS
             self.ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries
         ids = choice.token_ids or ()
+        if ids and not (min(ids) >= 0 and max(ids) < 2**31):
+            raise ValueError("a token's number is out of range")
+        self._size += len(event)
+        if self._size > LONGEST_ANSWER:
+            raise ValueError(f"the answer has more than {LONGEST_ANSWER} bytes")
         if text or reasoning or ids or entries or finish is not None:
             tokens = len(ids) or len(entries) or int(bool(text or reasoning))
             return Piece(text, tokens, entries, reasoning), ids, finish
@@ -222,7 +250,8 @@ class Answer:
         return text
 
 
-_FINISHES = {"tool_calls": "stop", "function_call": "stop", "eos": "stop", "eos_token": "stop"}
+_FINISHES = ("stop", "length", "content_filter")
+"""Reasons for an answer's end that clients know; servers have others for "stop"."""
 
 
 def _error(error: Any) -> Exception:

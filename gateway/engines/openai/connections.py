@@ -6,6 +6,7 @@ of this needs.
 
 import asyncio
 import base64
+import math
 import os
 import socket
 import ssl
@@ -20,6 +21,8 @@ import httptools
 
 _HEAD_BYTES = 64 << 10
 """Of an answer, at most."""
+_BODY_BYTES = 64 << 20
+"""Maximum size of a body that is read as a whole, in bytes."""
 _UNREAD_BYTES = 256 << 10
 """Of an answer's body, from which on its server is kept waiting."""
 _ADDRESS_SECONDS = 60.0
@@ -55,6 +58,8 @@ class Response:
         self.ended = False
         self.patience = patience
         """Seconds for which the server may be silent now."""
+        self.until = math.inf
+        """Time of the monotonic clock at which the answer is given up, whatever arrives."""
         self._connection = connection
         self._body: list[bytes] = []
         self._unread = 0
@@ -112,12 +117,17 @@ class Response:
             except Exception as error:  # of whoever waits for the answer, and not of whoever brought it
                 self._raised = error
 
-    async def read(self, most: int = 1 << 30) -> bytes:
-        """The rest of the body, or its first so many bytes and some more. Raises Broken."""
-        body = b""
-        while len(body) < most and (more := await self.more()):
+    async def read(self, most: int = _BODY_BYTES, *, cut: bool = False) -> bytes:
+        """Return the rest of the body. Raises Broken if it has more than `most` bytes; with `cut`, return its first
+        bytes instead."""
+        body = bytearray()
+        while more := await self.more():
             body += more
-        return body
+            if len(body) > most:
+                if cut:
+                    break
+                raise Broken(f"its answer has more than {most} bytes")
+        return bytes(body[:most])
 
     def close(self) -> None:
         """Ends it. Its connection is kept if all of it had come."""
@@ -279,6 +289,8 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
+        if self.response is not None and self.response.status:  # a trailer, of which there may be any number
+            return
         self._head[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -463,6 +475,8 @@ class Connections:
             silent = now - connection.heard
             if response is not None and not connection.paused and silent > response.patience:
                 connection.end(Silent(f"silent for {response.patience:g} s"))
+            elif response is not None and now > response.until:
+                connection.end(Broken("its answer has no end"))
         for connection in list(takewhile(lambda one: now - one.idle_since >= self._kept, self._idle)):
             connection.end(None)
         if self._busy or self._idle:

@@ -5,17 +5,19 @@ generated before goes along with the next request, the same to the last characte
 cache.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from engine.tokenizer import Tokenizer
 from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Tell, Urgency
-from gateway.engines.openai.answers import Answer, Nonsense, Usage
+from gateway.engines.openai.answers import LONGEST_ANSWER, Answer, Nonsense, Usage
 from gateway.engines.openai.connections import Broken, Response
 from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
@@ -27,6 +29,21 @@ _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that a server may do without. Not the salt: keys are kept apart, or nothing is sent."""
 _TAIL_SECONDS = 5.0
 """After an answer's end, for what is told of its tokens."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a request differs from what its server was believed to accept, after a refusal that names a field.
+
+    `dropped`: fields that are left out. `length`: the field with the maximum length of an answer. A refusal may quote
+    the client's own texts. So other requests are changed only after a changed request has succeeded.
+    """
+
+    dropped: frozenset[str] = frozenset()
+    length: Literal["max_tokens", "max_completion_tokens"] | None = None
+
+
+UNCHANGED = Changes()
 
 
 class OpenAIEngine:
@@ -71,10 +88,13 @@ class OpenAIEngine:
         return OpenAIContext(self, scope, urgency)
 
     def request(
-        self, tokens: "array[int]", sampling: Sampling, scope: str, urgency: Urgency
+        self, tokens: "array[int]", sampling: Sampling, scope: str, urgency: Urgency, changes: Changes = UNCHANGED
     ) -> tuple[str, dict[str, Any]]:
-        """Path and body of what continues the tokens. Raises ContextRefused."""
+        """Path and body of what continues the tokens. `changes`: what the server may want otherwise. Raises
+        ContextRefused."""
         profile = self.upstream.profile
+        if changes.length is not None:
+            profile = dataclasses.replace(profile, length=changes.length)
         if self.tokenizer is not None:
             path, prompt = "/v1/completions", {"prompt": tokens.tolist(), "return_token_ids": True}
             if self.upstream.server.kind not in ("vllm", "sglang"):
@@ -96,7 +116,7 @@ class OpenAIEngine:
             field, ascending = profile.urgency
             rank = max(-(2**31), min(2**31 - 1, round(urgency.rank * (10 if ascending else -10))))
             body[field] = rank
-        for name in self.upstream.dropped:
+        for name in (*self.upstream.dropped, *changes.dropped):
             body.pop(name, None)
         return path, body
 
@@ -140,6 +160,7 @@ class OpenAIContext:
         self._engine = engine
         self._upstream = engine.upstream
         self._scope = scope
+        self._tenant = scope.partition("\0")[0]
         self._urgency = urgency
         self._turn = Turn(urgency.rank)
         self._tokens = array("i")
@@ -192,7 +213,7 @@ class OpenAIContext:
 
     async def _answered(self, sampling: Sampling, tell: Tell, held: float) -> Usage | None:
         """One answer, with the tokens that it took if the server says so."""
-        begun = False
+        begun, changes = False, UNCHANGED
         text, tokens = [""], array("i")
 
         def came(data: bytes) -> None:
@@ -200,22 +221,27 @@ class OpenAIContext:
                 text.append(piece.text)
                 tokens.extend(token_ids)
                 tell(Delta(piece, finish))
-            if answer.ended:  # what comes now is told of its tokens only
+            if answer.ended and response.patience != _TAIL_SECONDS:  # what comes now is told of its tokens only
                 response.patience = _TAIL_SECONDS
+                response.until = time.monotonic() + _TAIL_SECONDS
 
         while True:
-            path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency)
+            path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency, changes)
             try:
-                self._response = response = await self._upstream.post(path, body)
+                self._response = response = await self._upstream.post(path, body, self._tenant)
                 if not begun:
                     tell(Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held))
                     begun = True
                 answer = Answer(streamed=_streams(response))
                 await self._read(response, answer, came)
             except (ContextRefused, EngineLost) as error:
-                if len(text) > 1 or not self._does_without(str(error), body):
+                changed = self._changed(str(error), body, changes)
+                if len(text) > 1 or changed is None:
                     raise
+                changes = changed
             else:
+                if changes is not UNCHANGED:
+                    self._upstream.learn(changes.dropped, changes.length)
                 self._made.append(("".join(text), tokens))
                 return answer.usage
 
@@ -226,35 +252,35 @@ class OpenAIContext:
             if answer.streamed:
                 await response.each(came)
             else:
-                came(await response.read())
+                came(await response.read(LONGEST_ANSWER))
         except Broken as error:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.ended:
-                raise self._upstream.broke(error) from error
+                raise self._upstream.broke(error, self._tenant) from error
         except Nonsense as error:
-            self._upstream.failed()
+            self._upstream.failed(self._tenant)
             raise self._upstream.lost(f"says what is no answer: {error}") from error
         finally:
             response.close()
         if not answer.ended:
-            self._upstream.failed()
+            self._upstream.failed(self._tenant)
             raise self._upstream.lost("broke off in the middle of an answer")
         self._upstream.succeeded()
 
-    def _does_without(self, refusal: str, body: dict[str, Any]) -> bool:
-        """Whether it was about a field that can be left out, or has another name there. Some say so by 400, and SGLang
-        by 503 in the middle of the stream that it has begun."""
+    def _changed(self, refusal: str, body: dict[str, Any], changes: Changes) -> Changes | None:
+        """Return the changes for another try, if the refusal names a field that can be left out, or has another name
+        there; otherwise None. Some servers say so by 400, and SGLang by 503 in the middle of the stream that it has
+        begun."""
         if (
             "max_completion_tokens" in refusal
             and "max_tokens" in body
-            and self._upstream.profile.length == "max_tokens"
+            and "messages" in body
+            and changes.length is None
         ):
-            self._upstream.use_length("max_completion_tokens")
-            return True
-        named = [field for field in _HINTS if field in body and field in refusal]
-        self._upstream.dropped.update(named)
-        return bool(named)
+            return dataclasses.replace(changes, length="max_completion_tokens")
+        named = {field for field in _HINTS if field in body and field in refusal}
+        return dataclasses.replace(changes, dropped=changes.dropped | named) if named else None
 
     def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""

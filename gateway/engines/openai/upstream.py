@@ -3,13 +3,14 @@
 import asyncio
 import dataclasses
 import logging
+import math
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -38,6 +39,9 @@ _MOST_PAUSE = 60.0
 _CONCURRENCY = 256
 """Requests at a time, where neither the settings nor the server say how many."""
 _ERROR_BYTES = 64 << 10
+_RECENT_SECONDS = 60.0
+"""Time for which a tenant that has asked a server counts among those that use it, in seconds."""
+_LARGEST_WINDOW = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,12 @@ class Upstream:
         self._down: str | None = "it was not reached yet"
         self._busy_until = 0.0
         self._failures = 0
+        self._failing: set[str] = set()
+        """Tenants whose requests have failed since the last success."""
+        self._asked: dict[str, float] = {}
+        """Times at which tenants have asked last, by the monotonic clock."""
+        self._briefly = False
+        """Whether one tenant's failures alone have brought the server down: then the pauses do not grow."""
         self._pause = _BACKOFF[0]
         self._look = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
@@ -134,61 +144,80 @@ class Upstream:
 
     # asking
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> Response:
+    async def post(self, path: str, body: Mapping[str, Any], tenant: str) -> Response:
         """The answer to a request, once its status is there and says success; to be closed by whoever reads it.
 
+        `tenant`: whose request it is.
         Raises EngineLost where it may be tried again, and other failures of engines where that would change nothing.
         """
         assert self._connections is not None, "not started"
+        self._asked[tenant] = time.monotonic()
         try:
             response = await self._connections.post(path, json_codec.encode(body))
             if response.status == 200:
                 return response
             try:
-                raise await self._refusal(response)
+                raise await self._refusal(response, tenant)
             finally:
                 response.close()
         except (NotReached, Broken) as error:
-            raise self.broke(error) from error
+            raise self.broke(error, tenant) from error
 
-    def broke(self, error: NotReached | Broken) -> EngineLost:
-        """What an error of the connection means."""
+    def broke(self, error: NotReached | Broken, tenant: str) -> EngineLost:
+        """What an error of the connection means. `tenant`: whose request it ended."""
         if isinstance(error, NotReached):
             self._fell(f"cannot be reached: {error}")
             return self.lost("cannot be reached")
-        self.failed()
+        self.failed(tenant)
         if isinstance(error, Silent):
             return self.lost(f"has been silent for {self.server.timeout:g} s")
         return self.lost(f"broke off: {error}")
 
-    def use_length(self, field: Literal["max_tokens", "max_completion_tokens"]) -> None:
-        """It wants to be told the length of a chat's answer in this field."""
-        self.profile = dataclasses.replace(self.profile, length=field)
+    def learn(
+        self, dropped: Collection[str], length: Literal["max_tokens", "max_completion_tokens"] | None = None
+    ) -> None:
+        """Change all later requests: leave the `dropped` fields out, and send the maximum length of a chat's answer in
+        the field `length`, if it is given."""
+        self.dropped.update(dropped)
+        if length is not None:
+            self.profile = dataclasses.replace(self.profile, length=length)
 
     def lost(self, what: str) -> EngineLost:
         """For whoever waited for it; a moment later it may go better."""
         return EngineLost(f"the engine {self.server.name} {what}", suspect=False, pause=0.2)
 
-    def failed(self) -> None:
-        """A request came to nothing for the server's own reasons."""
+    def failed(self, tenant: str) -> None:
+        """Note that a request of the tenant failed for the server's own reasons.
+
+        After some failures in a row the server is left alone. But the requests of one tenant may all fail because of
+        what they say. So the failures of one tenant do not count as long as others use the server.
+        """
         self._failures += 1
-        if self._failures >= _FAILURES:
-            self._fell(f"failed {self._failures} times in a row")
+        self._failing.add(tenant)
+        if self._failures < _FAILURES:
+            return
+        recent = time.monotonic() - _RECENT_SECONDS
+        alone = len(self._failing) == 1 and len(self._asked) > 1
+        if alone and any(at > recent for other, at in self._asked.items() if other not in self._failing):
+            return
+        self._fell(f"failed {self._failures} times in a row", briefly=alone)
 
     def succeeded(self) -> None:
         """A request was answered."""
         self._failures, self._pause = 0, _BACKOFF[0]
+        self._failing.clear()
 
-    def _fell(self, why: str) -> None:
+    def _fell(self, why: str, *, briefly: bool = False) -> None:
         if self._down is None:
+            self._briefly = briefly
             log.error("engine %s %s; it is left alone for %.1f s", self.server.name, why, self._pause)
             self._down = why
             self._look.set()
             self._changed()
 
-    async def _refusal(self, response: Response) -> EngineFailure:
+    async def _refusal(self, response: Response, tenant: str) -> EngineFailure:
         """What an answer other than success means."""
-        status, message, code = response.status, *_said(await response.read(_ERROR_BYTES))
+        status, message, code = response.status, *_said(await response.read(_ERROR_BYTES, cut=True))
         told = f"the engine {self.server.name} answers {status}: {message or response.reason}"
         if status in (401, 403):
             log.error("%s", told)
@@ -198,7 +227,7 @@ class Upstream:
             self._rest(pause)
             return EngineBusy(told, suspect=False, pause=pause)
         if status in (408, 409, 425) or status >= 500:
-            self.failed()
+            self.failed(tenant)
             return EngineLost(told, suspect=False, pause=0.2)
         if status == 429 or status == 402:
             return EngineFailure(told)
@@ -224,7 +253,8 @@ class Upstream:
                 continue  # it has just fallen: now its pause begins
             looks += 1
             if self._down is not None:
-                self._pause = min(2 * self._pause, _BACKOFF[1])
+                if not self._briefly:
+                    self._pause = min(2 * self._pause, _BACKOFF[1])
                 if (problem := await self._reach()) is not None:
                     log.info("engine %s %s still", self.server.name, problem)
             elif self.profile.health != "/v1/models" or looks % _RARELY == 0:
@@ -240,10 +270,11 @@ class Upstream:
             return f"cannot be reached: it did not answer within {_PROBE_SECONDS:g} s"
         except (NotReached, Broken) as error:
             return f"cannot be reached: {error}"
-        except (msgspec.DecodeError, ValueError) as error:
+        except ValueError as error:  # of which msgspec's errors are
             return f"does not answer as a server with OpenAI's API would: {error}"
         if self._down is not None:
             self._down, self._failures = None, _FAILURES - 1 if self._failures else 0
+            self._failing.clear()
             self._changed()
         return None
 
@@ -253,7 +284,7 @@ class Upstream:
             raise EngineStartFailed(f"does not accept the key it is shown ({status})")
         if status != 200:
             raise EngineStartFailed(f"answers {status} when it is asked for its models")
-        listed = msgspec.json.decode(body, type=_Models).data
+        listed = _read(body, _Models).data
         by_name = {model.id: Listed(model.id, model.window) for model in listed}
         wanted = self.server.models or list(by_name)
         self.models = [by_name.get(name, Listed(name)) for name in wanted]
@@ -262,7 +293,7 @@ class Upstream:
         self.profile = self.profile.knowing(await self._fields())
         if self.server.kind == "llamacpp" and not self.server.concurrency:
             status, body = await self._get("/props")
-            if status == 200 and (slots := msgspec.json.decode(body, type=_Props).total_slots) > 0:
+            if status == 200 and (slots := _read(body, _Props).total_slots) > 0:
                 self.turns.limit = slots
 
     async def _fields(self) -> list[str]:
@@ -277,8 +308,8 @@ class Upstream:
             route = document["paths"]["/v1/chat/completions"]["post"]
             schema = route["requestBody"]["content"]["application/json"]["schema"]
             name = schema["$ref"].rpartition("/")[2]
-            return list(document["components"]["schemas"][name]["properties"])
-        except (KeyError, TypeError, json_codec.BadJson):  # it documents something else, or nothing
+            return [str(field) for field in dict(document["components"]["schemas"][name]["properties"])]
+        except (KeyError, TypeError, ValueError, AttributeError):  # it documents something else, or nothing
             return []
 
     async def _look_after(self) -> None:
@@ -323,8 +354,10 @@ class _Model(msgspec.Struct):
 
     @property
     def window(self) -> int | None:
-        """vLLM's, SGLang's and myna's name for it, OpenRouter's, and llama.cpp's."""
-        return self.max_model_len or self.context_length or (self.meta.n_ctx if self.meta else None)
+        """Window under vLLM's, SGLang's and myna's name for it, OpenRouter's, or llama.cpp's; None if it is not
+        positive."""
+        window = self.max_model_len or self.context_length or (self.meta.n_ctx if self.meta else None) or 0
+        return min(window, _LARGEST_WINDOW) if window > 0 else None
 
 
 class _Models(msgspec.Struct):
@@ -333,6 +366,17 @@ class _Models(msgspec.Struct):
 
 class _Props(msgspec.Struct):
     total_slots: int = 0
+
+
+_Kind = TypeVar("_Kind")
+
+
+def _read(body: bytes, kind: type[_Kind]) -> _Kind:
+    """Decode what a server says of itself. Raises ValueError."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _said(body: bytes) -> tuple[str, str]:
@@ -353,15 +397,18 @@ def _said(body: bytes) -> tuple[str, str]:
 def _seconds(retry_after: str | None) -> float:
     """How long a server that is too busy wants to be left alone."""
     try:
-        return min(max(float(retry_after or 1.0), 0.05), _MOST_PAUSE)
+        seconds = float(retry_after or 1.0)
     except ValueError:  # a date
         return 1.0
+    return 1.0 if math.isnan(seconds) else min(max(seconds, 0.05), _MOST_PAUSE)
 
 
 def _sum(metrics: str, names: Sequence[str] | Any) -> int:
-    """Of some metrics, over all their labels, in Prometheus' text format."""
+    """Return the sum of some metrics over all their labels, in Prometheus' text format. Values that are no numbers of
+    requests count as 0."""
     total = 0.0
     for name in names:
-        for value in re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? ([0-9.eE+]+)", metrics, re.MULTILINE):
-            total += float(value)
+        for value in re.findall(rf"^{re.escape(name)}(?:\{{[^}}\n]*\}})? ([0-9.eE+]{{1,30}})", metrics, re.MULTILINE):
+            with suppress(ValueError):
+                total += min(float(value), _LARGEST_WINDOW)
     return round(total)

@@ -1,6 +1,7 @@
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -194,6 +195,41 @@ async def test_a_head_without_end() -> None:
         with pytest.raises(Broken, match="no end"):
             async with asyncio.timeout(5):
                 await connections.post("/x", b"{}")
+
+
+async def test_a_body_without_end_and_trailers_without_end() -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"x" * 50_000)
+            await writer.drain()
+
+    async with raw(endless) as server, connected(server.url) as connections:
+        with pytest.raises(Broken, match="more than 1000000 bytes"):
+            await (response := await connections.post("/x", b"{}")).read(1_000_000)
+        response.close()
+    trailers = b"".join(b"X-%d: y\r\n" % number for number in range(10_000))
+    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + trailers + b"\r\n"
+    async with raw(says(said)) as server, connected(server.url) as connections:
+        response = await connections.post("/x", b"{}")
+        assert await response.read() == b"abc"
+        assert list(response.headers) == ["transfer-encoding"]
+
+
+async def test_an_answer_that_is_given_up_whatever_arrives() -> None:
+    async def drips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with raw(drips) as server, connected(server.url, patience=0.4) as connections:
+        response = await connections.post("/x", b"{}")
+        response.until = time.monotonic() + 0.3
+        with pytest.raises(Broken, match="no end"):
+            async with asyncio.timeout(5):
+                await response.read()
 
 
 async def test_what_came_before_a_break_is_given_away() -> None:

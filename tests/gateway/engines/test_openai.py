@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from gateway.engines.base import (
 )
 from gateway.engines.linked import EngineStartFailed
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.engines.openai.answers import Events
 from gateway.graph.call import Input, Sampling, Slot, Text
 from gateway.prompt import PromptBuilder
 from gateway.tools import Tool, Tools
@@ -427,6 +429,30 @@ async def test_errors_of_the_server_may_be_tried_again(server: FakeServer, upstr
     assert not upstream.ready, "it is not well yet: one more is enough"
 
 
+async def test_failures_of_one_tenant_do_not_take_a_server_from_others(server: FakeServer, upstream: Upstream) -> None:
+    await ask(upstream, scope="other")
+    server.script = [refuses(500, "this cannot be computed")] * 10
+    for number in range(9):
+        with pytest.raises(EngineLost):
+            await ask(upstream, scope=f"attacker\0salt {number}")
+    assert upstream.ready
+    with pytest.raises(EngineLost):
+        await ask(upstream, scope="other")
+    assert not upstream.ready, "it fails for others too"
+
+
+async def test_a_refusal_that_quotes_the_client_changes_nothing_for_others(server: FakeServer) -> None:
+    server.always = refuses(400, "bad regex: max_completion_tokens priority stream_options return_token_ids")
+    upstream = await connected(server, "vllm")
+    with pytest.raises(ContextRefused, match="bad regex"):
+        await ask(upstream, sampling=Sampling(max_tokens=5))
+    assert len(server.asked) == 3, "one try for the length, one for the other fields"
+    server.always = None
+    await ask(upstream, sampling=Sampling(max_tokens=5))
+    assert {"max_tokens", "priority", "stream_options"} <= server.asked[-1].keys()
+    await upstream.close()
+
+
 async def test_refusals_change_nothing(server: FakeServer, upstream: Upstream) -> None:
     server.script = [
         refuses(400, "This model's maximum context length is 16 tokens. Shorten.", code=400),
@@ -508,6 +534,77 @@ async def test_silence_before_an_answer_and_within_one(server: FakeServer, upstr
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b'data: {"choices": [{"text": "a", "token_ids": [4000000000]}]}\n\n',
+        b'data: {"choices": [{"text": "a", "token_ids": [-1]}]}\n\n',
+        b'data: {"choices": [{"text": "a", "token_ids": [1e400]}]}\n\n',
+        b'data: {"choices": [{"text": "\\ud800"}]}\n\n',
+        b'data: {"usage": ' + b"[" * 100_000 + b"\n\n",
+        b'data: {"error": ' + b"[" * 900 + b"]" * 900 + b"}\n\n",
+        b'data: {"choices": [{"logprobs": {"content": [{"token": "a", "logprob": -1, "bytes": [999]}]}}]}\n\n',
+        b"data: " + b"x" * (5 << 20),
+    ],
+    ids=range(8),
+)
+async def test_what_cannot_be_an_answer(server: FakeServer, upstream: Upstream, content: bytes) -> None:
+    server.script = [sends(content)]
+    with pytest.raises(EngineLost, match="says what is no answer"):
+        await ask(upstream)
+
+
+async def test_an_event_in_many_pieces_takes_time_in_proportion() -> None:
+    began = time.monotonic()
+    events = Events()
+    said = b'data: {"x": "' + b"y" * 3_000_000 + b'"}\r\n\r\n'
+    found = [event for begin in range(0, len(said), 64) for event in events.feed(said[begin : begin + 64])]
+    assert [len(event) for event in found] == [len(said) - 10]
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_events_are_the_same_however_they_are_cut(size: int) -> None:
+    said = (
+        b': hello\n\ndata: {"a": 1}\r\n\r\ndata: {"b": 2}\n\nevent: x\ndata: {"c": 3}\n\ndata: [DONE]\n\ndata: {}\n\n'
+    )
+    events = Events()
+    found = [event for begin in range(0, len(said), size) for event in events.feed(said[begin : begin + size])]
+    assert found == [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}']
+
+
+async def test_an_answer_without_end(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never_ends(request: Any, body: dict[str, Any]) -> Any:
+        response = await stream(request, [], done=False)
+        while True:
+            await response.write(b"data: " + json.dumps(chunk(body, "x" * 1_000)).encode() + b"\n\n")
+
+    monkeypatch.setattr("gateway.engines.openai.answers.LONGEST_ANSWER", 1_000_000)
+    server.script = [never_ends]
+    upstream = await connected(server)
+    with pytest.raises(EngineLost, match="more than 1000000 bytes"):
+        await ask(upstream)
+
+    async def goes_on_behind_its_end(request: Any, body: dict[str, Any]) -> Any:
+        response = await stream(request, [chunk(body, "x", "stop")])
+        while True:
+            await response.write(b": there is more\n\n")
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("gateway.engines.openai.engine._TAIL_SECONDS", 0.2)
+    server.script = [goes_on_behind_its_end]
+    async with asyncio.timeout(10):
+        assert text(await ask(upstream)) == "x"
+    await upstream.close()
+
+
+async def test_a_reason_that_clients_do_not_know_is_a_stop(server: FakeServer, upstream: Upstream) -> None:
+    for reason, told in (("length", "length"), ("content_filter", "content_filter"), ("x" * 1_000_000, "stop")):
+        server.script = [says("a", finish=reason)]
+        events = await ask(upstream)
+        assert [event.finish for event in events if isinstance(event, Delta) and event.finish] == [told]
+
+
+@pytest.mark.parametrize(
     "usage",
     [
         {"prompt_tokens": -5, "completion_tokens": 3},
@@ -567,6 +664,41 @@ async def test_a_server_that_says_that_it_is_ill_is_left_alone(
     assert OpenAIEngine("there", upstream, "fake").load == 7
     server.health = 503
     await until(lambda: not upstream.ready)
+    await upstream.close()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {
+            "paths": {
+                "/v1/chat/completions": {
+                    "post": {"requestBody": {"content": {"application/json": {"schema": {"$ref": []}}}}}
+                }
+            }
+        },
+        {"paths": {"/v1/chat/completions": 5}},
+        [],
+    ],
+)
+async def test_a_server_that_says_nonsense_of_itself_is_watched_on(
+    server: FakeServer, schema: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.engines.openai.upstream._PROBE_SECONDS", 0.1)
+    server.schema, server.window = schema, -5
+    server.metrics = "vllm:num_requests_running e\nvllm:num_requests_waiting 1e999\n" + "vllm:num_requests_running{" * 9
+    upstream = await connected(server, "vllm")
+    assert upstream.models[0].window is None
+    await until(lambda: upstream.others > 0)
+    server.metrics = ""
+    await until(lambda: upstream.others == 0)
+    server.health = 503
+    await until(lambda: not upstream.ready)
+    server.health = 200
+    await until(lambda: upstream.ready)
+    server.script = [refuses(429, "wait", {"Retry-After": "nan"})]
+    with pytest.raises(EngineBusy):
+        await ask(upstream)
     await upstream.close()
 
 
