@@ -15,7 +15,7 @@ from gateway.graph.variable import Piece
 _LONGEST_EVENT = 4 << 20
 """Maximum size of one event, in bytes."""
 LONGEST_ANSWER = 256 << 20
-"""Maximum size of an answer, in bytes: JSON of its events, or of all of it if it is not streamed."""
+"""Maximum size of an answer, in bytes of JSON or of events."""
 _CALL_BEGINS, _CALL_ENDS = "<tool_call>\n", "\n</tool_call>"
 """How calls are written in a text: Hermes's way, which `gateway.tools` reads."""
 _TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
@@ -188,13 +188,16 @@ class Answer:
         self._calls = 0
         """Calls whose text has begun."""
         self._size = 0
-        """Bytes of the events that said something."""
+        """Bytes that have arrived."""
 
     def feed(self, data: bytes) -> Iterator[Said]:
         """What has come, as it came.
 
         Raises Nonsense, or ContextRefused if it says that something is wrong with the request.
         """
+        self._size += len(data)
+        if self._size > LONGEST_ANSWER and not self.ended:
+            raise Nonsense(f"the answer has more than {LONGEST_ANSWER} bytes")
         try:
             for event in self._events.feed(data) if self.streamed else [data]:
                 said = self._push(event)
@@ -231,9 +234,6 @@ class Answer:
         ids = choice.token_ids or ()
         if ids and not (min(ids) >= 0 and max(ids) < 2**31):
             raise ValueError("a token's number is out of range")
-        self._size += len(event)
-        if self._size > LONGEST_ANSWER:
-            raise ValueError(f"the answer has more than {LONGEST_ANSWER} bytes")
         if text or reasoning or ids or entries or finish is not None:
             tokens = len(ids) or len(entries) or int(bool(text or reasoning))
             return Piece(text, tokens, entries, reasoning), ids, finish

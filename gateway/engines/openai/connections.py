@@ -28,6 +28,9 @@ _UNREAD_BYTES = 256 << 10
 _ADDRESS_SECONDS = 60.0
 """For which a name's addresses are remembered."""
 _CONNECT_SECONDS = 10.0
+_TURN_SECONDS = 0.005
+"""Time that data may take the event loop before its connection rests, in seconds. Of an honest server it takes a
+hundredth of that."""
 _LOOKS = 8
 """In the time for which a server may be silent, at it."""
 _LONGEST_LOOK = 1.0
@@ -187,12 +190,15 @@ class _Connection(asyncio.Protocol):
         self._head: dict[str, str] = {}
         self._reason = ""
         self._head_bytes = 0
+        self._trailer_bytes = 0
         self._unasked = False
         """Whether something has come behind an answer."""
         self._until_closed = False
         """Whether the body ends with the connection."""
         self.paused = False
         """Whether the server is kept waiting, since nobody reads what came."""
+        self._rests = False
+        """Whether the server is kept waiting, since what came took the event loop too long."""
 
     @property
     def open(self) -> bool:
@@ -204,7 +210,7 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self.heard = time.monotonic()
         self.response = response = Response(self, patience)
-        self._head_bytes = 0
+        self._head_bytes = self._trailer_bytes = 0
         self._transport.write(request)
         return response
 
@@ -219,18 +225,36 @@ class _Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Takes nothing more for now."""
-        if self.open and not self.paused:
-            assert self._transport is not None
-            self._transport.pause_reading()
-            self.paused = True
+        self.paused = True
+        self._apply_pauses()
 
     def resume(self) -> None:
         """Takes more."""
         self.heard = time.monotonic()
-        if self.paused and self.open:
+        if self.paused:
+            self.paused = False
+            self._apply_pauses()
+
+    def _apply_pauses(self) -> None:
+        if self.open:
             assert self._transport is not None
-            self._transport.resume_reading()
-        self.paused = False
+            reads = not (self.paused or self._rests)
+            if reads and not self._transport.is_reading():
+                self._transport.resume_reading()
+            elif not reads and self._transport.is_reading():
+                self._transport.pause_reading()
+
+    def _rest(self, seconds: float) -> None:
+        """Read nothing for as long as the last data took the event loop, times the number of connections that rest."""
+        self._rests = True
+        self._owner.resting += 1
+        self._apply_pauses()
+        asyncio.get_running_loop().call_later(seconds * self._owner.resting, self._go_on)
+
+    def _go_on(self) -> None:
+        self._owner.resting -= 1
+        self._rests = False
+        self._apply_pauses()
 
     @property
     def answered(self) -> bool:
@@ -249,7 +273,7 @@ class _Connection(asyncio.Protocol):
         if response is None:  # nothing was asked
             self.end(None)
             return
-        self.heard = time.monotonic()
+        self.heard = began = time.monotonic()
         if not response.status:
             self._head_bytes += len(data)
         try:
@@ -263,6 +287,9 @@ class _Connection(asyncio.Protocol):
         if self._unasked:
             self.end(None)
         response.wake()
+        spent = time.monotonic() - began
+        if spent > _TURN_SECONDS and self.open and not self._rests:
+            self._rest(spent)
 
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -289,7 +316,10 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
-        if self.response is not None and self.response.status:  # a trailer, of which there may be any number
+        if self.response is not None and self.response.status:  # a trailer
+            self._trailer_bytes += len(name) + len(value)
+            if self._trailer_bytes > _HEAD_BYTES:
+                raise ValueError("the trailers have no end")
             return
         self._head[name.decode("latin-1").lower()] = value.decode("latin-1")
 
@@ -364,6 +394,8 @@ class Connections:
         self._patience = patience
         self._kept = kept
         self._heads: dict[tuple[str, str], bytes] = {}
+        self.resting = 0
+        """Connections that rest."""
         self._idle: dict[_Connection, None] = {}
         """The longest idle ones first."""
         self._busy: set[_Connection] = set()

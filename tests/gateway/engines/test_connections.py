@@ -208,12 +208,14 @@ async def test_a_body_without_end_and_trailers_without_end() -> None:
         with pytest.raises(Broken, match="more than 1000000 bytes"):
             await (response := await connections.post("/x", b"{}")).read(1_000_000)
         response.close()
-    trailers = b"".join(b"X-%d: y\r\n" % number for number in range(10_000))
-    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + trailers + b"\r\n"
-    async with raw(says(said)) as server, connected(server.url) as connections:
+    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+    some, many = [b"".join(b"X-%d: y\r\n" % number for number in range(count)) for count in (1_000, 20_000)]
+    async with raw(says(said + some + b"\r\n"), says(said + many)) as server, connected(server.url) as connections:
         response = await connections.post("/x", b"{}")
         assert await response.read() == b"abc"
         assert list(response.headers) == ["transfer-encoding"]
+        with pytest.raises(Broken):
+            await (await connections.post("/x", b"{}")).read()
 
 
 async def test_an_answer_that_is_given_up_whatever_arrives() -> None:
@@ -333,3 +335,27 @@ async def test_tls() -> None:
         async with connected(server.url) as connections:
             with pytest.raises(NotReached, match="certificate"):
                 await connections.post("/x", b"{}")
+
+
+async def test_a_connection_whose_data_costs_much_time_rests() -> None:
+    async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"x" * 50_000)
+            await writer.drain()
+
+    def takes_long(data: bytes) -> None:
+        time.sleep(0.02)
+
+    async with raw(floods) as server, connected(server.url) as connections:
+        response = await connections.post("/x", b"{}")
+        reading = asyncio.create_task(response.each(takes_long))
+        waits = []
+        for _ in range(10):
+            began = time.monotonic()
+            await asyncio.sleep(0.001)
+            waits.append(time.monotonic() - began)
+        reading.cancel()
+        response.close()
+        assert sorted(waits)[5] < 0.2, "others have their turns"
+    assert connections.resting <= 1
