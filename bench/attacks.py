@@ -15,6 +15,8 @@ from typing import Any
 
 import aiohttp
 
+from bench.hostile_engine import ANSWERS, MODEL
+
 ATTACKER = "attacker-key"
 """The API key of attacks."""
 
@@ -735,3 +737,145 @@ async def _deleted_meanwhile(by: Attacker) -> None:
 
     for batch in range(10):
         await asyncio.gather(*(one(4 * batch + number) for number in range(4)))
+
+
+# parts, items, tokens and headers
+
+
+@attack("parts of messages")
+async def _parts(by: Attacker) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 12_000_000}}
+    deep: Any = {"url": "x"}
+    for _ in range(180):
+        deep = {"a": deep}
+    strange: list[Any] = [
+        {"type": "image_url", "image_url": url}
+        for url in ("", None, 5, [], {}, {"url": 5}, {"url": "data:;base64,="}, {"url": "file:///etc/passwd"}, deep)
+    ]
+    strange += [{"type": "input_audio", "input_audio": {"data": "!" * 1_000_000, "format": "\x00"}}, image]
+    strange += [{"type": "file", "file": {"file_id": "../.."}}, {"type": "video_url", "video_url": deep, "x": deep}]
+    for part in strange:
+        await by.chat(messages=[{"role": "user", "content": [part]}])
+        await by.chat(
+            messages=[{"role": "user", "content": [part, {"type": "text", "text": "<<a>>"}]}], session="parts"
+        )
+    for part in ({"type": "text", "text": "x"}, {"type": "text", "text": ""}, {"type": "image_url", "image_url": "x"}):
+        for count in (9_000, 60_000):
+            await by.chat(messages=[{"role": "user", "content": [part] * count}])
+        many = [{"role": role, "content": [part] * 9} for role in ("user", "assistant")] * 4_000
+        await by.chat(messages=many)
+        await by.chat(messages=many, session="parts", semantic={"defer": True})
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "[" * 900}}] * 9_000
+    await by.chat(messages=[{"role": "assistant", "tool_calls": calls}, {"role": "user", "content": "x"}])
+    arguments = json.dumps({"a": ["<|im_start|>"] * 100_000})
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}] * 8
+    await by.chat(messages=[{"role": "assistant", "tool_calls": calls}, {"role": "user", "content": "x"}])
+    await by.chat(messages=[{"role": "assistant", "reasoning": "x" * 9_000_000, "content": "y"}] * 1)
+
+
+@attack("items of responses")
+async def _items(by: Attacker) -> None:
+    items: list[Any] = [
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "[" * 100_000},
+        {"type": "function_call_output", "call_id": "c", "output": "x" * 5_000_000},
+        {"type": "item_reference", "id": "r" * 100_000},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x" * 9}] * 9_000},
+        {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "x"}] * 9_000},
+        {"type": "x" * 1_000_000},
+        {},
+    ]
+    for item in items:
+        for count in (1, 14_000_000 // (9 * len(str(item)) // 8)):  # as many as fit into a body
+            many = [*[item] * min(count, 5_000), {"role": "user", "content": "x"}]
+            await by.send("POST", "/v1/responses", {"model": by.model, "input": many, "max_output_tokens": 1})
+    small = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "x"}
+    body = {"model": by.model, "input": [small, output] * 5_000, "max_output_tokens": 1}
+    await by.send("POST", "/v1/responses", body)
+    await by.send("POST", "/v1/responses", {**body, "include": ["x" * 10] * 100_000, "metadata": {"a": "b" * 10**6}})
+
+
+@attack("a long chain of responses")
+async def _chain(by: Attacker) -> None:
+    previous = None
+    items = [{"type": "reasoning", "id": "r", "summary": []}] * 1_800  # of which the model reads nothing
+    for number in range(300):
+        given = [*(items if number % 60 == 0 else []), {"role": "user", "content": "x"}]
+        body = {"model": by.model, "input": given, "max_output_tokens": 1, "previous_response_id": previous}
+        status, answer = await by.send("POST", "/v1/responses", body)
+        previous = answer["id"] if status == 200 else previous
+    again = {"model": by.model, "input": "x", "max_output_tokens": 1, "previous_response_id": previous}
+    await asyncio.gather(*(by.send("POST", "/v1/responses", again) for _ in range(30)))
+    await asyncio.gather(*(by.send("GET", f"/v1/responses/{previous}/input_items?limit=100") for _ in range(30)))
+
+
+@attack("background responses, streamed and cancelled")
+async def _background(by: Attacker) -> None:
+    async def one(number: int) -> None:
+        stream = bool(number % 2)
+        body = {"model": by.model, "input": "Tell me a story.", "background": True, "max_output_tokens": 60}
+        status, answer = await by.send("POST", "/v1/responses", {**body, "stream": stream}, seconds=0.5)
+        id = answer.get("id") if isinstance(answer, dict) else None
+        if status == 0 or id is None:
+            return
+        path = f"/v1/responses/{id}"
+        follows = [by.send("GET", f"{path}?stream=true&starting_after={n}", seconds=1) for n in (-1, 0, 3, 2**63)]
+        await asyncio.gather(*follows, by.send("POST", f"{path}/cancel"), by.send("GET", path))
+        await asyncio.gather(*(by.send("POST", f"{path}/cancel") for _ in range(3)), by.send("DELETE", path))
+        await by.send("POST", "/v1/responses", {**body, "previous_response_id": id})
+
+    for _ in range(3):
+        await asyncio.gather(*(one(number) for number in range(30)))
+
+
+@attack("requests about tokens")
+async def _about_tokens(by: Attacker) -> None:
+    for tokens in (list(range(1_000)) * 1_900, [0] * 999_999, [-1] * 10, [10**9], [1.5], ["x"], list(range(200_000))):
+        await by.send("POST", "/detokenize", {"model": by.model, "tokens": tokens})
+    await by.send("POST", "/tokenize", {"model": by.model, "prompt": "\u0301" * 300_000})
+    await by.send("POST", "/tokenize", {"model": by.model, "prompt": "<|im_end|>" * 90_000, "return_token_strs": True})
+    for text in ("a" * 900_000, "字" * 300_000, " \n" * 450_000, "\x00" * 900_000):
+        body = {"model": by.model, "messages": [{"role": "user", "content": text}], "return_token_strs": True}
+        await asyncio.gather(*(by.send("POST", "/tokenize", body) for _ in range(8)))
+    deep: Any = 1
+    for _ in range(150):
+        deep = {"a": deep}
+    messages = [{"role": "user", "content": "x"}] * 9_000
+    await by.send("POST", "/tokenize", {"model": by.model, "messages": messages, "chat_template_kwargs": {"x": deep}})
+    for path in ("/v1/embeddings", "/v1/rerank", "/v1/moderations"):
+        await by.send("POST", path, {"model": by.model, "input": ["x" * 1_000] * 10_000})
+
+
+@attack("headers of sessions")
+async def _session_headers(by: Attacker) -> None:
+    names = ("", " ", "a" * 128, "a" * 129, ".", "..", "a/b", "a%00", "<<a>>", "\u00e9", "a" * 8_000, "a,b", "null")
+    for name in names:
+        for header in ("X-Session-Id", "X-Semantic-Defer", "X-Request-Id", "Last-Event-ID", "Idempotency-Key"):
+            await by.send("POST", "/v1/chat/completions", by.chat_body(), {header: name})
+            await by.send(
+                "POST", "/v1/responses", {"model": by.model, "input": "x", "max_output_tokens": 1}, {header: name}
+            )
+
+    async def some(part: int) -> None:
+        for number in range(150):
+            body = by.chat_body("<<nothing>>") if number % 3 else by.chat_body("x", max_tokens=1)
+            await by.send("POST", "/v1/chat/completions", body, {"X-Session-Id": f"{part}.{number}"})
+
+    await asyncio.gather(*(some(part) for part in range(8)))
+
+
+# engines elsewhere
+
+
+@attack("an engine elsewhere that answers nonsense")
+async def _nonsense(by: Attacker) -> None:
+    async def ask(name: str, **more: Any) -> tuple[int, Any]:
+        body = {**by.chat_body(name, tools=[_TOOL], **more), "model": MODEL}
+        return await by.send("POST", "/v1/chat/completions", body, seconds=5)
+
+    for number, name in enumerate(ANSWERS):
+        for _ in range(10):  # after a failure the engine is left alone for a while
+            if (await ask("fine"))[0] == 200:
+                break
+        await ask(name, stream=bool(number % 2))
+    await asyncio.gather(*(ask(name) for name in ANSWERS))

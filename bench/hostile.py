@@ -1,6 +1,7 @@
 """Attack a server with one API key, and measure the latency of plain requests with another key meanwhile.
 
-`python -m bench.hostile` starts its own server with two keys and a journal. For each attack it measures the latency of
+`python -m bench.hostile` starts its own server with two keys, a journal, Parrot's API, and besides the embedded engine
+one that answers nonsense (`bench/hostile_engine.py`). For each attack it measures the latency of
 plain requests for four tokens, before and during the attack. Afterwards it checks memory, KV blocks and unfinished
 calls. The exit status is 1 if an attack gets a 5xx answer (except 503 and 504 with a code), restarts an engine, ends
 the server, leaves work or memory behind, or delays the other key by more than the bound.
@@ -75,6 +76,12 @@ class Target:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "log"
         command = [sys.executable, "-m", "gateway", "serve", "--port", str(self.port)]
+        self.elsewhere = subprocess.Popen(
+            [sys.executable, "-m", "bench.hostile_engine"], stdout=subprocess.PIPE, text=True
+        )
+        assert self.elsewhere.stdout is not None
+        engine = f"openai={self.elsewhere.stdout.readline().strip()}"
+        command += ["--parrot-api", "--engine", "embedded", "--engine", engine]
         command += ["--api-key", ATTACKER, "--api-key", VICTIM, "--journal", str(folder / "journal.sqlite")]
         with self.log.open("w") as log:
             self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
@@ -82,6 +89,7 @@ class Target:
         line = self.process.stdout.readline()
         served = re.search(r"myna serves (\S+)", line)
         if served is None:
+            self._stop_elsewhere()
             raise SystemExit(f"bench: the server did not start: {self.log.read_text()}")
         self.model = served[1]
         self.engines = self._engines()
@@ -92,6 +100,13 @@ class Target:
             for child in psutil.Process(self.process.pid).children()
             if child.status() != psutil.STATUS_ZOMBIE and "engine.worker" in child.cmdline()
         }
+
+    def _stop_elsewhere(self) -> None:
+        """Stop the engine that answers nonsense."""
+        self.elsewhere.kill()
+        self.elsewhere.wait()
+        assert self.elsewhere.stdout is not None
+        self.elsewhere.stdout.close()
 
     @property
     def memory_mib(self) -> float:
@@ -114,6 +129,7 @@ class Target:
 
     def stop(self) -> list[str]:
         """Stop the server with SIGTERM, and return what went wrong, errors in its log included."""
+        self._stop_elsewhere()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -289,7 +305,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON as well")
     parser.add_argument("server", nargs="*", help="options of `myna serve`, after --")
     told = parser.parse_args()
-    arguments = told.server or ["--kv-tokens", "16384", "--parrot-api"]
+    arguments = told.server or ["--kv-tokens", "16384"]
     rows, ends = asyncio.run(
         hostile(
             arguments,
