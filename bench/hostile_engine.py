@@ -155,7 +155,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             return
         length = next(int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length: "))
         body = json.loads(await reader.readexactly(length))
-        async for piece in ANSWERS[body["messages"][-1]["content"]]():
+        content = body["messages"][-1]["content"]
+        async for piece in ANSWERS[content if isinstance(content, str) else content[-1]["text"]]():
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(_PAUSE_SECONDS)

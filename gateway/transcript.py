@@ -31,7 +31,7 @@ OPTIONS, MESSAGE, CONTENT, END, PART = range(_MARKS, _MARKS + 5)
 PART_WEIGHT = 4_000
 """Characters that a part which is no text is reckoned as: an image is some thousand tokens."""
 _AT_ONCE = 4096
-"""Numbers that are decoded at a time."""
+"""Numbers that are decoded at a time, at first."""
 
 
 class TranscriptTokenizer:
@@ -214,13 +214,15 @@ def _parts(tokens: "array[int]") -> Iterator[tuple[int, str]]:
 def _until_mark(numbers: memoryview, at: int) -> tuple[str, int]:
     """The text from there to the next mark, and where that is. What decodes it stops at what is no character, and so
     finds it without a look at each in Python. It is given a little at a time, since it makes room for all of that."""
-    text = ""
+    texts, count = [], _AT_ONCE
     while at < len(numbers):
-        piece = numbers[at : at + _AT_ONCE].cast("B")
+        piece = numbers[at : at + count].cast("B")
         try:
-            text += str(piece, "utf-32-le", "surrogatepass")
+            texts.append(str(piece, "utf-32-le", "surrogatepass"))
             at += len(piece) // 4
+            count *= 2  # so long texts need few pieces
         except UnicodeDecodeError as error:
-            text += str(piece[: error.start], "utf-32-le", "surrogatepass")
-            return text, at + error.start // 4
-    return text, at
+            texts.append(str(piece[: error.start], "utf-32-le", "surrogatepass"))
+            at += error.start // 4
+            break
+    return "".join(texts), at

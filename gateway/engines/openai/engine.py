@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.tokenizer import Tokenizer
+from gateway import json_codec
 from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Tell, Urgency
 from gateway.engines.openai.answers import LONGEST_ANSWER, Answer, Nonsense, Usage
 from gateway.engines.openai.connections import Broken, Response
@@ -23,10 +24,13 @@ from gateway.engines.openai.turns import Turn
 from gateway.engines.openai.upstream import Upstream
 from gateway.engines.texts import tokens_of
 from gateway.graph.call import Sampling
+from gateway.offload import offload
 from gateway.transcript import Transcript, Written, characters, read
 
 _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that a server may do without. Not the salt: keys are kept apart, or nothing is sent."""
+_LONG = 100_000
+"""Number of tokens or characters from which a request is made in a thread."""
 _TAIL_SECONDS = 5.0
 """After an answer's end, for what is told of its tokens."""
 
@@ -226,9 +230,11 @@ class OpenAIContext:
                 response.until = time.monotonic() + _TAIL_SECONDS
 
         while True:
-            path, body = self._engine.request(self._tokens, sampling, self._scope, self._urgency, changes)
+            path, body, content = await self._request(sampling, changes)
+            if self._freed:
+                raise EngineLost("the context was freed", suspect=False)
             try:
-                self._response = response = await self._upstream.post(path, body, self._tenant)
+                self._response = response = await self._upstream.post(path, content, self._tenant)
                 if not begun:
                     tell(Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held))
                     begun = True
@@ -244,6 +250,16 @@ class OpenAIContext:
                     self._upstream.learn(changes.dropped, changes.length)
                 self._made.append(("".join(text), tokens))
                 return answer.usage
+
+    async def _request(self, sampling: Sampling, changes: Changes) -> tuple[str, dict[str, Any], bytes]:
+        """Return the next request's path and body, and the body as JSON. Raises ContextRefused."""
+
+        def make() -> tuple[str, dict[str, Any], bytes]:
+            path, body = self._engine.request(tokens, sampling, self._scope, urgency, changes)
+            return path, body, json_codec.encode(body)
+
+        tokens, urgency = self._tokens, self._urgency
+        return make() if len(tokens) < _LONG else await offload(make, len(tokens))
 
     async def _read(self, response: Response, answer: Answer, came: Callable[[bytes], None]) -> None:
         """All of it, up to the response's end, so that its connection can be used again. Raises EngineLost, or

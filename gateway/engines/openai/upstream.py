@@ -7,7 +7,7 @@ import math
 import re
 import ssl
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -144,16 +144,16 @@ class Upstream:
 
     # asking
 
-    async def post(self, path: str, body: Mapping[str, Any], tenant: str) -> Response:
+    async def post(self, path: str, content: bytes, tenant: str) -> Response:
         """The answer to a request, once its status is there and says success; to be closed by whoever reads it.
 
-        `tenant`: whose request it is.
+        `content`: the request's body. `tenant`: whose request it is.
         Raises EngineLost where it may be tried again, and other failures of engines where that would change nothing.
         """
         assert self._connections is not None, "not started"
         self._asked[tenant] = time.monotonic()
         try:
-            response = await self._connections.post(path, json_codec.encode(body))
+            response = await self._connections.post(path, content)
             if response.status == 200:
                 return response
             try:
