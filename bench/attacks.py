@@ -879,3 +879,22 @@ async def _nonsense(by: Attacker) -> None:
                 break
         await ask(name, stream=bool(number % 2))
     await asyncio.gather(*(ask(name) for name in ANSWERS))
+
+
+@attack("large messages for an engine elsewhere")
+async def _large_elsewhere(by: Attacker) -> None:
+    fine = {"type": "text", "text": "fine"}
+    image = {"type": "image_url", "image_url": {"url": "data:" + "A" * 12_000_000}}
+    contents: list[list[Any]] = [[[image, fine]], [[{"type": "image_url", "image_url": "x"}] * 9_000 + [fine]] * 7]
+    for number, content in enumerate([*contents, ["x" * 15_000_000, "fine"]]):
+        messages = [{"role": "user", "content": each} for each in content]
+        body = {**by.chat_body(), "model": MODEL, "messages": messages}
+        slots = {"semantic": {"slots": {"s": {"max_tokens": 2}}, "defer": True}}
+        slots |= {"messages": [*messages, {"role": "assistant", "content": "<<s>>"}]}
+        # encoded once: this process also measures the other key
+        plain, named = [json.dumps(each).encode() for each in (body, {**body, **slots})]
+        header = {"X-Session-Id": f"large{number}"}
+        await asyncio.gather(
+            *(by.send("POST", "/v1/chat/completions", plain) for _ in range(8)),
+            *(by.send("POST", "/v1/chat/completions", named, header) for _ in range(8)),
+        )
