@@ -7,7 +7,7 @@ import pytest
 
 from gateway.graph.call import Input
 from gateway.graph.references import Reference
-from gateway.graph.session import _CALL_BYTES, _VARIABLE_BYTES, Bounds
+from gateway.graph.session import _VARIABLE_BYTES, CALL_BYTES, Bounds
 from gateway.graph.variable import Variable, VariableState
 from gateway.scheduler import inputs
 from tests.gateway.scheduler.test_dispatcher import Stage
@@ -40,7 +40,7 @@ async def test_templates_that_double_end_at_the_bound_of_a_value() -> None:
     assert made.failure is not None
     assert made.failure.code == "upstream_failed"
     assert "too_large: the value of 't8' has 2048 bytes" in made.failure.message
-    assert there.session.size < 41 * (_CALL_BYTES + _VARIABLE_BYTES) + (32 << 10)
+    assert there.session.size < 41 * (CALL_BYTES + _VARIABLE_BYTES) + (32 << 10)
 
 
 async def test_templates_end_at_the_bound_of_their_session() -> None:
