@@ -25,13 +25,17 @@ PATIENCE_SECONDS = 120.0
 
 Attack = Callable[["Attacker"], Awaitable[None]]
 ATTACKS: dict[str, Attack] = {}
+LONG: set[str] = set()
+"""Names of attacks that take over 15 seconds. The short form leaves them out."""
 
 
-def attack(name: str) -> Callable[[Attack], Attack]:
-    """Return a decorator that adds an attack to `ATTACKS`."""
+def attack(name: str, *, long: bool = False) -> Callable[[Attack], Attack]:
+    """Return a decorator that adds an attack to `ATTACKS`. `long`: whether it takes over 15 seconds."""
 
     def add(run: Attack) -> Attack:
         ATTACKS[name] = run
+        if long:
+            LONG.add(name)
         return run
 
     return add
@@ -469,7 +473,7 @@ async def _unread(by: Attacker) -> None:
         writer.close()
 
 
-@attack("responses, large and many")
+@attack("responses, large and many", long=True)
 async def _responses(by: Attacker) -> None:
     previous = None
     for number in range(20):
@@ -593,7 +597,7 @@ async def _placeholders(by: Attacker) -> None:
     await by.send("POST", "/v1/semantic_call", _semantic_call(program, "{{a}}", one, **many))
 
 
-@attack("Parrot: calls that no client asks for")
+@attack("Parrot: calls that no client asks for", long=True)
 async def _never_asked(by: Attacker) -> None:
     async def fill() -> None:
         program = await _program(by)
@@ -795,7 +799,7 @@ async def _items(by: Attacker) -> None:
     await by.send("POST", "/v1/responses", {**body, "include": ["x" * 10] * 100_000, "metadata": {"a": "b" * 10**6}})
 
 
-@attack("a long chain of responses")
+@attack("a long chain of responses", long=True)
 async def _chain(by: Attacker) -> None:
     previous = None
     items = [{"type": "reasoning", "id": "r", "summary": []}] * 1_800  # of which the model reads nothing
@@ -828,7 +832,7 @@ async def _background(by: Attacker) -> None:
         await asyncio.gather(*(one(number) for number in range(30)))
 
 
-@attack("requests about tokens")
+@attack("requests about tokens", long=True)
 async def _about_tokens(by: Attacker) -> None:
     for tokens in (list(range(1_000)) * 1_900, [0] * 999_999, [-1] * 10, [10**9], [1.5], ["x"], list(range(200_000))):
         await by.send("POST", "/detokenize", {"model": by.model, "tokens": tokens})
@@ -867,7 +871,7 @@ async def _session_headers(by: Attacker) -> None:
 # engines elsewhere
 
 
-@attack("an engine elsewhere that answers nonsense")
+@attack("an engine elsewhere that answers nonsense", long=True)
 async def _nonsense(by: Attacker) -> None:
     async def ask(name: str, **more: Any) -> tuple[int, Any]:
         body = {**by.chat_body(name, tools=[_TOOL], **more), "model": MODEL}
@@ -881,7 +885,7 @@ async def _nonsense(by: Attacker) -> None:
     await asyncio.gather(*(ask(name) for name in ANSWERS))
 
 
-@attack("large messages for an engine elsewhere")
+@attack("large messages for an engine elsewhere", long=True)
 async def _large_elsewhere(by: Attacker) -> None:
     fine = {"type": "text", "text": "fine"}
     image = {"type": "image_url", "image_url": {"url": "data:" + "A" * 12_000_000}}

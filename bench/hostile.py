@@ -32,7 +32,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from bench.attacks import ATTACKER, ATTACKS, PATIENCE_SECONDS, Attack, Attacker
+from bench.attacks import ATTACKER, ATTACKS, LONG, PATIENCE_SECONDS, Attack, Attacker
 from bench.random_requests import RandomRequests
 from bench.servers import free_port
 
@@ -241,6 +241,7 @@ async def hostile(
     arguments: Sequence[str],
     *,
     only: str = "",
+    short: bool = False,
     copies: int = 1,
     rounds: int = 0,
     together: int = 3,
@@ -249,11 +250,11 @@ async def hostile(
 ) -> tuple[list[Row], list[str]]:
     """Run the attacks whose name contains `only`, then `rounds` of several at once, then random requests.
 
-    `copies`: number of copies of each attack that run at once. Return a row for each, and what went wrong when the
-    server ended.
+    `short`: leave out the attacks that take long. `copies`: number of copies of each attack that run at once. Return
+    a row for each, and what went wrong when the server ended.
     """
     rng = random.Random(seed)
-    chosen = {name: run for name, run in ATTACKS.items() if only in name}
+    chosen = {name: run for name, run in ATTACKS.items() if only in name and not (short and name in LONG)}
     plans: list[tuple[str, list[Attack]]] = [(name, [run] * copies) for name, run in chosen.items()]
     for _ in range(rounds):
         names = rng.sample(sorted(chosen), min(together, len(chosen)))

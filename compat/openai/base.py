@@ -3,12 +3,18 @@
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from compat.bounds import BoundedModel, TokenCount, check_members
 
 _Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
+
+Metadata = Annotated[
+    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
+    Field(max_length=16),
+]
+"""Pairs of texts that a client attaches to an object, within OpenAI's limits."""
 
 MAX_STOPS = 16
 """Stop strings; OpenAI allows four."""

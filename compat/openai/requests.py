@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from compat.bounds import MAX_STOP_TOKENS, TokenCount, check_biases
-from compat.openai.base import Chosen, Request, Sampled, fault
+from compat.openai.base import Chosen, Metadata, Request, Sampled, fault
 from compat.openai.forms import (
     Form,
     ResponseFormat,
@@ -194,7 +194,7 @@ class ChatCompletionRequest(_Choices):
     service_tier: ServiceTier | None = None
     prompt_cache_retention: CacheRetention | None = None
     # taken and passed on to nobody: they concern OpenAI's own bookkeeping
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 

@@ -4,17 +4,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from compat.openai.base import Request, Sampled, fault
+from compat.openai.base import Metadata, Request, Sampled, fault
 from compat.openai.forms import ResponseFormat, valid_regex
 
 SessionId = Annotated[
     str, StringConstraints(max_length=128, pattern=r"^(\.{0,2}[A-Za-z0-9_:-]|\.{3})[A-Za-z0-9._:-]*$")
 ]
-
-
-_MetadataKey = Annotated[str, StringConstraints(max_length=64)]
-_MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-"""OpenAI's bounds of metadata: 16 pairs, keys of 64 and values of 512 characters."""
 
 
 class Transform(Request):
@@ -82,7 +77,7 @@ class SessionRequest(Request):
     """POST /v1/sessions."""
 
     id: SessionId | None = None
-    metadata: dict[_MetadataKey, _MetadataValue] = Field(default_factory=dict, max_length=16)
+    metadata: Metadata = Field(default_factory=dict)
     ttl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 import compat
 from compat.bounds import MAX_ENTRIES, MAX_INTEGER, MAX_MEMBERS, BoundedModel
-from compat.openai import ChatCompletionRequest, CompletionRequest
+from compat.openai import ChatCompletionRequest, CompletionRequest, SessionRequest
+from compat.openai.responses import ResponseRequest
 
 
 def _models(base: type[BoundedModel]) -> Iterator[type[BoundedModel]]:
@@ -84,3 +85,21 @@ def test_a_huge_number_of_tokens_means_no_limit() -> None:
     assert ChatCompletionRequest.model_validate({**GOOD, "max_completion_tokens": 7}).length == 7
     with pytest.raises(ValidationError):
         ChatCompletionRequest.model_validate({**GOOD, "max_tokens": 2**63})
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{f"k{number}": "v" for number in range(17)}, {"k" * 65: "v"}, {"k": "v" * 513}, {"k": 1}],
+)
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (ChatCompletionRequest, {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
+        (ResponseRequest, {"model": "m", "input": "x"}),
+        (SessionRequest, {}),
+    ],
+)
+def test_metadata_is_within_openais_limits(kind: type[BoundedModel], body: dict[str, Any], metadata: Any) -> None:
+    kind.model_validate({**body, "metadata": {f"k{number}": "v" * 512 for number in range(16)}})
+    with pytest.raises(ValidationError):
+        kind.model_validate({**body, "metadata": metadata})

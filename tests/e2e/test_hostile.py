@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.attacks import ATTACKS
+from bench.attacks import ATTACKS, LONG
 from bench.hostile import Row, hostile
 
 pytestmark = pytest.mark.slow
@@ -20,11 +20,11 @@ def faults(rows: list[Row], ends: list[str]) -> list[str]:
 
 
 async def test_no_attack_of_one_key_harms_another() -> None:
-    rows, ends = await hostile(["--kv-tokens", "16384"], requests=1500, rounds=3)
+    rows, ends = await hostile(["--kv-tokens", "16384"], short=True, requests=1000, rounds=2)
     assert faults(rows, ends) == []
-    assert len(rows) == len(ATTACKS) + 4
+    assert len(rows) == len(ATTACKS) - len(LONG) + 3
     by_name = {row.name: row for row in rows}
     assert by_name["as many sessions as there may be"].answers["413"] > 0, "the attack reached the bound"
     assert by_name["calls on a value that never comes"].answers["429"] > 0
     assert by_name["deep, wide and wrong bodies"].answers["400"] > 30
-    assert by_name["1500 random requests"].answers["200"] > 100
+    assert by_name["1000 random requests"].answers["200"] > 100

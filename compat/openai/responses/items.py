@@ -183,8 +183,11 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
     messages: list[Message] = []
     paths: list[str] = []
     joins = False
+    called: list[ToolCall] = []  # calls of the last message, as long as more may join it
     reasoned: str | None = None
     for index, item in enumerate(items):
+        if not isinstance(item, FunctionCallItem):
+            called = []
         match item:
             case MessageItem():
                 paths.append(f"{where}.{index}.content")
@@ -196,10 +199,11 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
                 if not joins:
                     messages.append(Message.model_construct(role="assistant"))
                     paths.append(f"{where}.{index}")
-                before = messages[-1]
-                called = [*(before.tool_calls or ()), call]
-                told = {"tool_calls": called, "reasoning_content": before.reasoning_content or reasoned}
-                messages[-1] = before.model_copy(update=told)
+                if not called:
+                    before = messages[-1]
+                    told = {"tool_calls": called, "reasoning_content": before.reasoning_content or reasoned}
+                    messages[-1] = before.model_copy(update=told)
+                called.append(call)
                 joins, reasoned = True, None
             case FunctionCallOutputItem():
                 answer = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}

@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from pydantic_core import PydanticCustomError
 
 from compat.bounds import TokenCount
-from compat.openai.base import FAULT, Request, fault
+from compat.openai.base import FAULT, Metadata, Request, fault
 from compat.openai.forms import JsonSchema, ResponseFormat, held_to
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
 from compat.openai.requests import CacheRetention, ChatCompletionRequest, Generation, ServiceTier
@@ -132,7 +132,7 @@ class ResponseRequest(Generation):
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     prompt_cache_retention: CacheRetention | None = None
     # taken and passed on to nobody: they concern OpenAI's own bookkeeping
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
