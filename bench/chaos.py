@@ -93,7 +93,7 @@ class Victim:
         found = []
         for process in psutil.Process(self._process.pid).children():
             with suppress(psutil.NoSuchProcess):  # one that was killed is a zombie for a moment
-                if "engine.worker" in process.cmdline():
+                if "engine.server.worker" in process.cmdline():
                     found.append(process)
         return found
 

@@ -98,7 +98,7 @@ class Target:
         return {
             child.pid
             for child in psutil.Process(self.process.pid).children()
-            if child.status() != psutil.STATUS_ZOMBIE and "engine.worker" in child.cmdline()
+            if child.status() != psutil.STATUS_ZOMBIE and "engine.server.worker" in child.cmdline()
         }
 
     def _stop_elsewhere(self) -> None:

@@ -15,18 +15,18 @@ import torch
 import uvloop
 from aiohttp import web
 
-from bench.stub import StubEngine
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
 from gateway.app import build_app, build_peers, build_services, listening, open_archive
-from gateway.collector import Collector
+from gateway.config.settings import ServeSettings, parse
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
 from gateway.journal import FileStorage, Journal, PostgresStorage
-from gateway.models import ServedModel
-from gateway.prompt import PromptBuilder
-from gateway.settings import ServeSettings, parse
+from gateway.prompts.builder import PromptBuilder
+from gateway.prompts.served_models import ServedModel
+from gateway.server.gc_tuning import Collector
+from tests.fakes.engine import StubEngine
 
 _ANSWER = {
     "id": "chatcmpl-0",

@@ -15,10 +15,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from engine.context import Context
-from engine.kv_cache import KVCache
-from engine.retention import Evictable, Retention
-from gateway.simulate.trace import read_prompts
+from engine.kv.cache import KVCache
+from engine.kv.eviction import Evictable, Retention
+from engine.sequence import Context
+from gateway.simulator.trace import read_prompts
 
 _BLOCK = 16
 Prompt = list[int]

@@ -24,8 +24,8 @@ from bench.servers import started
 from bench.workloads import Way, first_model, run_once
 from engine import Engine, EngineConfig, Sampling
 from examples.workloads.apps import WORKLOADS
-from gateway.simulate.engine import Costs
-from gateway.simulate.run import Scenario, simulate
+from gateway.simulator.engine import Costs
+from gateway.simulator.simulation import Scenario, simulate
 
 _DECODING = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
 _READING = (128, 256, 512)

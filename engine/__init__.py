@@ -1,7 +1,7 @@
 """An LLM engine usable alone: paged KV cache, prefix tree, continuous batching.
 
-What is named here is imported lazily: `engine.link` and `engine.tokenizer` are used by processes that must stay small
-and never load torch, and the kernels by programs that measure them and have little else.
+The names of `__all__` are imported when they are first used. The gateway imports `engine.protocol` and
+`engine.tokenizer`, and must never load torch; benchmarks import the kernels alone.
 """
 
 import os
@@ -15,12 +15,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
-    from engine.link import EngineInfo, Sampling
-    from engine.loop import Engine
+    from engine.engine import Engine
+    from engine.protocol import EngineInfo, Sampling
 
 __all__ = ["Engine", "EngineConfig", "EngineInfo", "Sampling"]
 
-_HOMES = {"Engine": "loop", "EngineConfig": "config", "EngineInfo": "link", "Sampling": "link"}
+_HOMES = {"Engine": "engine", "EngineConfig": "config", "EngineInfo": "protocol", "Sampling": "protocol"}
 
 
 def __getattr__(name: str) -> Any:

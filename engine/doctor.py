@@ -10,7 +10,6 @@ from statistics import median
 import msgspec
 import torch
 
-from engine.capacity import free_memory
 from engine.device import choose_device
 from engine.errors import EngineError
 from engine.kernels import AttentionBatch, Kernels, LayerShape, Limits, Positions, select_kernels
@@ -18,6 +17,7 @@ from engine.kernels.base import Packed
 from engine.kernels.cpu import CpuKernels, Unavailable
 from engine.kernels.cpu.build import cpu_features, find_compiler
 from engine.kernels.reference import TorchKernels
+from engine.kv.sizing import free_memory
 
 _SHAPE = LayerShape(9, 3, 64, 64, 576, 1536, "silu", 0.125, 0.0, 1e-5)
 _ROWS = (1, 8, 32, 256)

@@ -10,8 +10,8 @@ import numpy as np
 
 from engine.grammar import Matcher
 from engine.kernels.base import REQUEST
-from engine.link import Sampling, TokenLogprob
-from engine.lookup import LONGEST, Lookup
+from engine.ngram_proposer import LONGEST, Lookup
+from engine.protocol import Sampling, TokenLogprob
 from engine.tokenizer import Detokenizer, Tokenizer
 
 

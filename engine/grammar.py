@@ -20,7 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from engine.errors import ContextError
-from engine.link import Sampling
+from engine.protocol import Sampling
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # it is there for type checkers only

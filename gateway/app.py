@@ -18,49 +18,42 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from gateway import metrics
-from gateway.api import (
-    chat,
-    completions,
-    events,
-    graphs,
-    health,
-    models,
-    parrot,
-    sessions,
-    tokens,
-    variables,
-)
-from gateway.api.naming import lists_sessions, session_in
+from gateway.api import health
+from gateway.api.openai import chat, completions, models
+from gateway.api.openai import tokenize as tokens
+from gateway.api.parrot import routes as parrot
 from gateway.api.responses import routes as responses
 from gateway.api.responses.background import BACKGROUND, Background
+from gateway.api.semantic import events, graphs, sessions, variables
 from gateway.api.services import SERVICES, Services
-from gateway.archive import Archive, ArchiveFailed, MemoryDatabase, PostgresArchive, SqliteArchive
-from gateway.collector import Collector
-from gateway.engines.linked import EngineStartFailed
+from gateway.cluster import Forwarding, Membership
+from gateway.cluster.session_routing import lists_sessions, session_in
+from gateway.config.settings import ServeSettings
+from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.pool import EnginePool
-from gateway.fair_gate import FairGate
-from gateway.fleet import Fleet
 from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
 from gateway.graph.limits import SharedBound
 from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.http import openapi
-from gateway.http.auth import OPEN_ROUTES, Keys, authentication, tenant_of
-from gateway.http.bodies import BODIES_HELD, FORM_CHECKS, LARGE_BODIES
-from gateway.http.compression import compression
 from gateway.http.connections import Runner
-from gateway.http.cors import cross_origin
-from gateway.http.errors import errors
-from gateway.http.turnstile import one_after_another
+from gateway.http.json_body import BODIES_HELD, FORM_CHECKS, LARGE_BODIES
+from gateway.http.middleware.admission import one_after_another
+from gateway.http.middleware.auth import OPEN_ROUTES, Keys, authentication, tenant_of
+from gateway.http.middleware.compression import compression
+from gateway.http.middleware.cors import cross_origin
+from gateway.http.middleware.errors import errors
 from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
-from gateway.models import Models
-from gateway.peers import Forwarding, Membership
+from gateway.prompts.served_models import Models
+from gateway.responses import Archive, ArchiveFailed, MemoryDatabase, PostgresArchive, SqliteArchive
+from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Estimates, Order, Priorities, Scheduler
-from gateway.settings import ServeSettings
-from gateway.simulate.trace import Recorder
-from gateway.tls import tls_context
+from gateway.server.engine_factory import Fleet
+from gateway.server.gc_tuning import Collector
+from gateway.server.tls import tls_context
+from gateway.telemetry import metrics
+from gateway.telemetry.trace_recorder import Recorder
 
 log = logging.getLogger("myna")
 

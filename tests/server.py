@@ -93,7 +93,7 @@ class Server(Program):
 
     def engine_processes(self) -> list[psutil.Process]:
         """The engine processes that this server started."""
-        return [p for p in psutil.Process(self.process.pid).children() if "engine.worker" in p.cmdline()]
+        return [p for p in psutil.Process(self.process.pid).children() if "engine.server.worker" in p.cmdline()]
 
     def _close(self) -> None:
         for client in self._clients:

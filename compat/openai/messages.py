@@ -15,7 +15,7 @@ from pydantic import (
 
 from compat.bounds import BoundedModel
 from compat.openai.base import Request, fault
-from compat.openai.forms import held_to
+from compat.openai.response_formats import held_to
 from compat.openai.schemas import Enforcement
 
 

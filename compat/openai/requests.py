@@ -7,7 +7,8 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from compat.bounds import MAX_STOP_TOKENS, TokenCount, check_biases
 from compat.openai.base import Chosen, Metadata, Request, Sampled, fault
-from compat.openai.forms import (
+from compat.openai.messages import Message, NamedTool, TextPart, ToolDefinition
+from compat.openai.response_formats import (
     Form,
     ResponseFormat,
     StructuredOutputs,
@@ -16,7 +17,6 @@ from compat.openai.forms import (
     valid_regex,
     valid_schema,
 )
-from compat.openai.messages import Message, NamedTool, TextPart, ToolDefinition
 from compat.openai.semantic import Semantic
 
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]

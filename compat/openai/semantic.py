@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from compat.openai.base import Metadata, Request, Sampled, fault
-from compat.openai.forms import ResponseFormat, valid_regex
+from compat.openai.response_formats import ResponseFormat, valid_regex
 
 SessionId = Annotated[
     str, StringConstraints(max_length=128, pattern=r"^(\.{0,2}[A-Za-z0-9_:-]|\.{3})[A-Za-z0-9._:-]*$")

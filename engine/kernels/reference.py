@@ -20,7 +20,7 @@ from engine.kernels.base import (
     Positions,
     Staged,
 )
-from engine.kernels.choose import choose, fill_in
+from engine.kernels.sampling import choose, fill_in
 
 _PACK_ROWS = 32
 """The row count that the packed layout is tuned for: a decode batch."""

@@ -7,9 +7,9 @@ import torch
 from engine.errors import CheckpointError
 from engine.kernels import AttentionBatch, Kernels, LayerWeights, Positions
 from engine.kernels.base import Packed
+from engine.kv.host_offload import Swaps
 from engine.models.rope import Rope, rotary_table
 from engine.models.spec import DecoderSpec, LayerSpec
-from engine.shelf import Swaps
 
 
 class Decoder:

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from compat.openai import CompletionTokensDetails, CompletionUsage, PromptTokensDetails, SemanticInfo
-from gateway.api.semantic import Scope, describe_call
+from gateway.api.semantic.extension import Scope, describe_call
 from gateway.api.services import SERVICES
 from gateway.errors import FailedCall
 from gateway.graph.call import Call, CallSpec, CallState, Usage

@@ -7,13 +7,13 @@ from functools import lru_cache
 from typing import TypeVar
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
-from compat.openai.forms import Form
-from gateway.api.semantic import UNSAID, text_of, transform_of
+from compat.openai.response_formats import Form
+from gateway.api.semantic.extension import UNSAID, text_of, transform_of
 from gateway.errors import RequestError, at
 from gateway.graph.call import CallSpec, Objective, Rendering, Sampling, Segment, Slot, Text
-from gateway.models import ServedModel
-from gateway.offload import offload
-from gateway.prompt import Prompt, over_window
+from gateway.prompts.builder import Prompt, over_window
+from gateway.prompts.served_models import ServedModel
+from gateway.runtime.executors import offload
 
 _HAVE_DEFAULTS = (
     *("temperature", "top_p", "top_k", "min_p"),

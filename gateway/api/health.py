@@ -5,9 +5,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from compat.openai import Health
 from gateway.api.services import SERVICES
-from gateway.http.bodies import json_response
+from gateway.http.json_body import json_response
 from gateway.http.openapi import operation
-from gateway.metrics import UNFINISHED, exposition
+from gateway.telemetry.metrics import UNFINISHED, exposition
 
 routes = web.RouteTableDef()
 

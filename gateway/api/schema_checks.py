@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from compat.openai import ChatCompletionRequest, CompletionRequest
-from gateway import json_codec, metrics
-from gateway.fair_gate import FairGate
 from gateway.graph.call import Call, CallState
-from gateway.json_codec import BadJson
-from gateway.schema_checker import MAX_MESSAGE, NoVerdict, OutOfSteps, SchemaChecker, Steps
-from gateway.tools import Reader, read_calls
+from gateway.prompts.tool_calls import Reader, read_calls
+from gateway.runtime import json_codec
+from gateway.runtime.fair_gate import FairGate
+from gateway.runtime.json_codec import BadJson
+from gateway.runtime.schema_checker import MAX_MESSAGE, NoVerdict, OutOfSteps, SchemaChecker, Steps
+from gateway.telemetry import metrics
 
 log = logging.getLogger("myna.schemas")
 

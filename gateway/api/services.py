@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from gateway.archive import Archive
-from gateway.fair_gate import FairGate
 from gateway.graph.store import SessionStore
-from gateway.models import Models
+from gateway.prompts.served_models import Models
+from gateway.responses import Archive
+from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
 
 

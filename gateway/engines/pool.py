@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from gateway.engines.base import Engine, NoEngine
+from gateway.engines.protocol import Engine, NoEngine
 
 
 class EnginePool:

@@ -43,8 +43,8 @@ class Objective(StrEnum):
 class Sampling:
     """How a text is chosen, in the terms of the engines' contract; None leaves it to the engine.
 
-    Fields mean what they mean in `engine.link.Sampling`. `given`: names of those that the client gave though they are
-    as usual here; engines elsewhere may have other ideas of what is usual.
+    The fields are those of `engine.protocol.Sampling`. `given`: names of the fields that the client set, also to a
+    value that is the default here; engines elsewhere may have other defaults.
     """
 
     max_tokens: int | None = None

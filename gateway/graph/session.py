@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.graph.borders import borders
 from gateway.graph.call import Call, CallSpec, CallState, Input, Slot, Text, Times, Usage
 from gateway.graph.errors import (
     Cycle,
@@ -41,6 +40,7 @@ from gateway.graph.events import (
 )
 from gateway.graph.ids import new_id
 from gateway.graph.limits import SharedBound
+from gateway.graph.prefix_hash import borders
 from gateway.graph.references import check_name
 from gateway.graph.text import check_text, size_of
 from gateway.graph.variable import Reader, Variable, VariableState

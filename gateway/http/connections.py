@@ -17,7 +17,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.errors import RequestError
-from gateway.http.errors import error_answer
+from gateway.http.middleware.errors import error_answer
 
 log = logging.getLogger("myna.http")
 

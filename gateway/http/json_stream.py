@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.http.bodies import encode_json
+from gateway.http.json_body import encode_json
 from gateway.http.sse import REQUEST_ID, SlowReader
 
 WHOLE = web.RequestKey("whole_answer", bool)

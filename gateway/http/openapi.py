@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from compat.openai import ErrorBody
-from gateway.http.auth import OPEN_ROUTES
-from gateway.http.bodies import json_response
+from gateway.http.json_body import json_response
+from gateway.http.middleware.auth import OPEN_ROUTES
 
 PATH = "/openapi.json"
 EVENTS = "text/event-stream"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
 
-from gateway.http.bodies import encode_json
+from gateway.http.json_body import encode_json
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """What every answer carries as x-request-id."""

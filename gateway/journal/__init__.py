@@ -4,9 +4,9 @@
 is a `file` of one gateway's own or `postgres`, and `replay` makes sessions of rows after a restart.
 """
 
-from gateway.journal.file import FileStorage
 from gateway.journal.journal import Journal, JournalFailed
 from gateway.journal.postgres import PostgresStorage
+from gateway.journal.sqlite import FileStorage
 from gateway.journal.storage import JournalError, LeaseLost
 
 __all__ = ["FileStorage", "Journal", "JournalError", "JournalFailed", "LeaseLost", "PostgresStorage"]

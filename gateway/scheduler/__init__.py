@@ -1,7 +1,7 @@
 """Decides what runs where and in which order. Sees calls and engines, not HTTP."""
 
-from gateway.scheduler.dispatcher import Overloaded, Scheduler, Stopping
-from gateway.scheduler.estimate import Estimates
-from gateway.scheduler.rank import Order, Priorities
+from gateway.scheduler.cost_model import Estimates
+from gateway.scheduler.priority import Order, Priorities
+from gateway.scheduler.scheduler import Overloaded, Scheduler, Stopping
 
 __all__ = ["Estimates", "Order", "Overloaded", "Priorities", "Scheduler", "Stopping"]

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from gateway.fair_gate import FairGate
 from gateway.graph.call import Call, Input
 from gateway.graph.errors import Failure, GraphError, TooLarge, UnresolvedPath
 from gateway.graph.references import Reference, resolve
 from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Variable, VariableState
+from gateway.runtime.fair_gate import FairGate
 
 _PARSED_BYTES = 64 << 20
 """Maximum size of the JSON that one call parses to follow paths into values, in characters. A value counts again for

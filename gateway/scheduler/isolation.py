@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
-from gateway.engines.base import Engine, EngineFailure
+from gateway.engines.protocol import Engine, EngineFailure
 
 _POLL_SECONDS = 0.02
 """Poll interval for an engine that is ready and idle, in seconds."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 
-from gateway.engines.base import Engine
+from gateway.engines.protocol import Engine
 from gateway.graph.call import Call
 
 Placement = Callable[[Call, Sequence[Engine], Mapping[Engine, int]], Engine]

@@ -20,8 +20,8 @@ import openai
 import psutil
 import pytest
 
-from gateway.simulate.run import Scenario, simulate
-from gateway.simulate.trace import read_applications
+from gateway.simulator.simulation import Scenario, simulate
+from gateway.telemetry.trace_recorder import read_applications
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 

@@ -16,11 +16,11 @@ from schemathesis.checks import (
 )
 
 from gateway.app import build_app, build_services
-from gateway.archive import MemoryDatabase, SqliteArchive
+from gateway.config.settings import ServeSettings
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
 from gateway.http.openapi import PATH, document
-from gateway.settings import ServeSettings
+from gateway.responses import MemoryDatabase, SqliteArchive
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.generation import Generation, StopStrings
-from engine.link import Sampling
+from engine.protocol import Sampling
 from engine.tokenizer import Tokenizer
 
 

@@ -13,7 +13,7 @@ import pytest
 from engine import Engine, Sampling
 from engine.errors import ContextError
 from engine.grammar import Grammars, Matcher, _Budget, _Jobs
-from engine.link import Update
+from engine.protocol import Update
 from engine.tokenizer import Tokenizer
 
 SCHEMA = {

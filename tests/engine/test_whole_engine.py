@@ -16,8 +16,8 @@ import torch
 from engine import Engine, EngineConfig, Sampling
 from engine.errors import ContextError
 from engine.kernels import AttentionBatch
-from engine.link import Update
-from engine.shelf import Swaps
+from engine.kv.host_offload import Swaps
+from engine.protocol import Update
 from tests.checkpoints import VOCABULARY, write_tiny
 
 OPERATIONS = 100_000

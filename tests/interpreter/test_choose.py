@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.kernels import LayerShape
 from engine.kernels.base import REQUEST, ChoiceRequests, Choices
-from engine.kernels.choose import choose
+from engine.kernels.sampling import choose
 from engine.kernels.triton.kernels import TritonKernels
 from tests.interpreter.device import DEVICE
 

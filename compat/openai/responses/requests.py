@@ -8,9 +8,9 @@ from pydantic_core import PydanticCustomError
 
 from compat.bounds import TokenCount
 from compat.openai.base import FAULT, Metadata, Request, fault
-from compat.openai.forms import JsonSchema, ResponseFormat, held_to
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
 from compat.openai.requests import CacheRetention, ChatCompletionRequest, Generation, ServiceTier
+from compat.openai.response_formats import JsonSchema, ResponseFormat, held_to
 from compat.openai.responses.items import InputItem, as_messages
 from compat.openai.schemas import Enforcement
 

@@ -22,9 +22,9 @@ from engine.kernels.base import (
     Positions,
     Staged,
 )
-from engine.kernels.choose import adjusted, fill_in, forbid
 from engine.kernels.cpu.build import Unavailable, load
 from engine.kernels.memory import large_zeros
+from engine.kernels.sampling import adjusted, fill_in, forbid
 
 log = logging.getLogger("myna.engine")
 

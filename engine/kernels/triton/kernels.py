@@ -27,7 +27,8 @@ from engine.kernels.base import (
     Positions,
     Staged,
 )
-from engine.kernels.triton import choose, layers
+from engine.kernels.triton import layers
+from engine.kernels.triton import sampling as choose
 from engine.kernels.triton.buffers import Mirror
 from engine.kernels.triton.graphs import Graphs, bucket
 from engine.kernels.triton.paged import PagedAttention, padded, programs_on

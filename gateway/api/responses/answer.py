@@ -24,19 +24,19 @@ from compat.openai.responses import (
     TextConfig,
 )
 from gateway.api.answers import extra_of, usage_of
-from gateway.api.chat import reader_of
-from gateway.api.logprobs import token_logprobs
+from gateway.api.openai.chat import reader_of
+from gateway.api.openai.logprobs import token_logprobs
 from gateway.api.responses.items import Event as ItemsEvent
 from gateway.api.responses.items import Items, whole
 from gateway.api.schema_checks import AnswerChecks
-from gateway.api.semantic import Scope
-from gateway.archive import Archived
+from gateway.api.semantic.extension import Scope
 from gateway.errors import FailedCall
 from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece, reasoning_of
 from gateway.http.sse import named
-from gateway.models import ServedModel
-from gateway.tools import Found, Said
+from gateway.prompts.served_models import ServedModel
+from gateway.prompts.tool_calls import Found, Said
+from gateway.responses import Archived
 
 Event = ResponseEvent | ItemsEvent
 

@@ -16,21 +16,21 @@ import msgspec
 from aiohttp import web
 
 from compat.openai.responses import Response, ResponseRequest
-from gateway.api.chat import reader_of
+from gateway.api.openai.chat import reader_of
 from gateway.api.responses.answer import Event, ResponseBuilder, again, error_of, last_of, response_of, told
 from gateway.api.responses.conversations import Turn, new_response_id
 from gateway.api.schema_checks import AnswerChecks, checks_of
-from gateway.api.semantic import Scope
+from gateway.api.semantic.extension import Scope
 from gateway.api.services import Services
-from gateway.archive import Archived, ArchiveFailed
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, CallSpec, CallState
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.limits import SharedBound
 from gateway.graph.session import Addition, Session
-from gateway.http.bodies import check, encode_json
+from gateway.http.json_body import check, encode_json
 from gateway.http.sse import EventStream
-from gateway.models import ServedModel
+from gateway.prompts.served_models import ServedModel
+from gateway.responses import Archived, ArchiveFailed
 
 log = logging.getLogger("myna.responses")
 

@@ -18,11 +18,11 @@ from compat.openai.responses import (
     as_messages,
     items_of,
 )
-from gateway.archive import Archive, Archived, Told
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
-from gateway.http.bodies import encode_json
-from gateway.tools import Verbatim
+from gateway.http.json_body import encode_json
+from gateway.prompts.tool_calls import Verbatim
+from gateway.responses import Archive, Archived, Told
 
 _Part = TextPart | RefusalPart | MediaPart
 

@@ -23,9 +23,9 @@ from compat.openai.responses import (
     TextDelta,
     TextDone,
 )
-from gateway.api.chat import call_id
+from gateway.api.openai.chat import call_id
 from gateway.graph.ids import new_id
-from gateway.tools import Argued, Called, Found, Said
+from gateway.prompts.tool_calls import Argued, Called, Found, Said
 
 Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone
 

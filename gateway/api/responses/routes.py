@@ -9,24 +9,24 @@ from aiohttp import web
 from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, listed
 from gateway.api.answers import STATUS_SECONDS, check_done, reference_to, respond
 from gateway.api.calls import prepared
-from gateway.api.chat import chat_spec, reader_of
+from gateway.api.openai.chat import chat_spec, reader_of
 from gateway.api.responses.answer import ResponseBuilder, again, last_of, response_of, told
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.conversations import Turn, new_response_id, not_kept
 from gateway.api.schema_checks import AnswerChecks, checks_of
-from gateway.api.semantic import SESSION_HEADERS, Scope, scope_of
+from gateway.api.semantic.extension import SESSION_HEADERS, Scope, scope_of
 from gateway.api.services import SERVICES
-from gateway.api.streaming import Streaming
-from gateway.archive import Archived, ArchiveFailed
+from gateway.api.stream_writer import Streaming
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call
 from gateway.graph.variable import Piece
-from gateway.http.auth import TENANT
-from gateway.http.bodies import encode_json, hold_bytes, json_response, read_json
+from gateway.http.json_body import encode_json, hold_bytes, json_response, read_json
+from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.queries import choice, flag, integer
+from gateway.http.query_params import choice, flag, integer
 from gateway.http.sse import EventStream
-from gateway.models import ServedModel
+from gateway.prompts.served_models import ServedModel
+from gateway.responses import Archived, ArchiveFailed
 
 routes = web.RouteTableDef()
 

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.tokenizer import Tokenizer
-from gateway import json_codec
-from gateway.engines.base import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Tell, Urgency
-from gateway.engines.openai.answers import LONGEST_ANSWER, Answer, Nonsense, Usage
-from gateway.engines.openai.connections import Broken, Response
-from gateway.engines.openai.turns import Turn
+from gateway.engines.openai.concurrency import Turn
+from gateway.engines.openai.stream_parser import LONGEST_ANSWER, Answer, Nonsense, Usage
 from gateway.engines.openai.upstream import Upstream
-from gateway.engines.texts import tokens_of
+from gateway.engines.protocol import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Tell, Urgency
+from gateway.engines.tokenizing import tokens_of
 from gateway.graph.call import Sampling
-from gateway.offload import offload
-from gateway.transcript import Transcript, Written, characters, read
+from gateway.http_client.connection import Broken, Response
+from gateway.prompts.message_passthrough import Transcript, Written, characters, read
+from gateway.runtime import json_codec
+from gateway.runtime.executors import offload
 
 _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that a server may do without. Not the salt: keys are kept apart, or nothing is sent."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gateway.engines.base import ContextRefused
+from gateway.engines.protocol import ContextRefused
 from gateway.graph.call import Sampling
 
 _OPENAI = frozenset(

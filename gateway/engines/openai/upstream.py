@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from gateway import json_codec
-from gateway.engines.base import EngineBusy, EngineFailure, EngineLost
-from gateway.engines.linked import EngineStartFailed
-from gateway.engines.openai.answers import refused
-from gateway.engines.openai.connections import Broken, Connections, NotReached, Response, Silent
+from gateway.engines.local.client import EngineStartFailed
+from gateway.engines.openai.concurrency import Turns
 from gateway.engines.openai.profiles import Profile, profile_of
-from gateway.engines.openai.turns import Turns
+from gateway.engines.openai.stream_parser import refused
+from gateway.engines.protocol import EngineBusy, EngineFailure, EngineLost
+from gateway.http_client.connection import Broken, Connections, NotReached, Response, Silent
+from gateway.runtime import json_codec
 
 log = logging.getLogger("myna.engines")
 

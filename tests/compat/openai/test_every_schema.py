@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compat.openai.forms import held_to
+from compat.openai.response_formats import held_to
 from compat.openai.schemas import Enforcement
 from engine.grammar import Grammars
-from engine.link import Sampling
+from engine.protocol import Sampling
 from engine.tokenizer import Tokenizer
 
 NAMES = st.sampled_from(["a", "b", "score", "next"])

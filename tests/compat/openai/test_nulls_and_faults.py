@@ -11,7 +11,7 @@ from compat.openai import REFUSED, ChatCompletionRequest, CompletionRequest
 from compat.openai.responses import ResponseRequest
 from compat.openai.semantic import SessionRequest, VariableRequest
 from gateway.errors import RequestError
-from gateway.http.bodies import check
+from gateway.http.json_body import check
 
 FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": False}
 CHAT: dict[str, Any] = {

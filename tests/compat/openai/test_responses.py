@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from compat.openai import NamedTool
 from compat.openai.responses import ResponseRequest
 from gateway.errors import RequestError
-from gateway.http.bodies import check
+from gateway.http.json_body import check
 
 GOOD: dict[str, Any] = {"model": "m", "input": "x"}
 TOOL = {"type": "function", "name": "f"}

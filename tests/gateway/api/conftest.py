@@ -10,14 +10,14 @@ from aiohttp.test_utils import TestClient, TestServer
 from engine.tokenizer import Tokenizer
 from gateway.api.responses.background import BACKGROUND
 from gateway.app import build_app, build_services, open_archive
+from gateway.config.settings import ServeSettings
 from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.upstream import Server, Upstream
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
-from gateway.models import ServedModel
-from gateway.prompt import PromptBuilder
-from gateway.settings import ServeSettings
-from gateway.transcript import TranscriptTokenizer
+from gateway.prompts.builder import PromptBuilder
+from gateway.prompts.message_passthrough import TranscriptTokenizer
+from gateway.prompts.served_models import ServedModel
 from tests.upstream import FakeServer
 
 Client = TestClient[Any, Any]

@@ -1,4 +1,4 @@
-"""gateway/api/chat.py: arguments of earlier calls, as each kind of template reads them."""
+"""gateway/api/openai/chat.py: arguments of earlier calls, as each kind of template reads them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 
 from compat.openai import Message
 from engine.tokenizer import Tokenizer
-from gateway.api.chat import chat_prompt
+from gateway.api.openai.chat import chat_prompt
 from gateway.errors import RequestError
 from gateway.graph.call import Sampling, Slot
-from gateway.models import ServedModel
-from gateway.prompt import PromptBuilder
+from gateway.prompts.builder import PromptBuilder
+from gateway.prompts.served_models import ServedModel
 from tests.checkpoints import write_byte_tokenizer
 from tests.gateway.api.conftest import Client
 from tests.upstream import FakeServer

@@ -9,7 +9,7 @@ import pytest
 
 from compat.openai import ChatCompletionRequest
 from gateway.api.calls import prepared, sampling_of
-from gateway.models import ServedModel
+from gateway.prompts.served_models import ServedModel
 from tests.gateway.api.conftest import Client
 from tests.upstream import FakeServer, refuses
 

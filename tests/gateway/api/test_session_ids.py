@@ -1,11 +1,11 @@
-"""gateway/api/semantic.py: ids of sessions"""
+"""gateway/api/semantic/extension.py: ids of sessions"""
 
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from compat.openai.semantic import SessionId
-from gateway.api.semantic import is_session_id
+from gateway.api.semantic.extension import is_session_id
 
 _adapter = TypeAdapter(SessionId)
 

@@ -9,9 +9,9 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
-from gateway.tools import HERMES
+from gateway.prompts.tool_calls import HERMES
 from tests.gateway.api.conftest import Client
-from tests.gateway.test_tools import cut
+from tests.gateway.prompts.test_tool_calls import cut
 from tests.upstream import FakeServer, chunk, says, stream
 
 There = tuple[Client, FakeServer, Callable[[], int]]

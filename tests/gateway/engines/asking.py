@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from gateway.engines.base import Delta, Engine, EngineContext, Told, Urgency
+from gateway.engines.protocol import Delta, Engine, EngineContext, Told, Urgency
 from gateway.graph.call import Sampling
 
 LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=0.0)

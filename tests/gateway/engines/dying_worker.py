@@ -1,14 +1,14 @@
 """An engine process that dies in the middle of a frame: the first one that carries tokens, once.
 
-Run in place of `engine.worker`, with the same arguments; the file named by MYNA_TEST_DIED says that it has happened.
+Run in place of `engine.server.worker`, with the same arguments; the file named by MYNA_TEST_DIED says that it has happened.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from engine import worker
-from engine.link import Report, Step, encode_frame
+from engine.protocol import Report, Step, encode_frame
+from engine.server import worker
 
 
 class DyingWorker(worker.Worker):

@@ -1,4 +1,4 @@
-"""gateway/engines/base.py: what every kind of engine has to do, asked of each."""
+"""gateway/engines/protocol.py: what every kind of engine has to do, asked of each."""
 
 import asyncio
 import os
@@ -13,14 +13,14 @@ import torch
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import ContextRefused, Counted, Delta, Engine, Filled, Told, Urgency
-from gateway.engines.embedded import EmbeddedEngine
-from gateway.engines.linked import LinkedEngine
+from gateway.engines.local.client import LinkedEngine
+from gateway.engines.local.subprocess import EmbeddedEngine
+from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.openai import OpenAIEngine, Upstream
 from gateway.engines.openai import Server as Elsewhere
-from gateway.engines.tcp import TcpEngine
+from gateway.engines.protocol import ContextRefused, Counted, Delta, Engine, Filled, Told, Urgency
 from gateway.graph.call import Sampling
-from gateway.transcript import characters
+from gateway.prompts.message_passthrough import characters
 from tests.checkpoints import write_tiny_llama
 from tests.gateway.engines.asking import LONG, SOON, coming, read, text
 from tests.server import EngineElsewhere, LlamaServer, Program, Server

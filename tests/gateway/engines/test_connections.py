@@ -11,7 +11,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engines.openai.connections import Broken, Connections, NotReached, Silent
+from gateway.http_client.connection import Broken, Connections, NotReached, Silent
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

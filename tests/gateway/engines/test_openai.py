@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.base import (
+from gateway.engines.local.client import EngineStartFailed
+from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.engines.openai.stream_parser import Events
+from gateway.engines.protocol import (
     ContextRefused,
     Counted,
     Delta,
@@ -19,13 +22,10 @@ from gateway.engines.base import (
     Told,
     Urgency,
 )
-from gateway.engines.linked import EngineStartFailed
-from gateway.engines.openai import OpenAIEngine, Server, Upstream
-from gateway.engines.openai.answers import Events
 from gateway.graph.call import Input, Sampling, Slot, Text
-from gateway.prompt import PromptBuilder
-from gateway.tools import Tool, Tools
-from gateway.transcript import TranscriptTokenizer, characters, write
+from gateway.prompts.builder import PromptBuilder
+from gateway.prompts.message_passthrough import TranscriptTokenizer, characters, write
+from gateway.prompts.tool_calls import Tool, Tools
 from tests.gateway.engines.asking import SOON, coming, text, until
 from tests.upstream import FakeServer, breaks_off, chunk, hangs, refuses, says, sends, stream
 
@@ -578,7 +578,7 @@ async def test_an_answer_without_end(server: FakeServer, monkeypatch: pytest.Mon
         while True:
             await response.write(b"data: " + json.dumps(chunk(body, "x" * 1_000)).encode() + b"\n\n")
 
-    monkeypatch.setattr("gateway.engines.openai.answers.LONGEST_ANSWER", 1_000_000)
+    monkeypatch.setattr("gateway.engines.openai.stream_parser.LONGEST_ANSWER", 1_000_000)
     server.script = [never_ends]
     upstream = await connected(server)
     with pytest.raises(EngineLost, match="more than 1000000 bytes"):

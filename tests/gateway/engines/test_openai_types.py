@@ -8,13 +8,13 @@ from openai.types.chat import ChatCompletionChunk, CompletionCreateParams
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import TypeAdapter
 
-from gateway.engines.base import ContextRefused, Urgency
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
-from gateway.engines.openai.answers import Answer
+from gateway.engines.openai.stream_parser import Answer
+from gateway.engines.protocol import ContextRefused, Urgency
 from gateway.graph.call import Sampling, Slot
-from gateway.prompt import PromptBuilder
-from gateway.tools import Tool, Tools
-from gateway.transcript import TranscriptTokenizer
+from gateway.prompts.builder import PromptBuilder
+from gateway.prompts.message_passthrough import TranscriptTokenizer
+from gateway.prompts.tool_calls import Tool, Tools
 
 REQUEST: TypeAdapter[CompletionCreateParams] = TypeAdapter(CompletionCreateParamsStreaming)
 KNOWN = CompletionCreateParamsStreaming.__required_keys__ | CompletionCreateParamsStreaming.__optional_keys__

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from bench.stub import StubEngine
-from gateway.engines.base import NoEngine
 from gateway.engines.pool import EnginePool
+from gateway.engines.protocol import NoEngine
+from tests.fakes.engine import StubEngine
 
 
 async def test_ready_engines_of_the_model_are_given() -> None:

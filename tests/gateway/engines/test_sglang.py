@@ -12,13 +12,13 @@ from typing import Any, cast
 import pytest
 
 from engine.tokenizer import Tokenizer
-from gateway.engines.base import Urgency
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
-from gateway.engines.openai.answers import Answer
+from gateway.engines.openai.stream_parser import Answer
+from gateway.engines.protocol import Urgency
 from gateway.graph.call import Sampling, Slot
-from gateway.prompt import PromptBuilder
-from gateway.tools import Tool, Tools
-from gateway.transcript import TranscriptTokenizer, characters
+from gateway.prompts.builder import PromptBuilder
+from gateway.prompts.message_passthrough import TranscriptTokenizer, characters
+from gateway.prompts.tool_calls import Tool, Tools
 
 sglang = pytest.importorskip("sglang.srt.entrypoints.openai.protocol")
 

@@ -1,11 +1,11 @@
-"""gateway/engines/openai/turns.py"""
+"""gateway/engines/openai/concurrency.py"""
 
 import asyncio
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engines.openai.turns import Turn, Turns
+from gateway.engines.openai.concurrency import Turn, Turns
 
 
 async def test_one_that_leaves_as_its_turn_comes_gives_it_on() -> None:

@@ -11,10 +11,11 @@ from aiohttp import web
 
 from compat.openai import SessionRequest
 from gateway.graph.limits import SharedBound
-from gateway.http import bodies, connections
-from gateway.http.bodies import json_response, read_body, read_json
+from gateway.http import connections
+from gateway.http import json_body as bodies
 from gateway.http.connections import Runner
-from gateway.http.errors import errors
+from gateway.http.json_body import json_response, read_body, read_json
+from gateway.http.middleware.errors import errors
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BOUND = SharedBound(1000, several=False)

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.stub import StubEngine
-from gateway.api.events import describe_event
+from gateway.api.semantic.events import describe_event
 from gateway.graph.call import (
     Call,
     CallSpec,
@@ -36,7 +35,6 @@ from gateway.graph.session import Bounds, Session
 from gateway.graph.store import SessionStore
 from gateway.graph.variable import Piece, Variable, VariableState
 from gateway.journal import Journal, JournalError, JournalFailed
-from gateway.journal.file import FileStorage, JournalFile
 from gateway.journal.records import (
     CallRecord,
     MadeRecord,
@@ -47,9 +45,11 @@ from gateway.journal.records import (
     session_record,
     spec_of,
 )
+from gateway.journal.sqlite import FileStorage, JournalFile
 from gateway.journal.storage import Batch, Entry
 from gateway.scheduler import Scheduler
-from tests.gateway.scheduler.test_dispatcher import Stubs
+from tests.fakes.engine import StubEngine
+from tests.gateway.scheduler.test_scheduler import Stubs
 
 GREEDY = Sampling(temperature=0.0)
 ANSWER = Slot(None, GREEDY)

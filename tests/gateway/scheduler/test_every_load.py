@@ -9,15 +9,15 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given, settings
 
-from gateway.engines.base import Engine
+from gateway.engines.protocol import Engine
 from gateway.graph.call import Call, CallState
 from gateway.graph.session import Session
 from gateway.scheduler import Scheduler
-from gateway.scheduler.estimate import Estimates
-from gateway.scheduler.rank import LATER, OUTSTANDING, Order, Priorities
-from gateway.simulate import clock
-from gateway.simulate.engine import CPU, SimulatedEngine
-from gateway.simulate.load import MIXES, Application, Applications
+from gateway.scheduler.cost_model import Estimates
+from gateway.scheduler.priority import LATER, OUTSTANDING, Order, Priorities
+from gateway.simulator import clock
+from gateway.simulator.engine import CPU, SimulatedEngine
+from gateway.simulator.workload import MIXES, Application, Applications
 
 
 @dataclass

@@ -10,7 +10,7 @@ from gateway.graph.references import Reference
 from gateway.graph.session import _VARIABLE_BYTES, CALL_BYTES, Bounds
 from gateway.graph.variable import Variable, VariableState
 from gateway.scheduler import inputs
-from tests.gateway.scheduler.test_dispatcher import Stage
+from tests.gateway.scheduler.test_scheduler import Stage
 
 
 def stage(**bounds: int) -> Stage:

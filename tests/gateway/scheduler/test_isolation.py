@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.stub import StubContext, StubEngine
 from engine.config import EngineConfig
-from gateway.engines.base import Engine, EngineLost, Tell
-from gateway.engines.embedded import EmbeddedEngine
+from gateway.engines.local.subprocess import EmbeddedEngine
 from gateway.engines.pool import EnginePool
+from gateway.engines.protocol import Engine, EngineLost, Tell
 from gateway.graph.call import Call, CallState, Input, Sampling, Segment, Slot, Text
 from gateway.graph.references import Reference
 from gateway.scheduler import Scheduler
 from tests.checkpoints import write_tiny_llama
+from tests.fakes.engine import StubContext, StubEngine
 from tests.gateway.graph.test_session import session, spec
-from tests.gateway.scheduler.test_dispatcher import ANSWER, Stubs
+from tests.gateway.scheduler.test_scheduler import ANSWER, Stubs
 
 KILLER = 7
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.engines.base import ContextRefused, Delta, Engine, EngineLost, Filled, Pace, Tell, Urgency
+from gateway.engines.protocol import ContextRefused, Delta, Engine, EngineLost, Filled, Pace, Tell, Urgency
 from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact

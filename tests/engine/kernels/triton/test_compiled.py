@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from engine.kernels.triton import choose, layers
+from engine.kernels.triton import layers
+from engine.kernels.triton import sampling as choose
 from engine.kernels.triton.attention import make_parts, merge_parts
 from engine.kernels.triton.paged import Tiles, padded, prompt_tiles, tiles_for
 from tests.engine.kernels.triton.compiled import Binary, compiled

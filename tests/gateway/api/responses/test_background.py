@@ -10,7 +10,7 @@ import pytest
 
 from gateway.api.responses.answer import ResponseBuilder
 from gateway.api.services import SERVICES
-from gateway.archive import ArchiveFailed
+from gateway.responses import ArchiveFailed
 from tests.gateway.api.conftest import Client, gateway_before
 from tests.gateway.api.responses.test_routes import EVENT, ask, asked, calls
 from tests.upstream import Behaviour, FakeServer, chunk, refuses, says, stream

@@ -5,7 +5,7 @@ from itertools import count
 from compat.openai import TokenLogprob
 from compat.openai.responses import FunctionToolCall, OutputMessage
 from gateway.api.responses.items import Items
-from gateway.tools import Argued, Called, Said
+from gateway.prompts.tool_calls import Argued, Called, Said
 
 
 def test_text_around_a_call_is_two_messages_each_with_its_own_log_probabilities() -> None:

@@ -1,0 +1,121 @@
+"""POST /tokenize and /detokenize, as vLLM has them; and /v1/embeddings, which is refused in words."""
+
+import dataclasses
+from functools import partial
+
+from aiohttp import web
+
+from compat.openai import Detokenized, DetokenizeRequest, Message, TokenizeRequest, Tokens
+from gateway.api.calls import check_tokens
+from gateway.api.openai.chat import chat_prompt
+from gateway.api.services import SERVICES
+from gateway.errors import RequestError
+from gateway.graph.call import Sampling, Slot, Text
+from gateway.http.json_body import json_response, read_json
+from gateway.http.openapi import operation
+from gateway.prompts.served_models import ServedModel
+from gateway.runtime.executors import offload
+
+routes = web.RouteTableDef()
+
+_ANSWER = Slot(None, Sampling())
+_MOST_BYTES = 1_000_000
+"""Maximum size of the text in one request, in bytes of UTF-8. It may be longer than the model's window."""
+_MOST_TOKENS = 1_000_000
+"""Maximum number of tokens in one request to detokenise."""
+_FEW = 4_000
+"""Number of characters or tokens from which the work is done in a thread."""
+
+
+@routes.post("/tokenize")
+@routes.post("/v1/tokenize")
+@operation(Tokens, body=TokenizeRequest, errors=(404, 503))
+async def tokenize(request: web.Request) -> web.Response:
+    """Return the tokens of a prompt. The text may have at most 1,000,000 bytes, and may exceed the model's window."""
+    body = await read_json(request, TokenizeRequest)
+    model = _with_tokens(await request.app[SERVICES].models.one(body.model))
+    _check_size(body)
+    work = partial(_tokenized, body, model)
+    length = len(await request.read())
+    return json_response(work() if length < _FEW else await offload(work, length))
+
+
+def _check_size(body: TokenizeRequest) -> None:
+    """Raise RequestError if the text is too long."""
+    if body.messages is None:
+        texts, param = [body.prompt or ""], "prompt"
+    else:
+        texts, param = [part for message in body.messages for part in _texts(message)], "messages"
+    size = sum(map(len, texts))
+    if size <= _MOST_BYTES:
+        size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+    if size > _MOST_BYTES:
+        message = f"the text has at least {size} bytes; at most {_MOST_BYTES} bytes can be tokenised in one request"
+        raise RequestError(400, message, code="string_above_max_length", param=param)
+
+
+def _texts(message: Message) -> list[str]:
+    """Return the texts of a message."""
+    parts = message.parts
+    return [parts] if isinstance(parts, str) else [part for part in parts or () if isinstance(part, str)]
+
+
+def _tokenized(body: TokenizeRequest, model: ServedModel) -> Tokens:
+    tokens = _tokens(body, dataclasses.replace(model, prompts=model.prompts.unbounded()))
+    answer: Tokens = {"count": len(tokens), "max_model_len": model.window, "tokens": tokens}
+    if body.return_token_strs:
+        answer["token_strs"] = [model.token_bytes(token).decode(errors="replace") for token in tokens]
+    return answer
+
+
+def _with_tokens(model: ServedModel) -> ServedModel:
+    """The model, if its tokens are known here. Raises RequestError."""
+    if model.tokenizer.passes_on:
+        message = f"{model.id} runs on an engine elsewhere that is given messages; its tokens are not known here"
+        raise RequestError(400, message, code="unsupported_by_engine", param="model")
+    return model
+
+
+def _tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
+    if body.messages is not None:
+        prompt = chat_prompt(
+            model,
+            body.messages,
+            _ANSWER,
+            opens=body.add_generation_prompt is not False,
+            continues=bool(body.continue_final_message),
+            options=body.chat_template_kwargs,
+        )
+    else:
+        prompt = model.prompts.completion(body.prompt or "", _ANSWER, begins=body.add_special_tokens is not False)
+    return [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.tokens]
+
+
+@routes.post("/detokenize")
+@routes.post("/v1/detokenize")
+@operation(Detokenized, body=DetokenizeRequest, errors=(404, 503))
+async def detokenize(request: web.Request) -> web.Response:
+    """Return the text of at most 1,000,000 tokens."""
+    body = await read_json(request, DetokenizeRequest)
+    model = _with_tokens(await request.app[SERVICES].models.one(body.model))
+    count = len(body.tokens)
+    if count > _MOST_TOKENS:
+        message = f"the request has {count} tokens; at most {_MOST_TOKENS} can be detokenised in one request"
+        raise RequestError(400, message, code="invalid_value", param="tokens")
+    work = partial(_detokenized, body.tokens, model)
+    return json_response({"prompt": work() if count < _FEW else await offload(work, count)})
+
+
+def _detokenized(tokens: list[int], model: ServedModel) -> str:
+    """Return the text of tokens. Raises RequestError if one of them is not in the model's vocabulary."""
+    check_tokens(model, tokens, "tokens")
+    return model.tokenizer.decode(tokens, skip_special=False)
+
+
+@routes.post("/v1/embeddings")
+@operation(errors=(400,))
+async def embeddings(request: web.Request) -> web.Response:
+    """Refuses."""
+    raise RequestError(
+        400, "the models here make text; they have no embeddings", code="unsupported_value", param="model"
+    )

@@ -1,0 +1,392 @@
+"""Parrot's public API, on the same sessions, variables and calls. Its client is known by its session's number alone."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from functools import partial, wraps
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from aiohttp import ClientConnectionResetError, web
+
+from compat.openai import SessionObject
+from compat.parrot import (
+    CRITERIA,
+    ErrorAnswer,
+    NativeCall,
+    Nothing,
+    Parameter,
+    Program,
+    ProgramAnswer,
+    ProgramRequest,
+    Read,
+    Register,
+    Registered,
+    SamplingConfig,
+    SemanticCall,
+    SemanticCallAnswer,
+    Set,
+    Told,
+    Value,
+    VariableInfo,
+    Variables,
+    pieces,
+)
+from gateway.api.calls import check_tokens, check_window, prepared
+from gateway.api.parrot.lazy_calls import Later, makes
+from gateway.api.semantic.extension import text_of, variable_of
+from gateway.api.semantic.sessions import describe_session
+from gateway.api.services import SERVICES
+from gateway.errors import FailedCall, RequestError
+from gateway.graph.call import CallSpec, Input, Objective, Sampling, Slot
+from gateway.graph.events import NoLog
+from gateway.graph.ids import new_id
+from gateway.graph.references import Reference
+from gateway.graph.session import Addition, Given, Session
+from gateway.graph.store import SessionNotFound, SessionStore
+from gateway.graph.variable import Variable, VariableState
+from gateway.http.json_body import json_response, read_json
+from gateway.http.json_stream import json_list, stream_json
+from gateway.http.middleware.auth import Keys
+from gateway.http.middleware.errors import as_request_error, error_body
+from gateway.http.openapi import operation
+from gateway.http.sse import SlowReader
+from gateway.prompts.served_models import ServedModel
+
+routes = web.RouteTableDef()
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Programs:
+    """The sessions of Parrot's clients, by their numbers, with the calls of each that nobody has asked for yet.
+
+    They are not kept over a restart: what was never asked for is not written down, and would be waited for in vain.
+    """
+
+    def __init__(self, keys: Keys, sessions: SessionStore) -> None:
+        self._keys = keys
+        self._sessions = sessions
+        self._known: WeakValueDictionary[int, Session] = WeakValueDictionary()
+        self._later: WeakKeyDictionary[Session, Later] = WeakKeyDictionary()
+
+    def begin(self, api_key: str) -> int:
+        """A new session's number. Raises RequestError and GraphError."""
+        number = secrets.randbits(63)
+        session = self._sessions.create(self._keys.tenant(api_key), str(number), log=NoLog())
+        self._known[number] = session
+        self._later[session] = Later()
+        return number
+
+    def session(self, number: int, auth: str | None) -> Session:
+        """The session, its time to live begun anew. `auth` is checked if it is given. Raises RequestError and
+        GraphError."""
+        known = self._known.get(number)
+        if known is None:
+            raise SessionNotFound(f"there is no session {str(number)[:40]}")
+        if auth is not None and not hmac.compare_digest(auth.encode(errors="replace"), proof(number).encode()):
+            raise RequestError(401, f"this is not the session_auth of session {number}", code="invalid_api_key")
+        session = self._sessions.get(known.tenant, known.id)
+        if session is not known:  # a client of the other API has deleted it, and made one of the same name
+            raise SessionNotFound(f"there is no session {number}")
+        return session
+
+    def later(self, session: Session) -> Later:
+        """What is kept for the session."""
+        return self._later[session]
+
+
+PROGRAMS = web.AppKey("programs", Programs)
+
+
+def proof(number: int) -> str:
+    """A session's `session_auth`. Whoever knows the number, which nobody can guess, may do everything anyway."""
+    return hashlib.sha256(f"session_auth {number}".encode()).hexdigest()[:32]
+
+
+def open_routes() -> set[str]:
+    """Routes that have their key in the body, or need none because of what they know."""
+    return {route.path for route in routes if isinstance(route, web.RouteDef)}
+
+
+def _told(handler: _Handler) -> _Handler:
+    """Errors as Parrot's client reads them."""
+
+    @wraps(handler)
+    async def told(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except (ClientConnectionResetError, SlowReader):  # the answer had begun
+            raise
+        except Exception as raised:
+            error = as_request_error(raised)
+            response = json_response({"error": error_body(error).error.message, "traceback": ""}, error.status)
+            response.headers.update(error.headers)
+            return response
+
+    return told
+
+
+@routes.post("/v1/session")
+@operation(ProgramAnswer, body=ProgramRequest, errors=(401, 413), error=ErrorAnswer)
+@_told
+async def begin(request: web.Request) -> web.Response:
+    """A session, for a program."""
+    body = await read_json(request, ProgramRequest)
+    number = request.app[PROGRAMS].begin(body.api_key)
+    return json_response({"session_id": number, "session_auth": proof(number)})
+
+
+@routes.get("/v1/session/{id}")
+@operation(SessionObject, body=Program, errors=(401, 404, 410), error=ErrorAnswer)
+@_told
+async def info(request: web.Request) -> web.Response:
+    """What our own API says of the session."""
+    body = await read_json(request, Program)
+    return json_response(describe_session(request.app[PROGRAMS].session(_number(request), body.session_auth)))
+
+
+@routes.delete("/v1/session/{id}")
+@operation(Nothing, body=Program, errors=(401, 404, 410), error=ErrorAnswer)
+@_told
+async def end(request: web.Request) -> web.Response:
+    """Ends the session: what runs is cancelled, its KV freed."""
+    body = await read_json(request, Program)
+    request.app[SERVICES].sessions.delete(request.app[PROGRAMS].session(_number(request), body.session_auth))
+    return json_response({})
+
+
+def _number(request: web.Request) -> int:
+    text = request.match_info["id"]
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise SessionNotFound(f"there is no session {text[:40]}: ids are numbers")
+    return int(text)
+
+
+@routes.post("/v1/semantic_call")
+@operation(SemanticCallAnswer, body=SemanticCall, errors=(401, 404, 409, 410, 429, 503), error=ErrorAnswer)
+@_told
+async def call(request: web.Request) -> web.Response:
+    """Takes a call. It runs once somebody asks for what it makes, or at once if it says what for."""
+    services, programs = request.app[SERVICES], request.app[PROGRAMS]
+    body = await read_json(request, SemanticCall)
+    session = programs.session(body.session_id, body.session_auth)
+    later = programs.later(session)
+    model = await _model(request, body)
+    services.scheduler.admit(session.tenant, continues=bool(session.calls))
+    names = _names(body, session)
+    spec = await prepared(partial(_spec, body, model, names), len(body.template), model)
+    values = [
+        Given(names[parameter.name], text_of(parameter.value), where=f"parameters.{at}.value")
+        for at, parameter in enumerate(body.parameters)
+        if parameter.value is not None
+    ]
+    addition = later.add(session, spec, values)
+    await services.scheduler.start(session, addition)
+    made = makes(spec)
+    if body.output_criteria is not None or any(_asked_for(session, name) for name in made):
+        await _run(request, session, made)
+    told: list[Told] = [
+        {
+            "parameter_name": parameter.name,
+            "is_output": parameter.is_output,
+            "var_name": _label(names[parameter.name]),
+            "var_id": names[parameter.name],
+        }
+        for parameter in pieces(body)
+        if isinstance(parameter, Parameter)
+    ]
+    return json_response({"request_id": secrets.randbits(63), "param_info": told})
+
+
+def _asked_for(session: Session, name: str) -> bool:
+    variable = session.variable(name)
+    return bool(variable.readers or variable.consumers)
+
+
+async def _run(request: web.Request, session: Session, names: Collection[str]) -> None:
+    """Start the calls that make these variables, and that were not started yet. Raises Overloaded and GraphError."""
+    later, scheduler = request.app[PROGRAMS].later(session), request.app[SERVICES].scheduler
+    if any(later.makes(name) for name in names):
+        scheduler.admit(session.tenant, continues=bool(session.calls))
+    addition: Addition = later.join(session, names)
+    await scheduler.start(session, addition, promised=True)
+
+
+async def _model(request: web.Request, body: SemanticCall) -> ServedModel:
+    """The first of the models the client would take that is served; any if it names none. Raises RequestError."""
+    served = {model.id: model for model in await request.app[SERVICES].models.all()}
+    for name in body.models:
+        if name in served:
+            return served[name]
+    if body.models:
+        message = f"none of {', '.join(body.models)} is served; there are {', '.join(served)}"
+        raise RequestError(404, message, code="model_not_found", param="models")
+    return next(iter(served.values()))
+
+
+def _names(body: SemanticCall, session: Session) -> dict[str, str]:
+    """The variables of the parameters. Raises RequestError if one is named that is not there."""
+    names = {}
+    for parameter in body.parameters:
+        if parameter.var_id is not None:
+            variable_of(session, parameter.var_id)
+        names[parameter.name] = parameter.var_id or _new_name(parameter.name)
+    return names
+
+
+def _new_name(label: str) -> str:
+    """A variable of ours for a name of theirs, of which there may be several."""
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", label[:40], flags=re.ASCII)
+    return f"{plain if plain[:1].isalpha() else f'v_{plain}'}_{new_id(16)}"
+
+
+def _label(name: str) -> str:
+    """What the client calls a variable."""
+    return name.rpartition("_")[0] or name
+
+
+def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> CallSpec:
+    """The call. Raises RequestError; changes nothing."""
+    template: list[str | Input | Slot] = []
+    places = {parameter.name: index for index, parameter in enumerate(body.parameters)}
+    placed: set[str] = set()
+    for piece in pieces(body):
+        if isinstance(piece, str):
+            template.append(piece)
+        elif piece.is_output and piece.name not in placed:
+            placed.add(piece.name)
+            where = f"parameters.{places[piece.name]}"
+            template.append(Slot(names[piece.name], _sampling(piece.sampling_config, model, where), where=where))
+        else:
+            template.append(Input(Reference(names[piece.name]), "template"))
+    slots = [at for at, piece in enumerate(template) if isinstance(piece, Slot)]
+    if not slots:
+        raise RequestError(
+            400, "the template has no output, so there is nothing to run", code="invalid_value", param="template"
+        )
+    del template[slots[-1] + 1 :]  # what comes behind the last output changes nothing that anybody could see
+    last = template[-1]
+    assert isinstance(last, Slot)
+    template[-1] = Slot(None, last.sampling, where=last.where)
+    segments = model.prompts.raw(template, where="template")
+    check_window(model, segments, "template")
+    criteria = body.output_criteria
+    return CallSpec(
+        model=model.id,
+        segments=segments,
+        output=last.name,
+        deferred=True,
+        objective=None if criteria is None else Objective(CRITERIA[criteria]),
+        salt="" if body.cache_prefix else new_id(16),
+        where="template",
+    )
+
+
+def _sampling(config: SamplingConfig | None, model: ServedModel, where: str) -> Sampling:
+    config = config or SamplingConfig()
+    bias = {int(token): value for token, value in (config.logit_bias or {}).items()}
+    check_tokens(model, bias, f"{where}.sampling_config.logit_bias")
+    check_tokens(model, config.stop_token_ids, f"{where}.sampling_config.stop_token_ids")
+    return Sampling(
+        max_tokens=config.max_gen_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        stop=(config.stop_str,) if config.stop_str else (),
+        stop_token_ids=tuple(config.stop_token_ids),
+        ignore_eos=config.ignore_tokenizer_eos,
+        presence_penalty=config.presence_penalty,
+        frequency_penalty=config.frequency_penalty,
+        repetition_penalty=config.repetition_penalty or 1.0,
+        logit_bias=bias,
+    )
+
+
+@routes.post("/v1/semantic_var")
+@operation(Registered, body=Register, errors=(401, 404, 410), error=ErrorAnswer)
+@_told
+async def register(request: web.Request) -> web.Response:
+    """A variable that is to be set, or to be made by a call, later."""
+    body = await read_json(request, Register)
+    session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
+    name = _new_name(body.var_name)
+    await request.app[SERVICES].scheduler.start(session, session.put(name))
+    return json_response({"var_id": name})
+
+
+@routes.post("/v1/semantic_var/{id}")
+@operation(Nothing, body=Set, errors=(401, 404, 409, 410), error=ErrorAnswer)
+@_told
+async def set_value(request: web.Request) -> web.Response:
+    """Gives a registered variable its value, once."""
+    body = await read_json(request, Set)
+    programs, name = request.app[PROGRAMS], request.match_info["id"]
+    session = programs.session(body.session_id, body.session_auth)
+    variable_of(session, name)
+    if programs.later(session).makes(name):
+        raise RequestError(409, f"a call makes {name!r}; it cannot be set", code="variable_already_set")
+    await request.app[SERVICES].scheduler.start(session, session.put(name, body.content))
+    return json_response({})
+
+
+@routes.get("/v1/semantic_var")
+@operation(Variables, body=Read, errors=(401, 404, 410), error=ErrorAnswer)
+@_told
+async def list_variables(request: web.Request) -> web.StreamResponse:
+    """Return all variables of the session, with the values that are there."""
+    body = await read_json(request, Read)
+    session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
+    return await stream_json(request, _listed(list(session.variables.values())))
+
+
+def _listed(variables: Sequence[Variable]) -> Iterator[bytes]:
+    yield b"{"
+    yield from json_list("vars", map(_described, variables))
+    yield b"}"
+
+
+def _described(variable: Variable) -> VariableInfo:
+    return {
+        "var_id": variable.name,
+        "var_name": _label(variable.name),
+        "state": variable.state,
+        "content": variable.value if variable.state is VariableState.READY else None,
+    }
+
+
+@routes.get("/v1/semantic_var/{id}")
+@operation(Value, body=Read, errors=(401, 404, 409, 410, 422, 424, 429, 503), error=ErrorAnswer)
+@_told
+async def get_value(request: web.Request) -> web.Response:
+    """The value, waited for; what makes it runs from now on at the latest."""
+    body = await read_json(request, Read)
+    session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
+    variable = variable_of(session, request.match_info["id"])
+    scheduler, objective = request.app[SERVICES].scheduler, Objective(CRITERIA[body.criteria])
+    session.enter()
+    scheduler.reader_came(variable, objective)
+    try:
+        await _run(request, session, [variable.name])
+        await variable.final()
+    finally:
+        scheduler.reader_left(variable, objective)
+        session.leave()
+    if variable.failure is not None:
+        raise FailedCall(variable.failure)
+    return json_response({"content": variable.value})
+
+
+@routes.post("/v1/py_native_call")
+@operation(body=NativeCall, errors=(), error=ErrorAnswer)
+@_told
+async def native_call(request: web.Request) -> web.Response:
+    """Refuses."""
+    body = await read_json(request, NativeCall)
+    raise RequestError(
+        400,
+        f"the native function {body.func_name!r} is code of the client's, which is not run here; read its inputs and "
+        "set its output with POST /v1/semantic_var/{id}, or use Semantic Variables (docs/semantic-variables.md): a "
+        "transform takes what is needed out of an answer, a template puts texts together",
+        code="unsupported_value",
+    )

@@ -1,0 +1,63 @@
+"""What happens in a session, as it happens."""
+
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from gateway.api.semantic.extension import describe_failure
+from gateway.api.semantic.sessions import session_of
+from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
+from gateway.http.openapi import EVENTS, operation
+from gateway.http.query_params import whole_number
+from gateway.http.sse import EventStream, named
+
+routes = web.RouteTableDef()
+
+_AT_ONCE = 200
+"""Events that are written before the client has read the ones before."""
+
+
+@routes.get("/v1/sessions/{id}/events")
+@operation(
+    others={EVENTS: None},
+    headers={"Last-Event-ID": {"type": "string", "pattern": "^[0-9]+$"}},
+    errors=(400, 404, 410, 429, 503),
+)
+async def events(request: web.Request) -> web.StreamResponse:
+    """Every change of state, from the session's beginning or from behind `Last-Event-ID`, until the session ends."""
+    session, at = session_of(request), _last_event(request)
+    stream = EventStream(request)
+    session.enter()
+    try:
+        while told := await stream.patiently(partial(session.more_events, at)):
+            for begin in range(0, len(told), _AT_ONCE):
+                some = told[begin : begin + _AT_ONCE]
+                await stream.write(b"".join([named(*describe_event(event), event.id) for event in some]))
+            at = told[-1].id
+        return await stream.end(done=False)
+    finally:
+        session.leave()
+
+
+def _last_event(request: web.Request) -> int:
+    return whole_number(request.headers.get("Last-Event-ID"), "Last-Event-ID", 0, least=0)
+
+
+def describe_event(event: Event) -> tuple[str, dict[str, Any]]:
+    """The event's name, and what is told."""
+    kind, value = _describe_change(event.change)
+    return kind, {"at": event.at, **value}
+
+
+def _describe_change(change: Change) -> tuple[str, dict[str, Any]]:
+    match change:
+        case VariableChanged(variable, state, failure):
+            return "variable", {"name": variable.name, "state": state, "error": describe_failure(failure)}
+        case VariableDeleted(variable):
+            return "variable", {"name": variable.name, "state": "deleted", "error": None}
+        case CallChanged(call, state, failure):
+            told = {"id": call.id, "state": state, "output": call.output.name, "error": describe_failure(failure)}
+            return "call", told
+        case SessionEnded(expired):
+            return "session", {"state": "expired" if expired else "deleted"}

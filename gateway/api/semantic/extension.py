@@ -1,0 +1,192 @@
+"""The `semantic` extension between wire and domain: which session, and what a call says of itself."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from compat.openai import FailureObject, Semantic, SemanticInfo, VariableObject
+from compat.openai import Transform as WireTransform
+from gateway.api.services import SERVICES
+from gateway.errors import RequestError, at
+from gateway.graph.call import Call, Sampling, Slot, Transform
+from gateway.graph.errors import Failure
+from gateway.graph.session import Session
+from gateway.graph.variable import Variable, VariableState
+from gateway.http.middleware.auth import TENANT
+from gateway.runtime import json_codec
+from gateway.runtime import regex as patterns
+
+SESSION_HEADER = "X-Session-Id"
+DEFER_HEADER = "X-Semantic-Defer"
+SESSION_HEADERS = {
+    SESSION_HEADER: {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    DEFER_HEADER: {"type": "string", "enum": ["true", "false"]},
+}
+"""As JSON schemas."""
+UNSAID = Semantic()
+"""What a request says that has none."""
+_SESSION_ID_HELP = "letters, digits and ._:- , at most 128 characters"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a request belongs. `named`: to a session that outlives it, so that references are looked for."""
+
+    session: Session
+    named: bool
+    deferred: bool
+
+
+def text_of(value: Any) -> str:
+    """A variable's text: strings as they are, anything else as compact JSON."""
+    return value if isinstance(value, str) else json_codec.encode(value).decode()
+
+
+def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
+    """The session of a request, by body or header; a session of its own where it names none.
+
+    Raises RequestError and GraphError as API.md's table says.
+    """
+    sessions, headers = request.app[SERVICES].sessions, request.headers
+    if semantic is None and SESSION_HEADER not in headers and DEFER_HEADER not in headers:  # a plain request
+        return Scope(sessions.anonymous(request[TENANT]), named=False, deferred=False)
+    deferred = _deferred(request, semantic)
+    session = session_named(request, semantic.session if semantic else None, "semantic.session")
+    if session is None:
+        _refuse_without_session(semantic, deferred)
+        return Scope(sessions.anonymous(request[TENANT]), named=False, deferred=False)
+    return Scope(session, named=True, deferred=deferred)
+
+
+def session_named(request: web.Request, body: str | None, where: str) -> Session | None:
+    """The session that the body, at `where`, or the header names, if one does. Raises RequestError and GraphError."""
+    sessions, tenant = request.app[SERVICES].sessions, request[TENANT]
+    header = request.headers.get(SESSION_HEADER)
+    if header is not None and not is_session_id(header):
+        raise RequestError(400, f"{SESSION_HEADER}: an id is {_SESSION_ID_HELP}", code="invalid_value")
+    if header is not None and body is not None and header != body:
+        raise RequestError(
+            400,
+            f"the header {SESSION_HEADER} names session {header!r} and the body {body!r}",
+            code="session_conflict",
+            param=where,
+        )
+    if body is not None:
+        return sessions.get(tenant, body)
+    return None if header is None else sessions.get_or_create(tenant, header)
+
+
+def is_session_id(text: str) -> bool:
+    """Return whether the text is a valid session id. `.` and `..` are not: clients resolve them in paths, so requests
+    could not name such a session."""
+    return (
+        0 < len(text) <= 128
+        and text not in (".", "..")
+        and all(c.isascii() and (c.isalnum() or c in "._:-") for c in text)
+    )
+
+
+def _deferred(request: web.Request, semantic: Semantic | None) -> bool:
+    if semantic is not None and semantic.defer is not None:
+        return semantic.defer
+    header = request.headers.get(DEFER_HEADER, "false").lower()
+    if header not in ("true", "false"):
+        raise RequestError(400, f"{DEFER_HEADER} is 'true' or 'false'", code="invalid_value")
+    return header == "true"
+
+
+def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:
+    """Variables live in sessions."""
+    asked = [("defer", deferred)]
+    if semantic is not None:
+        asked += [
+            ("inputs", bool(semantic.inputs)),
+            ("output", semantic.output is not None),
+            ("slots", bool(semantic.slots)),
+        ]
+    for what, present in asked:
+        if present:
+            raise RequestError(
+                400,
+                f"semantic.{what} needs a session: name one in semantic.session or in the header {SESSION_HEADER}",
+                code="unsupported_with_semantic",
+                param=f"semantic.{what}",
+            )
+
+
+def transform_of(transform: WireTransform | None, where: str) -> Transform | None:
+    """Return the domain's transform for a request's. `where`: its path. Raises RequestError if it cannot be run."""
+    if transform is None:
+        return None
+    if transform.regex is not None:
+        try:
+            groups = patterns.compiled(transform.regex).groups
+        except patterns.BadPattern as error:
+            param = at(where, "regex")
+            raise RequestError(400, f"{param}: {error}", code="invalid_value", param=param) from None
+        if transform.group > groups:
+            param = at(where, "group")
+            message = f"{param}: the pattern has {groups} groups, but group is {transform.group}"
+            raise RequestError(400, message, code="invalid_value", param=param)
+    return Transform(transform.strip, transform.line, transform.regex, transform.group, transform.json_)
+
+
+def slots_of(semantic: Semantic, sampling: Sampling, where: str = "") -> dict[str, Slot]:
+    """The slots of a call; what they leave out falls back to the call's own sampling."""
+    slots = {}
+    for name, wanted in semantic.slots.items():
+        place = at(where, f"semantic.slots.{name}")
+        given = {
+            key: getattr(wanted, key)
+            for key in ("max_tokens", "temperature", "top_p", "seed")
+            if getattr(wanted, key) is not None
+        }
+        if wanted.top_k is not None:
+            given["top_k"] = max(0, wanted.top_k)
+        if wanted.stop is not None:
+            given["stop"] = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop)
+        if wanted.regex is not None:
+            given |= {"regex": wanted.regex, "json_schema": None, "grammar": None}
+        if wanted.response_format is not None:
+            given |= {"regex": None, "json_schema": wanted.response_format.schema_text, "grammar": None}
+        own = dataclasses.replace(sampling, **given, given=(*sampling.given, *given))
+        slots[name] = Slot(name, own, transform_of(wanted.transform, at(place, "transform")), place)
+    return slots
+
+
+def variable_of(session: Session, name: str) -> Variable:
+    """The variable a path names. Raises RequestError 404."""
+    if name not in session.variables:
+        raise RequestError(404, f"session {session.id} has no variable {name!r}", code="variable_not_found")
+    return session.variables[name]
+
+
+def describe_call(session: Session, call: Call) -> SemanticInfo:
+    """The `semantic` object of an answer."""
+    return {
+        "session": session.id,
+        "call": call.id,
+        "output": call.output.name,
+        "status": call.state,
+        "waiting_on": call.waiting_on,
+        "variables": {name: slot.value for name, slot in call.slots.items() if slot.state is VariableState.READY},
+    }
+
+
+def describe_failure(failure: Failure | None) -> FailureObject | None:
+    """Why there is no value, if there is none."""
+    return None if failure is None else {"code": failure.code, "message": failure.message, "call": failure.call}
+
+
+def describe_variable(variable: Variable) -> VariableObject:
+    """A variable as API.md has it."""
+    return {
+        "name": variable.name,
+        "state": variable.state,
+        "value": variable.value if variable.state is VariableState.READY else None,
+        "error": describe_failure(variable.failure),
+        "producer": variable.producer.id if variable.producer else None,
+        "consumers": [call.id for call in variable.consumers],
+    }

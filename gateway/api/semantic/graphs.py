@@ -1,0 +1,351 @@
+"""Graphs: a whole workflow at once, and a session's graph as it stands."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from compat.openai import (
+    CallObject,
+    ChatCompletionRequest,
+    Edge,
+    GraphAnswer,
+    GraphObject,
+    GraphRequest,
+    VariableRequest,
+)
+from gateway.api.answers import usage_of
+from gateway.api.calls import prepared
+from gateway.api.openai.chat import chat_spec
+from gateway.api.semantic.diagrams import dot, mermaid
+from gateway.api.semantic.events import describe_event
+from gateway.api.semantic.extension import (
+    SESSION_HEADER,
+    SESSION_HEADERS,
+    describe_failure,
+    describe_variable,
+    session_named,
+)
+from gateway.api.semantic.sessions import session_of
+from gateway.api.semantic.variables import given_as
+from gateway.api.services import SERVICES
+from gateway.errors import RequestError
+from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
+from gateway.graph.events import CallChanged, VariableChanged
+from gateway.graph.references import check_references
+from gateway.graph.session import Addition, Given, Session
+from gateway.graph.variable import Variable, VariableState
+from gateway.http.json_body import check, checked, encode_json, read_json
+from gateway.http.json_stream import json_list, stream_json
+from gateway.http.middleware.auth import TENANT
+from gateway.http.openapi import EVENTS, operation
+from gateway.http.query_params import choice
+from gateway.http.sse import EventStream, named
+from gateway.runtime import json_codec
+from gateway.scheduler import Scheduler
+from gateway.scheduler.objective import objectives_of
+
+routes = web.RouteTableDef()
+
+_MOST_REFERENCES = 100_000
+"""References to variables in all calls of one graph."""
+_AT_ONCE = 20
+"""Calls of a large graph that are read without a turn for others."""
+
+
+@routes.post("/v1/graphs")
+@operation(
+    GraphAnswer,
+    body=GraphRequest,
+    others={EVENTS: None},
+    headers={SESSION_HEADER: SESSION_HEADERS[SESSION_HEADER]},
+    errors=(404, 409, 410, 429, 503),
+)
+async def run(request: web.Request) -> web.StreamResponse:
+    """Runs a whole workflow, all of it checked before any of it runs; answers with its outputs, or with its events."""
+    services = request.app[SERVICES]
+    body = await read_json(request, GraphRequest)
+    given = [_given(name, value) for name, value in body.variables.items()]
+    session = session_named(request, body.session, "session")
+    specs = await _specs(request, body, None if session is None else session.id)
+    services.scheduler.admit(request[TENANT], continues=session is not None and bool(session.calls))
+    fresh = session is None
+    session = session or services.sessions.create(request[TENANT])
+    try:
+        if body.outputs is not None:
+            _check_outputs(body.outputs, session, specs, given)
+        before = session.facts
+        addition = session.add_all(specs, given)
+    except Exception:
+        if fresh:
+            services.sessions.delete(session)
+        raise
+    graph = _Graph(session, addition, body.outputs, before)
+    return await graph.run(request, stream=body.stream)
+
+
+def _given(name: str, value: Any) -> Given:
+    where = f"variables.{name}"
+    if isinstance(value, dict) and len(value) == 1 and ("value" in value or "template" in value):
+        return given_as(check(value, VariableRequest, where), name, where)
+    return given_as(VariableRequest(value=value), name, where)
+
+
+async def _specs(request: web.Request, body: GraphRequest, session: str | None) -> list[CallSpec]:
+    """The calls, in the request's order. Raises RequestError and GraphError."""
+    models = request.app[SERVICES].models
+    specs: list[CallSpec] = []
+    references = 0
+    average = len(await request.read()) // max(1, len(body.calls))
+    for index, raw in enumerate(body.calls):
+        if index % _AT_ONCE == _AT_ONCE - 1:
+            await asyncio.sleep(0)
+        where = f"calls.{index}"
+        call = await checked(request, raw, ChatCompletionRequest, encode_json(raw), where)
+        if call.stream:
+            message = "the calls of a graph are not streamed one by one; stream the graph"
+            raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")
+        if call.choices > 1:
+            message = "a call of a graph has one answer: n is 1"
+            raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.n")
+        semantic = call.semantic
+        if semantic is not None and semantic.session not in (None, session):
+            message = f"the call names session {semantic.session!r} and the graph {session!r}"
+            raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
+        model = await models.get(call.model, where)
+        deferred = semantic is not None and bool(semantic.defer)
+        others = models.behind(model)
+        make = partial(chat_spec, call, model, others, references=True, deferred=deferred, where=where)
+        length = sum([message.length for message in call.messages])
+        specs.append(await prepared(make, max(length, average), model, *others))
+        references += len(specs[-1].references)
+        check_references(references, _MOST_REFERENCES, where)
+    return specs
+
+
+def _check_outputs(outputs: Sequence[str], session: Session, specs: Sequence[CallSpec], given: Sequence[Given]) -> None:
+    made = {one.name for one in given} | {name for spec in specs for name in (spec.output, *spec.inputs)}
+    made |= {slot.name for spec in specs for slot in spec.slots}
+    for index, name in enumerate(outputs):
+        if name not in made:
+            session.variable(name, f"outputs.{index}")
+
+
+class _Graph:
+    """What was added at once, while its client waits for it."""
+
+    def __init__(self, session: Session, addition: Addition, outputs: Sequence[str] | None, before: int) -> None:
+        """`outputs`: names; left out, whatever no call reads. `before`: facts of the session before the addition."""
+        self._session = session
+        self._addition = addition
+        self._before = before
+        if outputs is None:
+            unread = [call.output for call in addition.calls if not call.output.consumers]
+            self._outputs = {variable.name: variable for variable in unread}
+        else:
+            self._outputs = {name: session.variable(name) for name in outputs}
+
+    async def run(self, request: web.Request, *, stream: bool) -> web.StreamResponse:
+        """Starts it and answers. What nobody waits for is not run, and none of it once the client has gone."""
+        scheduler, outputs = request.app[SERVICES].scheduler, self._outputs.values()
+        alone = len(outputs) == 1
+        for variable in outputs:
+            scheduler.reader_came(variable, alone=alone)
+        try:
+            await scheduler.start(self._session, self._addition, promised=True)
+            for call in self._addition.calls:
+                scheduler.release(call.output)
+            if stream:
+                return await self._stream(EventStream(request))
+            for variable in outputs:
+                await variable.final()
+            return await stream_json(request, self._pieces())
+        finally:
+            for variable in outputs:
+                scheduler.reader_left(variable, alone=alone)
+
+    async def _stream(self, stream: EventStream) -> web.StreamResponse:
+        """What happens to it, then the answer."""
+        ours: set[Call | Variable] = {*self._addition.calls, *(variable for variable, _ in self._addition.values)}
+        ours |= {variable for call in self._addition.calls for variable in call.makes}
+        at = self._before
+        while at < self._session.last_event or not all(variable.state.final for variable in self._outputs.values()):
+            told = await stream.patiently(partial(self._session.more_events, at))
+            if not told:
+                break
+            at = told[-1].id
+            lines = []
+            for event in told:
+                match event.change:
+                    case CallChanged(subject) | VariableChanged(subject) if subject in ours:
+                        lines.append(named(*describe_event(event), event.id))
+            await stream.write(b"".join(lines))
+        return await stream.end(named("graph", self._answer()), done=False)
+
+    def _pieces(self) -> Iterator[bytes]:
+        """Yield the answer in pieces: the values may be as large as a session."""
+        answer = self._answer()
+        outputs = answer.pop("outputs")  # type: ignore[misc]
+        yield encode_json(answer)[:-1] + b',"outputs":{'
+        for number, (name, value) in enumerate(outputs.items()):
+            yield (b"," if number else b"") + encode_json(name) + b":" + encode_json(value)
+        yield b"}}"
+
+    def _answer(self) -> GraphAnswer:
+        values = {name: variable.value for name, variable in self._outputs.items()}
+        errors = {
+            name: describe_failure(variable.failure)
+            for name, variable in self._outputs.items()
+            if variable.state is not VariableState.READY
+        }
+        usage = usage_of([call.usage for call in self._addition.calls if call.leader is None])
+        answer: GraphAnswer = {"session": self._session.id, "outputs": values, "usage": usage}
+        if errors:
+            answer["errors"] = errors
+        return answer
+
+
+@routes.get("/v1/sessions/{id}/graph")
+@operation(
+    GraphObject,
+    others={"text/plain": None, "text/vnd.graphviz": None},
+    query={"format": {"type": "string", "enum": ["json", "mermaid", "dot"]}},
+    errors=(400, 404, 410, 503),
+)
+async def graph(request: web.Request) -> web.StreamResponse:
+    """Calls, variables, and the edges between them; as JSON, or as text for mermaid or Graphviz to draw."""
+    session = session_of(request)
+    form = choice(request, "format", ("json", "mermaid", "dot"))
+    pieces = _described(session, request.app[SERVICES].scheduler)
+    if form == "json":
+        return await stream_json(request, pieces)
+    whole = bytearray()
+    for number, piece in enumerate(pieces):
+        whole += piece
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return await asyncio.to_thread(_drawn, bytes(whole), form)
+
+
+def _drawn(described: bytes, form: str) -> web.Response:
+    """Return a GraphObject as text for mermaid or Graphviz."""
+    graph = json_codec.decode(described)
+    if form == "mermaid":
+        return web.Response(text=mermaid(graph))
+    return web.Response(text=dot(graph), content_type="text/vnd.graphviz")
+
+
+def _described(session: Session, scheduler: Scheduler) -> Iterator[bytes]:
+    """Yield a GraphObject in pieces. The session may change meanwhile; calls and variables are those of the start."""
+    calls, variables = list(session.calls.values()), list(session.variables.values())
+    spent, objectives = _spent(session), objectives_of(calls)
+    yield b"{"
+    yield from json_list(
+        "calls", (_call(session, call, scheduler, objectives[call.id], spent[call.id]) for call in calls)
+    )
+    yield b","
+    yield from json_list("variables", map(describe_variable, variables))
+    yield b","
+    yield from json_list("edges", (edge for call in calls for edge in _edges(call)))
+    yield b"}"
+
+
+_SPENT_ON = {
+    CallState.WAITING: "inputs",
+    CallState.QUEUED: "queue",
+    CallState.PREFILL: "prompt",
+    CallState.DECODE: "answer",
+}
+
+
+def _spent(session: Session) -> dict[str, dict[str, float]]:
+    """Seconds, by call, so far: waiting for its inputs, for an engine and room in its steps, for memory there; reading
+    the prompt; generating the answer."""
+    spent = {id: dict.fromkeys(("inputs", "queue", "memory", "prompt", "answer"), 0.0) for id in session.calls}
+    since: dict[str, tuple[CallState, float]] = {}
+    told = [
+        (one.change.call, one.change.state, one.at) for one in session.events if isinstance(one.change, CallChanged)
+    ]
+    now = time.time()
+    for call, state, at in (*told, *((call, call.state, now) for call in session.calls.values())):
+        before, began = since.get(call.id, (state, at))
+        since[call.id] = state, at
+        if before in _SPENT_ON:
+            spent[call.id][_SPENT_ON[before]] += max(0.0, at - began)
+    for call in session.calls.values():  # of what passed before the first token, the engine knows more
+        own = spent[call.id]
+        own["memory"] = min(own["prompt"], call.times.starved)
+        held = min(own["prompt"] - own["memory"], call.times.held)
+        own["queue"] += held
+        own["prompt"] -= own["memory"] + held
+    return spent
+
+
+def _call(
+    session: Session, call: Call, scheduler: Scheduler, objective: Objective, spent: dict[str, float]
+) -> CallObject:
+    return {
+        "id": call.id,
+        "model": call.spec.model,
+        "state": call.state,
+        "waiting_on": call.waiting_on,
+        "why": _why(call),
+        "inputs": list(call.inputs),
+        "output": call.output.name,
+        "slots": list(call.slots),
+        "shared_with": call.leader.id if call.leader else None,
+        "objective": objective,
+        "priority": scheduler.rank(call),
+        "engine": call.engine,
+        "prompt_tokens": call.usage.prompt,
+        "cached_tokens": call.usage.cached,
+        "missed_tokens": _missed(call.usage),
+        "completion_tokens": call.usage.completion,
+        "finish_reason": call.finish_reason,
+        "error": describe_failure(call.failure),
+        "prefix_hashes": session.prefix_hashes(call),
+        "created": call.times.created,
+        "queued": call.times.queued,
+        "started": call.times.started,
+        "first_token": call.times.first_token,
+        "finished": call.times.finished,
+        "spent_ms": {what: round(1e3 * seconds, 1) for what, seconds in spent.items()},
+    }
+
+
+def _missed(usage: Usage) -> dict[str, int]:
+    """Tokens of the prompt that were not in the cache, by the reason. That another key asked for the same is nobody's
+    business."""
+    missed = Counter(usage.missed)
+    missed["never_seen"] += missed.pop("other_key", 0)
+    return {why: tokens for why, tokens in missed.items() if tokens}
+
+
+def _why(call: Call) -> str | None:
+    """What stands between the call and its next token, in words; None if nothing does."""
+    if waiting := [call.inputs[name] for name in call.waiting_on]:
+        return "; ".join(map(_why_not_ready, waiting))
+    if call.leader is not None and not call.state.final:
+        return f"{call.leader.id}, which does the same and serves it, is {call.leader.state}"
+    match call.state:
+        case CallState.QUEUED:
+            return "no engine has taken it yet"
+        case CallState.PREFILL:
+            return f"engine {call.engine} has its prompt to read, or others that go first"
+    return None
+
+
+def _why_not_ready(source: Variable) -> str:
+    if source.producer is None:
+        return f"{source.name} is declared, and nothing makes it yet"
+    return f"{source.name} is {source.state}: {source.producer.id}, which makes it, is {source.producer.state}"
+
+
+def _edges(call: Call) -> list[Edge]:
+    reads: list[Edge] = [{"from": name, "to": call.id} for name in call.inputs]
+    makes: list[Edge] = [{"from": call.id, "to": variable.name} for variable in call.makes]
+    return [*reads, *makes]

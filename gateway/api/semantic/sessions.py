@@ -1,0 +1,79 @@
+"""Sessions: made, listed, read, ended."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from aiohttp import web
+
+from compat.openai import SessionList, SessionObject, SessionRequest, SessionState, SessionUsage
+from gateway.api.services import SERVICES
+from gateway.graph.session import Session
+from gateway.http.json_body import json_response, read_json
+from gateway.http.json_stream import json_list, stream_json
+from gateway.http.middleware.auth import TENANT
+from gateway.http.openapi import operation
+
+routes = web.RouteTableDef()
+
+
+def session_of(request: web.Request) -> Session:
+    """The session a path names. Raises SessionNotFound or SessionExpired."""
+    return request.app[SERVICES].sessions.get(request[TENANT], request.match_info["id"])
+
+
+def describe_session(session: Session) -> SessionObject:
+    """A session as API.md has it."""
+    state: SessionState = "deleted" if session.closed else "running" if session.active else "idle"
+    return {
+        "id": session.id,
+        "object": "session",
+        "created_at": int(session.created),
+        "expires_at": int(time.time() + session.ttl - (time.monotonic() - session.touched)),
+        "metadata": session.metadata,
+        "state": state,
+        "usage": cast(SessionUsage, session.usage()),
+    }
+
+
+@routes.post("/v1/sessions")
+@operation(SessionObject, body=SessionRequest, status=201, errors=(409, 503))
+async def create(request: web.Request) -> web.Response:
+    """A new session, with an id of the client's or ours."""
+    body = await read_json(request, SessionRequest)
+    session = request.app[SERVICES].sessions.create(request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl)
+    await session.flushed()
+    return json_response(describe_session(session), status=201)
+
+
+@routes.get("/v1/sessions")
+@operation(SessionList, errors=(503,))
+async def list_sessions(request: web.Request) -> web.StreamResponse:
+    """The key's sessions."""
+    sessions = list(request.app[SERVICES].sessions.of(request[TENANT]))
+    return await stream_json(request, _listed(sessions))
+
+
+def _listed(sessions: Sequence[Session]) -> Iterator[bytes]:
+    yield b'{"object":"list",'
+    yield from json_list("data", (describe_session(session) for session in sessions if not session.closed))
+    yield b"}"
+
+
+@routes.get("/v1/sessions/{id}")
+@operation(SessionObject, errors=(404, 410, 503))
+async def get(request: web.Request) -> web.Response:
+    """One session."""
+    return json_response(describe_session(session_of(request)))
+
+
+@routes.delete("/v1/sessions/{id}")
+@operation(SessionObject, errors=(404, 410, 503))
+async def delete(request: web.Request) -> web.Response:
+    """Ends a session: what runs is cancelled, its KV freed."""
+    services, session = request.app[SERVICES], session_of(request)
+    services.sessions.delete(session)
+    described = describe_session(session)  # soon nothing will be known of it
+    await services.archive.forget_sessions([(session.tenant, session.id)])
+    await session.flushed()
+    return json_response(described)

@@ -1,0 +1,165 @@
+"""A session's variables: set, declared, read, waited for."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from aiohttp import web
+
+from compat.openai import VariableList, VariableObject, VariableRequest
+from gateway.api.semantic.extension import describe_variable, text_of, variable_of
+from gateway.api.semantic.sessions import session_of
+from gateway.api.services import SERVICES
+from gateway.api.stream_writer import Streaming
+from gateway.errors import RequestError, at
+from gateway.graph.call import Input, Objective
+from gateway.graph.references import Reference, parse
+from gateway.graph.session import Given, Session
+from gateway.graph.variable import Piece, Variable
+from gateway.http.json_body import json_response, read_json
+from gateway.http.json_stream import json_list, stream_json
+from gateway.http.openapi import EVENTS, operation
+from gateway.http.query_params import flag
+from gateway.http.sse import EventStream, named
+
+routes = web.RouteTableDef()
+
+
+@routes.put("/v1/sessions/{id}/variables/{name}")
+@operation(VariableObject, body=VariableRequest, errors=(404, 409, 410, 503))
+async def put(request: web.Request) -> web.Response:
+    """Sets a variable, derives it from others, or declares it with a null value. A name is assigned once."""
+    session, name = session_of(request), request.match_info["name"]
+    body = await read_json(request, VariableRequest)
+    addition = session.add_all([], [given_as(body, name, "")])
+    await request.app[SERVICES].scheduler.start(session, addition, promised=True)
+    return json_response(describe_variable(session.variable(name)))
+
+
+def given_as(body: VariableRequest, name: str, where: str) -> Given:
+    """The variable that a client brings; `where` in a larger request."""
+    if "template" in body.model_fields_set:
+        place = at(where, "template")
+        parts = [Input(piece, place) if isinstance(piece, Reference) else piece for piece in parse(body.template)]
+        return Given(name, template=parts, where=where or "name")
+    return Given(name, None if body.value is None else text_of(body.value), where=where or "name")
+
+
+@routes.delete("/v1/sessions/{id}/variables/{name}")
+@operation(VariableObject, errors=(404, 410, 503))
+async def delete(request: web.Request) -> web.Response:
+    """Takes a variable its name; a producer that nobody else needs is cancelled."""
+    session, name = session_of(request), request.match_info["name"]
+    variable_of(session, name)
+    variable = session.delete(name)
+    request.app[SERVICES].scheduler.release(variable)
+    await session.flushed()
+    return json_response(describe_variable(variable))
+
+
+@routes.get("/v1/sessions/{id}/variables")
+@operation(VariableList, errors=(404, 410, 503))
+async def list_variables(request: web.Request) -> web.StreamResponse:
+    """All of the session's."""
+    variables = list(session_of(request).variables.values())
+    return await stream_json(request, _listed(map(describe_variable, variables)))
+
+
+def _listed(items: Iterable[VariableObject]) -> Iterator[bytes]:
+    yield b'{"object":"list",'
+    yield from json_list("data", items)
+    yield b"}"
+
+
+@routes.get("/v1/sessions/{id}/variables/{name}")
+@operation(
+    VariableObject,
+    others={EVENTS: None},
+    query={
+        "wait": {"type": "boolean"},
+        "timeout": {"type": "number", "minimum": 0},
+        "objective": {"type": "string", "enum": ["latency", "throughput"]},
+    },
+    errors=(400, 404, 410, 429, 503, 504),
+)
+async def get(request: web.Request) -> web.StreamResponse:
+    """One, as it is now or, with `wait=true`, once it is ready, failed or cancelled; or streamed as it is made."""
+    session = session_of(request)
+    variable = variable_of(session, request.match_info["name"])
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        return await _stream(request, session, variable)
+    if flag(request, "wait") and not variable.state.final:
+        seconds, objective = _timeout(request), _objective(request)
+        session.enter()
+        try:
+            await _wait(request, variable, seconds, objective)
+        finally:
+            session.leave()
+    return json_response(describe_variable(variable))
+
+
+@dataclass(frozen=True)
+class _Growing:
+    """See `Teller`."""
+
+    variable: Variable
+
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+        """What was added."""
+        text = "".join([piece.text for piece in pieces])
+        return named("delta", {"text": text}) if text else b""
+
+    def end(self, index: int) -> bytes:
+        """The variable as it ended."""
+        return named(self.variable.state, describe_variable(self.variable))
+
+
+async def _stream(request: web.Request, session: Session, variable: Variable) -> web.StreamResponse:
+    """The value from its beginning, piece by piece, then the variable as it ended."""
+    stream, scheduler, objective = EventStream(request), request.app[SERVICES].scheduler, _objective(request)
+    session.enter()
+    scheduler.reader_came(variable, objective)
+    try:
+        last = await Streaming(stream, _Growing(variable)).run([partial(session.read, variable)])
+        return await stream.end(last, done=False)
+    finally:
+        scheduler.reader_left(variable, objective)
+        session.leave()
+
+
+async def _wait(request: web.Request, variable: Variable, seconds: float, objective: Objective) -> None:
+    scheduler = request.app[SERVICES].scheduler
+    scheduler.reader_came(variable, objective)
+    try:
+        async with asyncio.timeout(seconds):
+            await variable.final()
+    except TimeoutError:
+        raise RequestError(
+            504,
+            f"{variable.name!r} is {variable.state} after {seconds:g} s; the work goes on, ask again",
+            code="wait_timeout",
+        ) from None
+    finally:
+        scheduler.reader_left(variable, objective)
+
+
+def _objective(request: web.Request) -> Objective:
+    """What the reader wants; whoever waits wants it soon, unless it says otherwise."""
+    try:
+        return Objective(request.query.get("objective", Objective.LATENCY))
+    except ValueError:
+        message = "objective is 'latency' or 'throughput'"
+        raise RequestError(400, message, code="invalid_value", param="objective") from None
+
+
+def _timeout(request: web.Request) -> float:
+    """Seconds, at most what the server allows."""
+    most = request.app[SERVICES].max_wait_seconds
+    try:
+        seconds = float(request.query.get("timeout", most))
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < float("inf"):
+        raise RequestError(400, "timeout is a number of seconds", code="invalid_value", param="timeout")
+    return min(seconds, most)

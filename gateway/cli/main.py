@@ -1,0 +1,58 @@
+"""The command `myna`: choose the command that the first argument names."""
+
+import importlib.metadata
+import sys
+
+_USAGE = """\
+usage: myna COMMAND [options]
+
+commands:
+  serve      serve a model with an OpenAI-compatible API (myna serve --help)
+  engine     an engine for gateways on other machines (myna engine --help)
+  sessions   the sessions of a running server
+  graph      a session's graph as a tree, with states and times (myna graph SESSION)
+  simulate   the scheduler on modelled engines and virtual time, against others (myna simulate --help)
+  doctor     what this machine has, which kernels run on it and whether they are right (--json, --cache PATH)
+  version    print the version
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit status. `arguments`: those of the process, if left out.
+
+    Each command imports what it needs: torch and pydantic take a while to load.
+    """
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    match command:
+        case "serve":
+            from gateway.cli.serve import main as serve
+
+            return serve(rest)
+        case "engine":
+            from gateway.cli.engine import main as engine
+
+            return engine(rest)
+        case "sessions":
+            from gateway.cli.inspect import sessions
+
+            return sessions(rest)
+        case "graph":
+            from gateway.cli.inspect import graph
+
+            return graph(rest)
+        case "simulate":
+            from gateway.cli.simulate import main as simulate
+
+            return simulate(rest)
+        case "doctor":
+            from gateway.cli.doctor import main as doctor
+
+            return doctor(rest)
+        case "version" | "--version" | "-V":
+            print(f"myna {importlib.metadata.version('myna')}")
+            return 0
+        case "--help" | "-h" | "help":
+            print(_USAGE, end="")
+            return 0
+    print(f"myna: there is no command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
+    return 2

@@ -1,0 +1,210 @@
+"""Engines of this project as actors on a Ray cluster: place them, find them again, and connect to them over TCP.
+
+An actor is an engine that listens (`engine.server.tcp`). It is detached and named, so that it outlives its gateway and
+the next gateway finds it. It ends after a while without a connection. If its node dies, Ray starts it on another node,
+and the gateway, whose connection broke, looks it up again. Ray (`pip install 'myna[ray]'`) is imported when it is used.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from engine.config import EngineConfig
+from engine.protocol import EngineInfo
+from gateway.engines.local.client import EngineStartFailed
+from gateway.engines.local.tcp import TcpEngine
+
+log = logging.getLogger("myna.engines")
+
+_NAMESPACE = "myna"
+_START_SECONDS = 900.0
+"""In which an actor has to be placed, to load its model, and to listen."""
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the cluster each engine has: cores, and GPUs or parts of one."""
+
+    cpus: float
+    gpus: float
+
+
+def connect(address: str) -> Any:
+    """Ray's module, connected to the cluster at `HOST:PORT`, or at `auto` to the one of this machine.
+
+    Raises EngineStartFailed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise EngineStartFailed("engines on Ray need it: pip install 'myna[ray]'") from None
+    try:
+        if not ray.is_initialized():
+            ray.init(address, namespace=_NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EngineStartFailed(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+    return ray
+
+
+def shares_of(address: str, count: int, cpus: float | None, gpus: float | None) -> list[Share]:
+    """What each engine has, one for each of them. What is not said: an engine for each GPU of the cluster, or, where
+    there are none, one for each node that has cores, with as many as the least of these nodes. Raises
+    EngineStartFailed."""
+    ray = connect(address)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [node["CPU"] for node in nodes if node.get("CPU")]
+    if not cores:
+        raise EngineStartFailed(f"no node of the Ray cluster at {address} has a core to give")
+    there = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus is None:
+        gpus = 1.0 if there else 0.0
+    if cpus is None:
+        cpus = 1.0 if gpus else min(cores)
+    return [Share(cpus, gpus)] * (count or (int(there / gpus) if gpus else len(cores)))
+
+
+class RayEngine(TcpEngine):
+    """One engine on the cluster; see `TcpEngine`. Closing leaves the actor as it is: it ends by itself once no gateway
+    has called it for `linger` seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        config: EngineConfig,
+        share: Share,
+        changed: Callable[[], None],
+        *,
+        linger: float = 300.0,
+        hang_seconds: float = 60.0,
+    ) -> None:
+        """`name` and `config` are what the actor is found by."""
+        super().__init__(name, "", 0, "", changed, hang_seconds=hang_seconds)
+        self._address = address
+        self._config = msgspec.json.encode(config)
+        self._share = share
+        self._linger = linger
+        self.actor = f"{name}-{hashlib.sha256(self._config + repr(share).encode()).hexdigest()[:12]}"
+        """Its name in the cluster."""
+
+    async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
+        """Asks where the actor is, and calls it."""
+        ray = await asyncio.to_thread(connect, self._address)
+        try:
+            actor = await asyncio.to_thread(self._placed, ray)
+            async with asyncio.timeout(_START_SECONDS):
+                entrance: Entrance = await asyncio.wrap_future(actor.entrance.remote().future())
+        except TimeoutError:
+            return f"its actor {self.actor} did not start within {_START_SECONDS:g} s; has the cluster room for it?"
+        except ray.exceptions.RayError as error:
+            return f"its actor {self.actor} is not there: {str(error).splitlines()[0]}"
+        if entrance.problem:
+            await asyncio.to_thread(ray.kill, actor)
+            raise EngineStartFailed(f"the engine of the actor {self.actor} cannot start: {entrance.problem}")
+        self._host, self._port, self._token = entrance.host, entrance.port, entrance.token
+        return await super().run_once(first_ready)
+
+    def _placed(self, ray: Any) -> Any:
+        """The actor, which is made if there is none of its name."""
+        options: dict[str, Any] = {
+            "name": self.actor,
+            "namespace": _NAMESPACE,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "num_cpus": self._share.cpus,
+            "num_gpus": self._share.gpus,
+            "max_restarts": -1,
+            "max_concurrency": 8,
+            "scheduling_strategy": "SPREAD",
+        }
+        return ray.remote(Actor).options(**options).remote(self._config, max(1, int(self._share.cpus)), self._linger)
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """Where an actor's engine listens, and what it wants to see; or why it cannot."""
+
+    host: str = ""
+    port: int = 0
+    token: str = ""
+    problem: str = ""
+
+
+class Actor:
+    """An engine within an actor's process. Owner of the thread that runs it."""
+
+    def __init__(self, config: bytes, threads: int, linger: float) -> None:
+        decoded = msgspec.json.decode(config, type=EngineConfig)
+        if not decoded.threads:
+            decoded = msgspec.structs.replace(decoded, threads=threads)
+        self._config = decoded
+        self._linger = linger
+        self._token = secrets.token_hex(16)
+        self._callers, self._since = 0, time.monotonic()
+        """Gateways that are connected, and since when there are so many."""
+        self._entrance = Entrance()
+        self._there = threading.Event()
+        threading.Thread(target=self._serve, name="engine", daemon=True).start()
+
+    def entrance(self) -> Entrance:
+        """Once the engine is there, or is known not to come."""
+        self._there.wait()
+        return self._entrance
+
+    def pid(self) -> int:
+        """Of its process."""
+        return os.getpid()
+
+    def _serve(self) -> None:
+        from ray.util import get_node_ip_address
+
+        from engine.server.tcp import serve  # loads torch, here and not in the gateway
+
+        host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
+        try:
+            serve(
+                self._config,
+                host,
+                0,
+                self._token,
+                None,
+                stopping=lambda stop: None,
+                ready=self._ready,
+                calls=self._calls,
+            )
+        except Exception as error:
+            if not self._there.is_set():
+                self._entrance = Entrance(problem=f"{error}")
+                self._there.set()
+                return
+            log.exception("the engine ended")
+        os._exit(1)  # Ray starts it anew
+
+    def _ready(self, info: EngineInfo, address: str) -> None:
+        host, _, port = address.partition("://")[2].rpartition(":")
+        self._entrance = Entrance(host.strip("[]"), int(port), self._token)
+        self._since = time.monotonic()
+        self._there.set()
+        threading.Thread(target=self._end_when_alone, name="linger", daemon=True).start()
+
+    def _calls(self, count: int) -> None:
+        """Of gateways, from now on."""
+        self._callers, self._since = count, time.monotonic()
+
+    def _end_when_alone(self) -> None:
+        import ray
+
+        while self._callers or time.monotonic() - self._since < self._linger:
+            time.sleep(_LOOK_SECONDS)
+        log.info("no gateway has called for %g s; ending", self._linger)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)

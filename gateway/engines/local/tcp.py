@@ -1,0 +1,118 @@
+"""An engine of our own that listens somewhere else: called, watched, called again."""
+
+import asyncio
+import logging
+import ssl
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import CheckpointError
+from engine.protocol import (
+    VERSION,
+    FrameBuffer,
+    FrameError,
+    Hello,
+    Unwelcome,
+    Welcome,
+    encode_frame,
+    report_decoder,
+    welcome_decoder,
+)
+from engine.tokenizer import Tokenizer
+from gateway.engines.local.client import READ_BYTES, EngineStartFailed, LinkedEngine
+
+log = logging.getLogger("myna.engines")
+
+_CALL_SECONDS = 10.0
+
+
+class TcpEngine(LinkedEngine):
+    """Owner of one connection to an engine that listens; see `LinkedEngine`. Closing leaves the engine as it is."""
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        token: str,
+        changed: Callable[[], None],
+        *,
+        tls: ssl.SSLContext | None = None,
+        hang_seconds: float = 60.0,
+        patience: float = 0.0,
+    ) -> None:
+        """See `LinkedEngine`. An engine that hangs is hung up on, and called again."""
+        super().__init__(name, changed, hang_seconds=hang_seconds, patience=patience)
+        self._host, self._port, self._token, self._tls = host, port, token, tls
+
+    async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
+        """Calls the engine and serves the connection until it ends."""
+        where = f"{self._host}:{self._port}"
+        try:
+            async with asyncio.timeout(_CALL_SECONDS):
+                reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        except TimeoutError:
+            return f"nobody answers at {where}"
+        except OSError as error:  # TLS's among them
+            return f"{where} cannot be reached: {error.strerror or error}"
+        self.linked(writer)
+        watchdog = asyncio.create_task(self.watch(), name=f"watch {self.name}")
+        try:
+            await self._serve(reader, writer, first_ready)
+            return f"{where} hung up"
+        except TimeoutError:
+            return f"{where} does not answer as an engine of ours would"
+        except (FrameError, msgspec.DecodeError, OSError) as error:
+            return f"the link to {where} broke: {error}"
+        finally:
+            watchdog.cancel()
+            writer.close()
+            self.unlinked()
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first_ready: "asyncio.Future[None]"
+    ) -> None:
+        frames = FrameBuffer()
+        writer.write(encode_frame(Hello(self._token, VERSION)))
+        async with asyncio.timeout(_CALL_SECONDS):
+            bodies: list[bytes] = []
+            while not bodies:
+                if not (data := await reader.read(READ_BYTES)):
+                    return
+                bodies = list(frames.feed(data))
+        answer, *reports = bodies
+        await self._enter(welcome_decoder.decode(answer), first_ready)
+        while True:
+            for body in reports:
+                self.hear(report_decoder.decode(body))
+            if not (data := await reader.read(READ_BYTES)):
+                return
+            reports = list(frames.feed(data))
+
+    async def _enter(self, answer: Welcome | Unwelcome, first_ready: "asyncio.Future[None]") -> None:
+        if isinstance(answer, Unwelcome):
+            raise EngineStartFailed(f"the engine at {self._host}:{self._port} does not let us in: {answer.message}")
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = await asyncio.to_thread(_tokenizer, answer.files)
+            except CheckpointError as error:
+                raise EngineStartFailed(f"the engine's tokenizer cannot be read here: {error}") from error
+        elif self.info is not None and answer.info.model != self.info.model:
+            raise EngineStartFailed(f"it serves {answer.info.model} now, and served {self.info.model} before")
+        self.welcome(answer.info, first_ready)
+
+    def give_up(self) -> None:
+        """See `LinkedEngine.give_up`."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+def _tokenizer(files: dict[str, bytes]) -> Tokenizer:
+    """Read from files that are somewhere else. Raises CheckpointError."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+        return Tokenizer(folder)

@@ -1,0 +1,242 @@
+"""JSON in, checked against a schema; JSON out."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from aiohttp import hdrs, web
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from compat.openai import REFUSED
+from compat.openai.base import FAULT
+from gateway.errors import RequestError, at
+from gateway.graph.limits import SharedBound
+from gateway.http.middleware.auth import TENANT
+from gateway.runtime import json_codec
+from gateway.runtime.fair_gate import FairGate
+from gateway.runtime.json_codec import BadJson, decode
+
+encode_json = json_codec.encode
+"""Return structs, dicts and lists as JSON."""
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+LARGE_BODIES = web.AppKey("large_bodies", FairGate)
+"""Gate that large bodies pass one at a time: decoding and checking one may take 0.2 s."""
+
+FORM_CHECKS = web.AppKey("form_checks", FairGate)
+"""The gate of checks that compile schemas, patterns and grammars in a thread."""
+
+BODIES_HELD = web.AppKey("bodies_held", SharedBound)
+"""Bytes of large bodies whose requests have not been answered."""
+
+_HELD = web.RequestKey("body_held", int)
+_LARGE_BYTES = 256 << 10
+
+BODY_SECONDS = 60.0
+"""Longest time from a request's headers to the end of its body, in seconds."""
+
+
+def json_response(value: Any, status: int = 200) -> web.Response:
+    """An answer with a JSON body."""
+    return web.Response(status=status, body=encode_json(value), content_type="application/json")
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Return the request's body. Raises RequestError if it is too large, broken, or does not arrive in time."""
+    length = request.content_length
+    if length is not None:
+        if length > request.client_max_size:
+            raise _too_large(request)  # before the server reads any of it
+        if length <= _LARGE_BYTES and request.content.is_eof() and hdrs.CONTENT_ENCODING not in request.headers:
+            return await request.read()  # as most are: small, and here already
+    try:
+        if request.content.is_eof():
+            return await _counted(request)
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _counted(request)
+    except TimeoutError:
+        message = f"the request's body did not arrive within {BODY_SECONDS:g} s"
+        raise RequestError(408, message, code="request_timeout", headers=_CLOSE) from None
+    except web.RequestPayloadError as error:
+        message = f"the body cannot be read: {' '.join(str(error).split())}"
+        raise RequestError(400, message, code="invalid_json", headers=_CLOSE) from None
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(request) from None
+
+
+async def _counted(request: web.Request) -> bytes:
+    """Read the body, and count it among the bytes in progress if it is large. Raises as `read_body`."""
+    length = 0 if request.headers.get(hdrs.CONTENT_ENCODING) else request.content_length
+    if request.can_read_body and length is not None and length > _LARGE_BYTES:
+        hold_bytes(request, length)
+    elif request.can_read_body and length in (None, 0):  # its size shows only while it arrives, or is unpacked
+        body, counted = bytearray(), 0
+        while chunk := await request.content.readany():
+            body += chunk
+            if len(body) > request.client_max_size:
+                raise _too_large(request)
+            if len(body) - counted > _LARGE_BYTES:
+                hold_bytes(request, len(body) - counted)
+                counted = len(body)
+        request._read_bytes = bytes(body)  # where aiohttp's own `read` leaves it
+    return await request.read()
+
+
+def hold_bytes(request: web.Request, size: int) -> None:
+    """Count bytes that a request holds until it is answered. Raises RequestError if its key holds too many."""
+    bound = request.app.get(BODIES_HELD)
+    if bound is None:
+        return
+    tenant = request.get(TENANT, "")
+    if not bound.has_room(tenant, size):
+        message = f"requests in progress of this key hold {bound.held(tenant)} bytes, the current maximum; try again"
+        raise RequestError(429, message, code="overloaded", headers=_CLOSE)
+    bound.add(tenant, size)
+    request[_HELD] = request.get(_HELD, 0) + size
+
+
+def release_body(request: web.Request) -> None:
+    """Release the bytes of a request, and stop counting them. Call it once for each request, when it is answered."""
+    request._read_bytes = None  # aiohttp keeps a connection's last request until the next one arrives
+    if _HELD in request:
+        request.app[BODIES_HELD].remove(request.get(TENANT, ""), request[_HELD])
+
+
+_CLOSE = {"Connection": "close"}
+"""Headers of a refusal without the whole body: the server does not wait for the rest."""
+
+
+def _too_large(request: web.Request) -> RequestError:
+    message = f"the body has more than {request.client_max_size} bytes, the maximum of this server"
+    return RequestError(413, message, code="too_large", headers=_CLOSE)
+
+
+async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
+    """Return the request's body, checked against the schema. Raises RequestError; `param` is the path of the field."""
+    raw = await read_body(request)
+    gate = request.app.get(LARGE_BODIES) if len(raw) > _LARGE_BYTES else None
+    if gate is None:
+        return await _parsed(request, raw, schema)
+    async with gate.turn(request.get(TENANT, "")):
+        return await _parsed(request, raw, schema)
+
+
+async def _parsed(request: web.Request, raw: bytes, schema: type[_Body]) -> _Body:
+    try:
+        content = decode(raw)
+    except BadJson as error:
+        raise RequestError(400, f"invalid body: {error}", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise RequestError(400, "the body must be a JSON object", code="invalid_json")
+    return await checked(request, content, schema, raw)
+
+
+_PATTERNS = (b'"structured_outputs"', b'"guided_', b'"regex"', b'"pattern"', b'"multipleOf"')
+"""Fields whose values may take long to compile, even if they are short."""
+_SCHEMAS = (b'"response_format"', b'"tools"', b'"format"')
+"""Fields whose values are compiled while the body is checked."""
+_LONG_SCHEMA = 2_000
+"""Size in bytes above which a body with a schema is checked in a thread."""
+_MANY_OBJECTS = 5_000
+"""Number of objects above which a large body is checked in a thread. The check of 60,000 parts takes 0.5 s."""
+_has_pattern = re.compile(b"|".join(_PATTERNS)).search
+
+
+async def checked(request: web.Request, content: Any, schema: type[_Body], raw: bytes, where: str = "") -> _Body:
+    """Check a body, in a thread if that may take long; see `check`. `raw`: the body's JSON.
+
+    Long checks are done one at a time, in turns between keys.
+    """
+    if _has_pattern(raw) if len(raw) <= _LONG_SCHEMA else any(field in raw for field in (*_PATTERNS, *_SCHEMAS)):
+        gate = request.app.get(FORM_CHECKS)
+        if gate is None:
+            return await asyncio.to_thread(check, content, schema, where)
+        async with gate.turn(request.get(TENANT, "")):
+            return await asyncio.to_thread(check, content, schema, where)
+    if len(raw) > _LARGE_BYTES and raw.count(b"{") > _MANY_OBJECTS:
+        return await asyncio.to_thread(check, content, schema, where)
+    return check(content, schema, where)
+
+
+def check(content: Any, schema: type[_Body], where: str = "") -> _Body:
+    """A body, or the part of one that is at `where`. Raises RequestError with the offending field's path in `param`."""
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(error, content, where) from None
+
+
+def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
+    """The complaint that looked deepest, in words.
+
+    Of a union's alternatives, that is the one the client meant; where all failed at one place, all are told.
+    """
+    problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False)]
+    # the first of the deepest problems; "the list is too long" says more than "it is not a string"
+    place, problem = max(problems, key=lambda each: (len(each[0]), each[1]["type"] == "too_long"))
+    param = at(where, ".".join(place)) or None
+    if problem["type"] == "extra_forbidden":
+        why = f": {REFUSED[place[-1]]}" if place[-1] in REFUSED else ""
+        return RequestError(400, f"{param!r} is not supported{why}", code="unsupported_parameter", param=param)
+    if problem["type"] == "missing":
+        return RequestError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"].endswith("_type"):
+        same = (other for at, other in problems if at == place and other["type"].endswith("_type"))
+        wanted = dict.fromkeys(other["msg"].removeprefix("Input should be ") for other in same)
+        message = f"Input should be {' or '.join(wanted)}"
+    code = "unsupported_value" if problem["type"] == "literal_error" else "invalid_value"
+    return RequestError(400, f"{param}: {message}" if param else message, code=code, param=param)
+
+
+_MOST_STEPS = 24
+"""Number of steps from which `_place` does not try all ways to read a path: there may be 2 ** steps."""
+
+
+def _place(problem: ErrorDetails, content: Any) -> list[str]:
+    """Return the path of the field at fault in the request.
+
+    pydantic's path also has the names of a union's alternatives, which may be names of fields as well: the alternative
+    of a text part is `text`. So the function searches for a way to read the path that ends at a field of the request,
+    or at a field that is missing from its object.
+    """
+    steps, missing = problem["loc"], problem["type"] == "missing"
+    place = _read(steps, content, missing) if len(steps) < _MOST_STEPS else None
+    if place is None:
+        place = _read_some(steps, content)
+    if problem["type"] == FAULT and isinstance(problem["input"], dict | BaseModel):
+        place.append(problem["ctx"]["field"])
+    elif problem["type"] == "union_tag_invalid":
+        place.append(problem["ctx"]["discriminator"].strip("'"))
+    return place
+
+
+def _read(steps: Sequence[str | int], content: Any, missing: bool) -> list[str] | None:
+    """Return the steps that are fields, if the last step can be one; otherwise None."""
+    if len(steps) == 1:
+        (last,) = steps
+        ends = isinstance(content, dict) and last not in content if missing else _has(content, last)
+        return [str(last)] if ends else None
+    if not steps:
+        return None
+    step, *others = steps
+    if _has(content, step) and (read := _read(others, content[step], missing)) is not None:
+        return [str(step), *read]
+    return _read(others, content, missing)
+
+
+def _read_some(steps: Sequence[str | int], content: Any) -> list[str]:
+    """Return the steps that are fields, if the last step is the name of an alternative."""
+    place: list[str] = []
+    for step in steps:
+        if _has(content, step):
+            content = content[step]
+            place.append(str(step))
+    return place
+
+
+def _has(content: Any, step: str | int) -> bool:
+    return step in content if isinstance(content, dict) else isinstance(content, list) and step in range(len(content))

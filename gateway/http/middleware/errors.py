@@ -1,0 +1,102 @@
+"""The outermost layer: request ids, and every error in OpenAI's shape."""
+
+import logging
+import re
+import time
+
+from aiohttp import ClientConnectionResetError, hdrs, web
+from aiohttp.typedefs import Handler
+
+from compat.openai import Error, ErrorBody
+from gateway.errors import RequestError
+from gateway.graph.errors import GraphError
+from gateway.graph.ids import new_id
+from gateway.http.json_body import encode_json, release_body
+from gateway.http.sse import REQUEST_ID, SlowReader
+from gateway.scheduler import Overloaded, Stopping
+from gateway.telemetry.metrics import answered
+
+log = logging.getLogger("myna.http")
+
+_NOBODY_THERE = 499
+_LONGEST_MESSAGE = 2_000
+"""Maximum length of an error's message, in characters."""
+_LONGEST_PARAM = 200
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def error_body(error: RequestError) -> ErrorBody:
+    """What a client reads."""
+    message, param = _short(str(error), _LONGEST_MESSAGE), error.param
+    return ErrorBody(Error(message, error.type, None if param is None else _short(param, _LONGEST_PARAM), error.code))
+
+
+def _short(text: str, length: int) -> str:
+    """Return the text, cut to the length: an error may quote megabytes of a request."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def as_request_error(error: Exception) -> RequestError:
+    """Any error as the answer it makes. What nobody foresaw is logged with its traceback."""
+    match error:
+        case RequestError():
+            return error
+        case GraphError():
+            return RequestError.of_graph(error)
+        case Overloaded():
+            retry = {"Retry-After": str(error.retry_after)}
+            return RequestError(429, str(error), code="overloaded", headers=retry)
+        case Stopping():
+            return RequestError(503, str(error), code="stopping", headers={"Retry-After": "5"})
+        case web.HTTPRequestEntityTooLarge():
+            return RequestError(413, error.text or "the body is too large", code="too_large")
+        case web.HTTPNotFound():
+            return RequestError(404, "there is no such route", code="unknown_route")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{error.method} is not allowed here; allowed: {allowed}"
+            return RequestError(405, message, code="method_not_allowed", headers={"Allow": allowed})
+        case web.HTTPException():
+            return RequestError(error.status, error.text or error.reason, code="http_error")
+        case _:
+            log.error("a request failed for a reason of our own", exc_info=error)
+            return RequestError(500, "internal error; the server's log has the details", code="internal_error")
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives every answer an x-request-id and turns what is raised into an answer."""
+    offered = request.headers.get("x-request-id", "")
+    request_id = offered if offered and _REQUEST_ID.fullmatch(offered) else f"req_{new_id(24)}"
+    request[REQUEST_ID] = request_id
+    began = time.monotonic()
+    try:
+        response = await handler(request)
+    except (ClientConnectionResetError, SlowReader):
+        response = web.Response(status=_NOBODY_THERE)  # for the metrics; it cannot be sent
+    except Exception as raised:
+        if isinstance(raised, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
+            return _options(raised, request_id)
+        response = error_answer(as_request_error(raised))  # kept in no variable: its traceback knows this frame
+    finally:
+        release_body(request)
+    if not response.prepared:
+        response.headers["x-request-id"] = request_id
+    route = request.match_info.route.resource
+    name = "unknown" if route is None else route.canonical
+    answered(request.method, name, response.status)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began))
+    return response
+
+
+def error_answer(error: RequestError) -> web.Response:
+    """Return the HTTP response for an error."""
+    body = encode_json(error_body(error))
+    return web.Response(status=error.status, body=body, headers=error.headers, content_type="application/json")
+
+
+def _options(answer: web.HTTPMethodNotAllowed, request_id: str) -> web.Response:
+    """What the route can do; it says nothing of OPTIONS itself."""
+    allowed = ", ".join(sorted({*answer.allowed_methods, hdrs.METH_OPTIONS}))
+    return web.Response(status=204, headers={hdrs.ALLOW: allowed, "x-request-id": request_id})

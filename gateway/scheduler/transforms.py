@@ -1,0 +1,52 @@
+"""What is made of an answer before it becomes a value."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from gateway.graph.call import Transform
+from gateway.graph.errors import UnresolvedPath
+from gateway.graph.references import Reference, resolve
+from gateway.runtime import regex as patterns
+
+_searchers = ThreadPoolExecutor(1, "transform")
+"""Thread for searches, one at a time: a search may take a second, and cannot be stopped."""
+
+
+class TransformFailed(Exception):
+    """The answer holds nothing of what the transform looks for."""
+
+
+async def apply(transform: Transform, text: str) -> str:
+    """The value. Raises TransformFailed."""
+    if transform.strip:
+        text = text.strip()
+    if transform.line is not None:
+        lines = text.splitlines()
+        if not -len(lines) <= transform.line < len(lines):
+            raise TransformFailed(f"the answer has no line {transform.line}, only {len(lines)} lines")
+        text = lines[transform.line]
+    if transform.regex is not None:
+        text = await _search(transform.regex, transform.group, text)
+    if transform.json is not None:
+        try:
+            text = resolve(text, Reference("answer", tuple(transform.json.split("."))))
+        except UnresolvedPath as error:
+            raise TransformFailed(f"{error}; it is {_short(text)}") from error
+    return text
+
+
+async def _search(regex: str, group: int, text: str) -> str:
+    """Return the group of the first match. Raises TransformFailed."""
+    try:
+        pattern = patterns.compiled(regex)
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(_searchers, patterns.search, pattern, group, text)
+    except patterns.BadPattern as error:
+        raise TransformFailed(str(error)) from None
+    if found is None:
+        raise TransformFailed(f"group {group} of {regex!r} matches nothing in the answer: {_short(text)}")
+    return found
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")

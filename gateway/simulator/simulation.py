@@ -1,0 +1,190 @@
+"""`myna simulate`: applications on modelled engines, once for each policy."""
+
+import asyncio
+import dataclasses
+import gc
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.engines.protocol import Engine
+from gateway.graph.session import Bounds, Session
+from gateway.graph.variable import Variable
+from gateway.scheduler import Scheduler
+from gateway.simulator import clock
+from gateway.simulator.engine import TABLES, Costs, SimulatedEngine
+from gateway.simulator.policies import Policy, policy
+from gateway.simulator.trace import read_applications
+from gateway.simulator.workload import Application, Applications, arrivals
+
+_BOUNDS = Bounds()
+_TRIAL = 200
+"""Applications that come all at once, to see what engines can do."""
+_COLLECTOR = (50_000, 20, 100)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What comes, and onto what. `utilisation`: of what the engines could do."""
+
+    engines: int = 1
+    costs: Costs = TABLES["cpu"]
+    mix: str = "mixed"
+    applications: int = 1000
+    utilisation: float = 0.8
+    bursts: bool = False
+    seed: int = 1
+    trace: Path | None = None
+    """Applications and times that were recorded, in place of a mix, a number and a utilisation."""
+
+
+@dataclass
+class Outcome:
+    """Of one policy. Times are virtual, but for `real`: seconds that the simulation took."""
+
+    policy: str
+    seconds: list[float] = field(default_factory=list)
+    """From an application's coming to its end."""
+    by_kind: dict[str, list[float]] = field(default_factory=dict)
+    calls: int = 0
+    prompt: int = 0
+    cached: int = 0
+    busy: float = 0.0
+    span: float = 0.0
+    real: float = 0.0
+
+    def summary(self, engines: int) -> dict[str, float | str]:
+        """What is shown of it."""
+        ordered = sorted(self.seconds)
+        return {
+            "policy": self.policy,
+            "mean_s": statistics.fmean(ordered),
+            "p50_s": ordered[len(ordered) // 2],
+            "p99_s": _percentile(ordered),
+            "cached": self.cached / max(1, self.prompt),
+            "busy": self.busy / max(1e-9, self.span * engines),
+            "calls": self.calls,
+            "us_per_call": 1e6 * self.real / max(1, self.calls),
+            **{f"{kind}_mean_s": statistics.fmean(seconds) for kind, seconds in sorted(self.by_kind.items())},
+            **{f"{kind}_p99_s": _percentile(seconds) for kind, seconds in sorted(self.by_kind.items())},
+        }
+
+
+def _percentile(seconds: Sequence[float], percent: int = 99) -> float:
+    return sorted(seconds)[max(0, -(-percent * len(seconds) // 100) - 1)]
+
+
+class _Pool:
+    def __init__(self, engines: Sequence[SimulatedEngine]) -> None:
+        self._engines = engines
+
+    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+        return self._engines
+
+
+class _Simulation:
+    """Owner of one run."""
+
+    def __init__(self, scenario: Scenario, chosen: Policy) -> None:
+        loop = asyncio.get_running_loop()
+        self.outcome = Outcome(chosen.name)
+        self.engines = [SimulatedEngine(f"engine-{at}", scenario.costs) for at in range(scenario.engines)]
+        self._loop = loop
+        self._scheduler = Scheduler(
+            _Pool(self.engines),
+            10**9,
+            priorities=chosen.priorities,
+            fill_ahead=chosen.fill_ahead,
+            place=chosen.place,
+            now=loop.time,
+        )
+
+    async def run(self, load: Iterable[tuple[Application, float]]) -> Outcome:
+        """All applications, each so long after the one before."""
+        began = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number, (application, gap) in enumerate(load):
+                if gap:
+                    await asyncio.sleep(gap)
+                group.create_task(self._application(number, application))
+        outcome = self.outcome
+        outcome.real = time.perf_counter() - began
+        outcome.span = self._loop.time()
+        outcome.busy = sum(engine.busy for engine in self.engines)
+        return outcome
+
+    async def _application(self, number: int, application: Application) -> None:
+        began = self._loop.time()
+        session = Session(
+            id="", tenant="", created=began, ttl=1.0, bounds=_BOUNDS, clock=self._loop.time
+        )  # without an id: nothing of it is kept
+        async with asyncio.TaskGroup() as group:
+            for step in application.steps:
+                if step.after is not None:
+                    await session.variable(step.after).final()
+                since = began if step.after is None else self._loop.time()
+                if (wait := since + step.seconds - self._loop.time()) > 0:
+                    await asyncio.sleep(wait)
+                addition = session.add_all(step.calls)
+                wanted = [session.variable(name) for name in step.wanted]
+                alone = len(wanted) == 1
+                for variable in wanted:
+                    self._scheduler.reader_came(variable, alone=alone)
+                await self._scheduler.start(session, addition)
+                for variable in wanted:
+                    who = f"application {number} ({application.kind})"
+                    group.create_task(self._read(variable, who, alone))
+        seconds = self._loop.time() - began
+        self.outcome.seconds.append(seconds)
+        self.outcome.by_kind.setdefault(application.kind, []).append(seconds)
+        for call in session.calls.values():
+            self.outcome.calls += 1
+            self.outcome.prompt += call.usage.prompt
+            self.outcome.cached += call.usage.cached
+
+    async def _read(self, variable: Variable, who: str, alone: bool) -> None:
+        await variable.final()
+        self._scheduler.reader_left(variable, alone=alone)
+        if variable.failure is not None:
+            raise RuntimeError(f"{who} failed: {variable.failure.message}")
+
+
+def simulate(scenario: Scenario, policies: Sequence[str]) -> list[Outcome]:
+    """The same applications at the same times, once for each policy. Raises BadTrace, or OSError."""
+    if scenario.trace is not None:
+        recorded = read_applications(scenario.trace)
+        return [_once(scenario, zip(*recorded, strict=True), policy(name)) for name in policies]
+    rate = _rate(scenario)
+    return [_once(scenario, _load(scenario, rate), policy(name)) for name in policies]
+
+
+def _load(scenario: Scenario, rate: float) -> Iterator[tuple[Application, float]]:
+    """Applications, made only when they come, since there may be hundreds of thousands; and times between them."""
+    source = Applications(random.Random(scenario.seed)).of(scenario.mix)
+    between = arrivals(random.Random(scenario.seed + 1), rate, bursts=scenario.bursts)
+    return itertools.islice(zip(source, between, strict=False), scenario.applications)
+
+
+def _rate(scenario: Scenario) -> float:
+    """Applications a second that keep the engines busy for the wanted part of the time, found by a trial of one."""
+    one = dataclasses.replace(scenario, engines=1)
+    source = Applications(random.Random(scenario.seed + 2)).of(scenario.mix)
+    done = _once(one, ((next(source), 0.0) for _ in range(_TRIAL)), policy("myna"))
+    return scenario.utilisation * scenario.engines * _TRIAL / done.busy
+
+
+def _once(scenario: Scenario, load: Iterable[tuple[Application, float]], chosen: Policy) -> Outcome:
+    async def work() -> Outcome:
+        return await _Simulation(scenario, chosen).run(load)
+
+    # sessions are cycles, and few of what there is at a time: to look at all of it often would take a third of the time
+    before = gc.get_threshold()
+    gc.set_threshold(*_COLLECTOR)
+    try:
+        return clock.run(work())
+    finally:
+        gc.set_threshold(*before)

@@ -1,0 +1,86 @@
+"""Record the calls of a server in a file: `myna serve --record` writes it, `gateway/simulator/trace.py` reads it.
+
+The file has a line of JSON for each call that is done. It holds no texts. Prompts are recorded as digests and numbers
+of tokens, so that equal beginnings are equal in the file too.
+"""
+
+import json
+import logging
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import IO, Any
+
+from gateway.graph.call import Call, CallState, Input, Slot, Text
+from gateway.graph.variable import Variable
+
+log = logging.getLogger("myna.record")
+
+_CHUNK = 16
+"""Tokens that have a digest together, as they share a block in an engine."""
+_CHARACTERS_PER_TOKEN = 4
+
+
+class Recorder:
+    """Owner of the file. Give `observe` every call that ends."""
+
+    def __init__(self, file: IO[str]) -> None:
+        """`file`: open for appending."""
+        self._file = file
+        self._full = False
+
+    def observe(self, call: Call) -> None:
+        """Writes a line, if the call was done. A file that cannot be written to any more is left at that."""
+        if call.state is CallState.DONE and not self._full:
+            try:
+                self._file.write(json.dumps(_described(call), separators=(",", ":")) + "\n")
+            except OSError as error:
+                self._full = True
+                log.error("the record of calls ends here: %s", error.strerror or error)
+
+
+def _described(call: Call) -> dict[str, Any]:
+    session, spec = call.session, call.spec
+    known = session.id and blake2b(f"{session.tenant}\0{session.id}".encode(), digest_size=8).hexdigest()
+    each = call.usage.completion // max(1, len(spec.slots))
+    prompt: list[Any] = []
+    for segment in spec.segments:
+        match segment:
+            case Text(tokens):
+                prompt.append({"text": _chunks(tokens)})
+            case Slot(name):
+                prompt.append({"slot": name, "tokens": each})
+            case Input(reference) if reference.name in call.slots:
+                prompt.append({"value": reference.name})
+            case Input(reference):
+                prompt.append(_value(call.inputs[reference.name]))
+    parts = [_value(call.inputs[part.reference.name]) for part in spec.parts or () if isinstance(part, Input)]
+    return {
+        "session": known or call.id,
+        "at": call.times.created,
+        "ended": call.times.finished,
+        "output": call.output.name if session.id else "answer",
+        "prompt": prompt if spec.model and call.leader is None else [],
+        "parts": [{"value": call.leader.output.name}] if call.leader else [] if spec.model else parts,
+        "read": call.output.hurried > 0 or not session.id,
+    }
+
+
+def _chunks(tokens: Sequence[int]) -> list[tuple[int, int]]:
+    data = array("i", tokens).tobytes()
+    return [
+        (digest(data[4 * at : 4 * (at + _CHUNK)]), min(_CHUNK, len(tokens) - at))
+        for at in range(0, len(tokens), _CHUNK)
+    ]
+
+
+def digest(data: bytes) -> int:
+    """Return a digest that fits into a token."""
+    return int.from_bytes(blake2b(data, digest_size=4).digest()) >> 1
+
+
+def _value(variable: Variable) -> dict[str, Any]:
+    if variable.producer is not None:
+        return {"value": variable.name}
+    text = variable.value or ""
+    return {"text": [(digest(text.encode()), -(-len(text) // _CHARACTERS_PER_TOKEN))]}

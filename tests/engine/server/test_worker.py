@@ -1,0 +1,162 @@
+"""engine/server/worker.py, spoken to over a socket as a gateway would"""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.config import EngineConfig
+from engine.protocol import (
+    Command,
+    Fatal,
+    Fill,
+    FrameBuffer,
+    Free,
+    Generate,
+    Ready,
+    Report,
+    Rerank,
+    Resolved,
+    Sampling,
+    Shutdown,
+    Step,
+    Update,
+    encode_frame,
+    report_decoder,
+)
+from tests.checkpoints import write_tiny_llama
+
+_SECONDS = 60.0
+
+
+class Worker:
+    """A worker process and our end of its socket."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(_SECONDS)
+        with theirs:
+            arguments = ["--fd", str(theirs.fileno()), "--config", msgspec.json.encode(config).decode()]
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "engine.server.worker", *arguments],
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+            )
+        self._frames = FrameBuffer()
+        self._reports: list[Report] = []
+
+    def send(self, *commands: Command) -> None:
+        self.socket.sendall(b"".join(encode_frame(command) for command in commands))
+
+    def receive(self) -> Report:
+        while not self._reports:
+            data = self.socket.recv(1 << 16)
+            assert data, "the worker hung up"
+            self._reports += [report_decoder.decode(body) for body in self._frames.feed(data)]
+        return self._reports.pop(0)
+
+    def updates(self, context: int) -> Iterator[Update]:
+        """What is said of a context until it finishes or fails."""
+        while True:
+            report = self.receive()
+            assert isinstance(report, Step)
+            for update in report.updates:
+                if update.context == context:
+                    yield update
+                    if update.finish is not None or update.error is not None:
+                        return
+
+    def close(self) -> str:
+        """Hangs up. Returns what the process wrote to stderr."""
+        self.socket.close()
+        _, written = self.process.communicate(timeout=_SECONDS)
+        return written.decode()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def worker(folder: Path) -> Iterator[Worker]:
+    worker = Worker(EngineConfig(model=str(folder), kv_tokens=1024))
+    resolved, ready = worker.receive(), worker.receive()
+    assert isinstance(resolved, Resolved)
+    assert isinstance(ready, Ready)
+    assert resolved.folder == ready.info.folder == str(folder)
+    yield worker
+    worker.close()
+
+
+def test_one_frame_a_step_carries_every_context(worker: Worker) -> None:
+    one = Sampling(max_tokens=6, ignore_eos=True)
+    worker.send(*(command for n in (1, 2, 3) for command in (Fill(n, [n, 7]), Generate(n, one))))
+    seen: dict[int, int] = {1: 0, 2: 0, 3: 0}
+    steps = 0
+    while any(count < 6 for count in seen.values()):
+        report = worker.receive()
+        assert isinstance(report, Step)
+        steps += 1
+        for update in report.updates:
+            seen[update.context] += len(update.tokens)
+    assert steps <= 9, "six tokens of three contexts came together, not one by one"
+    worker.send(Free(1), Free(2), Free(3))
+
+
+def test_a_refusal_harms_nobody_else(worker: Worker) -> None:
+    worker.send(Fill(10, [1, 2]), Generate(10, Sampling(max_tokens=4, ignore_eos=True)))
+    worker.send(Fill(11, [99_999]), Generate(12, Sampling()), Rerank([14], 0.0), Free(15))
+    assert [update.finish for update in worker.updates(10)][-1] == "length"
+    worker.send(Fill(16, [5]), Generate(16, Sampling(logit_bias={-3: 1.0})))
+    (refused,) = (update for update in worker.updates(16) if update.error)
+    assert refused.error is not None
+    assert refused.error[0] == "bad_token"
+    worker.send(Free(10))
+
+
+def test_a_refused_fill_is_told_once_and_its_generate_too(worker: Worker) -> None:
+    worker.send(Fill(20, [1] * 300))
+    (update,) = worker.updates(20)
+    assert update.error is not None
+    assert update.error[0] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("how", ["shutdown", "hang up", "nonsense"])
+def test_the_process_ends_with_its_gateway(folder: Path, how: str) -> None:
+    worker = Worker(EngineConfig(model=str(folder), kv_tokens=1024))
+    while not isinstance(worker.receive(), Ready):
+        pass
+    worker.send(Fill(1, [1, 2, 3]), Generate(1, Sampling(max_tokens=250, ignore_eos=True)))
+    if how == "shutdown":
+        worker.send(Shutdown())
+    elif how == "nonsense":
+        worker.socket.sendall(b"\xff" * 64)
+    else:
+        worker.socket.close()
+    written = worker.close()
+    assert worker.process.returncode == 0
+    assert "Traceback" not in written
+
+
+def test_a_model_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    worker = Worker(EngineConfig(model=str(tmp_path)))
+    report = worker.receive()
+    assert isinstance(report, Fatal)
+    assert "no config.json" in report.message
+    assert worker.process.wait(_SECONDS) == 1  # by itself: hanging up would end it too
+    worker.close()
+
+
+def test_kernels_that_cannot_run_here_are_told(folder: Path) -> None:
+    worker = Worker(EngineConfig(model=str(folder), kernels="cpu", dtype="float32"))
+    assert isinstance(worker.receive(), Resolved)
+    report = worker.receive()
+    assert isinstance(report, Fatal)
+    assert "the cpu kernels cannot run here: they compute in bfloat16" in report.message
+    assert worker.process.wait(_SECONDS) == 1
+    assert "Traceback" not in worker.close()

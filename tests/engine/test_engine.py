@@ -1,0 +1,459 @@
+"""engine/engine.py: the whole engine on the real model, held against transformers."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine import Engine, EngineConfig, Sampling
+from engine.errors import ContextError
+from engine.scheduler import BatchPlanner
+from tests.engine.prompts import CHAT, PROMPTS
+
+NEW_TOKENS = 16
+GREEDY = Sampling(temperature=0.0, max_tokens=NEW_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def reference(gguf_file: Path) -> Any:
+    """The same checkpoint in transformers, read by transformers' own GGUF loader, in float32."""
+    import gguf
+    from transformers import AutoModelForCausalLM
+
+    with pytest.MonkeyPatch.context() as patch:  # it reads the file twice, and makes one table hundreds of times
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def prompts(exact_engine: Engine) -> list[list[int]]:
+    return [exact_engine.tokenizer.encode_template(CHAT.format(prompt)) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="session")
+def together(exact_engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+    """What the exact engine answers to all of them in one batch."""
+    return run(exact_engine, prompts, GREEDY, watched=False)  # in whole steps: these kernels are slow
+
+
+@pytest.fixture(scope="session")
+def continuations(
+    exact_engine: Engine, reference: Any, prompts: list[list[int]], together: list[list[int]]
+) -> list[list[int]]:
+    """What transformers says comes next at each place of the exact engine's answers, up to its end token.
+
+    Answers are equal to these exactly if they are what transformers' greedy `generate` answers, and one pass over each
+    tells it.
+    """
+    (end,) = exact_engine.tokenizer.eos_ids
+    continuations = []
+    for prompt, answer in zip(prompts, together, strict=True):
+        with torch.inference_mode():
+            logits = reference(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
+        says = logits.argmax(-1).tolist()
+        continuations.append(says[: says.index(end) + 1] if end in says else says)
+    return continuations
+
+
+def run(
+    engine: Engine, prompts: list[list[int]], sampling: Sampling | list[Sampling], *, watched: bool = True
+) -> list[list[int]]:
+    """All prompts in one batch; the tokens of each answer."""
+    each = sampling if isinstance(sampling, list) else [sampling] * len(prompts)
+    for index, (tokens, one) in enumerate(zip(prompts, each, strict=True)):
+        engine.fill(index, tokens, watched=watched)
+        engine.generate(index, one)
+    answers: list[list[int]] = [[] for _ in prompts]
+    while engine.has_work:
+        for update in engine.step():
+            assert update.error is None
+            answers[update.context].extend(update.tokens)
+    engine.check_integrity()
+    for index in range(len(prompts)):
+        engine.free_context(index)
+    engine.check_integrity()
+    return answers
+
+
+@pytest.fixture
+def step_tokens() -> Iterator[Callable[[Engine, int], None]]:
+    """Sets an engine's token budget for one test."""
+    changed: list[tuple[Engine, BatchPlanner]] = []
+
+    def set_budget(engine: Engine, tokens: int) -> None:
+        changed.append((engine, engine._planner))
+        engine._planner = BatchPlanner(engine.cache, tokens, engine.config.max_batch)
+
+    yield set_budget
+    for engine, planner in changed:
+        engine._planner = planner
+
+
+# float32: token for token what transformers says
+
+
+def test_greedy_text_is_transformers_in_one_batch(together: list[list[int]], continuations: list[list[int]]) -> None:
+    assert together == continuations
+
+
+def test_greedy_text_is_transformers_one_by_one(
+    exact_engine: Engine, prompts: list[list[int]], continuations: list[list[int]]
+) -> None:
+    # all of the prompts were run before: their prefixes are reused
+    for tokens, wanted in zip(prompts[::3], continuations[::3], strict=True):
+        assert run(exact_engine, [tokens], GREEDY) == [wanted]
+
+
+def test_greedy_text_is_transformers_without_prefix_reuse_and_in_odd_chunks(
+    prompts: list[list[int]], continuations: list[list[int]]
+) -> None:
+    engine = Engine(EngineConfig(kv_tokens=16_384, dtype="float32", prefix_sharing=False, step_tokens=37))
+    assert run(engine, prompts[1::3], GREEDY) == continuations[1::3]
+
+
+# bfloat16, as served: bit for bit the same in any company
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[list[int]]) -> None:
+    together = run(engine, prompts, GREEDY)
+    assert [run(engine, [tokens], GREEDY)[0] for tokens in prompts] == together
+
+
+@pytest.mark.usefixtures("batch_invariant")
+@pytest.mark.parametrize("budget", [16, 23, 77])
+def test_text_does_not_depend_on_chunks(
+    engine: Engine, prompts: list[list[int]], step_tokens: Callable[[Engine, int], None], budget: int
+) -> None:
+    whole = run(engine, prompts[:8], GREEDY)
+    step_tokens(engine, budget)
+    # another scope: nothing is found in the tree, everything is computed in these chunks
+    for index, tokens in enumerate(prompts[:8]):
+        engine.fill(index, tokens, scope=f"chunks of {budget}")
+        engine.generate(index, GREEDY)
+    answers: list[list[int]] = [[] for _ in range(8)]
+    while engine.has_work:
+        for update in engine.step():
+            answers[update.context].extend(update.tokens)
+    for index in range(8):
+        engine.free_context(index)
+    assert answers == whole
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_seeded_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[list[int]]) -> None:
+    seeded = [Sampling(max_tokens=16, seed=index, top_p=0.95) for index in range(len(prompts))]
+    together = run(engine, prompts, seeded)
+    assert [run(engine, [prompts[i]], [seeded[i]])[0] for i in range(len(prompts))] == together
+    assert together != run(
+        engine, prompts, [Sampling(max_tokens=16, seed=99 + s.seed, top_p=0.95) for s in seeded if s.seed is not None]
+    )
+
+
+def test_bfloat16_agrees_with_the_exact_model(
+    engine: Engine, reference: Any, prompts: list[list[int]], continuations: list[list[int]]
+) -> None:
+    """Along the exact model's own continuations; the figures stand in docs/engine.md."""
+    same = positions = 0
+    gaps = []
+    for prompt, answer in zip(prompts, continuations, strict=True):
+        with torch.inference_mode():
+            exact = reference(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
+        got = teacher_forced(engine, prompt, answer)
+        for row, choice in zip(exact, got, strict=True):
+            positions += 1
+            best = int(row.argmax())
+            if best == choice:
+                same += 1
+            else:
+                gaps.append(float(row[best] - row[choice]))
+    print(f"the same top token at {same} of {positions} positions ({same / positions:.1%}), gaps where not: {gaps}")
+    assert same / positions >= 0.97
+    assert all(gap < 0.5 for gap in gaps)
+
+
+def teacher_forced(engine: Engine, prompt: list[int], answer: list[int]) -> list[int]:
+    """The engine's likeliest token at each place of `answer`, given everything before it."""
+    choices = []
+    one = Sampling(temperature=0.0, max_tokens=1, ignore_eos=True)
+    for length in range(len(answer)):
+        (choice,) = run(engine, [prompt + answer[:length]], one)
+        choices += choice
+    return choices
+
+
+# contexts
+
+
+def collect(engine: Engine, context: int) -> tuple[list[int], str, str | None]:
+    tokens: list[int] = []
+    text, finish = "", None
+    while finish is None:
+        for update in engine.step():
+            if update.context == context:
+                assert update.error is None
+                tokens += update.tokens
+                text += update.text
+                finish = update.finish
+    return tokens, text, finish
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_filling_in_pieces_is_filling_at_once(engine: Engine, prompts: list[list[int]]) -> None:
+    tokens = prompts[15]
+    (whole,) = run(engine, [tokens], GREEDY)
+    borders = [0, 5, 16, 40, len(tokens)]
+    for start, end in pairwise(borders):
+        engine.fill(7, tokens[start:end], scope="pieces")
+        while engine.has_work:
+            engine.step()
+    engine.generate(7, GREEDY)
+    assert collect(engine, 7)[0] == whole
+    engine.free_context(7)
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_generated_tokens_stay_and_can_be_gone_on_from(engine: Engine, prompts: list[list[int]]) -> None:
+    tokens, more = prompts[2], engine.tokenizer.encode(" And another one:")
+    engine.fill(1, tokens)
+    engine.generate(1, Sampling(temperature=0.0, max_tokens=9, ignore_eos=True))
+    answer, _, _ = collect(engine, 1)
+    engine.fill(1, more)
+    engine.generate(1, GREEDY)
+    gone_on, _, _ = collect(engine, 1)
+    engine.free_context(1)
+    assert run(engine, [tokens + answer + more], GREEDY) == [gone_on]
+
+
+@pytest.mark.usefixtures("batch_invariant")
+@pytest.mark.parametrize("stop", ["the", "e", " ", "th", "."])
+def test_what_a_stop_string_cuts_off_does_not_stay(engine: Engine, prompts: list[list[int]], stop: str) -> None:
+    more = engine.tokenizer.encode(", and so")
+    for prompt in prompts[:4]:
+        engine.fill(1, prompt)
+        engine.generate(1, Sampling(temperature=0.0, max_tokens=40, stop=(stop,)))
+        _, text, _ = collect(engine, 1)
+        engine.check_integrity()
+        held = list(engine._contexts[1].tokens)
+        assert held[: len(prompt)] == prompt
+        assert engine.tokenizer.decode(held[len(prompt) :], skip_special=False) == text
+        engine.fill(1, more)
+        engine.generate(1, GREEDY)
+        gone_on, _, _ = collect(engine, 1)
+        engine.free_context(1)
+        assert run(engine, [held + more], GREEDY) == [gone_on]
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_forks_go_their_own_ways(engine: Engine, prompts: list[list[int]]) -> None:
+    tokens = prompts[3]
+    tails = [engine.tokenizer.encode(tail) for tail in (" Be brief.", " Use an example.", "")]
+    engine.fill(1, tokens)
+    while engine.has_work:
+        engine.step()
+    for child, tail in enumerate(tails, 2):
+        engine.fork(child, 1)
+        if tail:
+            engine.fill(child, tail)
+        engine.generate(child, GREEDY)
+    answers: dict[int, list[int]] = {2: [], 3: [], 4: []}
+    while engine.has_work:
+        for update in engine.step():
+            answers[update.context].extend(update.tokens)
+        engine.check_integrity()
+    for context in range(1, 5):
+        engine.free_context(context)
+    engine.check_integrity()
+    assert list(answers.values()) == run(engine, [tokens + tail for tail in tails], GREEDY)
+
+
+def test_a_fill_says_how_much_it_found(engine: Engine, prompts: list[list[int]]) -> None:
+    tokens = prompts[16]
+    reports = []
+    for context in (1, 2):
+        engine.fill(context, tokens, scope="found")
+        while engine.has_work:
+            reports += [update for update in engine.step() if update.filled is not None]
+    size = engine.config.block_size
+    assert [(r.filled, r.cached) for r in reports] == [(len(tokens), 0), (len(tokens), len(tokens) // size * size)]
+    for context in (1, 2):
+        engine.free_context(context)
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_the_same_text_under_memory_pressure(engine: Engine, prompts: list[list[int]]) -> None:
+    small = Engine(EngineConfig(kv_tokens=1536, step_tokens=128))
+    few = [tokens for tokens in prompts if len(tokens) < 900]
+    assert run(small, few, GREEDY) == run(engine, few, GREEDY)
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_steps_that_overlap_change_nothing(engine: Engine, prompts: list[list[int]], overlapping: None) -> None:
+    """All that a request can ask for, beside others: what each is told, as if step came after step."""
+    asked = [
+        Sampling(temperature=0.0, max_tokens=12),
+        Sampling(temperature=1.0, seed=5, max_tokens=12, logprobs=True, top_logprobs=3),
+        Sampling(temperature=0.0, max_tokens=20, stop=(".", " the")),
+        Sampling(temperature=0.0, max_tokens=14, min_tokens=9, stop=("e",)),
+        Sampling(temperature=0.7, seed=6, max_tokens=10, top_p=0.9, frequency_penalty=1.0),
+        Sampling(temperature=0.0, max_tokens=10, regex="[a-z]{3,20}"),
+        Sampling(temperature=0.0, max_tokens=1),
+        Sampling(temperature=0.0, max_tokens=8, logit_bias={30: -100.0}, ignore_eos=True),
+    ]
+    groups = [asked[:4], asked[4:], [asked[at] for at in (0, 1, 2, 3, 6, 7)], asked]
+
+    def told(overlap: bool) -> list[Any]:
+        engine._overlap = overlap
+        found = []
+        for group in groups:
+            for at, sampling in enumerate(group):
+                engine.fill(at, prompts[at % len(prompts)])
+                engine.generate(at, sampling)
+            lines: dict[int, list[Any]] = {at: [] for at in range(len(group))}
+            while engine.has_work:
+                for update in engine.step():
+                    if update.tokens:
+                        lines[update.context].append((update.tokens, update.text, update.finish, update.logprobs))
+                engine.check_integrity()
+            texts = [list(engine._contexts[at].tokens) for at in range(len(group))]
+            for at in range(len(group)):
+                engine.free_context(at)
+            found.append((lines, texts))
+        return found
+
+    assert told(True) == told(False)
+
+
+@pytest.fixture
+def overlapping(engine: Engine) -> Iterator[None]:
+    """The engine as it was, afterwards."""
+    before = engine._overlap
+    yield
+    engine._overlap = before
+
+
+def test_a_step_is_begun_before_the_one_before_it_is_read(
+    engine: Engine, prompts: list[list[int]], overlapping: None
+) -> None:
+    engine._overlap = True
+    engine.fill(1, prompts[0])
+    engine.generate(1, Sampling(temperature=0.0, max_tokens=4, ignore_eos=True))
+    assert engine.step() == [], "the prompt's step has only been begun"
+    seen = [sum(len(update.tokens) for update in engine.step()) for _ in range(4)]
+    assert seen == [1, 1, 1, 1]
+    assert not engine.has_work, "no step was begun for a token that may not come"
+    engine.free_context(1)
+
+
+def test_freeing_ends_what_runs_within_a_step(engine: Engine, prompts: list[list[int]]) -> None:
+    free = engine.free_tokens
+    engine.fill(1, prompts[0])
+    engine.generate(1, Sampling(max_tokens=500, ignore_eos=True))
+    engine.step()
+    engine.free_context(1)
+    assert not engine.has_work
+    assert engine.free_tokens == free
+    assert engine.step() == []
+    engine.free_context(1)
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sampling", "code"),
+    [
+        ([1] * 8200, GREEDY, "context_length_exceeded"),
+        ([49_152], GREEDY, "bad_token"),
+        ([-1], GREEDY, "bad_token"),
+        ([], GREEDY, "empty_context"),
+        ([5], Sampling(logit_bias={99_999: 1.0}), "bad_token"),
+        ([5], Sampling(stop_token_ids=(99_999,)), "bad_token"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(engine: Engine, tokens: list[int], sampling: Sampling, code: str) -> None:
+    with pytest.raises(ContextError) as refusal:
+        engine.fill(1, tokens)
+        engine.generate(1, sampling)
+    assert refusal.value.code == code
+    engine.free_context(1)
+    assert not engine.has_work
+
+
+def test_commands_out_of_order_are_refused(engine: Engine, prompts: list[list[int]]) -> None:
+    with pytest.raises(ContextError, match="no context 5"):
+        engine.generate(5, GREEDY)
+    engine.fill(1, prompts[0])
+    engine.generate(1, GREEDY)
+    with pytest.raises(ContextError, match="is generating"):
+        engine.fill(1, [5])
+    with pytest.raises(ContextError, match="generating already"):
+        engine.generate(1, GREEDY)
+    with pytest.raises(ContextError, match="cannot be forked into"):
+        engine.fill(1, [], parent=1)
+    engine.free_context(1)
+
+
+def test_an_answer_ends_at_the_window(tiny_engine: Engine) -> None:
+    window = tiny_engine.info.window
+    tiny_engine.fill(1, [3 + i % 50 for i in range(window - 3)])
+    tiny_engine.generate(1, Sampling(ignore_eos=True))
+    tokens, _, finish = collect(tiny_engine, 1)
+    assert (len(tokens), finish) == (3, "length")
+    tiny_engine.free_context(1)
+
+
+def test_a_step_that_fails_says_so_and_leaves_nothing_behind(
+    engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("out of luck")
+
+    engine.fill(1, prompts[5], scope="fails")
+    engine.generate(1, GREEDY)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.decoder, "forward", broken)
+        (update,) = engine.step()
+    assert update.error is not None
+    assert update.error[0] == "step_failed"
+    assert "out of luck" in update.error[1]
+    assert not engine.has_work
+    engine.check_integrity()
+    assert run(engine, [prompts[5]], GREEDY)[0]
+
+
+@pytest.mark.usefixtures("batch_invariant")
+def test_nan_logits_fail_the_request_that_has_them(
+    engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = engine.decoder.forward
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        logits = forward(*arguments).clone()
+        if len(logits) == 2:
+            logits[0] = float(np.nan)
+        return logits
+
+    (wanted,) = run(engine, [prompts[1]], GREEDY)
+    monkeypatch.setattr(engine.decoder, "forward", poisoned)
+    for context in (1, 2):
+        engine.fill(context, prompts[context - 1])
+        engine.generate(context, GREEDY)
+    errors, answer = {}, []
+    while engine.has_work:
+        for update in engine.step():
+            if update.error is not None:
+                errors[update.context] = update.error[0]
+            elif update.context == 2:
+                answer += update.tokens
+    engine.free_context(2)
+    assert errors == {1: "bad_logits"}
+    assert answer == wanted
+    engine.check_integrity()

@@ -1,0 +1,293 @@
+"""engine/sampler.py and what chooses for it, in numpy and in C, against slow and obvious versions with full sorts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config import default_cache
+from engine.generation import Generation, Sampled
+from engine.kernels import Kernels, LayerShape
+from engine.kernels.cpu import CpuKernels
+from engine.kernels.reference import TorchKernels
+from engine.kernels.sampling import _largest, _nucleus, _pick_from_all
+from engine.protocol import Sampling
+from engine.sampler import BadLogits, Sampler
+from engine.tokenizer import Tokenizer
+
+VOCABULARY = 6000
+_SHAPE = LayerShape(2, 1, 32, 32, 64, 64, "silu", 1.0, 0.0, 1e-5)
+HANDS: dict[str, Kernels] = {
+    "numpy": TorchKernels(_SHAPE, torch.bfloat16, 16),
+    "C": CpuKernels(Path(default_cache()), _SHAPE, torch.bfloat16, 16),
+    "C without AVX": CpuKernels(Path(default_cache()), _SHAPE, torch.bfloat16, 16, target=()),
+}
+
+
+@pytest.fixture(params=HANDS, autouse=True, scope="module")
+def hand(request: pytest.FixtureRequest) -> str:
+    """Every test here is of every implementation."""
+    global kernels
+    kernels = HANDS[request.param]
+    return str(request.param)
+
+
+kernels = HANDS["numpy"]
+
+
+def sample(logits: np.ndarray[Any, Any], generations: list[Generation]) -> list[Sampled | BadLogits]:
+    return Sampler(kernels).sample(torch.from_numpy(logits.copy()), generations)
+
+
+def generation(tokenizer: Tokenizer, prompt: list[int] | None = None, **sampling: Any) -> Generation:
+    return Generation(Sampling(**sampling), tokenizer, prompt or [], 1000)
+
+
+def logits(seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return (np.random.default_rng(seed).standard_normal(VOCABULARY) * 3).astype(np.float32)
+
+
+def draw(row: np.ndarray[Any, Any], one: Generation) -> int:
+    (choice,) = sample(row[None, :], [one])
+    assert isinstance(choice, Sampled)
+    return choice.token
+
+
+def kept(row: np.ndarray[Any, Any], temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
+    """Candidates and probabilities by the definitions, in float64 and with a full sort."""
+    weights = np.exp((row.astype(np.float64) - row.max()) / temperature)
+    order = sorted(range(len(row)), key=lambda token: (-weights[token], token))
+    order = [token for token in order if weights[token] >= min_p]
+    if top_k:
+        order = order[:top_k]
+    total, running, nucleus = sum(weights[t] for t in order), 0.0, []
+    for token in order:
+        nucleus.append(token)
+        running += weights[token]
+        if running >= top_p * total:
+            break
+    chosen = nucleus if top_p < 1 else order
+    mass = sum(weights[t] for t in chosen)
+    return {token: weights[token] / mass for token in chosen}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "min_p"),
+    [
+        (1.0, 0, 1.0, 0.0),
+        (0.7, 5, 1.0, 0.0),
+        (1.0, 0, 0.3, 0.0),
+        (1.5, 40, 0.8, 0.0),
+        (1.0, 0, 1.0, 0.2),
+        (2, 0, 0.999, 0),
+    ],
+)
+def test_tokens_come_as_often_as_they_should(
+    tokenizer: Tokenizer, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    row = logits(1)
+    one = generation(tokenizer, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=3, ignore_eos=True)
+    wanted = kept(row, temperature, top_k, top_p, min_p)
+    draws = 3000
+    drawn = []
+    for _ in range(draws):
+        drawn.append(draw(row, one))
+        one.push(drawn[-1])
+    seen = np.bincount(drawn, minlength=VOCABULARY)
+    assert set(np.flatnonzero(seen)) <= set(wanted)
+    expected = np.array([wanted.get(token, 0.0) for token in range(VOCABULARY)]) * draws
+    common = expected >= 5
+    statistic = float((((seen - expected) ** 2)[common] / expected[common]).sum())
+    freedom = max(1, int(common.sum()) - 1)
+    assert statistic < freedom + 6 * (2 * freedom) ** 0.5, "chi-squared, six standard deviations"
+
+
+@given(seed=st.integers(0, 10_000), top_k=st.integers(0, 300), top_p=st.floats(0.05, 1.0), min_p=st.floats(0, 0.5))
+def test_nothing_outside_the_candidates_is_drawn(
+    tokenizer: Tokenizer, seed: int, top_k: int, top_p: float, min_p: float
+) -> None:
+    row = logits(seed)
+    one = generation(tokenizer, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    # a hair more than asked for, where float32 sums differ from float64 ones at the border
+    wanted = kept(row, 1.0, top_k, min(1.0, top_p + 1e-5), min_p * (1 - 1e-5))
+    for _ in range(5):
+        token = draw(row, one)
+        assert token in wanted
+        one.push(token)
+
+
+def test_the_same_seed_gives_the_same_tokens_whoever_is_beside(tokenizer: Tokenizer) -> None:
+    row, other = logits(1), logits(2)
+    alone = generation(tokenizer, seed=7)
+    together = generation(tokenizer, seed=7)
+    noise = generation(tokenizer, seed=8)
+    tokens, again = [], []
+    for _ in range(20):
+        tokens.append(draw(row, alone))
+        alone.push(tokens[-1])
+        choice = sample(np.stack([other, row]), [noise, together])[1]
+        assert isinstance(choice, Sampled)
+        again.append(choice.token)
+        together.push(choice.token)
+    assert again == tokens
+    assert len(set(tokens)) > 5
+
+
+def test_a_choice_made_twice_is_the_same(tokenizer: Tokenizer) -> None:
+    """A step that is run again, because a neighbour's failed, must not move the random stream."""
+    one = generation(tokenizer, seed=7)
+    assert len({draw(logits(1), one) for _ in range(5)}) == 1
+
+
+def test_zero_temperature_takes_the_likeliest(tokenizer: Tokenizer) -> None:
+    row = logits(4)
+    assert draw(row, generation(tokenizer, temperature=0.0)) == int(row.argmax())
+
+
+def test_bias_can_force_and_forbid(tokenizer: Tokenizer) -> None:
+    row = logits(5)
+    best = int(row.argmax())
+    assert draw(row, generation(tokenizer, temperature=0.0, logit_bias={best: -100.0})) != best
+    assert draw(row, generation(tokenizer, temperature=0.0, logit_bias={17: 100.0})) == 17
+
+
+def test_penalties_follow_their_definitions(tokenizer: Tokenizer) -> None:
+    row = np.zeros(VOCABULARY, dtype=np.float32)
+    row[1], row[2], row[3] = 2.0, 1.9, -1.0
+    one = generation(tokenizer, temperature=0.0, frequency_penalty=0.06, presence_penalty=0.06)
+    one.push(1)
+    assert draw(row, one) == 2, "2.0 - 0.06 - 0.06 is less than 1.9"
+    one = generation(tokenizer, prompt=[1], temperature=0.0, presence_penalty=2.0)
+    assert draw(row, one) == 1, "presence counts only what was generated"
+    one = generation(tokenizer, prompt=[1], temperature=0.0, repetition_penalty=1.2)
+    assert draw(row, one) == 2, "repetition counts the prompt: 2.0 / 1.2 is less than 1.9"
+
+
+def test_no_end_before_min_tokens(tokenizer: Tokenizer) -> None:
+    row = np.zeros(VOCABULARY, dtype=np.float32)
+    end = next(iter(tokenizer.eos_ids))
+    row[end], row[50] = 9.0, 1.0
+    one = generation(tokenizer, temperature=0.0, min_tokens=2)
+    for _ in range(2):
+        token = draw(row, one)
+        assert token == 50
+        one.push(token)
+    assert draw(row, one) == end
+
+
+def test_logprobs_are_those_of_the_model(tokenizer: Tokenizer) -> None:
+    row = logits(6)
+    one = generation(tokenizer, temperature=0.0, logprobs=True, top_logprobs=3, logit_bias={5: 100.0})
+    (choice,) = sample(row[None, :], [one])
+    assert isinstance(choice, Sampled)
+    assert choice.logprob is not None
+    exact = row.astype(np.float64) - np.log(np.exp(row.astype(np.float64)).sum())
+    assert choice.logprob.token == 5
+    assert choice.logprob.logprob == pytest.approx(exact[5], abs=1e-4)
+    best = sorted(range(VOCABULARY), key=lambda token: -exact[token])[:3]
+    assert [token for token, _ in choice.logprob.top] == best
+    assert [value for _, value in choice.logprob.top] == pytest.approx([exact[token] for token in best], abs=1e-4)
+
+
+def test_a_row_with_nan_harms_no_other(tokenizer: Tokenizer) -> None:
+    bad, good = logits(7), logits(8)
+    bad[100] = np.nan
+    results = sample(np.stack([bad, good]), [generation(tokenizer), generation(tokenizer, temperature=0.0)])
+    assert isinstance(results[0], BadLogits)
+    assert results[1] == Sampled(int(good.argmax()), None)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([1, 255, 256, 257, 512, 6000]),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_picking_from_all_is_picking_one_by_one(seed: int, size: int, uniform: float) -> None:
+    weights = np.exp(logits(seed)[:size])
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    got = _pick_from_all(weights, uniform)
+    before, after = (cumulative[got - 1] if got else 0.0), cumulative[got]
+    hair = 1e-9 * cumulative[-1]
+    assert before - hair <= uniform * cumulative[-1] <= after + hair
+
+
+@given(seed=st.integers(0, 1000), count=st.integers(1, 6000), top_p=st.floats(0.01, 0.999))
+def test_candidates_are_those_of_a_full_sort(seed: int, count: int, top_p: float) -> None:
+    scaled = np.round(logits(seed), 1)  # many ties
+    scaled -= scaled.max()
+    order = sorted(range(VOCABULARY), key=lambda token: (-scaled[token], token))
+    assert set(_largest(scaled, count).tolist()) == set(order[:count])
+    weights = np.exp(scaled)
+    mass = np.cumsum(weights[order], dtype=np.float64)
+    wanted = int(np.searchsorted(mass, top_p * mass[-1])) + 1
+    got = _nucleus(scaled, weights, top_p, None)
+    assert set(got.tolist()) == set(order[: len(got)]), "always the likeliest"
+    assert abs(len(got) - wanted) <= 1, "sums in another order may differ by a hair at the border"
+
+
+def test_impossible_tokens_are_never_drawn(tokenizer: Tokenizer) -> None:
+    row = np.full(VOCABULARY, -np.inf, dtype=np.float32)
+    row[[7, 5000]] = 0.0
+    for sampling in ({}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}):
+        one = generation(tokenizer, seed=1, **sampling)
+        drawn = set()
+        for _ in range(50):
+            drawn.add(draw(row, one))
+            one.push(0)
+        assert drawn == {7, 5000}
+
+
+def test_where_no_token_is_left_the_request_fails_alone(tokenizer: Tokenizer) -> None:
+    row = np.full(VOCABULARY, -np.inf, dtype=np.float32)
+    results = sample(np.stack([row, logits(9)]), [generation(tokenizer), generation(tokenizer, temperature=0.0)])
+    assert isinstance(results[0], BadLogits)
+    assert isinstance(results[1], Sampled)
+
+
+@given(
+    seed=st.integers(0, 100_000),
+    temperature=st.floats(0.05, 3.0),
+    top_k=st.sampled_from([0, 1, 2, 40, 5999, 6000, 7000]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.1, 1e-6]),
+    min_p=st.sampled_from([0.0, 0.0, 0.05, 1.0]),
+    peak=st.floats(0, 40),
+)
+def test_c_and_numpy_choose_the_same(
+    tokenizer: Tokenizer, hand: str, seed: int, temperature: float, top_k: int, top_p: float, min_p: float, peak: float
+) -> None:
+    """But for sums that differ in the last bits where two tokens meet: then they choose neighbours."""
+    row = np.round(logits(seed), 2)
+    row[seed % VOCABULARY] += peak
+    wishes: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+        "logprobs": True,
+        "top_logprobs": 5,
+    }
+    batch = torch.from_numpy(np.stack([row] * 3))
+    results = []
+    for name in ("numpy", hand):
+        ones = [generation(tokenizer, **wishes) for _ in range(3)]
+        for at, one in enumerate(ones):
+            one._uniform = (seed % 997 / 997 + at / 3) % 1.0
+        results.append(Sampler(HANDS[name]).sample(batch.clone(), ones))
+    for ours, wanted in zip(results[1], results[0], strict=True):
+        assert isinstance(ours, Sampled)
+        assert isinstance(wanted, Sampled)
+        if ours.token != wanted.token:
+            allowed = kept(row, temperature, top_k, min(1.0, top_p + 1e-4), min_p * (1 - 1e-4))
+            between = [t for t in sorted(allowed) if min(ours.token, wanted.token) < t < max(ours.token, wanted.token)]
+            assert ours.token in allowed
+            assert sum(allowed[t] for t in between) < 1e-3
+            continue
+        assert ours.logprob is not None
+        assert wanted.logprob is not None
+        assert ours.logprob.logprob == pytest.approx(wanted.logprob.logprob, abs=1e-4)
+        assert [token for token, _ in ours.logprob.top] == [token for token, _ in wanted.logprob.top]

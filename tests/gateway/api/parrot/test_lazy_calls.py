@@ -1,0 +1,99 @@
+"""gateway/api/parrot/lazy_calls.py"""
+
+import pytest
+
+from gateway.api.parrot.lazy_calls import Later
+from gateway.graph.call import CallSpec, Input, Sampling, Slot, Text
+from gateway.graph.errors import Cycle, TooLarge, UnknownVariable, VariableAlreadySet
+from gateway.graph.references import Reference
+from gateway.graph.session import Bounds, Given, Session
+
+
+def session(**bounds: int) -> Session:
+    return Session(id="s", tenant="", created=0.0, ttl=60.0, bounds=Bounds(**bounds))
+
+
+def spec(output: str, *reads: str, slot: str | None = None) -> CallSpec:
+    inputs = [Input(Reference(name), "prompt") for name in reads]
+    slots = [Slot(slot, Sampling())] if slot else []
+    return CallSpec(
+        model="m", segments=[Text([1]), *inputs, *slots, Slot(None, Sampling())], output=output, deferred=True
+    )
+
+
+def test_only_what_is_needed_joins() -> None:
+    scope, later = session(), Later()
+    for one in (spec("a"), spec("b", "a", slot="b1"), spec("c", "b1"), spec("other")):
+        later.add(scope, one)
+    assert not scope.calls
+    assert set(scope.variables) == {"a", "b1", "b", "c", "other"}
+    addition = later.join(scope, ["c"])
+    assert {call.output.name for call in addition.calls} == {"a", "b", "c"}
+    assert later.kept == 1
+    assert later.makes("other")
+    assert not later.makes("b1")
+    assert later.join(scope, ["c", "a"]).calls == [], "they have joined already"
+
+
+def test_values_are_set_at_once_and_names_taken() -> None:
+    scope, later = session(), Later()
+    addition = later.add(scope, spec("a", "x"), [Given("x", "value")])
+    scope.settle(addition)
+    assert scope.variable("x").value == "value"
+    with pytest.raises(VariableAlreadySet):
+        later.add(scope, spec("a"))
+    with pytest.raises(VariableAlreadySet):
+        later.add(scope, spec("x"))
+
+
+def test_calls_that_no_client_asks_for_count_in_the_sessions_bounds() -> None:
+    scope, later = session(bytes=50_000, edges=5), Later()
+    scope.settle(scope.put("x", "value"))
+    empty = scope.size
+    later.add(scope, spec("a", "x", "x"))
+    assert scope.size > empty + 4_000
+    assert (later.edges, scope.edges) == (1, 0)
+    large = CallSpec(model="m", segments=[Text([1] * 20_000), Slot(None, Sampling())], output="b", deferred=True)
+    with pytest.raises(TooLarge, match="may be in one"):
+        later.add(scope, large)
+    kept = scope.size
+    later.join(scope, ["a"])
+    assert (later.edges, scope.edges, scope.size) == (0, 1, kept), "what is counted is the same"
+    for name in ("c", "d", "e", "f"):
+        later.add(scope, spec(name, "x"))
+    with pytest.raises(TooLarge, match="inputs"):
+        later.add(scope, spec("g", "x"))
+
+
+def test_two_outputs_cannot_be_one_variable() -> None:
+    scope, later = session(), Later()
+    with pytest.raises(VariableAlreadySet, match="same variable"):
+        later.add(scope, spec("a", slot="a"))
+    assert not scope.variables
+
+
+def test_what_is_refused_changes_nothing() -> None:
+    scope, later = session(calls=2), Later()
+    later.add(scope, spec("a"))
+    with pytest.raises(VariableAlreadySet):
+        later.add(scope, spec("b"), [Given("a", "set")])
+    later.add(scope, spec("c", "missing"))
+    with pytest.raises(TooLarge):
+        later.add(scope, spec("d"))
+    assert set(scope.variables) == {"a", "c"}
+    with pytest.raises(UnknownVariable):
+        later.join(scope, ["c"])
+    assert later.kept == 2
+    assert len(later.join(scope, ["a"]).calls) == 1
+
+
+def test_a_circle_is_refused_whoever_asks() -> None:
+    scope, later = session(), Later()
+    later.add(scope, spec("a"))
+    scope.put("b")
+    later.add(scope, spec("c", "b"))
+    later.add(scope, spec("b", "c"))
+    for name in ("b", "c", "b"):
+        with pytest.raises(Cycle):
+            later.join(scope, [name])
+    assert len(later.join(scope, ["a"]).calls) == 1

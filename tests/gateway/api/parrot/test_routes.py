@@ -1,0 +1,76 @@
+"""gateway/api/parrot/routes.py: what one client's programs may hold."""
+
+import time
+from typing import Any
+
+from tests.gateway.api.conftest import Client, gateway_before
+from tests.upstream import FakeServer
+
+
+async def send(client: Client, method: str, path: str, body: Any) -> tuple[int, Any]:
+    async with client.request(method, path, json=body) as answer:
+        return answer.status, await answer.json()
+
+
+async def program(client: Client) -> dict[str, Any]:
+    status, told = await send(client, "POST", "/v1/session", {})
+    assert status == 200
+    return dict(told)
+
+
+def call(program: dict[str, Any], template: str, *names: str, **more: Any) -> dict[str, Any]:
+    parameters = [{"name": name, "is_output": True, "sampling_config": {"max_gen_length": 1}} for name in names]
+    return {"session_id": program["session_id"], "template": template, "parameters": parameters, **more}
+
+
+async def test_calls_that_are_asked_for_pass_the_bound_on_unfinished_calls() -> None:
+    async with (
+        FakeServer() as server,
+        gateway_before(server, parrot_api=True, max_calls=1) as (client, unfinished),
+    ):
+        _, waits = await send(client, "POST", "/v1/sessions", {"id": "busy"})
+        assert waits["id"] == "busy"
+        await send(client, "PUT", "/v1/sessions/busy/variables/x", {"value": None})
+        known = await program(client)
+        status, told = await send(client, "POST", "/v1/semantic_call", call(known, "{{a}}", "a"))
+        assert status == 200, "a call that no client asks for is not unfinished"
+        body = {
+            "model": "fake",
+            "messages": [{"role": "user", "content": "<<x>>"}],
+            "semantic": {"session": "busy", "defer": True, "output": "o"},
+        }
+        assert (await send(client, "POST", "/v1/chat/completions", body))[0] in (200, 202)
+        assert unfinished() == 1
+        path = f"/v1/semantic_var/{told['param_info'][0]['var_id']}"
+        status, error = await send(client, "GET", path, known)
+        assert status == 429
+        assert "unfinished" in error["error"]
+        await send(client, "DELETE", "/v1/sessions/busy", None)
+
+
+async def test_a_session_of_the_same_name_is_not_the_program() -> None:
+    async with FakeServer() as server, gateway_before(server, parrot_api=True) as (client, _):
+        known = await program(client)
+        name = str(known["session_id"])
+        async with client.delete(f"/v1/sessions/{name}") as answer:
+            assert answer.status == 200
+        status, _ = await send(client, "POST", "/v1/sessions", {"id": name})
+        assert status == 201
+        for method, path in (("POST", "/v1/semantic_var"), ("GET", "/v1/semantic_var/x"), ("GET", "/v1/semantic_var")):
+            body = {**known, "var_name": "x"} if method == "POST" else known
+            assert (await send(client, method, path, body))[0] == 404
+
+
+async def test_many_outputs_take_little_time_and_errors_are_short() -> None:
+    async with FakeServer() as server, gateway_before(server, parrot_api=True) as (client, _):
+        known = await program(client)
+        names = [f"p{number}" for number in range(1_000)]
+        began = time.monotonic()
+        body = call(known, "".join(f"{{{{{name}}}}}" for name in names), *names)
+        status, told = await send(client, "POST", "/v1/semantic_call", body)
+        assert status == 200
+        assert len(told["param_info"]) == 1_000
+        assert time.monotonic() - began < 5
+        status, error = await send(client, "POST", "/v1/py_native_call", {"func_name": "f" * 1_000_000})
+        assert status == 400
+        assert len(error["error"]) <= 2_000

@@ -1,0 +1,148 @@
+"""gateway/config/settings.py and the command line"""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.cli.main import main
+from gateway.config.settings import ServeSettings, parse
+from gateway.server.engine_factory import engine_configs
+
+
+def settings(*arguments: str) -> ServeSettings:
+    return parse(ServeSettings, arguments, "myna serve")
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ServeSettings.model_fields:
+        monkeypatch.delenv(f"MYNA_{name.upper()}", raising=False)
+
+
+def test_flags_variables_and_file_say_the_same_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "myna.toml"
+    file.write_text('port = 1\nkv_tokens = 11\nmax_calls = 111\napi_key = ["a", "b"]\nprefix_sharing = false\n')
+    monkeypatch.setenv("MYNA_PORT", "2")
+    monkeypatch.setenv("MYNA_KV_TOKENS", "22")
+    got = settings("--config", str(file), "--port", "3")
+    assert (got.port, got.kv_tokens, got.max_calls) == (3, 22, 111), "flag, then variable, then file"
+    assert list(got.keys()) == ["a", "b"]
+    assert got.prefix_sharing is False
+    monkeypatch.setenv("MYNA_CONFIG", str(file))
+    assert settings("--prefix-sharing").prefix_sharing is True
+    assert settings().max_calls == 111
+
+
+def test_every_setting_has_a_flag_and_a_word_about_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        settings("--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name, field in ServeSettings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description
+
+
+def test_keys_come_from_flags_variable_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\nthree\n\n four \n  # heavy\nfive 2.5\n")
+    got = settings("--api-key", "one", "--api-key", "two", "--api-key-file", str(file)).keys()
+    assert got == {"one": 1.0, "two": 1.0, "three": 1.0, "four": 1.0, "five": 2.5}
+    monkeypatch.setenv("MYNA_API_KEY", "five, six")
+    assert settings().keys() == {"five": 1.0, "six": 1.0}
+    file.write_text("# nothing\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        settings("--api-key-file", str(file)).keys()
+    for weight in ("0", "-1", "much", "nan", "inf", "1 2"):
+        file.write_text(f"secret {weight}\n")
+        with pytest.raises(ValueError, match=f"the key secr… stands '{weight}'"):
+            settings("--api-key-file", str(file)).keys()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--port", "70000"],
+        ["--kv-tokens", "-1"],
+        ["--api-key", " "],
+        ["--step-tokens", "many"],
+        ["--step-tokens", "8"],
+        ["--device", "gpu"],
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(ValidationError):
+        settings(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--port", "70000"], "port: Input should be less than or equal to 65535"),
+        (["serve", "--config", "/no/such/file"], "No such file"),
+        (["serve", "--api-key-file", "/no/such/file"], "No such file"),
+        (["fly"], "there is no command 'fly'"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_a_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "advertise is missing"),
+        (["--uds", "/tmp/x"], "advertise is missing"),
+        (["--advertise", "gateway-1:8000"], "is no http://HOST:PORT"),
+        (["--parrot-api"], "does not go with a shared journal"),
+        (["--lease", "0.1"], "greater than or equal to 1"),
+        (["--journal", "memory", "--advertise", "http://a:1"], "for gateways that share a journal"),
+    ],
+)
+def test_gateways_that_share_a_journal_can_reach_one_another(arguments: list[str], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        parse(ServeSettings, ["--journal", "postgresql://h/db", *arguments], "myna serve")
+
+
+def test_a_journal_is_a_file_or_a_database() -> None:
+    shared = parse(ServeSettings, ["--journal", "postgres://h/db", "--host", "::", "--advertise", "http://a:1"], "myna")
+    assert (shared.journal_url(), shared.journal_file()) == ("postgres://h/db", None)
+    own = parse(ServeSettings, ["--journal", "postgresql"], "myna")
+    assert (own.journal_url(), own.journal_file()) == (None, Path("postgresql"))
+
+
+def test_a_file_with_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "myna.toml"
+    file.write_text("prot = 1\n")
+    assert main(["serve", "--config", str(file)]) == 2
+    assert "prot" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "serve" in capsys.readouterr().out
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("myna 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpus", "devices", "peers"),
+    [
+        ([], 0, ["auto"], 1),
+        (["--engines", "2"], 0, ["auto", "auto"], 2),
+        ([], 2, ["cuda:0", "cuda:1"], 1),
+        (["--engines", "3"], 2, ["cuda:0", "cuda:1", "cuda:0"], 2),
+        (["--engines", "1"], 2, ["cuda:0"], 1),
+        (["--device", "cuda:1"], 2, ["cuda:1"], 1),
+        (["--device", "cpu"], 2, ["cpu"], 1),
+        (["--kernels", "cpu"], 2, ["auto"], 1),
+    ],
+)
+def test_every_gpu_has_an_engine(arguments: list[str], gpus: int, devices: list[str], peers: int) -> None:
+    configs = engine_configs(settings(*arguments), gpus)
+    assert [config.device for config in configs] == devices
+    assert {config.peers for config in configs} == {peers}

@@ -1,0 +1,54 @@
+"""gateway/http/middleware/auth.py"""
+
+from collections.abc import Mapping
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from gateway.http.middleware.auth import OPEN_ROUTES, TENANT, Keys, authentication
+from gateway.http.middleware.errors import errors
+
+
+async def asked(keys: list[str], headers: Mapping[str, str], path: str = "/v1/models") -> tuple[int, str]:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=f"tenant {request[TENANT]}")
+
+    app = web.Application(middlewares=[errors, authentication(Keys(keys), {*OPEN_ROUTES, "/own/{id}"})])
+    app.add_routes([web.get(path, handler) for path in ("/v1/models", "/health", "/own/{id}")])
+    async with TestClient(TestServer(app)) as client, client.get(path, headers=headers) as response:
+        return response.status, await response.text()
+
+
+async def tenant(keys: list[str], headers: Mapping[str, str], path: str = "/v1/models") -> str:
+    status, text = await asked(keys, headers, path)
+    assert status == 200
+    return text.removeprefix("tenant ")
+
+
+async def test_without_keys_everybody_is_one_tenant() -> None:
+    assert await tenant([], {}) == await tenant([], {"Authorization": "Bearer anything"})
+
+
+async def test_each_key_is_a_tenant_of_its_own() -> None:
+    one, two = [await tenant(["one", "two"], {"Authorization": f"Bearer {key}"}) for key in ("one", "two")]
+    assert one != two
+    assert "one" not in one, "the key itself is not passed on"
+    assert await tenant(["one"], {"Authorization": "bearer  one "}) == one
+
+
+@pytest.mark.parametrize("header", [None, "", "one", "Basic one", "Bearer", "Bearer ", "Bearer onetwo", "Bearer é"])
+async def test_what_is_no_key_is_refused(header: str | None) -> None:
+    status, text = await asked(["one"], {} if header is None else {"Authorization": header})
+    assert status == 401
+    assert "invalid_api_key" in text
+
+
+@pytest.mark.parametrize("path", ["/health", "/own/7"])
+async def test_open_routes_need_no_key(path: str) -> None:
+    assert await tenant(["one"], {}, path) == ""
+
+
+@pytest.mark.parametrize("path", ["/own", "/own/7/more", "/health/x", "/nothing"])
+async def test_a_path_like_an_open_route_is_none(path: str) -> None:
+    assert (await asked(["one"], {}, path))[0] == 401

@@ -1,0 +1,90 @@
+"""gateway/http/json_body.py: where a refusal says the fault is."""
+
+import json
+import threading
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+
+from compat.openai import ChatCompletionRequest
+from gateway.errors import RequestError
+from gateway.http import json_body as bodies
+from gateway.http.json_body import encode_json, read_json
+from gateway.http.middleware.errors import errors
+
+
+async def refusal(body: Any) -> RequestError:
+    request = make_mocked_request("POST", "/")
+    request._read_bytes = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(RequestError) as error:
+        await read_json(request, ChatCompletionRequest)
+    return error.value
+
+
+GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, "messages.0.content", "valid string or a valid list"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "required"),
+        ({"messages": "x"}, "messages", "valid list"),
+        ({"stop": [1]}, "stop.0", "valid string"),
+        ({"logit_bias": {"5": "x"}}, "logit_bias.5", "valid number"),
+        ({"semantic": {"inputs": []}}, "semantic.inputs", "valid dictionary"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 10_001}]},
+            "messages.0.content",
+            "at most 10000",
+        ),
+        ({"new_thing": 1}, "new_thing", "'new_thing' is not supported"),
+    ],
+)
+async def test_a_refusal_names_the_field_of_the_request(change: dict[str, Any], param: str, words: str) -> None:
+    error = await refusal({**GOOD, **change})
+    assert error.param == param
+    assert words in str(error)
+
+
+async def test_half_a_surrogate_is_no_text() -> None:
+    error = await refusal(b'{"model": "\\ud800"}')
+    assert error.code == "invalid_json"
+
+
+def test_answers_keep_every_character() -> None:
+    assert encode_json({"text": "é\u2028😀"}).decode() == '{"text":"é\u2028😀"}'
+
+
+async def test_a_body_is_released_when_its_request_is_answered() -> None:
+    seen: list[web.Request] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        seen.append(request)
+        assert len(await request.read()) == 1_000_000
+        raise RequestError(400, "no")
+
+    app = web.Application(middlewares=[errors], client_max_size=1 << 21)
+    app.router.add_post("/", handle)
+    async with TestClient(TestServer(app)) as client, client.post("/", data=b"x" * 1_000_000) as answer:
+        assert answer.status == 400
+        assert not seen[0]._read_bytes, "its connection may stay open, and aiohttp keeps the request so long"
+
+
+async def test_many_objects_are_checked_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    check = bodies.check
+
+    def checking(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return check(*arguments)
+
+    monkeypatch.setattr(bodies, "check", checking)
+    for count in (1, 9_000):
+        body = {**GOOD, "messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 40}] * count}]}
+        request = make_mocked_request("POST", "/")
+        request._read_bytes = json.dumps(body).encode()
+        await read_json(request, ChatCompletionRequest)
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]

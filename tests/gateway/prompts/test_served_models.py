@@ -1,0 +1,39 @@
+"""gateway/prompts/served_models.py"""
+
+import asyncio
+
+import pytest
+
+from engine.tokenizer import Tokenizer
+from gateway.errors import RequestError
+from gateway.prompts.builder import PromptBuilder
+from gateway.prompts.served_models import Models, ServedModel
+
+
+def served(tokenizer: Tokenizer, name: str) -> ServedModel:
+    return ServedModel(name, 100, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer))
+
+
+async def test_requests_during_the_start_are_held(tokenizer: Tokenizer) -> None:
+    models = Models(30.0)
+    waiting = asyncio.create_task(models.get("one"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    model = served(tokenizer, "one")
+    models.add(model)
+    assert await waiting is model
+
+
+async def test_but_not_for_ever() -> None:
+    with pytest.raises(RequestError) as refusal:
+        await Models(0.01).all()
+    assert (refusal.value.status, refusal.value.code) == (503, "engine_unavailable")
+
+
+async def test_an_unknown_name_is_refused_with_the_nearest(tokenizer: Tokenizer) -> None:
+    models = Models(1.0)
+    for name in ("SmolLM2-135M-Instruct", "other"):
+        models.add(served(tokenizer, name))
+    with pytest.raises(RequestError, match=r"served: SmolLM2-135M-Instruct$") as refusal:
+        await models.get("SmolLM2-135M")
+    assert (refusal.value.status, refusal.value.code, refusal.value.param) == (404, "model_not_found", "model")

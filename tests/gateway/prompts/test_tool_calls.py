@@ -1,0 +1,353 @@
+"""gateway/prompts/tool_calls.py: calls found in what a model writes, whole or in pieces, and told to models that know of none."""
+
+import json
+import random
+import time
+from typing import Any, ClassVar
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from gateway.prompts.tool_calls import (
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    Argued,
+    Called,
+    Found,
+    Reader,
+    Said,
+    Style,
+    Tool,
+    Tools,
+    in_words,
+    style_of,
+)
+
+NAMES = ["weather", "add"]
+
+
+def read(pieces: list[str], *, forced: bool = False, ends_early: bool = False) -> tuple[str, list[tuple[str, str]]]:
+    """The text, and the calls with their arguments."""
+    reader = Reader(NAMES, forced=forced)
+    found: list[Found] = []
+    for piece in pieces:
+        found += reader.push(piece)
+    found += reader.finish(cut=ends_early)
+    said, calls = "", []
+    for one in found:
+        match one:
+            case Said(text):
+                said += text
+            case Called(index, name):
+                assert index == len(calls)
+                calls.append((name, ""))
+            case Argued(index, text):
+                assert index == len(calls) - 1
+                calls[index] = (calls[index][0], calls[index][1] + text)
+    assert reader.calls == len(calls)
+    return said, calls
+
+
+def cut(text: str, pick: random.Random) -> list[str]:
+    places = sorted(pick.randrange(len(text) + 1) for _ in range(pick.randrange(len(text) + 2)))
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
+    ("Just words, with < and {braces} in them.", "Just words, with < and {braces} in them.", []),
+    ("<<reference>>", "<<reference>>", []),
+    (
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>',
+        "",
+        [("weather", '{"city": "Bonn"}')],
+    ),
+    (
+        'I look.\n<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>\n'
+        '<tool_call>\n{"name":"add","arguments":{"a":[1,{"b":"}"}]}}\n</tool_call>',
+        "I look.",
+        [("weather", "{}"), ("add", '{"a":[1,{"b":"}"}]}')],
+    ),
+    ('{"name": "add", "parameters": {"a": 1, "b": 2}}', "", [("add", '{"a": 1, "b": 2}')]),
+    (
+        '[{"name": "add", "arguments": {"a": "\\"]}"}}, {"name": "weather", "arguments": {"c": null}}]',
+        "",
+        [("add", '{"a": "\\"]}"}'), ("weather", '{"c": null}')],
+    ),
+    ('{"answer": 42}', '{"answer": 42}', []),
+    ('{"name": "unknown", "arguments": {}}', '{"name": "unknown", "arguments": {}}', []),
+    ("<tool_call>nonsense</tool_call> and on", "<tool_call>nonsense</tool_call> and on", []),
+    ('<tool_call>\n{"name": "add", "arguments": {"a": 1', "", [("add", '{"a": 1')]),
+    ("[1, 2, 3] is a list", "[1, 2, 3] is a list", []),
+    (
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\nThat was it.',
+        "That was it.",
+        [("add", '{"a": 1}')],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "said", "calls"), CASES)
+@given(seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=50)
+def test_calls_are_found_however_the_text_is_cut(seed: int, text: str, said: str, calls: list[tuple[str, str]]) -> None:
+    assert read([text]) == (said, calls)
+    assert read(cut(text, random.Random(seed))) == (said, calls)
+    assert read([*text]) == (said, calls)
+
+
+@given(
+    arguments=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=8,
+    ).map(lambda value: {"value": value}),
+    count=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None)
+def test_what_is_written_as_a_call_is_read_as_one(arguments: dict[str, Any], count: int, seed: int) -> None:
+    body = json.dumps({"name": "add", "arguments": arguments})
+    for text, forced in ((body, True), (f"{HERMES.begin}{body}{HERMES.end}" * count, False)):
+        said, calls = read(cut(text, random.Random(seed)), forced=forced)
+        assert said == ""
+        assert [(name, json.loads(text)) for name, text in calls] == [("add", arguments)] * (1 if forced else count)
+
+
+def test_arguments_are_told_as_they_come() -> None:
+    reader = Reader(NAMES, forced=True)
+    assert reader.push('{"name": "add", "argu') == []
+    assert reader.push('ments": {"a"') == [Called(0, "add"), Argued(0, '{"a"')]
+    assert reader.push(": 12") == [Argued(0, ": 12")]
+    assert reader.push("}}") == [Argued(0, "}")]
+    assert reader.finish() == []
+
+
+TOOLS = [
+    Tool("weather", "Of a city.", {"type": "object", "properties": {"city": {"type": "string"}}}),
+    Tool("add", strict=True),
+]
+
+
+def test_a_template_without_tools_gets_them_in_words() -> None:
+    conversation: list[dict[str, Any]] = [
+        {"role": "user", "content": "Warm?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "1", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}],
+        },
+        {"role": "tool", "content": "21 degrees", "tool_call_id": "1"},
+    ]
+    system, user, assistant, tool = in_words(conversation, TOOLS)
+    assert system["role"] == "system"
+    assert '"name": "weather"' in system["content"]
+    assert user == conversation[0]
+    assert assistant["content"] == [
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>',
+    ]
+    assert "tool_calls" not in assistant
+    assert tool == {"role": "user", "content": ["<tool_response>", "21 degrees", "</tool_response>"]}
+    own, _ = in_words([{"role": "system", "content": "Be brief."}, conversation[0]], TOOLS)
+    assert own["content"][:2] == ["Be brief.", ""]
+    assert own["content"][2].startswith("You can call functions.")
+    assert in_words(conversation[:1], []) == conversation[:1]
+
+
+@pytest.mark.parametrize(
+    ("template", "style"),
+    [
+        ("{{ '[AVAILABLE_TOOLS]' }}{{ '[TOOL_CALLS] [' }}", MISTRAL),
+        ("{{ '{\"name\": name, \"parameters\": …}' }}{{ 'ipython' }}", LLAMA),
+        ("{{ '<tool_call>' }}", HERMES),
+        ("{{ messages }}", HERMES),
+    ],
+)
+def test_families_are_known_by_their_templates(template: str, style: Style) -> None:
+    assert style_of(template) is style
+
+
+def test_what_has_to_be_called_is_a_schema() -> None:
+    one = Tools(TOOLS, "forced", TOOLS[:1]).call_schema(LLAMA)
+    assert one["properties"]["name"] == {"const": "weather"}
+    assert one["required"] == ["name", "parameters"]
+    assert len(Tools(TOOLS, "forced", TOOLS).call_schema(HERMES)["anyOf"]) == 2
+    many = Tools(TOOLS, "forced", TOOLS, parallel=True).call_schema(HERMES)
+    assert (many["type"], many["minItems"]) == ("array", 1)
+    assert Tools(TOOLS, "forced", TOOLS[:1]).call_schema(MISTRAL)["maxItems"] == 1
+    assert Tools(TOOLS[:1]).grammar(HERMES, {}) is None, "no strict one"
+
+
+MARK = 300
+
+
+class Bytes:
+    """A vocabulary of bytes, an end, and a control token that stands before calls."""
+
+    eos_token_id = 256
+    bos_token_id = None
+    tokens: ClassVar = [bytes([byte]) for byte in range(256)] + [b"<end>", *[b""] * 43, b"[TOOL_CALLS]"]
+    special_token_ids: ClassVar = [256, MARK]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.mark.parametrize("style", [HERMES, LLAMA, MISTRAL, "mistral with a control token"])
+def test_calls_of_strict_tools_are_right_where_the_model_need_not_call(style: Style | str) -> None:
+    control = {"[TOOL_CALLS]": MARK} if isinstance(style, str) else {}
+    style = MISTRAL if isinstance(style, str) else style
+    held = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    tools = Tools([Tool("add", held=held, strict=True), Tool("free")])
+    grammar = tools.grammar(style, control)
+    assert grammar is not None
+    vocabulary = LLTokenizer(TokenizerWrapper(Bytes()))
+
+    def fits(name: str, arguments: str, before: str = "") -> bool:
+        call = f'{{"name": "{name}", "{style.arguments}": {arguments}}}'
+        tokens = list(before.encode())
+        if name:
+            call = f"[{call}]" if style.listed else call
+            head, tail = style.begin, call + style.end
+            if control:
+                tokens.append(MARK)
+                head = head.removeprefix("[TOOL_CALLS]")
+            tokens += list((head + tail).encode())
+        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(grammar))
+        if matcher.validate_tokens(tokens) < len(tokens):
+            return False
+        matcher.consume_tokens(tokens)
+        return bool(matcher.is_accepting())
+
+    assert fits("add", '{"a": 3}')
+    assert fits("free", '{"anything": ["x"]}')
+    assert not fits("add", '{"a": "three"}')
+    assert not fits("add", '{"a": 3, "b": 4}')
+    assert not fits("other", "{}")
+    assert fits("", "", before='Just text, with {"x": 1} in it.')
+    if style is not LLAMA:
+        assert fits("add", '{"a": 3}', before="Let me see. ")
+
+
+def test_what_a_tools_schema_refers_to_in_itself_is_found_in_a_call() -> None:
+    part = {"type": "object", "properties": {"x": {"type": "integer"}, "next": {"$ref": "#/$defs/Part"}}}
+    held = {"type": "object", "$defs": {"Part": part}, "properties": {"part": {"$ref": "#/$defs/Part"}}}
+    known = [Tool("move", held=held), Tool("tree", held={"type": "array", "items": {"$ref": "#"}}), Tool("stop")]
+    for callable_ in (known[:1], known):
+        for parallel in (False, True):
+            schema = Tools(known, "forced", callable_, parallel).call_schema(HERMES)
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            assert LLMatcher.validate_grammar(grammar) == ""
+            told = {"name": "move", "arguments": {"part": {"x": 1, "next": {"x": 2}}}}
+            jsonschema.validate([told] if parallel else told, schema)
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(json.loads(json.dumps(told).replace("2", '"two"')), schema)
+
+
+def test_what_only_begins_like_a_call_ends() -> None:
+    """A bracket, and then what could be a mark: neither state may hand it back to the other for ever."""
+    for text in ("[<", "[<b>", "{<tool_call", "[ ,<tool_call>"):
+        reader = Reader(["f"], forced=False)
+        found = [*reader.push(text), *reader.finish()]
+        assert "".join(one.text for one in found if isinstance(one, Said)) == text
+
+
+def test_a_forced_call_may_come_between_marks() -> None:
+    reader = Reader(["f"], forced=True)
+    found = [*reader.push('<tool_call>\n{"name": "f", "arguments": {"a"'), *reader.push(": 1}}\n</tool_call>")]
+    found += reader.finish()
+    assert [one for one in found if isinstance(one, Called)] == [Called(0, "f")]
+    assert "".join(one.text for one in found if isinstance(one, Argued)) == '{"a": 1}'
+    assert not any(isinstance(one, Said) for one in found)
+
+
+ONE = '{"name": "weather", "arguments": {"city": "B\\"}nn", "days": [1, {"a": 2}]}}'
+FORCED = [
+    ONE,
+    ONE.replace(": ", ":").replace('", ', '",'),
+    ONE.replace("arguments", "parameters"),
+    f"[{ONE}, {ONE}]",
+    f"[ {ONE},{ONE} ]",
+    f"{HERMES.begin}{ONE}{HERMES.end}\n{HERMES.begin}{ONE}{HERMES.end}",
+]
+
+
+@pytest.mark.parametrize("text", FORCED)
+@given(seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=20)
+def test_text_of_a_forced_call_is_never_shown_wherever_it_ends(seed: int, text: str) -> None:
+    _, whole = read([text], forced=True)
+    assert len(whole) == text.count("name")
+    pick = random.Random(seed)
+    for end in range(len(text) + 1):
+        reader = Reader(NAMES, forced=True)
+        said, calls = read(cut(text[:end], pick), forced=True, ends_early=bool(pick.randrange(2)))
+        assert said == "", text[:end]
+        assert [name for name, _ in calls] == ["weather"] * len(calls)
+        for (_, begun), (_, arguments) in zip(calls, whole, strict=False):
+            assert arguments.startswith(begun)
+        reader.push(text[:end])
+        reader.finish(cut=True)
+        complete = all(arguments == ended for (_, arguments), (_, ended) in zip(calls, whole, strict=False))
+        assert reader.whole == complete, text[:end]
+
+
+@pytest.mark.parametrize("before", ["", "I look.\n"])
+@given(seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=20)
+def test_text_of_a_call_that_its_length_cuts_off_is_not_shown(seed: int, before: str) -> None:
+    text = f"{before}{HERMES.begin}{ONE}{HERMES.end}"
+    pick = random.Random(seed)
+    for end in range(len(before) + len("<tool_call>"), len(text) + 1):
+        said, _ = read(cut(text[:end], pick), ends_early=True)
+        assert said == before.strip(), text[:end]
+
+
+@pytest.mark.parametrize("text", ["Paris", '{"city": "Paris"}', '{"name": "Bonn"}x', "3.5", "<b>"])
+def test_what_cannot_be_a_call_is_text_though_one_is_forced(text: str) -> None:
+    assert read([*text], forced=True) == (text, [])
+
+
+BROKEN = st.lists(
+    st.sampled_from(
+        [
+            "<tool_call>",
+            "</tool_call>",
+            '{"name": "',
+            "weather",
+            '", "arguments": ',
+            "{}",
+            "}",
+            "\\q",
+            "\\ud800",
+            "\n",
+            '"',
+            "[",
+        ]
+    ),
+    max_size=12,
+)
+
+
+@given(BROKEN, st.booleans(), st.booleans())
+def test_whatever_a_model_writes_is_read_without_an_error(pieces: list[str], forced: bool, cut: bool) -> None:
+    text, calls = read(pieces, forced=forced, ends_early=cut)
+    text.encode()
+    assert all(name in NAMES for name, _ in calls)
+
+
+def test_many_calls_take_time_in_proportion() -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a":1}}\n</tool_call>\n'
+    began = time.monotonic()
+    reader = Reader(["add"], forced=False)
+    found = [*reader.push(call * 30_000), *reader.finish()]
+    assert sum(isinstance(one, Called) for one in found) == 30_000
+    assert time.monotonic() - began < 5, "it was 30 s when each call copied the rest of the text"

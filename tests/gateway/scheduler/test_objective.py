@@ -1,0 +1,57 @@
+"""gateway/scheduler/objective.py"""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.graph.call import Call, CallState, Objective
+from gateway.scheduler.objective import objective, objectives_of
+from tests.gateway.graph.test_session import session, spec
+
+
+def test_whoever_is_waited_for_is_served_soon() -> None:
+    graph = session()
+    first = graph.add(spec(output="a", deferred=True))
+    second = graph.add(spec("a", output="b", deferred=True))
+    aside = graph.add(spec(output="c", deferred=True))
+    assert {objective(call) for call in (first, second, aside)} == {Objective.THROUGHPUT}
+    second.output.hurried += 1
+    assert objective(second) is objective(first) is Objective.LATENCY
+    assert objective(aside) is Objective.THROUGHPUT
+    second.state = CallState.DONE
+    assert objective(first) is Objective.THROUGHPUT, "an ended consumer waits for nothing"
+
+
+def test_what_the_client_says_counts() -> None:
+    graph = session()
+    call = graph.add(spec(objective=Objective.THROUGHPUT))
+    call.output.hurried += 1
+    assert objective(call) is Objective.THROUGHPUT
+    assert objective(graph.add(spec(objective=Objective.LATENCY, deferred=True))) is Objective.LATENCY
+
+
+def by_definition(call: Call) -> Objective:
+    """The same, by walking to all readers of the call."""
+    if call.spec.objective is not None:
+        return call.spec.objective
+    readers = [reader for variable in call.makes for reader in variable.consumers if not reader.state.final]
+    soon = any(variable.hurried for variable in call.makes)
+    soon = soon or any(by_definition(reader) is Objective.LATENCY for reader in readers)
+    return Objective.LATENCY if soon else Objective.THROUGHPUT
+
+
+SAYS = st.sampled_from([None, None, None, Objective.LATENCY, Objective.THROUGHPUT])
+NODES = st.tuples(st.sets(st.integers(0, 9), max_size=3), SAYS, st.integers(0, 5), st.integers(0, 5))
+
+
+@given(st.lists(NODES, max_size=10))
+def test_all_at_once_are_what_each_is_by_itself(nodes: list[tuple[set[int], Objective | None, int, int]]) -> None:
+    graph = session()
+    calls: list[Call] = []
+    for number, (reads, says, hurried, ended) in enumerate(nodes):
+        names = [f"v{read}" for read in reads if read < number]
+        calls.append(graph.add(spec(*names, output=f"v{number}", objective=says, deferred=True)))
+        calls[-1].output.hurried += hurried == 0
+        if ended == 0:
+            calls[-1].move(CallState.DONE)
+    assert objectives_of(calls) == {call.id: by_definition(call) for call in calls}
+    assert {call.id: objective(call) for call in calls} == objectives_of(calls)

@@ -1,0 +1,56 @@
+"""gateway/telemetry/metrics.py"""
+
+from types import SimpleNamespace
+from typing import cast
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.graph.call import Call, CallState, Times, Usage
+from gateway.telemetry import metrics
+
+
+def told() -> dict[tuple[str, str], float]:
+    """Samples by their name and labels."""
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return {
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name.startswith("myna_")
+    }
+
+
+def ended(state: CallState = CallState.DONE, **times: float) -> Call:
+    usage = Usage(prompt=10, cached=4, completion=3, missed={"never_seen": 5, "evicted": 1})
+    return cast("Call", SimpleNamespace(state=state, usage=usage, times=Times(created=100.0, **times)))
+
+
+def test_what_has_ended_is_counted_once() -> None:
+    before = told()
+    metrics.observe(ended(queued=101.5, first_token=102.0, held=0.25, starved=0.5))
+    metrics.observe(ended())
+    metrics.observe(ended(CallState.FAILED, queued=101.0))
+    metrics.answered("GET", "/here", 404)
+    after = told()
+    grown = {key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key)}
+    expected = {
+        ("myna_calls_total", "done"): 2,
+        ("myna_calls_total", "failed"): 1,
+        ("myna_tokens_total", "prompt"): 30,
+        ("myna_tokens_total", "cached"): 12,
+        ("myna_tokens_total", "completion"): 9,
+        ("myna_prompt_tokens_missed_total", "never_seen"): 15,
+        ("myna_prompt_tokens_missed_total", "evicted"): 3,
+        ("myna_call_waited_seconds_total", "inputs"): 2.5,
+        ("myna_call_waited_seconds_total", "queue"): 0.25,
+        ("myna_call_waited_seconds_total", "memory"): 0.5,
+        ("myna_http_requests_total", "GET,/here,404"): 1,
+        ("myna_first_token_seconds_count", ""): 1,
+        ("myna_first_token_seconds_sum", ""): 0.5,
+    }
+    assert {key: grown.get(key) for key in expected} == expected
+    assert told() == after
+
+
+def test_states_that_no_call_has_ended_in_are_told_as_none() -> None:
+    assert {("myna_calls_total", state) for state in ("done", "failed", "cancelled")} <= told().keys()
