@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from engine.kv.cache import KVCache
-from engine.kv.eviction import Evictable, Retention
+from engine.kv.eviction import Evictable, EvictionPolicy
 from engine.sequence import Context
 from gateway.simulator.trace import read_prompts
 
@@ -25,7 +25,7 @@ Prompt = list[int]
 """Tokens."""
 
 
-class _Belady(Retention):
+class _Belady(EvictionPolicy):
     """Gives up what is read again last, or never. Knows all prompts, and which one is read now."""
 
     def __init__(self, blocks: int, prompts: Sequence[Prompt]) -> None:
@@ -60,7 +60,7 @@ def paths(prompt: Prompt) -> Iterator[int]:
         yield hash((scope, text))
 
 
-def found(prompts: Sequence[Prompt], blocks: int, retention: Retention) -> float:
+def found(prompts: Sequence[Prompt], blocks: int, retention: EvictionPolicy) -> float:
     """The share of all tokens that are in the cache when they are read."""
     cache = KVCache(1 + blocks, _BLOCK, retention=retention)
     tokens = cached = 0
@@ -147,8 +147,8 @@ def measure(prompts: Sequence[Prompt], room: float) -> dict[str, float]:
     longest = max(len(prompt) for prompt in prompts) // _BLOCK + 1
     blocks = max(longest, int(room * len(distinct)))
     return {
-        "lru": found(prompts, blocks, Retention(blocks, learns=False)),
-        "ours": found(prompts, blocks, Retention(blocks)),
+        "lru": found(prompts, blocks, EvictionPolicy(blocks, learns=False)),
+        "ours": found(prompts, blocks, EvictionPolicy(blocks)),
         "belady": found(prompts, blocks, _Belady(blocks, prompts)),
     }
 

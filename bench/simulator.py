@@ -22,7 +22,7 @@ import aiohttp
 
 from bench.servers import started
 from bench.workloads import Way, first_model, run_once
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 from examples.workloads.apps import WORKLOADS
 from gateway.simulator.engine import Costs
 from gateway.simulator.simulation import Scenario, simulate
@@ -57,11 +57,11 @@ def _tokens(count: int) -> list[int]:
 def _decode(engine: Engine, streams: int, before: int) -> float:
     """Seconds of a step in which so many contexts decode, each behind so many tokens."""
     for context in range(streams):
-        engine.fill(context, _tokens(before), watched=False)
+        engine.fill(context, _tokens(before), interactive=False)
     while engine.has_work:
         engine.step()
     for context in range(streams):
-        engine.generate(context, Sampling(temperature=0.0, max_tokens=_STEPS, ignore_eos=True))
+        engine.generate(context, SamplingParams(temperature=0.0, max_tokens=_STEPS, ignore_eos=True))
     taken = []
     while engine.has_work:
         began = time.perf_counter()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 
 _OPERATIONS = ("linear", "logits", "add_rms_norm", "rope_and_store", "attention", "gated")
 _STEPS = 40
@@ -59,7 +59,7 @@ def _decode(
         while engine.has_work:
             engine.step()
     for context in range(streams):
-        engine.generate(context, Sampling(temperature=0.0, max_tokens=_STEPS, ignore_eos=True))
+        engine.generate(context, SamplingParams(temperature=0.0, max_tokens=_STEPS, ignore_eos=True))
     timed()
     taken = _steps(engine)
     for context in range(streams):

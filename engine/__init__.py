@@ -16,11 +16,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.engine import Engine
-    from engine.protocol import EngineInfo, Sampling
+    from engine.protocol import EngineInfo, SamplingParams
 
-__all__ = ["Engine", "EngineConfig", "EngineInfo", "Sampling"]
+__all__ = ["Engine", "EngineConfig", "EngineInfo", "SamplingParams"]
 
-_HOMES = {"Engine": "engine", "EngineConfig": "config", "EngineInfo": "protocol", "Sampling": "protocol"}
+_HOMES = {"Engine": "engine", "EngineConfig": "config", "EngineInfo": "protocol", "SamplingParams": "protocol"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,23 +17,23 @@ from engine.device import check_weights, choose_device, kv_tokens_on, room_on
 from engine.errors import CheckpointError, ContextError, EngineError
 from engine.generation import Generation, Sampled
 from engine.grammar import Grammars, Matcher, is_constrained
-from engine.input_batch import StepArrays
+from engine.input_batch import InputBatch
 from engine.kernels import AttentionBatch, Limits, select_kernels
 from engine.kernels.base import PendingChoices
 from engine.kv.cache import SCRATCH, KVCache
-from engine.kv.eviction import Retention
-from engine.kv.host_offload import Shelf
+from engine.kv.eviction import EvictionPolicy
+from engine.kv.host_offload import HostOffload
 from engine.kv.sizing import affordable_tokens, free_memory
 from engine.models.checkpoint import open_weights, weights_size
 from engine.models.decoder import Decoder
 from engine.models.fetch import checkpoint_folder, model_name
 from engine.models.spec import read_spec
-from engine.protocol import EngineInfo, Sampling, Update
+from engine.protocol import EngineInfo, SamplingParams, Update
 from engine.sampler import BadLogits, Sampler, any_token, sampled
-from engine.scheduler import BatchPlanner, Chunk, Plan
+from engine.scheduler import Chunk, Plan, StepScheduler
 from engine.sequence import Context
-from engine.speculative import Speculation
-from engine.step_budget import FEW_ROWS, Pacer
+from engine.speculative import Speculator
+from engine.step_budget import FEW_ROWS, StepBudget
 from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("myna.engine")
@@ -58,7 +58,7 @@ class _Compiling:
     """A `generate` whose grammar a thread compiles. Its context has no generation until that is done."""
 
     context: Context
-    sampling: Sampling
+    sampling: SamplingParams
     limit: int
     matcher: Future[Matcher]
 
@@ -130,12 +130,12 @@ class Engine:
         tokens = self._kv_tokens(device)
         blocks = 1 + math.ceil(tokens / config.block_size)
         self.decoder.allocate_kv(blocks)
-        retention = Retention(blocks - 1, learns=config.retention == "learned")
-        shelf = Shelf(self._host_tokens(device, tokens) // config.block_size)
+        retention = EvictionPolicy(blocks - 1, learns=config.retention == "learned")
+        shelf = HostOffload(self._host_tokens(device, tokens) // config.block_size)
         if shelf.slots:
             self.decoder.make_slots(shelf.slots)
         self.cache = KVCache(blocks, config.block_size, sharing=config.prefix_sharing, retention=retention, shelf=shelf)
-        self._pacer = Pacer(decode_share=config.decode_share, gap=config.step_seconds)
+        self._pacer = StepBudget(decode_share=config.decode_share, gap=config.step_seconds)
         speculates = config.speculation == "on"
         if speculates and config.overlap == "on":
             raise EngineError("what may come next is not known before a step is read: leave out overlap or speculation")
@@ -144,11 +144,11 @@ class Engine:
         )
         if config.speculation == "auto":
             speculates = kernels.batch_invariant and not self._overlap
-        self._speculation = Speculation(self._pacer) if speculates else None
-        self._planner = BatchPlanner(self.cache, step_tokens, config.max_batch, self._pacer, self._speculation)
+        self._speculation = Speculator(self._pacer) if speculates else None
+        self._planner = StepScheduler(self.cache, step_tokens, config.max_batch, self._pacer, self._speculation)
         self._sampler = Sampler(kernels)
         self._grammars = Grammars(self.tokenizer)
-        self._arrays = StepArrays(step_tokens, config.max_batch, config.block_size)
+        self._arrays = InputBatch(step_tokens, config.max_batch, config.block_size)
         self._contexts: dict[int, Context] = {}
         self._compiling: dict[int, _Compiling] = {}
         self._fresh = False
@@ -209,7 +209,7 @@ class Engine:
         parent: int | None = None,
         rank: float = 0.0,
         scope: str = "",
-        watched: bool = True,
+        interactive: bool = True,
     ) -> None:
         """Appends tokens to a context, which its first fill makes; see `Fill`."""
         known = self._contexts.get(context)
@@ -237,7 +237,7 @@ class Engine:
             if parent is not None:
                 target.fork_from(self._get(parent))
             self._contexts[context] = target
-        target.rank, target.watched = rank, watched
+        target.rank, target.interactive = rank, interactive
         target.tokens.extend(tokens)
         target.fills.append(len(target.tokens))
         target.filled += len(tokens)
@@ -246,7 +246,7 @@ class Engine:
         """A new context that goes on from where `parent` is; blocks are shared until written."""
         self.fill(context, [], parent=parent, rank=rank)
 
-    def generate(self, context: int, sampling: Sampling, *, rank: float | None = None) -> None:
+    def generate(self, context: int, sampling: SamplingParams, *, rank: float | None = None) -> None:
         """Samples behind the context's last token; see `Generate`."""
         target = self._get(context)
         if target.generation is not None or context in self._compiling:
@@ -276,7 +276,7 @@ class Engine:
         if rank is not None:
             target.rank = rank
 
-    def _begin(self, target: Context, sampling: Sampling, limit: int, matcher: Matcher | None) -> None:
+    def _begin(self, target: Context, sampling: SamplingParams, limit: int, matcher: Matcher | None) -> None:
         told = sampling.prediction[: limit * _CHARACTERS] if self._speculation is not None else ""
         prediction = self.tokenizer.encode(told) if told else []
         target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher, prediction)
@@ -314,12 +314,12 @@ class Engine:
         if target is not None:
             target.free()
 
-    def rerank(self, contexts: Iterable[int], rank: float, *, watched: bool = True) -> None:
+    def rerank(self, contexts: Iterable[int], rank: float, *, interactive: bool = True) -> None:
         """New rank for those of the contexts that exist; see `Rerank`."""
         for context in contexts:
             if context in self._contexts:
                 self._contexts[context].rank = rank
-                self._contexts[context].watched = watched
+                self._contexts[context].interactive = interactive
 
     def _get(self, context: int) -> Context:
         if context not in self._contexts:
@@ -450,7 +450,7 @@ class Engine:
             context.starved += seconds
         self._pacer.observe(
             decoding=plan.decoding,
-            watched=plan.watched,
+            interactive=plan.interactive,
             prefill=plan.rows - plan.decoding - plan.drafted,
             drafted=plan.drafted,
             long=plan.long,
@@ -519,7 +519,7 @@ class Engine:
 
     # alone, without a gateway
 
-    def stream(self, prompt: str | list[int], sampling: Sampling) -> Iterator[Update]:
+    def stream(self, prompt: str | list[int], sampling: SamplingParams) -> Iterator[Update]:
         """Runs one prompt to its end. Raises ContextError if it is refused or fails."""
         tokens = self.tokenizer.encode_template(prompt) if isinstance(prompt, str) else prompt
         context = 1 + max(self._contexts, default=0)

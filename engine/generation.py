@@ -10,8 +10,8 @@ import numpy as np
 
 from engine.grammar import Matcher
 from engine.kernels.base import REQUEST
-from engine.ngram_proposer import LONGEST, Lookup
-from engine.protocol import Sampling, TokenLogprob
+from engine.ngram_proposer import LONGEST, NgramProposer
+from engine.protocol import SamplingParams, TokenLogprob
 from engine.tokenizer import Detokenizer, Tokenizer
 
 
@@ -27,7 +27,7 @@ class Generation:
 
     def __init__(
         self,
-        sampling: Sampling,
+        sampling: SamplingParams,
         tokenizer: Tokenizer,
         prompt: list[int],
         limit: int,
@@ -44,7 +44,7 @@ class Generation:
         """Tokens that were chosen and not pushed yet: a step is prepared while another runs."""
         self.forced = 0
         """Tokens behind the one sampled last that a grammar left no choice of."""
-        self._lookup: Lookup | None = None
+        self._lookup: NgramProposer | None = None
         self._prediction = [*prompt[-LONGEST:], *prediction] if prediction else []
         """As if it had come behind this prompt once."""
         self.counts: Counter[int] = Counter()
@@ -118,10 +118,10 @@ class Generation:
             self._drawn.append(float(self.random.random()))
         return self._drawn[self.pending + ahead]
 
-    def lookup(self, tokens: list[int]) -> Lookup:
+    def lookup(self, tokens: list[int]) -> NgramProposer:
         """Where drafts of what comes next are looked up. `tokens`: all of the context's when it is first asked for."""
         if self._lookup is None:
-            self._lookup = Lookup(tokens, self._prediction)
+            self._lookup = NgramProposer(tokens, self._prediction)
         return self._lookup
 
     def push(self, token: int) -> tuple[list[int], Progress]:

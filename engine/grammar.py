@@ -20,7 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from engine.errors import ContextError
-from engine.protocol import Sampling
+from engine.protocol import SamplingParams
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # it is there for type checkers only
@@ -63,11 +63,11 @@ class Grammars:
     def _vocabulary(self) -> LLTokenizer:
         return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer)))
 
-    def matcher(self, sampling: Sampling) -> "Matcher | None":
+    def matcher(self, sampling: SamplingParams) -> "Matcher | None":
         """Return the matcher that constrains a text, or None for a request without a grammar. Raises ContextError."""
         return self._compiled(sampling, _Budget()) if is_constrained(sampling) else None
 
-    def compile(self, sampling: Sampling, scope: str = "") -> "Future[Matcher]":
+    def compile(self, sampling: SamplingParams, scope: str = "") -> "Future[Matcher]":
         """Start to compile the grammar of a constrained request in a thread. The future may raise ContextError.
 
         Scopes take turns: the grammars of a scope with many large ones delay another scope's by only one of them.
@@ -102,7 +102,7 @@ class Grammars:
             self._budgets = {known: budget for known, budget in self._budgets.items() if not budget.is_full}
         return self._budgets.setdefault(scope, _Budget())
 
-    def _compiled(self, sampling: Sampling, budget: "_Budget") -> "Matcher":
+    def _compiled(self, sampling: SamplingParams, budget: "_Budget") -> "Matcher":
         try:
             grammar = _grammar(sampling)
         except (ValueError, RecursionError) as error:
@@ -118,7 +118,7 @@ class Grammars:
         return ready
 
 
-_Job = tuple["Future[Matcher]", Sampling]
+_Job = tuple["Future[Matcher]", SamplingParams]
 
 
 class _Jobs:
@@ -167,7 +167,7 @@ class _Budget:
         return self._left + _REFILL * (time.monotonic() - self._at) >= _BUDGET_SECONDS
 
 
-def is_constrained(sampling: Sampling) -> bool:
+def is_constrained(sampling: SamplingParams) -> bool:
     """Return whether the request constrains its text."""
     return sampling.regex is not None or sampling.json_schema is not None or sampling.grammar is not None
 
@@ -182,7 +182,7 @@ def _in_words(error: str) -> str:
     return line[:_LONGEST_MESSAGE]
 
 
-def _grammar(sampling: Sampling) -> str | None:
+def _grammar(sampling: SamplingParams) -> str | None:
     """As llguidance wants it. Raises ValueError."""
     if sampling.thinks is not None:
         return _behind_thoughts(sampling)
@@ -196,7 +196,7 @@ def _grammar(sampling: Sampling) -> str | None:
     return None if sampling.grammar is None else LLMatcher.grammar_from_lark(sampling.grammar)
 
 
-def _behind_thoughts(sampling: Sampling) -> str | None:
+def _behind_thoughts(sampling: SamplingParams) -> str | None:
     """The same, with thoughts before it. Raises ValueError."""
     if sampling.regex is not None:
         form = f"/{_written(sampling.regex)}/"

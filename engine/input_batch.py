@@ -9,7 +9,7 @@ from engine.scheduler import Plan
 from engine.sequence import Context
 
 
-class StepArrays:
+class InputBatch:
     """Owns the arrays that kernels read a step from. What is as it was in the last step is not written again.
 
     A block table's row belongs to the context that stands at that place in the batch; while it stays there, only the

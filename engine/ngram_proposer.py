@@ -31,7 +31,7 @@ class Rate:
         self.tried *= share
 
 
-class Lookup:
+class NgramProposer:
     """The tokens of one generation's context, to look up how they may go on."""
 
     def __init__(self, tokens: list[int], prediction: Sequence[int] = ()) -> None:

@@ -17,7 +17,7 @@ MAX_FRAME = 256 * 1024 * 1024
 """Bytes; a longer announcement means that the stream is not ours or has lost its place."""
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a `generate` chooses tokens and when it ends.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `top_logprobs` counts the
@@ -58,7 +58,7 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
 
     Done when the KV of its full blocks is there; the rest is computed with what is filled or generated behind it.
 
-    Contexts of different `scope` never share KV. `watched`: somebody reads what it generates as it comes, so that
+    Contexts of different `scope` never share KV. `interactive`: somebody reads what it generates as it comes, so that
     prompts leave its steps short.
     """
 
@@ -67,14 +67,14 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
     parent: int | None = None
     rank: float = 0.0
     scope: str = ""
-    watched: bool = True
+    interactive: bool = True
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """Sample behind the context's last token until stop, length or `Free`."""
 
     context: int
-    sampling: Sampling
+    sampling: SamplingParams
     rank: float | None = None
 
 
@@ -85,11 +85,11 @@ class Free(msgspec.Struct, frozen=True, tag="free"):
 
 
 class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
-    """Give contexts a new rank, lower ones go first, and say whether they are `watched`; see `Fill`."""
+    """Give contexts a new rank, lower ones go first, and say whether they are `interactive`; see `Fill`."""
 
     contexts: list[int]
     rank: float
-    watched: bool = True
+    interactive: bool = True
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):

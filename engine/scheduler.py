@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from engine.kv.cache import KVCache
 from engine.sequence import Context
-from engine.speculative import Speculation
-from engine.step_budget import Pacer
+from engine.speculative import Speculator
+from engine.step_budget import StepBudget
 
 TOGETHER_SECONDS = 0.001
 """Seconds by which ranks may differ and still be of one urgency."""
@@ -34,8 +34,8 @@ class Chunk(NamedTuple):
 class Plan:
     """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks.
 
-    `decoding`: contexts that decode, `watched` of them watched; `drafted`: rows of tokens that may come next; `long`:
-    rows of prompts that wait for their share (see Pacer). `waiting`: whether a prompt was held back altogether.
+    `decoding`: contexts that decode, `interactive` of them watched; `drafted`: rows of tokens that may come next;
+    `long`: rows of prompts that wait for their share (see Pacer). `waiting`: whether a prompt was held back altogether.
     `empty`: chunks of no rows, which only report. `held`: contexts for which there was no room in the step; `starved`:
     those for whose prompts there was no memory.
     """
@@ -46,7 +46,7 @@ class Plan:
     rows: int = 0
     empty: int = 0
     decoding: int = 0
-    watched: int = 0
+    interactive: int = 0
     drafted: int = 0
     long: int = 0
     waiting: bool = False
@@ -54,7 +54,7 @@ class Plan:
     starved: list[Context] = field(default_factory=list)
 
 
-class BatchPlanner:
+class StepScheduler:
     """Chooses rows and finds memory for them.
 
     When the pool is full, blocks that only the tree holds go first (the cache sees to it), then contexts with
@@ -68,8 +68,8 @@ class BatchPlanner:
         cache: KVCache,
         step_tokens: int,
         max_batch: int,
-        pacer: Pacer | None = None,
-        speculation: Speculation | None = None,
+        pacer: StepBudget | None = None,
+        speculation: Speculator | None = None,
     ) -> None:
         """Without a pacer, only `step_tokens` bounds a step. Without speculation, nothing is drafted."""
         self._cache = cache
@@ -102,13 +102,13 @@ class BatchPlanner:
             spare = min(spare, self._pacer.whole)
         drafts: dict[int, list[int]] = {}
         if self._speculation is not None:
-            watched = [context for context in decoders if context.watched]
+            interactive = [context for context in decoders if context.interactive]
             rows = places - len(decoders)
-            if watched and self._pacer is not None:
+            if interactive and self._pacer is not None:
                 rows = min(rows, self._pacer.draftable(beside=bool(others)))
-            if not watched and not any(_hurried(context) for context in others):
-                watched = decoders  # else nobody's steps are made longer for what nobody watches
-            drafts = self._speculation.propose(watched, rows, among=len(decoders), beside=bool(others))
+            if not interactive and not any(_hurried(context) for context in others):
+                interactive = decoders  # else nobody's steps are made longer for what nobody watches
+            drafts = self._speculation.propose(interactive, rows, among=len(decoders), beside=bool(others))
             spare = max(0, spare - sum(map(len, drafts.values())))
         for context in decoders:
             if len(plan.chunks) + plan.drafted >= places:
@@ -124,7 +124,7 @@ class BatchPlanner:
             else:
                 spare -= max(0, (self._add(plan, context, rows, everyone) or 0) - 1)
         plan.decoding = len(plan.chunks)
-        plan.watched = sum(chunk.context.watched for chunk in plan.chunks)
+        plan.interactive = sum(chunk.context.interactive for chunk in plan.chunks)
         if others:
             self._prefill(plan, others, everyone)
         return plan
@@ -143,16 +143,16 @@ class BatchPlanner:
         plan.drafted += len(drafted)
         return True
 
-    def _urgent(self, decoders: list[Context], others: list[Context], plan: Plan, pacer: Pacer) -> list[Context]:
+    def _urgent(self, decoders: list[Context], others: list[Context], plan: Plan, pacer: StepBudget) -> list[Context]:
         """Those who decode in this step, if not all can: were a client's answer to keep pace with all that nobody
         watches, it would crawl, and so would prompts. The less urgent ones pause until it is their turn."""
-        watched = sum(context.watched for context in decoders)
-        if watched == len(decoders) or not (watched or any(context.watched for context in others)):
+        interactive = sum(context.interactive for context in decoders)
+        if interactive == len(decoders) or not (interactive or any(context.interactive for context in others)):
             return decoders
-        room = pacer.unwatched(watched)
+        room = pacer.unwatched(interactive)
         chosen = []
         for context in decoders:
-            if not context.watched:
+            if not context.interactive:
                 room -= 1
                 if room < 0:
                     plan.held.append(context)
@@ -164,9 +164,11 @@ class BatchPlanner:
         budget = self._step_tokens - plan.rows
         most = long = behind = ahead = budget
         if self._pacer is not None:
-            mixed = any(context.watched for context in others) and not all(context.watched for context in others)
+            mixed = any(context.interactive for context in others) and not all(
+                context.interactive for context in others
+            )
             most, long, behind, ahead = self._pacer.rows(
-                plan.decoding, watched=plan.watched, mixed=mixed, drafted=plan.drafted
+                plan.decoding, interactive=plan.interactive, mixed=mixed, drafted=plan.drafted
             )
             budget = min(budget, most)
         first = plan.chunks[0].context.rank + TOGETHER_SECONDS if plan.chunks else math.inf
@@ -184,7 +186,7 @@ class BatchPlanner:
                 if not context.adopt_cached():
                     continue
                 context.prompt = len(context.tokens) - context.computed
-            is_long = plan.watched > 0 and (context.prompt > most or not context.watched)
+            is_long = plan.interactive > 0 and (context.prompt > most or not context.interactive)
             waits = context.generation is None  # for what stands behind: nobody is held up by it yet
             allowed = min(
                 budget, long if is_long else budget, behind if follows else budget, ahead if waits else budget
@@ -263,7 +265,7 @@ class BatchPlanner:
 
 def _hurried(context: Context) -> bool:
     """Whether somebody waits for the prompt to be read; not where a value is missing behind it, which others make."""
-    return context.watched and context.generation is not None
+    return context.interactive and context.generation is not None
 
 
 def _priority(context: Context) -> tuple[float, int]:

@@ -20,7 +20,7 @@ class Context:
         self.id = id
         self.scope = scope
         self.rank = rank
-        self.watched = True
+        self.interactive = True
         """Whether somebody reads what it generates as it comes."""
         self.arrival = arrival
         self.tokens: list[int] = []

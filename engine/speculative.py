@@ -11,9 +11,9 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.ngram_proposer import LONGEST, Lookup, Rate
+from engine.ngram_proposer import LONGEST, NgramProposer, Rate
 from engine.sequence import Context
-from engine.step_budget import Pacer
+from engine.step_budget import StepBudget
 
 _MOST = 31
 """Tokens of a draft."""
@@ -27,7 +27,7 @@ class _Draft:
     answer gets in the step, on average."""
 
     context: int
-    lookup: Lookup
+    lookup: NgramProposer
     chance: float
     most: int
     length: int = 0
@@ -44,7 +44,7 @@ class _Draft:
         self.length += 1
 
 
-class Speculation:
+class Speculator:
     """Owner of what is known about drafts, and of how many tokens are worth a row.
 
     A row more makes a step longer for all, by what the pacer knows, and brings its answer a token if all before it and
@@ -53,7 +53,7 @@ class Speculation:
     never right not at all, and nobody crawls because another repeats itself.
     """
 
-    def __init__(self, pacer: Pacer) -> None:
+    def __init__(self, pacer: StepBudget) -> None:
         self._pacer = pacer
         self._rates = [Rate(1.0, 2.0, 256.0) for _ in range(LONGEST + 1)]
         """By the length of the match."""

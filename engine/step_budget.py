@@ -34,7 +34,7 @@ class Allowance(NamedTuple):
     ahead: int
 
 
-class Pacer:
+class StepBudget:
     """Owner of the cost model: a step takes `decode_seconds`, and `row_seconds` more for each row of prefill.
 
     While somebody decodes and is watched, others take on average so much time that those keep `decode_share` of the
@@ -70,7 +70,7 @@ class Pacer:
         """Rows of a step that takes as long as a step may."""
         return max(_FEWEST, int(self._gap / self.row_seconds))
 
-    def rows(self, decoding: int, *, watched: int, mixed: bool = False, drafted: int = 0) -> Allowance:
+    def rows(self, decoding: int, *, interactive: int, mixed: bool = False, drafted: int = 0) -> Allowance:
         """What the next step may carry, in which so many rows decode, and so many of these are watched.
 
         `mixed`: whether prompts for whose answers somebody waits stand beside others. `drafted`: rows beside those that
@@ -81,7 +81,7 @@ class Pacer:
             return Allowance(whole, whole, whole, whole)
         overdue = self._since_bare >= _BARE_EVERY
         blind = overdue or abs(decoding - self._decoding) > 0.25 * self._decoding
-        if not watched:
+        if not interactive:
             riding = max(_FEWEST, self._fitting(_FULL, decoding + drafted))
             return Allowance(whole, whole, 0 if overdue else riding, 0 if blind else riding)
         most = max(_FEWEST, int((self._gap - self.decode_seconds) / self.row_seconds) - drafted)
@@ -91,10 +91,10 @@ class Pacer:
             return Allowance(most, free, most, free)
         return Allowance(most, min(most, affordable), most, free)
 
-    def unwatched(self, watched: int) -> int:
+    def unwatched(self, interactive: int) -> int:
         """Rows that nobody watches and that may decode beside so many that are watched, or waited for."""
-        free = max(0, int(_FREE * self.alone_seconds / self.row_seconds) - watched)
-        others = (1 / self._share - 1) * max(self.alone_seconds, watched * self.row_seconds)
+        free = max(0, int(_FREE * self.alone_seconds / self.row_seconds) - interactive)
+        others = (1 / self._share - 1) * max(self.alone_seconds, interactive * self.row_seconds)
         return max(1, free + int(others / self.row_seconds))
 
     def draftable(self, *, beside: bool) -> int:
@@ -120,10 +120,18 @@ class Pacer:
             self.row_seconds = seconds / rows
 
     def observe(
-        self, *, decoding: int, watched: int, prefill: int, long: int, waiting: bool, seconds: float, drafted: int = 0
+        self,
+        *,
+        decoding: int,
+        interactive: int,
+        prefill: int,
+        long: int,
+        waiting: bool,
+        seconds: float,
+        drafted: int = 0,
     ) -> None:
-        """A step over `decoding` rows that decode, `watched` of them watched, and `prefill` rows of prompts, `long` of
-        them of such that wait for their share.
+        """A step over `decoding` rows that decode, `interactive` of them watched, and `prefill` rows of prompts, `long`
+        of them of such that wait for their share.
 
         `waiting`: whether prefill was left undone. `drafted`: rows beside those, of which it was not known whether they
         count; what they took is not taken for what decoding takes, and others have their part of it too.
@@ -150,6 +158,6 @@ class Pacer:
             return
         self._saved -= extra * long / prefill if long else 0.0
         # what those who are watched would take by themselves
-        themselves = max(min(self.alone_seconds, self.decode_seconds), self.decode_seconds * watched / decoding)
+        themselves = max(min(self.alone_seconds, self.decode_seconds), self.decode_seconds * interactive / decoding)
         others = max(0.0, themselves / self._share - self.decode_seconds) + (1 / self._share - 1) * (whole - seconds)
         self._saved = min(self._saved + others, self._gap)

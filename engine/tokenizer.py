@@ -35,7 +35,7 @@ Place = Literal["nothing", "control", "text"]
 class Tokenizer:
     """Immutable after loading; safe to use from several threads."""
 
-    passes_on = False
+    is_passthrough = False
     """Whether the chat template leaves the writing of prompts to somebody else."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -126,7 +126,7 @@ class Tokenizer:
     def _encode_short(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
-    def encode_settled(self, text: str) -> tuple[list[int], int]:
+    def encode_stable(self, text: str) -> tuple[list[int], int]:
         """Tokens of the longest beginning of a growing text that nothing behind it can change, and its length in
         characters. They are those of the whole text if what follows is encoded by itself.
 

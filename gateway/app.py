@@ -33,27 +33,33 @@ from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Call
 from gateway.graph.events import Log, NoLog
-from gateway.graph.limits import SharedBound
-from gateway.graph.session import Bounds, Session
+from gateway.graph.limits import SharedLimit
+from gateway.graph.session import Session, SessionLimits
 from gateway.graph.store import SessionStore
 from gateway.http import openapi
 from gateway.http.connections import Runner
 from gateway.http.json_body import BODIES_HELD, FORM_CHECKS, LARGE_BODIES
-from gateway.http.middleware.admission import one_after_another
+from gateway.http.middleware.admission import admission_gate
 from gateway.http.middleware.auth import OPEN_ROUTES, Keys, authentication, tenant_of
 from gateway.http.middleware.compression import compression
 from gateway.http.middleware.cors import cross_origin
 from gateway.http.middleware.errors import errors
 from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
-from gateway.prompts.served_models import Models
-from gateway.responses import Archive, ArchiveFailed, MemoryDatabase, PostgresArchive, SqliteArchive
+from gateway.prompts.served_models import ServedModels
+from gateway.responses import (
+    MemoryDatabase,
+    PostgresResponseStore,
+    ResponseStore,
+    ResponseStoreError,
+    SqliteResponseStore,
+)
 from gateway.runtime.fair_gate import FairGate
-from gateway.scheduler import Estimates, Order, Priorities, Scheduler
-from gateway.server.engine_factory import Fleet
-from gateway.server.gc_tuning import Collector
+from gateway.scheduler import CostModel, Order, Priorities, Scheduler
+from gateway.server.engine_factory import EngineFactory
+from gateway.server.gc_tuning import GcTuner
 from gateway.server.tls import tls_context
 from gateway.telemetry import metrics
-from gateway.telemetry.trace_recorder import Recorder
+from gateway.telemetry.trace_recorder import TraceRecorder
 
 log = logging.getLogger("myna")
 
@@ -67,7 +73,7 @@ _BACKLOG = 1024
 
 
 def build_services(
-    settings: ServeSettings, pool: EnginePool, log: Log, archive: Archive, recorder: Recorder | None = None
+    settings: ServeSettings, pool: EnginePool, log: Log, archive: ResponseStore, recorder: TraceRecorder | None = None
 ) -> Services:
     """The domain and the scheduler over the pool's engines."""
 
@@ -77,7 +83,7 @@ def build_services(
             recorder.observe(call)
 
     weights = {tenant_of(key): weight for key, weight in settings.keys().items()}
-    priorities = Priorities(Estimates(), Order(settings.order), weights)
+    priorities = Priorities(CostModel(), Order(settings.order), weights)
     several = len(weights) > 1
     scheduler = Scheduler(
         pool,
@@ -103,16 +109,16 @@ def build_services(
     return Services(
         sessions=store,
         scheduler=scheduler,
-        models=Models(settings.engine_wait),
+        models=ServedModels(settings.engine_wait),
         archive=archive,
         ready=lambda: pool.ready,
         max_wait_seconds=settings.max_wait,
     )
 
 
-def session_bounds(settings: ServeSettings) -> Bounds:
+def session_bounds(settings: ServeSettings) -> SessionLimits:
     """How large one session may grow."""
-    return Bounds(
+    return SessionLimits(
         calls=settings.max_session_calls,
         variables=settings.max_session_variables,
         edges=settings.max_session_edges,
@@ -147,7 +153,7 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         resources.append(parrot)
         open_routes |= parrot.open_routes()
     app = web.Application(
-        middlewares=[compression, errors, one_after_another(), authentication(keys, open_routes), *inner],
+        middlewares=[compression, errors, admission_gate(), authentication(keys, open_routes), *inner],
         client_max_size=settings.max_body_bytes,
     )
     if settings.cors_origin:
@@ -156,8 +162,8 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     app[LARGE_BODIES] = FairGate()
     app[FORM_CHECKS] = services.form_checks
     several = len(settings.keys()) > 1
-    app[BODIES_HELD] = SharedBound(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
-    app[BACKGROUND] = Background(services, SharedBound(max(1, settings.max_kept_bytes), several=several))
+    app[BODIES_HELD] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
+    app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_let_go)
     if settings.parrot_api:
         app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)
@@ -199,14 +205,14 @@ def allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: float) -> int:
+async def serve(settings: ServeSettings, pool: EnginePool, fleet: EngineFactory, began: float) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP, then let running answers finish. Return the exit status. `began`: start of
     the process, by the monotonic clock."""
     allow_many_connections()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     _stop_on_signals(loop, stop)
-    collector = Collector()
+    collector = GcTuner()
     async with AsyncExitStack() as stack:
         try:
             storage = await _open_storage(settings)
@@ -268,7 +274,7 @@ async def serve(settings: ServeSettings, pool: EnginePool, fleet: Fleet, began: 
         if membership is None:
             try:
                 await app[BACKGROUND].resume_all(restored)
-            except ArchiveFailed as error:
+            except ResponseStoreError as error:
                 print(f"myna: {error}", file=sys.stderr)
                 return 1
         else:
@@ -298,11 +304,11 @@ def _where(settings: ServeSettings) -> str:
     return where if settings.tls_cert is None else f"{where} with the certificate {settings.tls_cert}"
 
 
-def _recorder(settings: ServeSettings, stack: AsyncExitStack) -> Recorder | None:
+def _recorder(settings: ServeSettings, stack: AsyncExitStack) -> TraceRecorder | None:
     """What writes the trace, if one is wanted; closed at the end. Raises OSError."""
     if settings.record is None:
         return None
-    return Recorder(stack.enter_context(settings.record.expanduser().open("a", buffering=1, encoding="utf-8")))
+    return TraceRecorder(stack.enter_context(settings.record.expanduser().open("a", buffering=1, encoding="utf-8")))
 
 
 async def _open_storage(settings: ServeSettings) -> FileStorage | PostgresStorage | None:
@@ -315,15 +321,15 @@ async def _open_storage(settings: ServeSettings) -> FileStorage | PostgresStorag
     return None if path is None else await asyncio.to_thread(FileStorage, path)
 
 
-async def open_archive(settings: ServeSettings, storage: FileStorage | PostgresStorage | None) -> Archive:
+async def open_archive(settings: ServeSettings, storage: FileStorage | PostgresStorage | None) -> ResponseStore:
     """What responses are kept in. Raises JournalError."""
     bounds = (settings.max_kept_bytes, settings.response_ttl)
     if isinstance(storage, PostgresStorage):
         try:
-            return await PostgresArchive.open(storage, *bounds)
-        except ArchiveFailed as error:
+            return await PostgresResponseStore.open(storage, *bounds)
+        except ResponseStoreError as error:
             raise JournalError(f"the journal at {storage.name} cannot be used: {error}") from error
-    return SqliteArchive(storage or MemoryDatabase(), *bounds, owns=storage is None)
+    return SqliteResponseStore(storage or MemoryDatabase(), *bounds, owns=storage is None)
 
 
 def _stop_at_once() -> None:
@@ -360,13 +366,13 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     return False
 
 
-async def _sweep(services: Services, collector: Collector) -> None:
+async def _sweep(services: Services, collector: GcTuner) -> None:
     """Run periodic work. An exception must not end this coroutine: no other code does this work."""
     swept = time.monotonic()
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
         try:
-            services.sessions.let_go()
+            services.sessions.dissolve_ended()
             if time.monotonic() - swept >= _SWEEP_SECONDS:
                 swept = time.monotonic()
                 await _tidy(services, swept)
@@ -383,7 +389,7 @@ async def _tidy(services: Services, now: float) -> None:
         if expired:
             await services.archive.forget_sessions([(session.tenant, session.id) for session in expired])
         await services.archive.tidy()
-    except ArchiveFailed as error:
+    except ResponseStoreError as error:
         log.warning("%s", error)
 
 

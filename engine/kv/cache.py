@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 
-from engine.kv.eviction import Retention
-from engine.kv.host_offload import Shelf
+from engine.kv.eviction import EvictionPolicy
+from engine.kv.host_offload import HostOffload
 
 SCRATCH = 0
 """A block that belongs to nobody; rows whose KV is already there write into it."""
@@ -86,8 +86,8 @@ class KVCache:
         block_size: int,
         *,
         sharing: bool = True,
-        retention: Retention | None = None,
-        shelf: Shelf | None = None,
+        retention: EvictionPolicy | None = None,
+        shelf: HostOffload | None = None,
     ) -> None:
         """`blocks` counts the scratch block; `block_size` is in tokens. `shelf`: where blocks go that are given up."""
         if blocks < 2:
@@ -103,9 +103,9 @@ class KVCache:
         self._nodes: dict[int, Node] = {}
         self._texts: Counter[int] = Counter()
         """In how many scopes a text is there."""
-        self._retention = Retention(blocks - 1) if retention is None else retention
+        self._retention = EvictionPolicy(blocks - 1) if retention is None else retention
         self._cold_count = 0
-        self.shelf = Shelf(0) if shelf is None else shelf
+        self.shelf = HostOffload(0) if shelf is None else shelf
 
     @property
     def available(self) -> int:

@@ -42,7 +42,7 @@ class Evictable(Protocol):
     """Whether nobody holds it, and nothing stands behind it."""
 
 
-class Retention:
+class EvictionPolicy:
     """Owner of the order in which blocks are given up, and of what was learned."""
 
     def __init__(self, blocks: int, *, learns: bool = True) -> None:

@@ -25,7 +25,7 @@ class _Kept:
     before: int
 
 
-class Shelf:
+class HostOffload:
     """Owner of the slots, by the path of the block that lies there; what was used longest ago makes room.
 
     A path is a digest of a block's tokens and all before them; `key`, its own tokens, and `before`, the path of the

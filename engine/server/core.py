@@ -18,7 +18,7 @@ log = logging.getLogger("myna.engine")
 _HEARTBEAT_SECONDS = 1.0
 
 
-class Outlet(Protocol):
+class FrameSink(Protocol):
     """The way to a gateway."""
 
     def send(self, report: Report) -> None:
@@ -28,7 +28,7 @@ class Outlet(Protocol):
 class Link:
     """A gateway, as the hub knows it: its contexts have numbers of its own choosing."""
 
-    def __init__(self, outlet: Outlet) -> None:
+    def __init__(self, outlet: FrameSink) -> None:
         self.outlet = outlet
         self.numbers: dict[int, int] = {}
         """The engine's numbers, by the gateway's."""
@@ -38,7 +38,7 @@ class Link:
         """How many had been, when it was last told that nothing is left to do."""
 
 
-class Hub:
+class EngineServer:
     """Owner of the links. `post` may be called by any thread; all else is the serving one's."""
 
     def __init__(self) -> None:
@@ -114,19 +114,19 @@ class Hub:
         """Hands a command to the engine; a refusal becomes the context's error, and the context is freed."""
         try:
             match command:
-                case Fill(context, tokens, parent, rank, scope, watched):
+                case Fill(context, tokens, parent, rank, scope, interactive):
                     before = None if parent is None else link.numbers.get(parent, 0)  # 0 is nobody's
                     number = self._number(link, context)
-                    engine.fill(number, tokens, parent=before, rank=rank, scope=scope, watched=watched)
+                    engine.fill(number, tokens, parent=before, rank=rank, scope=scope, interactive=interactive)
                 case Generate(context, sampling, rank):
                     engine.generate(self._number(link, context), sampling, rank=rank)
                 case Free(context):
                     number = link.numbers.pop(context, 0)
                     if self._owners.pop(number, None) is not None:
                         engine.free_context(number)
-                case Rerank(contexts, rank, watched):
+                case Rerank(contexts, rank, interactive):
                     known = [link.numbers[context] for context in contexts if context in link.numbers]
-                    engine.rerank(known, rank, watched=watched)
+                    engine.rerank(known, rank, interactive=interactive)
                 case Shutdown():
                     raise AssertionError("handled by the loop")
         except ContextError as error:

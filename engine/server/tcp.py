@@ -31,7 +31,7 @@ from engine.protocol import (
     encode_frame,
     hello_decoder,
 )
-from engine.server.core import Hub, Link
+from engine.server.core import EngineServer, Link
 
 log = logging.getLogger("myna.engine")
 
@@ -59,7 +59,7 @@ class Listener:
 
     def __init__(
         self,
-        hub: Hub,
+        hub: EngineServer,
         token: str,
         info: EngineInfo,
         files: dict[str, bytes],
@@ -166,7 +166,7 @@ class Listener:
 
 
 class _Connection:
-    """The way to one gateway; see `Outlet`."""
+    """The way to one gateway; see `FrameSink`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, writer: asyncio.StreamWriter) -> None:
         self._loop, self._writer = loop, writer
@@ -208,7 +208,7 @@ def serve(
     `stopping` is given what ends the serving. `ready` is told of the engine and its address; `calls` how many gateways
     are connected. Raises EngineError or OSError if it cannot.
     """
-    hub = Hub()
+    hub = EngineServer()
     local = Link(_Nobody())
     stopping(lambda: hub.post(local, [Shutdown()]))
     engine = Engine(config)

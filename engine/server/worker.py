@@ -20,7 +20,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineError
 from engine.protocol import Fatal, FrameBuffer, FrameError, Ready, Report, Resolved, command_decoder, encode_frame
-from engine.server.core import Hub, Link
+from engine.server.core import EngineServer, Link
 
 log = logging.getLogger("myna.engine")
 
@@ -32,7 +32,7 @@ class Worker:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._hub = Hub()
+        self._hub = EngineServer()
         self._link = Link(self)
 
     def run(self, config: EngineConfig) -> int:
@@ -52,7 +52,7 @@ class Worker:
         return 0
 
     def send(self, report: Report) -> None:
-        """See `Outlet`. Waits until the gateway takes it."""
+        """See `FrameSink`. Waits until the gateway takes it."""
         try:
             self._connection.sendall(encode_frame(report))
         except (BrokenPipeError, ConnectionResetError):

@@ -54,7 +54,7 @@ async def respond(
         await scheduler.start(scope.session, addition, promised=True)
         return await answer.stream_reference(request) if streamed else answer.reference()
     for call in calls:
-        scheduler.reader_came(call.output)
+        scheduler.subscribe(call.output)
     try:
         if scope.named or streamed or len(calls) > 1:
             await scheduler.start(scope.session, addition)
@@ -68,7 +68,7 @@ async def respond(
 def _left(scheduler: Scheduler, scope: Scope, calls: Sequence[Call]) -> None:
     """The client has its answer, or has gone."""
     for call in calls:
-        scheduler.reader_left(call.output)
+        scheduler.unsubscribe(call.output)
     if not scope.named:  # nobody else can ask for anything of it
         scope.session.dissolve()
 

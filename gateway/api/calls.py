@@ -10,7 +10,7 @@ from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic
 from compat.openai.response_formats import Form
 from gateway.api.semantic.extension import UNSAID, text_of, transform_of
 from gateway.errors import RequestError, at
-from gateway.graph.call import CallSpec, Objective, Rendering, Sampling, Segment, Slot, Text
+from gateway.graph.call import CallSpec, Objective, Rendering, SamplingParams, Segment, Slot, Text
 from gateway.prompts.builder import Prompt, over_window
 from gateway.prompts.served_models import ServedModel
 from gateway.runtime.executors import offload
@@ -43,11 +43,11 @@ async def prepared(make: Callable[[], _Made], characters: int, *models: ServedMo
     """What `make` makes of a request with so many characters for some models: here, or in a thread if it takes long."""
     if characters < _LONG:
         return make()
-    few = _LONG_AS_IT_IS if all(model.tokenizer.passes_on for model in models) else _LONG
+    few = _LONG_AS_IT_IS if all(model.tokenizer.is_passthrough for model in models) else _LONG
     return make() if characters < few else await offload(make, characters)
 
 
-def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedModel, where: str = "") -> Sampling:
+def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedModel, where: str = "") -> SamplingParams:
     """The request's parameters in the domain's terms; what is left out gets OpenAI's default.
 
     `where`: the path of the request in a larger one. Raises RequestError.
@@ -59,7 +59,7 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
     check_tokens(model, body.stop_token_ids or (), at(where, "stop_token_ids"))
 
     form = body.form
-    return Sampling(
+    return SamplingParams(
         given=tuple(name for name in _HAVE_DEFAULTS if getattr(body, name) is not None),
         max_tokens=body.length,
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -87,15 +87,15 @@ def sampling_of(body: ChatCompletionRequest | CompletionRequest, model: ServedMo
 
 def _schema_of(form: Form, model: ServedModel) -> str | None:
     """Return the JSON schema of an answer for the model's engine."""
-    return form.json_schema_elsewhere if model.prompts.passes_on else form.json_schema
+    return form.json_schema_elsewhere if model.prompts.is_passthrough else form.json_schema
 
 
 @lru_cache(1024)
 def _common(
     length: int | None, temperature: float | None, top_p: float | None, seed: int | None, ignore_eos: bool
-) -> Sampling:
+) -> SamplingParams:
     """The same, where no other parameter is given: made once, since most requests of a program are alike in them."""
-    return Sampling(
+    return SamplingParams(
         given=tuple(name for name, value in (("temperature", temperature), ("top_p", top_p)) if value is not None),
         max_tokens=length,
         temperature=1.0 if temperature is None else temperature,
@@ -105,7 +105,7 @@ def _common(
     )
 
 
-def answer_slot(semantic: Semantic, sampling: Sampling, where: str = "") -> Slot:
+def answer_slot(semantic: Semantic, sampling: SamplingParams, where: str = "") -> Slot:
     """The place of a call's answer."""
     return Slot(
         None, sampling, transform_of(semantic.transform, at(where, "semantic.transform")), at(where, "semantic.output")
@@ -192,7 +192,7 @@ def spec_of(
 
 def check_window(model: ServedModel, segments: Sequence[Segment], param: str) -> None:
     """Raises RequestError if what is known of a prompt, which came from `param`, is over the window already."""
-    if model.window is None or model.tokenizer.passes_on:  # its server will say
+    if model.window is None or model.tokenizer.is_passthrough:  # its server will say
         return
     known = sum(len(segment.tokens) for segment in segments if isinstance(segment, Text))
     if known >= model.window:

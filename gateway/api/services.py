@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from gateway.graph.store import SessionStore
-from gateway.prompts.served_models import Models
-from gateway.responses import Archive
+from gateway.prompts.served_models import ServedModels
+from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
 
@@ -19,8 +19,8 @@ class Services:
 
     sessions: SessionStore
     scheduler: Scheduler
-    models: Models
-    archive: Archive
+    models: ServedModels
+    archive: ResponseStore
     ready: Callable[[], bool]
     max_wait_seconds: float
     form_checks: FairGate = field(default_factory=lambda: FairGate(rests=False))

@@ -67,9 +67,9 @@ class Streaming:
                 self._take()
                 if self._error is not None or self._over:
                     break
-                if unshown := [reader for reader in self._readers.values() if reader.unshown]:
-                    for reader in unshown:
-                        await reader.show()
+                if must_expose := [reader for reader in self._readers.values() if reader.must_expose]:
+                    for reader in must_expose:
+                        await reader.expose()
                 elif self._events:
                     events, self._events = self._events, b""
                     await self._stream.write(events)
@@ -127,7 +127,7 @@ class Streaming:
             return
         self._take()
         waits = self._error is not None or self._over
-        if not waits and not any(reader.unshown for reader in self._readers.values()):
+        if not waits and not any(reader.must_expose for reader in self._readers.values()):
             try:
                 if not self._events or self._stream.told(self._events):
                     self._events = b""

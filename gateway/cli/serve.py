@@ -22,11 +22,11 @@ def main(arguments: list[str]) -> int:
 
 async def _serve(settings: ServeSettings, began: float) -> int:
     from gateway.engines.pool import EnginePool
-    from gateway.server.engine_factory import Fleet
+    from gateway.server.engine_factory import EngineFactory
 
     pool: EnginePool = EnginePool(settings.engine_wait)
     try:
-        fleet = Fleet(settings, pool)
+        fleet = EngineFactory(settings, pool)
     except OSError as error:  # includes errors of TLS
         print(f"myna: cannot trust {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
         return 1

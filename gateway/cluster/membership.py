@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Session, SessionLimits
 from gateway.graph.store import SessionStore
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
 
@@ -26,7 +26,7 @@ class Membership:
         storage: PostgresStorage,
         journal: Journal,
         sessions: SessionStore,
-        bounds: Bounds,
+        bounds: SessionLimits,
         resume: Callable[[Session], None],
     ) -> None:
         """`resume` begins the unfinished calls of a session that was taken over."""

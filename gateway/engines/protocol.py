@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from gateway.graph.call import Sampling
+from gateway.graph.call import SamplingParams
 from gateway.graph.variable import Piece
 
 
@@ -59,21 +59,21 @@ class NoEngine(EngineFailure):
 
 
 class Urgency(NamedTuple):
-    """How soon an engine is to work on a context: lower ranks go first. `watched`: a client waits for what it
+    """How soon an engine is to work on a context: lower ranks go first. `interactive`: a client waits for what it
     generates, so that it goes on at a steady pace; else only its end counts."""
 
     rank: float
-    watched: bool
+    interactive: bool
 
 
-class Pace(NamedTuple):
+class StepTimes(NamedTuple):
     """What an engine's steps take, in seconds: a row of a prompt, and a step in which one or two contexts generate."""
 
     row_seconds: float
     step_seconds: float
 
 
-class Filled(NamedTuple):
+class PrefillResult(NamedTuple):
     """A context's prompt is there: its length in tokens, and how many of them were found in a cache. `held` and
     `starved`: seconds for which it waited for room in a step, and for memory. `missed`: how many were not found, by why
     they were not, in the engine's words."""
@@ -85,7 +85,7 @@ class Filled(NamedTuple):
     missed: Mapping[str, int] = MappingProxyType({})
 
 
-class Delta(NamedTuple):
+class TokenDelta(NamedTuple):
     """What a step brought. `finish`: `stop` or `length`, on the last one. `accepted`, `rejected`: tokens of the
     prediction that were right, and that were checked and wrong."""
 
@@ -95,7 +95,7 @@ class Delta(NamedTuple):
     rejected: int = 0
 
 
-class Counted(NamedTuple):
+class TokenCounts(NamedTuple):
     """What the engine's own server says of the context's tokens so far: those of prompts, of these the ones it found in
     a cache, and those that were generated, of which `reasoning` are no part of the answer. For engines whose prompts
     are counted in something else here."""
@@ -106,9 +106,9 @@ class Counted(NamedTuple):
     reasoning: int = 0
 
 
-Told = Filled | Delta | Counted
+ContextEvent = PrefillResult | TokenDelta | TokenCounts
 """What comes of a context that generates."""
-Tell = Callable[[Told], None]
+EventCallback = Callable[[ContextEvent], None]
 
 
 class EngineContext(Protocol):
@@ -118,7 +118,7 @@ class EngineContext(Protocol):
     def fill(self, tokens: Sequence[int]) -> None:
         """Appends tokens."""
 
-    async def generate(self, sampling: Sampling, tell: Tell) -> None:
+    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
         """Samples behind what was filled, until that ends. `tell` is given Filled once, then deltas, and Counted where
         it is known at the end only; from wherever they come, so that no task wakes for each. What it raises ends the
         generation and is raised. Raises EngineFailure."""
@@ -134,11 +134,11 @@ class Engine(Protocol):
     """Something that runs contexts of one model."""
 
     name: str
-    grain: float
+    tokens_per_unit: float
     """Tokens of the model's that one of `fill` stands for, about: 1, or less where those are characters."""
-    thinks_first: bool
-    """Whether a form holds what comes behind the model's thoughts, where `Sampling.thinks` says that there may be some;
-    else it holds all of the text."""
+    constrains_after_reasoning: bool
+    """Whether a form holds what comes behind the model's thoughts, where `SamplingParams.thinks` says that there may be
+    some; else it holds all of the text."""
 
     @property
     def ready(self) -> bool:
@@ -149,13 +149,13 @@ class Engine(Protocol):
         """Contexts open."""
 
     @property
-    def pace(self) -> Pace | None:
+    def pace(self) -> StepTimes | None:
         """As it has been lately; None where that is not known."""
 
     async def encode(self, text: str) -> Sequence[int]:
         """Tokens of a value: ordinary text, never control tokens."""
 
-    def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
+    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
         """Tokens of a value that is still growing, as far as nothing that may come can change them, and the length of
         their text in characters. (), 0 where that cannot be known."""
 

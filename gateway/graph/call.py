@@ -40,11 +40,11 @@ class Objective(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingParams:
     """How a text is chosen, in the terms of the engines' contract; None leaves it to the engine.
 
-    The fields are those of `engine.protocol.Sampling`. `given`: names of the fields that the client set, also to a
-    value that is the default here; engines elsewhere may have other defaults.
+    The fields are those of `engine.protocol.SamplingParams`. `given`: names of the fields that the client set, also to
+    a value that is the default here; engines elsewhere may have other defaults.
     """
 
     max_tokens: int | None = None
@@ -88,12 +88,12 @@ class Sampling:
         return self.temperature == 0.0 or self.top_p == 0.0 or self.seed is not None
 
     @property
-    def plain(self) -> "Sampling":
+    def plain(self) -> "SamplingParams":
         """The same sampling for engines without `top_p` 0, which leaves only one token, as temperature 0 does."""
         return self if self.top_p else replace(self, temperature=0.0, top_p=1.0)
 
 
-_USUAL = Sampling()
+_USUAL = SamplingParams()
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Slot:
     in what is generated; `begun`: the prompt ends within them."""
 
     name: str | None
-    sampling: Sampling
+    sampling: SamplingParams
     transform: Transform | None = None
     where: str = "semantic.output"
     thinks: Literal["perhaps", "begun"] | None = None
@@ -284,11 +284,11 @@ class Call:
     """How many of the followers have not ended."""
     awaits: "Variable | None" = None
     """Variable that the call's coroutine waits for now; None if it waits for none."""
-    makes: list[Variable] = field(init=False)
+    outputs: list[Variable] = field(init=False)
     """Its slots, then its output."""
 
     def __post_init__(self) -> None:
-        self.makes = [*self.slots.values(), self.output]
+        self.outputs = [*self.slots.values(), self.output]
 
     @property
     def scope(self) -> str:
@@ -304,13 +304,13 @@ class Call:
         return [name for name, variable in self.inputs.items() if not variable.state.final]
 
     @property
-    def wanted(self) -> bool:
+    def is_needed(self) -> bool:
         """Whether anybody can still read what it makes: see API.md, promise 4."""
         if self.unfinished_followers:
             return True
         return any(
-            (self.spec.deferred and not variable.deleted) or variable.readers or variable.unfinished_consumers
-            for variable in self.makes
+            (self.spec.deferred and not variable.deleted) or variable.subscribers or variable.unfinished_consumers
+            for variable in self.outputs
         )
 
     def follow(self, leader: "Call") -> None:
@@ -333,7 +333,7 @@ class Call:
             return
         self.awaits = variable
         try:
-            await variable.final()
+            await variable.wait_final()
         finally:
             self.awaits = None
 
@@ -354,7 +354,7 @@ class Call:
 
     def conclude(self) -> None:
         """What the call makes ends as it did."""
-        for variable in self.makes:
+        for variable in self.outputs:
             if self.state is CallState.DONE:
                 variable.complete()
             elif self.failure is None or self.state is CallState.CANCELLED:

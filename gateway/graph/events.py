@@ -60,7 +60,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Assigned:
+class ValueAssignment:
     """A value that is about to become readable. No event: nobody is told before it is kept."""
 
     variable: "Variable"
@@ -68,14 +68,14 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class CallAddition:
     """A call joined the graph."""
 
     call: "Call"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class SlotText:
     """A slot's text as it stands in the prompt, before its variable becomes readable."""
 
     call: "Call"
@@ -84,13 +84,13 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Exposure:
     """A client is about to be given part of a value that is not whole, and that would not come out the same again."""
 
     variable: "Variable"
 
 
-Fact = Event | Assigned | Added | Made | Shown
+Fact = Event | ValueAssignment | CallAddition | SlotText | Exposure
 
 
 class Log(Protocol):

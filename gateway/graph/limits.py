@@ -6,7 +6,7 @@ _SHARE = 3 / 4
 """Share of a bound that one tenant may hold, if there can be several tenants."""
 
 
-class SharedBound:
+class SharedLimit:
     """Counter of what each tenant holds of one resource, with a bound for all tenants together.
 
     One tenant may hold at most three quarters of the bound. When all tenants together hold the whole bound, a tenant

@@ -15,7 +15,7 @@ _VALUE = 64
 """Tokens that a value is taken to have while it is not there."""
 
 
-class Border(NamedTuple):
+class PrefixKey(NamedTuple):
     """A beginning of a prompt: about how many tokens it has, what it is, and whether a segment ends there.
 
     `key`: 64 bits, the same in every process. Two beginnings that have one by chance (one in four thousand millions, of
@@ -27,7 +27,7 @@ class Border(NamedTuple):
     ends: bool = True
 
 
-def borders(call: Call, *, own: bool = True) -> list[Border]:
+def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
     """From the shortest to the whole prompt: equal for equal text and equal sources, in one tenant and model.
 
     `own`: also from the first place on where the call itself generates, from which on no other's prompt is equal.
@@ -43,7 +43,7 @@ def borders(call: Call, *, own: bool = True) -> list[Border]:
                 begin, end = 0, _CHUNK
                 while end < len(tokens):
                     key = _goes_on(key, numbers[begin:end])
-                    found.append(Border(length + (end if weight is None else min(end, weight)), key, ends=False))
+                    found.append(PrefixKey(length + (end if weight is None else min(end, weight)), key, ends=False))
                     begin, end = end, end + (_CHUNK if end < _FAR else end // _PART)
                 key = _goes_on(key, numbers[begin:] if begin else numbers)
                 length += len(tokens) if weight is None else weight
@@ -56,7 +56,7 @@ def borders(call: Call, *, own: bool = True) -> list[Border]:
                 key = hash((key, 2, crc32(call.id.encode()), crc32(str(reference).encode())))
             case Slot(name):
                 key = hash((key, 3, crc32(call.id.encode()), crc32((name or call.output.name).encode())))
-        found.append(Border(length, key))
+        found.append(PrefixKey(length, key))
     return found
 
 

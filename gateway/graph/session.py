@@ -24,23 +24,23 @@ from gateway.graph.errors import (
     VariableAlreadySet,
 )
 from gateway.graph.events import (
-    Added,
-    Assigned,
+    CallAddition,
     CallChanged,
     Change,
     Event,
+    Exposure,
     Fact,
     Log,
-    Made,
     NoLog,
     SessionEnded,
-    Shown,
+    SlotText,
+    ValueAssignment,
     VariableChanged,
     VariableDeleted,
 )
 from gateway.graph.ids import new_id
-from gateway.graph.limits import SharedBound
-from gateway.graph.prefix_hash import borders
+from gateway.graph.limits import SharedLimit
+from gateway.graph.prefix_hash import prefix_keys
 from gateway.graph.references import check_name
 from gateway.graph.text import check_text, size_of
 from gateway.graph.variable import Reader, Variable, VariableState
@@ -56,7 +56,7 @@ _NO_LOG = NoLog()
 
 
 @dataclass(frozen=True)
-class Bounds:
+class SessionLimits:
     """How large one session may grow. `edges` counts the inputs of calls, `depth` the calls on a way through the
     graph."""
 
@@ -70,15 +70,15 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedLimits:
     """Bounds for all sessions together: bytes of values and prompts, and waiting requests."""
 
-    bytes: SharedBound
-    waiters: SharedBound
+    bytes: SharedLimit
+    waiters: SharedLimit
 
 
 @dataclass(frozen=True)
-class Given:
+class VariableSpec:
     """A variable that a client brings: with a value, or with a template, or else only declared."""
 
     name: str
@@ -107,9 +107,9 @@ class Session:
     created: float
     ttl: float
     metadata: dict[str, str] = field(default_factory=dict)
-    bounds: Bounds = field(default_factory=Bounds)
+    bounds: SessionLimits = field(default_factory=SessionLimits)
     log: Log = _NO_LOG
-    shared_bounds: Shared | None = None
+    shared_bounds: SharedLimits | None = None
     """Bounds that also count what this session holds, from `join_bounds` until `close`."""
     clock: Callable[[], float] = time.time
     """Seconds of the Unix clock, or of any other."""
@@ -158,7 +158,7 @@ class Session:
     def _check_free(self, name: str, where: str) -> None:
         check_name(name, where)
         known = self.variables.get(name)
-        if known is not None and known.assigned:
+        if known is not None and known.is_assigned:
             raise VariableAlreadySet(f"{name!r} is {known.state} already; a name is assigned once", where)
         if name in self.retired:
             raise VariableAlreadySet(f"{name!r} had a value that was read, and stays taken", where)
@@ -166,8 +166,8 @@ class Session:
     # growing
 
     def put(self, name: str, value: str | None = None, template: Sequence[str | Input] | None = None) -> Addition:
-        """One variable; see `Given`."""
-        return self.add_all((), [Given(name, value, template)])
+        """One variable; see `VariableSpec`."""
+        return self.add_all((), [VariableSpec(name, value, template)])
 
     def add(self, spec: CallSpec) -> Call:
         """Joins one call to the graph, its inputs set. See `add_all`."""
@@ -175,7 +175,7 @@ class Session:
         self.settle(addition)
         return addition.calls[0]
 
-    def add_all(self, specs: Sequence[CallSpec], given: Sequence[Given] = ()) -> Addition:
+    def add_all(self, specs: Sequence[CallSpec], given: Sequence[VariableSpec] = ()) -> Addition:
         """Joins variables and calls to the graph, which may refer to each other in any order.
 
         Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle, TooLarge or SessionClosed.
@@ -226,7 +226,7 @@ class Session:
                 self._note_variable(variable)
             if name in values:
                 variable.reserved = True
-                self._write(Assigned(variable, values[name]))
+                self._write(ValueAssignment(variable, values[name]))
                 placed.append((variable, values[name]))
         for name in made:
             self._place(name)
@@ -373,7 +373,7 @@ class Session:
                     if max(call.depth, deeper.get(call.id, 0)) <= depth:
                         self._check_depth(depth + 1, spec)
                         deeper[call.id] = depth + 1
-                        stack += [(made, depth + 1) for made in call.makes]
+                        stack += [(made, depth + 1) for made in call.outputs]
         for id, depth in deeper.items():
             self.calls[id].depth = depth
 
@@ -422,7 +422,7 @@ class Session:
             depth=depth,
         )
         if self.id:
-            self._write(Added(call))
+            self._write(CallAddition(call))
         self._enter(call)
         return call
 
@@ -444,8 +444,8 @@ class Session:
             source.unfinished_consumers += 1
         self._joining = call
         self._note_call(call)
-        for variable in call.makes:
-            variable.produced_by(call)
+        for variable in call.outputs:
+            variable.bind_producer(call)
         self._joining = None
 
     # what happened
@@ -506,7 +506,7 @@ class Session:
         check_text(value, f"the value of {variable.name!r}")
         self.check_room(variable.name, size_of(value))
         self.grow(value)
-        self._write(Assigned(variable, value))
+        self._write(ValueAssignment(variable, value))
 
     def check_room(self, name: str, size: int) -> None:
         """Raise TooLarge if a value of `size` bytes is too large by itself, or together with what is held already.
@@ -537,7 +537,7 @@ class Session:
         if self.shared_bounds is not None and not self.ended:  # `close` has removed all that it held
             self.shared_bounds.bytes.add(self.tenant, size)
 
-    def join_bounds(self, bounds: Shared) -> None:
+    def join_bounds(self, bounds: SharedLimits) -> None:
         """Count what the session holds in the bounds for all sessions."""
         self.shared_bounds = bounds
         bounds.bytes.add(self.tenant, self.size)
@@ -547,7 +547,7 @@ class Session:
         check_text(text, f"the text of slot {slot!r}")
         self._check_value_size(slot, size_of(text), None)
         call.made[slot] = text
-        self._write(Made(call, slot, text))
+        self._write(SlotText(call, slot, text))
 
     @property
     def last_told(self) -> float:
@@ -565,13 +565,13 @@ class Session:
 
     async def _show(self, variable: Variable) -> None:
         random = variable.producer is not None and not variable.producer.spec.deterministic
-        if not variable.shown:
-            variable.shown = True
+        if not variable.is_exposed:
+            variable.is_exposed = True
             if random:
-                self._write(Shown(variable))
+                self._write(Exposure(variable))
         if random and self.id:  # whoever comes second waits as long
             await self.flushed()
-        variable.shown_kept = True
+        variable.exposure_persisted = True
 
     async def more_events(self, after: int) -> Sequence[Event]:
         """Events numbered above `after`, waited for and kept; none once the session has ended and told all."""
@@ -703,13 +703,13 @@ class Session:
         Else they would stay until Python's cycle collector comes by, which holds everybody up. Does nothing, and
         returns False, while a call is unfinished or a client reads.
         """
-        if self.in_use or any(variable.readers for call in self.calls.values() for variable in call.makes):
+        if self.in_use or any(variable.subscribers for call in self.calls.values() for variable in call.outputs):
             return False
         for call in self.calls.values():
             call.note = call.leader = None
             call.followers.clear()
             call.unfinished_followers = 0
-            for variable in (*call.makes, *call.inputs.values()):
+            for variable in (*call.outputs, *call.inputs.values()):
                 variable.producer = None
                 variable.consumers.clear()
                 variable.unfinished_consumers = 0
@@ -763,7 +763,7 @@ def _parameter_bytes(slots: Sequence[Slot]) -> int:
 
 def prefix_hashes(call: Call) -> list[str]:
     """Hashes of the prompt at every border of segments: equal for equal text and equal sources, in one tenant."""
-    return [f"{border.key % 2**64:016x}" for border in borders(call) if border.ends]
+    return [f"{border.key % 2**64:016x}" for border in prefix_keys(call) if border.ends]
 
 
 def _digest(scope: str) -> "hashlib.blake2b":

@@ -8,8 +8,8 @@ from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge
 from gateway.graph.events import Log, NoLog
 from gateway.graph.ids import new_id
-from gateway.graph.limits import SharedBound
-from gateway.graph.session import Bounds, Session, Shared
+from gateway.graph.limits import SharedLimit
+from gateway.graph.session import Session, SessionLimits, SharedLimits
 
 _REMEMBERED = 10_000
 """Expired ids kept, to answer 410 instead of 404."""
@@ -32,7 +32,7 @@ class SessionStore:
     """Owner of all sessions. `cancel` stops a call and marks it and its output cancelled."""
 
     cancel: Callable[[Call, Failure], None]
-    bounds: Bounds
+    bounds: SessionLimits
     ttl: float
     max_sessions: int
     max_sessions_per_tenant: int
@@ -48,16 +48,16 @@ class SessionStore:
     _leaving: list[Session] = field(default_factory=list)
     """Sessions that have ended, of which somebody may still hold a part."""
     _left: list[Session] = field(default_factory=list)
-    """Those that had ended when `let_go` was last called."""
+    """Those that had ended when `dissolve_ended` was last called."""
 
     _evicted: list[Session] = field(default_factory=list)
     """Sessions that were ended to make room for others since the last call of `expire`."""
 
     def __post_init__(self) -> None:
         several = self.several_tenants
-        self._counts = SharedBound(self.max_sessions, several=several, own=self.max_sessions_per_tenant)
-        self._shared = Shared(
-            SharedBound(self.max_bytes, several=several), SharedBound(self.max_waiters, several=several)
+        self._counts = SharedLimit(self.max_sessions, several=several, own=self.max_sessions_per_tenant)
+        self._shared = SharedLimits(
+            SharedLimit(self.max_bytes, several=several), SharedLimit(self.max_waiters, several=several)
         )
 
     def create(
@@ -184,7 +184,7 @@ class SessionStore:
         evicted, self._evicted = self._evicted, []
         return evicted + old
 
-    def let_go(self) -> None:
+    def dissolve_ended(self) -> None:
         """To be called every second or so: lets go of sessions that had ended by the last time, as far as nobody reads
         them. Where many come and go, they would fill the memory until the cycle collector finds them."""
         self._left, self._leaving = [s for s in self._left if not s.dissolve()] + self._leaving, []

@@ -47,7 +47,7 @@ def reasoning_of(pieces: Iterable[Piece]) -> str:
     return "".join([piece.reasoning for piece in pieces])
 
 
-class StartedOver(Exception):
+class ProducerRestarted(Exception):
     """What was read of a value so far is void: its producer begins again."""
 
 
@@ -62,21 +62,21 @@ class Variable:
         "_watchers",
         "consumers",
         "deleted",
+        "exposure_persisted",
         "failure",
-        "hurried",
+        "interactive_subscribers",
+        "is_exposed",
+        "latency_subscribers",
         "name",
         "number",
         "pieces",
         "producer",
-        "readers",
         "reserved",
-        "shown",
-        "shown_kept",
-        "starts",
+        "restarts",
         "state",
+        "subscribers",
         "unfinished_consumers",
         "value",
-        "watched",
     )
 
     def __init__(self, name: str, note: "Callable[[Variable], None] | None" = None, number: int = 0) -> None:
@@ -90,22 +90,22 @@ class Variable:
         self.consumers: list[Call] = []
         self.unfinished_consumers = 0
         """How many of the consumers have not ended. Scanning them would cost a graph the square of its edges."""
-        self.readers = 0
+        self.subscribers = 0
         """Clients waiting for it or reading its stream now."""
-        self.hurried = 0
+        self.latency_subscribers = 0
         """Of these, those who want it soon."""
-        self.watched = 0
+        self.interactive_subscribers = 0
         """Of these, those who wait for nothing else."""
         self.pieces: list[Piece] = []
-        self.shown = False
+        self.is_exposed = False
         """Whether a client has been given part of a value that is not whole yet, or is about to be."""
-        self.shown_kept = False
+        self.exposure_persisted = False
         """Whether that is kept, so that it may be given."""
         self.deleted = False
         """Whether its name was taken from it: nobody new can find it."""
         self.reserved = False
         """Whether a value has been accepted that is about to be set."""
-        self.starts = 0
+        self.restarts = 0
         """How often its producer began anew."""
         self._note = note
         self._reading = 0
@@ -116,7 +116,7 @@ class Variable:
         self._watchers: list[Callable[[], None]] = []
 
     @property
-    def assigned(self) -> bool:
+    def is_assigned(self) -> bool:
         """Whether it has a value or somebody who will make it; it takes no other then."""
         return self.producer is not None or self.reserved or self.state is not VariableState.DECLARED
 
@@ -128,9 +128,9 @@ class Variable:
             self.pieces.append(Piece(value))
         self._finish(VariableState.READY, value)
 
-    def produced_by(self, call: "Call") -> None:
+    def bind_producer(self, call: "Call") -> None:
         """Binds the variable to the call that will make it. Raises VariableAlreadySet."""
-        if self.assigned:
+        if self.is_assigned:
             raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once")
         self.producer = call
         self._move(VariableState.PENDING)
@@ -144,13 +144,13 @@ class Variable:
             self._move(VariableState.STREAMING)
         self._wake_changed()
 
-    def start_over(self) -> bool:
+    def restart(self) -> bool:
         """The producer begins again. False, and nothing is changed, if a client was shown what it made before."""
-        if self.shown or self.state.final:
+        if self.is_exposed or self.state.final:
             return False
         if self.state is VariableState.STREAMING:
             self.pieces.clear()
-            self.starts += 1
+            self.restarts += 1
             self._move(VariableState.PENDING)
             self._wake_changed()
         return True
@@ -206,12 +206,12 @@ class Variable:
             waiting, self._changed = self._changed, []
             _wake(waiting)
 
-    async def final(self) -> None:
+    async def wait_final(self) -> None:
         """Waits until the variable is ready, failed or cancelled. Raises nothing of its own."""
         if not self.state.final:
             await self._wait(self._final)
 
-    async def changed(self) -> None:
+    async def wait_changed(self) -> None:
         """Waits for the next piece, a new start or the end."""
         await self._wait(self._changed)
 
@@ -225,12 +225,13 @@ class Variable:
                 waiting.remove(one)
             raise
 
-    def read(self, show: "Callable[[Variable], Awaitable[None]] | None" = None) -> "Reader":
+    def read(self, expose: "Callable[[Variable], Awaitable[None]] | None" = None) -> "Reader":
         """All of the value from its beginning, as it is made.
 
-        `show` is awaited before pieces of an unfinished value are given away to somebody to whom they cannot be unsaid.
+        `expose` is awaited before pieces of an unfinished value are given away to somebody to whom they cannot be
+        unsaid.
         """
-        return Reader(self, show)
+        return Reader(self, expose)
 
 
 def _wake(waiting: "list[asyncio.Future[None]]") -> None:
@@ -242,11 +243,11 @@ def _wake(waiting: "list[asyncio.Future[None]]") -> None:
 class Reader:
     """One reader's place in a variable. A context manager; `more` may be cancelled and called again."""
 
-    def __init__(self, variable: Variable, show: Callable[[Variable], Awaitable[None]] | None) -> None:
+    def __init__(self, variable: Variable, expose: Callable[[Variable], Awaitable[None]] | None) -> None:
         self._variable = variable
-        self._show = show
+        self._show = expose
         self._at = 0
-        self._starts = variable.starts
+        self._starts = variable.restarts
         self._tell: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
@@ -264,14 +265,14 @@ class Reader:
             self._variable._compact()
 
     async def more(self) -> Sequence[Piece]:
-        """The next pieces, waited for; none if the variable is final and that was all. Raises StartedOver if
+        """The next pieces, waited for; none if the variable is final and that was all. Raises ProducerRestarted if
         some were read before."""
         while True:
-            if self.unshown:
-                await self.show()
+            if self.must_expose:
+                await self.expose()
             if (pieces := self.take()) or self.ended:
                 return pieces
-            await self._variable.changed()
+            await self._variable.wait_changed()
 
     # for whoever would rather be called back
 
@@ -283,14 +284,14 @@ class Reader:
         self._variable._watchers.append(tell)
 
     def take(self) -> Sequence[Piece]:
-        """The next pieces, as far as they are there and need not be shown first. Raises StartedOver if some were taken
-        before."""
+        """The next pieces, as far as they are there and need not be shown first. Raises ProducerRestarted if some were
+        taken before."""
         variable = self._variable
-        if variable.starts != self._starts:
+        if variable.restarts != self._starts:
             if self._at:
-                raise StartedOver
-            self._starts = variable.starts
-        if self._at == len(variable.pieces) or self.unshown:
+                raise ProducerRestarted
+            self._starts = variable.restarts
+        if self._at == len(variable.pieces) or self.must_expose:
             return ()
         pieces = variable.pieces[self._at :]
         self._at += len(pieces)
@@ -302,17 +303,17 @@ class Reader:
         return self._variable.state.final and self._at == len(self._variable.pieces)
 
     @property
-    def unshown(self) -> bool:
+    def must_expose(self) -> bool:
         """Whether there is something to take as soon as it was shown."""
         variable = self._variable
         return (
             self._show is not None
-            and not variable.shown_kept
+            and not variable.exposure_persisted
             and self._at < len(variable.pieces)
             and not variable.state.final
         )
 
-    async def show(self) -> None:
+    async def expose(self) -> None:
         """Says that pieces of an unfinished value are given away, and returns once that is kept."""
         if self._show is not None:
             await self._show(self._variable)

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from compat.openai import REFUSED
 from compat.openai.base import FAULT
 from gateway.errors import RequestError, at
-from gateway.graph.limits import SharedBound
+from gateway.graph.limits import SharedLimit
 from gateway.http.middleware.auth import TENANT
 from gateway.runtime import json_codec
 from gateway.runtime.fair_gate import FairGate
@@ -29,7 +29,7 @@ LARGE_BODIES = web.AppKey("large_bodies", FairGate)
 FORM_CHECKS = web.AppKey("form_checks", FairGate)
 """The gate of checks that compile schemas, patterns and grammars in a thread."""
 
-BODIES_HELD = web.AppKey("bodies_held", SharedBound)
+BODIES_HELD = web.AppKey("bodies_held", SharedLimit)
 """Bytes of large bodies whose requests have not been answered."""
 
 _HELD = web.RequestKey("body_held", int)

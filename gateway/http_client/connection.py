@@ -38,15 +38,15 @@ _ALWAYS = {"User-Agent": "myna", "Accept": "*/*"}
 """What goes along with every request: some that stand before servers take none without."""
 
 
-class NotReached(Exception):
+class ConnectError(Exception):
     """No connection could be made."""
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """The connection broke off, or what came over it was no HTTP."""
 
 
-class Silent(Broken):
+class ResponseTimeout(ConnectionBroken):
     """Nothing came for too long."""
 
 
@@ -66,7 +66,7 @@ class Response:
         self._connection = connection
         self._body: list[bytes] = []
         self._unread = 0
-        self._error: Broken | None = None
+        self._error: ConnectionBroken | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._tell: Callable[[bytes], None] | None = None
         self._raised: Exception | None = None
@@ -109,7 +109,7 @@ class Response:
             raise self._anew(self._error)
 
     @staticmethod
-    def _anew(error: Broken) -> Broken:
+    def _anew(error: ConnectionBroken) -> ConnectionBroken:
         """One that is kept nowhere: a traceback knows whoever was at work, and so this answer."""
         return type(error)(*error.args)
 
@@ -129,13 +129,13 @@ class Response:
             if len(body) > most:
                 if cut:
                     break
-                raise Broken(f"its answer has more than {most} bytes")
+                raise ConnectionBroken(f"its answer has more than {most} bytes")
         return bytes(body[:most])
 
     def close(self) -> None:
         """Ends it. Its connection is kept if all of it had come."""
         if not self.ended:
-            self._connection.end(Broken("it was closed here"))
+            self._connection.end(ConnectionBroken("it was closed here"))
 
     async def head(self) -> None:
         """Waits for the head. Raises Broken."""
@@ -169,7 +169,7 @@ class Response:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def fail(self, error: Broken) -> None:
+    def fail(self, error: ConnectionBroken) -> None:
         """Nothing more will come."""
         self._error = error
         self.wake()
@@ -178,7 +178,7 @@ class Response:
 class _Connection(asyncio.Protocol):
     """One of them, with one answer at a time. Also told by its parser of what it finds."""
 
-    def __init__(self, owner: "Connections") -> None:
+    def __init__(self, owner: "ConnectionPool") -> None:
         self.idle_since = 0.0
         self.heard = time.monotonic()
         """When something came, or was asked."""
@@ -214,7 +214,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
         return response
 
-    def end(self, error: Broken | None) -> None:
+    def end(self, error: ConnectionBroken | None) -> None:
         """Closes it at once; whoever reads from it is told."""
         if self._transport is not None:
             self._transport.abort()
@@ -279,10 +279,10 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError) as error:
-            self.end(Broken(f"what came is no HTTP: {error}"))
+            self.end(ConnectionBroken(f"what came is no HTTP: {error}"))
             return
         if not response.status and self._head_bytes > _HEAD_BYTES:
-            self.end(Broken("the head of its answer has no end"))
+            self.end(ConnectionBroken("the head of its answer has no end"))
             return
         if self._unasked:
             self.end(None)
@@ -301,7 +301,7 @@ class _Connection(asyncio.Protocol):
             response.ended = True
             response.wake()
         else:
-            response.fail(Broken("the server closed the connection" if error is None else f"{error}"))
+            response.fail(ConnectionBroken("the server closed the connection" if error is None else f"{error}"))
 
     # of the parser
 
@@ -360,7 +360,7 @@ def _why(error: OSError) -> str:
     return os.strerror(error.errno)
 
 
-class Connections:
+class ConnectionPool:
     """Owner of the connections to one server."""
 
     def __init__(
@@ -407,13 +407,13 @@ class Connections:
         return self.ask("POST", path, content)
 
     async def ask(self, method: str, path: str, content: bytes = b"") -> Response:
-        """The answer to a request, once its head is there. Raises NotReached or Broken."""
+        """The answer to a request, once its head is there. Raises ConnectError or Broken."""
         if (kept := self._take()) is not None:
             try:
                 return await self._answer(kept, method, path, content)
-            except Broken as error:
+            except ConnectionBroken as error:
                 # most likely the server had closed it just then, as it may have closed all the others: so a new one
-                if kept.answered or isinstance(error, Silent):
+                if kept.answered or isinstance(error, ResponseTimeout):
                     raise
         return await self._answer(await self._connect(), method, path, content)
 
@@ -454,9 +454,9 @@ class Connections:
                     sock.close()
                     raise
         except TimeoutError as error:
-            raise NotReached(f"it did not answer within {_CONNECT_SECONDS:g} s") from error
+            raise ConnectError(f"it did not answer within {_CONNECT_SECONDS:g} s") from error
         except OSError as error:  # TLS's among them
-            raise NotReached(_why(error)) from error
+            raise ConnectError(_why(error)) from error
         return connection
 
     async def _resolved(self) -> Sequence[aiohappyeyeballs.AddrInfoType]:
@@ -506,9 +506,9 @@ class Connections:
             response = connection.response
             silent = now - connection.heard
             if response is not None and not connection.paused and silent > response.patience:
-                connection.end(Silent(f"silent for {response.patience:g} s"))
+                connection.end(ResponseTimeout(f"silent for {response.patience:g} s"))
             elif response is not None and now > response.until:
-                connection.end(Broken("its answer has no end"))
+                connection.end(ConnectionBroken("its answer has no end"))
         for connection in list(takewhile(lambda one: now - one.idle_since >= self._kept, self._idle)):
             connection.end(None)
         if self._busy or self._idle:
@@ -520,5 +520,5 @@ class Connections:
             self._timer.cancel()
             self._timer = None
         for connection in [*self._idle, *self._busy]:
-            connection.end(Broken("the gateway ends"))
+            connection.end(ConnectionBroken("the gateway ends"))
         await asyncio.sleep(0)  # so that they are closed

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Event, Fact, SessionEnded
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Session, SessionLimits
 from gateway.journal.records import Record, entries_of, record_of, session_record
 from gateway.journal.replay import mend, replay
 from gateway.journal.storage import Batch, Entry, LeaseLost, Opened, Row, Storage
@@ -65,7 +65,7 @@ class Journal:
         self._failure: JournalFailed | None = None
         self._closed = False
 
-    def restore(self, rows: Iterable[Row], bounds: Bounds) -> list[Session]:
+    def restore(self, rows: Iterable[Row], bounds: SessionLimits) -> list[Session]:
         """The sessions that were kept, oldest first; their unfinished calls are still to be begun anew.
 
         Raises JournalError.

@@ -17,7 +17,7 @@ from gateway.graph.call import (
     Input,
     Objective,
     Rendering,
-    Sampling,
+    SamplingParams,
     Segment,
     Slot,
     Text,
@@ -27,13 +27,13 @@ from gateway.graph.call import (
 )
 from gateway.graph.errors import Failure
 from gateway.graph.events import (
-    Added,
-    Assigned,
+    CallAddition,
     CallChanged,
     Event,
+    Exposure,
     Fact,
-    Made,
-    Shown,
+    SlotText,
+    ValueAssignment,
     VariableChanged,
     VariableDeleted,
 )
@@ -82,7 +82,7 @@ class ValueRecord(_Record, frozen=True, tag="value"):
     value: str
 
 
-class ShownRecord(_Record, frozen=True, tag="shown"):
+class ExposureRecord(_Record, frozen=True, tag="shown"):
     """Part of the variable's value was given away."""
 
     number: int
@@ -152,7 +152,7 @@ class StateRecord(_Record, frozen=True, tag="state"):
     outcome: Outcome | None
 
 
-class MadeRecord(_Record, frozen=True, tag="made"):
+class SlotTextRecord(_Record, frozen=True, tag="made"):
     """A slot's text as it stands in the prompt."""
 
     call: str
@@ -161,7 +161,14 @@ class MadeRecord(_Record, frozen=True, tag="made"):
 
 
 Record = (
-    SessionRecord | VariableRecord | DeletedRecord | ValueRecord | ShownRecord | CallRecord | StateRecord | MadeRecord
+    SessionRecord
+    | VariableRecord
+    | DeletedRecord
+    | ValueRecord
+    | ExposureRecord
+    | CallRecord
+    | StateRecord
+    | SlotTextRecord
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -225,10 +232,10 @@ _CHANGES: dict[type, Callable[[float, Any], Record]] = {
 """Of a session that has ended there are no rows."""
 
 _FACTS: dict[type, Callable[[Any], Record]] = {
-    Assigned: lambda fact: ValueRecord(fact.variable.number, fact.variable.name, fact.value),
-    Added: lambda fact: _call(fact.call),
-    Made: lambda fact: MadeRecord(fact.call.id, fact.slot, fact.text),
-    Shown: lambda fact: ShownRecord(fact.variable.number),
+    ValueAssignment: lambda fact: ValueRecord(fact.variable.number, fact.variable.name, fact.value),
+    CallAddition: lambda fact: _call(fact.call),
+    SlotText: lambda fact: SlotTextRecord(fact.call.id, fact.slot, fact.text),
+    Exposure: lambda fact: ExposureRecord(fact.variable.number),
 }
 
 
@@ -247,7 +254,7 @@ def _call(call: Call) -> CallRecord:
         segments=[_segment_record(segment) for segment in spec.segments],
         parts=None if spec.parts is None else [p if isinstance(p, str) else _input_record(p) for p in spec.parts],
         inputs={name: variable.number for name, variable in call.inputs.items()},
-        makes={variable.name: variable.number for variable in call.makes},
+        makes={variable.name: variable.number for variable in call.outputs},
         deferred=spec.deferred,
         objective=spec.objective,
         share=spec.share,
@@ -279,20 +286,20 @@ def _segment(part: TextPart | InputPart | SlotPart) -> Segment:
             return Input(Reference(name, path), where)
         case SlotPart(name, sampling, transform, where, thinks):
             made = None if transform is None else msgspec.convert(transform, Transform)
-            return Slot(name, msgspec.convert(sampling, Sampling, strict=False), made, where, thinks)
+            return Slot(name, msgspec.convert(sampling, SamplingParams, strict=False), made, where, thinks)
 
 
 def _part(part: str | InputPart) -> str | Input:
     return part if isinstance(part, str) else Input(Reference(part.name, part.path), part.where)
 
 
-def _defaults(kind: type[Sampling] | type[Transform]) -> Sequence[tuple[str, Any]]:
+def _defaults(kind: type[SamplingParams] | type[Transform]) -> Sequence[tuple[str, Any]]:
     return [(name, getattr(kind(), name)) for name in (field.name for field in dataclasses.fields(kind))]
 
 
-_DEFAULTS = {kind: _defaults(kind) for kind in (Sampling, Transform)}
+_DEFAULTS = {kind: _defaults(kind) for kind in (SamplingParams, Transform)}
 
 
-def _changed(chosen: Sampling | Transform) -> dict[str, Any]:
+def _changed(chosen: SamplingParams | Transform) -> dict[str, Any]:
     """The fields that are not the default."""
     return {name: value for name, default in _DEFAULTS[type(chosen)] if (value := getattr(chosen, name)) != default}

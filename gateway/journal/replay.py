@@ -17,15 +17,15 @@ from gateway.graph.events import (
     VariableChanged,
     VariableDeleted,
 )
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Session, SessionLimits
 from gateway.graph.variable import Piece, Variable, VariableState
 from gateway.journal.records import (
     CallRecord,
     DeletedRecord,
-    MadeRecord,
+    ExposureRecord,
     Record,
     SessionRecord,
-    ShownRecord,
+    SlotTextRecord,
     StateRecord,
     ValueRecord,
     VariableRecord,
@@ -36,7 +36,7 @@ from gateway.journal.storage import JournalError, Row
 
 
 def replay(
-    rows: Iterable[Row], bounds: Bounds, log: Log, damaged: Callable[[int, object], JournalError]
+    rows: Iterable[Row], bounds: SessionLimits, log: Log, damaged: Callable[[int, object], JournalError]
 ) -> dict[int, Session]:
     """Sessions by their keys; see `mend` for what is still to be done with them. Raises what `damaged` makes of a row
     and its problem."""
@@ -57,7 +57,7 @@ def replay(
 class Replay:
     """Owner of a session while it is put together again."""
 
-    def __init__(self, record: Record, bounds: Bounds, log: Log) -> None:
+    def __init__(self, record: Record, bounds: SessionLimits, log: Log) -> None:
         if not isinstance(record, SessionRecord):
             raise TypeError("a session's first row is missing")
         self.session = Session(
@@ -96,8 +96,8 @@ class Replay:
                 variable.pieces = [Piece(value)] if value else []
                 variable.reserved = not variable.state.final
                 session.grow(value)
-            case ShownRecord(number):
-                self._variables[number].shown = True
+            case ExposureRecord(number):
+                self._variables[number].is_exposed = True
             case CallRecord():
                 session.rejoin(self._call(record))
             case StateRecord(at, call_id, state, failure, outcome):
@@ -115,7 +115,7 @@ class Replay:
                 self._happened(seq, at, CallChanged(call, state, failure))
                 if state.final:
                     call.conclude()
-            case MadeRecord(call_id, slot, text):
+            case SlotTextRecord(call_id, slot, text):
                 session.calls[call_id].made[slot] = text
             case SessionRecord():
                 raise TypeError("a session began twice")
@@ -168,14 +168,14 @@ def _begin_anew(call: Call) -> None:
     for slot in call.slots.values():
         if _kept(slot):
             slot.complete()
-    if any(variable.shown for variable in call.makes if not variable.state.final):
+    if any(variable.is_exposed for variable in call.outputs if not variable.state.final):
         message = "the server ended while this was read, and it would not be the same again"
         call.failure = Failure("interrupted", message, call.id)
         call.move(CallState.FAILED)
         call.conclude()
         return
-    for variable in call.makes:
-        variable.start_over()
+    for variable in call.outputs:
+        variable.restart()
     call.usage = Usage()
     if call.state is not CallState.WAITING:
         call.move(CallState.WAITING)

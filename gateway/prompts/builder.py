@@ -32,10 +32,10 @@ _END = f"\ue000{_NONCE}-end\ue001"
 class PromptTokenizer(Protocol):
     """What prompts are made with: a checkpoint's tokenizer, or what stands for one where an engine takes messages.
 
-    `passes_on`: the chat template writes messages, tools and all, as the client sent them.
+    `is_passthrough`: the chat template writes messages, tools and all, as the client sent them.
     """
 
-    passes_on: bool
+    is_passthrough: bool
     control: dict[str, int]
     control_pattern: re.Pattern[str] | None
     chat_template: str | None
@@ -81,14 +81,14 @@ class PromptBuilder:
         """`window`: the model's window in tokens. Prompts that do not fit are refused before they are tokenised as a
         whole; with None, there is no limit. Raises TemplateRefused if the chat template cannot be compiled."""
         self._tokenizer = tokenizer
-        self._window = None if tokenizer.passes_on else window
-        self.passes_on = tokenizer.passes_on
+        self._window = None if tokenizer.is_passthrough else window
+        self.is_passthrough = tokenizer.is_passthrough
         """Whether messages go to the engine's server as they are."""
         source = tokenizer.chat_template or ""
         self._template = None if tokenizer.chat_template is None else ChatTemplate(source, tokenizer.special_texts)
         self._thinks = THOUGHT_ENDS in source
         """Whether the model may write thoughts before its answers."""
-        self.style = PASSED_ON if self.passes_on else style_of(source)
+        self.style = PASSED_ON if self.is_passthrough else style_of(source)
         """How the model writes calls of tools."""
 
     def unbounded(self) -> "PromptBuilder":
@@ -123,13 +123,13 @@ class PromptBuilder:
         messages are; `places`: the paths of their contents, where these do not follow from that.
         Raises RequestError if the model has no template or the template refuses the messages, SlotWithoutPlace.
         """
-        if self._template is None and not self.passes_on:
+        if self._template is None and not self.is_passthrough:
             raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
-        if passed_on and not self.passes_on:
+        if passed_on and not self.is_passthrough:
             name = min(passed_on)
             message = f"this model runs on an engine that can do nothing with {name}"
             raise RequestError(400, message, code="unsupported_by_engine", param=at(where, name))
-        if not self.passes_on:
+        if not self.is_passthrough:
             _refuse_media(messages, where, field, places)
             self._refuse_long(messages, references, at(where, field))
         elif not references and not slots:

@@ -37,7 +37,7 @@ _AT_ONCE = 4096
 class TranscriptTokenizer:
     """A `PromptTokenizer` whose tokens are characters. Messages stay messages: no template is applied."""
 
-    passes_on = True
+    is_passthrough = True
     chat_template: str | None = None
     bos_text = ""
     special_texts: Mapping[str, str] = MappingProxyType({})

@@ -30,7 +30,7 @@ class ServedModel:
         return token if isinstance(token, bytes) else self.tokenizer.token_bytes(token)
 
 
-class Models:
+class ServedModels:
     """The models that are served, from the time their engine is ready."""
 
     def __init__(self, wait_seconds: float) -> None:

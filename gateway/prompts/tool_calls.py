@@ -237,14 +237,14 @@ def _written(function: Mapping[str, Any], style: Style) -> Verbatim:
 
 
 @dataclass(frozen=True)
-class Said:
+class AnswerText:
     """A piece of ordinary text."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Called:
+class CallStart:
     """A call begins: the `index`-th of the answer."""
 
     index: int
@@ -252,14 +252,14 @@ class Called:
 
 
 @dataclass(frozen=True)
-class Argued:
+class CallArguments:
     """A piece of a call's arguments, as JSON."""
 
     index: int
     text: str
 
 
-Found = Said | Called | Argued
+Found = AnswerText | CallStart | CallArguments
 
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
 _LONGEST_HEAD = 400
@@ -337,9 +337,9 @@ class Reader:
         found = list(self._found(last=True, cut=cut))
         if self._held or self._before:
             if self._state == "arguments":
-                found.append(Argued(self._calls - 1, self._held))
+                found.append(CallArguments(self._calls - 1, self._held))
             elif not self._hides(cut) and (self._calls == 0 or (self._before + self._held).strip(" \n\t,[]")):
-                found.append(Said(self._before + self._held))
+                found.append(AnswerText(self._before + self._held))
         self._held = self._before = ""
         return found
 
@@ -359,7 +359,7 @@ class Reader:
                     piece, ended = self._scan.take(self._held)
                     self._held = self._held[len(piece) :]
                     if piece:
-                        yield Argued(self._calls - 1, piece)
+                        yield CallArguments(self._calls - 1, piece)
                     if ended:
                         self._state = "behind"
                 case "behind":
@@ -368,7 +368,7 @@ class Reader:
                         self._held = self._held.removeprefix("}")
                         self._state = "between"
                 case _:
-                    yield Said(self._held)
+                    yield AnswerText(self._held)
                     self._held = ""
             if (self._state, self._held) == before:
                 return
@@ -396,7 +396,7 @@ class Reader:
     def _say(self, text: str) -> Iterator[Found]:
         if text:
             self._told, self._behind_call = True, False
-            yield Said(text)
+            yield AnswerText(text)
 
     def _between(self, *, last: bool, cut: bool) -> Iterator[Found]:
         rest = self._held.lstrip(" \n\t,[]" if not self._marked else " \n\t")
@@ -406,7 +406,7 @@ class Reader:
             return
         head = _HEAD.match(rest)
         if head is not None and (name := _name(head[1])) in self._names:
-            yield Called(self._calls, name)
+            yield CallStart(self._calls, name)
             self._calls += 1
             self._held, self._before = rest[head.end() :], ""
             self._state, self._scan = "arguments", _Json()
@@ -414,7 +414,7 @@ class Reader:
         if last and self._hides(cut) and (_HEAD_BEGINS.fullmatch(rest) or rest in _MARKS_BEGIN):
             named = _NAMED.match(rest)
             if named is not None and (name := _name(named[1])) in self._names:
-                yield Called(self._calls, name)
+                yield CallStart(self._calls, name)
                 self._calls += 1
                 self._state = "arguments"
             self._held = self._before = ""
@@ -440,11 +440,11 @@ def read_calls(reader: Reader, text: str, *, cut: bool = False) -> tuple[str, li
     said, calls = list[str](), list[tuple[str, list[str]]]()
     for found in (*reader.push(text), *reader.finish(cut=cut)):
         match found:
-            case Said(piece):
+            case AnswerText(piece):
                 said.append(piece)
-            case Called(_, name):
+            case CallStart(_, name):
                 calls.append((name, []))
-            case Argued(_, piece):
+            case CallArguments(_, piece):
                 calls[-1][1].append(piece)
     return "".join(said), [(name, "".join(arguments)) for name, arguments in calls]
 

@@ -1,16 +1,16 @@
 """Responses that clients may come back to, by their ids: in the journal's file, in PostgreSQL, or in memory."""
 
-from gateway.responses.postgres import PostgresArchive
-from gateway.responses.sqlite import Database, MemoryDatabase, SqliteArchive
-from gateway.responses.store import Archive, Archived, ArchiveFailed, Told
+from gateway.responses.postgres import PostgresResponseStore
+from gateway.responses.sqlite import Database, MemoryDatabase, SqliteResponseStore
+from gateway.responses.store import ResponseStore, ResponseStoreError, StoredResponse, Told
 
 __all__ = [
-    "Archive",
-    "ArchiveFailed",
-    "Archived",
     "Database",
     "MemoryDatabase",
-    "PostgresArchive",
-    "SqliteArchive",
+    "PostgresResponseStore",
+    "ResponseStore",
+    "ResponseStoreError",
+    "SqliteResponseStore",
+    "StoredResponse",
     "Told",
 ]

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from gateway.responses.store import CONVERSATION_BYTES, Archived, ArchiveFailed, Told, check_size, hidden
+from gateway.responses.store import CONVERSATION_BYTES, ResponseStoreError, StoredResponse, Told, check_size, hidden
 
 if TYPE_CHECKING:
     from gateway.journal import PostgresStorage
@@ -62,8 +62,8 @@ _AT_ONCE = 1000
 _TIDY_SECONDS = 30.0
 
 
-class PostgresArchive:
-    """An `Archive`. The bound on its bytes is kept within half a minute: counting takes a look at every row."""
+class PostgresResponseStore:
+    """An `ResponseStore`. The bound on its bytes is kept within half a minute: counting takes a look at every row."""
 
     def __init__(self, storage: "PostgresStorage", max_bytes: int, ttl: float) -> None:
         """`max_bytes`: of responses that are kept, by all gateways together. `ttl`: seconds for which one is."""
@@ -74,18 +74,18 @@ class PostgresArchive:
         self._tidied = 0.0
 
     @classmethod
-    async def open(cls, storage: "PostgresStorage", max_bytes: int, ttl: float) -> "PostgresArchive":
-        """Makes the table if need be. Raises ArchiveFailed."""
+    async def open(cls, storage: "PostgresStorage", max_bytes: int, ttl: float) -> "PostgresResponseStore":
+        """Makes the table if need be. Raises ResponseStoreError."""
         archive = cls(storage, max_bytes, ttl)
         try:
             async with storage.making_tables() as connection:
                 await connection.execute(_CREATE)
         except storage.failures as error:
-            raise ArchiveFailed(str(error)) from error
+            raise ResponseStoreError(str(error)) from error
         return archive
 
-    async def keep(self, response: Archived, earlier: Sequence[Told] = ()) -> None:
-        """See `Archive`."""
+    async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
+        """See `ResponseStore`."""
         at = time.time()
         async with self._transaction() as connection:
             before = None
@@ -96,8 +96,8 @@ class PostgresArchive:
                     before = await _insert(connection, hidden(response.tenant, told), before, at)
             await _insert(connection, response, before, at, found=True)
 
-    async def end(self, response: Archived) -> bool:
-        """See `Archive`."""
+    async def end(self, response: StoredResponse) -> bool:
+        """See `ResponseStore`."""
         query = (
             "UPDATE myna_responses SET input = $1, answer = $2, begun = '', runs_in = NULL, size = $3 "
             "WHERE tenant = $4 AND id = $5 AND found AND begun <> '' RETURNING number"
@@ -107,23 +107,23 @@ class PostgresArchive:
             ended = await connection.fetchval(query, *texts, response.size, response.tenant, response.id)
         return ended is not None
 
-    async def find(self, tenant: str, id: str) -> Archived | None:
-        """See `Archive`."""
+    async def find(self, tenant: str, id: str) -> StoredResponse | None:
+        """See `ResponseStore`."""
         query = f"SELECT {_COLUMNS} FROM myna_responses WHERE tenant = $1 AND id = $2 AND found"
         async with self._transaction() as connection:
             found = await connection.fetchrow(query, tenant, id)
         return None if found is None else _archived(found)
 
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
-        """See `Archive`."""
+        """See `ResponseStore`."""
         async with self._transaction() as connection:
             rows = await connection.fetch(_CHAIN, tenant, id, 2 * CONVERSATION_BYTES)
         return check_size(
             [Told(input.encode(), answer.encode(), session, ended) for input, answer, session, ended in rows]
         )
 
-    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[Archived]:
-        """See `Archive`."""
+    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
+        """See `ResponseStore`."""
         query = f"SELECT {_COLUMNS} FROM myna_responses WHERE begun <> ''"
         values: tuple[Any, ...] = ()
         if tenant is not None:
@@ -133,7 +133,7 @@ class PostgresArchive:
         return [_archived(row) for row in rows]
 
     async def forget(self, tenant: str, id: str) -> bool:
-        """See `Archive`."""
+        """See `ResponseStore`."""
         async with self._transaction() as connection:
             number = await _number(connection, tenant, id)
             if number is not None:
@@ -141,7 +141,7 @@ class PostgresArchive:
         return number is not None
 
     async def forget_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """See `Archive`."""
+        """See `ResponseStore`."""
         query = (
             "SELECT number FROM myna_responses AS r JOIN unnest($1::text[], $2::text[]) AS gone (tenant, session) "
             "ON r.tenant = gone.tenant AND r.session = gone.session WHERE found ORDER BY number DESC"
@@ -150,7 +150,7 @@ class PostgresArchive:
         await self._forget_all(query, tenants, ids)
 
     async def tidy(self) -> None:
-        """See `Archive`."""
+        """See `ResponseStore`."""
         now = time.monotonic()
         if now - self._tidied < _TIDY_SECONDS:
             return
@@ -168,19 +168,21 @@ class PostgresArchive:
                 await _forget(connection, row["number"])
 
     async def close(self) -> None:
-        """See `Archive`. The storage is closed by whoever opened it."""
+        """See `ResponseStore`. The storage is closed by whoever opened it."""
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Any]:
-        """Raises ArchiveFailed for whatever fails in it for the database's reasons."""
+        """Raises ResponseStoreError for whatever fails in it for the database's reasons."""
         try:
             async with self._storage.transaction() as connection:
                 yield connection
         except self._storage.failures as error:
-            raise ArchiveFailed(f"responses cannot be kept or read now: {error}") from error
+            raise ResponseStoreError(f"responses cannot be kept or read now: {error}") from error
 
 
-async def _insert(connection: Any, response: Archived, before: int | None, at: float, *, found: bool = False) -> int:
+async def _insert(
+    connection: Any, response: StoredResponse, before: int | None, at: float, *, found: bool = False
+) -> int:
     """Its number. What came before has one follower more."""
     number: int = await connection.fetchval(
         "INSERT INTO myna_responses (tenant, id, found, at, before, session, input, answer, begun, runs_in, size) "
@@ -214,8 +216,8 @@ async def _forget(connection: Any, number: int) -> None:
         await connection.execute("UPDATE myna_responses SET followers = followers - 1 WHERE number = $1", at)
 
 
-def _archived(row: Any) -> Archived:
-    return Archived(
+def _archived(row: Any) -> StoredResponse:
+    return StoredResponse(
         row["tenant"],
         row["id"],
         row["input"].encode(),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from gateway.responses.store import CONVERSATION_BYTES, Archived, ArchiveFailed, Told, check_size, hidden
+from gateway.responses.store import CONVERSATION_BYTES, ResponseStoreError, StoredResponse, Told, check_size, hidden
 
 log = logging.getLogger("myna.archive")
 
@@ -103,8 +103,8 @@ class MemoryDatabase:
         self._thread.shutdown()
 
 
-class SqliteArchive:
-    """An `Archive`. Owner of what is asked for and not done yet."""
+class SqliteResponseStore:
+    """An `ResponseStore`. Owner of what is asked for and not done yet."""
 
     def __init__(self, database: Database, max_bytes: int, ttl: float, *, owns: bool) -> None:
         """`max_bytes`: of responses that are kept. `ttl`: seconds for which one is. `owns`: whether the database is
@@ -123,8 +123,8 @@ class SqliteArchive:
         """Whether the last transaction did."""
         self._closed = False
 
-    async def keep(self, response: Archived, earlier: Sequence[Told] = ()) -> None:
-        """See `Archive`."""
+    async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
+        """See `ResponseStore`."""
         at = time.time()
 
         def keep(connection: sqlite3.Connection) -> None:
@@ -137,8 +137,8 @@ class SqliteArchive:
 
         await self._do(keep)
 
-    async def end(self, response: Archived) -> bool:
-        """See `Archive`."""
+    async def end(self, response: StoredResponse) -> bool:
+        """See `ResponseStore`."""
 
         def end(connection: sqlite3.Connection) -> bool:
             told = connection.execute(
@@ -151,21 +151,21 @@ class SqliteArchive:
 
         return await self._do(end)
 
-    async def find(self, tenant: str, id: str) -> Archived | None:
-        """See `Archive`."""
+    async def find(self, tenant: str, id: str) -> StoredResponse | None:
+        """See `ResponseStore`."""
         query = f"SELECT {_COLUMNS} FROM responses WHERE tenant = ? AND id = ? AND found"
         found = await self._do(lambda connection: connection.execute(query, (tenant, id)).fetchone())
         return None if found is None else _archived(found)
 
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
-        """See `Archive`."""
+        """See `ResponseStore`."""
         rows = await self._do(lambda connection: connection.execute(_CHAIN, (tenant, id, _CHAIN_BYTES)).fetchall())
         return check_size(
             [Told(input.encode(), answer.encode(), session, bool(e)) for input, answer, session, e in rows]
         )
 
-    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[Archived]:
-        """See `Archive`."""
+    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
+        """See `ResponseStore`."""
         query = f"SELECT {_COLUMNS} FROM responses WHERE begun <> ''"
         values: tuple[Any, ...] = ()
         if tenant is not None:
@@ -174,7 +174,7 @@ class SqliteArchive:
         return [_archived(row) for row in rows]
 
     async def forget(self, tenant: str, id: str) -> bool:
-        """See `Archive`."""
+        """See `ResponseStore`."""
 
         def forget(connection: sqlite3.Connection) -> bool:
             number = _number(connection, tenant, id)
@@ -185,7 +185,7 @@ class SqliteArchive:
         return await self._do(forget)
 
     async def forget_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """See `Archive`."""
+        """See `ResponseStore`."""
         query = "SELECT number FROM responses WHERE tenant = ? AND session = ? AND found ORDER BY number DESC"
 
         def forget(connection: sqlite3.Connection) -> None:
@@ -196,7 +196,7 @@ class SqliteArchive:
         await self._do(forget)
 
     async def tidy(self) -> None:
-        """See `Archive`."""
+        """See `ResponseStore`."""
         query = "SELECT number FROM responses WHERE found AND begun = '' AND at < ? ORDER BY number LIMIT 1000"
         oldest = time.time() - self._ttl
 
@@ -207,7 +207,8 @@ class SqliteArchive:
         await self._do(forget)
 
     async def close(self) -> None:
-        """See `Archive`. What is asked for from here on is not answered: after the next start it has not happened."""
+        """See `ResponseStore`. What is asked for from here on is not answered: after the next start it has not
+        happened."""
         if self._closed:
             return
         self._closed = True
@@ -218,7 +219,7 @@ class SqliteArchive:
     # the one way into the database
 
     async def _do(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
-        """Does it together with what others ask for meanwhile, all of it or nothing. Raises ArchiveFailed."""
+        """Does it together with what others ask for meanwhile, all of it or nothing. Raises ResponseStoreError."""
         done: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         if self._closed:
             return await done
@@ -273,7 +274,7 @@ class SqliteArchive:
             if done.done():
                 continue  # the caller no longer waits
             if isinstance(end, BaseException):
-                done.set_exception(ArchiveFailed(f"responses cannot be kept or read now: {end}"))
+                done.set_exception(ResponseStoreError(f"responses cannot be kept or read now: {end}"))
             else:
                 done.set_result(end)
         self._begin()
@@ -295,7 +296,7 @@ class SqliteArchive:
 
 
 def _insert(
-    connection: sqlite3.Connection, response: Archived, before: int | None, at: float, *, found: bool = False
+    connection: sqlite3.Connection, response: StoredResponse, before: int | None, at: float, *, found: bool = False
 ) -> int:
     """Its number. What came before has one follower more."""
     number = connection.execute(
@@ -329,6 +330,8 @@ def _forget(connection: sqlite3.Connection, number: int) -> None:
         connection.execute("UPDATE responses SET followers = followers - 1 WHERE number = ?", (at,))
 
 
-def _archived(row: tuple[Any, ...]) -> Archived:
+def _archived(row: tuple[Any, ...]) -> StoredResponse:
     tenant, id, input, answer, session, begun, runs_in = row
-    return Archived(tenant, id, input.encode(), answer.encode(), session=session, begun=begun.encode(), runs_in=runs_in)
+    return StoredResponse(
+        tenant, id, input.encode(), answer.encode(), session=session, begun=begun.encode(), runs_in=runs_in
+    )

@@ -21,14 +21,14 @@ class ConversationTooLarge(GraphError):
     code: ClassVar[str] = "too_large"
 
 
-class ArchiveFailed(GraphError):
+class ResponseStoreError(GraphError):
     """Responses cannot be kept, or read, now."""
 
     code: ClassVar[str] = "journal_failed"
 
 
 @dataclass(frozen=True)
-class Archived:
+class StoredResponse:
     """A response. What is in its texts is whose it is; here they are bytes of JSON.
 
     `input`: what it was asked with, of a conversation that it went on with only what is new. `answer`: as it was
@@ -53,7 +53,7 @@ class Archived:
 
 @dataclass(frozen=True)
 class Told:
-    """A turn of a conversation, as in `Archived`."""
+    """A turn of a conversation, as in `StoredResponse`."""
 
     input: bytes
     answer: bytes
@@ -61,8 +61,8 @@ class Told:
     ended: bool = True
 
 
-class Archive(Protocol):
-    """Owner of the responses that clients may come back to. All methods raise ArchiveFailed.
+class ResponseStore(Protocol):
+    """Owner of the responses that clients may come back to. All methods raise ResponseStoreError.
 
     What came before a response stays as long as that does, also where it cannot be found any more itself. Where there
     is no more room, the oldest can be found no longer; never one that has not ended.
@@ -71,14 +71,14 @@ class Archive(Protocol):
     keeps: bool
     """Whether it keeps anything at all."""
 
-    async def keep(self, response: Archived, earlier: Sequence[Told] = ()) -> None:
+    async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
         """From the return on it can be found, also after a crash. `earlier`: what came before, for the case that it has
         gone meanwhile."""
 
-    async def end(self, response: Archived) -> bool:
+    async def end(self, response: StoredResponse) -> bool:
         """Puts a response that has ended in the place of itself unfinished; whether that was still there."""
 
-    async def find(self, tenant: str, id: str) -> Archived | None:
+    async def find(self, tenant: str, id: str) -> StoredResponse | None:
         """The key's response of that id, if it is still there."""
 
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
@@ -87,7 +87,7 @@ class Archive(Protocol):
         Raises ConversationTooLarge if they have more than CONVERSATION_BYTES, before all of them are read.
         """
 
-    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[Archived]:
+    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
         """Responses that have not ended: all, or those whose calls are in that session."""
 
     async def forget(self, tenant: str, id: str) -> bool:
@@ -112,6 +112,6 @@ def check_size(turns: Sequence[Told]) -> Sequence[Told]:
     return turns
 
 
-def hidden(tenant: str, told: Told) -> Archived:
+def hidden(tenant: str, told: Told) -> StoredResponse:
     """A turn that had gone, for a row that nobody finds but through what came after it."""
-    return Archived(tenant, "", told.input, told.answer, session=told.session)
+    return StoredResponse(tenant, "", told.input, told.answer, session=told.session)

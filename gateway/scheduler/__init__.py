@@ -1,7 +1,7 @@
 """Decides what runs where and in which order. Sees calls and engines, not HTTP."""
 
-from gateway.scheduler.cost_model import Estimates
+from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.priority import Order, Priorities
 from gateway.scheduler.scheduler import Overloaded, Scheduler, Stopping
 
-__all__ = ["Estimates", "Order", "Overloaded", "Priorities", "Scheduler", "Stopping"]
+__all__ = ["CostModel", "Order", "Overloaded", "Priorities", "Scheduler", "Stopping"]

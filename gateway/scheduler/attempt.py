@@ -8,13 +8,13 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from gateway.engines.protocol import Delta, Engine, EngineContext, Filled, Told
+from gateway.engines.protocol import ContextEvent, Engine, EngineContext, PrefillResult, TokenDelta
 from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Reader, Variable, VariableState, reasoning_of
 from gateway.scheduler.inputs import CallFailed, InputReader
-from gateway.scheduler.reasoning_parser import Thoughts
+from gateway.scheduler.reasoning_parser import ReasoningParser
 from gateway.scheduler.transforms import TransformFailed, apply
 
 log = logging.getLogger("myna.scheduler")
@@ -27,15 +27,15 @@ _TOKEN_BYTES = 4
 """Memory of a token in the gateway, in bytes."""
 
 
-class Unsettled(Exception):
+class UnsettledTokens(Exception):
     """Tokens that were filled of a value in the making are not those of the whole value."""
 
 
-class Walk:
+class CallAttempt:
     """Owner of what one attempt has filled so far.
 
-    Nothing that goes wrong here is final: `StartedOver`, `Unsettled` and `EngineLost` mean that the walk may be
-    begun again, `CallFailed` and other failures of the engine that the call cannot be done.
+    Nothing that goes wrong here is final: `ProducerRestarted`, `UnsettledTokens` and `EngineLost` mean that the walk
+    may be begun again, `CallFailed` and other failures of the engine that the call cannot be done.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Walk:
                 raise CallFailed(Failure("too_large", message, self._call.id))
             self._context.fill(tokens)
             self._filled.append(tokens)
-            self._call.usage.prompt += math.ceil(len(tokens) * self._engine.grain)
+            self._call.usage.prompt += math.ceil(len(tokens) * self._engine.tokens_per_unit)
 
     async def _take(self, segment: Input) -> None:
         """Fills a value, waited for."""
@@ -186,13 +186,13 @@ class Walk:
                 rest += "".join([piece.text for piece in pieces])
                 if len(rest) < _STREAM_CHARACTERS:
                     continue
-                tokens, length = self._engine.encode_settled(rest)
+                tokens, length = self._engine.encode_stable(rest)
                 self._fill(tokens)
                 filled += tokens
                 rest = rest[length:]
         whole = await self._engine.encode(await self._value(segment))
         if list(whole[: len(filled)]) != filled:
-            raise Unsettled
+            raise UnsettledTokens
         self._fill(whole[len(filled) :])
 
     async def _more(self, reader: Reader, source: Variable) -> Sequence[Piece]:
@@ -245,16 +245,16 @@ class Walk:
         pieces: list[Piece] = []
         sampling, thinks = slot.sampling, slot.thinks
         if thinks is not None and sampling.held:
-            if self._engine.thinks_first:
+            if self._engine.constrains_after_reasoning:
                 sampling = dataclasses.replace(sampling, thinks=thinks)
             else:  # there is no place for an end of thoughts in what comes
                 thinks = "perhaps"
-        thoughts = None if thinks is None else Thoughts(begun=thinks == "begun")
+        thoughts = None if thinks is None else ReasoningParser(begun=thinks == "begun")
 
-        def tell(event: Told) -> None:
+        def tell(event: ContextEvent) -> None:
             if call.state.final:  # it has just been ended
                 return
-            if isinstance(event, Delta):
+            if isinstance(event, TokenDelta):
                 piece, finish, accepted, rejected = event
                 if thoughts is not None:
                     usage.reasoning += 0 if thoughts.answering else piece.tokens
@@ -270,7 +270,7 @@ class Walk:
                 pieces.append(piece)
                 for target in targets:
                     target.append(piece)
-            elif isinstance(event, Filled):
+            elif isinstance(event, PrefillResult):
                 usage.cached, usage.missed = event.cached, dict(event.missed)
                 times.held, times.starved = event.held, event.starved
                 if times.started is None:

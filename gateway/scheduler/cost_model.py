@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from gateway.engines.protocol import Engine, Pace
+from gateway.engines.protocol import Engine, StepTimes
 from gateway.graph.call import Call, Slot, Text
 from gateway.graph.variable import Variable
 
@@ -13,7 +13,7 @@ _CHARACTERS_PER_TOKEN = 4
 _SMOOTHING = 0.1
 _SLOW = 0.002
 _MAX_SHAPES = 10_000
-_PACE = Pace(row_seconds=0.001, step_seconds=0.010)
+_PACE = StepTimes(row_seconds=0.001, step_seconds=0.010)
 """Until an engine has said what its is."""
 
 
@@ -25,11 +25,11 @@ class Cost(NamedTuple):
     work: float = 0.0
 
 
-class Estimates:
+class CostModel:
     """Owner of what was learned. They need not be right: what counts is how they compare."""
 
     def __init__(self) -> None:
-        self.pace: Pace | None = None
+        self.pace: StepTimes | None = None
         """Of the engines, smoothed: were it to move fast, equal calls would change places for nothing."""
         self._lengths: dict[tuple[object, ...], float] = {}
         """Output tokens by the shape of calls."""
@@ -60,7 +60,7 @@ class Estimates:
         if now is None or pace is None:
             self.pace = now or pace
             return
-        self.pace = Pace(
+        self.pace = StepTimes(
             pace.row_seconds + _SLOW * (now.row_seconds - pace.row_seconds),
             pace.step_seconds + _SLOW * (now.step_seconds - pace.step_seconds),
         )

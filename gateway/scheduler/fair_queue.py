@@ -21,7 +21,7 @@ class _Tenant:
     done: float = 0.0
 
 
-class Shares:
+class FairQueue:
     """Owner of the tenants' clocks."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:

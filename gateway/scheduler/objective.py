@@ -44,9 +44,9 @@ def _visit(call: Call, known: dict[str, Objective], stack: "list[tuple[Call, Ite
         return
     own = call.spec.objective
     if own is None:
-        hurried = any(variable.hurried for variable in call.makes)
-        known[call.id] = Objective.LATENCY if hurried else Objective.THROUGHPUT
-        if not hurried:
+        latency_subscribers = any(variable.latency_subscribers for variable in call.outputs)
+        known[call.id] = Objective.LATENCY if latency_subscribers else Objective.THROUGHPUT
+        if not latency_subscribers:
             stack.append((call, _readers(call)))
     else:
         known[call.id] = own
@@ -55,7 +55,7 @@ def _visit(call: Call, known: dict[str, Objective], stack: "list[tuple[Call, Ite
 def _readers(call: Call) -> Iterator[Call]:
     """The calls that need what this one makes."""
     yield from call.followers
-    for variable in call.makes:
+    for variable in call.outputs:
         yield from variable.consumers
 
 

@@ -24,7 +24,7 @@ def place(call: Call, engines: Sequence[Engine], held: Mapping[Engine, int]) -> 
     made = [source.producer.engine for source in call.inputs.values() if source.producer is not None]
 
     def cost(engine: Engine) -> tuple[float, int]:
-        found = held.get(engine, 0) * engine.grain
+        found = held.get(engine, 0) * engine.tokens_per_unit
         return engine.load * _CONTEXT_TOKENS - found, -made.count(engine.name)
 
     if len(engines) > _LOOKED_AT:

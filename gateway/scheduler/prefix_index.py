@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gateway.engines.protocol import Engine
-from gateway.graph.prefix_hash import Border
+from gateway.graph.prefix_hash import PrefixKey
 
 _MOST = 100_000
 """Beginnings that are remembered."""
@@ -23,24 +23,24 @@ class _Seen:
     engines: list[Engine] = field(default_factory=list)
 
 
-class Prefixes:
+class PrefixIndex:
     """Owner of what is known of beginnings. The last ones are remembered."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[int, _Seen] = OrderedDict()
 
-    def known(self, beginnings: Sequence[Border], session: int) -> int:
+    def known(self, prefixes: Sequence[PrefixKey], session: int) -> int:
         """Tokens of the longest beginning that the session need not pay for: it has been read, or will be by a call of
         its own."""
-        for border in reversed(beginnings):
+        for border in reversed(prefixes):
             seen = self._seen.get(border.key)
             if seen is not None and (seen.read or seen.session == session):
                 return border.tokens
         return 0
 
-    def add(self, beginnings: Sequence[Border], session: int) -> None:
+    def add(self, prefixes: Sequence[PrefixKey], session: int) -> None:
         """A call of the session comes that will read them."""
-        for _, key, _ in beginnings:
+        for _, key, _ in prefixes:
             seen = self._seen.get(key)
             if seen is None:
                 self._seen[key] = _Seen(session)
@@ -50,9 +50,9 @@ class Prefixes:
         while len(self._seen) > _MOST:
             self._seen.popitem(last=False)
 
-    def read(self, beginnings: Sequence[Border]) -> None:
+    def read(self, prefixes: Sequence[PrefixKey]) -> None:
         """A call has read them."""
-        for border in reversed(beginnings):
+        for border in reversed(prefixes):
             seen = self._seen.get(border.key)
             if seen is None:
                 continue
@@ -60,10 +60,10 @@ class Prefixes:
                 return  # and what is shorter with it
             seen.read = True
 
-    def held(self, beginnings: Sequence[Border]) -> dict[Engine, int]:
+    def held(self, prefixes: Sequence[PrefixKey]) -> dict[Engine, int]:
         """Engines that were given some of it, with how many tokens of it each."""
         held: dict[Engine, int] = {}
-        for tokens, key, _ in beginnings:
+        for tokens, key, _ in prefixes:
             seen = self._seen.get(key)
             if seen is None:
                 break
@@ -71,9 +71,9 @@ class Prefixes:
                 held[engine] = tokens
         return held
 
-    def given(self, beginnings: Sequence[Border], engine: Engine) -> None:
+    def given(self, prefixes: Sequence[PrefixKey], engine: Engine) -> None:
         """An engine was given all of it."""
-        for _, key, _ in beginnings:
+        for _, key, _ in prefixes:
             seen = self._seen.get(key)
             if seen is None:
                 continue

@@ -17,12 +17,12 @@ from enum import StrEnum
 
 from gateway.engines.protocol import Urgency
 from gateway.graph.call import Call, Objective
-from gateway.graph.prefix_hash import Border, borders
+from gateway.graph.prefix_hash import PrefixKey, prefix_keys
 from gateway.graph.variable import Variable
-from gateway.scheduler.cost_model import Cost, Estimates
-from gateway.scheduler.fair_queue import Shares
+from gateway.scheduler.cost_model import Cost, CostModel
+from gateway.scheduler.fair_queue import FairQueue
 from gateway.scheduler.objective import sources
-from gateway.scheduler.prefix_index import Prefixes
+from gateway.scheduler.prefix_index import PrefixIndex
 
 PATIENCE_SECONDS = 30.0
 """So much later is wanted what nobody waits for yet, and what somebody says there is time for."""
@@ -64,16 +64,16 @@ class Priorities:
     """
 
     def __init__(
-        self, estimates: Estimates, order: Order = Order.NEED, weights: Mapping[str, float] | None = None
+        self, estimates: CostModel, order: Order = Order.NEED, weights: Mapping[str, float] | None = None
     ) -> None:
         """With `Order.ARRIVAL` engines are told of nothing but who came first, as other servers have it. `weights`: of
         tenants whose share is not 1."""
         self.estimates = estimates
         self._order = order
-        self.prefixes = Prefixes()
+        self.prefix_index = PrefixIndex()
         self._known: dict[str, _Known] = {}
         self._sessions: dict[int, _Work] = {}
-        self.shares = Shares(weights or {})
+        self.shares = FairQueue(weights or {})
         self._changed: dict[str, Call] = {}
         self._stale: dict[str, Call] = {}
         """Calls whose ranks are to be computed anew: their readers, or what their clients want, have changed."""
@@ -82,9 +82,9 @@ class Priorities:
         """A call joined the graph, behind everything it reads. May be called again."""
         if call.id in self._known or call.state.final:
             return
-        beginnings = borders(call, own=False)
-        cost = self.estimates.cost(call, self.prefixes.known(beginnings, id(call.session)))
-        self.prefixes.add(beginnings, id(call.session))
+        prefixes = prefix_keys(call, own=False)
+        cost = self.estimates.cost(call, self.prefix_index.known(prefixes, id(call.session)))
+        self.prefix_index.add(prefixes, id(call.session))
         feeding = [known for source in sources(call) if (known := self._known.get(source.id)) is not None]
         path = cost.time + max([feeds.path for feeds in feeding], default=0.0)
         lead = self.shares.asked(call.session.tenant, cost.work)
@@ -93,7 +93,7 @@ class Priorities:
         session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
         unread = now + lead + patience + path + _slack(session.seconds)
-        self._known[call.id] = known = _Known(call, beginnings, cost, path, lead, unread)
+        self._known[call.id] = known = _Known(call, prefixes, cost, path, lead, unread)
         self._changed[call.id] = call
         known.readers = self._count_readers(call)
         for feeds in feeding:
@@ -104,13 +104,13 @@ class Priorities:
             self._stale[call.id] = call
         else:  # it stands alone, as most do
             known.rank = unread - known.ahead
-        for variable in call.makes:
-            if variable.readers:  # who came before the call was added
-                self.wanted(variable, Objective.LATENCY if variable.hurried else Objective.THROUGHPUT, now)
+        for variable in call.outputs:
+            if variable.subscribers:  # who came before the call was added
+                self.wanted(variable, Objective.LATENCY if variable.latency_subscribers else Objective.THROUGHPUT, now)
 
     def prompt_read(self, call: Call) -> None:
         """An engine has read the call's prompt: others that begin alike have less to do."""
-        self.prefixes.read(self.beginnings(call))
+        self.prefix_index.read(self.prefixes(call))
 
     def wanted(self, variable: Variable, objective: Objective, now: float) -> None:
         """A client waits for the variable. Of calls that are yet to be added, `add` looks for itself."""
@@ -161,8 +161,8 @@ class Priorities:
     def urgency(self, call: Call) -> Urgency:
         """What an engine is told of it."""
         if self._order is Order.ARRIVAL:
-            return Urgency(call.arrival, watched=True)
-        return Urgency(self.rank(call), _watched(call))
+            return Urgency(call.arrival, interactive=True)
+        return Urgency(self.rank(call), _is_interactive(call))
 
     def rank(self, call: Call) -> float:
         """By when it is to be worked on, in seconds of the caller's clock. Of a call that has ended, 0."""
@@ -170,10 +170,10 @@ class Priorities:
         known = self._known.get(call.id)
         return 0.0 if known is None else known.rank
 
-    def beginnings(self, call: Call) -> list[Border]:
+    def prefixes(self, call: Call) -> list[PrefixKey]:
         """Of its prompt."""
         known = self._known.get(call.id)
-        return borders(call, own=False) if known is None else known.beginnings
+        return prefix_keys(call, own=False) if known is None else known.prefixes
 
     def changed(self) -> Iterator[Call]:
         """The calls whose urgency may have changed since this was asked before."""
@@ -288,11 +288,11 @@ class _Work:
 @dataclass(slots=True)
 class _Known:
     """What is known of an unfinished call. `path`: seconds of the longest way to its end. `lead`: see
-    `Shares.asked`. `unread`: by when it is wanted as long as nothing reads it; `want`: since
+    `FairQueue.asked`. `unread`: by when it is wanted as long as nothing reads it; `want`: since
     somebody waits for it. `readers`: unfinished calls that read it."""
 
     call: Call
-    beginnings: list[Border]
+    prefixes: list[PrefixKey]
     cost: Cost
     path: float
     lead: float
@@ -310,13 +310,13 @@ class _Known:
 def _readers(call: Call) -> Iterator[Call]:
     """The calls that need what this one makes."""
     yield from call.followers
-    for variable in call.makes:
+    for variable in call.outputs:
         yield from variable.consumers
 
 
-def _watched(call: Call) -> bool:
+def _is_interactive(call: Call) -> bool:
     """Whether a client waits for what it makes, and for nothing else."""
-    for variable in call.makes:
-        if variable.watched:
+    for variable in call.outputs:
+        if variable.interactive_subscribers:
             return True
-    return any(map(_watched, call.followers))
+    return any(map(_is_interactive, call.followers))

@@ -3,7 +3,7 @@
 from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS
 
 
-class Thoughts:
+class ReasoningParser:
     """A text as it grows. Thoughts stand at its beginning, between two marks; white space around either is nothing."""
 
     def __init__(self, *, begun: bool) -> None:

@@ -10,12 +10,12 @@ from functools import partial
 from gateway.engines.protocol import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
 from gateway.graph.call import Call, CallState, Objective, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
-from gateway.graph.limits import SharedBound
+from gateway.graph.limits import SharedLimit
 from gateway.graph.session import Addition, Session
-from gateway.graph.variable import Piece, Reader, StartedOver, Variable, VariableState
+from gateway.graph.variable import Piece, ProducerRestarted, Reader, Variable, VariableState
 from gateway.runtime.fair_gate import FairGate
-from gateway.scheduler.attempt import Unsettled, Walk
-from gateway.scheduler.cost_model import Estimates
+from gateway.scheduler.attempt import CallAttempt, UnsettledTokens
+from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.inputs import CallFailed, InputReader, derive, upstream
 from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.objective import sources
@@ -68,7 +68,7 @@ class Scheduler:
         values are there. `priorities` orders the calls, `place` chooses engines; `now` is the priorities' clock, in
         seconds."""
         self._engines = engines
-        self._unfinished = SharedBound(max_calls, several=several_tenants)
+        self._unfinished = SharedLimit(max_calls, several=several_tenants)
         self._observe = observe
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._calls: dict[str, Call] = {}
@@ -80,7 +80,7 @@ class Scheduler:
         self._without_task: dict[str, Call] = {}
         """Unfinished calls that had no coroutine at the last `end_stuck`. Some of them may get one soon."""
         self._contexts: dict[str, EngineContext] = {}
-        self._priorities = priorities or Priorities(Estimates())
+        self._priorities = priorities or Priorities(CostModel())
         self._informing = False
         """Whether `_inform_engines` is about to run."""
         self._place = place
@@ -246,20 +246,24 @@ class Scheduler:
         """Stops a call; its context is freed at once."""
         self._end(call, CallState.CANCELLED, failure)
 
-    def reader_came(self, variable: Variable, objective: Objective = Objective.LATENCY, *, alone: bool = True) -> None:
-        """Somebody waits for the variable now: what it needs may rank higher. `alone`: and for nothing else with it;
-        of several, only the last to end counts. Pair with `reader_left`."""
-        variable.readers += 1
-        variable.hurried += objective is Objective.LATENCY
-        variable.watched += alone and objective is Objective.LATENCY
+    def subscribe(
+        self, variable: Variable, objective: Objective = Objective.LATENCY, *, interactive: bool = True
+    ) -> None:
+        """Somebody waits for the variable now: what it needs may rank higher. `interactive`: and for nothing else with
+        it; of several, only the last to end counts. Pair with `unsubscribe`."""
+        variable.subscribers += 1
+        variable.latency_subscribers += objective is Objective.LATENCY
+        variable.interactive_subscribers += interactive and objective is Objective.LATENCY
         self._priorities.wanted(variable, objective, self._now())
         self._priorities_changed()
 
-    def reader_left(self, variable: Variable, objective: Objective = Objective.LATENCY, *, alone: bool = True) -> None:
+    def unsubscribe(
+        self, variable: Variable, objective: Objective = Objective.LATENCY, *, interactive: bool = True
+    ) -> None:
         """The reader has what it wanted or has gone; what nobody else needs is cancelled."""
-        variable.readers -= 1
-        variable.hurried -= objective is Objective.LATENCY
-        variable.watched -= alone and objective is Objective.LATENCY
+        variable.subscribers -= 1
+        variable.latency_subscribers -= objective is Objective.LATENCY
+        variable.interactive_subscribers -= interactive and objective is Objective.LATENCY
         self._priorities.left(variable)
         self.release(variable)
         self._priorities_changed()
@@ -278,7 +282,7 @@ class Scheduler:
         stack = [call]
         while stack:
             at = stack.pop()
-            if at.state.final or at.wanted:
+            if at.state.final or at.is_needed:
                 continue
             self.cancel(at, Failure("cancelled", "nobody waits for this any more", at.id))
             stack.extend(sources(at))
@@ -333,7 +337,7 @@ class Scheduler:
     async def _publish(self, call: Call) -> None:
         """Ends a call whose output is whole; its value is kept before anybody reads it as ready."""
         if call.session.id:
-            for variable in call.makes:
+            for variable in call.outputs:
                 if not variable.state.final:
                     call.session.assigning(variable, variable.text)
             await call.session.flushed()
@@ -385,11 +389,11 @@ class Scheduler:
                 log.warning("call %s lost its engine and is run again: %s", call.id, error)
                 if not suspect and not await self._elsewhere(rendering.model, lost):
                     await asyncio.sleep(error.pause)
-            except (StartedOver, Unsettled) as error:
+            except (ProducerRestarted, UnsettledTokens) as error:
                 if not _start_over(call):
                     message = "a value that this call had read in part is made anew"
                     raise CallFailed(Failure("engine_failed", message, call.id)) from error
-                patient = patient or isinstance(error, Unsettled)
+                patient = patient or isinstance(error, UnsettledTokens)
 
     async def _elsewhere(self, model: str, lost: str | None) -> bool:
         """Whether an engine other than the lost one takes the model's work now."""
@@ -413,9 +417,9 @@ class Scheduler:
             engines = [engine for engine in engines if engine.name != lost] or engines
         engine = engines[0]
         if len(engines) > 1:
-            prefixes, beginnings = self._priorities.prefixes, self._priorities.beginnings(call)
-            engine = self._place(call, engines, prefixes.held(beginnings))
-            prefixes.given(beginnings, engine)
+            prefix_index, prefixes = self._priorities.prefix_index, self._priorities.prefixes(call)
+            engine = self._place(call, engines, prefix_index.held(prefixes))
+            prefix_index.given(prefixes, engine)
         await self._walk(call, rendering, engine, patient=patient, alone=False)
 
     async def _attempt_alone(self, call: Call, rendering: Rendering, lost: str) -> None:
@@ -434,7 +438,7 @@ class Scheduler:
         )
 
     async def _walk(self, call: Call, rendering: Rendering, engine: Engine, *, patient: bool, alone: bool) -> None:
-        """Run one attempt on the engine. `alone`: do not wait for an identical call instead."""
+        """Run one attempt on the engine. `interactive`: do not wait for an identical call instead."""
         call.engine, call.model = engine.name, rendering.model
         self._priorities.estimates.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))
@@ -442,7 +446,7 @@ class Scheduler:
         try:
             inputs = InputReader(call, self._parsing)
             prompt_read = self._priorities.prompt_read
-            walk = Walk(call, rendering, engine, context, inputs, patient=patient, prompt_read=prompt_read)
+            walk = CallAttempt(call, rendering, engine, context, inputs, patient=patient, prompt_read=prompt_read)
             identity = await walk.prepare()
             leader = None if alone else self._leader(call, identity)
             if leader is None:
@@ -474,7 +478,7 @@ class Scheduler:
         call.engine, call.model = leader.engine, leader.model
         call.times.queued = call.session.clock()
         try:
-            for own, source in zip(call.makes, leader.makes, strict=True):
+            for own, source in zip(call.outputs, leader.outputs, strict=True):
                 with source.read() as reader:
                     while pieces := await self._more(call, reader, source):
                         if call.state is not CallState.DECODE:
@@ -489,7 +493,7 @@ class Scheduler:
                     call.session.assigning(own, own.text)
                     await call.session.flushed()
                     own.complete()
-        except StartedOver:
+        except ProducerRestarted:
             call.stop_following()
             self._priorities.follow(call, leader)
             raise
@@ -547,7 +551,7 @@ class Scheduler:
             self._stop(call)
             if failure is not None and not call.session.closed:
                 ends += [
-                    (reader, CallState.FAILED, upstream(v)) for v in call.makes if v.failure for reader in v.consumers
+                    (reader, CallState.FAILED, upstream(v)) for v in call.outputs if v.failure for reader in v.consumers
                 ]
 
     def _fail_readers(self, variable: Variable) -> None:
@@ -575,11 +579,11 @@ def _at_fault(call: Call, error: EngineFailure) -> str | None:
 
 def _start_over(call: Call) -> bool:
     """Makes the call as if it had not begun, but for the slots that are done. False if it was shown to a client."""
-    unfinished = [variable for variable in call.makes if not variable.state.final]
-    if any(variable.shown for variable in unfinished):
+    unfinished = [variable for variable in call.outputs if not variable.state.final]
+    if any(variable.is_exposed for variable in unfinished):
         return False
     for variable in unfinished:
-        variable.start_over()
+        variable.restart()
     call.usage, call.finish_reason = Usage(), None
     call.move(CallState.WAITING)
     return True

@@ -11,9 +11,9 @@ from engine.protocol import EngineInfo
 from engine.tokenizer import Tokenizer
 from gateway.config.engine_tables import EngineTable, host_and_port
 from gateway.config.settings import EngineOptions, ServeSettings
-from gateway.engines.local.client import EngineStartFailed, LinkedEngine
+from gateway.engines.local.client import EngineClient, EngineStartFailed
 from gateway.engines.local.ray import RayEngine, shares_of
-from gateway.engines.local.subprocess import EmbeddedEngine
+from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.engines.openai.tokenizer import load_tokenizer
@@ -28,7 +28,7 @@ _NAMED = 5
 """Models that the first line names at most."""
 
 
-class Fleet:
+class EngineFactory:
     """Owner of the engines. They are in the pool, by the models that they serve, once `start` has returned."""
 
     def __init__(self, settings: ServeSettings, pool: EnginePool) -> None:
@@ -45,7 +45,7 @@ class Fleet:
             self.https.load_verify_locations(settings.engine_ca)
         self._messages = TranscriptTokenizer()
         self._tokenizers: dict[str, Tokenizer] = {}
-        self._linked: list[LinkedEngine] = []
+        self._linked: list[EngineClient] = []
         self._servers: list[tuple[EngineTable, Upstream]] = []
         self._on_ray: list[EngineTable] = []
         for table in settings.engine or [EngineTable(kind="embedded", name="embedded")]:
@@ -58,14 +58,14 @@ class Fleet:
             else:
                 self._servers.append((table, self._upstream(table)))
 
-    def _embedded(self) -> list[LinkedEngine]:
+    def _embedded(self) -> list[EngineClient]:
         first, hang = len(self._linked), self._settings.engine_timeout
         return [
-            EmbeddedEngine(f"embedded-{first + at}", config, self._pool.changed, hang_seconds=hang)
+            SubprocessEngine(f"embedded-{first + at}", config, self._pool.changed, hang_seconds=hang)
             for at, config in enumerate(engine_configs(self._settings, usable_gpus()))
         ]
 
-    def _called(self, table: EngineTable) -> LinkedEngine:
+    def _called(self, table: EngineTable) -> EngineClient:
         scheme, _, where = table.url.partition("://")
         return TcpEngine(
             table.name,
@@ -77,7 +77,7 @@ class Fleet:
             patience=self._settings.engine_wait,
         )
 
-    async def _actors(self, table: EngineTable) -> list[LinkedEngine]:
+    async def _actors(self, table: EngineTable) -> list[EngineClient]:
         shares = await asyncio.to_thread(shares_of, table.url, table.count, table.cpus, table.gpus)
         return [
             RayEngine(
@@ -106,7 +106,7 @@ class Fleet:
         return Upstream(server, self._pool.changed, patience=self._settings.engine_wait)
 
     async def begin(self) -> None:
-        """What can go on while the rest of the house is built: see `LinkedEngine.begin`."""
+        """What can go on while the rest of the house is built: see `EngineClient.begin`."""
         if self._linked:
             await self._linked[0].begin()
 
@@ -214,7 +214,7 @@ def _some(names: Sequence[str]) -> str:
 def _same(one: PromptTokenizer, other: PromptTokenizer) -> bool:
     """Whether prompts are the same with both."""
     return one is other or (
-        one.passes_on == other.passes_on
+        one.is_passthrough == other.is_passthrough
         and one.control == other.control
         and one.chat_template == other.chat_template
         and list(one.encode(_SAMPLE)) == list(other.encode(_SAMPLE))

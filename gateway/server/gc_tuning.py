@@ -1,9 +1,9 @@
 """When Python's cycle collector runs: it holds everybody up for as long as it looks.
 
 What a plain request leaves is let go of at once (`Session.dissolve`), and what an ended session leaves soon after
-(`SessionStore.let_go`). So there is little to find: what errors hold on to. New objects are looked at a few at a time.
-To look at everything takes a tenth of a second where a thousand answers stream; that is done while nobody waits, or
-seldom.
+(`SessionStore.dissolve_ended`). So there is little to find: what errors hold on to. New objects are looked at a few at
+a time. To look at everything takes a tenth of a second where a thousand answers stream; that is done while nobody
+waits, or seldom.
 """
 
 import gc
@@ -25,7 +25,7 @@ _SHARE_IDLE, _SHARE_BUSY = 0.01, 0.001
 """Of the time, that may go into looking at everything: while nobody waits, and else."""
 
 
-class Collector:
+class GcTuner:
     """Owner of the collector's settings in this process."""
 
     def __init__(

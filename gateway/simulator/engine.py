@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from engine.scheduler import TOGETHER_SECONDS
-from engine.step_budget import Pacer
-from gateway.engines.protocol import Delta, EngineLost, Filled, Pace, Tell, Urgency
-from gateway.graph.call import Sampling
+from engine.step_budget import StepBudget
+from gateway.engines.protocol import EngineLost, EventCallback, PrefillResult, StepTimes, TokenDelta, Urgency
+from gateway.graph.call import SamplingParams
 from gateway.graph.variable import Piece
 
 _BLOCK = 16
@@ -105,8 +105,8 @@ class SimulatedEngine:
 
     def __init__(self, name: str, costs: Costs) -> None:
         self.name = name
-        self.grain = 1.0
-        self.thinks_first = True
+        self.tokens_per_unit = 1.0
+        self.constrains_after_reasoning = True
         self.busy = 0.0
         """Seconds spent in steps."""
         self._costs = costs
@@ -125,7 +125,7 @@ class SimulatedEngine:
         self._cache: OrderedDict[int, None] = OrderedDict()
         """Blocks by what they and all before them hold; those used last are last."""
         self._numbers = itertools.count()
-        self._pacer = Pacer(decode_share=_DECODE_SHARE, gap=_STEP_SECONDS)
+        self._pacer = StepBudget(decode_share=_DECODE_SHARE, gap=_STEP_SECONDS)
         self._pacer.learn(64, costs.step(64, 0))
         self._pacer.learn(1, costs.step(1, 0))
         self._running: asyncio.Task[None] | None = None
@@ -141,15 +141,15 @@ class SimulatedEngine:
         return self._running is not None
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> StepTimes:
         """See `Engine.pace`."""
-        return Pace(self._pacer.row_seconds, self._pacer.alone_seconds)
+        return StepTimes(self._pacer.row_seconds, self._pacer.alone_seconds)
 
     async def encode(self, text: str) -> Sequence[int]:
         """One token a character."""
         return [ord(c) for c in text]
 
-    def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
+    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
         """Values come whole."""
         return [], 0
 
@@ -165,19 +165,19 @@ class SimulatedEngine:
         if context in self._decoding:
             self._decoding.remove(context)
 
-    def _count(self, context: "SimulatedContext", watched: bool | None) -> None:
+    def _count(self, context: "SimulatedContext", interactive: bool | None) -> None:
         """Counts it as one that has a prompt to be read, or as none."""
         if context.counted is not None:
             self._reading[context.counted] -= 1
-        if watched is not None:
-            self._reading[watched] += 1
-        context.counted = watched
+        if interactive is not None:
+            self._reading[interactive] += 1
+        context.counted = interactive
 
     def wants(self, context: "SimulatedContext") -> None:
         """A context has tokens to be read, or another rank than before."""
         context.ticket = next(self._numbers)
-        self._count(context, context.urgency.watched)
-        waiting = self._waiting[context.sampling is None, context.urgency.watched]
+        self._count(context, context.urgency.interactive)
+        waiting = self._waiting[context.sampling is None, context.urgency.interactive]
         heapq.heappush(waiting, (context.urgency.rank, context.arrival, context.ticket, context))
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._steps())
@@ -189,13 +189,13 @@ class SimulatedEngine:
             prefill = sum(rows for _, rows in step.chunks)
             if not decoding and not prefill:
                 continue
-            watched = sum(one.urgency.watched for one in decoding)
+            interactive = sum(one.urgency.interactive for one in decoding)
             seconds = self._costs.step(len(decoding) + prefill, sum(one.length for one in decoding))
             self.busy += seconds
             await asyncio.sleep(seconds)
             self._pacer.observe(
                 decoding=len(decoding),
-                watched=watched,
+                interactive=interactive,
                 prefill=prefill,
                 long=step.long,
                 waiting=step.waiting,
@@ -216,20 +216,20 @@ class SimulatedEngine:
 
     def _urgent(self) -> "list[SimulatedContext]":
         """Those who decode in the next step: as `engine.scheduler` has it."""
-        watched = sum(one.urgency.watched for one in self._decoding)
-        if watched == len(self._decoding) or not (watched or self._reading[True]):
+        interactive = sum(one.urgency.interactive for one in self._decoding)
+        if interactive == len(self._decoding) or not (interactive or self._reading[True]):
             return self._decoding
-        most = watched + self._pacer.unwatched(watched)
+        most = interactive + self._pacer.unwatched(interactive)
         if len(self._decoding) <= most:
             return self._decoding
-        return sorted(self._decoding, key=lambda one: (not one.urgency.watched, one.urgency.rank))[:most]
+        return sorted(self._decoding, key=lambda one: (not one.urgency.interactive, one.urgency.rank))[:most]
 
     def _plan(self, decoding: Sequence["SimulatedContext"]) -> "_Step":
         """What goes into the next step beside those who decode: as `engine.scheduler` has it."""
         step = _Step()
-        watched = sum(context.urgency.watched for context in decoding)
+        interactive = sum(context.urgency.interactive for context in decoding)
         mixed = self._reading[True] > 0 and self._reading[False] > 0
-        most, long, behind, ahead = self._pacer.rows(len(decoding), watched=watched, mixed=mixed)
+        most, long, behind, ahead = self._pacer.rows(len(decoding), interactive=interactive, mixed=mixed)
         first = min((context.urgency.rank for context in decoding), default=math.inf) + TOGETHER_SECONDS
         budget = min(self._costs.step_rows - len(decoding), most)
         again = []
@@ -239,7 +239,7 @@ class SimulatedEngine:
             allowed = [
                 waiting
                 for (waits, seen), waiting in self._waiting.items()
-                if waiting and (ahead > 0 or not waits) and (long > 0 or seen or not watched)
+                if waiting and (ahead > 0 or not waits) and (long > 0 or seen or not interactive)
             ]
             if not allowed:
                 break
@@ -260,7 +260,7 @@ class SimulatedEngine:
             if context.hashes and context.hashes[0] in announced:
                 again.append(context)  # somebody computes it in this step
                 continue
-            is_long = watched > 0 and (context.prompt > most or not context.urgency.watched)
+            is_long = interactive > 0 and (context.prompt > most or not context.urgency.interactive)
             waits = context.sampling is None
             follows = rank > first
             rows = min(
@@ -312,7 +312,7 @@ class SimulatedContext:
     def __init__(self, engine: SimulatedEngine, scope: str, urgency: Urgency, arrival: int) -> None:
         self.arrival = arrival
         self.urgency = urgency
-        self.sampling: Sampling | None = None
+        self.sampling: SamplingParams | None = None
         self.length = 0
         self.unread = 0
         self.made = 0
@@ -346,7 +346,7 @@ class SimulatedContext:
             del self._tail[:_BLOCK]
         self._engine.wants(self)
 
-    async def generate(self, sampling: Sampling, tell: Tell) -> None:
+    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
         """See `EngineContext.generate`."""
         if self.freed:
             raise EngineLost("the context was freed")
@@ -356,8 +356,8 @@ class SimulatedContext:
         self._done = asyncio.get_running_loop().create_future()
         self._engine.wants(self)
         await self._done
-        tell(Filled(self.length, self.cached))
-        tell(Delta(Piece("x" * self.tokens, self.tokens), "length"))
+        tell(PrefillResult(self.length, self.cached))
+        tell(TokenDelta(Piece("x" * self.tokens, self.tokens), "length"))
         self.length += self.tokens
         self.sampling = None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gateway.engines.protocol import Engine, Urgency
 from gateway.graph.call import Call, Objective
-from gateway.scheduler.cost_model import Estimates
+from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.objective import objective
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.priority import Order, Priorities
@@ -31,7 +31,7 @@ class _ApplicationsFirstCome(Priorities):
     def urgency(self, call: Call) -> Urgency:
         """See `Priorities.urgency`."""
         band = _BAND if objective(call) is Objective.THROUGHPUT else 0.0
-        return Urgency(band + call.session.created + 1e-9 * call.arrival, watched=True)
+        return Urgency(band + call.session.created + 1e-9 * call.arrival, interactive=True)
 
 
 class _PrefixThenTurns:
@@ -67,13 +67,13 @@ def policy(name: str) -> Policy:
     """By one of the `POLICIES`."""
     match name:
         case "fifo":
-            return Policy(name, Priorities(Estimates(), Order.ARRIVAL), _idlest, fill_ahead=False)
+            return Policy(name, Priorities(CostModel(), Order.ARRIVAL), _idlest, fill_ahead=False)
         case "prefix":
-            return Policy(name, Priorities(Estimates(), Order.ARRIVAL), _PrefixThenTurns(), fill_ahead=False)
+            return Policy(name, Priorities(CostModel(), Order.ARRIVAL), _PrefixThenTurns(), fill_ahead=False)
         case "parrot":
-            return Policy(name, _ApplicationsFirstCome(Estimates()), _prefix_or_idlest, fill_ahead=False)
+            return Policy(name, _ApplicationsFirstCome(CostModel()), _prefix_or_idlest, fill_ahead=False)
         case "myna":
-            return Policy(name, Priorities(Estimates()), place, fill_ahead=True)
+            return Policy(name, Priorities(CostModel()), place, fill_ahead=True)
     raise ValueError(f"there is no policy {name!r}")
 
 

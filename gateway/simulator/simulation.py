@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.engines.protocol import Engine
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Session, SessionLimits
 from gateway.graph.variable import Variable
 from gateway.scheduler import Scheduler
 from gateway.simulator import clock
@@ -21,7 +21,7 @@ from gateway.simulator.policies import Policy, policy
 from gateway.simulator.trace import read_applications
 from gateway.simulator.workload import Application, Applications, arrivals
 
-_BOUNDS = Bounds()
+_BOUNDS = SessionLimits()
 _TRIAL = 200
 """Applications that come all at once, to see what engines can do."""
 _COLLECTOR = (50_000, 20, 100)
@@ -125,19 +125,19 @@ class _Simulation:
         async with asyncio.TaskGroup() as group:
             for step in application.steps:
                 if step.after is not None:
-                    await session.variable(step.after).final()
+                    await session.variable(step.after).wait_final()
                 since = began if step.after is None else self._loop.time()
                 if (wait := since + step.seconds - self._loop.time()) > 0:
                     await asyncio.sleep(wait)
                 addition = session.add_all(step.calls)
                 wanted = [session.variable(name) for name in step.wanted]
-                alone = len(wanted) == 1
+                interactive = len(wanted) == 1
                 for variable in wanted:
-                    self._scheduler.reader_came(variable, alone=alone)
+                    self._scheduler.subscribe(variable, interactive=interactive)
                 await self._scheduler.start(session, addition)
                 for variable in wanted:
                     who = f"application {number} ({application.kind})"
-                    group.create_task(self._read(variable, who, alone))
+                    group.create_task(self._read(variable, who, interactive))
         seconds = self._loop.time() - began
         self.outcome.seconds.append(seconds)
         self.outcome.by_kind.setdefault(application.kind, []).append(seconds)
@@ -146,9 +146,9 @@ class _Simulation:
             self.outcome.prompt += call.usage.prompt
             self.outcome.cached += call.usage.cached
 
-    async def _read(self, variable: Variable, who: str, alone: bool) -> None:
-        await variable.final()
-        self._scheduler.reader_left(variable, alone=alone)
+    async def _read(self, variable: Variable, who: str, interactive: bool) -> None:
+        await variable.wait_final()
+        self._scheduler.unsubscribe(variable, interactive=interactive)
         if variable.failure is not None:
             raise RuntimeError(f"{who} failed: {variable.failure.message}")
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gateway.graph.call import CallSpec, Input, Sampling, Segment, Slot, Text
+from gateway.graph.call import CallSpec, Input, SamplingParams, Segment, Slot, Text
 from gateway.graph.references import Reference
 from gateway.simulator.workload import Application, Step
 from gateway.telemetry.trace_recorder import digest
@@ -110,7 +110,7 @@ def _spec(call: Mapping[str, Any], made: set[str]) -> CallSpec:
     segments: list[Segment] = []
     for part in call["prompt"]:
         if "slot" in part:
-            sampling = Sampling(max_tokens=max(1, part["tokens"]), temperature=0.0, ignore_eos=True)
+            sampling = SamplingParams(max_tokens=max(1, part["tokens"]), temperature=0.0, ignore_eos=True)
             segments.append(Slot(part["slot"], sampling))
         elif "text" in part:
             segments.append(Text([token for token, count in part["text"] for _ in range(count)]))

@@ -4,10 +4,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.graph.call import CallSpec, Input, Sampling, Segment, Slot, Text
+from gateway.graph.call import CallSpec, Input, SamplingParams, Segment, Slot, Text
 from gateway.graph.references import Reference
 
-_OUT = Sampling(max_tokens=32, temperature=0.0, ignore_eos=True)
+_OUT = SamplingParams(max_tokens=32, temperature=0.0, ignore_eos=True)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _call(output: str, prompt: Sequence[tuple[int, int] | str], tokens: int = 32
     segments: list[Segment] = [
         Input(Reference(part), "") if isinstance(part, str) else Text([part[0]] * part[1]) for part in prompt
     ]
-    sampling = _OUT if tokens == 32 else Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+    sampling = _OUT if tokens == 32 else SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     return CallSpec(model="m", segments=[*segments, Slot(None, sampling)], output=output, share=False)
 
 

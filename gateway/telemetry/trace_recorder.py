@@ -21,7 +21,7 @@ _CHUNK = 16
 _CHARACTERS_PER_TOKEN = 4
 
 
-class Recorder:
+class TraceRecorder:
     """Owner of the file. Give `observe` every call that ends."""
 
     def __init__(self, file: IO[str]) -> None:
@@ -62,7 +62,7 @@ def _described(call: Call) -> dict[str, Any]:
         "output": call.output.name if session.id else "answer",
         "prompt": prompt if spec.model and call.leader is None else [],
         "parts": [{"value": call.leader.output.name}] if call.leader else [] if spec.model else parts,
-        "read": call.output.hurried > 0 or not session.id,
+        "read": call.output.latency_subscribers > 0 or not session.id,
     }
 
 

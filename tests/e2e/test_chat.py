@@ -15,7 +15,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from engine import Engine, Sampling
+from engine import Engine, SamplingParams
 from tests.engine.prompts import CHAT, PROMPTS
 from tests.server import MODEL, Server
 
@@ -34,7 +34,7 @@ def text_of(answer: Any) -> str:
 @pytest.mark.usefixtures("batch_invariant")
 def test_answers_are_the_engines(server: Server, engine: Engine) -> None:
     for prompt in PROMPTS[:6]:
-        updates = list(engine.stream(CHAT.format(prompt), Sampling(temperature=0.0, max_tokens=16)))
+        updates = list(engine.stream(CHAT.format(prompt), SamplingParams(temperature=0.0, max_tokens=16)))
         answer = ask(server, prompt)
         assert text_of(answer) == "".join(update.text for update in updates)
         assert answer.choices[0].finish_reason == updates[-1].finish

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from gateway.simulator.simulation import Scenario, simulate
-from gateway.telemetry.trace_recorder import read_applications
+from gateway.simulator.trace import read_applications
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 

@@ -20,7 +20,7 @@ from gateway.config.settings import ServeSettings
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
 from gateway.http.openapi import PATH, document
-from gateway.responses import MemoryDatabase, SqliteArchive
+from gateway.responses import MemoryDatabase, SqliteResponseStore
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 
@@ -43,7 +43,8 @@ def operations() -> list[Any]:
     """Of a server that has never run: the document needs none."""
     settings = ServeSettings(parrot_api=True, journal="memory")
     app = build_app(
-        settings, build_services(settings, EnginePool(1.0), NoLog(), SqliteArchive(MemoryDatabase(), 0, 1.0, owns=True))
+        settings,
+        build_services(settings, EnginePool(1.0), NoLog(), SqliteResponseStore(MemoryDatabase(), 0, 1.0, owns=True)),
     )
     assert all(route.resource is not None for route in app.router.routes())
     told = document([route for route in app.router.routes() if route.resource.canonical != PATH], set())  # type: ignore[union-attr]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import ContextError
-from engine.scheduler import BatchPlanner
+from engine.scheduler import StepScheduler
 from tests.engine.prompts import CHAT, PROMPTS
 
 NEW_TOKENS = 16
-GREEDY = Sampling(temperature=0.0, max_tokens=NEW_TOKENS)
+GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def prompts(exact_engine: Engine) -> list[list[int]]:
 @pytest.fixture(scope="session")
 def together(exact_engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
     """What the exact engine answers to all of them in one batch."""
-    return run(exact_engine, prompts, GREEDY, watched=False)  # in whole steps: these kernels are slow
+    return run(exact_engine, prompts, GREEDY, interactive=False)  # in whole steps: these kernels are slow
 
 
 @pytest.fixture(scope="session")
@@ -63,12 +63,16 @@ def continuations(
 
 
 def run(
-    engine: Engine, prompts: list[list[int]], sampling: Sampling | list[Sampling], *, watched: bool = True
+    engine: Engine,
+    prompts: list[list[int]],
+    sampling: SamplingParams | list[SamplingParams],
+    *,
+    interactive: bool = True,
 ) -> list[list[int]]:
     """All prompts in one batch; the tokens of each answer."""
     each = sampling if isinstance(sampling, list) else [sampling] * len(prompts)
     for index, (tokens, one) in enumerate(zip(prompts, each, strict=True)):
-        engine.fill(index, tokens, watched=watched)
+        engine.fill(index, tokens, interactive=interactive)
         engine.generate(index, one)
     answers: list[list[int]] = [[] for _ in prompts]
     while engine.has_work:
@@ -85,11 +89,11 @@ def run(
 @pytest.fixture
 def step_tokens() -> Iterator[Callable[[Engine, int], None]]:
     """Sets an engine's token budget for one test."""
-    changed: list[tuple[Engine, BatchPlanner]] = []
+    changed: list[tuple[Engine, StepScheduler]] = []
 
     def set_budget(engine: Engine, tokens: int) -> None:
         changed.append((engine, engine._planner))
-        engine._planner = BatchPlanner(engine.cache, tokens, engine.config.max_batch)
+        engine._planner = StepScheduler(engine.cache, tokens, engine.config.max_batch)
 
     yield set_budget
     for engine, planner in changed:
@@ -149,11 +153,13 @@ def test_text_does_not_depend_on_chunks(
 
 @pytest.mark.usefixtures("batch_invariant")
 def test_seeded_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[list[int]]) -> None:
-    seeded = [Sampling(max_tokens=16, seed=index, top_p=0.95) for index in range(len(prompts))]
+    seeded = [SamplingParams(max_tokens=16, seed=index, top_p=0.95) for index in range(len(prompts))]
     together = run(engine, prompts, seeded)
     assert [run(engine, [prompts[i]], [seeded[i]])[0] for i in range(len(prompts))] == together
     assert together != run(
-        engine, prompts, [Sampling(max_tokens=16, seed=99 + s.seed, top_p=0.95) for s in seeded if s.seed is not None]
+        engine,
+        prompts,
+        [SamplingParams(max_tokens=16, seed=99 + s.seed, top_p=0.95) for s in seeded if s.seed is not None],
     )
 
 
@@ -182,7 +188,7 @@ def test_bfloat16_agrees_with_the_exact_model(
 def teacher_forced(engine: Engine, prompt: list[int], answer: list[int]) -> list[int]:
     """The engine's likeliest token at each place of `answer`, given everything before it."""
     choices = []
-    one = Sampling(temperature=0.0, max_tokens=1, ignore_eos=True)
+    one = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
     for length in range(len(answer)):
         (choice,) = run(engine, [prompt + answer[:length]], one)
         choices += choice
@@ -223,7 +229,7 @@ def test_filling_in_pieces_is_filling_at_once(engine: Engine, prompts: list[list
 def test_generated_tokens_stay_and_can_be_gone_on_from(engine: Engine, prompts: list[list[int]]) -> None:
     tokens, more = prompts[2], engine.tokenizer.encode(" And another one:")
     engine.fill(1, tokens)
-    engine.generate(1, Sampling(temperature=0.0, max_tokens=9, ignore_eos=True))
+    engine.generate(1, SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True))
     answer, _, _ = collect(engine, 1)
     engine.fill(1, more)
     engine.generate(1, GREEDY)
@@ -238,7 +244,7 @@ def test_what_a_stop_string_cuts_off_does_not_stay(engine: Engine, prompts: list
     more = engine.tokenizer.encode(", and so")
     for prompt in prompts[:4]:
         engine.fill(1, prompt)
-        engine.generate(1, Sampling(temperature=0.0, max_tokens=40, stop=(stop,)))
+        engine.generate(1, SamplingParams(temperature=0.0, max_tokens=40, stop=(stop,)))
         _, text, _ = collect(engine, 1)
         engine.check_integrity()
         held = list(engine._contexts[1].tokens)
@@ -298,14 +304,14 @@ def test_the_same_text_under_memory_pressure(engine: Engine, prompts: list[list[
 def test_steps_that_overlap_change_nothing(engine: Engine, prompts: list[list[int]], overlapping: None) -> None:
     """All that a request can ask for, beside others: what each is told, as if step came after step."""
     asked = [
-        Sampling(temperature=0.0, max_tokens=12),
-        Sampling(temperature=1.0, seed=5, max_tokens=12, logprobs=True, top_logprobs=3),
-        Sampling(temperature=0.0, max_tokens=20, stop=(".", " the")),
-        Sampling(temperature=0.0, max_tokens=14, min_tokens=9, stop=("e",)),
-        Sampling(temperature=0.7, seed=6, max_tokens=10, top_p=0.9, frequency_penalty=1.0),
-        Sampling(temperature=0.0, max_tokens=10, regex="[a-z]{3,20}"),
-        Sampling(temperature=0.0, max_tokens=1),
-        Sampling(temperature=0.0, max_tokens=8, logit_bias={30: -100.0}, ignore_eos=True),
+        SamplingParams(temperature=0.0, max_tokens=12),
+        SamplingParams(temperature=1.0, seed=5, max_tokens=12, logprobs=True, top_logprobs=3),
+        SamplingParams(temperature=0.0, max_tokens=20, stop=(".", " the")),
+        SamplingParams(temperature=0.0, max_tokens=14, min_tokens=9, stop=("e",)),
+        SamplingParams(temperature=0.7, seed=6, max_tokens=10, top_p=0.9, frequency_penalty=1.0),
+        SamplingParams(temperature=0.0, max_tokens=10, regex="[a-z]{3,20}"),
+        SamplingParams(temperature=0.0, max_tokens=1),
+        SamplingParams(temperature=0.0, max_tokens=8, logit_bias={30: -100.0}, ignore_eos=True),
     ]
     groups = [asked[:4], asked[4:], [asked[at] for at in (0, 1, 2, 3, 6, 7)], asked]
 
@@ -344,7 +350,7 @@ def test_a_step_is_begun_before_the_one_before_it_is_read(
 ) -> None:
     engine._overlap = True
     engine.fill(1, prompts[0])
-    engine.generate(1, Sampling(temperature=0.0, max_tokens=4, ignore_eos=True))
+    engine.generate(1, SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))
     assert engine.step() == [], "the prompt's step has only been begun"
     seen = [sum(len(update.tokens) for update in engine.step()) for _ in range(4)]
     assert seen == [1, 1, 1, 1]
@@ -355,7 +361,7 @@ def test_a_step_is_begun_before_the_one_before_it_is_read(
 def test_freeing_ends_what_runs_within_a_step(engine: Engine, prompts: list[list[int]]) -> None:
     free = engine.free_tokens
     engine.fill(1, prompts[0])
-    engine.generate(1, Sampling(max_tokens=500, ignore_eos=True))
+    engine.generate(1, SamplingParams(max_tokens=500, ignore_eos=True))
     engine.step()
     engine.free_context(1)
     assert not engine.has_work
@@ -374,11 +380,11 @@ def test_freeing_ends_what_runs_within_a_step(engine: Engine, prompts: list[list
         ([49_152], GREEDY, "bad_token"),
         ([-1], GREEDY, "bad_token"),
         ([], GREEDY, "empty_context"),
-        ([5], Sampling(logit_bias={99_999: 1.0}), "bad_token"),
-        ([5], Sampling(stop_token_ids=(99_999,)), "bad_token"),
+        ([5], SamplingParams(logit_bias={99_999: 1.0}), "bad_token"),
+        ([5], SamplingParams(stop_token_ids=(99_999,)), "bad_token"),
     ],
 )
-def test_what_cannot_be_done_is_refused(engine: Engine, tokens: list[int], sampling: Sampling, code: str) -> None:
+def test_what_cannot_be_done_is_refused(engine: Engine, tokens: list[int], sampling: SamplingParams, code: str) -> None:
     with pytest.raises(ContextError) as refusal:
         engine.fill(1, tokens)
         engine.generate(1, sampling)
@@ -404,7 +410,7 @@ def test_commands_out_of_order_are_refused(engine: Engine, prompts: list[list[in
 def test_an_answer_ends_at_the_window(tiny_engine: Engine) -> None:
     window = tiny_engine.info.window
     tiny_engine.fill(1, [3 + i % 50 for i in range(window - 3)])
-    tiny_engine.generate(1, Sampling(ignore_eos=True))
+    tiny_engine.generate(1, SamplingParams(ignore_eos=True))
     tokens, _, finish = collect(tiny_engine, 1)
     assert (len(tokens), finish) == (3, "length")
     tiny_engine.free_context(1)

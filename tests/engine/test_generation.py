@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.generation import Generation, StopStrings
-from engine.protocol import Sampling
+from engine.protocol import SamplingParams
 from engine.tokenizer import Tokenizer
 
 
-def run(tokenizer: Tokenizer, tokens: list[int], sampling: Sampling, limit: int = 1000) -> tuple[str, str | None, int]:
+def run(
+    tokenizer: Tokenizer, tokens: list[int], sampling: SamplingParams, limit: int = 1000
+) -> tuple[str, str | None, int]:
     """Text, finish reason and number of tokens taken when a model samples `tokens`."""
     generation = Generation(sampling, tokenizer, [], limit)
     text = ""
@@ -25,43 +27,43 @@ def run(tokenizer: Tokenizer, tokens: list[int], sampling: Sampling, limit: int 
 
 def test_a_stop_string_across_tokens_is_never_shown(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("one two three four")
-    text, finish, _ = run(tokenizer, tokens, Sampling(stop=("o thr",)))
+    text, finish, _ = run(tokenizer, tokens, SamplingParams(stop=("o thr",)))
     assert (text, finish) == ("one tw", "stop")
 
 
 def test_a_stop_string_that_does_not_come_is_shown_in_the_end(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("one two")
-    text, finish, _ = run(tokenizer, tokens, Sampling(stop=("twos",)), limit=len(tokens))
+    text, finish, _ = run(tokenizer, tokens, SamplingParams(stop=("twos",)), limit=len(tokens))
     assert (text, finish) == ("one two", "length")
 
 
 def test_an_end_token_ends_and_shows_nothing(tokenizer: Tokenizer) -> None:
     end = tokenizer.control["<|im_end|>"]
     tokens = tokenizer.encode("Hi")
-    assert run(tokenizer, [*tokens, end], Sampling()) == ("Hi", "stop", len(tokens) + 1)
+    assert run(tokenizer, [*tokens, end], SamplingParams()) == ("Hi", "stop", len(tokens) + 1)
 
 
 def test_an_end_token_can_be_ignored(tokenizer: Tokenizer) -> None:
     end = tokenizer.control["<|im_end|>"]
     tokens = [*tokenizer.encode("a"), end, *tokenizer.encode("b")]
-    assert run(tokenizer, tokens, Sampling(ignore_eos=True))[:2] == ("ab", None)
+    assert run(tokenizer, tokens, SamplingParams(ignore_eos=True))[:2] == ("ab", None)
 
 
 def test_a_stop_token_of_the_request_ends(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("one two three")
-    _, finish, count = run(tokenizer, tokens, Sampling(stop_token_ids=(tokens[1],)))
+    _, finish, count = run(tokenizer, tokens, SamplingParams(stop_token_ids=(tokens[1],)))
     assert (finish, count) == ("stop", 2)
 
 
 def test_an_end_in_the_middle_of_a_character_shows_that_something_was_there(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("日")[:-1]
     assert tokenizer.encode("日")[-1:] != tokens, "the character must have several tokens for this test"
-    assert run(tokenizer, tokens, Sampling(), limit=len(tokens)) == ("�", "length", len(tokens))
+    assert run(tokenizer, tokens, SamplingParams(), limit=len(tokens)) == ("�", "length", len(tokens))
 
 
 def test_stops_count_only_after_min_tokens(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("a b a b a b")
-    text, finish, _ = run(tokenizer, tokens, Sampling(stop=(" b",), min_tokens=3))
+    text, finish, _ = run(tokenizer, tokens, SamplingParams(stop=(" b",), min_tokens=3))
     assert finish == "stop"
     assert text == "a b a"
 
@@ -69,7 +71,7 @@ def test_stops_count_only_after_min_tokens(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("least", [3, 4, 100])
 def test_the_bound_of_length_goes_before_min_tokens(tokenizer: Tokenizer, least: int) -> None:
     tokens = tokenizer.encode("one two three four five")
-    assert run(tokenizer, tokens, Sampling(min_tokens=least), limit=3) == ("one two three", "length", 3)
+    assert run(tokenizer, tokens, SamplingParams(min_tokens=least), limit=3) == ("one two three", "length", 3)
 
 
 @given(
@@ -101,4 +103,4 @@ def test_stop_strings_do_not_depend_on_how_the_text_arrives(text: str, cuts: lis
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_the_limit_ends(tokenizer: Tokenizer, limit: int) -> None:
-    assert run(tokenizer, tokenizer.encode("a b c d e"), Sampling(), limit=limit)[1:] == ("length", limit)
+    assert run(tokenizer, tokenizer.encode("a b c d e"), SamplingParams(), limit=limit)[1:] == ("length", limit)

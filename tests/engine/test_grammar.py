@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine import Engine, Sampling
+from engine import Engine, SamplingParams
 from engine.errors import ContextError
 from engine.grammar import Grammars, Matcher, _Budget, _Jobs
 from engine.protocol import Update
@@ -30,13 +30,15 @@ SCHEMA = {
 
 
 def text_of(engine: Engine, prompt: str, **sampling: Any) -> tuple[str, str | None]:
-    updates = list(engine.stream(prompt, Sampling(**{"max_tokens": 200, **sampling})))
+    updates = list(engine.stream(prompt, SamplingParams(**{"max_tokens": 200, **sampling})))
     return "".join(update.text for update in updates), updates[-1].finish
 
 
 @pytest.mark.parametrize("schema", ["true", " true\n", "{}"])
 def test_a_schema_that_holds_nothing_back(tiny_engine: Engine, schema: str) -> None:
-    updates = list(tiny_engine.stream([40, 41], Sampling(json_schema=schema, max_tokens=200, temperature=1.0, seed=3)))
+    updates = list(
+        tiny_engine.stream([40, 41], SamplingParams(json_schema=schema, max_tokens=200, temperature=1.0, seed=3))
+    )
     text = "".join(update.text for update in updates)
     if updates[-1].finish == "stop":
         json.loads(text)
@@ -46,7 +48,7 @@ def test_a_schema_that_holds_nothing_back(tiny_engine: Engine, schema: str) -> N
 @pytest.mark.parametrize("schema", ["false", "[1]", "3", '"x"', "null", "{", "", '{"type": 5}', '{"$ref": "#/nope"}'])
 def test_a_schema_that_is_none_is_refused(tiny_engine: Engine, schema: str) -> None:
     with pytest.raises(ContextError) as refused:
-        list(tiny_engine.stream([40, 41], Sampling(json_schema=schema, max_tokens=20)))
+        list(tiny_engine.stream([40, 41], SamplingParams(json_schema=schema, max_tokens=20)))
     assert refused.value.code == "bad_grammar"
     assert str(refused.value)
 
@@ -95,8 +97,8 @@ def test_a_grammar_says_when_a_text_ends(engine: Engine) -> None:
 def test_others_in_the_step_are_not_touched(engine: Engine) -> None:
     alone, _ = text_of(engine, "Once upon a time", temperature=0.0, max_tokens=12)
     for context, sampling in (
-        (1001, Sampling(max_tokens=12, temperature=0.0)),
-        (1002, Sampling(max_tokens=12, temperature=0.0, regex="[0-9]+")),
+        (1001, SamplingParams(max_tokens=12, temperature=0.0)),
+        (1002, SamplingParams(max_tokens=12, temperature=0.0, regex="[0-9]+")),
     ):
         engine.fill(context, engine.tokenizer.encode_template("Once upon a time"))
         engine.generate(context, sampling)
@@ -120,7 +122,7 @@ FORCED = {"const": "the quick brown fox jumps over the lazy dog, and once more o
 """One text of some twenty tokens can come."""
 
 
-def answers_of(engine: Engine, samplings: list[Sampling], prompt: list[int]) -> list[list[Update]]:
+def answers_of(engine: Engine, samplings: list[SamplingParams], prompt: list[int]) -> list[list[Update]]:
     """What each of some generations in one batch is told."""
     told: dict[int, list[Update]] = {2000 + at: [] for at in range(len(samplings))}
     for context, sampling in zip(told, samplings, strict=True):
@@ -138,7 +140,7 @@ def answers_of(engine: Engine, samplings: list[Sampling], prompt: list[int]) -> 
 
 
 def test_tokens_without_a_choice_are_taken_together(engine: Engine) -> None:
-    [updates] = answers_of(engine, [Sampling(json_schema=json.dumps(FORCED), temperature=0.0)], [40, 41])
+    [updates] = answers_of(engine, [SamplingParams(json_schema=json.dumps(FORCED), temperature=0.0)], [40, 41])
     tokens = [token for update in updates for token in update.tokens]
     assert "".join(update.text for update in updates) == engine.tokenizer.decode(tokens) == json.dumps(FORCED["const"])
     assert updates[-1].finish == "stop"
@@ -148,7 +150,7 @@ def test_tokens_without_a_choice_are_taken_together(engine: Engine) -> None:
 
 @pytest.mark.parametrize("sampling", [{"logprobs": True}, {"logit_bias": {100: 1.0}}])
 def test_they_are_asked_for_one_by_one_where_the_model_is_to_say_more(engine: Engine, sampling: dict[str, Any]) -> None:
-    one = Sampling(json_schema=json.dumps(FORCED), temperature=0.0, **sampling)
+    one = SamplingParams(json_schema=json.dumps(FORCED), temperature=0.0, **sampling)
     [updates] = answers_of(engine, [one], [40, 41])
     assert "".join(update.text for update in updates) == json.dumps(FORCED["const"])
     assert all(len(update.tokens) == 1 for update in updates)
@@ -157,7 +159,7 @@ def test_they_are_asked_for_one_by_one_where_the_model_is_to_say_more(engine: En
 @pytest.mark.parametrize("most", range(1, 12))
 def test_they_end_where_the_answer_does(engine: Engine, most: int) -> None:
     [updates] = answers_of(
-        engine, [Sampling(json_schema=json.dumps(FORCED), temperature=0.0, max_tokens=most)], [40, 41]
+        engine, [SamplingParams(json_schema=json.dumps(FORCED), temperature=0.0, max_tokens=most)], [40, 41]
     )
     tokens = [token for update in updates for token in update.tokens]
     assert len(tokens) == most
@@ -167,7 +169,7 @@ def test_they_end_where_the_answer_does(engine: Engine, most: int) -> None:
 
 @pytest.mark.parametrize("stop", ["brown", "own f", " lazy dog, and"])
 def test_a_stop_string_is_found_in_them(engine: Engine, stop: str) -> None:
-    one = Sampling(json_schema=json.dumps(FORCED), temperature=0.0, stop=(stop,))
+    one = SamplingParams(json_schema=json.dumps(FORCED), temperature=0.0, stop=(stop,))
     [updates] = answers_of(engine, [one], [40, 41])
     assert "".join(update.text for update in updates) == json.dumps(FORCED["const"]).partition(stop)[0]
     assert updates[-1].finish == "stop"
@@ -178,8 +180,10 @@ def test_many_have_them_at_once(tiny_engine: Engine, shape: dict[str, Any]) -> N
     """More than a step, a batch or the pool takes; each gets its own text, and others go on beside."""
     engine = Engine(msgspec.structs.replace(tiny_engine.config, **shape))
     texts = [f"number {at}: {'abc ' * at}" for at in range(8)]
-    fixed = [Sampling(json_schema=json.dumps({"const": text}), temperature=0.0) for text in texts]
-    *answers, other = answers_of(engine, [*fixed, Sampling(temperature=0.0, max_tokens=20, ignore_eos=True)], [40, 41])
+    fixed = [SamplingParams(json_schema=json.dumps({"const": text}), temperature=0.0) for text in texts]
+    *answers, other = answers_of(
+        engine, [*fixed, SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)], [40, 41]
+    )
     for text, updates in zip(texts, answers, strict=True):
         assert "".join(update.text for update in updates) == json.dumps(text)
         assert updates[-1].finish == "stop"
@@ -202,7 +206,7 @@ PATTERNS = [
 def test_texts_are_whole_whatever_is_chosen_between_what_is_forced(tokenizer: Tokenizer, pattern: str) -> None:
     grammars, random, forced = Grammars(tokenizer), np.random.default_rng(0), 0
     for _ in range(20):
-        matcher = grammars.matcher(Sampling(regex=pattern))
+        matcher = grammars.matcher(SamplingParams(regex=pattern))
         assert matcher is not None
         tokens: list[int] = []
         coming: list[int] = []
@@ -231,7 +235,7 @@ FORMS: list[tuple[dict[str, str], list[str], list[str]]] = [
 
 def accepts(tokenizer: Tokenizer, text: str, **sampling: Any) -> bool:
     """Whether the text can come, and can end there."""
-    matcher = Grammars(tokenizer).matcher(Sampling(**sampling))
+    matcher = Grammars(tokenizer).matcher(SamplingParams(**sampling))
     assert matcher is not None
     for token in tokenizer.encode(text):
         allowed = matcher.allowed()
@@ -271,13 +275,13 @@ def test_thoughts_may_come_before_a_form(
 )
 def test_a_form_that_is_none_is_refused_behind_thoughts_as_well(tiny_engine: Engine, form: dict[str, Any]) -> None:
     with pytest.raises(ContextError) as refused:
-        list(tiny_engine.stream([40, 41], Sampling(**form, thinks="begun", max_tokens=20)))
+        list(tiny_engine.stream([40, 41], SamplingParams(**form, thinks="begun", max_tokens=20)))
     assert refused.value.code == "bad_grammar"
 
 
 def test_a_random_model_ends_where_the_form_does(tiny_engine: Engine) -> None:
     for seed in range(20):
-        held = Sampling(regex="[a-z]{3}", thinks="perhaps", max_tokens=40, temperature=2.0, seed=seed)
+        held = SamplingParams(regex="[a-z]{3}", thinks="perhaps", max_tokens=40, temperature=2.0, seed=seed)
         updates = list(tiny_engine.stream([40, 41], held))
         text = "".join(update.text for update in updates)
         if not text.startswith("<think>"):
@@ -312,7 +316,7 @@ DEAD_ENDS: list[dict[str, str]] = [
 @pytest.mark.parametrize("form", DEAD_ENDS)
 def test_a_text_that_cannot_be_finished_fails(tiny_engine: Engine, form: dict[str, Any]) -> None:
     with pytest.raises(ContextError) as failed:
-        list(tiny_engine.stream([40, 41], Sampling(**form, max_tokens=100, temperature=1.0, seed=1)))
+        list(tiny_engine.stream([40, 41], SamplingParams(**form, max_tokens=100, temperature=1.0, seed=1)))
     assert failed.value.code in ("grammar_dead_end", "bad_grammar")
     assert "\n" not in str(failed.value)
     assert not tiny_engine.has_work
@@ -327,7 +331,7 @@ def test_a_dead_end_on_the_way_fails_and_is_no_stop(tiny_engine: Engine) -> None
     for seed in range(12):
         text = ""
         try:
-            for update in tiny_engine.stream([40, 41], Sampling(json_schema=json.dumps(schema), seed=seed)):
+            for update in tiny_engine.stream([40, 41], SamplingParams(json_schema=json.dumps(schema), seed=seed)):
                 text += update.text
             json.loads(text)
             ends.append("stop")
@@ -340,7 +344,7 @@ def test_a_dead_end_on_the_way_fails_and_is_no_stop(tiny_engine: Engine) -> None
 def test_a_grammar_without_an_end_does_not_stop(tiny_engine: Engine) -> None:
     """What it forces is more than one step may look at."""
     with pytest.raises(ContextError) as failed:
-        list(tiny_engine.stream([40, 41], Sampling(grammar='start: a\na: "x" a', max_tokens=30)))
+        list(tiny_engine.stream([40, 41], SamplingParams(grammar='start: a\na: "x" a', max_tokens=30)))
     assert failed.value.code == "grammar_too_complex"
 
 
@@ -361,26 +365,29 @@ def test_what_one_text_may_cost_is_bounded(
     monkeypatch.setattr(tiny_engine._grammars, "_budgets", {})
     with pytest.raises(ContextError) as failed:
         bias = {tiny_engine.tokenizer.encode("a")[0]: 100.0}
-        list(tiny_engine.stream([40, 41], Sampling(**form, max_tokens=400, temperature=0.0, logit_bias=bias)))
+        list(tiny_engine.stream([40, 41], SamplingParams(**form, max_tokens=400, temperature=0.0, logit_bias=bias)))
     assert failed.value.code == "grammar_too_complex"
     assert len(str(failed.value)) < 400
-    assert list(tiny_engine.stream([40, 41], Sampling(max_tokens=3, ignore_eos=True))), "others go on"
+    assert list(tiny_engine.stream([40, 41], SamplingParams(max_tokens=3, ignore_eos=True))), "others go on"
 
 
 def test_others_go_on_while_a_grammar_is_compiled(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, release = Grammars._compiled, threading.Event()
 
-    def slowly(self: Grammars, sampling: Sampling, budget: _Budget) -> Matcher:
+    def slowly(self: Grammars, sampling: SamplingParams, budget: _Budget) -> Matcher:
         assert release.wait(30)
         return compiled(self, sampling, budget)
 
     monkeypatch.setattr(Grammars, "_compiled", slowly)
     engine = Engine(tiny_engine.config)
-    for context, sampling in ((1, Sampling(regex="[0-9]{3}")), (2, Sampling(max_tokens=5, ignore_eos=True))):
+    for context, sampling in (
+        (1, SamplingParams(regex="[0-9]{3}")),
+        (2, SamplingParams(max_tokens=5, ignore_eos=True)),
+    ):
         engine.fill(context, [40, 41])
         engine.generate(context, sampling)
     with pytest.raises(ContextError, match="generating"):
-        engine.generate(1, Sampling())
+        engine.generate(1, SamplingParams())
     with pytest.raises(ContextError, match="generating"):
         engine.fill(1, [42])
     texts = {1: "", 2: ""}
@@ -388,7 +395,7 @@ def test_others_go_on_while_a_grammar_is_compiled(tiny_engine: Engine, monkeypat
         pass
     assert texts[1] == ""
     assert engine.has_work
-    engine.generate(2, Sampling(regex="[a-z]{3}"))
+    engine.generate(2, SamplingParams(regex="[a-z]{3}"))
     engine.free_context(2)  # while its grammar is still to be compiled
     release.set()
     while engine.has_work:
@@ -415,7 +422,7 @@ def test_a_failure_that_shows_behind_a_token_is_no_stop(tiny_engine: Engine, mon
 
     monkeypatch.setattr(Matcher, "push", fails)
     with pytest.raises(ContextError, match="no token can follow") as failed:
-        list(tiny_engine.stream([40, 41], Sampling(regex="[0-9]{3}", max_tokens=20)))
+        list(tiny_engine.stream([40, 41], SamplingParams(regex="[0-9]{3}", max_tokens=20)))
     assert failed.value.code == "grammar_dead_end"
     tiny_engine.check_integrity()
 
@@ -423,7 +430,7 @@ def test_a_failure_that_shows_behind_a_token_is_no_stop(tiny_engine: Engine, mon
 def test_scopes_take_turns_to_have_their_grammars_compiled() -> None:
     jobs = _Jobs()
     for scope in ["a"] * 4 + ["b", "c", "b"]:
-        jobs.put(scope, (Future(), Sampling(regex=scope)))
+        jobs.put(scope, (Future(), SamplingParams(regex=scope)))
     assert "".join(jobs.get()[0] for _ in range(7)) == "abcabaa"
 
 

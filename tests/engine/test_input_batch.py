@@ -3,9 +3,9 @@
 import random
 from typing import Any
 
-from engine.input_batch import StepArrays
+from engine.input_batch import InputBatch
 from engine.kv.cache import SCRATCH, KVCache
-from engine.scheduler import BatchPlanner, Plan
+from engine.scheduler import Plan, StepScheduler
 from engine.sequence import Context
 
 SIZE = 4
@@ -37,7 +37,7 @@ def obvious(plan: Plan) -> dict[str, list[object]]:
     }
 
 
-def gathered(arrays: StepArrays, plan: Plan) -> dict[str, list[object]]:
+def gathered(arrays: InputBatch, plan: Plan) -> dict[str, list[object]]:
     tokens, batch, wanted = arrays.gather(plan)
     tables = []
     for chunk, row in zip([c for c in plan.chunks if c.end > c.start], batch.block_tables.tolist(), strict=True):
@@ -82,8 +82,8 @@ def test_arrays_that_are_kept_are_those_made_anew() -> None:
     dice = random.Random(4)
     cache = KVCache(400, SIZE)
     guesses: Any = Guesses(dice)
-    planner = BatchPlanner(cache, step_tokens=48, max_batch=12, speculation=guesses)
-    arrays = StepArrays(48, 12, SIZE)
+    planner = StepScheduler(cache, step_tokens=48, max_batch=12, speculation=guesses)
+    arrays = InputBatch(48, 12, SIZE)
     contexts: list[Context] = []
     prefix = [dice.randrange(9) for _ in range(90)]
     widest = kinds = drafted = 0

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.ngram_proposer import LONGEST, Lookup, Rate
+from engine.ngram_proposer import LONGEST, NgramProposer, Rate
 
 
 def obvious(prediction: list[int], text: list[int]) -> tuple[int, int]:
@@ -23,7 +23,7 @@ few = st.lists(st.integers(0, 3), min_size=1, max_size=80)
 
 @given(few, st.one_of(st.just([]), few), st.integers(1, 80))
 def test_the_latest_of_the_longest_matches_is_found(tokens: list[int], prediction: list[int], known: int) -> None:
-    lookup = Lookup(tokens[:known], prediction)
+    lookup = NgramProposer(tokens[:known], prediction)
     lookup.follow(tokens)
     found = lookup.find()
     assert (lookup.start, lookup.match) == obvious(prediction, tokens)
@@ -37,20 +37,20 @@ def test_a_draft_goes_on_as_the_text_did_and_around_again(tokens: list[int], dat
     text = list(tokens)
     for _ in range(25):  # as if it went on so, token by token
         text.append(text[start + len(text) - len(tokens)])
-    lookup = Lookup(tokens)
+    lookup = NgramProposer(tokens)
     lookup.start = start
     assert lookup.draft(25) == text[len(tokens) :]
 
 
 def test_a_prediction_is_gone_on_with_to_its_end() -> None:
-    lookup = Lookup([9, 1, 2], [9, 1, 2, 3, 4])
+    lookup = NgramProposer([9, 1, 2], [9, 1, 2, 3, 4])
     assert lookup.find()
     assert lookup.draft(10) == [3, 4]
 
 
 def test_it_grows_with_the_text() -> None:
     tokens = [1, 2]
-    lookup = Lookup(tokens)
+    lookup = NgramProposer(tokens)
     for token in range(3, 500):
         tokens.append(token)
         lookup.follow(tokens)
@@ -63,7 +63,7 @@ def test_it_grows_with_the_text() -> None:
 
 
 def test_it_rests_for_some_steps_and_knows_less_then() -> None:
-    lookup = Lookup([1, 2])
+    lookup = NgramProposer([1, 2])
     lookup.rate.add(0, 10)
     assert not lookup.resting
     lookup.rest()

@@ -13,7 +13,7 @@ from engine.protocol import (
     FrameBuffer,
     FrameError,
     Generate,
-    Sampling,
+    SamplingParams,
     Step,
     TokenLogprob,
     Update,
@@ -45,7 +45,7 @@ def test_reports_come_back_as_they_were() -> None:
 
 
 def test_all_sampling_parameters_travel() -> None:
-    sampling = Sampling(max_tokens=5, seed=2**63, logit_bias={3: -1.5}, stop=("x", "y"), stop_token_ids=(1, 2))
+    sampling = SamplingParams(max_tokens=5, seed=2**63, logit_bias={3: -1.5}, stop=("x", "y"), stop_token_ids=(1, 2))
     (body,) = FrameBuffer().feed(encode_frame(Generate(1, sampling)))
     assert command_decoder.decode(body) == Generate(1, sampling)
 

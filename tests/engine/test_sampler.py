@@ -15,7 +15,7 @@ from engine.kernels import Kernels, LayerShape
 from engine.kernels.cpu import CpuKernels
 from engine.kernels.reference import TorchKernels
 from engine.kernels.sampling import _largest, _nucleus, _pick_from_all
-from engine.protocol import Sampling
+from engine.protocol import SamplingParams
 from engine.sampler import BadLogits, Sampler
 from engine.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ def sample(logits: np.ndarray[Any, Any], generations: list[Generation]) -> list[
 
 
 def generation(tokenizer: Tokenizer, prompt: list[int] | None = None, **sampling: Any) -> Generation:
-    return Generation(Sampling(**sampling), tokenizer, prompt or [], 1000)
+    return Generation(SamplingParams(**sampling), tokenizer, prompt or [], 1000)
 
 
 def logits(seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:

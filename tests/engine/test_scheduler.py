@@ -2,8 +2,8 @@
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache
-from engine.protocol import Sampling
-from engine.scheduler import BatchPlanner, Plan
+from engine.protocol import SamplingParams
+from engine.scheduler import Plan, StepScheduler
 from engine.sequence import Context
 from engine.tokenizer import Tokenizer
 
@@ -15,7 +15,7 @@ class Stage:
 
     def __init__(self, tokenizer: Tokenizer, blocks: int = 64, step_tokens: int = 16, max_batch: int = 8) -> None:
         self.cache = KVCache(blocks, SIZE)
-        self.planner = BatchPlanner(self.cache, step_tokens, max_batch)
+        self.planner = StepScheduler(self.cache, step_tokens, max_batch)
         self.contexts: list[Context] = []
         self._tokenizer = tokenizer
 
@@ -24,7 +24,7 @@ class Stage:
         context.tokens.extend(tokens)
         context.fills.append(len(tokens))
         if generates:
-            context.generation = Generation(Sampling(), self._tokenizer, [], 100)
+            context.generation = Generation(SamplingParams(), self._tokenizer, [], 100)
         self.contexts.append(context)
         return context
 
@@ -92,15 +92,15 @@ class Asked:
 def test_nobodys_steps_are_made_longer_for_what_nobody_watches(tokenizer: Tokenizer) -> None:
     stage, asked = Stage(tokenizer), Asked()
     for _ in range(3):
-        stage.add([5] * 3).watched = False
+        stage.add([5] * 3).interactive = False
     stage.step()
     stage.planner._speculation = asked  # type: ignore[assignment]
     stage.step()
     assert asked.ids == ([0, 1, 2], 3)
-    stage.contexts[1].watched = True
+    stage.contexts[1].interactive = True
     stage.step()
     assert asked.ids == ([1], 3)
-    stage.contexts[1].watched = False
+    stage.contexts[1].interactive = False
     stage.add([6] * 200, generates=False)
     stage.step()
     assert asked.ids == ([0, 1, 2], 3), "what somebody waits for waits for them"
@@ -192,7 +192,7 @@ def test_idle_contexts_lose_their_blocks_first_and_come_back(tokenizer: Tokenize
     stage.add([*range(300, 320)], rank=5.0)
     plan = stage.step()
     assert plan.preempted == [idle], "though the newcomer's rank is worse: it has work, the other has none"
-    idle.generation = Generation(Sampling(), tokenizer, [], 100)
+    idle.generation = Generation(SamplingParams(), tokenizer, [], 100)
     stage.contexts.pop().free()
     assert rows(stage.step())[0][0] == idle.id
     assert idle.computed == 12

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from engine import Engine, Sampling
+from engine import Engine, SamplingParams
 
 _WORDS = [
     "name",
@@ -112,7 +112,7 @@ def test_every_finished_answer_is_valid(engine: Engine) -> None:
     ends: dict[int, str] = {}
     for index, schema in enumerate(schemas):
         engine.fill(50_000 + index, prompt)
-        sampling = Sampling(max_tokens=80, temperature=1.2, seed=index, json_schema=json.dumps(schema))
+        sampling = SamplingParams(max_tokens=80, temperature=1.2, seed=index, json_schema=json.dumps(schema))
         engine.generate(50_000 + index, sampling)
     while engine.has_work:
         for update in engine.step():

@@ -5,23 +5,23 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import EngineError
 from engine.generation import Generation
 from engine.kv.cache import KVCache
 from engine.protocol import Update
 from engine.sequence import Context
-from engine.speculative import Speculation
-from engine.step_budget import FEW_ROWS, Pacer
+from engine.speculative import Speculator
+from engine.step_budget import FEW_ROWS, StepBudget
 from engine.tokenizer import Tokenizer
 
 LOOP = [5, 6, 7, 8, 9, 10] * 4
 
 
 @pytest.fixture
-def pacer() -> Pacer:
+def pacer() -> StepBudget:
     """A step takes 10 ms, each of the first rows 0.2 more, and further ones 1 ms each."""
-    pacer = Pacer(decode_share=0.65, gap=0.1)
+    pacer = StepBudget(decode_share=0.65, gap=0.1)
     pacer.learn(1, 0.010)
     pacer.learn(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
     pacer.learn(100, 0.100)
@@ -37,7 +37,7 @@ def decoding(tokenizer: Tokenizer) -> Callable[..., Context]:
     def make(tokens: list[int], limit: int = 100, **sampling: Any) -> Context:
         context = Context(len(made), cache, "", 0.0, len(made))
         context.generation = Generation(
-            Sampling(**{"temperature": 0.0, **sampling}), tokenizer, tokens[:-1], limit, matcher=None
+            SamplingParams(**{"temperature": 0.0, **sampling}), tokenizer, tokens[:-1], limit, matcher=None
         )
         context.generation.push(tokens[-1])
         context.tokens, context.computed = list(tokens), len(tokens) - 1
@@ -47,14 +47,14 @@ def decoding(tokenizer: Tokenizer) -> Callable[..., Context]:
     return make
 
 
-def told(speculation: Speculation, contexts: list[Context], drafts: dict[int, list[int]], right: int) -> None:
+def told(speculation: Speculator, contexts: list[Context], drafts: dict[int, list[int]], right: int) -> None:
     for context in contexts:
         drafted = len(drafts.get(context.id, ()))
         speculation.tell(context, drafted, min(drafted, right))
 
 
-def test_who_is_right_gets_more_and_who_is_wrong_none(pacer: Pacer, decoding: Callable[..., Context]) -> None:
-    speculation = Speculation(pacer)
+def test_who_is_right_gets_more_and_who_is_wrong_none(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
+    speculation = Speculator(pacer)
     one = decoding(LOOP)
     lengths = []
     for _ in range(30):
@@ -74,8 +74,8 @@ def test_who_is_right_gets_more_and_who_is_wrong_none(pacer: Pacer, decoding: Ca
     assert 0 < sum(seen[30:]) < 15, "who was wrong is tried once in a while"
 
 
-def test_the_likelier_go_first_where_rows_are_few(pacer: Pacer, decoding: Callable[..., Context]) -> None:
-    speculation = Speculation(pacer)
+def test_the_likelier_go_first_where_rows_are_few(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
+    speculation = Speculator(pacer)
     good, bad = decoding(LOOP), decoding(LOOP)
     for context, right in ((good, 4), (bad, 1)):
         speculation._look(context)
@@ -87,8 +87,8 @@ def test_the_likelier_go_first_where_rows_are_few(pacer: Pacer, decoding: Callab
     assert drafts == {good.id: [5]}
 
 
-def test_nobody_crawls_because_another_repeats_itself(pacer: Pacer, decoding: Callable[..., Context]) -> None:
-    speculation = Speculation(pacer)
+def test_nobody_crawls_because_another_repeats_itself(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
+    speculation = Speculator(pacer)
     lengths = []
     for among in (1, 2, 4, 8, 16):
         one = decoding(LOOP)
@@ -101,8 +101,8 @@ def test_nobody_crawls_because_another_repeats_itself(pacer: Pacer, decoding: Ca
     assert lengths[-1] <= 1
 
 
-def test_rows_have_to_be_worth_their_time(pacer: Pacer, decoding: Callable[..., Context]) -> None:
-    speculation = Speculation(pacer)
+def test_rows_have_to_be_worth_their_time(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
+    speculation = Speculator(pacer)
     one = decoding(LOOP)
     far = len(speculation.propose([one], 100, among=1, beside=False)[0])
     near = len(speculation.propose([one], 100, among=1, beside=True).get(0, ()))
@@ -117,15 +117,15 @@ def test_rows_have_to_be_worth_their_time(pacer: Pacer, decoding: Callable[..., 
     ids=lambda sampling: next(iter(sampling)),
 )
 def test_what_depends_on_tokens_before_it_is_not_drafted(
-    pacer: Pacer, decoding: Callable[..., Context], sampling: dict[str, Any]
+    pacer: StepBudget, decoding: Callable[..., Context], sampling: dict[str, Any]
 ) -> None:
-    speculation = Speculation(pacer)
+    speculation = Speculator(pacer)
     assert not speculation.propose([decoding(LOOP, **sampling)], 100, among=1, beside=False)
     assert speculation.propose([decoding(LOOP, temperature=0.7, logprobs=True)], 100, among=1, beside=False)
 
 
-def test_nothing_is_drafted_behind_the_end(pacer: Pacer, decoding: Callable[..., Context]) -> None:
-    speculation = Speculation(pacer)
+def test_nothing_is_drafted_behind_the_end(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
+    speculation = Speculator(pacer)
     for left, drafted in ((1, None), (2, 1), (3, 2)):
         one = decoding(LOOP, limit=left + 1)
         for _ in range(5):
@@ -139,7 +139,7 @@ def test_nothing_is_drafted_behind_the_end(pacer: Pacer, decoding: Callable[...,
 REPEATS = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n\n\n"
 
 
-def run(engine: Engine, prompts: list[str], sampling: list[Sampling]) -> tuple[list[list[Update]], int]:
+def run(engine: Engine, prompts: list[str], sampling: list[SamplingParams]) -> tuple[list[list[Update]], int]:
     """Each prompt's updates, and how many steps all took."""
     updates: list[list[Update]] = [[] for _ in prompts]
     for index, (prompt, one) in enumerate(zip(prompts, sampling, strict=True)):
@@ -181,11 +181,11 @@ def plain(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
 def test_no_text_changes_and_there_are_fewer_steps(engine: Engine, plain: Callable[[], None]) -> None:
     prompts = [REPEATS * 3, REPEATS * 2 + "def mul", "Once upon a time", REPEATS * 4, REPEATS * 2]
     sampling = [
-        Sampling(temperature=0.0, max_tokens=60),
-        Sampling(temperature=0.6, seed=3, max_tokens=60),
-        Sampling(temperature=0.0, max_tokens=30, presence_penalty=0.5),
-        Sampling(temperature=0.0, max_tokens=60, logprobs=True, top_logprobs=3, stop=("return a - b",)),
-        Sampling(temperature=0.0, regex=r"(def [a-z]{3}\(a, b\):\n    return a [-+*/] b\n\n\n){3}"),
+        SamplingParams(temperature=0.0, max_tokens=60),
+        SamplingParams(temperature=0.6, seed=3, max_tokens=60),
+        SamplingParams(temperature=0.0, max_tokens=30, presence_penalty=0.5),
+        SamplingParams(temperature=0.0, max_tokens=60, logprobs=True, top_logprobs=3, stop=("return a - b",)),
+        SamplingParams(temperature=0.0, regex=r"(def [a-z]{3}\(a, b\):\n    return a [-+*/] b\n\n\n){3}"),
     ]
     speculated, few = run(engine, prompts, sampling)
     assert max(len(update.tokens) for updates in speculated for update in updates) > 4
@@ -202,7 +202,7 @@ def test_what_was_said_is_found_again_whole(engine: Engine) -> None:
     """Blocks that drafted tokens filled are in the tree as soon as they are right."""
     prompt = engine.tokenizer.encode_template(REPEATS * 3)
     engine.fill(1, prompt, scope="found again")
-    engine.generate(1, Sampling(temperature=0.0, max_tokens=64, ignore_eos=True))
+    engine.generate(1, SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True))
     while engine.has_work:
         engine.step()
     text = list(engine._contexts[1].tokens)
@@ -215,7 +215,7 @@ def test_what_was_said_is_found_again_whole(engine: Engine) -> None:
 
 
 def test_bad_logits_behind_a_right_draft_fail_the_request(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, pacer: Pacer
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, pacer: StepBudget
 ) -> None:
     forward = engine.decoder.forward
 
@@ -227,10 +227,10 @@ def test_bad_logits_behind_a_right_draft_fail_the_request(
         return logits
 
     monkeypatch.setattr(engine.decoder, "forward", spoilt)
-    monkeypatch.setattr(engine, "_speculation", Speculation(pacer))
+    monkeypatch.setattr(engine, "_speculation", Speculator(pacer))
     monkeypatch.setattr(engine._planner, "_speculation", engine._speculation)
     engine.fill(1, engine.tokenizer.encode_template(REPEATS * 4))
-    engine.generate(1, Sampling(temperature=0.0, max_tokens=60))
+    engine.generate(1, SamplingParams(temperature=0.0, max_tokens=60))
     told = []
     while engine.has_work:
         told += engine.step()
@@ -252,11 +252,11 @@ def test_steps_that_overlap_do_not_speculate(tiny_engine: Engine) -> None:
 
 
 def test_a_prediction_is_read_no_further_than_an_answer_can_go(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, pacer: Pacer
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, pacer: StepBudget
 ) -> None:
-    monkeypatch.setattr(engine, "_speculation", Speculation(pacer))
+    monkeypatch.setattr(engine, "_speculation", Speculator(pacer))
     engine.fill(1, [1, 2, 3])
-    engine.generate(1, Sampling(max_tokens=10, prediction="word " * 1_000_000))
+    engine.generate(1, SamplingParams(max_tokens=10, prediction="word " * 1_000_000))
     generation = engine._contexts[1].generation
     assert generation is not None
     assert 10 <= len(generation._prediction) <= 3 + 160

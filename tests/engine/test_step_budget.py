@@ -6,10 +6,10 @@ import pytest
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache
-from engine.protocol import Sampling
-from engine.scheduler import BatchPlanner
+from engine.protocol import SamplingParams
+from engine.scheduler import StepScheduler
 from engine.sequence import Context
-from engine.step_budget import FEW_ROWS, Pacer
+from engine.step_budget import FEW_ROWS, StepBudget
 from engine.tokenizer import Tokenizer
 
 DECODE, ROW = 0.012, 0.0008
@@ -21,23 +21,23 @@ class Clock:
     def __init__(self, tokenizer: Tokenizer, *, decode: float = DECODE, row: float = ROW) -> None:
         self.decode, self.row = decode, row
         self.cache = KVCache(4096, 16, sharing=False)
-        self.pacer = Pacer(decode_share=0.6, gap=0.1)
+        self.pacer = StepBudget(decode_share=0.6, gap=0.1)
         self.pacer.learn(64, 64 * row * 0.7)  # a trial at the start is not the whole truth
         self.pacer.learn(1, decode * 1.5)
-        self.planner = BatchPlanner(self.cache, 512, 256, self.pacer)
+        self.planner = StepScheduler(self.cache, 512, 256, self.pacer)
         self.contexts: list[Context] = []
         self.now = 0.0
         self.rows: list[tuple[int, int]] = []
         """Of each step: those that decode, and those of prompts."""
         self.tokenizer = tokenizer
 
-    def add(self, tokens: int, *, watched: bool = True, generates: bool = True) -> Context:
+    def add(self, tokens: int, *, interactive: bool = True, generates: bool = True) -> Context:
         context = Context(len(self.contexts), self.cache, "", 0.0, len(self.contexts))
         context.tokens.extend(range(tokens))
-        context.watched = watched
+        context.interactive = interactive
         context.fills.append(tokens)
         if generates:
-            context.generation = Generation(Sampling(ignore_eos=True), self.tokenizer, [], 10_000)
+            context.generation = Generation(SamplingParams(ignore_eos=True), self.tokenizer, [], 10_000)
         self.contexts.append(context)
         return context
 
@@ -49,7 +49,7 @@ class Clock:
         self.now += seconds
         self.pacer.observe(
             decoding=plan.decoding,
-            watched=plan.watched,
+            interactive=plan.interactive,
             prefill=prefill,
             long=plan.long,
             waiting=plan.waiting,
@@ -101,8 +101,8 @@ def test_a_reader_keeps_its_share_beside_all_that_nobody_watches(tokenizer: Toke
     for _ in range(30):
         clock.step()
     for _ in range(20):
-        clock.add(40, watched=False)
-    clock.add(4000, watched=False)
+        clock.add(40, interactive=False)
+    clock.add(4000, interactive=False)
     clock.step()
     began, before = clock.now, len(reader.tokens)
     for _ in range(200):
@@ -112,10 +112,10 @@ def test_a_reader_keeps_its_share_beside_all_that_nobody_watches(tokenizer: Toke
 
 
 def test_a_prompt_somebody_waits_for_does_not_wait_for_a_step_full_of_others(tokenizer: Tokenizer) -> None:
-    for watched, longest in ((False, 0.3), (True, 0.15)):
+    for interactive, longest in ((False, 0.3), (True, 0.15)):
         clock = Clock(tokenizer)
-        clock.add(2000, watched=False)
-        awaited = clock.add(40, watched=watched)
+        clock.add(2000, interactive=False)
+        awaited = clock.add(40, interactive=interactive)
         awaited.rank = -1.0
         assert 0.5 * longest < clock.step() < longest
         assert awaited.decoding
@@ -131,11 +131,11 @@ def test_nobody_decoding_lets_a_prompt_have_whole_steps(tokenizer: Tokenizer) ->
 
 def test_where_nobody_watches_prompts_have_whole_steps_and_decoding_rides_along(tokenizer: Tokenizer) -> None:
     clock = Clock(tokenizer)
-    clock.add(20, watched=False)
+    clock.add(20, interactive=False)
     for _ in range(30):
         clock.step()
     clock.rows.clear()
-    late = clock.add(2000, watched=False)
+    late = clock.add(2000, interactive=False)
     while not late.decoding:
         clock.step()
     assert all(decoding == 1 for decoding, _ in clock.rows)
@@ -143,9 +143,9 @@ def test_where_nobody_watches_prompts_have_whole_steps_and_decoding_rides_along(
 
 
 def test_prompts_that_wait_for_something_ride_with_those_who_decode(tokenizer: Tokenizer) -> None:
-    for watched, least in ((True, 1), (False, 8)):
+    for interactive, least in ((True, 1), (False, 8)):
         clock = Clock(tokenizer)
-        clock.add(20, watched=watched)
+        clock.add(20, interactive=interactive)
         for _ in range(30):
             clock.step()
         clock.rows.clear()
@@ -159,25 +159,25 @@ def test_prompts_that_wait_for_something_ride_with_those_who_decode(tokenizer: T
 
 
 def test_a_step_that_was_held_up_teaches_little() -> None:
-    pacer = Pacer(decode_share=0.6, gap=0.1)
+    pacer = StepBudget(decode_share=0.6, gap=0.1)
     pacer.learn(64, 64 * ROW)
     pacer.learn(1, DECODE)
-    pacer.observe(decoding=8, watched=8, prefill=0, long=0, waiting=False, seconds=60.0)
-    pacer.observe(decoding=0, watched=0, prefill=100, long=0, waiting=False, seconds=60.0)
+    pacer.observe(decoding=8, interactive=8, prefill=0, long=0, waiting=False, seconds=60.0)
+    pacer.observe(decoding=0, interactive=0, prefill=100, long=0, waiting=False, seconds=60.0)
     assert DECODE < pacer.decode_seconds < 1.5 * DECODE
     assert ROW < pacer.row_seconds < 1.5 * ROW
     for _ in range(30):
-        pacer.observe(decoding=8, watched=8, prefill=0, long=0, waiting=False, seconds=DECODE)
+        pacer.observe(decoding=8, interactive=8, prefill=0, long=0, waiting=False, seconds=DECODE)
     assert pacer.decode_seconds == pytest.approx(DECODE, rel=0.01)
 
 
 def test_less_urgent_prompts_ride_with_those_who_decode(tokenizer: Tokenizer) -> None:
     clock = Clock(tokenizer)
-    urgent = clock.add(20, watched=False)
+    urgent = clock.add(20, interactive=False)
     for _ in range(30):
         clock.step()
     clock.rows.clear()
-    late = clock.add(4000, watched=False)
+    late = clock.add(4000, interactive=False)
     late.rank = urgent.rank + 1.0
     seconds = [clock.step() for _ in range(100)]
     assert max(seconds) < 3.8 * DECODE, "who decodes is not slowed down much"
@@ -189,7 +189,7 @@ def test_less_urgent_prompts_ride_with_those_who_decode(tokenizer: Tokenizer) ->
 
 def test_what_nobody_watches_pauses_where_all_together_would_be_too_many(tokenizer: Tokenizer) -> None:
     clock = Clock(tokenizer)
-    crowd = [clock.add(4, watched=False) for _ in range(100)]
+    crowd = [clock.add(4, interactive=False) for _ in range(100)]
     for at, context in enumerate(crowd):
         context.rank = float(at)
     for _ in range(20):
@@ -213,14 +213,14 @@ def test_what_nobody_watches_pauses_where_all_together_would_be_too_many(tokeniz
 
 def test_what_drafts_take_is_not_taken_for_what_decoding_takes() -> None:
     """Else prompts would be let in by steps that are long anyway."""
-    pacer = Pacer(decode_share=0.65, gap=0.1)
+    pacer = StepBudget(decode_share=0.65, gap=0.1)
     pacer.learn(1, 0.010)
     pacer.learn(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
     pacer.learn(100, 0.100)
     few, further = 6 * 0.0002, 14 * 0.001
     for _ in range(100):
         pacer.observe(
-            decoding=2, watched=2, prefill=0, long=0, waiting=True, drafted=20, seconds=0.0102 + few + further
+            decoding=2, interactive=2, prefill=0, long=0, waiting=True, drafted=20, seconds=0.0102 + few + further
         )
     assert abs(pacer.decode_seconds - 0.0102) < 1e-4
     assert abs(pacer.alone_seconds - 0.0102) < 1e-4

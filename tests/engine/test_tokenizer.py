@@ -114,7 +114,7 @@ def test_settled_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer, text: 
     for size in [*cuts, len(text)]:
         rest += text[at : at + size]
         at += size
-        settled, length = tokenizer.encode_settled(rest)
+        settled, length = tokenizer.encode_stable(rest)
         tokens += settled
         rest = rest[length:]
     tokens += tokenizer.encode(rest + text[at:]) if rest + text[at:] else []
@@ -123,6 +123,6 @@ def test_settled_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer, text: 
 
 def test_most_of_a_growing_text_is_settled(tokenizer: Tokenizer) -> None:
     text = "The quick brown fox jumps over the lazy dog, and then it's gone. "
-    settled, length = tokenizer.encode_settled(text * 3)
+    settled, length = tokenizer.encode_stable(text * 3)
     assert length > 2.8 * len(text)
     assert tokenizer.decode(settled) == (text * 3)[:length]

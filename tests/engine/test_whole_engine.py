@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import ContextError
 from engine.kernels import AttentionBatch
 from engine.kv.host_offload import Swaps
@@ -196,7 +196,7 @@ class Run:
         known = self.known[context]
         count = self.random.randrange(1, 12)
         room = min(self.engine.info.window, self.engine.info.kv_tokens + 1) - len(known.text)
-        one = Sampling(temperature=0.0, max_tokens=count, ignore_eos=True)
+        one = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
         if known.generating or room <= 0:
             with pytest.raises(ContextError):
                 self.engine.generate(context, one)
@@ -316,7 +316,7 @@ def test_the_obvious_engine_would_notice(engine: Engine) -> None:
         engine.step()
     decoder: Any = engine.decoder
     wanted = obvious(list(range(20, 60)), 50)
-    engine.generate(1, Sampling(temperature=0.0, max_tokens=50, ignore_eos=True))
+    engine.generate(1, SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True))
     block = engine._contexts[1].blocks[0]
     decoder.slots[block * 16 + 5] += 1
     said: list[int] = []

@@ -4,8 +4,16 @@ import asyncio
 from collections.abc import Sequence
 
 from engine.tokenizer import Tokenizer
-from gateway.engines.protocol import ContextRefused, Delta, EngineLost, Filled, Pace, Tell, Urgency
-from gateway.graph.call import Sampling
+from gateway.engines.protocol import (
+    ContextRefused,
+    EngineLost,
+    EventCallback,
+    PrefillResult,
+    StepTimes,
+    TokenDelta,
+    Urgency,
+)
+from gateway.graph.call import SamplingParams
 from gateway.graph.variable import Piece
 
 
@@ -17,11 +25,11 @@ class StubEngine:
 
     def __init__(self, tokenizer: Tokenizer | None = None, name: str = "stub") -> None:
         self.name = name
-        self.grain = 1.0
-        self.thinks_first = True
+        self.tokens_per_unit = 1.0
+        self.constrains_after_reasoning = True
         self.ready = True
         self.load = 0
-        self.pace = Pace(row_seconds=0.001, step_seconds=0.01)
+        self.pace = StepTimes(row_seconds=0.001, step_seconds=0.01)
         self.opened: list[StubContext] = []
         self.released = asyncio.Event()
         self.released.set()
@@ -43,10 +51,10 @@ class StubEngine:
         """Tokens of the model's tokenizer, or one a character."""
         return [ord(c) for c in text] if self._tokenizer is None else self._tokenizer.encode(text)
 
-    def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
-        """See `Engine.encode_settled`."""
+    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
+        """See `Engine.encode_stable`."""
         if self._tokenizer is not None:
-            return self._tokenizer.encode_settled(text)
+            return self._tokenizer.encode_stable(text)
         return [ord(c) for c in text], len(text)
 
     def open(self, scope: str, urgency: Urgency) -> "StubContext":
@@ -88,7 +96,7 @@ class StubContext:
             raise EngineLost("the stub was lost")
         self.tokens.extend(tokens)
 
-    async def generate(self, sampling: Sampling, tell: Tell) -> None:
+    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
         """See `EngineContext.generate`."""
         self.generates += 1
         await self._engine.released.wait()
@@ -103,7 +111,7 @@ class StubContext:
             raise EngineLost("the stub was lost")
         if not self.tokens:
             raise ContextRefused("empty_context", "nothing was filled")
-        tell(Filled(len(self.tokens), 0))
+        tell(PrefillResult(len(self.tokens), 0))
         digits = str(len(self.tokens))[: sampling.max_tokens]
         for index, digit in enumerate(digits):
             if index == 1 and self._engine.deaths:
@@ -112,7 +120,7 @@ class StubContext:
                     await asyncio.sleep(0)
                 raise EngineLost("the stub was lost")
             self.tokens.append(ord(digit))
-            tell(Delta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None))
+            tell(TokenDelta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None))
 
     def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""

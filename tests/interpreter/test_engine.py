@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 from tests.checkpoints import write_tiny
 
 
@@ -34,12 +34,12 @@ def story(made: Engine, count: int) -> dict[int, list[int]]:
         if step % 2 == 0 and waiting:
             context, tokens = waiting.popitem()
             made.fill(context, tokens)
-            made.generate(context, Sampling(temperature=0.0, max_tokens=count, ignore_eos=True))
+            made.generate(context, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
             left.add(context)
             if context == 3:
                 made.fork(9, 3)
                 made.fill(9, [11, 12])
-                made.generate(9, Sampling(temperature=0.0, max_tokens=count, ignore_eos=True))
+                made.generate(9, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
                 left.add(9)
         for update in made.step():
             assert update.error is None
@@ -67,12 +67,12 @@ def test_the_same_text_where_contexts_lose_their_blocks(tmp_path: Path) -> None:
     lost = []
     plan = small._planner.plan
 
-    def watched(*arguments: object) -> object:
+    def interactive(*arguments: object) -> object:
         made = plan(*arguments)  # type: ignore[arg-type]
         lost.extend(made.preempted)
         return made
 
-    small._planner.plan = watched  # type: ignore[assignment]
+    small._planner.plan = interactive  # type: ignore[assignment]
     assert story(small, 7) == story(engine(tmp_path, "torch"), 7)
     assert lost, "the pool was too small for all at once"
 
@@ -81,7 +81,7 @@ def test_sampling_with_a_seed_is_the_same(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     said = []
     for kernels in ("triton", "torch"):
-        sampling = Sampling(
+        sampling = SamplingParams(
             temperature=0.9, top_p=0.9, seed=3, max_tokens=5, ignore_eos=True, logprobs=True, top_logprobs=2
         )
         updates = list(engine(tmp_path, kernels).stream(list(range(30, 50)), sampling))

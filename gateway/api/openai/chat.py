@@ -34,14 +34,14 @@ from gateway.api.semantic.extension import SESSION_HEADERS, UNSAID, scope_of, sl
 from gateway.api.serializers.choices import Choices, Told
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
-from gateway.graph.call import Call, CallSpec, Sampling, Slot
+from gateway.graph.call import Call, CallSpec, SamplingParams, Slot
 from gateway.graph.ids import new_id
 from gateway.graph.variable import Piece, reasoning_of
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.prompts.builder import Prompt
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls import Argued, Called, Found, Reader, Said, Tool, Tools, read_calls
+from gateway.prompts.tool_calls import AnswerText, CallArguments, CallStart, Found, Reader, Tool, Tools, read_calls
 
 routes = web.RouteTableDef()
 
@@ -155,7 +155,7 @@ def reader_of(body: ChatCompletionRequest, model: ServedModel) -> Callable[[], R
         return None
     # a transform may replace the text of a call by any other text
     transformed = body.semantic is not None and body.semantic.transform is not None
-    forced = _is_forced(body) and not model.prompts.passes_on and not transformed
+    forced = _is_forced(body) and not model.prompts.is_passthrough and not transformed
     return partial(Reader, [tool.function.name for tool in body.tools], forced=forced)
 
 
@@ -164,12 +164,12 @@ def _is_forced(body: ChatCompletionRequest) -> bool:
     return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 
-def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
+def _held_to(sampling: SamplingParams, tools: Tools, model: ServedModel) -> SamplingParams:
     """Return the sampling of an answer with tools. The schema of a forced call replaces any other form of the answer.
 
     Stop strings do not apply to a forced call: the client does not see the text in which they would be found.
     """
-    if model.prompts.passes_on:  # its server sees to it
+    if model.prompts.is_passthrough:  # its server sees to it
         return sampling
     style = model.prompts.style
     if tools.choice == "forced":
@@ -183,7 +183,7 @@ def _held_to(sampling: Sampling, tools: Tools, model: ServedModel) -> Sampling:
 
 def _passed_on(body: ChatCompletionRequest, model: ServedModel) -> dict[str, str]:
     """Return the fields that are passed on to another server. For models without one, hints are dropped."""
-    if model.prompts.passes_on:
+    if model.prompts.is_passthrough:
         return body.passed_on
     return {name: value for name, value in body.passed_on.items() if name not in _HINTS}
 
@@ -329,17 +329,19 @@ def _deltas(found: Iterable[Found]) -> list[ChoiceDelta]:
     before: Found | None = None
     for one in found:
         match before, one:
-            case Said(text), Said(more):
+            case AnswerText(text), AnswerText(more):
                 deltas[-1] = ChoiceDelta(content=text + more)
-                one = Said(text + more)
-            case _, Said(text):
+                one = AnswerText(text + more)
+            case _, AnswerText(text):
                 deltas.append(ChoiceDelta(content=text))
-            case _, Called(index, name):
+            case _, CallStart(index, name):
                 deltas.append(_entry(ToolCallDelta(index, FunctionCall(name, ""), call_id(), "function")))
-            case Argued(index, text), Argued(_, more):  # both of the same call: each call begins with a name
+            case CallArguments(index, text), CallArguments(
+                _, more
+            ):  # both of the same call: each call begins with a name
                 deltas[-1] = _entry(ToolCallDelta(index, FunctionCall(arguments=text + more)))
-                one = Argued(index, text + more)
-            case _, Argued(index, text):
+                one = CallArguments(index, text + more)
+            case _, CallArguments(index, text):
                 deltas.append(_entry(ToolCallDelta(index, FunctionCall(arguments=text))))
         before = one
     return deltas

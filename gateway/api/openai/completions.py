@@ -95,7 +95,7 @@ def _spec(
     answer = answer_slot(semantic, sampling_of(body, model))
     if isinstance(prompt, str):
         built = model.prompts.completion(prompt, answer, references=references, where=where)
-    elif model.tokenizer.passes_on:
+    elif model.tokenizer.is_passthrough:
         message = f"{model.id} runs on an engine elsewhere that is given text; its tokens are not known here"
         raise RequestError(400, message, code="unsupported_by_engine", param=where)
     else:

@@ -10,7 +10,7 @@ from gateway.api.calls import check_tokens
 from gateway.api.openai.chat import chat_prompt
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
-from gateway.graph.call import Sampling, Slot, Text
+from gateway.graph.call import SamplingParams, Slot, Text
 from gateway.http.json_body import json_response, read_json
 from gateway.http.openapi import operation
 from gateway.prompts.served_models import ServedModel
@@ -18,7 +18,7 @@ from gateway.runtime.executors import offload
 
 routes = web.RouteTableDef()
 
-_ANSWER = Slot(None, Sampling())
+_ANSWER = Slot(None, SamplingParams())
 _MOST_BYTES = 1_000_000
 """Maximum size of the text in one request, in bytes of UTF-8. It may be longer than the model's window."""
 _MOST_TOKENS = 1_000_000
@@ -70,7 +70,7 @@ def _tokenized(body: TokenizeRequest, model: ServedModel) -> Tokens:
 
 def _with_tokens(model: ServedModel) -> ServedModel:
     """The model, if its tokens are known here. Raises RequestError."""
-    if model.tokenizer.passes_on:
+    if model.tokenizer.is_passthrough:
         message = f"{model.id} runs on an engine elsewhere that is given messages; its tokens are not known here"
         raise RequestError(400, message, code="unsupported_by_engine", param="model")
     return model

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from gateway.graph.call import CallSpec
 from gateway.graph.errors import GraphError, VariableAlreadySet
-from gateway.graph.session import CALL_BYTES, Addition, Given, Session, spec_bytes
+from gateway.graph.session import CALL_BYTES, Addition, Session, VariableSpec, spec_bytes
 
 
 @dataclass
-class Later:
+class LazyCalls:
     """What is kept for one session. The names that its calls make are declared there from the beginning."""
 
     _makers: dict[str, CallSpec] = field(default_factory=dict)
@@ -19,23 +19,23 @@ class Later:
     edges: int = 0
     """Inputs of these calls."""
 
-    def add(self, session: Session, spec: CallSpec, given: Sequence[Given] = ()) -> Addition:
+    def add(self, session: Session, spec: CallSpec, given: Sequence[VariableSpec] = ()) -> Addition:
         """Keeps a call whose output is named; what is `given`, and the names it makes, are the session's now.
 
         The call counts in the session's bounds, as if it had joined. Raises GraphError; then nothing has changed.
         """
-        names = makes(spec)
+        names = output_names(spec)
         if len(set(names)) < len(names):
             raise VariableAlreadySet("two outputs of the call are the same variable", spec.where or None)
         taken = next((one for one in given if one.name in self._makers), None)
         if taken is not None:
             raise VariableAlreadySet(f"{taken.name!r} is made by a call; a name is assigned once", taken.where)
         for name in names:
-            if name in self._makers or (name in session.variables and session.variables[name].assigned):
+            if name in self._makers or (name in session.variables and session.variables[name].is_assigned):
                 raise VariableAlreadySet(f"{name!r} is made already; a name is assigned once", spec.where or None)
         edges, size = _edges(spec), _size(spec)
         session.check_held(self.kept + 1, self.edges + edges, size)
-        declared = [Given(name, where=spec.where) for name in names if name not in session.variables]
+        declared = [VariableSpec(name, where=spec.where) for name in names if name not in session.variables]
         addition = session.add_all((), [*given, *declared])
         self._makers |= dict.fromkeys(names, spec)
         self.kept += 1
@@ -43,7 +43,7 @@ class Later:
         session.hold(size)
         return addition
 
-    def makes(self, name: str) -> bool:
+    def produces(self, name: str) -> bool:
         """Whether a call that is kept makes the variable."""
         return name in self._makers
 
@@ -69,7 +69,7 @@ class Later:
         self.kept -= len(found)
         self.edges -= sum(map(_edges, found.values()))
         for spec in found.values():
-            for name in makes(spec):
+            for name in output_names(spec):
                 del self._makers[name]
         return addition
 
@@ -84,7 +84,7 @@ def _size(spec: CallSpec) -> int:
     return CALL_BYTES + spec_bytes(spec)
 
 
-def makes(spec: CallSpec) -> list[str]:
+def output_names(spec: CallSpec) -> list[str]:
     """The names that a call with a named output makes, that one last."""
     assert spec.output is not None
     return [*(slot.name for slot in spec.slots if slot.name is not None), spec.output]

@@ -34,16 +34,16 @@ from compat.parrot import (
     pieces,
 )
 from gateway.api.calls import check_tokens, check_window, prepared
-from gateway.api.parrot.lazy_calls import Later, makes
+from gateway.api.parrot.lazy_calls import LazyCalls, output_names
 from gateway.api.semantic.extension import text_of, variable_of
 from gateway.api.semantic.sessions import describe_session
 from gateway.api.services import SERVICES
 from gateway.errors import FailedCall, RequestError
-from gateway.graph.call import CallSpec, Input, Objective, Sampling, Slot
+from gateway.graph.call import CallSpec, Input, Objective, SamplingParams, Slot
 from gateway.graph.events import NoLog
 from gateway.graph.ids import new_id
 from gateway.graph.references import Reference
-from gateway.graph.session import Addition, Given, Session
+from gateway.graph.session import Addition, Session, VariableSpec
 from gateway.graph.store import SessionNotFound, SessionStore
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.json_body import json_response, read_json
@@ -69,14 +69,14 @@ class Programs:
         self._keys = keys
         self._sessions = sessions
         self._known: WeakValueDictionary[int, Session] = WeakValueDictionary()
-        self._later: WeakKeyDictionary[Session, Later] = WeakKeyDictionary()
+        self._later: WeakKeyDictionary[Session, LazyCalls] = WeakKeyDictionary()
 
     def begin(self, api_key: str) -> int:
         """A new session's number. Raises RequestError and GraphError."""
         number = secrets.randbits(63)
         session = self._sessions.create(self._keys.tenant(api_key), str(number), log=NoLog())
         self._known[number] = session
-        self._later[session] = Later()
+        self._later[session] = LazyCalls()
         return number
 
     def session(self, number: int, auth: str | None) -> Session:
@@ -92,7 +92,7 @@ class Programs:
             raise SessionNotFound(f"there is no session {number}")
         return session
 
-    def later(self, session: Session) -> Later:
+    def later(self, session: Session) -> LazyCalls:
         """What is kept for the session."""
         return self._later[session]
 
@@ -178,13 +178,13 @@ async def call(request: web.Request) -> web.Response:
     names = _names(body, session)
     spec = await prepared(partial(_spec, body, model, names), len(body.template), model)
     values = [
-        Given(names[parameter.name], text_of(parameter.value), where=f"parameters.{at}.value")
+        VariableSpec(names[parameter.name], text_of(parameter.value), where=f"parameters.{at}.value")
         for at, parameter in enumerate(body.parameters)
         if parameter.value is not None
     ]
     addition = later.add(session, spec, values)
     await services.scheduler.start(session, addition)
-    made = makes(spec)
+    made = output_names(spec)
     if body.output_criteria is not None or any(_asked_for(session, name) for name in made):
         await _run(request, session, made)
     told: list[Told] = [
@@ -202,13 +202,13 @@ async def call(request: web.Request) -> web.Response:
 
 def _asked_for(session: Session, name: str) -> bool:
     variable = session.variable(name)
-    return bool(variable.readers or variable.consumers)
+    return bool(variable.subscribers or variable.consumers)
 
 
 async def _run(request: web.Request, session: Session, names: Collection[str]) -> None:
     """Start the calls that make these variables, and that were not started yet. Raises Overloaded and GraphError."""
     later, scheduler = request.app[PROGRAMS].later(session), request.app[SERVICES].scheduler
-    if any(later.makes(name) for name in names):
+    if any(later.produces(name) for name in names):
         scheduler.admit(session.tenant, continues=bool(session.calls))
     addition: Addition = later.join(session, names)
     await scheduler.start(session, addition, promised=True)
@@ -284,12 +284,12 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
     )
 
 
-def _sampling(config: SamplingConfig | None, model: ServedModel, where: str) -> Sampling:
+def _sampling(config: SamplingConfig | None, model: ServedModel, where: str) -> SamplingParams:
     config = config or SamplingConfig()
     bias = {int(token): value for token, value in (config.logit_bias or {}).items()}
     check_tokens(model, bias, f"{where}.sampling_config.logit_bias")
     check_tokens(model, config.stop_token_ids, f"{where}.sampling_config.stop_token_ids")
-    return Sampling(
+    return SamplingParams(
         max_tokens=config.max_gen_length,
         temperature=config.temperature,
         top_p=config.top_p,
@@ -324,7 +324,7 @@ async def set_value(request: web.Request) -> web.Response:
     programs, name = request.app[PROGRAMS], request.match_info["id"]
     session = programs.session(body.session_id, body.session_auth)
     variable_of(session, name)
-    if programs.later(session).makes(name):
+    if programs.later(session).produces(name):
         raise RequestError(409, f"a call makes {name!r}; it cannot be set", code="variable_already_set")
     await request.app[SERVICES].scheduler.start(session, session.put(name, body.content))
     return json_response({})
@@ -365,12 +365,12 @@ async def get_value(request: web.Request) -> web.Response:
     variable = variable_of(session, request.match_info["id"])
     scheduler, objective = request.app[SERVICES].scheduler, Objective(CRITERIA[body.criteria])
     session.enter()
-    scheduler.reader_came(variable, objective)
+    scheduler.subscribe(variable, objective)
     try:
         await _run(request, session, [variable.name])
-        await variable.final()
+        await variable.wait_final()
     finally:
-        scheduler.reader_left(variable, objective)
+        scheduler.unsubscribe(variable, objective)
         session.leave()
     if variable.failure is not None:
         raise FailedCall(variable.failure)

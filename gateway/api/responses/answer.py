@@ -35,8 +35,8 @@ from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece, reasoning_of
 from gateway.http.sse import named
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls import Found, Said
-from gateway.responses import Archived
+from gateway.prompts.tool_calls import AnswerText, Found
+from gateway.responses import StoredResponse
 
 Event = ResponseEvent | ItemsEvent
 
@@ -97,19 +97,19 @@ class ResponseBuilder:
             self._unsaid += token_logprobs(self._model, pieces)
         thought = reasoning_of(pieces)
         events = self._items.think(thought) if thought else []
-        return [*events, *self._added([Said(text)] if self._reader is None else self._reader.push(text))]
+        return [*events, *self._added([AnswerText(text)] if self._reader is None else self._reader.push(text))]
 
     def say(self, text: str) -> list[Event]:
         """The answer goes on with this text, which is none of the model's."""
-        return self._added([Said(text)])
+        return self._added([AnswerText(text)])
 
     def _added(self, found: Iterable[Found]) -> list[Event]:
         events: list[Event] = []
         for one in found:
-            if isinstance(one, Said) and one.text:
+            if isinstance(one, AnswerText) and one.text:
                 unsaid, self._unsaid = self._unsaid, []
                 events += self._items.add(one, unsaid)
-            elif not isinstance(one, Said):
+            elif not isinstance(one, AnswerText):
                 events += self._items.add(one)
         return events
 
@@ -117,7 +117,7 @@ class ResponseBuilder:
         """The answer is whole: the events of its last items. `ended` is next."""
         events: list[Event] = [] if self._reader is None else self._added(self._reader.finish(cut=self._cut))
         if self._items.unanswered:
-            events += self._items.add(Said(""))
+            events += self._items.add(AnswerText(""))
         ended = not self._cut and (self._reader is None or self._reader.whole)  # a stop string may cut off a call
         return [*events, *self._items.end("completed" if ended else "incomplete")]
 
@@ -216,7 +216,7 @@ def again(response: Response) -> bytes:
     return told(events) + last_of(response, next(numbers))
 
 
-def response_of(row: Archived) -> Response:
+def response_of(row: StoredResponse) -> Response:
     """As it is kept."""
     return msgspec.json.decode(row.answer, type=Response)
 

@@ -25,12 +25,12 @@ from gateway.api.services import Services
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, CallSpec, CallState
 from gateway.graph.errors import Failure, GraphError
-from gateway.graph.limits import SharedBound
+from gateway.graph.limits import SharedLimit
 from gateway.graph.session import Addition, Session
 from gateway.http.json_body import check, encode_json
 from gateway.http.sse import EventStream
 from gateway.prompts.served_models import ServedModel
-from gateway.responses import Archived, ArchiveFailed
+from gateway.responses import ResponseStoreError, StoredResponse
 
 log = logging.getLogger("myna.responses")
 
@@ -62,7 +62,7 @@ class Work:
     def __init__(
         self,
         services: Services,
-        row: Archived,
+        row: StoredResponse,
         builder: ResponseBuilder,
         call: Call,
         scope: Scope,
@@ -103,7 +103,7 @@ class Work:
     async def run(self) -> None:
         """Waits for the answer, and keeps it."""
         stopped = asyncio.ensure_future(self._stopped.wait())
-        ended = asyncio.ensure_future(self._call.output.final())
+        ended = asyncio.ensure_future(self._call.output.wait_final())
         try:
             await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
             self._over = True
@@ -155,7 +155,7 @@ class Work:
         while True:
             try:
                 await self._services.archive.end(row)  # or it was deleted meanwhile
-            except ArchiveFailed:
+            except ResponseStoreError:
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
                 return
@@ -163,7 +163,7 @@ class Work:
     def cancel(self) -> None:
         """Nobody wants it any more. Its call goes on if others read what it makes."""
         session = self._scope.session
-        for variable in self._call.makes:
+        for variable in self._call.outputs:
             if session.variables.get(variable.name) is variable:
                 session.delete(variable.name)
             self._services.scheduler.release(variable)
@@ -175,7 +175,7 @@ class Work:
         stream, session = EventStream(request), self._scope.session
         scheduler, output = self._services.scheduler, self._call.output
         session.enter()
-        scheduler.reader_came(output)
+        scheduler.subscribe(output)
         try:
             if not self.tell() or (self._resumed and after >= 0):
                 await stream.patiently(self.finished.wait)
@@ -194,7 +194,7 @@ class Work:
                 else:
                     await stream.patiently(changed.wait)
         finally:
-            scheduler.reader_left(output)
+            scheduler.unsubscribe(output)
             session.leave()
 
     def tell(self) -> bool:
@@ -228,7 +228,7 @@ class Work:
 class Background:
     """Owner of all of them."""
 
-    def __init__(self, services: Services, held: SharedBound) -> None:
+    def __init__(self, services: Services, held: SharedLimit) -> None:
         """`held`: the bytes of responses in progress; they count until the responses have ended."""
         self._services = services
         self._held = held
@@ -281,7 +281,7 @@ class Background:
         archive, scheduler, session = self._services.archive, self._services.scheduler, scope.session
         try:
             await archive.keep(work.row, turn.earlier)
-        except ArchiveFailed as error:
+        except ResponseStoreError as error:
             failure = Failure(error.code, str(error))
             session.settle(addition, failure)
             for call in addition.calls:
@@ -341,7 +341,7 @@ class Background:
 
     async def resume_all(self, restored: Sequence[Session]) -> None:
         """Goes on with all that was begun before the start. `restored`: the sessions that there were then; their calls
-        are begun anew. Raises ArchiveFailed."""
+        are begun anew. Raises ResponseStoreError."""
         rows = await self._services.archive.unfinished()
         for row in rows:
             await self._take_up(row)
@@ -361,7 +361,7 @@ class Background:
                 rows = await self._services.archive.unfinished(session.tenant, session.id)
                 for row in rows:
                     await self._take_up(row)
-            except ArchiveFailed as error:
+            except ResponseStoreError as error:
                 log.warning("what session %s was to answer is asked for again: %s", session.id, error)
                 await asyncio.sleep(_AGAIN_SECONDS)
             else:
@@ -374,7 +374,7 @@ class Background:
         if session.metadata.get(_RESPONSE) == session.id:
             self._services.sessions.delete(session)
 
-    async def _take_up(self, row: Archived) -> None:
+    async def _take_up(self, row: StoredResponse) -> None:
         begun = _begun(row.begun)
         sessions = self._services.sessions
         session = sessions.get(row.tenant, row.runs_in or "") if sessions.holds(row.tenant, row.runs_in or "") else None
@@ -398,8 +398,8 @@ class Background:
         self._enter(work)
         self._own(self._run(work))
 
-    async def lose(self, row: Archived, why: str = "the server ended before this was begun") -> None:
-        """Ends one that cannot be made any more: its call is nowhere. Raises ArchiveFailed."""
+    async def lose(self, row: StoredResponse, why: str = "the server ended before this was begun") -> None:
+        """Ends one that cannot be made any more: its call is nowhere. Raises ResponseStoreError."""
         error = error_of(FailedCall(Failure("interrupted", why)))
         response = msgspec.structs.replace(response_of(row), status="failed", error=error)
         lost = dataclasses.replace(row, answer=encode_json(response), begun=b"", runs_in=None)

@@ -22,7 +22,7 @@ from gateway.errors import RequestError
 from gateway.graph.ids import new_id
 from gateway.http.json_body import encode_json
 from gateway.prompts.tool_calls import Verbatim
-from gateway.responses import Archive, Archived, Told
+from gateway.responses import ResponseStore, StoredResponse, Told
 
 _Part = TextPart | RefusalPart | MediaPart
 
@@ -48,7 +48,7 @@ class Turn:
     """Of a conversation: what a response goes on with, and whether it can be gone on with itself."""
 
     def __init__(
-        self, archive: Archive, tenant: str, body: ResponseRequest, earlier: Sequence[Told], session: str | None
+        self, archive: ResponseStore, tenant: str, body: ResponseRequest, earlier: Sequence[Told], session: str | None
     ) -> None:
         """`earlier`: what it goes on with, oldest first. See `begin`."""
         self._archive = archive
@@ -61,7 +61,7 @@ class Turn:
 
     @classmethod
     async def begin(
-        cls, archive: Archive, tenant: str, body: ResponseRequest, session: str | None, *, deferred: bool
+        cls, archive: ResponseStore, tenant: str, body: ResponseRequest, session: str | None, *, deferred: bool
     ) -> "Turn":
         """`session`: the one with a name that the response belongs to, if to one. Raises RequestError, GraphError."""
         id = body.previous_response_id
@@ -110,17 +110,17 @@ class Turn:
         return self._earlier
 
     async def keep(self, response: Response, raw: bytes, *, slots: bool) -> None:
-        """The response has ended. See `kept`. Raises ArchiveFailed."""
+        """The response has ended. See `kept`. Raises ResponseStoreError."""
         await self._archive.keep(self.kept(response, raw, slots=slots), self._earlier)
 
-    def kept(self, response: Response, raw: bytes, *, slots: bool) -> Archived:
+    def kept(self, response: Response, raw: bytes, *, slots: bool) -> StoredResponse:
         """The response as it is kept. `raw`: the request's body. `slots`: whether its last message was the answer, with
         places for slots in it."""
         input = bytes(_asked(raw).input)
         if slots:
             input = encode_json(_items(input)[:-1])
         before = self._body.previous_response_id
-        return Archived(self._tenant, response.id, input, encode_json(response), before, self._session)
+        return StoredResponse(self._tenant, response.id, input, encode_json(response), before, self._session)
 
 
 def new_response_id() -> str:

@@ -25,7 +25,7 @@ from compat.openai.responses import (
 )
 from gateway.api.openai.chat import call_id
 from gateway.graph.ids import new_id
-from gateway.prompts.tool_calls import Argued, Called, Found, Said
+from gateway.prompts.tool_calls import AnswerText, CallArguments, CallStart, Found
 
 Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone
 
@@ -51,13 +51,13 @@ class Items:
     def add(self, found: Found, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
         """What was found in the answer goes on, with log probabilities of its tokens if it is text."""
         match found:
-            case Said(text):
+            case AnswerText(text):
                 events = [] if isinstance(self._growing, OutputMessage) else self._next(_message())
                 self._logprobs += logprobs
                 return [*events, self._more(text, logprobs)]
-            case Called(_, name):
+            case CallStart(_, name):
                 return self._next(_call(name))
-            case Argued(_, text):
+            case CallArguments(_, text):
                 return [self._more(text)]
 
     def think(self, text: str) -> list[Event]:

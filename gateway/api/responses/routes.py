@@ -26,7 +26,7 @@ from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import choice, flag, integer
 from gateway.http.sse import EventStream
 from gateway.prompts.served_models import ServedModel
-from gateway.responses import Archived, ArchiveFailed
+from gateway.responses import ResponseStoreError, StoredResponse
 
 routes = web.RouteTableDef()
 
@@ -167,7 +167,7 @@ async def input_items(request: web.Request) -> web.Response:
     return json_response(InputItems(data=some, first_id=first, last_id=last, has_more=len(items) > limit))
 
 
-async def _kept(request: web.Request) -> Archived:
+async def _kept(request: web.Request) -> StoredResponse:
     """The response that the path names. Raises RequestError 404."""
     tenant, id = request[TENANT], request.match_info["id"]
     services, background = request.app[SERVICES], request.app[BACKGROUND]
@@ -205,7 +205,7 @@ class _Answer:
     async def whole(self) -> web.Response:
         """See `Answer`."""
         output = self._call.output
-        await output.final()
+        await output.wait_final()
         check_done(self._call)
         self._builder.grow(output.value or "", output.pieces)
         self._builder.close()
@@ -260,7 +260,7 @@ class _Answer:
         if self._builder.keeps:
             try:
                 await self._turn.keep(response, self._raw, slots=self._call.spec.parts is not None)
-            except ArchiveFailed:  # an answer that cannot be kept is one all the same, and says so
+            except ResponseStoreError:  # an answer that cannot be kept is one all the same, and says so
                 self._builder.keeps = False
                 response = self._builder.ended()
         return response

@@ -10,7 +10,7 @@ from compat.openai import FailureObject, Semantic, SemanticInfo, VariableObject
 from compat.openai import Transform as WireTransform
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
-from gateway.graph.call import Call, Sampling, Slot, Transform
+from gateway.graph.call import Call, SamplingParams, Slot, Transform
 from gateway.graph.errors import Failure
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable, VariableState
@@ -133,7 +133,7 @@ def transform_of(transform: WireTransform | None, where: str) -> Transform | Non
     return Transform(transform.strip, transform.line, transform.regex, transform.group, transform.json_)
 
 
-def slots_of(semantic: Semantic, sampling: Sampling, where: str = "") -> dict[str, Slot]:
+def slots_of(semantic: Semantic, sampling: SamplingParams, where: str = "") -> dict[str, Slot]:
     """The slots of a call; what they leave out falls back to the call's own sampling."""
     slots = {}
     for name, wanted in semantic.slots.items():

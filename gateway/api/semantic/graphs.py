@@ -37,7 +37,7 @@ from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
 from gateway.graph.events import CallChanged, VariableChanged
 from gateway.graph.references import check_references
-from gateway.graph.session import Addition, Given, Session
+from gateway.graph.session import Addition, Session, VariableSpec
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.json_body import check, checked, encode_json, read_json
 from gateway.http.json_stream import json_list, stream_json
@@ -88,7 +88,7 @@ async def run(request: web.Request) -> web.StreamResponse:
     return await graph.run(request, stream=body.stream)
 
 
-def _given(name: str, value: Any) -> Given:
+def _given(name: str, value: Any) -> VariableSpec:
     where = f"variables.{name}"
     if isinstance(value, dict) and len(value) == 1 and ("value" in value or "template" in value):
         return given_as(check(value, VariableRequest, where), name, where)
@@ -127,7 +127,9 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
     return specs
 
 
-def _check_outputs(outputs: Sequence[str], session: Session, specs: Sequence[CallSpec], given: Sequence[Given]) -> None:
+def _check_outputs(
+    outputs: Sequence[str], session: Session, specs: Sequence[CallSpec], given: Sequence[VariableSpec]
+) -> None:
     made = {one.name for one in given} | {name for spec in specs for name in (spec.output, *spec.inputs)}
     made |= {slot.name for spec in specs for slot in spec.slots}
     for index, name in enumerate(outputs):
@@ -152,9 +154,9 @@ class _Graph:
     async def run(self, request: web.Request, *, stream: bool) -> web.StreamResponse:
         """Starts it and answers. What nobody waits for is not run, and none of it once the client has gone."""
         scheduler, outputs = request.app[SERVICES].scheduler, self._outputs.values()
-        alone = len(outputs) == 1
+        interactive = len(outputs) == 1
         for variable in outputs:
-            scheduler.reader_came(variable, alone=alone)
+            scheduler.subscribe(variable, interactive=interactive)
         try:
             await scheduler.start(self._session, self._addition, promised=True)
             for call in self._addition.calls:
@@ -162,16 +164,16 @@ class _Graph:
             if stream:
                 return await self._stream(EventStream(request))
             for variable in outputs:
-                await variable.final()
+                await variable.wait_final()
             return await stream_json(request, self._pieces())
         finally:
             for variable in outputs:
-                scheduler.reader_left(variable, alone=alone)
+                scheduler.unsubscribe(variable, interactive=interactive)
 
     async def _stream(self, stream: EventStream) -> web.StreamResponse:
         """What happens to it, then the answer."""
         ours: set[Call | Variable] = {*self._addition.calls, *(variable for variable, _ in self._addition.values)}
-        ours |= {variable for call in self._addition.calls for variable in call.makes}
+        ours |= {variable for call in self._addition.calls for variable in call.outputs}
         at = self._before
         while at < self._session.last_event or not all(variable.state.final for variable in self._outputs.values()):
             told = await stream.patiently(partial(self._session.more_events, at))
@@ -347,5 +349,5 @@ def _why_not_ready(source: Variable) -> str:
 
 def _edges(call: Call) -> list[Edge]:
     reads: list[Edge] = [{"from": name, "to": call.id} for name in call.inputs]
-    makes: list[Edge] = [{"from": call.id, "to": variable.name} for variable in call.makes]
-    return [*reads, *makes]
+    outputs: list[Edge] = [{"from": call.id, "to": variable.name} for variable in call.outputs]
+    return [*reads, *outputs]

@@ -15,7 +15,7 @@ from gateway.api.stream_writer import Streaming
 from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Objective
 from gateway.graph.references import Reference, parse
-from gateway.graph.session import Given, Session
+from gateway.graph.session import Session, VariableSpec
 from gateway.graph.variable import Piece, Variable
 from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
@@ -37,13 +37,13 @@ async def put(request: web.Request) -> web.Response:
     return json_response(describe_variable(session.variable(name)))
 
 
-def given_as(body: VariableRequest, name: str, where: str) -> Given:
+def given_as(body: VariableRequest, name: str, where: str) -> VariableSpec:
     """The variable that a client brings; `where` in a larger request."""
     if "template" in body.model_fields_set:
         place = at(where, "template")
         parts = [Input(piece, place) if isinstance(piece, Reference) else piece for piece in parse(body.template)]
-        return Given(name, template=parts, where=where or "name")
-    return Given(name, None if body.value is None else text_of(body.value), where=where or "name")
+        return VariableSpec(name, template=parts, where=where or "name")
+    return VariableSpec(name, None if body.value is None else text_of(body.value), where=where or "name")
 
 
 @routes.delete("/v1/sessions/{id}/variables/{name}")
@@ -119,21 +119,21 @@ async def _stream(request: web.Request, session: Session, variable: Variable) ->
     """The value from its beginning, piece by piece, then the variable as it ended."""
     stream, scheduler, objective = EventStream(request), request.app[SERVICES].scheduler, _objective(request)
     session.enter()
-    scheduler.reader_came(variable, objective)
+    scheduler.subscribe(variable, objective)
     try:
         last = await Streaming(stream, _Growing(variable)).run([partial(session.read, variable)])
         return await stream.end(last, done=False)
     finally:
-        scheduler.reader_left(variable, objective)
+        scheduler.unsubscribe(variable, objective)
         session.leave()
 
 
 async def _wait(request: web.Request, variable: Variable, seconds: float, objective: Objective) -> None:
     scheduler = request.app[SERVICES].scheduler
-    scheduler.reader_came(variable, objective)
+    scheduler.subscribe(variable, objective)
     try:
         async with asyncio.timeout(seconds):
-            await variable.final()
+            await variable.wait_final()
     except TimeoutError:
         raise RequestError(
             504,
@@ -141,7 +141,7 @@ async def _wait(request: web.Request, variable: Variable, seconds: float, object
             code="wait_timeout",
         ) from None
     finally:
-        scheduler.reader_left(variable, objective)
+        scheduler.unsubscribe(variable, objective)
 
 
 def _objective(request: web.Request) -> Objective:

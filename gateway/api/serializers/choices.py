@@ -141,7 +141,7 @@ class Choices:
     async def whole(self) -> web.Response:
         """See `Answer`."""
         for call in self._calls:
-            await call.output.final()
+            await call.output.wait_final()
         for call in self._calls:
             check_done(call)
         self._shape.model = self._calls[0].model or self._shape.model  # a fallback says its own name

@@ -12,11 +12,19 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
 from engine.protocol import Command, EngineInfo, Fill, Free, Generate, Report, Rerank, Step, Update, encode_frame
-from engine.protocol import Sampling as LinkSampling
+from engine.protocol import SamplingParams as LinkSampling
 from engine.tokenizer import Tokenizer
-from gateway.engines.protocol import ContextRefused, Delta, EngineLost, Filled, Pace, Tell, Urgency
+from gateway.engines.protocol import (
+    ContextRefused,
+    EngineLost,
+    EventCallback,
+    PrefillResult,
+    StepTimes,
+    TokenDelta,
+    Urgency,
+)
 from gateway.engines.tokenizing import tokens_of
-from gateway.graph.call import Sampling
+from gateway.graph.call import SamplingParams
 from gateway.graph.variable import Piece
 from gateway.telemetry import metrics
 
@@ -42,15 +50,15 @@ class Heard:
     commands: int
 
 
-class LinkedEngine:
+class EngineClient:
     """Owner of one link and of the contexts open over it.
 
     `start` makes the link and keeps it up; `close` ends it. Every context open when it breaks raises EngineLost at
     whoever waits for it.
     """
 
-    grain = 1.0
-    thinks_first = True
+    tokens_per_unit = 1.0
+    constrains_after_reasoning = True
 
     def __init__(
         self, name: str, changed: Callable[[], None], *, hang_seconds: float = 60.0, patience: float = 0.0
@@ -60,7 +68,7 @@ class LinkedEngine:
         self.name = name
         self.info: EngineInfo | None = None
         self.restarts = 0
-        self.pace: Pace | None = None
+        self.pace: StepTimes | None = None
         """See `Engine.pace`."""
         self._changed = changed
         self._hang_seconds, self._patience = hang_seconds, patience
@@ -76,7 +84,7 @@ class LinkedEngine:
         self._writer: asyncio.StreamWriter | None = None
         self._said: list[bytes] = []
         """Frames that are yet to be written."""
-        self._contexts: dict[int, LinkedContext] = {}
+        self._contexts: dict[int, EngineClientContext] = {}
         self._next_context = 0
         self._ready = False
         self._supervisor: asyncio.Task[None] | None = None
@@ -126,12 +134,12 @@ class LinkedEngine:
             with suppress(asyncio.CancelledError):
                 await self._supervisor
 
-    def open(self, scope: str, urgency: Urgency) -> "LinkedContext":
+    def open(self, scope: str, urgency: Urgency) -> "EngineClientContext":
         """See `Engine.open`."""
         if not self._ready:
             raise EngineLost(f"engine {self.name} is not running", suspect=False)
         self._next_context += 1
-        context = LinkedContext(self, self._next_context, scope, urgency)
+        context = EngineClientContext(self, self._next_context, scope, urgency)
         self._contexts[self._next_context] = context
         return context
 
@@ -139,9 +147,9 @@ class LinkedEngine:
         """See `Engine.encode`."""
         return await tokens_of(text, self.tokenizer, None if self.info is None else self.info.window)
 
-    def encode_settled(self, text: str) -> tuple[list[int], int]:
-        """See `Engine.encode_settled`."""
-        return self.tokenizer.encode_settled(text)
+    def encode_stable(self, text: str) -> tuple[list[int], int]:
+        """See `Engine.encode_stable`."""
+        return self.tokenizer.encode_stable(text)
 
     def send(self, command: Command) -> None:
         """Queues a command. An engine that is gone takes none; its contexts have been told.
@@ -238,7 +246,7 @@ class LinkedEngine:
     def hear(self, report: Report) -> None:
         """What the engine says of its steps."""
         assert isinstance(report, Step)
-        self.pace = Pace(report.row_seconds, report.step_seconds)
+        self.pace = StepTimes(report.row_seconds, report.step_seconds)
         self._free_tokens = report.free_tokens
         self._heard = Heard(time.monotonic(), working=report.running > 0, commands=report.commands)
         before, self._drafts = self._drafts, (report.drafted, report.right)
@@ -267,17 +275,17 @@ class LinkedEngine:
             self._changed()
 
 
-class LinkedContext:
+class EngineClientContext:
     """See `EngineContext`."""
 
-    def __init__(self, engine: LinkedEngine, id: int, scope: str, urgency: Urgency) -> None:
+    def __init__(self, engine: EngineClient, id: int, scope: str, urgency: Urgency) -> None:
         self._engine = engine
         self._id = id
         self._scope = scope
         self._urgency = urgency
         self._lost: EngineLost | None = None
         self._refused: ContextRefused | None = None
-        self._tell: Tell | None = None
+        self._tell: EventCallback | None = None
         self._end: asyncio.Future[None] | None = None
         """Of what is generated; there once something was."""
         self._filled = 0
@@ -295,17 +303,17 @@ class LinkedContext:
         for error in (self._lost, self._refused):
             if error is not None:
                 raise error
-        rank, watched = self._urgency.rank, self._urgency.watched
+        rank, interactive = self._urgency.rank, self._urgency.interactive
         self.asked = True
-        self._engine.send(Fill(self._id, list(tokens), rank=rank, scope=self._scope, watched=watched))
+        self._engine.send(Fill(self._id, list(tokens), rank=rank, scope=self._scope, interactive=interactive))
 
-    async def generate(self, sampling: Sampling, tell: Tell) -> None:
+    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
         """See `EngineContext.generate`."""
         for error in (self._lost, self._refused):
             if error is not None:
                 raise error
         self.asked = True
-        self._engine.send(Generate(self._id, _link_sampling(sampling)))
+        self._engine.send(Generate(self._id, _engine_params(sampling)))
         self._tell = tell
         self._end = asyncio.get_running_loop().create_future()
         try:
@@ -317,7 +325,7 @@ class LinkedContext:
         """See `EngineContext.rerank`."""
         if urgency != self._urgency and self._lost is None:
             self._urgency = urgency
-            self._engine.send(Rerank([self._id], urgency.rank, urgency.watched))
+            self._engine.send(Rerank([self._id], urgency.rank, urgency.interactive))
 
     def free(self) -> None:
         """See `EngineContext.free`."""
@@ -344,10 +352,10 @@ class LinkedContext:
         try:
             if update.tokens:
                 if self._filled:
-                    self._tell(Filled(self._filled, self._cached, self._held, self._starved, dict(self._missed)))
+                    self._tell(PrefillResult(self._filled, self._cached, self._held, self._starved, dict(self._missed)))
                     self._filled = 0
                 piece = Piece(update.text, len(update.tokens), tuple(update.logprobs))
-                self._tell(Delta(piece, update.finish, update.accepted, update.rejected))
+                self._tell(TokenDelta(piece, update.finish, update.accepted, update.rejected))
         except Exception as error:  # it must not end the link, which is everybody's
             self._end.set_exception(error)
             return
@@ -361,10 +369,10 @@ class LinkedContext:
             self._end.set_exception(error)
 
 
-_FIELDS = tuple(field.name for field in fields(Sampling) if field.name != "given")
+_FIELDS = tuple(field.name for field in fields(SamplingParams) if field.name != "given")
 """All but what a server elsewhere is told: there is one idea here of what is usual."""
 
 
-def _link_sampling(sampling: Sampling) -> LinkSampling:
+def _engine_params(sampling: SamplingParams) -> LinkSampling:
     sampling = sampling.plain
     return LinkSampling(**{name: getattr(sampling, name) for name in _FIELDS})

@@ -14,7 +14,7 @@ from engine.config import EngineConfig
 from engine.errors import CheckpointError
 from engine.protocol import Fatal, FrameBuffer, FrameError, Ready, Resolved, Shutdown, encode_frame, report_decoder
 from engine.tokenizer import Tokenizer
-from gateway.engines.local.client import READ_BYTES, EngineStartFailed, LinkedEngine
+from gateway.engines.local.client import READ_BYTES, EngineClient, EngineStartFailed
 
 log = logging.getLogger("myna.engines")
 
@@ -22,13 +22,13 @@ _WORKER = "engine.server.worker"
 _STOP_SECONDS = 3.0
 
 
-class EmbeddedEngine(LinkedEngine):
-    """Owner of one engine process; see `LinkedEngine`. Closing ends it, by force if it does not end itself."""
+class SubprocessEngine(EngineClient):
+    """Owner of one engine process; see `EngineClient`. Closing ends it, by force if it does not end itself."""
 
     def __init__(
         self, name: str, config: EngineConfig, changed: Callable[[], None], *, hang_seconds: float = 60.0
     ) -> None:
-        """See `LinkedEngine`. A process that hangs is killed and replaced."""
+        """See `EngineClient`. A process that hangs is killed and replaced."""
         super().__init__(name, changed, hang_seconds=hang_seconds)
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
@@ -44,7 +44,7 @@ class EmbeddedEngine(LinkedEngine):
         self._begun = await self._spawn()
 
     async def close(self) -> None:
-        """See `LinkedEngine.close`."""
+        """See `EngineClient.close`."""
         await super().close()
         if self._begun is not None:  # and nothing came of it
             process, ours = self._begun
@@ -109,7 +109,7 @@ class EmbeddedEngine(LinkedEngine):
                         self.hear(step)
 
     def give_up(self) -> None:
-        """See `LinkedEngine.give_up`."""
+        """See `EngineClient.give_up`."""
         if self._process is not None:
             self._process.kill()
 

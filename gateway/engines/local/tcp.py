@@ -22,15 +22,15 @@ from engine.protocol import (
     welcome_decoder,
 )
 from engine.tokenizer import Tokenizer
-from gateway.engines.local.client import READ_BYTES, EngineStartFailed, LinkedEngine
+from gateway.engines.local.client import READ_BYTES, EngineClient, EngineStartFailed
 
 log = logging.getLogger("myna.engines")
 
 _CALL_SECONDS = 10.0
 
 
-class TcpEngine(LinkedEngine):
-    """Owner of one connection to an engine that listens; see `LinkedEngine`. Closing leaves the engine as it is."""
+class TcpEngine(EngineClient):
+    """Owner of one connection to an engine that listens; see `EngineClient`. Closing leaves the engine as it is."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class TcpEngine(LinkedEngine):
         hang_seconds: float = 60.0,
         patience: float = 0.0,
     ) -> None:
-        """See `LinkedEngine`. An engine that hangs is hung up on, and called again."""
+        """See `EngineClient`. An engine that hangs is hung up on, and called again."""
         super().__init__(name, changed, hang_seconds=hang_seconds, patience=patience)
         self._host, self._port, self._token, self._tls = host, port, token, tls
 
@@ -105,7 +105,7 @@ class TcpEngine(LinkedEngine):
         self.welcome(answer.info, first_ready)
 
     def give_up(self) -> None:
-        """See `LinkedEngine.give_up`."""
+        """See `EngineClient.give_up`."""
         if self._writer is not None:
             self._writer.transport.abort()
 

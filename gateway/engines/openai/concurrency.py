@@ -5,7 +5,7 @@ import heapq
 import itertools
 
 
-class Turn:
+class ConcurrencySlot:
     """A request's place in the line. `rank`: lower goes first."""
 
     __slots__ = ("rank", "ready")
@@ -16,13 +16,13 @@ class Turn:
         """There while it waits."""
 
 
-class Turns:
+class ConcurrencyLimiter:
     """Owner of the line. `limit` may be raised at any time, and counts for whoever comes then."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.running = 0
-        self._line: list[tuple[float, int, Turn]] = []
+        self._line: list[tuple[float, int, ConcurrencySlot]] = []
         """A heap; an entry counts if its rank still is the turn's and the turn still waits."""
         self._numbers = itertools.count()
 
@@ -31,7 +31,7 @@ class Turns:
         """About how many wait."""
         return len(self._line)
 
-    async def take(self, turn: Turn) -> None:
+    async def take(self, turn: ConcurrencySlot) -> None:
         """Waits for the turn. Pair with `leave`."""
         if self.running < self.limit and not self._line:
             self.running += 1
@@ -53,14 +53,14 @@ class Turns:
         self.running -= 1
         self._admit()
 
-    def rerank(self, turn: Turn, rank: float) -> None:
+    def rerank(self, turn: ConcurrencySlot, rank: float) -> None:
         """From here on."""
         if turn.rank != rank:
             turn.rank = rank
             if turn.ready is not None and not turn.ready.done():
                 self._stand(turn)
 
-    def _stand(self, turn: Turn) -> None:
+    def _stand(self, turn: ConcurrencySlot) -> None:
         heapq.heappush(self._line, (turn.rank, next(self._numbers), turn))
 
     def _admit(self) -> None:

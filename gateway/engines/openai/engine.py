@@ -16,13 +16,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.tokenizer import Tokenizer
-from gateway.engines.openai.concurrency import Turn
-from gateway.engines.openai.stream_parser import LONGEST_ANSWER, Answer, Nonsense, Usage
+from gateway.engines.openai.concurrency import ConcurrencySlot
+from gateway.engines.openai.stream_parser import LONGEST_ANSWER, Answer, InvalidAnswer, Usage
 from gateway.engines.openai.upstream import Upstream
-from gateway.engines.protocol import ContextRefused, Counted, Delta, EngineLost, Filled, Pace, Tell, Urgency
+from gateway.engines.protocol import (
+    ContextRefused,
+    EngineLost,
+    EventCallback,
+    PrefillResult,
+    StepTimes,
+    TokenCounts,
+    TokenDelta,
+    Urgency,
+)
 from gateway.engines.tokenizing import tokens_of
-from gateway.graph.call import Sampling
-from gateway.http_client.connection import Broken, Response
+from gateway.graph.call import SamplingParams
+from gateway.http_client.connection import ConnectionBroken, Response
 from gateway.prompts.message_passthrough import Transcript, Written, characters, read
 from gateway.runtime import json_codec
 from gateway.runtime.executors import offload
@@ -59,9 +68,9 @@ class OpenAIEngine:
         self.upstream = upstream
         self.model = model
         self.tokenizer = tokenizer
-        self.grain = 0.25 if tokenizer is None else 1.0
-        self.thinks_first = False
-        self.pace: Pace | None = None
+        self.tokens_per_unit = 0.25 if tokenizer is None else 1.0
+        self.constrains_after_reasoning = False
+        self.pace: StepTimes | None = None
         self.contexts = 0
 
     @property
@@ -80,7 +89,7 @@ class OpenAIEngine:
             return characters(text)
         return await tokens_of(text, self.tokenizer, None)
 
-    def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
+    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
         """Nothing is gained by what is filled early."""
         return (), 0
 
@@ -92,7 +101,7 @@ class OpenAIEngine:
         return OpenAIContext(self, scope, urgency)
 
     def request(
-        self, tokens: "array[int]", sampling: Sampling, scope: str, urgency: Urgency, changes: Changes = UNCHANGED
+        self, tokens: "array[int]", sampling: SamplingParams, scope: str, urgency: Urgency, changes: Changes = UNCHANGED
     ) -> tuple[str, dict[str, Any]]:
         """Path and body of what continues the tokens. `changes`: what the server may want otherwise. Raises
         ContextRefused."""
@@ -166,7 +175,7 @@ class OpenAIContext:
         self._scope = scope
         self._tenant = scope.partition("\0")[0]
         self._urgency = urgency
-        self._turn = Turn(urgency.rank)
+        self._turn = ConcurrencySlot(urgency.rank)
         self._tokens = array("i")
         self._made: list[tuple[str, Sequence[int]]] = []
         """Texts that were generated behind these, with their tokens if the server told them."""
@@ -198,7 +207,7 @@ class OpenAIContext:
         self._made.clear()
         return self._tokens
 
-    async def generate(self, sampling: Sampling, tell: Tell) -> None:
+    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
         """See `EngineContext.generate`."""
         began = time.monotonic()
         if self._made:
@@ -213,9 +222,9 @@ class OpenAIContext:
             self._reasoned += reasoning
             before, self._generated = self._generated, self._generated + completion
             self._cached = cached if self._cached is None else self._cached
-            tell(Counted(max(0, prompt - before), self._cached, self._generated, self._reasoned))
+            tell(TokenCounts(max(0, prompt - before), self._cached, self._generated, self._reasoned))
 
-    async def _answered(self, sampling: Sampling, tell: Tell, held: float) -> Usage | None:
+    async def _answered(self, sampling: SamplingParams, tell: EventCallback, held: float) -> Usage | None:
         """One answer, with the tokens that it took if the server says so."""
         begun, changes = False, UNCHANGED
         text, tokens = [""], array("i")
@@ -224,7 +233,7 @@ class OpenAIContext:
             for piece, token_ids, finish in answer.feed(data):
                 text.append(piece.text)
                 tokens.extend(token_ids)
-                tell(Delta(piece, finish))
+                tell(TokenDelta(piece, finish))
             if answer.ended and response.patience != _TAIL_SECONDS:  # what comes now is told of its tokens only
                 response.patience = _TAIL_SECONDS
                 response.until = time.monotonic() + _TAIL_SECONDS
@@ -236,7 +245,7 @@ class OpenAIContext:
             try:
                 self._response = response = await self._upstream.post(path, content, self._tenant)
                 if not begun:
-                    tell(Filled(math.ceil(len(self._tokens) * self._engine.grain), 0, held=held))
+                    tell(PrefillResult(math.ceil(len(self._tokens) * self._engine.tokens_per_unit), 0, held=held))
                     begun = True
                 answer = Answer(streamed=_streams(response))
                 await self._read(response, answer, came)
@@ -251,7 +260,7 @@ class OpenAIContext:
                 self._made.append(("".join(text), tokens))
                 return answer.usage
 
-    async def _request(self, sampling: Sampling, changes: Changes) -> tuple[str, dict[str, Any], bytes]:
+    async def _request(self, sampling: SamplingParams, changes: Changes) -> tuple[str, dict[str, Any], bytes]:
         """Return the next request's path and body, and the body as JSON. Raises ContextRefused."""
 
         def make() -> tuple[str, dict[str, Any], bytes]:
@@ -269,12 +278,12 @@ class OpenAIContext:
                 await response.each(came)
             else:
                 came(await response.read(LONGEST_ANSWER))
-        except Broken as error:
+        except ConnectionBroken as error:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.ended:
                 raise self._upstream.broke(error, self._tenant) from error
-        except Nonsense as error:
+        except InvalidAnswer as error:
             self._upstream.failed(self._tenant)
             raise self._upstream.lost(f"says what is no answer: {error}") from error
         finally:

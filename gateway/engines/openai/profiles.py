@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gateway.engines.protocol import ContextRefused
-from gateway.graph.call import Sampling
+from gateway.graph.call import SamplingParams
 
 _OPENAI = frozenset(
     {"temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "logprobs"}
@@ -60,7 +60,7 @@ class Profile:
             learned["regex"] = "guided_regex" if "guided_regex" in fields else None
         return dataclasses.replace(self, **learned)
 
-    def parameters(self, sampling: Sampling, *, chat: bool) -> dict[str, Any]:
+    def parameters(self, sampling: SamplingParams, *, chat: bool) -> dict[str, Any]:
         """How the text is chosen, as a request says it; what is as usual is left to the server.
 
         Raises ContextRefused if it cannot be said.
@@ -87,7 +87,7 @@ class Profile:
             told["prediction"] = {"type": "content", "content": sampling.prediction}
         return told | self._form(sampling)
 
-    def _form(self, sampling: Sampling) -> dict[str, Any]:
+    def _form(self, sampling: SamplingParams) -> dict[str, Any]:
         if sampling.json_schema is not None:
             schema = json.loads(sampling.json_schema)
             if schema == {"type": "object"}:

@@ -116,7 +116,7 @@ class _Chunk(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Chunk)
 
 
-class Nonsense(Exception):
+class InvalidAnswer(Exception):
     """What a server says is no answer."""
 
 
@@ -197,14 +197,14 @@ class Answer:
         """
         self._size += len(data)
         if self._size > LONGEST_ANSWER and not self.ended:
-            raise Nonsense(f"the answer has more than {LONGEST_ANSWER} bytes")
+            raise InvalidAnswer(f"the answer has more than {LONGEST_ANSWER} bytes")
         try:
             for event in self._events.feed(data) if self.streamed else [data]:
                 said = self._push(event)
                 if said is not None:
                     yield said
         except (ValueError, RecursionError) as error:  # msgspec's errors and those of decoding are ValueErrors
-            raise Nonsense(f"{error}") from error
+            raise InvalidAnswer(f"{error}") from error
 
     def _push(self, event: bytes) -> Said | None:
         chunk = _decoder.decode(event)

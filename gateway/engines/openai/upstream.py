@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from gateway.engines.local.client import EngineStartFailed
-from gateway.engines.openai.concurrency import Turns
+from gateway.engines.openai.concurrency import ConcurrencyLimiter
 from gateway.engines.openai.profiles import Profile, profile_of
 from gateway.engines.openai.stream_parser import refused
 from gateway.engines.protocol import EngineBusy, EngineFailure, EngineLost
-from gateway.http_client.connection import Broken, Connections, NotReached, Response, Silent
+from gateway.http_client.connection import ConnectError, ConnectionBroken, ConnectionPool, Response, ResponseTimeout
 from gateway.runtime import json_codec
 
 log = logging.getLogger("myna.engines")
@@ -85,14 +85,14 @@ class Upstream:
         self.profile: Profile = profile_of(server.kind, host)
         self.url = re.sub(r"(/v1)?/*$", "", server.url)
         self.models: list[Listed] = [Listed(name) for name in server.models]
-        self.turns = Turns(server.concurrency or _CONCURRENCY)
+        self.turns = ConcurrencyLimiter(server.concurrency or _CONCURRENCY)
         self.others = 0
         """Requests that the server has from elsewhere, as far as it says."""
         self.dropped: set[str] = set()
         """Fields that it refused, and does without."""
         self._changed = changed
         self._patience = patience
-        self._connections: Connections | None = None
+        self._connections: ConnectionPool | None = None
         self._down: str | None = "it was not reached yet"
         self._busy_until = 0.0
         self._failures = 0
@@ -116,7 +116,7 @@ class Upstream:
         Raises EngineStartFailed."""
         key = {"Authorization": f"Bearer {self.server.key}"} if self.server.key else {}
         try:
-            self._connections = Connections(
+            self._connections = ConnectionPool(
                 self.url, key, tls=self.server.tls, patience=self.server.timeout, kept=_KEPT_SECONDS
             )
         except ValueError as error:
@@ -160,16 +160,16 @@ class Upstream:
                 raise await self._refusal(response, tenant)
             finally:
                 response.close()
-        except (NotReached, Broken) as error:
+        except (ConnectError, ConnectionBroken) as error:
             raise self.broke(error, tenant) from error
 
-    def broke(self, error: NotReached | Broken, tenant: str) -> EngineLost:
+    def broke(self, error: ConnectError | ConnectionBroken, tenant: str) -> EngineLost:
         """What an error of the connection means. `tenant`: whose request it ended."""
-        if isinstance(error, NotReached):
+        if isinstance(error, ConnectError):
             self._fell(f"cannot be reached: {error}")
             return self.lost("cannot be reached")
         self.failed(tenant)
-        if isinstance(error, Silent):
+        if isinstance(error, ResponseTimeout):
             return self.lost(f"has been silent for {self.server.timeout:g} s")
         return self.lost(f"broke off: {error}")
 
@@ -268,7 +268,7 @@ class Upstream:
             return str(error)
         except TimeoutError:
             return f"cannot be reached: it did not answer within {_PROBE_SECONDS:g} s"
-        except (NotReached, Broken) as error:
+        except (ConnectError, ConnectionBroken) as error:
             return f"cannot be reached: {error}"
         except ValueError as error:  # of which msgspec's errors are
             return f"does not answer as a server with OpenAI's API would: {error}"
@@ -319,14 +319,14 @@ class Upstream:
         except TimeoutError:
             self._fell(f"has not said how it is within {_PROBE_SECONDS:g} s")
             return
-        except (NotReached, Broken) as error:
+        except (ConnectError, ConnectionBroken) as error:
             self._fell(f"cannot be reached: {error}")
             return
         if status >= 500:
             self._fell(f"says of its health: {status}")
             return
         if self.profile.load:
-            with suppress(TimeoutError, NotReached, Broken):
+            with suppress(TimeoutError, ConnectError, ConnectionBroken):
                 own = self.turns.running
                 status, body = await self._get("/metrics")
                 if status == 200:

@@ -15,7 +15,7 @@ _AT_ONCE = 2
 """Requests that are begun in one turn of the event loop."""
 
 
-class Turnstile:
+class AdmissionGate:
     """Owner of the line before it. Nobody waits where few come."""
 
     def __init__(self) -> None:
@@ -49,9 +49,9 @@ class Turnstile:
             asyncio.get_running_loop().call_soon(self._turn)
 
 
-def one_after_another() -> Middleware:
+def admission_gate() -> Middleware:
     """Has requests pass a turnstile before anything is done for them."""
-    turnstile = Turnstile()
+    turnstile = AdmissionGate()
 
     async def wait(place: asyncio.Future[None], request: web.Request, handler: Handler) -> web.StreamResponse:
         await place

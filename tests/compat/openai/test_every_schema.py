@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from compat.openai.response_formats import held_to
 from compat.openai.schemas import Enforcement
 from engine.grammar import Grammars
-from engine.protocol import Sampling
+from engine.protocol import SamplingParams
 from engine.tokenizer import Tokenizer
 
 NAMES = st.sampled_from(["a", "b", "score", "next"])
@@ -96,7 +96,7 @@ def answers(grammars: Grammars, schema: dict[str, Any], seed: int) -> list[tuple
     """Return random texts that the schema constrains, finished or failed. Texts that become too long are left out."""
     random, ended = np.random.default_rng(seed), []
     for _ in range(3):
-        matcher = grammars.matcher(Sampling(json_schema=json.dumps(schema)))
+        matcher = grammars.matcher(SamplingParams(json_schema=json.dumps(schema)))
         assert matcher is not None
         tokens: list[int] = []
         eos = grammars._tokenizer.eos_id

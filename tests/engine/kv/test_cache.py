@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.kv.cache import SCRATCH, KVCache
-from engine.scheduler import BatchPlanner
+from engine.scheduler import StepScheduler
 from engine.sequence import Context
 
 BLOCKS, SIZE = 12, 4
@@ -22,7 +22,7 @@ class Paging(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = KVCache(BLOCKS, SIZE)
-        self.planner = BatchPlanner(self.cache, step_tokens=10, max_batch=4)
+        self.planner = StepScheduler(self.cache, step_tokens=10, max_batch=4)
         self.contexts: dict[int, Context] = {}
         self.slots: dict[int, tuple[int, ...]] = {}
         self.next_id = 0

@@ -3,7 +3,7 @@
 import random
 
 from engine.kv.cache import KVCache
-from engine.kv.eviction import Retention
+from engine.kv.eviction import EvictionPolicy
 from engine.sequence import Context
 
 SIZE = 16
@@ -11,7 +11,7 @@ SIZE = 16
 
 def found(prompts: list[list[int]], blocks: int, *, learns: bool) -> float:
     """The share of tokens that are there when they are read."""
-    cache = KVCache(1 + blocks, SIZE, retention=Retention(blocks, learns=learns))
+    cache = KVCache(1 + blocks, SIZE, retention=EvictionPolicy(blocks, learns=learns))
     tokens = cached = 0
     for at, prompt in enumerate(prompts):
         context = Context(at, cache, "", 0.0, at)
@@ -56,7 +56,7 @@ def test_without_anything_learned_the_least_recent_goes() -> None:
 
 
 def test_what_was_evicted_is_remembered_for_a_while_only() -> None:
-    retention = Retention(4)
+    retention = EvictionPolicy(4)
     cache = KVCache(1 + 4, SIZE, retention=retention)
     for at in range(20):
         context = Context(at, cache, "", 0.0, at)

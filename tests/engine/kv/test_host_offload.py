@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 from engine.kernels.base import KVTensors
-from engine.kv.host_offload import Shelf, Swaps
+from engine.kv.host_offload import HostOffload, Swaps
 from tests.checkpoints import write_tiny
 
 
 def test_what_was_used_longest_ago_makes_room() -> None:
-    shelf = Shelf(2)
+    shelf = HostOffload(2)
     for path in (1, 2):
         shelf.keep(path, (path,), 0, block=10 + path)
     shelf.bring(1, 5)
@@ -26,7 +26,7 @@ def test_what_was_used_longest_ago_makes_room() -> None:
 
 
 def test_a_slot_that_is_to_be_read_is_not_written() -> None:
-    shelf = Shelf(1)
+    shelf = HostOffload(1)
     shelf.keep(1, (1,), 0, block=11)
     shelf.take()
     shelf.bring(1, 5)
@@ -37,7 +37,7 @@ def test_a_slot_that_is_to_be_read_is_not_written() -> None:
 
 
 def test_a_shelf_without_slots_keeps_nothing() -> None:
-    shelf = Shelf(0)
+    shelf = HostOffload(0)
     shelf.keep(1, (1,), 0, block=11)
     assert not len(shelf)
     assert shelf.take() == Swaps([], [])
@@ -57,7 +57,7 @@ def test_a_shelf_without_slots_keeps_nothing() -> None:
 )
 def test_what_comes_back_is_what_was_there(operations: list[tuple[str, int, int]], slots: int) -> None:
     """Against a pool and slots that are dictionaries: what a block holds is the path that was read into it."""
-    shelf = Shelf(slots)
+    shelf = HostOffload(slots)
     meant: dict[int, int] = {}
     pool: dict[int, int] = {}
     host: dict[int, int] = {}
@@ -119,7 +119,7 @@ def test_a_prompt_that_left_the_pool_is_not_computed_again(tmp_path: Path, overl
         for turn in range(6):
             tokens = [20 + (turn % 3) * 40 + at % 37 for at in range(110)]  # three prompts, of which one fits
             engine.fill(turn, tokens)
-            engine.generate(turn, Sampling(temperature=0.0, max_tokens=8, ignore_eos=True))
+            engine.generate(turn, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
             said: list[int] = []
             while engine.has_work:
                 for update in engine.step():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import CheckpointError
 from engine.models.spec import SUPPORTED, read_spec
 from tests.checkpoints import FAMILIES, write_tiny
@@ -18,7 +18,7 @@ PROMPT = [(7 * at) % 250 for at in range(100)]
 
 
 def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
-    one = Sampling(temperature=0.0, max_tokens=count, ignore_eos=True)
+    one = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
     return [token for update in engine.stream(prompt, one) for token in update.tokens]
 
 
@@ -26,7 +26,7 @@ def own_logits(engine: Engine, tokens: list[int], every: int = 1) -> torch.Tenso
     """Logits at every position, the engine's own way: planned, gathered, in chunks. `every`: or at the first of so many
     rows of each chunk."""
     engine.fill(999, tokens)
-    engine.generate(999, Sampling(max_tokens=1))
+    engine.generate(999, SamplingParams(max_tokens=1))
     rows: list[torch.Tensor] = []
     done = 0
     while done < len(tokens):

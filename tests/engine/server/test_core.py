@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine, EngineConfig, Sampling
+from engine import Engine, EngineConfig, SamplingParams
 from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, Step, Update
-from engine.server.core import Hub, Link
+from engine.server.core import EngineServer, Link
 from tests.checkpoints import write_tiny_llama
 
 
 class Gateway:
     """What one is told, in order."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: EngineServer) -> None:
         self._hub = hub
         self.link = Link(self)
         self.steps: list[Step] = []
@@ -46,11 +46,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_what_comes_in_one_piece_is_taken_in_before_a_step_begins(engine: Engine) -> None:
-    hub = Hub()
+    hub = EngineServer()
     gateway = Gateway(hub)
     thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
     thread.start()
-    generate = Generate(1, Sampling(temperature=0.0, max_tokens=1))
+    generate = Generate(1, SamplingParams(temperature=0.0, max_tokens=1))
     hub.post(gateway.link, [Fill(1, [30, 31, 32]), Fill(1, [33] * 40), generate])
     until(lambda: any(update.finish for update in gateway.updates(1)))
     (update,) = gateway.updates(1)
@@ -60,11 +60,11 @@ def test_what_comes_in_one_piece_is_taken_in_before_a_step_begins(engine: Engine
 
 
 def test_numbers_are_each_gateways_own_and_go_with_it(engine: Engine) -> None:
-    hub = Hub()
+    hub = EngineServer()
     one, two = Gateway(hub), Gateway(hub)
     thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
     thread.start()
-    sampling = Sampling(temperature=0.0, max_tokens=6, ignore_eos=True)
+    sampling = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
     one.post(Fill(1, [30, 31, 32]), Generate(1, sampling), Fill(2, [40]))
     two.post(Fill(1, [50, 51]), Generate(1, sampling), Fill(2, [60], parent=1), Rerank([1, 2, 77], 1.0), Free(99))
     until(lambda: any(update.finish for update in one.updates(1)) and any(update.finish for update in two.updates(1)))
@@ -94,9 +94,9 @@ def test_numbers_are_each_gateways_own_and_go_with_it(engine: Engine) -> None:
 
 
 def test_a_command_that_raises_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub, generate = Hub(), engine.generate
+    hub, generate = EngineServer(), engine.generate
 
-    def faulty(context: int, sampling: Sampling, **other: float | None) -> None:
+    def faulty(context: int, sampling: SamplingParams, **other: float | None) -> None:
         if sampling.max_tokens == 13:
             raise RuntimeError("a fault of ours")
         generate(context, sampling, **other)
@@ -105,8 +105,8 @@ def test_a_command_that_raises_fails_alone(engine: Engine, monkeypatch: pytest.M
     gateway = Gateway(hub)
     thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
     thread.start()
-    gateway.post(Fill(1, [30, 31]), Generate(1, Sampling(max_tokens=20, ignore_eos=True)))
-    gateway.post(Fill(2, [40]), Generate(2, Sampling(max_tokens=13)))
+    gateway.post(Fill(1, [30, 31]), Generate(1, SamplingParams(max_tokens=20, ignore_eos=True)))
+    gateway.post(Fill(2, [40]), Generate(2, SamplingParams(max_tokens=13)))
     until(lambda: any(update.finish for update in gateway.updates(1)) and bool(gateway.updates(2)))
     (failed,) = (update for update in gateway.updates(2) if update.error)
     assert failed.error == ("internal_error", "internal error: RuntimeError('a fault of ours')")

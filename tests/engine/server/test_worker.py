@@ -21,7 +21,7 @@ from engine.protocol import (
     Report,
     Rerank,
     Resolved,
-    Sampling,
+    SamplingParams,
     Shutdown,
     Step,
     Update,
@@ -94,7 +94,7 @@ def worker(folder: Path) -> Iterator[Worker]:
 
 
 def test_one_frame_a_step_carries_every_context(worker: Worker) -> None:
-    one = Sampling(max_tokens=6, ignore_eos=True)
+    one = SamplingParams(max_tokens=6, ignore_eos=True)
     worker.send(*(command for n in (1, 2, 3) for command in (Fill(n, [n, 7]), Generate(n, one))))
     seen: dict[int, int] = {1: 0, 2: 0, 3: 0}
     steps = 0
@@ -109,10 +109,10 @@ def test_one_frame_a_step_carries_every_context(worker: Worker) -> None:
 
 
 def test_a_refusal_harms_nobody_else(worker: Worker) -> None:
-    worker.send(Fill(10, [1, 2]), Generate(10, Sampling(max_tokens=4, ignore_eos=True)))
-    worker.send(Fill(11, [99_999]), Generate(12, Sampling()), Rerank([14], 0.0), Free(15))
+    worker.send(Fill(10, [1, 2]), Generate(10, SamplingParams(max_tokens=4, ignore_eos=True)))
+    worker.send(Fill(11, [99_999]), Generate(12, SamplingParams()), Rerank([14], 0.0), Free(15))
     assert [update.finish for update in worker.updates(10)][-1] == "length"
-    worker.send(Fill(16, [5]), Generate(16, Sampling(logit_bias={-3: 1.0})))
+    worker.send(Fill(16, [5]), Generate(16, SamplingParams(logit_bias={-3: 1.0})))
     (refused,) = (update for update in worker.updates(16) if update.error)
     assert refused.error is not None
     assert refused.error[0] == "bad_token"
@@ -131,7 +131,7 @@ def test_the_process_ends_with_its_gateway(folder: Path, how: str) -> None:
     worker = Worker(EngineConfig(model=str(folder), kv_tokens=1024))
     while not isinstance(worker.receive(), Ready):
         pass
-    worker.send(Fill(1, [1, 2, 3]), Generate(1, Sampling(max_tokens=250, ignore_eos=True)))
+    worker.send(Fill(1, [1, 2, 3]), Generate(1, SamplingParams(max_tokens=250, ignore_eos=True)))
     if how == "shutdown":
         worker.send(Shutdown())
     elif how == "nonsense":

@@ -10,7 +10,7 @@ from compat.openai import Message
 from engine.tokenizer import Tokenizer
 from gateway.api.openai.chat import chat_prompt
 from gateway.errors import RequestError
-from gateway.graph.call import Sampling, Slot
+from gateway.graph.call import SamplingParams, Slot
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.served_models import ServedModel
 from tests.checkpoints import write_byte_tokenizer
@@ -54,7 +54,7 @@ def test_every_template_shows_them(tmp_path: Path, template: str, arguments: str
     write_byte_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(TEMPLATES[template])
     tokenizer = Tokenizer(tmp_path)
-    text, _ = chat_prompt(model(tokenizer), history(arguments), Slot(None, Sampling())).segments
+    text, _ = chat_prompt(model(tokenizer), history(arguments), Slot(None, SamplingParams())).segments
     assert tokenizer.decode(list(text.tokens)) == SHOWN[template, arguments]  # type: ignore[union-attr]
 
 
@@ -63,7 +63,7 @@ def test_a_template_that_refuses_for_another_reason_refuses(tmp_path: Path) -> N
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no') }}{% if tools %}{% endif %}")
     for arguments in ("{}", "{"):
         with pytest.raises(RequestError, match="no"):
-            chat_prompt(model(Tokenizer(tmp_path)), history(arguments), Slot(None, Sampling()))
+            chat_prompt(model(Tokenizer(tmp_path)), history(arguments), Slot(None, SamplingParams()))
 
 
 @pytest.mark.parametrize("arguments", ['{"a": 1}', '{"a', "[1]", '"x"', "3"])

@@ -16,14 +16,14 @@ from tests.upstream import FakeServer, refuses
 There = tuple[Client, FakeServer, Callable[[], int]]
 
 
-def model(*, passes_on: bool) -> ServedModel:
-    return cast("ServedModel", SimpleNamespace(tokenizer=SimpleNamespace(passes_on=passes_on)))
+def model(*, is_passthrough: bool) -> ServedModel:
+    return cast("ServedModel", SimpleNamespace(tokenizer=SimpleNamespace(is_passthrough=is_passthrough)))
 
 
 USUAL = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 ANY = cast("ServedModel", SimpleNamespace(vocabulary=None, window=None))
 
-HERE, ELSEWHERE = model(passes_on=False), model(passes_on=True)
+HERE, ELSEWHERE = model(is_passthrough=False), model(is_passthrough=True)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class Told:
     """A stream of some variables to one client. `failed`: what the request ended with."""
 
     variables: Sequence[Variable]
-    readers: Sequence[Callable[[], Reader]]
+    subscribers: Sequence[Callable[[], Reader]]
     first: float = 5.0
     wrong_at: str | None = None
     """The text, or the value's whole text, that the teller trips over."""
@@ -47,7 +47,7 @@ class Told:
         request[REQUEST_ID] = "r"
         stream = EventStream(request)
         try:
-            return await stream.end(await Streaming(stream, self, self.first).run(self.readers))
+            return await stream.end(await Streaming(stream, self, self.first).run(self.subscribers))
         except Odd:
             return await stream.end(unnamed("odd"))
         except BaseException as error:
@@ -61,7 +61,7 @@ def made(count: int = 1) -> list[Variable]:
     """Variables that somebody makes."""
     variables = [Variable(f"v{at}") for at in range(count)]
     for variable in variables:
-        variable.produced_by(_PRODUCER)
+        variable.bind_producer(_PRODUCER)
     return variables
 
 
@@ -210,13 +210,13 @@ async def test_nothing_is_shown_before_that_is_kept() -> None:
     kept = asyncio.Event()
     shown = 0
 
-    async def show(variable: Variable) -> None:
+    async def expose(variable: Variable) -> None:
         nonlocal shown
         shown += 1
         await kept.wait()
-        variable.shown_kept = True
+        variable.exposure_persisted = True
 
-    told = Told([variable], [lambda: variable.read(show)], first=0.1)
+    told = Told([variable], [lambda: variable.read(expose)], first=0.1)
     app = web.Application()
     app.router.add_get("/", told.serve)
     async with TestClient(TestServer(app)) as client:
@@ -254,5 +254,5 @@ async def test_whoever_waits_again_and_again_leaves_nothing_behind() -> None:
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
-                await variable.final()
+                await variable.wait_final()
     assert not variable._final

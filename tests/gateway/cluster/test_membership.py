@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.cluster import Membership
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Session, SessionLimits
 from gateway.graph.store import SessionStore
 from gateway.journal import Journal, PostgresStorage
 from tests.gateway.town import Town
@@ -19,9 +19,9 @@ class Gateway:
     def __init__(self, storage: PostgresStorage) -> None:
         self.storage = storage
         self.journal = Journal(storage)
-        self.store = SessionStore(lambda call, failure: None, Bounds(), 60.0, 100, 100, self.journal)
+        self.store = SessionStore(lambda call, failure: None, SessionLimits(), 60.0, 100, 100, self.journal)
         self.resumed: list[Session] = []
-        self.membership = Membership(storage, self.journal, self.store, Bounds(), self.resumed.append)
+        self.membership = Membership(storage, self.journal, self.store, SessionLimits(), self.resumed.append)
 
     async def has(self, *ids: str) -> None:
         """Returns once it has these."""

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from gateway.engines.protocol import Delta, Engine, EngineContext, Told, Urgency
-from gateway.graph.call import Sampling
+from gateway.engines.protocol import ContextEvent, Engine, EngineContext, TokenDelta, Urgency
+from gateway.graph.call import SamplingParams
 
-LONG = Sampling(max_tokens=400, ignore_eos=True, temperature=0.0)
-SOON = Urgency(0.0, watched=True)
+LONG = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.0)
+SOON = Urgency(0.0, interactive=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -17,9 +17,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def coming(context: EngineContext, sampling: Sampling) -> AsyncGenerator[Told, None]:
+async def coming(context: EngineContext, sampling: SamplingParams) -> AsyncGenerator[ContextEvent, None]:
     """What comes of a context, one after another; whoever reads no further ends it."""
-    queue: asyncio.Queue[Told | None] = asyncio.Queue()
+    queue: asyncio.Queue[ContextEvent | None] = asyncio.Queue()
     generating = asyncio.ensure_future(context.generate(sampling, queue.put_nowait))
     generating.add_done_callback(lambda _: queue.put_nowait(None))
     try:
@@ -30,11 +30,13 @@ async def coming(context: EngineContext, sampling: Sampling) -> AsyncGenerator[T
         generating.cancel()
 
 
-async def read(engine: Engine, sampling: Sampling, count: int = 10**9, tokens: Sequence[int] = (1, 2, 3)) -> list[Told]:
+async def read(
+    engine: Engine, sampling: SamplingParams, count: int = 10**9, tokens: Sequence[int] = (1, 2, 3)
+) -> list[ContextEvent]:
     """What comes of a context with these tokens, as far as `count` events."""
     context = engine.open("", SOON)
     context.fill(tokens)
-    events: list[Told] = []
+    events: list[ContextEvent] = []
     try:
         async for event in coming(context, sampling):
             events.append(event)
@@ -45,11 +47,11 @@ async def read(engine: Engine, sampling: Sampling, count: int = 10**9, tokens: S
     return events
 
 
-def text(events: Sequence[Told]) -> str:
+def text(events: Sequence[ContextEvent]) -> str:
     """What was generated."""
-    return "".join(event.piece.text for event in events if isinstance(event, Delta))
+    return "".join(event.piece.text for event in events if isinstance(event, TokenDelta))
 
 
-def generated(events: Sequence[Told]) -> int:
+def generated(events: Sequence[ContextEvent]) -> int:
     """How many tokens were."""
-    return sum(event.piece.tokens for event in events if isinstance(event, Delta))
+    return sum(event.piece.tokens for event in events if isinstance(event, TokenDelta))

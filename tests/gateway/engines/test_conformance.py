@@ -13,19 +13,27 @@ import torch
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
-from gateway.engines.local.client import LinkedEngine
-from gateway.engines.local.subprocess import EmbeddedEngine
+from gateway.engines.local.client import EngineClient
+from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.openai import OpenAIEngine, Upstream
 from gateway.engines.openai import Server as Elsewhere
-from gateway.engines.protocol import ContextRefused, Counted, Delta, Engine, Filled, Told, Urgency
-from gateway.graph.call import Sampling
+from gateway.engines.protocol import (
+    ContextEvent,
+    ContextRefused,
+    Engine,
+    PrefillResult,
+    TokenCounts,
+    TokenDelta,
+    Urgency,
+)
+from gateway.graph.call import SamplingParams
 from gateway.prompts.message_passthrough import characters
 from tests.checkpoints import write_tiny_llama
 from tests.gateway.engines.asking import LONG, SOON, coming, read, text
 from tests.server import EngineElsewhere, LlamaServer, Program, Server
 
-GREEDY = Sampling(max_tokens=12, ignore_eos=True, temperature=0.0)
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0)
 VLLM = os.environ.get("MYNA_TEST_VLLM", "")
 """Address of a vLLM that serves a model with a window of 512 tokens at least, tells what it found in its cache, and finds
 short prompts there (`--enable-prompt-tokens-details --block-size 32`)."""
@@ -46,7 +54,7 @@ class Subject:
 
     def prompt(self, numbers: Sequence[int]) -> Sequence[int]:
         """A prompt made of these numbers: tokens, or words where it is given text."""
-        return numbers if self.engine.grain == 1 else characters(" ".join(f"w{number}" for number in numbers))
+        return numbers if self.engine.tokens_per_unit == 1 else characters(" ".join(f"w{number}" for number in numbers))
 
 
 class Subjects:
@@ -58,7 +66,7 @@ class Subjects:
 
     async def embedded(self) -> Subject:
         config = EngineConfig(model=str(write_tiny_llama(self._folder, window=512)), kv_tokens=2048)
-        engine = EmbeddedEngine("embedded", config, lambda: None)
+        engine = SubprocessEngine("embedded", config, lambda: None)
         await engine.start()
         self._stack.push_async_callback(engine.close)
         return Subject(engine)
@@ -134,24 +142,24 @@ async def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 async def ask(
-    subject: Subject, sampling: Sampling, numbers: Sequence[int] = (1, 2, 3), count: int = 10**9
-) -> list[Told]:
+    subject: Subject, sampling: SamplingParams, numbers: Sequence[int] = (1, 2, 3), count: int = 10**9
+) -> list[ContextEvent]:
     return await read(subject.engine, sampling, count, subject.prompt(numbers))
 
 
-def cached(events: Sequence[Told]) -> int:
+def cached(events: Sequence[ContextEvent]) -> int:
     """Tokens that were found in a cache, as far as it is known."""
-    return max(event.cached for event in events if isinstance(event, Filled | Counted))
+    return max(event.cached for event in events if isinstance(event, PrefillResult | TokenCounts))
 
 
-def deltas(events: Sequence[Told]) -> list[Delta]:
-    return [event for event in events if isinstance(event, Delta)]
+def deltas(events: Sequence[ContextEvent]) -> list[TokenDelta]:
+    return [event for event in events if isinstance(event, TokenDelta)]
 
 
 async def test_a_context_is_filled_and_goes_on(subject: Subject) -> None:
-    filled, *events = await ask(subject, Sampling(max_tokens=5, ignore_eos=True))
-    assert isinstance(filled, Filled)
-    told = [event for event in events if isinstance(event, Counted)]
+    filled, *events = await ask(subject, SamplingParams(max_tokens=5, ignore_eos=True))
+    assert isinstance(filled, PrefillResult)
+    told = [event for event in events if isinstance(event, TokenCounts)]
     if subject.exact:
         assert filled.tokens == 3
         assert all(count.prompt in (3, 4) for count in told), "a server may put its own beginning before"
@@ -199,27 +207,27 @@ async def test_filled_in_pieces_is_filled_at_once(subject: Subject) -> None:
     there = [*tokens, *(await subject.engine.encode(text(whole))), *subject.prompt([5, 6])]
     if not subject.exact:  # characters are the same however they are cut; tokens need not be
         assert text(more) == text(await read(subject.engine, GREEDY, tokens=there))
-    told = [event for event in more if isinstance(event, Counted)]
+    told = [event for event in more if isinstance(event, TokenCounts)]
     assert all(count.completion == 24 for count in told), "of both answers"
 
 
 async def test_a_stop_string_ends_it_and_is_not_shown(subject: Subject) -> None:
     whole = text(await ask(subject, GREEDY))
     stop = whole[4:6]
-    events = await ask(subject, Sampling(max_tokens=12, ignore_eos=True, temperature=0.0, stop=(stop,)))
+    events = await ask(subject, SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0, stop=(stop,)))
     assert text(events) == whole[: whole.index(stop)]
     assert deltas(events)[-1].finish == "stop"
 
 
 async def test_log_probabilities_are_told(subject: Subject) -> None:
-    events = await ask(subject, Sampling(max_tokens=3, ignore_eos=True, logprobs=True, top_logprobs=2))
+    events = await ask(subject, SamplingParams(max_tokens=3, ignore_eos=True, logprobs=True, top_logprobs=2))
     entries = [entry for delta in deltas(events) for entry in delta.piece.logprobs]
     assert len(entries) == 3
 
 
 async def test_what_a_listener_raises_is_raised_and_harms_nobody(subject: Subject) -> None:
-    def trip(event: Told) -> None:
-        if isinstance(event, Delta):
+    def trip(event: ContextEvent) -> None:
+        if isinstance(event, TokenDelta):
             raise ValueError("ours")
 
     context = subject.engine.open("", SOON)
@@ -227,7 +235,7 @@ async def test_what_a_listener_raises_is_raised_and_harms_nobody(subject: Subjec
     with pytest.raises(ValueError, match=r"^ours$"):
         await context.generate(GREEDY, trip)
     context.free()
-    assert await ask(subject, Sampling(max_tokens=1)), "the link, and the server, are everybody's"
+    assert await ask(subject, SamplingParams(max_tokens=1)), "the link, and the server, are everybody's"
 
 
 @pytest.mark.parametrize("later", [0.0, 0.3])
@@ -236,24 +244,24 @@ async def test_a_refusal_is_raised_where_it_is_awaited(subject: Subject, later: 
     context.fill(subject.prompt([1] * (subject.window + 90)))
     await asyncio.sleep(later)  # perhaps it has come by then
     with pytest.raises(ContextRefused) as refusal:
-        await anext(coming(context, Sampling()))
+        await anext(coming(context, SamplingParams()))
     assert refusal.value.code == "context_length_exceeded"
     context.free()
-    assert await ask(subject, Sampling(max_tokens=1)), "nobody else is harmed"
+    assert await ask(subject, SamplingParams(max_tokens=1)), "nobody else is harmed"
 
 
 async def test_a_token_that_is_none_is_refused(subject: Subject) -> None:
     if isinstance(subject.engine, OpenAIEngine) and subject.engine.upstream.server.kind == "llamacpp":
         pytest.skip("llama.cpp takes any")
     with pytest.raises(ContextRefused) as refusal:
-        await ask(subject, Sampling(logit_bias={99_999: 1.0}))
+        await ask(subject, SamplingParams(logit_bias={99_999: 1.0}))
     assert refusal.value.code in ("bad_token", "engine_refused")
 
 
 async def test_a_context_freed_early_frees_the_engine(subject: Subject) -> None:
     await ask(subject, LONG, count=3)
     # had the freed one gone on, this would have waited for its 400 tokens
-    events = await ask(subject, Sampling(max_tokens=2, ignore_eos=True))
+    events = await ask(subject, SamplingParams(max_tokens=2, ignore_eos=True))
     assert deltas(events)[-1].finish == "length"
     assert subject.engine.load == 0
 
@@ -271,7 +279,7 @@ async def test_many_at_once_get_what_each_alone_gets(subject: Subject) -> None:
 async def test_it_takes_another_urgency(subject: Subject) -> None:
     context = subject.engine.open("", SOON)
     context.fill(subject.prompt([1, 2]))
-    context.rerank(Urgency(5.0, watched=False))
+    context.rerank(Urgency(5.0, interactive=False))
     events = [event async for event in coming(context, GREEDY)]
     assert deltas(events)[-1].finish == "length"
     context.free()
@@ -294,14 +302,14 @@ async def test_values_are_encoded_as_text(subject: Subject) -> None:
     engine = subject.engine
     tokens = await engine.encode("</s>")
     assert len(tokens) >= 3, "no control token, whatever it says"
-    settled, length = engine.encode_settled("some text that grows")
+    settled, length = engine.encode_stable("some text that grows")
     assert list(await engine.encode("some text that grows and"))[: len(settled)] == list(settled)
     assert length <= 20
 
 
 async def test_a_value_over_the_window_is_refused(subject: Subject) -> None:
     engine = subject.engine
-    if not isinstance(engine, LinkedEngine):
+    if not isinstance(engine, EngineClient):
         assert len(await engine.encode("x y " * 2000)) >= 2000, "only the server elsewhere knows its window"
         return
     assert engine.info is not None

@@ -11,7 +11,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.http_client.connection import Broken, Connections, NotReached, Silent
+from gateway.http_client.connection import ConnectError, ConnectionBroken, ConnectionPool, ResponseTimeout
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -83,8 +83,8 @@ async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 
 @asynccontextmanager
-async def connected(url: str, **how: object) -> AsyncIterator[Connections]:
-    connections = Connections(url, {}, **how)  # type: ignore[arg-type]
+async def connected(url: str, **how: object) -> AsyncIterator[ConnectionPool]:
+    connections = ConnectionPool(url, {}, **how)  # type: ignore[arg-type]
     try:
         yield connections
     finally:
@@ -110,7 +110,7 @@ def test_an_answer_is_the_same_however_it_is_cut(framed: str, cuts: list[int]) -
 async def test_what_is_sent() -> None:
     async with raw(says(FRAMED["by length"])) as server:
         url = server.url.replace("://", "://user:p%40ss@") + "/behind a proxy/"
-        connections = Connections(url, {"X-Key": "k"})
+        connections = ConnectionPool(url, {"X-Key": "k"})
         await (await connections.post("/v1/x", b'{"a":1}')).read()
         await (await connections.ask("GET", "/v1/models")).read()
         await connections.close()
@@ -124,7 +124,7 @@ async def test_what_is_sent() -> None:
 @pytest.mark.parametrize("value", ["two\r\nlines", "zero\0", "naïve"])
 def test_a_header_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="Authorization"):
-        Connections("http://localhost", {"Authorization": value})
+        ConnectionPool("http://localhost", {"Authorization": value})
 
 
 async def test_a_connection_is_used_again_as_long_as_both_want() -> None:
@@ -157,7 +157,7 @@ async def test_what_was_answered_in_part_is_not_asked_again() -> None:
     async with raw(says(FRAMED["by length"]), says(b"HTTP/1.1 20", close=True)) as server:
         async with connected(server.url) as connections:
             await (await connections.post("/x", b"{}")).read()
-            with pytest.raises(Broken):
+            with pytest.raises(ConnectionBroken):
                 await connections.post("/x", b"{}")
         assert len(server.asked) == 2
 
@@ -186,13 +186,13 @@ async def test_what_comes_unasked_is_nobodys_answer(unasked: bytes, together: bo
 )
 async def test_what_is_no_answer(said: bytes) -> None:
     async with raw(says(said, close=True)) as server, connected(server.url) as connections:
-        with pytest.raises(Broken):
+        with pytest.raises(ConnectionBroken):
             await (await connections.post("/x", b"{}")).read()
 
 
 async def test_a_head_without_end() -> None:
     async with raw(says(b"HTTP/1.1 200 OK\r\nX: " + 200_000 * b"x")) as server, connected(server.url) as connections:
-        with pytest.raises(Broken, match="no end"):
+        with pytest.raises(ConnectionBroken, match="no end"):
             async with asyncio.timeout(5):
                 await connections.post("/x", b"{}")
 
@@ -205,7 +205,7 @@ async def test_a_body_without_end_and_trailers_without_end() -> None:
             await writer.drain()
 
     async with raw(endless) as server, connected(server.url) as connections:
-        with pytest.raises(Broken, match="more than 1000000 bytes"):
+        with pytest.raises(ConnectionBroken, match="more than 1000000 bytes"):
             await (response := await connections.post("/x", b"{}")).read(1_000_000)
         response.close()
     said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
@@ -214,7 +214,7 @@ async def test_a_body_without_end_and_trailers_without_end() -> None:
         response = await connections.post("/x", b"{}")
         assert await response.read() == b"abc"
         assert list(response.headers) == ["transfer-encoding"]
-        with pytest.raises(Broken):
+        with pytest.raises(ConnectionBroken):
             await (await connections.post("/x", b"{}")).read()
 
 
@@ -229,7 +229,7 @@ async def test_an_answer_that_is_given_up_whatever_arrives() -> None:
     async with raw(drips) as server, connected(server.url, patience=0.4) as connections:
         response = await connections.post("/x", b"{}")
         response.until = time.monotonic() + 0.3
-        with pytest.raises(Broken, match="no end"):
+        with pytest.raises(ConnectionBroken, match="no end"):
             async with asyncio.timeout(5):
                 await response.read()
 
@@ -240,13 +240,13 @@ async def test_what_came_before_a_break_is_given_away() -> None:
         response = await connections.post("/x", b"{}")
         await asyncio.sleep(0.1)
         assert await response.more() == b"half of it"
-        with pytest.raises(Broken):
+        with pytest.raises(ConnectionBroken):
             await response.more()
 
 
 async def test_silence_ends_an_answer_and_its_connection() -> None:
     async with raw(says_nothing) as server, connected(server.url, patience=0.2) as connections:
-        with pytest.raises(Silent):
+        with pytest.raises(ResponseTimeout):
             await connections.post("/x", b"{}")
         async with asyncio.timeout(5):
             await server.gone.wait()
@@ -261,7 +261,7 @@ async def test_silence_ends_an_answer_and_its_connection() -> None:
     async with raw(begins) as server, connected(server.url, patience=1.2) as connections:
         response = await connections.post("/x", b"{}")
         came = b""
-        with pytest.raises(Silent):
+        with pytest.raises(ResponseTimeout):
             while more := await response.more():
                 came += more
         assert came == b"xxxx"
@@ -274,7 +274,7 @@ async def test_whoever_closes_an_answer_ends_its_connection() -> None:
         response.close()
         async with asyncio.timeout(5):
             await server.gone.wait()
-        with pytest.raises(Broken):
+        with pytest.raises(ConnectionBroken):
             await response.read()
         assert await (await connections.post("/x", b"{}")).read() == BODY
 
@@ -313,10 +313,10 @@ async def test_no_server() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         async with connected(f"http://127.0.0.1:{taken.getsockname()[1]}") as connections:
-            with pytest.raises(NotReached, match="refused"):
+            with pytest.raises(ConnectError, match="refused"):
                 await connections.post("/x", b"{}")
     async with connected("http://nowhere.invalid") as connections:
-        with pytest.raises(NotReached):
+        with pytest.raises(ConnectError):
             await connections.post("/x", b"{}")
 
 
@@ -333,7 +333,7 @@ async def test_tls() -> None:
                 assert await (await connections.post("/x", b"{}")).read() == BODY
             assert server.connections == 1
         async with connected(server.url) as connections:
-            with pytest.raises(NotReached, match="certificate"):
+            with pytest.raises(ConnectError, match="certificate"):
                 await connections.post("/x", b"{}")
 
 

@@ -12,24 +12,24 @@ from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.engines.openai.stream_parser import Events
 from gateway.engines.protocol import (
+    ContextEvent,
     ContextRefused,
-    Counted,
-    Delta,
     EngineBusy,
     EngineFailure,
     EngineLost,
-    Filled,
-    Told,
+    PrefillResult,
+    TokenCounts,
+    TokenDelta,
     Urgency,
 )
-from gateway.graph.call import Input, Sampling, Slot, Text
+from gateway.graph.call import Input, SamplingParams, Slot, Text
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import TranscriptTokenizer, characters, write
 from gateway.prompts.tool_calls import Tool, Tools
 from tests.gateway.engines.asking import SOON, coming, text, until
 from tests.upstream import FakeServer, breaks_off, chunk, hangs, refuses, says, sends, stream
 
-USUAL = Sampling()
+USUAL = SamplingParams()
 ANSWER = Slot(None, USUAL)
 PROMPTS = PromptBuilder(TranscriptTokenizer())
 HELLO = [{"role": "user", "content": "hello"}]
@@ -57,10 +57,10 @@ async def upstream(server: FakeServer) -> AsyncIterator[Upstream]:
 async def ask(
     upstream: Upstream,
     messages: Sequence[dict[str, Any]] = HELLO,
-    sampling: Sampling = USUAL,
+    sampling: SamplingParams = USUAL,
     scope: str = "",
     **how: Any,
-) -> list[Told]:
+) -> list[ContextEvent]:
     engine = OpenAIEngine("there", upstream, upstream.models[0].id)
     context = engine.open(scope, SOON)
     prompt = PROMPTS.chat(messages, ANSWER, **how)
@@ -123,7 +123,7 @@ async def test_a_context_goes_on_behind_what_it_was_given_and_made(server: FakeS
 async def test_parameters_are_passed_on(server: FakeServer, upstream: Upstream) -> None:
     await ask(
         upstream,
-        sampling=Sampling(
+        sampling=SamplingParams(
             max_tokens=9,
             temperature=0.0,
             top_p=0.5,
@@ -159,7 +159,7 @@ async def test_parameters_are_passed_on(server: FakeServer, upstream: Upstream) 
 
 
 async def test_what_is_as_usual_is_sent_if_the_client_said_so(server: FakeServer, upstream: Upstream) -> None:
-    await ask(upstream, sampling=Sampling(given=("temperature",)))
+    await ask(upstream, sampling=SamplingParams(given=("temperature",)))
     assert server.asked[0]["temperature"] == 1.0
     assert "top_p" not in server.asked[0]
 
@@ -167,14 +167,14 @@ async def test_what_is_as_usual_is_sent_if_the_client_said_so(server: FakeServer
 @pytest.mark.parametrize(
     ("sampling", "what"),
     [
-        (Sampling(top_k=5), "top_k"),
-        (Sampling(ignore_eos=True), "ignore_eos"),
-        (Sampling(regex="a+"), "regex"),
-        (Sampling(grammar='start: "a"'), "grammar"),
+        (SamplingParams(top_k=5), "top_k"),
+        (SamplingParams(ignore_eos=True), "ignore_eos"),
+        (SamplingParams(regex="a+"), "regex"),
+        (SamplingParams(grammar='start: "a"'), "grammar"),
     ],
 )
 async def test_what_a_server_cannot_do_is_refused_by_name(
-    server: FakeServer, upstream: Upstream, sampling: Sampling, what: str
+    server: FakeServer, upstream: Upstream, sampling: SamplingParams, what: str
 ) -> None:
     with pytest.raises(ContextRefused, match=what) as refusal:
         await ask(upstream, sampling=sampling)
@@ -204,7 +204,7 @@ async def test_tools_are_passed_on_and_their_calls_come_back_as_text(server: Fak
         'Let me see.<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'
         '<tool_call>\n{"name": "sub", "arguments": {"b": 2}}\n</tool_call>'
     )
-    assert [event.finish for event in events if isinstance(event, Delta)][-1] == "stop"
+    assert [event.finish for event in events if isinstance(event, TokenDelta)][-1] == "stop"
 
 
 async def test_keys_and_salts(server: FakeServer) -> None:
@@ -222,11 +222,11 @@ async def test_keys_and_salts(server: FakeServer) -> None:
 async def test_a_slot_behind_text_goes_on_with_the_message(server: FakeServer) -> None:
     server.script = [says("red", finish="stop"), says("7")]
     upstream = await connected(server, "vllm")
-    slots = {name: Slot(name, Sampling(max_tokens=3)) for name in ("colour", "number")}
+    slots = {name: Slot(name, SamplingParams(max_tokens=3)) for name in ("colour", "number")}
     messages = [*HELLO, {"role": "assistant", "content": "It is <<colour>>, and <<number>>."}]
     prompt = PROMPTS.chat(messages, ANSWER, references=True, slots=slots)
     context = OpenAIEngine("there", upstream, "fake").open("", SOON)
-    events: list[Told] = []
+    events: list[ContextEvent] = []
     for segment in prompt.segments:
         assert not isinstance(segment, Input)
         if isinstance(segment, Text):
@@ -237,7 +237,7 @@ async def test_a_slot_behind_text_goes_on_with_the_message(server: FakeServer) -
     await upstream.close()
     assert [body["messages"][-1]["content"] for body in server.asked] == ["It is ", "It is red, and "]
     assert all(body["continue_final_message"] and body["add_generation_prompt"] is False for body in server.asked)
-    assert events[-1] == Counted(6, 0, 2), "the first answer is no prompt of the second"
+    assert events[-1] == TokenCounts(6, 0, 2), "the first answer is no prompt of the second"
 
 
 async def test_where_it_cannot_go_on_a_message_is_begun_or_refused(server: FakeServer, upstream: Upstream) -> None:
@@ -251,7 +251,7 @@ async def test_a_completion_goes_to_completions(server: FakeServer, upstream: Up
     engine = OpenAIEngine("there", upstream, "fake")
     context = engine.open("", SOON)
     context.fill(await engine.encode("Once upon"))
-    events = [event async for event in coming(context, Sampling(max_tokens=3, logprobs=True, top_logprobs=1))]
+    events = [event async for event in coming(context, SamplingParams(max_tokens=3, logprobs=True, top_logprobs=1))]
     context.free()
     assert server.paths == ["/v1/completions"]
     assert (server.asked[0]["prompt"], server.asked[0]["max_tokens"], server.asked[0]["logprobs"]) == (
@@ -265,10 +265,10 @@ async def test_a_completion_goes_to_completions(server: FakeServer, upstream: Up
 async def test_what_a_server_says_of_itself_is_believed(server: FakeServer) -> None:
     server.knows("messages", "top_k", "continue_final_message", "add_generation_prompt", "cache_salt")
     upstream = await connected(server, "vllm")
-    await ask(upstream, sampling=Sampling(top_k=3))
+    await ask(upstream, sampling=SamplingParams(top_k=3))
     assert "priority" not in server.asked[0], "it has no such field"
     with pytest.raises(ContextRefused, match="regex"):
-        await ask(upstream, sampling=Sampling(regex="a"))
+        await ask(upstream, sampling=SamplingParams(regex="a"))
     await upstream.close()
 
 
@@ -280,13 +280,13 @@ async def test_a_field_that_is_refused_is_done_without(server: FakeServer) -> No
     await ask(upstream)
     assert "priority" not in server.asked[-1], "it is not tried again"
     server.script = [refuses(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
-    await ask(upstream, sampling=Sampling(max_tokens=5))
+    await ask(upstream, sampling=SamplingParams(max_tokens=5))
     assert server.asked[-1]["max_completion_tokens"] == 5
     server.script = [refuses(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
     context = OpenAIEngine("there", upstream, "fake").open("", SOON)
     context.fill(characters("no chat"))  # which has no such field
     with pytest.raises(ContextRefused, match="Unsupported parameter"):
-        assert [event async for event in coming(context, Sampling(max_tokens=5))]
+        assert [event async for event in coming(context, SamplingParams(max_tokens=5))]
     await upstream.close()
 
 
@@ -301,7 +301,7 @@ async def test_a_field_that_is_refused_within_a_stream_is_done_without(server: F
     upstream = await connected(server, "sglang")
     events = await ask(upstream)
     assert text(events) == "fake"
-    assert sum(isinstance(event, Filled) for event in events) == 1
+    assert sum(isinstance(event, PrefillResult) for event in events) == 1
     assert ["priority" in body for body in server.asked] == [True, False]
     upstream.dropped.clear()
     begun = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
@@ -353,17 +353,17 @@ async def test_the_most_urgent_is_asked_next(server: FakeServer) -> None:
     server.always = waits
 
     async def one(name: str, rank: float) -> None:
-        context = engine.open("", Urgency(rank, watched=False))
+        context = engine.open("", Urgency(rank, interactive=False))
         contexts[name] = context
         context.fill(await engine.encode(name))
-        async for _ in coming(context, Sampling()):
+        async for _ in coming(context, SamplingParams()):
             pass
         context.free()
 
     contexts: dict[str, Any] = {}
     tasks = [asyncio.create_task(one(name, rank)) for name, rank in (("a", 0), ("b", 9), ("c", 5), ("d", 7))]
     await until(lambda: len(server.asked) == 1 and len(contexts) == 4)
-    contexts["b"].rerank(Urgency(1.0, watched=True))
+    contexts["b"].rerank(Urgency(1.0, interactive=True))
     tasks[2].cancel()
     release.set()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -445,10 +445,10 @@ async def test_a_refusal_that_quotes_the_client_changes_nothing_for_others(serve
     server.always = refuses(400, "bad regex: max_completion_tokens priority stream_options return_token_ids")
     upstream = await connected(server, "vllm")
     with pytest.raises(ContextRefused, match="bad regex"):
-        await ask(upstream, sampling=Sampling(max_tokens=5))
+        await ask(upstream, sampling=SamplingParams(max_tokens=5))
     assert len(server.asked) == 3, "one try for the length, one for the other fields"
     server.always = None
-    await ask(upstream, sampling=Sampling(max_tokens=5))
+    await ask(upstream, sampling=SamplingParams(max_tokens=5))
     assert {"max_tokens", "priority", "stream_options"} <= server.asked[-1].keys()
     await upstream.close()
 
@@ -522,7 +522,7 @@ async def test_a_server_that_does_not_stream_is_understood(server: FakeServer, u
     server.script = [sends(json.dumps(answer).encode(), "application/json")]
     events = await ask(upstream)
     assert text(events) == "all at once"
-    assert events[-1] == Counted(3, 2, 3)
+    assert events[-1] == TokenCounts(3, 2, 3)
 
 
 async def test_silence_before_an_answer_and_within_one(server: FakeServer, upstream: Upstream) -> None:
@@ -601,7 +601,7 @@ async def test_a_reason_that_clients_do_not_know_is_a_stop(server: FakeServer, u
     for reason, told in (("length", "length"), ("content_filter", "content_filter"), ("x" * 1_000_000, "stop")):
         server.script = [says("a", finish=reason)]
         events = await ask(upstream)
-        assert [event.finish for event in events if isinstance(event, Delta) and event.finish] == [told]
+        assert [event.finish for event in events if isinstance(event, TokenDelta) and event.finish] == [told]
 
 
 @pytest.mark.parametrize(
@@ -618,7 +618,7 @@ async def test_usage_that_cannot_be_is_not_believed(server: FakeServer, upstream
     server.script = [says("a", "b", usage=usage)]
     events = await ask(upstream)
     assert text(events) == "ab"
-    assert not any(isinstance(event, Counted) for event in events)
+    assert not any(isinstance(event, TokenCounts) for event in events)
 
 
 async def test_a_server_that_does_not_end_its_stream(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -640,7 +640,7 @@ async def test_a_context_that_is_freed_ends_its_request(server: FakeServer, upst
     engine = OpenAIEngine("there", upstream, "fake")
     context = engine.open("", SOON)
     context.fill(await engine.encode("x"))
-    events = coming(context, Sampling())
+    events = coming(context, SamplingParams())
     await anext(events)
     await anext(events)
     context.free()

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.engines.openai.stream_parser import Answer
 from gateway.engines.protocol import ContextRefused, Urgency
-from gateway.graph.call import Sampling, Slot
+from gateway.graph.call import SamplingParams, Slot
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import TranscriptTokenizer
 from gateway.prompts.tool_calls import Tool, Tools
@@ -22,8 +22,8 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "argume
 LOOK = Tools([Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})], "auto", parallel_told=False)
 CLOSED = '{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": false}'
 SAMPLINGS = [
-    Sampling(),
-    Sampling(
+    SamplingParams(),
+    SamplingParams(
         max_tokens=9,
         temperature=0.5,
         top_p=0.5,
@@ -36,8 +36,8 @@ SAMPLINGS = [
         top_logprobs=2,
         prediction="perhaps this",
     ),
-    Sampling(json_schema=CLOSED),
-    Sampling(json_schema='{"type": "object"}'),
+    SamplingParams(json_schema=CLOSED),
+    SamplingParams(json_schema='{"type": "object"}'),
 ]
 CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
     ([{"role": "system", "content": "s"}, {"role": "user", "content": ["hi", "you"], "name": "ann"}], {}),
@@ -52,11 +52,11 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
 ]
 
 
-def asked(messages: list[dict[str, Any]], sampling: Sampling, how: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def asked(messages: list[dict[str, Any]], sampling: SamplingParams, how: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     upstream = Upstream(Server("there", "openai", "https://api.openai.com"), lambda: None)
     prompt = PromptBuilder(TranscriptTokenizer()).chat(messages, Slot(None, sampling), **how).segments[0]
     tokens: Any = getattr(prompt, "tokens", None)
-    return OpenAIEngine("there", upstream, "m").request(tokens, sampling, "a tenant", Urgency(1.0, watched=True))
+    return OpenAIEngine("there", upstream, "m").request(tokens, sampling, "a tenant", Urgency(1.0, interactive=True))
 
 
 def look_through(value: Any) -> None:
@@ -71,7 +71,7 @@ def look_through(value: Any) -> None:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(("messages", "how"), CONVERSATIONS)
-def test_it_takes_what_is_sent(messages: list[dict[str, Any]], how: dict[str, Any], sampling: Sampling) -> None:
+def test_it_takes_what_is_sent(messages: list[dict[str, Any]], how: dict[str, Any], sampling: SamplingParams) -> None:
     path, body = asked(messages, sampling, how)
     assert path == "/v1/chat/completions"
     assert body.keys() <= KNOWN
@@ -80,7 +80,7 @@ def test_it_takes_what_is_sent(messages: list[dict[str, Any]], how: dict[str, An
 
 
 def test_what_it_has_not_is_refused_here_by_name() -> None:
-    for sampling, what in ((Sampling(top_k=3), "top_k"), (Sampling(regex="a"), "regex")):
+    for sampling, what in ((SamplingParams(top_k=3), "top_k"), (SamplingParams(regex="a"), "regex")):
         with pytest.raises(ContextRefused, match=what):
             asked(CONVERSATIONS[0][0], sampling, {})
 

@@ -15,15 +15,15 @@ from engine.tokenizer import Tokenizer
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.engines.openai.stream_parser import Answer
 from gateway.engines.protocol import Urgency
-from gateway.graph.call import Sampling, Slot
+from gateway.graph.call import SamplingParams, Slot
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import TranscriptTokenizer, characters
 from gateway.prompts.tool_calls import Tool, Tools
 
 sglang = pytest.importorskip("sglang.srt.entrypoints.openai.protocol")
 
-USUAL = Sampling()
-EVERYTHING = Sampling(
+USUAL = SamplingParams()
+EVERYTHING = SamplingParams(
     max_tokens=9,
     temperature=0.5,
     top_p=0.5,
@@ -43,7 +43,7 @@ EVERYTHING = Sampling(
     top_logprobs=2,
     regex="a+",
 )
-SCHEMA = Sampling(json_schema='{"type": "object", "properties": {"a": {}}, "required": ["a"]}')
+SCHEMA = SamplingParams(json_schema='{"type": "object", "properties": {"a": {}}, "required": ["a"]}')
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"a": 1}}}
 LOOK = Tools([Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})], "auto")
 CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
@@ -69,8 +69,8 @@ def engine(tokenizer: Tokenizer | None = None) -> OpenAIEngine:
     return OpenAIEngine("there", Upstream(Server("there", "sglang", "http://x"), lambda: None), "m", tokenizer)
 
 
-def check(asked: OpenAIEngine, tokens: "array[int]", sampling: Sampling) -> None:
-    path, body = asked.request(tokens, sampling, "a tenant", Urgency(12.5, watched=True))
+def check(asked: OpenAIEngine, tokens: "array[int]", sampling: SamplingParams) -> None:
+    path, body = asked.request(tokens, sampling, "a tenant", Urgency(12.5, interactive=True))
     kind = sglang.ChatCompletionRequest if path == "/v1/chat/completions" else sglang.CompletionRequest
     taken = kind.model_validate(json.loads(json.dumps(body)))
     assert body.keys() - kind.model_fields <= ITS_OWN
@@ -82,13 +82,15 @@ def check(asked: OpenAIEngine, tokens: "array[int]", sampling: Sampling) -> None
 
 @pytest.mark.parametrize("sampling", [USUAL, EVERYTHING, SCHEMA])
 @pytest.mark.parametrize(("messages", "how"), CONVERSATIONS)
-def test_it_takes_what_chats_send(messages: list[dict[str, Any]], how: dict[str, Any], sampling: Sampling) -> None:
+def test_it_takes_what_chats_send(
+    messages: list[dict[str, Any]], how: dict[str, Any], sampling: SamplingParams
+) -> None:
     prompt, _ = PromptBuilder(TranscriptTokenizer()).chat(messages, Slot(None, sampling), **how).segments
     check(engine(), cast("Any", prompt).tokens, sampling)
 
 
 @pytest.mark.parametrize("sampling", [USUAL, EVERYTHING, SCHEMA])
-def test_it_takes_what_completions_send(sampling: Sampling) -> None:
+def test_it_takes_what_completions_send(sampling: SamplingParams) -> None:
     check(engine(), characters("a text"), sampling)
     check(engine(cast("Tokenizer", object())), array("i", [1, 2, 3]), sampling)
 

@@ -5,12 +5,12 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engines.openai.concurrency import Turn, Turns
+from gateway.engines.openai.concurrency import ConcurrencyLimiter, ConcurrencySlot
 
 
 async def test_one_that_leaves_as_its_turn_comes_gives_it_on() -> None:
-    turns = Turns(1)
-    first, second, third = (Turn(float(rank)) for rank in range(3))
+    turns = ConcurrencyLimiter(1)
+    first, second, third = (ConcurrencySlot(float(rank)) for rank in range(3))
     await turns.take(first)
     waiting = [asyncio.create_task(turns.take(turn)) for turn in (second, third)]
     await asyncio.sleep(0)
@@ -35,13 +35,13 @@ def test_never_too_many_and_never_idle_beside_a_line(limit: int, steps: list[tup
 
 
 async def _drive(limit: int, steps: list[tuple[str, int, int]]) -> None:
-    turns = Turns(limit)
-    waiting: dict[Turn, asyncio.Task[None]] = {}
-    running: list[Turn] = []
+    turns = ConcurrencyLimiter(limit)
+    waiting: dict[ConcurrencySlot, asyncio.Task[None]] = {}
+    running: list[ConcurrencySlot] = []
     for what, which, rank in steps:
         some = list(waiting)
         if what == "take":
-            turn = Turn(float(rank))
+            turn = ConcurrencySlot(float(rank))
             waiting[turn] = asyncio.create_task(turns.take(turn))
         elif what == "leave" and running:
             running.pop(which % len(running))

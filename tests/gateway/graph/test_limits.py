@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.graph.limits import SharedBound
+from gateway.graph.limits import SharedLimit
 
 TENANTS = "abcd"
 STEPS = st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(-6, 12)), max_size=80)
@@ -13,7 +13,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(-6, 12)), max_s
 
 @given(st.integers(1, 40), st.booleans(), STEPS)
 def test_none_can_keep_the_others_out(total: int, several: bool, steps: list[tuple[str, int]]) -> None:
-    bound, model = SharedBound(total, several=several), Counter[str]()
+    bound, model = SharedLimit(total, several=several), Counter[str]()
     for tenant, amount in steps:
         if amount < 0:
             amount = min(-amount, model[tenant])
@@ -35,7 +35,7 @@ def test_none_can_keep_the_others_out(total: int, several: bool, steps: list[tup
 
 
 def test_the_only_tenant_there_can_be_may_have_all() -> None:
-    bound = SharedBound(8, several=False)
+    bound = SharedLimit(8, several=False)
     bound.add("", 7)
     assert bound.has_room("")
     bound.add("")
@@ -44,7 +44,7 @@ def test_the_only_tenant_there_can_be_may_have_all() -> None:
 
 
 def test_one_of_several_may_have_most() -> None:
-    bound = SharedBound(8)
+    bound = SharedLimit(8)
     assert bound.has_room("a", 6)
     assert not bound.has_room("a", 7)
-    assert SharedBound(8, own=2).own == 2
+    assert SharedLimit(8, own=2).own == 2

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.graph.call import CallSpec, Sampling, Slot, Text
-from gateway.graph.prefix_hash import Border, borders
+from gateway.graph.call import CallSpec, SamplingParams, Slot, Text
+from gateway.graph.prefix_hash import PrefixKey, prefix_keys
 from gateway.graph.session import Session
 
 
-def found(tokens: Sequence[int], *, tenant: str = "t", model: str = "m") -> list[Border]:
-    spec = CallSpec(model=model, segments=[Text(tokens), Slot(None, Sampling())])
-    return borders(Session("s", tenant, 0.0, 60.0).add(spec), own=False)
+def found(tokens: Sequence[int], *, tenant: str = "t", model: str = "m") -> list[PrefixKey]:
+    spec = CallSpec(model=model, segments=[Text(tokens), Slot(None, SamplingParams())])
+    return prefix_keys(Session("s", tenant, 0.0, 60.0).add(spec), own=False)
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.graph.call import CallSpec, CallState, Input, Sampling, Segment, Slot, Text
+from gateway.graph.call import CallSpec, CallState, Input, SamplingParams, Segment, Slot, Text
 from gateway.graph.errors import (
     BadReference,
     BadText,
@@ -20,21 +20,21 @@ from gateway.graph.errors import (
     UnknownVariable,
     VariableAlreadySet,
 )
-from gateway.graph.events import Fact, NoLog, Shown
-from gateway.graph.limits import SharedBound
+from gateway.graph.events import Exposure, Fact, NoLog
+from gateway.graph.limits import SharedLimit
 from gateway.graph.references import Reference
-from gateway.graph.session import _VARIABLE_BYTES, Bounds, Session, Shared
+from gateway.graph.session import _VARIABLE_BYTES, Session, SessionLimits, SharedLimits
 from gateway.graph.variable import Piece, VariableState
 
 
 def session(**bounds: Any) -> Session:
-    return Session(id="s", tenant="t", created=0.0, ttl=60.0, bounds=Bounds(**bounds))
+    return Session(id="s", tenant="t", created=0.0, ttl=60.0, bounds=SessionLimits(**bounds))
 
 
 def spec(*reads: str, output: str | None = None, **more: Any) -> CallSpec:
     segments: list[Segment] = [Text([1, 2])]
     segments += [Input(Reference(name), f"messages.{index}.content") for index, name in enumerate(reads)]
-    segments.append(Slot(None, Sampling()))
+    segments.append(Slot(None, SamplingParams()))
     return CallSpec(model="m", segments=segments, output=output, **more)
 
 
@@ -258,16 +258,16 @@ class Slow(NoLog):
 async def test_nobody_is_shown_what_may_not_come_out_the_same_before_that_is_kept() -> None:
     log = Slow()
     mine = Session(id="s", tenant="t", created=0.0, ttl=60.0, log=log)
-    call = mine.add(CallSpec(model="m", segments=[Text([1]), Slot(None, Sampling(temperature=1.0))]))
+    call = mine.add(CallSpec(model="m", segments=[Text([1]), Slot(None, SamplingParams(temperature=1.0))]))
     call.output.append(Piece("a"))
     with mine.read(call.output) as one, mine.read(call.output) as other:
         reading = [asyncio.ensure_future(reader.more()) for reader in (one, other)]
         await asyncio.sleep(0.01)
         assert not any(read.done() for read in reading)
-        assert call.output.shown, "its producer cannot begin anew any more"
+        assert call.output.is_exposed, "its producer cannot begin anew any more"
         log.kept.set()
         assert [[piece.text for piece in await read] for read in reading] == [["a"], ["a"]]
-    assert sum(isinstance(fact, Shown) for fact in log.written) == 1
+    assert sum(isinstance(fact, Exposure) for fact in log.written) == 1
 
 
 def test_text_that_is_not_unicode_is_refused_and_changes_nothing() -> None:
@@ -303,7 +303,7 @@ def test_every_way_to_a_value_counts_and_is_bounded() -> None:
 
 
 def test_what_sessions_hold_together_is_bounded() -> None:
-    shared = Shared(SharedBound(4_000), SharedBound(4))
+    shared = SharedLimits(SharedLimit(4_000), SharedLimit(4))
     mine, yours = session(), Session(id="y", tenant="you", created=0.0, ttl=60.0)
     for graph in (mine, yours):
         graph.join_bounds(shared)
@@ -349,18 +349,20 @@ def test_references_count_among_the_bytes_of_a_session() -> None:
 
 
 def test_parameters_count_among_the_bytes_of_a_session() -> None:
-    costly = Sampling(logit_bias=dict.fromkeys(range(1_000), 1.0), prediction="x" * 50_000, stop_token_ids=(1,) * 500)
+    costly = SamplingParams(
+        logit_bias=dict.fromkeys(range(1_000), 1.0), prediction="x" * 50_000, stop_token_ids=(1,) * 500
+    )
     slots = [Slot(f"s{number}", costly) for number in range(10)]
     graph = session(bytes=1_000_000)
     graph.add(CallSpec(model="m", segments=[Text([1]), *slots, Slot(None, costly)]))
     assert 150_000 < graph.size < 250_000, "parameters that slots share count once"
-    other = Sampling(json_schema="x" * 1_000_000)
+    other = SamplingParams(json_schema="x" * 1_000_000)
     with pytest.raises(TooLarge, match="may be in one"):
         graph.add(CallSpec(model="m", segments=[Text([1]), Slot(None, other)]))
 
 
 def test_nothing_is_added_to_a_session_that_has_ended() -> None:
-    shared = Shared(SharedBound(10_000), SharedBound(10))
+    shared = SharedLimits(SharedLimit(10_000), SharedLimit(10))
     graph = session()
     graph.join_bounds(shared)
     graph.close(lambda call, failure: None)

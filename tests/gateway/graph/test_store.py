@@ -4,7 +4,7 @@ import pytest
 
 from gateway.graph.call import CallState
 from gateway.graph.errors import GraphError, TooLarge
-from gateway.graph.session import Bounds
+from gateway.graph.session import SessionLimits
 from gateway.graph.store import SessionExists, SessionExpired, SessionNotFound, SessionStore
 from gateway.graph.variable import VariableState
 from tests.gateway.graph.test_session import spec
@@ -13,7 +13,7 @@ from tests.gateway.graph.test_session import spec
 def store(**options: float) -> SessionStore:
     return SessionStore(
         cancel=lambda call, failure: call.move(CallState.CANCELLED),
-        bounds=Bounds(),
+        bounds=SessionLimits(),
         ttl=options.get("ttl", 60.0),
         max_sessions=int(options.get("max_sessions", 3)),
         max_sessions_per_tenant=int(options.get("per_tenant", 100)),
@@ -83,20 +83,20 @@ def test_a_session_that_has_ended_is_let_go_of_once_nobody_reads() -> None:
     sessions = store()
     session = sessions.create("me", "run")
     call = session.add(spec())
-    call.output.readers += 1
+    call.output.subscribers += 1
     sessions.delete(session)
     for _ in range(3):
-        sessions.let_go()
+        sessions.dissolve_ended()
         assert session.calls, "somebody is still to be told how it ended"
-    call.output.readers -= 1
-    sessions.let_go()
+    call.output.subscribers -= 1
+    sessions.dissolve_ended()
     assert not session.calls
     other = sessions.create("me", "other")
     other.add(spec())
     sessions.delete(other)
-    sessions.let_go()
+    sessions.dissolve_ended()
     assert other.calls, "whoever was about to look has some seconds"
-    sessions.let_go()
+    sessions.dissolve_ended()
     assert not other.calls
     assert call.output.producer is None
 

@@ -40,7 +40,7 @@ async def test_readers_at_any_time_get_all_of_it() -> None:
 
 async def test_one_reader_leaving_leaves_the_others_waiting() -> None:
     variable = Variable("a")
-    leaving, staying = asyncio.create_task(variable.final()), asyncio.create_task(variable.final())
+    leaving, staying = asyncio.create_task(variable.wait_final()), asyncio.create_task(variable.wait_final())
     also = asyncio.create_task(read_all(variable))
     await asyncio.sleep(0)
     leaving.cancel()
@@ -55,7 +55,7 @@ async def test_one_reader_leaving_leaves_the_others_waiting() -> None:
 @pytest.mark.parametrize("how", ["fail", "cancel"])
 async def test_a_failed_variable_wakes_its_readers_and_stays_failed(how: str) -> None:
     variable = Variable("a")
-    waiting = asyncio.create_task(variable.final())
+    waiting = asyncio.create_task(variable.wait_final())
     reading = asyncio.create_task(read_all(variable))
     await asyncio.sleep(0)
     variable.append(Piece("half"))

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from compat.openai import SessionRequest
-from gateway.graph.limits import SharedBound
+from gateway.graph.limits import SharedLimit
 from gateway.http import connections
 from gateway.http import json_body as bodies
 from gateway.http.connections import Runner
@@ -18,7 +18,7 @@ from gateway.http.json_body import json_response, read_body, read_json
 from gateway.http.middleware.errors import errors
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-BOUND = SharedBound(1000, several=False)
+BOUND = SharedLimit(1000, several=False)
 """Of large bodies that are held."""
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 

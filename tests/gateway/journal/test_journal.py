@@ -23,22 +23,22 @@ from gateway.graph.call import (
     Input,
     Objective,
     Rendering,
-    Sampling,
+    SamplingParams,
     Slot,
     Text,
     Times,
     Transform,
 )
-from gateway.graph.events import Added, Shown
+from gateway.graph.events import CallAddition, Exposure
 from gateway.graph.references import Reference
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Session, SessionLimits
 from gateway.graph.store import SessionStore
 from gateway.graph.variable import Piece, Variable, VariableState
 from gateway.journal import Journal, JournalError, JournalFailed
 from gateway.journal.records import (
     CallRecord,
-    MadeRecord,
     Record,
+    SlotTextRecord,
     entries_of,
     facts_of,
     record_of,
@@ -51,7 +51,7 @@ from gateway.scheduler import Scheduler
 from tests.fakes.engine import StubEngine
 from tests.gateway.scheduler.test_scheduler import Stubs
 
-GREEDY = Sampling(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 ANSWER = Slot(None, GREEDY)
 
 
@@ -63,8 +63,8 @@ class House:
         self.scheduler = Scheduler(Stubs(self.engine), 1000)
         self.storage = FileStorage(path)
         self.journal = Journal(self.storage)
-        self.store = SessionStore(self.scheduler.cancel, Bounds(), 60.0, 100, 100, self.journal)
-        self.restored = self.journal.restore(self.storage.rows(), Bounds())
+        self.store = SessionStore(self.scheduler.cancel, SessionLimits(), 60.0, 100, 100, self.journal)
+        self.restored = self.journal.restore(self.storage.rows(), SessionLimits())
         for session in self.restored:
             self.store.adopt(session)
 
@@ -142,7 +142,7 @@ async def test_unfinished_calls_run_again_and_what_was_done_does_not(tmp_path: P
     needed = (await house.run(session, spec("d", deferred=False)))[0]
     await house.run(session, spec("e", "d"))
     for call in (blocking, needed):
-        house.scheduler.reader_came(call.output)
+        house.scheduler.subscribe(call.output)
     for _ in range(20):
         await asyncio.sleep(0)
     assert running.state is CallState.PREFILL
@@ -164,7 +164,7 @@ async def test_what_was_shown_and_would_not_come_out_the_same_is_not_made_anew(t
     house = House(tmp_path / "j")
     session = house.store.create("", "s")
     house.engine.deaths = 1
-    random = Slot(None, Sampling(temperature=1.0))
+    random = Slot(None, SamplingParams(temperature=1.0))
     long = Text([1] * 98)
     specs = [
         dataclasses.replace(spec(name, slots=(slot,)), segments=[long, slot])
@@ -218,7 +218,7 @@ async def test_cut_off_anywhere_all_that_was_promised_is_done(tmp_path: Path) ->
     cuts = Cuts(house.journal)
     session = house.store.create("", "s")
     await house.put(session, "late")
-    random = Slot("dice", Sampling(temperature=1.0))
+    random = Slot("dice", SamplingParams(temperature=1.0))
     specs = [
         spec("a"),
         spec("twin"),
@@ -264,11 +264,11 @@ async def test_a_slot_that_was_done_is_not_generated_again(tmp_path: Path) -> No
     house = House(tmp_path / "j")
     cuts = Cuts(house.journal)
     session = house.store.create("", "s")
-    dice = Slot("dice", Sampling(temperature=1.0))
+    dice = Slot("dice", SamplingParams(temperature=1.0))
     await house.run(session, spec("whole", slots=(dice, Text([3]), ANSWER)))
     await house.scheduler.drained()
     await house.die()
-    done = next(at for at, turn in enumerate(cuts.turns) if any(isinstance(fact[2], MadeRecord) for fact in turn))
+    done = next(at for at, turn in enumerate(cuts.turns) if any(isinstance(fact[2], SlotTextRecord) for fact in turn))
     file = JournalFile(tmp_path / "cut")
     file.commit(Batch(entries_of(fact for turn in cuts.turns[: done + 1] for fact in turn), [], []))
     file.close()
@@ -591,7 +591,7 @@ def read_again(record: Record) -> Record:
 
 
 samplings = st.builds(
-    Sampling,
+    SamplingParams,
     max_tokens=st.none() | st.integers(1, 99),
     temperature=st.floats(0, 2),
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
@@ -640,7 +640,7 @@ def test_a_call_is_read_as_it_was_written(spec: CallSpec) -> None:
         session=session,
         arrival=0,
     )
-    record = read_again(record_of(Added(call)))
+    record = read_again(record_of(CallAddition(call)))
     assert isinstance(record, CallRecord)
     assert spec_of(record) == spec
 
@@ -656,7 +656,7 @@ async def test_a_fact_that_cannot_be_written_fails_its_own_session_and_no_other(
     good, bad = house.store.create("t", "good"), house.store.create("u", "bad")
     await house.put(bad, "before", "x")
     (call,) = await house.run(bad, spec("o", "before"))
-    bad._write(Shown(_broken(bad)))  # as if a text that is none had passed every check
+    bad._write(Exposure(_broken(bad)))  # as if a text that is none had passed every check
     saved = asyncio.ensure_future(house.put(good, "a", "kept"))
     with pytest.raises(JournalFailed, match="session bad cannot be kept"):
         await bad.flushed()

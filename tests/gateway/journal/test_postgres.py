@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.graph.session import Bounds
+from gateway.graph.session import SessionLimits
 from gateway.graph.store import SessionStore
 from gateway.graph.variable import VariableState
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
@@ -232,7 +232,7 @@ async def test_without_its_client_it_says_what_to_install(monkeypatch: pytest.Mo
 async def test_a_session_goes_on_in_another_gateway_where_it_was(town: Town) -> None:
     a, b = await town.gateway("a"), await town.gateway("b")
     first = Journal(a)
-    store = SessionStore(lambda call, failure: None, Bounds(), 60.0, 100, 100, first)
+    store = SessionStore(lambda call, failure: None, SessionLimits(), 60.0, 100, 100, first)
     session = store.create("t", "s", metadata={"ä": "\0"})
     session.settle(session.put("x", "wörld\0\n<<y>>"))
     await first.flushed()
@@ -241,7 +241,7 @@ async def test_a_session_goes_on_in_another_gateway_where_it_was(town: Town) -> 
     (one,) = await b.inherit(9)
     assert one.key is not None
     second = Journal(b)
-    (back,) = second.restore(await b.rows(one.key), Bounds())
+    (back,) = second.restore(await b.rows(one.key), SessionLimits())
     assert (back.id, back.tenant, back.metadata) == ("s", "t", {"ä": "\0"})
     assert back.variable("x").value == "wörld\0\n<<y>>"
     back.settle(back.put("y", "there"))
@@ -252,7 +252,7 @@ async def test_a_session_goes_on_in_another_gateway_where_it_was(town: Town) -> 
     assert not waits.done(), "nobody is told how it went on where it does not count"
     waits.cancel()
     third = Journal(b)
-    (again,) = third.restore(await b.rows(one.key), Bounds())
+    (again,) = third.restore(await b.rows(one.key), SessionLimits())
     assert {name: v.value for name, v in again.variables.items()} == {"x": "wörld\0\n<<y>>", "y": "there"}
     assert again.variable("y").state is VariableState.READY
 
@@ -265,7 +265,7 @@ async def _settled(session: Any, journal: Journal) -> None:
 async def test_a_database_that_is_away_refuses_new_work_and_loses_nothing(town: Town) -> None:
     a = await town.gateway("a")
     journal = Journal(a)
-    store = SessionStore(lambda call, failure: None, Bounds(), 60.0, 100, 100, journal)
+    store = SessionStore(lambda call, failure: None, SessionLimits(), 60.0, 100, 100, journal)
     session = store.create("t", "s")
     await journal.flushed()
     hold = await asyncpg.connect(town.url)
@@ -281,7 +281,7 @@ async def test_a_database_that_is_away_refuses_new_work_and_loses_nothing(town: 
         while journal._failure is not None:
             await asyncio.sleep(0.05)
     key = journal._keys[session]
-    (back,) = Journal(a).restore(await a.rows(key), Bounds())
+    (back,) = Journal(a).restore(await a.rows(key), SessionLimits())
     assert back.variable("x").value == "kept"
 
 

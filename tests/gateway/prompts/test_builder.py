@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
-from gateway.graph.call import CallSpec, Input, Sampling, Slot, Text
+from gateway.graph.call import CallSpec, Input, SamplingParams, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
-from gateway.graph.prefix_hash import borders
+from gateway.graph.prefix_hash import prefix_keys
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.prompts.builder import PromptBuilder
@@ -19,7 +19,7 @@ from gateway.prompts.message_passthrough import PART_WEIGHT, TranscriptTokenizer
 from gateway.prompts.tool_calls import Tool, Tools
 from tests.checkpoints import write_byte_tokenizer
 
-ANSWER = Slot(None, Sampling())
+ANSWER = Slot(None, SamplingParams())
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_prompts_are_those_of_transformers(
 
 
 def test_slots_are_places_in_assistant_messages(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
-    slot = Slot("plan", Sampling(max_tokens=3), where="semantic.slots.plan")
+    slot = Slot("plan", SamplingParams(max_tokens=3), where="semantic.slots.plan")
     messages = [*user("Plan."), {"role": "assistant", "content": "Plan: <<plan>>. Of <<it>>, that is <<plan>>"}]
     prompt = prompts.chat(messages, ANSWER, references=True, slots={"plan": slot})
     assert isinstance(prompt.segments[0], Text)
@@ -181,7 +181,7 @@ def test_an_image_is_reckoned_as_an_image_however_long_it_is(references: bool) -
         assert len(text.tokens) > length
         told.append(text.length)
         call = Session("", "t", 0.0, 60.0).add(CallSpec(model="m", segments=[text, ANSWER]))
-        lengths = [border.tokens for border in borders(call)]
+        lengths = [border.tokens for border in prefix_keys(call)]
         assert lengths == sorted(lengths)
         assert lengths[-1] == text.length
     assert told[0] == told[1] == pytest.approx(2 * PART_WEIGHT, rel=0.1)
@@ -199,18 +199,23 @@ WEATHER = Tool("weather", "", {"type": "object", "properties": {}}, True, {"type
 @pytest.mark.parametrize(
     ("template", "sampling", "how", "thinks"),
     [
-        (OPENS, Sampling(), {}, None),
-        (THINKS + OPENS, Sampling(), {}, "perhaps"),
-        (THINKS + OPENS, Sampling(json_schema="{}"), {}, "perhaps"),
-        (THINKS + BEGINS, Sampling(), {}, "begun"),
-        (THINKS + BEGINS, Sampling(json_schema="{}"), {}, "begun"),
-        (THINKS + BEGINS, Sampling(grammar="start: /x/"), {"tools": Tools([WEATHER])}, "begun"),
-        (THINKS + BEGINS, Sampling(json_schema="{}"), {"tools": Tools([WEATHER], "forced", [WEATHER])}, "perhaps"),
-        (THINKS + BEGINS, Sampling(), {"opens": False}, "perhaps"),
+        (OPENS, SamplingParams(), {}, None),
+        (THINKS + OPENS, SamplingParams(), {}, "perhaps"),
+        (THINKS + OPENS, SamplingParams(json_schema="{}"), {}, "perhaps"),
+        (THINKS + BEGINS, SamplingParams(), {}, "begun"),
+        (THINKS + BEGINS, SamplingParams(json_schema="{}"), {}, "begun"),
+        (THINKS + BEGINS, SamplingParams(grammar="start: /x/"), {"tools": Tools([WEATHER])}, "begun"),
+        (
+            THINKS + BEGINS,
+            SamplingParams(json_schema="{}"),
+            {"tools": Tools([WEATHER], "forced", [WEATHER])},
+            "perhaps",
+        ),
+        (THINKS + BEGINS, SamplingParams(), {"opens": False}, "perhaps"),
     ],
 )
 def test_a_template_says_whether_its_model_thinks(
-    tokenizer: Tokenizer, template: str, sampling: Sampling, how: dict[str, Any], thinks: str | None
+    tokenizer: Tokenizer, template: str, sampling: SamplingParams, how: dict[str, Any], thinks: str | None
 ) -> None:
     class Thinking:
         chat_template = template
@@ -233,7 +238,9 @@ def test_a_call_that_has_to_be_made_is_no_thought(tokenizer: Tokenizer) -> None:
 
     told: Any = Thinking()
     builder = PromptBuilder(told)
-    segments = builder.chat(user("x"), Slot(None, Sampling()), tools=Tools([WEATHER], "forced", [WEATHER])).segments
+    segments = builder.chat(
+        user("x"), Slot(None, SamplingParams()), tools=Tools([WEATHER], "forced", [WEATHER])
+    ).segments
     text = tokenizer.decode([token for segment in segments if isinstance(segment, Text) for token in segment.tokens])
     assert text.endswith(f"assistant\n<think>\n\n</think>\n\n{builder.style.begin}")
 

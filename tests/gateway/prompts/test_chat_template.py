@@ -9,7 +9,7 @@ import pytest
 
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
-from gateway.graph.call import Sampling, Slot, Text
+from gateway.graph.call import SamplingParams, Slot, Text
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.chat_template import ChatTemplate, TemplateRefused
 from gateway.prompts.tool_calls import Tool, Tools
@@ -94,11 +94,11 @@ def prompts_of(source: str, tokenizer: Tokenizer) -> PromptBuilder:
     told: Any = {
         name: getattr(tokenizer, name) for name in ("encode", "fewest", "decode", "control", "control_pattern")
     }
-    return PromptBuilder(SimpleNamespace(**told, passes_on=False, chat_template=source, special_texts=TOKENS))  # type: ignore[arg-type]
+    return PromptBuilder(SimpleNamespace(**told, is_passthrough=False, chat_template=source, special_texts=TOKENS))  # type: ignore[arg-type]
 
 
 def written(prompts: PromptBuilder, tokenizer: Tokenizer, messages: Any, **how: Any) -> str:
-    segments = prompts.chat(messages, Slot(None, Sampling()), **how).segments
+    segments = prompts.chat(messages, Slot(None, SamplingParams()), **how).segments
     tokens = [token for segment in segments if isinstance(segment, Text) for token in segment.tokens]
     return tokenizer.decode(tokens, skip_special=False)
 

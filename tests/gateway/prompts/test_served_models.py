@@ -7,7 +7,7 @@ import pytest
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
 from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.served_models import Models, ServedModel
+from gateway.prompts.served_models import ServedModel, ServedModels
 
 
 def served(tokenizer: Tokenizer, name: str) -> ServedModel:
@@ -15,7 +15,7 @@ def served(tokenizer: Tokenizer, name: str) -> ServedModel:
 
 
 async def test_requests_during_the_start_are_held(tokenizer: Tokenizer) -> None:
-    models = Models(30.0)
+    models = ServedModels(30.0)
     waiting = asyncio.create_task(models.get("one"))
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -26,12 +26,12 @@ async def test_requests_during_the_start_are_held(tokenizer: Tokenizer) -> None:
 
 async def test_but_not_for_ever() -> None:
     with pytest.raises(RequestError) as refusal:
-        await Models(0.01).all()
+        await ServedModels(0.01).all()
     assert (refusal.value.status, refusal.value.code) == (503, "engine_unavailable")
 
 
 async def test_an_unknown_name_is_refused_with_the_nearest(tokenizer: Tokenizer) -> None:
-    models = Models(1.0)
+    models = ServedModels(1.0)
     for name in ("SmolLM2-135M-Instruct", "other"):
         models.add(served(tokenizer, name))
     with pytest.raises(RequestError, match=r"served: SmolLM2-135M-Instruct$") as refusal:

@@ -15,11 +15,11 @@ from gateway.prompts.tool_calls import (
     HERMES,
     LLAMA,
     MISTRAL,
-    Argued,
-    Called,
+    AnswerText,
+    CallArguments,
+    CallStart,
     Found,
     Reader,
-    Said,
     Style,
     Tool,
     Tools,
@@ -40,12 +40,12 @@ def read(pieces: list[str], *, forced: bool = False, ends_early: bool = False) -
     said, calls = "", []
     for one in found:
         match one:
-            case Said(text):
+            case AnswerText(text):
                 said += text
-            case Called(index, name):
+            case CallStart(index, name):
                 assert index == len(calls)
                 calls.append((name, ""))
-            case Argued(index, text):
+            case CallArguments(index, text):
                 assert index == len(calls) - 1
                 calls[index] = (calls[index][0], calls[index][1] + text)
     assert reader.calls == len(calls)
@@ -120,9 +120,9 @@ def test_what_is_written_as_a_call_is_read_as_one(arguments: dict[str, Any], cou
 def test_arguments_are_told_as_they_come() -> None:
     reader = Reader(NAMES, forced=True)
     assert reader.push('{"name": "add", "argu') == []
-    assert reader.push('ments": {"a"') == [Called(0, "add"), Argued(0, '{"a"')]
-    assert reader.push(": 12") == [Argued(0, ": 12")]
-    assert reader.push("}}") == [Argued(0, "}")]
+    assert reader.push('ments": {"a"') == [CallStart(0, "add"), CallArguments(0, '{"a"')]
+    assert reader.push(": 12") == [CallArguments(0, ": 12")]
+    assert reader.push("}}") == [CallArguments(0, "}")]
     assert reader.finish() == []
 
 
@@ -257,16 +257,16 @@ def test_what_only_begins_like_a_call_ends() -> None:
     for text in ("[<", "[<b>", "{<tool_call", "[ ,<tool_call>"):
         reader = Reader(["f"], forced=False)
         found = [*reader.push(text), *reader.finish()]
-        assert "".join(one.text for one in found if isinstance(one, Said)) == text
+        assert "".join(one.text for one in found if isinstance(one, AnswerText)) == text
 
 
 def test_a_forced_call_may_come_between_marks() -> None:
     reader = Reader(["f"], forced=True)
     found = [*reader.push('<tool_call>\n{"name": "f", "arguments": {"a"'), *reader.push(": 1}}\n</tool_call>")]
     found += reader.finish()
-    assert [one for one in found if isinstance(one, Called)] == [Called(0, "f")]
-    assert "".join(one.text for one in found if isinstance(one, Argued)) == '{"a": 1}'
-    assert not any(isinstance(one, Said) for one in found)
+    assert [one for one in found if isinstance(one, CallStart)] == [CallStart(0, "f")]
+    assert "".join(one.text for one in found if isinstance(one, CallArguments)) == '{"a": 1}'
+    assert not any(isinstance(one, AnswerText) for one in found)
 
 
 ONE = '{"name": "weather", "arguments": {"city": "B\\"}nn", "days": [1, {"a": 2}]}}'
@@ -349,5 +349,5 @@ def test_many_calls_take_time_in_proportion() -> None:
     began = time.monotonic()
     reader = Reader(["add"], forced=False)
     found = [*reader.push(call * 30_000), *reader.finish()]
-    assert sum(isinstance(one, Called) for one in found) == 30_000
+    assert sum(isinstance(one, CallStart) for one in found) == 30_000
     assert time.monotonic() - began < 5, "it was 30 s when each call copied the rest of the text"

@@ -12,12 +12,12 @@ import pytest
 
 from gateway.journal import FileStorage, PostgresStorage
 from gateway.responses import (
-    Archive,
-    Archived,
-    ArchiveFailed,
     MemoryDatabase,
-    PostgresArchive,
-    SqliteArchive,
+    PostgresResponseStore,
+    ResponseStore,
+    ResponseStoreError,
+    SqliteResponseStore,
+    StoredResponse,
     Told,
 )
 from gateway.responses.store import ConversationTooLarge
@@ -33,44 +33,44 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     url = request.getfixturevalue("postgres").database() if request.param == "postgres" else ""
 
     @asynccontextmanager
-    async def archive(max_bytes: int = 1 << 20, ttl: float = DAY) -> AsyncIterator[Archive]:
+    async def archive(max_bytes: int = 1 << 20, ttl: float = DAY) -> AsyncIterator[ResponseStore]:
         if request.param == "postgres":
             storage = PostgresStorage(url, 10.0, lambda: None)
             await storage.start()
-            yield await PostgresArchive.open(storage, max_bytes, ttl)
+            yield await PostgresResponseStore.open(storage, max_bytes, ttl)
             await storage.close()
         elif request.param == "file":
             file = FileStorage(tmp_path / "journal")
             assert list(file.rows()) == []
-            one = SqliteArchive(file, max_bytes, ttl, owns=False)
+            one = SqliteResponseStore(file, max_bytes, ttl, owns=False)
             yield one
             await one.close()
             await file.close()
         else:
-            one = SqliteArchive(MemoryDatabase(), max_bytes, ttl, owns=True)
+            one = SqliteResponseStore(MemoryDatabase(), max_bytes, ttl, owns=True)
             yield one
             await one.close()
 
     return archive
 
 
-def response(id: str, before: str | None = None, length: int = 10, **more: Any) -> Archived:
+def response(id: str, before: str | None = None, length: int = 10, **more: Any) -> StoredResponse:
     tenant = more.pop("tenant", "")
-    return Archived(tenant, id, f'"asked {id}"'.encode(), f'"{"x" * length}"'.encode(), before, **more)
+    return StoredResponse(tenant, id, f'"asked {id}"'.encode(), f'"{"x" * length}"'.encode(), before, **more)
 
 
-async def told(archive: Archive, id: str, tenant: str = "") -> list[str]:
+async def told(archive: ResponseStore, id: str, tenant: str = "") -> list[str]:
     """What was asked in the conversation that ends with a response."""
     return [turn.input.decode().strip('"').removeprefix("asked ") for turn in await archive.conversation(tenant, id)]
 
 
-async def rows(archive: Archive) -> list[tuple[Any, ...]]:
+async def rows(archive: ResponseStore) -> list[tuple[Any, ...]]:
     """Numbers and what came before, of all that take room."""
     query = "SELECT number, before, found, followers, size FROM {} ORDER BY number"
-    if isinstance(archive, PostgresArchive):
+    if isinstance(archive, PostgresResponseStore):
         async with archive._storage.transaction() as connection:
             return [tuple(row) for row in await connection.fetch(query.format("myna_responses"))]
-    assert isinstance(archive, SqliteArchive)
+    assert isinstance(archive, SqliteResponseStore)
 
     def look(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
         found = connection.execute(query.format("responses")).fetchall()
@@ -245,13 +245,13 @@ async def test_long_conversations(opened: Open) -> None:
 
 async def test_what_fails_is_said_and_fails_only_what_asked_for_it(tmp_path: Path) -> None:
     file = FileStorage(tmp_path / "journal")
-    archive = SqliteArchive(file, 1 << 20, DAY, owns=False)
+    archive = SqliteResponseStore(file, 1 << 20, DAY, owns=False)
     await archive.keep(response("before"))
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1"))
     large = response("large", length=1 << 18)
     asked = (archive.find("", "before"), archive.forget("", "before"), archive.keep(large))
     _, forgotten, kept = await asyncio.gather(*asked, return_exceptions=True)
-    assert (forgotten, type(kept)) == (True, ArchiveFailed)
+    assert (forgotten, type(kept)) == (True, ResponseStoreError)
     assert not await archive.find("", "before"), "done by itself"
     assert not await archive.find("", "large"), "and nothing of what failed"
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000"))
@@ -268,9 +268,9 @@ async def test_what_fails_is_said_and_fails_only_what_asked_for_it(tmp_path: Pat
 async def test_tables_that_cannot_be_made_leave_the_journal_as_it_is(tmp_path: Path) -> None:
     """Both are at one connection: a transaction left open would swallow the journal's commits."""
     file = FileStorage(tmp_path / "journal")
-    archive = SqliteArchive(file, 1 << 20, DAY, owns=False)
+    archive = SqliteResponseStore(file, 1 << 20, DAY, owns=False)
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1"))
-    with pytest.raises(ArchiveFailed):
+    with pytest.raises(ResponseStoreError):
         await archive.keep(response("r"))
     assert not await file.run(lambda connection: connection.in_transaction)
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000"))
@@ -283,11 +283,11 @@ async def test_tables_that_cannot_be_made_leave_the_journal_as_it_is(tmp_path: P
 async def test_postgres_that_is_away(postgres: Postgres) -> None:
     storage = PostgresStorage(postgres.database(), 10.0, lambda: None)
     await storage.start()
-    archive = await PostgresArchive.open(storage, 1 << 20, DAY)
+    archive = await PostgresResponseStore.open(storage, 1 << 20, DAY)
     await storage.close()
-    with pytest.raises(ArchiveFailed):
+    with pytest.raises(ResponseStoreError):
         await archive.keep(response("r"), [Told(b'""', b'""', None)])
-    with pytest.raises(ArchiveFailed):
+    with pytest.raises(ResponseStoreError):
         await archive.find("", "r")
 
 

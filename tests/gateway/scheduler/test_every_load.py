@@ -13,7 +13,7 @@ from gateway.engines.protocol import Engine
 from gateway.graph.call import Call, CallState
 from gateway.graph.session import Session
 from gateway.scheduler import Scheduler
-from gateway.scheduler.cost_model import Estimates
+from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.priority import LATER, OUTSTANDING, Order, Priorities
 from gateway.simulator import clock
 from gateway.simulator.engine import CPU, SimulatedEngine
@@ -31,7 +31,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.priorities = Priorities(Estimates(), self.order)
+        self.priorities = Priorities(CostModel(), self.order)
         self.scheduler = Scheduler(self, 10**6, priorities=self.priorities, now=self.loop.time)
 
     async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
@@ -45,10 +45,10 @@ class Stage:
         addition = session.add_all(step.calls)
         self.calls += addition.calls
         output = session.variable(step.wanted[0])
-        self.scheduler.reader_came(output)
+        self.scheduler.subscribe(output)
         await self.scheduler.start(session, addition)
-        await output.final()
-        self.scheduler.reader_left(output)
+        await output.wait_final()
+        self.scheduler.unsubscribe(output)
         assert output.failure is None
         return self.loop.time() - began
 

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import pytest
 
 from gateway.engines.protocol import Engine
-from gateway.graph.call import CallSpec, Sampling, Slot, Text
+from gateway.graph.call import CallSpec, SamplingParams, Slot, Text
 from gateway.graph.session import Session
 from gateway.scheduler import Scheduler
-from gateway.scheduler.cost_model import Estimates
-from gateway.scheduler.fair_queue import Shares
+from gateway.scheduler.cost_model import CostModel
+from gateway.scheduler.fair_queue import FairQueue
 from gateway.scheduler.priority import Priorities
 from gateway.simulator import clock
 from gateway.simulator.engine import CPU, SimulatedEngine
 
 
 def test_shares_are_by_weight_and_nothing_is_saved_up() -> None:
-    shares = Shares({"large": 4.0})
+    shares = FairQueue({"large": 4.0})
     assert shares.asked("small", 10.0) == 0.0, "alone"
     assert shares.asked("large", 10.0) == -10.0
     assert shares.asked("large", 10.0) == -7.5
@@ -45,7 +45,7 @@ def test_two_keys_that_ask_without_end_get_what_their_weights_say(weight: float)
 
     async def work() -> Counter[str]:
         loop = asyncio.get_running_loop()
-        priorities = Priorities(Estimates(), weights={"heavy": weight})
+        priorities = Priorities(CostModel(), weights={"heavy": weight})
         scheduler = Scheduler(Pool(SimulatedEngine("one", CPU)), 1000, priorities=priorities, now=loop.time)
         rows: Counter[str] = Counter()
 
@@ -53,13 +53,13 @@ def test_two_keys_that_ask_without_end_get_what_their_weights_say(weight: float)
             for turn in range(1000):
                 session = Session(id="", tenant=tenant, created=loop.time(), ttl=1.0, clock=loop.time)
                 text = Text([hash((tenant, number, turn)) % 2**31] * prompt)
-                spec = CallSpec(model="m", segments=[text, Slot(None, Sampling(max_tokens=2, ignore_eos=True))])
+                spec = CallSpec(model="m", segments=[text, Slot(None, SamplingParams(max_tokens=2, ignore_eos=True))])
                 addition = session.add_all([spec])
                 output = addition.calls[0].output
-                scheduler.reader_came(output)
+                scheduler.subscribe(output)
                 await scheduler.start(session, addition)
-                await output.final()
-                scheduler.reader_left(output)
+                await output.wait_final()
+                scheduler.unsubscribe(output)
                 if loop.time() > 300:  # it has settled
                     rows[tenant] += prompt
 

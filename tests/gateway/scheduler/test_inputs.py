@@ -7,7 +7,7 @@ import pytest
 
 from gateway.graph.call import Input
 from gateway.graph.references import Reference
-from gateway.graph.session import _VARIABLE_BYTES, CALL_BYTES, Bounds
+from gateway.graph.session import _VARIABLE_BYTES, CALL_BYTES, SessionLimits
 from gateway.graph.variable import Variable, VariableState
 from gateway.scheduler import inputs
 from tests.gateway.scheduler.test_scheduler import Stage
@@ -15,7 +15,7 @@ from tests.gateway.scheduler.test_scheduler import Stage
 
 def stage(**bounds: int) -> Stage:
     stage = Stage()
-    stage.session.bounds = Bounds(**bounds)
+    stage.session.bounds = SessionLimits(**bounds)
     return stage
 
 
@@ -26,7 +26,7 @@ def reference(name: str, *path: str) -> Input:
 async def derived(stage: Stage, name: str, *template: str | Input) -> Variable:
     addition = stage.session.put(name, template=template)
     await stage.scheduler.start(stage.session, addition)
-    await stage.session.variable(name).final()
+    await stage.session.variable(name).wait_final()
     return stage.session.variable(name)
 
 

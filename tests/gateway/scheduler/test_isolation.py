@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
-from gateway.engines.local.subprocess import EmbeddedEngine
+from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.pool import EnginePool
-from gateway.engines.protocol import Engine, EngineLost, Tell
-from gateway.graph.call import Call, CallState, Input, Sampling, Segment, Slot, Text
+from gateway.engines.protocol import Engine, EngineLost, EventCallback
+from gateway.graph.call import Call, CallState, Input, SamplingParams, Segment, Slot, Text
 from gateway.graph.references import Reference
 from gateway.scheduler import Scheduler
 from tests.checkpoints import write_tiny_llama
@@ -109,7 +109,7 @@ async def test_others_go_to_the_engines_that_suspects_do_not_have() -> None:
     late = session().add(spec(deferred=True))
     scheduler.submit(late)
     async with asyncio.timeout(10):
-        await late.output.final()
+        await late.output.wait_final()
     assert (late.engine, suspect.engine) == ("first", "second")
     second.released.set()
     await ended(scheduler)
@@ -140,7 +140,7 @@ async def test_a_suspect_does_not_wait_for_what_waits_for_it() -> None:
     maker = shared.add(spec(deferred=True))  # of the same session: let in, for all that is known the reader needs it
     scheduler.submit(maker)
     async with asyncio.timeout(10):
-        await maker.output.final()
+        await maker.output.wait_final()
     shared.settle(shared.put("later", "xyz"))
     await ended(scheduler)
     assert suspect.state is reader.state is CallState.DONE
@@ -148,7 +148,7 @@ async def test_a_suspect_does_not_wait_for_what_waits_for_it() -> None:
 
 async def test_an_engine_that_only_refuses_for_now_makes_no_suspects() -> None:
     class Busy(StubContext):
-        async def generate(self, sampling: Sampling, tell: Tell) -> None:
+        async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
             if len(engine.opened) <= 4:
                 raise EngineLost("busy", suspect=False)
             await super().generate(sampling, tell)
@@ -173,7 +173,7 @@ async def test_an_engine_that_only_refuses_for_now_makes_no_suspects() -> None:
 async def test_a_process_that_is_killed_runs_its_calls_again_one_at_a_time(tmp_path: Path) -> None:
     pool = EnginePool(wait_seconds=60.0)
     config = EngineConfig(model=str(write_tiny_llama(tmp_path, window=512)), kv_tokens=2048)
-    engine = EmbeddedEngine("real", config, pool.changed)
+    engine = SubprocessEngine("real", config, pool.changed)
     await engine.start()
     pool.add("m", engine)
     most = 0
@@ -183,7 +183,7 @@ async def test_a_process_that_is_killed_runs_its_calls_again_one_at_a_time(tmp_p
             return await pool.serving(model, wait=wait)
 
     scheduler = Scheduler(Watched(), 100)
-    long = Slot(None, Sampling(max_tokens=60, temperature=0.0, ignore_eos=True))
+    long = Slot(None, SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True))
     calls = [
         session().add(dataclasses.replace(spec(deferred=True), segments=[Text([1, 2, 3 + at]), long]))
         for at in range(4)

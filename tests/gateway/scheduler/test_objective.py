@@ -14,7 +14,7 @@ def test_whoever_is_waited_for_is_served_soon() -> None:
     second = graph.add(spec("a", output="b", deferred=True))
     aside = graph.add(spec(output="c", deferred=True))
     assert {objective(call) for call in (first, second, aside)} == {Objective.THROUGHPUT}
-    second.output.hurried += 1
+    second.output.latency_subscribers += 1
     assert objective(second) is objective(first) is Objective.LATENCY
     assert objective(aside) is Objective.THROUGHPUT
     second.state = CallState.DONE
@@ -24,7 +24,7 @@ def test_whoever_is_waited_for_is_served_soon() -> None:
 def test_what_the_client_says_counts() -> None:
     graph = session()
     call = graph.add(spec(objective=Objective.THROUGHPUT))
-    call.output.hurried += 1
+    call.output.latency_subscribers += 1
     assert objective(call) is Objective.THROUGHPUT
     assert objective(graph.add(spec(objective=Objective.LATENCY, deferred=True))) is Objective.LATENCY
 
@@ -33,8 +33,8 @@ def by_definition(call: Call) -> Objective:
     """The same, by walking to all readers of the call."""
     if call.spec.objective is not None:
         return call.spec.objective
-    readers = [reader for variable in call.makes for reader in variable.consumers if not reader.state.final]
-    soon = any(variable.hurried for variable in call.makes)
+    readers = [reader for variable in call.outputs for reader in variable.consumers if not reader.state.final]
+    soon = any(variable.latency_subscribers for variable in call.outputs)
     soon = soon or any(by_definition(reader) is Objective.LATENCY for reader in readers)
     return Objective.LATENCY if soon else Objective.THROUGHPUT
 
@@ -47,10 +47,10 @@ NODES = st.tuples(st.sets(st.integers(0, 9), max_size=3), SAYS, st.integers(0, 5
 def test_all_at_once_are_what_each_is_by_itself(nodes: list[tuple[set[int], Objective | None, int, int]]) -> None:
     graph = session()
     calls: list[Call] = []
-    for number, (reads, says, hurried, ended) in enumerate(nodes):
+    for number, (reads, says, latency_subscribers, ended) in enumerate(nodes):
         names = [f"v{read}" for read in reads if read < number]
         calls.append(graph.add(spec(*names, output=f"v{number}", objective=says, deferred=True)))
-        calls[-1].output.hurried += hurried == 0
+        calls[-1].output.latency_subscribers += latency_subscribers == 0
         if ended == 0:
             calls[-1].move(CallState.DONE)
     assert objectives_of(calls) == {call.id: by_definition(call) for call in calls}

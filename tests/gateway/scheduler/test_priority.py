@@ -7,10 +7,10 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.graph.call import Call, CallSpec, CallState, Input, Objective, Sampling, Slot, Text
+from gateway.graph.call import Call, CallSpec, CallState, Input, Objective, SamplingParams, Slot, Text
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
-from gateway.scheduler.cost_model import Estimates
+from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.objective import sources
 from gateway.scheduler.priority import LATER, OUTSTANDING, PATIENCE_SECONDS, WITHIN, Priorities
 
@@ -25,7 +25,7 @@ def join(
     to: Session, *reads: str, prompt: int = 100, tokens: int = 20, objective: Objective | None = None, output: str = ""
 ) -> Call:
     inputs = [Input(Reference(name), "") for name in reads]
-    slot = Slot(None, Sampling(max_tokens=tokens, ignore_eos=True))
+    slot = Slot(None, SamplingParams(max_tokens=tokens, ignore_eos=True))
     output = output or f"n{next(_numbers)}"
     segments = [Text([1] * prompt), *inputs, slot]
     return to.add(CallSpec(model="m", segments=segments, output=output, deferred=True, objective=objective))
@@ -38,7 +38,7 @@ def finish(call: Call, state: CallState = CallState.DONE) -> None:
 
 class Stage:
     def __init__(self) -> None:
-        self.estimates = Estimates()
+        self.estimates = CostModel()
         self.priorities = Priorities(self.estimates)
         self.now = 1000.0
 
@@ -72,7 +72,7 @@ def test_of_prompts_that_are_equal_one_is_remembered() -> None:
     stage, app = Stage(), session()
     for _ in range(20):
         finish(stage.add(app))
-    assert len(stage.priorities.prefixes._seen) == 1, "what a call generates is nobody else's beginning"
+    assert len(stage.priorities.prefix_index._seen) == 1, "what a call generates is nobody else's beginning"
 
 
 def test_of_siblings_that_feed_one_consumer_the_longest_begins_first() -> None:
@@ -122,14 +122,14 @@ def test_nothing_that_comes_after_its_bound_overtakes_a_call() -> None:
 
 def test_who_says_there_is_time_goes_behind_who_does_not() -> None:
     stage = Stage()
-    patient, hurried = stage.add(session()), stage.add(session())
+    patient, latency_subscribers = stage.add(session()), stage.add(session())
     stage.read(patient, Objective.THROUGHPUT)
-    stage.read(hurried)
-    assert stage.order(patient, hurried) == [1, 0]
+    stage.read(latency_subscribers)
+    assert stage.order(patient, latency_subscribers) == [1, 0]
     said = join(session(), objective=Objective.THROUGHPUT)
     stage.priorities.add(said, stage.now)
     stage.read(said)
-    assert stage.order(said, hurried) == [1, 0]
+    assert stage.order(said, latency_subscribers) == [1, 0]
 
 
 def test_a_short_question_goes_before_large_work_that_has_been_late_for_long() -> None:
@@ -176,9 +176,10 @@ def test_watched_is_what_a_client_waits_for_itself() -> None:
     feeds = stage.add(app, output="feeds")
     read = stage.add(app, "feeds")
     list(stage.priorities.changed())
-    read.output.readers = read.output.hurried = read.output.watched = 1
+    output = read.output
+    output.subscribers = output.latency_subscribers = output.interactive_subscribers = 1
     stage.read(read)
-    told = {call.id: stage.priorities.urgency(call).watched for call in stage.priorities.changed()}
+    told = {call.id: stage.priorities.urgency(call).interactive for call in stage.priorities.changed()}
     assert told == {read.id: True, feeds.id: False}
 
 
@@ -212,7 +213,7 @@ class Growth(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.priorities = Priorities(Estimates())
+        self.priorities = Priorities(CostModel())
         self.sessions = [session(tenant) for tenant in ("a", "a", "b")]
         self.calls: list[Call] = []
         self.now = 0.0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.scheduler.reasoning_parser import Thoughts
+from gateway.scheduler.reasoning_parser import ReasoningParser
 
 CASES = [
     ("<think>\nHm.\n</think>\n\nTwo.", False, "Hm.", "Two."),
@@ -27,7 +27,7 @@ CASES = [
 
 
 def split(text: str, begun: bool, cuts: list[int]) -> tuple[str, str]:
-    thoughts = Thoughts(begun=begun)
+    thoughts = ReasoningParser(begun=begun)
     told = [thoughts.push(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     told.append(thoughts.push("", last=True))
     return "".join(thought for thought, _ in told), "".join(answer for _, answer in told)
@@ -52,11 +52,11 @@ def test_where_it_is_cut_changes_nothing(text: str, begun: bool, data: st.DataOb
 
 
 def test_what_is_certain_is_told_at_once() -> None:
-    thoughts = Thoughts(begun=False)
+    thoughts = ReasoningParser(begun=False)
     assert thoughts.push("<think>\nHm") == ("Hm", "")
     assert thoughts.push(", two") == (", two", "")
     assert not thoughts.answering
     assert thoughts.push("</think>") == ("", "")
     assert thoughts.answering
     assert thoughts.push("\n\nTwo") == ("", "Two")
-    assert Thoughts(begun=False).push("Two") == ("", "Two")
+    assert ReasoningParser(begun=False).push("Two") == ("", "Two")

@@ -7,20 +7,31 @@ from collections.abc import Sequence
 import pytest
 
 from gateway.engines.protocol import Engine, NoEngine, Urgency
-from gateway.graph.call import Call, CallSpec, CallState, Input, Rendering, Sampling, Segment, Slot, Text, Transform
+from gateway.graph.call import (
+    Call,
+    CallSpec,
+    CallState,
+    Input,
+    Rendering,
+    SamplingParams,
+    Segment,
+    Slot,
+    Text,
+    Transform,
+)
 from gateway.graph.errors import Failure
-from gateway.graph.prefix_hash import borders
+from gateway.graph.prefix_hash import prefix_keys
 from gateway.graph.references import Reference
-from gateway.graph.session import Addition, Bounds, Session
+from gateway.graph.session import Addition, Session, SessionLimits
 from gateway.graph.variable import Piece, VariableState
-from gateway.scheduler import Estimates, Order, Overloaded, Priorities, Scheduler, Stopping
+from gateway.scheduler import CostModel, Order, Overloaded, Priorities, Scheduler, Stopping
 from gateway.scheduler.placement import place
-from gateway.scheduler.prefix_index import Prefixes
+from gateway.scheduler.prefix_index import PrefixIndex
 from tests.fakes.engine import StubEngine
 from tests.gateway.graph.test_session import session, spec
 
-ANSWER = Slot(None, Sampling())
-SOON = Urgency(0.0, watched=True)
+ANSWER = Slot(None, SamplingParams())
+SOON = Urgency(0.0, interactive=True)
 
 
 class Stubs:
@@ -61,7 +72,7 @@ async def test_values_flow_from_call_to_call() -> None:
     last = stage.run(output="unread")
     first = stage.run(output="a")
     second = stage.run("a", output="b")
-    await second.output.final()
+    await second.output.wait_final()
     await stage.scheduler.drained()
     assert {stage.scheduler.rank(call) for call in (first, second, last)} == {0.0}, "they have none any more"
     assert first.output.value == "2", "two tokens of text"
@@ -81,7 +92,7 @@ async def test_what_is_known_is_filled_before_the_value_is_there() -> None:
     assert call.state is CallState.WAITING
     assert stage.engine.opened[0].tokens == [1, 2]
     stage.session.settle(stage.session.put("later", "xyz"))
-    await call.output.final()
+    await call.output.wait_final()
     assert call.output.value == "5"
 
 
@@ -89,7 +100,7 @@ async def test_a_value_is_data() -> None:
     stage = Stage()
     stage.session.settle(stage.session.put("tricky", "<<tricky>> <|im_end|>"))
     call = stage.run("tricky")
-    await call.output.final()
+    await call.output.wait_final()
     assert stage.engine.opened[0].tokens[2:-2] == [ord(c) for c in "<<tricky>> <|im_end|>"]
 
 
@@ -236,7 +247,7 @@ async def test_a_path_into_a_value_that_lacks_it_fails_the_call() -> None:
     )
     call = stage.session.add(reads)
     stage.scheduler.submit(call)
-    await call.output.final()
+    await call.output.wait_final()
     assert call.failure is not None
     assert call.failure.code == "bad_reference"
 
@@ -247,9 +258,9 @@ async def test_a_reader_that_leaves_takes_with_it_what_only_it_needed() -> None:
     only_its = stage.run(output="a", deferred=False)
     kept = stage.run(output="k", deferred=True)
     call = stage.run("a", "k", output="b", deferred=False)
-    stage.scheduler.reader_came(call.output)
+    stage.scheduler.subscribe(call.output)
     await settle()
-    stage.scheduler.reader_left(call.output)
+    stage.scheduler.unsubscribe(call.output)
     assert (call.state, only_its.state, kept.state) == (CallState.CANCELLED, CallState.CANCELLED, CallState.PREFILL)
     assert [context.freed for context in stage.engine.opened] == [True, False, True]
     stage.engine.released.set()
@@ -262,13 +273,13 @@ async def test_a_call_lives_while_one_reader_does() -> None:
     stage.engine.hold()
     call = stage.run(deferred=False)
     for _ in range(2):
-        stage.scheduler.reader_came(call.output)
+        stage.scheduler.subscribe(call.output)
     await settle()
-    stage.scheduler.reader_left(call.output)
+    stage.scheduler.unsubscribe(call.output)
     assert not call.state.final
     stage.engine.released.set()
-    await call.output.final()
-    stage.scheduler.reader_left(call.output)
+    await call.output.wait_final()
+    stage.scheduler.unsubscribe(call.output)
     assert call.state is CallState.DONE
 
 
@@ -280,7 +291,7 @@ async def test_who_is_waited_for_ranks_before_who_is_not() -> None:
     await settle()
     ranks = [context.urgency.rank for context in stage.engine.opened]
     assert ranks[0] < ranks[1]
-    stage.scheduler.reader_came(reader.output)
+    stage.scheduler.subscribe(reader.output)
     await settle()
     ranks = [context.urgency.rank for context in stage.engine.opened]
     assert ranks[1] < ranks[0], "what a waiting reader needs goes first"
@@ -297,19 +308,19 @@ async def test_of_several_that_one_client_waits_for_none_is_watched() -> None:
     background, one, other = stage.run(), stage.run(), stage.run()
     await settle()
     for call in (one, other):
-        stage.scheduler.reader_came(call.output, alone=False)
+        stage.scheduler.subscribe(call.output, interactive=False)
     await settle()
     told = [context.urgency for context in stage.engine.opened]
-    assert [urgency.watched for urgency in told] == [False, False, False]
+    assert [urgency.interactive for urgency in told] == [False, False, False]
     assert max(told[1].rank, told[2].rank) < told[0].rank, "but soon it is wanted"
-    stage.scheduler.reader_came(other.output)
+    stage.scheduler.subscribe(other.output)
     await settle()
-    assert [context.urgency.watched for context in stage.engine.opened] == [False, False, True]
-    stage.scheduler.reader_left(other.output)
+    assert [context.urgency.interactive for context in stage.engine.opened] == [False, False, True]
+    stage.scheduler.unsubscribe(other.output)
     await settle()
-    assert [context.urgency.watched for context in stage.engine.opened] == [False, False, False]
+    assert [context.urgency.interactive for context in stage.engine.opened] == [False, False, False]
     for call in (one, other):
-        stage.scheduler.reader_left(call.output, alone=False)
+        stage.scheduler.unsubscribe(call.output, interactive=False)
     stage.engine.released.set()
     await stage.scheduler.drained()
     assert background.state is CallState.DONE
@@ -357,14 +368,14 @@ async def test_what_is_cancelled_while_many_calls_are_started_is_not_begun(leave
     stage.engine.hold()
     addition = many(stage, 400)
     first, *others, second = addition.calls
-    stage.scheduler.reader_came(second.output)
+    stage.scheduler.subscribe(second.output)
     starting = asyncio.create_task(stage.scheduler.start(stage.session, addition))
     for _ in range(3):
         await asyncio.sleep(0)
     assert 0 < stage.scheduler.unfinished < len(addition.calls)
     if leaves:
         starting.cancel()
-        stage.scheduler.reader_left(second.output)
+        stage.scheduler.unsubscribe(second.output)
     else:
         stage.scheduler.cancel(second, Failure("cancelled", "nobody wants it"))
     await asyncio.wait([starting])
@@ -395,7 +406,7 @@ async def test_without_an_engine_calls_fail_and_say_so() -> None:
     stage = Stage()
     stage.engine.ready = False
     call = stage.run()
-    await call.output.final()
+    await call.output.wait_final()
     assert call.failure is not None
     assert call.failure.code == "engine_unavailable"
 
@@ -440,27 +451,27 @@ def test_beginnings_are_known_by_what_they_hold_within_texts_too() -> None:
     first = call(Text([*system, 7]), value, Text([8]))
     same_start = call(Text([*system, 9]))
     same_value = call(Text([*system, 7]), value, Text([9]))
-    prefixes, one, two = Prefixes(), StubEngine(name="one"), StubEngine(name="two")
-    assert prefixes.known(borders(first), 1) == 0
-    prefixes.add(borders(first), 1)
-    prefixes.given(borders(first), one)
-    assert prefixes.known(borders(same_start), 1) == 256, "two chunks of 128, for which the first one pays"
-    assert prefixes.known(borders(same_value), 1) == 301 + 64
-    assert prefixes.known(borders(same_value), 2) == 0, "nobody has read it yet, and another may have to"
-    prefixes.read(borders(first))
-    assert prefixes.known(borders(same_value), 2) == 301 + 64
-    assert prefixes.held(borders(same_start)) == {one: 256}
-    prefixes.given(borders(same_start), two)
-    assert prefixes.held(borders(same_value)) == {one: 365, two: 256}
-    other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, bounds=Bounds()).add(
+    prefix_index, one, two = PrefixIndex(), StubEngine(name="one"), StubEngine(name="two")
+    assert prefix_index.known(prefix_keys(first), 1) == 0
+    prefix_index.add(prefix_keys(first), 1)
+    prefix_index.given(prefix_keys(first), one)
+    assert prefix_index.known(prefix_keys(same_start), 1) == 256, "two chunks of 128, for which the first one pays"
+    assert prefix_index.known(prefix_keys(same_value), 1) == 301 + 64
+    assert prefix_index.known(prefix_keys(same_value), 2) == 0, "nobody has read it yet, and another may have to"
+    prefix_index.read(prefix_keys(first))
+    assert prefix_index.known(prefix_keys(same_value), 2) == 301 + 64
+    assert prefix_index.held(prefix_keys(same_start)) == {one: 256}
+    prefix_index.given(prefix_keys(same_start), two)
+    assert prefix_index.held(prefix_keys(same_value)) == {one: 365, two: 256}
+    other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, bounds=SessionLimits()).add(
         CallSpec(model="m", segments=[Text(system), ANSWER], deferred=True)
     )
-    assert prefixes.known(borders(other), 1) == 0, "nothing is shared between keys"
+    assert prefix_index.known(prefix_keys(other), 1) == 0, "nothing is shared between keys"
     assert made.output.value is None
 
 
 def slot(name: str, **transform: object) -> Slot:
-    return Slot(name, Sampling(), Transform(**transform) if transform else None)  # type: ignore[arg-type]
+    return Slot(name, SamplingParams(), Transform(**transform) if transform else None)  # type: ignore[arg-type]
 
 
 def submit(stage: Stage, one: CallSpec) -> Call:
@@ -509,9 +520,9 @@ async def test_a_slot_that_is_done_is_not_generated_again_after_a_death() -> Non
 
 async def test_transforms_make_the_value() -> None:
     stage = Stage()
-    segments = [Text([1] * 123), Slot(None, Sampling(), Transform(regex="1(.)", group=1))]
+    segments = [Text([1] * 123), Slot(None, SamplingParams(), Transform(regex="1(.)", group=1))]
     call = submit(stage, CallSpec(model="m", segments=segments, output="a", deferred=True))
-    nothing = [Text([1] * 45), Slot(None, Sampling(), Transform(regex="x"))]
+    nothing = [Text([1] * 45), Slot(None, SamplingParams(), Transform(regex="x"))]
     failing = submit(stage, CallSpec(model="m", segments=nothing, output="b", deferred=True))
     await stage.scheduler.drained()
     assert call.output.value == "2"
@@ -535,7 +546,7 @@ async def test_templates_are_put_together_when_all_is_there() -> None:
     assert reader.output.value == "10"
 
 
-GREEDY = Slot(None, Sampling(temperature=0.0))
+GREEDY = Slot(None, SamplingParams(temperature=0.0))
 
 
 async def test_identical_calls_run_once_and_live_while_one_is_read() -> None:
@@ -543,19 +554,19 @@ async def test_identical_calls_run_once_and_live_while_one_is_read() -> None:
     stage.engine.hold()
     greedy = CallSpec(model="m", segments=[Text([1] * 33), GREEDY])
     first, second = submit(stage, greedy), submit(stage, greedy)
-    alone = submit(stage, dataclasses.replace(greedy, share=False, deferred=True))
+    interactive = submit(stage, dataclasses.replace(greedy, share=False, deferred=True))
     other = submit(stage, dataclasses.replace(greedy, segments=[Text([2] * 33), GREEDY], deferred=True))
     for call in (first, second):
-        stage.scheduler.reader_came(call.output)
+        stage.scheduler.subscribe(call.output)
     await settle()
     assert second.leader is first
-    stage.scheduler.reader_left(first.output)
+    stage.scheduler.unsubscribe(first.output)
     assert not first.state.final, "the second is served by it"
     stage.engine.released.set()
     await stage.scheduler.drained()
     late = submit(stage, dataclasses.replace(greedy, deferred=True))
     await stage.scheduler.drained()
-    assert [call.output.value for call in (first, second, alone, other, late)] == ["33"] * 5
+    assert [call.output.value for call in (first, second, interactive, other, late)] == ["33"] * 5
     assert sum(context.generates for context in stage.engine.opened) == 3
     assert stage.session.usage()["calls_shared"] == 2
     assert stage.session.usage()["calls_run"] == 3
@@ -567,10 +578,10 @@ async def test_a_shared_call_ends_when_its_last_reader_leaves() -> None:
     greedy = CallSpec(model="m", segments=[Text([1] * 33), GREEDY])
     first, second = submit(stage, greedy), submit(stage, greedy)
     for call in (first, second):
-        stage.scheduler.reader_came(call.output)
+        stage.scheduler.subscribe(call.output)
     await settle()
-    stage.scheduler.reader_left(first.output)
-    stage.scheduler.reader_left(second.output)
+    stage.scheduler.unsubscribe(first.output)
+    stage.scheduler.unsubscribe(second.output)
     await stage.scheduler.drained()
     assert first.state is second.state is CallState.CANCELLED
     assert stage.engine.load == 0
@@ -614,21 +625,21 @@ async def test_without_filling_ahead_nothing_is_read_before_all_values_are_there
     await settle()
     assert (call.state, stage.engine.opened) == (CallState.WAITING, [])
     stage.session.settle(stage.session.put("later", "xyz"))
-    await call.output.final()
+    await call.output.wait_final()
     assert call.output.value == "5"
 
 
 async def test_by_arrival_nobody_overtakes() -> None:
     stage = Stage()
-    stage.scheduler = Scheduler(Stubs(stage.engine), 10, priorities=Priorities(Estimates(), Order.ARRIVAL))
+    stage.scheduler = Scheduler(Stubs(stage.engine), 10, priorities=Priorities(CostModel(), Order.ARRIVAL))
     stage.engine.hold()
     stage.run(output="a")
     wanted = stage.run(output="b")
-    stage.scheduler.reader_came(wanted.output)
+    stage.scheduler.subscribe(wanted.output)
     await settle()
     told = [context.urgency for context in stage.engine.opened]
     assert told[0].rank < told[1].rank
-    assert all(one.watched for one in told)
+    assert all(one.interactive for one in told)
     stage.engine.released.set()
     await stage.scheduler.drained()
 
@@ -639,13 +650,13 @@ async def test_an_engine_is_told_who_is_watched() -> None:
     stage.run(output="a")
     last = stage.run("a", output="b")
     await settle()
-    assert [context.urgency.watched for context in stage.engine.opened] == [False, False]
-    stage.scheduler.reader_came(last.output)
+    assert [context.urgency.interactive for context in stage.engine.opened] == [False, False]
+    stage.scheduler.subscribe(last.output)
     await settle()
-    assert [context.urgency.watched for context in stage.engine.opened] == [False, True]
-    stage.scheduler.reader_left(last.output)
+    assert [context.urgency.interactive for context in stage.engine.opened] == [False, True]
+    stage.scheduler.unsubscribe(last.output)
     await settle()
-    assert [context.urgency.watched for context in stage.engine.opened] == [False, False]
+    assert [context.urgency.interactive for context in stage.engine.opened] == [False, False]
     stage.engine.released.set()
     await stage.scheduler.drained()
 
@@ -656,7 +667,7 @@ async def test_a_call_that_lost_its_engine_goes_to_another() -> None:
     call = session().add(spec(output="out"))
     ill.doomed = {call.spec.segments[0].tokens[0]} if isinstance(call.spec.segments[0], Text) else set()
     scheduler.submit(call)
-    await call.output.final()
+    await call.output.wait_final()
     assert (call.state, call.engine) == (CallState.DONE, "well")
     assert len(ill.opened) == 1, "the ill one is not asked again while another is there"
     await scheduler.close()
@@ -685,7 +696,7 @@ async def test_models_answer_in_ones_place_in_their_order() -> None:
         )
     )
     scheduler.submit(call)
-    await call.output.final()
+    await call.output.wait_final()
     assert (call.state, call.output.value, call.model) == (CallState.DONE, "12", "second")
     assert asked == [("first", False), ("second", False)], "only the last is waited for"
     await scheduler.close()
@@ -722,27 +733,29 @@ async def test_no_tenant_alone_fills_the_queue() -> None:
 
 async def test_slots_of_several_messages_are_generated_in_turn() -> None:
     stage = Stage()
-    slots = [Slot("fruit", Sampling()), Text([5]), Slot("colour", Sampling())]
+    slots = [Slot("fruit", SamplingParams()), Text([5]), Slot("colour", SamplingParams())]
     parts = ["It is ", Input(Reference("colour"), "messages.3.content"), "."]
     call = stage.session.add(CallSpec(model="m", segments=[Text([1]), *slots], parts=parts, output="said"))
-    stage.scheduler.reader_came(call.output)
+    stage.scheduler.subscribe(call.output)
     stage.scheduler.submit(call)
     async with asyncio.timeout(5):
-        await call.output.final()
+        await call.output.wait_final()
     fruit, colour = (stage.session.variable(name).value for name in ("fruit", "colour"))
     assert call.output.value == f"It is {colour}."
     assert (fruit, colour) == ("1", "3"), "the stub says how many tokens it was given"
-    stage.scheduler.reader_left(call.output)
+    stage.scheduler.unsubscribe(call.output)
 
 
 async def test_a_slot_that_is_read_before_it_is_generated_fails_its_call() -> None:
     stage = Stage()
-    segments = [Text([1]), Input(Reference("late"), "messages.0.content"), Slot("late", Sampling())]
-    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1]), Slot("late", Sampling())]))
+    segments = [Text([1]), Input(Reference("late"), "messages.0.content"), Slot("late", SamplingParams())]
+    call = stage.session.add(
+        dataclasses.replace(spec(deferred=True), segments=[Text([1]), Slot("late", SamplingParams())])
+    )
     call.spec = dataclasses.replace(call.spec, segments=segments)  # the graph would refuse it
     stage.scheduler.submit(call)
     async with asyncio.timeout(5):
-        await call.output.final()
+        await call.output.wait_final()
     assert call.failure is not None
     assert call.failure.code == "internal_error"
 

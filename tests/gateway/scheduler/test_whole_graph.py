@@ -14,12 +14,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.engines.protocol import ContextRefused, Delta, Engine, EngineLost, Filled, Pace, Tell, Urgency
-from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Segment, Slot, Text
+from gateway.engines.protocol import (
+    ContextRefused,
+    Engine,
+    EngineLost,
+    EventCallback,
+    PrefillResult,
+    StepTimes,
+    TokenDelta,
+    Urgency,
+)
+from gateway.graph.call import Call, CallSpec, CallState, Input, SamplingParams, Segment, Slot, Text
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
 from gateway.graph.references import Reference
-from gateway.graph.session import Bounds, Session
+from gateway.graph.session import Session, SessionLimits
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal.records import Record, entries_of, facts_of, record_of, session_record
 from gateway.journal.replay import Replay, mend
@@ -40,10 +49,10 @@ class Puppets:
 
     def __init__(self) -> None:
         self.name = "puppets"
-        self.grain = 1.0
-        self.thinks_first = True
+        self.tokens_per_unit = 1.0
+        self.constrains_after_reasoning = True
         self.ready = True
-        self.pace = Pace(row_seconds=0.001, step_seconds=0.01)
+        self.pace = StepTimes(row_seconds=0.001, step_seconds=0.01)
         self.contexts: list[Puppet] = []
 
     @property
@@ -56,7 +65,7 @@ class Puppets:
     async def encode(self, text: str) -> Sequence[int]:
         return [ord(c) for c in text]
 
-    def encode_settled(self, text: str) -> tuple[Sequence[int], int]:
+    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
         return [ord(c) for c in text], len(text)
 
     def open(self, scope: str, urgency: Urgency) -> "Puppet":
@@ -82,7 +91,7 @@ class Puppet:
     def fill(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
 
-    async def generate(self, sampling: Sampling, tell: Tell) -> None:
+    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
         self.generating = True
         try:
             begun = False
@@ -91,9 +100,9 @@ class Puppet:
                 if isinstance(said, Exception):
                     raise said
                 if not begun:
-                    tell(Filled(len(self.tokens), 0))
+                    tell(PrefillResult(len(self.tokens), 0))
                 begun = True
-                tell(Delta(Piece(said or "", 1), None if said is not None else "stop"))
+                tell(TokenDelta(Piece(said or "", 1), None if said is not None else "stop"))
                 if said is None:
                     return
         finally:
@@ -129,7 +138,7 @@ class Ledger:
         """The session as another process would find it."""
         ((_, _, entry),) = entries_of(self.facts)
         pairs = facts_of(entry[entry.index(b"[", 1) : -1])
-        replayed = Replay(pairs[0][1], Bounds(), self)
+        replayed = Replay(pairs[0][1], SessionLimits(), self)
         for seq, record in pairs[1:]:
             replayed.apply(seq, record)
         return replayed.session
@@ -157,7 +166,7 @@ class Work:
     number: int
     id: str
     inputs: list[Var]
-    makes: list[Var]
+    outputs: list[Var]
     deferred: bool
     client: bool
     """Whether its own client still waits."""
@@ -167,7 +176,7 @@ class Work:
     @property
     def now(self) -> Var:
         """What it is generating."""
-        return next(var for var in self.makes if not var.state.final)
+        return next(var for var in self.outputs if not var.state.final)
 
 
 @dataclass
@@ -241,7 +250,7 @@ class WholeGraph(RuleBasedStateMachine):
                 (work.deferred and not var.deleted)
                 or var.readers
                 or any(var in other.inputs and other.state == "live" for other in self.works)
-                for var in work.makes
+                for var in work.outputs
             )
             or work.client
         )
@@ -249,7 +258,7 @@ class WholeGraph(RuleBasedStateMachine):
     def end(self, work: Work, how: str) -> None:
         work.state = how
         work.client = False
-        for var in work.makes:
+        for var in work.outputs:
             if not var.state.final:
                 var.state = VariableState.FAILED if how == "failed" else VariableState.CANCELLED
 
@@ -283,8 +292,10 @@ class WholeGraph(RuleBasedStateMachine):
         number = len(self.works) + 1
         segments: list[Segment] = [Text([number])]
         segments += [Input(Reference(name), "messages") for name in reads]
-        segments += [Slot(name, Sampling()) for name in makes[:-1]]
-        spec = CallSpec(model="m", segments=[*segments, Slot(None, Sampling())], output=makes[-1], deferred=deferred)
+        segments += [Slot(name, SamplingParams()) for name in makes[:-1]]
+        spec = CallSpec(
+            model="m", segments=[*segments, Slot(None, SamplingParams())], output=makes[-1], deferred=deferred
+        )
         wrong = (
             any(name not in self.known or self.known[name].deleted for name in reads)
             or any(name in self.retired for name in makes)
@@ -301,11 +312,11 @@ class WholeGraph(RuleBasedStateMachine):
         call = addition.calls[0]
         inputs = [self.known[name] for name in reads]
         work = Work(number, call.id, inputs, [self.var(name) for name in makes], deferred, client=not deferred)
-        for var in work.makes:
+        for var in work.outputs:
             var.state, var.producer = VariableState.PENDING, work
         self.works.append(work)
         if not deferred:
-            self.do(lambda: self.scheduler.reader_came(call.output))
+            self.do(lambda: self.scheduler.subscribe(call.output))
         self.run(self.scheduler.start(self.session, addition, promised=deferred))
         self.settle()
 
@@ -352,7 +363,7 @@ class WholeGraph(RuleBasedStateMachine):
         var = work.now
         self.say(work, None)
         var.state, var.value = VariableState.READY, var.text
-        if var is work.makes[-1]:
+        if var is work.outputs[-1]:
             work.state, work.client = "done", False
         self.settle()
 
@@ -368,7 +379,7 @@ class WholeGraph(RuleBasedStateMachine):
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
         work = data.draw(st.sampled_from([work for work in self.speaking() if work.losses == 0]), label="call")
-        unfinished = [var for var in work.makes if not var.state.final]
+        unfinished = [var for var in work.outputs if not var.state.final]
         self.say(work, EngineLost("gone", suspect=False))  # else it runs alone; see test_isolation.py
         work.losses += 1
         if any(var.shown for var in unfinished):
@@ -391,7 +402,7 @@ class WholeGraph(RuleBasedStateMachine):
                     pieces.extend(piece.text for piece in more)
             return "".join(pieces)
 
-        self.do(lambda: self.scheduler.reader_came(real))
+        self.do(lambda: self.scheduler.subscribe(real))
         reading = Reading(var, self.loop.create_task(read()), pieces)
         self.readings.append(reading)
         var.readers += 1
@@ -406,13 +417,13 @@ class WholeGraph(RuleBasedStateMachine):
         reading.var.readers -= 1
         real = self.real_of(reading.var)
         self.run(asyncio.sleep(0))
-        self.do(lambda: self.scheduler.reader_left(real))
+        self.do(lambda: self.scheduler.unsubscribe(real))
         self.settle()
 
     def real_of(self, var: Var) -> Any:
         if var.producer is not None:
-            makes = self.real(var.producer).makes
-            return makes[var.producer.makes.index(var)]
+            makes = self.real(var.producer).outputs
+            return makes[var.producer.outputs.index(var)]
         return self.unproduced[var] if var.deleted else self.session.variable(var.name)
 
     @precondition(lambda self: any(work.client for work in self.works))
@@ -420,7 +431,7 @@ class WholeGraph(RuleBasedStateMachine):
     def client_hangs_up(self, data: st.DataObject) -> None:
         work = data.draw(st.sampled_from([work for work in self.works if work.client]), label="call")
         work.client = False
-        self.do(lambda: self.scheduler.reader_left(self.real(work).output))
+        self.do(lambda: self.scheduler.unsubscribe(self.real(work).output))
         self.settle()
 
     @precondition(lambda self: self.known)
@@ -459,7 +470,7 @@ class WholeGraph(RuleBasedStateMachine):
             if work.state != "live":
                 continue
             work.client, work.losses = False, 0
-            unfinished = [var for var in work.makes if not var.state.final]
+            unfinished = [var for var in work.outputs if not var.state.final]
             if any(var.shown for var in unfinished):
                 self.end(work, "failed")
             for var in unfinished:

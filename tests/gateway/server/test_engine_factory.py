@@ -9,7 +9,7 @@ import trustme
 
 from gateway.config.settings import ServeSettings
 from gateway.engines.pool import EnginePool
-from gateway.server.engine_factory import Fleet
+from gateway.server.engine_factory import EngineFactory
 
 
 async def trusts(client: ssl.SSLContext, authority: trustme.CA) -> bool:
@@ -36,8 +36,8 @@ async def test_an_authority_of_ours_is_trusted_beside_everybodys_or_alone(
     everybodys.cert_pem.write_to_path(tmp_path / "everybodys")
     ours.cert_pem.write_to_path(tmp_path / "ours")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "everybodys"))
-    plain = Fleet(ServeSettings(port=0), EnginePool(1.0))
-    told = Fleet(ServeSettings(port=0, engine_ca=tmp_path / "ours"), EnginePool(1.0))
+    plain = EngineFactory(ServeSettings(port=0), EnginePool(1.0))
+    told = EngineFactory(ServeSettings(port=0, engine_ca=tmp_path / "ours"), EnginePool(1.0))
     authorities = (everybodys, ours, nobodys)
     assert [await trusts(plain.https, one) for one in authorities] == [True, False, False]
     assert [await trusts(plain.links, one) for one in authorities] == [True, False, False]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.server.gc_tuning import Collector
+from gateway.server.gc_tuning import GcTuner
 
 
 class Clock:
@@ -26,9 +26,9 @@ class Knot:
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[Collector, Clock]]:
+def collector() -> Iterator[tuple[GcTuner, Clock]]:
     before, clock = gc.get_threshold(), Clock()
-    collector = Collector(clock)
+    collector = GcTuner(clock)
     collector.begin()
     yield collector, clock
     gc.unfreeze()
@@ -46,7 +46,7 @@ def old_garbage() -> "weakref.ref[Knot]":
     ("idle", "after", "looks"), [(True, 6, True), (True, 4, False), (False, 51, True), (False, 49, False)]
 )
 def test_it_takes_a_small_part_of_the_time(
-    collector: tuple[Collector, Clock], idle: bool, after: float, looks: bool
+    collector: tuple[GcTuner, Clock], idle: bool, after: float, looks: bool
 ) -> None:
     """A look took 50 ms: a hundredth of 5 seconds, a thousandth of 50."""
     it, clock = collector
@@ -56,14 +56,14 @@ def test_it_takes_a_small_part_of_the_time(
     assert (garbage() is None) == looks
 
 
-def test_it_does_not_look_where_nothing_is_new(collector: tuple[Collector, Clock]) -> None:
+def test_it_does_not_look_where_nothing_is_new(collector: tuple[GcTuner, Clock]) -> None:
     it, clock = collector
     clock.now += 1000
     gc.collect()
     assert not it.sweep(idle=True)
 
 
-def test_a_full_look_comes_by_itself_never(collector: tuple[Collector, Clock]) -> None:
+def test_a_full_look_comes_by_itself_never(collector: tuple[GcTuner, Clock]) -> None:
     full = gc.get_stats()[2]["collections"]
     kept = [[number] for number in range(200_000)]
     assert len(kept) == 200_000
@@ -74,7 +74,7 @@ def test_a_full_look_comes_by_itself_never(collector: tuple[Collector, Clock]) -
 def test_memory_is_returned_while_idle_where_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     before, held, trims, clock = gc.get_threshold(), [100 << 20], [], Clock()
     monkeypatch.setattr("gateway.server.gc_tuning.trim_memory", lambda: trims.append(held[0]))
-    collector = Collector(clock, lambda: held[0])
+    collector = GcTuner(clock, lambda: held[0])
     collector.begin()
     try:
         for idle, memory, seconds, trimmed in (

@@ -7,14 +7,14 @@ import time
 import pytest
 
 from gateway.cli.main import main
-from gateway.engines.protocol import Delta, Filled, Told, Urgency
-from gateway.graph.call import Sampling
+from gateway.engines.protocol import ContextEvent, PrefillResult, TokenDelta, Urgency
+from gateway.graph.call import SamplingParams
 from gateway.simulator import clock
 from gateway.simulator.engine import CPU, Costs, SimulatedContext, SimulatedEngine
 from gateway.simulator.simulation import Scenario, simulate
 
 FLAT = Costs("flat", ((1, 1.0), (1000, 1.0)), attention=0.0, step_rows=64, kv_tokens=320)
-SOON = Urgency(0.0, watched=False)
+SOON = Urgency(0.0, interactive=False)
 
 
 def test_waiting_takes_no_time() -> None:
@@ -51,13 +51,13 @@ async def ask(context: SimulatedContext, prompt: list[int], tokens: int) -> tupl
     """Tokens of the prompt that were cached, and those that were made."""
     context.fill(prompt)
     cached = made = 0
-    events: list[Told] = []
-    await context.generate(Sampling(max_tokens=tokens), events.append)
+    events: list[ContextEvent] = []
+    await context.generate(SamplingParams(max_tokens=tokens), events.append)
     for event in events:
         match event:
-            case Filled(_, found):
+            case PrefillResult(_, found):
                 cached = found
-            case Delta(piece):
+            case TokenDelta(piece):
                 made += piece.tokens
     context.free()
     return cached, made

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.main import main
-from gateway.graph.call import Call, CallSpec, CallState, Input, Sampling, Slot, Text, Usage
+from gateway.graph.call import Call, CallSpec, CallState, Input, SamplingParams, Slot, Text, Usage
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.simulator.engine import CPU
 from gateway.simulator.simulation import Scenario, simulate
 from gateway.simulator.trace import BadTrace, read_applications, read_prompts
-from gateway.telemetry.trace_recorder import Recorder
+from gateway.telemetry.trace_recorder import TraceRecorder
 
 
 class Stage:
@@ -21,7 +21,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.file = io.StringIO()
-        self.recorder = Recorder(self.file)
+        self.recorder = TraceRecorder(self.file)
         self.now = 100.0
 
     def session(self, id: str) -> Session:
@@ -29,12 +29,12 @@ class Stage:
 
     def add(self, to: Session, output: str, *parts: list[int] | str) -> Call:
         segments = [Text(part) if isinstance(part, list) else Input(Reference(part), "") for part in parts]
-        slot = Slot(None, Sampling(max_tokens=8))
+        slot = Slot(None, SamplingParams(max_tokens=8))
         return to.add(CallSpec(model="m", segments=[*segments, slot], output=output, deferred=True))
 
     def end(self, call: Call, *, tokens: int = 8, read: bool = False, state: CallState = CallState.DONE) -> None:
         call.usage = Usage(10, 0, tokens)
-        call.output.hurried += read
+        call.output.latency_subscribers += read
         call.times.finished = self.now
         call.move(state)
         call.conclude()
@@ -147,7 +147,7 @@ def test_what_is_no_trace_and_no_table_is_said(tmp_path: Path, capsys: pytest.Ca
 def test_a_disk_that_is_full_ends_the_record_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     stage = Stage()
     with open("/dev/full", "a", buffering=1, encoding="utf-8") as full:
-        stage.recorder = Recorder(full)
+        stage.recorder = TraceRecorder(full)
         for id in ("a", "b"):
             stage.end(stage.add(stage.session(id), "x", [1]))
         full_since = [record.message for record in caplog.records]

@@ -2,27 +2,27 @@
 
 import pytest
 
-from gateway.api.parrot.lazy_calls import Later
-from gateway.graph.call import CallSpec, Input, Sampling, Slot, Text
+from gateway.api.parrot.lazy_calls import LazyCalls
+from gateway.graph.call import CallSpec, Input, SamplingParams, Slot, Text
 from gateway.graph.errors import Cycle, TooLarge, UnknownVariable, VariableAlreadySet
 from gateway.graph.references import Reference
-from gateway.graph.session import Bounds, Given, Session
+from gateway.graph.session import Session, SessionLimits, VariableSpec
 
 
 def session(**bounds: int) -> Session:
-    return Session(id="s", tenant="", created=0.0, ttl=60.0, bounds=Bounds(**bounds))
+    return Session(id="s", tenant="", created=0.0, ttl=60.0, bounds=SessionLimits(**bounds))
 
 
 def spec(output: str, *reads: str, slot: str | None = None) -> CallSpec:
     inputs = [Input(Reference(name), "prompt") for name in reads]
-    slots = [Slot(slot, Sampling())] if slot else []
+    slots = [Slot(slot, SamplingParams())] if slot else []
     return CallSpec(
-        model="m", segments=[Text([1]), *inputs, *slots, Slot(None, Sampling())], output=output, deferred=True
+        model="m", segments=[Text([1]), *inputs, *slots, Slot(None, SamplingParams())], output=output, deferred=True
     )
 
 
 def test_only_what_is_needed_joins() -> None:
-    scope, later = session(), Later()
+    scope, later = session(), LazyCalls()
     for one in (spec("a"), spec("b", "a", slot="b1"), spec("c", "b1"), spec("other")):
         later.add(scope, one)
     assert not scope.calls
@@ -30,14 +30,14 @@ def test_only_what_is_needed_joins() -> None:
     addition = later.join(scope, ["c"])
     assert {call.output.name for call in addition.calls} == {"a", "b", "c"}
     assert later.kept == 1
-    assert later.makes("other")
-    assert not later.makes("b1")
+    assert later.produces("other")
+    assert not later.produces("b1")
     assert later.join(scope, ["c", "a"]).calls == [], "they have joined already"
 
 
 def test_values_are_set_at_once_and_names_taken() -> None:
-    scope, later = session(), Later()
-    addition = later.add(scope, spec("a", "x"), [Given("x", "value")])
+    scope, later = session(), LazyCalls()
+    addition = later.add(scope, spec("a", "x"), [VariableSpec("x", "value")])
     scope.settle(addition)
     assert scope.variable("x").value == "value"
     with pytest.raises(VariableAlreadySet):
@@ -47,13 +47,13 @@ def test_values_are_set_at_once_and_names_taken() -> None:
 
 
 def test_calls_that_no_client_asks_for_count_in_the_sessions_bounds() -> None:
-    scope, later = session(bytes=50_000, edges=5), Later()
+    scope, later = session(bytes=50_000, edges=5), LazyCalls()
     scope.settle(scope.put("x", "value"))
     empty = scope.size
     later.add(scope, spec("a", "x", "x"))
     assert scope.size > empty + 4_000
     assert (later.edges, scope.edges) == (1, 0)
-    large = CallSpec(model="m", segments=[Text([1] * 20_000), Slot(None, Sampling())], output="b", deferred=True)
+    large = CallSpec(model="m", segments=[Text([1] * 20_000), Slot(None, SamplingParams())], output="b", deferred=True)
     with pytest.raises(TooLarge, match="may be in one"):
         later.add(scope, large)
     kept = scope.size
@@ -66,17 +66,17 @@ def test_calls_that_no_client_asks_for_count_in_the_sessions_bounds() -> None:
 
 
 def test_two_outputs_cannot_be_one_variable() -> None:
-    scope, later = session(), Later()
+    scope, later = session(), LazyCalls()
     with pytest.raises(VariableAlreadySet, match="same variable"):
         later.add(scope, spec("a", slot="a"))
     assert not scope.variables
 
 
 def test_what_is_refused_changes_nothing() -> None:
-    scope, later = session(calls=2), Later()
+    scope, later = session(calls=2), LazyCalls()
     later.add(scope, spec("a"))
     with pytest.raises(VariableAlreadySet):
-        later.add(scope, spec("b"), [Given("a", "set")])
+        later.add(scope, spec("b"), [VariableSpec("a", "set")])
     later.add(scope, spec("c", "missing"))
     with pytest.raises(TooLarge):
         later.add(scope, spec("d"))
@@ -88,7 +88,7 @@ def test_what_is_refused_changes_nothing() -> None:
 
 
 def test_a_circle_is_refused_whoever_asks() -> None:
-    scope, later = session(), Later()
+    scope, later = session(), LazyCalls()
     later.add(scope, spec("a"))
     scope.put("b")
     later.add(scope, spec("c", "b"))

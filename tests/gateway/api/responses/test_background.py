@@ -10,7 +10,7 @@ import pytest
 
 from gateway.api.responses.answer import ResponseBuilder
 from gateway.api.services import SERVICES
-from gateway.responses import ArchiveFailed
+from gateway.responses import ResponseStoreError
 from tests.gateway.api.conftest import Client, gateway_before
 from tests.gateway.api.responses.test_routes import EVENT, ask, asked, calls
 from tests.upstream import Behaviour, FakeServer, chunk, refuses, says, stream
@@ -190,7 +190,7 @@ async def test_who_comes_while_it_is_kept_sees_all_of_it(there: There, monkeypat
         ending.set()
         await go_on.wait()
         if next(fails, False):
-            raise ArchiveFailed("full")
+            raise ResponseStoreError("full")
         return await end(response)
 
     end = archive.end

@@ -5,16 +5,16 @@ from itertools import count
 from compat.openai import TokenLogprob
 from compat.openai.responses import FunctionToolCall, OutputMessage
 from gateway.api.responses.items import Items
-from gateway.prompts.tool_calls import Argued, Called, Said
+from gateway.prompts.tool_calls import AnswerText, CallArguments, CallStart
 
 
 def test_text_around_a_call_is_two_messages_each_with_its_own_log_probabilities() -> None:
     items = Items(count())
     first, second = (TokenLogprob(text, -1.0, [], []) for text in "ab")
-    events = items.add(Said("a"), [first])
-    for found in (Called(0, "look"), Argued(0, "{"), Argued(0, "}")):
+    events = items.add(AnswerText("a"), [first])
+    for found in (CallStart(0, "look"), CallArguments(0, "{"), CallArguments(0, "}")):
         events += items.add(found)
-    events += [*items.add(Said("b"), [second]), *items.end("incomplete")]
+    events += [*items.add(AnswerText("b"), [second]), *items.end("incomplete")]
     before, call, behind = items.done
     assert isinstance(before, OutputMessage)
     assert isinstance(call, FunctionToolCall)

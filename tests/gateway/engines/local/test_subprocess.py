@@ -14,12 +14,12 @@ from prometheus_client import REGISTRY
 
 from engine.config import EngineConfig
 from engine.protocol import FrameBuffer, Step
-from engine.protocol import Sampling as LinkSampling
+from engine.protocol import SamplingParams as LinkSampling
 from gateway.engines.local.client import EngineStartFailed
-from gateway.engines.local.subprocess import EmbeddedEngine
+from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.pool import EnginePool
-from gateway.engines.protocol import Delta, EngineLost, Told
-from gateway.graph.call import Sampling
+from gateway.engines.protocol import ContextEvent, EngineLost, TokenDelta
+from gateway.graph.call import SamplingParams
 from tests.checkpoints import write_tiny_llama
 from tests.gateway.engines.asking import LONG, SOON, coming, generated, read, text, until
 
@@ -30,15 +30,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
 
 
 @pytest.fixture
-async def embedded(config: EngineConfig) -> AsyncIterator[EmbeddedEngine]:
-    engine = EmbeddedEngine("test", config, lambda: None)
+async def embedded(config: EngineConfig) -> AsyncIterator[SubprocessEngine]:
+    engine = SubprocessEngine("test", config, lambda: None)
     await engine.start()
     yield engine
     await engine.close()
 
 
 async def test_what_is_said_in_one_turn_goes_in_one_piece(
-    embedded: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+    embedded: SubprocessEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = embedded._writer
     assert writer is not None
@@ -52,9 +52,9 @@ async def test_what_is_said_in_one_turn_goes_in_one_piece(
     context = embedded.open("", SOON)
     context.fill([1, 2, 3])
     context.fill([4, 5])
-    told: list[Told] = []
-    await context.generate(Sampling(max_tokens=2), told.append)
-    assert isinstance(told[-1], Delta)
+    told: list[ContextEvent] = []
+    await context.generate(SamplingParams(max_tokens=2), told.append)
+    assert isinstance(told[-1], TokenDelta)
     assert [len(list(FrameBuffer().feed(piece))) for piece in pieces] == [3]
     context.free()
     other = embedded.open("", SOON)
@@ -65,7 +65,7 @@ async def test_what_is_said_in_one_turn_goes_in_one_piece(
     other.free()
 
 
-async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine) -> None:
+async def test_a_killed_process_is_noticed_and_replaced(embedded: SubprocessEngine) -> None:
     assert embedded.pid is not None
     first = embedded.pid
     context = embedded.open("", SOON)
@@ -83,7 +83,7 @@ async def test_a_killed_process_is_noticed_and_replaced(embedded: EmbeddedEngine
     await until(lambda: embedded.ready)
     assert embedded.pid != first
     assert embedded.restarts == 1
-    assert await read(embedded, Sampling(max_tokens=1))
+    assert await read(embedded, SamplingParams(max_tokens=1))
     with pytest.raises(EngineLost):
         context.fill([4])  # half a prompt must not go on in the new process
 
@@ -93,17 +93,17 @@ async def test_a_process_that_dies_in_the_middle_of_a_frame(
 ) -> None:
     monkeypatch.setenv("MYNA_TEST_DIED", str(tmp_path / "died"))
     monkeypatch.setattr("gateway.engines.local.subprocess._WORKER", "tests.gateway.engines.dying_worker")
-    engine = EmbeddedEngine("test", config, lambda: None)
+    engine = SubprocessEngine("test", config, lambda: None)
     await engine.start()
     with pytest.raises(EngineLost, match="was lost while it worked"):
         await read(engine, LONG)
     assert (tmp_path / "died").exists()
     await until(lambda: engine.ready)
-    assert generated(await read(engine, Sampling(max_tokens=4, ignore_eos=True))) == 4, "half a frame is nothing"
+    assert generated(await read(engine, SamplingParams(max_tokens=4, ignore_eos=True))) == 4, "half a frame is nothing"
     await engine.close()
 
 
-async def test_a_process_that_dies_while_it_fills(embedded: EmbeddedEngine) -> None:
+async def test_a_process_that_dies_while_it_fills(embedded: SubprocessEngine) -> None:
     context = embedded.open("", SOON)
     assert embedded.pid is not None
     os.kill(embedded.pid, signal.SIGSTOP)  # so that the fill is under way and not done
@@ -115,15 +115,15 @@ async def test_a_process_that_dies_while_it_fills(embedded: EmbeddedEngine) -> N
     with pytest.raises(EngineLost):
         await waiting
     await until(lambda: embedded.ready)
-    assert await read(embedded, Sampling(max_tokens=1))
+    assert await read(embedded, SamplingParams(max_tokens=1))
 
 
 async def test_a_hung_process_is_killed_and_an_idle_one_is_not(config: EngineConfig) -> None:
-    engine = EmbeddedEngine("test", config, lambda: None, hang_seconds=0.8)
+    engine = SubprocessEngine("test", config, lambda: None, hang_seconds=0.8)
     await engine.start()
     assert engine.pid is not None
     first = engine.pid
-    await read(engine, Sampling(max_tokens=3))
+    await read(engine, SamplingParams(max_tokens=3))
     await asyncio.sleep(2.0)  # with nothing to do, silence is right
     assert engine.pid == first
     os.kill(first, signal.SIGSTOP)
@@ -136,7 +136,7 @@ async def test_a_hung_process_is_killed_and_an_idle_one_is_not(config: EngineCon
 
 async def test_a_dead_engine_is_waited_for(config: EngineConfig) -> None:
     pool = EnginePool(wait_seconds=30.0)
-    engine = EmbeddedEngine("test", config, pool.changed)
+    engine = SubprocessEngine("test", config, pool.changed)
     await engine.start()
     pool.add("m", engine)
     assert pool.ready
@@ -148,8 +148,8 @@ async def test_a_dead_engine_is_waited_for(config: EngineConfig) -> None:
     await engine.close()
 
 
-async def test_an_idle_engine_uses_no_cpu(embedded: EmbeddedEngine) -> None:
-    await read(embedded, Sampling(max_tokens=3))
+async def test_an_idle_engine_uses_no_cpu(embedded: SubprocessEngine) -> None:
+    await read(embedded, SamplingParams(max_tokens=3))
     process = psutil.Process(embedded.pid)
     async with asyncio.timeout(20):  # OpenMP's threads spin for a moment before they sleep
         while True:
@@ -161,7 +161,7 @@ async def test_an_idle_engine_uses_no_cpu(embedded: EmbeddedEngine) -> None:
 
 
 async def test_closing_ends_the_process(config: EngineConfig) -> None:
-    engine = EmbeddedEngine("test", config, lambda: None)
+    engine = SubprocessEngine("test", config, lambda: None)
     await engine.start()
     assert engine.pid is not None
     process = psutil.Process(engine.pid)
@@ -170,20 +170,20 @@ async def test_closing_ends_the_process(config: EngineConfig) -> None:
 
 
 async def test_a_model_that_cannot_be_had_says_why(tmp_path: Path) -> None:
-    engine = EmbeddedEngine("test", EngineConfig(model=str(tmp_path)), lambda: None)
+    engine = SubprocessEngine("test", EngineConfig(model=str(tmp_path)), lambda: None)
     with pytest.raises(EngineStartFailed, match=r"no config\.json"):
         await engine.start()
     await engine.close()
 
 
 def test_the_domain_and_the_link_say_the_same_of_sampling() -> None:
-    domain = {field.name: getattr(Sampling(), field.name) for field in dataclasses.fields(Sampling)}
+    domain = {field.name: getattr(SamplingParams(), field.name) for field in dataclasses.fields(SamplingParams)}
     assert domain.pop("given") == ()
     assert {name: getattr(LinkSampling(), name) for name in LinkSampling.__struct_fields__} == domain
 
 
 async def test_a_process_that_was_begun_is_the_one_that_serves(config: EngineConfig) -> None:
-    engine, others = EmbeddedEngine("test", config, lambda: None), set(psutil.Process().children())
+    engine, others = SubprocessEngine("test", config, lambda: None), set(psutil.Process().children())
     await engine.begin()
     [child] = set(psutil.Process().children()) - others
     await engine.start()
@@ -196,7 +196,7 @@ async def test_a_process_that_was_begun_is_the_one_that_serves(config: EngineCon
 
 
 async def test_a_process_that_was_begun_for_nothing_ends(config: EngineConfig) -> None:
-    engine, others = EmbeddedEngine("test", config, lambda: None), set(psutil.Process().children())
+    engine, others = SubprocessEngine("test", config, lambda: None), set(psutil.Process().children())
     await engine.begin()
     [child] = set(psutil.Process().children()) - others
     await engine.close()
@@ -205,11 +205,11 @@ async def test_a_process_that_was_begun_for_nothing_ends(config: EngineConfig) -
 
 
 async def test_drafts_are_counted(config: EngineConfig) -> None:
-    engine = EmbeddedEngine("drafts", msgspec.structs.replace(config, speculation="on"), lambda: None)
+    engine = SubprocessEngine("drafts", msgspec.structs.replace(config, speculation="on"), lambda: None)
     await engine.start()
     try:
-        first = text(await read(engine, Sampling(max_tokens=40, temperature=0, ignore_eos=True)))
-        again = Sampling(max_tokens=40, temperature=0, ignore_eos=True, prediction=first)
+        first = text(await read(engine, SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)))
+        again = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True, prediction=first)
         assert text(await read(engine, again)) == first
     finally:
         await engine.close()
@@ -224,7 +224,7 @@ def drafted(engine: str) -> list[float]:
 
 
 def test_drafts_are_counted_from_the_first_report_of_a_link_on(config: EngineConfig) -> None:
-    engine = EmbeddedEngine("counted", config, lambda: None)
+    engine = SubprocessEngine("counted", config, lambda: None)
     for told in ((100, 70), (110, 74), (110, 74), (113, 77)):
         engine.hear(Step([], 0, 0, 0, 0.001, 0.01, *told))
     assert drafted("counted") == [7, 6]

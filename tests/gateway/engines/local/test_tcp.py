@@ -13,11 +13,11 @@ import trustme
 
 from bench.servers import free_port
 from engine.protocol import VERSION, Fill, FrameBuffer, Generate, Hello, encode_frame, welcome_decoder
-from engine.protocol import Sampling as LinkSampling
+from engine.protocol import SamplingParams as LinkSampling
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.local.tcp import TcpEngine
-from gateway.engines.protocol import EngineLost, Told
-from gateway.graph.call import Sampling
+from gateway.engines.protocol import ContextEvent, EngineLost
+from gateway.graph.call import SamplingParams
 from tests.checkpoints import write_tiny_llama
 from tests.gateway.engines.asking import LONG, SOON, coming, generated, read, text, until
 from tests.server import EngineElsewhere
@@ -60,12 +60,12 @@ async def test_gateways_do_not_see_each_other(elsewhere: EngineElsewhere, engine
     """Both number their contexts from one."""
     other = calling(elsewhere)
     await other.start()
-    sampling = Sampling(max_tokens=30, ignore_eos=True, temperature=0.0)
+    sampling = SamplingParams(max_tokens=30, ignore_eos=True, temperature=0.0)
     first, second = engine.open("a", SOON), other.open("b", SOON)
     first.fill([5, 6, 7])
     second.fill([8, 9])
 
-    async def all_of(events: AsyncIterator[Told]) -> list[Told]:
+    async def all_of(events: AsyncIterator[ContextEvent]) -> list[ContextEvent]:
         return [event async for event in events]
 
     told = await asyncio.gather(all_of(coming(first, sampling)), all_of(coming(second, sampling)))
@@ -87,7 +87,7 @@ async def test_what_a_gateway_leaves_behind_is_freed(elsewhere: EngineElsewhere,
     await other.close()
     pid = elsewhere.process.pid
     process = psutil.Process(pid)
-    events = await read(engine, Sampling(max_tokens=2, ignore_eos=True))
+    events = await read(engine, SamplingParams(max_tokens=2, ignore_eos=True))
     assert len(events) == 3
     async with asyncio.timeout(30):  # it has nothing to do, and does nothing
         while True:
@@ -117,7 +117,7 @@ async def test_an_engine_that_went_is_found_again(folder: Path, number: int) -> 
         engine.open("", SOON)
     with await asyncio.to_thread(EngineElsewhere, "--model", str(folder), "--kv-tokens", "2048", port=first.port):
         await until(lambda: engine.ready)
-        assert await read(engine, Sampling(max_tokens=1))
+        assert await read(engine, SamplingParams(max_tokens=1))
         with pytest.raises(EngineLost):
             context.fill([4])  # half a prompt must not go on in the new engine
         await engine.close()
@@ -152,7 +152,7 @@ async def test_nobody_there_is_told_and_waited_for(folder: Path) -> None:
     await asyncio.sleep(0.2)
     with await asyncio.to_thread(EngineElsewhere, "--model", str(folder), "--kv-tokens", "1024", port=port):
         await starting
-        assert await read(patient, Sampling(max_tokens=1))
+        assert await read(patient, SamplingParams(max_tokens=1))
         await patient.close()
 
 
@@ -160,14 +160,14 @@ async def test_a_hung_engine_is_hung_up_on_and_called_again(folder: Path) -> Non
     with await asyncio.to_thread(EngineElsewhere, "--model", str(folder), "--kv-tokens", "1024") as hung:
         engine = calling(hung, hang_seconds=0.8)
         await engine.start()
-        await read(engine, Sampling(max_tokens=2))
+        await read(engine, SamplingParams(max_tokens=2))
         os.kill(hung.process.pid, signal.SIGSTOP)
         with pytest.raises(EngineLost):
             await read(engine, LONG)
         assert not engine.ready
         os.kill(hung.process.pid, signal.SIGCONT)
         await until(lambda: engine.ready)
-        assert await read(engine, Sampling(max_tokens=1))
+        assert await read(engine, SamplingParams(max_tokens=1))
         await engine.close()
 
 
@@ -196,7 +196,7 @@ async def test_strangers_are_not_let_in(elsewhere: EngineElsewhere, engine: TcpE
     (body,) = FrameBuffer().feed(await raw(elsewhere, sent))
     answer = welcome_decoder.decode(body)
     assert why in getattr(answer, "message", ""), answer
-    assert await read(engine, Sampling(max_tokens=1)), "nobody else is harmed"
+    assert await read(engine, SamplingParams(max_tokens=1)), "nobody else is harmed"
 
 
 async def test_nonsense_behind_the_welcome_ends_the_link_alone(elsewhere: EngineElsewhere, engine: TcpEngine) -> None:
@@ -207,7 +207,7 @@ async def test_nonsense_behind_the_welcome_ends_the_link_alone(elsewhere: Engine
     async with asyncio.timeout(20):
         await reader.read()
     writer.close()
-    assert await read(engine, Sampling(max_tokens=1))
+    assert await read(engine, SamplingParams(max_tokens=1))
 
 
 async def test_over_tls(folder: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ async def test_over_tls(folder: Path, tmp_path: Path) -> None:
         tls = ssl.create_default_context(cafile=trusted)
         engine = TcpEngine("test", "127.0.0.1", secured.port, TOKEN, lambda: None, tls=tls)
         await engine.start()
-        assert generated(await read(engine, Sampling(max_tokens=40, ignore_eos=True))) == 40
+        assert generated(await read(engine, SamplingParams(max_tokens=40, ignore_eos=True))) == 40
         await engine.close()
         stranger = TcpEngine("test", "127.0.0.1", secured.port, TOKEN, lambda: None, tls=ssl.create_default_context())
         with pytest.raises(EngineStartFailed, match=r"cannot be reached: .*CERTIFICATE_VERIFY_FAILED"):

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from gateway.http.middleware.admission import Turnstile
+from gateway.http.middleware.admission import AdmissionGate
 
 
 class Door:
     """Who entered, by the turn of the event loop in which they did."""
 
     def __init__(self) -> None:
-        self.turnstile = Turnstile()
+        self.turnstile = AdmissionGate()
         self.turn = 0
         self.entered: list[tuple[int, int]] = []
 
