@@ -197,7 +197,7 @@ class StopStrings:
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = [(stop, _borders(stop)) for stop in stops]
+        self._stops = [(stop, _failure_table(stop)) for stop in stops]
         self._matched = [0] * len(stops)
         """Number of characters of each stop string that the text ends with."""
         self._held = ""
@@ -210,11 +210,11 @@ class StopStrings:
         if not self._stops:
             return piece, False
         text, begins = self._held + piece, -1
-        for number, (stop, borders) in enumerate(self._stops):
+        for number, (stop, failure_table) in enumerate(self._stops):
             length = self._matched[number]
             for position, character in enumerate(piece, start=len(self._held) + 1):
                 while length and stop[length] != character:
-                    length = borders[length - 1]
+                    length = failure_table[length - 1]
                 length += stop[length] == character
                 if length == len(stop):
                     begin = position - length
@@ -236,15 +236,15 @@ class StopStrings:
         return held
 
 
-def _borders(stop: str) -> list[int]:
+def _failure_table(stop: str) -> list[int]:
     """Return for each prefix of the text the length of its longest proper prefix that is also its suffix."""
-    borders, length = [0] * len(stop), 0
+    failure_table, length = [0] * len(stop), 0
     for position in range(1, len(stop)):
         while length and stop[length] != stop[position]:
-            length = borders[length - 1]
+            length = failure_table[length - 1]
         length += stop[length] == stop[position]
-        borders[position] = length
-    return borders
+        failure_table[position] = length
+    return failure_table
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Teller(Protocol):
         """Those for its end. Raises whatever is to be said instead."""
 
 
-class Streaming:
+class StreamWriter:
     """Owner of what is still to be told of some values."""
 
     def __init__(

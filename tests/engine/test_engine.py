@@ -215,8 +215,8 @@ def collect(engine: Engine, context: int) -> tuple[list[int], str, str | None]:
 def test_filling_in_pieces_is_filling_at_once(engine: Engine, prompts: list[list[int]]) -> None:
     tokens = prompts[15]
     (whole,) = run(engine, [tokens], GREEDY)
-    borders = [0, 5, 16, 40, len(tokens)]
-    for start, end in pairwise(borders):
+    ends = [0, 5, 16, 40, len(tokens)]
+    for start, end in pairwise(ends):
         engine.fill(7, tokens[start:end], scope="pieces")
         while engine.has_work:
             engine.step()

@@ -80,10 +80,10 @@ def test_the_bound_of_length_goes_before_min_tokens(tokenizer: Tokenizer, least:
     stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
 )
 def test_stop_strings_do_not_depend_on_how_the_text_arrives(text: str, cuts: list[int], stops: list[str]) -> None:
-    borders = sorted({0, *(min(cut, len(text)) for cut in cuts), len(text)})
+    failure_table = sorted({0, *(min(cut, len(text)) for cut in cuts), len(text)})
     matcher = StopStrings(tuple(stops))
     shown, matched = "", False
-    for start, end in itertools.pairwise(borders):
+    for start, end in itertools.pairwise(failure_table):
         piece, matched = matcher.push(text[start:end])
         shown += piece
         if matched:

@@ -16,7 +16,7 @@ from gateway.api.responses.conversations import Turn, new_response_id, not_kept
 from gateway.api.schema_checks import AnswerChecks, checks_of
 from gateway.api.semantic.extension import SESSION_HEADERS, Scope, scope_of
 from gateway.api.services import SERVICES
-from gateway.api.stream_writer import Streaming
+from gateway.api.stream_writer import StreamWriter
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call
 from gateway.graph.variable import Piece
@@ -230,7 +230,7 @@ class _Answer:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """See `Answer`."""
         stream, builder = EventStream(request), self._builder
-        streaming = Streaming(stream, self, STATUS_SECONDS, lambda index: builder.check())
+        streaming = StreamWriter(stream, self, STATUS_SECONDS, lambda index: builder.check())
         try:
             events = await streaming.run([partial(self._call.session.read, self._call.output)])
         except FailedCall as error:

@@ -11,7 +11,7 @@ from compat.openai import VariableList, VariableObject, VariableRequest
 from gateway.api.semantic.extension import describe_variable, text_of, variable_of
 from gateway.api.semantic.sessions import session_of
 from gateway.api.services import SERVICES
-from gateway.api.stream_writer import Streaming
+from gateway.api.stream_writer import StreamWriter
 from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Objective
 from gateway.graph.references import Reference, parse
@@ -121,7 +121,7 @@ async def _stream(request: web.Request, session: Session, variable: Variable) ->
     session.enter()
     scheduler.subscribe(variable, objective)
     try:
-        last = await Streaming(stream, _Growing(variable)).run([partial(session.read, variable)])
+        last = await StreamWriter(stream, _Growing(variable)).run([partial(session.read, variable)])
         return await stream.end(last, done=False)
     finally:
         scheduler.unsubscribe(variable, objective)

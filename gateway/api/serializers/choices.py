@@ -15,7 +15,7 @@ from compat.openai import CompletionUsage
 from gateway.api.answers import STATUS_SECONDS, Extra, check_done, extra_of, reference_to, usage_of
 from gateway.api.schema_checks import AnswerChecks
 from gateway.api.semantic.extension import Scope
-from gateway.api.stream_writer import Streaming
+from gateway.api.stream_writer import StreamWriter
 from gateway.errors import FailedCall
 from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece
@@ -197,7 +197,7 @@ class Choices:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """See `Answer`."""
         stream = EventStream(request)
-        streaming = Streaming(stream, self, STATUS_SECONDS, self._check)
+        streaming = StreamWriter(stream, self, STATUS_SECONDS, self._check)
         try:
             last = await streaming.run([partial(call.session.read, call.output) for call in self._calls])
         except FailedCall as error:
@@ -207,7 +207,7 @@ class Choices:
         return await stream.end(last)
 
     def _check(self, index: int) -> Awaitable[None] | None:
-        """Check a streamed answer before its end is written; see `Streaming`."""
+        """Check a streamed answer before its end is written; see `StreamWriter`."""
         return None if self._checks is None else self._checks.begin(index, self._calls[index])
 
     def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:

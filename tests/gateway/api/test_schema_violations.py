@@ -311,11 +311,11 @@ async def test_a_streamed_response_says_it_in_its_last_event(
         assert "schema_violation" not in json.dumps(await streamed_response(client, store=store, **body))
 
 
-@pytest.mark.parametrize("watched", [False, True])
-async def test_a_response_in_the_background_says_it(there: There, watched: bool) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_response_in_the_background_says_it(there: There, streamed: bool) -> None:
     client, server, _ = there
     server.always = says(INVALID)
-    if watched:
+    if streamed:
         *_, last = await streamed_response(client, text=text_form(), background=True)
         assert last["response"]["schema_violation"] == SAYS
         return

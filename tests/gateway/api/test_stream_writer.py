@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.api.stream_writer import Streaming
+from gateway.api.stream_writer import StreamWriter
 from gateway.graph.call import Call
 from gateway.graph.variable import Piece, Reader, Variable
 from gateway.http import sse
@@ -47,7 +47,7 @@ class Told:
         request[REQUEST_ID] = "r"
         stream = EventStream(request)
         try:
-            return await stream.end(await Streaming(stream, self, self.first).run(self.subscribers))
+            return await stream.end(await StreamWriter(stream, self, self.first).run(self.subscribers))
         except Odd:
             return await stream.end(unnamed("odd"))
         except BaseException as error:
