@@ -1,34 +1,20 @@
-"""POST /v1/completions: text goes on as the model would have it, without a chat template."""
+"""POST /v1/completions: continue a text without a chat template."""
 
-import codecs
 import dataclasses
-import time
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
-import msgspec
 from aiohttp import web
 
-from compat.openai import (
-    CompletionChoice,
-    CompletionLogprobs,
-    CompletionRequest,
-    CompletionUsage,
-    Semantic,
-    TextCompletion,
-)
-from gateway.api.answers import Extra, respond
-from gateway.api.calls import answer_slot, check_tokens, prepared, sampling_of, several, spec_of, with_fallbacks
-from gateway.api.openai.logprobs import finite
+from compat.openai import CompletionRequest, TextCompletion
+from gateway.api import pipeline
+from gateway.api.call_spec import new_spec
+from gateway.api.sampling import answer_slot, check_tokens, request_sampling
 from gateway.api.schema_checks import checks_of
-from gateway.api.semantic.extension import SESSION_HEADERS, UNSAID, scope_of
-from gateway.api.serializers.choices import Choices, Told
-from gateway.api.services import SERVICES
+from gateway.api.semantic.extension import SESSION_HEADERS, UNSAID
+from gateway.api.serializers.completions import CompletionSerializer
 from gateway.errors import RequestError
-from gateway.graph.call import Call, CallSpec, Input
-from gateway.graph.ids import new_id
-from gateway.graph.variable import Piece
+from gateway.graph.call import CallSpec, Input
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.prompts.served_models import ServedModel
@@ -45,154 +31,63 @@ routes = web.RouteTableDef()
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:
-    """Answers with text, a stream, or at once with the reference to an answer still to be made."""
-    services = request.app[SERVICES]
+    """Answer prompts with text, as a whole or as a stream. If the calls are deferred, answer at once with references to
+    their outputs."""
     body = await read_json(request, CompletionRequest)
-    model = await services.models.get(body.model)
-    scope = scope_of(request, body.semantic)
-    services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
-    others = services.models.behind(model)
-    make = partial(_specs, body, model, others, references=scope.named, deferred=scope.deferred)
-    specs = await prepared(make, sum(map(len, body.prompts)), model, *others)
-    checks = checks_of(body, None, services.form_checks, scope.session.tenant)
-    tell = partial(Choices, body, scope, _Shape(model, body), each=body.candidates, keep=body.choices, checks=checks)
-    return await respond(request, scope, specs, tell, body.streamed)
+    admitted = await pipeline.admit(request, body.model, body.semantic)
+    model, fallbacks, scope = admitted.model, admitted.fallbacks, admitted.scope
+    specs = await pipeline.offload_if_long(
+        lambda: _specs(body, model, fallbacks, references=scope.named, deferred=scope.deferred),
+        sum(map(len, body.prompts)),
+        model,
+        *fallbacks,
+    )
+    checks = checks_of(body, None, admitted.services.form_checks, scope.session.tenant)
+    serializer = CompletionSerializer(body, model, scope, checks)
+    return await pipeline.respond(admitted, specs, serializer, streamed=body.streamed)
 
 
 def _specs(
-    body: CompletionRequest, model: ServedModel, others: Sequence[ServedModel], *, references: bool, deferred: bool
+    body: CompletionRequest, model: ServedModel, fallbacks: Sequence[ServedModel], *, references: bool, deferred: bool
 ) -> list[CallSpec]:
-    """The calls that a request asks for. Raises RequestError and GraphError; changes nothing."""
-    semantic = body.semantic or UNSAID
-    if semantic.slots:
-        raise RequestError(
-            400,
-            "slots stand in assistant messages; a completion has none",
-            code="unsupported_with_semantic",
-            param="semantic.slots",
-        )
+    """Return the calls of all prompts. Raises RequestError and GraphError; changes nothing."""
+    if (body.semantic or UNSAID).slots:
+        message = "slots stand in assistant messages; a completion has none"
+        raise RequestError(400, message, code="unsupported_with_semantic", param="semantic.slots")
     specs: list[CallSpec] = []
     for number, prompt in enumerate(body.prompts):
         where = f"prompt.{number}" if len(body.prompts) > 1 else "prompt"
-        make = partial(_spec, body, prompt, where, semantic, references=references, deferred=deferred)
-        spec = with_fallbacks(make(model), others if isinstance(prompt, str) else (), make)
-        if specs:  # names are taken once
+        builder = CompletionSpecBuilder(body, prompt, where, references, deferred)
+        spec = pipeline.with_fallbacks(builder, model, fallbacks if isinstance(prompt, str) else ())
+        if specs:  # a name is assigned once
             spec = dataclasses.replace(spec, output=None, inputs={})
-        specs += several(spec, body.candidates)
+        specs += pipeline.repeat(spec, body.candidates)
     return specs
 
 
-def _spec(
-    body: CompletionRequest,
-    prompt: str | list[int],
-    where: str,
-    semantic: Semantic,
-    model: ServedModel,
-    *,
-    references: bool,
-    deferred: bool,
-) -> CallSpec:
-    answer = answer_slot(semantic, sampling_of(body, model))
-    if isinstance(prompt, str):
-        built = model.prompts.completion(prompt, answer, references=references, where=where)
-    elif model.tokenizer.is_passthrough:
-        message = f"{model.id} runs on an engine elsewhere that is given text; its tokens are not known here"
-        raise RequestError(400, message, code="unsupported_by_engine", param=where)
-    else:
-        built = model.prompts.tokens(prompt, answer, where=where)
-        check_tokens(model, prompt, where)
-    if body.echo and any(isinstance(segment, Input) for segment in built.segments):
-        raise RequestError(
-            400, "echo is not for prompts with references", code="unsupported_with_semantic", param="echo"
-        )
-    return spec_of(model, built, body, deferred=deferred)
+@dataclass(frozen=True)
+class CompletionSpecBuilder:
+    """Builder of the call for one prompt of a completion. `where`: the prompt's path in the request."""
 
+    body: CompletionRequest
+    prompt: str | list[int]
+    where: str
+    references: bool
+    deferred: bool
 
-class _Shape:
-    """See `choices.Shape`. Whole answers and chunks look the same."""
-
-    def __init__(self, model: ServedModel, body: CompletionRequest) -> None:
-        self._model = model
-        self.model = model.id
-        self._id = f"cmpl-{new_id(24)}"
-        self._created = int(time.time())
-        self._logprobs_told = body.logprobs is not None
-        self._offsets: dict[int, TextOffsets] = {}
-        """Text offsets of each answer, by index."""
-        self._skips_special = body.skip_special_tokens is not False
-        self._echoed: list[str] = []
-        """What comes before the answers to each prompt."""
-        self._each = body.choices
-        if body.echo:
-            self._echoed = [
-                prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt) for prompt in body.prompts
-            ]
-
-    def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> CompletionChoice:
-        """See `choices.Shape`."""
-        return CompletionChoice(self._before(index) + text, finish, index, self._logprobs(index, pieces))
-
-    def whole(self, choices: Sequence[CompletionChoice], usage: CompletionUsage, extra: Extra) -> TextCompletion:
-        """See `choices.Shape`."""
-        return self.chunk(choices, usage, extra)
-
-    def opening(self, index: int) -> CompletionChoice | None:
-        """See `choices.Shape`."""
-        before = self._before(index)
-        return CompletionChoice(before, None, index) if before else None
-
-    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> list[CompletionChoice]:
-        """See `choices.Shape`."""
-        logprobs = self._logprobs(index, pieces)
-        return [CompletionChoice(text, None, index, logprobs)] if text or logprobs else []
-
-    def closing(self, index: int, finish: str) -> list[CompletionChoice]:
-        """See `choices.Shape`."""
-        return [CompletionChoice("", finish, index)]
-
-    def chunk(self, choices: Sequence[CompletionChoice], usage: Told, extra: Extra = msgspec.UNSET) -> TextCompletion:
-        """See `choices.Shape`."""
-        return TextCompletion(
-            id=self._id, created=self._created, model=self.model, choices=list(choices), usage=usage, semantic=extra
-        )
-
-    def _before(self, index: int) -> str:
-        return self._echoed[index // self._each] if self._echoed else ""
-
-    def _logprobs(self, index: int, pieces: Sequence[Piece]) -> CompletionLogprobs | None:
-        """Log probabilities of the pieces' tokens, if they were asked for."""
-        if not self._logprobs_told:
-            return None
-        entries: list[Any] = [entry for piece in pieces for entry in piece.logprobs]
-        offsets = self._offsets.setdefault(index, TextOffsets(len(self._before(index))))
-        return CompletionLogprobs(
-            [self._text(entry.token) for entry in entries],
-            [finite(entry.logprob) for entry in entries],
-            [{self._text(token): finite(logprob) for token, logprob in entry.top} for entry in entries],
-            [offsets.push(self._bytes(entry.token)) for entry in entries],
-        )
-
-    def _bytes(self, token: int | bytes) -> bytes:
-        """Return the bytes that a token adds to the text."""
-        if self._skips_special and isinstance(token, int) and not self._model.tokenizer.decode([token]):
-            return b""
-        return self._model.token_bytes(token)
-
-    def _text(self, token: int | bytes) -> str:
-        return self._model.token_bytes(token).decode(errors="replace")
-
-
-class TextOffsets:
-    """Counter of the positions of tokens in a text, in characters. Parts of one character have its position."""
-
-    def __init__(self, before: int) -> None:
-        """`before`: number of characters before the first token."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._length = before
-        """Number of complete characters so far."""
-
-    def push(self, token: bytes) -> int:
-        """Add the next token and return its position."""
-        begins = self._length
-        self._length += len(self._decoder.decode(token))
-        return begins
+    def build(self, model: ServedModel) -> CallSpec:
+        """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
+        body, prompt = self.body, self.prompt
+        answer = answer_slot(body.semantic or UNSAID, request_sampling(body, model))
+        if isinstance(prompt, str):
+            built = model.prompts.completion(prompt, answer, references=self.references, where=self.where)
+        elif model.tokenizer.is_passthrough:
+            message = f"{model.id} runs on an engine elsewhere that is given text; its tokens are not known here"
+            raise RequestError(400, message, code="unsupported_by_engine", param=self.where)
+        else:
+            built = model.prompts.tokens(prompt, answer, where=self.where)
+            check_tokens(model, prompt, self.where)
+        if body.echo and any(isinstance(segment, Input) for segment in built.segments):
+            message = "echo is not for prompts with references"
+            raise RequestError(400, message, code="unsupported_with_semantic", param="echo")
+        return new_spec(model, built, body, deferred=self.deferred)

@@ -1,13 +1,12 @@
 """POST /tokenize and /detokenize, as vLLM has them; and /v1/embeddings, which is refused in words."""
 
 import dataclasses
-from functools import partial
 
 from aiohttp import web
 
 from compat.openai import Detokenized, DetokenizeRequest, Message, TokenizeRequest, Tokens
-from gateway.api.calls import check_tokens
 from gateway.api.openai.chat import chat_prompt
+from gateway.api.sampling import check_tokens
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
 from gateway.graph.call import SamplingParams, Slot, Text
@@ -35,9 +34,10 @@ async def tokenize(request: web.Request) -> web.Response:
     body = await read_json(request, TokenizeRequest)
     model = _with_tokens(await request.app[SERVICES].models.one(body.model))
     _check_size(body)
-    work = partial(_tokenized, body, model)
     length = len(await request.read())
-    return json_response(work() if length < _FEW else await offload(work, length))
+    if length < _FEW:
+        return json_response(_tokenized(body, model))
+    return json_response(await offload(lambda: _tokenized(body, model), length))
 
 
 def _check_size(body: TokenizeRequest) -> None:
@@ -102,8 +102,9 @@ async def detokenize(request: web.Request) -> web.Response:
     if count > _MOST_TOKENS:
         message = f"the request has {count} tokens; at most {_MOST_TOKENS} can be detokenised in one request"
         raise RequestError(400, message, code="invalid_value", param="tokens")
-    work = partial(_detokenized, body.tokens, model)
-    return json_response({"prompt": work() if count < _FEW else await offload(work, count)})
+    if count < _FEW:
+        return json_response({"prompt": _detokenized(body.tokens, model)})
+    return json_response({"prompt": await offload(lambda: _detokenized(body.tokens, model), count)})
 
 
 def _detokenized(tokens: list[int], model: ServedModel) -> str:

@@ -5,7 +5,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from functools import partial, wraps
+from functools import wraps
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aiohttp import ClientConnectionResetError, web
@@ -23,7 +23,6 @@ from compat.parrot import (
     Read,
     Register,
     Registered,
-    SamplingConfig,
     SemanticCall,
     SemanticCallAnswer,
     Set,
@@ -33,13 +32,16 @@ from compat.parrot import (
     Variables,
     pieces,
 )
-from gateway.api.calls import check_tokens, check_window, prepared
+from gateway.api.call_spec import check_window
 from gateway.api.parrot.lazy_calls import LazyCalls, output_names
+from gateway.api.pipeline import offload_if_long
+from gateway.api.sampling import parrot_sampling
 from gateway.api.semantic.extension import text_of, variable_of
 from gateway.api.semantic.sessions import describe_session
 from gateway.api.services import SERVICES
+from gateway.api.subscription import subscribed
 from gateway.errors import FailedCall, RequestError
-from gateway.graph.call import CallSpec, Input, Objective, SamplingParams, Slot
+from gateway.graph.call import CallSpec, Input, Objective, Slot
 from gateway.graph.events import NoLog
 from gateway.graph.ids import new_id
 from gateway.graph.references import Reference
@@ -176,7 +178,7 @@ async def call(request: web.Request) -> web.Response:
     model = await _model(request, body)
     services.scheduler.admit(session.tenant, continues=bool(session.calls))
     names = _names(body, session)
-    spec = await prepared(partial(_spec, body, model, names), len(body.template), model)
+    spec = await offload_if_long(lambda: _spec(body, model, names), len(body.template), model)
     values = [
         VariableSpec(names[parameter.name], text_of(parameter.value), where=f"parameters.{at}.value")
         for at, parameter in enumerate(body.parameters)
@@ -258,7 +260,7 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
         elif piece.is_output and piece.name not in placed:
             placed.add(piece.name)
             where = f"parameters.{places[piece.name]}"
-            template.append(Slot(names[piece.name], _sampling(piece.sampling_config, model, where), where=where))
+            template.append(Slot(names[piece.name], parrot_sampling(piece.sampling_config, model, where), where=where))
         else:
             template.append(Input(Reference(names[piece.name]), "template"))
     slots = [at for at, piece in enumerate(template) if isinstance(piece, Slot)]
@@ -281,25 +283,6 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
         objective=None if criteria is None else Objective(CRITERIA[criteria]),
         salt="" if body.cache_prefix else new_id(16),
         where="template",
-    )
-
-
-def _sampling(config: SamplingConfig | None, model: ServedModel, where: str) -> SamplingParams:
-    config = config or SamplingConfig()
-    bias = {int(token): value for token, value in (config.logit_bias or {}).items()}
-    check_tokens(model, bias, f"{where}.sampling_config.logit_bias")
-    check_tokens(model, config.stop_token_ids, f"{where}.sampling_config.stop_token_ids")
-    return SamplingParams(
-        max_tokens=config.max_gen_length,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        stop=(config.stop_str,) if config.stop_str else (),
-        stop_token_ids=tuple(config.stop_token_ids),
-        ignore_eos=config.ignore_tokenizer_eos,
-        presence_penalty=config.presence_penalty,
-        frequency_penalty=config.frequency_penalty,
-        repetition_penalty=config.repetition_penalty or 1.0,
-        logit_bias=bias,
     )
 
 
@@ -364,14 +347,9 @@ async def get_value(request: web.Request) -> web.Response:
     session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
     variable = variable_of(session, request.match_info["id"])
     scheduler, objective = request.app[SERVICES].scheduler, Objective(CRITERIA[body.criteria])
-    session.enter()
-    scheduler.subscribe(variable, objective)
-    try:
+    with subscribed(scheduler, [variable], objective, session=session):
         await _run(request, session, [variable.name])
         await variable.wait_final()
-    finally:
-        scheduler.unsubscribe(variable, objective)
-        session.leave()
     if variable.failure is not None:
         raise FailedCall(variable.failure)
     return json_response({"content": variable.value})

@@ -16,12 +16,13 @@ import msgspec
 from aiohttp import web
 
 from compat.openai.responses import Response, ResponseRequest
-from gateway.api.openai.chat import reader_of
-from gateway.api.responses.answer import Event, ResponseBuilder, again, error_of, last_of, response_of, told
+from gateway.api.openai.tools import call_readers
+from gateway.api.responses.builder import Event, ResponseBuilder, again, encode_events, error_of, last_of, response_of
 from gateway.api.responses.conversations import Turn, new_response_id
 from gateway.api.schema_checks import AnswerChecks, checks_of
 from gateway.api.semantic.extension import Scope
 from gateway.api.services import Services
+from gateway.api.subscription import subscribed
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import Call, CallSpec, CallState
 from gateway.graph.errors import Failure, GraphError
@@ -139,11 +140,11 @@ class Work:
         """The last events but one, and the response as it ended."""
         call, builder = self._call, self._builder
         if self._stopped.is_set() or call.state is CallState.CANCELLED:
-            events = builder.break_off()
+            events = builder.interrupt()
             return events, builder.response("cancelled")
         if call.state is not CallState.DONE or self._broken:
             error = FailedCall(call.failure or Failure("internal_error", "the answer cannot be told"))
-            events = builder.break_off()
+            events = builder.interrupt()
             return events, builder.failed(error)
         if self._telling is None:
             builder.grow(call.output.value or "", call.output.pieces)
@@ -174,9 +175,7 @@ class Work:
         numbers any more, only the last of them, or if there were none before, all as if it were made now."""
         stream, session = EventStream(request), self._scope.session
         scheduler, output = self._services.scheduler, self._call.output
-        session.enter()
-        scheduler.subscribe(output)
-        try:
+        with subscribed(scheduler, [output], session=session):
             if not self.tell() or (self._resumed and after >= 0):
                 await stream.patiently(self.finished.wait)
                 events = again(self.response) if after < 0 else last_of(self.response, after + 1)
@@ -193,9 +192,6 @@ class Work:
                     return await stream.end(b"", done=False)
                 else:
                     await stream.patiently(changed.wait)
-        finally:
-            scheduler.unsubscribe(output)
-            session.leave()
 
     def tell(self) -> bool:
         """Begins to note the events, unless it is too late for that; whether they are noted."""
@@ -217,7 +213,7 @@ class Work:
                     self._happened([*self._builder.open(), *self._builder.grow(text, pieces)])
 
     def _happened(self, events: Iterable[Event]) -> None:
-        self.events += [told([event]) for event in events]
+        self.events += [encode_events([event]) for event in events]
         self._wake()
 
     def _wake(self) -> None:
@@ -299,7 +295,7 @@ class Background:
             raise
 
     def _checks(self, body: ResponseRequest, model: ServedModel, tenant: str) -> AnswerChecks | None:
-        return checks_of(body.chat, reader_of(body.chat, model), self._services.form_checks, tenant)
+        return checks_of(body.chat, call_readers(body.chat, model), self._services.form_checks, tenant)
 
     def _enter(self, work: Work) -> None:
         self._works[work.row.tenant, work.row.id] = work

@@ -23,7 +23,7 @@ from compat.openai.responses import (
     TextDelta,
     TextDone,
 )
-from gateway.api.openai.chat import call_id
+from gateway.api.serializers.chat import new_call_id
 from gateway.graph.ids import new_id
 from gateway.prompts.tool_calls import AnswerText, CallArguments, CallStart, Found
 
@@ -125,7 +125,7 @@ def _reasoning() -> ReasoningItem:
 
 
 def _call(name: str) -> FunctionToolCall:
-    return FunctionToolCall(id=f"fc_{new_id(24)}", call_id=call_id(), name=name, arguments="", status="in_progress")
+    return FunctionToolCall(id=f"fc_{new_id(24)}", call_id=new_call_id(), name=name, arguments="", status="in_progress")
 
 
 def _begins(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:

@@ -1,32 +1,26 @@
-"""POST /v1/responses: a chat completion, asked and answered as items, that can be gone on with by its id."""
-
-from collections.abc import Sequence
-from functools import partial
+"""POST /v1/responses, and the routes of stored responses."""
 
 import msgspec
 from aiohttp import web
 
 from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, listed
-from gateway.api.answers import STATUS_SECONDS, check_done, reference_to, respond
-from gateway.api.calls import prepared
-from gateway.api.openai.chat import chat_spec, reader_of
-from gateway.api.responses.answer import ResponseBuilder, again, last_of, response_of, told
+from gateway.api import pipeline
+from gateway.api.openai.chat import ChatSpecBuilder
+from gateway.api.openai.tools import call_readers
 from gateway.api.responses.background import BACKGROUND
-from gateway.api.responses.conversations import Turn, new_response_id, not_kept
-from gateway.api.schema_checks import AnswerChecks, checks_of
-from gateway.api.semantic.extension import SESSION_HEADERS, Scope, scope_of
+from gateway.api.responses.builder import again, last_of, response_of
+from gateway.api.responses.conversations import Turn, not_kept
+from gateway.api.schema_checks import checks_of
+from gateway.api.semantic.extension import SESSION_HEADERS
+from gateway.api.serializers.responses import ResponseSerializer
 from gateway.api.services import SERVICES
-from gateway.api.stream_writer import StreamWriter
-from gateway.errors import FailedCall, RequestError
-from gateway.graph.call import Call
-from gateway.graph.variable import Piece
-from gateway.http.json_body import encode_json, hold_bytes, json_response, read_json
+from gateway.errors import RequestError
+from gateway.http.json_body import hold_bytes, json_response, read_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import choice, flag, integer
 from gateway.http.sse import EventStream
-from gateway.prompts.served_models import ServedModel
-from gateway.responses import ResponseStoreError, StoredResponse
+from gateway.responses import StoredResponse
 
 routes = web.RouteTableDef()
 
@@ -43,42 +37,30 @@ _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:
-    """Answers with items, a stream of events, or at once with the reference to an answer still to be made; or begins to
-    make one while nobody waits."""
-    services = request.app[SERVICES]
+    """Answer with items, as a whole or as a stream of events. If the call is deferred, answer at once with a reference
+    to its output. A response in the background is answered at once and generated meanwhile."""
     body = await read_json(request, ResponseRequest)
-    model = await services.models.get(body.model)
-    scope = scope_of(request, body.semantic)
+    admitted = await pipeline.admit(request, body.model, body.semantic)
+    services, model, scope = admitted.services, admitted.model, admitted.scope
     session = scope.session.id if scope.named else None
     turn = await Turn.begin(services.archive, request[TENANT], body, session, deferred=scope.deferred)
-    services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
-    others = services.models.behind(model)
     hold_bytes(request, turn.size)
-    messages, places = await prepared(lambda: turn.conversation, turn.size, model)
+    messages, places = await pipeline.offload_if_long(lambda: turn.conversation, turn.size, model)
+    raw = await request.read()
     chat = body.chat.model_copy(update={"messages": messages})
-    make = partial(
-        chat_spec,
-        chat,
-        model,
-        others,
-        references=scope.named,
-        deferred=scope.deferred,
-        field="input",
-        places=places,
-    )
+    builder = ChatSpecBuilder(chat, scope.named, scope.deferred, field="input", places=places)
+    length = len(raw) + sum([message.length for message in messages])
     try:
-        length = len(await request.read()) + sum([message.length for message in messages])
-        spec = await prepared(make, length, model, *others)
+        spec = await pipeline.build_spec(builder, model, admitted.fallbacks, length)
     except RequestError as error:
         error.param = _PARAMS.get(error.param or "", error.param)
         raise
-    raw = await request.read()
-    if not body.background:
-        checks = checks_of(body.chat, reader_of(body.chat, model), services.form_checks, scope.session.tenant)
-        tell = partial(_Answer, raw, body, model, scope, turn, checks)
-        return await respond(request, scope, [spec], tell, body.streamed)
-    work = await request.app[BACKGROUND].begin(raw, body, model, scope, turn, spec)
-    return await work.follow(request, -1) if body.streamed else json_response(work.response)
+    if body.background:
+        work = await request.app[BACKGROUND].begin(raw, body, model, scope, turn, spec)
+        return await work.follow(request, -1) if body.streamed else json_response(work.response)
+    checks = checks_of(body.chat, call_readers(body.chat, model), services.form_checks, scope.session.tenant)
+    serializer = ResponseSerializer(raw, body, model, scope, turn, checks)
+    return await pipeline.respond(admitted, [spec], serializer, streamed=body.streamed)
 
 
 @routes.get("/v1/responses/{id}")
@@ -179,88 +161,3 @@ async def _kept(request: web.Request) -> StoredResponse:
     if kept is None:
         raise RequestError(404, not_kept(id), code="response_not_found")
     return kept
-
-
-class _Answer:
-    """See `answers.Answer`: one call, as items."""
-
-    def __init__(
-        self,
-        raw: bytes,
-        body: ResponseRequest,
-        model: ServedModel,
-        scope: Scope,
-        turn: Turn,
-        checks: AnswerChecks | None,
-        calls: Sequence[Call],
-    ) -> None:
-        """`raw`: the request's body."""
-        (self._call,) = calls
-        self._raw = raw
-        self._turn = turn
-        self._builder = ResponseBuilder(
-            body, model, scope, self._call, new_response_id(), checks=checks, keeps=turn.keeps
-        )
-
-    async def whole(self) -> web.Response:
-        """See `Answer`."""
-        output = self._call.output
-        await output.wait_final()
-        check_done(self._call)
-        self._builder.grow(output.value or "", output.pieces)
-        self._builder.close()
-        if (checking := self._builder.check()) is not None:
-            await checking
-        response = await self._kept()
-        return web.Response(body=encode_json(response), content_type="application/json")
-
-    def reference(self) -> web.Response:
-        """See `Answer`."""
-        self._builder.say(reference_to(self._call))
-        self._builder.close()
-        return json_response(self._builder.ended())
-
-    async def stream_reference(self, request: web.Request) -> web.StreamResponse:
-        """See `Answer`."""
-        builder = self._builder
-        events = [*builder.open(), *builder.say(reference_to(self._call)), *builder.close()]
-        last = builder.last_event(builder.ended())
-        return await EventStream(request).end(told([*events, last]), done=False)
-
-    async def stream(self, request: web.Request) -> web.StreamResponse:
-        """See `Answer`."""
-        stream, builder = EventStream(request), self._builder
-        streaming = StreamWriter(stream, self, STATUS_SECONDS, lambda index: builder.check())
-        try:
-            events = await streaming.run([partial(self._call.session.read, self._call.output)])
-        except FailedCall as error:
-            if not stream.begun:
-                raise
-            ending = [*builder.open(), *builder.break_off()]
-            return await stream.end(told([*ending, builder.last_event(builder.failed(error))]), done=False)
-        if self._turn.keeps:
-            await stream.write(events)
-            events = b""
-        response = await self._kept()
-        return await stream.end(events + told([builder.last_event(response)]), done=False)
-
-    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
-        """See `Teller.piece`."""
-        text = "".join([piece.text for piece in pieces])
-        return told([*self._builder.open(), *self._builder.grow(text, pieces)])
-
-    def end(self, index: int) -> bytes:
-        """See `Teller.end`; the last event is told once the response is kept. Raises FailedCall."""
-        check_done(self._call)
-        return told([*self._builder.open(), *self._builder.close()])
-
-    async def _kept(self) -> Response:
-        """The response as it ended, once it can be gone on with, if it is to be."""
-        response = self._builder.ended()
-        if self._builder.keeps:
-            try:
-                await self._turn.keep(response, self._raw, slots=self._call.spec.parts is not None)
-            except ResponseStoreError:  # an answer that cannot be kept is one all the same, and says so
-                self._builder.keeps = False
-                response = self._builder.ended()
-        return response

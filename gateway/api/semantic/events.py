@@ -7,6 +7,8 @@ from aiohttp import web
 
 from gateway.api.semantic.extension import describe_failure
 from gateway.api.semantic.sessions import session_of
+from gateway.api.services import SERVICES
+from gateway.api.subscription import subscribed
 from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import whole_number
@@ -24,20 +26,17 @@ _AT_ONCE = 200
     headers={"Last-Event-ID": {"type": "string", "pattern": "^[0-9]+$"}},
     errors=(400, 404, 410, 429, 503),
 )
-async def events(request: web.Request) -> web.StreamResponse:
+async def stream_events(request: web.Request) -> web.StreamResponse:
     """Every change of state, from the session's beginning or from behind `Last-Event-ID`, until the session ends."""
-    session, at = session_of(request), _last_event(request)
+    session, position = session_of(request), _last_event(request)
     stream = EventStream(request)
-    session.enter()
-    try:
-        while told := await stream.patiently(partial(session.more_events, at)):
-            for begin in range(0, len(told), _AT_ONCE):
-                some = told[begin : begin + _AT_ONCE]
+    with subscribed(request.app[SERVICES].scheduler, session=session):
+        while events := await stream.patiently(partial(session.more_events, position)):
+            for start in range(0, len(events), _AT_ONCE):
+                some = events[start : start + _AT_ONCE]
                 await stream.write(b"".join([named(*describe_event(event), event.id) for event in some]))
-            at = told[-1].id
+            position = events[-1].id
         return await stream.end(done=False)
-    finally:
-        session.leave()
 
 
 def _last_event(request: web.Request) -> int:

@@ -1,6 +1,5 @@
 """The `semantic` extension between wire and domain: which session, and what a call says of itself."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from compat.openai import FailureObject, Semantic, SemanticInfo, VariableObject
 from compat.openai import Transform as WireTransform
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, at
-from gateway.graph.call import Call, SamplingParams, Slot, Transform
+from gateway.graph.call import Call, Transform
 from gateway.graph.errors import Failure
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable, VariableState
@@ -131,29 +130,6 @@ def transform_of(transform: WireTransform | None, where: str) -> Transform | Non
             message = f"{param}: the pattern has {groups} groups, but group is {transform.group}"
             raise RequestError(400, message, code="invalid_value", param=param)
     return Transform(transform.strip, transform.line, transform.regex, transform.group, transform.json_)
-
-
-def slots_of(semantic: Semantic, sampling: SamplingParams, where: str = "") -> dict[str, Slot]:
-    """The slots of a call; what they leave out falls back to the call's own sampling."""
-    slots = {}
-    for name, wanted in semantic.slots.items():
-        place = at(where, f"semantic.slots.{name}")
-        given = {
-            key: getattr(wanted, key)
-            for key in ("max_tokens", "temperature", "top_p", "seed")
-            if getattr(wanted, key) is not None
-        }
-        if wanted.top_k is not None:
-            given["top_k"] = max(0, wanted.top_k)
-        if wanted.stop is not None:
-            given["stop"] = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop)
-        if wanted.regex is not None:
-            given |= {"regex": wanted.regex, "json_schema": None, "grammar": None}
-        if wanted.response_format is not None:
-            given |= {"regex": None, "json_schema": wanted.response_format.schema_text, "grammar": None}
-        own = dataclasses.replace(sampling, **given, given=(*sampling.given, *given))
-        slots[name] = Slot(name, own, transform_of(wanted.transform, at(place, "transform")), place)
-    return slots
 
 
 def variable_of(session: Session, name: str) -> Variable:

@@ -18,9 +18,8 @@ from compat.openai import (
     GraphRequest,
     VariableRequest,
 )
-from gateway.api.answers import usage_of
-from gateway.api.calls import prepared
-from gateway.api.openai.chat import chat_spec
+from gateway.api.openai.chat import ChatSpecBuilder
+from gateway.api.pipeline import build_spec
 from gateway.api.semantic.diagrams import dot, mermaid
 from gateway.api.semantic.events import describe_event
 from gateway.api.semantic.extension import (
@@ -32,7 +31,9 @@ from gateway.api.semantic.extension import (
 )
 from gateway.api.semantic.sessions import session_of
 from gateway.api.semantic.variables import given_as
+from gateway.api.serializers.base import usage_of
 from gateway.api.services import SERVICES
+from gateway.api.subscription import subscribed
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
 from gateway.graph.events import CallChanged, VariableChanged
@@ -118,10 +119,9 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
             raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
         model = await models.get(call.model, where)
         deferred = semantic is not None and bool(semantic.defer)
-        others = models.behind(model)
-        make = partial(chat_spec, call, model, others, references=True, deferred=deferred, where=where)
         length = sum([message.length for message in call.messages])
-        specs.append(await prepared(make, max(length, average), model, *others))
+        builder = ChatSpecBuilder(call, references=True, deferred=deferred, where=where)
+        specs.append(await build_spec(builder, model, models.behind(model), max(length, average)))
         references += len(specs[-1].references)
         check_references(references, _MOST_REFERENCES, where)
     return specs
@@ -154,10 +154,7 @@ class _Graph:
     async def run(self, request: web.Request, *, stream: bool) -> web.StreamResponse:
         """Starts it and answers. What nobody waits for is not run, and none of it once the client has gone."""
         scheduler, outputs = request.app[SERVICES].scheduler, self._outputs.values()
-        interactive = len(outputs) == 1
-        for variable in outputs:
-            scheduler.subscribe(variable, interactive=interactive)
-        try:
+        with subscribed(scheduler, outputs, interactive=len(outputs) == 1):
             await scheduler.start(self._session, self._addition, promised=True)
             for call in self._addition.calls:
                 scheduler.release(call.output)
@@ -166,9 +163,6 @@ class _Graph:
             for variable in outputs:
                 await variable.wait_final()
             return await stream_json(request, self._pieces())
-        finally:
-            for variable in outputs:
-                scheduler.unsubscribe(variable, interactive=interactive)
 
     async def _stream(self, stream: EventStream) -> web.StreamResponse:
         """What happens to it, then the answer."""

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from aiohttp import web
 
@@ -12,6 +11,7 @@ from gateway.api.semantic.extension import describe_variable, text_of, variable_
 from gateway.api.semantic.sessions import session_of
 from gateway.api.services import SERVICES
 from gateway.api.stream_writer import StreamWriter
+from gateway.api.subscription import subscribed
 from gateway.errors import RequestError, at
 from gateway.graph.call import Input, Objective
 from gateway.graph.references import Reference, parse
@@ -90,58 +90,47 @@ async def get(request: web.Request) -> web.StreamResponse:
     if "text/event-stream" in request.headers.get("Accept", ""):
         return await _stream(request, session, variable)
     if flag(request, "wait") and not variable.state.final:
-        seconds, objective = _timeout(request), _objective(request)
-        session.enter()
-        try:
-            await _wait(request, variable, seconds, objective)
-        finally:
-            session.leave()
+        await _wait(request, session, variable)
     return json_response(describe_variable(variable))
 
 
 @dataclass(frozen=True)
-class _Growing:
-    """See `Teller`."""
+class VariableSerializer:
+    """Serializer of one growing variable into events; see `EventSerializer`."""
 
     variable: Variable
 
     def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
-        """What was added."""
+        """Return the event for new text."""
         text = "".join([piece.text for piece in pieces])
         return named("delta", {"text": text}) if text else b""
 
     def end(self, index: int) -> bytes:
-        """The variable as it ended."""
+        """Return the event of the final state."""
         return named(self.variable.state, describe_variable(self.variable))
 
 
 async def _stream(request: web.Request, session: Session, variable: Variable) -> web.StreamResponse:
-    """The value from its beginning, piece by piece, then the variable as it ended."""
-    stream, scheduler, objective = EventStream(request), request.app[SERVICES].scheduler, _objective(request)
-    session.enter()
-    scheduler.subscribe(variable, objective)
-    try:
-        last = await StreamWriter(stream, _Growing(variable)).run([partial(session.read, variable)])
+    """Stream the value from its beginning, then the variable's final state."""
+    stream, objective = EventStream(request), _objective(request)
+    with subscribed(request.app[SERVICES].scheduler, [variable], objective, session=session):
+        last = await StreamWriter(stream, VariableSerializer(variable)).run([session.read(variable)])
         return await stream.end(last, done=False)
-    finally:
-        scheduler.unsubscribe(variable, objective)
-        session.leave()
 
 
-async def _wait(request: web.Request, variable: Variable, seconds: float, objective: Objective) -> None:
-    scheduler = request.app[SERVICES].scheduler
-    scheduler.subscribe(variable, objective)
-    try:
-        async with asyncio.timeout(seconds):
-            await variable.wait_final()
-    except TimeoutError:
-        raise RequestError(
-            504,
-            f"{variable.name!r} is {variable.state} after {seconds:g} s; the work goes on, ask again",
-            code="wait_timeout",
-        ) from None
-    finally:
-        scheduler.unsubscribe(variable, objective)
+async def _wait(request: web.Request, session: Session, variable: Variable) -> None:
+    """Wait until the variable is final. Raises RequestError after the timeout of the request."""
+    seconds, objective = _timeout(request), _objective(request)
+    with subscribed(request.app[SERVICES].scheduler, [variable], objective, session=session):
+        try:
+            async with asyncio.timeout(seconds):
+                await variable.wait_final()
+        except TimeoutError:
+            raise RequestError(
+                504,
+                f"{variable.name!r} is {variable.state} after {seconds:g} s; the work goes on, ask again",
+                code="wait_timeout",
+            ) from None
 
 
 def _objective(request: web.Request) -> Objective:

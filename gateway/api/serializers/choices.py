@@ -1,248 +1,239 @@
-"""Calls as OpenAI's older endpoints answer with them: `choices`, whole or in chunks."""
+"""Serialize calls as `choices`, as chat completions and completions have them."""
 
 import dataclasses
 import math
+from abc import abstractmethod
 from collections.abc import Awaitable, Sequence
-from functools import partial
 from itertools import chain, repeat
 from operator import neg
 from typing import Any, Protocol
 
 import msgspec
-from aiohttp import web
 
 from compat.openai import CompletionUsage
-from gateway.api.answers import STATUS_SECONDS, Extra, check_done, extra_of, reference_to, usage_of
 from gateway.api.schema_checks import AnswerChecks
 from gateway.api.semantic.extension import Scope
-from gateway.api.stream_writer import StreamWriter
+from gateway.api.serializers.base import (
+    SemanticField,
+    Serializer,
+    check_done,
+    reference_to,
+    semantic_field,
+    usage_of,
+)
 from gateway.errors import FailedCall
 from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece
-from gateway.http.json_body import json_response
 from gateway.http.middleware.errors import as_request_error, error_body
-from gateway.http.sse import EventStream, unnamed
+from gateway.http.sse import unnamed
 
-Told = CompletionUsage | None | msgspec.UnsetType
-"""What a chunk says of usage: nothing, that it comes later, or all of it."""
-
-
-class Shape(Protocol):
-    """An endpoint's own wire shapes for one request. Each of its choices is a call.
-
-    `model`: who answers, as the answer says.
-    """
-
-    model: str
-
-    def choice(self, index: int, call: Call, text: str, finish: str, pieces: Sequence[Piece]) -> Any:
-        """One answer in one piece."""
-
-    def whole(self, choices: Sequence[Any], usage: CompletionUsage, extra: Extra) -> Any:
-        """All of them."""
-
-    def opening(self, index: int) -> Any | None:
-        """What an answer's stream begins with, if with anything."""
-
-    def piece(self, index: int, call: Call, text: str, pieces: Sequence[Piece]) -> Sequence[Any]:
-        """Return parts of an answer, one for each chunk."""
-
-    def closing(self, index: int, finish: str) -> Sequence[Any]:
-        """Return the last parts of an answer; the very last one has the finish reason."""
-
-    def chunk(self, choices: Sequence[Any], usage: Told, extra: Extra = msgspec.UNSET) -> Any:
-        """An event with parts of answers; without any, the one that tells usage."""
+UsageField = CompletionUsage | None | msgspec.UnsetType
+"""The `usage` field of a chunk. None: a later chunk has it. Absent: the client does not want it."""
 
 
-class Asked(Protocol):
-    """What an answer needs to know of its request."""
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the answer is a stream."""
+class UsageOptions(Protocol):
+    """The options of a request that decide which chunks have usage."""
 
     @property
     def wants_usage(self) -> bool:
-        """Whether the stream tells usage."""
+        """Whether the last chunk has the usage."""
 
     @property
     def wants_continuous_usage(self) -> bool:
-        """Whether each chunk of the stream has the usage so far."""
+        """Whether each chunk has the usage so far."""
 
 
-class Choices:
-    """See `answers.Answer`. Each call is one of `choices`."""
+class ChoicesSerializer(Serializer):
+    """Serializer of calls as `choices`, one for each call. The methods at its end differ between the endpoints."""
 
     def __init__(
         self,
-        body: Asked,
+        options: UsageOptions,
         scope: Scope,
-        shape: Shape,
-        calls: Sequence[Call],
-        each: int = 1,
-        keep: int = 1,
+        model: str,
+        *,
+        per_prompt: int = 1,
+        returned: int = 1,
         checks: AnswerChecks | None = None,
     ) -> None:
-        """`each` of the calls, one after another, have one prompt, which counts once; the `keep` likeliest of these are
-        told. `checks`: of the answers against their schema, if they are to be checked."""
+        """`model`: name in the answer. `per_prompt`: number of consecutive calls that have the same prompt, which
+        counts once; `returned`: how many of these are in the answer, those with the highest log probability. `checks`:
+        checks the answers against the request's schema."""
+        self._model_name = model
         self._scope = scope
-        self._shape = shape
-        self._calls = calls
-        self._each = each
-        self._keep = keep
+        self._per_prompt = per_prompt
+        self._returned = returned
         self._checks = checks
-        self._wants_usage = body.wants_usage
-        self._continuous_usage = body.wants_continuous_usage
+        self._wants_usage = options.wants_usage
+        self._continuous_usage = options.wants_continuous_usage
         self._counted: dict[int, tuple[int, ...]] = {}
-        """Usage of each call, by index, at its latest chunk."""
-        self._so_far: tuple[int, ...] = (0,) * 6
+        """Usage of each call at its latest chunk, by index."""
+        self._usage_so_far: tuple[int, ...] = (0,) * 6
         """Sum of `_counted` over all calls."""
         self._opened: set[int] = set()
-        """Of streamed answers, those that have begun."""
+        """Indexes of streamed answers whose first chunk is written."""
         self._ended = 0
+        """Number of streamed answers that have ended."""
+
+    # whole answers
+
+    async def whole(self) -> Any:
+        """Return the JSON object of the finished calls."""
+        self._model_name = self.calls[0].model or self._model_name  # a fallback has its own name
+        returned = self.calls if self._returned == self._per_prompt else self._likeliest(self._returned)
+        choices = [
+            self._choice(index, call.output.value or "", call.finish_reason or "stop", call.output.pieces)
+            for index, call in enumerate(returned)
+        ]
+        if self._checks is not None:
+            for index, call in enumerate(returned):
+                if (checking := self._checks.begin(index, call)) is not None:
+                    await checking
+                choices[index] = self._with_violation(index, choices[index])
+        return self._body(choices, self._usage, self._semantic)
+
+    def reference(self) -> Any:
+        """Return the JSON object of deferred calls."""
+        choices = [self._choice(index, reference_to(call), "stop", ()) for index, call in enumerate(self.calls)]
+        return self._body(choices, self._usage, self._semantic)
+
+    def _likeliest(self, count: int) -> list[Call]:
+        """Return the calls of each prompt with the highest mean log probability of their tokens."""
+        likeliest: list[Call] = []
+        for start in range(0, len(self.calls), self._per_prompt):
+            candidates = self.calls[start : start + self._per_prompt]
+            likeliest += sorted(candidates, key=_mean_logprob, reverse=True)[:count]
+        return likeliest
+
+    def _with_violation(self, index: int, choice: Any) -> Any:
+        """Return the last part of an answer, with the violation of its schema if there is one."""
+        violation = None if self._checks is None else self._checks.violation(index)
+        return choice if violation is None else msgspec.structs.replace(choice, schema_violation=violation)
 
     @property
-    def _extra(self) -> Extra:
-        return extra_of(self._scope, self._calls)
+    def _semantic(self) -> SemanticField:
+        return semantic_field(self._scope, self.calls)
 
     @property
     def _usage(self) -> CompletionUsage:
-        """None so far for answers that are only references."""
-        if self._calls[0].spec.deferred:
+        """Sum over all calls; zero for deferred ones."""
+        if self.calls[0].spec.deferred:
             return usage_of([])
-        usages = [call.usage for call in self._calls]
-        if self._each == 1:
+        usages = [call.usage for call in self.calls]
+        if self._per_prompt == 1:
             return usage_of(usages)
-        first = {id(usage) for usage in usages[:: self._each]}
+        first = {id(usage) for usage in usages[:: self._per_prompt]}
         return usage_of([one if id(one) in first else dataclasses.replace(one, prompt=0, cached=0) for one in usages])
 
+    # streams
+
+    def reference_events(self) -> bytes:
+        """Return the whole stream of deferred calls."""
+        parts: list[Any] = []
+        for index, call in enumerate(self.calls):
+            parts += [self._opening(index), *self._parts(index, reference_to(call), ())]
+        fields = chain([self._semantic], repeat(msgspec.UNSET))
+        present = [part for part in parts if part is not None]
+        chunks = [self._chunk([part], self._later_usage, field) for part, field in zip(present, fields, strict=False)]
+        closings = [part for index in range(len(self.calls)) for part in self._closing(index, "stop")]
+        return unnamed(*chunks, *self._last_chunks(closings, self._later_usage))
+
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+        """Return the chunks for new pieces of an answer."""
+        self._model_name = self.calls[index].model or self._model_name
+        parts = self._parts(index, "".join([piece.text for piece in pieces]), pieces)
+        if not parts:
+            return b""
+        usage = self._usage_with(index)
+        return unnamed(*self._first_chunks(index, usage), *[self._chunk([part], usage) for part in parts])
+
+    def prepare_end(self, index: int) -> Awaitable[None] | None:
+        """Begin the check of an answer against its schema."""
+        return None if self._checks is None else self._checks.begin(index, self.calls[index])
+
+    def end(self, index: int) -> bytes:
+        """Return the last chunks of an answer. Raises FailedCall."""
+        call = self.calls[index]
+        self._model_name = call.model or self._model_name
+        check_done(call)
+        self._ended += 1
+        *before, last = self._closing(index, call.finish_reason or "stop")
+        closings = [*before, self._with_violation(index, last)]
+        usage = self._usage_with(index)
+        if self._ended == len(self.calls):
+            chunks = self._last_chunks(closings, usage)
+        else:
+            chunks = [self._chunk([part], usage) for part in closings]
+        return unnamed(*self._first_chunks(index, usage), *chunks)
+
+    def error_events(self, error: FailedCall) -> bytes:
+        """Return the event of an error."""
+        return unnamed(error_body(as_request_error(error)))
+
+    def _first_chunks(self, index: int, usage: UsageField) -> list[Any]:
+        if index in self._opened:
+            return []
+        part = self._opening(index)
+        field = msgspec.UNSET if self._opened else self._semantic
+        self._opened.add(index)
+        return [] if part is None else [self._chunk([part], usage, field)]
+
+    def _last_chunks(self, closings: Sequence[Any], usage: UsageField) -> list[Any]:
+        *before, last = closings
+        chunks = [self._chunk([closing], usage) for closing in before]
+        chunks.append(self._chunk([last], usage, self._semantic))
+        return [*chunks, self._chunk([], self._usage, self._semantic)] if self._wants_usage else chunks
+
     @property
-    def _later_usage(self) -> Told:
-        """Usage field of chunks before the last one: null if the last chunk has usage, otherwise absent."""
+    def _later_usage(self) -> UsageField:
+        """Usage field of chunks before the last one."""
         return None if self._wants_usage else msgspec.UNSET
 
-    def _usage_with(self, index: int) -> Told:
+    def _usage_with(self, index: int) -> UsageField:
         """Return the usage field of a chunk with parts of a call's answer: the usage so far, if the client wants it.
 
         It takes constant time. A sum over all calls for each chunk would be quadratic in the number of calls.
         """
         if not self._continuous_usage:
             return self._later_usage
-        usage = self._calls[index].usage
-        if index % self._each:
+        usage = self.calls[index].usage
+        if index % self._per_prompt:
             usage = dataclasses.replace(usage, prompt=0, cached=0)
         new = (usage.prompt, usage.cached, usage.completion, usage.accepted, usage.rejected, usage.reasoning)
         old = self._counted.get(index, (0,) * len(new))
         self._counted[index] = new
-        self._so_far = tuple(map(sum, zip(self._so_far, new, map(neg, old), strict=True)))
-        prompt, cached, completion, accepted, rejected, reasoning = self._so_far
+        self._usage_so_far = tuple(map(sum, zip(self._usage_so_far, new, map(neg, old), strict=True)))
+        prompt, cached, completion, accepted, rejected, reasoning = self._usage_so_far
         return usage_of([Usage(prompt, cached, completion, {}, accepted, rejected, reasoning)])
 
-    async def whole(self) -> web.Response:
-        """See `Answer`."""
-        for call in self._calls:
-            await call.output.wait_final()
-        for call in self._calls:
-            check_done(call)
-        self._shape.model = self._calls[0].model or self._shape.model  # a fallback says its own name
-        kept = self._calls if self._keep == self._each else self._likeliest(self._keep)
-        choices = [
-            self._shape.choice(index, call, call.output.value or "", call.finish_reason or "stop", call.output.pieces)
-            for index, call in enumerate(kept)
-        ]
-        if self._checks is not None:
-            for index, call in enumerate(kept):
-                if (later := self._checks.begin(index, call)) is not None:
-                    await later
-                choices[index] = self._checked(index, choices[index])
-        return json_response(self._shape.whole(choices, self._usage, self._extra))
+    # the wire shapes of an endpoint
 
-    def _checked(self, index: int, choice: Any) -> Any:
-        """Return the last part of an answer, with the violation of its schema if there is one."""
-        violation = None if self._checks is None else self._checks.violation(index)
-        return choice if violation is None else msgspec.structs.replace(choice, schema_violation=violation)
+    @abstractmethod
+    def _choice(self, index: int, text: str, finish: str, pieces: Sequence[Piece]) -> Any:
+        """Return a whole answer as a choice. `finish`: the reason why it ended."""
 
-    def _likeliest(self, keep: int) -> list[Call]:
-        """By the mean log probability of their tokens."""
-        kept: list[Call] = []
-        for at in range(0, len(self._calls), self._each):
-            kept += sorted(self._calls[at : at + self._each], key=_likelihood, reverse=True)[:keep]
-        return kept
+    @abstractmethod
+    def _body(self, choices: Sequence[Any], usage: CompletionUsage, semantic: SemanticField) -> Any:
+        """Return the JSON object with all choices."""
 
-    def reference(self) -> web.Response:
-        """See `Answer`."""
-        choices = [
-            self._shape.choice(index, call, reference_to(call), "stop", ()) for index, call in enumerate(self._calls)
-        ]
-        return json_response(self._shape.whole(choices, self._usage, self._extra))
+    @abstractmethod
+    def _opening(self, index: int) -> Any | None:
+        """Return the first part of an answer's stream, if it has one of its own."""
 
-    async def stream_reference(self, request: web.Request) -> web.StreamResponse:
-        """See `Answer`."""
-        stream, shape = EventStream(request), self._shape
-        parts: list[Any] = []
-        for index, call in enumerate(self._calls):
-            parts += [shape.opening(index), *shape.piece(index, call, reference_to(call), ())]
-        extras = chain([self._extra], repeat(msgspec.UNSET))
-        told = [part for part in parts if part is not None]
-        chunks = [shape.chunk([part], self._later_usage, extra) for part, extra in zip(told, extras, strict=False)]
-        closings = [part for index in range(len(self._calls)) for part in shape.closing(index, "stop")]
-        return await stream.end(unnamed(*chunks, *self._last(closings, self._later_usage)))
+    @abstractmethod
+    def _parts(self, index: int, text: str, pieces: Sequence[Piece]) -> Sequence[Any]:
+        """Return new parts of an answer, one for each chunk. `text`: that of the pieces."""
 
-    def _last(self, closings: Sequence[Any], usage: Told) -> list[Any]:
-        *before, last = closings
-        events = [self._shape.chunk([closing], usage) for closing in before]
-        events.append(self._shape.chunk([last], usage, self._extra))
-        return [*events, self._shape.chunk([], self._usage, self._extra)] if self._wants_usage else events
+    @abstractmethod
+    def _closing(self, index: int, finish: str) -> Sequence[Any]:
+        """Return the last parts of an answer. The very last one has the finish reason."""
 
-    async def stream(self, request: web.Request) -> web.StreamResponse:
-        """See `Answer`."""
-        stream = EventStream(request)
-        streaming = StreamWriter(stream, self, STATUS_SECONDS, self._check)
-        try:
-            last = await streaming.run([partial(call.session.read, call.output) for call in self._calls])
-        except FailedCall as error:
-            if not stream.begun:
-                raise
-            return await stream.end(unnamed(error_body(as_request_error(error))))
-        return await stream.end(last)
-
-    def _check(self, index: int) -> Awaitable[None] | None:
-        """Check a streamed answer before its end is written; see `StreamWriter`."""
-        return None if self._checks is None else self._checks.begin(index, self._calls[index])
-
-    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
-        """See `Teller.piece`."""
-        call, shape = self._calls[index], self._shape
-        shape.model = call.model or shape.model
-        parts = shape.piece(index, call, "".join([piece.text for piece in pieces]), pieces)
-        if not parts:
-            return b""
-        usage = self._usage_with(index)
-        return unnamed(*self._opening(index, usage), *[shape.chunk([part], usage) for part in parts])
-
-    def end(self, index: int) -> bytes:
-        """See `Teller.end`. Raises FailedCall."""
-        call, shape = self._calls[index], self._shape
-        shape.model = call.model or shape.model
-        check_done(call)
-        self._ended += 1
-        *before, last_part = shape.closing(index, call.finish_reason or "stop")
-        closings = [*before, self._checked(index, last_part)]
-        whole = self._ended == len(self._calls)
-        usage = self._usage_with(index)
-        last = self._last(closings, usage) if whole else [shape.chunk([part], usage) for part in closings]
-        return unnamed(*self._opening(index, usage), *last)
-
-    def _opening(self, index: int, usage: Told) -> list[Any]:
-        if index in self._opened:
-            return []
-        part = self._shape.opening(index)
-        extra = msgspec.UNSET if self._opened else self._extra
-        self._opened.add(index)
-        return [] if part is None else [self._shape.chunk([part], usage, extra)]
+    @abstractmethod
+    def _chunk(self, choices: Sequence[Any], usage: UsageField, semantic: SemanticField = msgspec.UNSET) -> Any:
+        """Return a chunk with parts of answers; without parts, the chunk with the usage."""
 
 
-def _likelihood(call: Call) -> float:
+def _mean_logprob(call: Call) -> float:
     entries: list[Any] = [entry for piece in call.output.pieces for entry in piece.logprobs]
     logprobs = [entry.logprob for entry in entries]
     return sum(logprobs) / len(logprobs) if logprobs else -math.inf

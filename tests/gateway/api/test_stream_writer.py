@@ -25,7 +25,7 @@ class Told:
     """A stream of some variables to one client. `failed`: what the request ended with."""
 
     variables: Sequence[Variable]
-    subscribers: Sequence[Callable[[], Reader]]
+    readers: Sequence[Callable[[], Reader]]
     first: float = 5.0
     wrong_at: str | None = None
     """The text, or the value's whole text, that the teller trips over."""
@@ -47,7 +47,7 @@ class Told:
         request[REQUEST_ID] = "r"
         stream = EventStream(request)
         try:
-            return await stream.end(await StreamWriter(stream, self, self.first).run(self.subscribers))
+            return await stream.end(await StreamWriter(stream, self, self.first).run([read() for read in self.readers]))
         except Odd:
             return await stream.end(unnamed("odd"))
         except BaseException as error:

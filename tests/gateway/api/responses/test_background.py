@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.api.responses.answer import ResponseBuilder
+from gateway.api.responses.builder import ResponseBuilder
 from gateway.api.services import SERVICES
 from gateway.responses import ResponseStoreError
 from tests.gateway.api.conftest import Client, gateway_before

@@ -1,4 +1,4 @@
-"""gateway/api/calls.py: what takes long is made in a thread, and holds nobody else up."""
+"""gateway/api/sampling.py, and how gateway/api/pipeline.py builds calls in threads."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from compat.openai import ChatCompletionRequest
-from gateway.api.calls import prepared, sampling_of
+from gateway.api.pipeline import offload_if_long
+from gateway.api.sampling import request_sampling
 from gateway.prompts.served_models import ServedModel
 from tests.gateway.api.conftest import Client
 from tests.upstream import FakeServer, refuses
@@ -37,7 +38,7 @@ HERE, ELSEWHERE = model(is_passthrough=False), model(is_passthrough=True)
     ],
 )
 async def test_where_a_request_is_made_a_call(characters: int, models: list[ServedModel], in_a_thread: bool) -> None:
-    made_in = await prepared(threading.current_thread, characters, *models)
+    made_in = await offload_if_long(threading.current_thread, characters, *models)
     assert (made_in is not threading.current_thread()) == in_a_thread
 
 
@@ -56,10 +57,10 @@ def test_what_most_requests_say_is_read_as_the_rest_is(more: dict[str, Any]) -> 
     """`stop: null` changes nothing, but is not among what most say."""
     body = {**USUAL, **more}
     short, long = (ChatCompletionRequest.model_validate(one) for one in (body, {**body, "stop": None}))
-    made = sampling_of(short, ANY)
-    assert made is sampling_of(ChatCompletionRequest.model_validate(body), ANY), "made once"
-    assert made == sampling_of(long, ANY)
-    assert made.given == sampling_of(long, ANY).given
+    made = request_sampling(short, ANY)
+    assert made is request_sampling(ChatCompletionRequest.model_validate(body), ANY), "made once"
+    assert made == request_sampling(long, ANY)
+    assert made.given == request_sampling(long, ANY).given
 
 
 @pytest.mark.parametrize(
@@ -76,8 +77,8 @@ def test_what_most_requests_say_is_read_as_the_rest_is(more: dict[str, Any]) -> 
     ids=lambda told: next(iter(told)),
 )
 def test_no_parameter_is_passed_over(told: dict[str, Any]) -> None:
-    usual = sampling_of(ChatCompletionRequest.model_validate(USUAL), ANY)
-    chosen = sampling_of(ChatCompletionRequest.model_validate({**USUAL, **told}), ANY)
+    usual = request_sampling(ChatCompletionRequest.model_validate(USUAL), ANY)
+    chosen = request_sampling(ChatCompletionRequest.model_validate({**USUAL, **told}), ANY)
     assert (chosen, chosen.prediction) != (usual, usual.prediction)
 
 

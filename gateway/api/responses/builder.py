@@ -23,13 +23,13 @@ from compat.openai.responses import (
     Status,
     TextConfig,
 )
-from gateway.api.answers import extra_of, usage_of
-from gateway.api.openai.chat import reader_of
 from gateway.api.openai.logprobs import token_logprobs
+from gateway.api.openai.tools import call_readers
 from gateway.api.responses.items import Event as ItemsEvent
 from gateway.api.responses.items import Items, whole
 from gateway.api.schema_checks import AnswerChecks
 from gateway.api.semantic.extension import Scope
+from gateway.api.serializers.base import semantic_field, usage_of
 from gateway.errors import FailedCall
 from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece, reasoning_of
@@ -71,8 +71,8 @@ class ResponseBuilder:
         self._created = int(time.time()) if created is None else created
         self._numbers = count()
         self._items = Items(self._numbers)
-        reader = reader_of(body.chat, model)
-        self._reader = None if reader is None else reader()
+        readers = call_readers(body.chat, model)
+        self._reader = None if readers is None else readers()
         self._unsaid: list[TokenLogprob] = []
         """Of tokens whose text is not told yet."""
         self._opened = False
@@ -99,7 +99,7 @@ class ResponseBuilder:
         events = self._items.think(thought) if thought else []
         return [*events, *self._added([AnswerText(text)] if self._reader is None else self._reader.push(text))]
 
-    def say(self, text: str) -> list[Event]:
+    def add_text(self, text: str) -> list[Event]:
         """The answer goes on with this text, which is none of the model's."""
         return self._added([AnswerText(text)])
 
@@ -137,7 +137,7 @@ class ResponseBuilder:
         """Whether there would have been more of it."""
         return self._call.finish_reason == "length" and not self._scope.deferred
 
-    def break_off(self) -> list[Event]:
+    def interrupt(self) -> list[Event]:
         """There will be no more of the answer: the events of what there is. `failed` is next."""
         return [*self._items.end("incomplete")]
 
@@ -189,11 +189,11 @@ class ResponseBuilder:
             top_p=1.0 if body.top_p is None else body.top_p,
             usage=None if usages is None else _usage(usages),
             user=body.user,
-            semantic=extra_of(self._scope, [self._call]),
+            semantic=semantic_field(self._scope, [self._call]),
         )
 
 
-def told(events: Iterable[Event]) -> bytes:
+def encode_events(events: Iterable[Event]) -> bytes:
     """As they go over the wire."""
     return b"".join([named(event.type, event) for event in events])
 
@@ -201,7 +201,7 @@ def told(events: Iterable[Event]) -> bytes:
 def last_of(response: Response, number: int) -> bytes:
     """The event that tells how a response ended, as it goes over the wire."""
     type = _LAST.get(response.status, "response.failed")
-    return told([ResponseEvent(type=type, sequence_number=number, response=response)])
+    return encode_events([ResponseEvent(type=type, sequence_number=number, response=response)])
 
 
 def again(response: Response) -> bytes:
@@ -213,7 +213,7 @@ def again(response: Response) -> bytes:
     events: list[Event] = [ResponseEvent(type=type, sequence_number=next(numbers), response=begun) for type in opening]
     for index, item in enumerate(response.output):
         events += whole(item, index, numbers)
-    return told(events) + last_of(response, next(numbers))
+    return encode_events(events) + last_of(response, next(numbers))
 
 
 def response_of(row: StoredResponse) -> Response:

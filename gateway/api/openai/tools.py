@@ -1,0 +1,80 @@
+"""Read the tools of a request, and find calls of them in an answer."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compat.openai import ChatCompletionRequest, NamedTool
+from gateway.graph.call import SamplingParams
+from gateway.prompts.served_models import ServedModel
+from gateway.prompts.tool_calls import Reader, Tool, Tools
+
+CallReaders = Callable[[], Reader]
+"""Makes a reader that finds calls in one answer."""
+
+
+@dataclass(frozen=True)
+class _CallReaders:
+    names: list[str]
+    forced: bool
+
+    def __call__(self) -> Reader:
+        return Reader(self.names, forced=self.forced)
+
+
+def tools_of(body: ChatCompletionRequest) -> Tools | None:
+    """Return the tools of a request and which of them the model may or must call; None if there are no tools."""
+    if not body.tools:
+        return None
+    forced = _is_forced(body)
+    known = [
+        Tool(
+            tool.function.name,
+            tool.function.description or "",
+            tool.function.parameters or {"type": "object", "properties": {}},
+            bool(tool.function.strict),
+            tool.function.enforced if forced or tool.function.strict else {"type": "object"},
+        )
+        for tool in body.tools
+    ]
+    choice, parallel = body.tool_choice, body.parallel_tool_calls
+    if isinstance(choice, NamedTool):
+        named = [tool for tool in known if tool.name == choice.function.name]
+        return Tools(known, "forced", named, parallel_told=parallel)
+    if choice == "required":
+        return Tools(known, "forced", known, bool(parallel), parallel)
+    return Tools(known, "none" if choice == "none" else "auto", parallel_told=parallel)
+
+
+def call_readers(body: ChatCompletionRequest, model: ServedModel) -> CallReaders | None:
+    """Return what finds calls in the answers to a request; None if they contain none."""
+    # `tools_of` is not used: it makes the schemas that are enforced, which may take long
+    if not body.tools or body.tool_choice == "none":
+        return None
+    # a transform may replace the text of a call by any other text
+    transformed = body.semantic is not None and body.semantic.transform is not None
+    forced = _is_forced(body) and not model.prompts.is_passthrough and not transformed
+    return _CallReaders([tool.function.name for tool in body.tools], forced)
+
+
+def _is_forced(body: ChatCompletionRequest) -> bool:
+    """Return whether the answer must be a call."""
+    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
+
+
+def constrain_calls(sampling: SamplingParams, tools: Tools, model: ServedModel) -> SamplingParams:
+    """Return the sampling of an answer with tools. The schema of a forced call replaces any other form of the answer.
+
+    Stop strings do not apply to a forced call: the client does not see the text in which they would be found.
+    """
+    if model.prompts.is_passthrough:  # the upstream server constrains calls
+        return sampling
+    style = model.prompts.style
+    if tools.choice == "forced":
+        schema = json.dumps(tools.call_schema(style))
+        sampling = dataclasses.replace(sampling, stop=(), stop_token_ids=())
+        return dataclasses.replace(sampling, regex=None, json_schema=schema, grammar=None)
+    if sampling.regex is None and sampling.json_schema is None and sampling.grammar is None:
+        return dataclasses.replace(sampling, grammar=tools.grammar(style, model.tokenizer.control))
+    return sampling

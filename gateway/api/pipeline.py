@@ -1,0 +1,172 @@
+"""The way of a request that runs calls, from its body to its answer.
+
+    1. `http.json_body.read_json`   parse the body and check it against its schema
+    2. `admit`                      find the model and the session, and check the limits on unfinished calls
+    3. `build_spec`                 build the call: prompt, sampling parameters and outputs
+    4. `respond`                    submit the call, subscribe the client, and answer
+
+Chat completions, completions and responses take all steps. A graph builds its calls with step 3 and submits them
+together. Each endpoint brings a `SpecBuilder`, which reads its requests, and a `Serializer`, which writes its answers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from aiohttp import web
+
+from compat.openai import Semantic
+from gateway.api.sampling import with_seed_of
+from gateway.api.semantic.extension import Scope, scope_of
+from gateway.api.serializers.base import Serializer, check_done
+from gateway.api.services import SERVICES, Services
+from gateway.api.stream_writer import StreamWriter
+from gateway.api.subscription import subscribed
+from gateway.errors import FailedCall, RequestError
+from gateway.graph.call import Call, CallSpec, Rendering
+from gateway.http.json_body import json_response
+from gateway.http.sse import EventStream
+from gateway.prompts.served_models import ServedModel
+from gateway.runtime.executors import offload
+
+_STATUS_SECONDS = 5.0
+"""Longest wait of a stream before its status line, in seconds: an early failure can have a status of its own."""
+_LONG_CHARACTERS = 4_000
+"""Length of a request, in characters, from which its prompt is built in a thread."""
+_LONG_PASSTHROUGH_CHARACTERS = 400_000
+"""The same for models whose prompts are not tokenised here."""
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that was admitted: its model, the models that may answer instead, and its session."""
+
+    request: web.Request
+    services: Services
+    model: ServedModel
+    fallbacks: Sequence[ServedModel]
+    scope: Scope
+
+
+class SpecBuilder(Protocol):
+    """Reader of an endpoint's request: builds the call that it asks for."""
+
+    def build(self, model: ServedModel) -> CallSpec:
+        """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
+
+
+async def admit(request: web.Request, model: str, semantic: Semantic | None) -> Admitted:
+    """Find the model and the session of a request, and admit it. Raises RequestError, GraphError and Overloaded."""
+    services = request.app[SERVICES]
+    served = await services.models.get(model)
+    scope = scope_of(request, semantic)
+    services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
+    return Admitted(request, services, served, services.models.behind(served), scope)
+
+
+async def build_spec(
+    builder: SpecBuilder, model: ServedModel, fallbacks: Sequence[ServedModel], characters: int
+) -> CallSpec:
+    """Build a call, in a thread if that takes long. `characters`: length of the request.
+
+    Raises RequestError and GraphError; changes nothing.
+    """
+    return await offload_if_long(lambda: with_fallbacks(builder, model, fallbacks), characters, model, *fallbacks)
+
+
+async def offload_if_long(make: Callable[[], _Made], characters: int, *models: ServedModel) -> _Made:
+    """Return what `make` returns. Call it in a thread if the request, with so many characters, takes long to render and
+    tokenise for the models."""
+    if characters < _LONG_CHARACTERS:
+        return make()
+    passthrough = all(model.tokenizer.is_passthrough for model in models)
+    long = _LONG_PASSTHROUGH_CHARACTERS if passthrough else _LONG_CHARACTERS
+    return make() if characters < long else await offload(make, characters)
+
+
+def with_fallbacks(builder: SpecBuilder, model: ServedModel, fallbacks: Sequence[ServedModel]) -> CallSpec:
+    """Return the call with its prompt for the model, and for each fallback.
+
+    A fallback for which the prompt cannot be built is left out. All are left out if the request names tokens by number.
+    """
+    spec = builder.build(model)
+    samplings = [slot.sampling for slot in spec.slots]
+    if not fallbacks or any(one.logit_bias or one.stop_token_ids or one.logprobs for one in samplings):
+        return spec
+    renderings = []
+    for fallback in fallbacks:
+        with suppress(RequestError):
+            renderings.append(Rendering(fallback.id, builder.build(fallback).segments))
+    return dataclasses.replace(spec, fallbacks=tuple(renderings))
+
+
+def repeat(spec: CallSpec, count: int) -> list[CallSpec]:
+    """Return `count` calls that differ in their seeds. Only the first assigns the output that the client named.
+
+    Raises RequestError if the call has slots, because a name is assigned once.
+    """
+    if count == 1:
+        return [spec]
+    if spec.parts is not None:
+        message = "a request with slots has one answer: n is 1"
+        raise RequestError(400, message, code="unsupported_with_semantic", param=spec.at("n"))
+    specs = []
+    for number in range(count):
+        copy = dataclasses.replace(
+            spec,
+            segments=with_seed_of(spec.segments, number),
+            fallbacks=tuple(Rendering(one.model, with_seed_of(one.segments, number)) for one in spec.fallbacks),
+            share=False,
+        )
+        specs.append(dataclasses.replace(copy, output=None, inputs={}) if number else copy)
+    return specs
+
+
+async def respond(
+    admitted: Admitted, specs: Sequence[CallSpec], serializer: Serializer, *, streamed: bool
+) -> web.StreamResponse:
+    """Submit the calls and answer with their texts; at once, with references to their outputs, if they are deferred.
+
+    If the client disconnects meanwhile, calls that only it waits for are cancelled; see `gateway/api/subscription.py`.
+    """
+    request, scope, scheduler = admitted.request, admitted.scope, admitted.services.scheduler
+    addition = scope.session.add_all(specs)
+    serializer.calls = calls = addition.calls
+    if specs[0].deferred:
+        await scheduler.start(scope.session, addition, promised=True)
+        if streamed:
+            return await EventStream(request).end(serializer.reference_events(), done=serializer.ends_with_done)
+        return json_response(serializer.reference())
+    ended = None if scope.named else scope.session.dissolve  # no other request can name this session
+    outputs = [call.output for call in calls]
+    with subscribed(scheduler, outputs, after_response=True, ended=ended):
+        if scope.named or streamed or len(calls) > 1:
+            await scheduler.start(scope.session, addition)
+        else:
+            await scheduler.perform(calls[0])
+        if streamed:
+            return await _stream(request, calls, serializer)
+        for output in outputs:
+            await output.wait_final()
+        for call in calls:
+            check_done(call)
+        return json_response(await serializer.whole())
+
+
+async def _stream(request: web.Request, calls: Sequence[Call], serializer: Serializer) -> web.StreamResponse:
+    """Write the events of the answers while they are generated. Raises FailedCall before the first event."""
+    stream = EventStream(request)
+    writer = StreamWriter(stream, serializer, _STATUS_SECONDS, serializer.prepare_end)
+    try:
+        events = await writer.run([call.session.read(call.output) for call in calls])
+    except FailedCall as error:
+        if not stream.begun:
+            raise
+        return await stream.end(serializer.error_events(error), done=serializer.ends_with_done)
+    if serializer.persists:  # the client has its text before the response is stored
+        await stream.write(events)
+        events = b""
+    return await stream.end(events + await serializer.last_events(), done=serializer.ends_with_done)

@@ -1,0 +1,106 @@
+"""The interface of serializers, and what they share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from compat.openai import CompletionTokensDetails, CompletionUsage, PromptTokensDetails, SemanticInfo
+from gateway.api.semantic.extension import Scope, describe_call
+from gateway.errors import FailedCall
+from gateway.graph.call import Call, CallState, Usage
+from gateway.graph.errors import Failure
+from gateway.graph.variable import Piece
+
+SemanticField = SemanticInfo | msgspec.UnsetType
+"""The `semantic` object of an answer; absent if the session has no name."""
+
+
+class EventSerializer(Protocol):
+    """Serializer of growing values into server-sent events. Values are numbered."""
+
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+        """Return the events for new pieces of a value."""
+
+    def end(self, index: int) -> bytes:
+        """Return the events for the end of a value. Raises FailedCall if the value has failed."""
+
+
+class Serializer(ABC):
+    """Serializer of a request's calls into the JSON and the events of its endpoint. There is one for each endpoint."""
+
+    ends_with_done: ClassVar[bool] = True
+    """Whether a stream ends with `data: [DONE]`."""
+    persists: bool = False
+    """Whether the answer is stored before the last events of its stream."""
+    calls: Sequence[Call] = ()
+    """The request's calls, once they are submitted."""
+
+    @abstractmethod
+    async def whole(self) -> Any:
+        """Return the JSON object of the finished calls."""
+
+    @abstractmethod
+    def reference(self) -> Any:
+        """Return the JSON object of deferred calls: an ordinary answer whose texts are references to their outputs."""
+
+    @abstractmethod
+    def reference_events(self) -> bytes:
+        """Return the whole stream of deferred calls."""
+
+    @abstractmethod
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+        """Return the events for new pieces of a call's output."""
+
+    @abstractmethod
+    def end(self, index: int) -> bytes:
+        """Return the events for the end of a call's output. Raises FailedCall."""
+
+    @abstractmethod
+    def error_events(self, error: FailedCall) -> bytes:
+        """Return the last events of a stream in which a call failed."""
+
+    def prepare_end(self, index: int) -> Awaitable[None] | None:
+        """Return what has to be awaited before `end`, if anything. Other outputs grow meanwhile."""
+        return None
+
+    async def last_events(self) -> bytes:
+        """Return the events behind the ends of all outputs."""
+        return b""
+
+
+def usage_of(usages: Sequence[Usage]) -> CompletionUsage:
+    """Return the sum of the tokens of some calls."""
+    prompt = cached = completion = accepted = rejected = reasoning = 0
+    for usage in usages:
+        prompt += usage.prompt
+        cached += usage.cached
+        completion += usage.completion
+        accepted += usage.accepted
+        rejected += usage.rejected
+        reasoning += usage.reasoning
+    has_details = accepted or rejected or reasoning
+    details = CompletionTokensDetails(accepted, rejected, reasoning) if has_details else msgspec.UNSET
+    return CompletionUsage(prompt, completion, prompt + completion, PromptTokensDetails(cached), details)
+
+
+def semantic_field(scope: Scope, calls: Sequence[Call]) -> SemanticField:
+    """Return the description of the calls for the `semantic` field of an answer."""
+    if not scope.named:
+        return msgspec.UNSET
+    first, *others = (describe_call(scope.session, call) for call in calls)
+    if others:
+        first["others"] = others
+    return first
+
+
+def reference_to(call: Call) -> str:
+    """Return the text of a deferred answer: a reference to the call's output."""
+    return f"<<{call.output.name}>>"
+
+
+def check_done(call: Call) -> None:
+    """Raise FailedCall unless the call is done."""
+    if call.state is not CallState.DONE:
+        raise FailedCall(call.failure or Failure("internal_error", f"the call is {call.state}"))

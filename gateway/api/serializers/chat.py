@@ -1,0 +1,168 @@
+"""Serialize calls as chat completions."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from compat.openai import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    Choice,
+    ChoiceDelta,
+    ChoiceLogprobs,
+    ChunkChoice,
+    CompletionUsage,
+    FunctionCall,
+    ResponseMessage,
+    ToolCallAnswer,
+    ToolCallDelta,
+)
+from gateway.api.openai.logprobs import token_logprobs
+from gateway.api.openai.tools import CallReaders
+from gateway.api.schema_checks import AnswerChecks
+from gateway.api.semantic.extension import Scope
+from gateway.api.serializers.base import SemanticField
+from gateway.api.serializers.choices import ChoicesSerializer, UsageField
+from gateway.graph.ids import new_id
+from gateway.graph.variable import Piece, reasoning_of
+from gateway.prompts.served_models import ServedModel
+from gateway.prompts.tool_calls import AnswerText, CallArguments, CallStart, Found, Reader, read_calls
+
+
+class ChatSerializer(ChoicesSerializer):
+    """Serializer of calls as one chat completion. Calls of tools are found in their texts."""
+
+    def __init__(
+        self,
+        body: ChatCompletionRequest,
+        model: ServedModel,
+        scope: Scope,
+        readers: CallReaders | None,
+        checks: AnswerChecks | None,
+    ) -> None:
+        """`readers`: finds calls of tools in the answers, if they may contain any."""
+        super().__init__(body, scope, model.id, per_prompt=body.choices, returned=body.choices, checks=checks)
+        self._model = model
+        self._id = f"chatcmpl-{new_id(24)}"
+        self._created = int(time.time())
+        self._wants_logprobs = body.wants_logprobs
+        self._readers = readers
+        self._stream_readers: dict[int, Reader] = {}
+        """Readers of streamed answers, by index."""
+
+    def _choice(self, index: int, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
+        logprobs = self._logprobs(pieces)
+        reasoning = _reasoning_fields(pieces)
+        if self._readers is None:
+            return Choice(index, ResponseMessage(text, **reasoning), finish, logprobs)
+        reader = self._readers()
+        content, calls = read_calls(reader, text, cut=finish == "length")
+        if not calls:
+            return Choice(index, ResponseMessage(content, **reasoning), finish, logprobs)
+        tool_calls = [ToolCallAnswer(new_call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
+        message = ResponseMessage(content or None, tool_calls=tool_calls, **reasoning)
+        return Choice(index, message, _finish_reason(finish, reader), logprobs)
+
+    def _body(self, choices: Sequence[Choice], usage: CompletionUsage, semantic: SemanticField) -> ChatCompletion:
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=self._model_name,
+            choices=list(choices),
+            usage=usage,
+            semantic=semantic,
+        )
+
+    def _opening(self, index: int) -> ChunkChoice:
+        return ChunkChoice(index, ChoiceDelta(role="assistant", content=""))
+
+    def _parts(self, index: int, text: str, pieces: Sequence[Piece]) -> list[ChunkChoice]:
+        logprobs = self._logprobs(pieces)
+        if self._readers is None:
+            deltas = [ChoiceDelta(content=text)] if text else []
+        else:
+            deltas = _deltas(self._stream_readers.setdefault(index, self._readers()).push(text))
+        reasoning = _reasoning_fields(pieces)
+        if reasoning:
+            first, *others = deltas or [ChoiceDelta()]
+            deltas = [msgspec.structs.replace(first, **reasoning), *others]
+        if logprobs and not deltas:
+            deltas = [ChoiceDelta()]
+        if logprobs is None or not deltas:
+            return [ChunkChoice(index, delta) for delta in deltas]
+        first, *others = deltas
+        return [ChunkChoice(index, first, None, logprobs), *(ChunkChoice(index, delta) for delta in others)]
+
+    def _closing(self, index: int, finish: str) -> list[ChunkChoice]:
+        reader = self._stream_readers.get(index)
+        if reader is None:
+            return [ChunkChoice(index, ChoiceDelta(), finish)]
+        deltas = _deltas(reader.finish(cut=finish == "length"))
+        last = ChunkChoice(index, ChoiceDelta(), _finish_reason(finish, reader))
+        return [*(ChunkChoice(index, delta) for delta in deltas), last]
+
+    def _chunk(
+        self, choices: Sequence[ChunkChoice], usage: UsageField, semantic: SemanticField = msgspec.UNSET
+    ) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._model_name,
+            choices=list(choices),
+            usage=usage,
+            semantic=semantic,
+        )
+
+    def _logprobs(self, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
+        """Return the log probabilities of the pieces' tokens, if the client wants them."""
+        return ChoiceLogprobs(token_logprobs(self._model, pieces)) if self._wants_logprobs else None
+
+
+def _reasoning_fields(pieces: Iterable[Piece]) -> dict[str, Any]:
+    """Return the model's reasoning under both of its names: DeepSeek's and OpenRouter's."""
+    reasoning = reasoning_of(pieces)
+    return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
+
+
+def _deltas(found: Iterable[Found]) -> list[ChoiceDelta]:
+    """Return what was found in a piece of text as deltas, each with at most one entry of `tool_calls`.
+
+    Some clients read only `tool_calls[0]` (llama-index). Others lose arguments when two entries have the same index
+    (the openai package before 3.57).
+    """
+    deltas: list[ChoiceDelta] = []
+    before: Found | None = None
+    for event in found:
+        joined: Found = event
+        match before, event:
+            case AnswerText(text), AnswerText(more):
+                joined = AnswerText(text + more)
+                deltas[-1] = ChoiceDelta(content=joined.text)
+            case _, AnswerText(text):
+                deltas.append(ChoiceDelta(content=text))
+            case _, CallStart(index, name):
+                deltas.append(_call_delta(ToolCallDelta(index, FunctionCall(name, ""), new_call_id(), "function")))
+            case CallArguments(index, text), CallArguments(_, more):  # of the same call: each call starts with a name
+                joined = CallArguments(index, text + more)
+                deltas[-1] = _call_delta(ToolCallDelta(index, FunctionCall(arguments=text + more)))
+            case _, CallArguments(index, text):
+                deltas.append(_call_delta(ToolCallDelta(index, FunctionCall(arguments=text))))
+        before = joined
+    return deltas
+
+
+def _call_delta(call: ToolCallDelta) -> ChoiceDelta:
+    return ChoiceDelta(tool_calls=[call])
+
+
+def new_call_id() -> str:
+    """Return an id for a call of a tool; the message with the tool's output names it."""
+    return f"call_{new_id(24)}"
+
+
+def _finish_reason(finish: str, reader: Reader) -> str:
+    """Return the finish reason of an answer. It is `tool_calls` only if the last call is complete."""
+    return "tool_calls" if finish == "stop" and reader.calls and reader.whole else finish

@@ -1,0 +1,119 @@
+"""Serialize a call as a response of /v1/responses."""
+
+from collections.abc import Awaitable, Sequence
+from typing import ClassVar
+
+from compat.openai.responses import Response, ResponseRequest
+from gateway.api.responses.builder import ResponseBuilder, encode_events
+from gateway.api.responses.conversations import Turn, new_response_id
+from gateway.api.schema_checks import AnswerChecks
+from gateway.api.semantic.extension import Scope
+from gateway.api.serializers.base import Serializer, check_done, reference_to
+from gateway.errors import FailedCall
+from gateway.graph.call import Call
+from gateway.graph.variable import Piece
+from gateway.prompts.served_models import ServedModel
+from gateway.responses import ResponseStoreError
+
+
+class ResponseSerializer(Serializer):
+    """Serializer of one call as the items of a response. It stores the response before the answer ends."""
+
+    ends_with_done: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        raw: bytes,
+        body: ResponseRequest,
+        model: ServedModel,
+        scope: Scope,
+        turn: Turn,
+        checks: AnswerChecks | None,
+    ) -> None:
+        """`raw`: the body as the client sent it; it is stored with the response."""
+        self._raw = raw
+        self._body = body
+        self._model = model
+        self._scope = scope
+        self._turn = turn
+        self._checks = checks
+        self._id = new_response_id()
+        self._made: ResponseBuilder | None = None
+        self.persists = turn.keeps
+
+    @property
+    def _call(self) -> Call:
+        (call,) = self.calls
+        return call
+
+    @property
+    def _builder(self) -> ResponseBuilder:
+        """Builder of the response. It needs the call, which is there once the request is submitted."""
+        if self._made is None:
+            self._made = ResponseBuilder(
+                self._body,
+                self._model,
+                self._scope,
+                self._call,
+                self._id,
+                checks=self._checks,
+                keeps=self._turn.keeps,
+            )
+        return self._made
+
+    async def whole(self) -> Response:
+        """Return the response with all of its items, once it is stored."""
+        output = self._call.output
+        self._builder.grow(output.value or "", output.pieces)
+        self._builder.close()
+        if (checking := self._builder.check()) is not None:
+            await checking
+        return await self._stored()
+
+    def reference(self) -> Response:
+        """Return the response of a deferred call."""
+        self._builder.add_text(reference_to(self._call))
+        self._builder.close()
+        return self._builder.ended()
+
+    def reference_events(self) -> bytes:
+        """Return the whole stream of a deferred call."""
+        builder = self._builder
+        events = [*builder.open(), *builder.add_text(reference_to(self._call)), *builder.close()]
+        return encode_events([*events, builder.last_event(builder.ended())])
+
+    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+        """Return the events for new pieces of the answer."""
+        text = "".join([piece.text for piece in pieces])
+        return encode_events([*self._builder.open(), *self._builder.grow(text, pieces)])
+
+    def prepare_end(self, index: int) -> Awaitable[None] | None:
+        """Begin the check of the answer against its schema."""
+        return self._builder.check()
+
+    def end(self, index: int) -> bytes:
+        """Return the events for the ends of the last items. Raises FailedCall."""
+        check_done(self._call)
+        return encode_events([*self._builder.open(), *self._builder.close()])
+
+    async def last_events(self) -> bytes:
+        """Store the response and return its last event."""
+        response = await self._stored()
+        return encode_events([self._builder.last_event(response)])
+
+    def error_events(self, error: FailedCall) -> bytes:
+        """Return the ends of the items that there are, and the event of the failure."""
+        builder = self._builder
+        events = [*builder.open(), *builder.interrupt()]
+        return encode_events([*events, builder.last_event(builder.failed(error))])
+
+    async def _stored(self) -> Response:
+        """Store the response, if the client may continue it later, and return it."""
+        response = self._builder.ended()
+        if self._builder.keeps:
+            try:
+                await self._turn.keep(response, self._raw, slots=self._call.spec.parts is not None)
+            except ResponseStoreError:  # the answer is valid all the same; `store` says that it is not stored
+                self._builder.keeps = False
+                response = self._builder.ended()
+        return response
