@@ -18,14 +18,16 @@ from aiohttp import web
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
-from gateway.app import build_app, build_peers, build_services, listening, open_archive
+from gateway.app import build_app, build_cluster, build_services
 from gateway.config.settings import ServeSettings, parse
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
 from gateway.journal import FileStorage, Journal, PostgresStorage
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.served_models import ServedModel
-from gateway.server.gc_tuning import Collector
+from gateway.server.gc_tuning import GcTuner
+from gateway.server.listener import listening
+from gateway.server.storage import open_response_store
 from tests.fakes.engine import StubEngine
 
 _ANSWER = {
@@ -53,7 +55,7 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
     elif path is not None:
         storage = FileStorage(path)
     journal = None if storage is None else Journal(storage)
-    archive = await open_archive(settings, storage)
+    archive = await open_response_store(settings, storage)
     services = build_services(settings, pool, journal or NoLog(), archive)
     tokenizer = _tokenizer()
     pool.add("stub", StubEngine(tokenizer))
@@ -65,7 +67,7 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
         stack.push_async_callback(archive.close)
         return address
     resume = services.scheduler.resume
-    membership, forwarding = build_peers(settings, services, storage, journal, resume, ssl.create_default_context())
+    membership, forwarding = build_cluster(settings, services, storage, journal, resume, ssl.create_default_context())
     await forwarding.start()
     stack.push_async_callback(forwarding.close)
     app = build_app(settings, services, forwarding.middleware)
@@ -90,7 +92,7 @@ async def _serve(kind: str, arguments: Sequence[str]) -> None:
             app = web.Application()
             app.router.add_post("/v1/chat/completions", _bare)
             address = await stack.enter_async_context(listening(app, settings))
-        Collector().begin()
+        GcTuner().begin()
         print(address, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

@@ -26,14 +26,19 @@ async def _serve(settings: ServeSettings, began: float) -> int:
 
     pool: EnginePool = EnginePool(settings.engine_wait)
     try:
-        fleet = EngineFactory(settings, pool)
+        engines = EngineFactory(settings, pool)
     except OSError as error:  # includes errors of TLS
         print(f"myna: cannot trust {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
         return 1
     try:
-        await fleet.begin()
-        from gateway.app import serve  # loads for half a second, while the engine's process loads as well
+        await engines.begin()
+        from gateway.server.lifespan import Lifespan, StartFailed  # loads while the engine's process loads as well
 
-        return await serve(settings, pool, fleet, began)
+        try:
+            await Lifespan(settings, pool, engines, began).run()
+        except StartFailed as error:
+            print(f"myna: {error}", file=sys.stderr)
+            return 1
+        return 0
     finally:
-        await fleet.close()  # closes again, unless `serve` raised before it closed
+        await engines.close()  # closes again, unless the start failed before

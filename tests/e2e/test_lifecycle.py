@@ -121,9 +121,9 @@ def test_what_hangs_at_the_end_does_not_keep_the_process(tmp_path: Path) -> None
     """As a disk that does not answer would: a thread that the interpreter waits for at its exit."""
     script = """
 import sys, threading, time
-from gateway.app import _end_within
+from gateway.server.shutdown import end_within
 threading.Thread(target=time.sleep, args=(60,)).start()
-_end_within(0.2)
+end_within(0.2)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=40)
     assert ended.returncode == 1

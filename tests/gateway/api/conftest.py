@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from engine.tokenizer import Tokenizer
 from gateway.api.responses.background import BACKGROUND
-from gateway.app import build_app, build_services, open_archive
+from gateway.app import build_app, build_services
 from gateway.config.settings import ServeSettings
 from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.upstream import Server, Upstream
@@ -18,6 +18,7 @@ from gateway.graph.events import NoLog
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import TranscriptTokenizer
 from gateway.prompts.served_models import ServedModel
+from gateway.server.storage import open_response_store
 from tests.upstream import FakeServer
 
 Client = TestClient[Any, Any]
@@ -33,7 +34,7 @@ async def gateway_before(
     await upstream.start()
     pool = EnginePool(1.0)
     pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
-    archive = await open_archive(told, None)
+    archive = await open_response_store(told, None)
     services = build_services(told, pool, NoLog(), archive)
     written: Any = tokenizer or TranscriptTokenizer()
     services.models.add(ServedModel("fake", 4096, None, written, PromptBuilder(written)))

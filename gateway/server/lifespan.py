@@ -1,0 +1,167 @@
+"""The life of a gateway process: open the storage, listen, start the engines, serve, drain, close."""
+
+import asyncio
+import socket
+import time
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from gateway.api.responses.background import BACKGROUND
+from gateway.api.services import Services
+from gateway.app import build_app, build_cluster, build_services
+from gateway.cluster import Membership
+from gateway.config.settings import ServeSettings
+from gateway.engines.local.client import EngineStartFailed
+from gateway.engines.pool import EnginePool
+from gateway.graph.events import NoLog
+from gateway.graph.session import Session
+from gateway.journal import Journal, JournalError, PostgresStorage
+from gateway.responses import ResponseStore, ResponseStoreError
+from gateway.server.engine_factory import EngineFactory
+from gateway.server.gc_tuning import GcTuner
+from gateway.server.listener import allow_many_connections, listening, requested_address
+from gateway.server.maintenance import maintain
+from gateway.server.shutdown import drain, end_within, stop_on_signals, unless_stopped
+from gateway.server.storage import JournalStorage, open_journal_storage, open_response_store, restore_sessions
+from gateway.telemetry.trace_recorder import TraceRecorder
+
+_END_SECONDS = 30.0
+"""Longest time from the end of the drain to the end of the process, in seconds."""
+
+
+class StartFailed(Exception):
+    """The gateway cannot start. The message is for the operator."""
+
+
+class Lifespan:
+    """One gateway process. What it opens is closed in the opposite order."""
+
+    def __init__(self, settings: ServeSettings, pool: EnginePool, engines: EngineFactory, began: float) -> None:
+        """`began`: start of the process, by the monotonic clock."""
+        self._settings = settings
+        self._pool = pool
+        self._engines = engines
+        self._began = began
+        self._stop = asyncio.Event()
+        self._stack = AsyncExitStack()
+        self._tuner = GcTuner()
+        self._storage: JournalStorage | None = None
+        self._journal: Journal | None = None
+        self._membership: Membership | None = None
+        self._restored: list[Session] = []
+        """Sessions of the process before this one."""
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or SIGHUP, then let running answers finish. Raises StartFailed."""
+        allow_many_connections()
+        stop_on_signals(self._stop)
+        async with self._stack:
+            services, store = await self._open()
+            app = await self._build(services)
+            address = await self._listen(app, store)
+            if not await self._start_engines(services):
+                return
+            await self._resume(services, app)
+            self._tuner.begin()
+            seconds = time.monotonic() - self._began
+            print(f"myna serves {self._engines} at {address}/v1 (ready in {seconds:.1f} s)", flush=True)
+            maintenance = asyncio.create_task(maintain(services, self._tuner), name="maintenance")
+            self._stack.callback(maintenance.cancel)
+            await self._stop.wait()
+            if self._membership is not None:
+                self._membership.inherit(False)
+            await drain(services.scheduler, self._settings.drain, self._stop)
+            end_within(_END_SECONDS)
+
+    async def _open(self) -> tuple[Services, ResponseStore]:
+        """Open the journal and the response store, build the services, and restore the sessions."""
+        settings, stack = self._settings, self._stack
+        try:
+            self._storage = await open_journal_storage(settings)
+            if self._storage is not None:
+                self._journal = Journal(self._storage)
+                stack.push_async_callback(self._journal.close)
+            store = await open_response_store(settings, self._storage)
+            stack.push_async_callback(store.close)
+            services = build_services(settings, self._pool, self._journal or NoLog(), store, self._recorder())
+            self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
+        except JournalError as error:
+            hint = "--journal FILE names another, --journal memory does without"
+            raise StartFailed(f"{error} ({hint})") from error
+        except OSError as error:
+            raise StartFailed(f"cannot write {settings.record}: {error.strerror}") from error
+        stack.push_async_callback(services.scheduler.close)
+        stack.push_async_callback(self._engines.close)
+        return services, store
+
+    def _recorder(self) -> TraceRecorder | None:
+        """Return the recorder of the trace, if the settings ask for one. Raises OSError."""
+        if self._settings.record is None:
+            return None
+        file = self._settings.record.expanduser().open("a", buffering=1, encoding="utf-8")
+        return TraceRecorder(self._stack.enter_context(file))
+
+    async def _build(self, services: Services) -> web.Application:
+        """Build the application, as a member of the cluster if the journal is shared."""
+        if self._journal is None or not isinstance(self._storage, PostgresStorage):
+            return build_app(self._settings, services)
+
+        def resume(session: Session) -> None:
+            services.scheduler.resume(session)
+            app[BACKGROUND].resume(session)
+
+        self._membership, forwarding = build_cluster(
+            self._settings, services, self._storage, self._journal, resume, self._engines.https
+        )
+        await forwarding.start()
+        self._stack.push_async_callback(forwarding.close)
+        app = build_app(self._settings, services, forwarding.middleware)
+        return app
+
+    async def _listen(self, app: web.Application, store: ResponseStore) -> str:
+        """Listen, join the cluster, and return the address."""
+        settings, stack = self._settings, self._stack
+        try:
+            address = await stack.enter_async_context(listening(app, settings))
+        except OSError as error:
+            where = requested_address(settings)
+            raise StartFailed(f"cannot listen on {where}: {error.strerror or error}") from error
+        # closed before connections are cut and calls cancelled: what is stored then continues after the next start
+        if self._journal is not None:
+            stack.push_async_callback(self._journal.close)
+        stack.push_async_callback(store.close)
+        if self._membership is not None:
+            stack.push_async_callback(self._membership.close)
+            try:
+                await self._membership.join(settings.advertise or address, socket.gethostname())
+            except JournalError as error:
+                raise StartFailed(str(error)) from error
+        return address
+
+    async def _start_engines(self, services: Services) -> bool:
+        """Start the engines and add their models. Return False if a signal comes first."""
+        try:
+            if not await unless_stopped(self._stop, self._engines.start()):
+                return False
+        except EngineStartFailed as error:
+            raise StartFailed(str(error)) from error
+        stop_on_signals(self._stop)  # Ray has replaced the handlers
+        for model in self._engines.models:
+            services.models.add(model)
+        services.models.relate(self._settings.aliases(), self._settings.fallbacks())
+        return True
+
+    async def _resume(self, services: Services, app: web.Application) -> None:
+        """Resume the calls and the background responses of restored sessions."""
+        for session in self._restored:
+            services.scheduler.resume(session)
+        background = app[BACKGROUND]
+        if self._membership is not None:
+            background.resumed = True  # the membership resumes each session that it takes over
+            self._membership.inherit()
+            return
+        try:
+            await background.resume_all(self._restored)
+        except ResponseStoreError as error:
+            raise StartFailed(str(error)) from error

@@ -1,0 +1,65 @@
+"""Open what sessions and responses are stored in, as the settings say."""
+
+import asyncio
+import os
+import sys
+
+from gateway.app import session_limits
+from gateway.config.settings import ServeSettings
+from gateway.graph.session import Session
+from gateway.graph.store import SessionStore
+from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
+from gateway.responses import (
+    MemoryDatabase,
+    PostgresResponseStore,
+    ResponseStore,
+    ResponseStoreError,
+    SqliteResponseStore,
+)
+
+JournalStorage = FileStorage | PostgresStorage
+
+
+async def open_journal_storage(settings: ServeSettings) -> JournalStorage | None:
+    """Return the storage of the journal; None if the settings name none. Raises JournalError."""
+    url, path = settings.journal_url(), settings.journal_file()
+    if url is not None:
+        storage = PostgresStorage(url, settings.lease, _stop_at_once)
+        await storage.start()
+        return storage
+    return None if path is None else await asyncio.to_thread(FileStorage, path)
+
+
+async def open_response_store(settings: ServeSettings, storage: JournalStorage | None) -> ResponseStore:
+    """Return the store of responses: in the journal's storage, or in memory without one. Raises JournalError."""
+    limits = (settings.max_kept_bytes, settings.response_ttl)
+    if isinstance(storage, PostgresStorage):
+        try:
+            return await PostgresResponseStore.open(storage, *limits)
+        except ResponseStoreError as error:
+            raise JournalError(f"the journal at {storage.name} cannot be used: {error}") from error
+    return SqliteResponseStore(storage or MemoryDatabase(), *limits, owns=storage is None)
+
+
+def restore_sessions(
+    settings: ServeSettings, store: SessionStore, storage: JournalStorage | None, journal: Journal | None
+) -> list[Session]:
+    """Return the sessions of the process before this one, and add them to the store. Raises JournalError.
+
+    In PostgreSQL, sessions belong to a member of the cluster; `Membership` takes those over one by one.
+    """
+    if journal is None or not isinstance(storage, FileStorage):
+        return []
+    for tenant, id in storage.expired():
+        store.remember(tenant, id)
+    sessions = journal.restore(storage.rows(), session_limits(settings))
+    for session in sessions:
+        store.adopt(session)
+    return sessions
+
+
+def _stop_at_once() -> None:
+    """End the process: other gateways continue its sessions, so this one must send nothing more about them."""
+    print("myna: other gateways have taken this one for dead and its sessions over; start it anew", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
