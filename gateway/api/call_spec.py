@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from compat.openai import ChatCompletionRequest, CompletionRequest
-from gateway.api.semantic.extension import UNSAID, text_of
+from gateway.api.semantic.extension import NO_EXTENSION, text_of
 from gateway.errors import at
 from gateway.graph.call import CallSpec, Objective, Segment, Text
 from gateway.prompts.builder import Prompt, over_window
@@ -22,7 +22,7 @@ def new_spec(
 
     Raises RequestError if the known part of the prompt exceeds the model's context window.
     """
-    semantic = body.semantic or UNSAID
+    semantic = body.semantic or NO_EXTENSION
     check_window(model, prompt.segments, at(where, prompt.field))
     return CallSpec(
         model=model.id,

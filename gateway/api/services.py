@@ -1,4 +1,4 @@
-"""What the routes reach the rest of the house through."""
+"""The services that the routes use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ from gateway.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Services:
-    """One for each application. `ready`: whether every model takes work now. `form_checks`: gate of work on schemas,
-    patterns and grammars that runs in a thread."""
+    """The services of one application. `ready`: whether every model accepts work now. `form_checks`: gate of work on
+    schemas, patterns and grammars that runs in a thread."""
 
     sessions: SessionStore
     scheduler: Scheduler

@@ -12,7 +12,7 @@ from gateway.api.call_spec import new_spec
 from gateway.api.openai.tools import call_readers, constrain_calls, tools_of
 from gateway.api.sampling import answer_slot, named_slots, request_sampling
 from gateway.api.schema_checks import checks_of
-from gateway.api.semantic.extension import SESSION_HEADERS, UNSAID
+from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
 from gateway.api.serializers.chat import ChatSerializer
 from gateway.errors import RequestError, at
 from gateway.graph.call import CallSpec, Slot
@@ -67,7 +67,7 @@ class ChatSpecBuilder:
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
         body, where = self.body, self.where
-        semantic = body.semantic or UNSAID
+        semantic = body.semantic or NO_EXTENSION
         sampling = request_sampling(body, model, where)
         tools = tools_of(body)
         if tools is not None:

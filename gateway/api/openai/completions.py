@@ -11,7 +11,7 @@ from gateway.api import pipeline
 from gateway.api.call_spec import new_spec
 from gateway.api.sampling import answer_slot, check_tokens, request_sampling
 from gateway.api.schema_checks import checks_of
-from gateway.api.semantic.extension import SESSION_HEADERS, UNSAID
+from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
 from gateway.api.serializers.completions import CompletionSerializer
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec, Input
@@ -51,7 +51,7 @@ def _specs(
     body: CompletionRequest, model: ServedModel, fallbacks: Sequence[ServedModel], *, references: bool, deferred: bool
 ) -> list[CallSpec]:
     """Return the calls of all prompts. Raises RequestError and GraphError; changes nothing."""
-    if (body.semantic or UNSAID).slots:
+    if (body.semantic or NO_EXTENSION).slots:
         message = "slots stand in assistant messages; a completion has none"
         raise RequestError(400, message, code="unsupported_with_semantic", param="semantic.slots")
     specs: list[CallSpec] = []
@@ -78,7 +78,7 @@ class CompletionSpecBuilder:
     def build(self, model: ServedModel) -> CallSpec:
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
         body, prompt = self.body, self.prompt
-        answer = answer_slot(body.semantic or UNSAID, request_sampling(body, model))
+        answer = answer_slot(body.semantic or NO_EXTENSION, request_sampling(body, model))
         if isinstance(prompt, str):
             built = model.prompts.completion(prompt, answer, references=self.references, where=self.where)
         elif model.tokenizer.is_passthrough:

@@ -12,7 +12,7 @@ _LEAST = -9999.0
 
 
 def token_logprobs(model: ServedModel, pieces: Iterable[Piece]) -> list[TokenLogprob]:
-    """Those of the pieces' tokens."""
+    """Return the log probabilities of the pieces' tokens."""
     return [_told(model, entry) for piece in pieces for entry in piece.logprobs]
 
 

@@ -1,4 +1,4 @@
-"""The models that are served."""
+"""GET /v1/models: the served models."""
 
 from aiohttp import web
 
@@ -18,12 +18,12 @@ def _model(model: ServedModel) -> Model:
 @routes.get("/v1/models")
 @operation(ModelList, errors=(503,))
 async def list_models(request: web.Request) -> web.Response:
-    """All of them."""
+    """Return all served models."""
     return json_response(ModelList([_model(model) for model in await request.app[SERVICES].models.all()]))
 
 
 @routes.get("/v1/models/{id:.+}")
 @operation(Model, errors=(404, 503))
 async def get_model(request: web.Request) -> web.Response:
-    """One; hub ids hold a slash."""
+    """Return one model. Ids of a model hub contain a slash."""
     return json_response(_model(await request.app[SERVICES].models.get(request.match_info["id"])))

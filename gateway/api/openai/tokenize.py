@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, as vLLM has them; and /v1/embeddings, which is refused in words."""
+"""POST /tokenize and /detokenize, as in vLLM; POST /v1/embeddings, which is refused."""
 
 import dataclasses
 
@@ -69,7 +69,7 @@ def _tokenized(body: TokenizeRequest, model: ServedModel) -> Tokens:
 
 
 def _with_tokens(model: ServedModel) -> ServedModel:
-    """The model, if its tokens are known here. Raises RequestError."""
+    """Return the model if its tokens are known here. Raises RequestError otherwise."""
     if model.tokenizer.is_passthrough:
         message = f"{model.id} runs on an engine elsewhere that is given messages; its tokens are not known here"
         raise RequestError(400, message, code="unsupported_by_engine", param="model")

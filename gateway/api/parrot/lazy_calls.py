@@ -1,4 +1,4 @@
-"""Calls that join a session only once somebody asks for what they make."""
+"""Calls that join their session when a client asks for their outputs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ from gateway.graph.session import CALL_BYTES, Addition, Session, VariableSpec, s
 
 @dataclass
 class LazyCalls:
-    """What is kept for one session. The names that its calls make are declared there from the beginning."""
+    """Lazy calls of one session. The variables that they assign are declared in the session from the beginning."""
 
     _makers: dict[str, CallSpec] = field(default_factory=dict)
-    """Calls by each name that they make."""
+    """Calls by the name of each of their outputs."""
     kept: int = 0
-    """Calls that nobody has asked for."""
+    """Number of calls that have not joined."""
     edges: int = 0
-    """Inputs of these calls."""
+    """Number of inputs of these calls."""
 
     def add(self, session: Session, spec: CallSpec, given: Sequence[VariableSpec] = ()) -> Addition:
-        """Keeps a call whose output is named; what is `given`, and the names it makes, are the session's now.
+        """Keep a call whose output has a name. Its outputs and the variables of `given` join the session now.
 
-        The call counts in the session's bounds, as if it had joined. Raises GraphError; then nothing has changed.
+        The call counts in the session's limits, as if it had joined. Raises GraphError; then nothing has changed.
         """
         names = output_names(spec)
         if len(set(names)) < len(names):
@@ -44,13 +44,13 @@ class LazyCalls:
         return addition
 
     def produces(self, name: str) -> bool:
-        """Whether a call that is kept makes the variable."""
+        """Return whether a lazy call assigns the variable."""
         return name in self._makers
 
     def join(self, session: Session, names: Iterable[str]) -> Addition:
-        """The calls that make these variables, and those that make what they read, become the session's.
+        """Add the calls that assign these variables to the session, and those that assign what they read.
 
-        Raises GraphError; then they are kept on.
+        Raises GraphError; then the calls stay lazy.
         """
         found: dict[int, CallSpec] = {}
         stack = list(names)
@@ -85,6 +85,6 @@ def _size(spec: CallSpec) -> int:
 
 
 def output_names(spec: CallSpec) -> list[str]:
-    """The names that a call with a named output makes, that one last."""
+    """Return the names of a call's outputs; that of the answer is the last."""
     assert spec.output is not None
     return [*(slot.name for slot in spec.slots if slot.name is not None), spec.output]

@@ -1,4 +1,7 @@
-"""Parrot's public API, on the same sessions, variables and calls. Its client is known by its session's number alone."""
+"""The public API of the Parrot paper's artifact, on the same sessions, variables and calls.
+
+A client proves who it is by the number of its session, which cannot be guessed.
+"""
 
 import hashlib
 import hmac
@@ -62,9 +65,9 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Programs:
-    """The sessions of Parrot's clients, by their numbers, with the calls of each that nobody has asked for yet.
+    """Sessions of Parrot's clients by their numbers, with the lazy calls of each.
 
-    They are not kept over a restart: what was never asked for is not written down, and would be waited for in vain.
+    They do not survive a restart: lazy calls are not in the journal, so their outputs would never be assigned.
     """
 
     def __init__(self, keys: Keys, sessions: SessionStore) -> None:
@@ -74,7 +77,7 @@ class Programs:
         self._later: WeakKeyDictionary[Session, LazyCalls] = WeakKeyDictionary()
 
     def begin(self, api_key: str) -> int:
-        """A new session's number. Raises RequestError and GraphError."""
+        """Create a session and return its number. Raises RequestError and GraphError."""
         number = secrets.randbits(63)
         session = self._sessions.create(self._keys.tenant(api_key), str(number), log=NoLog())
         self._known[number] = session
@@ -82,7 +85,7 @@ class Programs:
         return number
 
     def session(self, number: int, auth: str | None) -> Session:
-        """The session, its time to live begun anew. `auth` is checked if it is given. Raises RequestError and
+        """Return a session and restart its time to live. `auth` is checked if it is not None. Raises RequestError and
         GraphError."""
         known = self._known.get(number)
         if known is None:
@@ -95,7 +98,7 @@ class Programs:
         return session
 
     def later(self, session: Session) -> LazyCalls:
-        """What is kept for the session."""
+        """Return the lazy calls of the session."""
         return self._later[session]
 
 
@@ -103,17 +106,18 @@ PROGRAMS = web.AppKey("programs", Programs)
 
 
 def proof(number: int) -> str:
-    """A session's `session_auth`. Whoever knows the number, which nobody can guess, may do everything anyway."""
+    """Return the `session_auth` of a session. It adds no protection: who knows the number may do everything."""
     return hashlib.sha256(f"session_auth {number}".encode()).hexdigest()[:32]
 
 
 def open_routes() -> set[str]:
-    """Routes that have their key in the body, or need none because of what they know."""
+    """Return the paths of the routes that need no API key in a header: the key is in the body, or the session's number
+    suffices."""
     return {route.path for route in routes if isinstance(route, web.RouteDef)}
 
 
-def _told(handler: _Handler) -> _Handler:
-    """Errors as Parrot's client reads them."""
+def parrot_errors(handler: _Handler) -> _Handler:
+    """Return a handler whose errors have the shape that Parrot's client reads."""
 
     @wraps(handler)
     async def told(request: web.Request) -> web.StreamResponse:
@@ -132,9 +136,9 @@ def _told(handler: _Handler) -> _Handler:
 
 @routes.post("/v1/session")
 @operation(ProgramAnswer, body=ProgramRequest, errors=(401, 413), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def begin(request: web.Request) -> web.Response:
-    """A session, for a program."""
+    """Create a session for a program."""
     body = await read_json(request, ProgramRequest)
     number = request.app[PROGRAMS].begin(body.api_key)
     return json_response({"session_id": number, "session_auth": proof(number)})
@@ -142,18 +146,18 @@ async def begin(request: web.Request) -> web.Response:
 
 @routes.get("/v1/session/{id}")
 @operation(SessionObject, body=Program, errors=(401, 404, 410), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def info(request: web.Request) -> web.Response:
-    """What our own API says of the session."""
+    """Describe the session, as GET /v1/sessions/{id} does."""
     body = await read_json(request, Program)
     return json_response(describe_session(request.app[PROGRAMS].session(_number(request), body.session_auth)))
 
 
 @routes.delete("/v1/session/{id}")
 @operation(Nothing, body=Program, errors=(401, 404, 410), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def end(request: web.Request) -> web.Response:
-    """Ends the session: what runs is cancelled, its KV freed."""
+    """Delete the session. Its running calls are cancelled and their KV is freed."""
     body = await read_json(request, Program)
     request.app[SERVICES].sessions.delete(request.app[PROGRAMS].session(_number(request), body.session_auth))
     return json_response({})
@@ -168,16 +172,17 @@ def _number(request: web.Request) -> int:
 
 @routes.post("/v1/semantic_call")
 @operation(SemanticCallAnswer, body=SemanticCall, errors=(401, 404, 409, 410, 429, 503), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def call(request: web.Request) -> web.Response:
-    """Takes a call. It runs once somebody asks for what it makes, or at once if it says what for."""
+    """Accept a call. It runs when a client asks for one of its outputs, or at once if the request has
+    `output_criteria`."""
     services, programs = request.app[SERVICES], request.app[PROGRAMS]
     body = await read_json(request, SemanticCall)
     session = programs.session(body.session_id, body.session_auth)
     later = programs.later(session)
     model = await _model(request, body)
     services.scheduler.admit(session.tenant, continues=bool(session.calls))
-    names = _names(body, session)
+    names = _variable_names(body, session)
     spec = await offload_if_long(lambda: _spec(body, model, names), len(body.template), model)
     values = [
         VariableSpec(names[parameter.name], text_of(parameter.value), where=f"parameters.{at}.value")
@@ -187,8 +192,8 @@ async def call(request: web.Request) -> web.Response:
     addition = later.add(session, spec, values)
     await services.scheduler.start(session, addition)
     made = output_names(spec)
-    if body.output_criteria is not None or any(_asked_for(session, name) for name in made):
-        await _run(request, session, made)
+    if body.output_criteria is not None or any(_is_needed(session, name) for name in made):
+        await _join_and_start(request, session, made)
     told: list[Told] = [
         {
             "parameter_name": parameter.name,
@@ -202,12 +207,12 @@ async def call(request: web.Request) -> web.Response:
     return json_response({"request_id": secrets.randbits(63), "param_info": told})
 
 
-def _asked_for(session: Session, name: str) -> bool:
+def _is_needed(session: Session, name: str) -> bool:
     variable = session.variable(name)
     return bool(variable.subscribers or variable.consumers)
 
 
-async def _run(request: web.Request, session: Session, names: Collection[str]) -> None:
+async def _join_and_start(request: web.Request, session: Session, names: Collection[str]) -> None:
     """Start the calls that make these variables, and that were not started yet. Raises Overloaded and GraphError."""
     later, scheduler = request.app[PROGRAMS].later(session), request.app[SERVICES].scheduler
     if any(later.produces(name) for name in names):
@@ -217,7 +222,8 @@ async def _run(request: web.Request, session: Session, names: Collection[str]) -
 
 
 async def _model(request: web.Request, body: SemanticCall) -> ServedModel:
-    """The first of the models the client would take that is served; any if it names none. Raises RequestError."""
+    """Return the first model of the request that is served; any model if the request names none. Raises
+    RequestError."""
     served = {model.id: model for model in await request.app[SERVICES].models.all()}
     for name in body.models:
         if name in served:
@@ -228,8 +234,8 @@ async def _model(request: web.Request, body: SemanticCall) -> ServedModel:
     return next(iter(served.values()))
 
 
-def _names(body: SemanticCall, session: Session) -> dict[str, str]:
-    """The variables of the parameters. Raises RequestError if one is named that is not there."""
+def _variable_names(body: SemanticCall, session: Session) -> dict[str, str]:
+    """Return the variable of each parameter. Raises RequestError if the request names an unknown variable."""
     names = {}
     for parameter in body.parameters:
         if parameter.var_id is not None:
@@ -239,18 +245,18 @@ def _names(body: SemanticCall, session: Session) -> dict[str, str]:
 
 
 def _new_name(label: str) -> str:
-    """A variable of ours for a name of theirs, of which there may be several."""
+    """Return a new variable's name for a parameter's name, which several calls may use."""
     plain = re.sub(r"[^A-Za-z0-9_]", "_", label[:40], flags=re.ASCII)
     return f"{plain if plain[:1].isalpha() else f'v_{plain}'}_{new_id(16)}"
 
 
 def _label(name: str) -> str:
-    """What the client calls a variable."""
+    """Return the name that the client knows a variable by."""
     return name.rpartition("_")[0] or name
 
 
 def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> CallSpec:
-    """The call. Raises RequestError; changes nothing."""
+    """Return the call. Raises RequestError; changes nothing."""
     template: list[str | Input | Slot] = []
     places = {parameter.name: index for index, parameter in enumerate(body.parameters)}
     placed: set[str] = set()
@@ -288,9 +294,9 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
 
 @routes.post("/v1/semantic_var")
 @operation(Registered, body=Register, errors=(401, 404, 410), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def register(request: web.Request) -> web.Response:
-    """A variable that is to be set, or to be made by a call, later."""
+    """Declare a variable that a client sets, or a call assigns, later."""
     body = await read_json(request, Register)
     session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
     name = _new_name(body.var_name)
@@ -300,9 +306,9 @@ async def register(request: web.Request) -> web.Response:
 
 @routes.post("/v1/semantic_var/{id}")
 @operation(Nothing, body=Set, errors=(401, 404, 409, 410), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def set_value(request: web.Request) -> web.Response:
-    """Gives a registered variable its value, once."""
+    """Set the value of a declared variable, once."""
     body = await read_json(request, Set)
     programs, name = request.app[PROGRAMS], request.match_info["id"]
     session = programs.session(body.session_id, body.session_auth)
@@ -315,7 +321,7 @@ async def set_value(request: web.Request) -> web.Response:
 
 @routes.get("/v1/semantic_var")
 @operation(Variables, body=Read, errors=(401, 404, 410), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def list_variables(request: web.Request) -> web.StreamResponse:
     """Return all variables of the session, with the values that are there."""
     body = await read_json(request, Read)
@@ -340,15 +346,15 @@ def _described(variable: Variable) -> VariableInfo:
 
 @routes.get("/v1/semantic_var/{id}")
 @operation(Value, body=Read, errors=(401, 404, 409, 410, 422, 424, 429, 503), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def get_value(request: web.Request) -> web.Response:
-    """The value, waited for; what makes it runs from now on at the latest."""
+    """Wait for a variable and return its value. The call that assigns it starts now, if it has not started."""
     body = await read_json(request, Read)
     session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
     variable = variable_of(session, request.match_info["id"])
     scheduler, objective = request.app[SERVICES].scheduler, Objective(CRITERIA[body.criteria])
     with subscribed(scheduler, [variable], objective, session=session):
-        await _run(request, session, [variable.name])
+        await _join_and_start(request, session, [variable.name])
         await variable.wait_final()
     if variable.failure is not None:
         raise FailedCall(variable.failure)
@@ -357,9 +363,9 @@ async def get_value(request: web.Request) -> web.Response:
 
 @routes.post("/v1/py_native_call")
 @operation(body=NativeCall, errors=(), error=ErrorAnswer)
-@_told
+@parrot_errors
 async def native_call(request: web.Request) -> web.Response:
-    """Refuses."""
+    """Refuse native functions: the server runs no code of clients."""
     body = await read_json(request, NativeCall)
     raise RequestError(
         400,

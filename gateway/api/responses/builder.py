@@ -1,4 +1,4 @@
-"""A call's answer as a response, and the events that tell how it grows."""
+"""Build a response from a call's answer, and the events that describe its growth."""
 
 import time
 from collections.abc import Awaitable, Iterable, Sequence
@@ -26,7 +26,7 @@ from compat.openai.responses import (
 from gateway.api.openai.logprobs import token_logprobs
 from gateway.api.openai.tools import call_readers
 from gateway.api.responses.items import Event as ItemsEvent
-from gateway.api.responses.items import Items, whole
+from gateway.api.responses.items import Items, item_events
 from gateway.api.schema_checks import AnswerChecks
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import semantic_field, usage_of
@@ -41,11 +41,11 @@ from gateway.responses import StoredResponse
 Event = ResponseEvent | ItemsEvent
 
 _LAST: dict[str, ResponseEventType] = {"completed": "response.completed", "incomplete": "response.incomplete"}
-"""What tells of the end, by the status; else it says that it failed."""
+"""Type of the last event by the status; `response.failed` for all others."""
 
 
 class ResponseBuilder:
-    """Owner of a response while it is made. Its answer is given piece by piece, or as a whole at the end."""
+    """Builder of one response. The answer is added piece by piece, or as a whole."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class ResponseBuilder:
         keeps: bool,
         created: int | None = None,
     ) -> None:
-        """`checks`: of the answer against its schema, if it is to be checked. `keeps`: whether the response can be gone
-        on with. `created`: when it was asked for, if not now."""
+        """`checks`: checks the answer against the request's schema. `keeps`: whether the response is stored. `created`:
+        time of creation in Unix seconds; now if left out."""
         self.id = id
         self.keeps = keeps
         self._body = body
@@ -73,17 +73,17 @@ class ResponseBuilder:
         self._items = Items(self._numbers)
         readers = call_readers(body.chat, model)
         self._reader = None if readers is None else readers()
-        self._unsaid: list[TokenLogprob] = []
-        """Of tokens whose text is not told yet."""
+        self._pending_logprobs: list[TokenLogprob] = []
+        """Log probabilities of tokens whose text is in no event yet."""
         self._opened = False
 
     def queue(self) -> list[Event]:
-        """The first events of one that nobody waits for."""
+        """Return the first events of a response in the background."""
         response = self.response("queued")
         return [self.event("response.created", response), self.event("response.queued", response)]
 
     def open(self) -> list[Event]:
-        """The answer begins: its first events, once."""
+        """Return the first events of the answer. Later calls return none."""
         if self._opened:
             return []
         self._opened = True
@@ -92,41 +92,41 @@ class ResponseBuilder:
         return [*begun, self.event("response.in_progress", response)]
 
     def grow(self, text: str, pieces: Sequence[Piece]) -> list[Event]:
-        """The answer goes on with this text, the pieces', if they have it all."""
+        """Add text of the model to the answer. `pieces`: where it comes from, for log probabilities and reasoning."""
         if self._body.wants_logprobs:
-            self._unsaid += token_logprobs(self._model, pieces)
+            self._pending_logprobs += token_logprobs(self._model, pieces)
         thought = reasoning_of(pieces)
-        events = self._items.think(thought) if thought else []
+        events = self._items.add_reasoning(thought) if thought else []
         return [*events, *self._added([AnswerText(text)] if self._reader is None else self._reader.push(text))]
 
     def add_text(self, text: str) -> list[Event]:
-        """The answer goes on with this text, which is none of the model's."""
+        """Add text that the model did not generate."""
         return self._added([AnswerText(text)])
 
     def _added(self, found: Iterable[Found]) -> list[Event]:
         events: list[Event] = []
         for one in found:
             if isinstance(one, AnswerText) and one.text:
-                unsaid, self._unsaid = self._unsaid, []
+                unsaid, self._pending_logprobs = self._pending_logprobs, []
                 events += self._items.add(one, unsaid)
             elif not isinstance(one, AnswerText):
                 events += self._items.add(one)
         return events
 
     def close(self) -> list[Event]:
-        """The answer is whole: the events of its last items. `ended` is next."""
+        """End the last items and return their events. `ended` comes next."""
         events: list[Event] = [] if self._reader is None else self._added(self._reader.finish(cut=self._cut))
-        if self._items.unanswered:
+        if self._items.is_unanswered:
             events += self._items.add(AnswerText(""))
         ended = not self._cut and (self._reader is None or self._reader.whole)  # a stop string may cut off a call
         return [*events, *self._items.end("completed" if ended else "incomplete")]
 
     def check(self) -> Awaitable[None] | None:
-        """Check the whole answer against its schema, before `ended`. Return what has to be awaited, if anything."""
+        """Begin the check of the whole answer against its schema. Return what has to be awaited, if anything."""
         return None if self._checks is None else self._checks.begin(0, self._call)
 
     def ended(self) -> Response:
-        """As it is from now on."""
+        """Return the response of an answer that is complete or cut off."""
         status: ItemStatus = "incomplete" if self._cut else "completed"
         response = self.response(status, [] if self._scope.deferred else [self._call.usage])
         violation = None if self._checks is None else self._checks.violation(0)
@@ -134,29 +134,30 @@ class ResponseBuilder:
 
     @property
     def _cut(self) -> bool:
-        """Whether there would have been more of it."""
+        """Whether a token limit cut off the answer."""
         return self._call.finish_reason == "length" and not self._scope.deferred
 
     def interrupt(self) -> list[Event]:
-        """There will be no more of the answer: the events of what there is. `failed` is next."""
+        """End the items of a failed answer and return their events. `failed` comes next."""
         return [*self._items.end("incomplete")]
 
     def failed(self, error: FailedCall) -> Response:
-        """As it is from now on, if it cannot be made."""
+        """Return the failed response."""
         return self.response("failed", error=error_of(error))
 
     def event(self, type: ResponseEventType, response: Response) -> Event:
-        """That tells how the response stands."""
+        """Return an event with the current response."""
         return ResponseEvent(type=type, sequence_number=next(self._numbers), response=response)
 
     def last_event(self, response: Response) -> Event:
-        """That tells how it ended."""
+        """Return the last event of the stream."""
         return self.event(_LAST.get(response.status, "response.failed"), response)
 
     def response(
         self, status: Status, usages: Sequence[Usage] | None = None, error: ResponseError | None = None
     ) -> Response:
-        """As it stands. `usages`: of its calls, if it has ended; none so far for an answer that is only a reference."""
+        """Return the response in its current state. `usages`: usage of its calls, once it has ended; none for a
+        reference."""
         body = self._body
         return Response(
             id=self.id,
@@ -194,35 +195,35 @@ class ResponseBuilder:
 
 
 def encode_events(events: Iterable[Event]) -> bytes:
-    """As they go over the wire."""
+    """Serialize events as server-sent events."""
     return b"".join([named(event.type, event) for event in events])
 
 
-def last_of(response: Response, number: int) -> bytes:
-    """The event that tells how a response ended, as it goes over the wire."""
+def last_event_of(response: Response, number: int) -> bytes:
+    """Return the last event of an ended response, serialized."""
     type = _LAST.get(response.status, "response.failed")
     return encode_events([ResponseEvent(type=type, sequence_number=number, response=response)])
 
 
-def again(response: Response) -> bytes:
-    """The events of a response that has ended, as if it were made now, in one piece."""
+def replay_events(response: Response) -> bytes:
+    """Return the events of an ended response, serialized, as if it were generated now in one piece."""
     numbers = count()
     unsaid = dict.fromkeys(("completed_at", "usage", "error", "incomplete_details"))
     begun = msgspec.structs.replace(response, status="in_progress", output=[], schema_violation=msgspec.UNSET, **unsaid)
     opening: tuple[ResponseEventType, ...] = ("response.created", "response.in_progress")
     events: list[Event] = [ResponseEvent(type=type, sequence_number=next(numbers), response=begun) for type in opening]
     for index, item in enumerate(response.output):
-        events += whole(item, index, numbers)
-    return encode_events(events) + last_of(response, next(numbers))
+        events += item_events(item, index, numbers)
+    return encode_events(events) + last_event_of(response, next(numbers))
 
 
-def response_of(row: StoredResponse) -> Response:
-    """As it is kept."""
+def stored_response(row: StoredResponse) -> Response:
+    """Return the response of a stored row."""
     return msgspec.json.decode(row.answer, type=Response)
 
 
 def error_of(error: FailedCall) -> ResponseError:
-    """With one of the few codes that OpenAI's have, and ours as its type."""
+    """Return an error with one of OpenAI's few codes, and with this server's code as its type."""
     codes: dict[int, ErrorCode] = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
     return ResponseError(codes.get(error.status, "server_error"), str(error), error.code or error.type)
 

@@ -1,4 +1,4 @@
-"""What going on with a response means, and what is kept of one so that it can be gone on with."""
+"""Continue conversations: what `previous_response_id` means, and what is stored of a response for it."""
 
 import json
 from collections.abc import Sequence
@@ -27,43 +27,44 @@ from gateway.responses import ResponseStore, StoredResponse, Told
 _Part = TextPart | RefusalPart | MediaPart
 
 
-class _Asked(msgspec.Struct):
-    """Of a request's body, what is kept."""
+class _StoredRequest(msgspec.Struct):
+    """The part of a request's body that is stored."""
 
     input: msgspec.Raw
 
 
-class _Answered(msgspec.Struct):
-    """Of an answer, what the next turn reads."""
+class _StoredAnswer(msgspec.Struct):
+    """The part of an answer that the next turn reads."""
 
     output: list[OutputItem]
 
 
-_asked = msgspec.json.Decoder(_Asked).decode
-_answered = msgspec.json.Decoder(_Answered).decode
+_decode_request = msgspec.json.Decoder(_StoredRequest).decode
+_decode_answer = msgspec.json.Decoder(_StoredAnswer).decode
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Turn:
-    """Of a conversation: what a response goes on with, and whether it can be gone on with itself."""
+    """One turn of a conversation: the turns before it, and whether it is stored."""
 
     def __init__(
         self, archive: ResponseStore, tenant: str, body: ResponseRequest, earlier: Sequence[Told], session: str | None
     ) -> None:
-        """`earlier`: what it goes on with, oldest first. See `begin`."""
+        """`earlier`: the turns before it, oldest first. See `begin`."""
         self._archive = archive
         self._tenant = tenant
         self._body = body
         self._earlier = earlier
         self._session = session
         self.keeps = archive.keeps
-        """Whether it is kept."""
+        """Whether the response is stored."""
 
     @classmethod
     async def begin(
         cls, archive: ResponseStore, tenant: str, body: ResponseRequest, session: str | None, *, deferred: bool
     ) -> "Turn":
-        """`session`: the one with a name that the response belongs to, if to one. Raises RequestError, GraphError."""
+        """Return the turn of a request. `session`: id of the request's session, if it has a name. Raises RequestError
+        and GraphError."""
         id = body.previous_response_id
         earlier = [] if id is None else await archive.conversation(tenant, id)
         if id is not None:
@@ -80,7 +81,7 @@ class Turn:
 
     @property
     def conversation(self) -> tuple[list[Message], list[str]]:
-        """All that the model reads, and the path of each message's content in the request."""
+        """Return all messages that the model reads, and the path of each message's content in the request."""
         messages, places = self._body.conversation
         before: list[Message] = []
         items = 0
@@ -101,22 +102,22 @@ class Turn:
 
     @property
     def size(self) -> int:
-        """Bytes of what came before."""
+        """Return the size of the turns before, in bytes."""
         return sum(len(told.input) + len(told.answer) for told in self._earlier)
 
     @property
     def earlier(self) -> Sequence[Told]:
-        """What it goes on with, oldest first."""
+        """Return the turns before, oldest first."""
         return self._earlier
 
     async def keep(self, response: Response, raw: bytes, *, slots: bool) -> None:
-        """The response has ended. See `kept`. Raises ResponseStoreError."""
+        """Store the response once it has ended. Raises ResponseStoreError."""
         await self._archive.keep(self.kept(response, raw, slots=slots), self._earlier)
 
     def kept(self, response: Response, raw: bytes, *, slots: bool) -> StoredResponse:
-        """The response as it is kept. `raw`: the request's body. `slots`: whether its last message was the answer, with
-        places for slots in it."""
-        input = bytes(_asked(raw).input)
+        """Return the row that stores the response. `raw`: body of the request. `slots`: whether the answer is in slots
+        of the last message."""
+        input = bytes(_decode_request(raw).input)
         if slots:
             input = encode_json(_items(input)[:-1])
         before = self._body.previous_response_id
@@ -124,20 +125,20 @@ class Turn:
 
 
 def new_response_id() -> str:
-    """For a response that may be kept."""
+    """Return a new id for a response."""
     return f"resp_{new_id(24)}"
 
 
-def not_kept(id: str) -> str:
-    """What is said where there is no such response."""
+def not_found_message(id: str) -> str:
+    """Return the message of the error for an unknown response."""
     return f"there is no response {id!r}: none was kept, or it was deleted, or newer ones have taken its place"
 
 
 def _check(id: str, earlier: Sequence[Told], session: str | None) -> None:
-    """Raises RequestError unless the last of these turns can be gone on with, in that session."""
+    """Raise RequestError unless the last of these turns can be continued in that session."""
     if not earlier:
         code = "previous_response_not_found"
-        raise RequestError(400, not_kept(id), code=code, param="previous_response_id")
+        raise RequestError(400, not_found_message(id), code=code, param="previous_response_id")
     last = earlier[-1]
     if not last.ended:
         message = f"response {id!r} has not ended yet; wait until it is completed"
@@ -148,20 +149,20 @@ def _check(id: str, earlier: Sequence[Told], session: str | None) -> None:
 
 
 def _messages(told: Told) -> tuple[list[Message], int]:
-    """Return a turn as messages, and how many items it has: some make no message.
+    """Return a turn as messages, and how many items it has: some items make no message.
 
-    Where the turn belonged to no session, what looked like a reference was none.
+    If the turn belonged to no session, `<<name>>` in it is text and not a reference.
     """
     items = items_of(msgspec.json.decode(told.input))
     asked, _ = as_messages(items, "")
     if told.session is None:
         asked = [message.model_copy(update={"content": _verbatim(message)}) for message in asked]
-    output = _answered(told.answer).output
-    return [*asked, *_said(output)], len(items) + len(output)
+    output = _decode_answer(told.answer).output
+    return [*asked, *_answer_message(output)], len(items) + len(output)
 
 
 def _verbatim(message: Message) -> Any:
-    """Its content, with texts in which nothing is a reference."""
+    """Return the content of a message with all texts marked as free of references."""
     if isinstance(message.content, str):
         return Verbatim(message.content)
     return None if message.content is None else [_verbatim_part(part) for part in message.content]
@@ -171,8 +172,11 @@ def _verbatim_part(part: _Part) -> _Part:
     return part.model_copy(update={"text": Verbatim(part.text)}) if isinstance(part, TextPart) else part
 
 
-def _said(output: Sequence[OutputItem]) -> list[Message]:
-    """An answer as a message. A call that was cut off cannot be made, nor gone on with; reasoning goes with calls."""
+def _answer_message(output: Sequence[OutputItem]) -> list[Message]:
+    """Return an answer as a message.
+
+    A call of a tool that was cut off is left out, because it cannot be executed. Reasoning is kept only with calls.
+    """
     text: str | None = None
     thought = ""
     calls: list[ToolCall] = []

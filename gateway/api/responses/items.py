@@ -1,4 +1,4 @@
-"""An answer as items of a response, and the events that tell how they grow."""
+"""Build the items of a response, and the events that describe their growth."""
 
 from collections.abc import Iterator, Sequence
 
@@ -31,25 +31,25 @@ Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | Reasonin
 
 
 class Items:
-    """Owner of an answer's items. They come one after another; at most one of them grows."""
+    """Items of one answer. They are built one after another; at most one of them grows."""
 
     def __init__(self, numbers: Iterator[int]) -> None:
-        """`numbers`: of the events."""
+        """`numbers`: sequence numbers of the events."""
         self.done: list[OutputItem] = []
         self._numbers = numbers
         self._growing: OutputItem | None = None
-        """As it began."""
+        """The item that grows, as it was when it started."""
         self._texts: list[str] = []
-        """Of what it says or thinks, or of its arguments."""
+        """Parts of the text, the reasoning or the arguments of that item."""
         self._logprobs: list[TokenLogprob] = []
 
     @property
-    def unanswered(self) -> bool:
-        """Whether there is nothing of an answer yet."""
+    def is_unanswered(self) -> bool:
+        """Whether there is no item but reasoning yet."""
         return all(isinstance(item, ReasoningItem) for item in (*self.done, self._growing) if item is not None)
 
     def add(self, found: Found, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
-        """What was found in the answer goes on, with log probabilities of its tokens if it is text."""
+        """Add what a parser found in the answer; with log probabilities of its tokens, if it is text."""
         match found:
             case AnswerText(text):
                 events = [] if isinstance(self._growing, OutputMessage) else self._next(_message())
@@ -60,13 +60,13 @@ class Items:
             case CallArguments(_, text):
                 return [self._more(text)]
 
-    def think(self, text: str) -> list[Event]:
-        """What the model tells beside its answer goes on."""
+    def add_reasoning(self, text: str) -> list[Event]:
+        """Add reasoning of the model."""
         events = [] if isinstance(self._growing, ReasoningItem) else self._next(_reasoning())
         return [*events, self._more(text)]
 
     def end(self, status: ItemStatus = "completed") -> list[Event]:
-        """The item that grows is whole, or, with another status, there is no more of it."""
+        """End the item that grows. With a status other than `completed`, the item is cut off."""
         text = "".join(self._texts)
         match self._growing:
             case None:
@@ -78,25 +78,25 @@ class Items:
                 item = ReasoningItem(id=id, content=[ReasoningText(text=text)], status=status)
             case FunctionToolCall(id=id, call_id=call, name=name):
                 item = FunctionToolCall(id=id, call_id=call, name=name, arguments=text, status=status)
-        events = list(_ends(item, len(self.done), self._numbers))
+        events = list(_end_events(item, len(self.done), self._numbers))
         self._growing, self._texts, self._logprobs = None, [], []
         self.done.append(item)
         return events
 
     def _next(self, item: OutputItem) -> list[Event]:
-        """The one before is whole, and this one begins."""
+        """End the item before, and start this one."""
         before = self.end()
         self._growing = item
-        return [*before, *_begins(item, len(self.done), self._numbers)]
+        return [*before, *_start_events(item, len(self.done), self._numbers)]
 
     def _more(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
         assert self._growing is not None
         self._texts.append(text)
-        return _grows(self._growing, len(self.done), self._numbers, text, logprobs)
+        return _delta_event(self._growing, len(self.done), self._numbers, text, logprobs)
 
 
-def whole(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Event]:
-    """The events of an item that is done, as if it were made now, in one piece."""
+def item_events(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Event]:
+    """Return the events of a complete item, as if it were generated now in one piece."""
     logprobs: Sequence[TokenLogprob] = ()
     match item:
         case OutputMessage(content=[part]):
@@ -110,9 +110,9 @@ def whole(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Event]:
         case _:
             raise ValueError(f"no item of ours: {item}")
     return [
-        *_begins(begun, index, numbers),
-        _grows(begun, index, numbers, text, logprobs),
-        *_ends(item, index, numbers),
+        *_start_events(begun, index, numbers),
+        _delta_event(begun, index, numbers, text, logprobs),
+        *_end_events(item, index, numbers),
     ]
 
 
@@ -128,14 +128,16 @@ def _call(name: str) -> FunctionToolCall:
     return FunctionToolCall(id=f"fc_{new_id(24)}", call_id=new_call_id(), name=name, arguments="", status="in_progress")
 
 
-def _begins(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
+def _start_events(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
     yield ItemEvent(type="response.output_item.added", sequence_number=next(numbers), output_index=index, item=item)
     if not isinstance(item, FunctionToolCall):
         part = OutputText(text="") if isinstance(item, OutputMessage) else ReasoningText(text="")
         yield _part("response.content_part.added", item.id, index, numbers, part)
 
 
-def _grows(item: OutputItem, index: int, numbers: Iterator[int], text: str, logprobs: Sequence[TokenLogprob]) -> Event:
+def _delta_event(
+    item: OutputItem, index: int, numbers: Iterator[int], text: str, logprobs: Sequence[TokenLogprob]
+) -> Event:
     number = next(numbers)
     match item:
         case OutputMessage(id=id):
@@ -148,7 +150,7 @@ def _grows(item: OutputItem, index: int, numbers: Iterator[int], text: str, logp
             return ArgumentsDelta(sequence_number=number, output_index=index, item_id=id, delta=text)
 
 
-def _ends(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
+def _end_events(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
     match item:
         case OutputMessage(id=id, content=parts):
             for said in parts:

@@ -8,8 +8,8 @@ from gateway.api import pipeline
 from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.openai.tools import call_readers
 from gateway.api.responses.background import BACKGROUND
-from gateway.api.responses.builder import again, last_of, response_of
-from gateway.api.responses.conversations import Turn, not_kept
+from gateway.api.responses.builder import last_event_of, replay_events, stored_response
+from gateway.api.responses.conversations import Turn, not_found_message
 from gateway.api.schema_checks import checks_of
 from gateway.api.semantic.extension import SESSION_HEADERS
 from gateway.api.serializers.responses import ResponseSerializer
@@ -25,7 +25,7 @@ from gateway.responses import StoredResponse
 routes = web.RouteTableDef()
 
 _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"}
-"""Fields of a chat completion that stand elsewhere here."""
+"""Paths of fields that are elsewhere in a chat completion."""
 
 
 @routes.post("/v1/responses")
@@ -71,7 +71,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     errors=(400, 404, 429, 503),
 )
 async def get(request: web.Request) -> web.StreamResponse:
-    """A response as it stands, or its events, from the first or from behind one of them."""
+    """Return a response, or stream its events: all of them, or those behind `starting_after`."""
     streamed, after = flag(request, "stream"), integer(request, "starting_after", -1, least=0)
     background, key = request.app[BACKGROUND], (request[TENANT], request.match_info["id"])
     work = background.find(*key)
@@ -83,26 +83,26 @@ async def get(request: web.Request) -> web.StreamResponse:
     if kept.begun:
         message = "the server has only just started; ask again"
         raise RequestError(503, message, code="engine_unavailable")
-    late = background.late(*key)
-    if late:
-        events = b"".join(late[after + 1 :])
+    recent_events = background.recent_events(*key)
+    if recent_events:
+        events = b"".join(recent_events[after + 1 :])
     elif after < 0:
-        events = again(response_of(kept))
+        events = replay_events(stored_response(kept))
     else:
-        events = last_of(response_of(kept), after + 1)
+        events = last_event_of(stored_response(kept), after + 1)
     return await EventStream(request).end(events, done=False)
 
 
 @routes.post("/v1/responses/{id}/cancel")
 @operation(Response, errors=(400, 404, 503))
 async def cancel(request: web.Request) -> web.Response:
-    """Ends one that is made while nobody waits. One that has ended stays as it is."""
+    """Cancel a response in the background. A response that has ended stays as it is."""
     work = request.app[BACKGROUND].find(request[TENANT], request.match_info["id"])
     if work is not None:
         work.cancel()
         await work.finished.wait()
         return json_response(work.response)
-    response = response_of(await _kept(request))
+    response = stored_response(await _kept(request))
     if not response.background:
         message = f"response {response.id!r} was not made in the background: hanging up cancels such a one"
         raise RequestError(400, message, code="invalid_value")
@@ -112,7 +112,8 @@ async def cancel(request: web.Request) -> web.Response:
 @routes.delete("/v1/responses/{id}")
 @operation(Deleted, errors=(404, 503))
 async def delete(request: web.Request) -> web.Response:
-    """Nobody can go on with it any more; what went on with it stays. If it is still made, it is cancelled."""
+    """Delete a response. It cannot be continued any more; responses that continued it stay. If it is in progress, it is
+    cancelled."""
     kept = await _kept(request)
     await request.app[SERVICES].archive.forget(kept.tenant, kept.id)
     work = request.app[BACKGROUND].find(kept.tenant, kept.id)
@@ -132,7 +133,8 @@ async def delete(request: web.Request) -> web.Response:
     errors=(400, 404, 503),
 )
 async def input_items(request: web.Request) -> web.Response:
-    """What a response was asked with, without what it went on with: the newest item first, if not told otherwise."""
+    """List the input items of a response, without those of the turns before it. The newest item is the first, unless
+    `order` is `asc`."""
     limit, order = integer(request, "limit", 20, least=1, most=100), choice(request, "order", ("desc", "asc"))
     kept = await _kept(request)
     items = listed(msgspec.json.decode(kept.input), kept.id.removeprefix("resp_"))
@@ -150,7 +152,7 @@ async def input_items(request: web.Request) -> web.Response:
 
 
 async def _kept(request: web.Request) -> StoredResponse:
-    """The response that the path names. Raises RequestError 404."""
+    """Return the stored response that the path names. Raises RequestError 404."""
     tenant, id = request[TENANT], request.match_info["id"]
     services, background = request.app[SERVICES], request.app[BACKGROUND]
     kept = await services.archive.find(tenant, id)
@@ -159,5 +161,5 @@ async def _kept(request: web.Request) -> StoredResponse:
         await background.lose(kept)
         kept = await services.archive.find(tenant, id)
     if kept is None:
-        raise RequestError(404, not_kept(id), code="response_not_found")
+        raise RequestError(404, not_found_message(id), code="response_not_found")
     return kept

@@ -1,10 +1,10 @@
-"""A graph as text that other programs draw."""
+"""Draw a graph as text for mermaid or Graphviz."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 Graph = Mapping[str, Any]
-"""As `GET /v1/sessions/{id}/graph` answers it."""
+"""The answer of `GET /v1/sessions/{id}/graph`."""
 
 _COLOURS = {
     "ready": "#d5f5d5",
@@ -15,11 +15,11 @@ _COLOURS = {
     "prefill": "#fff3c4",
     "decode": "#fff3c4",
 }
-"""By state; others are white."""
+"""Colours by state. Other states are white."""
 
 
 def mermaid(graph: Graph) -> str:
-    """For mermaid: calls as boxes, variables as rounded ones."""
+    """Return the graph for mermaid: calls are boxes, variables are rounded boxes."""
     lines = ["flowchart LR"]
     for call in graph["calls"]:
         lines.append(f'    {call["id"]}["{_mermaid(_call_label(call))}"]:::{call["state"]}')
@@ -32,7 +32,7 @@ def mermaid(graph: Graph) -> str:
 
 
 def dot(graph: Graph) -> str:
-    """For Graphviz."""
+    """Return the graph for Graphviz."""
     lines = ["digraph session {", "    rankdir=LR;", '    node [style=filled, fillcolor="white"];']
     for call in graph["calls"]:
         lines.append(f"    {call['id']} [shape=box, label={_quoted(_call_label(call))}{_fill(call['state'])}];")
@@ -51,7 +51,7 @@ def _call_label(call: Mapping[str, Any]) -> str:
 
 
 def _edges(graph: Graph) -> Iterator[tuple[str, str]]:
-    """Edges between what is there: a variable may have been deleted."""
+    """Yield the edges whose ends exist: a variable may have been deleted."""
     nodes = {call["id"]: call["id"] for call in graph["calls"]}
     nodes |= {variable["name"]: f"var_{variable['name']}" for variable in graph["variables"]}
     for edge in graph["edges"]:

@@ -1,4 +1,4 @@
-"""What happens in a session, as it happens."""
+"""Stream the events of a session."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from gateway.http.sse import EventStream, named
 routes = web.RouteTableDef()
 
 _AT_ONCE = 200
-"""Events that are written before the client has read the ones before."""
+"""Number of events that are written at once, before the client has read earlier ones."""
 
 
 @routes.get("/v1/sessions/{id}/events")
@@ -27,7 +27,8 @@ _AT_ONCE = 200
     errors=(400, 404, 410, 429, 503),
 )
 async def stream_events(request: web.Request) -> web.StreamResponse:
-    """Every change of state, from the session's beginning or from behind `Last-Event-ID`, until the session ends."""
+    """Stream every change of state, from the beginning of the session or behind `Last-Event-ID`, until the session
+    ends."""
     session, position = session_of(request), _last_event(request)
     stream = EventStream(request)
     with subscribed(request.app[SERVICES].scheduler, session=session):
@@ -44,7 +45,7 @@ def _last_event(request: web.Request) -> int:
 
 
 def describe_event(event: Event) -> tuple[str, dict[str, Any]]:
-    """The event's name, and what is told."""
+    """Return the event's name and its data."""
     kind, value = _describe_change(event.change)
     return kind, {"at": event.at, **value}
 

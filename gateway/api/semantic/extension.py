@@ -1,4 +1,4 @@
-"""The `semantic` extension between wire and domain: which session, and what a call says of itself."""
+"""Translate the `semantic` extension: which session a request belongs to, and how calls and variables are described."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +23,15 @@ SESSION_HEADERS = {
     SESSION_HEADER: {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     DEFER_HEADER: {"type": "string", "enum": ["true", "false"]},
 }
-"""As JSON schemas."""
-UNSAID = Semantic()
-"""What a request says that has none."""
+"""JSON schemas of the headers."""
+NO_EXTENSION = Semantic()
+"""The extension of a request without one."""
 _SESSION_ID_HELP = "letters, digits and ._:- , at most 128 characters"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Where a request belongs. `named`: to a session that outlives it, so that references are looked for."""
+    """The session of a request. `named`: whether other requests can name it, so that prompts may contain references."""
 
     session: Session
     named: bool
@@ -39,14 +39,14 @@ class Scope:
 
 
 def text_of(value: Any) -> str:
-    """A variable's text: strings as they are, anything else as compact JSON."""
+    """Return the text of a variable's value: a string as it is, any other value as compact JSON."""
     return value if isinstance(value, str) else json_codec.encode(value).decode()
 
 
 def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
-    """The session of a request, by body or header; a session of its own where it names none.
+    """Return the session that the body or a header names; a new one without a name if neither does.
 
-    Raises RequestError and GraphError as API.md's table says.
+    Raises RequestError and GraphError; see docs/api.md.
     """
     sessions, headers = request.app[SERVICES].sessions, request.headers
     if semantic is None and SESSION_HEADER not in headers and DEFER_HEADER not in headers:  # a plain request
@@ -60,7 +60,8 @@ def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
 
 
 def session_named(request: web.Request, body: str | None, where: str) -> Session | None:
-    """The session that the body, at `where`, or the header names, if one does. Raises RequestError and GraphError."""
+    """Return the session that the body, at `where`, or the header names; None if neither does. Raises RequestError and
+    GraphError."""
     sessions, tenant = request.app[SERVICES].sessions, request[TENANT]
     header = request.headers.get(SESSION_HEADER)
     if header is not None and not is_session_id(header):
@@ -97,7 +98,7 @@ def _deferred(request: web.Request, semantic: Semantic | None) -> bool:
 
 
 def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:
-    """Variables live in sessions."""
+    """Raise RequestError if the request uses variables without a session."""
     asked = [("defer", deferred)]
     if semantic is not None:
         asked += [
@@ -133,14 +134,14 @@ def transform_of(transform: WireTransform | None, where: str) -> Transform | Non
 
 
 def variable_of(session: Session, name: str) -> Variable:
-    """The variable a path names. Raises RequestError 404."""
+    """Return the variable that the path names. Raises RequestError 404."""
     if name not in session.variables:
         raise RequestError(404, f"session {session.id} has no variable {name!r}", code="variable_not_found")
     return session.variables[name]
 
 
 def describe_call(session: Session, call: Call) -> SemanticInfo:
-    """The `semantic` object of an answer."""
+    """Return the `semantic` object of an answer."""
     return {
         "session": session.id,
         "call": call.id,
@@ -152,12 +153,12 @@ def describe_call(session: Session, call: Call) -> SemanticInfo:
 
 
 def describe_failure(failure: Failure | None) -> FailureObject | None:
-    """Why there is no value, if there is none."""
+    """Return the error object of a value that has failed; None if it has not."""
     return None if failure is None else {"code": failure.code, "message": failure.message, "call": failure.call}
 
 
 def describe_variable(variable: Variable) -> VariableObject:
-    """A variable as API.md has it."""
+    """Return the JSON object of a variable."""
     return {
         "name": variable.name,
         "state": variable.state,

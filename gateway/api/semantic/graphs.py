@@ -1,4 +1,4 @@
-"""Graphs: a whole workflow at once, and a session's graph as it stands."""
+"""Run a whole graph of calls, and show the graph of a session."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ from gateway.api.semantic.extension import (
     session_named,
 )
 from gateway.api.semantic.sessions import session_of
-from gateway.api.semantic.variables import given_as
+from gateway.api.semantic.variables import variable_spec
 from gateway.api.serializers.base import usage_of
 from gateway.api.services import SERVICES
 from gateway.api.subscription import subscribed
@@ -52,10 +52,10 @@ from gateway.scheduler.objective import objectives_of
 
 routes = web.RouteTableDef()
 
-_MOST_REFERENCES = 100_000
-"""References to variables in all calls of one graph."""
+_MAX_REFERENCES = 100_000
+"""Maximum number of references in all calls of one graph."""
 _AT_ONCE = 20
-"""Calls of a large graph that are read without a turn for others."""
+"""Number of calls that are read before other requests get a turn."""
 
 
 @routes.post("/v1/graphs")
@@ -67,10 +67,11 @@ _AT_ONCE = 20
     errors=(404, 409, 410, 429, 503),
 )
 async def run(request: web.Request) -> web.StreamResponse:
-    """Runs a whole workflow, all of it checked before any of it runs; answers with its outputs, or with its events."""
+    """Run a graph of calls. All of it is checked before any call starts. Answer with the outputs, or stream the
+    events."""
     services = request.app[SERVICES]
     body = await read_json(request, GraphRequest)
-    given = [_given(name, value) for name, value in body.variables.items()]
+    given = [_variable_spec(name, value) for name, value in body.variables.items()]
     session = session_named(request, body.session, "session")
     specs = await _specs(request, body, None if session is None else session.id)
     services.scheduler.admit(request[TENANT], continues=session is not None and bool(session.calls))
@@ -85,19 +86,19 @@ async def run(request: web.Request) -> web.StreamResponse:
         if fresh:
             services.sessions.delete(session)
         raise
-    graph = _Graph(session, addition, body.outputs, before)
+    graph = SubmittedGraph(session, addition, body.outputs, before)
     return await graph.run(request, stream=body.stream)
 
 
-def _given(name: str, value: Any) -> VariableSpec:
+def _variable_spec(name: str, value: Any) -> VariableSpec:
     where = f"variables.{name}"
     if isinstance(value, dict) and len(value) == 1 and ("value" in value or "template" in value):
-        return given_as(check(value, VariableRequest, where), name, where)
-    return given_as(VariableRequest(value=value), name, where)
+        return variable_spec(check(value, VariableRequest, where), name, where)
+    return variable_spec(VariableRequest(value=value), name, where)
 
 
 async def _specs(request: web.Request, body: GraphRequest, session: str | None) -> list[CallSpec]:
-    """The calls, in the request's order. Raises RequestError and GraphError."""
+    """Return the calls in the order of the request. Raises RequestError and GraphError."""
     models = request.app[SERVICES].models
     specs: list[CallSpec] = []
     references = 0
@@ -123,7 +124,7 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         builder = ChatSpecBuilder(call, references=True, deferred=deferred, where=where)
         specs.append(await build_spec(builder, model, models.behind(model), max(length, average)))
         references += len(specs[-1].references)
-        check_references(references, _MOST_REFERENCES, where)
+        check_references(references, _MAX_REFERENCES, where)
     return specs
 
 
@@ -137,11 +138,12 @@ def _check_outputs(
             session.variable(name, f"outputs.{index}")
 
 
-class _Graph:
-    """What was added at once, while its client waits for it."""
+class SubmittedGraph:
+    """A graph that was submitted, while its client waits."""
 
     def __init__(self, session: Session, addition: Addition, outputs: Sequence[str] | None, before: int) -> None:
-        """`outputs`: names; left out, whatever no call reads. `before`: facts of the session before the addition."""
+        """`outputs`: names of the variables that the client wants; if left out, those that no call reads. `before`:
+        number of facts of the session before the addition."""
         self._session = session
         self._addition = addition
         self._before = before
@@ -152,7 +154,8 @@ class _Graph:
             self._outputs = {name: session.variable(name) for name in outputs}
 
     async def run(self, request: web.Request, *, stream: bool) -> web.StreamResponse:
-        """Starts it and answers. What nobody waits for is not run, and none of it once the client has gone."""
+        """Start the calls and answer. Calls whose outputs are not needed do not run. If the client disconnects, all are
+        cancelled."""
         scheduler, outputs = request.app[SERVICES].scheduler, self._outputs.values()
         with subscribed(scheduler, outputs, interactive=len(outputs) == 1):
             await scheduler.start(self._session, self._addition, promised=True)
@@ -165,7 +168,7 @@ class _Graph:
             return await stream_json(request, self._pieces())
 
     async def _stream(self, stream: EventStream) -> web.StreamResponse:
-        """What happens to it, then the answer."""
+        """Stream the events of the graph, then the answer."""
         ours: set[Call | Variable] = {*self._addition.calls, *(variable for variable, _ in self._addition.values)}
         ours |= {variable for call in self._addition.calls for variable in call.outputs}
         at = self._before
@@ -213,10 +216,10 @@ class _Graph:
     errors=(400, 404, 410, 503),
 )
 async def graph(request: web.Request) -> web.StreamResponse:
-    """Calls, variables, and the edges between them; as JSON, or as text for mermaid or Graphviz to draw."""
+    """Return the calls, the variables and the edges between them; as JSON, or as text for mermaid or Graphviz."""
     session = session_of(request)
     form = choice(request, "format", ("json", "mermaid", "dot"))
-    pieces = _described(session, request.app[SERVICES].scheduler)
+    pieces = _graph_pieces(session, request.app[SERVICES].scheduler)
     if form == "json":
         return await stream_json(request, pieces)
     whole = bytearray()
@@ -224,10 +227,10 @@ async def graph(request: web.Request) -> web.StreamResponse:
         whole += piece
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
-    return await asyncio.to_thread(_drawn, bytes(whole), form)
+    return await asyncio.to_thread(_draw, bytes(whole), form)
 
 
-def _drawn(described: bytes, form: str) -> web.Response:
+def _draw(described: bytes, form: str) -> web.Response:
     """Return a GraphObject as text for mermaid or Graphviz."""
     graph = json_codec.decode(described)
     if form == "mermaid":
@@ -235,10 +238,10 @@ def _drawn(described: bytes, form: str) -> web.Response:
     return web.Response(text=dot(graph), content_type="text/vnd.graphviz")
 
 
-def _described(session: Session, scheduler: Scheduler) -> Iterator[bytes]:
+def _graph_pieces(session: Session, scheduler: Scheduler) -> Iterator[bytes]:
     """Yield a GraphObject in pieces. The session may change meanwhile; calls and variables are those of the start."""
     calls, variables = list(session.calls.values()), list(session.variables.values())
-    spent, objectives = _spent(session), objectives_of(calls)
+    spent, objectives = _time_spent(session), objectives_of(calls)
     yield b"{"
     yield from json_list(
         "calls", (_call(session, call, scheduler, objectives[call.id], spent[call.id]) for call in calls)
@@ -258,9 +261,9 @@ _SPENT_ON = {
 }
 
 
-def _spent(session: Session) -> dict[str, dict[str, float]]:
-    """Seconds, by call, so far: waiting for its inputs, for an engine and room in its steps, for memory there; reading
-    the prompt; generating the answer."""
+def _time_spent(session: Session) -> dict[str, dict[str, float]]:
+    """Return how long each call has spent, in seconds: waiting for inputs, for an engine and room in its steps, for
+    memory; in prefill, and in decoding."""
     spent = {id: dict.fromkeys(("inputs", "queue", "memory", "prompt", "answer"), 0.0) for id in session.calls}
     since: dict[str, tuple[CallState, float]] = {}
     told = [
@@ -289,7 +292,7 @@ def _call(
         "model": call.spec.model,
         "state": call.state,
         "waiting_on": call.waiting_on,
-        "why": _why(call),
+        "why": _blocked_by(call),
         "inputs": list(call.inputs),
         "output": call.output.name,
         "slots": list(call.slots),
@@ -299,7 +302,7 @@ def _call(
         "engine": call.engine,
         "prompt_tokens": call.usage.prompt,
         "cached_tokens": call.usage.cached,
-        "missed_tokens": _missed(call.usage),
+        "missed_tokens": _missed_tokens(call.usage),
         "completion_tokens": call.usage.completion,
         "finish_reason": call.finish_reason,
         "error": describe_failure(call.failure),
@@ -313,18 +316,18 @@ def _call(
     }
 
 
-def _missed(usage: Usage) -> dict[str, int]:
-    """Tokens of the prompt that were not in the cache, by the reason. That another key asked for the same is nobody's
-    business."""
+def _missed_tokens(usage: Usage) -> dict[str, int]:
+    """Return the tokens of the prompt that were not in the cache, by the reason. That the prompt of another API key had
+    them is not revealed."""
     missed = Counter(usage.missed)
     missed["never_seen"] += missed.pop("other_key", 0)
     return {why: tokens for why, tokens in missed.items() if tokens}
 
 
-def _why(call: Call) -> str | None:
-    """What stands between the call and its next token, in words; None if nothing does."""
+def _blocked_by(call: Call) -> str | None:
+    """Return in words why the call does not generate its next token; None if nothing prevents it."""
     if waiting := [call.inputs[name] for name in call.waiting_on]:
-        return "; ".join(map(_why_not_ready, waiting))
+        return "; ".join(map(_blocked_on, waiting))
     if call.leader is not None and not call.state.final:
         return f"{call.leader.id}, which does the same and serves it, is {call.leader.state}"
     match call.state:
@@ -335,7 +338,7 @@ def _why(call: Call) -> str | None:
     return None
 
 
-def _why_not_ready(source: Variable) -> str:
+def _blocked_on(source: Variable) -> str:
     if source.producer is None:
         return f"{source.name} is declared, and nothing makes it yet"
     return f"{source.name} is {source.state}: {source.producer.id}, which makes it, is {source.producer.state}"

@@ -1,4 +1,4 @@
-"""Sessions: made, listed, read, ended."""
+"""Create, list, read and delete sessions."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ routes = web.RouteTableDef()
 
 
 def session_of(request: web.Request) -> Session:
-    """The session a path names. Raises SessionNotFound or SessionExpired."""
+    """Return the session that the path names. Raises SessionNotFound or SessionExpired."""
     return request.app[SERVICES].sessions.get(request[TENANT], request.match_info["id"])
 
 
 def describe_session(session: Session) -> SessionObject:
-    """A session as API.md has it."""
+    """Return the JSON object of a session."""
     state: SessionState = "deleted" if session.closed else "running" if session.active else "idle"
     return {
         "id": session.id,
@@ -39,7 +39,7 @@ def describe_session(session: Session) -> SessionObject:
 @routes.post("/v1/sessions")
 @operation(SessionObject, body=SessionRequest, status=201, errors=(409, 503))
 async def create(request: web.Request) -> web.Response:
-    """A new session, with an id of the client's or ours."""
+    """Create a session. The client may choose its id."""
     body = await read_json(request, SessionRequest)
     session = request.app[SERVICES].sessions.create(request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl)
     await session.flushed()
@@ -49,7 +49,7 @@ async def create(request: web.Request) -> web.Response:
 @routes.get("/v1/sessions")
 @operation(SessionList, errors=(503,))
 async def list_sessions(request: web.Request) -> web.StreamResponse:
-    """The key's sessions."""
+    """List the sessions of the API key."""
     sessions = list(request.app[SERVICES].sessions.of(request[TENANT]))
     return await stream_json(request, _listed(sessions))
 
@@ -63,14 +63,14 @@ def _listed(sessions: Sequence[Session]) -> Iterator[bytes]:
 @routes.get("/v1/sessions/{id}")
 @operation(SessionObject, errors=(404, 410, 503))
 async def get(request: web.Request) -> web.Response:
-    """One session."""
+    """Return one session."""
     return json_response(describe_session(session_of(request)))
 
 
 @routes.delete("/v1/sessions/{id}")
 @operation(SessionObject, errors=(404, 410, 503))
 async def delete(request: web.Request) -> web.Response:
-    """Ends a session: what runs is cancelled, its KV freed."""
+    """Delete a session. Its running calls are cancelled and their KV is freed."""
     services, session = request.app[SERVICES], session_of(request)
     services.sessions.delete(session)
     described = describe_session(session)  # soon nothing will be known of it

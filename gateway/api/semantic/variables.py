@@ -1,4 +1,4 @@
-"""A session's variables: set, declared, read, waited for."""
+"""Set, declare, read and wait for the variables of a session."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,16 +29,17 @@ routes = web.RouteTableDef()
 @routes.put("/v1/sessions/{id}/variables/{name}")
 @operation(VariableObject, body=VariableRequest, errors=(404, 409, 410, 503))
 async def put(request: web.Request) -> web.Response:
-    """Sets a variable, derives it from others, or declares it with a null value. A name is assigned once."""
+    """Set a variable, derive it from others with a template, or declare it with a null value. A name is assigned
+    once."""
     session, name = session_of(request), request.match_info["name"]
     body = await read_json(request, VariableRequest)
-    addition = session.add_all([], [given_as(body, name, "")])
+    addition = session.add_all([], [variable_spec(body, name, "")])
     await request.app[SERVICES].scheduler.start(session, addition, promised=True)
     return json_response(describe_variable(session.variable(name)))
 
 
-def given_as(body: VariableRequest, name: str, where: str) -> VariableSpec:
-    """The variable that a client brings; `where` in a larger request."""
+def variable_spec(body: VariableRequest, name: str, where: str) -> VariableSpec:
+    """Return the variable that a request defines. `where`: its path in a larger request."""
     if "template" in body.model_fields_set:
         place = at(where, "template")
         parts = [Input(piece, place) if isinstance(piece, Reference) else piece for piece in parse(body.template)]
@@ -49,7 +50,7 @@ def given_as(body: VariableRequest, name: str, where: str) -> VariableSpec:
 @routes.delete("/v1/sessions/{id}/variables/{name}")
 @operation(VariableObject, errors=(404, 410, 503))
 async def delete(request: web.Request) -> web.Response:
-    """Takes a variable its name; a producer that nobody else needs is cancelled."""
+    """Delete a variable. Its producer is cancelled if no other call or client needs it."""
     session, name = session_of(request), request.match_info["name"]
     variable_of(session, name)
     variable = session.delete(name)
@@ -61,7 +62,7 @@ async def delete(request: web.Request) -> web.Response:
 @routes.get("/v1/sessions/{id}/variables")
 @operation(VariableList, errors=(404, 410, 503))
 async def list_variables(request: web.Request) -> web.StreamResponse:
-    """All of the session's."""
+    """List the variables of the session."""
     variables = list(session_of(request).variables.values())
     return await stream_json(request, _listed(map(describe_variable, variables)))
 
@@ -84,7 +85,8 @@ def _listed(items: Iterable[VariableObject]) -> Iterator[bytes]:
     errors=(400, 404, 410, 429, 503, 504),
 )
 async def get(request: web.Request) -> web.StreamResponse:
-    """One, as it is now or, with `wait=true`, once it is ready, failed or cancelled; or streamed as it is made."""
+    """Return a variable: at once, or with `wait=true` once it is ready, failed or cancelled; or stream its value while
+    it grows."""
     session = session_of(request)
     variable = variable_of(session, request.match_info["name"])
     if "text/event-stream" in request.headers.get("Accept", ""):
@@ -134,7 +136,7 @@ async def _wait(request: web.Request, session: Session, variable: Variable) -> N
 
 
 def _objective(request: web.Request) -> Objective:
-    """What the reader wants; whoever waits wants it soon, unless it says otherwise."""
+    """Return the objective of the request: latency, unless it says otherwise."""
     try:
         return Objective(request.query.get("objective", Objective.LATENCY))
     except ValueError:
@@ -143,7 +145,7 @@ def _objective(request: web.Request) -> Objective:
 
 
 def _timeout(request: web.Request) -> float:
-    """Seconds, at most what the server allows."""
+    """Return the timeout of the request, in seconds; at most the server's maximum."""
     most = request.app[SERVICES].max_wait_seconds
     try:
         seconds = float(request.query.get("timeout", most))

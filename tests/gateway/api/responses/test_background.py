@@ -195,7 +195,7 @@ async def test_who_comes_while_it_is_kept_sees_all_of_it(there: There, monkeypat
 
     end = archive.end
     monkeypatch.setattr(archive, "end", slowly)
-    monkeypatch.setattr("gateway.api.responses.background._AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.api.responses.background._RETRY_SECONDS", 0.01)
     first = await ask(client, background=True)
     await ending.wait()
     watching = [asyncio.create_task(events_of(client, first["id"], after)) for after in (None, 3)]
