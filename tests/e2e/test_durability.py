@@ -1,5 +1,6 @@
 """What a killed server had promised is there when it comes back."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from tests.checkpoints import write_tiny_llama
 from tests.server import Server
 
 pytestmark = pytest.mark.waits
+
+DATA = Path(__file__).parent.parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +153,29 @@ def test_a_journal_that_cannot_be_used_ends_the_start_with_a_line(tiny: Path, tm
     (line,) = ended.stderr.splitlines()
     assert line.startswith("myna: the journal")
     assert "damaged" in line
+
+
+def test_a_journal_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """`tests/data/journal-2026-11.sqlite.gz` was written before the redesign of that month, by a server that was killed."""
+    journal = tmp_path / "j"
+    journal.write_bytes(gzip.decompress((DATA / "journal-2026-11.sqlite.gz").read_bytes()))
+    values = {
+        "topic": "bees",
+        "fact": "One fact about bees is that they are",
+        "quoted": "“bees”",
+        "one": "1, ",
+        "two": "2, another",
+        "colours": "One is 1, , another is 2, another.",
+    }
+    with Server("--kv-tokens", "8192", "--journal", str(journal), "--response-ttl", "1e9") as server:
+        session = f"{server.address}/v1/sessions/before"
+        assert httpx.get(session).json()["metadata"] == {"k": "v"}
+        for name, value in values.items():
+            assert httpx.get(f"{session}/variables/{name}").json()["value"] == value
+        assert httpx.get(f"{session}/variables/gone").status_code == 404
+        assert httpx.put(f"{session}/variables/gone", json={"value": "2"}).status_code == 409, "its value was readable"
+        assert httpx.get(f"{session}/variables/last").json()["state"] == "pending"
+        assert httpx.put(f"{session}/variables/x", json={"value": "now"}).status_code == 200
+        assert httpx.get(f"{session}/variables/last?wait=true", timeout=30).json()["state"] == "ready"
+        response = httpx.get(f"{server.address}/v1/responses/resp_40f4656f6c17ce011ad79067").json()
+        assert response["output"][0]["content"][0]["text"] == "The river that I'm referring"
