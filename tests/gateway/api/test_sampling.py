@@ -1,6 +1,5 @@
-"""gateway/api/sampling.py, and how gateway/api/pipeline.py builds calls in threads."""
+"""gateway/api/sampling.py: parameters of requests as parameters of the graph."""
 
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,7 +7,6 @@ from typing import Any, cast
 import pytest
 
 from compat.openai import ChatCompletionRequest
-from gateway.api.pipeline import offload_if_long
 from gateway.api.sampling import request_sampling
 from gateway.prompts.served_models import ServedModel
 from tests.gateway.api.conftest import Client
@@ -17,29 +15,8 @@ from tests.upstream import FakeServer, refuses
 There = tuple[Client, FakeServer, Callable[[], int]]
 
 
-def model(*, is_passthrough: bool) -> ServedModel:
-    return cast("ServedModel", SimpleNamespace(tokenizer=SimpleNamespace(is_passthrough=is_passthrough)))
-
-
 USUAL = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 ANY = cast("ServedModel", SimpleNamespace(vocabulary=None, window=None))
-
-HERE, ELSEWHERE = model(is_passthrough=False), model(is_passthrough=True)
-
-
-@pytest.mark.parametrize(
-    ("characters", "models", "in_a_thread"),
-    [
-        (100, [HERE], False),
-        (50_000, [HERE], True),
-        (50_000, [ELSEWHERE], False),
-        (50_000, [ELSEWHERE, HERE], True),
-        (5_000_000, [ELSEWHERE], True),
-    ],
-)
-async def test_where_a_request_is_made_a_call(characters: int, models: list[ServedModel], in_a_thread: bool) -> None:
-    made_in = await offload_if_long(threading.current_thread, characters, *models)
-    assert (made_in is not threading.current_thread()) == in_a_thread
 
 
 @pytest.mark.parametrize(
