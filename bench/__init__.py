@@ -1,1 +1,1 @@
-"""Measures myna, and any other OpenAI-compatible server, through HTTP."""
+"""Benchmarks of myna, and of any other OpenAI-compatible server, over HTTP."""

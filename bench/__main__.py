@@ -1,4 +1,4 @@
-"""Measures a server through HTTP: `python -m bench`. Starts its own unless --base-url names one that runs."""
+"""Benchmark a server over HTTP: `python -m bench`. It starts its own server unless --base-url names a running one."""
 
 import argparse
 import asyncio
@@ -23,7 +23,7 @@ _STOP_SECONDS = 40
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured thing. `goal` is for a machine with bfloat16 matrix units; see docs/benchmarks.md."""
+    """One measurement. `goal` is for a machine with bfloat16 matrix units; see docs/benchmarks.md."""
 
     what: str
     value: float
@@ -33,7 +33,7 @@ class Figure:
 
 @contextmanager
 def _started(*command: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
-    """A process that prints its address in its first line; the seconds until it did."""
+    """Start a process that prints its address in its first line. Return the process, and the seconds until it did."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -98,7 +98,7 @@ async def _pressed(url: str) -> float:
 
 
 def _idle(process: subprocess.Popen[str], seconds: float = 5.0) -> float:
-    """Percent of a core."""
+    """Return the idle CPU use, in percent of a core."""
 
     def spent() -> float:
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -115,7 +115,7 @@ async def _overhead(runs: int) -> list[Figure]:
     rates: dict[str, list[float]] = {"gateway": [], "bare": []}
     with _started("bench.overhead", "gateway") as (_, gateway, _), _started("bench.overhead", "bare") as (_, bare, _):
         async with _client(f"{gateway}/v1", "stub") as through, _client(f"{bare}/v1", "stub") as direct:
-            for _ in range(runs):  # in turn, so that the machine's moods fall on both
+            for _ in range(runs):  # in turns, so that load on the machine affects both
                 for name, client in (("gateway", through), ("bare", direct)):
                     await client.latency(50)
                     medians[name].append(await client.latency(400))
@@ -139,8 +139,8 @@ def _floor() -> list[Figure]:
     done = subprocess.run([sys.executable, "-m", "bench.floor"], capture_output=True, text=True, check=True)
     floor = json.loads(done.stdout)
     figures = []
-    for rows, ours in floor["ours"].items():
-        figures.append(Figure(f"floor: linear layers alone, {rows} rows, {floor['kernels']}", ours, "ms"))
+    for rows, actual in floor["ours"].items():
+        figures.append(Figure(f"floor: linear layers alone, {rows} rows, {floor['kernels']}", actual, "ms"))
         figures.append(Figure(f"floor: linear layers alone, {rows} rows, torch packed", floor["torch"][rows], "ms"))
     return figures
 
@@ -165,7 +165,9 @@ def _measure(base_url: str | None, runs: int) -> list[Figure]:
         rate = asyncio.run(_one_stream(f"{address}/v1", runs))
         figures.append(Figure("1 stream, --quantize int8", rate, "tok/s", "≥ 100"))
     roomy, pressed = [], []
-    for _ in range(runs):  # in turn; 200 streams of about 45 + 64 tokens want ten times what the second has
+    for _ in range(
+        runs
+    ):  # in turns; 200 streams of about 45 + 64 tokens need ten times the KV pool of the second server
         for flags, rates in (((), roomy), (("--kv-tokens", "2176"), pressed)):
             with _serve(*flags) as (_, address, _):
                 rates.append(asyncio.run(_pressed(f"{address}/v1")))
@@ -182,10 +184,12 @@ def _table(figures: list[Figure]) -> str:
 
 
 def main() -> int:
-    """Prints a table, or JSON."""
+    """Print a table, or JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--base-url", help="measure this server, such as http://127.0.0.1:8001/v1")
-    parser.add_argument("--runs", type=int, default=3, help="of each; the median is told (default: 3)")
+    parser.add_argument("--base-url", help="server to measure, such as http://127.0.0.1:8001/v1")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="number of runs of each measurement; the median is printed (default: 3)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     figures = _measure(arguments.base_url, arguments.runs)

@@ -1,5 +1,8 @@
-"""What rounding costs: `python -m bench.accuracy [FILE ...]`. Perplexity of texts, and how far the distributions of
-each kind of arithmetic lie from float32's. Without files, the project's own prose."""
+"""Accuracy of reduced precision: `python -m bench.accuracy [FILE ...]`.
+
+It prints the perplexity of texts, and the distance of each precision's distributions from float32's. Without files, it
+uses the project's own prose.
+"""
 
 import argparse
 import math
@@ -20,7 +23,7 @@ _KINDS = {
 
 
 def _log_probabilities(engine: Engine, tokens: list[int]) -> torch.Tensor:
-    """(tokens, vocabulary) float32: of what comes behind each token."""
+    """Return log probabilities (tokens, vocabulary) float32 of the token after each token."""
     size, count = engine.config.block_size, len(tokens)
     place = torch.arange(count)
     batch = AttentionBatch(
@@ -34,7 +37,7 @@ def _log_probabilities(engine: Engine, tokens: list[int]) -> torch.Tensor:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__)
     parser.add_argument(
         "files", nargs="*", type=Path, default=[Path("README.md"), Path("LICENSE"), *Path("docs").glob("*.md")]
@@ -42,7 +45,7 @@ def main() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in parser.parse_args().files)
     engines = {name: Engine(config) for name, config in _KINDS.items()}
     tokens = engines["float32"].tokenizer.encode(text)
-    windows = [tokens[at : at + _WINDOW] for at in range(0, len(tokens) - 1, _WINDOW)]
+    windows = [tokens[index : index + _WINDOW] for index in range(0, len(tokens) - 1, _WINDOW)]
     loss = dict.fromkeys(_KINDS, 0.0)
     agree, divergence, error, positions = (dict.fromkeys(_KINDS, 0.0) for _ in range(4))
     for window in windows:

@@ -484,7 +484,7 @@ async def _responses(by: Attacker) -> None:
     await by.send("POST", "/v1/responses", {"model": by.model, "input": "x", "previous_response_id": "r" * 100_000})
 
 
-# kinds found by the first hostile users
+# kinds found in the first tests with hostile users
 
 
 @attack("layers that read each other, and their graph")
@@ -601,7 +601,7 @@ async def _placeholders(by: Attacker) -> None:
 async def _never_asked(by: Attacker) -> None:
     async def fill() -> None:
         program = await _program(by)
-        # as much of the window as fits
+        # as much of the window as possible
         text = "x y z " * 700
         one = {"name": "a", "is_output": False, "value": "x" * 1_000}
         bias = {"logit_bias": {str(n): 1.0 for n in range(10_000)}, "stop_token_ids": list(range(100_000))}
@@ -802,7 +802,7 @@ async def _items(by: Attacker) -> None:
 @attack("a long chain of responses", long=True)
 async def _chain(by: Attacker) -> None:
     previous = None
-    items = [{"type": "reasoning", "id": "r", "summary": []}] * 1_800  # of which the model reads nothing
+    items = [{"type": "reasoning", "id": "r", "summary": []}] * 1_800  # the model reads none of it
     for number in range(300):
         given = [*(items if number % 60 == 0 else []), {"role": "user", "content": "x"}]
         body = {"model": by.model, "input": given, "max_output_tokens": 1, "previous_response_id": previous}

@@ -1,13 +1,13 @@
-"""Kills engines and gateways under a running load, and checks that nothing that was promised is lost.
+"""Kill engines and gateways under load, and check that no accepted work is lost.
 
-`python -m bench.chaos --engine-kills 200 --gateway-kills 50` starts a server of its own with a journal, drives it with
-sessions of chains, map-reduce, slots, templates and streams, and with responses in the background, sends SIGKILL at
-random times, and holds every answer against the promises of docs/api.md: an accepted value or response is never lost,
-none is assigned twice, every wait ends, events come without a gap. Exit status 1, and what was wrong, if one does not
-hold.
+`python -m bench.chaos --engine-kills 200 --gateway-kills 50` starts a server with a journal. Clients run sessions of
+chains, map-reduce, slots, templates and streams, and background responses. SIGKILL arrives at random times. Every
+answer is checked against the guarantees of docs/api.md: an accepted value or response is never lost, none is assigned
+twice, every wait ends, and events arrive without a gap. If one does not hold, the exit status is 1, and the program
+prints what was wrong.
 
-With `--gateways 2 --journal postgresql://…` there are two that share a journal. Each request goes to any of them, and
-one that was killed is started again only after the other has had to take over.
+With `--gateways 2 --journal postgresql://…`, two gateways share a journal. Each request goes to any of them, and a
+killed gateway restarts only after the other had to take over.
 """
 
 import argparse
@@ -33,17 +33,17 @@ import psutil
 from bench.servers import free_port
 
 _PATIENCE_SECONDS = 120.0
-"""Longer than any wait may take, kills included."""
+"""Maximum duration of a wait, restarts included, in seconds."""
 _FAILURES = {"interrupted", "engine_failed", "engine_unavailable", "upstream_failed", "transform_failed"}
-"""What a variable may fail with when a process dies under it."""
+"""Error codes that a variable may have when a process of its call was killed."""
 
 
 class Broken(Exception):
-    """A promise was not kept."""
+    """A guarantee did not hold."""
 
 
 class Victim:
-    """A server on a port that stays the same, killed and started again."""
+    """A server on a fixed port that is killed and started again."""
 
     def __init__(self, journal: str, arguments: Sequence[str]) -> None:
         self.port = free_port()
@@ -54,11 +54,11 @@ class Victim:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Base URL of the server."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> None:
-        """Returns when it is ready."""
+        """Start the server and wait until it is ready."""
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True
         )
@@ -70,7 +70,7 @@ class Victim:
         self.model = served[1]
 
     def kill_gateway(self) -> None:
-        """SIGKILL to the gateway; its engine ends by itself."""
+        """Send SIGKILL to the gateway; its engine ends by itself."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -78,12 +78,12 @@ class Victim:
         self._process.stdout.close()
 
     def wait_for_engine(self, *, loading: bool) -> None:
-        """Returns once there is one, or once it takes work."""
+        """Wait until an engine runs, or until it accepts work."""
         while not (self._engines() if loading else self._ready()):
             time.sleep(0.05)
 
     def kill_engine(self) -> None:
-        """SIGKILL to the engine, if there is one."""
+        """Send SIGKILL to the engine, if there is one."""
         for engine in self._engines():
             with suppress(psutil.NoSuchProcess):
                 engine.kill()
@@ -92,7 +92,7 @@ class Victim:
         assert self._process is not None
         found = []
         for process in psutil.Process(self._process.pid).children():
-            with suppress(psutil.NoSuchProcess):  # one that was killed is a zombie for a moment
+            with suppress(psutil.NoSuchProcess):  # a killed process is a zombie for a moment
                 if "engine.server.worker" in process.cmdline():
                     found.append(process)
         return found
@@ -105,7 +105,7 @@ class Victim:
             return False
 
     def stop(self) -> int:
-        """Ends it in order. Returns the exit status."""
+        """Stop the server with SIGTERM. Return the exit status."""
         assert self._process is not None
         assert self._process.stdout is not None
         self._process.terminate()
@@ -115,7 +115,7 @@ class Victim:
 
 @dataclass
 class Session:
-    """What one session's client was told, so that it can be held against what it is told later."""
+    """Everything that one session's client received, to be compared with later answers."""
 
     id: str
     values: dict[str, str] = field(default_factory=dict)
@@ -124,11 +124,11 @@ class Session:
     last_event: int = 0
     ready: Counter[str] = field(default_factory=Counter)
     responses: dict[str, Any] = field(default_factory=dict)
-    """Those in the background that were accepted, as they ended."""
+    """Accepted background responses, as they ended."""
 
 
 class Load:
-    """Clients that never give up, and believe what they were told."""
+    """Clients that retry until they succeed, and record what they receive."""
 
     def __init__(self, http: aiohttp.ClientSession, victims: Sequence[Victim], seed: int) -> None:
         self._http = http
@@ -141,11 +141,11 @@ class Load:
 
     @property
     def _url(self) -> str:
-        """Any of the servers."""
+        """Return the URL of a random server."""
         return self._random.choice(self._victims).url
 
     async def run(self, until: asyncio.Event) -> None:
-        """One client: session after session."""
+        """Run one client: session after session."""
         while not until.is_set():
             session = Session(f"chaos-{len(self.sessions)}")
             self.sessions.append(session)
@@ -198,7 +198,8 @@ class Load:
         session.accepted |= {name, *semantic.get("slots", ())}
 
     async def _accept(self, method: str, path: str, body: Any, already: str = "variable_already_set") -> None:
-        """Asks until it is taken. A retry that finds it taken is content."""
+        """Send a request until the server accepts it. A retry that the server has already accepted counts as
+        success."""
         async for status, answer in self._until_answered(method, path, body):
             if status in (200, 201):
                 return
@@ -207,7 +208,7 @@ class Load:
             raise Broken(f"{method} {path} was answered {status}: {answer}")
 
     async def _until_answered(self, method: str, path: str, body: Any = None) -> AsyncIterator[tuple[int, Any]]:
-        """The first answer that is neither a broken connection nor 503."""
+        """Return the first answer that is neither a broken connection nor 503."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             self.requests += 1
@@ -247,7 +248,7 @@ class Load:
             raise Broken(f"{where} ended as {variable}")
 
     async def _stream(self, session: Session, name: str) -> None:
-        """Reads a value as it is made, again from its beginning if the connection breaks."""
+        """Read a value as it grows, and start again from its beginning if the connection breaks."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
             path = f"{self._url}/sessions/{session.id}/variables/{name}"
@@ -271,7 +272,7 @@ class Load:
         raise Broken(f"{session.id}/{name}: its stream had no end")
 
     async def _events(self, session: Session, enough: int) -> None:
-        """Some more events, from where the last ones ended."""
+        """Read some more events, from where the last ones ended."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
             headers = {"Last-Event-ID": str(session.last_event)}
@@ -290,13 +291,14 @@ class Load:
                             if enough <= 0:
                                 return
             except (aiohttp.ClientError, ConnectionError):
-                pass  # the server was killed; go on behind the last one
+                pass  # the server was killed; resume after the last event
             self.retries += 1
             await asyncio.sleep(0.1)
         raise Broken(f"{session.id}: no more events")
 
     async def _respond(self, session: Session, temperature: float) -> None:
-        """A response in the background, asked for until it has ended, watched or not, and gone on with."""
+        """Create a background response, wait until it has ended, with or without its stream, and continue the
+        conversation."""
         body = {
             "model": self._victims[0].model,
             "input": f"Tell of {session.id}.",
@@ -335,20 +337,20 @@ class Load:
         return answer
 
     async def _watch(self, session: Session, id: str) -> None:
-        """Reads its events to the last, from behind the last one seen if the connection breaks."""
+        """Read the events of a response to the last one, and resume after the last event if the connection breaks."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        at, text, gap = -1, "", False
+        position, text, gap = -1, "", False
         while time.monotonic() < deadline:
-            query = "stream=true" + (f"&starting_after={at}" if at >= 0 else "")
+            query = "stream=true" + (f"&starting_after={position}" if position >= 0 else "")
             self.streams += 1
             try:
                 async with self._http.get(f"{self._url}/responses/{id}?{query}") as response:
                     if response.status == 200:
                         async for kind, data, _ in _events_of(response):
                             number = data["sequence_number"]
-                            if number != at + 1:
-                                raise Broken(f"{id}: event {number} came behind {at}")
-                            at = number
+                            if number != position + 1:
+                                raise Broken(f"{id}: event {number} came after {position}")
+                            position = number
                             if kind == "response.output_text.delta":
                                 text += data["delta"]
                             elif kind in ("response.completed", "response.incomplete", "response.failed"):
@@ -356,7 +358,7 @@ class Load:
                                 self._streamed(data["response"], text, gap=gap)
                                 return
             except (aiohttp.ClientError, ConnectionError):
-                gap = True  # the server was killed: it may tell the last event alone
+                gap = True  # the server was killed: it may send only the last event
             self.retries += 1
             await asyncio.sleep(0.1)
         raise Broken(f"{id}: its stream had no end")
@@ -369,7 +371,7 @@ class Load:
             raise Broken(f"{response['id']} streamed {text!r} and is {whole!r}")
 
     async def check_all(self) -> None:
-        """Everything that was ever told, read once more."""
+        """Read everything again that a client ever received."""
         for session in self.sessions:
             for id in session.responses:
                 self._ended(session, await self._answered("GET", f"/responses/{id}"))
@@ -382,7 +384,7 @@ class Load:
 
 
 async def _events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any, int]]:
-    """Server-Sent Events: name, data and id."""
+    """Yield name, data and id of server-sent events."""
     kind, data, id = "", None, 0
     async for raw in response.content:
         line = raw.decode().rstrip("\n")
@@ -398,9 +400,11 @@ async def _events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[st
 
 
 async def _strike(victims: Sequence[Victim], order: list[str], pick: random.Random, away: float) -> float:
-    """All of `order`, which has the names of what is killed, and `stop` for a gateway that ends in order; in random
-    order, at random times. A gateway stays away for so many seconds. Returns the longest that one took to be ready
-    again."""
+    """Kill everything in `order`, in random order, at random times.
+
+    `order` contains the names of what is killed, and `stop` for a gateway that is stopped with SIGTERM. A gateway stays
+    away for `away` seconds. Returns the longest time, in seconds, until one was ready again.
+    """
     pick.shuffle(order)
     slowest = 0.0
     for kind in order:
@@ -435,7 +439,7 @@ async def chaos(
     gateways: int = 1,
     away: float = 0.0,
 ) -> dict[str, Any]:
-    """Runs it all. Returns what there is to report. Raises Broken."""
+    """Run the load and the kills. Return the report. Raises Broken."""
     victims = [Victim(journal, arguments) for _ in range(gateways)]
     async with AsyncExitStack() as stack:
         for victim in victims:
@@ -453,7 +457,7 @@ async def chaos(
         await asyncio.wait([running, kills], return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             kills.cancel()
-            await running  # raises what broke
+            await running  # raises the clients' errors
         await kills
         done.set()
         await running
@@ -464,7 +468,7 @@ async def chaos(
                 raise Broken(f"the server ended with status {status}")
         for victim in victims:
             await asyncio.to_thread(victim.start)
-        await load.check_all()  # and once more, from the disk alone
+        await load.check_all()  # once more after a restart, from the disk alone
     return {
         "engine_kills": engine_kills,
         "gateway_kills": gateway_kills,
@@ -481,7 +485,7 @@ async def chaos(
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench.chaos", description=__doc__, allow_abbrev=False)
     parser.add_argument("--engine-kills", type=int, default=200)
     parser.add_argument("--gateway-kills", type=int, default=50)
@@ -489,8 +493,8 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--gateways", type=int, default=1)
-    parser.add_argument("--journal", help="instead of a file of its own")
-    parser.add_argument("--away", type=float, default=0.0, help="seconds for which a gateway stays away")
+    parser.add_argument("--journal", help="journal to use instead of a temporary file")
+    parser.add_argument("--away", type=float, default=0.0, help="seconds until a killed gateway restarts")
     known, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -1,6 +1,6 @@
-"""What bounds a step: the linear layers alone, with the engine's kernels and with torch's packed ones.
+"""Lower bound of a step's duration: the linear layers alone, with the engine's kernels and with torch's packed ones.
 
-`python -m bench.floor` prints JSON: milliseconds by number of rows.
+`python -m bench.floor` prints milliseconds by number of rows, as JSON.
 """
 
 import json
@@ -23,12 +23,12 @@ ROWS = (1, 8, 32, 512)
 
 def _time(action: Callable[[], object], runs: int = 5) -> float:
     action()
-    taken = []
+    durations = []
     for _ in range(runs):
         began = time.perf_counter()
         action()
-        taken.append(time.perf_counter() - began)
-    return 1e3 * median(taken)
+        durations.append(time.perf_counter() - began)
+    return 1e3 * median(durations)
 
 
 @torch.inference_mode()
@@ -44,7 +44,7 @@ def _linear_layers(kernels: Kernels) -> dict[int, float]:
         [(inner, kernels.pack(torch.randn(out, inner).bfloat16())) for inner, out in shapes] for _ in range(LAYERS)
     ]
     head = kernels.pack(torch.randn(VOCABULARY, SHAPE.hidden).bfloat16())
-    taken = {}
+    durations = {}
     for rows in ROWS:
         inputs = {inner: torch.randn(rows, inner).bfloat16() for inner, _ in shapes}
         last = inputs[SHAPE.hidden][: min(rows, 32)].contiguous()
@@ -55,12 +55,12 @@ def _linear_layers(kernels: Kernels) -> dict[int, float]:
                     kernels.linear(inputs[inner], weight)
             kernels.logits(last, head)
 
-        taken[rows] = _time(step)
-    return taken
+        durations[rows] = _time(step)
+    return durations
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Print the figures."""
     best = select_kernels("auto", SHAPE, torch.bfloat16, 16, Path(default_cache()))
     torch_packed = TorchKernels(SHAPE, torch.bfloat16, 16)
     print(json.dumps({"kernels": best.name, "ours": _linear_layers(best), "torch": _linear_layers(torch_packed)}))

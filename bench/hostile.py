@@ -305,20 +305,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON as well")
     parser.add_argument("server", nargs="*", help="options of `myna serve`, after --")
-    told = parser.parse_args()
-    arguments = told.server or ["--kv-tokens", "16384"]
+    options = parser.parse_args()
+    arguments = options.server or ["--kv-tokens", "16384"]
     rows, ends = asyncio.run(
         hostile(
             arguments,
-            only=told.only,
-            copies=told.copies,
-            rounds=told.rounds,
-            together=told.together,
-            requests=told.requests,
-            seed=told.seed,
+            only=options.only,
+            copies=options.copies,
+            rounds=options.rounds,
+            together=options.together,
+            requests=options.requests,
+            seed=options.seed,
         )
     )
-    if told.json:
+    if options.json:
         print(json.dumps([{**vars(row), "p99": row.p99} for row in rows]))
     for end in ends:
         print(f"FAULT when the server ended: {end}")

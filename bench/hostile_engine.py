@@ -161,7 +161,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             await writer.drain()
             await asyncio.sleep(_PAUSE_SECONDS)
     except (ConnectionError, asyncio.IncompleteReadError):
-        pass  # the gateway has had enough
+        pass  # the gateway closed the connection
     finally:
         writer.close()
 

@@ -1,4 +1,4 @@
-"""Load on an OpenAI-compatible server, as a client makes it."""
+"""Client load on an OpenAI-compatible server."""
 
 import asyncio
 import random
@@ -19,23 +19,23 @@ _WORDS = re.findall(
 
 
 def prompt(words: int, seed: int) -> str:
-    """A text of so many words, about as many tokens, that no earlier prompt shares a beginning with."""
+    """Return a text of `words` words, about as many tokens, that shares no beginning with an earlier prompt."""
     pick = random.Random(seed)
     return f"{seed} " + " ".join(pick.choice(_WORDS) for _ in range(words))
 
 
 @dataclass(frozen=True)
 class Client:
-    """A server to measure."""
+    """Client of the server to measure."""
 
     http: aiohttp.ClientSession
     url: str
     model: str
     short: str = "Hi"
-    """What is asked where little is to be done for it."""
+    """Prompt of requests with minimal work."""
 
     def _body(self, text: str, max_tokens: int) -> dict[str, Any]:
-        """A request for a greedy answer of exactly so many tokens."""
+        """Return a request for a greedy answer of exactly `tokens` tokens."""
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
@@ -45,7 +45,8 @@ class Client:
         }
 
     async def ask(self, text: str, max_tokens: int) -> tuple[int, int]:
-        """One greedy answer of exactly so many tokens, not streamed. Returns prompt and completion tokens."""
+        """Request one greedy answer of exactly `tokens` tokens, not streamed. Return the number of prompt and
+        completion tokens."""
         async with self.http.post(f"{self.url}/chat/completions", json=self._body(text, max_tokens)) as response:
             if response.status != 200:
                 raise RuntimeError(f"{response.status}: {await response.text()}")
@@ -53,18 +54,18 @@ class Client:
         return usage["prompt_tokens"], usage["completion_tokens"]
 
     async def decode_rate(self, streams: int, tokens: int, runs: int) -> float:
-        """Output tokens a second, all streams together, short prompts included."""
+        """Return the output tokens per second of all streams together, short prompts included."""
         rates = []
         for _ in range(runs):
             texts = [prompt(8, random.randrange(10**9)) for _ in range(streams)]
             began = time.perf_counter()
             counts = await asyncio.gather(*(self.ask(text, tokens) for text in texts))
-            rates.append(sum(made for _, made in counts) / (time.perf_counter() - began))
+            rates.append(sum(count for _, count in counts) / (time.perf_counter() - began))
         return median(rates)
 
     async def rate_behind(self, streams: int, words: int, tokens: int, runs: int, *, shared: bool) -> float:
-        """Output tokens a second of streams behind long prompts that were read before: their own, or one that all
-        begin with."""
+        """Return the output tokens per second of streams with long, cached prompts: one each, or one that all begin
+        with."""
         rates = []
         for _ in range(runs):
             seed = random.randrange(10**9)
@@ -74,11 +75,11 @@ class Client:
             began = time.perf_counter()
             asked = (self.ask(f"{text} Number {stream}.", tokens) for stream, text in enumerate(prompts))
             counts = await asyncio.gather(*asked)
-            rates.append(sum(made for _, made in counts) / (time.perf_counter() - began))
+            rates.append(sum(count for _, count in counts) / (time.perf_counter() - began))
         return median(rates)
 
     async def cached_first_token(self, words: int, runs: int) -> float:
-        """Median seconds to the first token of a long prompt that was read before, but for its last words."""
+        """Return the median seconds to the first token of a long prompt that is cached except for its last words."""
         waits = []
         for _ in range(runs):
             text = prompt(words, random.randrange(10**9))
@@ -89,8 +90,8 @@ class Client:
         return median(waits)
 
     async def stream(self, text: str, max_tokens: int, times: list[float]) -> None:
-        """One answer of so many tokens, streamed; when each of its chunks came. It is chosen by chance: a small model's
-        greedy one repeats itself before long, and then comes many tokens a chunk."""
+        """Stream one answer, and return the time of each chunk. It is sampled: a small model's greedy answer soon
+        repeats itself, and then speculation yields many tokens per chunk."""
         chance = {"temperature": 1.0, "seed": random.randrange(10**9)}
         body = {**self._body(text, max_tokens), **chance, "stream": True}
         async with self.http.post(f"{self.url}/chat/completions", json=body) as response:
@@ -100,12 +101,12 @@ class Client:
                     times.append(time.perf_counter())
 
     async def mixed(self, streams: int, prompts: int, words: int) -> tuple[float, float, float]:
-        """Streams that decode while long prompts arrive: the part of their speed that they keep meanwhile, the
-        longest gap between two chunks of one of them, and the seconds until the last prompt had its first token."""
+        """Stream answers while long prompts arrive. Return the share of their speed that the streams keep, the longest
+        gap between two chunks of one of them, and the seconds until the last prompt had its first token."""
         times: list[list[float]] = [[] for _ in range(streams)]
         texts = [prompt(8, random.randrange(10**9)) for _ in range(streams)]
         readers = [asyncio.create_task(self.stream(text, 3000, own)) for text, own in zip(texts, times, strict=True)]
-        while min(map(len, times)) < 5:  # noqa: ASYNC110 (a client has nothing to be told by)
+        while min(map(len, times)) < 5:  # noqa: ASYNC110 (nothing notifies a client)
             await asyncio.sleep(0.05)
         settled = time.perf_counter()
         await asyncio.sleep(3.0)
@@ -119,16 +120,16 @@ class Client:
         await asyncio.gather(*readers, return_exceptions=True)
 
         def rate(start: float, end: float) -> float:
-            return sum(start <= at < end for own in times for at in own) / (end - start)
+            return sum(start <= index < end for own in times for index in own) / (end - start)
 
-        inside = [[at for at in own if began <= at < ended] for own in times]
+        inside = [[index for index in own if began <= index < ended] for own in times]
         gap = max(after - before for own in inside for before, after in pairwise(own))
-        # texts grow meanwhile, and with them the cost of a step: what they run at alone is the mean of both sides
+        # texts grow meanwhile, and so does the cost of a step: their stand-alone speed is the mean of before and after
         alone = (rate(settled, began) + rate(ended, left)) / 2
         return rate(began, ended) / alone, gap, ended - began
 
     async def prefill_rate(self, words: int, runs: int) -> tuple[float, float]:
-        """Prompt tokens a second of one long prompt, and the seconds to its first token."""
+        """Return the prompt tokens per second of one long prompt, and the seconds to its first token."""
         rates, waits = [], []
         for _ in range(runs):
             text = prompt(words, random.randrange(10**9))
@@ -139,7 +140,7 @@ class Client:
         return median(rates), median(waits)
 
     async def latency(self, requests: int) -> float:
-        """Median seconds of a one-token answer to a short prompt, one after another."""
+        """Return the median seconds of a one-token answer to a short prompt, one request after another."""
         waits = []
         for _ in range(requests):
             began = time.perf_counter()
@@ -148,7 +149,7 @@ class Client:
         return median(waits)
 
     async def request_rate(self, requests: int, at_once: int) -> float:
-        """Requests a second with so many clients."""
+        """Return the requests per second of `clients` clients."""
         began = time.perf_counter()
 
         async def client() -> None:

@@ -1,4 +1,4 @@
-"""A server without a model: the gateway over a stub engine, or a bare handler that answers the same.
+"""A server without a model: the gateway over a stub engine, or a bare handler with the same answers.
 
 `python -m bench.overhead gateway|bare [settings of myna serve]` prints its address and serves until its input closes.
 """
@@ -45,7 +45,7 @@ def _tokenizer() -> Tokenizer:
 
 
 async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
-    """Serves until the stack is unwound; its address."""
+    """Serve until the stack is closed. Return the address."""
     pool = EnginePool(1.0)
     url, path = settings.journal_url(), settings.journal_file()
     storage: FileStorage | PostgresStorage | None = None
@@ -98,4 +98,4 @@ async def _serve(kind: str, arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1], sys.argv[2:]))  # the loop that `myna serve` has
+    uvloop.run(_serve(sys.argv[1], sys.argv[2:]))  # the event loop of `myna serve`

@@ -1,7 +1,7 @@
-"""The least that a proxy on aiohttp can do: each request is passed on as it is, and its answer piece by piece.
+"""Minimal proxy on aiohttp: it forwards each request unchanged, and its answer piece by piece.
 
-`python -m bench.passthrough URL` prints its address and serves until its input closes. What a gateway takes beyond this
-is its own.
+`python -m bench.passthrough URL` prints its address and serves until its input closes. The cost of a gateway beyond
+this is its own.
 """
 
 import asyncio
@@ -40,4 +40,4 @@ async def _serve(url: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1]))  # the loop that `myna serve` has
+    uvloop.run(_serve(sys.argv[1]))  # the event loop of `myna serve`

@@ -1,4 +1,4 @@
-"""vLLM's CPU build on the default model, to be measured beside ours."""
+"""vLLM's CPU build on the default model, to compare with myna."""
 
 import json
 import os
@@ -38,10 +38,8 @@ _EIGHT_BITS = {
 
 @contextmanager
 def vllm(python: str, dtype: str, *, quantize: str = "none") -> Iterator[tuple[str, str]]:
-    """vLLM from an environment of its own; its address and the model's name.
-
-    `quantize`: none, or int8 for linear layers in 8 bits, weights with a scale for each output, inputs for each token.
-    """
+    """Start vLLM from a separate environment. Yield its address and the model's name. `quantize`: none, or int8 for
+    linear layers in 8 bits: weights with a scale for each output, inputs with a scale for each token."""
     own = checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -51,7 +49,7 @@ def vllm(python: str, dtype: str, *, quantize: str = "none") -> Iterator[tuple[s
             else:
                 (folder / file.name).symlink_to(file)
         config = json.loads((own / "config.json").read_text())
-        del config["partial_rotary_factor"]  # 1.0, which transformers takes for part of another scaling
+        del config["partial_rotary_factor"]  # 1.0, which transformers takes as part of another scaling
         if quantize == "int8":
             config["quantization_config"] = _EIGHT_BITS
         (folder / "config.json").unlink()
@@ -64,12 +62,12 @@ def vllm(python: str, dtype: str, *, quantize: str = "none") -> Iterator[tuple[s
 
 
 def _in_eight_bits(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    made = {}
+    quantized = {}
     for name, tensor in tensors.items():
         if not name.endswith("_proj.weight"):
-            made[name] = tensor
+            quantized[name] = tensor
             continue
         scale = tensor.float().abs().amax(dim=1, keepdim=True) / 127
-        made[name] = (tensor.float() / scale).round().clamp(-127, 127).to(torch.int8)
-        made[f"{name.removesuffix('weight')}weight_scale"] = scale
-    return made
+        quantized[name] = (tensor.float() / scale).round().clamp(-127, 127).to(torch.int8)
+        quantized[f"{name.removesuffix('weight')}weight_scale"] = scale
+    return quantized

@@ -1,7 +1,7 @@
-"""What a gateway adds before a server elsewhere: `python -m bench.proxy` starts both, the server being a stub.
+"""Latency and CPU time that a gateway adds in front of an upstream server.
 
-`--base-url URL` measures another gateway, before a stub that `python -m bench.upstream` runs; `--floor` the least that
-any gateway on aiohttp does.
+`python -m bench.proxy` starts both, with a stub as the server. `--base-url URL` measures another gateway, in front of a
+stub that `python -m bench.upstream` runs. `--floor` measures the minimum of any gateway on aiohttp.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _SENT = re.compile(rb"(\d{13,20}) ")
 
 @contextmanager
 def _running(*command: str) -> Iterator[tuple[psutil.Process, str]]:
-    """A process of ours, and the address that it prints."""
+    """Start one of the bench programs. Yield the process and the address that it prints."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -58,14 +58,14 @@ async def _client(url: str, text: str) -> AsyncIterator[Client]:
 
 
 async def _added(gateway: str, stub: str, text: str, runs: int) -> list[Figure]:
-    """Milliseconds at the median, a request at a time."""
+    """Return the added latency, in milliseconds at the median, one request at a time."""
     through: list[float] = []
     direct: list[float] = []
     async with _client(gateway, text) as one, _client(stub, text) as other:
-        for _ in range(runs):  # in turn, so that the machine's moods fall on both
-            for client, told in ((one, through), (other, direct)):
+        for _ in range(runs):  # in turns, so that load on the machine affects both
+            for client, delays in ((one, through), (other, direct)):
                 await client.latency(50)
-                told.append(1e3 * await client.latency(400))
+                delays.append(1e3 * await client.latency(400))
     return [
         Figure("added at the median", median(a - b for a, b in zip(through, direct, strict=True)), "ms", "≤ 0.5"),
         Figure("the stub alone, median", median(direct), "ms"),
@@ -73,7 +73,8 @@ async def _added(gateway: str, stub: str, text: str, runs: int) -> list[Figure]:
 
 
 async def _rate(gateway: str, process: psutil.Process | None, text: str, runs: int, requests: int) -> list[Figure]:
-    """Requests a second of 32 clients, and what the gateway's process takes of a core for them; and its memory."""
+    """Return the requests per second of 32 clients, the CPU use of the gateway's process meanwhile, in cores, and its
+    memory."""
     rates, own, grown = [], [], []
     async with _client(gateway, text) as client:
         await client.request_rate(2000, 32)
@@ -93,7 +94,7 @@ async def _rate(gateway: str, process: psutil.Process | None, text: str, runs: i
 
 
 class _Stream(asyncio.Protocol):
-    """One streamed answer, read with as little work as may be."""
+    """One streamed answer, read with as little work as possible."""
 
     def __init__(self, body: str, delays: list[float], ended: "asyncio.Future[None]") -> None:
         self._request = (
@@ -125,12 +126,13 @@ class _Stream(asyncio.Protocol):
 
 
 async def _streams(url: str, count: int, tokens: int, ramp: float = 1.0) -> tuple[float, float]:
-    """Delay of tokens of many streams at once, in ms: median and 99th percentile. They begin within `ramp` seconds."""
+    """Return the delay of tokens of many concurrent streams, in ms: median and 99th percentile. They begin within
+    `ramp` seconds."""
     loop, where = asyncio.get_running_loop(), urlsplit(url)
     delays: list[float] = []
     ends = []
     protocols = []
-    for at in range(count):
+    for index in range(count):
         ended = loop.create_future()
         ends.append(ended)
         _, protocol = await loop.create_connection(
@@ -139,7 +141,7 @@ async def _streams(url: str, count: int, tokens: int, ramp: float = 1.0) -> tupl
             where.port,
         )
         protocols.append(protocol)
-        if at % 10 == 9:
+        if index % 10 == 9:
             await asyncio.sleep(10 * ramp / count)
     await asyncio.gather(*ends)
     if any(protocol.tokens != tokens for protocol in protocols):
@@ -160,16 +162,22 @@ def _delays(gateway: str, stub: str, count: int, ramp: float) -> list[Figure]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table, or JSON."""
+    """Print a table, or JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.proxy", description=__doc__)
-    parser.add_argument("--base-url", help="another gateway, which serves a model `stub`")
-    parser.add_argument("--stub", help="with --base-url: the stub that it stands before")
-    parser.add_argument("--floor", action="store_true", help="a proxy that does nothing, in the gateway's place")
-    parser.add_argument("--words", type=int, default=1, help="of each prompt, but for those of streams (default: 1)")
-    parser.add_argument("--runs", type=int, default=3, help="of each; the median is told (default: 3)")
-    parser.add_argument("--requests", type=int, default=10_000, help="of each run of 32 clients (default: 10000)")
-    parser.add_argument("--streams", type=int, default=1000, help="at once (default: 1000)")
-    parser.add_argument("--ramp", type=float, default=1.0, help="seconds in which they begin (default: 1)")
+    parser.add_argument("--base-url", help="gateway to measure, which serves a model `stub`")
+    parser.add_argument("--stub", help="with --base-url: URL of the gateway's upstream stub")
+    parser.add_argument("--floor", action="store_true", help="measure a minimal proxy instead of the gateway")
+    parser.add_argument(
+        "--words", type=int, default=1, help="number of words in each prompt, except for streams (default: 1)"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=3, help="number of runs of each measurement; the median is printed (default: 3)"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=10_000, help="number of requests in each run of 32 clients (default: 10000)"
+    )
+    parser.add_argument("--streams", type=int, default=1000, help="number of concurrent streams (default: 1000)")
+    parser.add_argument("--ramp", type=float, default=1.0, help="seconds within which the streams begin (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
     text = prompt(chosen.words, seed=0)

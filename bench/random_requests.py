@@ -130,18 +130,18 @@ class _Maker:
 
     def _object(self, schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
         required = set(schema.get("required", ()))
-        made = {
+        result = {
             name: self._value(inner, depth + 1)
             for name, inner in schema.get("properties", {}).items()
             if name in required or self._random.random() < (0.15 if depth < 6 else 0.02)
         }
         if not schema.get("properties"):
-            made = {self._random.choice(["a", "b", "1"]): self._anything(depth + 1)}
+            result = {self._random.choice(["a", "b", "1"]): self._anything(depth + 1)}
         if self._random.random() < 0.03:
-            made[self._random.choice(_STRINGS)] = self._anything(depth + 1)
-        if made and self._random.random() < 0.03:
-            del made[self._random.choice(sorted(made))]
-        return made
+            result[self._random.choice(_STRINGS)] = self._anything(depth + 1)
+        if result and self._random.random() < 0.03:
+            del result[self._random.choice(sorted(result))]
+        return result
 
     def _scalar(self, schema: Mapping[str, Any]) -> Any:
         match schema.get("type"):

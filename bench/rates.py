@@ -1,7 +1,7 @@
-"""What graphs cost the gateway, over an engine that answers at once: `python -m bench.rates [--json]`.
+"""Cost of graphs in the gateway, over an engine that answers at once: `python -m bench.rates [--json]`.
 
-Deferred calls a second with and without a journal, taken in turns; a call's cost as its session grows; a graph of
-10,000 calls in one request; memory of many sessions.
+It measures deferred calls per second with and without a journal, in turns; a call's cost as its session grows; a graph
+of 10,000 calls in one request; and the memory of many sessions.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _names = itertools.count()
 
 @contextmanager
 def stub_server(*settings: str) -> Iterator[tuple[str, psutil.Process]]:
-    """The gateway over a stub; its address and its process."""
+    """Start the gateway over a stub engine. Yield its address and its process."""
     command = [sys.executable, "-m", "bench.overhead", "gateway", *settings]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
@@ -55,7 +55,7 @@ def _call(text: str, output: str, **semantic: Any) -> dict[str, Any]:
 
 
 class Wire:
-    """One connection that is kept, and as little work as can be: the client shares the machine with the server."""
+    """A persistent connection with minimal work: the client shares the machine with the server."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -73,7 +73,7 @@ class Wire:
         await self._writer.wait_closed()
 
     async def post(self, path: str, body: Any, session: str) -> bytes:
-        """The answer's body."""
+        """Send a request and return the body of the answer."""
         assert self._reader is not None
         assert self._writer is not None
         data = json.dumps(body).encode()
@@ -92,7 +92,8 @@ class Wire:
 
 
 async def deferred_rate(url: str, calls: int, session_calls: int, home: str | None = None) -> float:
-    """Deferred calls taken a second, in sessions of so many, each a chain; `home`: where those are, if not there."""
+    """Return the deferred calls accepted per second, in sessions of `calls` calls, each a chain. `home`: address of the
+    sessions' server, if it is another one."""
     names = [f"rate-{next(_names)}" for _ in range(calls // session_calls)]
     if home is not None:
         async with Wire(home) as wire:
@@ -117,25 +118,26 @@ async def deferred_rate(url: str, calls: int, session_calls: int, home: str | No
 
 
 async def growing_cost(url: str, sizes: list[int]) -> dict[int, float]:
-    """Milliseconds a deferred call takes, one after another in one session, when it holds so many."""
+    """Return the milliseconds of a deferred call in a session of each size, one call after another."""
     session = f"grow-{next(_names)}"
-    costs, held = {}, 0
+    costs, count = {}, 0
     async with Wire(url) as wire:
         for size in sizes:
             took = []
-            while held < size:
+            while count < size:
                 began = time.perf_counter()
-                await wire.post("/chat/completions", _call("Hi", f"v{held}", defer=True), session)
+                await wire.post("/chat/completions", _call("Hi", f"v{count}", defer=True), session)
                 took.append(1e3 * (time.perf_counter() - began))
-                held += 1
+                count += 1
             costs[size] = median(took[-100:])
     return costs
 
 
 async def graph_seconds(http: aiohttp.ClientSession, url: str, calls: int) -> tuple[float, float]:
-    """Seconds until a large graph is refused for its last call, and until the first event of one that is run."""
+    """Return the seconds until a large graph is rejected for its last call, and until the first event of one that
+    runs."""
     bodies = [_call("Begin.", "v0")]
-    bodies += [_call(f"Go on: <<v{max(0, at - 10)}>>", f"v{at}") for at in range(1, calls)]
+    bodies += [_call(f"Go on: <<v{max(0, position - 10)}>>", f"v{position}") for position in range(1, calls)]
     wrong = [*bodies[:-1], _call("<<nobody>>", "last")]
     began = time.perf_counter()
     async with http.post(f"{url}/graphs", json={"calls": wrong}) as response:
@@ -151,7 +153,7 @@ async def graph_seconds(http: aiohttp.ClientSession, url: str, calls: int) -> tu
 
 
 async def memory(http: aiohttp.ClientSession, url: str, process: psutil.Process, sessions: int, variables: int) -> int:
-    """Bytes that so many sessions with so many small variables each take."""
+    """Return the bytes of each of `sessions` sessions with small variables."""
     before = process.memory_info().rss
     work = iter(range(sessions))
 
@@ -167,7 +169,8 @@ async def memory(http: aiohttp.ClientSession, url: str, process: psutil.Process,
 
 
 async def _shared(url: str, runs: int) -> dict[str, float]:
-    """Deferred calls a second where two gateways share a database: asked where their session is, and of the other."""
+    """Return the deferred calls per second of two gateways that share a database: sent to the session's gateway, and to
+    the other one."""
     report = {}
     with stub_server("--journal", url) as (one, _), stub_server("--journal", url) as (other, _):
         for what, asked in (("deferred_per_s_postgres", one), ("deferred_per_s_passed_on", other)):
@@ -183,17 +186,17 @@ async def _measure(runs: int, postgres: str | None) -> dict[str, Any]:
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
             with (
                 stub_server() as (plain, _),
-                stub_server("--journal", str(Path(folder) / "rates")) as (kept, _),
+                stub_server("--journal", str(Path(folder) / "rates")) as (journaled, _),
             ):
                 pairs = []
-                for url in (plain, kept):
+                for url in (plain, journaled):
                     await deferred_rate(url, 500, 10)
                 for _ in range(runs):
-                    pairs.append([await deferred_rate(url, 4000, 10) for url in (plain, kept)])
+                    pairs.append([await deferred_rate(url, 4000, 10) for url in (plain, journaled)])
                 report["deferred_per_s"] = median(pair[0] for pair in pairs)
                 report["deferred_per_s_journal"] = median(pair[1] for pair in pairs)
                 report["journal_cost"] = 1 - median(pair[1] / pair[0] for pair in pairs)
-                report["ms_by_session_calls"] = await growing_cost(kept, [100, 1000, 10_000])
+                report["ms_by_session_calls"] = await growing_cost(journaled, [100, 1000, 10_000])
             with stub_server("--max-calls", "20000", "--journal", str(Path(folder) / "graphs")) as (url, _):
                 checks = [await graph_seconds(http, url, 10_000) for _ in range(runs)]
                 report["graph_10k_refused_s"] = median(checked for checked, _ in checks)
@@ -207,7 +210,7 @@ async def _measure(runs: int, postgres: str | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench.rates", description=__doc__, allow_abbrev=False)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true")

@@ -1,7 +1,8 @@
-"""Which blocks a full cache gives up, by what is found in it: `python -m bench.retention`.
+"""Hit rates of eviction policies: `python -m bench.retention`.
 
-Prompts one after another through the engine's own cache; as it is, by least recent use alone, and by knowing the future
-(Belady's, which no server can do). Loads of its own making, and those that `myna serve --record` has written.
+Prompts go one after another through the engine's own cache: with the learned policy, with least recently used, and with
+Belady's policy, which knows the future and is not possible in a server. The loads are generated, or recorded by `myna
+serve --record`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from engine.kv.cache import KVCache
 from engine.kv.eviction import Evictable, EvictionPolicy
-from engine.sequence import Context
+from engine.sequence import TokenSequence
 from gateway.simulator.trace import read_prompts
 
 _BLOCK = 16
@@ -26,25 +27,26 @@ Prompt = list[int]
 
 
 class _Belady(EvictionPolicy):
-    """Gives up what is read again last, or never. Knows all prompts, and which one is read now."""
+    """Eviction policy that evicts what is read again last, or never. It knows all prompts, and which one is read
+    now."""
 
     def __init__(self, blocks: int, prompts: Sequence[Prompt]) -> None:
         super().__init__(blocks)
         self.now = 0
         self._far: list[tuple[float, int, int, Evictable]] = []
-        """When read again, negative; when given back; a number; the block."""
+        """Heap: time of the next read, negated; time of release; a number; the block."""
         self._reads: dict[int, list[int]] = defaultdict(list)
-        for at, prompt in enumerate(prompts):
+        for index, prompt in enumerate(prompts):
             for path in paths(prompt):
-                self._reads[path].append(at)
+                self._reads[path].append(index)
 
     def offer(self, block: Evictable) -> None:
         reads = self._reads[block.path]
-        at = bisect.bisect_right(reads, self.now)
-        again = reads[at] if at < len(reads) else math.inf
+        index = bisect.bisect_right(reads, self.now)
+        again = reads[index] if index < len(reads) else math.inf
         heapq.heappush(self._far, (-again, block.used, id(block), block))
 
-    def choose(self) -> Evictable | None:
+    def select_victim(self) -> Evictable | None:
         while self._far:
             _, used, _, block = heapq.heappop(self._far)
             if block.evictable and block.used == used:
@@ -53,21 +55,21 @@ class _Belady(EvictionPolicy):
 
 
 def paths(prompt: Prompt) -> Iterator[int]:
-    """Of its full blocks, as `kv_cache.Node` has them."""
+    """Return the paths of its full blocks, as `Node` in engine/kv/cache.py has them."""
     scope, text = hash(""), 0
-    for at in range(0, len(prompt) - _BLOCK + 1, _BLOCK):
-        text = hash((text, tuple(prompt[at : at + _BLOCK])))
+    for index in range(0, len(prompt) - _BLOCK + 1, _BLOCK):
+        text = hash((text, tuple(prompt[index : index + _BLOCK])))
         yield hash((scope, text))
 
 
 def found(prompts: Sequence[Prompt], blocks: int, retention: EvictionPolicy) -> float:
-    """The share of all tokens that are in the cache when they are read."""
-    cache = KVCache(1 + blocks, _BLOCK, retention=retention)
+    """Return the share of all tokens that are in the cache when they are read."""
+    cache = KVCache(1 + blocks, _BLOCK, eviction_policy=retention)
     tokens = cached = 0
-    for at, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         if isinstance(retention, _Belady):
-            retention.now = at
-        context = Context(at, cache, "", 0.0, at)
+            retention.now = index
+        context = TokenSequence(index, cache, "", 0.0, index)
         context.tokens = prompt[: blocks * _BLOCK]
         context.adopt_cached()
         tokens += len(context.tokens)
@@ -81,7 +83,7 @@ def found(prompts: Sequence[Prompt], blocks: int, retention: EvictionPolicy) -> 
 
 
 class _Load:
-    """Prompts of its own making: texts are runs of tokens that no other text has."""
+    """Generated prompts: texts are runs of tokens that no other text has."""
 
     def __init__(self, seed: int) -> None:
         self._pick = random.Random(seed)
@@ -92,24 +94,25 @@ class _Load:
         return [self._texts] * tokens
 
     def chats(self, requests: int) -> list[Prompt]:
-        """Conversations, of which thirty go on at a time, each of some turns, behind twenty system prompts of which a
-        few are much more in use than others."""
+        """Yield prompts of conversations. Thirty are active at a time, each has some turns, behind twenty system
+        prompts of which a few are used much more than others."""
         systems = [self._text(self._pick.randrange(100, 1200)) for _ in range(20)]
-        weights = [1 / (1 + at) for at in range(20)]
+        weights = [1 / (1 + index) for index in range(20)]
         talks: list[Prompt] = []
         prompts = []
         for _ in range(requests):
             if len(talks) < 30 or self._pick.random() < 0.2:
                 talks.append([*self._pick.choices(systems, weights)[0]])
-            at = self._pick.randrange(len(talks))
-            talks[at] = [*talks[at], *self._text(self._pick.randrange(20, 300))]
-            prompts.append(talks[at])
+            index = self._pick.randrange(len(talks))
+            talks[index] = [*talks[index], *self._text(self._pick.randrange(20, 300))]
+            prompts.append(talks[index])
             if self._pick.random() < 0.2:
-                del talks[at]
+                del talks[index]
         return prompts
 
     def floods(self, requests: int) -> list[Prompt]:
-        """The same, and now and then a hundred long texts that are read once, as a map over a book has them."""
+        """Yield the same, and from time to time a hundred long texts that are read once, as a map over a book reads
+        them."""
         prompts: list[Prompt] = []
         chats = iter(self.chats(requests))
         while len(prompts) < requests:
@@ -119,18 +122,20 @@ class _Load:
         return prompts[:requests]
 
     def changing(self, requests: int) -> list[Prompt]:
-        """System prompts that come into use and go out of it, so that what was read often is read no more."""
+        """Yield prompts with system prompts that come into use and go out of use, so that frequently read blocks are no
+        longer read."""
         prompts, systems = [], [self._text(1000) for _ in range(8)]
-        for at in range(requests):
-            if at % 50 == 0:
+        for index in range(requests):
+            if index % 50 == 0:
                 systems[self._pick.randrange(8)] = self._text(1000)
             prompts.append([*self._pick.choice(systems), *self._text(self._pick.randrange(50, 500))])
         return prompts
 
     def scan(self, requests: int) -> list[Prompt]:
-        """The same hundred texts again and again in one order, which is the worst for least recent use."""
+        """Yield the same hundred texts again and again in one order, which is the worst case for least recently
+        used."""
         texts = [self._text(400) for _ in range(100)]
-        return [texts[at % 100] for at in range(requests)]
+        return [texts[index % 100] for index in range(requests)]
 
 
 LOADS: dict[str, Callable[[_Load, int], list[Prompt]]] = {
@@ -142,7 +147,7 @@ LOADS: dict[str, Callable[[_Load, int], list[Prompt]]] = {
 
 
 def measure(prompts: Sequence[Prompt], room: float) -> dict[str, float]:
-    """What each way finds, with room for such a share of all that is ever read."""
+    """Return the hit rate of each policy, with room for a share of all tokens that are ever read."""
     distinct = {path for prompt in prompts for path in paths(prompt)}
     longest = max(len(prompt) for prompt in prompts) // _BLOCK + 1
     blocks = max(longest, int(room * len(distinct)))
@@ -154,7 +159,7 @@ def measure(prompts: Sequence[Prompt], room: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench.retention", description=__doc__, allow_abbrev=False)
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--room", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2])

@@ -1,4 +1,4 @@
-"""Servers that a measurement starts and ends."""
+"""Start and stop of the servers that a benchmark measures."""
 
 import signal
 import socket
@@ -15,7 +15,7 @@ _STOP_SECONDS = 40
 
 
 def free_port() -> int:
-    """A port of this machine on which nobody listens."""
+    """Return a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -25,12 +25,12 @@ def free_port() -> int:
 def started(
     command: Sequence[str], *, port_option: str, environment: Mapping[str, str] | None = None, seconds: float = 120
 ) -> Iterator[str]:
-    """Any server with an OpenAI API, on a free port of this machine; its address, once it lists its models.
+    """Start a server with OpenAI's API on a free port of this machine. Yield its address once it lists its models.
 
-    Raises SystemExit if it ends or is not ready in so many seconds.
+    Raises SystemExit if it exits, or is not ready within the time limit.
     """
     port = free_port()
-    if threading.current_thread() is threading.main_thread():  # told to end, a measurement ends its servers first
+    if threading.current_thread() is threading.main_thread():  # on SIGTERM, a benchmark stops its servers first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = subprocess.Popen([*command, port_option, str(port)], stdout=sys.stderr, env=environment)
     try:

@@ -1,8 +1,8 @@
-"""Whether `myna simulate` tells the truth here: `python -m bench.simulator`.
+"""Accuracy of `myna simulate` on this machine: `python -m bench.simulator`.
 
-Fits a table of step costs to this machine, runs the applications of `examples/workloads` on a server that records them,
-and simulates what was recorded with that table; both times, side by side. `--table FILE` keeps the table, for
-`myna simulate --table FILE`. Without speculation: how often an answer says something again, no record tells.
+It fits a table of step costs to this machine, runs the applications of `examples/workloads` on a server that records
+them, and simulates the recording with that table. It prints both times side by side. `--table FILE` keeps the table,
+for `myna simulate --table FILE`. Speculation is off: a recording does not show how often an answer repeats text.
 """
 
 import argparse
@@ -35,16 +35,16 @@ _BEHIND = 2000
 
 
 def fit() -> Costs:
-    """What the default engine's steps take here: medians."""
+    """Return the step costs of the default engine on this machine, as medians."""
     engine = Engine(EngineConfig(kv_tokens=131_072, speculation="off"))
     rows = [(count, _decode(engine, count, 8)) for count in _DECODING]
     rows += [(count, _read(engine, count)) for count in _READING]
     few = 8
-    behind = _decode(engine, few, _BEHIND)
+    long_step = _decode(engine, few, _BEHIND)
     return Costs(
         name="here",
         rows=tuple(rows),
-        attention=max(0.0, behind - dict(rows)[few]) / (few * _BEHIND),
+        attention=max(0.0, long_step - dict(rows)[few]) / (few * _BEHIND),
         step_rows=engine.config.step_tokens,
         kv_tokens=engine.info.kv_tokens,
     )
@@ -55,45 +55,45 @@ def _tokens(count: int) -> list[int]:
 
 
 def _decode(engine: Engine, streams: int, before: int) -> float:
-    """Seconds of a step in which so many contexts decode, each behind so many tokens."""
+    """Return the seconds of a step in which `contexts` contexts decode, each after `length` tokens."""
     for context in range(streams):
         engine.fill(context, _tokens(before), interactive=False)
     while engine.has_work:
         engine.step()
     for context in range(streams):
         engine.generate(context, SamplingParams(temperature=0.0, max_tokens=_STEPS, ignore_eos=True))
-    taken = []
+    durations = []
     while engine.has_work:
         began = time.perf_counter()
         updates = engine.step()
         if sum(bool(update.tokens) for update in updates) == streams:
-            taken.append(time.perf_counter() - began)
+            durations.append(time.perf_counter() - began)
     for context in range(streams):
         engine.free_context(context)
-    return statistics.median(taken[1:])
+    return statistics.median(durations[1:])
 
 
 def _read(engine: Engine, tokens: int) -> float:
-    """Seconds of a step that reads so many tokens of a prompt."""
-    taken = []
+    """Return the seconds of a step that prefills tokens of a prompt."""
+    durations = []
     for _ in range(5):
         engine.fill(0, _tokens(tokens))
         began = time.perf_counter()
         while engine.has_work:
             engine.step()
-        taken.append(time.perf_counter() - began)
+        durations.append(time.perf_counter() - began)
         engine.free_context(0)
-    return statistics.median(taken)
+    return statistics.median(durations)
 
 
 async def _run(way: Way, name: str, seed: int) -> float:
-    """Seconds that an application takes."""
+    """Return the seconds that an application takes."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         return (await run_once(http, way, WORKLOADS[name], seed, 0.0))[0]
 
 
 def _simulated(lines: Sequence[str], costs: Costs) -> float:
-    """Seconds from the first call's coming to the last one's end, as the simulator has it."""
+    """Return the simulated seconds from the first call's arrival to the last one's end."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         file.writelines(lines)
         file.flush()
@@ -102,7 +102,7 @@ def _simulated(lines: Sequence[str], costs: Costs) -> float:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench.simulator", description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--modes", nargs="+", choices=("client", "graph"), default=["client", "graph"])
@@ -130,8 +130,8 @@ def main() -> None:
                     measured.append(asyncio.run(_run(way, name, next(seeds))))
                     lines = trace.read_text().splitlines(keepends=True)[before:]
                     simulated.append(_simulated(lines, costs))
-                real, said = statistics.median(measured), statistics.median(simulated)
-                print(f"| {name}, {mode} | {real:.2f} s | {said:.2f} s | {said / real:.2f} |", flush=True)
+                real, modelled = statistics.median(measured), statistics.median(simulated)
+                print(f"| {name}, {mode} | {real:.2f} s | {modelled:.2f} s | {modelled / real:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

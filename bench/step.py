@@ -1,7 +1,7 @@
-"""Where a step's time goes, line by line: `python -m bench.step`. No server; the engine alone.
+"""Duration of a step, operation by operation: `python -m bench.step`. It runs the engine alone, without a server.
 
-Operations are timed one by one, each called by itself. The last lines are of steps as they are served, in which all
-layers are one call: what they take beside the model (planning, arrays, choosing tokens, texts), and whole.
+Operations are called and timed one by one. The last lines are of steps as served, in which all layers are one call: the
+time besides the model (planning, arrays, sampling, detokenisation), and the whole.
 """
 
 import random
@@ -40,19 +40,20 @@ def _tokens(count: int) -> list[int]:
 
 
 def _steps(engine: Engine) -> list[float]:
-    """Milliseconds of each step until there is no work left."""
-    taken = []
+    """Return the milliseconds of each step until there is no work left."""
+    durations = []
     while engine.has_work:
         began = time.perf_counter()
         engine.step()
-        taken.append(1e3 * (time.perf_counter() - began))
-    return taken
+        durations.append(1e3 * (time.perf_counter() - began))
+    return durations
 
 
 def _decode(
     engine: Engine, streams: int, before: int, timed: Callable[[], None], *, shared: bool = False
 ) -> list[float]:
-    """Milliseconds of steps that decode so many streams, each behind so many tokens, which may be the same ones."""
+    """Return the milliseconds of steps that decode `streams` streams, each after `length` tokens, which may be
+    shared."""
     prompt = _tokens(before)
     for context in range(streams):
         engine.fill(context, (prompt if shared else _tokens(before)) + _tokens(20))
@@ -61,19 +62,19 @@ def _decode(
     for context in range(streams):
         engine.generate(context, SamplingParams(temperature=0.0, max_tokens=_STEPS, ignore_eos=True))
     timed()
-    taken = _steps(engine)
+    durations = _steps(engine)
     for context in range(streams):
         engine.free_context(context)
-    return taken
+    return durations
 
 
 def _prefill(engine: Engine, tokens: int, timed: Callable[[], None]) -> list[float]:
-    """Milliseconds of the steps of a prompt's prefill."""
+    """Return the milliseconds of the steps of a prompt's prefill."""
     engine.fill(0, _tokens(tokens))
     timed()
-    taken = _steps(engine)
+    durations = _steps(engine)
     engine.free_context(0)
-    return taken
+    return durations
 
 
 Case = Callable[[Engine, Callable[[], None]], list[float]]
@@ -89,7 +90,7 @@ CASES: dict[str, Case] = {
 
 
 def main() -> None:
-    """Prints the table: milliseconds a step, means for operations, medians for whole steps."""
+    """Print the table: milliseconds per step, means for operations, medians for whole steps."""
     engine = Engine(EngineConfig(kv_tokens=65_536, speculation="off"))
     whole, apart = {}, {}
     timed = _Clock(engine.decoder, ("forward",))

@@ -1,8 +1,8 @@
-"""A server with OpenAI's API that costs next to nothing, to measure what stands before it.
+"""A stub server with OpenAI's API and minimal cost, to measure gateways in front of it.
 
-`python -m bench.upstream` prints its address and serves until its input closes. Every answer is one token; or, where
-the request says `"max_tokens": N` with N over 1, N tokens, one every `PACE` seconds, each with the time at which it was
-sent.
+`python -m bench.upstream` prints its address and serves until its input closes. Every answer is one token. If the
+request has `"max_tokens": N` with N over 1, it streams N tokens, one every `PACE` seconds, each with the time at which
+it was sent.
 """
 
 import asyncio
@@ -81,8 +81,8 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(_EVENTS + _chunked(_ROLE))
         began = time.perf_counter()
-        for at in range(tokens):
-            await asyncio.sleep(began + (at + 1) * PACE - time.perf_counter())
+        for index in range(tokens):
+            await asyncio.sleep(began + (index + 1) * PACE - time.perf_counter())
             self._transport.write(_chunked(_token(b"%d " % time.monotonic_ns())))
         self._transport.write(_chunked(_END + _DONE) + b"0\r\n\r\n")
 
@@ -95,4 +95,4 @@ async def _serve() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve())  # it shares the machine with what is measured
+    uvloop.run(_serve())  # it shares the machine with the measured gateway

@@ -1,7 +1,8 @@
-"""Whole applications through HTTP: `python -m bench.workloads`. Starts its own server unless --base-url names one.
+"""Whole applications over HTTP: `python -m bench.workloads`.
 
-Every application of `examples/workloads` runs in each mode, in turns, so that the machine's moods fall on all of them;
-the table has medians and ratios to the first way. `--peer vllm` measures vLLM's CPU build in the same run, first.
+It starts its own server unless --base-url names one. Every application of `examples/workloads` runs in each mode, in
+turns, so that load on the machine affects all of them. The table has medians, and ratios to the first way. `--peer
+vllm` measures vLLM's CPU build in the same run, first.
 """
 
 import argparse
@@ -40,11 +41,8 @@ GRAPHS = ("chain", "map_reduce", "agents", "thoughts")
 
 @dataclass(frozen=True)
 class Way:
-    """A server and how applications use it.
-
-    All ways are given the same texts, since how long an answer takes depends on what it says. `salt` keeps them from
-    finding in a cache what another way has left there.
-    """
+    """A server and the mode in which applications use it. All ways get the same texts, because the duration of an
+    answer depends on the text. `salt` prevents cache hits on texts of another way."""
 
     name: str
     url: str
@@ -55,19 +53,19 @@ class Way:
 
 @dataclass
 class Result:
-    """Of one workload in one way: seconds of each run, and the calls of the last one."""
+    """Result of one workload in one way: seconds of each run, and the calls of the last one."""
 
     seconds: list[float] = field(default_factory=list)
     spans: Sequence[Span] = ()
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median of the runs, in seconds."""
         return statistics.median(self.seconds)
 
 
 async def run_once(http: aiohttp.ClientSession, way: Way, work: Workload, seed: int, rtt: float) -> tuple[float, App]:
-    """Seconds that one run takes, and the application it was."""
+    """Return the seconds of one run, and the application."""
     app = App(http, way.url, way.model, way.mode, rtt, way.salt)
     began = time.perf_counter()
     await work(app, Texts(seed))
@@ -85,8 +83,10 @@ async def mixed_once(
     apart: float = _APPLICATION_SECONDS,
     without: Sequence[str] = (),
 ) -> tuple[list[float], list[float]]:
-    """Applications that come by chance, on average so many seconds `apart`, beside plain chat: seconds of each of them,
-    and of each chat. `without`: applications that do not come, though all else does as with them.
+    """Run applications that arrive at random, on average `apart` seconds after another, next to plain chat.
+
+    `without`: applications that do not run, while everything else stays the same. Returns the seconds of each
+    application, and of each chat.
     """
     if way.salt and without:
         way = replace(way, salt=f"{way.salt}, some")
@@ -94,22 +94,22 @@ async def mixed_once(
     chats: list[float] = []
     over = asyncio.Event()
 
-    async def chat(at: int) -> None:
+    async def chat(index: int) -> None:
         app = App(http, way.url, way.model, "client", rtt, way.salt)
         began = time.perf_counter()
-        await app.ask(f"{pick.random()}: {Texts(seed).chunk(1000 + at, 24)}", OUT, name=f"chat {at}")
+        await app.ask(f"{pick.random()}: {Texts(seed).chunk(1000 + index, 24)}", OUT, name=f"chat {index}")
         chats.append(time.perf_counter() - began)
 
     async def chatter() -> None:
         async with asyncio.TaskGroup() as group:
-            for at in range(10**6):
+            for index in range(10**6):
                 if over.is_set():
                     return
-                group.create_task(chat(at))
+                group.create_task(chat(index))
                 await asyncio.sleep(pick.expovariate(_CHATS / apart))
 
-    async def one(number: int, name: str, at: float) -> float:
-        await asyncio.sleep(at)
+    async def one(number: int, name: str, index: float) -> float:
+        await asyncio.sleep(index)
         return (await run_once(http, way, WORKLOADS[name], seed + number, rtt))[0]
 
     talk = asyncio.create_task(chatter())
@@ -125,7 +125,7 @@ async def mixed_once(
 
 
 async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, dict[str, Result]]:
-    """By workload and way. Runs take turns between the ways, after one to warm up."""
+    """Return results by workload and way. Runs take turns between the ways, after a warm-up run."""
     found: dict[str, dict[str, Result]] = {}
     first = random.randrange(10**9) if chosen.seed is None else chosen.seed
     print(f"texts and times of seed {first}", file=sys.stderr)
@@ -152,8 +152,8 @@ async def measure(ways: Sequence[Way], chosen: argparse.Namespace) -> dict[str, 
                         )
                         print(f"{way.name}: {statistics.mean(seconds):.2f} s; chat's p99 {slowest}", file=sys.stderr)
                         continue
-                    taken, app = await run_once(http, way, WORKLOADS[name], seed, chosen.rtt)
-                    results[way.name].seconds.append(taken)
+                    duration, app = await run_once(http, way, WORKLOADS[name], seed, chosen.rtt)
+                    results[way.name].seconds.append(duration)
                     results[way.name].spans = app.spans
             row = "  ".join(f"{way} {result.median:.2f} s" for way, result in results.items())
             print(f"{name}: {row}", file=sys.stderr, flush=True)
@@ -165,7 +165,7 @@ def _slowest_percent(seconds: Sequence[float]) -> float:
 
 
 def table(found: dict[str, dict[str, Result]]) -> str:
-    """Markdown: seconds of each way, and how many times as long the first takes."""
+    """Return a Markdown table: seconds of each way, and its ratio to the first."""
     ways = list(next(iter(found.values())))
     lines = [
         "| | " + " | ".join([ways[0], *(cell for way in ways[1:] for cell in (way, "ratio"))]) + " |",
@@ -181,7 +181,7 @@ def table(found: dict[str, dict[str, Result]]) -> str:
 
 
 def timeline(found: dict[str, dict[str, Result]]) -> str:
-    """SVG: a bar for each call of the last runs, its part before the first token lighter."""
+    """Return an SVG with a bar for each call of the last runs; the part before the first token is lighter."""
     bar, gap, width, left = 9, 3, 760, 150
     rows: list[str] = []
     y = 10
@@ -197,11 +197,11 @@ def timeline(found: dict[str, dict[str, Result]]) -> str:
             title = html.escape(f"{name}, {way}: {result.median:.2f} s")
             rows.append(f'<text x="{left}" y="{y - 6}" class="title">{title}</text>')
             for span in sorted(result.spans, key=lambda span: (span.begin, span.name)):
-                begin, end = ((at - zero) / longest * width for at in (span.begin, span.end))
+                begin, end = ((index - zero) / longest * width for index in (span.begin, span.end))
                 first = begin if span.first is None else (span.first - zero) / longest * width
                 rows.append(f'<text x="{left - 6}" y="{y + bar - 1}" class="name">{html.escape(span.name)}</text>')
-                for at, until, kind in ((begin, first, "wait"), (first, end, "run")):
-                    place = f'x="{left + at:.1f}" y="{y}" width="{max(0.5, until - at):.1f}" height="{bar}"'
+                for index, until, kind in ((begin, first, "wait"), (first, end, "run")):
+                    place = f'x="{left + index:.1f}" y="{y}" width="{max(0.5, until - index):.1f}" height="{bar}"'
                     rows.append(f'<rect {place} class="{kind}"/>')
                 y += bar + gap
     style = (
@@ -225,61 +225,63 @@ _WITHOUT = {
     "prefix-sharing": ("graph", ("--no-prefix-sharing",)),
     "retention": ("graph", ("--retention", "lru")),
 }
-"""What `--ablation` leaves out: how applications are run then, and what the server is told."""
+"""Features that `--ablation` can leave out, each with the mode of the applications and the server's options."""
 
 
 def _own(stack: ExitStack, *settings: str) -> str:
-    """The address of a server of ours that ends with the stack."""
+    """Start a server of this project that stops with the stack. Return its address."""
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     command = [sys.executable, "-m", "gateway", "serve", "--journal", f"{folder}/journal", *settings]
     return stack.enter_context(started(command, port_option="--port")) + "/v1"
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="bench.workloads", description=__doc__, allow_abbrev=False)
     everything = [*WORKLOADS, "mixed"]
     parser.add_argument("--base-url", help="an OpenAI-compatible server, with /v1; client mode unless it is myna's")
     parser.add_argument(
         "--before",
         metavar="KIND=URL",
-        help="a server elsewhere: client mode asks it itself, other modes a gateway before it",
+        help="upstream server: client mode uses it directly, other modes a gateway in front of it",
     )
-    parser.add_argument("--model", help="of that server; left out, the first it has")
+    parser.add_argument("--model", help="model of that server (default: the first it lists)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--only", nargs="+", choices=everything, default=everything)
-    parser.add_argument("--rtt", type=float, default=0.0, help="seconds added to each exchange, as a network would")
+    parser.add_argument("--rtt", type=float, default=0.0, help="network round-trip time to simulate, in seconds")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--seed", type=int, help="of texts, orders and times; left out, another one each time")
+    parser.add_argument("--seed", type=int, help="seed of texts, orders and times (default: random)")
     parser.add_argument(
         "--apart", type=float, default=_APPLICATION_SECONDS, help="seconds between two applications of the mixed load"
     )
-    parser.add_argument("--applications", type=int, default=2, help="of each kind in the mixed load")
+    parser.add_argument(
+        "--applications", type=int, default=2, help="number of applications of each kind in the mixed load"
+    )
     parser.add_argument("--peer", choices=["vllm"])
-    parser.add_argument("--peer-python", default=sys.executable, help="python that has the peer installed")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python interpreter with the peer installed")
     parser.add_argument(
         "--peer-dtype",
         choices=["bfloat16", "float32"],
         default="bfloat16",
-        help="of the peer's weights; float32 may be faster for it on CPUs that have no instructions for bfloat16",
+        help="dtype of the peer's weights; float32 may be faster on CPUs without bfloat16 instructions",
     )
     parser.add_argument(
         "--peer-quantize",
         choices=["none", "int8"],
         default="none",
-        help="of the peer: linear layers in 8 bits, with a scale for each output and each token",
+        help="quantization of the peer: linear layers in 8 bits, with a scale for each output and each token",
     )
     parser.add_argument(
         "--ablation",
         nargs="*",
         choices=_WITHOUT,
         metavar="PART",
-        help="graph mode, without parts of ours",
+        help="graph mode without some features",
     )
     parser.add_argument(
-        "--settings", nargs=argparse.REMAINDER, default=[], help="of myna serve, to the end of the line"
+        "--settings", nargs=argparse.REMAINDER, default=[], help="options of `myna serve`, to the end of the line"
     )
-    parser.add_argument("--svg", type=Path, help="file for a picture of every call")
+    parser.add_argument("--svg", type=Path, help="file for a timeline of every call, as SVG")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     with ExitStack() as stack:
@@ -299,11 +301,11 @@ def main() -> None:
             ways.append(Way("everything", url, model, "graph", "everything"))
             for part in chosen.ablation or _WITHOUT:
                 mode, flags = _WITHOUT[part]
-                at = _own(stack, *chosen.settings, *flags) if flags else url
-                ways.append(Way(f"no {part}", at, model, mode, part))
+                index = _own(stack, *chosen.settings, *flags) if flags else url
+                ways.append(Way(f"no {part}", index, model, mode, part))
         else:
             direct = f"{chosen.before.partition('=')[2].removesuffix('/v1')}/v1" if chosen.before else url
-            salts = chosen.modes if len(chosen.modes) > 1 else [""]  # which not all servers know
+            salts = chosen.modes if len(chosen.modes) > 1 else [""]  # not supported by all servers
             ways += [
                 Way(mode, direct if mode == "client" else url, model, mode, salt)
                 for mode, salt in zip(chosen.modes, salts, strict=True)
@@ -318,7 +320,7 @@ def main() -> None:
 
 
 async def first_model(url: str) -> str:
-    """The id of the first model that a server lists."""
+    """Return the id of the first model that a server lists."""
     async with aiohttp.ClientSession() as http, http.get(f"{url}/models") as response:
         answer: Any = await response.json()
         return str(answer["data"][0]["id"])

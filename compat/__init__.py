@@ -1,1 +1,1 @@
-"""Other people's shapes, and nothing else."""
+"""Request and response types of other projects' APIs, and adapters to other libraries."""

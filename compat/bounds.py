@@ -1,4 +1,4 @@
-"""Bounds that every request has, whichever API it belongs to."""
+"""Limits of all requests, whichever API they belong to."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ MAX_NUMBER = 1e15
 """Largest absolute value of a float field without a bound of its own: times in microseconds stay exact."""
 
 MAX_MEMBERS = 1_000
-"""Maximum number of members of an object whose fields are known. No request has a tenth as many fields."""
+"""Maximum number of members of an object with known fields. No request has a tenth as many fields."""
 
 MAX_ELEMENTS = 10_000
 """Maximum number of elements of a list of objects, such as messages, that has no bound of its own."""
@@ -23,7 +23,7 @@ MAX_ENTRIES = 10_000
 """Maximum number of entries of an object with free keys and typed values, such as `logit_bias`."""
 
 
-def _few_entries(content: Any) -> Any:
+def _check_entries(content: Any) -> Any:
     if isinstance(content, dict) and len(content) > MAX_ENTRIES:
         raise ValueError(f"{len(content)} entries; at most {MAX_ENTRIES} are allowed here")
     return content
@@ -32,14 +32,14 @@ def _few_entries(content: Any) -> Any:
 _SCALARS = ("int", "float", "str", "any", None)
 
 
-def _kind(schema: Any) -> str | None:
+def _type_of(schema: Any) -> str | None:
     """Return the type of a core schema inside its validators; None for no schema."""
     while schema is not None and schema["type"] in ("function-before", "function-after", "function-wrap", "nullable"):
         schema = schema["schema"]
     return None if schema is None else str(schema["type"])
 
 
-def _bound(node: Any, seen: set[int]) -> None:
+def _add_bounds(node: Any, seen: set[int]) -> None:
     """Add the bounds to a core schema, in place."""
     if id(node) in seen:
         return
@@ -59,19 +59,19 @@ def _bound(node: Any, seen: set[int]) -> None:
                 node["allow_inf_nan"] = False
             case "list":
                 node["fail_fast"] = True
-                if _kind(node.get("items_schema")) not in _SCALARS:
+                if _type_of(node.get("items_schema")) not in _SCALARS:
                     node.setdefault("max_length", MAX_ELEMENTS)
         for key, child in node.items():
             if key not in ("metadata", "serialization"):
-                _bound(child, seen)
+                _add_bounds(child, seen)
         if node.get("type") == "dict" and node["values_schema"].get("type") not in ("any", "json", "definition-ref"):
             inner = dict(node)
             node.clear()
-            node.update(no_info_before_validator_function(_few_entries, inner))
+            node.update(no_info_before_validator_function(_check_entries, inner))
             seen.add(id(inner))
     elif isinstance(node, (list, tuple)):
         for child in node:
-            _bound(child, seen)
+            _add_bounds(child, seen)
 
 
 def check_members(content: dict[str, Any]) -> None:
@@ -101,13 +101,13 @@ def _clamped(count: int) -> int:
 
 
 TokenCount = Annotated[int, Field(ge=1, le=2**63 - 1), AfterValidator(_clamped)]
-"""Most tokens of an answer. Clients send huge numbers for "no limit": these become MAX_INTEGER."""
+"""Maximum number of tokens of an answer. Clients send huge numbers for "no limit": these become MAX_INTEGER."""
 
 
 class BoundedModel(BaseModel):
-    """A model whose numbers are all bounded, and whose validation stops at the first wrong element of a list.
+    """A model whose numbers are all bounded, and whose validation stops at the first invalid element of a list.
 
-    Otherwise a list of a million wrong elements costs seconds and gigabytes: pydantic collects an error for each
+    Otherwise a list of a million invalid elements costs seconds and gigabytes: pydantic collects an error for each
     element, each unknown member, and each alternative of a union.
     """
 
@@ -121,5 +121,5 @@ class BoundedModel(BaseModel):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        _bound(schema, set())
+        _add_bounds(schema, set())
         return schema

@@ -15,11 +15,11 @@ def cache_short(entries: int, longest: int) -> Callable[[_Function], _Function]:
     """
 
     def decorate(compute: _Function) -> _Function:
-        remembered = lru_cache(entries)(compute)
+        cached = lru_cache(entries)(compute)
 
         @wraps(compute)
         def look_up(text: str, *more: Any) -> Any:
-            return compute(text, *more) if len(text) > longest else remembered(text, *more)
+            return compute(text, *more) if len(text) > longest else cached(text, *more)
 
         return cast("_Function", look_up)
 

@@ -1,16 +1,17 @@
-"""An LLM engine usable alone: paged KV cache, prefix tree, continuous batching.
+"""An LLM engine with a paged KV cache, a prefix tree and continuous batching. It also works without the gateway.
 
-The names of `__all__` are imported when they are first used. The gateway imports `engine.protocol` and
-`engine.tokenizer`, and must never load torch; benchmarks import the kernels alone.
+The names in `__all__` are imported on first use. The gateway imports `engine.protocol` and `engine.tokenizer`, and must
+never load torch. Benchmarks import only the kernels.
 """
 
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Threads of a step meet at barriers. The OpenMP runtime would let those that came first spin for up to 17 ms there, and
-# so keep a core from the one they wait for, if another process wants it: a step took 130 times as long beside one busy
-# process on two cores, and takes three times as long with this. It is read when torch loads the runtime.
+# The threads of a step meet at barriers. By default the OpenMP runtime spins at a barrier for up to 17 ms. If another
+# process needs the core, the spinning thread keeps it from the thread that it waits for. On two cores, next to one busy
+# process, a step took 130 times as long; with this setting it takes three times as long. The runtime reads the variable
+# when torch loads it.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 if TYPE_CHECKING:

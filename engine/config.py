@@ -1,4 +1,4 @@
-"""What an engine is started with."""
+"""Configuration of an engine."""
 
 import os
 from pathlib import Path
@@ -10,35 +10,39 @@ DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 
 def default_cache() -> str:
-    """The folder for downloaded and converted checkpoints and built kernels: MYNA_CACHE or `~/.cache/myna`."""
+    """Return the folder for checkpoints and built kernels: $MYNA_CACHE, or `~/.cache/myna`."""
     if named := os.environ.get("MYNA_CACHE"):
         return named
     return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "myna")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that shapes one engine.
+    """Configuration of one engine.
 
-    `device`: `auto` takes the first GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
     `model`: `SmolLM2-135M-Instruct`, a GGUF file, a folder with safetensors, or a hub id.
-    `quantize`: int8 keeps linear weights in 8 bits and multiplies in 8 bits, faster and less exact.
-    `kv_dtype`: of the KV pool: `auto` as the weights, `fp8` in 8 bits (e4m3), half the bytes and less exact; not with
-    the cpu kernels.
-    `kv_tokens`: size of the KV pool in tokens; 0 sizes it from free memory.
-    `host_kv_tokens`: tokens of KV that stay in the host's memory when they leave the pool, and come back from there; -1
-    takes as many as a GPU's pool has, within a fifth of the free memory, and none for a CPU's.
-    `step_tokens`: token budget of a step, decode tokens and prefill chunks together; 0 takes what suits the device.
-    `step_seconds`: what a step may take while somebody decodes, as far as prefill can be cut; `decode_share`: part of
-    its speed that decoding keeps on average while long prompts are read beside it.
-    `max_batch`: most contexts in one step.
-    `threads`: 0 takes every core this process may use.
-    `peers`: engines that share the device, this one counted: cores and free memory are divided by it where
-    `threads` and `kv_tokens` are 0.
-    `overlap`: whether the next step is prepared while one runs; auto: on a GPU, which has no use for the host's cores.
-    `speculation`: whether tokens that are likely to come next are checked together, see `speculation.py`; auto: where
-    that changes no text. Such steps do not overlap.
-    `prefix_sharing`: whether full blocks are kept in the prefix tree for later fills.
-    `retention`: which of them go first when the pool is full; see `retention.py`.
+    `cache`: folder for downloaded and converted checkpoints and built kernels.
+    `device`: `auto` is the first GPU if there is one, else the CPU; or `cpu`, `cuda`, `cuda:N`.
+    `kv_dtype`: dtype of the KV pool. `auto` is the dtype of the weights. `fp8` (e4m3) takes half the bytes and is less
+        exact; the cpu kernels do not support it.
+    `quantize`: `int8` stores linear weights in 8 bits and multiplies in 8 bits: faster and less exact.
+    `kv_tokens`: size of the KV pool, in tokens; 0 derives it from the free memory.
+    `host_kv_tokens`: size of the KV offload in host memory, in tokens. With -1, a GPU engine offloads as many tokens as
+        its pool has, within a fifth of the free host memory; a CPU engine offloads nothing.
+    `step_tokens`: token budget of a step, for decode tokens and prefill chunks together; 0 selects the device's
+        default.
+    `step_seconds`: target duration of a step while an interactive sequence decodes, in seconds. It limits prefill, not
+        decoding.
+    `decode_share`: share of its stand-alone speed that decoding keeps, on average, while long prompts prefill.
+    `max_batch`: maximum number of sequences in a step.
+    `threads`: number of threads; 0 uses every core that the process may use.
+    `peers`: number of engines on the device, including this one. Where `threads` and `kv_tokens` are 0, the engines
+        share cores and free memory equally.
+    `overlap`: whether the engine prepares the next step while one runs. `auto`: only on a GPU, which does not need the
+        host's cores.
+    `speculation`: whether a step checks drafts of several tokens, see `speculative.py`. `auto`: only where that changes
+        no text. Steps with speculation do not overlap.
+    `prefix_sharing`: whether the prefix tree retains full blocks for later fills.
+    `retention`: eviction policy of the prefix tree, see `kv/eviction.py`.
     """
 
     model: str = DEFAULT_MODEL

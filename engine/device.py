@@ -1,4 +1,4 @@
-"""Where an engine computes, and whether it fits there."""
+"""Choice of an engine's device, and check of its memory."""
 
 from dataclasses import dataclass
 
@@ -8,76 +8,82 @@ from engine.errors import EngineError
 
 _GIB = 2**30
 _KV_SHARE = 0.9
-"""Part of a GPU's memory that is free behind the weights which the KV pool may take: the rest is for activations,
-recorded steps and the libraries' workspaces."""
+"""Maximum share of the GPU memory that is free after loading the weights which the KV pool may use. The rest is for
+activations, CUDA graphs and the libraries' workspaces."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """Bytes of a device. `free`: what nobody has; `name`: what people call it."""
+class DeviceMemory:
+    """Name, free memory and total memory of a device, in bytes."""
 
     name: str
     free: int
     total: int
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is the first GPU if there is one and the CPU otherwise; else cpu, cuda or cuda:N.
+def choose_device(name: str) -> torch.device:
+    """Return the device for `--device`: `auto`, `cpu`, `cuda` or `cuda:N`.
 
-    Raises EngineError if the wanted one is not there.
+    `auto` is the first GPU if there is one, else the CPU. Raises EngineError if the device is not available.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        why = "this build of torch is without CUDA" if torch.version.cuda is None else "no GPU was found"
-        raise EngineError(f"--device {wanted} cannot be had: {why}; try --device cpu, or `myna doctor`")
+        why = "torch is built without CUDA" if torch.version.cuda is None else "no GPU was found"
+        raise EngineError(f"--device {name} is not available: {why}; try --device cpu, or run `myna doctor`")
     count = torch.cuda.device_count()
-    device = torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted)
+    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
     if device.index >= count:
-        raise EngineError(f"--device {wanted} cannot be had: there are {count} GPUs, counted from 0")
+        raise EngineError(f"--device {name} is not available: there are {count} GPUs, numbered from 0")
     return device
 
 
-def room_on(device: torch.device) -> Room:
-    """What a GPU has."""
+def device_memory(device: torch.device) -> DeviceMemory:
+    """Return the memory of a GPU."""
     free, total = torch.cuda.mem_get_info(device)
-    return Room(torch.cuda.get_device_name(device), free, total)
+    return DeviceMemory(torch.cuda.get_device_name(device), free, total)
 
 
-def check_weights(room: Room, size: int) -> None:
-    """Raises EngineError if weights of so many bytes do not fit, and says what is missing."""
+def check_weights(room: DeviceMemory, size: int) -> None:
+    """Raise EngineError if `size` bytes of weights do not fit. The message says how much memory is missing."""
     if size > room.free:
         raise EngineError(
-            f"the weights do not fit: they take {size / _GIB:.1f} GiB, and {room.free / _GIB:.1f} of "
+            f"the weights do not fit: they need {size / _GIB:.1f} GiB, and {room.free / _GIB:.1f} of "
             f"{room.total / _GIB:.1f} GiB are free on {room.name}; {(size - room.free) / _GIB:.1f} GiB are missing. "
-            "Take a smaller model, end what else uses the GPU, or use --device cpu"
+            "Use a smaller model, stop other processes on the GPU, or use --device cpu"
         )
 
 
 def kv_tokens_on(
-    room: Room, wanted: int, token_bytes: int, block_size: int, peers: int = 1, *, layer_numbers: int = 0
+    room: DeviceMemory, requested: int, token_bytes: int, block_size: int, peers: int = 1, *, key_elements: int = 0
 ) -> int:
-    """Tokens of KV for an engine, one of `peers` on this GPU: as wanted, or where that is 0 as many as fit.
+    """Return the size of the KV pool of one of `peers` engines on a GPU, in tokens.
 
-    `room`: behind the weights. `layer_numbers`: elements of a token's keys in one layer, which the kernels count in 32
-    bits. Raises EngineError if they do not fit, and says what is missing and what would.
+    `room`: the GPU's memory after the weights are loaded.
+    `requested`: the size that the user requests; 0 selects the largest that fits.
+    `key_elements`: number of key elements per token and layer. The kernels compute offsets in 32 bits, which bounds
+        the pool.
+
+    Raises EngineError if the pool does not fit. The message says what is missing and what would fit.
     """
-    most = int(room.free * _KV_SHARE / peers / token_bytes) // block_size * block_size
-    if layer_numbers:
-        reached = ((2**31 - 1) // layer_numbers - block_size) // block_size * block_size  # and a block of nobody's
-        if wanted > reached:
-            raise EngineError(f"the kernels reach {reached} tokens of KV of this model: lower --kv-tokens to that")
-        most = min(most, reached)
-    if most < block_size:
+    maximum = int(room.free * _KV_SHARE / peers / token_bytes) // block_size * block_size
+    if key_elements:
+        addressable = ((2**31 - 1) // key_elements - block_size) // block_size * block_size  # less the scratch block
+        if requested > addressable:
+            raise EngineError(
+                f"the kernels can address {addressable} tokens of KV of this model: lower --kv-tokens to that"
+            )
+        maximum = min(maximum, addressable)
+    if maximum < block_size:
         raise EngineError(
-            f"there is no room for a KV cache: {room.free / _GIB:.2f} of {room.total / _GIB:.1f} GiB are free on "
-            f"{room.name} behind the weights. Take a smaller model, or end what else uses the GPU"
+            f"no memory is left for the KV cache: {room.free / _GIB:.2f} of {room.total / _GIB:.1f} GiB are free on "
+            f"{room.name} after loading the weights. Use a smaller model, or stop other processes on the GPU"
         )
-    if wanted > most:
-        missing = (wanted - most) * token_bytes / _KV_SHARE * peers
+    if requested > maximum:
+        missing = (requested - maximum) * token_bytes / _KV_SHARE * peers
         raise EngineError(
-            f"a KV cache of {wanted} tokens does not fit: it takes {wanted * token_bytes / _GIB:.1f} GiB, and "
-            f"{room.free / _GIB:.1f} of {room.total / _GIB:.1f} GiB are free on {room.name} behind the weights; "
-            f"{missing / _GIB:.1f} GiB are missing. Lower --kv-tokens to at most {most}"
+            f"a KV cache of {requested} tokens does not fit: it needs {requested * token_bytes / _GIB:.1f} GiB, and "
+            f"{room.free / _GIB:.1f} of {room.total / _GIB:.1f} GiB are free on {room.name} after loading the weights; "
+            f"{missing / _GIB:.1f} GiB are missing. Lower --kv-tokens to at most {maximum}"
         )
-    return wanted or most
+    return requested or maximum

@@ -1,4 +1,5 @@
-"""What this machine has, which kernels run on it and why not better ones, and a short trial of results and speed."""
+"""`myna doctor`: report the hardware, the kernels that run on it and why not faster ones, and test results and
+speed."""
 
 import os
 import time
@@ -13,8 +14,8 @@ import torch
 from engine.device import choose_device
 from engine.errors import EngineError
 from engine.kernels import AttentionBatch, Kernels, LayerShape, Limits, Positions, select_kernels
-from engine.kernels.base import Packed
-from engine.kernels.cpu import CpuKernels, Unavailable
+from engine.kernels.base import PackedWeight
+from engine.kernels.cpu import CpuKernels, KernelsUnavailable
 from engine.kernels.cpu.build import cpu_features, find_compiler
 from engine.kernels.reference import TorchKernels
 from engine.kv.sizing import free_memory
@@ -23,9 +24,9 @@ _SHAPE = LayerShape(9, 3, 64, 64, 576, 1536, "silu", 0.125, 0.0, 1e-5)
 _ROWS = (1, 8, 32, 256)
 _LAYERS = 24
 _TOLERANCE = 0.02
-"""Of the largest value: bfloat16 keeps 8 bits."""
+"""Maximum error, relative to the largest value. bfloat16 has 8 significant bits."""
 
-_TELLING = {
+_FEATURES = {
     "amx_bf16": "matrix tiles",
     "avx512_bf16": "bfloat16 dot products",
     "avx512_vnni": "8-bit dot products",
@@ -36,7 +37,7 @@ _TELLING = {
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One trial of results: the largest error, relative to the largest value, and whether that is right."""
+    """Result of one correctness check: the largest error, relative to the largest value."""
 
     what: str
     error: float
@@ -44,7 +45,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """One trial of speed."""
+    """Result of one speed measurement."""
 
     what: str
     value: float
@@ -52,7 +53,8 @@ class Speed(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All that was found. `kernels`: those that would be used; `because`: why not better ones."""
+    """Everything that `examine` found. `kernels`: the kernels that the engine would use; `because`: why it would not
+    use faster ones."""
 
     cores: int
     threads: int
@@ -67,12 +69,12 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def healthy(self) -> bool:
-        """Whether every result was right."""
+        """Whether all correctness checks passed."""
         return all(check.right for check in self.checks)
 
 
 def examine(cache: Path) -> Report:
-    """Takes about five seconds, and as many more to build the kernels if they are not in the cache."""
+    """Examine this machine. It takes about five seconds, and five more if the kernels are not built yet."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     features = cpu_features()
@@ -85,21 +87,21 @@ def examine(cache: Path) -> Report:
         limits = Limits(512, 8, 64)
         kernels = select_kernels("triton", _SHAPE, torch.bfloat16, 16, cache, device=device, limits=limits)
     except EngineError as error:
-        because.append(f"not a GPU: {error}")
+        because.append(f"no GPU: {error}")
         try:
             kernels = CpuKernels(cache, _SHAPE, torch.bfloat16, 16)
-        except Unavailable as fault:
-            because.append(f"not the kernels in C: {fault}")
+        except KernelsUnavailable as fault:
+            because.append(f"no C kernels: {fault}")
     if kernels.device.type == "cpu" and "AMX" not in kernels.name:
         because.append(
-            "not AMX: Linux does not permit it to this process"
+            "no AMX: Linux does not permit it to this process"
             if "amx_bf16" in features
-            else "not AMX: this CPU has none"
+            else "no AMX: this CPU does not have it"
         )
     return Report(
         cores=cores,
         threads=torch.get_num_threads(),
-        features={name: name in features for name in _TELLING},
+        features={name: name in features for name in _FEATURES},
         compiler=find_compiler(),
         free_memory_gib=free_memory() / 2**30,
         gpu=gpu,
@@ -110,13 +112,13 @@ def examine(cache: Path) -> Report:
     )
 
 
-def _error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((got.cpu().double() - wanted.double()).abs().max() / wanted.abs().max())
+def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.cpu().double() - expected.double()).abs().max() / expected.abs().max())
 
 
 @torch.inference_mode()
 def _checks(kernels: Kernels) -> list[Check]:
-    """Each operation against the reference in float32, on the same numbers."""
+    """Compare each operation with the float32 reference, on the same numbers."""
     exact, device = TorchKernels(_SHAPE, torch.float32, 16), kernels.device
     random = torch.Generator().manual_seed(0)
 
@@ -125,8 +127,8 @@ def _checks(kernels: Kernels) -> list[Check]:
 
     found = []
 
-    def check(what: str, got: torch.Tensor, wanted: torch.Tensor) -> None:
-        error = _error(got, wanted)
+    def check(what: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+        error = _error(got, expected)
         found.append(Check(what, error, error < _TOLERANCE))
 
     weight = normal(960, 576) / 24
@@ -135,26 +137,26 @@ def _checks(kernels: Kernels) -> list[Check]:
         packed, plain = kernels.pack(weight), exact.pack(weight.float())
         check(f"linear layer, {rows} rows", kernels.linear(x.to(device), packed), exact.linear(x.float(), plain))
     x, scale = normal(40, 576), torch.rand(576, generator=random)
-    own = x.to(device, copy=True)
-    check("norm", kernels.add_rms_norm(own, None, scale.to(device)), exact.add_rms_norm(x.float(), None, scale))
+    copy = x.to(device, copy=True)
+    check("norm", kernels.add_rms_norm(copy, None, scale.to(device)), exact.add_rms_norm(x.float(), None, scale))
     x = normal(40, 3072)
     check("gated activation", kernels.gated(x.to(device)), exact.gated(x.float()))
     for length, rows in ((300, 1), (300, 100)):
         qkv = normal(length, 15 * 64)
         answers = []
-        for hand, given in ((kernels, qkv.to(device)), (exact, qkv.float())):
+        for hand, provided in ((kernels, qkv.to(device)), (exact, qkv.float())):
             kv = hand.new_kv(1, 40)
             queries = hand.rope_and_store(
-                given, Positions(None), kv.keys[0], kv.values[0], _staged(hand, length, length)
+                provided, Positions(None), kv.keys[0], kv.values[0], _staged(hand, length, length)
             )
-            asked = queries[length - rows :].contiguous()
-            answers.append(hand.attention(asked, kv.keys[0], kv.values[0], _staged(hand, length, rows)))
+            requested = queries[length - rows :].contiguous()
+            answers.append(hand.attention(requested, kv.keys[0], kv.values[0], _staged(hand, length, rows)))
         check(f"attention, {rows} rows over {length} keys", *answers)
     return found
 
 
 def _staged(kernels: Kernels, length: int, rows: int) -> AttentionBatch:
-    """One sequence, its blocks in order from the second on."""
+    """Return a batch with one sequence, whose blocks are in order from the second block on."""
     place = torch.arange(length - rows, length)
     batch = AttentionBatch(
         positions=place,
@@ -168,7 +170,7 @@ def _staged(kernels: Kernels, length: int, rows: int) -> AttentionBatch:
 
 @torch.inference_mode()
 def _speeds(kernels: Kernels) -> list[Speed]:
-    """Linear layers of a small model, too many for the caches; and attention over a long text."""
+    """Measure the linear layers of a small model, whose weights exceed the caches, and attention over a long text."""
     weights = [kernels.pack(torch.randn(3072, 576).bfloat16()) for _ in range(_LAYERS)]
     numbers = _LAYERS * 3072 * 576
     found = []
@@ -193,30 +195,30 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-def _all(kernels: Kernels, x: torch.Tensor, weights: list[Packed]) -> None:
+def _all(kernels: Kernels, x: torch.Tensor, weights: list[PackedWeight]) -> None:
     for weight in weights:
         kernels.linear(x, weight)
 
 
 def _time(action: Callable[[], object]) -> float:
-    """Median seconds."""
+    """Return the median duration of an action, in seconds."""
     action()
     _finish()
-    taken = []
+    durations = []
     for _ in range(5):
         began = time.perf_counter()
         action()
         _finish()
-        taken.append(time.perf_counter() - began)
-    return median(taken)
+        durations.append(time.perf_counter() - began)
+    return median(durations)
 
 
-def as_text(report: Report) -> str:
-    """The report for people."""
-    features = ", ".join(f"{name} ({_TELLING[name]})" for name, there in report.features.items() if there)
+def format_report(report: Report) -> str:
+    """Return the report as text for a terminal."""
+    features = ", ".join(f"{name} ({_FEATURES[name]})" for name, there in report.features.items() if there)
     lines = [
         f"cores       {report.cores}, {report.threads} threads",
-        f"CPU has     {features or 'nothing that these kernels know'}",
+        f"CPU         {features or 'none that the kernels use'}",
         f"compiler    {report.compiler or 'none'}",
         f"memory      {report.free_memory_gib:.1f} GiB free to this process",
         f"GPU         {report.gpu or 'none'}",

@@ -1,21 +1,21 @@
-"""What an engine refuses.
+"""Exceptions of the engine.
 
 EngineError
-├── CheckpointError     a model that cannot be found, fetched or understood: the message says what to do
-└── ContextError        a command that does not fit its context; the context alone is affected
+├── CheckpointError     the model cannot be found, fetched or parsed; the message says what to do
+└── ContextError        a command is invalid for its context; other contexts are not affected
 """
 
 
 class EngineError(Exception):
-    """Base of all errors an engine raises on purpose."""
+    """Base class of the exceptions that the engine raises on purpose."""
 
 
 class CheckpointError(EngineError):
-    """The model reference leads to nothing usable."""
+    """The model reference leads to no usable checkpoint."""
 
 
 class ContextError(EngineError):
-    """A command was refused. `code` is stable and meant for programs."""
+    """A command was rejected. `code` is stable and meant for programs."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""One `generate` as it runs: what was sampled, what of it may be shown, and whether it has ended."""
+"""State of one `generate` command: the sampled tokens, the text to emit, and the finish reason."""
 
 import secrets
 from collections import Counter, deque
@@ -10,20 +10,20 @@ import numpy as np
 
 from engine.grammar import Matcher
 from engine.kernels.base import REQUEST
-from engine.ngram_proposer import LONGEST, NgramProposer
+from engine.ngram_proposer import MAX_MATCH, NgramProposer
 from engine.protocol import SamplingParams, TokenLogprob
 from engine.tokenizer import Detokenizer, Tokenizer
 
 
 class Progress(NamedTuple):
-    """What one token brought: text to show (perhaps none) and the reason to end, if it ended."""
+    """Effect of one token: the text to emit, possibly empty, and the finish reason if the generation has ended."""
 
     text: str
     finish: str | None
 
 
 class Generation:
-    """Owns the random stream, the token counts and the held-back text of one generate."""
+    """Owner of the random stream, the token counts and the held-back text of one `generate` command."""
 
     def __init__(
         self,
@@ -34,99 +34,110 @@ class Generation:
         matcher: Matcher | None = None,
         prediction: Sequence[int] = (),
     ) -> None:
-        """`prompt`: the context's tokens so far. `limit`: tokens that may come at most. `matcher` holds the text to a
-        grammar. `prediction`: tokens of which many may come, in this order."""
+        """Start a generation.
+
+        `prompt`: all tokens of the sequence so far.
+        `limit`: maximum number of tokens to generate.
+        `matcher`: constrains the text to a grammar.
+        `prediction`: tokens that the text probably contains, in this order.
+        """
         self.sampling = sampling
         self.matcher = matcher
         self.limit = limit
         self.count = 0
         self.pending = 0
-        """Tokens that were chosen and not pushed yet: a step is prepared while another runs."""
+        """Number of tokens that are sampled on the device but not pushed yet: the engine prepares a step while another
+        runs."""
         self.forced = 0
-        """Tokens behind the one sampled last that a grammar left no choice of."""
-        self._lookup: NgramProposer | None = None
-        self._prediction = [*prompt[-LONGEST:], *prediction] if prediction else []
-        """As if it had come behind this prompt once."""
+        """Number of tokens after the last sampled one that the grammar determined."""
+        self._proposer: NgramProposer | None = None
+        self._prediction = [*prompt[-MAX_MATCH:], *prediction] if prediction else []
+        """The prediction behind the end of the prompt: the proposer sees it as if it had followed this prompt
+        before."""
         self.counts: Counter[int] = Counter()
-        """Tokens generated, where a penalty asks how often."""
+        """Number of times each token was generated; counted only if a penalty needs it."""
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self._forces = not sampling.logprobs and not sampling.logit_bias
-        """Whether tokens without a choice are taken without asking the model: else it has to say how likely they are,
-        or which of several ways to write the same is wanted."""
+        """Whether tokens that the grammar determines are appended without running the model. It must run if log
+        probabilities are requested, or if a logit bias chooses between several encodings of the same text."""
         self._adjusts = bool(self._counts or sampling.logit_bias or sampling.repetition_penalty != 1.0)
         self.seen: set[int] = set(prompt) if sampling.repetition_penalty != 1.0 else set()
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed & (2**64 - 1)
         self.random = np.random.Generator(np.random.Philox(seed)) if sampling.temperature else None
-        """Where `uniform` comes from; None for the likeliest token."""
+        """Source of `uniform`; None for greedy sampling."""
         self.stop_tokens = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else tokenizer.eos_ids
         )
         logprobs = min(sampling.top_logprobs, tokenizer.vocabulary) if sampling.logprobs else -1
         row = (sampling.temperature, sampling.top_p, sampling.min_p, max(0, sampling.top_k), logprobs, 0.0)
         self.request = np.array(row, dtype=REQUEST).tobytes()
-        """A row of REQUEST, but for its uniform number."""
+        """Row of REQUEST with the sampling parameters, except for the uniform number."""
         self._drawn: deque[float] = deque()
-        """Numbers for the tokens that are chosen next."""
+        """Uniform numbers for the next tokens, drawn but not used yet."""
         self._tokenizer = tokenizer
         self._prompt_length = len(prompt)
-        self._told = 0
+        self._emitted_length = 0
         self._detokenizer = Detokenizer(tokenizer, skip_special=sampling.skip_special_tokens)
         self._stops = StopStrings(sampling.stop)
 
     @property
     def failure(self) -> tuple[str, str] | None:
-        """Code and message of the reason why the text cannot be finished; None if there is none."""
+        """Code and message of the reason why the text cannot be finished, or None."""
         return None if self.matcher is None else self.matcher.failure
 
     @property
-    def started(self) -> bool:
-        """Whether a token was sampled yet."""
+    def has_started(self) -> bool:
+        """Whether a token was sampled."""
         return self.count + self.pending > 0
 
     @property
-    def exhausted(self) -> bool:
-        """Whether all tokens that may come have been chosen."""
+    def is_exhausted(self) -> bool:
+        """Whether all tokens that the limit allows are sampled."""
         return self.count + self.pending >= self.limit
 
     @property
-    def blind(self) -> bool:
-        """Whether a token can be chosen without knowing the one before it, but for the model."""
+    def is_history_free(self) -> bool:
+        """Whether sampling needs nothing from the previous token, apart from the model's input: no grammar and no
+        penalty depends on it."""
         return self.matcher is None and not self._counts and self.sampling.repetition_penalty == 1.0
 
     @property
-    def foreseeable(self) -> bool:
-        """Whether several tokens can be chosen at once, if somebody says which they may be: none of them waits to be
-        read, each is chosen without knowing the others, and from logits as they are."""
-        return self.started and not self.pending and self.blind and not self.adjusts
+    def can_speculate(self) -> bool:
+        """Whether a step can check drafts: no sampled token is pending, and each token is sampled independently of the
+        others from unchanged logits."""
+        return self.has_started and not self.pending and self.is_history_free and not self.adjusts_logits
 
     @property
-    def adjusts(self) -> bool:
-        """Whether logits are changed before a token is chosen."""
-        return self._adjusts or self.muted
+    def adjusts_logits(self) -> bool:
+        """Whether the logits are changed before sampling."""
+        return self._adjusts or self.suppresses_stop
 
     @property
-    def muted(self) -> bool:
-        """Whether the text may not end with the token chosen next. Where a grammar says when it ends, it may."""
+    def suppresses_stop(self) -> bool:
+        """Whether the next token must not end the text because of `min_tokens`. A grammar decides for itself when the
+        text ends."""
         return self.count + self.pending < self.sampling.min_tokens and self.matcher is None
 
     def uniform(self, ahead: int = 0) -> float:
-        """The number that chooses the next token, or the one so many behind it: one a token, however often it is asked
-        for. 0 where none is needed."""
+        """Return the uniform number that samples the next token, or the token `ahead` places after it.
+
+        Each token has one number, however often it is requested. Returns 0 for greedy sampling.
+        """
         if self.random is None:
             return 0.0
         while len(self._drawn) <= self.pending + ahead:
             self._drawn.append(float(self.random.random()))
         return self._drawn[self.pending + ahead]
 
-    def lookup(self, tokens: list[int]) -> NgramProposer:
-        """Where drafts of what comes next are looked up. `tokens`: all of the context's when it is first asked for."""
-        if self._lookup is None:
-            self._lookup = NgramProposer(tokens, self._prediction)
-        return self._lookup
+    def proposer(self, tokens: list[int]) -> NgramProposer:
+        """Return the n-gram proposer of this generation. `tokens`: all tokens of the sequence, for the first call."""
+        if self._proposer is None:
+            self._proposer = NgramProposer(tokens, self._prediction)
+        return self._proposer
 
     def push(self, token: int) -> tuple[list[int], Progress]:
-        """Takes the token just sampled. Returns the tokens that follow it without a choice, which are taken as well,
-        and what all of them brought."""
+        """Append the token just sampled. Return the tokens that the grammar forces after it, appended too, and their
+        joint effect."""
         progress, text = self._push(token), ""
         tokens: list[int] = []
         if progress.finish is None and self._forces and self.matcher is not None:
@@ -138,24 +149,27 @@ class Generation:
                     break
         self.forced = len(tokens)
         progress = Progress(text + progress.text, progress.finish)
-        self._told += len(progress.text)
+        self._emitted_length += len(progress.text)
         return tokens, progress
 
-    def kept(self, tokens: list[int]) -> tuple[int, list[int]]:
-        """What of a context's tokens stands for exactly the text that was told: so many from its beginning, and then
-        these. An end token goes, and so does what a stop string cut off."""
+    def emitted_tokens(self, tokens: list[int]) -> tuple[int, list[int]]:
+        """Return how to cut a sequence so that its tokens stand for exactly the emitted text.
+
+        The first value is the number of tokens to retain, the second a list of tokens to append to them. The cut
+        removes an end token, and text from a stop string on.
+        """
         end = len(tokens)
         if end > self._prompt_length and tokens[-1] in self.stop_tokens and self.count >= self.sampling.min_tokens:
             return end - 1, []
         detokenizer = Detokenizer(self._tokenizer, skip_special=self.sampling.skip_special_tokens)
         text, whole, length = "", self._prompt_length, 0
-        for at in range(self._prompt_length, end):
-            text += detokenizer.push(tokens[at])
-            if len(text) > self._told:
+        for position in range(self._prompt_length, end):
+            text += detokenizer.push(tokens[position])
+            if len(text) > self._emitted_length:
                 break
             if not detokenizer.pending:
-                whole, length = at + 1, len(text)
-        return whole, self._tokenizer.encode(text[length : self._told])
+                whole, length = position + 1, len(text)
+        return whole, self._tokenizer.encode(text[length : self._emitted_length])
 
     def _push(self, token: int) -> Progress:
         if self._drawn:
@@ -166,11 +180,11 @@ class Generation:
         if self.sampling.repetition_penalty != 1.0:
             self.seen.add(token)
         over = self.matcher is not None and self.matcher.push(token)
-        if token in self.stop_tokens:  # below min_tokens the sampler does not let one through
+        if token in self.stop_tokens:  # below min_tokens the sampler gives it no chance
             return self._end("", "stop")
         piece = self._detokenizer.push(token)
         if self.count < self.sampling.min_tokens and self.matcher is None:
-            # stop strings do not count yet, but there is an end to all
+            # stop strings do not count below min_tokens, but the limit does
             return self._end(piece, "length") if self.count >= self.limit else Progress(piece, None)
         text, matched = self._stops.push(piece)
         if matched:
@@ -203,9 +217,10 @@ class StopStrings:
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
-        """Return the text to show now, and whether a stop string was found: then no later text is ever shown.
+        """Return the text to emit now, and whether a stop string was found. After a stop string no later text is
+        emitted.
 
-        Where several begin, the one that begins first counts.
+        If several stop strings match, the one that begins first counts.
         """
         if not self._stops:
             return piece, False
@@ -248,8 +263,8 @@ def _failure_table(stop: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A token and, where asked for, how likely it was."""
+class SampledToken:
+    """A sampled token and, if requested, its log probability."""
 
     token: int
     logprob: TokenLogprob | None

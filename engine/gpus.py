@@ -1,4 +1,4 @@
-"""How many GPUs an engine could use, without loading torch: the gateway asks, which must stay small."""
+"""Number of GPUs that an engine can use, without loading torch: the gateway calls this, and must stay small."""
 
 import os
 import re
@@ -13,9 +13,10 @@ _WITHOUT = re.compile(r"^cuda\b[^=\n]*=\s*None\s*$", re.MULTILINE)
 
 
 def torch_has_cuda(version: str | None = None) -> bool:
-    """Whether the torch that is installed was built for GPUs. `version`: its `version.py`, if not that one's."""
+    """Return whether torch is built with CUDA. `version`: the text of torch's `version.py`; by default that of the
+    installed one."""
     if version is None:
-        found = find_spec("torch")  # which does not load it
+        found = find_spec("torch")  # does not load it
         if found is None or not found.submodule_search_locations:
             return False
         version = (Path(found.submodule_search_locations[0]) / "version.py").read_text(encoding="utf-8")
@@ -23,24 +24,23 @@ def torch_has_cuda(version: str | None = None) -> bool:
 
 
 def usable_gpus() -> int:
-    """GPUs that an engine started here could use: none with a torch built without CUDA, however many there are."""
+    """Return the number of GPUs that an engine can use: 0 if torch is built without CUDA."""
     return visible_gpus() if torch_has_cuda() else 0
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
-    """GPUs that a process started here would see: those of the machine, or of its container, and of them what
-    CUDA_VISIBLE_DEVICES leaves."""
+    """Return the number of GPUs of this machine or container that CUDA_VISIBLE_DEVICES leaves visible."""
     try:
-        there = sum(_DEVICE.fullmatch(entry.name) is not None for entry in devices.iterdir())
+        count = sum(_DEVICE.fullmatch(entry.name) is not None for entry in devices.iterdir())
     except OSError:
         return 0
-    named = environment.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return there
-    chosen = 0
-    for name in named.split(","):  # as CUDA reads it: nothing counts behind the first that is not there
+    value = environment.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return count
+    visible = 0
+    for name in value.split(","):  # as CUDA parses it: it ignores everything from the first invalid entry on
         name = name.strip()
-        if not name or name == "-1" or (name.isdigit() and int(name) >= there):
+        if not name or name == "-1" or (name.isdigit() and int(name) >= count):
             break
-        chosen += 1
-    return min(chosen, there)
+        visible += 1
+    return min(visible, count)

@@ -1,7 +1,7 @@
 """Constrain texts to a regular expression, a JSON schema or a grammar, with llguidance.
 
-Grammars come from clients. A thread compiles them beside the steps. The time that steps spend on one is bounded, by
-llguidance's limits for each token and by a budget of CPU time for each scope.
+Clients send the grammars. A thread compiles them, concurrently with the steps. The time that steps spend on a grammar
+is bounded by llguidance's limits for each token, and by a CPU time budget for each scope.
 """
 
 import json
@@ -23,11 +23,12 @@ from engine.errors import ContextError
 from engine.protocol import SamplingParams
 from engine.tokenizer import Tokenizer
 
-if TYPE_CHECKING:  # it is there for type checkers only
+if TYPE_CHECKING:  # the module exists for type checkers only
     from llguidance._lib import JsonCompileOptions
 
 _JSON: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""One way to write each value: where white space is free, a small model rambles in it."""
+"""Compile options with one way to write each value: where white space is free, a small model generates it without
+end."""
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=100_000,
@@ -38,26 +39,27 @@ LIMITS = LLParserLimits(
 )
 """Bounds of compiling, about 0.1 s; of one step, about 0.1 s; and of memory, about 40 MB for the states of a lexer."""
 _QUICK_SECONDS = 0.005
-"""CPU time of one token that is free; ordinary grammars take less than a tenth of it."""
+"""CPU time of one token that is not charged to the budget, in seconds. Ordinary grammars take less than a tenth of
+it."""
 _BUDGET_SECONDS = 2.0
-"""CPU time beyond that for all texts of a scope together: other sequences wait for it."""
+"""CPU time budget of a scope beyond that, in seconds, for all its texts together: other sequences wait meanwhile."""
 _REFILL = 0.1
-"""Seconds of the budget that come back with each second."""
+"""Refill rate of the budget, in seconds per second."""
 _SCOPES = 1_000
-"""Budgets that are kept before those that are full again are dropped."""
+"""Number of budgets above which full ones are dropped."""
 _STACK_BYTES = 64 << 20
-"""Stack of the compiling thread: llguidance follows references recursively. Only what is used of it is memory."""
+"""Stack size of the compiling thread: llguidance follows references recursively. Only the used part occupies memory."""
 _LONGEST_MESSAGE = 200
 
 
 class Grammars:
-    """What all grammars over one vocabulary share; made when the first is asked for."""
+    """State that all grammars over one vocabulary share. It is created on first use."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._jobs = _Jobs()
         self._budgets: dict[str, _Budget] = {}
-        """By scope; used by the compiling thread alone."""
+        """Budgets by scope. Only the compiling thread uses them."""
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
@@ -112,7 +114,7 @@ class Grammars:
         if matcher.is_error():
             raise ContextError("bad_grammar", _in_words(matcher.get_error()))
         ready = Matcher(matcher, self._vocabulary.vocab_size, budget)
-        ready.allowed()  # the first mask is the dearest, and here no step waits for it
+        ready.allowed()  # the first mask is the most expensive one; here no step waits for it
         if ready.failure is not None:
             raise ContextError(*ready.failure)
         return ready
@@ -122,7 +124,7 @@ _Job = tuple["Future[Matcher]", SamplingParams]
 
 
 class _Jobs:
-    """Grammars that are to be compiled, a queue for each scope; thread-safe."""
+    """Queues of grammars to compile, one for each scope. Thread-safe."""
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[_Job]] = {}
@@ -135,7 +137,7 @@ class _Jobs:
             self._changed.notify()
 
     def get(self) -> tuple[str, _Job]:
-        """Wait for a job, and return it with its scope: the first of the scope that has waited longest for its turn."""
+        """Wait for a job and return it with its scope. Scopes take turns; the one that has waited longest is next."""
         with self._changed:
             while not self._queues:
                 self._changed.wait()
@@ -148,7 +150,7 @@ class _Jobs:
 
 
 class _Budget:
-    """CPU time that the grammars of one scope may still take. Many texts at once, or one after another, share it."""
+    """CPU time that the grammars of one scope may still use. Texts at the same time, or one after another, share it."""
 
     def __init__(self) -> None:
         self._left = _BUDGET_SECONDS
@@ -163,7 +165,7 @@ class _Budget:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing has been taken for long."""
+        """Whether the budget is refilled completely."""
         return self._left + _REFILL * (time.monotonic() - self._at) >= _BUDGET_SECONDS
 
 
@@ -183,7 +185,7 @@ def _in_words(error: str) -> str:
 
 
 def _grammar(sampling: SamplingParams) -> str | None:
-    """As llguidance wants it. Raises ValueError."""
+    """Return the grammar of a request in llguidance's format, or None. Raises ValueError."""
     if sampling.thinks is not None:
         return _behind_thoughts(sampling)
     if sampling.regex is not None:
@@ -197,7 +199,7 @@ def _grammar(sampling: SamplingParams) -> str | None:
 
 
 def _behind_thoughts(sampling: SamplingParams) -> str | None:
-    """The same, with thoughts before it. Raises ValueError."""
+    """Return the grammar of a request whose text may begin with reasoning, or None. Raises ValueError."""
     if sampling.regex is not None:
         form = f"/{_written(sampling.regex)}/"
     elif sampling.json_schema is not None:
@@ -222,27 +224,29 @@ form: {form}
 
 
 def _written(regex: str) -> str:
-    """As it stands between slashes."""
+    """Return a regular expression escaped for a place between slashes."""
     return _SLASH.sub(lambda found: found[0] if len(found[0]) > 1 else "\\/", regex).replace("\n", "\\n")
 
 
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
-"""What is escaped already, or has to be."""
+"""Pattern of characters that are escaped already, or that must be."""
 
 
 class Matcher:
-    """Owner of one text's place in its grammar."""
+    """Owner of one text's position in its grammar."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int, budget: _Budget) -> None:
         self._matcher = matcher
         self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
         self._budget = budget
         self.failure: tuple[str, str] | None = None
-        """Code and message of the reason why the text cannot be finished; None while there is none."""
+        """Code and message of the reason why the text cannot be finished, or None."""
 
     def allowed(self) -> NDArray[np.int32]:
-        """Return the tokens that can come next, one bit each, (words,); no token after a failure. Valid until the next
-        call."""
+        """Return the tokens that may come next as bits, shape (words,); no bit is set after a failure.
+
+        The array is valid until the next call.
+        """
         if self.failure is None:
             self._timed(lambda: llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0))
         mask: NDArray[np.int32] = self._mask[0]
@@ -272,10 +276,9 @@ class Matcher:
         self.failure = self.failure or (code, message)
 
     def forced(self) -> list[int]:
-        """The tokens that come next whatever the model would say, as far as they are certain; not taken yet.
+        """Return the tokens that the grammar determines after the current position. They are not consumed yet.
 
-        They are how the vocabulary writes the one text that can follow, and end before a token that what comes behind
-        could change.
+        They encode the only text that can follow, and end before a token that later text could change.
         """
         tokens: list[int] = []
         self._timed(lambda: tokens.extend(self._matcher.compute_ff_tokens()))
@@ -291,7 +294,7 @@ _DEAD_END = ("grammar_dead_end", "the text is incomplete, and the grammar allows
 
 
 class _Vocabulary:
-    """The tokenizer as llguidance asks for it."""
+    """Adapter that presents a tokenizer to llguidance."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.eos_token_id = tokenizer.eos_id

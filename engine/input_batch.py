@@ -1,4 +1,4 @@
-"""A step's rows as arrays, kept from one step to the next."""
+"""Input arrays of a step, reused from one step to the next."""
 
 import numpy as np
 import torch
@@ -6,73 +6,73 @@ import torch
 from engine.kernels import AttentionBatch
 from engine.kv.cache import SCRATCH
 from engine.scheduler import Plan
-from engine.sequence import Context
+from engine.sequence import TokenSequence
 
 
 class InputBatch:
-    """Owns the arrays that kernels read a step from. What is as it was in the last step is not written again.
+    """Owner of the arrays from which kernels read a step. It writes only what changed since the last step.
 
-    A block table's row belongs to the context that stands at that place in the batch; while it stays there, only the
-    blocks that it got since are written.
+    A row of the block tables belongs to the sequence at that index of the batch. While the sequence stays there, only
+    its new blocks are written.
     """
 
     def __init__(self, rows: int, sequences: int, block_size: int) -> None:
-        """`rows`, `sequences`: the most that a step can have."""
+        """Allocate the arrays. `rows`, `sequences`: maximum numbers in a step."""
         self._block_size = block_size
         self._tokens, self._positions, self._slots = np.zeros((3, rows), dtype=np.int64)
         self._starts = np.zeros(sequences + 1, dtype=np.int32)
         self._lengths = np.zeros(sequences, dtype=np.int32)
-        self._wanted = np.zeros(sequences, dtype=np.int64)
+        self._logit_rows = np.zeros(sequences, dtype=np.int64)
         self._tables = np.full((sequences, 16), SCRATCH, dtype=np.int32)
         self._versions = [0] * sequences
         self._written = [0] * sequences
         self._views: tuple[tuple[int, int, int], tuple[torch.Tensor, ...]] | None = None
 
     def gather(self, plan: Plan) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
-        """Token ids (rows,), the batch, and the rows that get logits; good until the next call."""
+        """Return token ids (rows,), the batch, and the rows that get logits; valid until the next call."""
         chunks, size = plan.chunks, self._block_size
         if plan.empty:
             chunks = [chunk for chunk in chunks if chunk.end > chunk.start]
-        # Behind a step of the model nothing of this is in the caches, and what counts is how many calls into numpy
-        # and torch are made: so rows are gathered in lists, and every array is written once.
+        # After a step of the model none of this is in the CPU's caches, so the number of calls into numpy and torch
+        # decides. Rows are gathered in lists, and every array is written once.
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         starts, lengths = [0], []
-        wanted: list[int] = []
+        logit_rows: list[int] = []
         row = 0
-        for place, (context, start, end, samples, stored, drafted) in enumerate(chunks):
-            blocks = context.blocks
-            if self._versions[place] != context.table_version or self._written[place] != len(blocks):
-                self._write_table(place, context)
+        for index, (sequence, start, end, samples, stored, drafted) in enumerate(chunks):
+            blocks = sequence.blocks
+            if self._versions[index] != sequence.table_version or self._written[index] != len(blocks):
+                self._write_table(index, sequence)
             if end - start == 1:
-                tokens.append(context.tokens[start])
+                tokens.append(sequence.tokens[start])
                 positions.append(start)
                 slots.append(SCRATCH * size if stored else blocks[start // size] * size + start % size)
             else:
-                tokens += context.tokens[start:end]
+                tokens += sequence.tokens[start:end]
                 tokens += drafted
                 positions += range(start, end)
-                slots += [blocks[at // size] * size + at % size for at in range(start, end)]
+                slots += [blocks[position // size] * size + position % size for position in range(start, end)]
             row += end - start
             starts.append(row)
             lengths.append(end)
             if drafted:
-                wanted += range(row - 1 - len(drafted), row)
+                logit_rows += range(row - 1 - len(drafted), row)
             elif samples:
-                wanted.append(row - 1)
-        count, sampling = len(chunks), len(wanted)
+                logit_rows.append(row - 1)
+        count, sampling = len(chunks), len(logit_rows)
         self._tokens[:row] = tokens
         self._positions[:row] = positions
         self._slots[:row] = slots
         self._starts[: count + 1] = starts
         self._lengths[:count] = lengths
-        self._wanted[:sampling] = wanted
+        self._logit_rows[:sampling] = logit_rows
         token_view, *batch, wanted_view = self._tensors(row, count, sampling)
         return token_view, AttentionBatch(*batch), wanted_view
 
     def _tensors(self, rows: int, count: int, sampling: int) -> tuple[torch.Tensor, ...]:
-        """The arrays' beginnings as tensors of the same memory; mostly those of the last step."""
+        """Return the used parts of the arrays as tensors on the same memory; mostly those of the last step."""
         shape = (rows, count, sampling)
         if self._views is None or self._views[0] != shape:
             arrays = (
@@ -82,19 +82,19 @@ class InputBatch:
                 self._starts[: count + 1],
                 self._lengths[:count],
                 self._tables[:count],
-                self._wanted[:sampling],
+                self._logit_rows[:sampling],
             )
             self._views = shape, tuple(torch.from_numpy(array) for array in arrays)
         return self._views[1]
 
-    def _write_table(self, place: int, context: Context) -> None:
-        blocks, written = context.blocks, self._written[place]
-        kept = written if self._versions[place] == context.table_version else 0
+    def _write_table(self, index: int, sequence: TokenSequence) -> None:
+        blocks, written = sequence.blocks, self._written[index]
+        unchanged = written if self._versions[index] == sequence.table_version else 0
         if len(blocks) > self._tables.shape[1]:
             wider = np.full((len(self._tables), 2 * len(blocks)), SCRATCH, dtype=np.int32)
             wider[:, : self._tables.shape[1]] = self._tables
             self._tables, self._views = wider, None
-        row = self._tables[place]
-        row[kept : len(blocks)] = blocks[kept:]
+        row = self._tables[index]
+        row[unchanged : len(blocks)] = blocks[unchanged:]
         row[len(blocks) : written] = SCRATCH
-        self._versions[place], self._written[place] = context.table_version, len(blocks)
+        self._versions[index], self._written[index] = sequence.table_version, len(blocks)

@@ -242,26 +242,26 @@ def _last_border(chunk: str, encoding: Encoding) -> tuple[int, int] | None:
     from white space before a word.
     """
     words, offsets = encoding.word_ids, encoding.offsets
-    behind, end = 0, len(words)
+    words_after, end = 0, len(words)
     for index in range(len(words) - 1, 0, -1):
         if words[index] == words[index - 1]:
             continue
         start = offsets[index][0]
         if end < len(words) and not chunk[start : offsets[end - 1][1]].isspace():
-            behind += 1
+            words_after += 1
         end = index
-        if behind >= 2 and not chunk[start - 1].isspace():
+        if words_after >= 2 and not chunk[start - 1].isspace():
             return index, start
     return None
 
 
-def _first_border(chunk: str, words: Sequence[tuple[int, int]], least: int) -> int | None:
-    """Return the number of words before the first such border with at least `least` characters before it, or None."""
+def _first_border(chunk: str, words: Sequence[tuple[int, int]], minimum: int) -> int | None:
+    """Return the number of words before the first such border with at least `minimum` characters before it, or None."""
     visible = [index for index, (start, end) in enumerate(words[:-1]) if not chunk[start:end].isspace()]
     if len(visible) < 2:
         return None
     for index in range(1, visible[-2] + 1):
         start = words[index][0]
-        if start >= least and not chunk[start - 1].isspace():
+        if start >= minimum and not chunk[start - 1].isspace():
             return index
     return None

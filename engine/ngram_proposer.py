@@ -1,67 +1,68 @@
-"""What a context's own tokens say of how it may go on."""
+"""N-gram proposer: drafts of tokens that followed the same tokens before."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-LONGEST = 8
-"""Tokens; a match may be longer and says no more."""
-_REST = 4
-"""Steps."""
+MAX_MATCH = 8
+"""Maximum length of a match, in tokens: a longer match predicts no better."""
+_REST_STEPS = 4
+"""Number of steps for which a proposer rests."""
 
 
 class Rate:
-    """Which share of the drafted tokens was right, of late."""
+    """Acceptance rate of drafted tokens, with fading memory."""
 
-    def __init__(self, right: float, tried: float, most: float) -> None:
-        """`most`: tokens after which what is old counts half."""
-        self.right, self.tried, self._most = right, tried, most
+    def __init__(self, accepted: float, checked: float, half_after: float) -> None:
+        """Start with counts. `half_after`: number of tokens after which the old counts are halved."""
+        self.accepted, self.checked, self._half_after = accepted, checked, half_after
 
-    def add(self, right: int, tried: int) -> None:
-        """So many more."""
-        self.right += right
-        self.tried += tried
-        if self.tried > self._most:
+    def add(self, accepted: int, checked: int) -> None:
+        """Add counts of accepted and checked tokens."""
+        self.accepted += accepted
+        self.checked += checked
+        if self.checked > self._half_after:
             self.fade(0.5)
 
     def fade(self, share: float) -> None:
-        """What is known counts less."""
-        self.right *= share
-        self.tried *= share
+        """Multiply both counts by `share`."""
+        self.accepted *= share
+        self.checked *= share
 
 
 class NgramProposer:
-    """The tokens of one generation's context, to look up how they may go on."""
+    """Index of one sequence's tokens that finds how its end continued before."""
 
     def __init__(self, tokens: list[int], prediction: Sequence[int] = ()) -> None:
-        """`tokens`: all of the context's so far. `prediction`: a text that may be written once more, which is believed
-        rather than the context."""
+        """Start with all `tokens` of the sequence so far. `prediction`: a text that may be written once more; it takes
+        precedence over the sequence."""
         self._predicted = len(prediction)
         self._tokens: NDArray[np.int32] = np.empty(max(64, 2 * (len(prediction) + len(tokens))), dtype=np.int32)
         self._tokens[: self._predicted] = prediction
         self._count = self._predicted
         self.rate = Rate(0.0, 0.0, 32.0)
         self.match = 0
-        """Tokens by which the last draft was found, at most `LONGEST`."""
+        """Length of the last match, in tokens, at most `MAX_MATCH`."""
         self.start = 0
-        """Where it was found, 0 for nowhere."""
-        self._rest = 0
+        """Position after the last match, 0 without one."""
+        self._resting_steps = 0
         self.follow(tokens)
 
     @property
-    def resting(self) -> bool:
-        """Whether it is not worth a look now; for a few steps after `rest`, each of which asks once."""
-        self._rest -= self._rest > 0
-        return self._rest > 0
+    def is_resting(self) -> bool:
+        """Whether to skip this sequence now. Each step reads it once, and a rest lasts a few steps."""
+        self._resting_steps -= self._resting_steps > 0
+        return self._resting_steps > 0
 
     def rest(self) -> None:
-        """Nothing that is found is likely enough. Who was wrong long ago is tried once more."""
-        self._rest = _REST
+        """Skip the next steps, since no draft is likely enough. The rate fades, so that the proposer gets another try
+        after a while."""
+        self._resting_steps = _REST_STEPS
         self.rate.fade(0.9)
 
     def follow(self, tokens: list[int]) -> None:
-        """Takes in what has come since: `tokens` are all of the context's."""
+        """Append the tokens since the last call. `tokens`: all tokens of the sequence."""
         count = self._predicted + len(tokens)
         if count > len(self._tokens):
             self._tokens = np.concatenate((self._tokens, np.empty(count, dtype=np.int32)))
@@ -69,32 +70,32 @@ class NgramProposer:
         self._count = count
 
     def find(self) -> bool:
-        """Whether the context ends as it, or the prediction, has gone on before: `start` is then behind the latest of
-        the longest matches."""
+        """Find the longest earlier match of the sequence's end, in the prediction or in the sequence. `start` is then
+        the position after the latest of them. Return whether there is one."""
         tokens, last = self._tokens, self._count - 1
         self.match = self.start = 0
-        found = hits = np.flatnonzero(tokens[:last] == tokens[last])
-        while len(hits):
-            found = hits
+        found = matches = np.flatnonzero(tokens[:last] == tokens[last])
+        while len(matches):
+            found = matches
             self.match += 1
-            if self.match == LONGEST or self.match > last:
+            if self.match == MAX_MATCH or self.match > last:
                 break
-            hits = hits[hits >= self.match]
-            hits = hits[tokens[hits - self.match] == tokens[last - self.match]]
+            matches = matches[matches >= self.match]
+            matches = matches[tokens[matches - self.match] == tokens[last - self.match]]
         if self.match:
             predicted = int(np.searchsorted(found, self._predicted - 1))  # before the end of the prediction
             self.start = int(found[predicted - 1 if predicted else -1]) + 1
         return self.match > 0
 
     @property
-    def predicted(self) -> bool:
-        """Whether what was found last is the prediction's."""
+    def is_predicted(self) -> bool:
+        """Whether the last match is in the prediction."""
         return 0 < self.start < self._predicted
 
     def draft(self, length: int) -> list[int]:
-        """So many tokens as they come from `start` on, and around again where that is near the end; fewer at the end of
-        a prediction."""
-        if self.predicted:
+        """Return `length` tokens from `start` on, repeated from there if the end is near; fewer at the end of a
+        prediction."""
+        if self.is_predicted:
             length = min(length, self._predicted - self.start)
         period = self._count - self.start
-        return [int(self._tokens[self.start + at % period]) for at in range(length)]
+        return [int(self._tokens[self.start + offset % period]) for offset in range(length)]

@@ -1,7 +1,7 @@
-"""The frames between a gateway and an engine process, and how they are cut.
+"""Messages between a gateway and an engine, and their framing.
 
-A frame is a little-endian u32 length followed by one MessagePack value: a `Command` towards the engine, a
-`Report` back. Imports no torch.
+A frame is a little-endian u32 length followed by one MessagePack value: a `Command` to the engine, or a `Report` from
+it. This module imports no torch.
 """
 
 import struct
@@ -12,21 +12,26 @@ import msgspec
 
 _LENGTH = struct.Struct("<I")
 VERSION = 2
-"""Of the frames. Who listens and who calls must have the same."""
+"""Version of the protocol. Both sides must have the same."""
 MAX_FRAME = 256 * 1024 * 1024
-"""Bytes; a longer announcement means that the stream is not ours or has lost its place."""
+"""Maximum length of a frame, in bytes. A longer announcement means that the stream has another format or is out of
+step."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a `generate` chooses tokens and when it ends.
+    """Sampling parameters of a `generate` command.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 are off. `top_logprobs` counts the
-    alternatives reported with each token. Penalties are applied to raw logits: repetition to prompt and
-    output, presence and frequency to output. `seed` makes the text a function of prompt and parameters alone.
-    `regex`: what the whole text matches, in the syntax of Rust's; `json_schema`: what it is valid for, as JSON;
-    `grammar`: what derives it, in llguidance's Lark. At most one of them. `thinks`: thoughts may come before what is
-    held to it, up to `</think>`; they begin with `<think>`, or have begun already. `prediction`: what much of the text
-    may be, which changes nothing but how fast that comes.
+    `max_tokens`: maximum number of tokens to generate; None for as many as fit the window.
+    `temperature`: 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+    `seed`: makes the text a function of prompt and parameters alone.
+    `repetition_penalty`: applies to the raw logits of tokens in prompt and output; `presence_penalty` and
+        `frequency_penalty` to those in the output.
+    `top_logprobs`: number of alternatives reported with each token.
+    `regex`, `json_schema`, `grammar`: constraint of the whole text, at most one of them: a regular expression in Rust's
+        syntax, a JSON schema as JSON, or a grammar in llguidance's Lark.
+    `thinks`: reasoning may precede the constrained text, up to `</think>`. With `perhaps` the text may begin with
+        `<think>`; with `begun` the prompt ends with it.
+    `prediction`: a text that the output probably contains. It changes only the speed.
     """
 
     max_tokens: int | None = None
@@ -54,12 +59,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class Fill(msgspec.Struct, frozen=True, tag="fill"):
-    """Append `tokens` to `context`, which comes to be by its first fill, forked from `parent` if given.
+    """Append `tokens` to `context`. The first fill creates the context, as a fork of `parent` if given.
 
-    Done when the KV of its full blocks is there; the rest is computed with what is filled or generated behind it.
+    A fill is done once the KV of the context's full blocks is computed. The rest is computed together with the next
+    fill or generate.
 
-    Contexts of different `scope` never share KV. `interactive`: somebody reads what it generates as it comes, so that
-    prompts leave its steps short.
+    `scope`: contexts of different scopes never share KV.
+    `interactive`: a client reads the generated text as it grows, so prefill must not make its steps long.
     """
 
     context: int
@@ -71,7 +77,7 @@ class Fill(msgspec.Struct, frozen=True, tag="fill"):
 
 
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
-    """Sample behind the context's last token until stop, length or `Free`."""
+    """Sample after the context's last token until a stop, the length limit, or `Free`."""
 
     context: int
     sampling: SamplingParams
@@ -79,13 +85,13 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
 
 
 class Free(msgspec.Struct, frozen=True, tag="free"):
-    """Forget the context; what it was doing ends. Unknown ids are ignored: freeing is idempotent."""
+    """Delete the context and abort its work. Unknown ids are ignored: freeing is idempotent."""
 
     context: int
 
 
 class Rerank(msgspec.Struct, frozen=True, tag="rerank"):
-    """Give contexts a new rank, lower ones go first, and say whether they are `interactive`; see `Fill`."""
+    """Set the rank of contexts, and whether they are `interactive`; see `Fill`. Lower ranks go first."""
 
     contexts: list[int]
     rank: float
@@ -97,21 +103,21 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """The first frame to an engine that listens: a gateway shows its token. `version`: of these frames."""
+    """First frame to an engine server: the gateway's token, and its `VERSION`."""
 
     token: str
     version: int
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
-    """The engine's answer: commands are taken from here on. `files`: what the tokenizer is read from, by name."""
+    """Reply to a `Hello` that the engine accepts. `files`: the tokenizer's files, by name. Commands may follow."""
 
     info: "EngineInfo"
     files: dict[str, bytes]
 
 
 class Unwelcome(msgspec.Struct, frozen=True, tag="unwelcome"):
-    """The engine's other answer, and why; it hangs up then."""
+    """Reply to a `Hello` that the engine rejects, with the reason. It closes the connection then."""
 
     message: str
 
@@ -120,7 +126,7 @@ Command = Fill | Generate | Free | Rerank | Shutdown
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loaded engine is. `folder` holds the checkpoint with its tokenizer; sizes are in tokens."""
+    """Properties of a loaded engine. `folder` holds the checkpoint with its tokenizer; sizes are in tokens."""
 
     model: str
     folder: str
@@ -138,25 +144,25 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resolved(msgspec.Struct, frozen=True, tag="resolved"):
-    """The checkpoint is on disk, in `folder`; loading begins."""
+    """Report that the checkpoint is on disk, in `folder`. Loading begins."""
 
     folder: str
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The engine takes commands from here on."""
+    """Report that the engine accepts commands."""
 
     info: EngineInfo
 
 
 class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
-    """The engine cannot go on, and why, in words for whoever started it."""
+    """Report that the engine cannot start or continue, with the reason for the operator."""
 
     message: str
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Natural-log probability of a token under the model's own distribution, and the likeliest others."""
+    """Natural-log probability of a token under the model's own distribution, and the most likely alternatives."""
 
     token: int
     logprob: float
@@ -164,14 +170,15 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Update(msgspec.Struct, array_like=True, omit_defaults=True):
-    """What one step brought one context.
+    """Changes of one context in one step.
 
-    `filled`: tokens in the context once a fill is done; `cached`: how many of them were not computed; `missed`: how
-    many were, by why they were not in the cache, see `kv_cache.Missing`; `held` and `starved`: seconds for which the
-    fill waited for room in a step, and for memory.
-    `tokens`: sampled in this step; `text`: what they add, whole characters only, nothing of a stop string.
-    `finish`: `stop` or `length`. `error`: (code, message); the context is then already freed. `accepted`, `rejected`:
-    tokens of the prediction that were right, and that were checked and wrong.
+    `tokens`: tokens sampled in this step. `text`: the text that they add, whole characters only, without any part of a
+        stop string.
+    `finish`: `stop` or `length`. `error`: (code, message); the engine has freed the context then.
+    `filled`: number of tokens in the context, once a fill is done. `cached`: how many of its tokens were not computed.
+    `missed`: number of computed tokens by the reason of the cache miss, see `MissReason` in `engine/kv/cache.py`.
+    `held`, `starved`: how long the fill waited for room in a step, and for KV memory, in seconds.
+    `accepted`, `rejected`: tokens of the prediction that the check accepted and rejected.
     """
 
     context: int
@@ -190,11 +197,14 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """One step's updates. `running`: contexts with work left; `free_tokens`: KV free or evictable; `commands`: how
-    many have been taken in since the start. `row_seconds` and `step_seconds`: what a row of a prompt takes, and a step
-    in which one or two contexts decode. `drafted`: tokens since the start, for whomever; `right` of them stood.
+    """Updates of one step.
 
-    While there is work one comes every second at least, and one when there is none left: silence means a hang.
+    `running`: number of contexts with work left. `free_tokens`: KV tokens that are free or evictable.
+    `commands`: number of commands received since the start.
+    `row_seconds`, `step_seconds`: duration of one prefill row, and of a step in which one or two contexts decode.
+    `drafted`, `right`: number of drafted tokens since the start, of all contexts, and how many were accepted.
+
+    While there is work, a report comes at least once a second, and one more when the work ends: silence means a hang.
     """
 
     updates: list[Update]
@@ -217,31 +227,31 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode_frame(message: Command | Report | Hello | Welcome | Unwelcome) -> bytes:
-    """One frame, ready to be written."""
+    """Return a message as one frame."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
 class FrameError(Exception):
-    """The byte stream does not hold frames."""
+    """The byte stream contains no valid frame."""
 
 
 class FrameBuffer:
-    """Cuts a byte stream into frame bodies, however the bytes arrive."""
+    """Splitter of a byte stream into frame bodies, independent of how the bytes arrive."""
 
-    def __init__(self, most: int = MAX_FRAME) -> None:
-        """`most`: bytes of a frame."""
+    def __init__(self, max_size: int = MAX_FRAME) -> None:
+        """Start with an empty buffer. `max_size`: maximum length of a frame, in bytes."""
         self._buffer = bytearray()
-        self.most = most
+        self.max_size = max_size
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The bodies completed by `data`. Raises FrameError on an impossible length."""
+        """Yield the bodies that `data` completes. Raises FrameError if a length is too large."""
         self._buffer += data
         start = 0
         while len(self._buffer) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer, start)
-            if length > self.most:
-                raise FrameError(f"a frame of {length} bytes was announced; at most {self.most} are allowed")
+            if length > self.max_size:
+                raise FrameError(f"the stream announces a frame of {length} bytes; the maximum is {self.max_size}")
             end = start + _LENGTH.size + length
             if len(self._buffer) < end:
                 break

@@ -1,4 +1,4 @@
-"""What goes into the next step: decode tokens first, then prefill chunks up to the token budget, in rank order."""
+"""Scheduling of steps: decode tokens first, then prefill chunks up to the token budget, in order of rank."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,23 +6,24 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from engine.kv.cache import KVCache
-from engine.sequence import Context
+from engine.sequence import TokenSequence
 from engine.speculative import Speculator
 from engine.step_budget import StepBudget
 
-TOGETHER_SECONDS = 0.001
-"""Seconds by which ranks may differ and still be of one urgency."""
+EQUAL_URGENCY_SECONDS = 0.001
+"""Maximum difference between ranks of equal urgency, in seconds."""
 
 
 class Chunk(NamedTuple):
-    """Rows of one context in a step: `tokens[start:end]`, the last of them `drafted`, which are not the context's yet.
-    `samples`: whether the last row that is gets logits, and all that are drafted do.
+    """Rows of one sequence in a step: `tokens[start:end]`. The last of them are `drafted` and not part of the sequence
+    yet.
 
-    `stored`: the KV of these rows is there already and must not be written (a whole prompt found in the tree
-    still needs its last row for the logits).
+    `samples`: whether the last row that is not drafted gets logits; all drafted rows do then as well.
+    `stored`: the KV of these rows exists already and must not be written. A prompt that is wholly in the tree still
+        needs its last row for the logits.
     """
 
-    context: Context
+    sequence: TokenSequence
     start: int
     end: int
     samples: bool
@@ -32,17 +33,19 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Plan:
-    """One step. `copies`: blocks (from, to) to copy first. `preempted`: contexts that lost their blocks.
+    """Rows of one step, and what has to happen before it.
 
-    `decoding`: contexts that decode, `interactive` of them watched; `drafted`: rows of tokens that may come next;
-    `long`: rows of prompts that wait for their share (see Pacer). `waiting`: whether a prompt was held back altogether.
-    `empty`: chunks of no rows, which only report. `held`: contexts for which there was no room in the step; `starved`:
-    those for whose prompts there was no memory.
+    `copies`: blocks (from, to) to copy first. `preempted`: sequences that lost their blocks.
+    `rows`: number of rows. `empty`: number of chunks without rows, which only report.
+    `decoding`: number of sequences that decode; `interactive`: how many of them are interactive. `drafted`: number of
+        drafted rows.
+    `long`: rows of deferrable prompts, see `StepAllowance`. `waiting`: whether a prompt got no rows.
+    `over_budget`: sequences for which the step has no room. `out_of_memory`: those whose prompts found no free blocks.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
-    preempted: list[Context] = field(default_factory=list)
+    preempted: list[TokenSequence] = field(default_factory=list)
     rows: int = 0
     empty: int = 0
     decoding: int = 0
@@ -50,17 +53,17 @@ class Plan:
     drafted: int = 0
     long: int = 0
     waiting: bool = False
-    held: list[Context] = field(default_factory=list)
-    starved: list[Context] = field(default_factory=list)
+    over_budget: list[TokenSequence] = field(default_factory=list)
+    out_of_memory: list[TokenSequence] = field(default_factory=list)
 
 
 class StepScheduler:
-    """Chooses rows and finds memory for them.
+    """Chooses the rows of a step and allocates their blocks.
 
-    When the pool is full, blocks that only the tree holds go first (the cache sees to it), then contexts with
-    nothing to do, then the runnable ones of lowest rank below the one that asks. The first candidate can
-    therefore always go on: nothing deadlocks. A context begins only where all its tokens fit and leave those that
-    run a block each: to begin, lose the blocks again and begin anew would waste the work.
+    When the pool is full, the cache first evicts blocks that only the tree holds. Then sequences without work lose
+    their blocks, then runnable ones of lower priority than the one that asks. So the first candidate can always
+    continue: nothing deadlocks. A sequence begins only if all its tokens fit and leave one block for each running
+    sequence: otherwise it could lose its blocks again, and the work would be wasted.
     """
 
     def __init__(
@@ -68,158 +71,174 @@ class StepScheduler:
         cache: KVCache,
         step_tokens: int,
         max_batch: int,
-        pacer: StepBudget | None = None,
-        speculation: Speculator | None = None,
+        step_budget: StepBudget | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
-        """Without a pacer, only `step_tokens` bounds a step. Without speculation, nothing is drafted."""
+        """Create a scheduler. Without a step budget, only `step_tokens` bounds a step. Without a speculator, there are
+        no drafts."""
         self._cache = cache
         self._step_tokens = step_tokens
         self._max_batch = max_batch
-        self._pacer = pacer
-        self._speculation = speculation
+        self._step_budget = step_budget
+        self._speculator = speculator
 
-    def plan(self, contexts: Iterable[Context], everyone: list[Context] | None = None) -> Plan:
-        """The next step over the contexts; empty if none can go on. `everyone`: all who may have to give blocks,
-        where that is more than `contexts`."""
-        candidates = list(contexts)
-        if everyone is None:
-            everyone = candidates
-        decoders: list[Context] = []
-        others: list[Context] = []
-        for context in candidates:
-            if context.decoding:
-                decoders.append(context)
-            elif context.has_work:
-                others.append(context)
-        decoders.sort(key=_priority)
-        others.sort(key=_priority)
+    def plan(self, sequences: Iterable[TokenSequence], owners: list[TokenSequence] | None = None) -> Plan:
+        """Return the next step over the sequences; it is empty if none can continue.
+
+        `owners`: all sequences that may have to give up blocks, if there are more than `sequences`.
+        """
+        candidates = list(sequences)
+        if owners is None:
+            owners = candidates
+        decoders: list[TokenSequence] = []
+        prefills: list[TokenSequence] = []
+        for sequence in candidates:
+            if sequence.is_decoding:
+                decoders.append(sequence)
+            elif sequence.has_work:
+                prefills.append(sequence)
+        decoders.sort(key=_priority_of)
+        prefills.sort(key=_priority_of)
         plan = Plan()
-        if self._pacer is not None:
-            decoders = self._urgent(decoders, others, plan, self._pacer)
+        if self._step_budget is not None:
+            decoders = self._decoders_in_step(decoders, prefills, plan, self._step_budget)
         places = min(self._max_batch, self._step_tokens)
-        spare = self._step_tokens - min(places, len(decoders))  # for what grammars forced
-        if self._pacer is not None:
-            spare = min(spare, self._pacer.whole)
+        spare = self._step_tokens - min(places, len(decoders))  # for tokens that grammars forced
+        if self._step_budget is not None:
+            spare = min(spare, self._step_budget.max_step_rows)
         drafts: dict[int, list[int]] = {}
-        if self._speculation is not None:
-            interactive = [context for context in decoders if context.interactive]
+        if self._speculator is not None:
+            interactive = [sequence for sequence in decoders if sequence.interactive]
             rows = places - len(decoders)
-            if interactive and self._pacer is not None:
-                rows = min(rows, self._pacer.draftable(beside=bool(others)))
-            if not interactive and not any(_hurried(context) for context in others):
-                interactive = decoders  # else nobody's steps are made longer for what nobody watches
-            drafts = self._speculation.propose(interactive, rows, among=len(decoders), beside=bool(others))
+            if interactive and self._step_budget is not None:
+                rows = min(rows, self._step_budget.draft_rows(with_prefill=bool(prefills)))
+            if not interactive and not any(_has_waiting_client(sequence) for sequence in prefills):
+                interactive = decoders  # background drafts must not make the steps of interactive streams longer
+            drafts = self._speculator.propose(interactive, rows, decoding=len(decoders), with_prefill=bool(prefills))
             spare = max(0, spare - sum(map(len, drafts.values())))
-        for context in decoders:
+        for sequence in decoders:
             if len(plan.chunks) + plan.drafted >= places:
                 break
-            at = context.computed
-            only_last = at + 1 == len(context.tokens)  # another may have taken its blocks in this very plan
-            if context.id in drafts and only_last and self._check(plan, context, drafts[context.id]):
+            position = sequence.computed
+            only_last = position + 1 == len(sequence.tokens)  # another sequence may have taken its blocks in this plan
+            if sequence.id in drafts and only_last and self._add_draft(plan, sequence, drafts[sequence.id]):
                 continue
-            rows = min(len(context.tokens) - at, 1 + spare)
-            if rows == 1 and only_last and context.has_room:
-                plan.chunks.append(Chunk(context, at, at + 1, samples=True))
+            rows = min(len(sequence.tokens) - position, 1 + spare)
+            if rows == 1 and only_last and sequence.fits_last_block:
+                plan.chunks.append(Chunk(sequence, position, position + 1, samples=True))
                 plan.rows += 1
             else:
-                spare -= max(0, (self._add(plan, context, rows, everyone) or 0) - 1)
+                spare -= max(0, (self._add(plan, sequence, rows, owners) or 0) - 1)
         plan.decoding = len(plan.chunks)
-        plan.interactive = sum(chunk.context.interactive for chunk in plan.chunks)
-        if others:
-            self._prefill(plan, others, everyone)
+        plan.interactive = sum(chunk.sequence.interactive for chunk in plan.chunks)
+        if prefills:
+            self._prefill(plan, prefills, owners)
         return plan
 
-    def _check(self, plan: Plan, context: Context, drafted: list[int]) -> bool:
-        """Puts the context's last token into the plan, and behind it what may come next. False, and nothing of it, if
-        memory lacks: nobody loses a block for a guess."""
-        at = context.computed
-        copies = context.reserve(at + 1 + len(drafted))
+    def _add_draft(self, plan: Plan, sequence: TokenSequence, drafted: list[int]) -> bool:
+        """Add a sequence's last token and its draft to the plan. Return False, and add nothing, if no blocks are free:
+        no sequence loses a block for a draft."""
+        position = sequence.computed
+        copies = sequence.reserve(position + 1 + len(drafted))
         if copies is None:
             return False
-        context.announce(at + 1)
-        plan.chunks.append(Chunk(context, at, at + 1 + len(drafted), samples=True, drafted=drafted))
+        sequence.announce(position + 1)
+        plan.chunks.append(Chunk(sequence, position, position + 1 + len(drafted), samples=True, drafted=drafted))
         plan.copies.extend(copies)
         plan.rows += 1 + len(drafted)
         plan.drafted += len(drafted)
         return True
 
-    def _urgent(self, decoders: list[Context], others: list[Context], plan: Plan, pacer: StepBudget) -> list[Context]:
-        """Those who decode in this step, if not all can: were a client's answer to keep pace with all that nobody
-        watches, it would crawl, and so would prompts. The less urgent ones pause until it is their turn."""
-        interactive = sum(context.interactive for context in decoders)
-        if interactive == len(decoders) or not (interactive or any(context.interactive for context in others)):
-            return decoders
-        room = pacer.unwatched(interactive)
-        chosen = []
-        for context in decoders:
-            if not context.interactive:
-                room -= 1
-                if room < 0:
-                    plan.held.append(context)
-                    continue
-            chosen.append(context)
-        return chosen
+    def _decoders_in_step(
+        self, decoders: list[TokenSequence], prefills: list[TokenSequence], plan: Plan, step_budget: StepBudget
+    ) -> list[TokenSequence]:
+        """Return the sequences that decode in this step, if not all can.
 
-    def _prefill(self, plan: Plan, others: list[Context], everyone: list[Context]) -> None:
+        If interactive ones had to keep pace with every background sequence, they would crawl, and so would prompts. The
+        less urgent ones pause until it is their turn.
+        """
+        interactive = sum(sequence.interactive for sequence in decoders)
+        if interactive == len(decoders) or not (interactive or any(sequence.interactive for sequence in prefills)):
+            return decoders
+        background_rows = step_budget.background_rows(interactive)
+        selected = []
+        for sequence in decoders:
+            if not sequence.interactive:
+                background_rows -= 1
+                if background_rows < 0:
+                    plan.over_budget.append(sequence)
+                    continue
+            selected.append(sequence)
+        return selected
+
+    def _prefill(self, plan: Plan, prefills: list[TokenSequence], owners: list[TokenSequence]) -> None:
         budget = self._step_tokens - plan.rows
-        most = long = behind = ahead = budget
-        if self._pacer is not None:
-            mixed = any(context.interactive for context in others) and not all(
-                context.interactive for context in others
+        total = long = less_urgent = prefetch = budget
+        if self._step_budget is not None:
+            mixed = any(sequence.interactive for sequence in prefills) and not all(
+                sequence.interactive for sequence in prefills
             )
-            most, long, behind, ahead = self._pacer.rows(
+            total, long, less_urgent, prefetch = self._step_budget.rows(
                 plan.decoding, interactive=plan.interactive, mixed=mixed, drafted=plan.drafted
             )
-            budget = min(budget, most)
-        first = plan.chunks[0].context.rank + TOGETHER_SECONDS if plan.chunks else math.inf
+            budget = min(budget, total)
+        first = plan.chunks[0].sequence.rank + EQUAL_URGENCY_SECONDS if plan.chunks else math.inf
         full = False
-        for place, context in enumerate(others):
-            follows = context.rank > first
-            if budget <= 0 or (follows and behind <= 0) or len(plan.chunks) + plan.drafted >= self._max_batch:
+        for index, sequence in enumerate(prefills):
+            is_less_urgent = sequence.rank > first
+            if (
+                budget <= 0
+                or (is_less_urgent and less_urgent <= 0)
+                or len(plan.chunks) + plan.drafted >= self._max_batch
+            ):
                 plan.waiting = True
-                plan.held += others[place:]
+                plan.over_budget += prefills[index:]
                 break
-            if full and not context.begun:
-                plan.starved.append(context)
-                continue  # who could not begin is not overtaken by a smaller one
-            if not context.prompt:
-                if not context.adopt_cached():
+            if full and not sequence.has_own_blocks:
+                plan.out_of_memory.append(sequence)
+                continue  # a smaller prompt must not overtake one that could not begin
+            if not sequence.prompt_tokens:
+                if not sequence.adopt_cached():
                     continue
-                context.prompt = len(context.tokens) - context.computed
-            is_long = plan.interactive > 0 and (context.prompt > most or not context.interactive)
-            waits = context.generation is None  # for what stands behind: nobody is held up by it yet
+                sequence.prompt_tokens = len(sequence.tokens) - sequence.computed
+            is_long = plan.interactive > 0 and (sequence.prompt_tokens > total or not sequence.interactive)
+            is_prefetch = sequence.generation is None  # prefetch: no generation waits for it yet
             allowed = min(
-                budget, long if is_long else budget, behind if follows else budget, ahead if waits else budget
+                budget,
+                long if is_long else budget,
+                less_urgent if is_less_urgent else budget,
+                prefetch if is_prefetch else budget,
             )
             if allowed <= 0:
                 plan.waiting = True
-                plan.held.append(context)
+                plan.over_budget.append(sequence)
                 continue
-            rows = self._add(plan, context, allowed, everyone)
+            rows = self._add(plan, sequence, allowed, owners)
             if rows is None:
                 full = True
-                plan.starved.append(context)
+                plan.out_of_memory.append(sequence)
                 continue
             budget -= rows
-            if follows:
-                behind -= rows
-            if waits:
-                ahead -= rows
+            if is_less_urgent:
+                less_urgent -= rows
+            if is_prefetch:
+                prefetch -= rows
             if is_long:
                 long -= rows
                 plan.long += rows
 
-    def _add(self, plan: Plan, context: Context, budget: int, everyone: list[Context]) -> int | None:
-        """Puts the context's next rows into the plan, at most `budget`. Returns how many; None if memory lacks."""
-        chunk = self._chunk(context, budget)
+    def _add(self, plan: Plan, sequence: TokenSequence, budget: int, owners: list[TokenSequence]) -> int | None:
+        """Add the sequence's next rows to the plan, at most `budget`. Return their number, or None if no blocks are
+        free."""
+        chunk = self._chunk(sequence, budget)
         if chunk is None:
             return 0
-        copies = self._reserve(context, chunk.end, everyone, plan)
+        copies = self._reserve(sequence, chunk.end, owners, plan)
         if copies is None:
-            if not context.begun:
-                context.drop_blocks()  # what it found in the tree is not kept from others while it waits
+            if not sequence.has_own_blocks:
+                sequence.drop_blocks()  # others may evict what it found in the tree while it waits
             return None
-        context.announce(chunk.end)
+        sequence.announce(chunk.end)
         plan.chunks.append(chunk)
         plan.copies.extend(copies)
         rows = chunk.end - chunk.start
@@ -227,46 +246,50 @@ class StepScheduler:
         plan.empty += not rows
         return rows
 
-    def _chunk(self, context: Context, budget: int) -> Chunk | None:
-        if not context.adopt_cached():
+    def _chunk(self, sequence: TokenSequence, budget: int) -> Chunk | None:
+        if not sequence.adopt_cached():
             return None
-        length = context.wanted
-        samples = context.generation is not None
-        if context.computed == length:
+        length = sequence.target_length
+        samples = sequence.generation is not None
+        if sequence.computed == length:
             if samples:
-                return Chunk(context, length - 1, length, samples=True, stored=True)
-            return Chunk(context, length, length, samples=False)  # a fill found whole in the tree, or of no full block
-        end = min(length, context.computed + budget)
-        return Chunk(context, context.computed, end, samples=samples and end == length)
+                return Chunk(sequence, length - 1, length, samples=True, stored=True)
+            # The tree holds the whole fill, or the fill has no full block.
+            return Chunk(sequence, length, length, samples=False)
+        end = min(length, sequence.computed + budget)
+        return Chunk(sequence, sequence.computed, end, samples=samples and end == length)
 
-    def _reserve(self, context: Context, end: int, everyone: list[Context], plan: Plan) -> list[tuple[int, int]] | None:
-        if context.begun or self._fits_whole(context, plan):
-            copies = context.reserve(end)
+    def _reserve(
+        self, sequence: TokenSequence, end: int, owners: list[TokenSequence], plan: Plan
+    ) -> list[tuple[int, int]] | None:
+        if sequence.has_own_blocks or self._fits_whole(sequence, plan):
+            copies = sequence.reserve(end)
             if copies is not None:
                 return copies
-        busy = {id(chunk.context) for chunk in plan.chunks}
-        idle = [c for c in everyone if c.blocks and c is not context and not c.has_work]
-        lower = [c for c in everyone if c.blocks and c.has_work and c.priority > context.priority and id(c) not in busy]
+        busy = {id(chunk.sequence) for chunk in plan.chunks}
+        idle = [c for c in owners if c.blocks and c is not sequence and not c.has_work]
+        lower = [c for c in owners if c.blocks and c.has_work and c.priority > sequence.priority and id(c) not in busy]
         for group in (idle, lower):
-            for victim in sorted(group, key=_priority, reverse=True):
+            for victim in sorted(group, key=_priority_of, reverse=True):
                 victim.drop_blocks()
                 plan.preempted.append(victim)
-                if context.begun or self._fits_whole(context, plan):
-                    copies = context.reserve(end)
+                if sequence.has_own_blocks or self._fits_whole(sequence, plan):
+                    copies = sequence.reserve(end)
                     if copies is not None:
                         return copies
-        # Whoever is alone takes what there is: its tokens fit the pool, or it would have been refused.
-        return None if plan.chunks else context.reserve(end)
+        # Alone in a step, a sequence takes what there is: its tokens fit the pool, or `fill` would have rejected them.
+        return None if plan.chunks else sequence.reserve(end)
 
-    def _fits_whole(self, context: Context, plan: Plan) -> bool:
-        missing = -(-len(context.tokens) // self._cache.block_size) - len(context.blocks)
+    def _fits_whole(self, sequence: TokenSequence, plan: Plan) -> bool:
+        missing = -(-len(sequence.tokens) // self._cache.block_size) - len(sequence.blocks)
         return self._cache.available >= missing + len(plan.chunks)
 
 
-def _hurried(context: Context) -> bool:
-    """Whether somebody waits for the prompt to be read; not where a value is missing behind it, which others make."""
-    return context.interactive and context.generation is not None
+def _has_waiting_client(sequence: TokenSequence) -> bool:
+    """Return whether a client waits for the prompt. It does not if an input is still missing, which other calls
+    produce."""
+    return sequence.interactive and sequence.generation is not None
 
 
-def _priority(context: Context) -> tuple[float, int]:
-    return context.priority
+def _priority_of(sequence: TokenSequence) -> tuple[float, int]:
+    return sequence.priority

@@ -1,19 +1,19 @@
-"""A context: the tokens of one text being read and written, and the blocks that hold their KV."""
+"""A sequence: the tokens of one text, and the blocks that hold their KV."""
 
 from collections import deque
 from itertools import count
 
 from engine.generation import Generation
-from engine.kv.cache import KVCache, Missing, Node
+from engine.kv.cache import KVCache, MissReason, Node
 
 _versions = count(1)
 
 
-class Context:
-    """Owns its tokens and its block table; the blocks themselves belong to the cache.
+class TokenSequence:
+    """Owner of a text's tokens and block table. The blocks themselves belong to the cache.
 
-    `tokens[:computed]` have their KV in `blocks`. The first `path_length` blocks stand in the prefix tree, the
-    last of them at `tip`. Whatever happens to the blocks, the tokens stay, so a context can always be recomputed.
+    The KV of `tokens[:computed]` is in `blocks`. The first `_path_length` blocks are in the prefix tree, the last of
+    them at `_tip`. The tokens remain even if the blocks are lost, so a sequence can always be recomputed.
     """
 
     def __init__(self, id: int, cache: KVCache, scope: str, rank: float, arrival: int) -> None:
@@ -21,107 +21,110 @@ class Context:
         self.scope = scope
         self.rank = rank
         self.interactive = True
-        """Whether somebody reads what it generates as it comes."""
+        """Whether a client reads the generated text as it grows."""
         self.arrival = arrival
         self.tokens: list[int] = []
         self.computed = 0
         self.cached = 0
-        """Tokens of the current fills that were found in the tree and not computed."""
-        self.held = 0.0
-        """Seconds of steps in which there was no room for its prompt, since that was last reported."""
-        self.starved = 0.0
-        """Seconds of steps in which there was no memory for it."""
+        """Number of tokens of the pending fills that were in the tree and not computed."""
+        self.budget_wait = 0.0
+        """How long steps had no room for its prompt since the last report, in seconds."""
+        self.memory_wait = 0.0
+        """How long steps had no free blocks for it since the last report, in seconds."""
         self.blocks: list[int] = []
         self.table_version = next(_versions)
-        """A number that no other table has; a new one whenever `blocks` changes other than by growing."""
-        self.fills: deque[int] = deque()
-        """Lengths at which a pending fill is done."""
+        """Number unique to this state of the block table. It changes whenever `blocks` changes other than by
+        growing."""
+        self.pending_fills: deque[int] = deque()
+        """Lengths at which pending fills are done."""
         self.generation: Generation | None = None
-        self.begun = False
-        """Whether it was given blocks of its own since it last had none."""
-        self.prompt = 0
-        """Tokens that were to be computed when the prefill now running was first planned; 0 between prefills."""
+        self.has_own_blocks = False
+        """Whether the sequence got blocks of its own since it last had none."""
+        self.prompt_tokens = 0
+        """Number of tokens to compute when the current prefill was first planned; 0 between prefills."""
         self._cache = cache
         self._tip = cache.root(scope)
         self._path_length = 0
         self._announced: list[tuple[Node, bool]] = []
-        """What the step now planned will complete, and whether this context put it into the tree."""
-        self._returns_to: Node | None = None
-        """The last block in the tree of those it gave back and will come for."""
-        self.filled = 0
-        """Tokens of the current fills."""
-        self.missing: Missing | None = None
-        """Why they were not all in the tree, once that is known."""
+        """Nodes that the planned step completes, each with whether this sequence inserted it into the tree."""
+        self._return_node: Node | None = None
+        """Last tree node of the blocks that it gave back and will come back for."""
+        self.fill_tokens = 0
+        """Number of tokens in the pending fills."""
+        self.miss_reason: MissReason | None = None
+        """Reason why the tree did not hold all of them, once that is known."""
 
     @property
     def priority(self) -> tuple[float, int]:
-        """What goes first is smaller: rank, then arrival."""
+        """Sort key: rank, then arrival. Smaller goes first."""
         return (self.rank, self.arrival)
 
     @property
     def has_work(self) -> bool:
-        """Whether somebody waits for a step of this context.
+        """Whether a fill or a generate waits for a step of this sequence.
 
-        A context that lost its blocks while nobody does stays as it is until its next fill or generate.
+        A preempted sequence without work stays without blocks until its next fill or generate.
         """
-        return (self.generation is not None and not self.generation.exhausted) or bool(self.fills)
+        return (self.generation is not None and not self.generation.is_exhausted) or bool(self.pending_fills)
 
     @property
-    def known(self) -> int:
-        """How many of its tokens are known; those behind stand for tokens that were chosen and not read yet."""
+    def known_tokens(self) -> int:
+        """Number of known tokens. Those after them stand for tokens that were sampled on the device and not read
+        yet."""
         return len(self.tokens) - (self.generation.pending if self.generation is not None else 0)
 
     @property
-    def wanted(self) -> int:
-        """How many tokens are to be computed now: all that something is generated behind, else full blocks only.
+    def target_length(self) -> int:
+        """Number of tokens to compute now: all of them if a generate waits, else only full blocks.
 
-        What is left of a block comes with what is filled or generated next. So contexts that are filled alike, little
-        by little, stay at the borders of blocks, where one can take over what another has computed.
+        The rest of a block is computed with the next fill or generate. So sequences with equal fills in small pieces
+        stay at block boundaries, where one can adopt the blocks of another.
         """
         length = len(self.tokens)
         if self.generation is not None:
             return length
         return max(self.computed, length - length % self._cache.block_size)
 
-    def settle_fills(self) -> int | None:
-        """Takes the pending fills that are done; the length of the last one."""
+    def finish_fills(self) -> int | None:
+        """Remove the pending fills that are done. Return the length of the last one, or None."""
         settled = None
-        while self.fills and self.computed >= min(self.fills[0], self.wanted):
-            settled = self.fills.popleft()
-        if settled is not None and self.generation is None and not self.fills:
-            self.prompt = 0
+        while self.pending_fills and self.computed >= min(self.pending_fills[0], self.target_length):
+            settled = self.pending_fills.popleft()
+        if settled is not None and self.generation is None and not self.pending_fills:
+            self.prompt_tokens = 0
         return settled
 
-    def settle_missed(self) -> dict[str, int]:
-        """Takes account of the fills that are done: how many of their tokens were not in the tree, by the reason."""
-        missed, self.filled = self.filled - self.cached, 0
-        why, self.missing = self.missing, None
+    def take_misses(self) -> dict[str, int]:
+        """Reset the account of finished fills. Return the number of their tokens that the tree did not hold, by the
+        reason."""
+        missed, self.fill_tokens = self.fill_tokens - self.cached, 0
+        why, self.miss_reason = self.miss_reason, None
         if missed <= 0:
             return {}
-        return {why or (Missing.PART_OF_A_BLOCK if self._cache.sharing else Missing.SHARING_OFF): missed}
+        return {why or (MissReason.PART_OF_A_BLOCK if self._cache.sharing else MissReason.SHARING_OFF): missed}
 
     @property
-    def decoding(self) -> bool:
-        """Whether the next step computes the token sampled last, and those that a grammar forced behind it."""
+    def is_decoding(self) -> bool:
+        """Whether the next step computes the token sampled last, and those that a grammar forced after it."""
         generation = self.generation
         return (
             generation is not None
             and 0 < len(self.tokens) - self.computed <= 1 + generation.forced
-            and generation.started
-            and not generation.exhausted
+            and generation.has_started
+            and not generation.is_exhausted
         )
 
     @property
-    def has_room(self) -> bool:
-        """Whether the next token goes into a block of its own that it does not fill: nothing has to be found,
-        reserved or announced for it."""
+    def fits_last_block(self) -> bool:
+        """Whether the next token goes into a private block without filling it. The step then needs no lookup,
+        allocation or announcement."""
         index, inside = divmod(self.computed, self._cache.block_size)
-        return 0 < inside < self._cache.block_size - 1 and not self._cache.shared(self.blocks[index])
+        return 0 < inside < self._cache.block_size - 1 and not self._cache.is_shared(self.blocks[index])
 
-    def fork_from(self, parent: "Context") -> None:
-        """Takes over the parent's tokens and shares its blocks, the last one copy on write."""
+    def fork_from(self, parent: "TokenSequence") -> None:
+        """Take over the parent's tokens and share its blocks, the last one copy-on-write."""
         size = self._cache.block_size
-        self.tokens = parent.tokens[: parent.known]
+        self.tokens = parent.tokens[: parent.known_tokens]
         self.computed = min(parent.computed, len(self.tokens))
         self.blocks = parent.blocks[: -(-self.computed // size)]
         for block in self.blocks:
@@ -129,15 +132,15 @@ class Context:
         self._tip, self._path_length = parent._tip, parent._path_length
 
     def adopt_cached(self) -> bool:
-        """Takes blocks from the tree for as long as they match what is still to compute.
+        """Adopt blocks from the tree as long as they match the tokens still to compute.
 
-        False if the next block is being computed by somebody else in the step now planned: waiting for it is
-        cheaper than doing it twice.
+        Return False if another sequence computes the next block in the planned step: waiting for it is cheaper than
+        computing it twice.
         """
         if not self._cache.sharing:
             return True
         ready = self._adopt()
-        self._expected_no_more()
+        self._cancel_return()
         return ready
 
     def _adopt(self) -> bool:
@@ -149,34 +152,36 @@ class Context:
                 if not node.ready:
                     return False
                 cache.share(node.block)
-            elif cache.available * size >= len(self.tokens) - self.computed:  # else it would only come and go
+            elif (
+                cache.available * size >= len(self.tokens) - self.computed
+            ):  # otherwise the fetched block would be evicted at once
                 node = cache.fetch(self._tip, key)
             if node is None:
-                if self.missing is None and self.fills:
-                    self.missing = cache.missing(self._tip, key)
+                if self.miss_reason is None and self.pending_fills:
+                    self.miss_reason = cache.miss_reason(self._tip, key)
                 return True
             self.blocks.append(node.block)
             self._tip = node
             self._path_length += 1
             self.computed += size
-            if self.fills:
+            if self.pending_fills:
                 self.cached += size
         return True
 
     def reserve(self, end: int) -> list[tuple[int, int]] | None:
-        """Makes `blocks` hold `end` tokens and the next write private.
+        """Extend `blocks` to hold `end` tokens, and make the next write private.
 
-        Returns the block copies (from, to) to make before the step, or None if the pool has too little;
-        nothing is changed then.
+        Return the block copies (from, to) to make before the step. Return None, and change nothing, if the pool has too
+        few blocks.
         """
         cache, size = self._cache, self._cache.block_size
         index, inside = divmod(self.computed, size)
-        copy = inside > 0 and self.computed < end and cache.shared(self.blocks[index])
+        needs_copy = inside > 0 and self.computed < end and cache.is_shared(self.blocks[index])
         missing = -(-end // size) - len(self.blocks)
-        if cache.available < missing + copy:
+        if cache.available < missing + needs_copy:
             return None
         copies = []
-        if copy:
+        if needs_copy:
             fresh = self._allocate()
             copies.append((self.blocks[index], fresh))
             cache.release([self.blocks[index]])
@@ -184,42 +189,42 @@ class Context:
             self.table_version = next(_versions)
         for _ in range(missing):
             self.blocks.append(self._allocate())
-        self.begun = True
+        self.has_own_blocks = True
         return copies
 
     def _allocate(self) -> int:
         block = self._cache.allocate()
-        assert block is not None, "the pool promised more than it had"
+        assert block is not None, "the pool has fewer blocks than `available` says"
         return block
 
     def announce(self, end: int) -> None:
-        """Puts the blocks that this step will complete into the tree, as not ready; those with a token that is not
-        known yet when it is."""
+        """Insert the blocks that this step completes into the tree, as not ready. A block with unknown tokens follows
+        when they are known."""
         cache, size = self._cache, self._cache.block_size
         if not cache.sharing:
             return
-        tip = self._tip
-        for index in range(self._path_length, min(end, self.known) // size):
+        parent = self._tip
+        for index in range(self._path_length, min(end, self.known_tokens) // size):
             key = tuple(self.tokens[index * size : (index + 1) * size])
-            own = self.blocks[index]
-            node = cache.child(tip, key)
-            made = node is None
+            own_block = self.blocks[index]
+            node = cache.child(parent, key)
+            inserted = node is None
             if node is None:
-                node = cache.insert(tip, key, own)
-            elif node.block != own:  # it is the own one where a fork announced a block first that both have
-                cache.share(node.block)  # somebody was first; held, so that it is still there at the commit
-            self._announced.append((node, made))
-            tip = node
+                node = cache.insert(parent, key, own_block)
+            elif node.block != own_block:  # it is the own block if a fork announced it first
+                cache.share(node.block)  # another was first; the reference keeps it until the commit
+            self._announced.append((node, inserted))
+            parent = node
 
     def truncate(self, length: int) -> None:
-        """Forgets all tokens behind the first `length`, and their KV."""
+        """Delete all tokens after the first `length`, and their KV."""
         del self.tokens[length:]
         if length >= self.computed:
             return
         size = self._cache.block_size
-        kept = -(-length // size)
-        self._cache.release(reversed(self.blocks[kept:]))
-        del self.blocks[kept:]
+        kept_blocks = -(-length // size)
+        self._cache.release(reversed(self.blocks[kept_blocks:]))
+        del self.blocks[kept_blocks:]
         self.table_version = next(_versions)
         while self._path_length * size > length:
             assert self._tip.parent is not None
@@ -228,64 +233,63 @@ class Context:
         self.computed = length
 
     def commit(self, end: int) -> None:
-        """After the step: the KV up to `end` is there. Of blocks that were made twice one copy is kept."""
+        """Record that the KV up to `end` is computed. Of blocks that were computed twice, retain one copy."""
         for node, _ in self._announced:
-            own = self.blocks[self._path_length]
-            if node.block != own:
+            own_block = self.blocks[self._path_length]
+            if node.block != own_block:
                 self.blocks[self._path_length] = node.block
                 self.table_version = next(_versions)
-                self._cache.release([own])
+                self._cache.release([own_block])
             node.ready = True
             self._tip = node
             self._path_length += 1
         self._announced = []
         self.computed = end
         if end == len(self.tokens):
-            self.prompt = 0
+            self.prompt_tokens = 0
 
     def accept(self, end: int) -> None:
-        """After a step that computed drafted tokens too: those before `end` are the context's now, and the KV of the
-        others is given back."""
+        """Record that the drafted tokens before `end` were accepted, and release the KV of the others."""
         if end > self.computed:
             self.announce(end)
             self.commit(end)
-        kept = -(-self.computed // self._cache.block_size)
-        if len(self.blocks) > kept:
-            self._cache.release(reversed(self.blocks[kept:]))
-            del self.blocks[kept:]
+        kept_blocks = -(-self.computed // self._cache.block_size)
+        if len(self.blocks) > kept_blocks:
+            self._cache.release(reversed(self.blocks[kept_blocks:]))
+            del self.blocks[kept_blocks:]
             self.table_version = next(_versions)
 
     def abort(self) -> None:
-        """After a step that failed: what was announced is taken back. Call it last to first in the batch."""
-        for offset, (node, made) in reversed(list(enumerate(self._announced))):
-            if made:
+        """Undo the announcements of a failed step. Call it for the batch in reverse order."""
+        for offset, (node, inserted) in reversed(list(enumerate(self._announced))):
+            if inserted:
                 self._cache.remove(node)
             elif node.block != self.blocks[self._path_length + offset]:
                 self._cache.release([node.block])
         self._announced = []
 
     def drop_blocks(self) -> None:
-        """Gives all blocks back for now; the tree may keep them. They are found there again or recomputed."""
+        """Give all blocks back for now; the tree may retain them. Later steps find them there or recompute them."""
         if self.computed and self._path_length:
-            self._expected_no_more()
-            self._returns_to = self._tip
-            self._cache.expect(self._tip, self.rank)
+            self._cancel_return()
+            self._return_node = self._tip
+            self._cache.expect_return(self._tip, self.rank)
         self._release()
 
     def free(self) -> None:
-        """Gives all blocks back and will not come for them."""
-        self._expected_no_more()
+        """Give all blocks back for good."""
+        self._cancel_return()
         self._release()
 
-    def _expected_no_more(self) -> None:
-        if self._returns_to is not None:
-            self._cache.expect_no_more(self._returns_to)
-            self._returns_to = None
+    def _cancel_return(self) -> None:
+        if self._return_node is not None:
+            self._cache.cancel_return(self._return_node)
+            self._return_node = None
 
     def _release(self) -> None:
         blocks, self.blocks = self.blocks, []
         self.table_version = next(_versions)
-        self.begun = False
+        self.has_own_blocks = False
         self._cache.release(reversed(blocks))
         self.computed = 0
         self._tip, self._path_length = self._cache.root(self.scope), 0

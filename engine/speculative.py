@@ -1,121 +1,129 @@
-"""What may come next, looked up in what was said before, so that one step can check several tokens.
+"""Speculative decoding with n-gram drafts, so that one step can check several tokens.
 
-Prompt lookup decoding (Saxena 2023; llama.cpp's lookup, vLLM's n-gram method): where a context ends as it has gone on
-before, it is likely to go on as it did then. A step computes the drafted tokens behind the last one, and of what is
-chosen after each of them all that is as drafted stands, and one token more. Every token is chosen from the same logits,
-with the same random number, as it would have been alone: where rows do not depend on their neighbours, speculation
-changes no text.
+It is prompt lookup decoding (Saxena 2023; llama.cpp's lookup, vLLM's n-gram method): if the last tokens occurred
+before, the tokens that followed them then are likely to follow again. A step computes the drafted tokens after the last
+one. It accepts the drafted tokens up to the first that differs from the sampled one, and one sampled token more. Every
+token is sampled from the same logits, with the same random number, as without drafts: if the kernels are batch
+invariant, speculation changes no text.
 """
 
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.ngram_proposer import LONGEST, NgramProposer, Rate
-from engine.sequence import Context
+from engine.ngram_proposer import MAX_MATCH, NgramProposer, Rate
+from engine.sequence import TokenSequence
 from engine.step_budget import StepBudget
 
-_MOST = 31
-"""Tokens of a draft."""
-_PRIOR = 4.0
-"""So many drafted tokens of others weigh as much as one's own."""
+_MAX_LENGTH = 31
+"""Maximum length of a draft, in tokens."""
+_PRIOR_WEIGHT = 4.0
+"""Number of drafted tokens of a sequence at which its own acceptance rate weighs as much as the rate of all."""
 
 
 @dataclass
 class _Draft:
-    """Of so many tokens, `most` at most. `chance`: that the next is right where those before it are. `tokens`: that the
-    answer gets in the step, on average."""
+    """A draft in the making.
 
-    context: int
-    lookup: NgramProposer
+    `chance`: probability that the next token is accepted if those before it are. `max_length`: maximum length.
+    `tokens`: expected number of tokens that the sequence gets in the step.
+    """
+
+    sequence: int
+    proposer: NgramProposer
     chance: float
-    most: int
+    max_length: int
     length: int = 0
     tokens: float = 1.0
 
     @property
     def worth(self) -> float:
-        """By what part a token more would make the answer faster."""
+        """Relative gain in speed from one more token."""
         return float(self.chance ** (self.length + 1)) / self.tokens
 
-    def take(self) -> None:
-        """One token more."""
+    def extend(self) -> None:
+        """Extend the draft by one token."""
         self.tokens += self.chance ** (self.length + 1)
         self.length += 1
 
 
 class Speculator:
-    """Owner of what is known about drafts, and of how many tokens are worth a row.
+    """Owner of the acceptance rates. It decides how many tokens to draft.
 
-    A row more makes a step longer for all, by what the pacer knows, and brings its answer a token if all before it and
-    it are right. Rows are added, those worth most first, while each makes its answer faster by a larger part than it
-    makes all together slower (proportional fairness, Kelly 1997): so one stream speculates far, many hardly, who is
-    never right not at all, and nobody crawls because another repeats itself.
+    One row more makes a step longer for all sequences, by what the step budget measured. It brings its sequence one
+    token if all drafted tokens up to it are accepted. Rows are added in order of their worth, while each speeds its
+    sequence up by a larger part than it slows all together down (proportional fairness, Kelly 1997). So one stream
+    alone speculates far, many hardly, a stream with a low acceptance rate not at all, and a repetitive stream does not
+    slow others to a crawl.
     """
 
-    def __init__(self, pacer: StepBudget) -> None:
-        self._pacer = pacer
-        self._rates = [Rate(1.0, 2.0, 256.0) for _ in range(LONGEST + 1)]
-        """By the length of the match."""
+    def __init__(self, step_budget: StepBudget) -> None:
+        self._step_budget = step_budget
+        self._rates = [Rate(1.0, 2.0, 256.0) for _ in range(MAX_MATCH + 1)]
+        """Acceptance rates by the length of the match."""
         self.drafted = 0
-        self.right = 0
-        """Tokens since the start."""
+        self.accepted = 0
+        """Number of drafted tokens since the start, and of accepted ones."""
         self.gain = 1.0
-        """Tokens that a context gets in a step in which it decodes, on average of late."""
+        """Moving average of the tokens that a sequence gets in a step in which it decodes."""
 
-    def propose(self, contexts: Iterable[Context], rows: int, *, among: int, beside: bool) -> dict[int, list[int]]:
-        """Drafts by the context's id, for those of the `contexts` that get one; at most `rows` tokens in all.
+    def propose(
+        self, sequences: Iterable[TokenSequence], rows: int, *, decoding: int, with_prefill: bool
+    ) -> dict[int, list[int]]:
+        """Return drafts by the id of the sequence, at most `rows` tokens in all.
 
-        `among`: how many decode in the step. `beside`: whether prompts are read in it, which then takes longer with
-        every row.
+        `decoding`: number of sequences that decode in the step. `with_prefill`: whether prompts are in it, so that each
+        row costs full time.
         """
-        found = [draft for context in contexts if (draft := self._look(context)) is not None]
-        likely = [(-draft.worth, place, draft) for place, draft in enumerate(found)]
-        heapq.heapify(likely)
-        seconds, taken = self._pacer.decode_seconds, 0
-        while likely and taken < rows:
-            _, place, draft = heapq.heappop(likely)
-            more = self._pacer.further_seconds(among + taken, beside=beside)
-            if draft.worth <= among * more / seconds:
+        drafts = [draft for sequence in sequences if (draft := self._find_draft(sequence)) is not None]
+        heap = [(-draft.worth, index, draft) for index, draft in enumerate(drafts)]
+        heapq.heapify(heap)
+        seconds, added = self._step_budget.decode_seconds, 0
+        while heap and added < rows:
+            _, index, draft = heapq.heappop(heap)
+            row_seconds = self._step_budget.further_seconds(decoding + added, with_prefill=with_prefill)
+            if draft.worth <= decoding * row_seconds / seconds:
                 break
-            seconds, taken = seconds + more, taken + 1
-            draft.take()
-            if draft.length < draft.most:
-                heapq.heappush(likely, (-draft.worth, place, draft))
-        for draft in found:
+            seconds, added = seconds + row_seconds, added + 1
+            draft.extend()
+            if draft.length < draft.max_length:
+                heapq.heappush(heap, (-draft.worth, index, draft))
+        for draft in drafts:
             if not draft.length:
-                draft.lookup.rest()
-        return {draft.context: draft.lookup.draft(draft.length) for draft in found if draft.length}
+                draft.proposer.rest()
+        return {draft.sequence: draft.proposer.draft(draft.length) for draft in drafts if draft.length}
 
-    def _look(self, context: Context) -> "_Draft | None":
-        """What may be drafted for it."""
-        generation = context.generation
-        if generation is None or not generation.foreseeable or len(context.tokens) - context.computed != 1:
+    def _find_draft(self, sequence: TokenSequence) -> "_Draft | None":
+        """Return an empty draft for the sequence if its proposer finds a match, else None."""
+        generation = sequence.generation
+        if generation is None or not generation.can_speculate or len(sequence.tokens) - sequence.computed != 1:
             return None
-        most = min(_MOST, generation.limit - generation.count - 1)
-        if most <= 0:
+        max_length = min(_MAX_LENGTH, generation.limit - generation.count - 1)
+        if max_length <= 0:
             return None
-        lookup = generation.lookup(context.tokens)
-        if lookup.resting:
+        proposer = generation.proposer(sequence.tokens)
+        if proposer.is_resting:
             return None
-        lookup.follow(context.tokens)
-        if not lookup.find():
+        proposer.follow(sequence.tokens)
+        if not proposer.find():
             return None
-        others, own = self._rates[lookup.match], lookup.rate
-        chance = (own.right + _PRIOR * others.right / others.tried) / (own.tried + _PRIOR)
-        return _Draft(context.id, lookup, chance, most)
+        all_rates, own_rate = self._rates[proposer.match], proposer.rate
+        chance = (own_rate.accepted + _PRIOR_WEIGHT * all_rates.accepted / all_rates.checked) / (
+            own_rate.checked + _PRIOR_WEIGHT
+        )
+        return _Draft(sequence.id, proposer, chance, max_length)
 
-    def tell(self, context: Context, drafted: int, right: int) -> tuple[int, int]:
-        """Of so many tokens that were drafted for a context, none or more, the first `right` were. Returns how many
-        tokens of its prediction were right, and wrong."""
-        self.gain += 0.02 * (1 + right - self.gain)
+    def record(self, sequence: TokenSequence, drafted: int, accepted: int) -> tuple[int, int]:
+        """Record that the first `accepted` of `drafted` tokens of a sequence were accepted; both may be 0. Return how
+        many tokens of its prediction were accepted, and rejected."""
+        self.gain += 0.02 * (1 + accepted - self.gain)
         if not drafted:
             return 0, 0
-        assert context.generation is not None
-        lookup = context.generation.lookup(context.tokens)
+        assert sequence.generation is not None
+        proposer = sequence.generation.proposer(sequence.tokens)
         self.drafted += drafted
-        self.right += right
-        tried = min(drafted, right + 1)
-        lookup.rate.add(right, tried)
-        self._rates[lookup.match].add(right, tried)
-        return (right, drafted - right) if lookup.predicted else (0, 0)
+        self.accepted += accepted
+        checked = min(drafted, accepted + 1)
+        proposer.rate.add(accepted, checked)
+        self._rates[proposer.match].add(accepted, checked)
+        return (accepted, drafted - accepted) if proposer.is_predicted else (0, 0)

@@ -1,52 +1,57 @@
-"""How much prefill a step may carry beside those who decode, from what steps have been taking."""
+"""Budget of prefill and draft rows in a step, from measured durations of steps."""
 
 from typing import NamedTuple
 
 _SMOOTHING = 0.2
-_FEWEST = 16
-"""Rows; a smaller chunk of prefill is not worth reading the weights for."""
-_STRANGE = 2.0
-"""A step that took more than so many times what was foreseen was held up by something else, and teaches less."""
+_MIN_ROWS = 16
+"""Minimum number of rows in a prefill chunk: fewer are not worth reading the weights."""
+_OUTLIER = 2.0
+"""A step that took more than this many times its estimate was delayed by something else, and changes the estimate
+less."""
 
 
 _FREE = 0.7
 _FULL = 2.0
-"""Rows whose products take such a share of the time of a step that only decodes: hidden behind the reading of the
-weights, and more than that, which is still less than they would take by themselves."""
-_BARE_EVERY = 16
-_AT_LEAST = 0.2
-"""Part of a step with drafts that is not theirs."""
+"""Shares of a decode step's duration that other rows may take: hidden behind the reading of the weights, or more than
+that, but less than in a step of their own."""
+_DECODE_ONLY_INTERVAL = 16
+_MIN_SHARE = 0.2
+"""Minimum share of a step's duration that is not due to drafts."""
 FEW_ROWS = 8
-"""Of which a trial says what a row more costs a step that is bound by reading the weights."""
+"""Number of rows with which a trial measures the cost of one more row in a step that is bound by reading the
+weights."""
 
 
-class Allowance(NamedTuple):
-    """Rows of prefill that a step may carry.
+class StepAllowance(NamedTuple):
+    """Number of prefill rows that a step may carry.
 
-    `most`: of all. `long`: of prompts that wait for their share, where somebody is watched. `behind`: of prompts that
-    are less urgent than somebody who decodes. `ahead`: of prompts behind which nothing is generated yet, since
-    something in them is still missing.
+    `total`: of all prompts.
+    `long`: of deferrable prompts: long ones and those of background calls, while an interactive sequence decodes.
+    `less_urgent`: of prompts that are less urgent than a decoding sequence.
+    `prefetch`: of prefetched prompts, behind which no generate waits yet because an input is missing.
     """
 
-    most: int
+    total: int
     long: int
-    behind: int
-    ahead: int
+    less_urgent: int
+    prefetch: int
 
 
 class StepBudget:
     """Owner of the cost model: a step takes `decode_seconds`, and `row_seconds` more for each row of prefill.
 
-    While somebody decodes and is watched, others take on average so much time that those keep `decode_share` of the
-    speed that they would have by themselves: answers that nobody watches, as many as that allows, and long prompts and
-    those of calls that nobody watches, for which time is saved up until it pays for a chunk. No step is planned to take
-    longer than `gap` seconds, which is what a reader sees between two tokens. Prompts so short that one step takes them
-    whole, and for whose answers somebody waits, do not wait for that. Where nobody watches, only when the last is done
-    counts: prompts that are as urgent as what decodes have whole steps, and decoding rides along; less urgent ones have
-    as many rows as decoding can carry without being slowed down much.
+    While interactive sequences decode, they keep `decode_share` of their stand-alone speed on average. The rest of the
+    time goes to background sequences, as many as that allows, and to long prompts and those of background calls. For
+    such prompts the budget saves time up until it pays for a chunk. No step is planned to take longer than `gap`
+    seconds, which is the gap between two tokens that a client sees. Prompts that fit one step, and for which a client
+    waits, need no saved time.
 
-    A step that decodes is bound by reading the weights, and a few rows more cost it next to nothing. So rows of prompts
-    that wait for something ride with every such step, instead of having steps of their own later.
+    If no interactive sequence decodes, only the completion time of all counts. Prompts that are as urgent as the
+    decoding sequences get whole steps, and decoding rides along. Less urgent ones get as many rows as decoding can
+    carry without slowing down much.
+
+    A decode step is bound by reading the weights, so a few rows more cost next to nothing. Prefetched rows ride with
+    every such step instead of having steps of their own later.
     """
 
     def __init__(self, *, decode_share: float, gap: float) -> None:
@@ -54,68 +59,73 @@ class StepBudget:
         self._gap = gap
         self.decode_seconds = 0.01
         self.row_seconds = 0.0005
-        self.alone_seconds = 0.01
-        """Of a step in which one or two contexts decode."""
+        self.stand_alone_seconds = 0.01
+        """Duration of a step in which one or two sequences decode, in seconds."""
         self._few_seconds = 0.0
-        """That each of the first `FEW_ROWS` rows adds to a step."""
-        self._saved = 0.0
+        """Time that each of the first `FEW_ROWS` rows adds to a step, in seconds."""
+        self._saved_seconds = 0.0
         self._carried = False
-        self._since_bare = 0
-        """Steps since one that decoded alone, from which it is learned what that takes."""
+        self._steps_since_decode_only = 0
+        """Number of steps since the last one that only decoded, from which `decode_seconds` is measured."""
         self._decoding = 0
-        """Rows that decoded then."""
+        """Number of decoding rows in that step."""
 
     @property
-    def whole(self) -> int:
-        """Rows of a step that takes as long as a step may."""
-        return max(_FEWEST, int(self._gap / self.row_seconds))
+    def max_step_rows(self) -> int:
+        """Number of rows of a step that takes the longest duration allowed."""
+        return max(_MIN_ROWS, int(self._gap / self.row_seconds))
 
-    def rows(self, decoding: int, *, interactive: int, mixed: bool = False, drafted: int = 0) -> Allowance:
-        """What the next step may carry, in which so many rows decode, and so many of these are watched.
+    def rows(self, decoding: int, *, interactive: int, mixed: bool = False, drafted: int = 0) -> StepAllowance:
+        """Return the prefill rows that the next step may carry, with `decoding` rows that decode, `interactive` of them
+        interactive.
 
-        `mixed`: whether prompts for whose answers somebody waits stand beside others. `drafted`: rows beside those that
-        decode, of which it is not known yet whether they count.
+        `mixed`: whether prompts of interactive and of background calls wait. `drafted`: number of drafted rows.
         """
-        whole = max(_FEWEST, int((1 if mixed else 2) * self._gap / self.row_seconds))
+        total = max(_MIN_ROWS, int((1 if mixed else 2) * self._gap / self.row_seconds))
         if not decoding:
-            return Allowance(whole, whole, whole, whole)
-        overdue = self._since_bare >= _BARE_EVERY
-        blind = overdue or abs(decoding - self._decoding) > 0.25 * self._decoding
+            return StepAllowance(total, total, total, total)
+        is_overdue = self._steps_since_decode_only >= _DECODE_ONLY_INTERVAL
+        is_uncertain = is_overdue or abs(decoding - self._decoding) > 0.25 * self._decoding
         if not interactive:
-            riding = max(_FEWEST, self._fitting(_FULL, decoding + drafted))
-            return Allowance(whole, whole, 0 if overdue else riding, 0 if blind else riding)
-        most = max(_FEWEST, int((self._gap - self.decode_seconds) / self.row_seconds) - drafted)
-        affordable = int(self._saved / self.row_seconds)
-        free = 0 if blind else self._fitting(_FREE, decoding + drafted)
-        if self._carried or affordable < _FEWEST:
-            return Allowance(most, free, most, free)
-        return Allowance(most, min(most, affordable), most, free)
+            riding = max(_MIN_ROWS, self._fitting_rows(_FULL, decoding + drafted))
+            return StepAllowance(total, total, 0 if is_overdue else riding, 0 if is_uncertain else riding)
+        total = max(_MIN_ROWS, int((self._gap - self.decode_seconds) / self.row_seconds) - drafted)
+        affordable_rows = int(self._saved_seconds / self.row_seconds)
+        free_rows = 0 if is_uncertain else self._fitting_rows(_FREE, decoding + drafted)
+        if self._carried or affordable_rows < _MIN_ROWS:
+            return StepAllowance(total, free_rows, total, free_rows)
+        return StepAllowance(total, min(total, affordable_rows), total, free_rows)
 
-    def unwatched(self, interactive: int) -> int:
-        """Rows that nobody watches and that may decode beside so many that are watched, or waited for."""
-        free = max(0, int(_FREE * self.alone_seconds / self.row_seconds) - interactive)
-        others = (1 / self._share - 1) * max(self.alone_seconds, interactive * self.row_seconds)
-        return max(1, free + int(others / self.row_seconds))
+    def background_rows(self, interactive: int) -> int:
+        """Return how many background sequences may decode next to `interactive` interactive ones."""
+        free_rows = max(0, int(_FREE * self.stand_alone_seconds / self.row_seconds) - interactive)
+        saved = (1 / self._share - 1) * max(self.stand_alone_seconds, interactive * self.row_seconds)
+        return max(1, free_rows + int(saved / self.row_seconds))
 
-    def draftable(self, *, beside: bool) -> int:
-        """Rows of drafts in a step that somebody watches: it takes no longer than a step may, and half of that where
-        prompts are to be read as well, which are read in every other step."""
-        return max(0, int(((0.5 if beside else 1.0) * self._gap - self.decode_seconds) / self.row_seconds))
+    def draft_rows(self, *, with_prefill: bool) -> int:
+        """Return the number of drafted rows in a step with interactive sequences.
 
-    def further_seconds(self, rows: int, *, beside: bool) -> float:
-        """What one row more takes that decodes, in a step of so many. `beside`: whether prompts are in it too."""
-        return self.row_seconds if beside or rows >= FEW_ROWS else self._few_seconds
+        The step takes no longer than `gap`, and half of that while prompts wait, which prefill in every other step.
+        """
+        return max(0, int(((0.5 if with_prefill else 1.0) * self._gap - self.decode_seconds) / self.row_seconds))
 
-    def _fitting(self, share: float, decoding: int) -> int:
-        """Rows that fit beside those who decode, if all together may take such a share of a decoding step's time."""
+    def further_seconds(self, rows: int, *, with_prefill: bool) -> float:
+        """Return the time that one more decoding row adds to a step of `rows` rows, in seconds. `with_prefill`: whether
+        the step also carries prompts."""
+        return self.row_seconds if with_prefill or rows >= FEW_ROWS else self._few_seconds
+
+    def _fitting_rows(self, share: float, decoding: int) -> int:
+        """Return the number of rows that fit next to decoding ones if all together may take a `share` of a decode
+        step's duration."""
         return max(0, int(share * self.decode_seconds / self.row_seconds) - decoding)
 
     def learn(self, rows: int, seconds: float) -> None:
-        """From a trial: a step of one row, then of at most `FEW_ROWS` that decode, or of many rows of one prompt."""
+        """Set the estimates from a trial step of one decoding row, of at most `FEW_ROWS` decoding rows, or of many rows
+        of one prompt."""
         if rows == 1:
-            self.decode_seconds = self.alone_seconds = seconds
+            self.decode_seconds = self.stand_alone_seconds = seconds
         elif rows <= FEW_ROWS:
-            self._few_seconds = max(0.0, seconds - self.alone_seconds) / (rows - 1)
+            self._few_seconds = max(0.0, seconds - self.stand_alone_seconds) / (rows - 1)
         else:
             self.row_seconds = seconds / rows
 
@@ -130,34 +140,38 @@ class StepBudget:
         seconds: float,
         drafted: int = 0,
     ) -> None:
-        """A step over `decoding` rows that decode, `interactive` of them watched, and `prefill` rows of prompts, `long`
-        of them of such that wait for their share.
+        """Update the estimates with a step of `decoding` decoding rows, `interactive` of them interactive, and
+        `prefill` rows of prompts, `long` of them deferrable.
 
-        `waiting`: whether prefill was left undone. `drafted`: rows beside those, of which it was not known whether they
-        count; what they took is not taken for what decoding takes, and others have their part of it too.
+        `waiting`: whether a prompt got no rows. `drafted`: number of drafted rows. Their time does not count as
+        decoding time, but the other sequences get their share of it.
         """
-        whole = seconds
-        few = min(drafted, max(0, FEW_ROWS - decoding))
-        seconds = max(_AT_LEAST * seconds, seconds - few * self._few_seconds - (drafted - few) * self.row_seconds)
+        total_seconds = seconds
+        few_rows = min(drafted, max(0, FEW_ROWS - decoding))
+        seconds = max(
+            _MIN_SHARE * seconds, seconds - few_rows * self._few_seconds - (drafted - few_rows) * self.row_seconds
+        )
         if decoding and not prefill:
-            self._since_bare, self._decoding = 0, decoding
+            self._steps_since_decode_only, self._decoding = 0, decoding
         else:
-            self._since_bare += 1
+            self._steps_since_decode_only += 1
         extra = seconds - (self.decode_seconds if decoding else 0.0)
         if not prefill:
             if decoding:
-                self.decode_seconds += _SMOOTHING * (min(seconds, _STRANGE * self.decode_seconds) - self.decode_seconds)
+                self.decode_seconds += _SMOOTHING * (min(seconds, _OUTLIER * self.decode_seconds) - self.decode_seconds)
             if decoding in (1, 2):
-                self.alone_seconds += _SMOOTHING * (min(seconds, _STRANGE * self.alone_seconds) - self.alone_seconds)
-        elif prefill >= _FEWEST and extra > 0:
-            row = min(extra / prefill, _STRANGE * self.row_seconds)
+                self.stand_alone_seconds += _SMOOTHING * (
+                    min(seconds, _OUTLIER * self.stand_alone_seconds) - self.stand_alone_seconds
+                )
+        elif prefill >= _MIN_ROWS and extra > 0:
+            row = min(extra / prefill, _OUTLIER * self.row_seconds)
             self.row_seconds += _SMOOTHING * (row - self.row_seconds)
-        self._carried = long > self._fitting(_FREE, decoding)
+        self._carried = long > self._fitting_rows(_FREE, decoding)
         if not decoding or not (waiting or long):
-            self._saved = 0.0
+            self._saved_seconds = 0.0
             return
-        self._saved -= extra * long / prefill if long else 0.0
-        # what those who are watched would take by themselves
-        themselves = max(min(self.alone_seconds, self.decode_seconds), self.decode_seconds * interactive / decoding)
-        others = max(0.0, themselves / self._share - self.decode_seconds) + (1 / self._share - 1) * (whole - seconds)
-        self._saved = min(self._saved + others, self._gap)
+        self._saved_seconds -= extra * long / prefill if long else 0.0
+        # what the interactive sequences would take without the others
+        alone = max(min(self.stand_alone_seconds, self.decode_seconds), self.decode_seconds * interactive / decoding)
+        saved = max(0.0, alone / self._share - self.decode_seconds) + (1 / self._share - 1) * (total_seconds - seconds)
+        self._saved_seconds = min(self._saved_seconds + saved, self._gap)

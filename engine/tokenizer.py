@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer: text to tokens, and tokens back to text as they arrive. Imports no torch.
+"""A checkpoint's tokenizer: from text to tokens, and incrementally back to text. This module imports no torch.
 
-Text is data: `encode` never yields a control token, whatever the text says. Only what a chat template writes
-goes through `encode_template`, which knows them.
+Text is data: `encode` never yields a control token, whatever the text contains. Only the text of a chat template goes
+through `encode_template`, which recognises them.
 """
 
 import codecs
@@ -20,23 +20,23 @@ from engine.errors import CheckpointError
 from engine.json_files import read_object
 from engine.long_text import LongTextEncoder
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: a pool of threads would gain nothing
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # there is one text at a time, so a thread pool gains nothing
 _SHORT_TEXT = 100
 _SHORT_TEXTS = 4096
-"""Texts of at most so many characters, and so many of them, are remembered with their tokens: what a chat template
-writes between the messages comes again in every prompt."""
+"""Maximum length, in characters, and number of texts in the cache of token lists: the text that a chat template writes
+between messages is the same in every prompt."""
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ALWAYS = ("bos_token", "eos_token")
-"""Special tokens that templates use without checking whether they exist."""
+"""Special tokens that templates use without checking that they exist."""
 Place = Literal["nothing", "control", "text"]
-"""What stands before a text in a prompt."""
+"""Kind of what precedes a text in a prompt."""
 
 
 class Tokenizer:
-    """Immutable after loading; safe to use from several threads."""
+    """Tokenizer of a checkpoint. Immutable after loading; safe to use from several threads."""
 
     is_passthrough = False
-    """Whether the chat template leaves the writing of prompts to somebody else."""
+    """Whether the engine renders prompts itself, so that the gateway forwards messages as messages."""
 
     def __init__(self, folder: str | Path) -> None:
         """Load `tokenizer.json` and the files beside it. Raise CheckpointError, which names the file, if one of them
@@ -60,15 +60,15 @@ class Tokenizer:
 
     def _read(self, path: Path) -> None:
         """Read the vocabulary and the tokenization rules."""
-        content: dict[str, Any] = msgspec.json.decode(path.read_bytes())  # of some megabytes: it is faster than json
+        content: dict[str, Any] = msgspec.json.decode(path.read_bytes())  # some megabytes, and faster than json
         added = content.get("added_tokens") or []
         plain = _plain(content)
         self._backend = _Backend.from_str(msgspec.json.encode(plain).decode())
         self._short = lru_cache(_SHORT_TEXTS)(self._encode_short)
         self._leading_space = _leading_space(content)
-        self._settles = not self._leading_space and _settles(content)
+        self._has_stable_words = not self._leading_space and _has_stable_words(content)
         self.control: dict[str, int] = {token["content"]: token["id"] for token in added}
-        """Every added token by its text: what a value or message must never become."""
+        """Added tokens by their texts. No value and no message may become one of them."""
         self.special: frozenset[int] = frozenset(token["id"] for token in added if token["special"])
         """Control tokens that are never shown as text."""
         alternatives = "|".join(re.escape(text) for text in sorted(self.control, key=len, reverse=True))
@@ -98,7 +98,7 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int | None:
-        """The token that ends an answer, where one has to be chosen."""
+        """Token that ends an answer, or one of them if there are several; None if there is none."""
         return self.control.get(self.eos_text, min(self.eos_ids, default=None))
 
     @property
@@ -107,11 +107,11 @@ class Tokenizer:
         return len(self._bytes)
 
     def encode(self, text: str, *, after: Place = "text", most: int | None = None) -> list[int]:
-        """Tokens of ordinary text; `<|im_end|>` in it is nine or so ordinary tokens.
+        """Return the tokens of ordinary text; `<|im_end|>` in it becomes several ordinary tokens.
 
-        `after`: what stands before it in the prompt, other text, a control token or nothing: vocabularies in the
-        manner of SentencePiece put a space before a text there. `most`: after more tokens than that, the rest may be
-        left out.
+        `after`: what precedes the text in the prompt. Vocabularies like SentencePiece's put a space before a text after
+            a control token or at the beginning.
+        `most`: after more tokens than that, the rest may be left out.
         """
         if after in self._leading_space and text:
             text = " " + text
@@ -127,17 +127,18 @@ class Tokenizer:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_stable(self, text: str) -> tuple[list[int], int]:
-        """Tokens of the longest beginning of a growing text that nothing behind it can change, and its length in
-        characters. They are those of the whole text if what follows is encoded by itself.
+        """Return the tokens of the longest beginning of a growing text that later text cannot change, and its length in
+        characters.
 
-        Where the vocabulary does not cut a text into words first, nothing is settled before the end.
+        They equal the tokens of the whole text if the rest is encoded by itself. If the vocabulary does not first split
+        a text into words, nothing is stable before the end.
         """
-        if not self._settles or not unicodedata.is_normalized("NFC", text):
+        if not self._has_stable_words or not unicodedata.is_normalized("NFC", text):
             return [], 0
         words = self._backend.pre_tokenizer.pre_tokenize_str(text)
-        # A word's end is found by looking at what follows, one visible character at the most: where a whole visible
-        # word follows, and something behind it, the words before it are what they will be. White space at the end of a
-        # text is cut in another way than before a word.
+        # The end of a word depends on at most one visible character after it. So if a whole visible word follows, and
+        # something after that, the words before it are stable. White space at the end of a text is split differently
+        # from white space before a word.
         for index in range(len(words) - 2, 0, -1):
             start, end = words[index][1]
             if not text[start:end].isspace() and not text[start - 1].isspace():
@@ -145,7 +146,7 @@ class Tokenizer:
         return [], 0
 
     def encode_template(self, text: str) -> list[int]:
-        """Tokens of text that a template wrote: control tokens are control tokens."""
+        """Return the tokens of a text that a template rendered: control tokens are recognised."""
         if self.control_pattern is None:
             return self.encode(text, after="nothing")
         tokens: list[int] = []
@@ -157,17 +158,17 @@ class Tokenizer:
         return tokens
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes a token stands for; empty for ids without a text (padding of the vocabulary)."""
+        """Return the bytes that a token stands for; empty for ids without a text (padding of the vocabulary)."""
         return self._bytes[token] if 0 <= token < len(self._bytes) else b""
 
     def decode(self, tokens: list[int], *, skip_special: bool = True) -> str:
-        """The text of a whole sequence; bytes that are no UTF-8 become U+FFFD."""
-        kept = (self.token_bytes(t) for t in tokens if not (skip_special and t in self.special))
-        return b"".join(kept).decode("utf-8", errors="replace")
+        """Return the text of a whole token list; bytes that are not UTF-8 become U+FFFD."""
+        pieces = (self.token_bytes(t) for t in tokens if not (skip_special and t in self.special))
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
 
 class Detokenizer:
-    """Text of a growing token sequence. Joined, the pieces equal `Tokenizer.decode` of the whole."""
+    """Incremental detokenizer. Joined, its pieces equal `Tokenizer.decode` of all tokens."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
@@ -175,23 +176,24 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """What is complete now: never half a character, so sometimes empty."""
+        """Return the text that is complete after this token: never half a character, so sometimes empty."""
         if token in self._skip:
             return ""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     @property
     def pending(self) -> bool:
-        """Whether part of a character is held."""
+        """Whether part of a character is held back."""
         return bool(self._decoder.getstate()[0])
 
     def flush(self) -> str:
-        """What an end in the middle of a character leaves: U+FFFD or nothing."""
+        """Return the rest at the end of the tokens: U+FFFD for half a character, or nothing."""
         return self._decoder.decode(b"", final=True)
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer without its added tokens and without anything it would put before or around a text."""
+    """Return the tokenizer's JSON without added tokens, and without anything that it would put before or around a
+    text."""
     plain = {**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     plain["normalizer"] = _without_prepend(content.get("normalizer"))
     pre = content.get("pre_tokenizer")
@@ -209,7 +211,7 @@ def _without_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None
 
 
 def _leading_space(content: dict[str, Any]) -> frozenset[Place]:
-    """Where this tokenizer puts a space before a text."""
+    """Return after which places this tokenizer puts a space before a text."""
     normalizer, pre = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
     parts = [normalizer, *normalizer.get("normalizers", [])]
     scheme = pre.get("prepend_scheme", "always") if pre.get("type") == "Metaspace" else "never"
@@ -218,8 +220,8 @@ def _leading_space(content: dict[str, Any]) -> frozenset[Place]:
     return frozenset({"nothing"}) if scheme == "first" else frozenset()
 
 
-def _settles(content: dict[str, Any]) -> bool:
-    """Whether a text is cut into words by rules that look ahead only, and is not changed before."""
+def _has_stable_words(content: dict[str, Any]) -> bool:
+    """Return whether rules that look only ahead split a text into words, without changing it first."""
     normalizer, pre = content.get("normalizer"), content.get("pre_tokenizer")
     parts = [pre or {}, *(pre or {}).get("pretokenizers", [])]
     return (
@@ -230,7 +232,7 @@ def _settles(content: dict[str, Any]) -> bool:
 
 
 def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]:
-    """Bytes by token id, for byte-level vocabularies and for those of SentencePiece (`▁`, `<0x41>`)."""
+    """Return the bytes of each token id, for byte-level vocabularies and for those of SentencePiece (`▁`, `<0x41>`)."""
     vocabulary: dict[str, int] = content["model"]["vocab"]
     if not isinstance(vocabulary, dict):
         raise CheckpointError(f"a tokenizer of type {content['model'].get('type')} is not supported; BPE is")
@@ -241,7 +243,7 @@ def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]
         for text, token in vocabulary.items():
             try:
                 table[token] = text.translate(alphabet).encode("latin-1")
-            except UnicodeEncodeError:  # an added token's text, as it is
+            except UnicodeEncodeError:  # an added token's text, which is not encoded
                 table[token] = text.encode()
     else:
         for text, token in vocabulary.items():
@@ -253,8 +255,8 @@ def _byte_table(content: dict[str, Any], control: dict[str, int]) -> list[bytes]
 
 
 def _byte_level_alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019, `bytes_to_unicode`), to be translated to
-    Latin-1, where nothing else is."""
+    """Return a translation table from GPT-2's printable stand-ins to the 256 bytes as Latin-1 (Radford et al. 2019,
+    `bytes_to_unicode`)."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -273,14 +275,14 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
     template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several templates by name
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
     return template
 
 
 def _token_text(token: Any) -> str:
-    """A special token is written as its text or as an object with `content`."""
+    """Return the text of a special token, which is a string or an object with `content`."""
     if isinstance(token, dict):
         token = token.get("content")
     return token or ""

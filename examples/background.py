@@ -1,6 +1,6 @@
-"""Work that outlives its client: begun and left, watched from another connection, gone on with by its id.
+"""A background response: start it, disconnect, stream it from another connection, and continue it by its id.
 
-It outlives the server as well (`myna serve --journal FILE`): stop it in between, start it again, and the answer comes.
+It also survives a restart of the server, if sessions are persisted (`myna serve --journal FILE`).
 """
 
 import os
@@ -13,7 +13,7 @@ KEY = os.environ.get("OPENAI_API_KEY", "none")
 
 
 def begin() -> str:
-    """Asks, and does not wait; what to come back for."""
+    """Start a background response without waiting for it. Return its id."""
     with OpenAI(base_url=URL, api_key=KEY) as client:
         work = client.responses.create(
             model=MODEL,
@@ -26,23 +26,23 @@ def begin() -> str:
     return work.id
 
 
-def watch(id: str, most: int, after: int = -1) -> int:
-    """Tells at most so many pieces of the answer behind an event. Returns the number of the last event."""
+def watch(id: str, pieces: int, after: int = -1) -> int:
+    """Print at most `pieces` of the answer after an event, or all if negative. Return the number of the last event."""
     with OpenAI(base_url=URL, api_key=KEY) as client:
-        behind = {} if after < 0 else {"starting_after": after}
-        with client.responses.retrieve(id, stream=True, **behind) as events:
+        position = {} if after < 0 else {"starting_after": after}
+        with client.responses.retrieve(id, stream=True, **position) as events:
             for event in events:
                 after = event.sequence_number
                 if event.type == "response.output_text.delta":
                     print(event.delta, end="", flush=True)
-                    most -= 1
-                    if most == 0:
+                    pieces -= 1
+                    if pieces == 0:
                         break
     return after
 
 
 def main() -> None:
-    """Begins a story, reads some of it, loses the connection, reads the rest, and asks for its end."""
+    """Start a story, read a part of it, disconnect, read the rest, and request a title for it."""
     id = begin()
     last = watch(id, 10)
     print(" … ", end="")

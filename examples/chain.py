@@ -1,7 +1,7 @@
-"""A chain of two calls: the second reads what the first will say, and both are sent at once.
+"""A chain of two calls: the second reads the answer of the first, and both are sent without waiting.
 
-The only difference from any OpenAI program are two headers. Each answer comes back at once as a reference; pasted
-into the next prompt, it makes the server see that the second call depends on the first.
+The only difference from any OpenAI program are two headers. Each call returns at once, with a reference as answer. In
+the next prompt, the reference shows the server that the second call depends on the first.
 """
 
 import os
@@ -15,7 +15,7 @@ KEY = os.environ.get("OPENAI_API_KEY", "none")
 
 
 def main() -> None:
-    """Sends both calls, then waits for the last answer only."""
+    """Send both calls, then wait for the last answer only."""
     session = f"chain-{uuid.uuid4().hex[:8]}"
     deferred = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session, "X-Semantic-Defer": "true"})
 
@@ -30,7 +30,7 @@ def main() -> None:
     summary = ask(f"Say this in one sentence:\n\n{outline}")
     print(f"the second answer, for now: {summary}")
 
-    # A call that is not deferred waits for what it reads.
+    # A call that is not deferred waits for the variables that it reads.
     waiting = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session})
     title = waiting.chat.completions.create(
         model=MODEL,

@@ -17,6 +17,6 @@ ask() { # output, prompt
 ask points "Write three short points about why bees matter."
 ask sentence "Say this in one sentence: <<points>>"
 
-# Waits until the value is there.
+# Wait for the value.
 curl -sS "$url/sessions/$session/variables/sentence?wait=true" -H "Authorization: Bearer ${OPENAI_API_KEY:-none}"
 echo

@@ -1,4 +1,4 @@
-"""Plain chat: a stock OpenAI client with another base URL. OPENAI_BASE_URL says where the server is."""
+"""Plain chat: an unmodified OpenAI client with another base URL, given by OPENAI_BASE_URL."""
 
 import os
 
@@ -8,7 +8,7 @@ MODEL = "SmolLM2-135M-Instruct"
 
 
 def main() -> None:
-    """Asks one question, and streams the answer to another."""
+    """Ask a question, and stream the answer to another one."""
     client = OpenAI(
         base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
         api_key=os.environ.get("OPENAI_API_KEY", "none"),

@@ -1,7 +1,7 @@
-"""Map and reduce: each part is summed up by itself, and one call joins what came of it.
+"""Map and reduce: a call summarises each part, and one call joins the summaries.
 
-An ordinary program with two headers. All calls are sent at once; the server runs the parts side by side, reads the last
-prompt's beginning meanwhile, and the texts between them never travel to the client and back.
+An ordinary program with two headers. All calls are sent without waiting. The server runs the parts concurrently,
+prefills the beginning of the last prompt meanwhile, and does not send the intermediate texts to the client and back.
 """
 
 import os
@@ -21,7 +21,7 @@ PARTS = [
 
 
 def main() -> None:
-    """Sends every call, then waits for the last answer only."""
+    """Send all calls, then wait for the last answer only."""
     session = f"harbour-{uuid.uuid4().hex[:8]}"
     deferred = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session, "X-Semantic-Defer": "true"})
     waiting = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session})
@@ -32,13 +32,14 @@ def main() -> None:
         )
         return answer.choices[0].message.content or ""
 
-    sums = [ask(deferred, f"Sum this up in one short sentence.\n\n{part}", 40) for part in PARTS]
-    print("the parts, for now:", *sums)
-    listed = "\n".join(f"- {text}" for text in sums)
+    summaries = [ask(deferred, f"Sum this up in one short sentence.\n\n{part}", 40) for part in PARTS]
+    print("the parts, for now:", *summaries)
+    listed = "\n".join(f"- {text}" for text in summaries)
     print("the whole:", ask(waiting, f"Write a short history from these notes:\n{listed}", 80))
 
     usage = waiting.get(f"/sessions/{session}", cast_to=object)["usage"]  # type: ignore[index]
-    print(f"{usage['calls_run']} calls, {usage['prompt_tokens']} tokens read, {usage['completion_tokens']} written")
+    prompt, generated = usage["prompt_tokens"], usage["completion_tokens"]
+    print(f"{usage['calls_run']} calls, {prompt} prompt tokens, {generated} generated tokens")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Several roles at work on one text, as one graph: a writer, two reviewers, an editor.
+"""Several roles that work on one text, as one graph: a writer, two reviewers, an editor.
 
-The graph is sent in one request and checked before any of it runs. A reviewer fills a form: the slots in its assistant
-message are generated in place, the verdict held to a regex, and each is a variable that the editor reads by name.
+The graph is sent in one request, and checked completely before any call runs. A reviewer fills a form: the model
+generates the slots in its assistant message, a regex constrains the verdict, and each slot is a variable.
 """
 
 import os
@@ -15,7 +15,7 @@ KEY = os.environ.get("OPENAI_API_KEY", "none")
 
 
 def role(system: str, user: str, output: str, form: str = "", slots: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A call of the graph. `form`: an assistant message with slots."""
+    """Return a call of the graph. `form`: an assistant message with slots."""
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     if form:
         messages.append({"role": "assistant", "content": form})
@@ -24,7 +24,7 @@ def role(system: str, user: str, output: str, form: str = "", slots: dict[str, A
 
 
 def reviewer(name: str, concern: str) -> dict[str, Any]:
-    """Looks at the draft with one concern in mind."""
+    """Return a call that reviews the draft with regard to one concern."""
     return role(
         f"You review texts. You care about {concern}.",
         "Review this:\n<<draft>>",
@@ -38,7 +38,7 @@ def reviewer(name: str, concern: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the graph and prints what came of it."""
+    """Run the graph and print its outputs."""
     client = OpenAI(base_url=URL, api_key=KEY)
     graph = {
         "variables": {"subject": "why the sea is salty"},
@@ -54,10 +54,10 @@ def main() -> None:
         ],
         "outputs": ["draft", "facts_review", "style_review", "final"],
     }
-    done: Any = client.post("/graphs", body=graph, cast_to=object)
-    for name, text in done["outputs"].items():
+    answer: Any = client.post("/graphs", body=graph, cast_to=object)
+    for name, text in answer["outputs"].items():
         print(f"== {name}\n{text}\n")
-    print(f"{done['usage']['prompt_tokens']} tokens read, {done['usage']['completion_tokens']} written")
+    print(f"{answer['usage']['prompt_tokens']} prompt tokens, {answer['usage']['completion_tokens']} generated tokens")
 
 
 if __name__ == "__main__":

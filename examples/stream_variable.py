@@ -1,4 +1,4 @@
-"""A value on the terminal as it is made, long after the call that makes it was sent; two readers get the same."""
+"""Stream a variable while it is generated, long after its call was sent. Two subscribers receive the same text."""
 
 import json
 import os
@@ -14,7 +14,7 @@ KEY = os.environ.get("OPENAI_API_KEY", "none")
 
 
 def pieces(session: str, name: str) -> Iterator[str]:
-    """The variable's text, from its beginning, as it comes."""
+    """Yield the variable's text from its beginning, in pieces as they are generated."""
     headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {KEY}"}
     request = urllib.request.Request(f"{URL}/sessions/{session}/variables/{name}", headers=headers)
     with urllib.request.urlopen(request) as stream:
@@ -22,12 +22,12 @@ def pieces(session: str, name: str) -> Iterator[str]:
             if line.startswith(b"data: "):
                 event = json.loads(line[6:])
                 if event.get("error"):
-                    raise SystemExit(f"there will be no story: {event['error']['message']}")
+                    raise SystemExit(f"the story failed: {event['error']['message']}")
                 yield event.get("text", "")
 
 
 def main() -> None:
-    """Defers a story, then reads it twice."""
+    """Send a deferred call for a story, then read the story twice."""
     session = f"story-{uuid.uuid4().hex[:8]}"
     client = OpenAI(base_url=URL, api_key=KEY, default_headers={"X-Session-Id": session})
     client.chat.completions.create(
@@ -43,7 +43,7 @@ def main() -> None:
         first += piece
     print()
     again = "".join(pieces(session, "story"))
-    print(f"a second reader got {'the same' if again == first else 'something else'}, {len(again)} characters")
+    print(f"a second subscriber received {'the same' if again == first else 'something else'}, {len(again)} characters")
 
 
 if __name__ == "__main__":

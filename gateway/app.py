@@ -25,11 +25,11 @@ from gateway.graph.limits import SharedLimit
 from gateway.graph.session import Session, SessionLimits
 from gateway.graph.store import SessionStore
 from gateway.http import openapi
-from gateway.http.json_body import BODIES_HELD, FORM_CHECKS, LARGE_BODIES
+from gateway.http.json_body import BODY_BYTES_LIMIT, FORM_CHECKS, LARGE_BODIES
 from gateway.http.middleware.admission import admission_gate
-from gateway.http.middleware.auth import OPEN_ROUTES, Keys, authentication, tenant_of
+from gateway.http.middleware.auth import OPEN_ROUTES, ApiKeys, authentication, tenant_of
 from gateway.http.middleware.compression import compression
-from gateway.http.middleware.cors import cross_origin
+from gateway.http.middleware.cors import cors_headers
 from gateway.http.middleware.errors import errors
 from gateway.journal import Journal, PostgresStorage
 from gateway.prompts.served_models import ServedModels
@@ -118,7 +118,7 @@ def build_cluster(
 
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
     """Return the HTTP application over the services. `inner`: middlewares behind authentication."""
-    keys = Keys(settings.keys())
+    keys = ApiKeys(settings.keys())
     resources = [chat, responses, completions, tokens, models, sessions, variables, graphs, events, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}
     if settings.parrot_api:
@@ -129,19 +129,19 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
         client_max_size=settings.max_body_bytes,
     )
     if settings.cors_origin:
-        app.on_response_prepare.append(cross_origin(settings.cors_origin))
+        app.on_response_prepare.append(cors_headers(settings.cors_origin))
     app[SERVICES] = services
     app[LARGE_BODIES] = FairGate()
     app[FORM_CHECKS] = services.form_checks
     several = len(settings.keys()) > 1
-    app[BODIES_HELD] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
+    app[BODY_BYTES_LIMIT] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
     app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))
     app.on_cleanup.append(_close_background)
     if settings.parrot_api:
         app[parrot.PROGRAMS] = parrot.Programs(keys, services.sessions)
     for module in resources:
         app.add_routes(module.routes)
-    openapi.serving(app, open_routes)
+    openapi.add_openapi_route(app, open_routes)
     return app
 
 

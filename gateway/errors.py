@@ -1,7 +1,7 @@
-"""Errors that a client sees: each carries its HTTP status, code and param once.
+"""Errors that a client sees. Each carries its HTTP status, code and param once.
 
-RequestError                refused at the door
-└── FailedCall              a call that ran and failed; the status follows from the failure's code
+RequestError                the server refuses a request
+└── FailedCall              a call ran and failed; the status follows from the failure's code
 """
 
 from collections.abc import Mapping
@@ -45,13 +45,13 @@ _STATUS = {
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-def at(where: str, field: str) -> str:
-    """The path of a field of a request that is itself at `where` in a larger one."""
+def field_path(where: str, field: str) -> str:
+    """Return the path of a field of a request that is itself at path `where` in a larger request."""
     return f"{where}.{field}" if where and field else where or field
 
 
 class RequestError(Exception):
-    """An answer other than success, in OpenAI's shape."""
+    """An answer other than success, in OpenAI's format."""
 
     def __init__(
         self,
@@ -72,17 +72,17 @@ class RequestError(Exception):
 
     @property
     def type(self) -> str:
-        """OpenAI's error type for the status."""
+        """Return OpenAI's error type for the status."""
         return _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
     @classmethod
     def of_graph(cls, error: GraphError) -> "RequestError":
-        """The answer to a change that the graph refused."""
+        """Return the error for a change that the graph refused."""
         return cls(_STATUS[error.code], str(error), code=error.code, param=error.where)
 
 
 class FailedCall(RequestError):
-    """The answer to whoever waited for a call that failed."""
+    """The answer to a client that waited for a call that failed."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(_STATUS.get(failure.code, 500), failure.message, code=failure.code, param=failure.field)

@@ -1,4 +1,4 @@
-"""Runs a command beside a server of its own: with_server.py COMMAND ... ; the command finds it in OPENAI_BASE_URL."""
+"""Run a command with a new server, whose address is in OPENAI_BASE_URL: with_server.py COMMAND ..."""
 
 import os
 import re
@@ -9,7 +9,7 @@ _STOP_SECONDS = 40
 
 
 def main() -> int:
-    """Returns the command's exit status."""
+    """Start a server, run the command, and return its exit status."""
     server = subprocess.Popen(
         [sys.executable, "-m", "gateway", "serve", "--port", "0"], stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""A long test in a process of its own that leaves the cores to all others, and takes what they leave."""
+"""Run long tests in a separate process with low priority, so that they use cores that other tests leave idle."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ _NICE = 19
 
 
 class Aside:
-    """pytest over some tests, one thread, behind everything else that runs."""
+    """A pytest process over some tests, with one thread and the lowest priority."""
 
     def __init__(self, tests: Sequence[str], **environment: str) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `end`)
@@ -23,13 +23,13 @@ class Aside:
         )
 
     def wait(self, seconds: float) -> tuple[int, str]:
-        """Its exit status, and what it printed. Raises subprocess.TimeoutExpired."""
+        """Return the exit status and the output. Raises subprocess.TimeoutExpired."""
         status = self._process.wait(seconds)
         self._output.seek(0)
         return status, self._output.read().decode()
 
     def end(self) -> None:
-        """Ends it, if it has not ended."""
+        """Kill the process if it runs."""
         self._process.kill()
         self._process.wait()
         self._output.close()

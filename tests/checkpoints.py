@@ -1,4 +1,4 @@
-"""Small random checkpoints, written as Hugging Face folders."""
+"""Write small random checkpoints as Hugging Face folders."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Each family by a small model of its kind: transformers' model type, and what is particular."""
+"""Small models of each family: the model type of transformers, and settings that differ from the defaults."""
 
 
 def write_tiny(
@@ -70,10 +70,10 @@ def write_tiny(
     dtype: torch.dtype = torch.float32,
     **config: Any,
 ) -> Path:
-    """A random model of a family, with a byte tokenizer. `config` goes to transformers' config class."""
+    """Write a random model of a family, with a byte tokenizer. `config`: arguments of transformers' config class."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind, particular = FAMILIES[family]
+    kind, differences = FAMILIES[family]
     torch.manual_seed(0)
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -89,12 +89,12 @@ def write_tiny(
         "eos_token_id": 257,
         "tie_word_embeddings": False,
     }
-    if kind == "phi3":  # heads of its hidden size, whatever else is said
-        shape["hidden_size"] = shape["num_attention_heads"] * particular.get("head_dim", 32)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**shape, **particular, **config}))
+    if kind == "phi3":  # the size of its heads follows from the hidden size
+        shape["hidden_size"] = shape["num_attention_heads"] * differences.get("head_dim", 32)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**shape, **differences, **config}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):  # they start as ones and zeros, which would hide mistakes
+            if "norm" in name or name.endswith("bias"):  # their initial ones and zeros would hide errors
                 parameter += 0.3 * torch.randn(parameter.shape)
     model.to(dtype).save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
     write_byte_tokenizer(folder)
@@ -102,12 +102,12 @@ def write_tiny(
 
 
 def write_tiny_llama(folder: Path, **config: Any) -> Path:
-    """A random Llama with plain rotary positions; see `write_tiny`."""
+    """Write a random Llama with plain rotary positions; see `write_tiny`."""
     return write_tiny(folder, "Llama 3", **{"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **config})
 
 
 def write_byte_tokenizer(folder: Path) -> None:
-    """One token a byte, and two control tokens."""
+    """Write a tokenizer with one token for each byte, and two control tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""Blocks of the documents."""
+"""Read code blocks of the documentation."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def blocks(name: str) -> dict[str, str]:
-    """The document's blocks by what stands behind their fence; those of one kind as one program."""
+    """Return the code blocks of a document by language. Blocks of one language are joined to one program."""
     found: dict[str, list[str]] = {}
     for language, code in re.findall(r"^```([^\n]*)\n(.*?)^```$", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE):
         found.setdefault(language, []).append(code)

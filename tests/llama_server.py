@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server, out of a wheel: `python -m tests.llama_server FILE.gguf` serves until its input closes."""
+"""Run llama.cpp's HTTP server, from a wheel, until standard input closes: `python -m tests.llama_server FILE.gguf`."""
 
 import sys
 
@@ -6,7 +6,7 @@ import xllamacpp
 
 
 def main() -> None:
-    """Prints the address once it is there."""
+    """Start the server and print its address."""
     settings = xllamacpp.CommonParams()
     settings.model.path = sys.argv[1]
     settings.port = 0

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, on a free port of 127.0.0.1."""
+"""Run a PostgreSQL server for tests, on a free port of 127.0.0.1."""
 
 import os
 import shutil
@@ -16,23 +16,23 @@ _SECONDS = "60"
 
 
 def _programs() -> Iterator[Path]:
-    """Folders that may have PostgreSQL's programs: of the system, and of a wheel."""
+    """Yield folders that may contain PostgreSQL's programs: of the system, and of a wheel."""
     found = shutil.which("pg_ctl")
     if found is not None:
         yield Path(found).resolve().parent
     yield from sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     try:
-        import pgserver  # its own way to start a server wants a user to be made
+        import pgserver  # its own way to start a server needs a new user
     except ImportError:
         return
     yield Path(pgserver.__file__).parent / "pginstall/bin"
 
 
 class Postgres:
-    """The server, in a folder of its own. It refuses to run as root, and then runs as nobody."""
+    """A server with its own data folder. PostgreSQL refuses to run as root, so root starts it as the user nobody."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises RuntimeError if there are no programs that can be run."""
+        """Raise RuntimeError if PostgreSQL is not installed."""
         self.port = free_port()
         self.url = f"postgresql://tester@127.0.0.1:{self.port}/postgres"
         self._folder = folder / "data"
@@ -40,7 +40,7 @@ class Postgres:
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user is not None:
             shutil.chown(folder, self._user)
-        self._programs = next((one for one in _programs() if self._works(one)), None)
+        self._programs = next((folder for folder in _programs() if self._works(folder)), None)
         if self._programs is None:
             raise RuntimeError("no PostgreSQL server is installed, nor the wheel pgserver")
         self._run(
@@ -71,13 +71,13 @@ class Postgres:
             raise RuntimeError(f"{program} failed: {log.read_text()}")
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the server and wait until it accepts connections."""
         options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         log = str(self._folder.parent / "server.log")
         self._run("pg_ctl", "-D", str(self._folder), "-l", log, "-o", options, "-w", "-t", _SECONDS, "start")
 
     def database(self) -> str:
-        """The address of a new database."""
+        """Create a database and return its URL."""
         self._count += 1
         name = f"test_{self._count}"
         where = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "tester")
@@ -85,14 +85,16 @@ class Postgres:
         return self.url.replace("/postgres", f"/{name}")
 
     def stop(self) -> None:
-        """Breaks off all connections."""
+        """Stop the server and close all connections."""
         self._run("pg_ctl", "-D", str(self._folder), "-m", "immediate", "-w", "-t", _SECONDS, "stop")
 
 
 @contextmanager
 def running() -> Iterator[Postgres]:
-    """A server that runs as long as the context; skips the test where there is none."""
-    with tempfile.TemporaryDirectory(prefix="myna-postgres-") as folder:  # not pytest's, which others may not enter
+    """Yield a running server. Skip the test if PostgreSQL is not installed."""
+    with tempfile.TemporaryDirectory(
+        prefix="myna-postgres-"
+    ) as folder:  # not pytest's folder, which other users cannot enter
         try:
             server = Postgres(Path(folder))
         except RuntimeError as error:

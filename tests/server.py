@@ -1,4 +1,4 @@
-"""A server process of a test's own, started and stopped."""
+"""Start and stop servers of this project, and llama.cpp's, as processes."""
 
 import os
 import re
@@ -18,11 +18,13 @@ _STOP_SECONDS = 40
 
 
 class Program:
-    """A command of ours on 127.0.0.1. `started`: the line in which it says that it is ready; `log`: what it wrote to
-    stderr so far."""
+    """A running command. `started`: the line that it printed when it was ready. `log`: lines of stderr so far."""
 
     def __init__(self, *command: str, address: str, env: dict[str, str] | None = None, module: str = "gateway") -> None:
-        """`module`: what is run, with the command. `address`: a pattern for where it says that it listens. Raises RuntimeError if it does not start."""
+        """Start a command. Raises RuntimeError if it does not start.
+
+        `module`: Python module to run. `address`: pattern of the address in the line that it prints.
+        """
         self.log: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *command],
@@ -43,7 +45,7 @@ class Program:
         if found is None:
             self.process.wait(_STOP_SECONDS)
             self._close()
-            raise RuntimeError(f"it did not start: {''.join(self.log)}")
+            raise RuntimeError(f"the command did not start: {''.join(self.log)}")
         self.address = found[1]
 
     def _read_log(self) -> None:
@@ -60,7 +62,7 @@ class Program:
         self.stop()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ends it as its operator would, or as the signal does. Returns the exit status."""
+        """Send a signal, wait for the process to exit, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -79,20 +81,20 @@ class Program:
 
 
 class Server(Program):
-    """`myna serve` on a free port."""
+    """A running `myna serve` on a free port."""
 
     def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
         self._clients: list[OpenAI] = []
         super().__init__("serve", "--port", "0", *arguments, address=r"at ((?:https?://|unix:)\S+)/v1", env=env)
 
     def client(self, **options: object) -> OpenAI:
-        """The real client, pointed here. It does not retry: tests want to see what the server says."""
+        """Return an OpenAI client of this server. It does not retry, so that tests see each answer."""
         client = OpenAI(base_url=f"{self.address}/v1", **{"api_key": "none", "max_retries": 0, **options})  # type: ignore[arg-type]
         self._clients.append(client)
         return client
 
     def engine_processes(self) -> list[psutil.Process]:
-        """The engine processes that this server started."""
+        """Return the engine processes of this server."""
         return [p for p in psutil.Process(self.process.pid).children() if "engine.server.worker" in p.cmdline()]
 
     def _close(self) -> None:
@@ -102,14 +104,14 @@ class Server(Program):
 
 
 class LlamaServer(Program):
-    """llama.cpp's server, with a model that a GGUF file holds."""
+    """A running llama.cpp server with a model from a GGUF file."""
 
     def __init__(self, file: str) -> None:
         super().__init__(file, address=r"at (http://\S+)", module="tests.llama_server")
 
 
 class EngineElsewhere(Program):
-    """`myna engine`, on a free port unless it is named."""
+    """A running `myna engine`, on a free port by default."""
 
     TOKEN = "a token of tests"
 

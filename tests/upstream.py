@@ -1,4 +1,4 @@
-"""A server with OpenAI's API that says what a test wants it to: a stand-in for servers elsewhere and their faults."""
+"""An upstream server with OpenAI's API that behaves as a test specifies, faults included."""
 
 import asyncio
 import json
@@ -12,15 +12,17 @@ Behaviour = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse
 
 
 class FakeServer:
-    """Answers each request as the next of `script` does, and with its own model's name once that is empty. Remembers
-    the bodies of all."""
+    """A server that answers each request with the next behaviour of `script`, and records all bodies.
+
+    Once the script is empty, it answers with `always`, or else with the name of the requested model.
+    """
 
     def __init__(self, *models: str, port: int = 0, window: int | None = 4096) -> None:
         self.models = models or ("fake",)
         self.window = window
         self.script: list[Behaviour] = []
         self.always: Behaviour | None = None
-        """Used where the script is empty."""
+        """Behaviour once the script is empty."""
         self.asked: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.keys: list[str | None] = []
@@ -28,9 +30,9 @@ class FakeServer:
         self.metrics = ""
         self.schema: dict[str, Any] | None = None
         self.once = False
-        """It closes a connection when a second question comes over it, as if it had just grown tired of it."""
+        """Whether it closes a connection when a second request arrives on it, as after an idle timeout."""
         self.aborted = 0
-        """Requests whose client left before the end."""
+        """Number of requests whose client disconnected before the end."""
         self._port = port
         self._runner: web.AppRunner | None = None
         self._seen: set[asyncio.BaseTransport] = set()
@@ -45,7 +47,7 @@ class FakeServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Listens; again on the same port, once it has."""
+        """Start to listen, after a stop on the same port."""
         app = web.Application(client_max_size=16 << 20)
         app.router.add_get("/v1/models", self._list)
         app.router.add_get("/health", self._health)
@@ -60,14 +62,14 @@ class FakeServer:
         self._port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Refuses connections from here on."""
+        """Stop. Connections are refused until the next start."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """URL of the server."""
         return f"http://127.0.0.1:{self._port}"
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -84,7 +86,7 @@ class FakeServer:
         return web.Response(status=404) if self.schema is None else web.json_response(self.schema)
 
     def knows(self, *fields: str) -> None:
-        """Its documentation says that chat requests have these."""
+        """Publish an OpenAPI document in which chat requests have these fields."""
         body = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Chat"}}}}
         self.schema = {
             "paths": {"/v1/chat/completions": {"post": {"requestBody": body}}},
@@ -110,7 +112,7 @@ class FakeServer:
 
 
 def chunk(body: dict[str, Any], text: str | None, finish: str | None = None, **more: Any) -> dict[str, Any]:
-    """One of an answer's events."""
+    """Return one event of an answer."""
     if "messages" in body:
         choice: dict[str, Any] = {"index": 0, "delta": {} if text is None else {"content": text}}
     else:
@@ -119,7 +121,7 @@ def chunk(body: dict[str, Any], text: str | None, finish: str | None = None, **m
 
 
 async def stream(request: web.Request, events: Sequence[Any], *, done: bool = True) -> web.StreamResponse:
-    """Events, as JSON unless they are bytes."""
+    """Stream events, as JSON unless they are bytes."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
     for event in events:
@@ -131,19 +133,19 @@ async def stream(request: web.Request, events: Sequence[Any], *, done: bool = Tr
 
 
 def says(*texts: str, finish: str = "stop", usage: Any = None, **more: Any) -> Behaviour:
-    """An answer in these pieces."""
+    """Return a behaviour that streams an answer in these pieces."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        told = usage or {"prompt_tokens": 7, "completion_tokens": len(texts), "total_tokens": 7 + len(texts)}
+        total = usage or {"prompt_tokens": 7, "completion_tokens": len(texts), "total_tokens": 7 + len(texts)}
         events = [chunk(body, text, **more) for text in texts]
-        ends = [chunk(body, None, finish), {"choices": [], "usage": told}]
+        ends = [chunk(body, None, finish), {"choices": [], "usage": total}]
         return await stream(request, [*events, *ends])
 
     return behave
 
 
 def refuses(status: int, message: str = "no", headers: dict[str, str] | None = None, **error: Any) -> Behaviour:
-    """An error of OpenAI's shape."""
+    """Return a behaviour that answers with an error in OpenAI's format."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({"error": {"message": message, **error}}, status=status, headers=headers)
@@ -152,7 +154,7 @@ def refuses(status: int, message: str = "no", headers: dict[str, str] | None = N
 
 
 def breaks_off(*texts: str) -> Behaviour:
-    """Part of an answer, and then the connection ends."""
+    """Return a behaviour that sends a part of an answer and closes the connection."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = await stream(request, [chunk(body, text) for text in texts], done=False)
@@ -164,7 +166,7 @@ def breaks_off(*texts: str) -> Behaviour:
 
 
 def hangs(*texts: str) -> Behaviour:
-    """Part of an answer, and nothing more; or not even a status."""
+    """Return a behaviour that sends a part of an answer and then hangs. Without texts it sends no status either."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = None
@@ -177,7 +179,7 @@ def hangs(*texts: str) -> Behaviour:
 
 
 def sends(content: bytes, content_type: str = "text/event-stream") -> Behaviour:
-    """These bytes, with success."""
+    """Return a behaviour that answers with these bytes and status 200."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.Response(body=content, content_type=content_type)

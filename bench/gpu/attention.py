@@ -1,7 +1,8 @@
-"""Decode attention over trees: time, share of the roofline, and against our own plain paged kernel and FlashInfer's
-cascade, where that is installed.
+"""Decode attention over trees: time, share of the roofline, and comparison with our own plain paged kernel and, where
+installed, FlashInfer's cascade.
 
-A case is levels of a tree, `fan x keys`: 1x8192,32x64 is one prefix of 8,192 keys and 32 rows with 64 of their own.
+A case lists the levels of a tree, `fan x keys`: 1x8192,32x64 is one prefix of 8,192 keys and 32 rows with 64 keys of
+their own.
 """
 
 import itertools
@@ -35,8 +36,8 @@ CASES = {
 
 @dataclass(frozen=True)
 class Case:
-    """tables: (rows, blocks); lengths: (rows,); distinct: keys that are different ones. levels: of each, its nodes and
-    the blocks that each of them has."""
+    """A batch of decoding rows. `tables`: (rows, blocks). `lengths`: (rows,). `distinct`: number of distinct keys.
+    `levels`: for each level, its nodes and the blocks of each node."""
 
     tables: NDArray[np.int32]
     lengths: NDArray[np.int32]
@@ -45,21 +46,21 @@ class Case:
 
 
 def tree(levels: str, divide: int = 1) -> Case:
-    """The block tables of a case, with all keys a part of what it says."""
+    """Return a batch for levels of a tree."""
     parsed = [tuple(int(part) for part in level.split("x")) for level in levels.split(",")]
     parsed = [(fan, max(BLOCK, keys // divide // BLOCK * BLOCK)) for fan, keys in parsed]
     fresh = itertools.count(1)
     paths: list[list[int]] = [[]]
     for fan, keys in parsed:
         paths = [path + [next(fresh) for _ in range(keys // BLOCK)] for path in paths for _ in range(fan)]
-    nodes = [(prod(fan for fan, _ in parsed[: at + 1]), keys // BLOCK) for at, (_, keys) in enumerate(parsed)]
+    nodes = [(prod(fan for fan, _ in parsed[: index + 1]), keys // BLOCK) for index, (_, keys) in enumerate(parsed)]
     distinct = sum(count * blocks * BLOCK for count, blocks in nodes)
     tables = np.array(paths, dtype=np.int32)
     return Case(tables, np.full(len(paths), tables.shape[1] * BLOCK, dtype=np.int32), distinct, nodes)
 
 
 def paged(case: Case, shape: LayerShape, tiles: Tiles | None = None) -> PagedAttention:
-    """For one case. `tiles`: others than it would take."""
+    """Return attention prepared for a case. `tiles`: override the selected tiles."""
     rows, width = case.tables.shape
     programs = programs_on(DEVICE)
     return PagedAttention(
@@ -68,7 +69,7 @@ def paged(case: Case, shape: LayerShape, tiles: Tiles | None = None) -> PagedAtt
 
 
 def flashinfer(case: Case, shape: LayerShape, dtype: torch.dtype) -> float | None:
-    """Seconds that FlashInfer's cascade takes; None where it is not installed, or nothing is shared."""
+    """Return the seconds of FlashInfer's cascade; None if it is not installed, or nothing is shared."""
     if find_spec("flashinfer") is None or len(case.levels) < 2:
         return None
     from flashinfer import MultiLevelCascadeAttentionWrapper
@@ -95,7 +96,7 @@ def flashinfer(case: Case, shape: LayerShape, dtype: torch.dtype) -> float | Non
 
 
 def run(name: str, levels: str, shape: LayerShape, copies: float, products: float, tiles: Tiles | None = None) -> Row:
-    """One case on the GPU."""
+    """Measure one case on the GPU."""
     case, dtype = tree(levels), torch.bfloat16
     rows, width = case.tables.shape
     size = (int(case.tables.max()) + 1, shape.kv_heads, BLOCK, shape.head_size)
@@ -103,11 +104,11 @@ def run(name: str, levels: str, shape: LayerShape, copies: float, products: floa
     queries = torch.randn(rows, shape.heads, shape.head_size, device=DEVICE, dtype=dtype)
     positions = torch.from_numpy(case.lengths - 1).to(DEVICE)
     starts = np.arange(rows + 1, dtype=np.int32)
-    taken = {}
+    durations = {}
     for share in (True, False):
         attention = paged(case, shape, tiles)
         attention.prepare(starts, case.lengths, case.tables, share=share)
-        taken[share] = seconds(lambda attention=attention: attention(queries, keys, values, positions))
+        durations[share] = seconds(lambda attention=attention: attention(queries, keys, values, positions))
     read = case.distinct * shape.kv_heads * shape.head_size * 2 * dtype.itemsize
     work = 4 * int(case.lengths.sum()) * shape.heads * shape.head_size
     bound = max(read / copies, work / products)
@@ -116,17 +117,17 @@ def run(name: str, levels: str, shape: LayerShape, copies: float, products: floa
         "case": name,
         "rows": rows,
         "keys": width * BLOCK,
-        **({} if peer is None else {"FlashInfer us": peer * 1e6, "of its time": taken[True] / peer}),
-        "us": taken[True] * 1e6,
-        "plain us": taken[False] * 1e6,
-        "times plain": taken[False] / taken[True],
-        "of roofline": bound / taken[True],
-        "GB/s": read / taken[True] / 1e9,
+        **({} if peer is None else {"FlashInfer us": peer * 1e6, "of its time": durations[True] / peer}),
+        "us": durations[True] * 1e6,
+        "plain us": durations[False] * 1e6,
+        "times plain": durations[False] / durations[True],
+        "of roofline": bound / durations[True],
+        "GB/s": read / durations[True] / 1e9,
     }
 
 
 def check(name: str, levels: str) -> Row:
-    """One small case against float64."""
+    """Compare one small case with float64."""
     case = tree(levels, divide=32)
     keep = min(8, len(case.lengths))
     case = Case(case.tables[:keep], case.lengths[:keep], case.distinct, case.levels)
@@ -148,7 +149,7 @@ def check(name: str, levels: str) -> Row:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     chosen = arguments(
         __doc__ or "",
         ("--shape", {"choices": SHAPES, "default": "8B"}),
@@ -168,7 +169,7 @@ def main() -> None:
                 try:
                     measured = run(name, levels, SHAPES[chosen.shape], copies, products, tiles)
                     rows.append({**measured, "tiles": str(tiles)})
-                except Exception as error:  # what does not fit is told, and the others go on
+                except Exception as error:  # a case that does not fit is reported; the others run
                     rows.append({"case": name, "tiles": str(tiles), "failed": str(error).splitlines()[0][:80]})
     tell(rows, as_json=chosen.json)
 

@@ -1,4 +1,4 @@
-"""What the measurements on a GPU share."""
+"""Common parts of the GPU benchmarks."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ SMALL = LayerShape(4, 2, 64, 64, 64, 64, "silu", 0.125, 0.0, 1e-5)
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Median seconds of a call that is recorded as a CUDA graph, the L2 cache emptied before each."""
+    """Return the median seconds of a call recorded as a CUDA graph, with the L2 cache flushed before each run."""
     from triton.testing import do_bench
 
     stream = torch.cuda.Stream()
@@ -38,37 +38,37 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def copy_rate() -> float:
-    """Bytes a second, read and written, of a plain copy of 1 GiB."""
+    """Return the bytes per second, read and written, of a plain copy of 1 GiB."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.numel() / seconds(lambda: target.copy_(source))
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """Floating point operations a second of a product of 8,192 by 8,192."""
+    """Return the floating-point operations per second of a product of 8,192 by 8,192."""
     left, right = (torch.randn(8192, 8192, device=DEVICE).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
     return 2 * 8192**3 / seconds(lambda: torch.mm(left, right, out=out))
 
 
 def arguments(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """The options that all have, and this one's own."""
+    """Parse the common options and this program's own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     for flag, options in more:
         parser.add_argument(flag, **options)
     return parser.parse_args()
 
 
 def machine() -> str:
-    """What it is measured on."""
+    """Return a description of the machine."""
     if not HAS_GPU:
         return "no GPU: small cases on Triton's interpreter; errors against float64, nothing is timed"
     return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
 
 
 def tell(rows: list[Row], *, as_json: bool) -> None:
-    """A line each, or an aligned table."""
+    """Print one line for each row, or an aligned table."""
     if as_json:
         for row in rows:
             print(json.dumps(row))
@@ -76,7 +76,7 @@ def tell(rows: list[Row], *, as_json: bool) -> None:
     print(machine())
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([_shown(row.get(name, "")) for name in columns] for row in rows)]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 

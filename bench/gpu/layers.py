@@ -1,4 +1,4 @@
-"""The small fused operations and the choice of tokens: time, and bytes against a plain copy's rate."""
+"""The small fused operations and sampling: time, and bandwidth compared with a plain copy."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 
 from bench.gpu import HAS_GPU
 from bench.gpu.common import BLOCK, DEVICE, SHAPES, SMALL, Row, arguments, copy_rate, seconds, tell
-from engine.kernels.base import REQUEST, AttentionBatch, ChoiceRequests, Kernels, LayerShape, Positions
+from engine.kernels.base import REQUEST, AttentionBatch, Kernels, LayerShape, Positions, SamplingRequests
 from engine.kernels.reference import TorchKernels
 from engine.kernels.triton.kernels import TritonKernels
 
@@ -25,7 +25,7 @@ REQUESTS = {
 def operations(
     kernels: Kernels, shape: LayerShape, rows: int, dtype: torch.dtype
 ) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
-    """What each is called, and the numbers that it reads and writes."""
+    """Return the name of each operation, and the number of elements that it reads and writes."""
     random = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> torch.Tensor:
@@ -57,69 +57,71 @@ def operations(
     }
 
 
-def requests(rows: int, *fields: float) -> ChoiceRequests:
-    """All rows ask for the same."""
+def requests(rows: int, *fields: float) -> SamplingRequests:
+    """Return equal sampling parameters for all rows."""
     none, starts = np.empty(0, dtype=np.float32), np.zeros(rows + 1, dtype=np.int32)
-    asked = np.array([fields] * rows, dtype=object)
+    batch = np.array([fields] * rows, dtype=object)
     whole = np.zeros(rows, dtype=REQUEST)
-    for at, name in enumerate(("temperature", "top_p", "min_p", "top_k", "top_logprobs", "uniform")):
-        whole[name] = asked[:, at]
-    return ChoiceRequests(
+    for index, name in enumerate(("temperature", "top_p", "min_p", "top_k", "top_logprobs", "uniform")):
+        whole[name] = batch[:, index]
+    return SamplingRequests(
         whole, starts, starts[:0], none, none, np.empty((0, 0), dtype=np.int32), np.full(rows, -1, dtype=np.int32)
     )
 
 
 def triton(shape: LayerShape, rows: int, dtype: torch.dtype) -> TritonKernels:
-    """For this many rows."""
+    """Return the kernels for `rows` rows."""
     return TritonKernels(shape, dtype, BLOCK, DEVICE, rows=rows, sequences=max(1, min(rows, 256)), width=1024)
 
 
 def run(shape: LayerShape) -> list[Row]:
-    """On the GPU."""
+    """Measure on the GPU."""
     copies = copy_rate()
     found: list[Row] = [{"what": "copy", "GB/s": copies / 1e9}]
     for rows in (1, 64, 4096):
         kernels = triton(shape, rows, torch.bfloat16)
         for name, (action, numbers) in operations(kernels, shape, rows, torch.bfloat16).items():
-            taken = seconds(action)
-            rate = 2 * numbers / taken
-            found.append({"what": name, "rows": rows, "us": taken * 1e6, "GB/s": rate / 1e9, "of copy": rate / copies})
+            duration = seconds(action)
+            rate = 2 * numbers / duration
+            found.append(
+                {"what": name, "rows": rows, "us": duration * 1e6, "GB/s": rate / 1e9, "of copy": rate / copies}
+            )
     kernels = triton(shape, 64, torch.bfloat16)
     for name, fields in REQUESTS.items():
         logits = 3 * torch.randn(64, VOCABULARY, device=DEVICE)
-        asked = requests(64, *fields)
-        kernels.choose(logits.clone(), asked).result()
+        batch = requests(64, *fields)
+        kernels.sample(logits.clone(), batch).result()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        taken = []
+        durations = []
         for _ in range(20):
             begin.record()
-            kernels.choose(logits, asked).result()
+            kernels.sample(logits, batch).result()
             end.record()
             end.synchronize()
-            taken.append(begin.elapsed_time(end) / 1e3)
-        found.append({"what": name, "rows": 64, "us": 1e6 * float(np.median(taken))})
+            durations.append(begin.elapsed_time(end) / 1e3)
+        found.append({"what": name, "rows": 64, "us": 1e6 * float(np.median(durations))})
     return found
 
 
 def check() -> list[Row]:
-    """Against the reference in float32."""
+    """Compare with the float32 reference."""
     found = []
     dtype = torch.float32
-    ours = operations(triton(SMALL, 20, dtype), SMALL, 20, dtype)
+    actual = operations(triton(SMALL, 20, dtype), SMALL, 20, dtype)
     plain = operations(TorchKernels(SMALL, dtype, BLOCK), SMALL, 20, dtype)
-    for name in ours:
-        found.append({"what": name, "error": float((ours[name][0]() - plain[name][0]()).abs().max())})
+    for name in actual:
+        found.append({"what": name, "error": float((actual[name][0]() - plain[name][0]()).abs().max())})
     logits = 3 * torch.randn(4, 5000)
     kernels, exact = triton(SMALL, 4, dtype), TorchKernels(SMALL, dtype, BLOCK)
     for name, fields in REQUESTS.items():
-        asked = requests(4, *fields)
-        got, wanted = (hand.choose(logits.clone(), asked).result().tokens for hand in (kernels, exact))
-        found.append({"what": name, "other tokens": int((got != wanted).sum())})
+        batch = requests(4, *fields)
+        got, expected = (hand.sample(logits.clone(), batch).result().tokens for hand in (kernels, exact))
+        found.append({"what": name, "other tokens": int((got != expected).sum())})
     return found
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     chosen = arguments(__doc__ or "", ("--shape", {"choices": SHAPES, "default": "8B"}))
     tell(run(SHAPES[chosen.shape]) if HAS_GPU else check(), as_json=chosen.json)
 

@@ -1,6 +1,6 @@
-"""Attention of prompts over paged KV: time, rate of products, and against torch's own attention over contiguous KV.
+"""Prefill attention over paged KV: time, rate of products, and comparison with torch's attention over contiguous KV.
 
-A case is sequences of `rows @ keys`: 512@8192 is a prompt's last 512 rows, of which the last sees 8,192 keys.
+A case lists sequences of `rows @ keys`: 512@8192 is the last 512 rows of a prompt, the last of which sees 8,192 keys.
 """
 
 import itertools
@@ -24,13 +24,13 @@ CASES = {
 
 
 def sequences(case: str, divide: int = 1) -> list[tuple[int, int]]:
-    """(rows, keys) of each."""
+    """Return (rows, keys) of each sequence."""
     parsed = [tuple(int(part) for part in one.split("@")) for one in case.split(",")]
     return [(max(1, rows // divide), max(2, keys // divide)) for rows, keys in parsed]
 
 
 def prepared(parsed: list[tuple[int, int]], shape: LayerShape, tiles: Tiles | None) -> tuple[PagedAttention, int]:
-    """Attention that is ready for these sequences, and how many blocks they have."""
+    """Return attention prepared for these sequences, and their number of blocks."""
     rows = sum(count for count, _ in parsed)
     width = max(-(-keys // BLOCK) for _, keys in parsed)
     tables = np.arange(1, 1 + len(parsed) * width, dtype=np.int32).reshape(len(parsed), width)
@@ -46,7 +46,7 @@ def prepared(parsed: list[tuple[int, int]], shape: LayerShape, tiles: Tiles | No
 def inputs(
     parsed: list[tuple[int, int]], shape: LayerShape, blocks: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries, keys, values and positions."""
+    """Return queries, keys, values and positions."""
     rows = sum(count for count, _ in parsed)
     size = (blocks, shape.kv_heads, BLOCK, shape.head_size)
     keys, values = (torch.randn(size, device=DEVICE, dtype=dtype) for _ in range(2))
@@ -56,14 +56,19 @@ def inputs(
 
 
 def run(name: str, case: str, shape: LayerShape, products: float, tiles: Tiles | None = None) -> Row:
-    """One case on the GPU."""
+    """Measure one case on the GPU."""
     parsed = sequences(case)
     attention, blocks = prepared(parsed, shape, tiles)
     given = inputs(parsed, shape, blocks, torch.bfloat16)
-    taken = seconds(lambda: attention(*given))
+    duration = seconds(lambda: attention(*given))
     pairs = sum(count * keys - count * (count - 1) // 2 for count, keys in parsed)
     work = 4 * pairs * shape.heads * shape.head_size
-    row: Row = {"case": name, "ms": taken * 1e3, "TFLOP/s": work / taken / 1e12, "of products": work / taken / products}
+    row: Row = {
+        "case": name,
+        "ms": duration * 1e3,
+        "TFLOP/s": work / duration / 1e12,
+        "of products": work / duration / products,
+    }
     if len(parsed) == 1 and parsed[0][0] == parsed[0][1]:
         q = given[0].transpose(0, 1).unsqueeze(0)
         k, v = (torch.randn(1, shape.kv_heads, parsed[0][1], shape.head_size, device=DEVICE).bfloat16() for _ in "kv")
@@ -74,7 +79,7 @@ def run(name: str, case: str, shape: LayerShape, products: float, tiles: Tiles |
 
 
 def check(name: str, case: str) -> Row:
-    """One small case against float64."""
+    """Compare one small case with float64."""
     parsed = sequences(case, divide=64)[:4]
     attention, blocks = prepared(parsed, SMALL, None)
     queries, keys, values, positions = inputs(parsed, SMALL, blocks, torch.float32)
@@ -84,8 +89,8 @@ def check(name: str, case: str) -> Row:
     for sequence, (count, length) in enumerate(parsed):
         held = slice(1 + sequence * width, 1 + (sequence + 1) * width)
         k, v = (part[held].transpose(1, 2).flatten(0, 1)[:length].double() for part in (keys, values))
-        for at in range(count):
-            sees = length - count + at + 1
+        for index in range(count):
+            sees = length - count + index + 1
             for head in range(SMALL.heads):
                 kv = head // (SMALL.heads // SMALL.kv_heads)
                 weights = (k[:sees, kv] @ queries[row, head].double() * SMALL.scale).softmax(0)
@@ -95,7 +100,7 @@ def check(name: str, case: str) -> Row:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     chosen = arguments(
         __doc__ or "",
         ("--shape", {"choices": SHAPES, "default": "8B"}),
@@ -115,7 +120,7 @@ def main() -> None:
                 try:
                     measured = run(name, case, SHAPES[chosen.shape], products, tiles)
                     rows.append({**measured, "tiles": str(tiles)})
-                except Exception as error:  # what does not fit is told, and the others go on
+                except Exception as error:  # a case that does not fit is reported; the others run
                     rows.append({"case": name, "tiles": str(tiles), "failed": str(error).splitlines()[0][:80]})
     tell(rows, as_json=chosen.json)
 

@@ -1,7 +1,7 @@
-"""Whole decode steps of a model with random weights: how long one takes, and how long the GPU has nothing to do in it.
+"""Whole decode steps of a model with random weights: the duration of a step, and how long the GPU is idle in it.
 
-Steps overlap, as they do in the engine. The GPU's own time is that of the recorded step, replayed over and over; what a
-step takes beyond that is the host's.
+Steps overlap, as in the engine. The GPU's own time is that of the recorded step, replayed repeatedly; the rest of a
+step's duration is the host's.
 """
 
 import time
@@ -14,7 +14,7 @@ import torch
 from bench.gpu import HAS_GPU
 from bench.gpu.common import BLOCK, DEVICE, SHAPES, SMALL, Row, arguments, tell
 from bench.gpu.layers import requests
-from engine.kernels.base import AttentionBatch, Kernels, LayerShape, PendingChoices
+from engine.kernels.base import AttentionBatch, Kernels, LayerShape, PendingSample
 from engine.kernels.reference import TorchKernels
 from engine.kernels.triton.kernels import TritonKernels
 from engine.models.decoder import Decoder
@@ -26,7 +26,7 @@ LAYERS = {"8B": (32, 128_256), "Qwen3-0.6B": (28, 151_936)}
 
 @dataclass(frozen=True)
 class Load:
-    """Sequences that decode. `shared`: keys that all have in common, of `length`."""
+    """Decoding sequences. `shared`: number of keys that all have in common, of `length`."""
 
     rows: int
     length: int
@@ -37,7 +37,7 @@ LOADS = [Load(1, 512), Load(8, 512), Load(64, 512), Load(64, 2048), Load(64, 409
 
 
 def decoder(shape: LayerShape, layers: int, vocabulary: int, kernels: Kernels, dtype: torch.dtype) -> Decoder:
-    """A Llama of this shape."""
+    """Return a Llama of this shape."""
     rope = Rope(shape.head_size, 500_000.0, "default", {})
     spec = DecoderSpec(
         "LlamaForCausalLM", shape, tuple(LayerSpec(0, rope) for _ in range(layers)), vocabulary, 8192, tied=False
@@ -67,7 +67,7 @@ def decoder(shape: LayerShape, layers: int, vocabulary: int, kernels: Kernels, d
 
 
 class Steps:
-    """Sequences that decode one token a step, as an engine would have them."""
+    """Sequences that decode one token per step, as in an engine."""
 
     def __init__(self, made: Decoder, load: Load) -> None:
         self._decoder, self._load = made, load
@@ -78,34 +78,34 @@ class Steps:
         self.blocks = 1 + len(common) + rest.size
         self._position = load.length
         self._tokens = np.ones(load.rows, dtype=np.int64)
-        self._pending: PendingChoices | None = None
+        self._pending: PendingSample | None = None
         self._requests = requests(load.rows, 0.0, 1.0, 0.0, 0, -1, 0.0)
 
     def logits(self) -> torch.Tensor:
-        """Of the next step."""
-        rows, at = self._load.rows, self._position
-        slots = self.tables[:, at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK
+        """Return the logits of the next step."""
+        rows, index = self._load.rows, self._position
+        slots = self.tables[:, index // BLOCK].astype(np.int64) * BLOCK + index % BLOCK
         batch = AttentionBatch(
-            positions=torch.full((rows,), at),
+            positions=torch.full((rows,), index),
             slots=torch.from_numpy(slots),
             query_starts=torch.arange(rows + 1, dtype=torch.int32),
-            lengths=torch.full((rows,), at + 1, dtype=torch.int32),
+            lengths=torch.full((rows,), index + 1, dtype=torch.int32),
             block_tables=torch.from_numpy(self.tables),
         )
         self._position += 1
         return self._decoder.forward(torch.from_numpy(self._tokens), batch, torch.arange(rows))
 
     def __call__(self) -> None:
-        """Begins a step, with the tokens of the one before it, and then reads those: as the engine does on a GPU."""
+        """Start a step with the tokens of the previous one, then read those, as the engine does on a GPU."""
         before = self._pending
-        self._pending = self._decoder.kernels.choose(self.logits(), self._requests)
+        self._pending = self._decoder.kernels.sample(self.logits(), self._requests)
         self._tokens = -1 - np.arange(self._load.rows)
         if before is not None:
             before.result()
 
 
 def run(shape: LayerShape, layers: int, vocabulary: int) -> list[Row]:
-    """On the GPU."""
+    """Measure on the GPU."""
     kernels = TritonKernels(shape, torch.bfloat16, BLOCK, DEVICE, rows=256, sequences=256, width=512)
     made = decoder(shape, layers, vocabulary, kernels, torch.bfloat16)
     pools = [Steps(made, load) for load in LOADS]
@@ -114,18 +114,18 @@ def run(shape: LayerShape, layers: int, vocabulary: int) -> list[Row]:
     for load, steps in zip(LOADS, pools, strict=True):
         for _ in range(5):
             steps()
-        taken = []
+        durations = []
         for _ in range(60):
             began = time.perf_counter()
             steps()
-            taken.append(time.perf_counter() - began)
+            durations.append(time.perf_counter() - began)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         for _ in range(20):
             kernels.replay()
         end.record()
         end.synchronize()
-        busy, whole = begin.elapsed_time(end) / 20e3, median(taken)
+        busy, whole = begin.elapsed_time(end) / 20e3, median(durations)
         found.append(
             {
                 "rows": load.rows,
@@ -141,7 +141,7 @@ def run(shape: LayerShape, layers: int, vocabulary: int) -> list[Row]:
 
 
 def check() -> list[Row]:
-    """The same small model on Triton's kernels and on torch's."""
+    """Compare a small model on Triton's kernels with the same on torch's."""
     found = []
     for load in (Load(1, 20), Load(3, 40, 32)):
         logits = []
@@ -158,7 +158,7 @@ def check() -> list[Row]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     chosen = arguments(__doc__ or "", ("--shape", {"choices": SHAPES, "default": "8B"}))
     tell(run(SHAPES[chosen.shape], *LAYERS[chosen.shape]) if HAS_GPU else check(), as_json=chosen.json)
 

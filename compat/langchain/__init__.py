@@ -1,4 +1,4 @@
-"""LangChain's chat model for myna: ChatOpenAI, and sessions in which chains become graphs. Needs `myna[langchain]`."""
+"""LangChain chat model for myna: ChatOpenAI, with sessions in which chains become graphs. Needs `myna[langchain]`."""
 
 from compat.langchain.chat import ChatMyna, DeferredMessage
 from compat.langchain.variable import SemanticVariable, SemanticVariableError

@@ -1,4 +1,4 @@
-"""ChatMyna."""
+"""LangChain chat model that turns chains into graphs on the server."""
 
 import os
 from functools import partial
@@ -15,40 +15,40 @@ from pydantic import Field, PrivateAttr, model_validator
 from compat.langchain.variable import SemanticVariable, SemanticVariableError
 
 _BASE_URL = "http://127.0.0.1:8000/v1"
-_AT_ONCE = ("tools", "functions", "response_format", "logprobs", "top_logprobs")
-"""Whoever asks for one of these looks at the answer."""
+_IMMEDIATE = ("tools", "functions", "response_format", "logprobs", "top_logprobs")
+"""Parameters whose answers are read at once, so that calls with them are not deferred."""
 _WAIT_SECONDS = 300
 
 
 class DeferredMessage(AIMessage):
-    """An answer that is still being made: its content is a SemanticVariable."""
+    """An answer that is not complete yet: its content is a SemanticVariable."""
 
     @property
     def text(self) -> Any:
-        """The content. Not as a plain string, for which it would have to be waited for."""
+        """Return the content. It is not converted to a plain string, because that would wait for the text."""
         return self.content
 
 
 class ChatMyna(ChatOpenAI):
-    """A chat model served by myna. Without a `session` it is ChatOpenAI.
+    """A chat model served by myna. Without a `session` it behaves like ChatOpenAI.
 
-    With one, answers are Semantic Variables: `invoke`, `batch` and their async twins return at once, and an answer that
-    goes into the next prompt goes there as a reference. So chains, maps and parallel branches become one graph on the
-    server, which knows all of it while it runs the first call. The text is waited for where Python looks at it.
+    With a session, answers are Semantic Variables: `invoke`, `batch` and their async variants return at once, and an
+    answer that is part of the next prompt is sent as a reference. So chains, maps and parallel branches become one
+    graph, which the server knows completely while it runs the first call. Python waits when it reads the text.
 
-    Streams, and requests with tools, formats or log probabilities, answer with text; references in them are resolved
-    all the same.
+    Streams, and requests with tools, response formats or log probabilities, return text. References in their prompts
+    are resolved as well.
 
-    `base_url`, `api_key` and `model` have defaults: MYNA_BASE_URL or this machine's port 8000, MYNA_API_KEY, and the
-    first model that the server has.
+    Defaults: `base_url` is MYNA_BASE_URL or port 8000 of this machine, `api_key` is MYNA_API_KEY, and `model` is the
+    first model of the server.
     """
 
     model_name: str = Field(default="", alias="model")
-    """Left out: the first model that is served."""
+    """Model name; default: the first served model."""
     session: str | None = None
-    """An id of your choosing; the session is made at its first use. Left out: no session, and nothing is deferred."""
+    """Session id, chosen by the client. The first call creates the session. None: no session, and no deferred calls."""
     defer: bool = True
-    """False: calls of the session wait and answer with text."""
+    """Whether calls of the session are deferred. If false, they wait and return text."""
 
     _served: str | None = PrivateAttr(None)
 
@@ -70,7 +70,7 @@ class ChatMyna(ChatOpenAI):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """LangChain loads only what is in its own packages."""
+        """Return false: LangChain loads only classes of its own packages."""
         return False
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
@@ -79,41 +79,41 @@ class ChatMyna(ChatOpenAI):
         return params
 
     def end_session(self) -> None:
-        """Ends the session: what runs in it is cancelled, and texts that were not fetched are gone."""
+        """Delete the session. The server cancels its running calls, and texts that were not fetched are lost."""
         self.root_client.delete(self._session_path(), cast_to=object)
 
     async def aend_session(self) -> None:
-        """See `end_session`."""
+        """Delete the session; see `end_session`."""
         await self.root_async_client.delete(self._session_path(), cast_to=object)
 
     def variable(self, name: str) -> SemanticVariable:
-        """The session's variable of that name. Raises ValueError without a session."""
+        """Return the session's variable of that name. Raises ValueError without a session."""
         path = f"{self._session_path()}/variables/{quote(name, safe='')}"
         return SemanticVariable(f"<<{name}>>", partial(self._fetch, path), partial(self._afetch, path))
 
     def _session_path(self) -> str:
         if self.session is None:
-            raise ValueError("this ChatMyna has no session; give it one: ChatMyna(session=…)")
+            raise ValueError("this ChatMyna has no session; use ChatMyna(session=…)")
         return f"/sessions/{quote(self.session, safe='')}"
 
     def _fetch(self, path: str) -> str:
         while True:
             try:
-                return _value(self.root_client.get(path, cast_to=object, options=_waiting()))
+                return _value(self.root_client.get(path, cast_to=object, options=_wait_options()))
             except openai.APIStatusError as error:
-                _unless_it_goes_on(error)
+                _raise_unless_wait_timeout(error)
 
     async def _afetch(self, path: str) -> str:
         while True:
             try:
-                return _value(await self.root_async_client.get(path, cast_to=object, options=_waiting()))
+                return _value(await self.root_async_client.get(path, cast_to=object, options=_wait_options()))
             except openai.APIStatusError as error:
-                _unless_it_goes_on(error)
+                _raise_unless_wait_timeout(error)
 
     def _get_request_payload(
         self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        messages = [_as_sent(message) for message in self._convert_input(input_).to_messages()]
+        messages = [_with_reference(message) for message in self._convert_input(input_).to_messages()]
         payload = super()._get_request_payload(messages, stop=stop, **kwargs)
         payload["model"] = payload.get("model") or self._first_model()
         if self.session is not None:
@@ -125,8 +125,10 @@ class ChatMyna(ChatOpenAI):
         return payload
 
     def _defers(self, payload: dict[str, Any]) -> bool:
-        at_once = payload.get("stream") or (payload.get("n") or 1) > 1 or any(payload.get(one) for one in _AT_ONCE)
-        return self.defer and not at_once
+        needs_text = (
+            payload.get("stream") or (payload.get("n") or 1) > 1 or any(payload.get(name) for name in _IMMEDIATE)
+        )
+        return self.defer and not needs_text
 
     def _first_model(self) -> str:
         if self._served is None:
@@ -135,43 +137,43 @@ class ChatMyna(ChatOpenAI):
 
     def _create_chat_result(self, response: Any, generation_info: dict[str, Any] | None = None) -> ChatResult:
         result = super()._create_chat_result(response, generation_info)
-        told = getattr(response, "semantic", None)
-        if told and response.usage is not None and response.usage.total_tokens == 0:
+        semantic = getattr(response, "semantic", None)
+        if semantic and response.usage is not None and response.usage.total_tokens == 0:
             for generation in result.generations:
                 content = generation.message.content
-                if content == f"<<{told['output']}>>":
-                    generation.message = self._deferred(generation.message, told["output"])
+                if content == f"<<{semantic['output']}>>":
+                    generation.message = self._deferred(generation.message, semantic["output"])
                     generation.text = generation.message.text
         return result
 
     def _deferred(self, message: BaseMessage, name: str) -> DeferredMessage:
-        known = message.model_dump(exclude={"content", "type", "usage_metadata"})
-        deferred = DeferredMessage(content="", **known)
-        deferred.content = self.variable(name)  # not through the constructor, which would make a plain string of it
+        fields = message.model_dump(exclude={"content", "type", "usage_metadata"})
+        deferred = DeferredMessage(content="", **fields)
+        deferred.content = self.variable(name)  # the constructor would convert it to a plain string
         return deferred
 
 
-def _as_sent(message: BaseMessage) -> BaseMessage:
-    """The message with the reference for its content, if that is a variable."""
+def _with_reference(message: BaseMessage) -> BaseMessage:
+    """Return the message, with the reference as content if the content is a variable."""
     if isinstance(message.content, SemanticVariable):
         return message.model_copy(update={"content": message.content.reference})
     return message
 
 
-def _waiting() -> Any:
-    """The server may take its time; OpenAI's client would give up and ask again."""
+def _wait_options() -> Any:
+    """Return request options for a long wait: OpenAI's client would time out and retry."""
     return {"params": {"wait": "true", "timeout": str(_WAIT_SECONDS)}, "timeout": _WAIT_SECONDS + 30.0}
 
 
 def _value(variable: Any) -> str:
-    """Raises SemanticVariableError if it has none."""
+    """Return the value of a variable. Raises SemanticVariableError if it has none."""
     if variable["value"] is None:
         error = variable["error"] or {"message": f"it is {variable['state']}", "code": variable["state"]}
         raise SemanticVariableError(f"{variable['name']}: {error['message']}", error["code"])
     return str(variable["value"])
 
 
-def _unless_it_goes_on(error: openai.APIStatusError) -> None:
-    """Raises the error, unless it says that only the wait was too long."""
+def _raise_unless_wait_timeout(error: openai.APIStatusError) -> None:
+    """Raise the error, unless only the wait timed out."""
     if error.code != "wait_timeout":
         raise error

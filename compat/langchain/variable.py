@@ -1,11 +1,11 @@
-"""A Semantic Variable as a Python string: pasted into a prompt it is a reference; read, it is its text."""
+"""A Semantic Variable as a Python string: a reference when it is pasted into a prompt, its text when it is read."""
 
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Self
 
 
 class SemanticVariableError(RuntimeError):
-    """There is no text: the call that would make it failed, or was cancelled. `code`: why, as the server has it."""
+    """The variable has no text: its call failed or was cancelled. `code`: error code of the server."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -13,11 +13,12 @@ class SemanticVariableError(RuntimeError):
 
 
 class SemanticVariable(str):
-    """A text that the server is making, or has made.
+    """A text that the server generates, or has generated.
 
-    Whatever puts it into a larger text (`format`, an f-string, `+`, `join`, a prompt template) puts in its reference,
-    and fetches nothing: the server puts the text there. Whatever looks at the text (`str()`, `print`, `len`, `==`,
-    `in`, indexing, every method of strings) waits for it, once; `await variable` does so without blocking the loop.
+    Operations that insert it into a larger text (`format`, an f-string, `+`, `join`, a prompt template) insert its
+    reference and fetch nothing: the server replaces the reference by the text. Operations that read the text (`str()`,
+    `print`, `len`, `==`, `in`, indexing, all methods of strings) wait for it, once. `await variable` waits for it
+    without blocking the event loop.
     """
 
     _fetch: Callable[[], str]
@@ -25,32 +26,32 @@ class SemanticVariable(str):
     _value: str | None
 
     def __new__(cls, reference: str, fetch: Callable[[], str], afetch: Callable[[], Awaitable[str]]) -> Self:
-        """`fetch` and `afetch` wait for the text; they raise SemanticVariableError."""
-        made = super().__new__(cls, reference)
-        made._fetch, made._afetch, made._value = fetch, afetch, None
-        return made
+        """Create a variable. `fetch` and `afetch` wait for its text; they raise SemanticVariableError."""
+        variable = super().__new__(cls, reference)
+        variable._fetch, variable._afetch, variable._value = fetch, afetch, None
+        return variable
 
     @property
     def reference(self) -> str:
-        """What stands for it in prompts, `<<name>>`."""
+        """Reference to the variable in prompts, `<<name>>`."""
         return str.__str__(self)
 
     @property
     def name(self) -> str:
-        """Of the variable, in its session."""
+        """Name of the variable in its session."""
         return self.reference.removeprefix("<<").removesuffix(">>")
 
     @property
     def value(self) -> str:
-        """The text, waited for. Raises SemanticVariableError."""
+        """Text of the variable. Waits for it. Raises SemanticVariableError."""
         if self._value is None:
             self._value = self._fetch()
         return self._value
 
     def __await__(self) -> Generator[Any, None, str]:
-        return self._awaited().__await__()
+        return self._read_async().__await__()
 
-    async def _awaited(self) -> str:
+    async def _read_async(self) -> str:
         if self._value is None:
             self._value = await self._afetch()
         return self._value
@@ -71,7 +72,7 @@ class SemanticVariable(str):
         return self
 
     def __reduce__(self) -> Any:
-        return str, (self.value,)  # another process has its text
+        return str, (self.value,)  # another process receives the text
 
 
 def _reading(name: str) -> Callable[..., Any]:
@@ -84,7 +85,7 @@ def _reading(name: str) -> Callable[..., Any]:
     return read
 
 
-_LOOKS = ["len", "getitem", "iter", "contains", "eq", "ne", "lt", "le", "gt", "ge", "hash", "mul", "rmul", "mod"]
-for _name in (*(f"__{name}__" for name in _LOOKS), *(name for name in vars(str) if not name.startswith("_"))):
+_OPERATORS = ["len", "getitem", "iter", "contains", "eq", "ne", "lt", "le", "gt", "ge", "hash", "mul", "rmul", "mod"]
+for _name in (*(f"__{name}__" for name in _OPERATORS), *(name for name in vars(str) if not name.startswith("_"))):
     if _name != "maketrans":
         setattr(SemanticVariable, _name, _reading(_name))

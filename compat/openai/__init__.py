@@ -1,7 +1,7 @@
-"""OpenAI's wire shapes, with the `semantic` extension of API.md: requests, answers, chunks, errors.
+"""OpenAI's request and response types, with the `semantic` extension of API.md.
 
-Requests are pydantic models: they come from outside and need checking, with the field's path. Answers are
-msgspec structs: they are ours, and are encoded up to once a token.
+Requests are pydantic models, which check them and report the path of an invalid field. Answers are msgspec structs: the
+server creates them, and encodes up to one for each token.
 """
 
 from compat.openai.answers import (

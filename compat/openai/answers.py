@@ -1,4 +1,4 @@
-"""Answers, chunks and errors."""
+"""Responses, chunks and errors of OpenAI's endpoints."""
 
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
-    """An alternative at a token's place."""
+    """An alternative to a token of the answer."""
 
     token: str
     logprob: float
@@ -14,7 +14,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """A token of the answer and the likeliest alternatives."""
+    """A token of the answer, and the most likely alternatives."""
 
     token: str
     logprob: float
@@ -23,21 +23,21 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class ChoiceLogprobs(msgspec.Struct, frozen=True):
-    """Log probabilities of an answer's tokens."""
+    """Log probabilities of the tokens of an answer."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
-    """How many of the prompt's tokens were found in a cache."""
+    """Number of prompt tokens that were found in a cache."""
 
     cached_tokens: int
 
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True):
-    """How many tokens of the request's prediction came, and how many that were tried did not; how many are no part of
-    the answer."""
+    """Number of tokens of the request's prediction that are in the answer and that are not, and number of reasoning
+    tokens, which are not part of the answer."""
 
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
@@ -45,7 +45,7 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True):
 
 
 class CompletionUsage(msgspec.Struct, frozen=True):
-    """Tokens read and made. The last details are there where one of them is not 0."""
+    """Number of tokens of the prompt and of the answer. Details of the answer are omitted if all of them are 0."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -55,14 +55,14 @@ class CompletionUsage(msgspec.Struct, frozen=True):
 
 
 class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is called, with arguments as JSON; or a part of that, in a chunk."""
+    """A called function, with arguments as JSON; in a chunk, a part of it."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCallAnswer(msgspec.Struct, frozen=True):
-    """A call that the client is to make."""
+    """A call that the client has to run."""
 
     id: str
     function: FunctionCall
@@ -70,7 +70,7 @@ class ToolCallAnswer(msgspec.Struct, frozen=True):
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a chunk adds to a call."""
+    """A chunk's addition to a call."""
 
     index: int
     function: FunctionCall
@@ -79,8 +79,8 @@ class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ResponseMessage(msgspec.Struct, frozen=True):
-    """The assistant's answer. `reasoning_content`, `reasoning`: what the model told beside it, by the two names that
-    servers have for that."""
+    """The assistant's answer. `reasoning_content` and `reasoning`: the model's reasoning, under both names that servers
+    use."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
@@ -91,8 +91,8 @@ class ResponseMessage(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """One answer. `schema_violation`: where it violates a schema that was sent without `strict`; left out if it does
-    not, or was not checked."""
+    """One answer. `schema_violation`: where the answer violates a schema that was sent without `strict`; omitted if it
+    does not, or was not checked."""
 
     index: int
     message: ResponseMessage
@@ -102,7 +102,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class SemanticInfo(TypedDict):
-    """The `semantic` object of an answer. `others`: of the further calls, where a request asked for several."""
+    """The `semantic` object of an answer. `others`: objects of the other calls, if a request ran several."""
 
     session: str
     call: str
@@ -114,7 +114,7 @@ class SemanticInfo(TypedDict):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a chat completion without `stream`."""
+    """Response to a chat completion without `stream`."""
 
     id: str
     created: int
@@ -127,7 +127,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a chunk adds."""
+    """A chunk's addition to an answer."""
 
     role: Literal["assistant"] | None = None
     reasoning_content: str | None = None
@@ -137,7 +137,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
-    """One answer's part in a chunk. `schema_violation`: as in a whole answer, beside the finish reason."""
+    """One answer's part of a chunk. `schema_violation`: as in `Choice`, in the chunk with the finish reason."""
 
     index: int
     delta: ChoiceDelta
@@ -147,7 +147,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a streamed chat completion. `usage` is left out unless it was asked for."""
+    """One event of a streamed chat completion. `usage` is omitted unless the client requests it."""
 
     id: str
     created: int
@@ -160,7 +160,7 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Log probabilities of a completion's tokens, and where in the text each begins."""
+    """Log probabilities of a completion's tokens, and the offset of each token in the text."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -169,7 +169,7 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
-    """One answer of a completion, or its part in a chunk. `schema_violation`: as in a chat completion."""
+    """One answer of a completion, or its part of a chunk. `schema_violation`: as in a chat completion."""
 
     text: str
     finish_reason: str | None
@@ -179,7 +179,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
 
 
 class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a completion, or one event of it. `usage` is left out of events unless it was asked for."""
+    """Response to a completion, or one event of it. `usage` is omitted from events unless the client requests it."""
 
     id: str
     created: int
@@ -192,7 +192,7 @@ class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is served. `max_model_len`: its window in tokens, if it is known."""
+    """A served model. `max_model_len`: its context window in tokens, if known."""
 
     id: str
     created: int
@@ -209,7 +209,7 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class Error(msgspec.Struct, frozen=True):
-    """What went wrong."""
+    """Description of an error."""
 
     message: str
     type: str
@@ -218,6 +218,6 @@ class Error(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """Every answer other than success."""
+    """Body of every response other than success."""
 
     error: Error

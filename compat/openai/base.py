@@ -1,4 +1,4 @@
-"""What all requests are: strict, and without fields that nobody knows."""
+"""Base classes of requests. They are strict: unknown fields are refused."""
 
 from functools import cache
 from typing import Annotated, Any
@@ -17,14 +17,14 @@ Metadata = Annotated[
 """Pairs of texts that a client attaches to an object, within OpenAI's limits."""
 
 MAX_STOPS = 16
-"""Stop strings; OpenAI allows four."""
+"""Maximum number of stop strings; OpenAI allows four."""
 
 MAX_STOP_LENGTH = 1_000
 """Maximum length of a stop string, in characters."""
 
 
 def fault(field: str, message: str) -> PydanticCustomError:
-    """Return an error for a validator of a whole model to raise. `field`: path of the field at fault, in the model."""
+    """Return an error for a validator of a whole model to raise. `field`: path of the invalid field in the model."""
     return PydanticCustomError(FAULT, "{message}", {"message": message, "field": field})
 
 
@@ -63,8 +63,8 @@ def _fields_with_null(model: type[BoundedModel]) -> frozenset[str]:
     )
 
 
-class Chosen(Request):
-    """How a text is chosen and when it ends; None falls back."""
+class SamplingFields(Request):
+    """Sampling parameters of a text, and its stop strings. None: use the default."""
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
@@ -74,7 +74,7 @@ class Chosen(Request):
 
     @field_validator("stop")
     @classmethod
-    def _stops_say_something(cls, stop: str | list[str] | None) -> str | list[str] | None:
+    def _check_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
         stops = [stop] if isinstance(stop, str) else stop or []
         if len(stops) > MAX_STOPS:
             raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
@@ -85,7 +85,7 @@ class Chosen(Request):
         return stop
 
 
-class Sampled(Chosen):
-    """The same, and how long it may get."""
+class LimitedSamplingFields(SamplingFields):
+    """Sampling parameters of a text, with its maximum length."""
 
     max_tokens: TokenCount | None = None

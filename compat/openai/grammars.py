@@ -1,7 +1,7 @@
 """Check with llguidance whether a schema, regex or grammar can be enforced, within limits of size and time.
 
-Clients send these texts, and llguidance limits only most of its own work. So `schemas` and `lark` refuse beforehand
-what its limits do not bound.
+Clients send these texts, and llguidance limits only most of its own work. So the modules `schemas` and `lark` first
+refuse what its limits do not bound.
 """
 
 from functools import cache
@@ -15,7 +15,7 @@ MAX_PATTERN_BYTES = 65_536
 MAX_CHOICES = 10_000
 """Maximum number of texts in a `choice`. All of them become one automaton."""
 MAX_CHOICE_BYTES = 262_144
-"""Maximum size of these texts together, in characters."""
+"""Maximum total size of these texts, in characters."""
 _FIRST_LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=20_000,
@@ -25,7 +25,7 @@ _FIRST_LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 """Limits with less fuel than the engine's: the engine compiles for a larger vocabulary."""
-_LONGEST_MESSAGE = 200
+_MAX_MESSAGE = 200
 
 
 def problem_of_schema(schema: str) -> str:
@@ -33,7 +33,7 @@ def problem_of_schema(schema: str) -> str:
     try:
         grammar = LLMatcher.grammar_from_json_schema(schema)
     except ValueError as error:
-        return in_words(str(error))
+        return client_message(str(error))
     return _problem(grammar)
 
 
@@ -49,21 +49,21 @@ def problem_of_lark(grammar: str) -> str:
 
 def _problem(grammar: str) -> str:
     """Compile the grammar, compute which bytes may come first, and return why that fails; "" if it does not."""
-    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=_FIRST_LIMITS)
+    matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=_FIRST_LIMITS)
     if matcher.is_error():
         error = matcher.get_error()
         if "special token" in error:  # only the engine knows which special tokens the model has
             error = LLMatcher.validate_grammar(grammar, limits=_FIRST_LIMITS)
-        return in_words(error) if error else ""
+        return client_message(error) if error else ""
     if not any(matcher.compute_bitmask()):
-        return in_words(matcher.get_error()) if matcher.is_error() else _NOTHING
-    return in_words(matcher.get_error()) if matcher.is_error() else ""
+        return client_message(matcher.get_error()) if matcher.is_error() else _UNSATISFIABLE
+    return client_message(matcher.get_error()) if matcher.is_error() else ""
 
 
-_NOTHING = "unsatisfiable: no text fits it"
+_UNSATISFIABLE = "unsatisfiable: no text matches it"
 
 
-def in_words(error: str) -> str:
+def client_message(error: str) -> str:
     """Return the first line of an error of llguidance, as a message for a client."""
     first, *others = error.strip().split("\n")
     line = first.strip()
@@ -71,14 +71,14 @@ def in_words(error: str) -> str:
     if line.endswith(":") and reasons:
         line = f"{line} {reasons[-1].removeprefix('error: ')}"
     if "NoExtension" in line:
-        return _NOTHING
+        return _UNSATISFIABLE
     if not line or line.startswith("panic") or "backtrace" in line:
         return "it is too large or too complex"
     line = "".join(character if character.isprintable() else " " for character in line)
-    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}…"
+    return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}…"
 
 
-class _Bytes:
+class _ByteVocabulary:
     """Vocabulary of the single bytes and an end token: compiling needs a vocabulary, and a small one costs little."""
 
     eos_token_id = 256
@@ -91,5 +91,5 @@ class _Bytes:
 
 
 @cache
-def _bytes() -> LLTokenizer:
-    return LLTokenizer(TokenizerWrapper(_Bytes()))
+def _byte_tokenizer() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_ByteVocabulary()))

@@ -34,39 +34,39 @@ class _Rule:
 
     alternatives: list[list["str | _Rule"]] = field(default_factory=list)
 
-    def mentioned(self) -> set[str]:
+    def symbols(self) -> set[str]:
         """Return all names in the rule and in its groups."""
         found: set[str] = set()
         for alternative in self.alternatives:
             for symbol in alternative:
-                found |= symbol.mentioned() if isinstance(symbol, _Rule) else {symbol}
+                found |= symbol.symbols() if isinstance(symbol, _Rule) else {symbol}
         return found
 
 
-def checked(grammar: str, schema: Callable[[Any], dict[str, Any]]) -> str:
+def check_grammar(grammar: str, schema: Callable[[Any], dict[str, Any]]) -> str:
     """Return the grammar, with each of its JSON schemas replaced by what `schema` returns for it.
 
     Raises BadGrammar for intersections and complements, because the size of their automata has no useful bound; for
-    too many definitions; and for a rule that no finite text fits.
+    too many definitions; and for a rule that no finite text matches.
     """
     tokens: list[tuple[str, str]] = []
-    made, position = "", 0
+    rewritten, position = "", 0
     while position < len(grammar):
         found = _TOKEN.match(grammar, position)
         if found is None:
             raise BadGrammar(f"unexpected {grammar[position : position + 20]!r}")
         position = found.end()
         kind, text = found.lastgroup or "", found[0]
-        made += text
+        rewritten += text
         if kind == "directive" and text == "%json":
             value, position = _json(grammar, position)
-            made += f" {json.dumps(schema(value))}"
+            rewritten += f" {json.dumps(schema(value))}"
             tokens.append(("json", ""))
         elif kind == "directive" and text == "%llguidance":
             value, position = _json(grammar, position)
             if value:
                 raise BadGrammar("%llguidance with options is not supported")
-            made += " {}"
+            rewritten += " {}"
         elif kind == "directive" and text not in ("%ignore", "%import", "%lark", "%declare"):
             raise BadGrammar(f"{text} is not supported")
         elif kind == "mark" and text in "&~":
@@ -77,7 +77,7 @@ def checked(grammar: str, schema: Callable[[Any], dict[str, Any]]) -> str:
         elif "\n" in text:
             tokens.append(("line", ""))
     _check_rules(tokens)
-    return made
+    return rewritten
 
 
 def _json(grammar: str, position: int) -> tuple[Any, int]:
@@ -98,27 +98,27 @@ def _check_rules(tokens: list[tuple[str, str]]) -> None:
         rules = {name: _Body(body).rule() for name, body in bodies}
     except _Unknown:
         return  # llguidance may support this syntax, although the parser here does not
-    readers: dict[str, list[str]] = {}
+    users: dict[str, list[str]] = {}
     for name, rule in rules.items():
-        for read in rule.mentioned():
-            readers.setdefault(read, []).append(name)
-    ending: set[str] = set()
-    waiting = list(rules)
-    while waiting:
-        name = waiting.pop()
-        if name not in ending and _ends(rules[name], rules, ending):
-            ending.add(name)
-            waiting += readers.get(name, ())
-    endless = next((name for name in rules if name not in ending), None)
+        for symbol in rule.symbols():
+            users.setdefault(symbol, []).append(name)
+    finite: set[str] = set()
+    queue = list(rules)
+    while queue:
+        name = queue.pop()
+        if name not in finite and _is_finite(rules[name], rules, finite):
+            finite.add(name)
+            queue += users.get(name, ())
+    endless = next((name for name in rules if name not in finite), None)
     if endless is not None:
-        raise BadGrammar(f"unsatisfiable: no finite text fits the rule {endless!r}")
+        raise BadGrammar(f"unsatisfiable: no finite text matches the rule {endless!r}")
 
 
-def _ends(rule: _Rule, rules: dict[str, _Rule], ending: set[str]) -> bool:
-    """Return whether a finite text fits the rule, given the rules in `ending`, for which that is known."""
+def _is_finite(rule: _Rule, rules: dict[str, _Rule], finite: set[str]) -> bool:
+    """Return whether a finite text matches the rule. `finite`: rules for which that is known."""
     return any(
         all(
-            _ends(symbol, rules, ending) if isinstance(symbol, _Rule) else symbol in ending or symbol not in rules
+            _is_finite(symbol, rules, finite) if isinstance(symbol, _Rule) else symbol in finite or symbol not in rules
             for symbol in alternative
         )
         for alternative in rule.alternatives
@@ -127,29 +127,29 @@ def _ends(rule: _Rule, rules: dict[str, _Rule], ending: set[str]) -> bool:
 
 def _bodies(tokens: list[tuple[str, str]]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the definitions as pairs of a name and the tokens after the colon."""
-    found: list[tuple[str, list[tuple[str, str]]]] = []
-    at, fresh = 0, True
-    while at < len(tokens):
-        kind, text = tokens[at]
-        colon = _colon(tokens, at) if fresh and kind == "name" else None
-        fresh = kind == "line"
+    definitions: list[tuple[str, list[tuple[str, str]]]] = []
+    index, at_line_start = 0, True
+    while index < len(tokens):
+        kind, text = tokens[index]
+        colon = _colon(tokens, index) if at_line_start and kind == "name" else None
+        at_line_start = kind == "line"
         if colon is not None:
-            found.append((text.lstrip("?!").split(".")[0], []))
-            at = colon
+            definitions.append((text.lstrip("?!").split(".")[0], []))
+            index = colon
         elif kind == "directive" and text != "%lark":
-            while at < len(tokens) and tokens[at][0] != "line":
-                at += 1
+            while index < len(tokens) and tokens[index][0] != "line":
+                index += 1
             continue
-        elif kind != "line" and found:
-            found[-1][1].append((kind, text))
-        at += 1
-    return found
+        elif kind != "line" and definitions:
+            definitions[-1][1].append((kind, text))
+        index += 1
+    return definitions
 
 
-def _colon(tokens: list[tuple[str, str]], at: int) -> int | None:
-    """Return the index of the colon of a definition whose name is at `at`, or None. Attributes may come between."""
+def _colon(tokens: list[tuple[str, str]], name_index: int) -> int | None:
+    """Return the index of the colon after a definition's name, or None. Attributes may be in between."""
     depth = 0
-    for index in range(at + 1, len(tokens)):
+    for index in range(name_index + 1, len(tokens)):
         kind, text = tokens[index]
         if text in ("[", "{"):
             depth += 1
@@ -163,7 +163,7 @@ def _colon(tokens: list[tuple[str, str]], at: int) -> int | None:
 
 
 class _Unknown(Exception):
-    """The parser here does not know the syntax of the rule."""
+    """This parser does not support the syntax of the rule."""
 
 
 class _Body:
@@ -171,57 +171,57 @@ class _Body:
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
         self._tokens = tokens
-        self._at = 0
+        self._position = 0
 
     def rule(self) -> _Rule:
         """Return the parsed rule. Raises _Unknown."""
         rule = self._alternatives(0)
-        if self._at < len(self._tokens):
+        if self._position < len(self._tokens):
             raise _Unknown
         return rule
 
     def _next(self) -> str:
-        return self._tokens[self._at][1] if self._at < len(self._tokens) else ""
+        return self._tokens[self._position][1] if self._position < len(self._tokens) else ""
 
     def _alternatives(self, depth: int) -> _Rule:
         if depth > 100:
             raise _Unknown
         rule = _Rule([[]])
-        while self._at < len(self._tokens):
-            kind, text = self._tokens[self._at]
+        while self._position < len(self._tokens):
+            kind, text = self._tokens[self._position]
             if kind == "mark" and text in ")]":
                 break
-            self._at += 1
+            self._position += 1
             if kind == "mark" and text == "|":
                 rule.alternatives.append([])
             elif kind == "mark" and text in "([":
                 group = self._alternatives(depth + 1)
                 if self._next() != ("]" if text == "[" else ")"):
                     raise _Unknown
-                self._at += 1
+                self._position += 1
                 self._add(rule, group, optional=text == "[")
             elif kind == "name":
                 self._add(rule, text)
             elif kind in ("string", "regex", "special", "json"):
                 if kind == "string" and self._next() == "..":
-                    self._at += 2
+                    self._position += 2
                 self._add(rule, None)
             elif text == "->":
-                self._at += 1  # a name for the alternative
+                self._position += 1  # a name for the alternative
             else:
                 raise _Unknown
         return rule
 
     def _add(self, rule: _Rule, symbol: "str | _Rule | None", *, optional: bool = False) -> None:
         """Consume the quantifier of a symbol. Add the symbol to the last alternative, unless it is optional."""
-        if self._at < len(self._tokens) and self._tokens[self._at] == ("mark", "{"):
-            least = self._tokens[self._at + 1][1] if self._at + 1 < len(self._tokens) else ""
+        if self._position < len(self._tokens) and self._tokens[self._position] == ("mark", "{"):
+            minimum = self._tokens[self._position + 1][1] if self._position + 1 < len(self._tokens) else ""
             while self._next() not in ("}", ""):
-                self._at += 1
-            self._at += 1
-            optional = optional or not least.isdecimal() or int(least) == 0
+                self._position += 1
+            self._position += 1
+            optional = optional or not minimum.isdecimal() or int(minimum) == 0
         elif self._next() in ("?", "*", "+"):
             optional = optional or self._next() != "+"
-            self._at += 1
+            self._position += 1
         if not optional and symbol is not None:
             rule.alternatives[-1].append(symbol)

@@ -1,4 +1,4 @@
-"""Messages of a conversation, and the tools that may be called in it."""
+"""Messages of a conversation, and the tools that the model may call."""
 
 import json
 from typing import Annotated, Any, Literal, Self
@@ -15,7 +15,7 @@ from pydantic import (
 
 from compat.bounds import BoundedModel
 from compat.openai.base import Request, fault
-from compat.openai.response_formats import held_to
+from compat.openai.response_formats import enforced_schema
 from compat.openai.schemas import Enforcement
 
 
@@ -39,9 +39,9 @@ class RefusalPart(Request):
 
 
 class MediaPart(BoundedModel):
-    """A part that is no text: what is in it stays what it is, for whoever reads it.
+    """A part that is not text. Its content is forwarded unchanged to an upstream server.
 
-    Its type names the field that holds it.
+    The field that holds the content has the name of the part's type.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -49,21 +49,21 @@ class MediaPart(BoundedModel):
     type: Literal["image_url", "input_audio", "file", "video_url", "audio_url"]
 
     @model_validator(mode="after")
-    def _holds_something(self) -> Self:
+    def _has_content(self) -> Self:
         if not (self.model_extra or {}).get(self.type):
             raise fault(self.type, f"a part of type {self.type} needs the field {self.type}")
         return self
 
     @property
-    def wired(self) -> dict[str, Any]:
-        """As it came."""
+    def as_sent(self) -> dict[str, Any]:
+        """The part as the client sent it."""
         return {"type": self.type, **(self.model_extra or {})}
 
     @property
     def length(self) -> int:
-        """Characters, about."""
-        held = (self.model_extra or {})[self.type]
-        texts = held.values() if isinstance(held, dict) else [held]
+        """Approximate length of the content, in characters."""
+        content = (self.model_extra or {})[self.type]
+        texts = content.values() if isinstance(content, dict) else [content]
         return sum(len(text) for text in texts if isinstance(text, str))
 
 
@@ -91,7 +91,7 @@ class CalledFunction(Request):
 
 
 class ToolCall(Request):
-    """A call in an assistant's message. `index`: its position, which the deltas of a stream have."""
+    """A call in an assistant's message. `index`: its position, which is set in deltas of a stream."""
 
     id: str
     type: Literal["function"] = "function"
@@ -107,7 +107,7 @@ class Message(Request):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    # what the model told beside its answer, as servers have it; a template may write it
+    # the model's reasoning, under both names that servers use; chat templates may write it
     reasoning_content: str | None = None
     reasoning: str | None = None
     # fields that clients copy from answers; only `refusal` is used
@@ -118,9 +118,9 @@ class Message(Request):
     parsed: JsonValue = None
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _is_complete(self) -> Self:
         if self.role != "assistant":
-            self._says_nothing_of_an_assistant()
+            self._check_assistant_fields()
         elif self.media:
             raise fault("content", "the content of an assistant's message must be text")
         if self.content is None and not self.tool_calls and not self.refusal:
@@ -130,7 +130,7 @@ class Message(Request):
             raise fault("tool_call_id", message)
         return self
 
-    def _says_nothing_of_an_assistant(self) -> None:
+    def _check_assistant_fields(self) -> None:
         """Raise an error if a message of another role has fields that only an assistant's message may have."""
         if self.tool_calls:
             raise fault("tool_calls", "only an assistant's message may have tool_calls")
@@ -144,24 +144,24 @@ class Message(Request):
 
     @property
     def reasoned(self) -> str:
-        """What the model told beside its answer, by whichever name."""
+        """The model's reasoning, under either name."""
         return self.reasoning_content or self.reasoning or ""
 
     @property
     def media(self) -> list[MediaPart]:
-        """The parts of the content that are no text."""
+        """The parts of the content that are not text."""
         return [part for part in self.content if isinstance(part, MediaPart)] if isinstance(self.content, list) else []
 
     @property
     def parts(self) -> str | list[str | dict[str, Any]]:
-        """The content, or its parts: texts, and what is no text as it came."""
+        """The content as one text or as a list of parts: texts, and other parts as the client sent them."""
         if isinstance(self.content, list):
-            return [part.wired if isinstance(part, MediaPart) else part.text for part in self.content]
+            return [part.as_sent if isinstance(part, MediaPart) else part.text for part in self.content]
         return self.content or self.refusal or ""
 
     @property
     def length(self) -> int:
-        """Characters of the content."""
+        """Length of the content, in characters."""
         if isinstance(self.content, list):
             return sum([part.length if isinstance(part, MediaPart) else len(part.text) for part in self.content])
         return len(self.content or self.refusal or "")
@@ -194,31 +194,31 @@ class FunctionDefinition(Request):
     @classmethod
     def _can_be_enforced(cls, parameters: Any, info: ValidationInfo) -> Any:
         if info.data.get("strict") and parameters is not None:
-            held_to(parameters)
+            enforced_schema(parameters)
         return parameters
 
     @property
     def enforced(self) -> dict[str, Any]:
-        """The schema that arguments of a forced or strict call are valid for. Raises ValueError only if `strict`."""
+        """Schema that constrains arguments of a forced or strict call. Raises ValueError only if `strict`."""
         schema = {"type": "object", "properties": {}} if self.parameters is None else self.parameters
-        return held_to(schema, Enforcement.STRICT if self.strict else Enforcement.LENIENT)
+        return enforced_schema(schema, Enforcement.STRICT if self.strict else Enforcement.LENIENT)
 
 
 class ToolDefinition(Request):
-    """A tool: a function."""
+    """A tool, which is always a function."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
 class NamedFunction(Request):
-    """A function by its name."""
+    """A reference to a function by its name."""
 
     name: str
 
 
 class NamedTool(Request):
-    """The tool that has to be called."""
+    """The tool that the model has to call."""
 
     type: Literal["function"]
     function: NamedFunction

@@ -1,4 +1,4 @@
-"""What the Semantic Variable extension's endpoints answer with; see API.md. States are named there."""
+"""Response types of the Semantic Variable extension's endpoints; see API.md, which also lists the states."""
 
 from typing import Literal, NotRequired, TypedDict
 
@@ -6,7 +6,7 @@ from compat.openai.answers import CompletionUsage
 
 
 class FailureObject(TypedDict):
-    """Why there is no value. `call`: the first call that failed."""
+    """The reason why a variable has no value. `call`: the first call that failed."""
 
     code: str
     message: str
@@ -25,14 +25,14 @@ class VariableObject(TypedDict):
 
 
 class VariableList(TypedDict):
-    """All of a session."""
+    """All variables of a session."""
 
     object: Literal["list"]
     data: list[VariableObject]
 
 
 class SessionUsage(TypedDict):
-    """Tokens and calls of a session, summed."""
+    """Total number of tokens and calls of a session."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -57,14 +57,14 @@ class SessionObject(TypedDict):
 
 
 class SessionList(TypedDict):
-    """All of a key."""
+    """All sessions of an API key."""
 
     object: Literal["list"]
     data: list[SessionObject]
 
 
 class CallObject(TypedDict):
-    """A call of a graph. Times are seconds of the Unix clock; `spent_ms` says on what they were spent."""
+    """A call of a graph. Times are seconds of the Unix clock. `spent_ms`: how the time was spent, by phase."""
 
     id: str
     model: str
@@ -94,11 +94,11 @@ class CallObject(TypedDict):
 
 
 Edge = TypedDict("Edge", {"from": str, "to": str})
-"""From a variable to a call that reads it, or from a call to a variable that it makes."""
+"""Edge of a graph: from a variable to a call that reads it, or from a call to a variable that it produces."""
 
 
 class GraphObject(TypedDict):
-    """A session's graph as it stands."""
+    """The current graph of a session."""
 
     calls: list[CallObject]
     variables: list[VariableObject]
@@ -106,7 +106,7 @@ class GraphObject(TypedDict):
 
 
 class GraphAnswer(TypedDict):
-    """What a graph that was run at once has made. `errors`: of the outputs that there will not be."""
+    """Response to a graph that was run in one request. `errors`: errors of outputs without a value."""
 
     session: str
     outputs: dict[str, str | None]
@@ -115,7 +115,7 @@ class GraphAnswer(TypedDict):
 
 
 class Tokens(TypedDict):
-    """The tokens of a prompt; `max_model_len`: the model's window, if it is known."""
+    """The tokens of a prompt. `max_model_len`: the model's context window, if known."""
 
     count: int
     max_model_len: int | None
@@ -124,12 +124,12 @@ class Tokens(TypedDict):
 
 
 class Detokenized(TypedDict):
-    """The text of tokens."""
+    """The text of a list of tokens."""
 
     prompt: str
 
 
 class Health(TypedDict):
-    """Whether there is somebody."""
+    """State of the server."""
 
     status: Literal["ok", "ready", "starting", "stopping"]

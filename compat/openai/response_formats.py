@@ -1,4 +1,4 @@
-"""What an answer is held to: OpenAI's formats, and vLLM's."""
+"""Constraints of an answer's form: OpenAI's formats, and vLLM's."""
 
 import json
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ from compat.openai.grammars import (
     problem_of_lark,
     problem_of_regex,
 )
-from compat.openai.lark import BadGrammar, checked
+from compat.openai.lark import BadGrammar, check_grammar
 from compat.openai.schemas import Enforcement, enforceable
 from compat.short_cache import cache_short
 
-_LONGEST_CACHED = 16_384
-"""Characters of schemas, patterns and grammars that are remembered with what was made of them."""
+_MAX_CACHED = 16_384
+"""Maximum length of schemas, patterns and grammars that are cached with their results, in characters."""
 
 
-def held_to(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[str, Any]:
+def enforced_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[str, Any]:
     """Return the schema that is enforced for a JSON schema. Requests share it: do not change it. Raises ValueError."""
     try:
         text = json.dumps(schema)
-        return _held_to(text, enforcement) if len(text) <= MAX_FORM_BYTES else enforceable(schema, enforcement)
+        return _enforced_schema(text, enforcement) if len(text) <= MAX_FORM_BYTES else enforceable(schema, enforcement)
     except RecursionError:
         raise ValueError("this schema cannot be enforced: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"this schema cannot be enforced: {error}") from None
 
 
-@cache_short(256, _LONGEST_CACHED)
-def _held_to(schema: str, enforcement: Enforcement) -> dict[str, Any]:
+@cache_short(256, _MAX_CACHED)
+def _enforced_schema(schema: str, enforcement: Enforcement) -> dict[str, Any]:
     """Return the enforced schema, cached: clients send the same tools with every turn of a conversation."""
     return enforceable(json.loads(schema), enforcement)
 
@@ -52,15 +52,15 @@ def valid_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> 
             raise ValueError(f"this schema is not JSON: {error}") from None
         except RecursionError:
             raise ValueError("this schema is nested too deeply") from None
-    return json.dumps(held_to(schema, enforcement))
+    return json.dumps(enforced_schema(schema, enforcement))
 
 
 def valid_regex(pattern: str) -> str:
     """Return the pattern. Raises ValueError if it cannot be enforced."""
-    return _valid_regex(_short(pattern, "regex"))
+    return _valid_regex(_check_length(pattern, "regex"))
 
 
-@cache_short(256, _LONGEST_CACHED)
+@cache_short(256, _MAX_CACHED)
 def _valid_regex(pattern: str) -> str:
     if problem := problem_of_regex(pattern):
         raise ValueError(f"this regex cannot be enforced: {problem}")
@@ -69,13 +69,13 @@ def _valid_regex(pattern: str) -> str:
 
 def valid_grammar(grammar: str) -> str:
     """Return the Lark grammar that is enforced for a client's. Raises ValueError if it cannot be enforced."""
-    return _valid_grammar(_short(grammar, "grammar"))
+    return _valid_grammar(_check_length(grammar, "grammar"))
 
 
-@cache_short(256, _LONGEST_CACHED)
+@cache_short(256, _MAX_CACHED)
 def _valid_grammar(grammar: str) -> str:
     try:
-        grammar = checked(grammar, held_to)
+        grammar = check_grammar(grammar, enforced_schema)
     except BadGrammar as error:
         raise ValueError(f"this grammar cannot be enforced: {error}") from None
     if problem := problem_of_lark(grammar):
@@ -83,27 +83,27 @@ def _valid_grammar(grammar: str) -> str:
     return grammar
 
 
-def _short(text: str, what: str) -> str:
+def _check_length(text: str, what: str) -> str:
     """Return the text. Raises ValueError if it is too long to be compiled."""
     if len(text) > MAX_PATTERN_BYTES or len(text.encode(errors="surrogatepass")) > MAX_PATTERN_BYTES:
         raise ValueError(f"a {what} has at most {MAX_PATTERN_BYTES} bytes")
     return text
 
 
-def one_of(choices: list[str]) -> str:
-    """Return a grammar that only these texts fit. Raises ValueError."""
+def choice_grammar(choices: list[str]) -> str:
+    """Return a grammar that only these texts match. Raises ValueError."""
     if not all(choices):
         raise ValueError("a choice must not be empty")
     if len(choices) > MAX_CHOICES:
         raise ValueError(f"at most {MAX_CHOICES} choices are supported")
     if sum([len(choice) for choice in choices]) > MAX_CHOICE_BYTES:
         raise ValueError(f"choices have at most {MAX_CHOICE_BYTES} characters together")
-    # one terminal: as alternatives of a rule, each text would be an item in every row of the parser
+    # one terminal: as alternatives of a rule, each text would be an item in each row of the parser
     grammar = "start: CHOICE\nCHOICE: " + " | ".join([json.dumps(choice, ensure_ascii=False) for choice in choices])
     return _compiled_choices(grammar)
 
 
-@cache_short(64, _LONGEST_CACHED)
+@cache_short(64, _MAX_CACHED)
 def _compiled_choices(grammar: str) -> str:
     if problem := problem_of_lark(grammar):
         raise ValueError(f"these choices cannot be enforced: {problem}")
@@ -112,7 +112,7 @@ def _compiled_choices(grammar: str) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """What an answer is held to: at most one of a JSON schema, a regular expression, a grammar in Lark."""
+    """Constraint of an answer's form: at most one of a JSON schema, a regular expression, a grammar in Lark."""
 
     json_schema: str | None = None
     regex: str | None = None
@@ -122,7 +122,7 @@ class Form:
 
     @property
     def json_schema_elsewhere(self) -> str | None:
-        """JSON schema for another server, which may enforce keywords that are dropped here."""
+        """JSON schema for an upstream server, which may enforce keywords that this server drops."""
         if self.given is None:
             return self.json_schema
         try:
@@ -142,17 +142,17 @@ class JsonSchema(Request):
     @field_validator("schema_")
     @classmethod
     def _can_be_enforced(cls, schema: Any, info: ValidationInfo) -> Any:
-        held_to(schema, Enforcement.STRICT if info.data.get("strict") else Enforcement.BEST_EFFORT)
+        enforced_schema(schema, Enforcement.STRICT if info.data.get("strict") else Enforcement.BEST_EFFORT)
         return schema
 
     @property
     def enforced(self) -> dict[str, Any]:
         """The schema that is enforced. Raises ValueError."""
-        return held_to(self.schema_, Enforcement.STRICT if self.strict else Enforcement.BEST_EFFORT)
+        return enforced_schema(self.schema_, Enforcement.STRICT if self.strict else Enforcement.BEST_EFFORT)
 
 
 class ResponseFormat(Request):
-    """What the answer looks like: any text, any JSON object, or JSON that is valid for a schema."""
+    """Form of the answer: any text, any JSON object, or JSON that is valid for a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -160,25 +160,25 @@ class ResponseFormat(Request):
     @model_validator(mode="after")
     def _has_its_schema(self) -> Self:
         if (self.json_schema is None) == (self.type == "json_schema"):
-            raise ValueError("json_schema goes with the type json_schema")
+            raise ValueError("json_schema is required with the type json_schema, and not allowed with others")
         return self
 
     @property
     def schema_text(self) -> str | None:
-        """What the answer is valid for, as JSON; None for any text."""
+        """Schema of the answer, as JSON; None for any text."""
         if self.type == "text":
             return None
         return json.dumps({"type": "object"} if self.json_schema is None else self.json_schema.enforced)
 
     @property
     def form(self) -> Form:
-        """The format as a `Form` for an engine."""
+        """The constraint for an engine."""
         given = None if self.json_schema is None else self.json_schema.schema_
         return Form(json_schema=self.schema_text, given=given)
 
 
 class StructuredOutputs(Request):
-    """vLLM's ways to say what the answer looks like; one of them."""
+    """vLLM's constraints of the answer's form. Exactly one of them is required."""
 
     json_: dict[str, JsonValue] | str | bool | None = Field(None, alias="json")
     regex: str | None = None
@@ -187,22 +187,22 @@ class StructuredOutputs(Request):
     json_object: bool | None = None
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> Self:
-        said = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
-        if sum(one is not None for one in said) != 1:
-            raise ValueError("one of json, regex, choice, grammar and json_object is needed, and not more")
-        _ = self.form  # refused here is what would be refused later
+    def _has_one_form(self) -> Self:
+        forms = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
+        if sum(form is not None for form in forms) != 1:
+            raise ValueError("exactly one of json, regex, choice, grammar and json_object is required")
+        _ = self.form  # an invalid form must be refused here, not later
         return self
 
     @property
     def form(self) -> Form:
-        """The same for an engine. Raises ValueError."""
+        """The constraint for an engine. Raises ValueError."""
         if self.json_ is not None:
             return Form(json_schema=valid_schema(self.json_))
         if self.regex is not None:
             return Form(regex=valid_regex(self.regex))
         if self.choice is not None:
-            return Form(grammar=one_of(self.choice))
+            return Form(grammar=choice_grammar(self.choice))
         if self.grammar is not None:
             return Form(grammar=valid_grammar(self.grammar))
         return Form(json_schema='{"type": "object"}')

@@ -35,17 +35,17 @@ _EXACT = 2**53
 """Largest absolute value up to which all integers are exact as floats."""
 _LARGEST = 10**18
 """Absolute value from which integers are too long for llguidance's ranges; -2**63 overflows its stack."""
-_MOST_CHARACTERS = 10_000_000
+_MAX_CHARACTERS = 10_000_000
 """Length that no answer reaches, since it fits no model's window: a larger `maxLength` or `maxItems` has no effect."""
 
 
 class Enforcement(Enum):
-    """What happens to a keyword that cannot be enforced."""
+    """Treatment of a keyword that cannot be enforced."""
 
     STRICT = "strict"
     """The schema is refused."""
     BEST_EFFORT = "best effort"
-    """The keyword is dropped. Integers that cannot be kept exactly, and schemas without a valid value, are refused."""
+    """The keyword is dropped. Integers that no float represents, and schemas without a valid value, are refused."""
     LENIENT = "lenient"
     """The keyword is dropped. No schema is refused."""
 
@@ -72,16 +72,16 @@ def _enforceable(schema: Any, enforcement: Enforcement) -> dict[str, Any]:
             "a JSON schema must be an object" if schema is not False else "no value is valid for the schema false"
         )
     _check_size(schema)
-    made = _Rewriter(schema, enforcement).document()
-    problem = _problem(made)
+    result = _Rewriter(schema, enforcement).document()
+    problem = _problem(result)
     if problem and enforcement is not Enforcement.STRICT and not _hopeless(problem):
-        made = _Rewriter(schema, enforcement, plain=True).document()
-        problem = _problem(made)
+        result = _Rewriter(schema, enforcement, plain=True).document()
+        problem = _problem(result)
         if problem and not _hopeless(problem):  # references in a circle, beside other keywords
             return {"type": "object"} if schema.get("type") == "object" else {}
     if problem:
         raise Unenforceable(problem)
-    return made
+    return result
 
 
 def _problem(schema: dict[str, Any]) -> str:
@@ -90,7 +90,7 @@ def _problem(schema: dict[str, Any]) -> str:
         return f"it has more than {2 * MAX_FORM_BYTES} bytes once its parts are joined"
     problem = problem_of_schema(text)
     if problem.startswith("oneOf"):
-        return "oneOf is supported only where its alternatives exclude each other by a constant or a type"
+        return "oneOf is supported only if its alternatives exclude each other by a constant or a type"
     return problem
 
 
@@ -123,8 +123,8 @@ def _check_size(schema: Any) -> None:
         layer = below
 
 
-_KEPT = ("title", "description")
-"""Annotations that are kept: a model may be shown them."""
+_ANNOTATIONS = ("title", "description")
+"""Annotations that are preserved, because prompts may contain them."""
 _UNSUPPORTED = (
     *("not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains", "propertyNames"),
     *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedItems"),
@@ -156,7 +156,7 @@ class _Rewriter:
         self._plain = plain
         self._names: dict[tuple[int, frozenset[str] | None], str] = {}
         self._queue: deque[tuple[str, Any, frozenset[str] | None]] = deque()
-        self._ids = _identified(root)
+        self._ids = _find_ids(root)
         self._opened = False
         """Whether `_patterns` dropped a pattern of names from the object that it processed last."""
         self._steps = 0
@@ -176,7 +176,7 @@ class _Rewriter:
         if top is False or (isinstance(top, dict) and top.get("$ref") is False):
             raise Unenforceable("unsatisfiable: no finite value is valid for it")
         document: dict[str, Any] = top if isinstance(top, dict) else {}
-        if _Widths(document).most > MAX_ALTERNATIVES:
+        if _Widths(document).max_alternatives > MAX_ALTERNATIVES:
             raise Unenforceable(f"joining its parts gives more than {MAX_ALTERNATIVES} alternatives")
         return document
 
@@ -191,7 +191,7 @@ class _Rewriter:
         Best effort must not generate another number instead.
         """
         if not self._lenient:
-            raise Unenforceable(f"{keyword}: {value} cannot be kept exactly; only integers up to 2^53 always can")
+            raise Unenforceable(f"{keyword}: {value} cannot be represented exactly; integers up to 2^53 always can")
 
     # one schema
 
@@ -203,76 +203,76 @@ class _Rewriter:
         if not isinstance(node, dict):
             self._refuse("a schema", "must be an object or a boolean")
             return True
-        made: dict[str, Any] = {key: node[key] for key in _KEPT if isinstance(node.get(key), str)}
+        result: dict[str, Any] = {key: node[key] for key in _ANNOTATIONS if isinstance(node.get(key), str)}
         self._check_unsupported(node)
-        self._add_types(node, made)
-        self._add_values(node, made)
+        self._add_types(node, result)
+        self._add_values(node, result)
         joined = [key for key in _JOINING if key in node]
         if not joined:
             closes = shared is None or "unevaluatedProperties" in node
-            self._add_children(node, made, shared if shared is not None else _NONE, closes=closes)
+            self._add_children(node, result, shared if shared is not None else _NO_NAMES, closes=closes)
         elif len(joined) == 1 and joined[0] != "allOf" and not any(key in _DESCRIBING for key in node):
-            self._add_alternatives(node, made, joined[0], shared)
+            self._add_alternatives(node, result, joined[0], shared)
         else:
-            self._add_joined(node, made, shared)
-        return made
+            self._add_joined(node, result, shared)
+        return result
 
     def _check_unsupported(self, node: dict[str, Any]) -> None:
         for key in _UNSUPPORTED:
             if key in node and not (key in ("then", "else") and "if" not in node) and node[key] is not False:
                 self._refuse(key)
 
-    def _add_types(self, node: dict[str, Any], made: dict[str, Any]) -> None:
+    def _add_types(self, node: dict[str, Any], result: dict[str, Any]) -> None:
         types = node.get("type")
         if types is None:
             if "type" in node:
                 self._refuse("type", "must not be null")
             return
         listed = types if isinstance(types, list) else [types]
-        known = list(dict.fromkeys([one for one in listed if isinstance(one, str) and one in _TYPES]))
-        odd = next((one for one in listed if one not in known), None)
+        known = list(dict.fromkeys([item for item in listed if isinstance(item, str) and item in _TYPES]))
+        odd = next((item for item in listed if item not in known), None)
         if odd is not None:
             self._refuse("type", f"{json.dumps(odd)[:60]} is not a JSON type")
         if known or not listed:
-            made["type"] = known[0] if known and not isinstance(types, list) else known
+            result["type"] = known[0] if known and not isinstance(types, list) else known
 
-    def _add_values(self, node: dict[str, Any], made: dict[str, Any]) -> None:
+    def _add_values(self, node: dict[str, Any], result: dict[str, Any]) -> None:
         """Add `const` and `enum`, and the keywords for strings, numbers and counts."""
         if "const" in node and self._is_exact(node["const"], "const"):
-            made["const"] = node["const"]
+            result["const"] = node["const"]
         if "enum" in node:
             values = node["enum"]
             if not isinstance(values, list):
                 self._refuse("enum", "must be a list")
             elif all(self._is_exact(value, "enum") for value in values):
-                made["enum"] = values
+                result["enum"] = values
         if self._plain:
             return
         counts = {key: count for key in _COUNTS if key in node and (count := self._count(key, node[key])) is not None}
-        made.update({key: value for key, value in counts.items() if key not in _TEXTUAL})
+        result.update({key: value for key, value in counts.items() if key not in _TEXTUAL})
         textual = {key: counts.get(key, node[key]) for key in _TEXTUAL if key in node}
         textual = {key: value for key, value in textual.items() if key in counts or key in ("pattern", "format")}
         if textual and _allows(node, "string"):
-            made.update(self._leaf("string", textual, ("pattern", "format", "minLength", "maxLength")))
+            result.update(self._leaf("string", textual, ("pattern", "format", "minLength", "maxLength")))
         numeric = self._numeric(node)
         if numeric:
             kind = "integer" if _allows(node, "integer", exactly=True) else "number"
-            made.update(self._leaf(kind, numeric, tuple(reversed(_NUMERIC))))
+            result.update(self._leaf(kind, numeric, tuple(reversed(_NUMERIC))))
 
     def _is_exact(self, value: Any, keyword: str) -> bool:
         """Return whether llguidance enforces the value, and each value in it, exactly. May raise Unenforceable."""
         values = [value]
         while values:
-            one = values.pop()
-            if isinstance(one, dict):
-                values += one.values()
-            elif isinstance(one, list):
-                values += one
-            elif isinstance(one, int) and not isinstance(one, bool) and not _is_float(one):
-                self._refuse_number(keyword, one)
+            item = values.pop()
+            if isinstance(item, dict):
+                values += item.values()
+            elif isinstance(item, list):
+                values += item
+            elif isinstance(item, int) and not isinstance(item, bool) and not _is_float(item):
+                self._refuse_number(keyword, item)
                 return False
-            elif isinstance(one, float) and not math.isfinite(one):
-                self._refuse(keyword, f"{one} is not a JSON number")
+            elif isinstance(item, float) and not math.isfinite(item):
+                self._refuse(keyword, f"{item} is not a JSON number")
                 return False
         return True
 
@@ -283,9 +283,9 @@ class _Rewriter:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             self._refuse(key, "must be a non-negative integer")
             return None
-        if value > _MOST_CHARACTERS:
+        if value > _MAX_CHARACTERS:
             if key.startswith("min"):
-                self._refuse(key, f"is above {_MOST_CHARACTERS}; no answer is as long")
+                self._refuse(key, f"is above {_MAX_CHARACTERS}; no answer is as long")
             return None
         return value
 
@@ -312,7 +312,7 @@ class _Rewriter:
             if abs(value) <= _EXACT:
                 found[key] = value
                 continue
-            # llguidance adds or subtracts one as a float to make an exclusive bound inclusive; so it is made here
+            # llguidance would make an exclusive bound inclusive by adding one as a float, so it is done here exactly
             inward = _inward(int(value), up="inimum" in key, exclusive=key.startswith("exclusive"))
             if inward is None:
                 self._refuse_number(key, value)
@@ -330,8 +330,8 @@ class _Rewriter:
             self._refuse("multipleOf", "must be a positive number")
             return False
         multiples = [exact, *self._multiples] if self._joins else [exact]
-        scale = 10 ** max([_decimals(one) for one in multiples])
-        if math.lcm(*[int(one * scale) for one in multiples]) > MAX_MULTIPLE:
+        scale = 10 ** max([_decimals(item) for item in multiples])
+        if math.lcm(*[int(item * scale) for item in multiples]) > MAX_MULTIPLE:
             self._refuse("multipleOf", f"{value} has too many remainders; up to {MAX_MULTIPLE} are supported")
             return False
         self._multiples.add(exact)
@@ -354,10 +354,10 @@ class _Rewriter:
     # properties and items
 
     def _add_children(
-        self, node: dict[str, Any], made: dict[str, Any], shared: frozenset[str], *, closes: bool
+        self, node: dict[str, Any], result: dict[str, Any], shared: frozenset[str], *, closes: bool
     ) -> None:
         """Add the keywords for an object's properties and an array's items. `closes`: forbid all other properties."""
-        self._add_items(node, made)
+        self._add_items(node, result)
         properties = self._properties(node)
         self._opened = False
         patterns = self._patterns(node, properties)
@@ -372,28 +372,28 @@ class _Rewriter:
             if self._lenient and node.get("additionalProperties") is False and not patterns:
                 names = [name for name in names if name in properties]
             if names:
-                made["required"] = names
+                result["required"] = names
         if properties or "properties" in node:
-            made["properties"] = {
-                name: self._schema(value, _NONE if name in shared else None) for name, value in properties.items()
+            result["properties"] = {
+                name: self._schema(value, _NO_NAMES if name in shared else None) for name, value in properties.items()
             }
         if patterns:
-            made["patternProperties"] = {pattern: self._schema(value, None) for pattern, value in patterns.items()}
+            result["patternProperties"] = {pattern: self._schema(value, None) for pattern, value in patterns.items()}
         if opened:
-            made["additionalProperties"] = True
+            result["additionalProperties"] = True
         elif "additionalProperties" in node:
-            made["additionalProperties"] = self._schema(node["additionalProperties"], None)
+            result["additionalProperties"] = self._schema(node["additionalProperties"], None)
         elif closes and "unevaluatedProperties" in node:
-            made["additionalProperties"] = self._schema(node["unevaluatedProperties"], None)
-        elif closes and "patternProperties" not in node and "properties" in made:
-            self._name_required(made)
-            made["additionalProperties"] = False
+            result["additionalProperties"] = self._schema(node["unevaluatedProperties"], None)
+        elif closes and "patternProperties" not in node and "properties" in result:
+            self._name_required(result)
+            result["additionalProperties"] = False
 
-    def _name_required(self, made: dict[str, Any]) -> None:
+    def _name_required(self, result: dict[str, Any]) -> None:
         """Add each required property that the schema does not describe: any value is valid for it."""
-        unknown = [name for name in made.get("required", ()) if name not in made.get("properties", {})]
+        unknown = [name for name in result.get("required", ()) if name not in result.get("properties", {})]
         if unknown:
-            made["properties"] = {**made.get("properties", {}), **dict.fromkeys(unknown, True)}
+            result["properties"] = {**result.get("properties", {}), **dict.fromkeys(unknown, True)}
 
     def _properties(self, node: dict[str, Any]) -> dict[str, Any]:
         properties = node.get("properties", {})
@@ -425,24 +425,24 @@ class _Rewriter:
                 kept[pattern] = value
         return kept
 
-    def _add_items(self, node: dict[str, Any], made: dict[str, Any]) -> None:
+    def _add_items(self, node: dict[str, Any], result: dict[str, Any]) -> None:
         prefix, items = node.get("prefixItems"), node.get("items")
         if isinstance(items, list):  # as before draft 2020-12
             prefix, items = items, node.get("additionalItems")
         if prefix is not None:
             if isinstance(prefix, list):
-                made["prefixItems"] = [self._schema(one, None) for one in prefix]
+                result["prefixItems"] = [self._schema(item, None) for item in prefix]
             else:
                 self._refuse("prefixItems", "must be a list")
         if items is not None:
-            made["items"] = self._schema(items, None)
+            result["items"] = self._schema(items, None)
 
     # parts that are joined
 
     def _add_alternatives(
         self,
         node: dict[str, Any],
-        made: dict[str, Any],
+        result: dict[str, Any],
         key: str,
         shared: frozenset[str] | None,
     ) -> None:
@@ -450,25 +450,25 @@ class _Rewriter:
         if key == "$ref":
             pointer = self._reference(node["$ref"], shared)
             if pointer is not None:
-                made["$ref"] = pointer
+                result["$ref"] = pointer
             return
         branches = node[key]
         if not isinstance(branches, list):
             self._refuse(key, "must be a list")
             return
         # llguidance takes a oneOf only where it can prove that no two alternatives hold at once
-        made["anyOf" if not self._strict else key] = [self._schema(branch, shared) for branch in branches]
+        result["anyOf" if not self._strict else key] = [self._schema(branch, shared) for branch in branches]
 
-    def _add_joined(self, node: dict[str, Any], made: dict[str, Any], shared: frozenset[str] | None) -> None:
+    def _add_joined(self, node: dict[str, Any], result: dict[str, Any], shared: frozenset[str] | None) -> None:
         """Add parts that must all be valid, and close the object that they describe together."""
         sealed = node.get("unevaluatedProperties", True) is not True
         closes = shared is None or sealed
         mentioned = self._mentioned(node)
-        both = frozenset(name for name, count in mentioned.items() if count > 1) | (shared or _NONE)
-        speaks = self._speaks_of_others(node)
+        both = frozenset(name for name, count in mentioned.items() if count > 1) | (shared or _NO_NAMES)
+        is_open = self._allows_others(node)
         is_object = any(_allows(part, "object", exactly=True) for part, chosen in self._parts(node) if not chosen)
-        self._add_children(node, made, both, closes=False)
-        if sealed and (speaks or node["unevaluatedProperties"] is not False or ("anyOf" in node and "oneOf" in node)):
+        self._add_children(node, result, both, closes=False)
+        if sealed and (is_open or node["unevaluatedProperties"] is not False or ("anyOf" in node and "oneOf" in node)):
             why = "must be false, and cannot be combined with additionalProperties, or with anyOf and oneOf together"
             self._refuse("unevaluatedProperties", why)
             sealed = False
@@ -491,17 +491,17 @@ class _Rewriter:
             for branch in node[key]:
                 part = self._schema(branch, both)
                 names = {**own, **self._mentioned(branch)}
-                if closes and len(choices) == 1 and not speaks and (names or sealed) and _allows(branch, "object"):
+                if closes and len(choices) == 1 and not is_open and (names or sealed) and _allows(branch, "object"):
                     part = {"allOf": [part, _closing(names, is_object=is_object)]}
                 branches.append(part)
             if key == "oneOf" and not self._strict:
                 every.append({"anyOf": branches})
             else:
-                made[key] = branches
-        if closes and not choices and not speaks and (mentioned or sealed):
+                result[key] = branches
+        if closes and not choices and not is_open and (mentioned or sealed):
             every.append(_closing(mentioned, is_object=is_object))
         if every:
-            made["allOf"] = every
+            result["allOf"] = every
 
     def _reference(self, reference: Any, shared: frozenset[str] | None) -> Any:
         """Return the new `$ref` to the definition that a reference names; None if the reference is dropped."""
@@ -516,7 +516,7 @@ class _Rewriter:
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", str(reference).rsplit("/", 1)[-1])[:40] or "root"
             taken = set(self._names.values())
             name = next(
-                one for one in (name, *(f"{name}_{number}" for number in range(len(taken) + 1))) if one not in taken
+                item for item in (name, *(f"{name}_{number}" for number in range(len(taken) + 1))) if item not in taken
             )
             self._names[key] = name
             self._queue.append((name, target, shared))
@@ -531,7 +531,7 @@ class _Rewriter:
             seen.add(reference)
             target = self._ids.get(reference, _MISSING)
             if target is _MISSING and reference.startswith("#"):
-                target = _pointed(self._root, reference[1:])
+                target = _follow_pointer(self._root, reference[1:])
             if isinstance(target, dict) and "$ref" in target and not (_BESIDE_REF & target.keys()):
                 reference = target["$ref"]  # llguidance would follow a chain of references on its stack
                 continue
@@ -554,7 +554,7 @@ class _Rewriter:
                 stack.append((self._target(part["$ref"]), chosen))
             for key in ("allOf", "anyOf", "oneOf"):
                 if isinstance(part.get(key), list):
-                    stack += [(one, chosen or key != "allOf") for one in part[key]]
+                    stack += [(item, chosen or key != "allOf") for item in part[key]]
 
     def _mentioned(self, node: Any) -> Counter[str]:
         """Return for each property how many parts of the schema describe it; 0 if it is only required."""
@@ -566,7 +566,7 @@ class _Rewriter:
                 mentioned.update({name: 0 for name in part["required"] if isinstance(name, str)})
         return mentioned
 
-    def _speaks_of_others(self, node: Any) -> bool:
+    def _allows_others(self, node: Any) -> bool:
         """Return whether one of the parts allows or constrains properties that `properties` does not name."""
         return any(
             any(key in part for key in _OPENING) or part.get("unevaluatedProperties", False) is not False
@@ -581,7 +581,7 @@ class _Rewriter:
         finite: set[str] = set()
         grown = True
         while grown:
-            more = {name for name, one in definitions.items() if name not in finite and _is_finite(one, finite)}
+            more = {name for name, item in definitions.items() if name not in finite and _is_finite(item, finite)}
             grown = bool(more)
             finite |= more
         endless = definitions.keys() - finite
@@ -595,7 +595,7 @@ class _Rewriter:
                 del definitions[name]
 
 
-_NONE: frozenset[str] = frozenset()
+_NO_NAMES: frozenset[str] = frozenset()
 _MISSING = object()
 _DESCRIBING = frozenset(
     (
@@ -613,8 +613,8 @@ _BESIDE_REF = _DESCRIBING | {"allOf", "anyOf", "oneOf"}
 def _closing(names: Iterable[str], *, is_object: bool) -> dict[str, Any]:
     """Return a schema for objects with no other properties than these. If not `is_object`, all other values are valid
     for it too."""
-    made = {"properties": dict.fromkeys(names, True), "additionalProperties": False}
-    return {"type": "object", **made} if is_object else made
+    result = {"properties": dict.fromkeys(names, True), "additionalProperties": False}
+    return {"type": "object", **result} if is_object else result
 
 
 def _allows(node: Any, kind: str, *, exactly: bool = False) -> bool:
@@ -655,7 +655,7 @@ def _decimals(value: Fraction) -> int:
     return digits
 
 
-def _identified(root: Any) -> dict[str, Any]:
+def _find_ids(root: Any) -> dict[str, Any]:
     """Return the schemas that references may name by `$id`, `id` or `$anchor`."""
     found: dict[str, Any] = {}
     stack = [root]
@@ -671,7 +671,7 @@ def _identified(root: Any) -> dict[str, Any]:
     return found
 
 
-def _pointed(root: Any, pointer: str) -> Any:
+def _follow_pointer(root: Any, pointer: str) -> Any:
     """Return the schema that a JSON pointer leads to; _MISSING if there is none."""
     node = root
     if pointer in ("", "/"):
@@ -704,9 +704,9 @@ def _is_finite(node: Any, finite: set[str]) -> bool:
         properties = node.get("properties", {})
         return all(_is_finite(properties.get(name, True), finite) for name in node.get("required", ()))
     if _allows(node, "array", exactly=True):
-        prefix, least = node.get("prefixItems", []), node.get("minItems", 0)
-        first = all(_is_finite(one, finite) for one in prefix[:least])
-        return first and (least <= len(prefix) or _is_finite(node.get("items", True), finite))
+        prefix, minimum = node.get("prefixItems", []), node.get("minItems", 0)
+        first = all(_is_finite(item, finite) for item in prefix[:minimum])
+        return first and (minimum <= len(prefix) or _is_finite(node.get("items", True), finite))
     return True
 
 
@@ -714,15 +714,15 @@ def _replace(node: Any, gone: set[str]) -> None:
     """Replace every reference in `gone` by false."""
     stack = [node]
     while stack:
-        at = stack.pop()
+        current = stack.pop()
         pairs: Iterable[tuple[Any, Any]] = ()
-        if isinstance(at, dict):
-            pairs = [(key, value) for key, value in at.items() if key not in ("const", "enum", "required")]
-        elif isinstance(at, list):
-            pairs = list(enumerate(at))
+        if isinstance(current, dict):
+            pairs = [(key, value) for key, value in current.items() if key not in ("const", "enum", "required")]
+        elif isinstance(current, list):
+            pairs = list(enumerate(current))
         for key, value in pairs:
             if isinstance(value, dict) and value.get("$ref") in gone:
-                at[key] = False
+                current[key] = False
             else:
                 stack.append(value)
 
@@ -733,7 +733,7 @@ class _Widths:
     def __init__(self, document: dict[str, Any]) -> None:
         self._definitions = document.get("$defs", {})
         self._known: dict[str, int] = {}
-        self.most = 1
+        self.max_alternatives = 1
         """Largest number of alternatives that joining the parts of one schema gives."""
         self._width(document)
         for name in self._definitions:
@@ -749,10 +749,10 @@ class _Widths:
         if not isinstance(node, dict):
             return 1
         for key in ("properties", "patternProperties"):
-            for one in node.get(key, {}).values():
-                self._width(one)
-        for one in [node.get("items", True), node.get("additionalProperties", True), *node.get("prefixItems", ())]:
-            self._width(one)
+            for item in node.get(key, {}).values():
+                self._width(item)
+        for item in [node.get("items", True), node.get("additionalProperties", True), *node.get("prefixItems", ())]:
+            self._width(item)
         widths = [len(node["type"]) if isinstance(node.get("type"), list) else 1, len(node.get("enum", "1"))]
         widths += [self._width(part) for part in node.get("allOf", ())]
         widths += [sum([self._width(part) for part in node[key]]) for key in ("anyOf", "oneOf") if node.get(key)]
@@ -760,7 +760,7 @@ class _Widths:
             widths.append(self._of_definition(node["$ref"].removeprefix("#/$defs/")))
         product = math.prod(widths)
         if sum([width > 1 for width in widths]) > 1:
-            self.most = max(self.most, product)
+            self.max_alternatives = max(self.max_alternatives, product)
         return product
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from compat.openai.base import Metadata, Request, Sampled, fault
+from compat.openai.base import LimitedSamplingFields, Metadata, Request, fault
 from compat.openai.response_formats import ResponseFormat, valid_regex
 
 SessionId = Annotated[
@@ -13,7 +13,7 @@ SessionId = Annotated[
 
 
 class Transform(Request):
-    """What is made of an answer before it becomes a value; several keys apply in this order."""
+    """Transform of a generated text into a value. Several keys apply in this order."""
 
     strip: bool = False
     line: int | None = None
@@ -28,8 +28,8 @@ class Transform(Request):
         return self
 
 
-class SlotRequest(Sampled):
-    """A variable generated in place. What is left out falls back to the request's."""
+class SlotRequest(LimitedSamplingFields):
+    """A variable that is generated inside a message. Fields that are omitted have the values of the request."""
 
     response_format: ResponseFormat | None = None
     regex: str | None = None
@@ -37,7 +37,7 @@ class SlotRequest(Sampled):
 
     @field_validator("regex")
     @classmethod
-    def _can_be_matched(cls, pattern: str | None) -> str | None:
+    def _check_regex(cls, pattern: str | None) -> str | None:
         return pattern if pattern is None else valid_regex(pattern)
 
     @model_validator(mode="after")
@@ -61,9 +61,9 @@ class Semantic(Request):
 
 
 class GraphRequest(Request):
-    """POST /v1/graphs. The calls are chat bodies, checked one by one.
+    """POST /v1/graphs. The calls are bodies of chat completions, which are checked one by one.
 
-    A variable is its value; or an object with nothing but `value` or `template` in it; null declares it.
+    Each variable is given by its value, or by an object with only `value` or only `template`; null declares it.
     """
 
     variables: dict[str, JsonValue] = Field(default_factory=dict)
@@ -82,13 +82,13 @@ class SessionRequest(Request):
 
 
 class VariableRequest(Request):
-    """PUT /v1/sessions/{id}/variables/{name}. `value` null declares; `template` derives it from others."""
+    """PUT /v1/sessions/{id}/variables/{name}. `value` null declares the variable; `template` derives it from others."""
 
     value: JsonValue = None
     template: str = Field("", max_length=2_000_000)
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> Self:
+    def _has_value_or_template(self) -> Self:
         if self.model_fields_set not in ({"value"}, {"template"}):
             raise fault("value", "either value or template is required, but not both")
         return self

@@ -1,4 +1,4 @@
-"""The shapes of Parrot's public API, as the artifact of the paper (Lin et al., OSDI'24) speaks it."""
+"""Request and response types of Parrot's public API, as in the artifact of the paper (Lin et al., OSDI'24)."""
 
 from compat.parrot.answers import (
     ErrorAnswer,

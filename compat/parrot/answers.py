@@ -1,17 +1,17 @@
-"""Answers. Every success is one of these, with status 200."""
+"""Responses. Every success has one of these types, and status 200."""
 
 from typing import TypedDict
 
 
 class ProgramAnswer(TypedDict):
-    """A session that was begun."""
+    """A new session."""
 
     session_id: int
     session_auth: str
 
 
 class Told(TypedDict):
-    """What stands for a placeholder."""
+    """The variable of a placeholder."""
 
     parameter_name: str
     is_output: bool
@@ -20,14 +20,14 @@ class Told(TypedDict):
 
 
 class SemanticCallAnswer(TypedDict):
-    """A call that was taken; `param_info`: of each placeholder, in order."""
+    """An accepted call. `param_info`: variables of the placeholders, in order."""
 
     request_id: int
     param_info: list[Told]
 
 
 class Registered(TypedDict):
-    """A variable that was made."""
+    """A new variable."""
 
     var_id: str
 
@@ -39,7 +39,7 @@ class Value(TypedDict):
 
 
 class VariableInfo(TypedDict):
-    """A variable, with its value if that is there."""
+    """A variable, with its value if it has one."""
 
     var_id: str
     var_name: str
@@ -48,17 +48,17 @@ class VariableInfo(TypedDict):
 
 
 class Variables(TypedDict):
-    """All of a session."""
+    """All variables of a session."""
 
     vars: list[VariableInfo]
 
 
 class Nothing(TypedDict):
-    """Done, and nothing to say."""
+    """An empty response."""
 
 
 class ErrorAnswer(TypedDict):
-    """What went wrong. `traceback` is empty: the client prints it, and it is nobody's business."""
+    """An error. `traceback` is empty: the artifact's client prints it, and it would reveal internals."""
 
     error: str
     traceback: str

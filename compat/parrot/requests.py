@@ -1,4 +1,4 @@
-"""Requests. Unknown fields are refused, and so are values that nothing here could do."""
+"""Requests. Unknown fields are refused, and so are values that this server does not support."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, JsonValue, field_validator, model_valida
 from compat.bounds import MAX_STOP_TOKENS, BoundedModel, check_biases
 
 _PLACEHOLDER = re.compile(r"\{\{([a-zA-Z_][a-zA-Z0-9_]*)\}\}")
-_LONGEST_STOP = 1_000
+_MAX_STOP_LENGTH = 1_000
 MAX_OUTPUTS = 1_000
 """Maximum number of outputs of a call."""
 MAX_PLACEHOLDERS = 10_000
@@ -20,7 +20,7 @@ _SessionNumber = Annotated[int, Field(ge=-(2**65), le=2**65)]
 _Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
 CRITERIA = {"latency": "latency", "throughput": "throughput", "ttft": "latency", "tpot": "latency"}
-"""What a client wants of a value, in small letters, and the objective that it is here."""
+"""Criteria of a client for a value, in lower case, with the objective that each becomes."""
 
 
 class _Request(BoundedModel):
@@ -29,24 +29,24 @@ class _Request(BoundedModel):
 
 def _criteria(value: Any) -> Any:
     if isinstance(value, str) and value.lower() not in CRITERIA:
-        raise ValueError("one of latency, throughput, TTFT and TPOT")
+        raise ValueError("must be one of latency, throughput, TTFT and TPOT")
     return value.lower() if isinstance(value, str) else value
 
 
 class ProgramRequest(_Request):
-    """POST /v1/session. `api_key` says who asks, where keys are on."""
+    """POST /v1/session. `api_key`: API key of the client, if the server requires keys."""
 
     api_key: str = ""
 
 
 class Program(_Request):
-    """What proves that a session is the client's: GET and DELETE of one."""
+    """GET and DELETE of a session. `session_auth`: secret of the session."""
 
     session_auth: str
 
 
 class SamplingConfig(_Request):
-    """How an output is generated. The defaults are the artifact's own."""
+    """Sampling parameters of an output. The defaults are those of the artifact."""
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] = 0.8
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
@@ -58,17 +58,17 @@ class SamplingConfig(_Request):
     frequency_penalty: _Penalty = 0.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
-    """0, the artifact's default, and 1 change nothing."""
-    # only with the values that change nothing: an output is one text, and there is no beam search
+    """Repetition penalty. 0, the artifact's default, and 1 have no effect."""
+    # only with the values that have no effect: an output is one text, without beam search
     n: Literal[1] = 1
     best_of: Literal[1] = 1
     length_penalty: float = 0.0
 
     @field_validator("length_penalty")
     @classmethod
-    def _changes_nothing(cls, penalty: float) -> float:
+    def _check_length_penalty(cls, penalty: float) -> float:
         if penalty not in (0.0, 1.0):
-            raise ValueError("there is no beam search, so a length penalty would do nothing")
+            raise ValueError("a length penalty has no effect without beam search, which is not supported")
         return penalty
 
     @field_validator("logit_bias")
@@ -79,16 +79,16 @@ class SamplingConfig(_Request):
 
     @field_validator("stop_str")
     @classmethod
-    def _stop_says_something(cls, stop: str | None) -> str | None:
+    def _check_stop(cls, stop: str | None) -> str | None:
         if stop == "":
             raise ValueError("a stop string must not be empty")
-        if stop is not None and len(stop) > _LONGEST_STOP:
-            raise ValueError(f"a stop string has at most {_LONGEST_STOP} characters")
+        if stop is not None and len(stop) > _MAX_STOP_LENGTH:
+            raise ValueError(f"a stop string has at most {_MAX_STOP_LENGTH} characters")
         return stop
 
 
 class Parameter(_Request):
-    """What stands for a placeholder: an output, or an input with a variable or a value."""
+    """The meaning of a placeholder: an output, or an input with a variable or a value."""
 
     name: str
     is_output: bool
@@ -97,18 +97,18 @@ class Parameter(_Request):
     sampling_config: SamplingConfig | None = None
 
     @model_validator(mode="after")
-    def _is_one_thing(self) -> Self:
+    def _is_input_or_output(self) -> Self:
         if self.is_output and self.value is not None:
-            raise ValueError("an output has no value yet")
+            raise ValueError("an output cannot have a value")
         if not self.is_output and self.sampling_config is not None:
-            raise ValueError("an input is not generated; sampling_config goes with outputs")
+            raise ValueError("an input is not generated; only an output can have sampling_config")
         if not self.is_output and (self.var_id is None) == (self.value is None):
-            raise ValueError("an input has either var_id or value")
+            raise ValueError("an input needs either var_id or value")
         return self
 
 
 class SemanticCall(_Request):
-    """POST /v1/semantic_call. `session_auth` is not sent by the artifact's client; it is checked where it is."""
+    """POST /v1/semantic_call. The artifact's client does not send `session_auth`; it is checked if present."""
 
     session_id: _SessionNumber
     session_auth: str | None = None
@@ -127,9 +127,9 @@ class SemanticCall(_Request):
     @model_validator(mode="after")
     def _template_and_parameters_agree(self) -> Self:
         names = Counter(parameter.name for parameter in self.parameters)
-        twice = next((name for name, count in names.items() if count > 1), None)
-        if twice is not None:
-            raise ValueError(f"the parameter {twice!r} is there twice")
+        repeated = next((name for name, count in names.items() if count > 1), None)
+        if repeated is not None:
+            raise ValueError(f"duplicate parameter {repeated!r}")
         outputs = sum(parameter.is_output for parameter in self.parameters)
         if outputs > MAX_OUTPUTS:
             raise ValueError(f"{outputs} outputs; at most {MAX_OUTPUTS} are allowed in one call")
@@ -137,24 +137,24 @@ class SemanticCall(_Request):
             raise ValueError(f"a template has at most {MAX_PLACEHOLDERS} placeholders")
         placed = {piece.name for piece in pieces(self) if isinstance(piece, Parameter)}
         if missing := next((name for name in names if name not in placed), None):
-            raise ValueError(f"the template has no placeholder {{{{{missing}}}}} for the parameter of that name")
+            raise ValueError(f"the template has no placeholder {{{{{missing}}}}} for the parameter {missing!r}")
         return self
 
 
 def pieces(call: SemanticCall) -> Iterator[str | Parameter]:
-    """The template's texts and parameters, in order. Raises ValueError if there is no parameter for a placeholder."""
-    known = {parameter.name: parameter for parameter in call.parameters}
-    for place, piece in enumerate(_PLACEHOLDER.split(call.template)):
-        if place % 2 and piece not in known:
-            raise ValueError(f"no parameter is named {piece!r}, as a placeholder of the template is")
-        if place % 2:
-            yield known[piece]
+    """Yield the template's texts and parameters, in order. Raises ValueError for a placeholder without parameter."""
+    parameters = {parameter.name: parameter for parameter in call.parameters}
+    for index, piece in enumerate(_PLACEHOLDER.split(call.template)):
+        if index % 2 and piece not in parameters:
+            raise ValueError(f"the template has a placeholder {piece!r}, but there is no such parameter")
+        if index % 2:
+            yield parameters[piece]
         elif piece:
             yield piece
 
 
 class NativeCall(BoundedModel):
-    """POST /v1/py_native_call, which is refused whatever else it says."""
+    """POST /v1/py_native_call, which is always refused."""
 
     func_name: str = ""
 
@@ -176,7 +176,7 @@ class Set(_Request):
 
 
 class Read(_Request):
-    """GET /v1/semantic_var/{id}, and of all without a criterion. The artifact's client sends a body with a GET."""
+    """GET /v1/semantic_var/{id}, and GET of all variables. The artifact's client sends a body with GET."""
 
     session_id: _SessionNumber
     session_auth: str | None = None

@@ -1,6 +1,6 @@
-"""The operations a decoder is made of, in several hands that give the same results.
+"""The operations of a decoder, in several implementations with the same results.
 
-`torch` is the reference and runs on any CPU; `cpu` is C, built at first use; `triton` is for GPUs.
+`torch` is the reference and runs on any CPU; `cpu` is C, built on first use; `triton` is for GPUs.
 """
 
 from engine.kernels.base import AttentionBatch, Kernels, KVTensors, LayerShape, LayerWeights, Positions

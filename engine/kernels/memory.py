@@ -1,4 +1,4 @@
-"""Large tensors: pages that come as they are written, and big ones where the system gives them."""
+"""Allocation of large tensors: pages appear as they are written, in large pages where the system has them."""
 
 import math
 import mmap
@@ -8,12 +8,12 @@ import torch
 
 
 def large_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros that take no memory until written; torch.zeros would write them all at once.
+    """Return zeros that take no memory until written; torch.zeros would write them all at once.
 
-    Large pages spare the address lookups that scattered KV blocks and long weights otherwise wait for.
+    Large pages avoid the address lookups for which scattered KV blocks and long weights otherwise wait.
     """
     count = math.prod(shape)
-    # private: shared memory, which Python maps unasked, gets large pages from hardly any system
+    # Private: Python maps shared memory by default, which hardly any system backs with large pages.
     memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel built without them

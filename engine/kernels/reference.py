@@ -1,4 +1,4 @@
-"""The operations in plain torch: the reference, and what runs where nothing better does."""
+"""The operations in plain torch: the reference, and the fallback."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ import torch.nn.functional as F
 
 from engine.kernels.base import (
     FP8,
-    FP8_MOST,
+    FP8_MAX,
     AttentionBatch,
-    ChoiceRequests,
-    Choices,
+    DeviceStep,
     KVTensors,
     LayerShape,
     LayerWeights,
-    Packed,
+    PackedWeight,
     Positions,
-    Staged,
+    SampledTokens,
+    SamplingRequests,
 )
-from engine.kernels.sampling import choose, fill_in
+from engine.kernels.sampling import fill_placeholders, sample
 
 _PACK_ROWS = 32
-"""The row count that the packed layout is tuned for: a decode batch."""
+"""Row count for which the packed layout is tuned: a decode batch."""
 
 
 class _Weight(NamedTuple):
@@ -32,7 +32,7 @@ class _Weight(NamedTuple):
 
 
 class TorchKernels:
-    """See `Kernels`. Weights in bfloat16 are packed once with oneDNN where it has bfloat16 on this CPU."""
+    """Reference implementation of `Kernels`. oneDNN packs bfloat16 weights once if it supports bfloat16 on this CPU."""
 
     def __init__(
         self, shape: LayerShape, dtype: torch.dtype, block_size: int, kv_dtype: torch.dtype | None = None
@@ -44,14 +44,14 @@ class TorchKernels:
         self.name = "torch, packed" if self._packs else "torch"
         self.device, self.kv_dtype = torch.device("cpu"), kv_dtype or dtype
         self.recorded: Sequence[int] = ()
-        self.batch_invariant = False  # attention is chosen by the shape of the batch
-        self._chosen: Choices | None = None
+        self.batch_invariant = False  # the attention algorithm depends on the shape of the batch
+        self._last_sample: SampledTokens | None = None
         self._layout: tuple[AttentionBatch, int, _Layout] | None = None
-        """The last batch's: the same for all layers of a step that have the same window."""
+        """Layout of the last batch: the same for all layers of a step that have the same window."""
 
-    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceStep:
         """See `Kernels.stage`."""
-        return Staged(fill_in(tokens, self._chosen), batch, wanted)
+        return DeviceStep(fill_placeholders(tokens, self._last_sample), batch, logit_rows)
 
     def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
         """See `Kernels.run`."""
@@ -63,20 +63,20 @@ class TorchKernels:
             layers, (blocks, self._shape.kv_heads, self._block_size, self._shape.head_size), self.kv_dtype
         )
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
         """See `Kernels.pack`. Packing halves the cost of small batches: plain linear re-packs at every call."""
         if self._packs:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
         return _Weight(weight, bias)
 
-    def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """See `Kernels.linear`."""
         if self._packs:
             result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, *weight, "none", [], "")
             return result
         return F.linear(x, *weight)
 
-    def logits(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """See `Kernels.logits`."""
         return self.linear(x, weight).float()
 
@@ -105,13 +105,13 @@ class TorchKernels:
             angles = positions.rotary[batch.positions].unsqueeze(1)
             q, k = _rotate(q, angles), _rotate(k, angles)
         block, inside = batch.slots // self._block_size, batch.slots % self._block_size
-        keys[block, :, inside] = self._kept(k)
-        values[block, :, inside] = self._kept(v)
+        keys[block, :, inside] = self._to_pool_dtype(k)
+        values[block, :, inside] = self._to_pool_dtype(v)
         return q.contiguous()
 
-    def _kept(self, x: torch.Tensor) -> torch.Tensor:
-        """As the pool keeps it."""
-        return x.clamp(-FP8_MOST, FP8_MOST).to(FP8) if self.kv_dtype == FP8 else x
+    def _to_pool_dtype(self, x: torch.Tensor) -> torch.Tensor:
+        """Return keys or values in the dtype of the pool."""
+        return x.clamp(-FP8_MAX, FP8_MAX).to(FP8) if self.kv_dtype == FP8 else x
 
     def attention(
         self,
@@ -121,8 +121,8 @@ class TorchKernels:
         batch: AttentionBatch,
         window: int = 0,
     ) -> torch.Tensor:
-        """See `Kernels.attention`. Gathers the blocks, then attends over them: rows that decode together, others
-        sequence by sequence."""
+        """See `Kernels.attention`. It gathers the blocks and attends over them: decode rows together, other sequences
+        one by one."""
         if self._layout is None or self._layout[0] is not batch or self._layout[1] != window:
             self._layout = (batch, window, _Layout.of(batch, self._block_size, window))
         layout = self._layout[2]
@@ -141,7 +141,7 @@ class TorchKernels:
         return out.view(rows, heads * head_size)
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """q (n, heads, rows, head_size), k and v (n, kv_heads, length, head_size)."""
+        """Return attention for q (n, heads, rows, head_size), k and v (n, kv_heads, length, head_size)."""
         shape = self._shape
         if not shape.softcap:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=shape.scale, enable_gqa=True)
@@ -156,17 +156,17 @@ class TorchKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return (F.silu(gate) if self._shape.activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
-    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
-        """See `Kernels.choose`."""
-        self._chosen = choose(logits.numpy(), requests)
-        return self._chosen
+    def sample(self, logits: torch.Tensor, requests: SamplingRequests) -> SampledTokens:
+        """See `Kernels.sample`."""
+        self._last_sample = sample(logits.numpy(), requests)
+        return self._last_sample
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> None:
         """See `Kernels.fuse`."""
 
 
 def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """x (rows, heads, size), angles (rows, 1, rotated)."""
+    """Rotate x (rows, heads, size) by angles (rows, 1, rotated)."""
     rotated = angles.shape[-1]
     cosine, sine = angles.chunk(2, dim=-1)
     first, second = x[..., :rotated].float().chunk(2, dim=-1)
@@ -175,7 +175,7 @@ def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def _gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-    """(n, width) tables -> (n, kv_heads, width * block_size, head_size)."""
+    """Return the blocks of tables (n, width) as (n, kv_heads, width * block_size, head_size)."""
     _, kv_heads, block_size, head_size = cache.shape
     n, width = tables.shape
     blocks = cache.index_select(0, tables.reshape(-1)).view(n, width, kv_heads, block_size, head_size)
@@ -183,14 +183,16 @@ def _gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
 
 
 def _mask(rows: int, length: int, window: int) -> torch.Tensor:
-    """(rows, length) bool: the last row sees all keys, or the last `window` of them; the one before it one less."""
+    """Return a mask (rows, length) bool: the last row sees all keys, or the last `window` of them; each row before it
+    one less."""
     mask = torch.ones(rows, length, dtype=torch.bool).tril(diagonal=length - rows)
     return mask.triu(diagonal=length - rows - window + 1) if window else mask
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """A batch, sorted into sequences of one row, done together, and longer ones, done one by one."""
+    """A batch split into sequences of one row, which are computed together, and longer ones, which are computed one by
+    one."""
 
     decode_rows: torch.Tensor
     decode_tables: torch.Tensor

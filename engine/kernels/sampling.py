@@ -1,69 +1,69 @@
-"""Logits to tokens in numpy, the reference: on CPU several times faster than torch, and never a full sort."""
+"""Sampling in numpy, the reference: on a CPU several times faster than torch, and never with a full sort."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.kernels.base import ChoiceRequests, Choices
+from engine.kernels.base import SampledTokens, SamplingRequests
 
 Row = NDArray[np.float32]
 Ids = NDArray[np.int64]
 _BUCKETS = 1024
 _BUCKETS_PER_NAT = 16.0
-"""Candidates are sorted into buckets by how far they are below the likeliest; only one bucket is ever sorted."""
+"""Candidates are sorted into buckets by their distance from the largest logit; only one bucket is ever sorted."""
 _SMALL = 2048
-"""So few candidates are quicker sorted than counted into buckets."""
+"""Number of candidates up to which sorting is faster than counting into buckets."""
 _CHUNK = 256
-"""Weights summed at a time when one is drawn from all: first the chunk is found, then the token in it."""
+"""Number of weights summed at a time when a token is drawn from all: first the chunk is found, then the token in it."""
 
 
-def choose(logits: NDArray[np.float32], requests: ChoiceRequests) -> Choices:
-    """See `Kernels.choose`."""
-    choices = Choices.empty(requests)
-    forbid(logits, requests)
-    values = adjusted(logits, requests)
-    for at, (row, request) in enumerate(zip(logits, requests.rows, strict=True)):
+def sample(logits: NDArray[np.float32], requests: SamplingRequests) -> SampledTokens:
+    """See `Kernels.sample`."""
+    sampled = SampledTokens.empty(requests)
+    apply_masks(logits, requests)
+    values = adjusted_logits(logits, requests)
+    for index, (row, request) in enumerate(zip(logits, requests.rows, strict=True)):
         likeliest = int(np.argmax(row))
         if np.isnan(row[likeliest]):  # argmax finds a NaN if there is one
             continue
-        changed = slice(requests.starts[at], requests.starts[at + 1])
+        changed = slice(requests.starts[index], requests.starts[index + 1])
         weighed = row
         if changed.start < changed.stop:
             weighed = row.copy()
             weighed[requests.ids[changed]] = values[changed]
             likeliest = int(np.argmax(weighed))
-        if not weighed[likeliest] > -np.inf:  # NaN, or everything is forbidden
+        if not weighed[likeliest] > -np.inf:  # NaN, or no token is allowed
             continue
         token = likeliest
         if request["temperature"] > 0.0:
             token = _draw(weighed, request)
-        choices.tokens[at] = token
+        sampled.tokens[index] = token
         if request["top_logprobs"] >= 0:
-            _log(row, token, int(request["top_logprobs"]), choices, at)
-    return choices
+            _log(row, token, int(request["top_logprobs"]), sampled, index)
+    return sampled
 
 
-def fill_in(tokens: torch.Tensor, chosen: Choices | None) -> torch.Tensor:
-    """Tokens as `Kernels.stage` takes them, with those of the last choice where they are asked for."""
+def fill_placeholders(tokens: torch.Tensor, chosen: SampledTokens | None) -> torch.Tensor:
+    """Replace negative tokens by those sampled last; see `Kernels.stage`."""
     array = tokens.numpy()
-    asked = array < 0
-    if chosen is None or not asked.any():
+    placeholders = array < 0
+    if chosen is None or not placeholders.any():
         return tokens
-    filled = array.copy()
-    filled[asked] = np.maximum(0, chosen.tokens[-1 - array[asked]])
-    return torch.from_numpy(filled)
+    resolved = array.copy()
+    resolved[placeholders] = np.maximum(0, chosen.tokens[-1 - array[placeholders]])
+    return torch.from_numpy(resolved)
 
 
-def forbid(logits: NDArray[np.float32], requests: ChoiceRequests) -> None:
-    """Sets the logits that the rows' masks do not allow to minus infinity, in place."""
+def apply_masks(logits: NDArray[np.float32], requests: SamplingRequests) -> None:
+    """Set the logits that the rows' masks do not allow to minus infinity, in place."""
     for row in np.flatnonzero(requests.masked >= 0):
         words = requests.allowed[requests.masked[row]]
         bits = np.unpackbits(words.view(np.uint8), count=logits.shape[1], bitorder="little")
         logits[row, bits == 0] = -np.inf
 
 
-def adjusted(logits: NDArray[np.float32], requests: ChoiceRequests) -> NDArray[np.float32]:
-    """What the logits of `requests.ids` become, (ids,)."""
+def adjusted_logits(logits: NDArray[np.float32], requests: SamplingRequests) -> NDArray[np.float32]:
+    """Return the changed logits of `requests.ids`, (ids,)."""
     if not len(requests.ids):
         return np.empty(0, dtype=np.float32)
     rows = np.repeat(np.arange(len(logits)), np.diff(requests.starts))
@@ -73,13 +73,13 @@ def adjusted(logits: NDArray[np.float32], requests: ChoiceRequests) -> NDArray[n
 
 
 def _draw(row: Row, request: np.void) -> int:
-    """Inverse transform over the kept candidates in vocabulary order."""
+    """Draw a token by inverse transform over the candidates in vocabulary order."""
     scaled = (row - row.max()) / np.float32(request["temperature"])
     weights = np.exp(scaled)
     top_k, top_p, min_p = int(request["top_k"]), float(request["top_p"]), float(request["min_p"])
     candidates: Ids | None = None
     if min_p > 0.0:
-        candidates = np.flatnonzero(weights >= np.float32(min_p))  # the likeliest has weight 1
+        candidates = np.flatnonzero(weights >= np.float32(min_p))  # the most likely token has weight 1
     if 0 < top_k < len(row if candidates is None else candidates):
         candidates = _largest(scaled, top_k, candidates)
     if top_p < 1.0:
@@ -97,14 +97,14 @@ def _pick(weights: Row, uniform: float) -> int:
 
 
 def _pick_from_all(weights: Row, uniform: float) -> int:
-    """What `_pick` does, without running through the whole vocabulary one by one."""
+    """Return the same as `_pick` without one pass over the whole vocabulary."""
     whole = len(weights) // _CHUNK * _CHUNK
     sums = weights[:whole].reshape(-1, _CHUNK).sum(axis=1, dtype=np.float64)
     cumulative = np.cumsum(np.append(sums, weights[whole:].sum(dtype=np.float64)))
     target = uniform * cumulative[-1]
     chunk = min(int(np.searchsorted(cumulative, target, side="right")), len(cumulative) - 1)
     start = chunk * _CHUNK
-    if start == len(weights):  # rounding led past the end, and the last chunk is empty
+    if start == len(weights):  # rounding led past the end, where the last chunk is empty
         chunk, start = chunk - 1, start - _CHUNK
     inside = np.cumsum(weights[start : start + _CHUNK], dtype=np.float64)
     before = cumulative[chunk - 1] if chunk else 0.0
@@ -112,7 +112,7 @@ def _pick_from_all(weights: Row, uniform: float) -> int:
 
 
 def _buckets(scaled: Row) -> NDArray[np.intp]:
-    """Bucket of each value, 0 for the likeliest. scaled: at most 0."""
+    """Return the bucket of each value, 0 for the largest. `scaled`: at most 0."""
     buckets: NDArray[np.intp] = np.minimum(scaled * np.float32(-_BUCKETS_PER_NAT), np.float32(_BUCKETS - 1)).astype(
         np.intp
     )
@@ -120,12 +120,13 @@ def _buckets(scaled: Row) -> NDArray[np.intp]:
 
 
 def _sorted(scaled: Row, ids: Ids) -> Ids:
-    """Likeliest first; ties go to the smaller id."""
+    """Return the ids in order of likelihood; ties go to the smaller id."""
     return ids[np.lexsort((ids, -scaled[ids]))]
 
 
 def _largest(scaled: Row, count: int, among: Ids | None = None) -> Ids:
-    """Ids of the `count` likeliest, the border's ties going to the smaller id. At least so many are there."""
+    """Return the ids of the `count` most likely tokens; ties at the border go to the smaller id. There must be at least
+    `count`."""
     pool = np.arange(len(scaled)) if among is None else among
     if len(pool) <= _SMALL:
         return _sorted(scaled, pool)[:count]
@@ -137,28 +138,28 @@ def _largest(scaled: Row, count: int, among: Ids | None = None) -> Ids:
 
 
 def _nucleus(scaled: Row, weights: Row, top_p: float, among: Ids | None) -> Ids:
-    """The fewest likeliest candidates that together hold `top_p` (Holtzman et al. 2020)."""
+    """Return the fewest most likely candidates that together hold `top_p` (Holtzman et al. 2020)."""
     pool = np.arange(len(scaled)) if among is None else among
-    own = weights if among is None else weights[among]
+    pool_weights = weights if among is None else weights[among]
     if len(pool) <= _SMALL:
-        above, inside, held, target = pool[:0], pool, 0.0, top_p * float(own.sum(dtype=np.float64))
+        above, inside, mass, target = pool[:0], pool, 0.0, top_p * float(pool_weights.sum(dtype=np.float64))
     else:
         buckets = _buckets(scaled if among is None else scaled[among])
-        reached = np.cumsum(np.bincount(buckets, weights=own, minlength=_BUCKETS))
+        reached = np.cumsum(np.bincount(buckets, weights=pool_weights, minlength=_BUCKETS))
         target = top_p * float(reached[-1])
         border = int(np.searchsorted(reached, target))
         above, inside = pool[buckets < border], pool[buckets == border]
-        held = float(reached[border - 1]) if border else 0.0
+        mass = float(reached[border - 1]) if border else 0.0
     order = _sorted(scaled, inside)
-    running = held + np.cumsum(weights[order], dtype=np.float64)
+    running = mass + np.cumsum(weights[order], dtype=np.float64)
     return np.concatenate([above, order[: int(np.searchsorted(running, target)) + 1]])
 
 
-def _log(row: Row, token: int, top: int, choices: Choices, at: int) -> None:
+def _log(row: Row, token: int, top: int, sampled: SampledTokens, index: int) -> None:
     shifted = row - row.max()
     normaliser = np.log(np.exp(shifted).sum(dtype=np.float64))
-    choices.logprobs[at] = shifted[token] - normaliser
+    sampled.logprobs[index] = shifted[token] - normaliser
     if top:
         ids = _sorted(shifted, _largest(shifted, min(top, len(row))))
-        choices.top_ids[at, : len(ids)] = ids
-        choices.top_logprobs[at, : len(ids)] = shifted[ids] - normaliser
+        sampled.top_ids[index, : len(ids)] = ids
+        sampled.top_logprobs[index, : len(ids)] = shifted[ids] - normaliser

@@ -1,4 +1,4 @@
-"""Which kernels run here."""
+"""Selection of the kernels."""
 
 import logging
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 from engine.errors import EngineError
 from engine.kernels.base import FP8, Kernels, LayerShape
-from engine.kernels.cpu import CpuKernels, Unavailable
+from engine.kernels.cpu import CpuKernels, KernelsUnavailable
 from engine.kernels.reference import TorchKernels
 
 log = logging.getLogger("myna.engine")
@@ -16,7 +16,7 @@ log = logging.getLogger("myna.engine")
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a step has: rows, sequences, and blocks of a sequence."""
+    """Maximum sizes of a step: rows, sequences, and blocks of a sequence."""
 
     rows: int
     sequences: int
@@ -27,7 +27,7 @@ _CPU = torch.device("cpu")
 
 
 def select_kernels(
-    wanted: str,
+    requested: str,
     shape: LayerShape,
     dtype: torch.dtype,
     block_size: int,
@@ -38,19 +38,21 @@ def select_kernels(
     device: torch.device = _CPU,
     limits: Limits | None = None,
 ) -> Kernels:
-    """The best kernels for this device and model, or the wanted ones.
+    """Return the requested kernels, or the fastest ones for this device and model.
 
-    `wanted`: auto, cpu, torch or triton. `quantize`: none or int8. `kv_dtype`: auto or fp8. `limits`:
-    needed for Triton's. Raises EngineError if the wanted ones cannot run here.
+    `requested`: auto, cpu, torch or triton. `quantize`: none or int8. `kv_dtype`: auto or fp8. `limits`: required for
+    Triton.
+
+    Raises EngineError if the requested ones cannot run here.
     """
-    kept = FP8 if kv_dtype == "fp8" else dtype
-    if wanted == "triton" or (wanted == "auto" and device.type == "cuda"):
+    pool_dtype = FP8 if kv_dtype == "fp8" else dtype
+    if requested == "triton" or (requested == "auto" and device.type == "cuda"):
         try:
             from engine.kernels.triton.kernels import TritonKernels  # Triton takes a while to load
         except ImportError as error:
-            raise EngineError(f"the kernels for GPUs need Triton, which is not here: {error}") from error
+            raise EngineError(f"the GPU kernels need Triton, which cannot be imported: {error}") from error
         if quantize != "none":
-            raise EngineError("the Triton kernels do not quantise; leave out --quantize")
+            raise EngineError("the Triton kernels do not support quantization; leave out --quantize")
         assert limits is not None
         return TritonKernels(
             shape,
@@ -60,19 +62,21 @@ def select_kernels(
             rows=limits.rows,
             sequences=limits.sequences,
             width=limits.width,
-            kv_dtype=kept,
+            kv_dtype=pool_dtype,
         )
     if device.type == "cuda":
-        raise EngineError(f"the {wanted} kernels run on the CPU; leave out --kernels, or take --device cpu")
-    if kept != dtype and wanted != "torch":
-        raise EngineError("the cpu kernels keep no KV in 8 bits; leave out --kv-dtype, or take --kernels torch")
-    if wanted != "torch":
+        raise EngineError(f"the {requested} kernels run on the CPU; leave out --kernels, or use --device cpu")
+    if pool_dtype != dtype and requested != "torch":
+        raise EngineError(
+            "the cpu kernels do not support an 8-bit KV cache; leave out --kv-dtype, or use --kernels torch"
+        )
+    if requested != "torch":
         try:
             return CpuKernels(cache, shape, dtype, block_size, quantize=quantize)
-        except Unavailable as error:
-            if wanted == "cpu" or quantize != "none":
+        except KernelsUnavailable as error:
+            if requested == "cpu" or quantize != "none":
                 raise EngineError(f"the cpu kernels cannot run here: {error}") from error
-            log.warning("using the torch kernels, because the faster ones in C cannot run here: %s", error)
+            log.warning("using the torch kernels: the faster C kernels cannot run here: %s", error)
     if quantize != "none":
-        raise EngineError("the torch kernels do not quantise; leave out --kernels torch or --quantize")
-    return TorchKernels(shape, dtype, block_size, kept)
+        raise EngineError("the torch kernels do not support quantization; leave out --kernels torch or --quantize")
+    return TorchKernels(shape, dtype, block_size, pool_dtype)

@@ -1,8 +1,8 @@
-"""Which KV block holds what: a pool of blocks with reference counts and a prefix tree over full blocks.
+"""Pool of KV blocks with reference counts, and a prefix tree over full blocks.
 
-Bookkeeping only; the tensors themselves belong to the model. A block is shared by reference. Full blocks are
-never written again, so sharing needs no locks and no copies; a partly filled block that is shared is copied by
-whoever writes first (copy on write).
+This is bookkeeping only; the tensors belong to the model. Sequences share a block by reference. Full blocks are never
+written again, so sharing needs no locks and no copies. A sequence that writes to a shared, partly filled block copies
+it first (copy-on-write).
 """
 
 from collections import Counter
@@ -13,15 +13,19 @@ from engine.kv.eviction import EvictionPolicy
 from engine.kv.host_offload import HostOffload
 
 SCRATCH = 0
-"""A block that belongs to nobody; rows whose KV is already there write into it."""
+"""Block without an owner. Rows whose KV is stored already write into it."""
 
 Key = tuple[int, ...]
-"""The tokens of one full block."""
+"""Tokens of one full block."""
 
 
-class Missing(StrEnum):
-    """Why the KV of the rest of a prompt was not there: nothing begins like it; what begins like it goes on otherwise;
-    it was given up for lack of room; it is there, but for another tenant; it does not fill a block; nothing is kept."""
+class MissReason(StrEnum):
+    """Reason why the cache did not hold the rest of a prompt.
+
+    `never_seen`: no cached text begins like it. `diverged`: the cached texts that begin like it continue differently.
+    `was_evicted`: it was evicted for lack of room. `other_key`: only another scope holds it.
+    `part_of_a_block`: the rest does not fill a block. `sharing_off`: prefix sharing is off.
+    """
 
     NEVER_SEEN = "never_seen"
     DIVERGED = "diverged"
@@ -34,8 +38,9 @@ class Missing(StrEnum):
 class Node:
     """A full block in the prefix tree, reached by the tokens of its ancestors and its own.
 
-    `text`: a digest of the tokens from the beginning to its end; `path`: the same of one scope. `reads`, `used`: see
-    `retention.Evictable`. `returning`: contexts that gave it back and will come for it.
+    `text`: digest of the tokens from the beginning to its end. `path`: digest of the text and the scope.
+    `reads`, `used`, `due`: see `Evictable`.
+    `returning`: number of preempted sequences that will come back for it.
     """
 
     __slots__ = (
@@ -60,7 +65,8 @@ class Node:
         self.block = block
         self.children: dict[Key, Node] = {}
         self.ready = False
-        """False while the step that computes it runs; whoever wants it waits one step instead of redoing it."""
+        """False while the step that computes it runs. Other sequences wait one step for it instead of computing it
+        again."""
         self.scope: int = scope if parent is None else parent.scope
         self.text: int = 0 if parent is None else hash((parent.text, key))
         self.path = hash((self.scope, self.text))
@@ -72,12 +78,11 @@ class Node:
 
 
 class KVCache:
-    """Owner of all block state.
+    """Owner of the state of all blocks.
 
-    References to a block: one for each context whose table holds it, one for the tree. A block with none is
-    free; one that only the tree holds is cold and goes when room is needed: see `retention` for which goes first, but
-    leaves go before their parents. Whoever holds a block of the tree holds all its ancestors, so a
-    cold node never stands above a used one.
+    A block has one reference for each sequence whose table holds it, and one for the tree. A block without references
+    is free. A block that only the tree holds is cold, and evictable once it is a leaf; `eviction.py` decides the order.
+    A sequence that holds a block of the tree holds all its ancestors, so a cold node never has a node in use below it.
     """
 
     def __init__(
@@ -86,15 +91,16 @@ class KVCache:
         block_size: int,
         *,
         sharing: bool = True,
-        retention: EvictionPolicy | None = None,
-        shelf: HostOffload | None = None,
+        eviction_policy: EvictionPolicy | None = None,
+        host_offload: HostOffload | None = None,
     ) -> None:
-        """`blocks` counts the scratch block; `block_size` is in tokens. `shelf`: where blocks go that are given up."""
+        """Create a pool. `blocks` includes the scratch block; `block_size` is in tokens; evicted blocks go to
+        `host_offload`."""
         if blocks < 2:
             raise ValueError("a KV pool needs at least two blocks")
         self.block_size = block_size
         self.capacity = (blocks - 1) * block_size
-        """Tokens that fit, all contexts together."""
+        """Number of tokens that fit, of all sequences together."""
         self.sharing = sharing
         self._references = [0] * blocks
         self._references[SCRATCH] = 1
@@ -102,18 +108,18 @@ class KVCache:
         self._roots: dict[str, Node] = {}
         self._nodes: dict[int, Node] = {}
         self._texts: Counter[int] = Counter()
-        """In how many scopes a text is there."""
-        self._retention = EvictionPolicy(blocks - 1) if retention is None else retention
+        """Number of scopes that hold each text, by digest."""
+        self._eviction_policy = EvictionPolicy(blocks - 1) if eviction_policy is None else eviction_policy
         self._cold_count = 0
-        self.shelf = HostOffload(0) if shelf is None else shelf
+        self.host_offload = HostOffload(0) if host_offload is None else host_offload
 
     @property
     def available(self) -> int:
-        """Blocks that `allocate` can give: free ones and cold ones."""
+        """Number of blocks that `allocate` can return: free and cold ones."""
         return len(self._free) + self._cold_count
 
     def root(self, scope: str) -> Node:
-        """Where the paths of `scope` begin. Scopes share nothing."""
+        """Return the root of the paths of `scope`. Scopes share nothing."""
         if scope not in self._roots:
             root = Node(None, (), SCRATCH, hash(scope))
             root.ready = True
@@ -121,7 +127,7 @@ class KVCache:
         return self._roots[scope]
 
     def allocate(self) -> int | None:
-        """A block with one reference, the caller's; None when every block is in use."""
+        """Return a block with one reference, the caller's; None if every block is in use."""
         if not self._free and not self._evict():
             return None
         block = self._free.pop()
@@ -129,59 +135,59 @@ class KVCache:
         return block
 
     def share(self, block: int) -> None:
-        """One more reference to a block that has some."""
+        """Add a reference to a block that has one."""
         node = self._nodes.get(block)
         if node is not None:
             if self._references[block] == 1:
                 self._cold_count -= 1
                 node.evictable = False
                 if not node.returning:
-                    self._retention.read_again(node)
+                    self._eviction_policy.record_reuse(node)
             if not node.returning:
                 node.reads += 1
         self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Gives back one reference to each; pass a table's blocks last to first, so that leaves cool first."""
+        """Remove one reference from each block. Pass a table's blocks in reverse, so that leaves become cold first."""
         for block in blocks:
             self._references[block] -= 1
-            left = self._references[block]
-            if left == 0:
+            remaining = self._references[block]
+            if remaining == 0:
                 self._free.append(block)
-            elif left == 1 and (node := self._nodes.get(block)) is not None:
-                node.used = self._retention.given_back()
+            elif remaining == 1 and (node := self._nodes.get(block)) is not None:
+                node.used = self._eviction_policy.record_release()
                 self._cold_count += 1
                 self._offer(node)
 
-    def shared(self, block: int) -> bool:
-        """Whether somebody else holds the block too, so that writing needs a copy."""
+    def is_shared(self, block: int) -> bool:
+        """Return whether the block has another owner, so that writing needs a copy."""
         return self._references[block] > 1
 
     def child(self, node: Node, key: Key) -> Node | None:
-        """The block behind `node` that holds the tokens `key`."""
+        """Return the child of `node` with the tokens `key`, or None."""
         return node.children.get(key)
 
     def fetch(self, node: Node, key: Key) -> Node | None:
-        """The block behind `node` that holds the tokens `key`, back from the shelf and held by the caller; None if it
-        is not there, or no block is free for it."""
+        """Load the child of `node` with the tokens `key` from host memory. Return it with a reference of the caller, or
+        None if it is not offloaded or no block is free."""
         path = hash((node.scope, hash((node.text, key))))
-        if not self.shelf.has(path, key, node.path):
+        if not self.host_offload.has(path, key, node.path):
             return None
         block = self.allocate()
         if block is None:
             return None
-        if not self.shelf.has(path, key, node.path):  # it made room for what was given up just now
+        if not self.host_offload.has(path, key, node.path):  # the eviction for this block took its slot
             self.release([block])
             return None
-        self.shelf.bring(path, block)
+        self.host_offload.load(path, block)
         child = self.insert(node, key, block)
         child.ready = True
         return child
 
     def insert(self, node: Node, key: Key, block: int) -> Node:
-        """Puts a block, held by the caller and being computed in this step, behind `node`."""
+        """Insert a block as a child of `node`. The caller holds the block and computes it in this step."""
         child = Node(node, key, block)
-        child.reads += self._retention.returned(child.path)
+        child.reads += self._eviction_policy.record_recompute(child.path)
         self._texts[child.text] += 1
         node.children[key] = child
         node.evictable = False
@@ -190,7 +196,7 @@ class KVCache:
         return child
 
     def remove(self, node: Node) -> None:
-        """Takes a childless node out of the tree again."""
+        """Remove a childless node from the tree."""
         assert node.parent is not None
         assert not node.children
         del node.parent.children[node.key]
@@ -205,58 +211,58 @@ class KVCache:
         if node.parent.parent is not None and self._references[node.parent.block] == 1:
             self._offer(node.parent)
 
-    def missing(self, node: Node, key: Key) -> Missing:
-        """Why the block behind `node` that holds the tokens `key` is not there."""
+    def miss_reason(self, node: Node, key: Key) -> MissReason:
+        """Return why `node` has no child with the tokens `key`."""
         text = hash((node.text, key))
-        if self._retention.evicted(hash((node.scope, text))):
-            return Missing.EVICTED
+        if self._eviction_policy.was_evicted(hash((node.scope, text))):
+            return MissReason.EVICTED
         if text in self._texts:
-            return Missing.OTHER_KEY
-        return Missing.DIVERGED if node.children and node.parent is not None else Missing.NEVER_SEEN
+            return MissReason.OTHER_KEY
+        return MissReason.DIVERGED if node.children and node.parent is not None else MissReason.NEVER_SEEN
 
-    def expect(self, node: Node, rank: float) -> None:
-        """Somebody who gives back `node` and its ancestors now will come for them again."""
-        at: Node | None = node
-        while at is not None and at.parent is not None:
-            at.returning += 1
-            at.due = rank if at.due is None else min(at.due, rank)
-            if at.evictable:
-                self._retention.offer(at)
-            at = at.parent
+    def expect_return(self, node: Node, rank: float) -> None:
+        """Record that a sequence that releases `node` and its ancestors will come back for them."""
+        ancestor: Node | None = node
+        while ancestor is not None and ancestor.parent is not None:
+            ancestor.returning += 1
+            ancestor.due = rank if ancestor.due is None else min(ancestor.due, rank)
+            if ancestor.evictable:
+                self._eviction_policy.offer(ancestor)
+            ancestor = ancestor.parent
 
-    def expect_no_more(self, node: Node) -> None:
-        """Who was expected has come, or never will."""
-        at: Node | None = node
-        while at is not None and at.parent is not None:
-            at.returning -= 1
-            if not at.returning:
-                at.due = None
-                if at.evictable:
-                    self._retention.offer(at)
-            at = at.parent
+    def cancel_return(self, node: Node) -> None:
+        """Record that the expected sequence came back or ended."""
+        ancestor: Node | None = node
+        while ancestor is not None and ancestor.parent is not None:
+            ancestor.returning -= 1
+            if not ancestor.returning:
+                ancestor.due = None
+                if ancestor.evictable:
+                    self._eviction_policy.offer(ancestor)
+            ancestor = ancestor.parent
 
     def _offer(self, node: Node) -> None:
-        """It can be evicted if it is a leaf."""
+        """Make a cold node evictable if it is a leaf."""
         if not node.children:
             node.evictable = True
-            self._retention.offer(node)
+            self._eviction_policy.offer(node)
 
     def _evict(self) -> bool:
-        node = self._retention.choose()
+        node = self._eviction_policy.select_victim()
         if node is None:
             return False
         assert isinstance(node, Node)
         assert node.parent is not None
-        self.shelf.keep(node.path, node.key, node.parent.path, node.block)
+        self.host_offload.store(node.path, node.key, node.parent.path, node.block)
         self.remove(node)
         return True
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """Recounts everything from the tables of all contexts. Raises AssertionError on any difference."""
+        """Recount everything from the block tables of all sequences. Raises AssertionError on any difference."""
         expected = [0] * len(self._references)
         expected[SCRATCH] = 1
         for table in tables:
-            assert len(set(table)) == len(table), "a block stands twice in one table"
+            assert len(set(table)) == len(table), "a block occurs twice in one table"
             for block in table:
                 expected[block] += 1
         in_use = list(expected)
@@ -275,9 +281,13 @@ class KVCache:
         assert leaves == {node.block for node in nodes if node.evictable}, (
             "other blocks can be evicted than cold leaves"
         )
-        assert leaves == {one.block for one in self._retention.offered()}, "a cold leaf was never offered"
-        assert all((node.due is not None) == (node.returning > 0) for node in nodes), "due for nobody"
-        assert Counter(node.text for node in nodes) == self._texts, "texts that are not there"
+        assert leaves == {candidate.block for candidate in self._eviction_policy.candidates()}, (
+            "a cold leaf was never offered"
+        )
+        assert all((node.due is not None) == (node.returning > 0) for node in nodes), (
+            "a node is due without a returning sequence"
+        )
+        assert Counter(node.text for node in nodes) == self._texts, "the counts of texts are off"
         for node in cold:
             assert all(in_use[child.block] == 0 for child in node.children.values()), "a cold node above a used one"
 

@@ -1,13 +1,13 @@
-"""Which cached blocks go first when room is needed: those that are likely to be read again last.
+"""Eviction policy of cached blocks: those that are likely to be reused soon go last.
 
-Some are known to be read again: contexts that gave their blocks back wait to go on. These are kept to the last, the
-most urgent longest. For all others it is learned. A block that was read often is likely to be read again soon, and one
-that was just read is likelier than one that was read long ago. So blocks are put into classes by how often they were
-read; of each class is learned how long its blocks waited for being read again, evicted ones too, as long as they are
-remembered; and that block goes whose age, together with the mean of its class, is highest. Where all classes are alike,
-and as long as nothing was learned, this is least recently used.
+Some blocks will certainly be reused: preempted sequences come back for them. These go last, and the most urgent last of
+all. For the others the policy learns. A block that was read often is likely to be read again soon, and one that was
+just read is likelier than one that was read long ago. So blocks are put into classes by how often they were read. For
+each class, the policy learns how long its blocks waited for the next read, including evicted ones as long as it
+remembers them. It evicts the block whose age, together with the mean wait of its class, is highest. If all classes are
+alike, and before anything is learned, this is least recently used.
 
-Time is counted in blocks that were given back, so that a quiet night changes nothing.
+The clock counts released blocks, so a quiet night changes nothing.
 """
 
 import heapq
@@ -16,73 +16,74 @@ from collections.abc import Iterator
 from typing import Protocol
 
 CLASSES = 6
-"""Read once, twice, 3 or 4 times, 5 to 8, 9 to 16, and more often."""
+"""Number of classes: blocks read once, twice, 3 or 4 times, 5 to 8, 9 to 16, and more often."""
 _PRIOR = 0.05
-"""Before anything was seen, such a share of the pool's blocks counts as seen to be read again, after a turn of the
-pool."""
+"""Prior: this share of the pool's blocks counts as reused after one turn of the pool."""
 _FADES = 8
-"""What was seen counts half after so many turns of the pool."""
+"""Number of turns of the pool after which observations count half."""
 
 
 class Evictable(Protocol):
     """A block in a prefix tree."""
 
     block: int
-    """Its number."""
+    """Number of the block."""
     used: int
-    """When it was given back, the last time."""
+    """Time of its last release, on the policy's clock."""
     reads: int
-    """How often contexts read it."""
+    """Number of sequences that read it."""
     path: int
-    """A digest of its tokens and those before them."""
+    """Digest of its tokens and those before them."""
 
     due: float | None
-    """The rank of the most urgent context that will come back for it, if there is one."""
+    """Rank of the most urgent sequence that will come back for it, or None."""
     evictable: bool
-    """Whether nobody holds it, and nothing stands behind it."""
+    """Whether no sequence holds it and no block follows it."""
 
 
 class EvictionPolicy:
-    """Owner of the order in which blocks are given up, and of what was learned."""
+    """Owner of the eviction order and of the learned waits."""
 
     def __init__(self, blocks: int, *, learns: bool = True) -> None:
-        """`blocks`: of the pool. One that does not learn goes by least recent use alone."""
+        """Start without observations. `blocks`: size of the pool. Without `learns`, the policy is least recently
+        used."""
         self._blocks = blocks
         self._learns = learns
         self.clock = 0
         self._waiting: list[list[tuple[int, int, Evictable]]] = [[] for _ in range(CLASSES)]
-        """By class: when given back, a number, the block. A note whose time is not the block's is void."""
+        """Heap for each class: time of release, a number, the block. An entry is stale if its time is not the
+        block's."""
         self._awaited: list[tuple[float, int, int, Evictable]] = []
-        """Those that somebody will come back for, the least urgent first."""
+        """Heap of blocks that a sequence will come back for, the least urgent first."""
         self._evicted: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        """What they were when they were evicted, by their paths: when given back last, and how often read."""
+        """Last release and number of reads of evicted blocks, by path."""
         self._exposure = [_PRIOR * blocks * blocks] * CLASSES
-        """Time that blocks of a class waited, together."""
+        """Total time that blocks of each class waited."""
         self._again = [_PRIOR * blocks] * CLASSES
-        """How many of them were read again."""
+        """Number of blocks of each class that were read again."""
         self._faded = 0
 
     def offer(self, block: Evictable) -> None:
-        """It can be given up, as long as it stays as it is."""
+        """Add a block to the candidates; its entry is stale once the block changes."""
         due = block.due
         if due is not None:
             heapq.heappush(self._awaited, (-due, block.used, id(block), block))
         else:
             heapq.heappush(self._waiting[_class(block.reads)], (block.used, id(block), block))
         if len(self) > 4 * self._blocks:
-            self._tidy()
+            self._drop_stale_entries()
 
     def __len__(self) -> int:
         return len(self._awaited) + sum(map(len, self._waiting))
 
-    def offered(self) -> Iterator[Evictable]:
-        """The blocks that can be given up."""
+    def candidates(self) -> Iterator[Evictable]:
+        """Yield the blocks that can be evicted."""
         for waiting in self._waiting:
-            yield from (block for used, _, block in waiting if _stands(block, used, awaited=False))
-        yield from (block for _, used, _, block in self._awaited if _stands(block, used, awaited=True))
+            yield from (block for used, _, block in waiting if _is_current(block, used, awaited=False))
+        yield from (block for _, used, _, block in self._awaited if _is_current(block, used, awaited=True))
 
-    def given_back(self) -> int:
-        """The time for a block that was just given back."""
+    def record_release(self) -> int:
+        """Advance the clock for a released block, and return the time."""
         self.clock += 1
         if self.clock - self._faded > _FADES * self._blocks:
             self._faded = self.clock
@@ -90,12 +91,13 @@ class EvictionPolicy:
             self._again = [count / 2 for count in self._again]
         return self.clock
 
-    def read_again(self, block: Evictable) -> None:
-        """It was found and is held again."""
+    def record_reuse(self, block: Evictable) -> None:
+        """Record that a sequence holds the block again."""
         self._learn(block.reads, self.clock - block.used, again=True)
 
-    def returned(self, path: int) -> int:
-        """A block is computed anew. How often it had been read when it was evicted, if that is remembered."""
+    def record_recompute(self, path: int) -> int:
+        """Record that a block is computed anew. Return how often it was read before its eviction, if that is
+        remembered, else 0."""
         found = self._evicted.pop(path, None)
         if found is None:
             return 0
@@ -103,30 +105,31 @@ class EvictionPolicy:
         self._learn(reads, self.clock - used, again=True)
         return reads
 
-    def evicted(self, path: int) -> bool:
-        """Whether it was there, and was given up not long ago."""
+    def was_evicted(self, path: int) -> bool:
+        """Return whether the block was evicted not long ago."""
         return path in self._evicted
 
     def _learn(self, reads: int, waited: int, *, again: bool) -> None:
         if self._learns:
-            at = _class(reads)
-            self._exposure[at] += waited
-            self._again[at] += again
+            index = _class(reads)
+            self._exposure[index] += waited
+            self._again[index] += again
 
-    def choose(self) -> Evictable | None:
-        """The block to give up, if there is one. It is remembered for a while."""
-        best, worst = None, -1.0
-        for at, waiting in enumerate(self._waiting):
-            while waiting and not _stands(waiting[0][-1], waiting[0][0], awaited=False):
+    def select_victim(self) -> Evictable | None:
+        """Remove the next block to evict from the candidates and return it, or None. The policy remembers it for a
+        while."""
+        best_heap, best_score = None, -1.0
+        for index, waiting in enumerate(self._waiting):
+            while waiting and not _is_current(waiting[0][-1], waiting[0][0], awaited=False):
                 heapq.heappop(waiting)
             if waiting:
-                far = self.clock - waiting[0][0] + self._exposure[at] / self._again[at]
-                if far > worst:
-                    best, worst = waiting, far
-        if best is not None:
-            block = heapq.heappop(best)[-1]
+                score = self.clock - waiting[0][0] + self._exposure[index] / self._again[index]
+                if score > best_score:
+                    best_heap, best_score = waiting, score
+        if best_heap is not None:
+            block = heapq.heappop(best_heap)[-1]
         else:
-            while self._awaited and not _stands(self._awaited[0][-1], self._awaited[0][1], awaited=True):
+            while self._awaited and not _is_current(self._awaited[0][-1], self._awaited[0][1], awaited=True):
                 heapq.heappop(self._awaited)
             if not self._awaited:
                 return None
@@ -140,11 +143,11 @@ class EvictionPolicy:
             _, (used, reads) = self._evicted.popitem(last=False)
             self._learn(reads, self.clock - used, again=False)
 
-    def _tidy(self) -> None:
-        for at, waiting in enumerate(self._waiting):
-            self._waiting[at] = [note for note in waiting if _stands(note[-1], note[0], awaited=False)]
-            heapq.heapify(self._waiting[at])
-        self._awaited = [note for note in self._awaited if _stands(note[-1], note[1], awaited=True)]
+    def _drop_stale_entries(self) -> None:
+        for index, waiting in enumerate(self._waiting):
+            self._waiting[index] = [entry for entry in waiting if _is_current(entry[-1], entry[0], awaited=False)]
+            heapq.heapify(self._waiting[index])
+        self._awaited = [entry for entry in self._awaited if _is_current(entry[-1], entry[1], awaited=True)]
         heapq.heapify(self._awaited)
 
 
@@ -152,6 +155,6 @@ def _class(reads: int) -> int:
     return min(CLASSES - 1, (reads - 1).bit_length())
 
 
-def _stands(block: Evictable, used: int, *, awaited: bool) -> bool:
-    """Whether a note still says what is."""
+def _is_current(block: Evictable, used: int, *, awaited: bool) -> bool:
+    """Return whether an entry is not stale."""
     return block.evictable and block.used == used and (block.due is not None) == awaited

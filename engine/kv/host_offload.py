@@ -1,7 +1,7 @@
-"""KV that left the pool for the host's memory: which block lies in which slot, and what is to be copied.
+"""KV blocks offloaded to host memory: which block is in which slot, and which copies are due.
 
-Bookkeeping only, as `kv_cache.py`. What a plan wants copied is carried out before its step, all that goes out before
-anything that comes in; so within a plan a slot that is to be read is not written again.
+This is bookkeeping only, like `cache.py`. The engine makes the copies of a plan before its step, all copies out before
+any copy in. So within a plan, a slot that is to be read is not overwritten.
 """
 
 from collections import OrderedDict
@@ -12,63 +12,65 @@ Key = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Swaps:
-    """Copies to make, in this order. outs: blocks of the pool to slots; ins: slots to blocks of the pool."""
+    """Copies to make, in this order. `outs`: (block of the pool, slot); `ins`: (slot, block of the pool)."""
 
     outs: list[tuple[int, int]]
     ins: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _OffloadedBlock:
     slot: int
     key: Key
-    before: int
+    parent_path: int
 
 
 class HostOffload:
-    """Owner of the slots, by the path of the block that lies there; what was used longest ago makes room.
+    """Owner of the slots, by the path of the block in each. The least recently used block makes room.
 
-    A path is a digest of a block's tokens and all before them; `key`, its own tokens, and `before`, the path of the
-    block before it, tell two apart whose digests are equal.
+    A path is a digest of a block's tokens and all tokens before them. `key`, its own tokens, and `parent_path`, the
+    path of the previous block, tell blocks with equal digests apart.
     """
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self._free = list(range(slots - 1, -1, -1))
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._blocks: OrderedDict[int, _OffloadedBlock] = OrderedDict()
         self._outs: dict[int, int] = {}
         self._ins: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._blocks)
 
-    def keep(self, path: int, key: Key, before: int, block: int) -> None:
-        """The block is about to be given up; it stays here, if there is room."""
-        if path in self._kept:  # what comes from here is here still
-            self._kept.move_to_end(path)
+    def store(self, path: int, key: Key, parent_path: int, block: int) -> None:
+        """Offload a block that the pool is about to evict, if there is room."""
+        if path in self._blocks:  # a block that was loaded from a slot is still there
+            self._blocks.move_to_end(path)
             return
         if not self._free:
             busy = set(self._ins.values())
-            oldest = next((at for at, kept in self._kept.items() if kept.slot not in busy), None)
+            oldest = next(
+                (oldest_path for oldest_path, offloaded in self._blocks.items() if offloaded.slot not in busy), None
+            )
             if oldest is None:
                 return
-            self._free.append(self._kept.pop(oldest).slot)
+            self._free.append(self._blocks.pop(oldest).slot)
         slot = self._free.pop()
         self._outs[slot] = block
-        self._kept[path] = _Kept(slot, key, before)
+        self._blocks[path] = _OffloadedBlock(slot, key, parent_path)
 
-    def has(self, path: int, key: Key, before: int) -> bool:
-        """Whether the block lies here."""
-        kept = self._kept.get(path)
-        return kept is not None and (kept.key, kept.before) == (key, before)
+    def has(self, path: int, key: Key, parent_path: int) -> bool:
+        """Return whether the block is offloaded."""
+        offloaded = self._blocks.get(path)
+        return offloaded is not None and (offloaded.key, offloaded.parent_path) == (key, parent_path)
 
-    def bring(self, path: int, block: int) -> None:
-        """Copies what lies here into a block of the pool. It stays here as well."""
-        self._kept.move_to_end(path)
-        self._ins[block] = self._kept[path].slot
+    def load(self, path: int, block: int) -> None:
+        """Schedule a copy of an offloaded block into a block of the pool. The slot keeps it too."""
+        self._blocks.move_to_end(path)
+        self._ins[block] = self._blocks[path].slot
 
-    def take(self) -> Swaps:
-        """What is to be copied now."""
+    def take_swaps(self) -> Swaps:
+        """Return the copies that are due, and clear the list."""
         outs, ins = self._outs, self._ins
         self._outs, self._ins = {}, {}
         return Swaps([(block, slot) for slot, block in outs.items()], [(slot, block) for block, slot in ins.items()])

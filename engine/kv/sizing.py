@@ -1,23 +1,24 @@
-"""How much memory there is for the KV pool."""
+"""Size of the KV pool on a CPU, from the free memory."""
 
 from pathlib import Path
 
 import psutil
 
 _KV_SHARE = 0.3
-"""Part of the free memory that the KV pool may take where `kv_tokens` is not given."""
+"""Share of the free memory that the KV pool may use if `kv_tokens` is not set."""
 _KV_WINDOWS = 32
-"""More windows than this are not reserved unasked."""
+"""Maximum size of the pool if `kv_tokens` is not set, in windows of the model."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def affordable_tokens(bytes_per_token: int, window: int, peers: int = 1) -> int:
-    """Tokens of KV to reserve where nobody said how many, by each of so many engines."""
+    """Return the size of the KV pool if `kv_tokens` is not set, in tokens, for each of `peers` engines."""
     return max(1, min(int(free_memory() * _KV_SHARE / peers / bytes_per_token), _KV_WINDOWS * window))
 
 
 def free_memory(root: Path = _CGROUP, process: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that this process may still take: the machine's, or less where a control group bounds it."""
+    """Return how many bytes this process may still use: the machine's free memory, or less if a control group limits
+    it."""
     free = int(psutil.virtual_memory().available)
     for limit, used in _bounds(root, process):
         free = min(free, max(0, limit - used))
@@ -25,7 +26,7 @@ def free_memory(root: Path = _CGROUP, process: Path = Path("/proc/self/cgroup"))
 
 
 def _bounds(root: Path, process: Path) -> list[tuple[int, int]]:
-    """(limit, used) in bytes for this process's control group and those above it, version 2 or 1.
+    """Return (limit, used) in bytes of this process's control group and those above it, version 2 or 1.
 
     Page cache that can be dropped does not count as used.
     """
@@ -44,12 +45,12 @@ def _bounds(root: Path, process: Path) -> list[tuple[int, int]]:
         else:
             continue
         folder = base / path.lstrip("/")
-        # inside a container the group's own path is often not there, and its files stand at the root
-        for at in (folder, *folder.parents) if folder.is_dir() else (base,):
-            bound = _bound(at, *names)
+        # Inside a container, the group's own path often does not exist: its files are in the root.
+        for level in (folder, *folder.parents) if folder.is_dir() else (base,):
+            bound = _bound(level, *names)
             if bound is not None:
                 found.append(bound)
-            if at == base:
+            if level == base:
                 break
     return found
 

@@ -1,1 +1,1 @@
-"""From a model's name to a module: where it lies, how it is read, and the decoder that runs it."""
+"""Models: where a checkpoint is, how it is read, and how it is computed."""

@@ -1,4 +1,4 @@
-"""A checkpoint folder's weights, by name."""
+"""Weights of a checkpoint folder, by name."""
 
 import math
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from safetensors import safe_open
 from engine.errors import CheckpointError
 
 _PREFIXES = (("model.", ""), ("language_model.model.", "language_model."), ("model.language_model.", ""))
-"""Where a text decoder's tensors stand, and its head, in checkpoints of text models and of those that also see."""
+"""Prefixes of the decoder's and the head's tensors, in checkpoints of text models and of vision-language models."""
 
 
 _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-"""Types of weights. Integers and eight-bit types mean that the weights are quantized."""
+"""Supported dtypes of weights. Integers and eight-bit types mean that the weights are quantized."""
 
 
 def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
-    """A function from tensor name to tensor, memory-mapped, over one safetensors file or several.
+    """Return a function from tensor name to tensor, memory-mapped, over all safetensors files of the folder.
 
-    Names are those of a text model (`model.layers.0.…`). It raises CheckpointError for one that no file holds.
+    Names are those of a text model (`model.layers.0.…`). The function raises CheckpointError if no file has the tensor.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -31,16 +31,16 @@ def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
     body, head = next((pair for pair in _PREFIXES if pair[0] + "embed_tokens.weight" in owner), _PREFIXES[0])
 
     def weight(name: str) -> torch.Tensor:
-        own = body + name.removeprefix("model.") if name.startswith("model.") else head + name
-        if own not in owner:
-            raise CheckpointError(f"it lacks the tensor {own!r}")
+        full_name = body + name.removeprefix("model.") if name.startswith("model.") else head + name
+        if full_name not in owner:
+            raise CheckpointError(f"it lacks the tensor {full_name!r}")
         try:
-            tensor: torch.Tensor = owner[own].get_tensor(own)
+            tensor: torch.Tensor = owner[full_name].get_tensor(full_name)
         except Exception as error:  # as in `_opened`
-            raise CheckpointError(f"the tensor {own!r} cannot be read: {error}") from error
+            raise CheckpointError(f"the tensor {full_name!r} cannot be read: {error}") from error
         if tensor.dtype not in _DTYPES:
             supported = "float64, float32, float16 or bfloat16"
-            raise CheckpointError(f"the tensor {own!r} is {tensor.dtype}; weights must be {supported}")
+            raise CheckpointError(f"the tensor {full_name!r} is {tensor.dtype}; weights must be {supported}")
         return tensor
 
     return weight
@@ -50,12 +50,12 @@ def _opened(file: Path) -> Any:
     """Return a handle of the file. Raise CheckpointError, which names the file."""
     try:
         return safe_open(file, framework="pt")
-    except Exception as error:  # safetensors raises its own kind, which it does not export
+    except Exception as error:  # safetensors does not export its exception
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
 def weights_size(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes that the weights of a checkpoint take in this type."""
+    """Return the size of a checkpoint's weights in the given dtype, in bytes."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with _opened(file) as handle:

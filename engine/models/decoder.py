@@ -1,4 +1,4 @@
-"""The decoder-only transformer of every family, as a sequence of kernel calls."""
+"""Decoder-only transformer of all model families, as a sequence of kernel calls."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ import torch
 
 from engine.errors import CheckpointError
 from engine.kernels import AttentionBatch, Kernels, LayerWeights, Positions
-from engine.kernels.base import Packed
+from engine.kernels.base import PackedWeight
 from engine.kv.host_offload import Swaps
 from engine.models.rope import Rope, rotary_table
 from engine.models.spec import DecoderSpec, LayerSpec
 
 
 class Decoder:
-    """A loaded model and its KV pool. Weights are packed once, when it is made; `forward` keeps no state but the KV.
+    """A loaded model and its KV pool. Weights are packed once, on creation; `forward` has no state but the KV.
 
     In every layer the keys and values of all rows are written before any row attends.
     """
@@ -21,7 +21,10 @@ class Decoder:
     def __init__(
         self, spec: DecoderSpec, weight: Callable[[str], torch.Tensor], kernels: Kernels, dtype: torch.dtype
     ) -> None:
-        """`weight` gives tensors by their checkpoint names. Raises CheckpointError for a missing or misshapen one."""
+        """Load and pack the weights. `weight` returns tensors by their checkpoint names.
+
+        Raises CheckpointError if a tensor is missing or has the wrong shape.
+        """
         self.spec = spec
         self.dtype = dtype
         self.kernels = kernels
@@ -65,63 +68,63 @@ class Decoder:
                 bias=spec.mlp_bias,
             ),
             down=reader.linear(shape.hidden, shape.intermediate, mlp + "down_proj", bias=spec.mlp_bias),
-            attended_norm=reader.norm(name + "post_attention_layernorm", shape.hidden) if spec.sandwich else None,
+            attention_out_norm=reader.norm(name + "post_attention_layernorm", shape.hidden) if spec.sandwich else None,
             mlp_out_norm=reader.norm(name + "post_feedforward_layernorm", shape.hidden) if spec.sandwich else None,
             window=layer.window,
         )
 
     def _table(self, rope: Rope) -> torch.Tensor:
-        """One table for all layers that turn alike."""
+        """Return the rotary table of a layer. Layers with equal rotary positions share one."""
         if id(rope) not in self._tables:
             self._tables[id(rope)] = rotary_table(rope, self.spec.window).to(self.kernels.device)
         return self._tables[id(rope)]
 
     @property
     def batch_invariant(self) -> bool:
-        """See `Kernels.batch_invariant`."""
+        """Whether results are batch invariant; see `Kernels.batch_invariant`."""
         return self.kernels.batch_invariant
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of KV that a token takes in all layers."""
+        """Size of a token's KV in all layers, in bytes."""
         shape = self.spec.shape
         return 2 * len(self.spec.layers) * shape.kv_heads * shape.head_size * self.kernels.kv_dtype.itemsize
 
     def allocate_kv(self, blocks: int) -> None:
-        """Makes the KV pool; see `Kernels.new_kv`. Once, before the first step."""
+        """Allocate the KV pool; see `Kernels.new_kv`. Call it once, before the first step."""
         self._kv = self.kernels.new_kv(len(self.spec.layers), blocks)
         self._fused = self.kernels.fuse(self._layers, self._kv)
 
     def make_slots(self, count: int) -> None:
-        """Makes room in the host's memory for so many blocks; see `KVTensors.slots`."""
+        """Allocate host memory for `count` offloaded blocks; see `KVTensors.slots`."""
         self._slots = self._kv.slots(count)
 
     def swap(self, swaps: Swaps) -> None:
-        """Copies blocks out to the host's memory and in from there."""
+        """Copy blocks out to host memory and in from there."""
         self._kv.swap(self._slots, swaps.outs, swaps.ins)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """Copies whole KV blocks, (from, to)."""
+        """Copy whole KV blocks, (from, to)."""
         self._kv.copy_blocks(copies)
 
     @torch.inference_mode()
-    def forward(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
-        """One step: writes the rows' KV and returns logits, good until the next step.
+    def forward(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> torch.Tensor:
+        """Run one step: write the rows' KV and return logits, valid until the next step.
 
-        tokens: (rows,) int64. wanted: (m,) int64, rows that get logits, ascending. Both, and the batch, are the host's.
-        Returns (m, vocabulary) float32, on the kernels' device.
+        `tokens`: (rows,) int64. `logit_rows`: (m,) int64, rows that get logits, ascending. These and the batch are in
+        host memory. Returns (m, vocabulary) float32 on the kernels' device.
         """
-        asked = len(wanted)
-        staged = self.kernels.stage(tokens, batch, wanted)
-        return self.kernels.run(lambda: self._compute(*staged))[:asked]
+        row_count = len(logit_rows)
+        staged = self.kernels.stage(tokens, batch, logit_rows)
+        return self.kernels.run(lambda: self._compute(*staged))[:row_count]
 
-    def _compute(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
-        """Of what was staged."""
+    def _compute(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of a staged step."""
         residual = torch.nn.functional.embedding(tokens, self._embedding)
         if self.spec.embedding_scale != 1.0:
-            residual *= torch.tensor(self.spec.embedding_scale, dtype=self.dtype)  # rounded, as it was trained
-        residual, delta = (self._fused or self._one_by_one)(residual, batch, wanted)
-        if not len(wanted):
+            residual *= torch.tensor(self.spec.embedding_scale, dtype=self.dtype)  # rounded, as in training
+        residual, delta = (self._fused or self._layer_by_layer)(residual, batch, logit_rows)
+        if not len(logit_rows):
             return torch.empty(0, self.spec.vocabulary, device=residual.device)
         last = self._layers[-1].mlp_out_norm
         x = self.kernels.add_rms_norm(residual, delta, self._norm, last)
@@ -130,10 +133,10 @@ class Decoder:
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _one_by_one(
-        self, residual: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor
+    def _layer_by_layer(
+        self, residual: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `FusedLayers` does, operation by operation."""
+        """Run all layers operation by operation, with the same results as `FusedLayers`."""
         kernels = self.kernels
         delta: torch.Tensor | None = None
         inner: torch.Tensor | None = None
@@ -142,16 +145,16 @@ class Decoder:
             queries = kernels.rope_and_store(kernels.linear(x, layer.qkv), layer.positions, keys, values, batch)
             attended = kernels.attention(queries, keys, values, batch, layer.window)
             x = kernels.add_rms_norm(
-                residual, kernels.linear(attended, layer.output), layer.mlp_norm, layer.attended_norm
+                residual, kernels.linear(attended, layer.output), layer.mlp_norm, layer.attention_out_norm
             )
             delta = kernels.linear(kernels.gated(kernels.linear(x, layer.gate_up)), layer.down)
             inner = layer.mlp_out_norm
         assert delta is not None, "a decoder has layers"
-        return residual[wanted], delta[wanted]
+        return residual[logit_rows], delta[logit_rows]
 
 
 class _Reader:
-    """Takes tensors out of a checkpoint, checks their shapes and counts them."""
+    """Reader of a checkpoint's tensors: it checks their shapes and counts their elements."""
 
     def __init__(
         self, spec: DecoderSpec, weight: Callable[[str], torch.Tensor], kernels: Kernels, dtype: torch.dtype
@@ -174,19 +177,17 @@ class _Reader:
     def matrix(self, *names: str, rows: int, columns: int) -> torch.Tensor:
         parts = [self._shaped(name + ".weight", (None, columns)).to(self._dtype) for name in names]
         if sum(map(len, parts)) != rows:
-            raise CheckpointError(
-                f"{' + '.join(names)} has {sum(map(len, parts))} rows; by config.json it has {rows} rows"
-            )
+            raise CheckpointError(f"{' + '.join(names)} has {sum(map(len, parts))} rows; config.json implies {rows}")
         return torch.cat(parts).contiguous()
 
-    def linear(self, rows: int, columns: int, *names: str, bias: bool = False) -> Packed:
+    def linear(self, rows: int, columns: int, *names: str, bias: bool = False) -> PackedWeight:
         weight = self.matrix(*names, rows=rows, columns=columns)
         if not bias:
             return self._kernels.pack(weight)
         parts = [self._shaped(name + ".bias", (None,)).to(self._dtype) for name in names]
         if sum(map(len, parts)) != rows:
             raise CheckpointError(
-                f"the bias of {' + '.join(names)} has {sum(map(len, parts))} rows; by config.json it has {rows} rows"
+                f"the bias of {' + '.join(names)} has {sum(map(len, parts))} rows; config.json implies {rows}"
             )
         return self._kernels.pack(weight, torch.cat(parts))
 
@@ -196,6 +197,6 @@ class _Reader:
         if len(tensor.shape) != len(shape) or any(
             size not in (None, real) for size, real in zip(shape, tensor.shape, strict=True)
         ):
-            wanted = " x ".join("any" if size is None else str(size) for size in shape)
-            raise CheckpointError(f"{name} has the shape {tuple(tensor.shape)}; by config.json it has {wanted}")
+            expected = " x ".join("any" if size is None else str(size) for size in shape)
+            raise CheckpointError(f"{name} has the shape {tuple(tensor.shape)}; config.json implies {expected}")
         return tensor

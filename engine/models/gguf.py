@@ -1,6 +1,6 @@
-"""GGUF files, converted once into a checkpoint folder (config, safetensors, tokenizer) in the cache.
+"""Conversion of GGUF files, once, into a checkpoint folder (config, safetensors, tokenizer) in the cache.
 
-Reading 100,000 metadata strings and dequantising takes seconds, and one folder format leaves one loader.
+Parsing 100,000 metadata strings and dequantising take seconds, and with one folder format there is one loader.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from engine.errors import CheckpointError
-from engine.models.gguf_metadata import Fields
+from engine.models.gguf_metadata import Metadata
 from engine.models.gguf_tokenizer import write_tokenizer
 
 _TENSORS = {
@@ -38,7 +38,7 @@ _PARTS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""A layer's tensors, but for the norms behind attention, whose names depend on the family."""
+"""Tensors of a layer, except for the norms after attention, whose names depend on the family."""
 _NORMS = {"ffn_norm": "post_attention_layernorm"}
 _SANDWICH_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
@@ -50,9 +50,13 @@ _ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_
 
 @dataclass(frozen=True)
 class _Family:
-    """How llama.cpp writes a family. `interleaved`: rotary halves of queries and keys lie interleaved.
-    `unit_norms`: one was added to the norms. `largest`: the layer count of the one size whose attention is scaled
-    by hidden size and heads instead of the head's size."""
+    """Conventions of llama.cpp for a model family.
+
+    `interleaved`: rotary halves of queries and keys are interleaved.
+    `unit_norms`: llama.cpp added one to the norm weights.
+    `largest`: layer count of the one model size whose attention is scaled by hidden size and heads instead of the head
+        size.
+    """
 
     architecture: str
     interleaved: bool = False
@@ -74,10 +78,10 @@ _FAMILIES = {
 
 
 def convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Writes the GGUF file as the checkpoint folder `folder`, which appears at once and whole.
+    """Convert a GGUF file into the checkpoint folder `folder`, which appears atomically.
 
-    Weights are dequantised to float32 and rounded to `dtype`. Raises CheckpointError for an architecture,
-    tokenizer or tensor that is not supported.
+    Weights are dequantised to float32 and rounded to `dtype`. Raises CheckpointError for an architecture, tokenizer or
+    tensor that is not supported.
     """
     try:
         _convert(path, folder, dtype)
@@ -85,8 +89,8 @@ def convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be converted into {folder}: {error}") from error
-    except Exception as error:  # the reader does not check the file: a broken one may raise anything
-        raise CheckpointError(f"{path} is broken: {type(error).__name__}: {error}") from error
+    except Exception as error:  # the reader does not validate the file: a corrupt one may raise anything
+        raise CheckpointError(f"{path} is corrupt: {type(error).__name__}: {error}") from error
 
 
 def _convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
@@ -94,10 +98,10 @@ def _convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # as above
         raise CheckpointError(f"{path} cannot be read as GGUF: {error}") from error
-    fields = Fields(reader, path)
+    fields = Metadata(reader, path)
     name = fields.need("general.architecture")
     if name not in _FAMILIES:
-        raise CheckpointError(f"{path} is of architecture {name!r}; GGUF is supported for: {', '.join(_FAMILIES)}")
+        raise CheckpointError(f"{path} has architecture {name!r}; supported in GGUF: {', '.join(_FAMILIES)}")
     family = _FAMILIES[name]
     by_name = {tensor.name: tensor for tensor in reader.tensors}
     config = _config(fields, name, family, by_name)
@@ -130,7 +134,7 @@ def _dequantised(tensor: Any) -> torch.Tensor:
 
 
 def _move_into_place(finished: Path, target: Path) -> None:
-    """Whoever comes first wins."""
+    """Rename a folder to its target. If several processes convert a file, the first wins."""
     try:
         finished.rename(target)
     except OSError:
@@ -138,18 +142,18 @@ def _move_into_place(finished: Path, target: Path) -> None:
             raise
 
 
-def _config(fields: Fields, name: str, family: _Family, tensors: dict[str, Any]) -> dict[str, Any]:
-    """What `config.json` would say."""
+def _config(fields: Metadata, name: str, family: _Family, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of `config.json`."""
 
-    def own(key: str, default: Any = None) -> Any:
+    def optional(key: str, default: Any = None) -> Any:
         return fields.get(f"{name}.{key}", default)
 
     def need(key: str) -> Any:
         return fields.need(f"{name}.{key}")
 
     heads, hidden, layers = need("attention.head_count"), need("embedding_length"), need("block_count")
-    rotated = own("rope.dimension_count")
-    head_size = own("attention.key_length") or (rotated if family.interleaved and rotated else hidden // heads)
+    rotated = optional("rope.dimension_count")
+    head_size = optional("attention.key_length") or (rotated if family.interleaved and rotated else hidden // heads)
     window = need("context_length")
     config = {
         "architectures": [family.architecture],
@@ -157,18 +161,18 @@ def _config(fields: Fields, name: str, family: _Family, tensors: dict[str, Any])
         "intermediate_size": need("feed_forward_length"),
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": own("attention.head_count_kv", heads),
+        "num_key_value_heads": optional("attention.head_count_kv", heads),
         "head_dim": head_size,
         "hidden_act": "gelu_pytorch_tanh" if family.sandwich else "silu",
-        # stored as a float32; the nearest short decimal is what was meant
+        # GGUF stores a float32; the nearest short decimal is the original value
         "rms_norm_eps": float(f"{need('attention.layer_norm_rms_epsilon'):.6g}"),
-        "rope_theta": float(own("rope.freq_base", 10000.0)),
+        "rope_theta": float(optional("rope.freq_base", 10000.0)),
         "partial_rotary_factor": (rotated or head_size) / head_size,
         "rope_scaling": _rope_scaling(fields, name, window, tensors),
         "max_position_embeddings": window,
-        "sliding_window": own("attention.sliding_window"),
-        "attn_logit_softcapping": own("attn_logit_softcapping"),
-        "final_logit_softcapping": own("final_logit_softcapping"),
+        "sliding_window": optional("attention.sliding_window"),
+        "attn_logit_softcapping": optional("attn_logit_softcapping"),
+        "final_logit_softcapping": optional("final_logit_softcapping"),
         "vocab_size": len(fields.need("tokenizer.ggml.tokens")),
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
@@ -180,7 +184,7 @@ def _config(fields: Fields, name: str, family: _Family, tensors: dict[str, Any])
     return config
 
 
-def _rope_scaling(fields: Fields, name: str, window: int, tensors: dict[str, Any]) -> dict[str, Any] | None:
+def _rope_scaling(fields: Metadata, name: str, window: int, tensors: dict[str, Any]) -> dict[str, Any] | None:
     kind = fields.get(f"{name}.rope.scaling.type", "none")
     factor = fields.get(f"{name}.rope.scaling.factor", 1.0)
     original = fields.get(f"{name}.rope.scaling.original_context_length") or window
@@ -193,7 +197,7 @@ def _rope_scaling(fields: Fields, name: str, window: int, tensors: dict[str, Any
             "original_max_position_embeddings": original,
             "attention_factor": fields.get(f"{name}.rope.scaling.attn_factor"),
         }
-    if "rope_freqs.weight" in tensors:  # Llama 3's scaling, worked out by whoever wrote the file
+    if "rope_freqs.weight" in tensors:  # Llama 3's scaling, computed by the converter that wrote the file
         factors = _dequantised(tensors["rope_freqs.weight"]).tolist()
         return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "attention_factor": 1.0}
     if kind == "none":
@@ -217,6 +221,6 @@ def _target_name(name: str, family: _Family, path: Path) -> str:
 
 
 def _unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rotary halves back in the order of the original checkpoint; llama.cpp stores them interleaved."""
+    """Return the weight with rotary halves in the original checkpoint's order; llama.cpp interleaves them."""
     half = len(weight) // heads // 2
     return weight.reshape(heads, half, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

@@ -1,4 +1,4 @@
-"""A GGUF file's metadata by key."""
+"""Metadata of a GGUF file, by key."""
 
 from pathlib import Path
 from typing import Any
@@ -8,20 +8,20 @@ import gguf
 from engine.errors import CheckpointError
 
 
-class Fields:
-    """Values of keys; `path` is for messages."""
+class Metadata:
+    """Metadata values by key. `path` is for error messages."""
 
     def __init__(self, reader: gguf.GGUFReader, path: Path) -> None:
         self._fields = reader.fields
         self.path = path
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, or the default where the file has none."""
+        """Return the value of a key, or the default if the file has none."""
         field = self._fields.get(key)
         return default if field is None else field.contents()
 
     def need(self, key: str) -> Any:
-        """The value. Raises CheckpointError where the file has none."""
+        """Return the value of a key. Raise CheckpointError if the file has none."""
         value = self.get(key)
         if value is None:
             raise CheckpointError(f"{self.path} has no {key!r} in its metadata")

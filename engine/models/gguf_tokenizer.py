@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's metadata, written as the files that stand beside safetensors."""
+"""Conversion of a GGUF file's tokenizer into the files that accompany safetensors."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from engine.errors import CheckpointError
-from engine.models.gguf_metadata import Fields
+from engine.models.gguf_metadata import Metadata
 
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # token types of the GGUF specification
 
@@ -33,7 +33,7 @@ def _llama3() -> pre_tokenizers.PreTokenizer:
     return _split(rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_REST}")
 
 
-# How a text is cut before merging, by `tokenizer.ggml.pre`.
+# Pre-tokenizers by `tokenizer.ggml.pre`.
 _PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": lambda: pre_tokenizers.Sequence(
@@ -48,16 +48,14 @@ _PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 
 
-def write_tokenizer(fields: Fields, folder: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and generation_config.json.
+def write_tokenizer(fields: Metadata, folder: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and generation_config.json.
 
-    Raises CheckpointError for a kind that is not supported.
+    Raises CheckpointError for a kind of tokenizer that is not supported.
     """
     kind = fields.need("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
-        raise CheckpointError(
-            f"{fields.path} has a tokenizer of kind {kind!r}; from GGUF, gpt2 and llama are supported"
-        )
+        raise CheckpointError(f"{fields.path} has a tokenizer of kind {kind!r}; supported in GGUF: gpt2, llama")
     tokens: list[str] = fields.need("tokenizer.ggml.tokens")
     types: list[int] = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
     backend = _byte_level(fields, tokens) if kind == "gpt2" else _sentencepiece(fields, tokens, types)
@@ -94,11 +92,11 @@ def write_tokenizer(fields: Fields, folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
 
 
-def _byte_level(fields: Fields, tokens: list[str]) -> Backend:
+def _byte_level(fields: Metadata, tokens: list[str]) -> Backend:
     pre = fields.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in _PRE_TOKENIZERS:
         raise CheckpointError(
-            f"{fields.path} cuts its text by {pre!r}; from GGUF, supported are {', '.join(_PRE_TOKENIZERS)}"
+            f"{fields.path} has the pre-tokenizer {pre!r}; supported in GGUF: {', '.join(_PRE_TOKENIZERS)}"
         )
     merges = [tuple(merge.split(" ")) for merge in fields.need("tokenizer.ggml.merges")]
     vocabulary = {text: token for token, text in enumerate(tokens)}
@@ -108,17 +106,17 @@ def _byte_level(fields: Fields, tokens: list[str]) -> Backend:
     return backend
 
 
-def _sentencepiece(fields: Fields, tokens: list[str], types: list[int]) -> Backend:
-    """A SentencePiece BPE model. It stores scores in place of merges: of two neighbours that join into a token, the
-    pair whose token scores highest is joined first."""
+def _sentencepiece(fields: Metadata, tokens: list[str], types: list[int]) -> Backend:
+    """Return a SentencePiece BPE model. It stores scores instead of merges: of all adjacent pairs that form a token,
+    the pair whose token has the highest score is merged first."""
     scores: list[float] = fields.need("tokenizer.ggml.scores")
     vocabulary = {text: token for token, text in enumerate(tokens)}
     normal = {text for text, type_ in zip(tokens, types, strict=True) if type_ not in (_CONTROL, _BYTE)}
     found = [
-        (scores[vocabulary[text]], text[:at], text[at:])
+        (scores[vocabulary[text]], text[:index], text[index:])
         for text in normal
-        for at in range(1, len(text))
-        if text[:at] in normal and text[at:] in normal
+        for index in range(1, len(text))
+        if text[:index] in normal and text[index:] in normal
     ]
     found.sort(key=lambda merge: (-merge[0], vocabulary[merge[1]], vocabulary[merge[2]]))
     unknown = fields.get("tokenizer.ggml.unknown_token_id")

@@ -1,4 +1,4 @@
-"""Rotary positions: frequencies by every scaling that the families use, as transformers computes them."""
+"""Rotary positions with every scaling that the supported families use, as transformers computes them."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 @dataclass(frozen=True)
 class Rope:
-    """How positions turn a head. `rotated`: leading elements of the head that are turned.
+    """Rotary positions of a layer. `rotated`: number of leading elements of a head that are rotated.
 
-    `scaling`: the checkpoint's own parameters, with `kind` one of KINDS.
+    `scaling`: the checkpoint's own parameters. `kind` is one of KINDS.
     """
 
     rotated: int
@@ -25,14 +25,15 @@ class Rope:
 
 
 def read_rope(config: dict[str, Any], parameters: dict[str, Any], head_size: int, theta: float | None = None) -> Rope:
-    """The rope that a config's `rope_parameters` or `rope_scaling` describe. Raises CheckpointError for others."""
+    """Return the rotary positions in a config's `rope_parameters` or `rope_scaling`. Raise CheckpointError if they are
+    not supported."""
     if not isinstance(parameters, dict):
         raise CheckpointError(f"rope_scaling = {parameters!r} is not an object")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind == "su":  # Phi-3's first name for it
+    if kind == "su":  # the name in early Phi-3 configs
         kind = "longrope"
     if kind not in KINDS:
-        raise CheckpointError(f"rotary positions are scaled by {kind!r}; supported: {', '.join(KINDS)}")
+        raise CheckpointError(f"rope_type = {kind!r} is not supported; supported: {', '.join(KINDS)}")
     share = number(_first("partial_rotary_factor", parameters, config, default=1.0), "partial_rotary_factor")
     base = theta if theta is not None else _first("rope_theta", parameters, config, default=10000.0)
     original = _first("original_max_position_embeddings", parameters, config, default=None)
@@ -44,12 +45,12 @@ def read_rope(config: dict[str, Any], parameters: dict[str, Any], head_size: int
     return Rope(rotated, number(base, "rope_theta", above=1.0), kind, scaling)
 
 
-def number(value: Any, name: str, *, least: float | None = None, above: float = 0.0) -> float:
-    """Return a number from a config. Raise CheckpointError if it is not a finite number, or too small: below `least`,
-    or, without `least`, not above `above`."""
+def number(value: Any, name: str, *, minimum: float | None = None, above: float = 0.0) -> float:
+    """Return a number from a config. Raise CheckpointError if it is not a finite number, or too small: below `minimum`,
+    or, without `minimum`, not above `above`."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise CheckpointError(f"{name} = {value!r} is not a finite number")
-    if value < least if least is not None else value <= above:
+    if value < minimum if minimum is not None else value <= above:
         raise CheckpointError(f"{name} = {value!r} is too small")
     return float(value)
 
@@ -74,7 +75,7 @@ def _check(kind: str, scaling: dict[str, Any], rotated: int) -> None:
     """Raise CheckpointError if a scaling lacks a parameter or has an invalid one."""
     for name in _NEEDED.get(kind, ()):
         if scaling.get(name) is None:
-            raise CheckpointError(f"the rotary scaling {kind!r} lacks {name}")
+            raise CheckpointError(f"rope_type = {kind!r} lacks {name}")
     for name in _NUMBERS:
         if scaling.get(name) is not None:
             number(scaling[name], name)
@@ -88,14 +89,14 @@ def _check(kind: str, scaling: dict[str, Any], rotated: int) -> None:
 
 
 def rotary_table(rope: Rope, window: int) -> torch.Tensor:
-    """(window, rotated) float32: cosines of the head's first half, then the sines, by position."""
+    """Return a table (window, rotated) float32: by position, cosines of the head's first half, then sines."""
     frequencies, factor = _frequencies(rope, window)
     angles = torch.arange(window, dtype=torch.float32).unsqueeze(1) * frequencies
     return torch.cat((angles.cos() * factor, angles.sin() * factor), dim=1)
 
 
 def _frequencies(rope: Rope, window: int) -> tuple[torch.Tensor, float]:
-    """(rotated / 2,) float32, and what cosines and sines are multiplied by."""
+    """Return frequencies (rotated / 2,) float32, and the factor of cosines and sines."""
     plain = 1.0 / rope.theta ** (torch.arange(0, rope.rotated, 2, dtype=torch.float32) / rope.rotated)
     match rope.kind:
         case "linear":
@@ -106,12 +107,12 @@ def _frequencies(rope: Rope, window: int) -> tuple[torch.Tensor, float]:
             return _yarn(plain, rope, window)
         case "longrope":
             return _longrope(plain, rope, window)
-        case _:  # dynamic changes nothing within the window that the checkpoint states
+        case _:  # dynamic scaling changes nothing within the checkpoint's window
             return plain, 1.0
 
 
 def _llama3(plain: torch.Tensor, scaling: dict[str, Any]) -> torch.Tensor:
-    """meta-llama/llama-models, `apply_scaling`."""
+    """Return frequencies scaled as `apply_scaling` does in meta-llama/llama-models."""
     original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
     low_factor, high_factor = scaling["low_freq_factor"], scaling["high_freq_factor"]
     wavelengths = 2 * math.pi / plain
@@ -125,7 +126,7 @@ def _llama3(plain: torch.Tensor, scaling: dict[str, Any]) -> torch.Tensor:
 
 
 def _yarn(plain: torch.Tensor, rope: Rope, window: int) -> tuple[torch.Tensor, float]:
-    """Peng et al. 2023."""
+    """Return frequencies and factor as in Peng et al. 2023."""
     scaling, size = rope.scaling, rope.rotated
     original = scaling["original_max_position_embeddings"] or window
     factor = scaling.get("factor") or window / original
@@ -149,8 +150,11 @@ def _yarn(plain: torch.Tensor, rope: Rope, window: int) -> tuple[torch.Tensor, f
 
 
 def _longrope(plain: torch.Tensor, rope: Rope, window: int) -> tuple[torch.Tensor, float]:
-    """Ding et al. 2024. The long factors wherever the window is longer than the original one: keys are kept, and
-    a text that grows must not find them turned by other angles."""
+    """Return frequencies and factor as in Ding et al. 2024.
+
+    The long factors apply whenever the window is longer than the original one. Switching while a text grows would leave
+    cached keys rotated by other angles.
+    """
     scaling = rope.scaling
     original = scaling["original_max_position_embeddings"] or window
     factors = scaling["long_factor" if window > original else "short_factor"]

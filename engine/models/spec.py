@@ -1,4 +1,4 @@
-"""What a checkpoint's decoder is like: one description for all families, read from `config.json`."""
+"""Specification of a checkpoint's decoder, for all model families, read from `config.json`."""
 
 import math
 from collections.abc import Callable
@@ -16,8 +16,8 @@ _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What differs from layer to layer. `window`: keys a row sees at most, 0 for all. `rope`: None for a layer
-    without positions."""
+    """Properties that differ between layers. `window`: maximum number of keys that a row sees, 0 for all. `rope`: None
+    for a layer without positions."""
 
     window: int
     rope: Rope | None
@@ -25,10 +25,11 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """The shape of a decoder. Sizes are in elements, `window` in tokens.
+    """Shape of a decoder. Sizes are in elements, `window` in tokens.
 
-    `unit_norms`: norm weights are stored as their distance from one. `sandwich`: what is added to the residual is
-    normalised too. `fused`: the checkpoint holds queries, keys and values as one tensor, and gate and up.
+    `unit_norms`: the checkpoint stores norm weights minus one.
+    `sandwich`: the outputs of attention and MLP are normalised before the residual addition.
+    `fused`: the checkpoint stores queries, keys and values as one tensor, and gate and up as one.
     `embedding_scale` multiplies embeddings; `logit_cap`, if not 0, bounds logits.
     """
 
@@ -78,10 +79,10 @@ _FAMILIES: dict[str, Callable[[Config], dict[str, Any]]] = {
     "Gemma3ForConditionalGeneration": lambda config: {**_gemma(config), "head_norms": True},
     "Phi3ForCausalLM": lambda config: {"fused": True},
 }
-"""What sets each family apart, besides what the config says under names that all share."""
+"""Properties of each family that the shared names in its config do not give."""
 
 _TIED = frozenset({"Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"})
-"""Families whose configs may leave out that the head is the embedding."""
+"""Families whose configs may omit that the output head is the embedding."""
 
 SUPPORTED = tuple(_FAMILIES)
 _MODEL_TYPES = {
@@ -96,11 +97,12 @@ _MODEL_TYPES = {
     "Phi3ForCausalLM": "phi3",
 }
 """`model_type` of each architecture. A checkpoint with another one is a different model."""
-_MOST_LAYERS = 10_000
+_MAX_LAYERS = 10_000
 
 
 def read_spec(folder: Path) -> DecoderSpec:
-    """The spec in `config.json`. Raises CheckpointError for an architecture or option not supported."""
+    """Return the specification in `config.json`. Raise CheckpointError if the architecture or an option is not
+    supported."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; a model folder holds config.json, safetensors, tokenizer")
@@ -108,13 +110,13 @@ def read_spec(folder: Path) -> DecoderSpec:
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else "none"
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
-        raise CheckpointError(f"{folder} is of architecture {architecture}; supported: {', '.join(SUPPORTED)}")
+        raise CheckpointError(f"{folder} has architecture {architecture}; supported: {', '.join(SUPPORTED)}")
     kind = config.get("model_type", _MODEL_TYPES[architecture])  # folders made from GGUF files have none
     if kind != _MODEL_TYPES[architecture]:
         raise CheckpointError(
             f"{path}: model_type is {kind!r}, but {architecture} needs {_MODEL_TYPES[architecture]!r}"
         )
-    if isinstance(config.get("text_config"), dict):  # a model that also sees; its text half is what runs here
+    if isinstance(config.get("text_config"), dict):  # a vision-language model, of which only the text decoder runs here
         config = {**config, **config["text_config"]}
     try:
         _check(config)
@@ -122,7 +124,7 @@ def read_spec(folder: Path) -> DecoderSpec:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:
-        raise CheckpointError(f"{path} says nothing of {error}") from error
+        raise CheckpointError(f"{path} lacks {error}") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{path} is invalid: {error}") from error
 
@@ -145,9 +147,9 @@ def _check(config: Config) -> None:
     if config.get("head_dim") is None and config["hidden_size"] % heads:
         hidden = config["hidden_size"]
         raise CheckpointError(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
-    if config["num_hidden_layers"] > _MOST_LAYERS:
+    if config["num_hidden_layers"] > _MAX_LAYERS:
         raise CheckpointError(f"num_hidden_layers = {config['num_hidden_layers']} is too large")
-    number(config["rms_norm_eps"], "rms_norm_eps", least=0.0)
+    number(config["rms_norm_eps"], "rms_norm_eps", minimum=0.0)
     for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"):
         if config.get(name) is not None:
             number(config[name], name)
@@ -216,7 +218,7 @@ def _layers(architecture: str, config: Config, head_size: int) -> tuple[LayerSpe
 
 
 def _sliding(architecture: str, config: Config, count: int) -> list[bool]:
-    """Which layers see only a window."""
+    """Return for each layer whether it has a sliding window."""
     if not config.get("sliding_window"):
         return [False] * count
     if config.get("use_sliding_window") is False:

@@ -1,6 +1,6 @@
-"""One engine for those who are linked to it: their commands in, and one frame a step to each whom it concerns.
+"""The engine server: it receives commands from its connections and sends each of them one report per step.
 
-The thread that serves owns the engine, and sleeps when there is nothing to do. Others only post.
+The serving thread owns the engine, and sleeps while there is nothing to do. Other threads only post commands.
 """
 
 import logging
@@ -19,124 +19,125 @@ _HEARTBEAT_SECONDS = 1.0
 
 
 class FrameSink(Protocol):
-    """The way to a gateway."""
+    """Output of a connection to a gateway."""
 
     def send(self, report: Report) -> None:
-        """Sends it, or begins to."""
+        """Send a report, or start to send it."""
 
 
-class Link:
-    """A gateway, as the hub knows it: its contexts have numbers of its own choosing."""
+class Connection:
+    """Connection to one gateway, which numbers its contexts itself."""
 
-    def __init__(self, outlet: FrameSink) -> None:
-        self.outlet = outlet
+    def __init__(self, sink: FrameSink) -> None:
+        self.sink = sink
         self.numbers: dict[int, int] = {}
-        """The engine's numbers, by the gateway's."""
-        self.taken = 0
-        """Commands taken in."""
-        self.rested = -1
-        """How many had been, when it was last told that nothing is left to do."""
+        """The engine's context numbers by the gateway's."""
+        self.received = 0
+        """Number of commands received."""
+        self.idle_reported_at = -1
+        """Number of commands received when the engine last reported to be idle; -1 if it was busy since."""
 
 
 class EngineServer:
-    """Owner of the links. `post` may be called by any thread; all else is the serving one's."""
+    """Owner of the connections. Any thread may call `post`; the rest belongs to the serving thread."""
 
     def __init__(self) -> None:
-        # Bounded by the gateways, which admit only so many calls at a time.
-        self._inbox: queue.SimpleQueue[tuple[Link, Sequence[Command] | None]] = queue.SimpleQueue()
-        self._links: list[Link] = []
-        self._owners: dict[int, tuple[Link, int]] = {}
+        # The gateways bound its size: they admit only so many calls at a time.
+        self._inbox: queue.SimpleQueue[tuple[Connection, Sequence[Command] | None]] = queue.SimpleQueue()
+        self._connections: list[Connection] = []
+        self._owners: dict[int, tuple[Connection, int]] = {}
         self._next = 0
 
-    def post(self, link: Link, commands: Sequence[Command] | None) -> None:
-        """A gateway's commands, all of which are taken in before the next step; None when it is gone, and what it
-        wanted with it."""
-        self._inbox.put((link, commands))
+    def post(self, connection: Connection, commands: Sequence[Command] | None) -> None:
+        """Enqueue commands of a gateway, to be applied before the next step. None means that the gateway is gone: its
+        contexts are freed."""
+        self._inbox.put((connection, commands))
 
     def serve(self, engine: Engine) -> None:
-        """Steps while there is work, until one of the links is told to shut down."""
+        """Run steps while there is work, until a connection sends `Shutdown`."""
         last = time.monotonic()
         while True:
-            said: dict[Link, list[Update]] = {}
-            while not self._inbox.empty() or not (engine.has_work or said):
+            updates_of: dict[Connection, list[Update]] = {}
+            while not self._inbox.empty() or not (engine.has_work or updates_of):
                 if self._inbox.empty():
-                    self._rest(engine)
-                link, commands = self._inbox.get()  # blocks, at no cost, when there is nothing to do
+                    self._report_idle(engine)
+                connection, commands = self._inbox.get()  # blocks while there is nothing to do
                 if commands is None:
-                    self._drop(engine, link)
+                    self._drop(engine, connection)
                     continue
-                if link not in self._links:
-                    self._links.append(link)
+                if connection not in self._connections:
+                    self._connections.append(connection)
                 for command in commands:
                     if isinstance(command, Shutdown):
                         return
-                    link.taken += 1
-                    if (refusal := self._apply(engine, link, command)) is not None:
-                        said.setdefault(link, []).append(refusal)
+                    connection.received += 1
+                    if (refusal := self._apply(engine, connection, command)) is not None:
+                        updates_of.setdefault(connection, []).append(refusal)
             for update in engine.step():
                 if update.context in self._owners:
-                    link, update.context = self._owners[update.context]
-                    said.setdefault(link, []).append(update)
+                    connection, update.context = self._owners[update.context]
+                    updates_of.setdefault(connection, []).append(update)
             beat = time.monotonic() - last > _HEARTBEAT_SECONDS
-            if said or beat:
+            if updates_of or beat:
                 last = time.monotonic()
-                for link in self._links if beat else said:
-                    link.rested = -1 if engine.running else link.taken
-                    link.outlet.send(self._step(engine, link, said.get(link, [])))
+                for connection in self._connections if beat else updates_of:
+                    connection.idle_reported_at = -1 if engine.running else connection.received
+                    connection.sink.send(self._step(engine, connection, updates_of.get(connection, [])))
 
-    def _step(self, engine: Engine, link: Link, updates: list[Update]) -> Step:
-        return Step(updates, engine.running, engine.free_tokens, link.taken, *engine.pace, *engine.drafts)
+    def _step(self, engine: Engine, connection: Connection, updates: list[Update]) -> Step:
+        return Step(updates, engine.running, engine.free_tokens, connection.received, *engine.pace, *engine.drafts)
 
-    def _rest(self, engine: Engine) -> None:
-        """Tells all that nothing is left to do, who were not told since they last said something."""
-        for link in self._links:
-            if link.rested != link.taken:
-                link.rested = link.taken
-                link.outlet.send(self._step(engine, link, []))
+    def _report_idle(self, engine: Engine) -> None:
+        """Report idleness to the connections that sent commands since the last such report."""
+        for connection in self._connections:
+            if connection.idle_reported_at != connection.received:
+                connection.idle_reported_at = connection.received
+                connection.sink.send(self._step(engine, connection, []))
 
-    def _drop(self, engine: Engine, link: Link) -> None:
-        for number in link.numbers.values():
+    def _drop(self, engine: Engine, connection: Connection) -> None:
+        for number in connection.numbers.values():
             engine.free_context(number)
             del self._owners[number]
-        link.numbers = {}
-        if link in self._links:
-            self._links.remove(link)
+        connection.numbers = {}
+        if connection in self._connections:
+            self._connections.remove(connection)
 
-    def _number(self, link: Link, context: int) -> int:
-        """The engine's number for a gateway's context, a new one if it has none."""
-        if context not in link.numbers:
+    def _number(self, connection: Connection, context: int) -> int:
+        """Return the engine's number of a gateway's context, a new one on first use."""
+        if context not in connection.numbers:
             self._next += 1
-            link.numbers[context] = self._next
-            self._owners[self._next] = link, context
-        return link.numbers[context]
+            connection.numbers[context] = self._next
+            self._owners[self._next] = connection, context
+        return connection.numbers[context]
 
-    def _apply(self, engine: Engine, link: Link, command: Command) -> Update | None:
-        """Hands a command to the engine; a refusal becomes the context's error, and the context is freed."""
+    def _apply(self, engine: Engine, connection: Connection, command: Command) -> Update | None:
+        """Apply a command to the engine. If the engine rejects it, free the context and return an update with the
+        error."""
         try:
             match command:
                 case Fill(context, tokens, parent, rank, scope, interactive):
-                    before = None if parent is None else link.numbers.get(parent, 0)  # 0 is nobody's
-                    number = self._number(link, context)
+                    before = None if parent is None else connection.numbers.get(parent, 0)  # no context has number 0
+                    number = self._number(connection, context)
                     engine.fill(number, tokens, parent=before, rank=rank, scope=scope, interactive=interactive)
                 case Generate(context, sampling, rank):
-                    engine.generate(self._number(link, context), sampling, rank=rank)
+                    engine.generate(self._number(connection, context), sampling, rank=rank)
                 case Free(context):
-                    number = link.numbers.pop(context, 0)
+                    number = connection.numbers.pop(context, 0)
                     if self._owners.pop(number, None) is not None:
                         engine.free_context(number)
                 case Rerank(contexts, rank, interactive):
-                    known = [link.numbers[context] for context in contexts if context in link.numbers]
+                    known = [connection.numbers[context] for context in contexts if context in connection.numbers]
                     engine.rerank(known, rank, interactive=interactive)
                 case Shutdown():
                     raise AssertionError("handled by the loop")
         except ContextError as error:
             if isinstance(command, Fill | Generate):
-                self._apply(engine, link, Free(command.context))
+                self._apply(engine, connection, Free(command.context))
                 return Update(command.context, error=(error.code, str(error)))
-            log.warning("%s was refused: %s", type(command).__name__, error)
-        except Exception as error:  # a fault of ours: it must not take everybody else's work with it
+            log.warning("%s was rejected: %s", type(command).__name__, error)
+        except Exception as error:  # a bug here must not abort the work of other gateways
             log.exception("a command failed")
             if isinstance(command, Fill | Generate):
-                self._apply(engine, link, Free(command.context))
+                self._apply(engine, connection, Free(command.context))
                 return Update(command.context, error=("internal_error", f"internal error: {error!r}"))
         return None

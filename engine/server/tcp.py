@@ -1,7 +1,7 @@
-"""An engine that gateways reach over TCP: it outlives them, and serves several at a time.
+"""Engine server over TCP: it outlives its gateways, and serves several at a time.
 
-A thread with an event loop does what has to do with the network; the engine's own thread only hears of commands, and
-hands over what it has to say. A gateway shows a token before anything else is read from it.
+A thread with an event loop does all network work. The engine's thread only receives commands and returns reports. A
+gateway authenticates with a token before it sends anything else.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from engine.protocol import (
     encode_frame,
     hello_decoder,
 )
-from engine.server.core import EngineServer, Link
+from engine.server.core import Connection, EngineServer
 
 log = logging.getLogger("myna.engine")
 
@@ -39,36 +39,37 @@ _READ_BYTES = 1 << 18
 _HELLO_BYTES = 4096
 _HELLO_SECONDS = 10.0
 _UNREAD_BYTES = 64 << 20
-"""A gateway that leaves so much unread is hung up on."""
+"""Maximum size of unread output. The engine closes a connection that exceeds it."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""Seconds, seconds, and times: a gateway whose machine is gone is noticed within half a minute."""
+"""TCP keepalive: idle time and interval in seconds, and number of probes. A gateway whose machine is gone is detected
+within half a minute."""
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """What a gateway needs to read a checkpoint's texts: the small files beside its weights."""
+    """Return the small files beside a checkpoint's weights, from which a gateway loads the tokenizer."""
     small = (path for path in folder.iterdir() if path.suffix in (".json", ".jinja") and "index" not in path.name)
     return {path.name: path.read_bytes() for path in small}
 
 
-def _nobody_asks(count: int) -> None:
-    """How many there are."""
+def _ignore_count(count: int) -> None:
+    """Ignore the number of gateways."""
 
 
 class Listener:
-    """Owner of the port and of the connections. `token`: what gateways have to show."""
+    """Owner of the listening socket and of the connections. `token`: secret that gateways must send."""
 
     def __init__(
         self,
-        hub: EngineServer,
+        server: EngineServer,
         token: str,
         info: EngineInfo,
         files: dict[str, bytes],
-        calls: Callable[[int], None] = _nobody_asks,
+        calls: Callable[[int], None] = _ignore_count,
     ) -> None:
-        """`calls` is told how many gateways are connected, whenever that changes."""
-        self._hub = hub
+        """Prepare to listen. `calls` is called with the number of connected gateways when it changes."""
+        self._engine_server = server
         self._calls = calls
-        self._let_in = 0
+        self._connected = 0
         self._token = token.encode()
         self._welcome = encode_frame(Welcome(info, files))
         self._loop = asyncio.new_event_loop()
@@ -77,80 +78,81 @@ class Listener:
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
 
     def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> str:
-        """Listens from now on. Returns the address. Raises OSError if it cannot."""
+        """Start to listen. Return the address. Raises OSError if it cannot listen."""
         self._thread.start()
         return asyncio.run_coroutine_threadsafe(self._listen(host, port, tls), self._loop).result()
 
     async def _listen(self, host: str, port: int, tls: ssl.SSLContext | None) -> str:
         self._server = await asyncio.start_server(self._serve, host, port, ssl=tls)
-        where, at = self._server.sockets[0].getsockname()[:2]
-        return f"{'tcp' if tls is None else 'tls'}://{f'[{where}]' if ':' in where else where}:{at}"
+        host_name, bound_port = self._server.sockets[0].getsockname()[:2]
+        return f"{'tcp' if tls is None else 'tls'}://{f'[{host_name}]' if ':' in host_name else host_name}:{bound_port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = "{}:{}".format(*writer.get_extra_info("peername")[:2])
-        link: Link | None = None
+        connection: Connection | None = None
         self._writers.add(writer)
         try:
             _keep_alive(writer.get_extra_info("socket"))
             frames = FrameBuffer(_HELLO_BYTES)
-            if (why := await self._greeted(reader, frames)) is not None:
-                log.warning("a gateway at %s is not let in: %s", peer, why)
+            if (why := await self._authenticate(reader, frames)) is not None:
+                log.warning("rejected the gateway at %s: %s", peer, why)
                 writer.write(encode_frame(Unwelcome(why)))
                 await writer.drain()
                 return
-            log.info("a gateway at %s has come", peer)
+            log.info("the gateway at %s connected", peer)
             writer.write(self._welcome)
-            frames.most = MAX_FRAME
-            link = Link(_Connection(self._loop, writer))
+            frames.max_size = MAX_FRAME
+            connection = Connection(_ConnectionSink(self._loop, writer))
             self._count(1)
             data = b""
             while True:
                 commands = [command_decoder.decode(body) for body in frames.feed(data)]
-                if any(isinstance(command, Shutdown) for command in commands):  # of the link: the engine is not its own
+                # It ends the connection only: other gateways use the engine too.
+                if any(isinstance(command, Shutdown) for command in commands):
                     return
                 if commands:
-                    self._hub.post(link, commands)
+                    self._engine_server.post(connection, commands)
                 if not (data := await reader.read(_READ_BYTES)):
                     return
         except (OSError, FrameError, msgspec.DecodeError) as error:
-            log.warning("the link to the gateway at %s broke: %s", peer, error)
+            log.warning("the connection to the gateway at %s broke: %s", peer, error)
         finally:
-            if link is not None:
+            if connection is not None:
                 self._count(-1)
-                self._hub.post(link, None)
-                log.info("the gateway at %s has gone", peer)
+                self._engine_server.post(connection, None)
+                log.info("the gateway at %s disconnected", peer)
             self._writers.discard(writer)
             writer.close()
 
     def _count(self, change: int) -> None:
-        self._let_in += change
-        self._calls(self._let_in)
+        self._connected += change
+        self._calls(self._connected)
 
-    async def _greeted(self, reader: asyncio.StreamReader, frames: FrameBuffer) -> str | None:
-        """Reads the first frame. Why its sender is not let in; None if it is."""
+    async def _authenticate(self, reader: asyncio.StreamReader, frames: FrameBuffer) -> str | None:
+        """Receive the first frame. Return why the gateway is rejected, or None."""
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
                 bodies: list[bytes] = []
                 while not bodies:
                     data = await reader.read(_HELLO_BYTES)
                     if not data:
-                        return "it said nothing"
+                        return "it sent nothing"
                     bodies = list(frames.feed(data))
                 hello = hello_decoder.decode(bodies[0])
         except TimeoutError:
-            return f"it showed no token within {_HELLO_SECONDS:g} s"
+            return f"it sent no token within {_HELLO_SECONDS:g} s"
         except (FrameError, msgspec.DecodeError):
-            return "it speaks another language"
+            return "its first message is invalid"
         if len(bodies) > 1:
-            return "it did not wait for an answer"
+            return "it did not wait for a reply"
         if not hmac.compare_digest(hello.token.encode(), self._token):
             return "the token is wrong"
         if hello.version != VERSION:
-            return f"it speaks version {hello.version} of the link, and this engine {VERSION}"
+            return f"it uses protocol version {hello.version}; this engine uses version {VERSION}"
         return None
 
     def close(self) -> None:
-        """Hangs up on everybody."""
+        """Close all connections and stop listening."""
 
         async def end() -> None:
             if self._server is not None:
@@ -165,14 +167,14 @@ class Listener:
         self._loop.close()
 
 
-class _Connection:
-    """The way to one gateway; see `FrameSink`."""
+class _ConnectionSink:
+    """Output to one gateway; see `FrameSink`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, writer: asyncio.StreamWriter) -> None:
         self._loop, self._writer = loop, writer
 
     def send(self, report: Report) -> None:
-        """Hands it to the network's thread."""
+        """Pass a report to the network thread."""
         self._loop.call_soon_threadsafe(self._write, encode_frame(report))
 
     def _write(self, frame: bytes) -> None:
@@ -181,7 +183,7 @@ class _Connection:
             return
         self._writer.write(frame)
         if transport.get_write_buffer_size() > _UNREAD_BYTES:
-            log.warning("a gateway does not read what it is told; hanging up")
+            log.warning("a gateway does not read its reports; closing the connection")
             transport.abort()
 
 
@@ -201,25 +203,28 @@ def serve(
     *,
     stopping: Callable[[Callable[[], None]], None],
     ready: Callable[[EngineInfo, str], None],
-    calls: Callable[[int], None] = _nobody_asks,
+    calls: Callable[[int], None] = _ignore_count,
 ) -> None:
-    """Loads the model and serves gateways until told to stop.
+    """Load the model and serve gateways until `Shutdown`.
 
-    `stopping` is given what ends the serving. `ready` is told of the engine and its address; `calls` how many gateways
-    are connected. Raises EngineError or OSError if it cannot.
+    `stopping` receives a function that stops the server.
+    `ready` is called with the engine's info and its address.
+    `calls` is called with the number of connected gateways when it changes.
+
+    Raises EngineError if the engine cannot start, OSError if it cannot listen.
     """
-    hub = EngineServer()
-    local = Link(_Nobody())
-    stopping(lambda: hub.post(local, [Shutdown()]))
+    server = EngineServer()
+    local = Connection(_NullSink())
+    stopping(lambda: server.post(local, [Shutdown()]))
     engine = Engine(config)
-    listener = Listener(hub, token, engine.info, tokenizer_files(Path(engine.info.folder)), calls)
+    listener = Listener(server, token, engine.info, tokenizer_files(Path(engine.info.folder)), calls)
     ready(engine.info, listener.start(host, port, tls))
     try:
-        hub.serve(engine)
+        server.serve(engine)
     finally:
         listener.close()
 
 
-class _Nobody:
+class _NullSink:
     def send(self, report: Report) -> None:
-        """There is nobody to tell."""
+        """Discard the report."""

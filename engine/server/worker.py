@@ -1,4 +1,4 @@
-"""The engine as a process: commands in and one frame a step out, over an inherited socket.
+"""The engine as a child process: commands in and one report per step out, over an inherited socket.
 
 A reader thread only enqueues. When the other end closes, for whatever reason, the process ends: no engine outlives its
 gateway.
@@ -20,7 +20,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineError
 from engine.protocol import Fatal, FrameBuffer, FrameError, Ready, Report, Resolved, command_decoder, encode_frame
-from engine.server.core import EngineServer, Link
+from engine.server.core import Connection, EngineServer
 
 log = logging.getLogger("myna.engine")
 
@@ -28,15 +28,15 @@ _READ_BYTES = 1 << 18
 
 
 class Worker:
-    """Serves one gateway over `connection`."""
+    """Server of one gateway over `connection`."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._hub = EngineServer()
-        self._link = Link(self)
+        self._socket = connection
+        self._server = EngineServer()
+        self._connection = Connection(self)
 
     def run(self, config: EngineConfig) -> int:
-        """Loads the model, then serves until told to shut down. Returns the exit status."""
+        """Load the model and serve until `Shutdown`. Return the exit status."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         try:
             engine = Engine(config, resolved=lambda folder: self.send(Resolved(str(folder))))
@@ -48,25 +48,25 @@ class Worker:
             self.send(Fatal(f"{config.model} cannot be loaded: {_in_a_line(error)}"))
             return 1
         self.send(Ready(engine.info))
-        self._hub.serve(engine)
+        self._server.serve(engine)
         return 0
 
     def send(self, report: Report) -> None:
-        """See `FrameSink`. Waits until the gateway takes it."""
+        """Send a report; see `FrameSink`. Wait until the gateway accepts it."""
         try:
-            self._connection.sendall(encode_frame(report))
+            self._socket.sendall(encode_frame(report))
         except (BrokenPipeError, ConnectionResetError):
-            os._exit(0)  # the gateway is gone; the reader was about to say so
+            os._exit(0)  # the gateway is gone; the reader thread would end the process as well
 
     def _read(self) -> None:
-        """Posts commands until the stream ends, then ends the process, whatever it is doing."""
+        """Post commands until the stream ends, then end the process, whatever it is doing."""
         buffer = FrameBuffer()
         try:
-            while data := self._connection.recv(_READ_BYTES):
+            while data := self._socket.recv(_READ_BYTES):
                 if commands := [command_decoder.decode(body) for body in buffer.feed(data)]:
-                    self._hub.post(self._link, commands)
+                    self._server.post(self._connection, commands)
         except (OSError, FrameError, msgspec.DecodeError) as error:
-            log.error("the link to the gateway broke: %s", error)
+            log.error("the connection to the gateway broke: %s", error)
         os._exit(0)
 
 
@@ -78,13 +78,12 @@ def _in_a_line(error: Exception) -> str:
 
 
 def main() -> int:
-    """`python -m engine.server.worker --fd N --config JSON`, as a gateway starts it."""
+    """Run `python -m engine.server.worker --fd N --config JSON`, as a gateway starts it."""
     parser = argparse.ArgumentParser(prog="python -m engine.server.worker", description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the gateway")
-    parser.add_argument("--config", required=True, help="an EngineConfig as JSON")
+    parser.add_argument("--fd", type=int, required=True, help="file descriptor of the inherited socket to the gateway")
+    parser.add_argument("--config", required=True, help="EngineConfig as JSON")
     arguments = parser.parse_args()
-    # A terminal's Ctrl-C reaches the whole process group; the gateway decides when the engine ends.
-    # So does the hangup of a terminal.
+    # Ctrl-C and the hangup of a terminal reach the whole process group, but the gateway decides when the engine ends.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)

@@ -1,1 +1,1 @@
-"""Whole applications, each written once and run in three ways: see `apps.py` and `client.py`."""
+"""Applications, each written once and run in three modes: see `apps.py` and `client.py`."""

@@ -1,8 +1,8 @@
-"""One program, three ways to run it.
+"""Client of a server that runs one program in three modes.
 
-`client`    on any OpenAI server: every answer is awaited, and its text pasted into the next prompt
-`deferred`  the same requests with two headers more: an answer is a reference, at once, and that is pasted
-`graph`     calls are gathered, and sent as one graph when a text is first wanted
+`client`    on any OpenAI server: wait for every answer, and insert its text into the next prompt
+`deferred`  the same requests with two more headers: each returns a reference at once, which is inserted instead
+`graph`     collect the calls, and send them as one graph when the program reads a text
 """
 
 import asyncio
@@ -19,13 +19,13 @@ MODES = ("client", "deferred", "graph")
 _sessions = itertools.count()
 
 
-class Refused(Exception):
-    """The server did not do what it was asked; its own words."""
+class RequestFailed(Exception):
+    """The server answered with an error, which is the message."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One call, for the timeline: seconds of the client's clock. `first` is the first token's, where it is known."""
+    """Times of one call, in seconds of the client's clock. `first`: time of the first token, if known."""
 
     name: str
     begin: float
@@ -39,10 +39,12 @@ def _new_session() -> str:
 
 @dataclass
 class App:
-    """One application's connection to a server. `rtt`: seconds that are added to every exchange, as a network would.
-    `salt`: what the server has cached is found by applications with the same one only.
+    """One application's connection to a server.
 
-    Answers are greedy and exactly as long as was asked, so that every server and every mode does the same work.
+    `rtt`: simulated round-trip time of the network, in seconds. `salt`: applications share the server's cache only with
+    applications of the same salt.
+
+    Answers are greedy and have exactly the requested length, so that every server and mode does the same work.
     """
 
     http: aiohttp.ClientSession
@@ -57,18 +59,18 @@ class App:
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
     _others: "list[App]" = field(default_factory=list)
 
-    def another(self) -> "App":
-        """The same server for somebody else: a session of its own, closed with this one."""
+    def another_user(self) -> "App":
+        """Return a connection of another user, with a new session. It is closed with this one."""
         other = replace(self, session=_new_session(), _calls=[], _names=itertools.count(), _others=[])
         self._others.append(other)
         return other
 
     async def ask(
-        self, prompt: str | Sequence[dict[str, str]], tokens: int, *, wanted: bool = False, name: str = "call"
+        self, prompt: str | Sequence[dict[str, str]], tokens: int, *, needs_text: bool = False, name: str = "call"
     ) -> str:
-        """An answer to be pasted into other prompts: its text, or the reference to it. If it is `wanted`, its text.
+        """Return an answer to insert into other prompts: its text or a reference, always its text if `needs_text`.
 
-        `name` is for the timeline.
+        `name`: name of the call in the timeline.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         body: dict[str, Any] = {
@@ -86,15 +88,15 @@ class App:
             self.spans.append(Span(name, begin, time.time()))
             return str(answer["choices"][0]["message"]["content"])
         output = f"{re.sub(r'[^A-Za-z0-9]', '_', name)}_{next(self._names)}"
-        body["semantic"] = {"output": output, "defer": self.mode == "deferred" and not wanted}
+        body["semantic"] = {"output": output, "defer": self.mode == "deferred" and not needs_text}
         if self.mode == "graph":
             self._calls.append(body)
-            return (await self.texts(f"<<{output}>>"))[0] if wanted else f"<<{output}>>"
+            return (await self.texts(f"<<{output}>>"))[0] if needs_text else f"<<{output}>>"
         answer = await self._exchange("POST", "/chat/completions", body, {"X-Session-Id": self.session})
         return str(answer["choices"][0]["message"]["content"])
 
     async def texts(self, *answers: str) -> list[str]:
-        """The texts of answers, as soon as all of them are there."""
+        """Wait for answers, and return their texts."""
         if self.mode == "client":
             return list(answers)
         names = [answer.strip("<>") for answer in answers]
@@ -106,20 +108,20 @@ class App:
             return [outputs[name] for name in names]
         paths = [f"/sessions/{self.session}/variables/{name}?wait=true" for name in names]
         found = await asyncio.gather(*(self._exchange("GET", path, None, header) for path in paths))
-        return [one["value"] for one in found]
+        return [variable["value"] for variable in found]
 
     async def close(self) -> None:
-        """Ends the session, and asks before what became of its calls, for the timeline."""
+        """Add the session's calls to the timeline, and delete the session."""
         for other in self._others:
             await other.close()
-        if self.mode == "client" or not next(self._names):  # nothing was asked
+        if self.mode == "client" or not next(self._names):  # no calls were sent
             return
-        quick = replace(self, rtt=0.0)
-        graph = await quick._exchange("GET", f"/sessions/{self.session}/graph")
+        immediate = replace(self, rtt=0.0)
+        graph = await immediate._exchange("GET", f"/sessions/{self.session}/graph")
         for call in graph["calls"]:
             begin = call["created"]
             self.spans.append(Span(call["output"], begin, call["finished"] or begin, call["first_token"]))
-        await quick._exchange("DELETE", f"/sessions/{self.session}")
+        await immediate._exchange("DELETE", f"/sessions/{self.session}")
 
     async def _exchange(
         self, method: str, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
@@ -127,7 +129,7 @@ class App:
         await asyncio.sleep(self.rtt / 2)
         async with self.http.request(method, self.url + path, json=body, headers=headers) as response:
             if response.status != 200:
-                raise Refused(f"{method} {path}: {response.status}: {await response.text()}")
+                raise RequestFailed(f"{method} {path}: {response.status}: {await response.text()}")
             answer = await response.json()
         await asyncio.sleep(self.rtt / 2)
         return answer

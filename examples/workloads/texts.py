@@ -1,7 +1,7 @@
-"""What the applications read: a few paragraphs of our own, put together anew for every run.
+"""Input texts of the applications: paragraphs in random order, different for every run.
 
-Servers keep the KV of what they have read. So each run's texts begin with words that no other run has, and what is
-cached within a run is what its own calls share.
+Servers cache the KV of prompts. So the texts of each run begin with unique words, and calls share cached prefixes only
+with calls of the same run.
 """
 
 import random
@@ -13,7 +13,7 @@ summer the bars stand dry, and birds that nest nowhere else scrape hollows among
 straightened such rivers found that the water ran faster, dug deeper, and left the wells of the valley without
 supply.
 
-The first printers did not think of themselves as inventors of a new thing. They wanted to make the same books
+The first printers did not think of themselves as inventors of a new thing. They length to make the same books
 that scribes made, only more of them, and they cut their letters to look like handwriting. It took two
 generations until somebody saw that a printed page could have a number, that numbered pages could have an
 index, and that a reader with an index no longer had to read a book from its beginning.
@@ -74,21 +74,18 @@ _SENTENCES = [" ".join(paragraph.split()).split(". ") for paragraph in _PARAGRAP
 
 
 class Texts:
-    """Texts for one run. The same seed gives the same ones.
-
-    `scale` makes all of them longer or shorter.
-    """
+    """Texts of one run, determined by the seed. `scale`: factor of their lengths."""
 
     def __init__(self, seed: int, scale: float = 1.0) -> None:
-        self._words_per_token = 0.78 * scale  # this model's tokenizer makes 1.28 tokens of a word here
+        self._words_per_token = 0.78 * scale  # the default model's tokenizer needs 1.28 tokens per word for these texts
         self._seed = seed
 
     def chunk(self, number: int, tokens: int) -> str:
-        """About so many tokens, which begin like no other chunk."""
+        """Return a text of about `tokens` tokens, whose beginning is unique."""
         pick = random.Random(f"{self._seed}/{number}")
         words: list[str] = [f"Text {pick.randrange(10**8, 10**9)}."]
-        wanted = int(tokens * self._words_per_token)
-        while len(words) < wanted:
+        length = int(tokens * self._words_per_token)
+        while len(words) < length:
             sentences = pick.choice(_SENTENCES)
             words += ". ".join(pick.sample(sentences, len(sentences))).split()
-        return " ".join(words[:wanted])
+        return " ".join(words[:length])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from compat.openai import ChatCompletionRequest, CompletionRequest
 from gateway.api.semantic.extension import NO_EXTENSION, text_of
-from gateway.errors import at
+from gateway.errors import field_path
 from gateway.graph.call import CallSpec, Objective, Segment, Text
 from gateway.prompts.builder import Prompt, over_window
 from gateway.prompts.served_models import ServedModel
@@ -23,7 +23,7 @@ def new_spec(
     Raises RequestError if the known part of the prompt exceeds the model's context window.
     """
     semantic = body.semantic or NO_EXTENSION
-    check_window(model, prompt.segments, at(where, prompt.field))
+    check_window(model, prompt.segments, field_path(where, prompt.field))
     return CallSpec(
         model=model.id,
         segments=prompt.segments,

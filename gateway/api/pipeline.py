@@ -64,7 +64,7 @@ async def admit(request: web.Request, model: str, semantic: Semantic | None) -> 
     served = await services.models.get(model)
     scope = scope_of(request, semantic)
     services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
-    return Admitted(request, services, served, services.models.behind(served), scope)
+    return Admitted(request, services, served, services.models.fallbacks_of(served), scope)
 
 
 async def build_spec(

@@ -8,7 +8,7 @@ from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic, Sl
 from compat.openai.response_formats import Form
 from compat.parrot import SamplingConfig
 from gateway.api.semantic.extension import transform_of
-from gateway.errors import RequestError, at
+from gateway.errors import RequestError, field_path
 from gateway.graph.call import SamplingParams, Segment, Slot
 from gateway.prompts.served_models import ServedModel
 
@@ -41,8 +41,8 @@ def request_sampling(
     if body.model_fields_set <= _COMMON_FIELDS:
         return _common(body.length, body.temperature, body.top_p, body.seed, bool(body.ignore_eos))
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
-    check_tokens(model, bias, at(where, "logit_bias"))
-    check_tokens(model, body.stop_token_ids or (), at(where, "stop_token_ids"))
+    check_tokens(model, bias, field_path(where, "logit_bias"))
+    check_tokens(model, body.stop_token_ids or (), field_path(where, "stop_token_ids"))
 
     form = body.form
     return SamplingParams(
@@ -97,16 +97,16 @@ def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
 
 def answer_slot(semantic: Semantic, sampling: SamplingParams, where: str = "") -> Slot:
     """Return the slot of a call's answer."""
-    transform = transform_of(semantic.transform, at(where, "semantic.transform"))
-    return Slot(None, sampling, transform, at(where, "semantic.output"))
+    transform = transform_of(semantic.transform, field_path(where, "semantic.transform"))
+    return Slot(None, sampling, transform, field_path(where, "semantic.output"))
 
 
 def named_slots(semantic: Semantic, sampling: SamplingParams, where: str = "") -> dict[str, Slot]:
     """Return the slots of a request by name. Parameters that a slot leaves out are the request's, `sampling`."""
     slots = {}
     for name, requested in semantic.slots.items():
-        place = at(where, f"semantic.slots.{name}")
-        transform = transform_of(requested.transform, at(place, "transform"))
+        place = field_path(where, f"semantic.slots.{name}")
+        transform = transform_of(requested.transform, field_path(place, "transform"))
         slots[name] = Slot(name, _slot_sampling(requested, sampling), transform, place)
     return slots
 

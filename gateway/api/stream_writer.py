@@ -99,7 +99,7 @@ class StreamWriter:
         """Wait until there is something that `_push` cannot do."""
         self._task_writes = self._task_needed = False
         try:
-            await self._stream.patiently(self._needed, self._first)
+            await self._stream.with_heartbeats(self._needed, self._first)
         finally:
             self._task_writes = True
 
@@ -123,7 +123,7 @@ class StreamWriter:
         must_wait = self._error is not None or self._has_ended
         if not must_wait and not any(reader.must_expose for reader in self._readers.values()):
             try:
-                if not self._events or self._stream.told(self._events):
+                if not self._events or self._stream.try_write(self._events):
                     self._events = b""
                     return
             except Exception as error:

@@ -1,4 +1,4 @@
-"""`myna sessions` and `myna graph SESSION`: what a running server knows, for people to read."""
+"""The commands `myna sessions` and `myna graph SESSION`: show the state of a running server."""
 
 import argparse
 import json
@@ -11,56 +11,58 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-_SECONDS = 10.0
+_DEFAULT_URL = "http://127.0.0.1:8000/v1"
+_TIMEOUT_SECONDS = 10.0
 
 
-class CannotAsk(Exception):
-    """The server does not answer, or with an error; the message says which."""
+class RequestFailed(Exception):
+    """The server does not answer, or answers with an error. The message says which."""
 
 
 def sessions(arguments: Sequence[str]) -> int:
-    """Prints the key's sessions. Returns the exit status."""
-    parser = _parser("myna sessions", "Lists the sessions of a running server.")
-    chosen = parser.parse_args(arguments)
-    return _print(chosen, "/sessions", lambda answer: sessions_as_text(answer["data"]))
+    """Print the sessions of the API key. Return the exit status."""
+    parser = _parser("myna sessions", "List the sessions of a running server.")
+    options = parser.parse_args(arguments)
+    return _print(options, "/sessions", lambda answer: sessions_as_text(answer["data"]))
 
 
 def graph(arguments: Sequence[str]) -> int:
-    """Prints a session's graph as a tree. Returns the exit status."""
-    parser = _parser("myna graph", "Prints a session's graph: each result, and below it what it is made of.")
-    parser.add_argument("session", help="the session's id")
-    chosen = parser.parse_args(arguments)
-    path = f"/sessions/{urllib.parse.quote(chosen.session, safe='')}/graph"
-    return _print(chosen, path, graph_as_text)
+    """Print a session's graph as a tree. Return the exit status."""
+    parser = _parser("myna graph", "Print a session's graph: each result, and below it the inputs of its call.")
+    parser.add_argument("session", help="id of the session")
+    options = parser.parse_args(arguments)
+    path = f"/sessions/{urllib.parse.quote(options.session, safe='')}/graph"
+    return _print(options, path, graph_as_text)
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
-    parser.add_argument("--url", default=os.environ.get("MYNA_URL", "http://127.0.0.1:8000/v1"), help="of the server")
+    url = os.environ.get("MYNA_URL", _DEFAULT_URL)
+    parser.add_argument("--url", default=url, help=f"URL of the server (default: MYNA_URL, or {_DEFAULT_URL})")
     key = os.environ.get("MYNA_API_KEY", "").split(",")[0]
-    parser.add_argument("--api-key", default=key, help="if the server wants one (default: the first in MYNA_API_KEY)")
-    parser.add_argument("--json", action="store_true", help="print what the server says")
+    parser.add_argument("--api-key", default=key, help="API key, if required (default: the first one in MYNA_API_KEY)")
+    parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     return parser
 
 
-def _print(chosen: argparse.Namespace, path: str, as_text: Any) -> int:
-    base = chosen.url.rstrip("/")
-    if not urllib.parse.urlsplit(base).path:  # the server's own address, as it says it
+def _print(options: argparse.Namespace, path: str, as_text: Any) -> int:
+    base = options.url.rstrip("/")
+    if not urllib.parse.urlsplit(base).path:  # the address without a path, as the server prints it
         base += "/v1"
     try:
-        answer = _ask(base + path, chosen.api_key)
-    except CannotAsk as error:
+        answer = _get(base + path, options.api_key)
+    except RequestFailed as error:
         print(f"myna: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(answer, indent=2) if chosen.json else as_text(answer))
+    print(json.dumps(answer, indent=2) if options.json else as_text(answer))
     return 0
 
 
-def _ask(url: str, key: str) -> Any:
-    """Raises CannotAsk."""
+def _get(url: str, key: str) -> Any:
+    """Return the JSON of an answer. Raises RequestFailed."""
     try:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-        with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         with error:
@@ -69,14 +71,14 @@ def _ask(url: str, key: str) -> Any:
             message = json.loads(body)["error"]["message"]
         except (ValueError, LookupError, TypeError):
             message = f"{url} answered {error.code} {error.reason}"
-        raise CannotAsk(message) from None
+        raise RequestFailed(message) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise CannotAsk(f"{url} does not answer: {reason}") from None
+        raise RequestFailed(f"{url} does not answer: {reason}") from None
 
 
 def sessions_as_text(found: Sequence[Mapping[str, Any]]) -> str:
-    """A table."""
+    """Return the sessions as a table."""
     rows = [("session", "state", "since", "expires", "calls", "shared", "prompt", "cached", "completion")]
     for session in found:
         usage = session["usage"]
@@ -90,7 +92,7 @@ def sessions_as_text(found: Sequence[Mapping[str, Any]]) -> str:
                 *(str(usage[f"{key}_tokens"]) for key in ("prompt", "cached", "completion")),
             )
         )
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in padded)
 
@@ -100,7 +102,7 @@ def _clock(seconds: float) -> str:
 
 
 def graph_as_text(graph: Mapping[str, Any]) -> str:
-    """A tree for each variable that no call reads; what was printed before is not unfolded again."""
+    """Return a tree for each variable that no call reads. A variable that was printed before is not unfolded again."""
     calls = {call["id"]: call for call in graph["calls"]}
     variables = {variable["name"]: variable for variable in graph["variables"]}
     read = {name for call in calls.values() for name in call["inputs"]}
@@ -109,20 +111,20 @@ def graph_as_text(graph: Mapping[str, Any]) -> str:
     for name in variables:
         if name not in read:
             lines += _tree(name, variables, calls, seen)
-    return "\n".join(lines) if lines else "nothing has been asked in this session"
+    return "\n".join(lines) if lines else "the session is empty"
 
 
 def _tree(root: str, variables: Mapping[str, Any], calls: Mapping[str, Any], seen: set[str]) -> Iterator[str]:
-    """Depth first, with a stack of its own: chains may be longer than Python's."""
+    """Yield the lines of a tree, depth first. It has its own stack: chains may exceed Python's recursion limit."""
     stack = [(root, "", "")]
     while stack:
         name, before, below = stack.pop()
         variable = variables.get(name)
         producer = calls.get(variable["producer"]) if variable else None
-        again = name in seen
+        is_repeated = name in seen
         seen.add(name)
-        yield f"{before}{name}  {_state(variable, producer)}{'  (see above)' if again and producer else ''}"
-        if producer is None or again:
+        yield f"{before}{name}  {_state(variable, producer)}{'  (see above)' if is_repeated and producer else ''}"
+        if producer is None or is_repeated:
             continue
         inputs = producer["inputs"]
         for index, source in reversed(list(enumerate(inputs))):
@@ -137,7 +139,7 @@ def _state(variable: Mapping[str, Any] | None, producer: Mapping[str, Any] | Non
     if variable["error"]:
         words.append(f"{variable['error']['code']}: {variable['error']['message']}")
     if producer is None:
-        return "  ".join([*words, "given" if variable["state"] == "ready" else ""]).rstrip()
+        return "  ".join([*words, "set by a client" if variable["state"] == "ready" else ""]).rstrip()
     words.append(f"{producer['id']} {producer['state']}")
     if producer["waiting_on"]:
         words.append(f"waits for {', '.join(producer['waiting_on'])}")
@@ -146,7 +148,7 @@ def _state(variable: Mapping[str, Any] | None, producer: Mapping[str, Any] | Non
 
 
 def _prompt(call: Mapping[str, Any]) -> str:
-    """How much of its prompt was in the cache, and what most of the rest was not there for."""
+    """Return how much of the prompt was cached, and the main reason why the rest was not."""
     tokens, cached, missed = call["prompt_tokens"], call["cached_tokens"], call["missed_tokens"]
     if not tokens:
         return ""
@@ -155,9 +157,9 @@ def _prompt(call: Mapping[str, Any]) -> str:
 
 
 def _times(call: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Where the time went: until the inputs were there, until the first token, until the end."""
+    """Yield the phases of a call and their seconds: until the inputs are ready, until the first token, the rest."""
     before = call["created"]
     for what, mark in (("inputs", "queued"), ("first token", "first_token"), ("rest", "finished")):
-        if (at := call[mark]) is not None:
-            yield what, max(0.0, at - before)
-            before = at
+        if (end := call[mark]) is not None:
+            yield what, max(0.0, end - before)
+            before = end

@@ -1,4 +1,4 @@
-"""The command `myna`: choose the command that the first argument names."""
+"""The command `myna`: run the command that the first argument names."""
 
 import importlib.metadata
 import sys
@@ -8,17 +8,17 @@ usage: myna COMMAND [options]
 
 commands:
   serve      serve a model with an OpenAI-compatible API (myna serve --help)
-  engine     an engine for gateways on other machines (myna engine --help)
-  sessions   the sessions of a running server
-  graph      a session's graph as a tree, with states and times (myna graph SESSION)
-  simulate   the scheduler on modelled engines and virtual time, against others (myna simulate --help)
-  doctor     what this machine has, which kernels run on it and whether they are right (--json, --cache PATH)
+  engine     run an engine for gateways on other machines (myna engine --help)
+  sessions   list the sessions of a running server
+  graph      print a session's graph as a tree, with states and times (myna graph SESSION)
+  simulate   compare scheduling policies on modelled engines in virtual time (myna simulate --help)
+  doctor     show this machine's hardware, try the kernels and check their results (--json, --cache PATH)
   version    print the version
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return the exit status. `arguments`: those of the process, if left out.
+    """Run one command and return the exit status. `arguments`: default is the arguments of the process.
 
     Each command imports what it needs: torch and pydantic take a while to load.
     """
@@ -54,5 +54,5 @@ def main(arguments: list[str] | None = None) -> int:
         case "--help" | "-h" | "help":
             print(_USAGE, end="")
             return 0
-    print(f"myna: there is no command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
+    print(f"myna: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
     return 2

@@ -2,15 +2,11 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import uvloop
 
 from gateway.cli.options import read_settings
 from gateway.config.settings import ServeSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +24,7 @@ async def _serve(settings: ServeSettings, began: float) -> int:
     try:
         engines = EngineFactory(settings, pool)
     except OSError as error:  # includes errors of TLS
-        print(f"myna: cannot trust {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
+        print(f"myna: cannot load {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
         return 1
     try:
         await engines.begin()

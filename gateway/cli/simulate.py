@@ -17,56 +17,62 @@ def main(arguments: Sequence[str]) -> int:
     """Print what each policy achieved. Return the exit status."""
     parser = argparse.ArgumentParser(
         prog="myna simulate",
-        description="Runs applications on modelled engines, on virtual time, through the scheduler itself; compares "
-        "ways to order and place their calls.",
+        description="Run applications on modelled engines in virtual time, with the real scheduler, and compare "
+        "policies of ordering and placing their calls.",
         allow_abbrev=False,
     )
-    parser.add_argument("--engines", type=int, default=1, metavar="N", help="1 to 1,024 (default: 1)")
-    tables = f"{' or '.join(sorted(TABLES))}, or a file that `python -m bench.simulator --table` wrote"
-    parser.add_argument("--table", default="cpu", help=f"what an engine's steps cost: {tables} (default: cpu)")
-    parser.add_argument("--mix", choices=MIXES, default="mixed", help="which applications come")
+    parser.add_argument("--engines", type=int, default=1, metavar="N", help="number of engines, 1 to 1024 (default: 1)")
+    tables = f"{' or '.join(sorted(TABLES))}, or a file written by `python -m bench.simulator --table`"
+    parser.add_argument("--table", default="cpu", help=f"cost model of engine steps: {tables} (default: cpu)")
+    parser.add_argument("--mix", choices=MIXES, default="mixed", help="kinds of applications (default: mixed)")
     parser.add_argument(
-        "--trace", type=Path, metavar="FILE", help="what `myna serve --record` wrote, in place of a mix"
+        "--trace", type=Path, metavar="FILE", help="file written by `myna serve --record`, instead of a mix"
     )
-    parser.add_argument("--applications", type=int, default=1000, metavar="N")
-    parser.add_argument("--utilisation", type=float, default=0.8, metavar="SHARE", help="of what engines can do")
-    parser.add_argument("--bursts", action="store_true", help="ten come nearly at once")
-    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args(arguments)
-    if not 1 <= chosen.engines <= 1024 or chosen.applications < 1 or not 0 < chosen.utilisation < 2:
-        print("myna simulate: engines are 1 to 1024, applications at least 1, utilisation in (0, 2)", file=sys.stderr)
+    parser.add_argument(
+        "--applications", type=int, default=1000, metavar="N", help="number of applications (default: 1000)"
+    )
+    parser.add_argument(
+        "--utilisation", type=float, default=0.8, metavar="SHARE", help="load relative to capacity (default: 0.8)"
+    )
+    parser.add_argument("--bursts", action="store_true", help="ten applications arrive almost at once")
+    parser.add_argument(
+        "--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="policies to compare (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.engines <= 1024 or options.applications < 1 or not 0 < options.utilisation < 2:
+        print("myna simulate: engines must be 1 to 1024, applications >= 1, utilisation in (0, 2)", file=sys.stderr)
         return 2
     try:
-        costs = TABLES.get(chosen.table) or read_costs(Path(chosen.table))
+        costs = TABLES.get(options.table) or read_costs(Path(options.table))
     except (BadTable, OSError) as error:
         print(f"myna simulate: {error}", file=sys.stderr)
         return 2
     scenario = Scenario(
-        engines=chosen.engines,
+        engines=options.engines,
         costs=costs,
-        mix=chosen.mix,
-        applications=chosen.applications,
-        utilisation=chosen.utilisation,
-        bursts=chosen.bursts,
-        seed=chosen.seed,
-        trace=chosen.trace,
+        mix=options.mix,
+        applications=options.applications,
+        utilisation=options.utilisation,
+        bursts=options.bursts,
+        seed=options.seed,
+        trace=options.trace,
     )
     try:
-        outcomes = simulate(scenario, chosen.policies)
+        outcomes = simulate(scenario, options.policies)
     except (BadTrace, OSError) as error:
         print(f"myna simulate: {error}", file=sys.stderr)
         return 2
-    if chosen.json:
-        print(json.dumps([outcome.summary(chosen.engines) for outcome in outcomes]))
+    if options.json:
+        print(json.dumps([outcome.summary(options.engines) for outcome in outcomes]))
     else:
-        print(as_text(outcomes, chosen.engines))
+        print(as_text(outcomes, options.engines))
     return 0
 
 
 def as_text(outcomes: Sequence[Outcome], engines: int) -> str:
-    """A table."""
+    """Return the outcomes as a table."""
     rows = [outcome.summary(engines) for outcome in outcomes]
     lines = [f"{'policy':8} {'mean':>9} {'median':>9} {'p99':>9} {'cached':>7} {'busy':>6} {'us a call':>10}"]
     for row in rows:

@@ -1,7 +1,7 @@
-"""Other gateways on the same journal: who lives, who has which session, and requests that belong to one of them.
+"""Several gateways on one journal: which of them live, which sessions they own, and requests for each other's sessions.
 
-`membership` keeps this gateway's lease and takes over from those that died; `forwarding` passes on what is asked of a
-session that another has. What they know of one another stands in `gateway.journal.postgres`.
+`membership` renews this gateway's lease and takes over sessions of dead gateways. `forwarding` forwards requests for
+sessions of other gateways. The shared state is in `gateway.journal.postgres`.
 """
 
 from gateway.cluster.forwarding import Forwarding

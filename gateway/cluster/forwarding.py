@@ -1,4 +1,4 @@
-"""A request belongs to the gateway that has its session; whichever is asked passes it on to that one."""
+"""Forward requests to the gateway that owns the session."""
 
 import asyncio
 import logging
@@ -18,49 +18,50 @@ from gateway.cluster.membership import Membership
 from gateway.errors import RequestError
 from gateway.graph.store import SessionStore
 from gateway.http.json_body import encode_json, read_body
-from gateway.http.json_stream import WHOLE
+from gateway.http.json_stream import SINGLE_RESPONSE
 from gateway.http.middleware.auth import TENANT
 from gateway.http.sse import REQUEST_ID
 from gateway.journal import PostgresStorage
-from gateway.journal.postgres import Home
+from gateway.journal.postgres import SessionOwner
 
 log = logging.getLogger("myna.peers")
 
 FORWARDED = "X-Myna-Forwarded-To"
-"""The number of the gateway that a request was passed on to. Nobody else takes it, and that one keeps it."""
+"""Header with the number of the gateway that a request was forwarded to. Only that gateway accepts the request, and
+does not forward it again."""
 
 _CONNECT_SECONDS = 3.0
-_SILENCE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 11_000}
-"""Some eleven seconds, after which a network that lets nothing through has parted us. Answers may take longer."""
-_AGAIN_SECONDS = 0.2
+_KEEPALIVE_OPTIONS = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 11_000}
+"""TCP keepalive options: a connection ends after about eleven seconds without any packet. Answers may take longer."""
+_RETRY_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
-"""Beyond a lease, for a session's new owner to be ready."""
+"""Time beyond a lease in which a session's new owner has to be ready, in seconds."""
 _IDEMPOTENT = {hdrs.METH_GET, hdrs.METH_HEAD}
-_NOT_PASSED_ON = {
+_HOP_HEADERS = {
     *(hdrs.CONNECTION, hdrs.KEEP_ALIVE, hdrs.PROXY_AUTHENTICATE, hdrs.PROXY_AUTHORIZATION, hdrs.TE, hdrs.TRAILER),
     *(hdrs.TRANSFER_ENCODING, hdrs.UPGRADE, hdrs.HOST, hdrs.CONTENT_LENGTH, hdrs.CONTENT_ENCODING, hdrs.EXPECT),
     *(hdrs.ACCEPT_ENCODING, hdrs.DATE, hdrs.SERVER, FORWARDED),
 }
-"""Headers that belong to one connection, or to how a body was packed on it."""
+"""Headers that belong to one connection, or to the encoding of a body on it."""
 
 
-class Named(Protocol):
-    """The session that a request names."""
+class NamedSession(Protocol):
+    """Session that a request names."""
 
     @property
     def id(self) -> str:
-        """What it is called."""
+        """Id of the session."""
 
     @property
     def creates(self) -> bool:
-        """Whether it is made if nobody has it."""
+        """Whether the request creates the session if it does not exist."""
 
 
-class _Elsewhere(Exception):
-    """The gateway that was asked did not answer; whether it may have done something is in `begun`."""
+class _GatewayUnreachable(Exception):
+    """The other gateway did not answer. `may_have_run`: it may have received the request."""
 
-    def __init__(self, begun: bool) -> None:
-        self.begun = begun
+    def __init__(self, may_have_run: bool) -> None:
+        self.may_have_run = may_have_run
 
 
 class Forwarding:
@@ -71,37 +72,38 @@ class Forwarding:
         storage: PostgresStorage,
         membership: Membership,
         sessions: SessionStore,
-        named: Callable[[web.Request], Awaitable[Named | None]],
+        session_of: Callable[[web.Request], Awaitable[NamedSession | None]],
         is_list: Callable[[web.Request], bool],
         tls: ssl.SSLContext | None,
     ) -> None:
-        """`named` says which session a request names, `is_list` whether it asks for all of them."""
+        """`session_of` returns the session that a request names, `is_list` whether the request lists all sessions."""
         self._storage = storage
         self._membership = membership
         self._sessions = sessions
-        self._named = named
+        self._session_of = session_of
         self._is_list = is_list
         self._tls = tls
         self._http: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Before the first request."""
+        """Create the HTTP client. Call it before the first request."""
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, ssl=self._tls or True, keepalive_timeout=30, socket_factory=_noticing
+                limit=0, ssl=self._tls or True, keepalive_timeout=30, socket_factory=_keepalive_socket
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
             skip_auto_headers=[hdrs.ACCEPT_ENCODING, hdrs.USER_AGENT],
         )
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Close all connections."""
         if self._http is not None:
             await self._http.close()
 
     @property
     def middleware(self) -> Middleware:
-        """Behind authentication, before everything that knows sessions."""
+        """Middleware that forwards requests. It stands behind authentication, before all code that looks up
+        sessions."""
 
         @web.middleware
         async def forward(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -110,106 +112,110 @@ class Forwarding:
         return forward
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        await self._membership.joined()
+        await self._membership.wait_joined()
         target = request.headers.get(FORWARDED)
         if target is not None and target != str(self._storage.gateway):
             raise RequestError(421, f"this is gateway {self._storage.gateway}", code="wrong_gateway")
         if self._is_list(request):
-            return await handler(request) if target is not None else await self._merged(request, handler)
-        named = await self._named(request)
-        if named is None:
+            return await handler(request) if target is not None else await self._list_all(request, handler)
+        session = await self._session_of(request)
+        if session is None:
             return await handler(request)
-        tenant, until = request[TENANT], asyncio.get_running_loop().time() + self._storage.lease + _GRACE_SECONDS
-        while not self._sessions.holds(tenant, named.id):
+        tenant, deadline = request[TENANT], asyncio.get_running_loop().time() + self._storage.lease + _GRACE_SECONDS
+        while not self._sessions.holds(tenant, session.id):
             try:
-                home = await self._home(tenant, named)
+                owner = await self._find_owner(tenant, session)
             except self._storage.failures as error:
-                message = f"whose session {named.id!r} is cannot be found out now: {error}"
+                message = f"the owner of session {session.id!r} cannot be determined now: {error}"
                 raise RequestError(503, message, code="journal_failed") from error
-            if home is None:
+            if owner is None:
                 break
-            if target is None and home.alive:
+            if target is None and owner.alive:
                 try:
-                    return await self._pass_on(request, home)
-                except _Elsewhere as lost:
-                    if lost.begun and request.method not in _IDEMPOTENT:
-                        message = "the gateway that has this session ended while it was asked; ask again"
+                    return await self._forward(request, owner)
+                except _GatewayUnreachable as lost:
+                    if lost.may_have_run and request.method not in _IDEMPOTENT:
+                        message = "the gateway that owns this session ended during the request; try again"
                         raise RequestError(503, message, code="gateway_lost") from lost
-            self._membership.look()
-            if target is not None or asyncio.get_running_loop().time() > until:
-                message = f"the gateway that has session {named.id!r} cannot be reached, or has just died; ask again"
+            self._membership.check_soon()
+            if target is not None or asyncio.get_running_loop().time() > deadline:
+                message = f"the gateway that owns session {session.id!r} cannot be reached or has just ended; try again"
                 raise RequestError(503, message, code="gateway_lost")
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
         return await handler(request)
 
-    async def _home(self, tenant: str, named: Named) -> Home | None:
-        """The other gateway that has the session; None if it is ours, or is to be, or is nobody's."""
-        if named.creates and await self._storage.claim(tenant, named.id):
-            await self._membership.settled()
+    async def _find_owner(self, tenant: str, session: NamedSession) -> SessionOwner | None:
+        """Return the other gateway that owns the session; None if this gateway owns or creates it, or none does."""
+        if session.creates and await self._storage.claim(tenant, session.id):
+            await self._membership.wait_for_takeover()
             return None
-        home = await self._storage.find(tenant, named.id)
-        if home is None:
-            if await self._storage.has_expired(tenant, named.id):
-                self._sessions.remember(tenant, named.id)
+        owner = await self._storage.find(tenant, session.id)
+        if owner is None:
+            if await self._storage.has_expired(tenant, session.id):
+                self._sessions.remember(tenant, session.id)
             return None
-        if home.gateway != self._storage.gateway:
-            return home
-        await self._membership.settled()
+        if owner.gateway != self._storage.gateway:
+            return owner
+        await self._membership.wait_for_takeover()
         return None
 
-    # asking others
+    # requests to other gateways
 
-    async def _pass_on(self, request: web.Request, home: Home, *, whole: bool = False) -> web.StreamResponse:
-        """Return the other gateway's answer, passed on as it comes or, if `whole`, once all of it is there.
+    async def _forward(self, request: web.Request, owner: SessionOwner, *, whole: bool = False) -> web.StreamResponse:
+        """Return the other gateway's answer: streamed, or complete if `whole`.
 
-        Raises _Elsewhere if there is none.
+        Raises _GatewayUnreachable if there is none.
         """
         assert self._http is not None, "not started"
-        limit = self._membership.while_alive(home.gateway)
+        limit = self._membership.lifetime_of(owner.gateway)
         response: web.StreamResponse | None = None
         try:
             async with limit:
-                headers = _passed_on(request.headers)
-                headers[FORWARDED] = str(home.gateway)
+                headers = _forwarded_headers(request.headers)
+                headers[FORWARDED] = str(owner.gateway)
                 headers["x-request-id"] = request[REQUEST_ID]
                 body = await read_body(request) if request.body_exists else None
                 async with self._http.request(
-                    request.method, home.url + request.raw_path, headers=headers, data=body, allow_redirects=False
+                    request.method, owner.url + request.raw_path, headers=headers, data=body, allow_redirects=False
                 ) as answer:
                     if answer.status == 421:
-                        raise _Elsewhere(begun=False)
+                        raise _GatewayUnreachable(may_have_run=False)
                     if whole or (answer.content_type != "text/event-stream" and answer.content_length is not None):
                         content = await answer.read()
-                        return web.Response(status=answer.status, body=content, headers=_passed_on(answer.headers))
-                    response = web.StreamResponse(status=answer.status, headers=_passed_on(answer.headers))
+                        return web.Response(
+                            status=answer.status, body=content, headers=_forwarded_headers(answer.headers)
+                        )
+                    response = web.StreamResponse(status=answer.status, headers=_forwarded_headers(answer.headers))
                     await response.prepare(request)
-                    await _pour(answer, response)
+                    await _copy_body(answer, response)
                     await response.write_eof()
                     return response
         except (aiohttp.ClientError, TimeoutError) as error:
             if response is not None:
-                # it ends as it would if the other one had been asked: broken off
+                # the client sees what it would see with the other gateway: the connection breaks off
                 if request.transport is not None and not request.transport.is_closing():
-                    log.warning("the gateway at %s ended within an answer: %r", home.url, error)
+                    log.warning("the gateway at %s ended during an answer: %r", owner.url, error)
                     request.transport.abort()
                 raise aiohttp.ClientConnectionResetError("the answer broke off") from error
             unreached = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-            raise _Elsewhere(begun=not unreached) from error
+            raise _GatewayUnreachable(may_have_run=not unreached) from error
         finally:
-            self._membership.no_longer(home.gateway, limit)
+            self._membership.release_lifetime(owner.gateway, limit)
 
-    async def _merged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Our sessions and the others', oldest first."""
-        homes = [Home(gateway, url, True) for gateway, url in (await self._membership.see()).items()]
-        passed_on = (self._pass_on(request, home, whole=True) for home in homes)
-        others = await asyncio.gather(*passed_on, return_exceptions=True)
-        request[WHOLE] = True
+    async def _list_all(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Return the sessions of all gateways, oldest first."""
+        owners = [
+            SessionOwner(gateway, url, True) for gateway, url in (await self._membership.refresh_others()).items()
+        ]
+        requests = (self._forward(request, owner, whole=True) for owner in owners)
+        others = await asyncio.gather(*requests, return_exceptions=True)
+        request[SINGLE_RESPONSE] = True
         answers = [await handler(request), *others]
         sessions = []
         for answer in answers:
-            if isinstance(answer, _Elsewhere):
-                self._membership.look()
-                raise RequestError(503, "another gateway cannot be asked for its sessions now", code="gateway_lost")
+            if isinstance(answer, _GatewayUnreachable):
+                self._membership.check_soon()
+                raise RequestError(503, "another gateway cannot list its sessions now; try again", code="gateway_lost")
             if isinstance(answer, BaseException):
                 raise answer
             if answer.status != 200:
@@ -218,29 +224,29 @@ class Forwarding:
             assert isinstance(answer.body, bytes)
             sessions += msgspec.json.decode(answer.body)["data"]
         sessions.sort(key=lambda session: session["created_at"])
-        mine = answers[0]
-        assert isinstance(mine, web.Response)
-        mine.body = encode_json({"object": "list", "data": sessions})
-        return mine
+        own = answers[0]
+        assert isinstance(own, web.Response)
+        own.body = encode_json({"object": "list", "data": sessions})
+        return own
 
 
-def _noticing(address: AddrInfoType) -> socket.socket:
-    """A socket whose connection ends when the other side cannot be reached any more, though nobody says so."""
-    made = socket.socket(*address[:3])
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _SILENCE.items():
-        if hasattr(socket, name):  # not on every system
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
+def _keepalive_socket(address: AddrInfoType) -> socket.socket:
+    """Return a socket whose connection ends if the other side becomes unreachable without closing it."""
+    sock = socket.socket(*address[:3])
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE_OPTIONS.items():
+        if hasattr(socket, name):  # not available on every system
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return sock
 
 
-def _passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    kept = CIMultiDict(headers)
-    for name in _NOT_PASSED_ON:
-        kept.popall(name, None)
-    return kept
+def _forwarded_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    forwarded = CIMultiDict(headers)
+    for name in _HOP_HEADERS:
+        forwarded.popall(name, None)
+    return forwarded
 
 
-async def _pour(answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
+async def _copy_body(answer: aiohttp.ClientResponse, response: web.StreamResponse) -> None:
     async for chunk in answer.content.iter_any():
         await response.write(chunk)

@@ -1,4 +1,4 @@
-"""This gateway among others: it says that it lives, and takes over the sessions of those that do not."""
+"""Membership of this gateway in the cluster: it renews its lease, and takes over sessions of dead gateways."""
 
 import asyncio
 import logging
@@ -12,14 +12,14 @@ from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
 
 log = logging.getLogger("myna.peers")
 
-_AT_ONCE = 20
-"""Sessions that are taken over in one go; what is more may go to others."""
-_LOOK_SECONDS = 0.5
-"""Between two looks, however many ask for one."""
+_BATCH = 20
+"""Number of sessions that are taken over at a time. Other gateways can take over the rest."""
+_MIN_PAUSE_SECONDS = 0.5
+"""Shortest pause between two checks, in seconds, however many are requested."""
 
 
 class Membership:
-    """Owner of this gateway's place among the others."""
+    """Owner of this gateway's membership."""
 
     def __init__(
         self,
@@ -29,150 +29,155 @@ class Membership:
         bounds: SessionLimits,
         resume: Callable[[Session], None],
     ) -> None:
-        """`resume` begins the unfinished calls of a session that was taken over."""
+        """`resume` submits the unfinished calls of a session that was taken over."""
         self.others: dict[int, str] = {}
-        """Addresses of the other gateways that live, by their numbers."""
+        """Addresses of the other living gateways, by their numbers."""
         self._storage = storage
         self._journal = journal
         self._sessions = sessions
         self._bounds = bounds
         self._resume = resume
-        self._joined = asyncio.Event()
-        self._inherits = False
-        self._inheriting = asyncio.Lock()
-        self._look = asyncio.Event()
-        self._gone: dict[int, list[asyncio.Timeout]] = {}
-        """What is asked of other gateways, and ends when they do."""
+        self._has_joined = asyncio.Event()
+        self._takes_over = False
+        self._takeover_lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._lifetimes: dict[int, list[asyncio.Timeout]] = {}
+        """Time limits of requests to other gateways. They expire when the gateway dies."""
         self._adopted: set[int] = set()
-        """Keys of sessions that were another's before."""
-        self._unsure = False
-        """Whether some may have become ours that are not here."""
-        self._since: float | None = None
-        """From when on we have been heard of without a gap; by the monotonic clock."""
+        """Keys of sessions that were taken over."""
+        self._is_uncertain = False
+        """Whether this gateway may own sessions that it has not restored, because the last takeover failed."""
+        self._renewed_since: float | None = None
+        """Time of the monotonic clock since which every renewal of the lease succeeded."""
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, url: str, host: str) -> int:
-        """From here on the others know us, by the number that is returned. Raises JournalError."""
+        """Join the cluster, and return this gateway's number. Raises JournalError."""
         try:
             await self._storage.join(url, host)
-            self.others = await self._storage.beat()
+            self.others = await self._storage.renew_lease()
         except self._storage.failures as error:
             raise JournalError(f"the journal at {self._storage.name} cannot be used: {error}") from error
-        self._since = time.monotonic()
-        self._joined.set()
-        self._task = asyncio.create_task(self._live(), name="membership")
+        self._renewed_since = time.monotonic()
+        self._has_joined.set()
+        self._task = asyncio.create_task(self._run(), name="membership")
         return self._storage.gateway
 
     def inherit(self, does: bool = True) -> None:
-        """From here on sessions of gateways that died are taken over, or are left to others."""
-        self._inherits = does
-        self.look()
+        """Take over sessions of dead gateways from now on, or leave them to others."""
+        self._takes_over = does
+        self.check_soon()
 
     async def close(self) -> None:
-        """Says nothing more. What is asked of others goes on."""
+        """Stop renewing the lease. Requests to other gateways continue."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    async def joined(self) -> None:
-        """Returns once we have."""
-        await self._joined.wait()
+    async def wait_joined(self) -> None:
+        """Wait until this gateway has joined."""
+        await self._has_joined.wait()
 
-    def look(self) -> None:
-        """Somebody may have died: sees to it soon."""
-        self._look.set()
+    def check_soon(self) -> None:
+        """Check the other gateways soon, because one may have died."""
+        self._wake.set()
 
-    async def see(self) -> dict[int, str]:
-        """The others, and those among them who have only just joined."""
-        with suppress(*self._storage.failures):  # while the database is away nobody joins
-            self.others |= await self._storage.others()
+    async def refresh_others(self) -> dict[int, str]:
+        """Return the addresses of the other gateways, including those that have just joined."""
+        with suppress(*self._storage.failures):  # without the database no gateway can join
+            self.others |= await self._storage.other_gateways()
         return self.others
 
-    async def settled(self) -> None:
-        """Returns when what has just become ours is here."""
-        async with self._inheriting:
+    async def wait_for_takeover(self) -> None:
+        """Wait until a takeover in progress has finished."""
+        async with self._takeover_lock:
             pass
 
-    def while_alive(self, gateway: int) -> asyncio.Timeout:
-        """A context that ends with TimeoutError when that gateway is taken for dead."""
+    def lifetime_of(self, gateway: int) -> asyncio.Timeout:
+        """Return a time limit that expires when the gateway is marked as dead. Pair it with `release_lifetime`."""
         limit = asyncio.timeout(None)
-        self._gone.setdefault(gateway, []).append(limit)
+        self._lifetimes.setdefault(gateway, []).append(limit)
         return limit
 
-    def no_longer(self, gateway: int, limit: asyncio.Timeout) -> None:
-        """To be called when the context has ended."""
-        limits = self._gone[gateway]
+    def release_lifetime(self, gateway: int, limit: asyncio.Timeout) -> None:
+        """Release a time limit of `lifetime_of`."""
+        limits = self._lifetimes[gateway]
         limits.remove(limit)
         if not limits:
-            del self._gone[gateway]
+            del self._lifetimes[gateway]
 
-    async def _live(self) -> None:
-        complained = False
+    async def _run(self) -> None:
+        is_failing = False
         while True:
             try:
-                known, self.others = self.others, await self._storage.beat()
-                self._end(known.keys() - self.others.keys())
-                await self._bury()
-                if self._inherits:
+                known, self.others = self.others, await self._storage.renew_lease()
+                self._end_lifetimes(known.keys() - self.others.keys())
+                await self._mark_dead_gateways()
+                if self._takes_over:
                     while await self._take_over():
                         pass
-                await self._storage.unclaim(self._sessions.holds)
-                if complained:
-                    log.warning("the database of the journal answers again")
-                complained = False
+                await self._storage.release_unused_claims(self._sessions.holds)
+                if is_failing:
+                    log.warning("the database of the journal is available again")
+                is_failing = False
             except LeaseLost:
                 return
             except self._storage.failures as error:
-                if not complained:
-                    log.error("the other gateways may take this one for dead soon: %s", error)
-                complained = True
-                self._since = None
-            await asyncio.sleep(_LOOK_SECONDS)
+                if not is_failing:
+                    log.error("the other gateways may soon mark this one as dead: %s", error)
+                is_failing = True
+                self._renewed_since = None
+            await asyncio.sleep(_MIN_PAUSE_SECONDS)
             with suppress(TimeoutError):
-                async with asyncio.timeout(0.0 if complained else self._storage.lease / 3 - _LOOK_SECONDS):
-                    await self._look.wait()
-            self._look.clear()
+                async with asyncio.timeout(0.0 if is_failing else self._storage.lease / 3 - _MIN_PAUSE_SECONDS):
+                    await self._wake.wait()
+            self._wake.clear()
 
-    async def _bury(self) -> None:
-        """Whoever's time is up is dead. If it is the database that was away, the others' time is up through no fault of
-        theirs; so they have as long as we to be heard of again."""
+    async def _mark_dead_gateways(self) -> None:
+        """Mark gateways as dead whose leases have expired.
+
+        If the database was unavailable, the others could not renew their leases either. So they get as much time as
+        this gateway has been able to renew its own.
+        """
         now = time.monotonic()
-        if self._since is None:
-            self._since = now
-        if now - self._since >= self._storage.lease:
-            dead = await self._storage.bury()
+        if self._renewed_since is None:
+            self._renewed_since = now
+        if now - self._renewed_since >= self._storage.lease:
+            dead = await self._storage.mark_dead_gateways()
             gone = {gateway for gateway, url in self.others.items() if url in dead}
             self.others = {gateway: url for gateway, url in self.others.items() if gateway not in gone}
-            self._end(gone)  # requests must not be forwarded to it any more, whether its sessions are here yet or not
+            self._end_lifetimes(
+                gone
+            )  # no more requests may be forwarded to it, even before its sessions are taken over
             for url in dead:
                 log.warning(
-                    "the gateway at %s has not been heard of for %g s; its sessions go to the others",
+                    "the gateway at %s has not renewed its lease of %g s; the others take over its sessions",
                     url,
                     self._storage.lease,
                 )
-                self._look.set()
+                self._wake.set()
 
-    def _end(self, gone: Iterable[int]) -> None:
-        """Nobody waits for gateways that died."""
+    def _end_lifetimes(self, gone: Iterable[int]) -> None:
+        """End the requests to gateways that died."""
         for gateway in gone:
-            for limit in self._gone.get(gateway, ()):
+            for limit in self._lifetimes.get(gateway, ()):
                 if not limit.expired():
                     limit.reschedule(asyncio.get_running_loop().time())
 
     async def _take_over(self) -> bool:
-        """Some sessions of the dead; whether there may be more."""
-        async with self._inheriting:
-            unsure, self._unsure = self._unsure, True
-            inherited = await self._storage.inherit(_AT_ONCE)
-            if unsure:
+        """Take over some sessions of dead gateways. Return whether there may be more."""
+        async with self._takeover_lock:
+            uncertain, self._is_uncertain = self._is_uncertain, True
+            inherited = await self._storage.inherit(_BATCH)
+            if uncertain:
                 inherited = [*await self._storage.inherited(), *inherited]
-            for one in inherited:
-                if one.key is not None and one.key not in self._adopted:
-                    await self._adopt(one.id, one.key)
-                    self._adopted.add(one.key)
-            self._unsure = False
-        return len(inherited) >= _AT_ONCE and not unsure
+            for inherited_session in inherited:
+                if inherited_session.key is not None and inherited_session.key not in self._adopted:
+                    await self._adopt(inherited_session.id, inherited_session.key)
+                    self._adopted.add(inherited_session.key)
+            self._is_uncertain = False
+        return len(inherited) >= _BATCH and not uncertain
 
     async def _adopt(self, id: str, key: int) -> None:
         rows = await self._storage.rows(key)
@@ -184,7 +189,7 @@ class Membership:
         self._sessions.adopt(session)
         try:
             self._resume(session)
-        except Exception:  # one session's trouble is not to end a gateway, and then the next that takes it over
-            log.exception("session %s was taken over, but cannot go on", id)
+        except Exception:  # an error in one session must not end this gateway, and then each one that takes it over
+            log.exception("session %s was taken over, but cannot be resumed", id)
             return
-        log.info("session %s is this gateway's now", id)
+        log.info("session %s was taken over", id)

@@ -1,4 +1,4 @@
-"""How settings name engines that are somewhere else: `--engine KIND=URL`, or a table of TOML."""
+"""Specify engines outside this process in the settings: by `--engine KIND=URL`, or by a table in TOML."""
 
 import os
 import re
@@ -16,39 +16,39 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def host_and_port(text: str) -> tuple[str, int]:
-    """Of `HOST:PORT`, with brackets around an IPv6 address. Raises ValueError."""
+    """Return host and port of `HOST:PORT`, with brackets around an IPv6 address. Raises ValueError."""
     parts = urlsplit(f"//{text}")
     try:
         port = parts.port
     except ValueError:
         port = None
     if not parts.hostname or port is None or parts.path or parts.query or parts.username:
-        raise ValueError(f"{text!r} is no HOST:PORT")
+        raise ValueError(f"{text!r} is not HOST:PORT")
     return parts.hostname, port
 
 
 class EngineTable(BaseModel):
-    """An engine that is not in a process of the gateway's own."""
+    """Settings of one engine, or of a group of engines on Ray."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: str = Field(description="embedded, ray, myna, or the kind of server")
+    kind: str = Field(description="embedded, ray, myna, or the kind of upstream server")
     url: str = Field(
         "",
-        description="tcp:// or tls:// for an engine of ours, http(s):// for a server; of Ray auto or HOST:PORT",
+        description="tcp:// or tls:// for a myna engine, http(s):// for an upstream server; for ray: auto or HOST:PORT",
     )
-    name: str = Field("", description="what graphs and logs call it; left out, its kind, with a number if need be")
-    key: str | None = Field(None, description="what is shown to the server")
-    key_env: str | None = Field(None, description="the variable of the environment that holds it")
-    models: tuple[str, ...] = Field((), description="of the server's models, those that are served")
-    tokenizer: str | None = Field(None, description="folder or hub id: the server is given tokens, not messages")
-    window: int | None = Field(None, ge=1, description="of its models, in tokens, if the server does not say")
-    timeout: float = Field(300.0, gt=0, description="seconds of silence after which a request is given up")
-    count: int = Field(0, ge=0, description="of engines on Ray; 0: one a GPU, or one a node")
-    cpus: float | None = Field(None, gt=0, description="of each engine on Ray")
-    gpus: float | None = Field(None, ge=0, description="of each engine on Ray")
-    linger: float = Field(300.0, gt=0, description="seconds for which an engine on Ray is kept though no gateway calls")
-    concurrency: int = Field(0, ge=0, description="requests at a time; 0: as many as the server says, or 256")
+    name: str = Field("", description="name in graphs and logs; default: the kind, with a number if it is not unique")
+    key: str | None = Field(None, description="API key sent to the server")
+    key_env: str | None = Field(None, description="environment variable that contains the API key")
+    models: tuple[str, ...] = Field((), description="models of the server to serve; default: all")
+    tokenizer: str | None = Field(None, description="folder or hub id; sends tokens to the server instead of messages")
+    window: int | None = Field(None, ge=1, description="context window in tokens, if the server does not report it")
+    timeout: float = Field(300.0, gt=0, description="seconds without data from the server after which a request fails")
+    count: int = Field(0, ge=0, description="number of engines on Ray; 0: one per GPU, or one per node")
+    cpus: float | None = Field(None, gt=0, description="CPUs of each engine on Ray")
+    gpus: float | None = Field(None, ge=0, description="GPUs of each engine on Ray")
+    linger: float = Field(300.0, gt=0, description="seconds without a gateway after which an engine on Ray exits")
+    concurrency: int = Field(0, ge=0, description="maximum concurrent requests; 0: as the server reports, or 256")
 
     @model_validator(mode="after")
     def _names_an_engine(self) -> Self:
@@ -61,29 +61,29 @@ class EngineTable(BaseModel):
                 host_and_port(self.url)
             return self
         if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is no kind of engine; there are embedded, ray, {', '.join(KINDS)}")
+            raise ValueError(f"{self.kind!r} is not a kind of engine; valid kinds: embedded, ray, {', '.join(KINDS)}")
         scheme, _, where = self.url.partition("://")
         if scheme in ("tcp", "tls") and self.kind == "myna":
             host_and_port(where)
         elif scheme not in ("http", "https") or not urlsplit(self.url).hostname:
-            raise ValueError(f"{self.kind}={self.url} names no engine; try {_HELP}")
+            raise ValueError(f"{self.kind}={self.url} is not a valid engine; valid: {_HELP}")
         if self.name and not _NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} is no name: letters, digits and ._- , at most 64")
+            raise ValueError(f"{self.name!r} is not a valid name: at most 64 letters, digits and ._-")
         if self.key is not None and self.key_env is not None:
-            raise ValueError("key and key_env say the same thing; give one of them")
+            raise ValueError("key and key_env cannot both be set")
         if self.key_env is not None and not os.environ.get(self.key_env):
-            raise ValueError(f"key_env names {self.key_env}, and the environment has no such variable")
+            raise ValueError(f"key_env: the environment has no variable {self.key_env}")
         if self.tokenizer is not None and not KINDS[self.kind].takes_tokens:
-            raise ValueError(f"a server of kind {self.kind} takes no tokens, so a tokenizer is of no use")
+            raise ValueError(f"tokenizer: a server of kind {self.kind} does not accept tokens")
         return self
 
     @property
-    def linked(self) -> bool:
-        """Whether it is one of ours behind a link, and no server with an API."""
+    def is_myna_engine(self) -> bool:
+        """Return whether this is a myna engine on another machine, without an HTTP API in between."""
         return self.url.startswith(("tcp://", "tls://"))
 
-    def shown(self, keys: Mapping[str, str]) -> str | None:
-        """The key for the server; `keys` by name of engine."""
+    def api_key(self, keys: Mapping[str, str]) -> str | None:
+        """Return the API key for the server. `keys`: keys by engine name."""
         if self.key_env is not None:
             return os.environ[self.key_env]
         if self.key is None and self.name not in keys and urlsplit(self.url).hostname == "api.openai.com":
@@ -91,31 +91,31 @@ class EngineTable(BaseModel):
         return self.key or keys.get(self.name)
 
 
-def engine_table(named: Any) -> EngineTable:
-    """What `--engine` says. Raises ValueError."""
-    if not isinstance(named, str):
-        return EngineTable.model_validate(named)
-    if named == "embedded":
-        return EngineTable(kind=named)
-    kind, found, url = named.partition("=")
-    if not found or kind not in (*KINDS, "ray"):
-        raise ValueError(f"{named!r} names no engine; try {_HELP}")
+def parse_engine(value: Any) -> EngineTable:
+    """Return the settings for a value of `--engine`, or for a table. Raises ValueError."""
+    if not isinstance(value, str):
+        return EngineTable.model_validate(value)
+    if value == "embedded":
+        return EngineTable(kind=value)
+    kind, separator, url = value.partition("=")
+    if not separator or kind not in (*KINDS, "ray"):
+        raise ValueError(f"{value!r} is not a valid engine; valid: {_HELP}")
     return EngineTable(kind=kind, url=url)
 
 
-def named_apart(tables: list[EngineTable]) -> list[EngineTable]:
-    """The engines, each with a name of its own. Raises ValueError if two were given the same."""
+def with_unique_names(tables: list[EngineTable]) -> list[EngineTable]:
+    """Return the engines, each with a unique name. Raises ValueError if two were given the same name."""
     taken = {table.name for table in tables if table.name}
     if len(taken) < sum(bool(table.name) for table in tables):
-        raise ValueError("two engines have one name")
-    made = []
+        raise ValueError("two engines have the same name")
+    renamed = []
     for table in tables:
         name, number = table.name or table.kind, 2
         while not table.name and name in taken:
             name, number = f"{table.kind}-{number}", number + 1
         taken.add(name)
-        made.append(table.model_copy(update={"name": name}))
-    return made
+        renamed.append(table.model_copy(update={"name": name}))
+    return renamed
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ class Pair:
     value: str
 
 
-def pair(text: str, what: str) -> Pair:
-    """Of what a flag says. Raises ValueError."""
-    name, found, value = text.partition("=")
-    if not found or not name.strip() or not value.strip():
-        raise ValueError(f"{text!r} is no {what}")
+def parse_pair(text: str, what: str) -> Pair:
+    """Return the parts of `NAME=VALUE`. `what`: the expected form, for the error. Raises ValueError."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip() or not value.strip():
+        raise ValueError(f"{text!r} is not {what}")
     return Pair(name.strip(), value.strip())

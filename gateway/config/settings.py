@@ -1,4 +1,4 @@
-"""Everything that can be set, said once: as a flag, as a MYNA_* variable, or in a TOML file."""
+"""All settings. Each can be given as an option, as a MYNA_* environment variable, or in a TOML file."""
 
 import argparse
 import inspect
@@ -15,28 +15,28 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from engine.config import DEFAULT_MODEL, default_cache
-from gateway.config.engine_tables import EngineTable, engine_table, host_and_port, named_apart, pair
+from gateway.config.engine_tables import EngineTable, host_and_port, parse_engine, parse_pair, with_unique_names
 
 Settings = TypeVar("Settings", bound="EngineOptions")
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 _GROUPS = {
-    "host": "where to listen",
-    "model": "the model and its engine",
-    "model_name": "which engines",
-    "listen": "where to listen, and who may call",
+    "host": "server",
+    "model": "model and engine",
+    "model_name": "engines",
+    "listen": "server and access",
     "order": "scheduling",
-    "api_key": "who may ask",
+    "api_key": "authentication",
     "parrot_api": "other APIs",
-    "max_body_bytes": "bounds",
-    "journal": "what outlives a restart",
-    "session_ttl": "times, in seconds",
+    "max_body_bytes": "limits",
+    "journal": "durability",
+    "session_ttl": "timeouts and lifetimes, in seconds",
     "log_level": "logging",
 }
-"""The headings of `--help`, by the first setting under each."""
+"""Headings of `--help`, by the first setting under each."""
 
 
 class EngineOptions(BaseSettings):
-    """The model, and what shapes an engine that runs it."""
+    """Settings of the model, and of an engine that runs it."""
 
     model_config = SettingsConfigDict(
         env_prefix="MYNA_", extra="forbid", validate_default=True, protected_namespaces=()
@@ -44,31 +44,39 @@ class EngineOptions(BaseSettings):
 
     config: Path | None = Field(None, description="TOML file with settings")
 
-    model: str = Field(DEFAULT_MODEL, description="a GGUF file, a folder with safetensors, a hub id, or the default")
+    model: str = Field(DEFAULT_MODEL, description="GGUF file, folder with safetensors, or Hugging Face model id")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N; auto: the GPUs, if any"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="of weights")
-    kv_dtype: Literal["auto", "fp8"] = Field("auto", description="of the KV cache: auto as the weights, fp8 in 8 bits")
-    kernels: Literal["auto", "cpu", "torch", "triton"] = Field("auto", description="which kernels the engine uses")
-    quantize: Literal["none", "int8"] = Field("none", description="int8: weights in 8 bits, faster and less exact")
-    threads: int = Field(0, ge=0, description="of each engine; 0 shares the cores out among them")
-    kv_tokens: int = Field(0, ge=0, description="KV pool of each engine in tokens; 0 sizes it from free memory")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="data type of weights")
+    kv_dtype: Literal["auto", "fp8"] = Field(
+        "auto", description="data type of the KV cache; auto: as the weights, fp8: 8 bits"
+    )
+    kernels: Literal["auto", "cpu", "torch", "triton"] = Field("auto", description="kernels of the engine")
+    quantize: Literal["none", "int8"] = Field(
+        "none", description="int8: quantize weights to 8 bits, faster and less exact"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads per engine; 0: divide the cores among the engines")
+    kv_tokens: int = Field(0, ge=0, description="size of each engine's KV cache in tokens; 0: as free memory allows")
     host_kv_tokens: int = Field(
         -1,
         ge=-1,
-        description="KV that the host keeps when it leaves the pool; -1: as a GPU's pool has, or none",
+        description="KV offloading to host memory, in tokens; -1: as many as the KV cache of a GPU, none for a CPU",
     )
-    step_tokens: int = Field(0, ge=0, description="token budget of one engine step; 0: 512 on a CPU, 4096 on a GPU")
-    step_seconds: float = Field(0.1, gt=0, description="longest step while somebody reads, where prompts can be cut")
-    decode_share: float = Field(0.65, gt=0, lt=1, description="speed that answers keep while long prompts are read")
-    max_batch: int = Field(256, ge=1, description="most requests in one engine step")
+    step_tokens: int = Field(0, ge=0, description="maximum tokens of one engine step; 0: 512 on a CPU, 4096 on a GPU")
+    step_seconds: float = Field(
+        0.1, gt=0, description="maximum seconds of a step while a client streams, if prompts can be prefilled in chunks"
+    )
+    decode_share: float = Field(
+        0.65, gt=0, lt=1, description="share of their decoding speed that streams keep while long prompts are prefilled"
+    )
+    max_batch: int = Field(256, ge=1, description="maximum number of sequences in one engine step")
     speculation: Literal["auto", "on", "off"] = Field(
-        "auto", description="check together tokens that an answer may go on with; auto: where that changes no text"
+        "auto", description="n-gram speculative decoding; auto: where it does not change the generated text"
     )
-    prefix_sharing: bool = Field(True, description="keep and share the KV of equal prefixes")
+    prefix_sharing: bool = Field(True, description="prefix caching: retain and share the KV of equal prefixes")
     retention: Literal["learned", "lru"] = Field(
-        "learned", description="what leaves a full KV pool first: what is read again last, or what was read longest ago"
+        "learned", description="KV eviction policy; learned: by predicted reuse, lru: least recently used first"
     )
     cache: Path = Field(Path(default_cache()), description="folder for downloaded models and built kernels")
 
@@ -76,7 +84,7 @@ class EngineOptions(BaseSettings):
     @classmethod
     def _steps_have_rows(cls, tokens: int) -> int:
         if 0 < tokens < 16:
-            raise ValueError("a step takes at least 16 tokens; 0 takes what suits the device")
+            raise ValueError("step_tokens must be 0 or at least 16; 0 selects a value for the device")
         return tokens
 
     @classmethod
@@ -88,32 +96,32 @@ class EngineOptions(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then the file that one of them names. Raises OSError if it is not there."""
+        """Return the sources by precedence: options, environment, TOML file. Raises OSError if the file is missing."""
         named = {**env_settings(), **init_settings()}.get("config")
         if named is None:
             return (init_settings, env_settings)
         path = Path(named).expanduser()
-        path.stat()  # the source would take a missing file for an empty one
+        path.stat()  # the source would treat a missing file like an empty one
         return (init_settings, env_settings, TomlSource(settings_cls, toml_file=path))
 
 
 class EngineSettings(EngineOptions):
-    """Run an engine that gateways on other machines use: myna serve --engine myna=tcp://HOST:PORT.
+    """Run an engine for gateways on other machines: myna serve --engine myna=tcp://HOST:PORT.
 
-    Each option can also be given as an environment variable (--kv-tokens is MYNA_KV_TOKENS) or in a TOML file named
-    by --config (kv_tokens = 65536). A flag goes before a variable, a variable before the file.
+    Each option can also be set by an environment variable (--kv-tokens: MYNA_KV_TOKENS) or in a TOML file given by
+    --config (kv_tokens = 65536). Options take precedence over variables, and variables over the file.
     """
 
-    listen: str = Field("127.0.0.1:9000", description="HOST:PORT to listen on; port 0 takes a free one")
-    engine_token: str | None = Field(None, min_length=8, description="what a gateway has to show")
-    tls_cert: Path | None = Field(None, description="PEM file with the certificate, and its chain: speak TLS")
-    tls_key: Path | None = Field(None, description="PEM file with its key, if it is not in the same one")
+    listen: str = Field("127.0.0.1:9000", description="HOST:PORT to listen on; port 0 selects a free port")
+    engine_token: str | None = Field(None, min_length=8, description="secret that gateways have to present")
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate and its chain; enables TLS")
+    tls_key: Path | None = Field(None, description="PEM file with the private key, if it is not in the same file")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level of log messages")
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where to listen."""
+        """Return host and port to listen on."""
         return host_and_port(self.listen)
 
     @field_validator("listen")
@@ -125,133 +133,144 @@ class EngineSettings(EngineOptions):
     @model_validator(mode="after")
     def _shows_a_token(self) -> Self:
         if self.engine_token is None:
-            raise ValueError("engine_token is missing: whoever reaches the port could use the engine")
+            raise ValueError("engine_token is missing: without it, any client on the network could use the engine")
         return self
 
 
 class ServeSettings(EngineOptions):
     """Serve a model with an OpenAI-compatible API, and Semantic Variables across the calls of a session.
 
-    Each option can also be given as an environment variable (--kv-tokens is MYNA_KV_TOKENS) or in a TOML file named
-    by --config (kv_tokens = 65536). A flag goes before a variable, a variable before the file.
+    Each option can also be set by an environment variable (--kv-tokens: MYNA_KV_TOKENS) or in a TOML file given by
+    --config (kv_tokens = 65536). Options take precedence over variables, and variables over the file.
     """
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port; 0 takes a free one")
-    uds: Path | None = Field(None, description="listen on this Unix socket instead")
-    tls_cert: Path | None = Field(None, description="PEM file with the certificate, and its chain: serve HTTPS")
-    tls_key: Path | None = Field(None, description="PEM file with its key, if it is not in the same one")
-    cors_origin: Annotated[list[str], NoDecode] = Field(
-        [], description="origin whose pages may ask from a browser, or *; may be given several times"
-    )
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 selects a free port")
+    uds: Path | None = Field(None, description="Unix domain socket to listen on instead of host and port")
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate and its chain; enables HTTPS")
+    tls_key: Path | None = Field(None, description="PEM file with the private key, if it is not in the same file")
+    cors_origin: Annotated[list[str], NoDecode] = Field([], description="allowed CORS origin, or *; may be repeated")
 
-    model_name: str | None = Field(None, description="what clients call it; left out, the model's own name")
-    engines: int = Field(0, ge=0, le=64, description="processes that run the model; 0: one a GPU, or one on the CPU")
+    model_name: str | None = Field(None, description="model name in the API; default: the model's own name")
+    engines: int = Field(
+        0, ge=0, le=64, description="number of embedded engine processes; 0: one per GPU, or one on the CPU"
+    )
     engine: Annotated[list[EngineTable], NoDecode] = Field(
         [],
-        description="embedded, ray=auto, myna=tcp://HOST:PORT, openai=, vllm=, sglang=, llamacpp=, myna=http://…",
+        description="engine to use: embedded, ray=auto, myna=tcp://HOST:PORT, or an upstream server by openai=URL, "
+        "vllm=URL, sglang=URL, llamacpp=URL, myna=http://…; may be repeated",
     )
-    engine_token: str | None = Field(None, description="what is shown to engines that `myna engine` runs")
+    engine_token: str | None = Field(None, description="secret presented to engines that `myna engine` runs")
     engine_key: Annotated[list[str], NoDecode] = Field(
-        [], description="NAME=KEY: what is shown to the server of that name (openai, vllm, vllm-2); several times"
+        [], description="NAME=KEY: API key for the engine of that name (openai, vllm, vllm-2); may be repeated"
     )
-    engine_ca: Path | None = Field(None, description="PEM file with whom to trust for tls:// and https:// engines")
-    alias: Annotated[list[str], NoDecode] = Field([], description="NAME=MODEL: another name of a model; several times")
+    engine_ca: Path | None = Field(
+        None, description="PEM file with trusted CA certificates for tls:// and https:// engines"
+    )
+    alias: Annotated[list[str], NoDecode] = Field(
+        [], description="NAME=MODEL: another name for a model; may be repeated"
+    )
     fallback: Annotated[list[str], NoDecode] = Field(
-        [], description="MODEL=OTHER: who answers when no engine of the model does; several times, in this order"
+        [], description="MODEL=OTHER: model to use while no engine of MODEL is available; may be repeated, in order"
     )
 
     order: Literal["need", "arrival"] = Field(
-        "need", description="of waiting work: by what its readers need, or first come, first served"
+        "need", description="scheduling policy; need: by deadline and dependencies, arrival: first come, first served"
     )
-    fill_ahead: bool = Field(True, description="read prompts before all the values in them are there")
+    fill_ahead: bool = Field(True, description="prefill the known part of a prompt while its other inputs are missing")
 
-    api_key: Annotated[list[str], NoDecode] = Field([], description="an accepted key; may be given several times")
-    api_key_file: Path | None = Field(None, description="file with an accepted key a line, and its weight, if not 1")
+    api_key: Annotated[list[str], NoDecode] = Field([], description="API key that clients must use; may be repeated")
+    api_key_file: Path | None = Field(None, description="file with one API key per line, optionally with its weight")
 
-    parrot_api: bool = Field(False, description="also serve the API of Parrot's artifact, for programs written for it")
+    parrot_api: bool = Field(False, description="also serve the API of the Parrot paper's artifact")
 
-    max_body_bytes: int = Field(16 << 20, ge=1024, description="largest request body")
-    max_kept_bytes: int = Field(
-        256 << 20, ge=0, description="bytes of responses that can be asked for by their ids; 0 keeps none"
+    max_body_bytes: int = Field(16 << 20, ge=1024, description="maximum size of a request body in bytes")
+    max_kept_bytes: int = Field(256 << 20, ge=0, description="maximum size of stored responses in bytes; 0: store none")
+    max_calls: int = Field(4096, ge=1, description="maximum number of unfinished calls; further ones get status 429")
+    max_sessions: int = Field(10_000, ge=1, description="maximum number of sessions")
+    max_key_sessions: int = Field(10_000, ge=1, description="maximum number of sessions of one API key")
+    max_session_calls: int = Field(10_000, ge=1, description="maximum number of calls in one session")
+    max_session_variables: int = Field(20_000, ge=1, description="maximum number of variables in one session")
+    max_session_edges: int = Field(100_000, ge=1, description="maximum number of inputs of all calls in one session")
+    max_session_bytes: int = Field(
+        256 << 20, ge=1, description="maximum size of the values and prompts of one session in bytes"
     )
-    max_calls: int = Field(4096, ge=1, description="unfinished calls; more are answered 429")
-    max_sessions: int = Field(10_000, ge=1, description="sessions kept at a time")
-    max_key_sessions: int = Field(10_000, ge=1, description="sessions of one key kept at a time")
-    max_session_calls: int = Field(10_000, ge=1, description="calls of one session")
-    max_session_variables: int = Field(20_000, ge=1, description="variables of one session")
-    max_session_edges: int = Field(100_000, ge=1, description="inputs that all calls of one session read together")
-    max_session_bytes: int = Field(256 << 20, ge=1, description="bytes of one session's values and prompts")
-    max_held_bytes: int = Field(4 << 30, ge=1, description="maximum bytes of the values and prompts of all sessions")
-    max_waiters: int = Field(10_000, ge=1, description="requests that may wait for one session's variables")
-    max_depth: int = Field(1_000, ge=1, description="calls that may wait for one another in a row")
-    max_value_bytes: int = Field(1 << 20, ge=1, description="bytes of one variable's value")
+    max_held_bytes: int = Field(
+        4 << 30, ge=1, description="maximum size of the values and prompts of all sessions in bytes"
+    )
+    max_waiters: int = Field(10_000, ge=1, description="maximum number of requests waiting for one session's variables")
+    max_depth: int = Field(1_000, ge=1, description="maximum length of a chain of calls that depend on each other")
+    max_value_bytes: int = Field(1 << 20, ge=1, description="maximum size of one variable's value in bytes")
 
     journal: str = Field(
         "auto",
         min_length=1,
-        description="file for sessions, 'memory' for none, or postgresql://…, which several gateways may share; "
-        "auto: a file a port",
+        description="where sessions are persisted: a file, 'memory' for nowhere, or a postgresql:// URL, which several "
+        "gateways may share; auto: one file per port",
     )
-    advertise: str | None = Field(None, description="URL at which gateways on the same journal reach this one")
-    lease: float = Field(10.0, ge=1, description="seconds without a word after which others take its sessions over")
-    record: Path | None = Field(None, description="file for the shape of what is asked, to simulate; no texts")
+    advertise: str | None = Field(None, description="URL of this gateway for other gateways on the same journal")
+    lease: float = Field(
+        10.0, ge=1, description="seconds without a sign of life after which other gateways take over the sessions"
+    )
+    record: Path | None = Field(
+        None, description="file that records sizes, digests and times of calls for myna simulate, but no texts"
+    )
 
-    session_ttl: float = Field(3600.0, gt=0, description="an idle session is kept so long")
-    response_ttl: float = Field(30 * 86_400.0, gt=0, description="a response is kept so long")
-    max_wait: float = Field(600.0, gt=0, description="longest wait for a variable in one request")
-    engine_wait: float = Field(30.0, gt=0, description="a request waits so long for an engine to start or restart")
-    engine_timeout: float = Field(60.0, gt=0, description="an engine with work that is silent so long is replaced")
-    drain: float = Field(30.0, ge=0, description="on SIGTERM, SIGINT or SIGHUP: seconds for running answers to finish")
+    session_ttl: float = Field(3600.0, gt=0, description="lifetime of an idle session")
+    response_ttl: float = Field(30 * 86_400.0, gt=0, description="lifetime of a stored response")
+    max_wait: float = Field(600.0, gt=0, description="maximum wait for a variable in one request")
+    engine_wait: float = Field(30.0, gt=0, description="maximum wait for an engine that starts or restarts")
+    engine_timeout: float = Field(60.0, gt=0, description="silence after which an engine with work is replaced")
+    drain: float = Field(30.0, ge=0, description="time for running requests to finish after SIGTERM, SIGINT or SIGHUP")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least of what is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level of log messages")
 
     @field_validator("api_key", "cors_origin", "engine", "engine_key", "alias", "fallback", mode="before")
     @classmethod
     def _several_from_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """A variable of the environment holds several with commas between them."""
-        several = [one.strip() for one in value.split(",")] if isinstance(value, str) else value
-        if info.field_name == "engine" and isinstance(several, list):
-            return [engine_table(one) for one in several]
-        return several
+        """Split the values of an environment variable at commas. Parse the values of `engine`."""
+        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        if info.field_name == "engine" and isinstance(items, list):
+            return [parse_engine(item) for item in items]
+        return items
 
     @field_validator("engine")
     @classmethod
     def _engines_have_names(cls, tables: list[EngineTable]) -> list[EngineTable]:
-        return named_apart(tables)
+        return with_unique_names(tables)
 
     @field_validator("cors_origin")
     @classmethod
     def _origins_are_origins(cls, origins: list[str]) -> list[str]:
-        bad = next((one for one in origins if one != "*" and not _ORIGIN.fullmatch(one)), None)
+        bad = next((item for item in origins if item != "*" and not _ORIGIN.fullmatch(item)), None)
         if bad is not None:
-            raise ValueError(f"{bad!r} is no origin; one is https://host, with a port if need be and nothing behind it")
+            raise ValueError(f"{bad!r} is not an origin: http(s)://HOST or http(s)://HOST:PORT, without a path")
         return origins
 
     @model_validator(mode="after")
     def _engines_are_engines(self) -> Self:
-        linked = [table for table in self.engine if table.linked]
+        linked = [table for table in self.engine if table.is_myna_engine]
         if linked and self.engine_token is None:
-            raise ValueError(f"engine_token is missing: {linked[0].url} wants to see one")
+            raise ValueError(f"engine_token is missing: the engine {linked[0].url} requires one")
         if unknown := self.engine_keys().keys() - {table.name for table in self.engine}:
             names = ", ".join(table.name for table in self.engine) or "none with a server"
-            raise ValueError(f"engine_key names {min(unknown)!r}; the engines are {names}")
+            raise ValueError(f"engine_key: there is no engine {min(unknown)!r}; engines: {names}")
         _ = self.aliases(), self.fallbacks()
         return self
 
     def engine_keys(self) -> dict[str, str]:
-        """What is shown to servers, by the names of engines. Raises ValueError."""
-        return {one.name: one.value for one in (pair(text, "NAME=KEY") for text in self.engine_key)}
+        """Return the API keys for upstream servers, by engine name. Raises ValueError."""
+        return {item.name: item.value for item in (parse_pair(text, "NAME=KEY") for text in self.engine_key)}
 
     def aliases(self) -> dict[str, str]:
-        """Models by their other names. Raises ValueError."""
-        return {one.name: one.value for one in (pair(text, "NAME=MODEL") for text in self.alias)}
+        """Return the models by their other names. Raises ValueError."""
+        return {item.name: item.value for item in (parse_pair(text, "NAME=MODEL") for text in self.alias)}
 
     def fallbacks(self) -> dict[str, list[str]]:
-        """Who answers in a model's place, in order. Raises ValueError."""
+        """Return for each model the models that replace it, in order. Raises ValueError."""
         found: dict[str, list[str]] = {}
-        for one in (pair(text, "MODEL=OTHER") for text in self.fallback):
-            found.setdefault(one.name, []).append(one.value)
+        for item in (parse_pair(text, "MODEL=OTHER") for text in self.fallback):
+            found.setdefault(item.name, []).append(item.value)
         return found
 
     @model_validator(mode="after")
@@ -267,14 +286,14 @@ class ServeSettings(EngineOptions):
         return self
 
     def keys(self) -> dict[str, float]:
-        """All accepted keys, and their weights: how large a share of the engines each has where there is not enough for
-        all. Raises OSError or ValueError if the file cannot be read, or holds none, or something else."""
+        """Return all accepted API keys and their weights. Under load, a key's share of the engines is proportional to
+        its weight. Raises OSError or ValueError if the file cannot be read, has no key, or is malformed."""
         keys = dict.fromkeys(self.api_key, 1.0)
         if self.api_key_file is not None:
             lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
             found = [line.split() for line in lines if line.strip() and not line.strip().startswith("#")]
             if not found:
-                raise ValueError(f"{self.api_key_file} holds no key")
+                raise ValueError(f"{self.api_key_file} has no API key")
             keys |= {key: self._weight(key, rest) for key, *rest in found}
         return keys
 
@@ -285,12 +304,13 @@ class ServeSettings(EngineOptions):
             weight = math.nan
         if not 0 < weight < math.inf:
             raise ValueError(
-                f"{self.api_key_file}: behind the key {key[:4]}… stands {' '.join(rest)!r}; a weight is a number over 0"
+                f"{self.api_key_file}: invalid weight {' '.join(rest)!r} of the key {key[:4]}…; must be above 0"
             )
         return weight
 
     def journal_file(self) -> Path | None:
-        """Where sessions are kept; None: nowhere. A server on a port of its own choosing cannot be found again."""
+        """Return the file that persists sessions, or None. With port 0 there is none: after a restart, the server would
+        not find it again."""
         if self.journal == "memory" or (self.journal == "auto" and self.port == 0) or self.journal_url() is not None:
             return None
         if self.journal == "auto":
@@ -299,26 +319,26 @@ class ServeSettings(EngineOptions):
         return Path(self.journal).expanduser()
 
     def journal_url(self) -> str | None:
-        """The database in which sessions are kept, if they are in one."""
+        """Return the URL of the database that persists sessions, or None."""
         return self.journal if self.journal.startswith(("postgresql://", "postgres://")) else None
 
     @model_validator(mode="after")
     def _shared_sessions_can_be_reached(self) -> Self:
         if self.journal_url() is None:
             if self.advertise is not None:
-                raise ValueError("advertise is for gateways that share a journal: --journal postgresql://…")
+                raise ValueError("advertise requires a shared journal: --journal postgresql://…")
             return self
         if self.advertise is not None and not _ORIGIN.fullmatch(self.advertise):
-            raise ValueError(f"advertise: {self.advertise!r} is no http://HOST:PORT")
+            raise ValueError(f"advertise: {self.advertise!r} is not http(s)://HOST:PORT")
         if self.advertise is None and (self.uds is not None or self.host in ("0.0.0.0", "::", "")):
-            raise ValueError("advertise is missing: the URL at which the other gateways reach this one")
+            raise ValueError("advertise is missing: the URL at which other gateways reach this one")
         if self.parrot_api:
-            raise ValueError("parrot_api keeps its sessions in one gateway; it does not go with a shared journal")
+            raise ValueError("parrot_api cannot be combined with a shared journal: its sessions live in one gateway")
         return self
 
 
 def parse(settings: type[Settings], arguments: Sequence[str], program: str) -> Settings:
-    """Settings from a command line. Raises ValidationError, OSError or TOMLDecodeError; ends at `--help`."""
+    """Return the settings of a command line. Exits after `--help`. Raises ValidationError, OSError, TOMLDecodeError."""
     parser = argparse.ArgumentParser(
         prog=program,
         description=inspect.cleandoc(settings.__doc__ or ""),
@@ -336,7 +356,7 @@ def parse(settings: type[Settings], arguments: Sequence[str], program: str) -> S
 
 
 def _flag(field: FieldInfo) -> dict[str, Any]:
-    """argparse's view of a setting. Texts are turned into values by the model, with its own errors."""
+    """Return argparse's options for a setting. The model converts and checks the texts, with its own errors."""
     help_text = field.description or ""
     if field.default not in (None, [], True):
         help_text += f" (default: {field.default})"

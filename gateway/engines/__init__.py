@@ -1,1 +1,1 @@
-"""Engines behind one protocol: fill, generate, free, and what each can do."""
+"""Engines behind one protocol: `fill`, `generate` and `free` of contexts, and what each engine supports."""

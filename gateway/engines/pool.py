@@ -1,4 +1,4 @@
-"""The engines there are, and whether they take work."""
+"""The engines of each model, and whether they accept work."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,31 +7,31 @@ from gateway.engines.protocol import Engine, NoEngine
 
 
 class EnginePool:
-    """Owner of the engines. See `Engines`."""
+    """Owner of the list of engines. It implements `Engines`."""
 
     def __init__(self, wait_seconds: float) -> None:
-        """`wait_seconds`: how long a call waits for an engine that is restarting."""
+        """`wait_seconds`: maximum wait of a call for an engine that is restarting, in seconds."""
         self._wait_seconds = wait_seconds
         self._engines: dict[str, list[Engine]] = {}
         self._changed = asyncio.Event()
 
     def add(self, model: str, engine: Engine) -> None:
-        """An engine serves `model` from now on, whenever it is ready."""
+        """Add an engine of `model`. It gets work whenever it is ready."""
         self._engines.setdefault(model, []).append(engine)
         self.changed()
 
     @property
     def ready(self) -> bool:
-        """Whether every model has an engine that takes work."""
+        """Whether every model has an engine that accepts work."""
         return bool(self._engines) and all(any(e.ready for e in engines) for engines in self._engines.values())
 
     def changed(self) -> None:
-        """An engine became ready or stopped being so."""
+        """Wake the calls that wait, because an engine became ready or stopped being so."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
-        """See `Engines.serving`."""
+        """Return the ready engines of a model. See `Engines.serving`."""
         if ready := self._ready(model):
             return ready
         if not wait:

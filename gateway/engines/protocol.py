@@ -1,12 +1,12 @@
-"""The universal engine, after the Parrot paper's abstraction: fill, generate, free a context.
+"""The engine protocol, after the Parrot paper's universal engine: contexts with `fill`, `generate` and `free`.
 
-Contexts are handles. Commands are sent at once and in order; a refusal surfaces at the next thing awaited.
+Contexts are handles. Commands are sent at once and in order. If the engine refuses one, the next awaited call raises.
 
     EngineFailure           carries the wire contract's `code`
-    ├── ContextRefused      the engine cannot do this for this context (too long, a bad parameter)
-    ├── EngineLost          the engine died or was taken away while it worked on the context
-    │   └── EngineBusy      it has no room for the context now
-    └── NoEngine            no engine could take the work in time
+    ├── ContextRefused      the engine cannot do this for this context (prompt too long, invalid parameter)
+    ├── EngineLost          the engine died or was disconnected while it worked on the context
+    │   └── EngineBusy      the engine has no capacity for the context now
+    └── NoEngine            no engine accepted the work in time
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ from gateway.graph.variable import Piece
 
 
 class EngineFailure(Exception):
-    """An engine did not do what it was asked. `field`: path of the request's field at fault, if there is one."""
+    """An engine did not complete a command. `field`: path of the request's field at fault, if there is one."""
 
     code: str = "engine_failed"
     field: str | None = None
 
 
 class ContextRefused(EngineFailure):
-    """The engine's own code and words."""
+    """The engine refused a command. `code` and message are its own."""
 
     def __init__(self, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -34,49 +34,55 @@ class ContextRefused(EngineFailure):
 
 
 class EngineLost(EngineFailure):
-    """Work was in flight and is gone; it may be tried again."""
+    """The engine was lost with the work on a context. The call may get another attempt."""
 
     code = "engine_failed"
 
     def __init__(self, message: str, *, suspect: bool = True, pause: float = 0.0) -> None:
-        """`suspect`: perhaps this very work brought the engine down. `pause`: seconds to let pass before it is tried
-        there again."""
+        """`suspect`: this work may have killed the engine. `pause`: seconds to wait before another attempt on this
+        engine."""
         super().__init__(message)
         self.suspect = suspect
         self.pause = pause
 
 
 class EngineBusy(EngineLost):
-    """It takes no more for `pause` seconds."""
+    """The engine accepts no more work for `pause` seconds."""
 
     code = "engine_overloaded"
 
 
 class NoEngine(EngineFailure):
-    """Nothing ready to take work."""
+    """No engine is ready."""
 
     code = "engine_unavailable"
 
 
 class Urgency(NamedTuple):
-    """How soon an engine is to work on a context: lower ranks go first. `interactive`: a client waits for what it
-    generates, so that it goes on at a steady pace; else only its end counts."""
+    """Urgency of a context. The lowest rank goes first.
+
+    `interactive`: a client reads the text as it is generated, so that decoding should not pause. Otherwise only the end
+    matters.
+    """
 
     rank: float
     interactive: bool
 
 
 class StepTimes(NamedTuple):
-    """What an engine's steps take, in seconds: a row of a prompt, and a step in which one or two contexts generate."""
+    """Durations of an engine's steps, in seconds: one row of a prompt, and a step in which one or two contexts
+    decode."""
 
     row_seconds: float
     step_seconds: float
 
 
 class PrefillResult(NamedTuple):
-    """A context's prompt is there: its length in tokens, and how many of them were found in a cache. `held` and
-    `starved`: seconds for which it waited for room in a step, and for memory. `missed`: how many were not found, by why
-    they were not, in the engine's words."""
+    """Result of a context's prefill: the length of the prompt, and its tokens that were cached.
+
+    `held` and `starved`: seconds for which the prompt waited for a place in a step, and for memory. `missed`: tokens
+    that were not cached, by the engine's reason.
+    """
 
     tokens: int
     cached: int
@@ -86,8 +92,8 @@ class PrefillResult(NamedTuple):
 
 
 class TokenDelta(NamedTuple):
-    """What a step brought. `finish`: `stop` or `length`, on the last one. `accepted`, `rejected`: tokens of the
-    prediction that were right, and that were checked and wrong."""
+    """Output of one step. `finish`: `stop` or `length`, on the last one. `accepted`: predicted tokens that were right.
+    `rejected`: predicted tokens that were verified and wrong."""
 
     piece: Piece
     finish: str | None
@@ -96,9 +102,11 @@ class TokenDelta(NamedTuple):
 
 
 class TokenCounts(NamedTuple):
-    """What the engine's own server says of the context's tokens so far: those of prompts, of these the ones it found in
-    a cache, and those that were generated, of which `reasoning` are no part of the answer. For engines whose prompts
-    are counted in something else here."""
+    """Token counts that an upstream server reports for the context so far.
+
+    `prompt` includes `cached`; `completion` includes `reasoning`. They replace the gateway's own counts, for engines
+    whose prompts are not counted in tokens here.
+    """
 
     prompt: int
     cached: int
@@ -107,64 +115,69 @@ class TokenCounts(NamedTuple):
 
 
 ContextEvent = PrefillResult | TokenDelta | TokenCounts
-"""What comes of a context that generates."""
+"""Events of a context that generates."""
 EventCallback = Callable[[ContextEvent], None]
 
 
 class EngineContext(Protocol):
-    """A text being read and written on one engine. What is generated stays in it, to the last character that was told
-    and no further: what is filled next goes on behind that."""
+    """Text on one engine, with its KV cache.
+
+    Generated text stays in it, up to the last character that was emitted. The next `fill` appends behind that.
+    """
 
     def fill(self, tokens: Sequence[int]) -> None:
-        """Appends tokens."""
+        """Append tokens. Raises EngineFailure if an earlier command failed."""
 
-    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
-        """Samples behind what was filled, until that ends. `tell` is given Filled once, then deltas, and Counted where
-        it is known at the end only; from wherever they come, so that no task wakes for each. What it raises ends the
-        generation and is raised. Raises EngineFailure."""
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
+        """Generate behind the filled tokens, until the generation ends. Raises EngineFailure.
+
+        `on_event` gets one PrefillResult, then TokenDeltas, and at the end TokenCounts if the engine reports them. It
+        is called where the data arrives, so that no task has to wake for each token. An error that it raises ends the
+        generation and is raised here.
+        """
 
     def rerank(self, urgency: Urgency) -> None:
-        """From here on."""
+        """Change the urgency of the context's work from now on."""
 
     def free(self) -> None:
-        """Ends what runs and forgets the context. May be called again."""
+        """Abort the context's work and release it. A second time does nothing."""
 
 
 class Engine(Protocol):
-    """Something that runs contexts of one model."""
+    """Runs contexts of one model."""
 
     name: str
     tokens_per_unit: float
-    """Tokens of the model's that one of `fill` stands for, about: 1, or less where those are characters."""
+    """Approximate number of the model's tokens per unit of `fill`: 1, or less if the units are characters."""
     constrains_after_reasoning: bool
-    """Whether a form holds what comes behind the model's thoughts, where `SamplingParams.thinks` says that there may be
-    some; else it holds all of the text."""
+    """Whether a constraint applies only behind the model's reasoning, if `SamplingParams.thinks` says that there may be
+    some. Otherwise it applies to all of the text."""
 
     @property
     def ready(self) -> bool:
-        """Whether it takes work now."""
+        """Whether the engine accepts work now."""
 
     @property
     def load(self) -> int:
-        """Contexts open."""
+        """Number of open contexts."""
 
     @property
     def pace(self) -> StepTimes | None:
-        """As it has been lately; None where that is not known."""
+        """Recent durations of the engine's steps; None if they are unknown."""
 
     async def encode(self, text: str) -> Sequence[int]:
-        """Tokens of a value: ordinary text, never control tokens."""
+        """Return the tokens of a value, as ordinary text: never control tokens."""
 
     def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        """Tokens of a value that is still growing, as far as nothing that may come can change them, and the length of
-        their text in characters. (), 0 where that cannot be known."""
+        """Return the tokens of a growing value that no later text can change, and the length of their text in
+        characters. Return (), 0 if that cannot be known."""
 
     def open(self, scope: str, urgency: Urgency) -> EngineContext:
-        """A new, empty context. Contexts of different scopes share no KV. Raises EngineLost."""
+        """Open an empty context. Contexts of different scopes share no KV cache. Raises EngineLost."""
 
 
 class Engines(Protocol):
-    """The engines there are."""
+    """The engines of all models."""
 
     async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
-        """The ready engines of a model, waited for if need be and `wait`. Raises NoEngine."""
+        """Return the ready engines of a model. Wait for one, if there is none and `wait` is true. Raises NoEngine."""

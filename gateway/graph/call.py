@@ -1,4 +1,4 @@
-"""A call: one model request, as segments of a prompt and the variables that take what is generated."""
+"""A call: one model request, as the segments of its prompt and the variables that it produces."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CallState(StrEnum):
-    """See API.md, Vocabulary."""
+    """State of a call, as the API reports it. See API.md, Vocabulary."""
 
     WAITING = "waiting"
     QUEUED = "queued"
@@ -26,14 +26,14 @@ class CallState(StrEnum):
     CANCELLED = "cancelled"
 
     final: bool
-    """Whether nothing comes after it."""
+    """Whether the state never changes again."""
 
     def __init__(self, value: str) -> None:
         self.final = value in ("done", "failed", "cancelled")
 
 
 class Objective(StrEnum):
-    """What a call is for: an answer soon, or much work done."""
+    """Optimisation goal of a call: a low latency of its answer, or the throughput of the engines."""
 
     LATENCY = "latency"
     THROUGHPUT = "throughput"
@@ -41,10 +41,10 @@ class Objective(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How a text is chosen, in the terms of the engines' contract; None leaves it to the engine.
+    """Sampling parameters, in the terms of the engine protocol. None leaves a parameter to the engine.
 
-    The fields are those of `engine.protocol.SamplingParams`. `given`: names of the fields that the client set, also to
-    a value that is the default here; engines elsewhere may have other defaults.
+    The fields are those of `engine.protocol.SamplingParams`. `given`: names of the fields that the client specified,
+    including those set to the default here, because upstream servers may have other defaults.
     """
 
     max_tokens: int | None = None
@@ -73,36 +73,37 @@ class SamplingParams:
 
     @cached_property
     def told(self) -> Mapping[str, Any]:
-        """What the client gave, and what else is not as usual, by name."""
-        usual = ((own.name, getattr(_USUAL, own.name)) for own in fields(self))
-        return {name: value for name, other in usual if (value := getattr(self, name)) != other or name in self.given}
+        """The parameters that the client specified or that differ from their defaults, by name."""
+        defaults = ((parameter.name, getattr(_DEFAULTS, parameter.name)) for parameter in fields(self))
+        return {
+            name: value for name, default in defaults if (value := getattr(self, name)) != default or name in self.given
+        }
 
     @property
     def held(self) -> bool:
-        """Whether the text is held to a form."""
+        """Whether a regular expression, JSON schema or grammar constrains the text."""
         return self.regex is not None or self.json_schema is not None or self.grammar is not None
 
     @property
     def deterministic(self) -> bool:
-        """Whether the same prompt gives the same text."""
+        """Whether the same prompt always gives the same text."""
         return self.temperature == 0.0 or self.top_p == 0.0 or self.seed is not None
 
     @property
     def plain(self) -> "SamplingParams":
-        """The same sampling for engines without `top_p` 0, which leaves only one token, as temperature 0 does."""
+        """The same sampling for engines without `top_p` 0. That leaves one token, as temperature 0 does."""
         return self if self.top_p else replace(self, temperature=0.0, top_p=1.0)
 
 
-_USUAL = SamplingParams()
+_DEFAULTS = SamplingParams()
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What is made of a generated text before it becomes a value: steps in the order in which they stand here, None or
-    False leaves one out.
+    """Steps from a generated text to the value of a variable, in the order of the fields. None or False skips a step.
 
-    `line` counts from 0, or from the end if negative. `regex` takes the first match's `group`. `json` is a path as in
-    a reference.
+    `line` counts from 0, or from the end if negative. `regex` selects `group` of the first match. `json` is a path as
+    in a reference.
     """
 
     strip: bool = False
@@ -114,34 +115,37 @@ class Transform:
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of prompt that is known, as tokens. `weight`: how many it is to be reckoned as, if that is not their
-    number: an image may be written long, and is read fast."""
+    """Known text of a prompt, as tokens. `weight`: number of tokens for estimates, if it differs from their number: an
+    image may have many tokens and be prefilled fast."""
 
     tokens: Sequence[int]
     weight: int | None = None
 
     @property
     def length(self) -> int:
-        """Tokens, for reckoning."""
+        """Number of tokens for estimates."""
         return len(self.tokens) if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)
 class Input:
-    """A piece of prompt that is a variable's value. `where`: the field of the request that holds it."""
+    """Place in a prompt where a variable's value goes. `where`: path of the request's field that contains it."""
 
     reference: Reference
     where: str
 
 
 THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
-"""Between these, models that think write what is no part of their answer."""
+"""Tags around the reasoning that some models emit before their answer."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where text is generated. `name` None: the call's output. `thinks`: whether thoughts may stand before it
-    in what is generated; `begun`: the prompt ends within them."""
+    """Place in a prompt where the model generates text.
+
+    `name` None: the call's output. `thinks`: whether the generated text may begin with reasoning; `begun`: the prompt
+    ends inside the reasoning.
+    """
 
     name: str | None
     sampling: SamplingParams
@@ -155,7 +159,7 @@ Segment = Text | Input | Slot
 
 @dataclass(frozen=True)
 class Rendering:
-    """A call's prompt as one model is given it. Its slots are the call's."""
+    """A call's prompt, rendered for one model. All renderings of a call have the same slots."""
 
     model: str
     segments: Sequence[Segment]
@@ -163,14 +167,14 @@ class Rendering:
 
 @dataclass(frozen=True, kw_only=True)
 class CallSpec:
-    """What a client asks for, before it is part of a graph.
+    """A call as a client requests it, before it joins a graph.
 
-    `output` None: a generated name. `parts`: what the output is put together from where no slot generates it: texts and
-    references to inputs and slots. With an empty `model` the call has no prompt: its output is its parts, a template.
-    `fallbacks`: the same for other models, which answer if no engine of this one does, in this order. `inputs`:
-    variables set by value before the call. `share`: an identical call may serve this one. `salt`: its KV is
-    shared with calls of the same salt only. `where`: the path of what asks for it in a larger request.
-    `prompt_field`: the name of the request's field that has the prompt.
+    `output` None: the session generates a name. `parts`: texts and references to inputs and slots that are joined to
+    form the output, if no slot generates it. With an empty `model` the call has no prompt: it is a template, and its
+    output is its parts. `fallbacks`: the prompt rendered for other models, in order of preference, for when no engine
+    of this model answers. `inputs`: variables that are set by value before the call. `share`: an identical call may
+    serve this one. `salt`: the call's KV cache is shared only with calls of the same salt. `where`: path of the call in
+    a request that contains several. `prompt_field`: name of the request's field that contains the prompt.
     """
 
     model: str
@@ -186,9 +190,9 @@ class CallSpec:
     prompt_field: str = "messages"
     fallbacks: Sequence[Rendering] = ()
     slots: Sequence[Slot] = field(init=False, compare=False, repr=False)
-    """In the order in which they are generated."""
+    """Slots, in the order in which they are generated."""
     references: Sequence[Input] = field(init=False, compare=False, repr=False)
-    """Every place where a value is read, those of its own slots among them."""
+    """All places where a variable is read, also those that read the call's own slots."""
 
     def __post_init__(self) -> None:
         slots, references = [], []
@@ -203,25 +207,28 @@ class CallSpec:
         object.__setattr__(self, "references", references)
 
     def at(self, field: str) -> str:
-        """The path of one of its fields in the request."""
+        """Return the path of one of the call's fields in the request."""
         return f"{self.where}.{field}" if self.where else field
 
     @property
     def renderings(self) -> list[Rendering]:
-        """Its own prompt, then those of its fallbacks."""
+        """The call's own prompt, then those of its fallbacks."""
         return [Rendering(self.model, self.segments), *self.fallbacks]
 
     @property
     def deterministic(self) -> bool:
-        """Whether running it again gives the same."""
+        """Whether another run of the call gives the same text."""
         return all(slot.sampling.deterministic for slot in self.slots)
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one call. `prompt` includes `cached`. `missed`: those of the prompt that were not, by the reason.
-    `accepted`, `rejected`: those of the prediction that were right, and that were checked and wrong. `reasoning`: those
-    of the completion that are no part of the answer."""
+    """Token counts of one call.
+
+    `prompt` includes `cached`. `missed`: prompt tokens that were not cached, by reason. `accepted`: predicted tokens
+    that were right. `rejected`: predicted tokens that were verified and wrong. `reasoning`: completion tokens that are
+    not part of the answer.
+    """
 
     prompt: int = 0
     cached: int = 0
@@ -234,8 +241,11 @@ class Usage:
 
 @dataclass(slots=True)
 class Times:
-    """Seconds of the Unix clock; None until it happens. `held` and `starved` are durations: how long its prompt waited
-    for room in an engine's steps, and for memory."""
+    """Times of a call, in seconds of the Unix clock. None until the event happens.
+
+    `held` and `starved` are durations in seconds: how long the prompt waited for a place in an engine's steps, and for
+    memory.
+    """
 
     created: float
     queued: float | None = None
@@ -248,9 +258,10 @@ class Times:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """Owner of a call's state; the dispatcher's coroutine for it is the only one that moves it on.
+    """Owner of a call's state. Only the scheduler's coroutine for the call changes the state.
 
-    `inputs`: the variables that the prompt refers to, by name. `slots`: those it generates in place, by name.
+    `inputs`: the variables that the prompt refers to, by name. `slots`: the variables that it generates in place, by
+    name.
     """
 
     id: str
@@ -262,7 +273,7 @@ class Call:
     session: "Session"
     arrival: int
     depth: int = 1
-    """Calls on the longest way to it, itself counted."""
+    """Number of calls on the longest path to this call, itself included."""
     note: "Callable[[Call], None] | None" = None
     """Called after every change of state."""
     state: CallState = CallState.WAITING
@@ -271,28 +282,28 @@ class Call:
     finish_reason: str | None = None
     engine: str | None = None
     model: str | None = None
-    """Whose prompt it was given."""
-    made: dict[str, str] = field(default_factory=dict)
-    """Texts of the slots that are done, as they stand in the prompt."""
+    """Model whose rendering of the prompt was sent."""
+    slot_texts: dict[str, str] = field(default_factory=dict)
+    """Texts of the finished slots, as they stand in the prompt."""
     identity: bytes | None = None
-    """What it does, as a digest, if it may serve identical calls."""
+    """Digest of what the call does, if it may serve identical calls."""
     leader: "Call | None" = None
     """The identical call that serves this one."""
     followers: "list[Call]" = field(default_factory=list)
     """Calls that are served by this one."""
     unfinished_followers: int = 0
-    """How many of the followers have not ended."""
+    """Number of followers that have not ended."""
     awaits: "Variable | None" = None
     """Variable that the call's coroutine waits for now; None if it waits for none."""
     outputs: list[Variable] = field(init=False)
-    """Its slots, then its output."""
+    """The call's slots, then its output."""
 
     def __post_init__(self) -> None:
         self.outputs = [*self.slots.values(), self.output]
 
     @property
     def scope(self) -> str:
-        """Whose KV may be shared with it: the tenant's, and of the same salt."""
+        """Scope in which KV cache is shared with the call: its tenant and its salt."""
         salt = self.spec.salt
         return f"{self.session.tenant}\0{salt}" if salt else self.session.tenant
 
@@ -305,7 +316,7 @@ class Call:
 
     @property
     def is_needed(self) -> bool:
-        """Whether anybody can still read what it makes: see API.md, promise 4."""
+        """Whether a client or a call can still read an output. See API.md, promise 4."""
         if self.unfinished_followers:
             return True
         return any(
@@ -314,13 +325,13 @@ class Call:
         )
 
     def follow(self, leader: "Call") -> None:
-        """Be served by an identical call from here on."""
+        """Let an identical call serve this one."""
         self.leader = leader
         leader.followers.append(self)
         leader.unfinished_followers += 1
 
     def stop_following(self) -> None:
-        """Be served by the leader no longer; it starts anew."""
+        """Stop following the leader, because this call must run itself."""
         if self.leader is not None:
             self.leader.followers.remove(self)
             self.leader.unfinished_followers -= not self.state.final
@@ -353,7 +364,7 @@ class Call:
         return False
 
     def conclude(self) -> None:
-        """What the call makes ends as it did."""
+        """Bring the outputs to the final state that corresponds to the call's."""
         for variable in self.outputs:
             if self.state is CallState.DONE:
                 variable.complete()
@@ -363,7 +374,7 @@ class Call:
                 variable.fail(self.failure)
 
     def move(self, state: CallState) -> None:
-        """To a new state, once nothing else of the call changes with it any more."""
+        """Change the state. Call it after all other changes that belong to the new state."""
         self.state = state
         if self.note is not None:
             self.note(self)

@@ -1,4 +1,4 @@
-"""What the graph refuses, and why a value will never be.
+"""Errors that the graph raises, and the reason why a variable or call has no value.
 
     GraphError              carries the wire contract's `code` and the `where` of the offending field
     ├── UnknownVariable
@@ -9,10 +9,10 @@
     ├── TooLarge
     ├── TooManyWaiters
     ├── SessionClosed       the session ended while the request arrived
-    ├── BadText             a string with a lone surrogate, so not Unicode text
-    └── UnresolvedPath      a path into a value that turned out not to hold it
+    ├── BadText             a string has a lone surrogate, so it is not Unicode text
+    └── UnresolvedPath      a path that the value does not contain
 
-`Failure` is no exception: it is the state of a variable or call that failed, and is read by many.
+`Failure` is not an exception. It is the state of a failed variable or call, which many requests read.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import ClassVar
 
 
 class GraphError(Exception):
-    """A change that the graph refuses. Nothing was changed."""
+    """A change that the graph rejects. The graph stays unchanged."""
 
     code: ClassVar[str] = "invalid_value"
 
@@ -30,19 +30,19 @@ class GraphError(Exception):
 
 
 class UnknownVariable(GraphError):
-    """A name that the session does not know."""
+    """The session has no variable with this name."""
 
     code = "unknown_variable"
 
 
 class BadReference(GraphError):
-    """Something that cannot be a name or does not fit where it stands."""
+    """A malformed name, or a reference in a wrong place."""
 
     code = "bad_reference"
 
 
 class VariableAlreadySet(GraphError):
-    """A name is assigned once."""
+    """The variable has a value or a producer already. A name is assigned once."""
 
     code = "variable_already_set"
 
@@ -54,25 +54,25 @@ class Cycle(GraphError):
 
 
 class SlotWithoutPlace(GraphError):
-    """A slot that no assistant message has a place for."""
+    """No assistant message has a place for this slot."""
 
     code = "slot_without_place"
 
 
 class TooLarge(GraphError):
-    """A configured bound of the graph would be passed."""
+    """The change would exceed a configured limit of the graph."""
 
     code = "too_large"
 
 
 class TooManyWaiters(GraphError):
-    """As many clients wait for a session's variables as may."""
+    """The maximum number of clients waits for the session's variables."""
 
     code = "overloaded"
 
 
 class SessionClosed(GraphError):
-    """The session has ended: nothing can be added to it."""
+    """The session has ended. Nothing can be added to it."""
 
     code = "cancelled"
 
@@ -84,7 +84,7 @@ class BadText(GraphError):
 
 
 class UnresolvedPath(GraphError):
-    """A reference's path is not in the value."""
+    """The value does not contain the path of a reference."""
 
     code = "bad_reference"
 
@@ -95,8 +95,8 @@ LONGEST_MESSAGE = 2_000
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no value. `call`: the first failed call in a chain of failures. `field`: path of the field at fault
-    in that call's request, if a field is at fault.
+    """Reason why there is no value. `call`: the first failed call in a chain of failures. `field`: path of the field at
+    fault in that call's request, if there is one.
 
     The message may quote texts of clients and engines. It is cut to LONGEST_MESSAGE characters, and lone surrogates
     become U+FFFD, so that a failure can always be stored and sent.

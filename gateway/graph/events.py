@@ -1,7 +1,7 @@
-"""What happens in a session, in order: told to whoever watches it, and kept by whoever keeps it.
+"""Events of a session, in order. Clients watch them, and a log stores them as facts.
 
-Some events follow from the fact before them and are no facts of their own, though they are numbered: that an added call
-waits and what it makes is pending, and that what a call makes ends with it.
+Some events follow from the fact before them. They have a number, but the log does not store them: a new call is
+waiting, its outputs are pending, and the outputs of a call end with the call.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class VariableChanged:
-    """A variable came to be or changed its state. `variable` goes on changing, as a call does in `CallChanged`."""
+    """A variable was created or changed its state. `variable` keeps changing, so `state` may differ from its state."""
 
     variable: "Variable"
     state: "VariableState"
@@ -26,14 +26,14 @@ class VariableChanged:
 
 @dataclass(frozen=True, slots=True)
 class VariableDeleted:
-    """A variable lost its name."""
+    """A variable was deleted: it lost its name."""
 
     variable: "Variable"
 
 
 @dataclass(frozen=True, slots=True)
 class CallChanged:
-    """A call changed its state. `call` goes on changing; what it is now need not be what it was then."""
+    """A call changed its state. `call` keeps changing, so `state` may differ from its current state."""
 
     call: "Call"
     state: "CallState"
@@ -42,7 +42,7 @@ class CallChanged:
 
 @dataclass(frozen=True, slots=True)
 class SessionEnded:
-    """Nothing comes after it. `expired`: by itself; else it was deleted."""
+    """The last event of a session. `expired`: its time to live ended; otherwise a client deleted it."""
 
     expired: bool
 
@@ -52,7 +52,7 @@ Change = VariableChanged | VariableDeleted | CallChanged | SessionEnded
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change that watchers are told. `id` grows; `at` is in seconds of the Unix clock."""
+    """A change that clients can watch. `id` grows; `at` is in seconds of the Unix clock."""
 
     id: int
     at: float
@@ -61,7 +61,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ValueAssignment:
-    """A value that is about to become readable. No event: nobody is told before it is kept."""
+    """A value that is about to become readable. It is not an event: no client may learn it before it is stored."""
 
     variable: "Variable"
     value: str
@@ -76,7 +76,7 @@ class CallAddition:
 
 @dataclass(frozen=True, slots=True)
 class SlotText:
-    """A slot's text as it stands in the prompt, before its variable becomes readable."""
+    """Text of a slot as it stands in the prompt, recorded before the slot's variable becomes readable."""
 
     call: "Call"
     slot: str
@@ -85,7 +85,7 @@ class SlotText:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """A client is about to be given part of a value that is not whole, and that would not come out the same again."""
+    """A client is about to get part of an unfinished value that sampling would not reproduce."""
 
     variable: "Variable"
 
@@ -94,32 +94,32 @@ Fact = Event | ValueAssignment | CallAddition | SlotText | Exposure
 
 
 class Log(Protocol):
-    """Where facts go. What is kept is always the beginning of all that was taken, in order."""
+    """Destination of facts. The stored facts are always a prefix of the written facts, in order."""
 
     def check(self) -> None:
-        """Raises GraphError if facts cannot be kept now, so that nothing new should be begun."""
+        """Raise GraphError if the log cannot store facts now, so that no new work may begin."""
 
     def opened(self, session: "Session") -> None:
-        """A new session."""
+        """Record a new session."""
 
     def write(self, session: "Session", fact: Fact) -> None:
-        """Takes a fact, the `session.facts`-th of its session; at once, and without fail."""
+        """Append fact number `session.facts` of its session. It does not wait and does not raise."""
 
     async def flushed(self) -> None:
-        """Returns when all that was taken before is kept. Raises GraphError if it cannot be."""
+        """Wait until all facts written before are stored. Raises GraphError if they cannot be stored."""
 
 
 class NoLog:
-    """Keeps nothing."""
+    """A log that stores nothing."""
 
     def check(self) -> None:
-        """See `Log.check`."""
+        """Do nothing. See `Log.check`."""
 
     def opened(self, session: "Session") -> None:
-        """See `Log.opened`."""
+        """Do nothing. See `Log.opened`."""
 
     def write(self, session: "Session", fact: Fact) -> None:
-        """See `Log.write`."""
+        """Do nothing. See `Log.write`."""
 
     async def flushed(self) -> None:
-        """See `Log.flushed`."""
+        """Return at once. See `Log.flushed`."""

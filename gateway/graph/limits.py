@@ -25,7 +25,7 @@ class SharedLimit:
         self._sum = 0
 
     def held(self, tenant: str) -> int:
-        """Return how much the tenant holds."""
+        """Return the amount that the tenant holds."""
         return self._held[tenant]
 
     def has_room(self, tenant: str, amount: int = 1) -> bool:

@@ -1,4 +1,4 @@
-"""Beginnings of prompts, as what they hold: what the paper calls PrefixHash."""
+"""Prefix keys: hashes of prompt beginnings. Parrot (Lin et al., OSDI'24) calls them PrefixHash."""
 
 from array import array
 from functools import lru_cache
@@ -8,18 +8,21 @@ from zlib import crc32
 
 from gateway.graph.call import Call, Input, Slot, Text
 
-_CHUNK, _FAR, _PART = 128, 4096, 8
-"""Tokens of a text from one border to the next, where no segment ends before; and how far into it the next one lies so
-many parts of the way further: what is known of long texts is as exact as it is of short ones, and not more so."""
-_VALUE = 64
-"""Tokens that a value is taken to have while it is not there."""
+_CHUNK, _FULL_RESOLUTION, _GROWTH = 128, 4096, 8
+"""Borders inside a long text: every 128 tokens up to 4096 tokens, then each an eighth further than the one before.
+
+So the relative error of a known beginning is about the same for long and for short texts.
+"""
+_UNKNOWN_VALUE_TOKENS = 64
+"""Tokens that a value is assumed to have before it exists."""
 
 
 class PrefixKey(NamedTuple):
-    """A beginning of a prompt: about how many tokens it has, what it is, and whether a segment ends there.
+    """A prompt beginning: its approximate number of tokens, its hash, and whether a segment ends there.
 
-    `key`: 64 bits, the same in every process. Two beginnings that have one by chance (one in four thousand millions, of
-    those that part between two borders) would be taken for equal by estimates and placement, and by nothing else.
+    `key` has 64 bits and is the same in every process. Chunks are hashed with 32 bits: two beginnings that differ
+    within one chunk collide once in four thousand million. Estimates and placement would then treat them as equal;
+    nothing else depends on it.
     """
 
     tokens: int
@@ -28,9 +31,10 @@ class PrefixKey(NamedTuple):
 
 
 def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
-    """From the shortest to the whole prompt: equal for equal text and equal sources, in one tenant and model.
+    """Return the prefix keys from the shortest to the whole prompt. Keys are equal for equal text and equal sources,
+    within one tenant and model.
 
-    `own`: also from the first place on where the call itself generates, from which on no other's prompt is equal.
+    `own`: include keys behind the first place where the call itself generates. No other call's prompt equals those.
     """
     key = _scope_key(call.scope, call.spec.model)
     found, length = [], 0
@@ -42,16 +46,16 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
                 numbers = memoryview(tokens if isinstance(tokens, array) else array("i", tokens))
                 begin, end = 0, _CHUNK
                 while end < len(tokens):
-                    key = _goes_on(key, numbers[begin:end])
+                    key = _extend_key(key, numbers[begin:end])
                     found.append(PrefixKey(length + (end if weight is None else min(end, weight)), key, ends=False))
-                    begin, end = end, end + (_CHUNK if end < _FAR else end // _PART)
-                key = _goes_on(key, numbers[begin:] if begin else numbers)
+                    begin, end = end, end + (_CHUNK if end < _FULL_RESOLUTION else end // _GROWTH)
+                key = _extend_key(key, numbers[begin:] if begin else numbers)
                 length += len(tokens) if weight is None else weight
             case Input(reference) if reference.name in call.inputs:
                 source = call.inputs[reference.name]
-                made_by = source.producer.id if source.producer is not None else f"{call.session.id}\0{source.name}"
-                key = hash((key, 1, crc32(made_by.encode()), crc32(str(reference).encode())))
-                length += _VALUE if source.value is None else len(source.value) // 4
+                producer = source.producer.id if source.producer is not None else f"{call.session.id}\0{source.name}"
+                key = hash((key, 1, crc32(producer.encode()), crc32(str(reference).encode())))
+                length += _UNKNOWN_VALUE_TOKENS if source.value is None else len(source.value) // 4
             case Input(reference):  # a slot of its own
                 key = hash((key, 2, crc32(call.id.encode()), crc32(str(reference).encode())))
             case Slot(name):
@@ -62,10 +66,10 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
 
 @lru_cache(1024)
 def _scope_key(scope: str, model: str) -> int:
-    """Of no tokens at all."""
+    """Return the key of an empty prompt."""
     return int.from_bytes(blake2b(f"{scope}\0{model}".encode(), digest_size=8).digest())
 
 
-def _goes_on(key: int, numbers: memoryview) -> int:
-    """The key of what begins so and goes on with these."""
+def _extend_key(key: int, numbers: memoryview) -> int:
+    """Return the key of a beginning with this key that `numbers` continue."""
     return hash((key, crc32(numbers)))

@@ -1,10 +1,10 @@
-r"""The `<<name>>` grammar.
+r"""Grammar of `<<name>>` references.
 
     reference = "<<" name *( "." key ) ">>"
     name      = [A-Za-z_][A-Za-z0-9_]{0,63}
     key       = one or more characters other than ".", "<", ">" and white space
 
-`\<<name>>` is the text `<<name>>`. Whatever does not fit is text.
+`\<<name>>` is the text `<<name>>`. All other text is literal.
 """
 
 import json
@@ -18,16 +18,16 @@ from gateway.graph.errors import BadReference, TooLarge, UnresolvedPath
 from gateway.graph.text import has_surrogate
 
 MAX_REFERENCES = 10_000
-"""Most references in one prompt or template. Each takes some two hundred bytes, whatever it is written as."""
+"""Maximum number of references in one prompt or template. Each occupies about 200 bytes, however short it is."""
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]{0,63}"
-_REFERENCE = re.compile(rf"<<({_NAME})((?:\.[^.<>\s]++)*+)>>")  # a literal beginning is found 40 times as fast
+_REFERENCE = re.compile(rf"<<({_NAME})((?:\.[^.<>\s]++)*+)>>")  # a literal prefix makes the search 40 times as fast
 _WHOLE_NAME = re.compile(_NAME)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A place in a prompt where a variable's value goes. `path` leads into a value that is JSON."""
+    """Place in a prompt where a variable's value goes. `path` selects a part of a value that is JSON."""
 
     name: str
     path: tuple[str, ...] = ()
@@ -63,14 +63,14 @@ def parse(text: str) -> Iterator[str | Reference]:
         yield literal
 
 
-def check_references(count: int, most: int = MAX_REFERENCES, where: str | None = None) -> None:
-    """Raise TooLarge if there are more references than may be."""
-    if count > most:
-        raise TooLarge(f"there are more than {most} references to variables", where)
+def check_references(count: int, maximum: int = MAX_REFERENCES, where: str | None = None) -> None:
+    """Raise TooLarge if there are more than `maximum` references."""
+    if count > maximum:
+        raise TooLarge(f"more than {maximum} references to variables", where)
 
 
 def check_name(name: str, where: str) -> str:
-    """The name, if it is one. Raises BadReference."""
+    """Return the name. Raises BadReference if it is not a valid variable name."""
     if not _WHOLE_NAME.fullmatch(name):
         raise BadReference(
             f"{name!r} is not a variable name: letters, digits and underscores, not beginning with a digit, "
@@ -81,9 +81,9 @@ def check_name(name: str, where: str) -> str:
 
 
 def resolve(value: str, reference: Reference) -> str:
-    """What a reference stands for, given the variable's value.
+    """Return the text that replaces a reference, from the variable's value.
 
-    Without a path the value itself; with one, the string or compact JSON found there. Raises UnresolvedPath.
+    Without a path this is the value. With a path it is the string there, or compact JSON. Raises UnresolvedPath.
     """
     if not reference.path:
         return value

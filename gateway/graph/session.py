@@ -1,6 +1,6 @@
-"""A session: the scope of names. Its calls and variables form one DAG.
+"""A session: a scope of variable names. Its calls and variables form one directed acyclic graph.
 
-Parrot (Lin et al., OSDI'24) calls the questions asked of it GetProducer, GetConsumers and PrefixHash.
+Parrot (Lin et al., OSDI'24) calls the queries on this graph GetProducer, GetConsumers and PrefixHash.
 """
 
 import asyncio
@@ -46,8 +46,8 @@ from gateway.graph.text import check_text, size_of
 from gateway.graph.variable import Reader, Variable, VariableState
 
 _arrivals = itertools.count()
-_NEAREST = 100
-"""Names that are looked at for the nearest to a wrong one."""
+_SUGGESTION_POOL = 100
+"""Number of names that are compared with an unknown name, to suggest similar ones."""
 _REFERENCE_BYTES, CALL_BYTES, _VARIABLE_BYTES, _SLOT_BYTES = 200, 4_000, 500, 500
 """Memory of a reference, of a call with its events, of a variable, and of a slot, in bytes, without texts."""
 _TOKEN_BYTES, _BIAS_BYTES = 40, 110
@@ -57,8 +57,8 @@ _NO_LOG = NoLog()
 
 @dataclass(frozen=True)
 class SessionLimits:
-    """How large one session may grow. `edges` counts the inputs of calls, `depth` the calls on a way through the
-    graph."""
+    """Limits of one session. `edges`: inputs of all calls. `depth`: calls on a path through the graph. `value_bytes`:
+    bytes of one value. `bytes`: bytes of all values and prompts. `waiters`: waiting requests."""
 
     calls: int = 10_000
     variables: int = 20_000
@@ -71,7 +71,7 @@ class SessionLimits:
 
 @dataclass(frozen=True)
 class SharedLimits:
-    """Bounds for all sessions together: bytes of values and prompts, and waiting requests."""
+    """Limits of all sessions together: bytes of values and prompts, and waiting requests."""
 
     bytes: SharedLimit
     waiters: SharedLimit
@@ -79,7 +79,7 @@ class SharedLimits:
 
 @dataclass(frozen=True)
 class VariableSpec:
-    """A variable that a client brings: with a value, or with a template, or else only declared."""
+    """A variable that a client creates: with a value, with a template, or only declared."""
 
     name: str
     value: str | None = None
@@ -89,7 +89,10 @@ class VariableSpec:
 
 @dataclass(frozen=True)
 class Addition:
-    """What was added to a session. `values` are to be set as soon as they are kept; see `Session.settle`."""
+    """Calls and values that joined a session in one step.
+
+    Set the `values` with `Session.settle` once the log has stored them.
+    """
 
     calls: Sequence[Call]
     values: Sequence[tuple[Variable, str]]
@@ -97,9 +100,10 @@ class Addition:
 
 @dataclass(eq=False)
 class Session:
-    """Owner of its variables and calls. Changes are all or nothing: whatever raises has changed nothing.
+    """Owner of its variables and calls. A method that raises an error has changed nothing.
 
-    `log` keeps what happens. Without an id it is nobody's but one request's, and nothing of it is kept or told.
+    `log` stores the session's facts. A session without an id belongs to one request: its facts are neither stored nor
+    emitted as events.
     """
 
     id: str
@@ -110,49 +114,50 @@ class Session:
     bounds: SessionLimits = field(default_factory=SessionLimits)
     log: Log = _NO_LOG
     shared_bounds: SharedLimits | None = None
-    """Bounds that also count what this session holds, from `join_bounds` until `close`."""
+    """Limits that also count what this session holds, from `join_bounds` until `close`."""
     clock: Callable[[], float] = time.time
-    """Seconds of the Unix clock, or of any other."""
+    """Current time in seconds: the Unix clock, or a clock of a simulation."""
     variables: dict[str, Variable] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     closed: bool = False
     lost: GraphError | None = None
-    """Error because of which the log cannot keep the session, if there is one."""
+    """Error because of which the log cannot store the session, if there is one."""
     touched: float = field(default_factory=time.monotonic)
     unfinished: int = 0
-    """Calls that have not ended."""
+    """Number of calls that have not ended."""
     waiters: int = 0
-    """Clients that wait for its variables or watch it."""
+    """Number of requests that wait for the session's variables or watch its events."""
     named: int = 0
-    """Variables that there ever were, deleted ones among them."""
+    """Number of variables that the session ever had, including deleted ones."""
     edges: int = 0
-    """Inputs of all calls, counted once for each call."""
+    """Number of inputs of all calls."""
     size: int = 0
     """Bytes of all values and prompts."""
     events: list[Event] = field(default_factory=list)
     retired: set[str] = field(default_factory=set)
-    """Names that were read as ready and deleted: they stay taken."""
+    """Names of deleted variables that were ready. They cannot be used again, because a client may have read the
+    value."""
     shared: dict[bytes, Call] = field(default_factory=dict)
-    """Calls that may serve identical ones, by what they do."""
+    """Calls that may serve identical calls, by their digest."""
     facts: int = 0
-    """How many there have been; events are numbered by them."""
+    """Number of facts so far. It numbers the events."""
     ended: bool = False
-    """Whether the last fact of all has been told."""
-    _told: "asyncio.Future[None] | None" = None
+    """Whether the last event was emitted."""
+    _event_future: "asyncio.Future[None] | None" = None
     _joining: Call | None = None
-    """The call that is being added: what happens now follows from that."""
+    """The call that is being added. Events that follow from its addition are not stored."""
 
-    # names
+    # names of variables
 
     def variable(self, name: str, where: str | None = None) -> Variable:
-        """The variable of that name. Raises UnknownVariable, which names the nearest known ones."""
+        """Return the variable of that name. Raises UnknownVariable, which suggests similar names."""
         if name not in self.variables:
             raise self._unknown(name, reversed(self.variables), where)
         return self.variables[name]
 
     def _unknown(self, name: str, known: Iterable[str], where: str | None) -> UnknownVariable:
-        near = difflib.get_close_matches(name, itertools.islice(known, _NEAREST), n=3)
-        hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in near)}?" if near else ""
+        matches = difflib.get_close_matches(name, itertools.islice(known, _SUGGESTION_POOL), n=3)
+        hint = f"; did you mean {' or '.join(f'<<{n}>>' for n in matches)}?" if matches else ""
         return UnknownVariable(f"session {self.id} has no variable {name!r}{hint}", where)
 
     def _check_free(self, name: str, where: str) -> None:
@@ -161,22 +166,22 @@ class Session:
         if known is not None and known.is_assigned:
             raise VariableAlreadySet(f"{name!r} is {known.state} already; a name is assigned once", where)
         if name in self.retired:
-            raise VariableAlreadySet(f"{name!r} had a value that was read, and stays taken", where)
+            raise VariableAlreadySet(f"{name!r} had a value that was readable; the name cannot be used again", where)
 
-    # growing
+    # additions
 
     def put(self, name: str, value: str | None = None, template: Sequence[str | Input] | None = None) -> Addition:
-        """One variable; see `VariableSpec`."""
+        """Add one variable. See `VariableSpec`."""
         return self.add_all((), [VariableSpec(name, value, template)])
 
     def add(self, spec: CallSpec) -> Call:
-        """Joins one call to the graph, its inputs set. See `add_all`."""
+        """Add one call, and set its inputs. See `add_all`."""
         addition = self.add_all([spec])
         self.settle(addition)
         return addition.calls[0]
 
     def add_all(self, specs: Sequence[CallSpec], given: Sequence[VariableSpec] = ()) -> Addition:
-        """Joins variables and calls to the graph, which may refer to each other in any order.
+        """Add variables and calls, which may refer to each other in any order. Add all of them, or raise an error.
 
         Raises UnknownVariable, BadReference, VariableAlreadySet, Cycle, TooLarge or SessionClosed.
         """
@@ -184,32 +189,38 @@ class Session:
             self.log.check()
         if self.lost is not None:
             raise self.lost
-        if self.closed:  # it was in the store when the request began to arrive
+        if self.closed:  # the session ended after the request had found it in the store
             raise SessionClosed(f"session {self.id} has ended")
         values: dict[str, str] = {}
         declared: dict[str, str] = {}
         everything = list(specs)
-        for one in given:
-            if one.value is not None:
-                self._take(values, one.name, one.value, one.where)
-            elif one.template is not None:
+        for assigned in given:
+            if assigned.value is not None:
+                self._add_value(values, assigned.name, assigned.value, assigned.where)
+            elif assigned.template is not None:
                 everything.append(
-                    CallSpec(model="", output=one.name, parts=one.template, deferred=True, where=one.where)
+                    CallSpec(
+                        model="",
+                        output=assigned.name,
+                        parts=assigned.template,
+                        deferred=True,
+                        where=assigned.where,
+                    )
                 )
             else:
-                declared[one.name] = one.where
+                declared[assigned.name] = assigned.where
         for spec in specs:
             for name, value in spec.inputs.items():
-                self._take(values, name, value, spec.at(f"semantic.inputs.{name}"))
+                self._add_value(values, name, value, spec.at(f"semantic.inputs.{name}"))
         for name, where in declared.items():
             self._check_free(name, where)
             if name in values:
-                raise VariableAlreadySet(f"{name!r} is declared and set at once", where)
-        made: dict[str, int] = {}
-        outputs = [self._outputs(spec, made, index, values) for index, spec in enumerate(everything)]
-        fresh = {name: None for name in (*made, *values, *declared) if name not in self.variables}
-        reads = [self._reads(spec, fresh) for spec in everything]
-        depths = self._check_order(everything, outputs, reads, made)
+                raise VariableAlreadySet(f"{name!r} is declared and set in the same request", where)
+        produced: dict[str, int] = {}
+        outputs = [self._output_names(spec, produced, index, values) for index, spec in enumerate(everything)]
+        fresh = {name: None for name in (*produced, *values, *declared) if name not in self.variables}
+        reads = [self._input_names(spec, fresh) for spec in everything]
+        depths = self._check_order(everything, outputs, reads, produced)
         for spec in everything:
             for part in spec.parts or ():
                 if isinstance(part, str):
@@ -221,27 +232,27 @@ class Session:
         self._grow(grown)
         placed = []
         for name in (*declared, *values):
-            variable = self._place(name)
+            variable = self._variable_or_new(name)
             if name in fresh:
                 self._note_variable(variable)
             if name in values:
                 variable.reserved = True
                 self._write(ValueAssignment(variable, values[name]))
                 placed.append((variable, values[name]))
-        for name in made:
-            self._place(name)
+        for name in produced:
+            self._variable_or_new(name)
         calls = [self._join(spec, outputs[index], reads[index], depths[index]) for index, spec in enumerate(everything)]
         return Addition(calls, placed)
 
     def settle(self, addition: Addition, failure: Failure | None = None) -> None:
-        """Sets the values that came with an addition, or fails them."""
+        """Set the values of an addition, or fail their variables because of `failure`."""
         for variable, value in addition.values:
             if failure is not None:
                 variable.fail(failure)
-            elif not variable.state.final:  # the session may have ended meanwhile
+            elif not variable.state.final:  # the session may have ended in the meantime
                 variable.set(value)
 
-    def _take(self, values: dict[str, str], name: str, value: str, where: str) -> None:
+    def _add_value(self, values: dict[str, str], name: str, value: str, where: str) -> None:
         self._check_free(name, where)
         check_text(value, f"the value of {name!r}", where)
         self._check_value_size(name, size_of(value), where)
@@ -249,22 +260,24 @@ class Session:
             raise VariableAlreadySet(f"{name!r} is set twice", where)
         values[name] = value
 
-    def _outputs(self, spec: CallSpec, made: dict[str, int], index: int, values: Mapping[str, object]) -> list[str]:
-        """Names that the call will make, its output last."""
+    def _output_names(
+        self, spec: CallSpec, produced: dict[str, int], index: int, values: Mapping[str, object]
+    ) -> list[str]:
+        """Return the names that the call produces, its output last."""
         names = [(slot.name, slot.where) for slot in spec.slots if slot.name is not None]
         if spec.output:
             names.append((spec.output, spec.at("semantic.output") if spec.model else spec.where))
         for name, place in names:
             self._check_free(name, place)
             if name in values:
-                raise VariableAlreadySet(f"{name!r} is set by value and named as output", place)
-            if name in made:
-                raise VariableAlreadySet(f"{name!r} is made twice", place)
-            made[name] = index
+                raise VariableAlreadySet(f"{name!r} has a value in the request and is also an output", place)
+            if name in produced:
+                raise VariableAlreadySet(f"{name!r} is the output of two calls", place)
+            produced[name] = index
         outputs = [name for name, _ in names]
         if not spec.output:
             outputs.append(self._generated_name())
-            made[outputs[-1]] = index
+            produced[outputs[-1]] = index
         return outputs
 
     def _generated_name(self) -> str:
@@ -272,8 +285,8 @@ class Session:
             pass
         return name
 
-    def _reads(self, spec: CallSpec, fresh: Mapping[str, object]) -> dict[str, str]:
-        """Names that the call reads, and where. Its own slots are not among them."""
+    def _input_names(self, spec: CallSpec, fresh: Mapping[str, object]) -> dict[str, str]:
+        """Return the names that the call reads, each with the field that reads it first. Its own slots are left out."""
         if not spec.references:
             return {}
         done: set[str] = set()
@@ -298,14 +311,15 @@ class Session:
         specs: Sequence[CallSpec],
         outputs: Sequence[Sequence[str]],
         reads: Sequence[Mapping[str, str]],
-        made: Mapping[str, int],
+        produced: Mapping[str, int],
     ) -> list[int]:
-        """Depths of the calls. Raises Cycle if one would wait for itself, TooLarge if a way becomes too long.
+        """Return the depths of the calls. Raises Cycle if a call would wait for itself, TooLarge if a path is too long.
 
-        Only through a name that was declared and read before, and is made now, does an old call wait for a new one.
+        An existing call can wait for a new one only through a name that was declared and read before, and is produced
+        now. Without such a name, existing calls need not be visited.
         """
         adopts = bool(self.variables) and any(
-            name in self.variables and self.variables[name].consumers for name in made
+            name in self.variables and self.variables[name].consumers for name in produced
         )
         if not adopts and not any(reads):
             return [1] * len(specs)
@@ -313,24 +327,24 @@ class Session:
         for start in range(len(specs)):
             if start in depths:
                 continue
-            # nodes: indexes of new calls, ids of old ones; each with the reads that are still to be looked at
-            way: list[tuple[int | str, Iterator[str]]] = [(start, iter(reads[start]))]
+            # nodes: indexes of new calls, ids of existing calls; each with the inputs that were not visited yet
+            path: list[tuple[int | str, Iterator[str]]] = [(start, iter(reads[start]))]
             entered: dict[int | str, str] = {start: outputs[start][-1]}
             depths[start] = 1
-            while way:
-                node, ahead = way[-1]
-                name = next(ahead, None)
+            while path:
+                node, unread = path[-1]
+                name = next(unread, None)
                 if name is None:
-                    way.pop()
+                    path.pop()
                     del entered[node]
-                    if way:
-                        below = way[-1][0]
-                        depths[below] = max(depths[below], depths[node] + 1)
+                    if path:
+                        parent = path[-1][0]
+                        depths[parent] = max(depths[parent], depths[node] + 1)
                     continue
-                # a name means what it meant when it was read: it may have been deleted and taken again
+                # an existing call keeps the variable that it read, even if the name was deleted and used again since
                 variable = self.calls[node].inputs[name] if isinstance(node, str) else self.variables.get(name)
                 gone = variable is not None and variable.deleted
-                source: int | str | None = None if gone else made.get(name)
+                source: int | str | None = None if gone else produced.get(name)
                 old = variable.producer if source is None and variable is not None else None
                 if old is not None:
                     if not adopts:
@@ -346,7 +360,7 @@ class Session:
                     continue
                 depths[source] = 1
                 entered[source] = name
-                way.append((source, iter(reads[source] if isinstance(source, int) else self.calls[source].inputs)))
+                path.append((source, iter(reads[source] if isinstance(source, int) else self.calls[source].inputs)))
         for index, spec in enumerate(specs):
             self._check_depth(depths[index], spec)
         if adopts:
@@ -356,14 +370,14 @@ class Session:
     def _check_depth(self, depth: int, spec: CallSpec) -> None:
         if depth > self.bounds.depth:
             raise TooLarge(
-                f"{depth} calls would wait for one another in a row; at most {self.bounds.depth} may",
+                f"{depth} calls would wait for one another in a row; the maximum is {self.bounds.depth}",
                 spec.where or None,
             )
 
     def _deepen(
         self, specs: Sequence[CallSpec], outputs: Sequence[Sequence[str]], depths: Mapping[int | str, int]
     ) -> None:
-        """Old calls behind names that are made now lie deeper than before."""
+        """Increase the depth of existing calls that read, directly or not, a variable that is produced now."""
         deeper: dict[str, int] = {}
         for index, spec in enumerate(specs):
             stack = [(self.variables[name], depths[index]) for name in outputs[index] if name in self.variables]
@@ -373,7 +387,7 @@ class Session:
                     if max(call.depth, deeper.get(call.id, 0)) <= depth:
                         self._check_depth(depth + 1, spec)
                         deeper[call.id] = depth + 1
-                        stack += [(made, depth + 1) for made in call.outputs]
+                        stack += [(output, depth + 1) for output in call.outputs]
         for id, depth in deeper.items():
             self.calls[id].depth = depth
 
@@ -381,28 +395,28 @@ class Session:
         bounds = self.bounds
         if self.edges + edges > bounds.edges:
             raise TooLarge(
-                f"the calls of session {self.id} read {self.edges + edges} inputs; {bounds.edges} may be read"
+                f"the calls of session {self.id} read {self.edges + edges} inputs; the maximum is {bounds.edges}"
             )
         if len(self.calls) + calls > bounds.calls:
-            raise TooLarge(f"session {self.id} has {len(self.calls)} calls; {bounds.calls} may be in one")
+            raise TooLarge(f"session {self.id} has {len(self.calls)} calls; the maximum is {bounds.calls}")
         if self.named + variables > bounds.variables:
-            raise TooLarge(f"session {self.id} has had {self.named} variables; {bounds.variables} may be in one")
+            raise TooLarge(f"session {self.id} has had {self.named} variables; the maximum is {bounds.variables}")
         self._check_size(grown)
 
     def check_held(self, calls: int, edges: int, grown: int) -> None:
-        """Raise TooLarge if the session may not hold so many more calls, inputs of calls, and bytes."""
+        """Raise TooLarge if the session may not hold this many more calls, inputs of calls, and bytes."""
         self._check_bounds(calls, 0, edges, grown)
 
     def hold(self, size: int) -> None:
         """Count bytes that the session holds for calls that are not in its graph yet. A negative size releases them."""
         self._grow(size)
 
-    def _place(self, name: str) -> Variable:
-        """The unassigned variable `name`, made if need be."""
+    def _variable_or_new(self, name: str) -> Variable:
+        """Return the unassigned variable `name`; create it if there is none."""
         return self.variables.get(name) or self.place(name, self.named + 1)
 
     def place(self, name: str, number: int) -> Variable:
-        """A new variable, the `number`-th of the session."""
+        """Create variable number `number` of the session."""
         self.named = max(self.named, number)
         self._grow(_VARIABLE_BYTES)
         variable = self.variables[name] = Variable(name, self._note_variable if self.id else None, number)
@@ -423,17 +437,17 @@ class Session:
         )
         if self.id:
             self._write(CallAddition(call))
-        self._enter(call)
+        self._connect(call)
         return call
 
     def rejoin(self, call: Call) -> None:
-        """A call that was part of the graph before a restart; its state is to be set."""
+        """Add a call that was part of the graph before a restart. The journal sets its state later."""
         call.arrival = next(_arrivals)
         self._grow(spec_bytes(call.spec))
-        self._enter(call)
+        self._connect(call)
 
-    def _enter(self, call: Call) -> None:
-        """What follows from the fact that the call was added."""
+    def _connect(self, call: Call) -> None:
+        """Connect a call with its variables and count it. A replay of the fact that the call was added repeats this."""
         call.note = self._note_call
         self.calls[call.id] = call
         self.edges += len(call.inputs)
@@ -448,7 +462,7 @@ class Session:
             variable.bind_producer(call)
         self._joining = None
 
-    # what happened
+    # facts and events
 
     async def flushed(self) -> None:
         """Wait until the log has stored all facts so far. Raises GraphError if it cannot store them."""
@@ -461,8 +475,11 @@ class Session:
             self.facts += 1
             self.log.write(self, fact)
 
-    def _happened(self, change: Change, at: float | None = None) -> None:
-        """`at`: when the fact before happened, from which this follows: nothing more has to be kept of it."""
+    def _emit(self, change: Change, at: float | None = None) -> None:
+        """Emit an event and store it.
+
+        `at`: time of the fact before, if the event follows from it. The log does not store such an event.
+        """
         if not self.id or self.ended:
             return
         event = Event(self.facts + 1, self.clock() if at is None else at, change)
@@ -471,9 +488,9 @@ class Session:
             self._write(event)
         else:
             self.facts += 1
-        told, self._told = self._told, None
-        if told is not None and not told.done():
-            told.set_result(None)
+        future, self._event_future = self._event_future, None
+        if future is not None and not future.done():
+            future.set_result(None)
 
     def _note_variable(self, variable: Variable) -> None:
         if variable.deleted or not self.id:
@@ -481,9 +498,9 @@ class Session:
         change = VariableChanged(variable, variable.state, variable.failure)
         producer = variable.producer
         if producer is not None and (producer is self._joining or producer.state.final):
-            self._happened(change, self.last_told)
+            self._emit(change, self.last_event_time)
         else:
-            self._happened(change)
+            self._emit(change)
 
     def _note_call(self, call: Call) -> None:
         if call.state.final:
@@ -491,7 +508,7 @@ class Session:
         if not self.id:
             return
         joining = call is self._joining
-        self._happened(CallChanged(call, call.state, call.failure), call.times.created if joining else None)
+        self._emit(CallChanged(call, call.state, call.failure), call.times.created if joining else None)
 
     def call_ended(self, call: Call) -> None:
         """Count a call that has just reached a final state."""
@@ -501,7 +518,7 @@ class Session:
         if call.leader is not None:
             call.leader.unfinished_followers -= 1
 
-    def assigning(self, variable: Variable, value: str) -> None:
+    def record_value(self, variable: Variable, value: str) -> None:
         """Record the value that a variable is about to get. Raises BadText or TooLarge."""
         check_text(value, f"the value of {variable.name!r}")
         self.check_room(variable.name, size_of(value))
@@ -511,18 +528,18 @@ class Session:
     def check_room(self, name: str, size: int) -> None:
         """Raise TooLarge if a value of `size` bytes is too large by itself, or together with what is held already.
 
-        Call it before a value is made from other values, which may be small and many.
+        Call it before a value is built from other values: few small values can form a large one.
         """
         self._check_value_size(name, size, None)
         self._check_size(size)
 
     def _check_value_size(self, name: str, size: int, where: str | None) -> None:
         if size > self.bounds.value_bytes:
-            raise TooLarge(f"the value of {name!r} has {size} bytes; at most {self.bounds.value_bytes} are kept", where)
+            raise TooLarge(f"the value of {name!r} has {size} bytes; the maximum is {self.bounds.value_bytes}", where)
 
     def _check_size(self, grown: int) -> None:
         if self.size + grown > self.bounds.bytes:
-            raise TooLarge(f"session {self.id} holds {self.size} bytes; {self.bounds.bytes} may be in one")
+            raise TooLarge(f"session {self.id} holds {self.size} bytes; the maximum is {self.bounds.bytes}")
         shared = self.shared_bounds
         if shared is not None and not shared.bytes.has_room(self.tenant, grown):
             held = shared.bytes.held(self.tenant)
@@ -542,55 +559,57 @@ class Session:
         self.shared_bounds = bounds
         bounds.bytes.add(self.tenant, self.size)
 
-    def making(self, call: Call, slot: str, text: str) -> None:
+    def record_slot_text(self, call: Call, slot: str, text: str) -> None:
         """Record the text of a slot, before it becomes part of the prompt. Raises BadText or TooLarge."""
         check_text(text, f"the text of slot {slot!r}")
         self._check_value_size(slot, size_of(text), None)
-        call.made[slot] = text
+        call.slot_texts[slot] = text
         self._write(SlotText(call, slot, text))
 
     @property
-    def last_told(self) -> float:
-        """When the last event happened."""
+    def last_event_time(self) -> float:
+        """Time of the last event, in seconds of the Unix clock; the session's creation if there was none."""
         return self.events[-1].at if self.events else self.created
 
     @property
     def last_event(self) -> int:
-        """Its id; 0 if nothing has happened."""
+        """Id of the last event; 0 if there was none."""
         return self.events[-1].id if self.events else 0
 
     def read(self, variable: Variable) -> Reader:
-        """For a client: what it is given of a value is not made anew in other words, now or after a restart."""
-        return variable.read(self._show)
+        """Return a reader for a client. The part that the client gets is never generated again with another text, also
+        not after a restart of the process."""
+        return variable.read(self._expose)
 
-    async def _show(self, variable: Variable) -> None:
+    async def _expose(self, variable: Variable) -> None:
         random = variable.producer is not None and not variable.producer.spec.deterministic
         if not variable.is_exposed:
             variable.is_exposed = True
             if random:
                 self._write(Exposure(variable))
-        if random and self.id:  # whoever comes second waits as long
+        if random and self.id:  # a second reader waits for the flush as well
             await self.flushed()
         variable.exposure_persisted = True
 
     async def more_events(self, after: int) -> Sequence[Event]:
-        """Events numbered above `after`, waited for and kept; none once the session has ended and told all."""
+        """Wait for events numbered above `after`, and return them once they are stored. Return none after the last
+        one."""
         while True:
-            at = bisect.bisect_right(self.events, after, key=lambda event: event.id)
-            if at < len(self.events):
+            index = bisect.bisect_right(self.events, after, key=lambda event: event.id)
+            if index < len(self.events):
                 last = len(self.events)
                 await self.flushed()
-                return self.events[at:last]
+                return self.events[index:last]
             if self.closed:
                 return []
-            if self._told is None:
-                self._told = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._told)
+            if self._event_future is None:
+                self._event_future = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._event_future)
 
     def enter(self) -> None:
-        """A client waits or watches from now on. Raises TooManyWaiters. Pair with `leave`."""
+        """Count a request that waits or watches. Raises TooManyWaiters. Pair it with `leave`."""
         if self.waiters >= self.bounds.waiters:
-            raise TooManyWaiters(f"{self.waiters} requests wait for session {self.id}, as many as may")
+            raise TooManyWaiters(f"{self.waiters} requests wait for session {self.id}, the maximum; try again later")
         if self.shared_bounds is not None:
             if not self.shared_bounds.waiters.has_room(self.tenant):
                 raise TooManyWaiters("too many requests of this key wait for values; try again later")
@@ -598,38 +617,38 @@ class Session:
         self.waiters += 1
 
     def leave(self) -> None:
-        """The client has what it wanted, or has gone."""
+        """Uncount a request that has its result or lost its client. Restart the session's time to live."""
         self.waiters -= 1
         if self.shared_bounds is not None:
             self.shared_bounds.waiters.remove(self.tenant)
         self.touched = time.monotonic()
 
-    # questions
+    # queries
 
     def producer(self, name: str) -> Call | None:
-        """The call that makes the variable, if any."""
+        """Return the call that produces the variable, if there is one."""
         return self.variable(name).producer
 
     def consumers(self, name: str) -> list[Call]:
-        """The calls that read the variable."""
+        """Return the calls that read the variable."""
         return list(self.variable(name).consumers)
 
     def prefix_hash(self, call: Call, segments: int) -> str:
-        """Identifies the first `segments` segments of the prompt: equal for equal text and equal sources."""
+        """Return a hash of the first `segments` segments of the prompt: equal for equal text and equal sources."""
         return self.prefix_hashes(call)[segments - 1] if segments else _digest(self.tenant).hexdigest()
 
     def prefix_hashes(self, call: Call) -> list[str]:
-        """The hash at every border of segments, in order."""
+        """Return the hashes of the prompt up to each border of segments, in order."""
         return prefix_hashes(call)
 
     @property
     def active(self) -> bool:
-        """Whether any call is unfinished."""
+        """Whether a call is unfinished."""
         return self.unfinished > 0
 
     @property
     def in_use(self) -> bool:
-        """Whether any call is unfinished or any client waits."""
+        """Whether a call is unfinished or a request waits."""
         return self.active or self.waiters > 0
 
     @property
@@ -643,7 +662,7 @@ class Session:
         return bool(unfinished) and all(call.waiting_on for call in unfinished)
 
     def usage(self) -> dict[str, int]:
-        """Tokens and calls, summed. A call that another served took no tokens."""
+        """Return the sums of tokens and calls. A call that another one served has no tokens of its own."""
         run = [call for call in self.calls.values() if call.leader is None and call.spec.model]
         total = Usage()
         for call in run:
@@ -660,27 +679,30 @@ class Session:
             ),
         }
 
-    # endings
+    # ends
 
     def delete(self, name: str) -> Variable:
-        """Takes a variable its name. Calls that wait for it still get what its producer makes; without a producer they
-        are told that there will be nothing. Raises UnknownVariable."""
+        """Delete a variable. Its name becomes free, unless its value was readable. Raises UnknownVariable.
+
+        Calls that wait for it still get what its producer generates. Without a producer they fail, as it will never
+        have a value.
+        """
         variable = self.variable(name)
-        self.forget(variable)
-        self._happened(VariableDeleted(variable))
+        self.remove_name(variable)
+        self._emit(VariableDeleted(variable))
         if variable.producer is None:
             variable.cancel(Failure("cancelled", f"variable {name!r} was deleted"))
         return variable
 
-    def forget(self, variable: Variable) -> None:
-        """The variable has no name any more; the name is free, unless its value was readable under it."""
+    def remove_name(self, variable: Variable) -> None:
+        """Remove the variable's name. The name becomes free, unless the variable was ready under it."""
         del self.variables[variable.name]
         if variable.state is VariableState.READY:
             self.retired.add(variable.name)
         variable.deleted = True
 
     def close(self, cancel: Callable[[Call, Failure], None], *, expired: bool = False) -> None:
-        """Ends the session: every unfinished call is cancelled, every unassigned variable as well."""
+        """End the session. Cancel its unfinished calls and its unassigned variables."""
         self.closed = True
         if self.lost is not None:
             failure = Failure(self.lost.code, str(self.lost))
@@ -692,16 +714,16 @@ class Session:
         for variable in self.variables.values():
             if variable.producer is None:
                 variable.cancel(failure)
-        self._happened(SessionEnded(expired))
+        self._emit(SessionEnded(expired))
         self.ended = True
         if self.shared_bounds is not None:
             self.shared_bounds.bytes.remove(self.tenant, self.size)
 
     def dissolve(self) -> bool:
-        """Lets go of its calls and variables, which know one another, once nobody will ask for them any more.
+        """Remove all calls and variables, which form reference cycles, once no client reads them any more.
 
-        Else they would stay until Python's cycle collector comes by, which holds everybody up. Does nothing, and
-        returns False, while a call is unfinished or a client reads.
+        Otherwise they stay in memory until the cycle collector runs, which pauses the whole process. Do nothing, and
+        return False, while a call is unfinished or a client reads.
         """
         if self.in_use or any(variable.subscribers for call in self.calls.values() for variable in call.outputs):
             return False
@@ -721,11 +743,12 @@ class Session:
 
 
 def _cycle(entered: Mapping[int | str, str], source: int | str, name: str, reads: Sequence[Mapping[str, str]]) -> Cycle:
-    """`entered`: the way to here, calls with the name through which each was reached; `name` leads back to `source`."""
-    around = list(entered)[list(entered).index(source) :]
-    names = [name, *(entered[one] for one in around[1:]), name]
-    at, new = next((at, one) for at, one in enumerate(around) if isinstance(one, int))
-    where = reads[new].get(names[at + 1])
+    """Return the error for a cycle. `entered`: the current path, each call with the name through which it was reached.
+    `name` leads from its end back to `source`."""
+    cycle = list(entered)[list(entered).index(source) :]
+    names = [name, *(entered[node] for node in cycle[1:]), name]
+    index, new_call = next((index, node) for index, node in enumerate(cycle) if isinstance(node, int))
+    where = reads[new_call].get(names[index + 1])
     return Cycle(f"a call would wait for itself: {' <- '.join(names)}", where)
 
 
@@ -733,8 +756,8 @@ def spec_bytes(spec: CallSpec) -> int:
     """Return the memory of a call's prompts, template and parameters, in bytes. A token of a prompt has four bytes."""
     tokens = sum([len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
     texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
-    for other in spec.fallbacks:
-        tokens += sum([len(segment.tokens) for segment in other.segments if isinstance(segment, Text)])
+    for rendering in spec.fallbacks:
+        tokens += sum([len(segment.tokens) for segment in rendering.segments if isinstance(segment, Text)])
     slots = _SLOT_BYTES * (len(spec.slots) - 1) if spec.slots else 0
     return 4 * tokens + texts + slots + _REFERENCE_BYTES * len(spec.references) + _parameter_bytes(spec.slots)
 
@@ -752,17 +775,17 @@ def _parameter_bytes(slots: Sequence[Slot]) -> int:
             if text and id(text) not in seen:
                 seen.add(id(text))
                 size += size_of(text)
-        for held, each in ((sampling.logit_bias, _BIAS_BYTES), (sampling.stop_token_ids, _TOKEN_BYTES)):
-            if held and id(held) not in seen:
-                seen.add(id(held))
-                size += each * len(held)
+        for items, each in ((sampling.logit_bias, _BIAS_BYTES), (sampling.stop_token_ids, _TOKEN_BYTES)):
+            if items and id(items) not in seen:
+                seen.add(id(items))
+                size += each * len(items)
         if slot.transform is not None:
             size += len(slot.transform.regex or "") + len(slot.transform.json or "")
     return size
 
 
 def prefix_hashes(call: Call) -> list[str]:
-    """Hashes of the prompt at every border of segments: equal for equal text and equal sources, in one tenant."""
+    """Return hashes of the prompt at each border of segments: equal for equal text and equal sources, in one tenant."""
     return [f"{border.key % 2**64:016x}" for border in prefix_keys(call) if border.ends]
 
 

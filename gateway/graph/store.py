@@ -1,4 +1,4 @@
-"""The sessions there are, by id, each belonging to one tenant."""
+"""Store of the sessions that this process holds, by tenant and id."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,24 +12,24 @@ from gateway.graph.limits import SharedLimit
 from gateway.graph.session import Session, SessionLimits, SharedLimits
 
 _REMEMBERED = 10_000
-"""Expired ids kept, to answer 410 instead of 404."""
+"""Maximum number of expired ids that are remembered, to answer 410 instead of 404."""
 
 
 class SessionNotFound(GraphError):
-    """No such session, or another tenant's."""
+    """There is no such session, or it belongs to another tenant."""
 
     code = "session_not_found"
 
 
 class SessionExpired(GraphError):
-    """The session was there and is gone."""
+    """The session existed and has expired."""
 
     code = "session_expired"
 
 
 @dataclass
 class SessionStore:
-    """Owner of all sessions. `cancel` stops a call and marks it and its output cancelled."""
+    """Owner of all sessions. `cancel` stops a call and marks the call and its outputs as cancelled."""
 
     cancel: Callable[[Call, Failure], None]
     bounds: SessionLimits
@@ -46,9 +46,9 @@ class SessionStore:
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
     _expired: dict[tuple[str, str], None] = field(default_factory=dict)
     _leaving: list[Session] = field(default_factory=list)
-    """Sessions that have ended, of which somebody may still hold a part."""
+    """Sessions that have ended and may still have readers."""
     _left: list[Session] = field(default_factory=list)
-    """Those that had ended when `dissolve_ended` was last called."""
+    """Sessions that had ended when `dissolve_ended` was last called."""
 
     _evicted: list[Session] = field(default_factory=list)
     """Sessions that were ended to make room for others since the last call of `expire`."""
@@ -69,8 +69,8 @@ class SessionStore:
         ttl: float | None = None,
         log: Log | None = None,
     ) -> Session:
-        """A new session, kept by `log`, or else by the store's own. Raises GraphError if the id is taken, TooLarge if
-        there are as many as may be."""
+        """Create a session whose facts go to `log`, by default the store's own. Raises SessionExists if the id is
+        taken, TooLarge if the tenant has the maximum number of sessions."""
         log = self.log if log is None else log
         log.check()
         if not self._counts.has_room(tenant):
@@ -87,7 +87,7 @@ class SessionStore:
         return session
 
     def adopt(self, session: Session) -> None:
-        """Takes in a session that was made elsewhere: one that outlived its process."""
+        """Add a session that was restored from the journal or handed over by another process."""
         key = (session.tenant, session.id)
         self._expired.pop(key, None)
         self._sessions[key] = session
@@ -117,7 +117,7 @@ class SessionStore:
         ttl: float | None = None,
         log: Log | None = None,
     ) -> Session:
-        """A session that is not kept: what a plain request runs in."""
+        """Return a session outside the store, for a request without a session."""
         return Session(
             id=id,
             tenant=tenant,
@@ -129,11 +129,11 @@ class SessionStore:
         )
 
     def holds(self, tenant: str, id: str) -> bool:
-        """Whether there is such a session here."""
+        """Return whether the tenant has such a session in this process."""
         return (tenant, id) in self._sessions
 
     def get(self, tenant: str, id: str) -> Session:
-        """The tenant's session, its time to live begun anew. Raises SessionNotFound or SessionExpired."""
+        """Return the tenant's session and restart its time to live. Raises SessionNotFound or SessionExpired."""
         session = self._sessions.get((tenant, id))
         if session is None:
             if (tenant, id) in self._expired:
@@ -143,11 +143,11 @@ class SessionStore:
         return session
 
     def get_or_create(self, tenant: str, id: str) -> Session:
-        """For ids of the client's choosing."""
+        """Return the tenant's session; create it if there is none. For ids that clients choose."""
         return self.get(tenant, id) if (tenant, id) in self._sessions else self.create(tenant, id)
 
     def of(self, tenant: str) -> Iterator[Session]:
-        """The tenant's sessions, oldest first."""
+        """Iterate over the tenant's sessions, oldest first."""
         return (session for (owner, _), session in self._sessions.items() if owner == tenant)
 
     def all(self) -> list[Session]:
@@ -155,7 +155,7 @@ class SessionStore:
         return list(self._sessions.values())
 
     def delete(self, session: Session, *, expired: bool = False) -> None:
-        """Ends a session; its work is cancelled and its name free."""
+        """End a session. Its calls are cancelled and its id becomes free."""
         if self._sessions.pop((session.tenant, session.id), None) is None:
             return
         self._counts.remove(session.tenant)
@@ -165,7 +165,7 @@ class SessionStore:
             self.remember(session.tenant, session.id)
 
     def remember(self, tenant: str, id: str) -> None:
-        """The session has expired: whoever asks for it is told so."""
+        """Remember that the session has expired, so that requests for it get SessionExpired."""
         self._expired[tenant, id] = None
         if len(self._expired) > _REMEMBERED:
             self._expired.pop(next(iter(self._expired)))
@@ -185,12 +185,14 @@ class SessionStore:
         return evicted + old
 
     def dissolve_ended(self) -> None:
-        """To be called every second or so: lets go of sessions that had ended by the last time, as far as nobody reads
-        them. Where many come and go, they would fill the memory until the cycle collector finds them."""
+        """Dissolve sessions that had ended at the last call and that no client reads. Call it every second or so.
+
+        Without it, ended sessions fill the memory until the cycle collector finds them.
+        """
         self._left, self._leaving = [s for s in self._left if not s.dissolve()] + self._leaving, []
 
 
 class SessionExists(GraphError):
-    """The id asked for is taken."""
+    """The id of a new session is taken."""
 
     code = "session_exists"

@@ -1,6 +1,6 @@
-"""A Semantic Variable: a text that will exist, assigned once, read by any number at any time.
+"""A Semantic Variable: a named text, assigned once, that any number of consumers and clients read at any time.
 
-Results meet their readers only here: a producer appends pieces, readers wait for them.
+A producer appends pieces. Consumers and clients wait for them. Results pass between them only here.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class VariableState(StrEnum):
-    """See API.md, Vocabulary."""
+    """State of a variable, as the API reports it. See API.md, Vocabulary."""
 
     DECLARED = "declared"
     PENDING = "pending"
@@ -26,15 +26,18 @@ class VariableState(StrEnum):
     CANCELLED = "cancelled"
 
     final: bool
-    """Whether nothing comes after it."""
+    """Whether the state never changes again."""
 
     def __init__(self, value: str) -> None:
         self.final = value in ("ready", "failed", "cancelled")
 
 
 class Piece(NamedTuple):
-    """What one step added. `logprobs`: whatever the engine says of the tokens, passed through. `reasoning`: what the
-    model told beside its answer; it is no part of the value."""
+    """Text that one step of the engine added.
+
+    `logprobs`: the engine's entries for the tokens, passed through. `reasoning`: the model's reasoning in this step,
+    which is not part of the value.
+    """
 
     text: str
     tokens: int = 0
@@ -43,22 +46,22 @@ class Piece(NamedTuple):
 
 
 def reasoning_of(pieces: Iterable[Piece]) -> str:
-    """What the model told beside its answer, all of it."""
+    """Return the reasoning of all pieces."""
     return "".join([piece.reasoning for piece in pieces])
 
 
 class ProducerRestarted(Exception):
-    """What was read of a value so far is void: its producer begins again."""
+    """The producer restarts: the pieces read so far are invalid."""
 
 
 class Variable:
-    """Owner of a value's state. Only its producer or setter changes it; only on the event loop."""
+    """Owner of a value's state. Only its producer or the code that sets it changes it, and only on the event loop."""
 
     __slots__ = (
-        "_changed",
-        "_final",
-        "_note",
-        "_reading",
+        "_active_readers",
+        "_change_futures",
+        "_final_futures",
+        "_on_change",
         "_watchers",
         "consumers",
         "deleted",
@@ -80,7 +83,8 @@ class Variable:
     )
 
     def __init__(self, name: str, note: "Callable[[Variable], None] | None" = None, number: int = 0) -> None:
-        """`note` is called after every change of state. `number`: the how-many-th of its session; names come again."""
+        """`note` is called after every change of state. `number` counts the session's variables, because a name can be
+        used again after its variable was deleted."""
         self.name = name
         self.number = number
         self.state = VariableState.DECLARED
@@ -89,39 +93,39 @@ class Variable:
         self.producer: Call | None = None
         self.consumers: list[Call] = []
         self.unfinished_consumers = 0
-        """How many of the consumers have not ended. Scanning them would cost a graph the square of its edges."""
+        """Number of consumers that have not ended. Scanning them would cost a graph the square of its edges."""
         self.subscribers = 0
-        """Clients waiting for it or reading its stream now."""
+        """Number of clients that wait for the variable or read its stream."""
         self.latency_subscribers = 0
-        """Of these, those who want it soon."""
+        """Number of subscribers that want the value soon."""
         self.interactive_subscribers = 0
-        """Of these, those who wait for nothing else."""
+        """Number of latency subscribers that wait for nothing else."""
         self.pieces: list[Piece] = []
         self.is_exposed = False
-        """Whether a client has been given part of a value that is not whole yet, or is about to be."""
+        """Whether part of an unfinished value was sent to a client, or is about to be."""
         self.exposure_persisted = False
-        """Whether that is kept, so that it may be given."""
+        """Whether the journal has stored the exposure, so that pieces may be sent."""
         self.deleted = False
-        """Whether its name was taken from it: nobody new can find it."""
+        """Whether the variable lost its name. No request can find it any more."""
         self.reserved = False
-        """Whether a value has been accepted that is about to be set."""
+        """Whether a value has been accepted and is about to be set."""
         self.restarts = 0
-        """How often its producer began anew."""
-        self._note = note
-        self._reading = 0
-        self._changed: list[asyncio.Future[None]] = []
-        """Of whoever waits for a change; one each, since a shared one would have to be shielded, which costs more."""
-        self._final: list[asyncio.Future[None]] = []
-        """Of whoever waits for the end."""
+        """Number of times the producer started again."""
+        self._on_change = note
+        self._active_readers = 0
+        self._change_futures: list[asyncio.Future[None]] = []
+        """One future for each task that waits for a change. A shared future would need a shield, which costs more."""
+        self._final_futures: list[asyncio.Future[None]] = []
+        """One future for each task that waits for a final state."""
         self._watchers: list[Callable[[], None]] = []
 
     @property
     def is_assigned(self) -> bool:
-        """Whether it has a value or somebody who will make it; it takes no other then."""
+        """Whether the variable has a value or a producer, or a value was accepted. It accepts no other value then."""
         return self.producer is not None or self.reserved or self.state is not VariableState.DECLARED
 
     def set(self, value: str) -> None:
-        """Gives a declared variable its value. Raises VariableAlreadySet."""
+        """Set the value of a declared variable. Raises VariableAlreadySet."""
         if self.producer is not None or self.state is not VariableState.DECLARED:
             raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once")
         if value:
@@ -129,14 +133,14 @@ class Variable:
         self._finish(VariableState.READY, value)
 
     def bind_producer(self, call: "Call") -> None:
-        """Binds the variable to the call that will make it. Raises VariableAlreadySet."""
+        """Bind the variable to the call that produces it. Raises VariableAlreadySet."""
         if self.is_assigned:
             raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once")
         self.producer = call
         self._move(VariableState.PENDING)
 
     def append(self, piece: Piece) -> None:
-        """The producer made some more."""
+        """Append a piece from the producer. Do nothing if the variable is final."""
         if self.state.final:
             return
         self.pieces.append(piece)
@@ -145,7 +149,8 @@ class Variable:
         self._wake_changed()
 
     def restart(self) -> bool:
-        """The producer begins again. False, and nothing is changed, if a client was shown what it made before."""
+        """Discard all pieces, because the producer starts again. Return False, and change nothing, if the value is
+        exposed or final."""
         if self.is_exposed or self.state.final:
             return False
         if self.state is VariableState.STREAMING:
@@ -157,116 +162,120 @@ class Variable:
 
     @property
     def text(self) -> str:
-        """What there is of the value."""
+        """The value, or the part of it that exists."""
         return "".join([piece.text for piece in self.pieces])
 
     def complete(self) -> None:
-        """The producer is done: the value is all that was appended."""
+        """Make the variable ready, with all appended text as its value."""
         if not self.state.final:
             self._finish(VariableState.READY, self.text)
 
     def fail(self, failure: Failure) -> None:
-        """There will be no value."""
+        """Make the variable failed, unless it is final."""
         if not self.state.final:
             self.failure = failure
             self._finish(VariableState.FAILED, None)
 
     def cancel(self, failure: Failure) -> None:
-        """Nobody wanted the value any more."""
+        """Make the variable cancelled, unless it is final."""
         if not self.state.final:
             self.failure = failure
             self._finish(VariableState.CANCELLED, None)
 
     def _move(self, state: VariableState) -> None:
         self.state = state
-        if self._note is not None:
-            self._note(self)
+        if self._on_change is not None:
+            self._on_change(self)
 
     def _finish(self, state: VariableState, value: str | None) -> None:
         self.value = value
         self.reserved = False
         self._move(state)
         self._wake_changed()
-        waiting, self._final = self._final, []
+        waiting, self._final_futures = self._final_futures, []
         _wake(waiting)
         self._compact()
 
     def _compact(self) -> None:
-        """One piece instead of one a token, once nobody is in the middle of them."""
-        if self._reading or len(self.pieces) < 2 or any(piece.logprobs for piece in self.pieces):
+        """Merge all pieces into one, unless a reader is in the middle of them or pieces have logprobs."""
+        if self._active_readers or len(self.pieces) < 2 or any(piece.logprobs for piece in self.pieces):
             return
         text = self.text if self.value is None else self.value
         tokens, reasoning = sum([piece.tokens for piece in self.pieces]), reasoning_of(self.pieces)
         self.pieces = [Piece(text, tokens, reasoning=reasoning)]
 
     def _wake_changed(self) -> None:
-        for tell in self._watchers:
-            tell()
-        if self._changed:
-            waiting, self._changed = self._changed, []
+        for notify in self._watchers:
+            notify()
+        if self._change_futures:
+            waiting, self._change_futures = self._change_futures, []
             _wake(waiting)
 
     async def wait_final(self) -> None:
-        """Waits until the variable is ready, failed or cancelled. Raises nothing of its own."""
+        """Wait until the variable is ready, failed or cancelled. It raises no error of its own."""
         if not self.state.final:
-            await self._wait(self._final)
+            await self._wait(self._final_futures)
 
     async def wait_changed(self) -> None:
-        """Waits for the next piece, a new start or the end."""
-        await self._wait(self._changed)
+        """Wait for the next piece, a restart or a final state."""
+        await self._wait(self._change_futures)
 
     async def _wait(self, waiting: "list[asyncio.Future[None]]") -> None:
-        one = asyncio.get_running_loop().create_future()
-        waiting.append(one)
+        future = asyncio.get_running_loop().create_future()
+        waiting.append(future)
         try:
-            await one
-        except asyncio.CancelledError:  # whoever asks again and again, for a moment each, leaves nothing behind
-            if one in waiting:
-                waiting.remove(one)
+            await future
+        except (
+            asyncio.CancelledError
+        ):  # a client that polls with short timeouts must not leave a future behind each time
+            if future in waiting:
+                waiting.remove(future)
             raise
 
     def read(self, expose: "Callable[[Variable], Awaitable[None]] | None" = None) -> "Reader":
-        """All of the value from its beginning, as it is made.
+        """Return a reader of the value from its beginning.
 
-        `expose` is awaited before pieces of an unfinished value are given away to somebody to whom they cannot be
-        unsaid.
+        The reader awaits `expose` before it returns pieces of an unfinished value. Pass it if the pieces cannot be
+        recalled after they were read.
         """
         return Reader(self, expose)
 
 
 def _wake(waiting: "list[asyncio.Future[None]]") -> None:
-    for one in waiting:
-        if not one.done():  # whoever waited may have gone
-            one.set_result(None)
+    for future in waiting:
+        if not future.done():  # the waiting task may have been cancelled
+            future.set_result(None)
 
 
 class Reader:
-    """One reader's place in a variable. A context manager; `more` may be cancelled and called again."""
+    """Position of one reader in a variable. A context manager; `more` may be cancelled and called again."""
 
     def __init__(self, variable: Variable, expose: Callable[[Variable], Awaitable[None]] | None) -> None:
         self._variable = variable
-        self._show = expose
-        self._at = 0
+        self._expose = expose
+        self._position = 0
         self._starts = variable.restarts
-        self._tell: Callable[[], None] | None = None
+        self._notify: Callable[[], None] | None = None
 
     def __enter__(self) -> Self:
-        self._variable._reading += 1
+        self._variable._active_readers += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._tell is not None:
-            self._variable._watchers.remove(self._tell)
-            self._tell = None
-        self._variable._reading -= 1
+        if self._notify is not None:
+            self._variable._watchers.remove(self._notify)
+            self._notify = None
+        self._variable._active_readers -= 1
         if self._variable.state.final:
             self._variable._compact()
 
     async def more(self) -> Sequence[Piece]:
-        """The next pieces, waited for; none if the variable is final and that was all. Raises ProducerRestarted if
-        some were read before."""
+        """Wait for the next pieces and return them; return none if the variable is final and all were read.
+
+        Raises ProducerRestarted if the producer restarted after pieces were read.
+        """
         while True:
             if self.must_expose:
                 await self.expose()
@@ -274,46 +283,48 @@ class Reader:
                 return pieces
             await self._variable.wait_changed()
 
-    # for whoever would rather be called back
+    # callback interface
 
-    def watch(self, tell: Callable[[], None]) -> None:
-        """`tell` is called whenever there is more to take, or no more will come, until this is left. It must not raise,
-        and neither take anything nor change the variable."""
-        assert self._tell is None, "one at a time"
-        self._tell = tell
-        self._variable._watchers.append(tell)
+    def watch(self, notify: Callable[[], None]) -> None:
+        """Call `notify` whenever there is more to take, or no more will come, until the reader's context exits.
+
+        `notify` must not raise, take pieces or change the variable.
+        """
+        assert self._notify is None, "a reader has one callback"
+        self._notify = notify
+        self._variable._watchers.append(notify)
 
     def take(self) -> Sequence[Piece]:
-        """The next pieces, as far as they are there and need not be shown first. Raises ProducerRestarted if some were
-        taken before."""
+        """Return the pieces that exist and need no exposure first. Raises ProducerRestarted if the producer restarted
+        after pieces were taken."""
         variable = self._variable
         if variable.restarts != self._starts:
-            if self._at:
+            if self._position:
                 raise ProducerRestarted
             self._starts = variable.restarts
-        if self._at == len(variable.pieces) or self.must_expose:
+        if self._position == len(variable.pieces) or self.must_expose:
             return ()
-        pieces = variable.pieces[self._at :]
-        self._at += len(pieces)
+        pieces = variable.pieces[self._position :]
+        self._position += len(pieces)
         return pieces
 
     @property
     def ended(self) -> bool:
-        """Whether the variable is final and all of it was taken."""
-        return self._variable.state.final and self._at == len(self._variable.pieces)
+        """Whether the variable is final and all pieces were taken."""
+        return self._variable.state.final and self._position == len(self._variable.pieces)
 
     @property
     def must_expose(self) -> bool:
-        """Whether there is something to take as soon as it was shown."""
+        """Whether the next pieces can be taken only after `expose`."""
         variable = self._variable
         return (
-            self._show is not None
+            self._expose is not None
             and not variable.exposure_persisted
-            and self._at < len(variable.pieces)
+            and self._position < len(variable.pieces)
             and not variable.state.final
         )
 
     async def expose(self) -> None:
-        """Says that pieces of an unfinished value are given away, and returns once that is kept."""
-        if self._show is not None:
-            await self._show(self._variable)
+        """Mark the value as exposed, and wait until the journal has stored that."""
+        if self._expose is not None:
+            await self._expose(self._variable)

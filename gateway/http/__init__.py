@@ -1,1 +1,1 @@
-"""What every route shares: errors, request ids, authentication, bodies, streams."""
+"""HTTP layer that all routes share: errors, request ids, authentication, bodies and streams."""

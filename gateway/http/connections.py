@@ -35,8 +35,8 @@ RESERVED_FILES = 512
 """Number of open files reserved for the journal, engines and other servers, if the system allows enough files."""
 
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
-_FIRST_SECONDS = 0.02
-_MOST_SECONDS = 5.0
+_FIRST_PROBE_SECONDS = 0.02
+_MAX_PROBE_SECONDS = 5.0
 """Longest interval between two interim responses, in seconds. The interval starts at `_FIRST_SECONDS` and doubles."""
 _TURNS = 3
 """Number of event loop turns within which the task of a received request begins."""
@@ -89,20 +89,20 @@ class _Handler(RequestHandler):
         if request is None and turns:  # a request may have arrived together with the end; its task begins soon
             self._loop.call_soon(self._decide, turns - 1)
             return
-        whole = request is not None and request.content.is_eof()  # half a body is no request
-        if request is None or not whole or request.version < HttpVersion11 or request.writer.output_size:
+        is_complete = request is not None and request.content.is_eof()  # half a body is no request
+        if request is None or not is_complete or request.version < HttpVersion11 or request.writer.output_size:
             self.transport.close()
             return
         if not self._messages:
             self.close()  # after this answer
-        self._probe(_FIRST_SECONDS)
+        self._probe(_FIRST_PROBE_SECONDS)
 
     def _probe(self, seconds: float) -> None:
         request = self._current_request
         if self.transport is None or self.transport.is_closing() or request is None or request.writer.output_size:
             return
         self.transport.write(_INTERIM)
-        self._probe_timer = self._loop.call_later(seconds, self._probe, min(2 * seconds, _MOST_SECONDS))
+        self._probe_timer = self._loop.call_later(seconds, self._probe, min(2 * seconds, _MAX_PROBE_SECONDS))
 
     def handle_error(
         self,
@@ -118,8 +118,8 @@ class _Handler(RequestHandler):
         if status >= 500 or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
         log.debug("%s sent invalid HTTP: %s", request.remote, exc)
-        words = " ".join((message or "").split()) or "invalid HTTP request"
-        answer = error_answer(RequestError(status, words, code="invalid_http"))
+        text = " ".join((message or "").split()) or "invalid HTTP request"
+        answer = error_answer(RequestError(status, text, code="invalid_http"))
         answer.force_close()
         return answer
 
@@ -142,7 +142,7 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class _Server(web.Server):
-    most = 0
+    max_connections = 0
     """Maximum number of connections. More of them would use up the open files that the journal and engines need."""
 
     def __call__(self) -> RequestHandler:
@@ -151,7 +151,7 @@ class _Server(web.Server):
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Add the connection. If there are too many, close the oldest connection that is idle, or else this one."""
         super().connection_made(handler, transport)
-        if len(self._connections) <= self.most:
+        if len(self._connections) <= self.max_connections:
             return
         idle = (known for known in self._connections if known is not handler and known._current_request is None)
         log.warning("%d connections are open, more than the maximum: closing one", len(self._connections))
@@ -177,5 +177,5 @@ class Runner(web.AppRunner):
         server.__class__ = _Server  # aiohttp has no option for the protocol's class
         assert isinstance(server, _Server)
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        server.most = max(files // 2, files - RESERVED_FILES)
+        server.max_connections = max(files // 2, files - RESERVED_FILES)
         return server

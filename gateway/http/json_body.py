@@ -1,4 +1,4 @@
-"""JSON in, checked against a schema; JSON out."""
+"""Read JSON bodies, check them against a schema, and write JSON answers."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from compat.openai import REFUSED
 from compat.openai.base import FAULT
-from gateway.errors import RequestError, at
+from gateway.errors import RequestError, field_path
 from gateway.graph.limits import SharedLimit
 from gateway.http.middleware.auth import TENANT
 from gateway.runtime import json_codec
@@ -27,12 +27,12 @@ LARGE_BODIES = web.AppKey("large_bodies", FairGate)
 """Gate that large bodies pass one at a time: decoding and checking one may take 0.2 s."""
 
 FORM_CHECKS = web.AppKey("form_checks", FairGate)
-"""The gate of checks that compile schemas, patterns and grammars in a thread."""
+"""Gate of checks that compile schemas, patterns and grammars in a thread."""
 
-BODIES_HELD = web.AppKey("bodies_held", SharedLimit)
+BODY_BYTES_LIMIT = web.AppKey("bodies_held", SharedLimit)
 """Bytes of large bodies whose requests have not been answered."""
 
-_HELD = web.RequestKey("body_held", int)
+_BODY_BYTES = web.RequestKey("body_held", int)
 _LARGE_BYTES = 256 << 10
 
 BODY_SECONDS = 60.0
@@ -40,7 +40,7 @@ BODY_SECONDS = 60.0
 
 
 def json_response(value: Any, status: int = 200) -> web.Response:
-    """An answer with a JSON body."""
+    """Return an answer with a JSON body."""
     return web.Response(status=status, body=encode_json(value), content_type="application/json")
 
 
@@ -51,12 +51,12 @@ async def read_body(request: web.Request) -> bytes:
         if length > request.client_max_size:
             raise _too_large(request)  # before the server reads any of it
         if length <= _LARGE_BYTES and request.content.is_eof() and hdrs.CONTENT_ENCODING not in request.headers:
-            return await request.read()  # as most are: small, and here already
+            return await request.read()  # the common case: a small body that has arrived completely
     try:
         if request.content.is_eof():
-            return await _counted(request)
+            return await _read_counted(request)
         async with asyncio.timeout(BODY_SECONDS):
-            return await _counted(request)
+            return await _read_counted(request)
     except TimeoutError:
         message = f"the request's body did not arrive within {BODY_SECONDS:g} s"
         raise RequestError(408, message, code="request_timeout", headers=_CLOSE) from None
@@ -67,42 +67,42 @@ async def read_body(request: web.Request) -> bytes:
         raise _too_large(request) from None
 
 
-async def _counted(request: web.Request) -> bytes:
+async def _read_counted(request: web.Request) -> bytes:
     """Read the body, and count it among the bytes in progress if it is large. Raises as `read_body`."""
     length = 0 if request.headers.get(hdrs.CONTENT_ENCODING) else request.content_length
     if request.can_read_body and length is not None and length > _LARGE_BYTES:
-        hold_bytes(request, length)
-    elif request.can_read_body and length in (None, 0):  # its size shows only while it arrives, or is unpacked
-        body, counted = bytearray(), 0
+        reserve_bytes(request, length)
+    elif request.can_read_body and length in (None, 0):  # the size shows only during arrival or decompression
+        body, charged = bytearray(), 0
         while chunk := await request.content.readany():
             body += chunk
             if len(body) > request.client_max_size:
                 raise _too_large(request)
-            if len(body) - counted > _LARGE_BYTES:
-                hold_bytes(request, len(body) - counted)
-                counted = len(body)
+            if len(body) - charged > _LARGE_BYTES:
+                reserve_bytes(request, len(body) - charged)
+                charged = len(body)
         request._read_bytes = bytes(body)  # where aiohttp's own `read` leaves it
     return await request.read()
 
 
-def hold_bytes(request: web.Request, size: int) -> None:
+def reserve_bytes(request: web.Request, size: int) -> None:
     """Count bytes that a request holds until it is answered. Raises RequestError if its key holds too many."""
-    bound = request.app.get(BODIES_HELD)
-    if bound is None:
+    limit = request.app.get(BODY_BYTES_LIMIT)
+    if limit is None:
         return
     tenant = request.get(TENANT, "")
-    if not bound.has_room(tenant, size):
-        message = f"requests in progress of this key hold {bound.held(tenant)} bytes, the current maximum; try again"
+    if not limit.has_room(tenant, size):
+        message = f"requests in progress of this key hold {limit.held(tenant)} bytes, the current maximum; try again"
         raise RequestError(429, message, code="overloaded", headers=_CLOSE)
-    bound.add(tenant, size)
-    request[_HELD] = request.get(_HELD, 0) + size
+    limit.add(tenant, size)
+    request[_BODY_BYTES] = request.get(_BODY_BYTES, 0) + size
 
 
 def release_body(request: web.Request) -> None:
     """Release the bytes of a request, and stop counting them. Call it once for each request, when it is answered."""
     request._read_bytes = None  # aiohttp keeps a connection's last request until the next one arrives
-    if _HELD in request:
-        request.app[BODIES_HELD].remove(request.get(TENANT, ""), request[_HELD])
+    if _BODY_BYTES in request:
+        request.app[BODY_BYTES_LIMIT].remove(request.get(TENANT, ""), request[_BODY_BYTES])
 
 
 _CLOSE = {"Connection": "close"}
@@ -119,12 +119,12 @@ async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
     raw = await read_body(request)
     gate = request.app.get(LARGE_BODIES) if len(raw) > _LARGE_BYTES else None
     if gate is None:
-        return await _parsed(request, raw, schema)
+        return await _decode_and_check(request, raw, schema)
     async with gate.turn(request.get(TENANT, "")):
-        return await _parsed(request, raw, schema)
+        return await _decode_and_check(request, raw, schema)
 
 
-async def _parsed(request: web.Request, raw: bytes, schema: type[_Body]) -> _Body:
+async def _decode_and_check(request: web.Request, raw: bytes, schema: type[_Body]) -> _Body:
     try:
         content = decode(raw)
     except BadJson as error:
@@ -162,7 +162,10 @@ async def checked(request: web.Request, content: Any, schema: type[_Body], raw: 
 
 
 def check(content: Any, schema: type[_Body], where: str = "") -> _Body:
-    """A body, or the part of one that is at `where`. Raises RequestError with the offending field's path in `param`."""
+    """Return a body, or the part of one that is at path `where`, as an instance of the schema.
+
+    Raises RequestError with the path of the invalid field in `param`.
+    """
     try:
         return schema.model_validate(content)
     except ValidationError as error:
@@ -170,29 +173,30 @@ def check(content: Any, schema: type[_Body], where: str = "") -> _Body:
 
 
 def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
-    """The complaint that looked deepest, in words.
+    """Return the error for the problem with the longest path.
 
-    Of a union's alternatives, that is the one the client meant; where all failed at one place, all are told.
+    If a value is invalid for all alternatives of a union, the longest path belongs to the alternative that the client
+    most probably intended. If all alternatives fail at the same field, the message lists all expected types.
     """
     problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False)]
-    # the first of the deepest problems; "the list is too long" says more than "it is not a string"
-    place, problem = max(problems, key=lambda each: (len(each[0]), each[1]["type"] == "too_long"))
-    param = at(where, ".".join(place)) or None
+    # Of several deepest problems, take the first; "the list is too long" says more than "it is not a string".
+    parts, problem = max(problems, key=lambda each: (len(each[0]), each[1]["type"] == "too_long"))
+    param = field_path(where, ".".join(parts)) or None
     if problem["type"] == "extra_forbidden":
-        why = f": {REFUSED[place[-1]]}" if place[-1] in REFUSED else ""
+        why = f": {REFUSED[parts[-1]]}" if parts[-1] in REFUSED else ""
         return RequestError(400, f"{param!r} is not supported{why}", code="unsupported_parameter", param=param)
     if problem["type"] == "missing":
         return RequestError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"].endswith("_type"):
-        same = (other for at, other in problems if at == place and other["type"].endswith("_type"))
-        wanted = dict.fromkeys(other["msg"].removeprefix("Input should be ") for other in same)
-        message = f"Input should be {' or '.join(wanted)}"
+        same = (other for path, other in problems if path == parts and other["type"].endswith("_type"))
+        expected = dict.fromkeys(other["msg"].removeprefix("Input should be ") for other in same)
+        message = f"Input should be {' or '.join(expected)}"
     code = "unsupported_value" if problem["type"] == "literal_error" else "invalid_value"
     return RequestError(400, f"{param}: {message}" if param else message, code=code, param=param)
 
 
-_MOST_STEPS = 24
+_MAX_SEARCHED_STEPS = 24
 """Number of steps from which `_place` does not try all ways to read a path: there may be 2 ** steps."""
 
 
@@ -204,7 +208,7 @@ def _place(problem: ErrorDetails, content: Any) -> list[str]:
     or at a field that is missing from its object.
     """
     steps, missing = problem["loc"], problem["type"] == "missing"
-    place = _read(steps, content, missing) if len(steps) < _MOST_STEPS else None
+    place = _read(steps, content, missing) if len(steps) < _MAX_SEARCHED_STEPS else None
     if place is None:
         place = _read_some(steps, content)
     if problem["type"] == FAULT and isinstance(problem["input"], dict | BaseModel):

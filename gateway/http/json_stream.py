@@ -8,13 +8,13 @@ from typing import Any
 from aiohttp import web
 
 from gateway.http.json_body import encode_json
-from gateway.http.sse import REQUEST_ID, SlowReader
+from gateway.http.sse import REQUEST_ID, SlowClient
 
-WHOLE = web.RequestKey("whole_answer", bool)
-"""Set on a request whose answer is needed whole: another gateway's is put together with it."""
+SINGLE_RESPONSE = web.RequestKey("whole_answer", bool)
+"""Set on a request whose answer must be one response: the gateway merges it with answers of other members."""
 
 _CHUNK_BYTES = 64 << 10
-"""Size of the pieces that are written, in bytes. The next one is made once the client has read enough."""
+"""Size of the pieces that are written, in bytes. The next piece is serialized once the client has read enough."""
 
 _SLICE_SECONDS = 0.005
 """Time after which other tasks of the event loop get a turn, in seconds."""
@@ -32,12 +32,12 @@ def json_list(name: str, items: Iterable[Any]) -> Iterator[bytes]:
 
 
 async def stream_json(request: web.Request, pieces: Iterable[bytes]) -> web.StreamResponse:
-    """Answer with a document whose pieces are made while it is written.
+    """Answer with a document whose pieces are serialized while it is written.
 
-    For a client that reads slowly, the server holds only one chunk in memory, not the whole document. Raises SlowReader
+    For a client that reads slowly, the server holds only one chunk in memory, not the whole document. Raises SlowClient
     if the client reads nothing for too long.
     """
-    if request.get(WHOLE, False):
+    if request.get(SINGLE_RESPONSE, False):
         return web.Response(body=b"".join(pieces), content_type="application/json")
     response = web.StreamResponse(
         headers={"Content-Type": "application/json; charset=utf-8", "x-request-id": request[REQUEST_ID]}
@@ -66,4 +66,4 @@ async def _write(request: web.Request, response: web.StreamResponse, data: bytes
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
-        raise SlowReader(f"the client has read nothing for {_READER_SECONDS:g} s") from None
+        raise SlowClient(f"the client has read nothing for {_READER_SECONDS:g} s") from None

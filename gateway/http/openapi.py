@@ -1,4 +1,4 @@
-"""GET /openapi.json: what each route says of itself, beside its handler, as one document (OpenAPI 3.1)."""
+"""GET /openapi.json: one OpenAPI 3.1 document, from the description beside each route's handler."""
 
 import importlib.metadata
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -21,31 +21,34 @@ _EVENT = {
     "type": "object",
     "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
 }
-"""Of each of a stream."""
+"""Schema of one server-sent event."""
 _REF = "#/components/schemas/{%s}"
 _AnyHandler = TypeVar("_AnyHandler", bound=Callable[[web.Request], Awaitable[web.StreamResponse]])
 
-_MEANS = {
-    400: "something in the request cannot be",
-    401: "the API key is missing or unknown",
-    404: "there is no such thing, or it is another key's",
-    409: "a name or an id is taken, or what was waited for was cancelled",
-    410: "the session has expired",
-    413: "over a configured bound",
-    422: "the answer holds nothing of what the transform looks for",
-    424: "a variable that this reads has failed",
-    429: "as much is under way as may be; see Retry-After",
-    503: "the model is still loading, its engine was lost, or the server is stopping; see Retry-After",
-    504: "the wait ended, the work did not",
+_STATUS_TEXTS = {
+    400: "Invalid request.",
+    401: "Missing or invalid API key.",
+    404: "Not found, or owned by another API key.",
+    409: "Conflict: the name or id is taken, or the awaited variable was cancelled.",
+    410: "The session has expired.",
+    413: "Too large: the request exceeds a configured limit.",
+    422: "A transform or a grammar failed on the generated text.",
+    424: "A variable that this call depends on has failed.",
+    429: "Too many requests in progress. See Retry-After.",
+    503: "Unavailable: the model is loading, its engine was lost, or the server is stopping. See Retry-After.",
+    504: "The wait timed out. The work continues.",
 }
-"""Statuses other than success."""
+"""Descriptions of the statuses other than success."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A route. `answers`: types of answers by their media type, None for plain text; `query` and `headers`: JSON
-    schemas of parameters by name; `errors`: statuses besides those that every route of its kind has; `error`: the
-    type of their bodies."""
+    """Description of a route.
+
+    `answers`: types of answers by their media type, None for plain text. `query` and `headers`: JSON schemas of
+    parameters by name. `errors`: statuses besides those that every route of its kind has. `error`: type of the bodies
+    of errors.
+    """
 
     answers: Mapping[str, Any]
     body: type[BaseModel] | None = None
@@ -57,7 +60,7 @@ class Operation:
 
 
 _operations: dict[Any, Operation] = {}
-"""By handler."""
+"""Description of each route, by its handler."""
 
 
 def operation(
@@ -65,30 +68,31 @@ def operation(
     *,
     body: type[BaseModel] | None = None,
     others: Mapping[str, Any] | None = None,
-    **said: Any,
+    **fields: Any,
 ) -> Callable[[_AnyHandler], _AnyHandler]:
-    """Says of the handler below what it answers, as JSON; `others` and `said`: as in `Operation`."""
+    """Return a decorator that describes a handler. `answer`: type of its JSON answers; `others`: types of answers with
+    other media types, as in `Operation.answers`; `fields`: other fields of `Operation`."""
     answers = {**({} if answer is None else {"application/json": answer}), **(others or {})}
 
     def describe(handler: _AnyHandler) -> _AnyHandler:
-        _operations[handler] = Operation(answers, body, **said)
+        _operations[handler] = Operation(answers, body, **fields)
         return handler
 
     return describe
 
 
 def document(routes: Iterable[web.AbstractRoute], open_routes: Collection[str] = OPEN_ROUTES) -> dict[str, Any]:
-    """The document. Raises KeyError for a route that says nothing of itself."""
+    """Return the document. Raises KeyError for a route without a description."""
     paths: dict[str, dict[str, Any]] = {}
-    told: list[Operation] = []
+    described: list[Operation] = []
     for route in routes:
         if route.method == hdrs.METH_HEAD:
             continue
         assert route.resource is not None
         path = route.resource.canonical
-        one = _operations[route.handler]
-        told.append(one)
-        paths.setdefault(path, {})[route.method.lower()] = _described(route, path, one, path not in open_routes)
+        spec = _operations[route.handler]
+        described.append(spec)
+        paths.setdefault(path, {})[route.method.lower()] = _path_item(route, path, spec, path not in open_routes)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -98,74 +102,80 @@ def document(routes: Iterable[web.AbstractRoute], open_routes: Collection[str] =
         },
         "paths": paths,
         "components": {
-            "schemas": _schemas(told),
+            "schemas": _schemas(described),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _described(route: web.AbstractRoute, path: str, one: Operation, secured: bool) -> dict[str, Any]:
+def _path_item(route: web.AbstractRoute, path: str, spec: Operation, secured: bool) -> dict[str, Any]:
     handler = route.handler
-    summary, _, more = (handler.__doc__ or "").partition("\n")
+    summary, _, details = (handler.__doc__ or "").partition("\n")
     name = f"{handler.__module__.rpartition('.')[2]}_{handler.__name__}"
-    errors = {*one.errors, *([401] if secured else []), *([400, 413] if one.body else [])}
+    errors = {*spec.errors, *([401] if secured else []), *([400, 413] if spec.body else [])}
     parameters = [
         {"name": part.strip("{}"), "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for part in path.split("/")
         if part.startswith("{")
     ]
-    for place, known in (("query", one.query), ("header", one.headers)):
-        parameters += [{"name": name, "in": place, "schema": schema} for name, schema in known.items()]
+    for place, schemas in (("query", spec.query), ("header", spec.headers)):
+        parameters += [{"name": name, "in": place, "schema": schema} for name, schema in schemas.items()]
     success = {
         kind: {"schema": (_EVENT if kind == EVENTS else {"type": "string"}) if answer is None else _reference(answer)}
-        for kind, answer in one.answers.items()
+        for kind, answer in spec.answers.items()
     }
-    failure = {"application/json": {"schema": _reference(one.error)}}
+    failure = {"application/json": {"schema": _reference(spec.error)}}
     described: dict[str, Any] = {
         "operationId": f"{name}{'_v1' if path.startswith('/v1/') else ''}",
         "tags": [handler.__module__.rpartition(".")[2]],
         "summary": summary,
         "parameters": parameters,
         "responses": {
-            str(one.status): {"description": "success", "content": success},
-            **{str(status): {"description": _MEANS[status], "content": failure} for status in sorted(errors)},
+            str(spec.status): {"description": "success", "content": success},
+            **{str(status): {"description": _STATUS_TEXTS[status], "content": failure} for status in sorted(errors)},
         },
         "security": [{"key": []}] if secured else [],
     }
-    if more.strip():
-        described["description"] = " ".join(more.split())
-    if one.body is not None:
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": _reference(one.body)}}}
+    if details.strip():
+        described["description"] = " ".join(details.split())
+    if spec.body is not None:
+        described["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _reference(spec.body)}},
+        }
     return described
 
 
-def _reference(kind: Any) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+def _reference(answer: Any) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{answer.__name__}"}
 
 
-def _schemas(told: Iterable[Operation]) -> dict[str, Any]:
-    """Of all that is sent and answered. Raises ValueError if two things have one name."""
-    bodies = {one.body: None for one in told if one.body is not None}
+def _schemas(operations: Iterable[Operation]) -> dict[str, Any]:
+    """Return the schemas of all bodies and answers. Raises ValueError if two types have the same name."""
+    bodies = {spec.body: None for spec in operations if spec.body is not None}
     answers = {
-        kind: None for one in told for kind in (*one.answers.values(), *([one.error] if one.errors else [])) if kind
+        kind: None
+        for spec in operations
+        for kind in (*spec.answers.values(), *([spec.error] if spec.errors else []))
+        if kind
     }
     answers[ErrorBody] = None
     _, sent = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF % "model")
     _, answered = msgspec.json.schema_components(answers, ref_template=_REF % "name")
     schemas: dict[str, Any] = sent["$defs"]
-    if twice := schemas.keys() & answered.keys():
-        raise ValueError(f"two schemas are called {min(twice)}")
+    if repeated := schemas.keys() & answered.keys():
+        raise ValueError(f"two schemas are called {min(repeated)}")
     return schemas | answered
 
 
-def serving(app: web.Application, open_routes: Collection[str]) -> None:
-    """Adds the document's route, once all others are there."""
+def add_openapi_route(app: web.Application, open_routes: Collection[str]) -> None:
+    """Add the document's route. Call it after all other routes were added."""
     routes = list(app.router.routes())
-    found: list[Any] = []
+    cached: list[Any] = []
 
     async def openapi(request: web.Request) -> web.Response:
-        if not found:
-            found.append(document(routes, open_routes))
-        return json_response(found[0])
+        if not cached:
+            cached.append(document(routes, open_routes))
+        return json_response(cached[0])
 
     app.router.add_get(PATH, openapi)

@@ -1,4 +1,4 @@
-"""What a URL says behind its question mark."""
+"""Parse and check query parameters."""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,21 @@ from gateway.errors import RequestError
 
 
 def flag(request: web.Request, name: str) -> bool:
-    """Whether it is true; left out, it is not. Raises RequestError."""
+    """Return a boolean parameter, false by default. Raises RequestError if it is neither `true` nor `false`."""
     return choice(request, name, ("false", "true")) == "true"
 
 
 def choice(request: web.Request, name: str, choices: Sequence[str]) -> str:
-    """One of several; left out, the first. Raises RequestError."""
+    """Return a parameter that must be one of `choices`, by default the first. Raises RequestError."""
     value = request.query.get(name, choices[0])
     if value not in choices:
-        listed = " or ".join(repr(one) for one in sorted(choices, reverse=True))
-        raise RequestError(400, f"{name} is {listed}", code="invalid_value", param=name)
+        listed = " or ".join(repr(item) for item in sorted(choices, reverse=True))
+        raise RequestError(400, f"{name} must be {listed}", code="invalid_value", param=name)
     return value
 
 
 def integer(request: web.Request, name: str, default: int, *, least: int, most: int = 1 << 53) -> int:
-    """A number in these bounds; left out, the default. Raises RequestError."""
+    """Return an integer parameter from `least` to `most`, or the default. Raises RequestError."""
     return whole_number(request.query.get(name), name, default, least=least, most=most, param=name)
 
 
@@ -37,5 +37,5 @@ def whole_number(
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 17 and least <= int(text) <= most):
         bounds = f"from {least} to {most}" if most < 1 << 53 else f"of at least {least}"
-        raise RequestError(400, f"{name} is a whole number {bounds}", code="invalid_value", param=param)
+        raise RequestError(400, f"{name} must be an integer {bounds}", code="invalid_value", param=param)
     return int(text)

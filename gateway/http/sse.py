@@ -1,4 +1,4 @@
-"""Server-Sent Events."""
+"""Write server-sent events."""
 
 import asyncio
 import math
@@ -10,54 +10,54 @@ from aiohttp import hdrs, web
 from gateway.http.json_body import encode_json
 
 REQUEST_ID = web.RequestKey("request_id", str)
-"""What every answer carries as x-request-id."""
+"""Id of a request, sent as `x-request-id` in its answer."""
 
 HEARTBEAT_SECONDS = 15.0
-"""The longest silence on a stream."""
+"""Longest time without an event or a comment on a stream, in seconds."""
 
-_AT_ONCE = 32 << 10
-"""Bytes that an empty buffer of a transport takes without having its writer wait."""
+_MAX_DIRECT = 32 << 10
+"""Number of bytes that a transport with an empty buffer accepts without pausing its writer."""
 
-_READER_SECONDS = 300.0
-"""So long a client may read nothing of what is written to it."""
+_WRITE_SECONDS = 300.0
+"""Longest time for which a client may read nothing that the server writes, in seconds."""
 
-_Told = TypeVar("_Told")
+_Result = TypeVar("_Result")
 
 
 _DONE = b"data: [DONE]\n\n"
 
 
-def unnamed(*values: Any) -> bytes:
-    """Events with JSON data, as OpenAI's API has them."""
+def unnamed_events(*values: Any) -> bytes:
+    """Return events with JSON data and without a name, as in OpenAI's API."""
     return b"".join([b"data: " + encode_json(value) + b"\n\n" for value in values])
 
 
 def named(name: str, value: Any, id: int | None = None) -> bytes:
-    """One event with a name, and with an id that a client can go on from."""
+    """Return one event with a name, and with an id from which a client can resume."""
     head = f"event: {name}\n" if id is None else f"id: {id}\nevent: {name}\n"
     return head.encode() + b"data: " + encode_json(value) + b"\n\n"
 
 
-class SlowReader(ConnectionError):
-    """A client kept its connection and read nothing; it was closed."""
+class SlowClient(ConnectionError):
+    """A client kept its connection open but read nothing; the server closed the connection."""
 
 
 class EventStream:
-    """Writes events to one client. A client that went away is noticed by whoever awaits the request."""
+    """Writer of events to one client. It does not notice a disconnect; the task that handles the request does."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
         self._reader: asyncio.Task[Any] | None = None
-        """Who waits for something to tell."""
+        """Task that waits for the next event."""
         self._due = 0.0
-        """When a sign of life is, by the loop's clock."""
-        self._alarm: asyncio.TimerHandle | None = None
-        self._rung = False
-        """Whether the alarm has just ended a wait."""
+        """Time of the next heartbeat comment, by the event loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_fired = False
+        """Whether the timer has just cancelled a wait."""
         self._begun = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        """There once the status line is out."""
+        """Transport of the connection; None until the headers are sent."""
         self._chunked = False
         self._response = web.StreamResponse(
             headers={
@@ -70,101 +70,106 @@ class EventStream:
 
     @property
     def begun(self) -> bool:
-        """Whether the status line is out, so that errors can only be told as events."""
+        """Return whether the headers are sent, so that errors can only be reported as events."""
         return self._begun
 
-    def told(self, data: bytes) -> bool:
-        """Writes it at once. False, and nothing is written, where that has to be waited for: the status line is not out
-        yet, or the client reads slowly or not at all, or it is much."""
-        # as aiohttp's response would, at less cost: a server that streams does this for every token
+    def try_write(self, data: bytes) -> bool:
+        """Write the data if that needs no waiting, and return whether it was written.
+
+        The data is not written if the headers are not sent yet, if the client reads slowly, or if the data is long.
+        """
+        # This does the same as aiohttp's response at less cost: a streaming server runs it for every token.
         transport = self._transport
-        if transport is None or transport.is_closing() or transport.get_write_buffer_size() or len(data) > _AT_ONCE:
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size() or len(data) > _MAX_DIRECT:
             return False
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         self._due = max(self._due, self._loop.time() + HEARTBEAT_SECONDS)
         return True
 
-    async def patiently(self, wait: Callable[[], Awaitable[_Told]], first: float = HEARTBEAT_SECONDS) -> _Told:
-        """What `wait` returns, which may be cancelled and called again; comments are signs of life until then.
+    async def with_heartbeats(
+        self, wait: Callable[[], Awaitable[_Result]], first: float = HEARTBEAT_SECONDS
+    ) -> _Result:
+        """Return what `wait` returns, and send comments as heartbeats until then.
 
-        `first`: the longest silence in seconds before the status line is out.
+        The heartbeats cancel `wait` and call it again. `first`: longest silence before the headers are sent, in
+        seconds.
         """
-        # asyncio.timeout would set and cancel a timer for every token
+        # asyncio.timeout would start and stop a timer for every token
         self._reader = reader = asyncio.current_task()
         assert reader is not None
         while True:
-            self._set_alarm(HEARTBEAT_SECONDS if self.begun else first)
+            self._start_timer(HEARTBEAT_SECONDS if self.begun else first)
             try:
                 return await wait()
             except BaseException as error:
-                if not isinstance(error, asyncio.CancelledError) or not self._rung or reader.uncancel():
-                    self._end_alarm()  # it is not the alarm that ended the wait, or not alone
+                if not isinstance(error, asyncio.CancelledError) or not self._timer_fired or reader.uncancel():
+                    self._stop_timer()  # the timer did not end the wait, or another cancellation came with it
                     raise
-                self._rung = False
+                self._timer_fired = False
             finally:
                 self._due = math.inf
             await self.write(b": waiting\n\n")
 
-    def _set_alarm(self, seconds: float) -> None:
+    def _start_timer(self, seconds: float) -> None:
         loop = self._loop
         self._due = loop.time() + seconds
-        if self._alarm is None or self._alarm.when() > self._due:
-            self._end_alarm()
-            self._alarm = loop.call_at(self._due, self._ring)
+        if self._timer is None or self._timer.when() > self._due:
+            self._stop_timer()
+            self._timer = loop.call_at(self._due, self._on_timer)
 
-    def _end_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _ring(self) -> None:
-        """Ends the wait if it has lasted long enough; else the alarm is set for when it will have."""
-        loop, self._alarm = self._loop, None
-        if self._due == math.inf:  # nobody waits
+    def _on_timer(self) -> None:
+        """Cancel the wait if it has lasted long enough; otherwise start the timer for the remaining time."""
+        loop, self._timer = self._loop, None
+        if self._due == math.inf:  # no task waits
             return
         if loop.time() < self._due:
-            self._alarm = loop.call_at(self._due, self._ring)
+            self._timer = loop.call_at(self._due, self._on_timer)
         elif self._reader is not None:
-            self._rung = True
+            self._timer_fired = True
             self._reader.cancel()
 
     async def end(self, data: bytes = b"", *, done: bool = True) -> web.StreamResponse:
-        """With this as the last, and, if `done`, OpenAI's closing event behind it."""
-        self._end_alarm()
-        await self._begin()
-        await self._patient(self._response.write_eof(data + (_DONE if done else b"")))
+        """Write the last events and, if `done`, OpenAI's closing event `[DONE]`; end the response."""
+        self._stop_timer()
+        await self._send_headers()
+        await self._write_within_limit(self._response.write_eof(data + (_DONE if done else b"")))
         return self._response
 
     async def write(self, data: bytes) -> None:
-        """Some events, or parts of them. Waits while the client reads too slowly. What is made meanwhile stays in its
-        variable; no engine waits.
+        """Write events, or parts of them. Wait while the client reads too slowly.
 
-        Raises SlowReader if it takes too long.
+        The engine does not wait: text that it generates meanwhile stays in the variable. Raises SlowClient if the
+        client reads nothing for too long.
         """
         try:
-            await self._begin()
+            await self._send_headers()
             transport = self._request.transport
-            if transport is None or not transport.get_write_buffer_size():  # it takes all of it at once
+            if transport is None or not transport.get_write_buffer_size():  # the write will not wait
                 await self._response.write(data)
             else:
-                await self._patient(self._response.write(data))
+                await self._write_within_limit(self._response.write(data))
         except BaseException:
-            self._end_alarm()
+            self._stop_timer()
             raise
 
-    async def _begin(self) -> None:
+    async def _send_headers(self) -> None:
         if not self._begun:
             await self._response.prepare(self._request)
             self._begun = True
             self._transport = self._request.transport
             self._chunked = self._response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
 
-    async def _patient(self, writing: Coroutine[Any, Any, None]) -> None:
-        """Raises SlowReader if the client does not read what is written to it."""
+    async def _write_within_limit(self, writing: Coroutine[Any, Any, None]) -> None:
+        """Wait until the data is written. Raises SlowClient if the client does not read it."""
         try:
-            async with asyncio.timeout(_READER_SECONDS):
+            async with asyncio.timeout(_WRITE_SECONDS):
                 await writing
         except TimeoutError:
             if self._request.transport is not None:
                 self._request.transport.abort()
-            raise SlowReader(f"the client has read nothing for {_READER_SECONDS:g} s") from None
+            raise SlowClient(f"the client has read nothing for {_WRITE_SECONDS:g} s") from None

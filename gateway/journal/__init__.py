@@ -1,7 +1,7 @@
-"""What must outlive the process: every fact of every session, in SQLite or PostgreSQL.
+"""The journal: a write-ahead log of the facts of all sessions, in SQLite or PostgreSQL.
 
-`records` turns a fact into a row and back, `journal` is the graph's log and hands what it is told to a `storage`, which
-is a `file` of one gateway's own or `postgres`, and `replay` makes sessions of rows after a restart.
+`records` turns facts into rows and back. `journal` implements the graph's log: it writes facts to a `storage`, which is
+a `sqlite` file of one gateway, or a `postgres` database. `replay` restores sessions from rows after a restart.
 """
 
 from gateway.journal.journal import Journal, JournalFailed

@@ -1,11 +1,11 @@
-"""The journal in PostgreSQL, where several gateways keep their sessions, and each session is one gateway's.
+"""Journal in PostgreSQL, which several gateways share. Each session belongs to one gateway.
 
-A gateway is a row with a time until which it counts as alive, and pushes that on as long as it lives. Whoever finds a
-row whose time is up marks it as dead, for good, and then takes over its sessions. Every commit locks its own gateway's
-row and finds it alive there, or keeps nothing. So a gateway that was only slow, or cut off, adds nothing to a session
-that is another's by then, and learns of it at its next commit.
+Each gateway has a row with the end of its lease, and renews the lease as long as it lives. A gateway that finds an
+expired lease marks the other one as dead for good, and then takes over its sessions. Each commit locks the row of its
+own gateway and stores nothing if that gateway is marked as dead. So a gateway that was slow or cut off cannot add facts
+to a session that another one has taken over, and learns about it at its next commit.
 
-A session's name is claimed before the session is made: of two gateways that are asked for it at once, one has it.
+A session id is claimed before the session is created: if two gateways get the same id at once, only one can use it.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ import msgspec
 
 from gateway.journal.storage import SCHEMA, Batch, JournalError, LeaseLost, Row
 
-if TYPE_CHECKING:  # an extra
+if TYPE_CHECKING:  # an optional dependency
     import asyncpg
 
 log = logging.getLogger("myna.journal")
 
-_LOCK = 0x6D796E61
-"""`myna`: held while tables are made, so that two gateways that start together do not make them twice."""
-_TIMEOUT = 10.0
-"""Seconds for a statement, and to connect."""
-_CONNECTIONS = 4
-_EXPIRED = 10_000
-"""Names of expired sessions that are kept."""
-_KEYS = 40
-"""Bits of a session's key that count sessions; the ones above are the gateway's number."""
+_ADVISORY_LOCK = 0x6D796E61
+"""The bytes `myna`. Key of the lock that is held while tables are created, so that only one gateway creates them."""
+_TIMEOUT_SECONDS = 10.0
+"""Timeout of a statement, and of a connection attempt, in seconds."""
+_MAX_CONNECTIONS = 4
+_MAX_EXPIRED = 10_000
+"""Number of expired session ids that are stored."""
+_COUNTER_BITS = 40
+"""Bits of a session's key that count sessions. The bits above are the gateway's number."""
 
 _CREATE = """
 CREATE TABLE myna_schema (version integer NOT NULL);
@@ -65,7 +65,7 @@ CREATE TABLE myna_expired (
     PRIMARY KEY (tenant, id)
 );
 """
-"""`key` is null while a session's name is only claimed. `first`: the number of the first of these facts."""
+"""`key` is null while a session id is only claimed. `first`: number of the first fact in the row."""
 
 _ALIVE = "SELECT id FROM myna_gateways WHERE id = $1 AND alive FOR SHARE"
 
@@ -84,7 +84,7 @@ kept AS (
 )
 SELECT (SELECT count(*) FROM me), (SELECT count(*) FROM named)
 """
-"""Facts may come a second time, if nobody heard that they were kept the first time."""
+"""Facts may be committed twice, if the gateway did not learn that the first commit succeeded."""
 
 _CLAIM = f"""
 INSERT INTO myna_sessions (tenant, id, owner) SELECT $2, $3, me.id FROM ({_ALIVE}) AS me
@@ -105,19 +105,19 @@ UPDATE myna_sessions AS s SET owner = me.id FROM me, dead WHERE s.tenant = dead.
 RETURNING s.tenant, s.id, s.key
 """
 _STALE = "owner = $1 AND key IS NULL AND claimed < now() - interval '1 minute'"
-"""Names that were claimed, and under which no session was made."""
+"""Condition of session ids that were claimed, but under which no session was created."""
 
 
-class Home(NamedTuple):
-    """The gateway that has a session: its number and address, and whether it was still counted as alive."""
+class SessionOwner(NamedTuple):
+    """Gateway that owns a session: its number and address, and whether it is not marked as dead."""
 
     gateway: int
     url: str
     alive: bool
 
 
-class Inherited(NamedTuple):
-    """A session that was a dead gateway's. Without a key, only its name was claimed."""
+class InheritedSession(NamedTuple):
+    """A session of a dead gateway. Without a key, only its id was claimed."""
 
     tenant: str
     id: str
@@ -125,34 +125,32 @@ class Inherited(NamedTuple):
 
 
 class PostgresStorage:
-    """A `Storage`, and what gateways say to one another through it. Owner of the connections.
+    """Storage in PostgreSQL, with the leases and claims of the gateways. Owner of the connections.
 
-    All methods but `commit` raise one of `failures` if the database cannot be asked.
+    All methods but `commit` raise one of `failures` if the database does not answer.
     """
 
     def __init__(self, url: str, lease: float, lost: Callable[[], None]) -> None:
-        """`lease`: seconds for which a gateway counts as alive without another word. `lost` is called once, when others
-        have taken this one for dead."""
+        """`lease`: seconds after which a gateway that does not renew its lease counts as dead. `lost` is called once,
+        when other gateways have marked this one as dead."""
         parts = urlsplit(url)
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self.failures: tuple[type[BaseException], ...] = (OSError,)
         self.refusals: tuple[type[BaseException], ...] = (OverflowError, UnicodeError)
         self.gateway = 0
-        """Our number, once we have joined."""
+        """Number of this gateway; 0 before `join`."""
         self.lease = lease
         self._url = url
-        self._lost = lost
+        self._on_lease_lost = lost
         self._pool: asyncpg.Pool[Any] | None = None
         self._count = 0
 
     async def start(self) -> None:
-        """Connects, and makes the tables if need be. Raises JournalError."""
+        """Connect, and create the tables if there are none. Raises JournalError."""
         try:
             import asyncpg
         except ImportError:
-            raise JournalError(
-                "the journal is in PostgreSQL, which needs asyncpg: pip install 'myna[postgres]'"
-            ) from None
+            raise JournalError("the journal in PostgreSQL requires asyncpg: pip install 'myna[postgres]'") from None
         self.failures = (
             asyncpg.PostgresError,
             asyncpg.InterfaceError,
@@ -163,55 +161,59 @@ class PostgresStorage:
         self.refusals = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, OverflowError, UnicodeError)
         try:
             self._pool = await asyncpg.create_pool(
-                self._url, min_size=1, max_size=_CONNECTIONS, timeout=_TIMEOUT, command_timeout=_TIMEOUT
+                self._url,
+                min_size=1,
+                max_size=_MAX_CONNECTIONS,
+                timeout=_TIMEOUT_SECONDS,
+                command_timeout=_TIMEOUT_SECONDS,
             )
-            async with self.making_tables() as connection:
+            async with self.schema_transaction() as connection:
                 if await connection.fetchval("SELECT to_regclass('myna_schema')") is None:
                     await connection.execute(_CREATE)
                     await connection.execute("INSERT INTO myna_schema VALUES ($1)", SCHEMA)
                 schema = await connection.fetchval("SELECT version FROM myna_schema")
         except (*self.failures, ValueError) as error:
             await self._disconnect()
-            raise JournalError(f"the journal at {self.name} cannot be used: {_words(error)}") from error
+            raise JournalError(f"the journal at {self.name} cannot be used: {_message(error)}") from error
         if schema != SCHEMA:
             await self._disconnect()
             raise JournalError(
-                f"the journal at {self.name} was made by another version of myna (schema {schema}, this one knows "
-                f"{SCHEMA}); let all gateways be of one version, and this one have a database of its own until then"
+                f"the journal at {self.name} was created by another version of myna (schema {schema}; this version "
+                f"supports {SCHEMA}); run the same version on all gateways, or give this one a database of its own"
             )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
-        """A connection, for what belongs together, also in tables that are somebody else's."""
+        """Open a transaction. Responses use it too, for tables of their own."""
         async with self._connections.acquire() as connection, connection.transaction():
             yield connection
 
     @asynccontextmanager
-    async def making_tables(self) -> AsyncIterator[Any]:
-        """The same, while nobody else makes any."""
+    async def schema_transaction(self) -> AsyncIterator[Any]:
+        """Open a transaction in which no other gateway creates tables."""
         async with self.transaction() as connection:
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", _ADVISORY_LOCK)
             yield connection
 
     # gateways
 
     async def join(self, url: str, host: str) -> None:
-        """Makes us one of the gateways. `url`: where others reach us; `host`: what tells our machine from others.
+        """Add this gateway to the database. `url`: its address for other gateways. `host`: identifies its machine.
 
-        Who was there before, on the same machine with the same address, cannot be any more. Raises JournalError if on
-        another machine somebody is.
+        An older gateway on the same machine with the same address is marked as dead. Raises JournalError if a gateway
+        on another machine has the address.
         """
-        async with self.making_tables() as connection:
+        async with self.schema_transaction() as connection:
             await connection.execute(
                 "UPDATE myna_gateways SET alive = false WHERE alive AND url = $1 AND host = $2", url, host
             )
-            other = await connection.fetchval(
+            other_host = await connection.fetchval(
                 "SELECT host FROM myna_gateways WHERE alive AND url = $1 AND until > now()", url
             )
-            if other is not None:
+            if other_host is not None:
                 raise JournalError(
-                    f"a gateway on {other} has the same address {url}; give each with --advertise the one at which the "
-                    "others reach it"
+                    f"a gateway on {other_host} has the same address {url}; use --advertise to give each gateway an "
+                    "address of its own"
                 )
             new = (
                 "INSERT INTO myna_gateways (url, host, until) VALUES ($1, $2, now() + make_interval(secs => $3)) "
@@ -223,8 +225,8 @@ class PostgresStorage:
                 "AND NOT EXISTS (SELECT FROM myna_sessions WHERE owner = g.id)"
             )
 
-    async def beat(self) -> dict[int, str]:
-        """Says that we live. Returns who else does: addresses, by their numbers. Raises LeaseLost."""
+    async def renew_lease(self) -> dict[int, str]:
+        """Renew the lease. Return the addresses of the other living gateways by their numbers. Raises LeaseLost."""
         renewed = await self._connections.fetchval(
             "UPDATE myna_gateways SET until = now() + make_interval(secs => $2) WHERE id = $1 AND alive RETURNING id",
             self.gateway,
@@ -232,15 +234,15 @@ class PostgresStorage:
         )
         if renewed is None:
             raise self._lease_lost()
-        return await self.others()
+        return await self.other_gateways()
 
-    async def others(self) -> dict[int, str]:
-        """Who else lives: addresses, by their numbers."""
+    async def other_gateways(self) -> dict[int, str]:
+        """Return the addresses of the other living gateways, by their numbers."""
         rows = await self._connections.fetch("SELECT id, url FROM myna_gateways WHERE alive AND id <> $1", self.gateway)
         return {row["id"]: row["url"] for row in rows}
 
-    async def bury(self) -> list[str]:
-        """Marks gateways as dead whose time is up. Returns their addresses."""
+    async def mark_dead_gateways(self) -> list[str]:
+        """Mark gateways as dead whose leases have expired. Return their addresses."""
         rows = await self._connections.fetch(
             "UPDATE myna_gateways SET alive = false WHERE alive AND until < now() AND id <> $1 RETURNING url",
             self.gateway,
@@ -248,75 +250,77 @@ class PostgresStorage:
         return [row["url"] for row in rows]
 
     def _lease_lost(self) -> LeaseLost:
-        self._lost()
-        return LeaseLost("other gateways have taken this one for dead, and its sessions are theirs")
+        self._on_lease_lost()
+        return LeaseLost("other gateways have marked this one as dead and taken over its sessions")
 
     # sessions
 
     async def claim(self, tenant: str, id: str) -> bool:
-        """Whether the name is ours, for a session that is about to be made under it."""
+        """Claim a session id for a session that is about to be created. Return whether this gateway may use it."""
         return await self._connections.fetchval(_CLAIM, self.gateway, tenant, id) is not None
 
-    async def unclaim(self, held: Callable[[str, str], bool]) -> None:
-        """Gives names back that were claimed a while ago, and under which no session is held."""
+    async def release_unused_claims(self, is_held: Callable[[str, str], bool]) -> None:
+        """Release ids that were claimed more than a minute ago, and under which no session is held."""
         rows = await self._connections.fetch(f"SELECT tenant, id FROM myna_sessions WHERE {_STALE}", self.gateway)
-        names = [(row["tenant"], row["id"]) for row in rows if not held(row["tenant"], row["id"])]
-        if names:  # one that is claimed again meanwhile is not stale
+        names = [(row["tenant"], row["id"]) for row in rows if not is_held(row["tenant"], row["id"])]
+        if names:  # an id that is claimed again in the meantime is not stale
             await self._connections.executemany(
                 f"DELETE FROM myna_sessions WHERE {_STALE} AND tenant = $2 AND id = $3",
                 [(self.gateway, *name) for name in names],
             )
 
-    async def find(self, tenant: str, id: str) -> Home | None:
-        """Who has the session, if anybody does."""
+    async def find(self, tenant: str, id: str) -> SessionOwner | None:
+        """Return the gateway that owns the session; None if there is no such session."""
         row = await self._connections.fetchrow(_FIND, tenant, id)
-        return None if row is None else Home(*row)
+        return None if row is None else SessionOwner(*row)
 
     async def has_expired(self, tenant: str, id: str) -> bool:
-        """Whether there was such a session until not long ago."""
+        """Return whether there was such a session that has expired."""
         query = "SELECT EXISTS (SELECT FROM myna_expired WHERE tenant = $1 AND id = $2)"
         return bool(await self._connections.fetchval(query, tenant, id))
 
-    async def inherit(self, most: int) -> list[Inherited]:
-        """Makes sessions of dead gateways ours, oldest first."""
-        rows = await self._connections.fetch(_INHERIT, self.gateway, most)
-        return sorted((Inherited(*row) for row in rows), key=lambda one: one.key or 0)
+    async def inherit(self, maximum: int) -> list[InheritedSession]:
+        """Take over at most `maximum` sessions of dead gateways, and return them, oldest first."""
+        rows = await self._connections.fetch(_INHERIT, self.gateway, maximum)
+        return sorted((InheritedSession(*row) for row in rows), key=lambda session: session.key or 0)
 
-    async def inherited(self) -> list[Inherited]:
-        """All that are ours and were another's before."""
-        query = f"SELECT tenant, id, key FROM myna_sessions WHERE owner = $1 AND key >> {_KEYS} <> $1 ORDER BY key"
-        return [Inherited(*row) for row in await self._connections.fetch(query, self.gateway)]
+    async def inherited(self) -> list[InheritedSession]:
+        """Return all sessions of this gateway that it has taken over."""
+        query = (
+            f"SELECT tenant, id, key FROM myna_sessions WHERE owner = $1 AND key >> {_COUNTER_BITS} <> $1 ORDER BY key"
+        )
+        return [InheritedSession(*row) for row in await self._connections.fetch(query, self.gateway)]
 
     async def rows(self, key: int) -> list[Row]:
-        """The facts of a session, in order."""
+        """Return the facts of a session, in order."""
         query = "SELECT first, facts FROM myna_facts WHERE session = $1 ORDER BY first"
         return list(_rows(await self._connections.fetch(query, key)))
 
     # Storage
 
     def new_key(self) -> int:
-        """See `Storage`."""
-        assert self.gateway, "sessions are made once we have joined"
+        """Return a new session key. See `Storage.new_key`."""
+        assert self.gateway, "no session may be created before `join`"
         self._count += 1
-        return self.gateway << _KEYS | self._count
+        return self.gateway << _COUNTER_BITS | self._count
 
     def commit(self, batch: Batch) -> "asyncio.Future[None]":
-        """See `Storage`."""
+        """Store a batch. See `Storage.commit`."""
         return asyncio.ensure_future(self._commit(batch))
 
     async def _commit(self, batch: Batch) -> None:
         ended = set(batch.ended)
-        opened = [one for one in batch.opened if one.session not in ended]
-        entries = [one for one in batch.entries if one.session not in ended]
+        opened = [item for item in batch.opened if item.session not in ended]
+        entries = [item for item in batch.entries if item.session not in ended]
         keep = (
             _KEEP,
             self.gateway,
-            [one.tenant for one in opened],
-            [one.id for one in opened],
-            [one.session for one in opened],
-            [one.session for one in entries],
-            [one.first for one in entries],
-            [one.facts.decode() for one in entries],
+            [item.tenant for item in opened],
+            [item.id for item in opened],
+            [item.session for item in opened],
+            [item.session for item in entries],
+            [item.first for item in entries],
+            [item.facts.decode() for item in entries],
         )
         if not ended:
             alive, named = await self._connections.fetchrow(*keep)
@@ -328,11 +332,11 @@ class PostgresStorage:
                 await self._expire(connection, batch.expired)
                 alive, named = await connection.fetchrow(*keep)
                 if not alive:
-                    raise self._lease_lost()  # and nothing of it is kept
+                    raise self._lease_lost()  # rolls the transaction back
         if not alive:
             raise self._lease_lost()
         if named != len(opened):
-            raise RuntimeError(f"{len(opened) - named} of the sessions {opened} are another gateway's")
+            raise RuntimeError(f"{len(opened) - named} of the sessions {opened} belong to another gateway")
 
     async def _expire(self, connection: Any, names: Sequence[tuple[str, str]]) -> None:
         if not names:
@@ -342,20 +346,20 @@ class PostgresStorage:
             names,
         )
         await connection.execute(
-            "DELETE FROM myna_expired WHERE at <= (SELECT max(at) FROM myna_expired) - $1::bigint", _EXPIRED
+            "DELETE FROM myna_expired WHERE at <= (SELECT max(at) FROM myna_expired) - $1::bigint", _MAX_EXPIRED
         )
 
     def damaged(self, row: int, problem: object) -> JournalError:
-        """See `Storage`."""
-        return JournalError(f"the journal at {self.name} is damaged: facts from {row} on: {problem}")
+        """Return the error for damaged rows. See `Storage.damaged`."""
+        return JournalError(f"the journal at {self.name} is damaged: facts from number {row}: {problem}")
 
     async def close(self) -> None:
-        """Leaves the others, who take over at once what is still ours."""
+        """Mark this gateway as dead, so that the others take over its sessions at once, and disconnect."""
         if self._pool is not None and self.gateway:
             try:
                 await self._connections.execute("UPDATE myna_gateways SET alive = false WHERE id = $1", self.gateway)
             except self.failures as error:
-                log.warning("the other gateways take over once this one's time is up: %s", _words(error))
+                log.warning("the other gateways take over once this gateway's lease has expired: %s", _message(error))
         await self._disconnect()
 
     async def _disconnect(self) -> None:
@@ -365,15 +369,15 @@ class PostgresStorage:
 
     @property
     def _connections(self) -> Any:
-        if self._pool is None:  # who still asks has come while this gateway ends
-            raise ConnectionError("the journal is closed, for this gateway ends")
+        if self._pool is None:  # a request that arrived during the shutdown
+            raise ConnectionError("the journal is closed, because this gateway is shutting down")
         return self._pool
 
 
-def _rows(found: Sequence[Any]) -> Iterator[Row]:
-    for row in found:
+def _rows(records: Sequence[Any]) -> Iterator[Row]:
+    for row in records:
         yield row["first"], [msgspec.json.decode(row["facts"], type=tuple[int, msgspec.Raw])]
 
 
-def _words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

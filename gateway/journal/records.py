@@ -1,6 +1,6 @@
-"""A fact as a row, and back. Rows are JSON, so that a journal can be read with nothing but sqlite3 or psql.
+"""Facts as rows, and back. Rows are JSON, so that a journal can be read with sqlite3 or psql alone.
 
-A change of what stands here is a new schema: see `storage.SCHEMA`.
+A change of these records needs a new schema version: see `storage.SCHEMA`.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class SessionRecord(_Record, frozen=True, tag="session"):
-    """The first of each session."""
+    """First record of each session."""
 
     tenant: str
     id: str
@@ -58,9 +58,9 @@ class SessionRecord(_Record, frozen=True, tag="session"):
 
 
 class VariableRecord(_Record, frozen=True, tag="variable"):
-    """A variable, by its number, came to be or changed its state."""
+    """A variable, given by its number, was created or changed its state."""
 
-    at: float
+    time: float
     number: int
     name: str
     state: VariableState
@@ -68,14 +68,14 @@ class VariableRecord(_Record, frozen=True, tag="variable"):
 
 
 class DeletedRecord(_Record, frozen=True, tag="deleted"):
-    """A variable lost its name."""
+    """A variable was deleted: it lost its name."""
 
-    at: float
+    time: float
     number: int
 
 
 class ValueRecord(_Record, frozen=True, tag="value"):
-    """What a variable's value will be."""
+    """Value that a variable is about to get."""
 
     number: int
     name: str
@@ -83,20 +83,20 @@ class ValueRecord(_Record, frozen=True, tag="value"):
 
 
 class ExposureRecord(_Record, frozen=True, tag="shown"):
-    """Part of the variable's value was given away."""
+    """Part of an unfinished value was sent to a client."""
 
     number: int
 
 
 class TextPart(_Record, frozen=True, tag="text"):
-    """Tokens, as 32-bit integers in the machine's order."""
+    """Tokens, as 32-bit integers in the machine's byte order."""
 
     tokens: bytes
     weight: int | None = None
 
 
 class InputPart(_Record, frozen=True, tag="input"):
-    """A reference."""
+    """A reference to a variable."""
 
     name: str
     path: tuple[str, ...]
@@ -104,7 +104,8 @@ class InputPart(_Record, frozen=True, tag="input"):
 
 
 class SlotPart(_Record, frozen=True, tag="slot"):
-    """A place where text is generated; of sampling and transform only what is not the default."""
+    """A place where text is generated. Only sampling and transform fields that differ from their defaults are
+    stored."""
 
     name: str | None
     sampling: dict[str, Any]
@@ -114,7 +115,8 @@ class SlotPart(_Record, frozen=True, tag="slot"):
 
 
 class CallRecord(_Record, frozen=True, tag="call"):
-    """A call joined the graph. `inputs` and `makes`: names and numbers of variables; the output is the last."""
+    """A call joined the graph. `inputs` and `makes`: names and numbers of variables; the output is the last one
+    made."""
 
     id: str
     created: float
@@ -132,7 +134,7 @@ class CallRecord(_Record, frozen=True, tag="call"):
 
 
 class Outcome(_Record, frozen=True):
-    """What there is to say of a call that ended."""
+    """Results of a call that has ended."""
 
     usage: Usage
     times: Times
@@ -145,7 +147,7 @@ class Outcome(_Record, frozen=True):
 class StateRecord(_Record, frozen=True, tag="state"):
     """A call changed its state."""
 
-    at: float
+    time: float
     call: str
     state: CallState
     failure: Failure | None
@@ -153,7 +155,7 @@ class StateRecord(_Record, frozen=True, tag="state"):
 
 
 class SlotTextRecord(_Record, frozen=True, tag="made"):
-    """A slot's text as it stands in the prompt."""
+    """Text of a slot as it stands in the prompt."""
 
     call: str
     slot: str
@@ -173,11 +175,11 @@ Record = (
 
 _encode = msgspec.json.Encoder().encode
 facts_of = msgspec.json.Decoder(list[tuple[int, Record]]).decode
-"""An entry's facts, with their numbers. Raises msgspec.DecodeError."""
+"""Decode an entry's facts, with their numbers. Raises msgspec.DecodeError."""
 
 
 def entries_of(facts: Iterable[tuple[int, int, Record]]) -> list[Entry]:
-    """Facts with their sessions' keys and their numbers, put together by session."""
+    """Return entries, one for each session, from session keys, fact numbers and facts."""
     by_session: dict[int, list[tuple[int, Record]]] = {}
     for key, seq, record in facts:
         by_session.setdefault(key, []).append((seq, record))
@@ -185,8 +187,8 @@ def entries_of(facts: Iterable[tuple[int, int, Record]]) -> list[Entry]:
 
 
 def record_of(fact: Fact) -> Record:
-    """The fact as it is now; what it speaks of may go on changing."""
-    # by type, not by `match`: there are ten a call
+    """Return the record of a fact as it is now. Its call or variable may change later."""
+    # a lookup by type is faster than `match`: a call has about ten facts
     if isinstance(fact, Event):
         record: Record = _CHANGES[type(fact.change)](fact.at, fact.change)
     else:
@@ -195,12 +197,12 @@ def record_of(fact: Fact) -> Record:
 
 
 def session_record(session: Session) -> SessionRecord:
-    """What a session is before anything happens in it."""
+    """Return the record of a session without any variables or calls."""
     return SessionRecord(session.tenant, session.id, session.created, session.ttl, session.metadata)
 
 
 def spec_of(record: CallRecord) -> CallSpec:
-    """What the call's client asked for."""
+    """Return the call as its client requested it."""
     return CallSpec(
         model=record.model,
         segments=[_segment(part) for part in record.segments],
@@ -214,22 +216,22 @@ def spec_of(record: CallRecord) -> CallSpec:
     )
 
 
-def _variable_changed(at: float, change: VariableChanged) -> Record:
+def _variable_changed(time: float, change: VariableChanged) -> Record:
     variable = change.variable
-    return VariableRecord(at, variable.number, variable.name, change.state, change.failure)
+    return VariableRecord(time, variable.number, variable.name, change.state, change.failure)
 
 
-def _call_changed(at: float, change: CallChanged) -> Record:
+def _call_changed(time: float, change: CallChanged) -> Record:
     outcome = _outcome(change.call) if change.state.final else None
-    return StateRecord(at, change.call.id, change.state, change.failure, outcome)
+    return StateRecord(time, change.call.id, change.state, change.failure, outcome)
 
 
 _CHANGES: dict[type, Callable[[float, Any], Record]] = {
     VariableChanged: _variable_changed,
     CallChanged: _call_changed,
-    VariableDeleted: lambda at, change: DeletedRecord(at, change.variable.number),
+    VariableDeleted: lambda time, change: DeletedRecord(time, change.variable.number),
 }
-"""Of a session that has ended there are no rows."""
+"""Records of events by type. There is none for SessionEnded: the session's rows are deleted."""
 
 _FACTS: dict[type, Callable[[Any], Record]] = {
     ValueAssignment: lambda fact: ValueRecord(fact.variable.number, fact.variable.name, fact.value),
@@ -259,7 +261,10 @@ def _call(call: Call) -> CallRecord:
         objective=spec.objective,
         share=spec.share,
         salt=spec.salt,
-        fallbacks=[(one.model, [_segment_record(segment) for segment in one.segments]) for one in spec.fallbacks],
+        fallbacks=[
+            (rendering.model, [_segment_record(segment) for segment in rendering.segments])
+            for rendering in spec.fallbacks
+        ],
     )
 
 
@@ -270,8 +275,8 @@ def _segment_record(segment: Segment) -> TextPart | InputPart | SlotPart:
         case Input():
             return _input_record(segment)
         case Slot(name, sampling, transform, where, thinks):
-            made = None if transform is None else _changed(transform)
-            return SlotPart(name, _changed(sampling), made, where, thinks)
+            transform_fields = None if transform is None else _non_default(transform)
+            return SlotPart(name, _non_default(sampling), transform_fields, where, thinks)
 
 
 def _input_record(part: Input) -> InputPart:
@@ -285,8 +290,8 @@ def _segment(part: TextPart | InputPart | SlotPart) -> Segment:
         case InputPart(name, path, where):
             return Input(Reference(name, path), where)
         case SlotPart(name, sampling, transform, where, thinks):
-            made = None if transform is None else msgspec.convert(transform, Transform)
-            return Slot(name, msgspec.convert(sampling, SamplingParams, strict=False), made, where, thinks)
+            restored = None if transform is None else msgspec.convert(transform, Transform)
+            return Slot(name, msgspec.convert(sampling, SamplingParams, strict=False), restored, where, thinks)
 
 
 def _part(part: str | InputPart) -> str | Input:
@@ -300,6 +305,8 @@ def _defaults(kind: type[SamplingParams] | type[Transform]) -> Sequence[tuple[st
 _DEFAULTS = {kind: _defaults(kind) for kind in (SamplingParams, Transform)}
 
 
-def _changed(chosen: SamplingParams | Transform) -> dict[str, Any]:
-    """The fields that are not the default."""
-    return {name: value for name, default in _DEFAULTS[type(chosen)] if (value := getattr(chosen, name)) != default}
+def _non_default(parameters: SamplingParams | Transform) -> dict[str, Any]:
+    """Return the fields that differ from their defaults."""
+    return {
+        name: value for name, default in _DEFAULTS[type(parameters)] if (value := getattr(parameters, name)) != default
+    }

@@ -1,8 +1,7 @@
-"""Rows to sessions, after a restart.
+"""Restore sessions from rows, after a restart.
 
-What the rows hold is the beginning of what happened, cut at any place. So first every row is applied as it is; then
-what was cut off in the middle is ended or made ready to begin anew, as far as that changes nothing that a client may
-have seen.
+The rows are the first facts of each session, cut off at any place. First, all rows are applied. Then unfinished calls
+are ended or reset for a new start, unless that would contradict what a client may have seen.
 """
 
 from collections.abc import Callable, Iterable
@@ -38,8 +37,8 @@ from gateway.journal.storage import JournalError, Row
 def replay(
     rows: Iterable[Row], bounds: SessionLimits, log: Log, damaged: Callable[[int, object], JournalError]
 ) -> dict[int, Session]:
-    """Sessions by their keys; see `mend` for what is still to be done with them. Raises what `damaged` makes of a row
-    and its problem."""
+    """Return the sessions by their keys. Call `mend` for each of them. Raises the error that `damaged` returns for a
+    row and its problem."""
     applied: dict[int, Replay] = {}
     for id, entries in rows:
         for key, facts in entries:
@@ -49,13 +48,13 @@ def replay(
                         applied[key].apply(seq, record)
                     else:
                         applied[key] = Replay(record, bounds, log)
-            except Exception as error:  # rows that were damaged may cause any error
+            except Exception as error:  # damaged rows may cause any error
                 raise damaged(id, f"session {key}: {type(error).__name__}: {error}") from error
-    return {key: one.session for key, one in applied.items()}
+    return {key: restored.session for key, restored in applied.items()}
 
 
 class Replay:
-    """Owner of a session while it is put together again."""
+    """Owner of a session while it is restored."""
 
     def __init__(self, record: Record, bounds: SessionLimits, log: Log) -> None:
         if not isinstance(record, SessionRecord):
@@ -72,24 +71,24 @@ class Replay:
         self._variables: dict[int, Variable] = {}
 
     def apply(self, seq: int, record: Record) -> None:
-        """One row more. Raises LookupError if it speaks of something that no row before it made."""
+        """Apply one record. Raises LookupError if it refers to a variable or call that no earlier record created."""
         session = self.session
         session.facts = seq
         match record:
-            case VariableRecord(at, number, name, state, failure):
+            case VariableRecord(time, number, name, state, failure):
                 variable = self._variable(number, name)
                 variable.state, variable.failure = state, failure
                 if state.final:
                     variable.reserved = False
                 if state in (VariableState.FAILED, VariableState.CANCELLED):
                     variable.value, variable.pieces = None, []
-                self._happened(seq, at, VariableChanged(variable, state, failure))
-            case DeletedRecord(at, number):
+                self._append_event(seq, time, VariableChanged(variable, state, failure))
+            case DeletedRecord(time, number):
                 variable = self._variables[number]
-                session.forget(variable)
+                session.remove_name(variable)
                 if variable.producer is None:
                     variable.cancel(Failure("cancelled", f"variable {variable.name!r} was deleted"))
-                self._happened(seq, at, VariableDeleted(variable))
+                self._append_event(seq, time, VariableDeleted(variable))
             case ValueRecord(number, name, value):
                 variable = self._variable(number, name)
                 variable.value = value
@@ -100,7 +99,7 @@ class Replay:
                 self._variables[number].is_exposed = True
             case CallRecord():
                 session.rejoin(self._call(record))
-            case StateRecord(at, call_id, state, failure, outcome):
+            case StateRecord(time, call_id, state, failure, outcome):
                 call = session.calls[call_id]
                 if state.final and not call.state.final:
                     session.call_ended(call)
@@ -112,16 +111,16 @@ class Replay:
                     call.leader = session.calls.get(outcome.leader or "")
                     if call.identity is not None and state is CallState.DONE:
                         session.shared[call.identity] = call
-                self._happened(seq, at, CallChanged(call, state, failure))
+                self._append_event(seq, time, CallChanged(call, state, failure))
                 if state.final:
                     call.conclude()
             case SlotTextRecord(call_id, slot, text):
-                session.calls[call_id].made[slot] = text
+                session.calls[call_id].slot_texts[slot] = text
             case SessionRecord():
                 raise TypeError("a session began twice")
 
-    def _happened(self, seq: int, at: float, change: Change) -> None:
-        self.session.events.append(Event(seq, at, change))
+    def _append_event(self, seq: int, time: float, change: Change) -> None:
+        self.session.events.append(Event(seq, time, change))
 
     def _variable(self, number: int, name: str) -> Variable:
         variable = self._variables.get(number)
@@ -145,31 +144,31 @@ class Replay:
 
 
 def mend(session: Session) -> None:
-    """Ends what was cut off in the middle, or makes it ready to begin anew. Writes what that changes."""
+    """End calls that were cut off, or reset them for a new start. The log gets the changes."""
     for variable in session.variables.values():
         if variable.producer is None and variable.reserved and variable.state is VariableState.DECLARED:
             variable.complete()
     for call in session.calls.values():
         if call.state.final:
             continue
-        if _kept(call.output):
+        if _is_stored(call.output):
             call.move(CallState.DONE)
             call.conclude()
         else:
-            _begin_anew(call)
+            _restart(call)
 
 
-def _kept(variable: Variable) -> bool:
-    """Whether the value is on disk: it is what it is then, even if nobody was told that it is there."""
+def _is_stored(variable: Variable) -> bool:
+    """Return whether the value is stored. Then it is final, even if no client learned about it."""
     return variable.state is VariableState.READY or variable.reserved
 
 
-def _begin_anew(call: Call) -> None:
+def _restart(call: Call) -> None:
     for slot in call.slots.values():
-        if _kept(slot):
+        if _is_stored(slot):
             slot.complete()
     if any(variable.is_exposed for variable in call.outputs if not variable.state.final):
-        message = "the server ended while this was read, and it would not be the same again"
+        message = "the server ended while a client read this, and another run would give another text"
         call.failure = Failure("interrupted", message, call.id)
         call.move(CallState.FAILED)
         call.conclude()

@@ -1,4 +1,4 @@
-"""What a journal is kept in, as the journal sees it: a file, or a database that other gateways use as well."""
+"""Interface of the journal's storage: a file, or a database that several gateways share."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -8,19 +8,19 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 SCHEMA = 2
-"""Of what is kept; see `records`. A storage says which one it was made with."""
+"""Version of the stored records; see `records`. Each storage contains the version that created it."""
 
 
 class JournalError(Exception):
-    """The storage cannot be used; the message names it and says what can be done."""
+    """The storage cannot be used. The message names it and says what to do."""
 
 
 class LeaseLost(Exception):
-    """Other gateways have taken this one for dead, and its sessions are theirs now."""
+    """Other gateways have marked this one as dead, and taken over its sessions."""
 
 
 class Entry(NamedTuple):
-    """Facts of one session: its key, the number of the first of them, and all as JSON, `[key, facts]`."""
+    """Facts of one session: its key, the number of the first fact, and all facts as JSON, `[key, facts]`."""
 
     session: int
     first: int
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A new session: its key, and what it is called."""
+    """A new session: its key, its tenant and its id."""
 
     session: int
     tenant: str
@@ -36,13 +36,15 @@ class Opened(NamedTuple):
 
 
 Row = tuple[int, Iterable[tuple[int, msgspec.Raw]]]
-"""What is kept, as it is read again: a number to name it by if it is damaged, and keys of sessions with their facts."""
+"""Stored facts as they are read: a number that identifies the row in errors, and session keys with their facts."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is kept at once: facts, sessions that are new, the keys of those that ended, and tenants and ids of those
-    that expired."""
+    """Content of one commit.
+
+    Entries with facts, keys of sessions that ended, tenants and ids of sessions that expired, and new sessions.
+    """
 
     entries: Sequence[Entry]
     ended: Sequence[int]
@@ -51,28 +53,28 @@ class Batch:
 
 
 class Storage(Protocol):
-    """Used on the event loop alone. Of `commit`, only one is on its way at a time."""
+    """Storage of a journal. It is used on the event loop only, with one `commit` at a time."""
 
     name: str
-    """For complaints."""
+    """Name for error messages."""
 
     @property
     def failures(self) -> tuple[type[BaseException], ...]:
-        """What `commit` fails with for reasons that are not ours. Then the batch may be given again, kept or not, with
-        more behind it."""
+        """Exceptions of `commit` that are faults of the storage. Then the journal commits the batch again, with later
+        facts. It may have been stored or not."""
 
     @property
     def refusals(self) -> tuple[type[BaseException], ...]:
         """Exceptions of `commit` that are caused by the content of the batch: a retry would fail again."""
 
     def new_key(self) -> int:
-        """For a session; no other has had it whose facts are still there."""
+        """Return a session key that no other session with stored facts has."""
 
     def commit(self, batch: Batch) -> "asyncio.Future[None]":
-        """Keeps all of it or nothing. Fails with LeaseLost where nothing that happens here counts any more."""
+        """Store all of the batch or nothing. Raises LeaseLost once other gateways have taken over the sessions."""
 
     def damaged(self, row: int, problem: object) -> JournalError:
-        """The error that says so of a row."""
+        """Return the error for a damaged row."""
 
     async def close(self) -> None:
-        """Gives it back."""
+        """Close the storage."""

@@ -1,7 +1,7 @@
-"""Messages to segments: the chat template's text as tokens, with places for values and for what is generated.
+"""Turn messages into segments: tokens of the chat template's text, with places for values and for generated text.
 
-Everything a client sends is data. A control token's text inside a message is taken out before the template is
-rendered and put back as ordinary text afterwards, so that only the template itself can write control tokens.
+Everything that a client sends is data. A control token's text inside a message is replaced by a mark before the
+template is rendered, and put back as ordinary text afterwards. So only the template itself can write control tokens.
 """
 
 import copy
@@ -14,25 +14,25 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.tokenizer import Place
-from gateway.errors import RequestError, at
+from gateway.errors import RequestError, field_path
 from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS, Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference, check_references, parse
-from gateway.prompts import message_passthrough as transcript
+from gateway.prompts import message_passthrough
 from gateway.prompts.chat_template import ChatTemplate, Messages, TemplateRefused
-from gateway.prompts.tool_calls import PASSED_ON, Tool, Tools, Verbatim, in_words, style_of
+from gateway.prompts.tool_calls import UPSTREAM_FORMAT, Tool, Tools, Verbatim, call_format_of, describe_in_text
 
 _NONCE = secrets.token_hex(8)
-"""Makes marks that nobody can forge: it leaves the process never, not even as tokens."""
+"""Random part of marks. It never leaves the process, not even as tokens, so that no client can forge a mark."""
 _MARK = re.compile(f"\ue000{_NONCE}-(\\d+)\ue001")
 _END = f"\ue000{_NONCE}-end\ue001"
-"""Where a message ends that the answer goes on with."""
+"""Mark of the end of a message that the answer continues."""
 
 
 class PromptTokenizer(Protocol):
-    """What prompts are made with: a checkpoint's tokenizer, or what stands for one where an engine takes messages.
+    """Tokenizer that prompts are built with: a checkpoint's, or a substitute for engines that receive messages.
 
-    `is_passthrough`: the chat template writes messages, tools and all, as the client sent them.
+    `is_passthrough`: messages and tools reach the engine as the client sent them, without a chat template.
     """
 
     is_passthrough: bool
@@ -50,32 +50,35 @@ class PromptTokenizer(Protocol):
         """Return a lower bound of a text's number of tokens, without tokenising it."""
 
     def decode(self, tokens: list[int], *, skip_special: bool = True) -> str:
-        """Their text."""
+        """Return the text of the tokens."""
 
     def token_bytes(self, token: int) -> bytes:
-        """What a token stands for."""
+        """Return the bytes of one token."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Segments, the last of them the place of the answer; or, where the last message is an assistant's with slots, the
-    answer's parts: it is that message, once its slots are there."""
+    """A prompt as segments.
+
+    The last segment is the place of the answer. If the last message is an assistant's message with slots, `parts` are
+    the parts of the answer instead: the answer is that message, once its slots have values.
+    """
 
     segments: Sequence[Segment]
     parts: Sequence[str | Input] | None = None
     field: str = "messages"
-    """Of the request, where it came from."""
+    """Path of the field of the request that the prompt was built from."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """A part of a message that is no text, as requests have it."""
+    """A part of a message that is not text, in the form of requests."""
 
     part: Mapping[str, Any]
 
 
 class PromptBuilder:
-    """Renders one model's prompts. Immutable; safe to use from several threads."""
+    """Renderer of one model's prompts. Immutable; safe to use from several threads."""
 
     def __init__(self, tokenizer: PromptTokenizer, window: int | None = None) -> None:
         """`window`: the model's window in tokens. Prompts that do not fit are refused before they are tokenised as a
@@ -83,19 +86,19 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._window = None if tokenizer.is_passthrough else window
         self.is_passthrough = tokenizer.is_passthrough
-        """Whether messages go to the engine's server as they are."""
+        """Whether messages are forwarded to an upstream server without a chat template."""
         source = tokenizer.chat_template or ""
         self._template = None if tokenizer.chat_template is None else ChatTemplate(source, tokenizer.special_texts)
         self._thinks = THOUGHT_ENDS in source
-        """Whether the model may write thoughts before its answers."""
-        self.style = PASSED_ON if self.is_passthrough else style_of(source)
-        """How the model writes calls of tools."""
+        """Whether the model may write reasoning before its answers."""
+        self.style = UPSTREAM_FORMAT if self.is_passthrough else call_format_of(source)
+        """Format in which the model writes tool calls."""
 
     def unbounded(self) -> "PromptBuilder":
         """Return a builder of the same prompts without a limit of length."""
-        made = copy.copy(self)
-        made._window = None
-        return made
+        builder = copy.copy(self)
+        builder._window = None
+        return builder
 
     def chat(
         self,
@@ -113,57 +116,61 @@ class PromptBuilder:
         field: str = "messages",
         places: Sequence[str] = (),
     ) -> Prompt:
-        """The prompt of a conversation, with the assistant's answer behind it.
+        """Return the prompt of a conversation, which ends with the place of the assistant's answer.
 
-        `messages`: as in the request, contents as strings or lists of text parts. `references`: whether `<<name>>` is
-        one; `slots` are those that this call generates itself. `tools`: if there are any. `opens`: whether an
-        assistant's message is begun; `continues`: whether the answer goes on with the last one. `options`: what else
-        the template is told; `passed_on`: what only an engine elsewhere that is given messages can do something with,
-        by its name in requests. `where`: the path of the request in a larger one; `field`: of the request, where the
-        messages are; `places`: the paths of their contents, where these do not follow from that.
-        Raises RequestError if the model has no template or the template refuses the messages, SlotWithoutPlace.
+        `messages`: as in the request; contents are strings or lists of parts. `references`: whether `<<name>>` in a
+        text is a reference. `slots`: slots that this call generates, by name. `tools`: tools of the request, if any.
+        `opens`: whether to add the generation prompt. `continues`: whether the answer continues the last message.
+        `options`: the client's `chat_template_kwargs`. `passed_on`: fields, by name, that only upstream servers that
+        receive messages support. `where`: path of the request in a larger one. `field`: path of the messages in the
+        request. `places`: paths of the contents of the messages, if they do not follow from `field`.
+
+        Raises RequestError if the model has no template or the template refuses the messages, and SlotWithoutPlace.
         """
         if self._template is None and not self.is_passthrough:
-            raise RequestError(400, "this model has no chat template, so it cannot chat", code="no_chat_template")
+            message = "this model has no chat template, so it does not support chat"
+            raise RequestError(400, message, code="no_chat_template")
         if passed_on and not self.is_passthrough:
             name = min(passed_on)
-            message = f"this model runs on an engine that can do nothing with {name}"
-            raise RequestError(400, message, code="unsupported_by_engine", param=at(where, name))
+            message = f"{name} is not supported by the engine of this model"
+            raise RequestError(400, message, code="unsupported_by_engine", param=field_path(where, name))
         if not self.is_passthrough:
-            _refuse_media(messages, where, field, places)
-            self._refuse_long(messages, references, at(where, field))
+            _check_media(messages, where, field, places)
+            self._check_length(messages, references, field_path(where, field))
         elif not references and not slots:
-            told = _request(tools, options, passed_on, opens=opens or continues)
-            plain = [_joined(message) for message in messages]
-            written = transcript.write(told, plain, unfinished=continues)
-            return Prompt([Text(written, written.weight), answer], field=field)
-        held = _Held(self._tokenizer, references, slots or {})
+            request_fields = _request_fields(tools, options, passed_on, opens=opens or continues)
+            plain = [_join_text(message) for message in messages]
+            sequence = message_passthrough.write(request_fields, plain, unfinished=continues)
+            return Prompt([Text(sequence, sequence.weight), answer], field=field)
+        placeholders = _PlaceholderMap(self._tokenizer, references, slots or {})
         known_tools = tools.known if tools is not None and tools.choice != "none" else ()
-        asked, template = messages, self._template
+        original, template = messages, self._template
         in_text = template is not None and not template.knows_tools
         if in_text:
             system = template is None or template.takes_system
-            messages = in_words(messages, known_tools, system=system)
-        shift = len(messages) - len(asked)  # what was put before them is no message of the request's
+            messages = describe_in_text(messages, known_tools, system=system)
+        shift = len(messages) - len(original)  # number of messages added before the request's
         safe = [
-            held.take_out(message, at(where, places[index] if places and index >= 0 else f"{field}.{index}.content"))
+            placeholders.replace(
+                message, field_path(where, places[index] if places and index >= 0 else f"{field}.{index}.content")
+            )
             for index, message in enumerate(messages, start=-shift)
         ]
         if template is not None and in_text and template.alternates:
-            safe = _alternating(safe, [{}] * shift + [*asked])
-        held.check_slots()
-        parts = held.last_message(messages[-1]) if messages else None
+            safe = _join_tool_answers(safe, [{}] * shift + [*original])
+        placeholders.check_slots()
+        parts = placeholders.answer_parts(messages[-1]) if messages else None
         if continues and parts is not None:
-            message = "a message with slots is gone on with anyway"
-            param = at(where, "continue_final_message")
+            message = "continue_final_message is not needed: the answer continues a message with slots anyway"
+            param = field_path(where, "continue_final_message")
             raise RequestError(400, message, code="unsupported_with_semantic", param=param)
         begun = False
         if self._template is None:
-            told = _request(tools, options, passed_on, opens=parts is not None or opens or continues)
-            segments = held.transcript(told, safe, continues=continues)
+            request_fields = _request_fields(tools, options, passed_on, opens=parts is not None or opens or continues)
+            segments = placeholders.passthrough_segments(request_fields, safe, continues=continues)
         else:
-            segments, begun = self._rendered(
-                held,
+            segments, begun = self._render(
+                placeholders,
                 safe,
                 tools,
                 known_tools,
@@ -173,7 +180,7 @@ class PromptBuilder:
                 where=where,
                 field=field,
             )
-        held.check_rendered(segments, at(where, field))
+        placeholders.check_rendered(segments, field_path(where, field))
         if parts is None:
             if self._thinks and not continues:
                 answer = dataclasses.replace(answer, thinks="begun" if begun else "perhaps")
@@ -181,9 +188,9 @@ class PromptBuilder:
         last = max(index for index, segment in enumerate(segments) if isinstance(segment, Slot))
         return Prompt(segments[: last + 1], parts, field)
 
-    def _rendered(
+    def _render(
         self,
-        held: "_Held",
+        placeholders: "_PlaceholderMap",
         safe: list[dict[str, Any]],
         tools: Tools | None,
         known_tools: Sequence[Tool],
@@ -194,36 +201,37 @@ class PromptBuilder:
         where: str,
         field: str,
     ) -> tuple[list[Segment], bool]:
-        """What the model's template makes of the messages, and whether it begins to think in the model's place."""
+        """Render the messages with the chat template. Return the segments, and whether the template begins the
+        model's reasoning."""
         assert self._template is not None
         if continues:
             safe[-1]["content"] += _END
-        if taken := self._template.reserved & (options or {}).keys():
-            message = f"{min(taken)} cannot be set: the server sets it for the template"
-            raise RequestError(400, message, code="invalid_value", param=at(where, "chat_template_kwargs"))
+        if reserved := self._template.reserved & (options or {}).keys():
+            message = f"{min(reserved)} cannot be set: the server sets it for the template"
+            raise RequestError(400, message, code="invalid_value", param=field_path(where, "chat_template_kwargs"))
         described = None
         if known_tools and self._template.knows_tools:
-            described = held.neutral([tool.described() for tool in known_tools])
+            described = placeholders.neutral([tool.as_openai() for tool in known_tools])
         opens = opens and not continues
         try:
-            told = held.neutral(dict(options or {}))
-            text = self._template.render(safe, opens=opens, tools=described, options=told)
+            template_options = placeholders.neutral(dict(options or {}))
+            text = self._template.render(safe, opens=opens, tools=described, options=template_options)
         except TemplateRefused as error:
             raise RequestError(
-                400, f"the model's chat template refuses these messages: {error}", param=at(where, field)
+                400, f"the model's chat template refuses these messages: {error}", param=field_path(where, field)
             ) from error
         begun = opens and text.rstrip().endswith(THOUGHT_BEGINS)
         if tools is not None and tools.choice == "forced" and opens:
-            text += (f"\n{THOUGHT_ENDS}\n\n" if begun else "") + self.style.begin  # a call is no thought
+            text += (f"\n{THOUGHT_ENDS}\n\n" if begun else "") + self.style.begin  # a forced call needs no reasoning
             begun = False
         if continues:
             text, end, _ = text.rpartition(_END)
             if not end:
-                message = "the model's chat template does not write the last message as it is"
-                raise RequestError(400, message, param=at(where, "continue_final_message"))
-        return held.segments(text, self._window, at(where, field)), begun
+                message = "the model's chat template does not write the last message unchanged"
+                raise RequestError(400, message, param=field_path(where, "continue_final_message"))
+        return placeholders.segments(text, self._window, field_path(where, field)), begun
 
-    def _refuse_long(self, messages: Sequence[Mapping[str, Any]], references: bool, param: str) -> None:
+    def _check_length(self, messages: Sequence[Mapping[str, Any]], references: bool, param: str) -> None:
         """Raise RequestError if the messages cannot fit into the window, before the template renders them.
 
         It counts only what every template renders: texts without surrounding white space, and without an assistant's
@@ -249,20 +257,23 @@ class PromptBuilder:
     def completion(
         self, text: str, answer: Slot, *, references: bool = False, begins: bool = True, where: str = "prompt"
     ) -> Prompt:
-        """A text, at `where` in the request, that the answer goes on with. It is the client's own template: control
-        tokens in it are control tokens, but not those in values. `begins`: with what the model wants at a beginning."""
-        found = parse(text) if references else [text]
-        pieces = [Input(piece, where) if isinstance(piece, Reference) else piece for piece in found]
+        """Return the prompt of a completion: a text that the answer continues. `where`: path of the text.
+
+        The text is the client's own template: control tokens in it are control tokens, but those in values are not.
+        `begins`: whether to put the model's BOS token in front.
+        """
+        parts = parse(text) if references else [text]
+        pieces = [Input(piece, where) if isinstance(piece, Reference) else piece for piece in parts]
         return Prompt(self.raw([*pieces, answer], begins=begins, where=where), field=where)
 
     def raw(self, pieces: Sequence[str | Input | Slot], *, begins: bool = True, where: str = "prompt") -> list[Segment]:
         """Return the segments of a client's own template, which is given in pieces; see `completion`. Raises
         RequestError if it cannot fit into the window. `where`: path of the template in the request."""
-        held = _Held(self._tokenizer, references=False, slots={})
-        rendered = held.mark(pieces)
+        placeholders = _PlaceholderMap(self._tokenizer, references=False, slots={})
+        rendered = placeholders.mark_pieces(pieces)
         if self._tokenizer.adds_bos and begins:
             rendered = self._tokenizer.bos_text + rendered
-        return held.segments(rendered, self._window, where)
+        return placeholders.segments(rendered, self._window, where)
 
     def tokens(self, tokens: Sequence[int], answer: Slot, *, where: str = "prompt") -> Prompt:
         """Return a prompt of these tokens. Raises RequestError if they do not fit into the window."""
@@ -277,8 +288,8 @@ def over_window(window: int, tokens: int, param: str) -> RequestError:
     return RequestError(400, message, code="context_length_exceeded", param=param)
 
 
-def _refuse_media(messages: Sequence[Mapping[str, Any]], where: str, field: str, places: Sequence[str]) -> None:
-    """Raises RequestError if there is something in the messages that is no text."""
+def _check_media(messages: Sequence[Mapping[str, Any]], where: str, field: str, places: Sequence[str]) -> None:
+    """Raise RequestError if a part of a message is not text."""
     for index, message in enumerate(messages):
         content = message["content"]
         for number, part in enumerate(() if isinstance(content, str) else content):
@@ -286,15 +297,17 @@ def _refuse_media(messages: Sequence[Mapping[str, Any]], where: str, field: str,
                 place = places[index] if places else f"{field}.{index}.content"
                 raise RequestError(
                     400,
-                    f"this model runs on an engine that reads text, and no {part['type']}",
+                    f"this model supports only text, not {part['type']}",
                     code="unsupported_by_engine",
-                    param=at(where, f"{place}.{number}"),
+                    param=field_path(where, f"{place}.{number}"),
                 )
 
 
-def _alternating(messages: Sequence[dict[str, Any]], asked: Messages) -> list[dict[str, Any]]:
-    """Return the messages, with each tool's answer joined with tool answers and user messages next to it. `asked`: the
-    messages before tools were put into words."""
+def _join_tool_answers(messages: Sequence[dict[str, Any]], asked: Messages) -> list[dict[str, Any]]:
+    """Return the messages, with each tool's answer joined with neighbouring tool answers and user messages.
+
+    `asked`: the messages before `tool_calls.describe_in_text` changed them.
+    """
     joined: list[dict[str, Any]] = []
     before: Any = None
     for message, origin in zip(messages, asked, strict=True):
@@ -307,21 +320,21 @@ def _alternating(messages: Sequence[dict[str, Any]], asked: Messages) -> list[di
     return joined
 
 
-def _request(
+def _request_fields(
     tools: Tools | None, options: Mapping[str, Any] | None, passed_on: Mapping[str, Any] | None, *, opens: bool
 ) -> dict[str, Any]:
-    """What is passed on besides messages, under the names that requests have for it."""
-    told: dict[str, Any] = {} if tools is None else tools.request()
-    told |= passed_on or {}
+    """Return the fields of an upstream request besides its messages."""
+    fields: dict[str, Any] = {} if tools is None else tools.request()
+    fields |= passed_on or {}
     if options:
-        told["chat_template_kwargs"] = dict(options)
+        fields["chat_template_kwargs"] = dict(options)
     if not opens:
-        told["add_generation_prompt"] = False
-    return told
+        fields["add_generation_prompt"] = False
+    return fields
 
 
-def _joined(message: Mapping[str, Any]) -> dict[str, Any]:
-    """With its content as one text, if it is text alone."""
+def _join_text(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the message. If its content consists of texts only, they are joined."""
     content = message["content"]
     if type(content) is str:
         return {**message}
@@ -335,8 +348,8 @@ def _joined(message: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class _Held:
-    """What was taken out of the messages of one request, and where it was."""
+class _PlaceholderMap:
+    """Owner of the placeholders of one request: of the references, slots and control tokens that marks stand for."""
 
     def __init__(self, tokenizer: PromptTokenizer, references: bool, slots: Mapping[str, Slot]) -> None:
         self._tokenizer = tokenizer
@@ -345,39 +358,39 @@ class _Held:
         self._placed: set[str] = set()
         self._pieces: list[str | Input | Slot | Media] = []
         self._found = 0
-        """References, slots among them."""
+        """Number of references, including slots."""
         self._last: list[str | Input] = []
-        """What the content looked at last is made of."""
+        """Parts of the content that was processed last."""
         self._last_has_slots = False
 
-    def take_out(self, message: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The message, whose content is at `where`, with references and control tokens in it replaced by marks."""
-        taken: dict[str, Any] = {}
+    def replace(self, message: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Return the message, with marks for the references and control tokens in it. `where`: path of the content."""
+        replaced: dict[str, Any] = {}
         for key, value in message.items():
             if key == "content" and value is not None:
-                taken[key] = self._content(value, where, message.get("role") == "assistant")
+                replaced[key] = self._content(value, where, message.get("role") == "assistant")
             else:
-                taken[key] = self._neutralise(value)  # roles and names are no prompt text, but templates write them
-        return taken
+                replaced[key] = self._neutralise(value)  # templates write roles and names, although they are not text
+        return replaced
 
     def _content(self, content: Any, where: str, assistant: bool) -> str:
         self._last, self._last_has_slots = [], False
         if isinstance(content, str):
             return self._text(content, where, assistant)
-        told = ""
+        rendered = ""
         text_before = False
-        index = 0  # of the client's own parts
+        index = 0  # position among the client's own parts
         for part in content:
             if not isinstance(part, str):
-                told += self._keep(Media(part))
+                rendered += self._mark(Media(part))
             else:
-                if text_before:  # texts stand on lines of their own
+                if text_before:  # each text starts on its own line
                     self._last.append("\n")
-                    told += "\n"
-                told += self._text(part, f"{where}.{index}.text", assistant)
+                    rendered += "\n"
+                rendered += self._text(part, f"{where}.{index}.text", assistant)
             text_before = isinstance(part, str)
             index += not isinstance(part, Verbatim)
-        return told
+        return rendered
 
     def _text(self, text: str, where: str, assistant: bool) -> str:
         if not self._references or isinstance(text, Verbatim):
@@ -396,35 +409,36 @@ class _Held:
             if slot is not None and piece.name not in self._placed:
                 self._placed.add(piece.name)
                 self._last_has_slots = True
-                out += self._keep(slot)
+                out += self._mark(slot)
             else:
-                out += self._keep(Input(piece, where))
+                out += self._mark(Input(piece, where))
         return out
 
     def neutral(self, value: Any) -> Any:
-        """What a template is told besides messages, without control tokens."""
+        """Return a value for the template besides messages, with marks for control tokens."""
         return self._neutralise(value)
 
-    def mark(self, pieces: Iterable[str | Input | Slot]) -> str:
-        """The pieces as one text, with nothing but references and slots replaced by marks."""
-        return "".join([piece if isinstance(piece, str) else self._keep(piece) for piece in pieces])
+    def mark_pieces(self, pieces: Iterable[str | Input | Slot]) -> str:
+        """Return the pieces as one text, with marks for references and slots only."""
+        return "".join([piece if isinstance(piece, str) else self._mark(piece) for piece in pieces])
 
     def check_slots(self) -> None:
-        """Raises SlotWithoutPlace."""
+        """Raise SlotWithoutPlace if no assistant message has a reference to a slot."""
         for name, slot in self._slots.items():
             if name not in self._placed:
                 raise SlotWithoutPlace(
-                    f"no assistant message has a place <<{name}>> where the slot could be generated", slot.where
+                    f"no assistant message contains <<{name}>>, the place where the slot is generated", slot.where
                 )
 
     def check_rendered(self, segments: Sequence[Segment], where: str) -> None:
-        """Raises RequestError if the template left a slot out, or wrote one twice."""
+        """Raise RequestError if the template omitted a slot, or wrote one twice."""
         written = [segment.name for segment in segments if isinstance(segment, Slot)]
         if sorted(written, key=str) != sorted(self._placed):
-            raise RequestError(400, "the model's chat template does not write every message once", param=where)
+            message = "the model's chat template does not write every message exactly once"
+            raise RequestError(400, message, param=where)
 
-    def last_message(self, message: Mapping[str, Any]) -> Sequence[str | Input] | None:
-        """The parts of the message looked at last, if it is an assistant's with slots."""
+    def answer_parts(self, message: Mapping[str, Any]) -> Sequence[str | Input] | None:
+        """Return the parts of the message that was processed last; None unless it is an assistant's with slots."""
         return self._last if message.get("role") == "assistant" and self._last_has_slots else None
 
     def _neutralise(self, value: Any) -> Any:
@@ -438,37 +452,37 @@ class _Held:
 
     def _neutral(self, text: str) -> str:
         pattern = self._tokenizer.control_pattern
-        return text if pattern is None else pattern.sub(lambda match: self._keep(match.group()), text)
+        return text if pattern is None else pattern.sub(lambda match: self._mark(match.group()), text)
 
-    def _keep(self, piece: str | Input | Slot | Media) -> str:
+    def _mark(self, piece: str | Input | Slot | Media) -> str:
         self._pieces.append(piece)
         return f"\ue000{_NONCE}-{len(self._pieces) - 1}\ue001"
 
-    def transcript(
+    def passthrough_segments(
         self, request: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], *, continues: bool
     ) -> list[Segment]:
-        """The messages as they are, cut at references and slots; see `gateway.prompts.message_passthrough`."""
+        """Return the messages as a passthrough sequence, cut at references and slots."""
         segments: list[Segment] = []
-        lighter = 0
-        tokens = transcript.options_mark(request) if request else array("i")
+        discount = 0
+        tokens = message_passthrough.options_mark(request) if request else array("i")
         for message in messages:
             rest = {key: value for key, value in message.items() if key != "content"}
-            tokens.extend(transcript.message_mark(rest))
+            tokens.extend(message_passthrough.message_mark(rest))
             for place, piece in enumerate(_MARK.split(message["content"])):
-                held = self._pieces[int(piece)] if place % 2 else piece
-                if isinstance(held, str):
-                    tokens.extend(transcript.characters(held))
-                elif isinstance(held, Media):
-                    mark = transcript.part_mark(held.part)
+                piece_or_mark = self._pieces[int(piece)] if place % 2 else piece
+                if isinstance(piece_or_mark, str):
+                    tokens.extend(message_passthrough.characters(piece_or_mark))
+                elif isinstance(piece_or_mark, Media):
+                    mark = message_passthrough.part_mark(piece_or_mark.part)
                     tokens.extend(mark)
-                    lighter += len(mark) - transcript.PART_WEIGHT
+                    discount += len(mark) - message_passthrough.PART_WEIGHT
                 else:
-                    segments += [_reckoned(tokens, lighter), held]
-                    tokens, lighter = array("i"), 0
-            tokens.append(transcript.END)
+                    segments += [_weighted_text(tokens, discount), piece_or_mark]
+                    tokens, discount = array("i"), 0
+            tokens.append(message_passthrough.END)
         if continues:
             tokens.pop()
-        return [*segments, _reckoned(tokens, lighter)]
+        return [*segments, _weighted_text(tokens, discount)]
 
     def segments(self, rendered: str, window: int | None, param: str) -> list[Segment]:
         """Return the rendered template as segments: references, slots, and the tokens between them. Raises RequestError
@@ -476,12 +490,12 @@ class _Held:
         segments: list[Segment] = []
         tokens: list[int] = []
         known = 0
-        for run, before in self._runs(rendered):
+        for run, preceding in self._runs(rendered):
             if isinstance(run, str):
                 left = None if window is None else window - known - len(tokens)
                 if left is not None and len(run) > left and (fewest := self._tokenizer.fewest(run)) >= left:
                     raise over_window(window or 0, known + len(tokens) + fewest, param)
-                tokens += self._tokenizer.encode(run, after=before, most=left)
+                tokens += self._tokenizer.encode(run, after=preceding, most=left)
             elif isinstance(run, int):
                 tokens.append(run)
             else:
@@ -498,29 +512,29 @@ class _Held:
 
     def _runs(self, rendered: str) -> Iterator[tuple[str | int | Input | Slot, Place]]:
         """Yield runs of ordinary text, as long as possible, and the control tokens, references and slots between them.
-        The second element says what comes before a run."""
+        The second element says what precedes a run."""
         run = ""
-        before: Place = "nothing"
+        preceding: Place = "nothing"
         pattern = self._tokenizer.control_pattern
         for index, part in enumerate([rendered] if pattern is None else pattern.split(rendered)):
             if index % 2:
                 if run:
-                    yield run, before
-                run, before = "", "control"
-                yield self._tokenizer.control[part], before
+                    yield run, preceding
+                run, preceding = "", "control"
+                yield self._tokenizer.control[part], preceding
                 continue
             for place, piece in enumerate(_MARK.split(part)):
-                held = self._pieces[int(piece)] if place % 2 else piece
-                if isinstance(held, str):
-                    run += held
+                piece_or_mark = self._pieces[int(piece)] if place % 2 else piece
+                if isinstance(piece_or_mark, str):
+                    run += piece_or_mark
                     continue
-                assert not isinstance(held, Media), "refused before"
+                assert not isinstance(piece_or_mark, Media), "refused before"
                 if run:
-                    yield run, before
-                run, before = "", "text"
-                yield held, before
+                    yield run, preceding
+                run, preceding = "", "text"
+                yield piece_or_mark, preceding
         if run:
-            yield run, before
+            yield run, preceding
 
 
 def _text(tokens: Sequence[int]) -> Text:
@@ -528,6 +542,6 @@ def _text(tokens: Sequence[int]) -> Text:
     return Text(array("i", tokens))
 
 
-def _reckoned(tokens: Sequence[int], lighter: int) -> Text:
-    """A text that is to be reckoned as so many tokens fewer than it has."""
-    return Text(tokens, len(tokens) - lighter if lighter else None)
+def _weighted_text(tokens: Sequence[int], discount: int) -> Text:
+    """Return a segment whose weight is less than its number of tokens by `discount`."""
+    return Text(tokens, len(tokens) - discount if discount else None)

@@ -64,13 +64,13 @@ class ChatTemplate:
         question, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
         works = self._accepts([question])
         system = {"role": "system", "content": _PROBE}
-        self.takes_system = not works or _PROBE in self._written([system, question])
+        self.takes_system = not works or _PROBE in self._render_or_empty([system, question])
         """Whether the template renders system messages."""
         self.alternates = (
             works and not self._accepts([question, question]) and self._accepts([question, answer, question])
         )
         """Whether the template refuses two consecutive user messages."""
-        long, short = (self._accepts(_called(id)) for id in ("call_" + 24 * "0", _ID_LENGTH * "0"))
+        long, short = (self._accepts(_conversation_with_call(id)) for id in ("call_" + 24 * "0", _ID_LENGTH * "0"))
         self.short_ids = self.knows_tools and short and not long
 
     def render(
@@ -87,7 +87,7 @@ class ChatTemplate:
         """
         if self.short_ids:
             messages = [_with_short_ids(message) for message in messages]
-        told = {
+        variables = {
             "documents": None,
             **(options or {}),
             **self._tokens,
@@ -96,13 +96,13 @@ class ChatTemplate:
             "add_generation_prompt": opens,
         }
         try:
-            return self._template.render(told)
+            return self._template.render(variables)
         except jinja2.TemplateError as error:
             raise TemplateRefused(str(error)) from error
         except Exception as error:  # a template is a program that runs on a client's data: it may raise anything
             raise TemplateRefused(f"{type(error).__name__}: {error}") from error
 
-    def _written(self, messages: Messages) -> str:
+    def _render_or_empty(self, messages: Messages) -> str:
         try:
             return self.render(messages, opens=True)
         except TemplateRefused:
@@ -161,7 +161,7 @@ def _short(id: Any) -> str:
     return hashlib.blake2b(text.encode(errors="surrogatepass")).hexdigest()[:_ID_LENGTH]
 
 
-def _called(id: str) -> list[dict[str, Any]]:
+def _conversation_with_call(id: str) -> list[dict[str, Any]]:
     """Return a conversation with a tool call of that id and its result."""
     call = {"id": id, "type": "function", "function": {"name": "f", "arguments": {}}}
     return [

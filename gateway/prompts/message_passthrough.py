@@ -1,14 +1,14 @@
-"""A conversation as a sequence of integers, for engines that take messages and not tokens.
+"""Encode a conversation as a sequence of integers, for engines that accept messages instead of tokens.
 
-Characters are their code points. What stands between them is marks beyond Unicode, which no text can hold:
+Characters are their code points. Marks between them are numbers beyond Unicode, which no text can contain:
 
     chat = [OPTIONS json] *( MESSAGE json CONTENT characters *( PART packed CONTENT characters ) END )
     text = characters
 
-A part is what is no text, an image for example: its JSON, two bytes a character.
+A part is something other than text, such as an image: its JSON, two bytes in one number.
 
-The last message of a chat may lack its END: then the answer goes on with it. So a prompt is filled, forked and
-compared like any other, and the context that sends it turns it back into what the client said.
+The last message of a chat may lack its END: then the answer continues it. With this encoding the gateway fills, forks
+and compares such prompts like any other, and the engine context decodes them into the client's messages again.
 """
 
 import json
@@ -26,16 +26,16 @@ from engine.tokenizer import Place
 from gateway.runtime import json_codec
 
 _MARKS = 0x110000
-"""The first number that is no character."""
+"""First number that is not a character."""
 OPTIONS, MESSAGE, CONTENT, END, PART = range(_MARKS, _MARKS + 5)
 PART_WEIGHT = 4_000
-"""Characters that a part which is no text is reckoned as: an image is some thousand tokens."""
-_AT_ONCE = 4096
-"""Numbers that are decoded at a time, at first."""
+"""Weight of a part that is not text, in characters: an image has some thousand tokens."""
+_FIRST_SLICE = 4096
+"""Number of integers that are decoded at a time, at first."""
 
 
-class TranscriptTokenizer:
-    """A `PromptTokenizer` whose tokens are characters. Messages stay messages: no template is applied."""
+class PassthroughTokenizer:
+    """A `PromptTokenizer` whose tokens are characters. It applies no chat template."""
 
     is_passthrough = True
     chat_template: str | None = None
@@ -48,7 +48,7 @@ class TranscriptTokenizer:
         self.control: dict[str, int] = {}
 
     def encode(self, text: str, *, after: Place = "text", most: int | None = None) -> "array[int]":
-        """The text's characters, the same wherever it stands."""
+        """Return the text's characters. The arguments `after` and `most` have no effect."""
         return characters(text)
 
     def fewest(self, text: str) -> int:
@@ -56,19 +56,21 @@ class TranscriptTokenizer:
         return len(text)
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
-        """The characters' text."""
+        """Return the text of the characters."""
         return _text(array("i", [token for token in tokens if token < _MARKS]))
 
     def token_bytes(self, token: int) -> bytes:
-        """The character's."""
+        """Return the character's UTF-8 bytes."""
         return chr(token).encode(errors="replace") if token < _MARKS else b""
 
 
 @dataclass
-class Transcript:
-    """What a sequence says. `messages`: of a chat, with `options` of its request; `text`: of what is no chat.
-    `unfinished`: the answer goes on with the last message. Contents are texts, or lists of parts as requests have
-    them."""
+class PassthroughPrompt:
+    """A decoded sequence: a chat, or a text.
+
+    `messages`: messages of a chat; contents are texts, or lists of parts as in requests. `options`: other fields of
+    the chat's request. `text`: the text if it is not a chat. `unfinished`: the answer continues the last message.
+    """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
@@ -76,17 +78,18 @@ class Transcript:
     unfinished: bool = False
 
 
-class Written(array):  # type: ignore[type-arg]
-    """A whole conversation as a sequence, with what it says, so that nobody has to read it. Not to be changed.
-    `weight`: see `graph.call.Text`."""
+class EncodedPrompt(array):  # type: ignore[type-arg]
+    """A whole conversation as a sequence, together with its decoded form, so that it need not be decoded. Do not change
+    it. `weight`: see `graph.call.Text`."""
 
-    said: Transcript
+    decoded: PassthroughPrompt
     weight: int | None = None
 
 
-def write(options: Mapping[str, Any], messages: Sequence[dict[str, Any]], *, unfinished: bool = False) -> Written:
-    """A conversation; contents as in `Transcript`. `unfinished`: the answer goes on with the last message."""
-    tokens, lighter = Written("i"), 0
+def write(options: Mapping[str, Any], messages: Sequence[dict[str, Any]], *, unfinished: bool = False) -> EncodedPrompt:
+    """Return an encoded conversation; contents as in `PassthroughPrompt`. `unfinished`: the answer continues the last
+    message."""
+    tokens, discount = EncodedPrompt("i"), 0
     if options:
         tokens.extend(options_mark(options))
     for message in messages:
@@ -104,17 +107,17 @@ def write(options: Mapping[str, Any], messages: Sequence[dict[str, Any]], *, unf
                 else:
                     mark = part_mark(part)
                     tokens.extend(mark)
-                    lighter += len(mark) - PART_WEIGHT
+                    discount += len(mark) - PART_WEIGHT
         tokens.append(END)
     if unfinished:
         tokens.pop()
-    tokens.weight = len(tokens) - lighter if lighter else None
-    tokens.said = Transcript(list(messages), dict(options), unfinished=unfinished)
+    tokens.weight = len(tokens) - discount if discount else None
+    tokens.decoded = PassthroughPrompt(list(messages), dict(options), unfinished=unfinished)
     return tokens
 
 
 def characters(text: str) -> "array[int]":
-    """A text as numbers."""
+    """Return a text as numbers."""
     return array("i", _codes(text))
 
 
@@ -127,21 +130,21 @@ def _text(numbers: "array[int]") -> str:
 
 
 def options_mark(options: Mapping[str, Any]) -> "array[int]":
-    """What is put before all messages, if a request has options."""
-    return _marked(OPTIONS, options)
+    """Return what precedes all messages, if a request has options."""
+    return _encode(OPTIONS, options)
 
 
 def message_mark(message: Mapping[str, Any]) -> "array[int]":
-    """What is put before a message's content; END comes behind it. `message`: all but its content."""
-    numbers = _marked(MESSAGE, message)
+    """Return what precedes a message's content; END follows the content. `message`: all fields but its content."""
+    numbers = _encode(MESSAGE, message)
     numbers.append(CONTENT)
     return numbers
 
 
 def part_mark(part: Mapping[str, Any]) -> "array[int]":
-    """What stands in a message's content for what is no text."""
+    """Return the encoded form of a part that is not text, for a message's content."""
     data = json.dumps(part).encode()
-    packed = (data + b" " * (len(data) % 2)).decode("utf-16-le")  # of ASCII, so that no two of these belong together
+    packed = (data + b" " * (len(data) % 2)).decode("utf-16-le")  # JSON is ASCII, so there are no surrogates
     numbers = array("i", (PART,))
     numbers.frombytes(_codes(packed))
     numbers.append(CONTENT)
@@ -154,46 +157,46 @@ def _part(packed: str) -> Any:
 
 @lru_cache(16)
 def _role_mark(role: str) -> "array[int]":
-    """What is put before most messages."""
+    """Return what precedes most messages: those with no field but role and content."""
     return message_mark({"role": role})
 
 
-def _marked(mark: int, content: Mapping[str, Any]) -> "array[int]":
+def _encode(mark: int, content: Mapping[str, Any]) -> "array[int]":
     numbers = array("i", (mark,))
     numbers.extend(characters(json_codec.encode(content).decode()))
     return numbers
 
 
-def read(tokens: "array[int]") -> Transcript:
-    """What they say. Raises ValueError if nothing here wrote them."""
-    if isinstance(tokens, Written):
-        return tokens.said
+def read(tokens: "array[int]") -> PassthroughPrompt:
+    """Return a decoded sequence. Raises ValueError if it was not encoded here."""
+    if isinstance(tokens, EncodedPrompt):
+        return tokens.decoded
     if not tokens or tokens[0] < _MARKS:
-        return Transcript(text=_text(tokens))
-    found = Transcript()
-    for mark, said in _parts(tokens):
+        return PassthroughPrompt(text=_text(tokens))
+    found = PassthroughPrompt()
+    for mark, text in _parts(tokens):
         if mark == OPTIONS:
-            found.options = msgspec.json.decode(said)
+            found.options = msgspec.json.decode(text)
         elif mark == MESSAGE:
-            found.messages.append(msgspec.json.decode(said))
+            found.messages.append(msgspec.json.decode(text))
             found.unfinished = True
         elif mark == CONTENT:
-            _say(found.messages[-1], said)
+            _append_text(found.messages[-1], text)
         elif mark == PART:
             message = found.messages[-1]
             if isinstance(message["content"], str):
                 before, message["content"] = message["content"], []
-                _say(message, before)
-            message["content"].append(_part(said))
-        elif said:
-            raise ValueError("there is text between two messages")
+                _append_text(message, before)
+            message["content"].append(_part(text))
+        elif text:
+            raise ValueError("invalid sequence: there is text between two messages")
         else:
             found.unfinished = False
     return found
 
 
-def _say(message: dict[str, Any], text: str) -> None:
-    """Text of the content: all of it, or what stands before, between or behind its other parts."""
+def _append_text(message: dict[str, Any], text: str) -> None:
+    """Add text to a message's content: as the whole content, or as one more part."""
     content = message.get("content")
     if content is None:
         message["content"] = text
@@ -202,27 +205,30 @@ def _say(message: dict[str, Any], text: str) -> None:
 
 
 def _parts(tokens: "array[int]") -> Iterator[tuple[int, str]]:
-    """Marks, and the text behind each."""
+    """Yield each mark, and the text after it."""
     numbers = memoryview(tokens)
-    at = 0
-    while at < len(numbers):
-        mark = numbers[at]
-        text, at = _until_mark(numbers, at + 1)
+    position = 0
+    while position < len(numbers):
+        mark = numbers[position]
+        text, position = _until_mark(numbers, position + 1)
         yield mark, text
 
 
-def _until_mark(numbers: memoryview, at: int) -> tuple[str, int]:
-    """The text from there to the next mark, and where that is. What decodes it stops at what is no character, and so
-    finds it without a look at each in Python. It is given a little at a time, since it makes room for all of that."""
-    texts, count = [], _AT_ONCE
-    while at < len(numbers):
-        piece = numbers[at : at + count].cast("B")
+def _until_mark(numbers: memoryview, position: int) -> tuple[str, int]:
+    """Return the text from a position to the next mark, and the position of that mark.
+
+    The UTF-32 decoder stops at numbers that are not characters, so Python need not compare each number. It allocates
+    memory for its whole input, so the input is passed in slices of growing size.
+    """
+    texts, count = [], _FIRST_SLICE
+    while position < len(numbers):
+        piece = numbers[position : position + count].cast("B")
         try:
             texts.append(str(piece, "utf-32-le", "surrogatepass"))
-            at += len(piece) // 4
+            position += len(piece) // 4
             count *= 2  # so long texts need few pieces
         except UnicodeDecodeError as error:
             texts.append(str(piece[: error.start], "utf-32-le", "surrogatepass"))
-            at += error.start // 4
+            position += error.start // 4
             break
-    return "".join(texts), at
+    return "".join(texts), position

@@ -1,4 +1,4 @@
-"""The models that are served: what clients call them, how their prompts are built, how long they may be."""
+"""The served models: their names for clients, their prompt builders and their context windows."""
 
 import asyncio
 import difflib
@@ -6,17 +6,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.errors import RequestError, at
+from gateway.errors import RequestError, field_path
 from gateway.prompts.builder import PromptBuilder, PromptTokenizer
 
-_NAMED = 20
-"""Models that an error names at most."""
+_MAX_LISTED = 20
+"""Maximum number of models that an error lists."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that clients can name. `window` and `vocabulary` are in tokens; None: nobody has said. Where the
-    tokenizer passes on, prompts are counted in characters here, and only the engine's server knows its tokens."""
+    """A model that clients can name.
+
+    `window` and `vocabulary` are in tokens; None if unknown. With message passthrough, the gateway counts prompts in
+    characters, because only the upstream server knows the tokens.
+    """
 
     id: str
     window: int | None
@@ -26,15 +29,15 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def token_bytes(self, token: int | bytes) -> bytes:
-        """What a token stands for; engines elsewhere tell it by its bytes."""
+        """Return the bytes of a token. Tokens of upstream servers are bytes already."""
         return token if isinstance(token, bytes) else self.tokenizer.token_bytes(token)
 
 
 class ServedModels:
-    """The models that are served, from the time their engine is ready."""
+    """Owner of the models that are served. Each is added once its engine is ready."""
 
     def __init__(self, wait_seconds: float) -> None:
-        """`wait_seconds`: how long a request that comes during the start is held."""
+        """`wait_seconds`: longest time that a request waits for the first model during the start."""
         self._wait_seconds = wait_seconds
         self._served: dict[str, ServedModel] = {}
         self._aliases: dict[str, str] = {}
@@ -42,20 +45,23 @@ class ServedModels:
         self._started = asyncio.Event()
 
     def add(self, model: ServedModel) -> None:
-        """The model is ready."""
+        """Add a model that is ready."""
         self._served[model.id] = model
         self._started.set()
 
-    def relate(self, aliases: Mapping[str, str], fallbacks: Mapping[str, Sequence[str]]) -> None:
-        """`aliases`: models by their other names. `fallbacks`: models that answer in a model's place, in order."""
+    def set_aliases(self, aliases: Mapping[str, str], fallbacks: Mapping[str, Sequence[str]]) -> None:
+        """Set aliases and fallbacks.
+
+        `aliases`: models by their other names. `fallbacks`: for each model, the models that replace it, in order.
+        """
         self._aliases, self._fallbacks = dict(aliases), dict(fallbacks)
 
-    def behind(self, model: ServedModel) -> list[ServedModel]:
-        """Who answers if no engine of the model does, in order."""
+    def fallbacks_of(self, model: ServedModel) -> list[ServedModel]:
+        """Return the models that answer if no engine of this model does, in order."""
         return [self._served[name] for name in self._fallbacks.get(model.id, ())]
 
     async def all(self) -> list[ServedModel]:
-        """Every model. Raises RequestError 503 if none is ready in time."""
+        """Return all models. Raises RequestError 503 if none is ready in time."""
         await self._ready()
         return list(self._served.values())
 
@@ -69,25 +75,25 @@ class ServedModels:
             raise RequestError(503, "the model is still loading", code="engine_unavailable") from None
 
     async def one(self, name: str | None) -> ServedModel:
-        """The model of that name, or the only one there is. Raises RequestError."""
+        """Return the model of that name, or the only one. Raises RequestError."""
         if name is not None:
             return await self.get(name)
         first, *others = await self.all()
         if others:
-            message = f"several models are served; name one of {first.id}, {', '.join(other.id for other in others)}"
+            message = f"several models are served; specify one of {first.id}, {', '.join(other.id for other in others)}"
             raise RequestError(400, message, code="missing_required_parameter", param="model")
         return first
 
     async def get(self, name: str, where: str = "") -> ServedModel:
-        """The model of that name, asked for by the request at `where` in a larger one.
+        """Return the model of that name or alias. `where`: path of the request in a larger one.
 
-        Raises RequestError 404, which names the ones there are.
+        Raises RequestError 404, which lists similar names or the served models.
         """
         if not self._served:
             await self._ready()
         served, name = self._served, self._aliases.get(name, name)
         if name not in served:
-            near = difflib.get_close_matches(name, [*served, *self._aliases], n=1) or list(served)[:_NAMED]
-            message = f"there is no model {name!r}; served: {', '.join(near)}"
-            raise RequestError(404, message, code="model_not_found", param=at(where, "model"))
+            near = difflib.get_close_matches(name, [*served, *self._aliases], n=1) or list(served)[:_MAX_LISTED]
+            message = f"The model {name!r} does not exist; served: {', '.join(near)}"
+            raise RequestError(404, message, code="model_not_found", param=field_path(where, "model"))
         return served[name]

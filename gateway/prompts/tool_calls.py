@@ -1,7 +1,7 @@
-"""Tools: how a model is told of them, how its calls are written, and how they are found in what it writes.
+"""Describe tools to a model, constrain its calls, and find calls in its answer.
 
-Families write calls in ways of their own. Which one a model's is, its chat template shows; where that knows of no
-tools, the model is told in words, and asked to write as most do.
+Model families write calls in different formats. The chat template shows which one a model uses. If the template does
+not support tools, a message describes them, and asks for the most common format.
 """
 
 import json
@@ -16,10 +16,10 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Style:
-    """How calls are written: JSON with a `name` and the arguments under a key of the family's, between two marks.
+class CallFormat:
+    """A format of calls: JSON with a `name` and with the arguments under a key of the family's, between two marks.
 
-    `listed`: they stand in a list, even a single one.
+    `listed`: calls are in a list, even a single one.
     """
 
     name: str
@@ -29,16 +29,16 @@ class Style:
     listed: bool = False
 
 
-HERMES = Style("hermes", "<tool_call>\n", "\n</tool_call>")
-"""Hermes, Qwen, SmolLM3 and many others."""
-LLAMA = Style("llama", "", "", "parameters")
-MISTRAL = Style("mistral", "[TOOL_CALLS] ", "", listed=True)
-PASSED_ON = Style("passed on", "", "")
-"""Where the engine's own server writes and finds calls; they come back in Hermes's."""
+HERMES = CallFormat("hermes", "<tool_call>\n", "\n</tool_call>")
+"""Format of Hermes, Qwen, SmolLM3 and many others."""
+LLAMA = CallFormat("llama", "", "", "parameters")
+MISTRAL = CallFormat("mistral", "[TOOL_CALLS] ", "", listed=True)
+UPSTREAM_FORMAT = CallFormat("passed on", "", "")
+"""Format of upstream servers, which write and find calls themselves. Calls come back in the Hermes format."""
 
 
-def style_of(template: str) -> Style:
-    """The one that a chat template shows."""
+def call_format_of(template: str) -> CallFormat:
+    """Return the format that a chat template shows."""
     if "[TOOL_CALLS]" in template:
         return MISTRAL
     if "<tool_call>" not in template and '"parameters"' in template and "ipython" in template:
@@ -48,8 +48,11 @@ def style_of(template: str) -> Style:
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the client can call. `schema`: of its arguments, as the model is told; `held`: what they are held
-    to. `strict`: even where the model need not call at all."""
+    """A function that the client can run for the model.
+
+    `schema`: schema of the arguments that the model reads. `held`: schema that constrains the arguments. `strict`:
+    whether it constrains calls that the model is free to make as well.
+    """
 
     name: str
     description: str = ""
@@ -57,14 +60,14 @@ class Tool:
     strict: bool = False
     held: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
 
-    def described(self) -> dict[str, Any]:
-        """As OpenAI has it, and templates expect it."""
+    def as_openai(self) -> dict[str, Any]:
+        """Return the tool in OpenAI's format, which chat templates expect."""
         function = {"name": self.name, "description": self.description, "parameters": dict(self.schema)}
         return {"type": "function", "function": function}
 
-    def told(self) -> dict[str, Any]:
-        """The same for another server, which may hold calls to it."""
-        described = self.described()
+    def as_upstream(self) -> dict[str, Any]:
+        """Return the tool for an upstream server, which may constrain calls by `strict`."""
+        described = self.as_openai()
         if self.strict:
             described["function"]["strict"] = True
         return described
@@ -75,41 +78,42 @@ Choice = Literal["none", "auto", "forced"]
 
 @dataclass(frozen=True)
 class Tools:
-    """What a request says of tools. With `forced` the answer is calls of `callable`, one or, if `parallel`, several."""
+    """The tools of a request. With `forced`, the answer is one call of `callable`, or several if `parallel`."""
 
     known: Sequence[Tool]
     choice: Choice = "auto"
     callable: Sequence[Tool] = ()
     parallel: bool = False
     parallel_told: bool | None = None
-    """What the request itself says of calls in parallel."""
+    """Value of `parallel_tool_calls` in the request."""
 
     def request(self) -> dict[str, Any]:
-        """As a request of OpenAI's has them."""
+        """Return the fields of a request in OpenAI's format."""
         if self.choice == "none":
             return {}
-        told: dict[str, Any] = {"tools": [tool.told() for tool in self.known]}
+        fields: dict[str, Any] = {"tools": [tool.as_upstream() for tool in self.known]}
         if self.choice == "forced":
             (only, *others) = self.callable
             named = len(self.known) > 1 and not others
-            told["tool_choice"] = {"type": "function", "function": {"name": only.name}} if named else "required"
+            fields["tool_choice"] = {"type": "function", "function": {"name": only.name}} if named else "required"
         if self.parallel_told is not None:
-            told["parallel_tool_calls"] = self.parallel_told
-        return told
+            fields["parallel_tool_calls"] = self.parallel_told
+        return fields
 
-    def call_schema(self, style: Style) -> dict[str, Any]:
-        """Of what a forced answer is."""
+    def call_schema(self, style: CallFormat) -> dict[str, Any]:
+        """Return the schema of a forced answer."""
         definitions: dict[str, Any] = {}
         calls = [_call(tool, style, definitions) for tool in self.callable]
-        one = {"anyOf": calls} if len(calls) > 1 else calls[0]
+        answer = {"anyOf": calls} if len(calls) > 1 else calls[0]
         if self.parallel or style.listed:
-            one = {"type": "array", "items": one, "minItems": 1, "maxItems": _MOST_CALLS if self.parallel else 1}
-        return {**one, "$defs": definitions} if definitions else one
+            answer = {"type": "array", "items": answer, "minItems": 1, "maxItems": _MAX_CALLS if self.parallel else 1}
+        return {**answer, "$defs": definitions} if definitions else answer
 
-    def grammar(self, style: Style, control: Mapping[str, int]) -> str | None:
-        """For an answer that may call strict tools and need not: any text, with calls in it that are right.
+    def grammar(self, style: CallFormat, control: Mapping[str, int]) -> str | None:
+        """Return a grammar for an answer that may call strict tools: any text, with calls in it that are valid.
 
-        `control`: the model's control tokens, among which the mark before a call may be.
+        Return None if the choice is not `auto` or no tool is strict. `control`: the model's control tokens; the mark
+        before a call may be one of them.
         """
         if self.choice != "auto" or not any(tool.strict for tool in self.known):
             return None
@@ -122,38 +126,40 @@ class Tools:
         ]
         mark = style.begin.strip()
         if mark and mark not in control:
-            before, behind = (
+            before, after = (
                 style.begin + ("[" if style.listed else ""),
                 "}" + ("]" if style.listed else "") + style.end,
             )
             tags = [
-                StructTag(trigger=mark, begin=before + begin, grammar={**_WRITTEN, **schema}, end=behind)
+                StructTag(trigger=mark, begin=before + begin, grammar={**_COMPACT_JSON, **schema}, end=after)
                 for begin, schema in calls
             ]
             return StructTag.to_grammar(tags, assume_special=False)
-        rules = [f'call_{at}: {json.dumps(begin)} args_{at} "}}"' for at, (begin, _) in enumerate(calls)]
-        rules += [f"args_{at}: %json {json.dumps({**_WRITTEN, **schema})}" for at, (_, schema) in enumerate(calls)]
-        each = " | ".join(f"call_{at}" for at in range(len(calls)))
+        rules = [f'call_{index}: {json.dumps(begin)} args_{index} "}}"' for index, (begin, _) in enumerate(calls)]
+        rules += [
+            f"args_{index}: %json {json.dumps({**_COMPACT_JSON, **schema})}" for index, (_, schema) in enumerate(calls)
+        ]
+        any_call = " | ".join(f"call_{index}" for index in range(len(calls)))
         if not mark:  # a call is the whole answer, and text does not begin like one
             free = r'/(?s:.*)/ & ~/\s*\{\s*"name"(?s:.*)/'
-            return "\n".join(["start: FREE | call", f"FREE: {free}", f"call: {each}", *rules])
+            return "\n".join(["start: FREE | call", f"FREE: {free}", f"call: {any_call}", *rules])
         listed = '"[" call (", " call)* "]"' if style.listed else "call"
         space, end = json.dumps(style.begin.removeprefix(mark)), json.dumps(style.end)
         start = f"start: FREE (<[{control[mark]}]> {space} {listed} {end})?"
-        return "\n".join([start.replace(' ""', ""), "FREE: /(?s:.*)/", f"call: {each}", *rules])
+        return "\n".join([start.replace(' ""', ""), "FREE: /(?s:.*)/", f"call: {any_call}", *rules])
 
 
-_MOST_CALLS = 16
-"""Of an answer that may hold several."""
-_WRITTEN = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
-"""How llguidance is to write JSON: without white space in which a small model could ramble."""
+_MAX_CALLS = 16
+"""Maximum number of calls in an answer that may have several."""
+_COMPACT_JSON = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+"""Options of llguidance for JSON: no free white space, in which a small model could ramble."""
 
 
-def _call(tool: Tool, style: Style, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Of a call of the tool. A schema of arguments that refers to parts of itself becomes one of the `definitions`."""
+def _call(tool: Tool, style: CallFormat, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a call. If the schema of the arguments has references, it is added to `definitions`."""
     arguments: dict[str, Any] = dict(tool.held)
     if '"$ref"' in json.dumps(arguments):
-        definitions[tool.name] = _moved(arguments, f"#/$defs/{tool.name}")
+        definitions[tool.name] = _rebase(arguments, f"#/$defs/{tool.name}")
         arguments = {"$ref": f"#/$defs/{tool.name}"}
     return {
         "type": "object",
@@ -163,77 +169,79 @@ def _call(tool: Tool, style: Style, definitions: dict[str, Any]) -> dict[str, An
     }
 
 
-def _moved(schema: Any, to: str) -> Any:
-    """A schema that stands at `to` in another now, with what it refers to in itself."""
+def _rebase(schema: Any, to: str) -> Any:
+    """Return a schema for the path `to` in a larger one: its references lead to the same parts as before."""
     if isinstance(schema, list):
-        return [_moved(one, to) for one in schema]
+        return [_rebase(item, to) for item in schema]
     if not isinstance(schema, dict):
         return schema
     return {
         key: value
         if key in ("const", "enum")
-        else (to + value[1:] if key == "$ref" and isinstance(value, str) and value[:1] == "#" else _moved(value, to))
+        else (to + value[1:] if key == "$ref" and isinstance(value, str) and value[:1] == "#" else _rebase(value, to))
         for key, value in schema.items()
     }
 
 
-# for templates that know of no tools
+# for templates without support for tools
 
 
 class Verbatim(str):
-    """Text of ours in a message: what looks like a reference in it is none."""
+    """Text of the server in a message. References in it are not resolved."""
 
     __slots__ = ()
 
 
-def in_words(
-    messages: Sequence[Message], tools: Sequence[Tool], style: Style = HERMES, *, system: bool = True
+def describe_in_text(
+    messages: Sequence[Message], tools: Sequence[Tool], style: CallFormat = HERMES, *, system: bool = True
 ) -> list[dict[str, Any]]:
-    """Return the conversation for a template that supports neither tools nor calls nor answers of tools. `system`:
-    whether it supports system messages. If not, and the client sent none, the user's first message describes the
-    tools."""
-    told = [_told(message, style) for message in messages]
+    """Return the conversation for a template that does not support tools: tools, calls and results become texts.
+
+    `system`: whether the template supports system messages. If not, and the client sent none, the user's first message
+    describes the tools.
+    """
+    converted = [_convert(message, style) for message in messages]
     if not tools:
-        return told
-    listed = "\n".join(json.dumps(tool.described()) for tool in tools)
-    words = (
+        return converted
+    listed = "\n".join(json.dumps(tool.as_openai()) for tool in tools)
+    description = (
         "You can call functions. Each is described here as JSON:\n"
         f"<tools>\n{listed}\n</tools>\n"
         "To call one, write its name and its arguments as JSON:\n"
         f'{style.begin}{{"name": <name>, "{style.arguments}": <arguments>}}{style.end}'
     )
-    if told and told[0]["role"] == "system":
-        content = told[0]["content"]
+    if converted and converted[0]["role"] == "system":
+        content = converted[0]["content"]
         before = content if isinstance(content, list) else [content]
-        return [{**told[0], "content": [*before, "", Verbatim(words)]}, *told[1:]]
+        return [{**converted[0], "content": [*before, "", Verbatim(description)]}, *converted[1:]]
     if system:
-        return [{"role": "system", "content": Verbatim(words)}, *told]
-    if not told or told[0]["role"] != "user":
-        return [{"role": "user", "content": Verbatim(words)}, *told]
-    content = told[0]["content"]
-    behind = content if isinstance(content, list) else [content]
-    return [{**told[0], "content": [Verbatim(words), Verbatim(""), *behind]}, *told[1:]]
+        return [{"role": "system", "content": Verbatim(description)}, *converted]
+    if not converted or converted[0]["role"] != "user":
+        return [{"role": "user", "content": Verbatim(description)}, *converted]
+    content = converted[0]["content"]
+    after = content if isinstance(content, list) else [content]
+    return [{**converted[0], "content": [Verbatim(description), Verbatim(""), *after]}, *converted[1:]]
 
 
-def _told(message: Message, style: Style) -> dict[str, Any]:
+def _convert(message: Message, style: CallFormat) -> dict[str, Any]:
     if message["role"] == "tool":
         content = message["content"]
         texts = content if isinstance(content, list) else [content]
         return {"role": "user", "content": [Verbatim("<tool_response>"), *texts, Verbatim("</tool_response>")]}
-    told = {key: value for key, value in message.items() if key != "tool_calls"}
+    converted = {key: value for key, value in message.items() if key != "tool_calls"}
     if calls := message.get("tool_calls"):
-        written = [_written(call["function"], style) for call in calls]
+        call_texts = [_call_text(call["function"], style) for call in calls]
         content = message.get("content") or []
-        told["content"] = [*([content] if isinstance(content, str) else content), *written]
-    return told
+        converted["content"] = [*([content] if isinstance(content, str) else content), *call_texts]
+    return converted
 
 
-def _written(function: Mapping[str, Any], style: Style) -> Verbatim:
+def _call_text(function: Mapping[str, Any], style: CallFormat) -> Verbatim:
     body = json.dumps({"name": function["name"], style.arguments: function["arguments"]})
     return Verbatim(f"{style.begin}{body}{style.end}")
 
 
-# what the model writes
+# calls in what the model writes
 
 
 @dataclass(frozen=True)
@@ -245,7 +253,7 @@ class AnswerText:
 
 @dataclass(frozen=True)
 class CallStart:
-    """A call begins: the `index`-th of the answer."""
+    """The beginning of a call. `index`: its position among the calls of the answer."""
 
     index: int
     name: str
@@ -259,11 +267,11 @@ class CallArguments:
     text: str
 
 
-Found = AnswerText | CallStart | CallArguments
+CallEvent = AnswerText | CallStart | CallArguments
 
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
-_LONGEST_HEAD = 400
-"""Characters; what has no name by then is no call."""
+_MAX_HEAD = 400
+"""Length in characters after which a text without a complete head is not a call."""
 _SLICE = 8_192
 """Number of characters that are searched for calls at a time."""
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -271,7 +279,7 @@ _MARKS_BEGIN = frozenset(mark[:length] for mark in (_OPEN, _CLOSE) for length in
 _NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
-def _beginnings(*tails: str) -> re.Pattern[str]:
+def _head_prefixes(*tails: str) -> re.Pattern[str]:
     """Return a pattern that matches each prefix of a call's head, up to its arguments. `tails`: names of the
     arguments' key."""
 
@@ -286,129 +294,131 @@ def _beginnings(*tails: str) -> re.Pattern[str]:
     return re.compile(nested(head, f"(?:{tail})"))
 
 
-_HEAD_BEGINS = _beginnings("arguments", "parameters")
+_HEAD_BEGINS = _head_prefixes("arguments", "parameters")
 """Pattern of texts that may become a call's head when more text arrives."""
 
 
-class Reader:
-    """Finds calls in an answer as it grows. Text that turns out not to be a call is content; a cut-off call never is.
+class CallParser:
+    """Finder of calls in an answer that grows. Text that turns out not to be a call becomes content, but a call that is
+    cut off does not.
 
-    `text`: ordinary text, until a mark comes, or JSON at the very beginning. `between`: behind a mark, or a call: JSON
-    with a name, or an end. `arguments`: within a call's. `plain`: nothing but text any more.
+    States: `text` is ordinary text, until a mark, or until JSON at the beginning of the answer. `between` follows a
+    mark or a call: JSON with a name, or a closing mark, is expected. `arguments` is inside a call's arguments. `behind`
+    follows the arguments. `plain` has no more calls.
     """
 
     def __init__(self, names: Sequence[str], *, forced: bool) -> None:
-        """`names`: of the tools that there are. `forced`: the answer is nothing but calls."""
+        """`names`: names of the tools. `forced`: whether the answer consists of calls only."""
         self._names = frozenset(names)
         self._forced = forced
         self._state = "between" if forced else "text"
         self._marked = False
-        """Whether a mark was opened and not closed yet."""
-        self._held = ""
-        """What came and was not told yet."""
-        self._before = ""
-        """What stood before it and would be told with it, if it is text after all."""
-        self._told = False
-        self._behind_call = False
-        """Whether nothing was told since a call's end."""
+        """Whether a mark was opened and not yet closed."""
+        self._buffer = ""
+        """Text that arrived and was not emitted yet."""
+        self._pending_mark = ""
+        """Opening mark before the buffer, which is emitted with the buffer if it is text after all."""
+        self._text_emitted = False
+        self._after_call = False
+        """Whether no text was emitted since the end of a call."""
         self._calls = 0
         self._scan = _Json()
 
     @property
     def calls(self) -> int:
-        """Calls found so far."""
+        """Return the number of calls found so far."""
         return self._calls
 
     @property
     def whole(self) -> bool:
-        """Whether the arguments of the last call are complete."""
+        """Return whether the arguments of the last call are complete."""
         return self._state != "arguments"
 
-    def push(self, text: str) -> list[Found]:
-        """Return what is found now that the text goes on."""
-        found: list[Found] = []
+    def push(self, text: str) -> list[CallEvent]:
+        """Add text, and return what is found in it."""
+        found: list[CallEvent] = []
         for begin in range(0, len(text), _SLICE):  # each call found copies the rest of the slice
-            self._held += text[begin : begin + _SLICE]
-            found += self._found(last=False, cut=False)
+            self._buffer += text[begin : begin + _SLICE]
+            found += self._find(last=False, cut=False)
         return found
 
-    def finish(self, *, cut: bool = False) -> list[Found]:
+    def finish(self, *, cut: bool = False) -> list[CallEvent]:
         """Return what is found at the end of the text. `cut`: whether a token limit ended it, perhaps within a call."""
-        found = list(self._found(last=True, cut=cut))
-        if self._held or self._before:
+        found = list(self._find(last=True, cut=cut))
+        if self._buffer or self._pending_mark:
             if self._state == "arguments":
-                found.append(CallArguments(self._calls - 1, self._held))
-            elif not self._hides(cut) and (self._calls == 0 or (self._before + self._held).strip(" \n\t,[]")):
-                found.append(AnswerText(self._before + self._held))
-        self._held = self._before = ""
+                found.append(CallArguments(self._calls - 1, self._buffer))
+            elif not self._hides(cut) and (self._calls == 0 or (self._pending_mark + self._buffer).strip(" \n\t,[]")):
+                found.append(AnswerText(self._pending_mark + self._buffer))
+        self._buffer = self._pending_mark = ""
         return found
 
     def _hides(self, cut: bool) -> bool:
         """Return whether text at the end that may be the beginning of a call is hidden from the client."""
         return self._forced or (cut and self._marked)
 
-    def _found(self, *, last: bool, cut: bool) -> Iterator[Found]:
-        while self._held:
-            before = self._state, self._held
+    def _find(self, *, last: bool, cut: bool) -> Iterator[CallEvent]:
+        while self._buffer:
+            before = self._state, self._buffer
             match self._state:
                 case "text":
                     yield from self._text(last=last)
                 case "between":
                     yield from self._between(last=last, cut=cut)
                 case "arguments":
-                    piece, ended = self._scan.take(self._held)
-                    self._held = self._held[len(piece) :]
+                    piece, ended = self._scan.take(self._buffer)
+                    self._buffer = self._buffer[len(piece) :]
                     if piece:
                         yield CallArguments(self._calls - 1, piece)
                     if ended:
                         self._state = "behind"
                 case "behind":
-                    self._held = self._held.lstrip()
-                    if self._held:
-                        self._held = self._held.removeprefix("}")
+                    self._buffer = self._buffer.lstrip()
+                    if self._buffer:
+                        self._buffer = self._buffer.removeprefix("}")
                         self._state = "between"
                 case _:
-                    yield AnswerText(self._held)
-                    self._held = ""
-            if (self._state, self._held) == before:
+                    yield AnswerText(self._buffer)
+                    self._buffer = ""
+            if (self._state, self._buffer) == before:
                 return
 
-    def _text(self, *, last: bool) -> Iterator[Found]:
-        if not self._told and not self._calls and self._held.lstrip()[:1] in ("{", "["):
+    def _text(self, *, last: bool) -> Iterator[CallEvent]:
+        if not self._text_emitted and not self._calls and self._buffer.lstrip()[:1] in ("{", "["):
             self._state = "between"
             return
-        at = self._held.find(_OPEN)
-        if at >= 0:
-            yield from self._say(self._held[:at].rstrip("\n"))
-            self._before, self._held = _OPEN, self._held[at + len(_OPEN) :]
+        position = self._buffer.find(_OPEN)
+        if position >= 0:
+            yield from self._emit(self._buffer[:position].rstrip("\n"))
+            self._pending_mark, self._buffer = _OPEN, self._buffer[position + len(_OPEN) :]
             self._state, self._marked = "between", True
             return
-        if not self._told and not self._held.strip() and not last:
+        if not self._text_emitted and not self._buffer.strip() and not last:
             return  # white space before a call is no text
-        if self._calls and self._behind_call:
-            self._held = self._held.lstrip("\n")
-        text = self._held
-        if not last or self._forced:  # line ends before a mark belong to it
-            text = text[: len(text) - _begun(text, _OPEN)].rstrip("\n")
-        self._held = self._held[len(text) :]
-        yield from self._say(text)
+        if self._calls and self._after_call:
+            self._buffer = self._buffer.lstrip("\n")
+        text = self._buffer
+        if not last or self._forced:  # line breaks before a mark are part of it
+            text = text[: len(text) - _partial_mark(text, _OPEN)].rstrip("\n")
+        self._buffer = self._buffer[len(text) :]
+        yield from self._emit(text)
 
-    def _say(self, text: str) -> Iterator[Found]:
+    def _emit(self, text: str) -> Iterator[CallEvent]:
         if text:
-            self._told, self._behind_call = True, False
+            self._text_emitted, self._after_call = True, False
             yield AnswerText(text)
 
-    def _between(self, *, last: bool, cut: bool) -> Iterator[Found]:
-        rest = self._held.lstrip(" \n\t,[]" if not self._marked else " \n\t")
+    def _between(self, *, last: bool, cut: bool) -> Iterator[CallEvent]:
+        rest = self._buffer.lstrip(" \n\t,[]" if not self._marked else " \n\t")
         if self._marked and rest.startswith(_CLOSE):
-            self._held, self._before = rest[len(_CLOSE) :].lstrip("\n"), ""
-            self._state, self._marked, self._behind_call = "text", False, True
+            self._buffer, self._pending_mark = rest[len(_CLOSE) :].lstrip("\n"), ""
+            self._state, self._marked, self._after_call = "text", False, True
             return
         head = _HEAD.match(rest)
         if head is not None and (name := _name(head[1])) in self._names:
             yield CallStart(self._calls, name)
             self._calls += 1
-            self._held, self._before = rest[head.end() :], ""
+            self._buffer, self._pending_mark = rest[head.end() :], ""
             self._state, self._scan = "arguments", _Json()
             return
         if last and self._hides(cut) and (_HEAD_BEGINS.fullmatch(rest) or rest in _MARKS_BEGIN):
@@ -417,40 +427,40 @@ class Reader:
                 yield CallStart(self._calls, name)
                 self._calls += 1
                 self._state = "arguments"
-            self._held = self._before = ""
+            self._buffer = self._pending_mark = ""
             return
         growing = not rest or rest.startswith("{") or (self._marked and _CLOSE.startswith(rest))
-        if head is None and growing and len(rest) < _LONGEST_HEAD and not last:
+        if head is None and growing and len(rest) < _MAX_HEAD and not last:
             return
         if last and not rest:
             return
-        behind = self._calls or self._held.lstrip()[:1] == "<"  # not behind a bracket, which is text's beginning
-        if behind and not self._marked and rest and _OPEN.startswith(rest[: len(_OPEN)]):
+        after_call = self._calls or self._buffer.lstrip()[:1] == "<"  # a bracket at the beginning starts a text
+        if after_call and not self._marked and rest and _OPEN.startswith(rest[: len(_OPEN)]):
             self._state = "text"
             return
-        self._held, self._before = self._before + self._held, ""
-        self._state, self._told = "plain", True
+        self._buffer, self._pending_mark = self._pending_mark + self._buffer, ""
+        self._state, self._text_emitted = "plain", True
 
 
-def read_calls(reader: Reader, text: str, *, cut: bool = False) -> tuple[str, list[tuple[str, str]]]:
+def parse_calls(reader: CallParser, text: str, *, cut: bool = False) -> tuple[str, list[tuple[str, str]]]:
     """Return the ordinary text of a complete answer, and the name and the arguments of each call in it.
 
     `cut`: whether a token limit ended the answer.
     """
-    said, calls = list[str](), list[tuple[str, list[str]]]()
+    texts, calls = list[str](), list[tuple[str, list[str]]]()
     for found in (*reader.push(text), *reader.finish(cut=cut)):
         match found:
             case AnswerText(piece):
-                said.append(piece)
+                texts.append(piece)
             case CallStart(_, name):
                 calls.append((name, []))
             case CallArguments(_, piece):
                 calls[-1][1].append(piece)
-    return "".join(said), [(name, "".join(arguments)) for name, arguments in calls]
+    return "".join(texts), [(name, "".join(arguments)) for name, arguments in calls]
 
 
 class _Json:
-    """Where one JSON value ends."""
+    """Scanner that finds the end of one JSON value."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -459,8 +469,8 @@ class _Json:
         self._begun = False
 
     def take(self, text: str) -> tuple[str, bool]:
-        """The part of the text that belongs to the value, and whether it ends there."""
-        for at, character in enumerate(text):
+        """Return the part of the text that belongs to the value, and whether the value ends there."""
+        for index, character in enumerate(text):
             if self._in_string:
                 if self._escaped:
                     self._escaped = False
@@ -469,7 +479,7 @@ class _Json:
                 elif character == '"':
                     self._in_string = False
                     if not self._depth:
-                        return text[: at + 1], True
+                        return text[: index + 1], True
                 continue
             if character == '"':
                 self._in_string = self._begun = True
@@ -478,28 +488,28 @@ class _Json:
                 self._begun = True
             elif character in "}]":
                 if not self._depth:
-                    return text[:at], True  # what it stands in ends
+                    return text[:index], True  # the end of the object or list around the value
                 self._depth -= 1
                 if not self._depth:
-                    return text[: at + 1], True
+                    return text[: index + 1], True
             elif not self._depth and self._begun and character in ", \n\t":
-                return text[:at], True
+                return text[:index], True
             elif not character.isspace():
                 self._begun = True
         return text, False
 
 
-def _name(written: str) -> str | None:
-    """Return the name that a model wrote as a JSON string; None if it is none: models write what they like."""
+def _name(text: str) -> str | None:
+    """Return the name in a JSON string that a model wrote; None if it is not valid."""
     try:
-        name = json.loads(written)
+        name = json.loads(text)
     except ValueError:
         return None
     return name if isinstance(name, str) else None
 
 
-def _begun(text: str, mark: str) -> int:
-    """Length of the longest end of the text that is a proper beginning of the mark."""
+def _partial_mark(text: str, mark: str) -> int:
+    """Return the length of the longest suffix of the text that is a proper prefix of the mark."""
     for length in range(min(len(text), len(mark) - 1), 0, -1):
         if mark.startswith(text[len(text) - length :]):
             return length

@@ -1,4 +1,4 @@
-"""Responses that clients may come back to, by their ids: in the journal's file, in PostgreSQL, or in memory."""
+"""The response store: responses that clients can refer to by id, in the journal's file, in PostgreSQL, or in memory."""
 
 from gateway.responses.postgres import PostgresResponseStore
 from gateway.responses.sqlite import Database, MemoryDatabase, SqliteResponseStore

@@ -1,11 +1,18 @@
-"""Responses in PostgreSQL, where every gateway finds those of all."""
+"""Response store in PostgreSQL, which all gateways share."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from gateway.responses.store import CONVERSATION_BYTES, ResponseStoreError, StoredResponse, Told, check_size, hidden
+from gateway.responses.store import (
+    CONVERSATION_BYTES,
+    ResponseStoreError,
+    StoredResponse,
+    Told,
+    check_size,
+    hidden_response,
+)
 
 if TYPE_CHECKING:
     from gateway.journal import PostgresStorage
@@ -31,7 +38,7 @@ CREATE INDEX IF NOT EXISTS myna_responses_oldest ON myna_responses (at) WHERE fo
 CREATE INDEX IF NOT EXISTS myna_responses_session ON myna_responses (tenant, session) WHERE session IS NOT NULL;
 CREATE INDEX IF NOT EXISTS myna_responses_unfinished ON myna_responses (tenant, runs_in) WHERE begun <> '';
 """
-"""As in SQLite; see `archive.file`."""
+"""The columns are those of SQLite; see `gateway.responses.sqlite`."""
 
 _COLUMNS = "tenant, id, input, answer, session, begun, runs_in"
 _CHAIN = """
@@ -58,15 +65,18 @@ SELECT number FROM (
 """
 """Query of the ended responses that do not fit any more. `held` is the size of a response and of all newer ones of its
 tenant. Responses with the largest `held` go first: the oldest of the tenants that hold most."""
-_AT_ONCE = 1000
+_BATCH = 1000
+"""Maximum number of old responses that are hidden at a time."""
 _TIDY_SECONDS = 30.0
+"""Shortest time between two runs of `tidy`, in seconds."""
 
 
 class PostgresResponseStore:
-    """An `ResponseStore`. The bound on its bytes is kept within half a minute: counting takes a look at every row."""
+    """Response store in PostgreSQL. The limit of its size is enforced within 30 s, because counting visits every
+    row."""
 
     def __init__(self, storage: "PostgresStorage", max_bytes: int, ttl: float) -> None:
-        """`max_bytes`: of responses that are kept, by all gateways together. `ttl`: seconds for which one is."""
+        """`max_bytes`: maximum size of the responses of all gateways. `ttl`: time to live of a response, in seconds."""
         self.keeps = max_bytes > 0
         self._storage = storage
         self._max_bytes = max_bytes
@@ -75,29 +85,29 @@ class PostgresResponseStore:
 
     @classmethod
     async def open(cls, storage: "PostgresStorage", max_bytes: int, ttl: float) -> "PostgresResponseStore":
-        """Makes the table if need be. Raises ResponseStoreError."""
-        archive = cls(storage, max_bytes, ttl)
+        """Return a store; create its table if there is none. Raises ResponseStoreError."""
+        store = cls(storage, max_bytes, ttl)
         try:
-            async with storage.making_tables() as connection:
+            async with storage.schema_transaction() as connection:
                 await connection.execute(_CREATE)
         except storage.failures as error:
             raise ResponseStoreError(str(error)) from error
-        return archive
+        return store
 
     async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
-        """See `ResponseStore`."""
-        at = time.time()
+        """Store a response. See `ResponseStore.keep`."""
+        created = time.time()
         async with self._transaction() as connection:
             before = None
             if response.before is not None:
                 before = await _number(connection, response.tenant, response.before)
             if before is None:
-                for told in earlier:
-                    before = await _insert(connection, hidden(response.tenant, told), before, at)
-            await _insert(connection, response, before, at, found=True)
+                for turn in earlier:
+                    before = await _insert(connection, hidden_response(response.tenant, turn), before, created)
+            await _insert(connection, response, before, created, found=True)
 
     async def end(self, response: StoredResponse) -> bool:
-        """See `ResponseStore`."""
+        """Replace an unfinished response. See `ResponseStore.end`."""
         query = (
             "UPDATE myna_responses SET input = $1, answer = $2, begun = '', runs_in = NULL, size = $3 "
             "WHERE tenant = $4 AND id = $5 AND found AND begun <> '' RETURNING number"
@@ -108,14 +118,14 @@ class PostgresResponseStore:
         return ended is not None
 
     async def find(self, tenant: str, id: str) -> StoredResponse | None:
-        """See `ResponseStore`."""
+        """Return a response. See `ResponseStore.find`."""
         query = f"SELECT {_COLUMNS} FROM myna_responses WHERE tenant = $1 AND id = $2 AND found"
         async with self._transaction() as connection:
             found = await connection.fetchrow(query, tenant, id)
-        return None if found is None else _archived(found)
+        return None if found is None else _stored_response(found)
 
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
-        """See `ResponseStore`."""
+        """Return a response and those before it. See `ResponseStore.conversation`."""
         async with self._transaction() as connection:
             rows = await connection.fetch(_CHAIN, tenant, id, 2 * CONVERSATION_BYTES)
         return check_size(
@@ -123,17 +133,17 @@ class PostgresResponseStore:
         )
 
     async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
-        """See `ResponseStore`."""
+        """Return unfinished responses. See `ResponseStore.unfinished`."""
         query = f"SELECT {_COLUMNS} FROM myna_responses WHERE begun <> ''"
         values: tuple[Any, ...] = ()
         if tenant is not None:
             query, values = f"{query} AND tenant = $1 AND runs_in = $2", (tenant, session)
         async with self._transaction() as connection:
             rows = await connection.fetch(f"{query} ORDER BY number", *values)
-        return [_archived(row) for row in rows]
+        return [_stored_response(row) for row in rows]
 
     async def forget(self, tenant: str, id: str) -> bool:
-        """See `ResponseStore`."""
+        """Hide a response. See `ResponseStore.forget`."""
         async with self._transaction() as connection:
             number = await _number(connection, tenant, id)
             if number is not None:
@@ -141,7 +151,7 @@ class PostgresResponseStore:
         return number is not None
 
     async def forget_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """See `ResponseStore`."""
+        """Hide the responses of sessions. See `ResponseStore.forget_sessions`."""
         query = (
             "SELECT number FROM myna_responses AS r JOIN unnest($1::text[], $2::text[]) AS gone (tenant, session) "
             "ON r.tenant = gone.tenant AND r.session = gone.session WHERE found ORDER BY number DESC"
@@ -150,17 +160,18 @@ class PostgresResponseStore:
         await self._forget_all(query, tenants, ids)
 
     async def tidy(self) -> None:
-        """See `ResponseStore`."""
+        """Hide old responses, and those that do not fit. See `ResponseStore.tidy`."""
         now = time.monotonic()
         if now - self._tidied < _TIDY_SECONDS:
             return
         self._tidied = now
         old = "SELECT number FROM myna_responses WHERE found AND begun = '' AND at < $1 ORDER BY at LIMIT $2"
-        await self._forget_all(old, time.time() - self._ttl, _AT_ONCE)
+        await self._forget_all(old, time.time() - self._ttl, _BATCH)
         await self._forget_all(_SURPLUS, self._max_bytes)
 
     async def _forget_all(self, query: str, *values: Any) -> None:
-        """Those whose numbers the query gives, a transaction each: several gateways may be at it."""
+        """Hide the responses whose numbers the query returns, each in a transaction of its own: other gateways may do
+        the same at the same time."""
         async with self._transaction() as connection:
             rows = await connection.fetch(query, *values)
         for row in rows:
@@ -168,26 +179,26 @@ class PostgresResponseStore:
                 await _forget(connection, row["number"])
 
     async def close(self) -> None:
-        """See `ResponseStore`. The storage is closed by whoever opened it."""
+        """Do nothing: the storage is closed by its owner. See `ResponseStore.close`."""
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Any]:
-        """Raises ResponseStoreError for whatever fails in it for the database's reasons."""
+        """Open a transaction. Raises ResponseStoreError if the database fails."""
         try:
             async with self._storage.transaction() as connection:
                 yield connection
         except self._storage.failures as error:
-            raise ResponseStoreError(f"responses cannot be kept or read now: {error}") from error
+            raise ResponseStoreError(f"responses cannot be stored or read now: {error}") from error
 
 
 async def _insert(
-    connection: Any, response: StoredResponse, before: int | None, at: float, *, found: bool = False
+    connection: Any, response: StoredResponse, before: int | None, created: float, *, found: bool = False
 ) -> int:
-    """Its number. What came before has one follower more."""
+    """Insert a response, count it as a follower of the one before it, and return its number."""
     number: int = await connection.fetchval(
         "INSERT INTO myna_responses (tenant, id, found, at, before, session, input, answer, begun, runs_in, size) "
         "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING number",
-        *(response.tenant, response.id, found, at, before, response.session),
+        *(response.tenant, response.id, found, created, before, response.session),
         *(response.input.decode(), response.answer.decode(), response.begun.decode(), response.runs_in),
         response.size,
     )
@@ -197,26 +208,26 @@ async def _insert(
 
 
 async def _number(connection: Any, tenant: str, id: str) -> int | None:
-    """Held until the transaction ends, so that nobody forgets it meanwhile."""
+    """Return the number of a response and lock its row, so that no other gateway deletes it in this transaction."""
     query = "SELECT number FROM myna_responses WHERE tenant = $1 AND id = $2 AND found FOR UPDATE"
     number: int | None = await connection.fetchval(query, tenant, id)
     return number
 
 
 async def _forget(connection: Any, number: int) -> None:
-    """See `archive.file`. Rows are locked from the newest back, by everybody."""
+    """Hide a response. See `gateway.responses.sqlite`. All gateways lock rows from the newest to the oldest."""
     await connection.execute("UPDATE myna_responses SET found = false WHERE number = $1", number)
-    at: int | None = number
-    while at is not None:
-        at_once = "DELETE FROM myna_responses WHERE number = $1 AND NOT found AND followers = 0 RETURNING before"
-        gone = await connection.fetchrow(at_once, at)
-        if gone is None:
+    current: int | None = number
+    while current is not None:
+        delete = "DELETE FROM myna_responses WHERE number = $1 AND NOT found AND followers = 0 RETURNING before"
+        deleted = await connection.fetchrow(delete, current)
+        if deleted is None:
             return
-        at = gone["before"]
-        await connection.execute("UPDATE myna_responses SET followers = followers - 1 WHERE number = $1", at)
+        current = deleted["before"]
+        await connection.execute("UPDATE myna_responses SET followers = followers - 1 WHERE number = $1", current)
 
 
-def _archived(row: Any) -> StoredResponse:
+def _stored_response(row: Any) -> StoredResponse:
     return StoredResponse(
         row["tenant"],
         row["id"],

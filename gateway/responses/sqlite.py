@@ -1,6 +1,6 @@
-"""Responses in SQLite: in the journal's file, or in memory where there is none.
+"""Response store in SQLite: in the journal's file, or in memory if there is none.
 
-What many ask for at once is done in one transaction, so that it is written to the disk once.
+Concurrent operations share one transaction, so that the disk is written once for all of them.
 """
 
 import asyncio
@@ -11,7 +11,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from gateway.responses.store import CONVERSATION_BYTES, ResponseStoreError, StoredResponse, Told, check_size, hidden
+from gateway.responses.store import (
+    CONVERSATION_BYTES,
+    ResponseStoreError,
+    StoredResponse,
+    Told,
+    check_size,
+    hidden_response,
+)
 
 log = logging.getLogger("myna.archive")
 
@@ -48,17 +55,18 @@ CREATE TRIGGER IF NOT EXISTS responses_less AFTER DELETE ON responses
 CREATE TRIGGER IF NOT EXISTS responses_other AFTER UPDATE OF size ON responses
     BEGIN UPDATE responses_bytes SET total = total + new.size - old.size; END;
 """
-"""`found`: whether it can be; else it is there for `followers`, the responses that went on with it. Numbers rise, and
-so whatever came before has a lower one. `begun` is empty once it has ended."""
+"""`found`: whether the response can be found by its id. Otherwise it exists only for its `followers`, the responses
+that continue it. Numbers grow, so a response has a higher number than those before it. `begun` is empty once it has
+ended."""
 
 _COLUMNS = "tenant, id, input, answer, session, begun, runs_in"
-_AT_ONCE = 16
+_BATCH = 16
 """Number of responses that are deleted before the tenant that holds most is determined again."""
-_GREEDIEST = """
+_LARGEST_TENANT = """
 SELECT tenant FROM responses WHERE found AND begun = '' GROUP BY tenant ORDER BY sum(size) DESC LIMIT 1
 """
 _CHAIN_BYTES = 2 * CONVERSATION_BYTES
-"""Sizes of rows count more than the texts that a conversation is made of."""
+"""Limit of the row sizes of a conversation, in bytes. Row sizes count more than the texts of the conversation."""
 _CHAIN = """
 WITH RECURSIVE turns (number, before, input, answer, session, ended, held) AS (
     SELECT number, before, input, answer, session, begun = '', size FROM responses WHERE tenant = ? AND id = ? AND found
@@ -71,21 +79,21 @@ SELECT input, answer, session, ended FROM turns ORDER BY number
 
 
 class Database(Protocol):
-    """A connection, and the one thread that uses it."""
+    """A connection, and the only thread that uses it."""
 
     @property
     def name(self) -> str:
-        """For complaints."""
+        """Name for error messages."""
 
     def run(self, work: Callable[[sqlite3.Connection], _Result]) -> "asyncio.Future[_Result]":
-        """What the work makes of the connection, with no transaction open."""
+        """Call `work` with the connection, in the thread. No transaction is open."""
 
     async def close(self) -> None:
-        """Gives it back."""
+        """Close the connection."""
 
 
 class MemoryDatabase:
-    """A `Database` that ends with the process."""
+    """A database in memory. It is lost when the process ends."""
 
     name = "in memory"
 
@@ -94,21 +102,21 @@ class MemoryDatabase:
         self._thread = ThreadPoolExecutor(1, "archive")
 
     def run(self, work: Callable[[sqlite3.Connection], _Result]) -> "asyncio.Future[_Result]":
-        """See `Database`."""
+        """Call `work` with the connection. See `Database.run`."""
         return asyncio.get_running_loop().run_in_executor(self._thread, work, self._connection)
 
     async def close(self) -> None:
-        """See `Database`."""
+        """Close the connection and end the thread. See `Database.close`."""
         await self.run(sqlite3.Connection.close)
         self._thread.shutdown()
 
 
 class SqliteResponseStore:
-    """An `ResponseStore`. Owner of what is asked for and not done yet."""
+    """Response store in SQLite. Owner of the operations that are not done yet."""
 
     def __init__(self, database: Database, max_bytes: int, ttl: float, *, owns: bool) -> None:
-        """`max_bytes`: of responses that are kept. `ttl`: seconds for which one is. `owns`: whether the database is
-        closed with it."""
+        """`max_bytes`: maximum size of the responses. `ttl`: time to live of a response, in seconds. `owns`: whether
+        `close` closes the database."""
         self.keeps = max_bytes > 0
         self._database = database
         self._max_bytes = max_bytes
@@ -118,63 +126,63 @@ class SqliteResponseStore:
         self._busy = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._made = False
-        self._fails = False
-        """Whether the last transaction did."""
+        self._has_tables = False
+        self._is_failing = False
+        """Whether the last transaction failed."""
         self._closed = False
 
     async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
-        """See `ResponseStore`."""
-        at = time.time()
+        """Store a response. See `ResponseStore.keep`."""
+        created = time.time()
 
         def keep(connection: sqlite3.Connection) -> None:
             before = None if response.before is None else _number(connection, response.tenant, response.before)
             if before is None:
-                for told in earlier:
-                    before = _insert(connection, hidden(response.tenant, told), before, at)
-            _insert(connection, response, before, at, found=True)
+                for turn in earlier:
+                    before = _insert(connection, hidden_response(response.tenant, turn), before, created)
+            _insert(connection, response, before, created, found=True)
             self._make_room(connection)
 
-        await self._do(keep)
+        await self._submit(keep)
 
     async def end(self, response: StoredResponse) -> bool:
-        """See `ResponseStore`."""
+        """Replace an unfinished response. See `ResponseStore.end`."""
 
         def end(connection: sqlite3.Connection) -> bool:
-            told = connection.execute(
+            update = connection.execute(
                 "UPDATE responses SET input = ?, answer = ?, begun = '', runs_in = NULL, size = ? "
                 "WHERE tenant = ? AND id = ? AND found AND begun <> ''",
                 (response.input.decode(), response.answer.decode(), response.size, response.tenant, response.id),
             )
             self._make_room(connection)
-            return told.rowcount == 1
+            return update.rowcount == 1
 
-        return await self._do(end)
+        return await self._submit(end)
 
     async def find(self, tenant: str, id: str) -> StoredResponse | None:
-        """See `ResponseStore`."""
+        """Return a response. See `ResponseStore.find`."""
         query = f"SELECT {_COLUMNS} FROM responses WHERE tenant = ? AND id = ? AND found"
-        found = await self._do(lambda connection: connection.execute(query, (tenant, id)).fetchone())
-        return None if found is None else _archived(found)
+        found = await self._submit(lambda connection: connection.execute(query, (tenant, id)).fetchone())
+        return None if found is None else _stored_response(found)
 
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
-        """See `ResponseStore`."""
-        rows = await self._do(lambda connection: connection.execute(_CHAIN, (tenant, id, _CHAIN_BYTES)).fetchall())
+        """Return a response and those before it. See `ResponseStore.conversation`."""
+        rows = await self._submit(lambda connection: connection.execute(_CHAIN, (tenant, id, _CHAIN_BYTES)).fetchall())
         return check_size(
             [Told(input.encode(), answer.encode(), session, bool(e)) for input, answer, session, e in rows]
         )
 
     async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
-        """See `ResponseStore`."""
+        """Return unfinished responses. See `ResponseStore.unfinished`."""
         query = f"SELECT {_COLUMNS} FROM responses WHERE begun <> ''"
         values: tuple[Any, ...] = ()
         if tenant is not None:
             query, values = f"{query} AND tenant = ? AND runs_in = ?", (tenant, session)
-        rows = await self._do(lambda connection: connection.execute(f"{query} ORDER BY number", values).fetchall())
-        return [_archived(row) for row in rows]
+        rows = await self._submit(lambda connection: connection.execute(f"{query} ORDER BY number", values).fetchall())
+        return [_stored_response(row) for row in rows]
 
     async def forget(self, tenant: str, id: str) -> bool:
-        """See `ResponseStore`."""
+        """Hide a response. See `ResponseStore.forget`."""
 
         def forget(connection: sqlite3.Connection) -> bool:
             number = _number(connection, tenant, id)
@@ -182,10 +190,10 @@ class SqliteResponseStore:
                 _forget(connection, number)
             return number is not None
 
-        return await self._do(forget)
+        return await self._submit(forget)
 
     async def forget_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """See `ResponseStore`."""
+        """Hide the responses of sessions. See `ResponseStore.forget_sessions`."""
         query = "SELECT number FROM responses WHERE tenant = ? AND session = ? AND found ORDER BY number DESC"
 
         def forget(connection: sqlite3.Connection) -> None:
@@ -193,10 +201,10 @@ class SqliteResponseStore:
                 for (number,) in connection.execute(query, session).fetchall():
                     _forget(connection, number)
 
-        await self._do(forget)
+        await self._submit(forget)
 
     async def tidy(self) -> None:
-        """See `ResponseStore`."""
+        """Hide old responses. See `ResponseStore.tidy`."""
         query = "SELECT number FROM responses WHERE found AND begun = '' AND at < ? ORDER BY number LIMIT 1000"
         oldest = time.time() - self._ttl
 
@@ -204,11 +212,11 @@ class SqliteResponseStore:
             for (number,) in connection.execute(query, (oldest,)).fetchall():
                 _forget(connection, number)
 
-        await self._do(forget)
+        await self._submit(forget)
 
     async def close(self) -> None:
-        """See `ResponseStore`. What is asked for from here on is not answered: after the next start it has not
-        happened."""
+        """Finish all operations, and close an owned database. See `ResponseStore.close`. Later operations never return,
+        because they would not be stored."""
         if self._closed:
             return
         self._closed = True
@@ -216,68 +224,68 @@ class SqliteResponseStore:
         if self._owns:
             await self._database.close()
 
-    # the one way into the database
+    # operations
 
-    async def _do(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
-        """Does it together with what others ask for meanwhile, all of it or nothing. Raises ResponseStoreError."""
-        done: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+    async def _submit(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """Run an operation in the next transaction, and return its result. Raises ResponseStoreError."""
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         if self._closed:
-            return await done
-        self._pending.append((work, done))
+            return await future
+        self._pending.append((work, future))
         if not self._busy:
-            self._begin()
-        return await done
+            self._start_batch()
+        return await future
 
-    def _begin(self) -> None:
+    def _start_batch(self) -> None:
         batch, self._pending = self._pending, []
         self._busy = bool(batch)
         if not batch:
             self._idle.set()
             return
         self._idle.clear()
-        works, waiting = [work for work, _ in batch], [done for _, done in batch]
+        works, waiting = [work for work, _ in batch], [future for _, future in batch]
         results = self._database.run(lambda connection: self._transact(connection, works))
-        results.add_done_callback(lambda results: self._landed(waiting, results))
+        results.add_done_callback(lambda results: self._batch_done(waiting, results))
 
     def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Work]) -> list[Any]:
-        """Do a batch of work in one transaction. If that fails, do each in its own, so that none fails because of
-        another. Return for each its result, or the error that it raised."""
+        """Run a batch of operations in one transaction. If that fails, run each in its own, so that none fails because
+        of another. Return for each its result, or the error that it raised."""
         try:
-            return self._together(connection, batch)
+            return self._run_batch(connection, batch)
         except Exception as error:
             if len(batch) == 1:
                 return [error]
         return [result for work in batch for result in self._transact(connection, [work])]
 
-    def _together(self, connection: sqlite3.Connection, batch: Sequence[_Work]) -> list[Any]:
+    def _run_batch(self, connection: sqlite3.Connection, batch: Sequence[_Work]) -> list[Any]:
         try:
-            if not self._made:
+            if not self._has_tables:
                 connection.executescript(f"BEGIN IMMEDIATE; {_CREATE} COMMIT;")
-                self._made = True
+                self._has_tables = True
             connection.execute("BEGIN IMMEDIATE")
             results = [work(connection) for work in batch]
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:  # the journal's commits go through the same connection
+            if connection.in_transaction:  # the connection is shared with the journal's commits
                 connection.execute("ROLLBACK")
             raise
         return results
 
-    def _landed(self, waiting: Sequence["asyncio.Future[Any]"], results: "asyncio.Future[list[Any]]") -> None:
+    def _batch_done(self, waiting: Sequence["asyncio.Future[Any]"], results: "asyncio.Future[list[Any]]") -> None:
         error = results.exception()
-        ends: Sequence[Any] = [error] * len(waiting) if error is not None else results.result()
-        failed = [end for end in ends if isinstance(end, BaseException)]
-        if failed and not self._fails:
-            log.error("responses cannot be kept or read (%s): %s", self._database.name, failed[0])
-        self._fails = bool(failed)
-        for done, end in zip(waiting, ends, strict=True):
-            if done.done():
-                continue  # the caller no longer waits
-            if isinstance(end, BaseException):
-                done.set_exception(ResponseStoreError(f"responses cannot be kept or read now: {end}"))
+        outcomes: Sequence[Any] = [error] * len(waiting) if error is not None else results.result()
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if failed and not self._is_failing:
+            log.error("responses cannot be stored or read (%s): %s", self._database.name, failed[0])
+        self._is_failing = bool(failed)
+        for future, outcome in zip(waiting, outcomes, strict=True):
+            if future.done():
+                continue  # the calling task was cancelled
+            if isinstance(outcome, BaseException):
+                future.set_exception(ResponseStoreError(f"responses cannot be stored or read now: {outcome}"))
             else:
-                done.set_result(end)
-        self._begin()
+                future.set_result(outcome)
+        self._start_batch()
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
         """Delete ended responses until the others fit: always the oldest of the tenant that holds most.
@@ -286,24 +294,24 @@ class SqliteResponseStore:
         """
         oldest = "SELECT number FROM responses WHERE found AND begun = '' AND tenant = ? ORDER BY number LIMIT ?"
         while connection.execute("SELECT total FROM responses_bytes").fetchone()[0] > self._max_bytes:
-            greediest = connection.execute(_GREEDIEST).fetchone()
-            if greediest is None:
+            largest = connection.execute(_LARGEST_TENANT).fetchone()
+            if largest is None:
                 return
-            for (number,) in connection.execute(oldest, (greediest[0], _AT_ONCE)).fetchall():
+            for (number,) in connection.execute(oldest, (largest[0], _BATCH)).fetchall():
                 _forget(connection, number)
                 if connection.execute("SELECT total FROM responses_bytes").fetchone()[0] <= self._max_bytes:
                     return
 
 
 def _insert(
-    connection: sqlite3.Connection, response: StoredResponse, before: int | None, at: float, *, found: bool = False
+    connection: sqlite3.Connection, response: StoredResponse, before: int | None, created: float, *, found: bool = False
 ) -> int:
-    """Its number. What came before has one follower more."""
+    """Insert a response, count it as a follower of the one before it, and return its number."""
     number = connection.execute(
         "INSERT INTO responses (tenant, id, found, at, before, session, input, answer, begun, runs_in, size) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *(response.tenant, response.id, found, at, before, response.session),
+            *(response.tenant, response.id, found, created, before, response.session),
             *(response.input.decode(), response.answer.decode(), response.begun.decode(), response.runs_in),
             response.size,
         ),
@@ -320,17 +328,18 @@ def _number(connection: sqlite3.Connection, tenant: str, id: str) -> int | None:
 
 
 def _forget(connection: sqlite3.Connection, number: int) -> None:
-    """It can be found no longer. If nobody has gone on with it, it goes, and what only it went on with goes as well."""
+    """Hide a response. Delete it if it has no followers, and then the responses before it that have no other follower
+    and are hidden as well."""
     connection.execute("UPDATE responses SET found = 0 WHERE number = ?", (number,))
     query = "SELECT before FROM responses WHERE number = ? AND NOT found AND NOT followers"
-    at: int | None = number
-    while (gone := connection.execute(query, (at,)).fetchone()) is not None:
-        connection.execute("DELETE FROM responses WHERE number = ?", (at,))
-        (at,) = gone
-        connection.execute("UPDATE responses SET followers = followers - 1 WHERE number = ?", (at,))
+    current: int | None = number
+    while (row := connection.execute(query, (current,)).fetchone()) is not None:
+        connection.execute("DELETE FROM responses WHERE number = ?", (current,))
+        (current,) = row
+        connection.execute("UPDATE responses SET followers = followers - 1 WHERE number = ?", (current,))
 
 
-def _archived(row: tuple[Any, ...]) -> StoredResponse:
+def _stored_response(row: tuple[Any, ...]) -> StoredResponse:
     tenant, id, input, answer, session, begun, runs_in = row
     return StoredResponse(
         tenant, id, input.encode(), answer.encode(), session=session, begun=begun.encode(), runs_in=runs_in

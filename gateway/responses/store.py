@@ -1,4 +1,4 @@
-"""What is kept of responses, and what keeping them means, wherever it is done."""
+"""Interface of the response store, and the records in it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import ClassVar, Protocol
 from gateway.graph.errors import GraphError
 
 ROW = 200
-"""Bytes of a row beside its texts, about."""
+"""Approximate size of a row without its texts, in bytes."""
 
 
 CONVERSATION_BYTES = 16 << 20
-"""Most bytes of a conversation that is continued by its last response's id: what a request that holds all of it itself
-may have by default."""
+"""Maximum size of a conversation that is continued by the id of its last response, in bytes: the default limit of a
+request body that contains the whole conversation."""
 
 
 class ConversationTooLarge(GraphError):
@@ -22,18 +22,19 @@ class ConversationTooLarge(GraphError):
 
 
 class ResponseStoreError(GraphError):
-    """Responses cannot be kept, or read, now."""
+    """Responses cannot be stored or read now."""
 
     code: ClassVar[str] = "journal_failed"
 
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """A response. What is in its texts is whose it is; here they are bytes of JSON.
+    """A response. The store does not interpret its texts, which are bytes of JSON.
 
-    `input`: what it was asked with, of a conversation that it went on with only what is new. `answer`: as it was
-    answered, as it would be again. `session`: the one with a name that it belongs to, if to one. `begun`: what is
-    needed to go on with it, if it has not ended, and `runs_in` the session that its call is in then.
+    `input`: input of the request; in a conversation only the new items. `answer`: the response object that was sent, or
+    would be sent now. `before`: id of the response that it continues. `session`: the named session that it belongs to,
+    if there is one. `begun`: data to resume an unfinished response, empty once it has ended. `runs_in`: session of the
+    unfinished response's call.
     """
 
     tenant: str
@@ -47,13 +48,13 @@ class StoredResponse:
 
     @property
     def size(self) -> int:
-        """Bytes, about, without what came before."""
+        """Approximate size in bytes, without the responses before it."""
         return ROW + len(self.input) + len(self.answer) + len(self.begun)
 
 
 @dataclass(frozen=True)
 class Told:
-    """A turn of a conversation, as in `StoredResponse`."""
+    """A turn of a conversation. See `StoredResponse`."""
 
     input: bytes
     answer: bytes
@@ -62,56 +63,56 @@ class Told:
 
 
 class ResponseStore(Protocol):
-    """Owner of the responses that clients may come back to. All methods raise ResponseStoreError.
+    """Owner of the stored responses. All methods raise ResponseStoreError.
 
-    What came before a response stays as long as that does, also where it cannot be found any more itself. Where there
-    is no more room, the oldest can be found no longer; never one that has not ended.
+    The responses before a response stay as long as it does, even if they cannot be found by their own ids any more. If
+    there is no more room, the oldest ended responses become hidden; unfinished ones stay.
     """
 
     keeps: bool
-    """Whether it keeps anything at all."""
+    """Whether it stores responses at all."""
 
     async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
-        """From the return on it can be found, also after a crash. `earlier`: what came before, for the case that it has
-        gone meanwhile."""
+        """Store a response. Once this returns, it can be found, also after a crash. `earlier`: the turns before it, in
+        case they were deleted in the meantime."""
 
     async def end(self, response: StoredResponse) -> bool:
-        """Puts a response that has ended in the place of itself unfinished; whether that was still there."""
+        """Replace an unfinished response by the ended one. Return whether the unfinished one was still there."""
 
     async def find(self, tenant: str, id: str) -> StoredResponse | None:
-        """The key's response of that id, if it is still there."""
+        """Return the tenant's response of that id, or None."""
 
     async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
-        """Return the response and all that came before it, oldest first; nothing if it cannot be found.
+        """Return the response and all responses before it, oldest first; nothing if there is no such response.
 
         Raises ConversationTooLarge if they have more than CONVERSATION_BYTES, before all of them are read.
         """
 
     async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
-        """Responses that have not ended: all, or those whose calls are in that session."""
+        """Return the unfinished responses: all, or those whose calls are in that session."""
 
     async def forget(self, tenant: str, id: str) -> bool:
-        """Nobody finds it any more. Whether there was one."""
+        """Hide a response. Return whether there was one."""
 
     async def forget_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """The same for all that belong to sessions, given by tenant and id."""
+        """Hide all responses that belong to these sessions, given by tenant and id."""
 
     async def tidy(self) -> None:
-        """To be called now and then: forgets what is too old."""
+        """Hide responses that are too old. Call it now and then."""
 
     async def close(self) -> None:
-        """Gives back what it holds."""
+        """Release all resources."""
 
 
 def check_size(turns: Sequence[Told]) -> Sequence[Told]:
-    """Return the turns. Raises ConversationTooLarge."""
-    size = sum(len(told.input) + len(told.answer) for told in turns)
+    """Return the turns. Raises ConversationTooLarge if they have more than CONVERSATION_BYTES."""
+    size = sum(len(turn.input) + len(turn.answer) for turn in turns)
     if size > CONVERSATION_BYTES:
         message = f"the conversation has more than {CONVERSATION_BYTES} bytes; begin a new one"
         raise ConversationTooLarge(message, "previous_response_id")
     return turns
 
 
-def hidden(tenant: str, told: Told) -> StoredResponse:
-    """A turn that had gone, for a row that nobody finds but through what came after it."""
-    return StoredResponse(tenant, "", told.input, told.answer, session=told.session)
+def hidden_response(tenant: str, turn: Told) -> StoredResponse:
+    """Return a row for a turn that was deleted. Only the responses after it refer to it."""
+    return StoredResponse(tenant, "", turn.input, turn.answer, session=turn.session)

@@ -13,10 +13,10 @@ _LONG = 100_000
 _LARGE = 1_000_000
 """Length in characters from which free memory is returned to the system after the work."""
 _long_texts = ThreadPoolExecutor(1, thread_name_prefix="long-text")
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 
 
-async def offload(work: Callable[[], _Made], characters: int) -> _Made:
+async def offload(work: Callable[[], _Result], characters: int) -> _Result:
     """Run `work` in a thread and return its result. `characters`: length of the text that it processes."""
     if characters < _LONG:
         return await asyncio.to_thread(work)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-_LONGEST_REST = 1.0
+_MAX_REST = 1.0
 """Longest pause after a piece of work, in seconds."""
 
 
@@ -31,19 +31,19 @@ class FairGate:
         try:
             yield
         finally:
-            rest = min(time.monotonic() - began, _LONGEST_REST) if self._rests else 0.0
+            rest = min(time.monotonic() - began, _MAX_REST) if self._rests else 0.0
             asyncio.get_running_loop().call_later(rest, self._open)
 
     async def _enter(self, tenant: str) -> None:
         if not self._busy:
             self._busy = True
             return
-        place = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(tenant, deque()).append(place)
+        turn = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(tenant, deque()).append(turn)
         try:
-            await place
+            await turn
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # it had just been admitted: pass the turn on
+            if turn.done() and not turn.cancelled():  # it had just been admitted: pass the turn on
                 self._open()
             raise
 
@@ -52,10 +52,10 @@ class FairGate:
         while self._queues:
             tenant = next(iter(self._queues))
             queue = self._queues.pop(tenant)
-            place = queue.popleft()
+            turn = queue.popleft()
             if queue:
                 self._queues[tenant] = queue  # at the end: the other tenants come first
-            if not place.done():
-                place.set_result(None)
+            if not turn.done():
+                turn.set_result(None)
                 return
         self._busy = False

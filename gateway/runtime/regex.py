@@ -13,7 +13,7 @@ LONGEST_PATTERN = 4_096
 _MEMORY = 512 << 10
 """Maximum memory of a compiled pattern and its automaton, in bytes. The library caches 128 patterns."""
 
-_MOST_WORK = 1_000_000_000
+_MAX_WORK = 1_000_000_000
 """Maximum product of a pattern's instructions and a text's bytes: about half a second."""
 
 _OPTIONS = re2.Options()
@@ -35,9 +35,9 @@ def compiled(pattern: str) -> Pattern:
     try:
         return re2.compile(pattern, _OPTIONS)
     except re2.error as error:
-        (why,) = error.args
-        words = why.decode(errors="replace") if isinstance(why, bytes) else str(why)
-        raise BadPattern(f"the pattern is not valid in RE2 syntax, or is too large: {words}") from None
+        (reason,) = error.args
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise BadPattern(f"the pattern is not valid in RE2 syntax, or is too large: {text}") from None
 
 
 def search(pattern: Pattern, group: int, text: str) -> str | None:
@@ -46,7 +46,7 @@ def search(pattern: Pattern, group: int, text: str) -> str | None:
     It may take a second: run it in a thread. Raises BadPattern if the search would take too long.
     """
     work = pattern.programsize * len(text.encode())
-    if work > _MOST_WORK:
+    if work > _MAX_WORK:
         raise BadPattern(f"this pattern is too large for a text of {len(text)} characters")
     found = pattern.search(text)
     matched: str | None = None if found is None else found.group(group)

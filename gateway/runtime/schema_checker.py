@@ -28,16 +28,16 @@ MAX_SCHEMA_NODES = 20_000
 """Maximum number of objects, lists and scalar values in a schema that is used for checks."""
 MAX_MESSAGE = 300
 """Maximum length of the description of a violation, in characters."""
-_LONGEST_NAME = 40
+_MAX_NAME = 40
 """Length from which names of properties are shortened in messages, in characters."""
-_LONGEST_PATH = 160
+_MAX_PATH = 160
 """Length from which paths are shortened in messages, in characters."""
-_MOST_LEVELS = 150
+_MAX_LEVELS = 150
 """Maximum number of schemas that are visited within each other. They take at most 4 frames of Python's stack each.
 
 RecursionError must not be raised within `referencing`: the Rust code below it panics, which is no `Exception`.
 """
-_MOST_BITS = 4_096
+_MAX_BITS = 4_096
 """Maximum size of numbers that are divided, in bits."""
 _EXACT_DIGITS = 15
 """Number of decimal digits up to which a float is read exactly as it was written."""
@@ -115,7 +115,7 @@ class _Dialect(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What all checks against one schema share. `scope`: None if the schema has no reference."""
+    """State that all checks against one schema share. `scope`: None if the schema has no reference."""
 
     dialect: _Dialect
     specification: "Specification[Any] | None"
@@ -223,7 +223,7 @@ class _Check:
         if scope is not None and not entered and ("$id" in schema or "id" in schema):
             scope = self._inside(schema, scope)
         self._levels += 1
-        if self._levels > _MOST_LEVELS:
+        if self._levels > _MAX_LEVELS:
             raise NoVerdict("the schema or the value is nested too deeply")
         found = self._apply(schema, value, place, scope, seen)
         self._levels -= 1
@@ -314,7 +314,7 @@ class _Check:
                 compiled = known[expression] = patterns.compiled(expression)
                 self.steps.spend(compiled.programsize // 4)
             except (patterns.BadPattern, UnicodeError):
-                known[expression] = None  # remembered: RE2 may need 5 ms to find out
+                known[expression] = None  # cached: RE2 may need 5 ms to reject a pattern
         pattern = known[expression]
         if pattern is None:
             raise NoVerdict("RE2 does not have this pattern")
@@ -343,10 +343,10 @@ class _Check:
         """Return the value with whole numbers as integers, so that equal numbers are written alike."""
         if isinstance(value, dict):
             self.steps.spend(1 + len(value) // 4)
-            return {name: self._normal(one) for name, one in value.items()}
+            return {name: self._normal(item) for name, item in value.items()}
         if isinstance(value, list):
             self.steps.spend(1 + len(value) // 4)
-            return [self._normal(one) for one in value]
+            return [self._normal(item) for item in value]
         if isinstance(value, str):
             self.steps.spend(len(value) // 1_000)
         return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -526,7 +526,7 @@ def _multiple_of(check: _Check, node: _Node, divisor: Any) -> Violation | None:
 def _fraction(number: int | float) -> Fraction:
     """Return a number as it was written in decimal. Raises NoVerdict if that is not known, or if it is huge."""
     if isinstance(number, int):
-        if number.bit_length() > _MOST_BITS:
+        if number.bit_length() > _MAX_BITS:
             raise NoVerdict("a number is too long")
         return Fraction(number)
     text = repr(number)
@@ -546,13 +546,13 @@ def _count(operand: Any) -> int:
     return operand
 
 
-def _min_length(check: _Check, node: _Node, least: Any) -> Violation | None:
-    fails = isinstance(node.value, str) and len(node.value) < _count(least)
+def _min_length(check: _Check, node: _Node, minimum: Any) -> Violation | None:
+    fails = isinstance(node.value, str) and len(node.value) < _count(minimum)
     return node.violation("minLength", "the string is too short") if fails else None
 
 
-def _max_length(check: _Check, node: _Node, most: Any) -> Violation | None:
-    fails = isinstance(node.value, str) and len(node.value) > _count(most)
+def _max_length(check: _Check, node: _Node, maximum: Any) -> Violation | None:
+    fails = isinstance(node.value, str) and len(node.value) > _count(maximum)
     return node.violation("maxLength", "the string is too long") if fails else None
 
 
@@ -604,16 +604,16 @@ def _rest(check: _Check, node: _Node, schema: Any, begin: int) -> Violation | No
 
 
 def _contains(check: _Check, node: _Node, schema: Any) -> Violation | None:
-    least = _count(node.schema.get("minContains", 1))
-    most = _count(node.schema["maxContains"]) if "maxContains" in node.schema else None
-    return _found(check, node, schema, least, most)
+    minimum = _count(node.schema.get("minContains", 1))
+    maximum = _count(node.schema["maxContains"]) if "maxContains" in node.schema else None
+    return _found(check, node, schema, minimum, maximum)
 
 
 def _contains_of_draft7(check: _Check, node: _Node, schema: Any) -> Violation | None:
     return _found(check, node, schema, 1, None)
 
 
-def _found(check: _Check, node: _Node, schema: Any, least: int, most: int | None) -> Violation | None:
+def _found(check: _Check, node: _Node, schema: Any, minimum: int, maximum: int | None) -> Violation | None:
     if not isinstance(node.value, list):
         return None
     found = 0
@@ -622,12 +622,12 @@ def _found(check: _Check, node: _Node, schema: Any, least: int, most: int | None
             found += 1
             if node.seen is not None:
                 node.seen.items.add(index)
-            elif found >= least and most is None:
+            elif found >= minimum and maximum is None:
                 return None
-    if found < least:
+    if found < minimum:
         why = "no item is valid for it" if not found else "too few items are valid for contains"
         return node.violation("contains" if not found else "minContains", why)
-    if most is not None and found > most:
+    if maximum is not None and found > maximum:
         return node.violation("maxContains", "too many items are valid for contains")
     return None
 
@@ -645,13 +645,13 @@ def _unique_items(check: _Check, node: _Node, unique: Any) -> Violation | None:
     return None
 
 
-def _min_items(check: _Check, node: _Node, least: Any) -> Violation | None:
-    fails = isinstance(node.value, list) and len(node.value) < _count(least)
+def _min_items(check: _Check, node: _Node, minimum: Any) -> Violation | None:
+    fails = isinstance(node.value, list) and len(node.value) < _count(minimum)
     return node.violation("minItems", "there are too few items") if fails else None
 
 
-def _max_items(check: _Check, node: _Node, most: Any) -> Violation | None:
-    fails = isinstance(node.value, list) and len(node.value) > _count(most)
+def _max_items(check: _Check, node: _Node, maximum: Any) -> Violation | None:
+    fails = isinstance(node.value, list) and len(node.value) > _count(maximum)
     return node.violation("maxItems", "there are too many items") if fails else None
 
 
@@ -761,7 +761,7 @@ def _dependent_required(check: _Check, node: _Node, dependencies: Any) -> Violat
 
 def _needs(check: _Check, node: _Node, keyword: str, name: str, needed: Any) -> Violation | None:
     """Return a violation if a property is missing that another one needs."""
-    missing = next((one for one in _names(check, needed) if one not in node.value), None)
+    missing = next((name for name in _names(check, needed) if name not in node.value), None)
     if missing is None:
         return None
     return node.violation(keyword, f"the property {_quoted(missing)} is missing, which {_quoted(name)} needs")
@@ -793,13 +793,13 @@ def _dependencies(check: _Check, node: _Node, dependencies: Any) -> Violation | 
     return None
 
 
-def _min_properties(check: _Check, node: _Node, least: Any) -> Violation | None:
-    fails = isinstance(node.value, dict) and len(node.value) < _count(least)
+def _min_properties(check: _Check, node: _Node, minimum: Any) -> Violation | None:
+    fails = isinstance(node.value, dict) and len(node.value) < _count(minimum)
     return node.violation("minProperties", "there are too few properties") if fails else None
 
 
-def _max_properties(check: _Check, node: _Node, most: Any) -> Violation | None:
-    fails = isinstance(node.value, dict) and len(node.value) > _count(most)
+def _max_properties(check: _Check, node: _Node, maximum: Any) -> Violation | None:
+    fails = isinstance(node.value, dict) and len(node.value) > _count(maximum)
     return node.violation("maxProperties", "there are too many properties") if fails else None
 
 
@@ -860,7 +860,7 @@ _DRAFT6: dict[str, _Keyword] = {
 _DRAFT7: dict[str, _Keyword] = {**_DRAFT6, "if": _if}
 
 
-def _later(check: _Check, node: _Node, schema: Any) -> Violation | None:
+def _skip(check: _Check, node: _Node, schema: Any) -> Violation | None:
     """Do nothing: these keywords are checked after all others; see `_LAST`."""
     return None
 
@@ -871,7 +871,7 @@ _LAST: dict[str, _Keyword] = {
 }
 _DRAFT2019: dict[str, _Keyword] = {
     **{keyword: check for keyword, check in _DRAFT7.items() if keyword != "dependencies"},
-    **dict.fromkeys(_LAST, _later),
+    **dict.fromkeys(_LAST, _skip),
     "contains": _contains,
     "dependentRequired": _dependent_required,
     "dependentSchemas": _dependent_schemas,
@@ -909,12 +909,12 @@ def _dialect(uri: Any) -> _Dialect:
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def _cropped(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _cropped(text: str, maximum: int) -> str:
+    return text if len(text) <= maximum else text[: maximum - 1] + "…"
 
 
 def _quoted(name: str) -> str:
-    name = _cropped(name, _LONGEST_NAME)
+    name = _cropped(name, _MAX_NAME)
     return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
@@ -922,7 +922,7 @@ def _path(place: _Place) -> str:
     """Return a JSON path, without the leading `$.` where it has steps. Long paths lose their beginning."""
     steps: list[str] = []
     length = 0
-    while place is not None and length < _LONGEST_PATH:
+    while place is not None and length < _MAX_PATH:
         place, key = place
         steps.append(_step(key))
         length += len(steps[-1])
@@ -935,4 +935,4 @@ def _path(place: _Place) -> str:
 def _step(key: str | int) -> str:
     if isinstance(key, int):
         return f"[{key}]"
-    return f".{key}" if len(key) <= _LONGEST_NAME and _IDENTIFIER.fullmatch(key) else f"[{_quoted(key)}]"
+    return f".{key}" if len(key) <= _MAX_NAME and _IDENTIFIER.fullmatch(key) else f"[{_quoted(key)}]"

@@ -1,4 +1,4 @@
-"""Decides what runs where and in which order. Sees calls and engines, not HTTP."""
+"""Scheduling of calls on engines: order, placement, execution. It knows calls and engines, not HTTP."""
 
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.priority import Order, Priorities

@@ -1,4 +1,4 @@
-"""One attempt at a call: its prompt walked from segment to segment, on one context."""
+"""One attempt at a call: it fills and generates the segments of the prompt in order, on one engine context."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from gateway.scheduler.transforms import TransformFailed, apply
 log = logging.getLogger("myna.scheduler")
 
 _STREAM_CHARACTERS = 96
-"""Of a value that is being made, looked at together for tokens that are settled."""
+"""Length of text, in characters, from which the settled tokens of a growing value are filled."""
 
 
 _TOKEN_BYTES = 4
@@ -28,14 +28,14 @@ _TOKEN_BYTES = 4
 
 
 class UnsettledTokens(Exception):
-    """Tokens that were filled of a value in the making are not those of the whole value."""
+    """Tokens that were filled from a growing value are not the first tokens of the whole value."""
 
 
 class CallAttempt:
     """Owner of what one attempt has filled so far.
 
-    Nothing that goes wrong here is final: `ProducerRestarted`, `UnsettledTokens` and `EngineLost` mean that the walk
-    may be begun again, `CallFailed` and other failures of the engine that the call cannot be done.
+    No error of an attempt is final. After `ProducerRestarted`, `UnsettledTokens` and `EngineLost` the call may get
+    another attempt. After `CallFailed` and other engine failures it cannot succeed.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class CallAttempt:
         inputs: InputReader,
         *,
         patient: bool,
-        prompt_read: Callable[[Call], None] = lambda call: None,
+        on_prefilled: Callable[[Call], None] = lambda call: None,
     ) -> None:
-        """`rendering`: the prompt as the engine's model is given it. `patient`: waits for values to be whole, and takes
-        nothing of them before. `prompt_read` is told when all before the first slot has been read."""
+        """`rendering`: the prompt as rendered for the engine's model. `patient`: fill only values that are complete.
+        `on_prefilled`: called when the engine has prefilled all before the first slot."""
         self._call = call
         self._rendering = rendering
         self._engine = engine
         self._context = context
         self._inputs = inputs
         self._patient = patient
-        self._prompt_read = prompt_read
+        self._on_prefilled = on_prefilled
         self._filled: list[Sequence[int]] = []
         self._filled_tokens = 0
-        self._at = 0
-        """The segment that comes next."""
+        self._next_segment = 0
+        """Index of the next segment."""
         self._parts = deque(call.spec.parts or ())
         """Remaining parts of the output."""
         self._output_size = 0
@@ -70,37 +70,37 @@ class CallAttempt:
         self._slot_numbers = {name: number for number, name in enumerate(call.slots)}
 
     async def prepare(self) -> bytes | None:
-        """Fills all that stands before the first slot, as its values come.
+        """Fill all segments before the first slot, and wait for their values.
 
-        Returns what the rest of the call does, as a digest: calls with the same one do the same. None if that is not
-        settled by what is filled.
+        Return a digest of what the rest of the call does: calls with equal digests do the same. Return None if the call
+        cannot be shared.
         """
         for segment in self._rendering.segments:
             if isinstance(segment, Slot):
                 break
-            self._at += 1
+            self._next_segment += 1
             if isinstance(segment, Text):
                 self._fill(segment.tokens)
             else:
-                await self._take(segment)
+                await self._fill_value(segment)
         return self._identity()
 
     def _identity(self) -> bytes | None:
         spec = self._call.spec
-        if not spec.deterministic or not self._call.session.id:  # what is nobody else's session is shared with nobody
+        if not spec.deterministic or not self._call.session.id:  # a session without an id belongs to one request
             return None
         digest = hashlib.blake2b(digest_size=20)
         for filled in self._filled:
             digest.update(array("i", filled).tobytes())
-        begun = False
+        after_slot = False
         for segment in self._rendering.segments:
             match segment:
                 case Slot():
-                    begun = True
+                    after_slot = True
                     digest.update(f"\0{segment.sampling!r}\0{segment.transform!r}".encode())
-                case Text(tokens) if begun:
+                case Text(tokens) if after_slot:
                     digest.update(b"\0t" + array("i", tokens).tobytes())
-                case Input(reference) if begun:
+                case Input(reference) if after_slot:
                     digest.update(f"\0{self._origin(reference.name)}{reference.path!r}".encode())
         for part in spec.parts or ():
             text = part if isinstance(part, str) else f"{self._origin(part.reference.name)}{part.reference.path!r}"
@@ -109,80 +109,81 @@ class CallAttempt:
         return digest.digest()
 
     def _origin(self, name: str) -> str:
-        """A variable by what it is: a value, the n-th of the call's own slots, or what another call will make."""
+        """Return the identity of a variable: its value, the number of the call's own slot, or the name of a variable
+        that has no value yet."""
         call = self._call
         if name in call.slots:
             return f"s{self._slot_numbers[name]}"
         source = call.inputs[name]
         if source.state is not VariableState.READY:
             return f"n{name}"
-        if name not in self._value_digests:  # once: a prompt may name a large value many times
+        if name not in self._value_digests:  # computed once: a prompt may refer to a large value many times
             self._value_digests[name] = hashlib.blake2b((source.value or "").encode(), digest_size=20).hexdigest()
         return f"v{self._value_digests[name]}"
 
     async def generate(self) -> None:
-        """Generates slot after slot, and fills what stands between them. The output is there then, but not final."""
-        for segment in self._rendering.segments[self._at :]:
+        """Generate the slots, and fill the segments between them. Then the output is complete, but not final."""
+        for segment in self._rendering.segments[self._next_segment :]:
             if isinstance(segment, Slot):
                 await self._generate(segment)
             elif isinstance(segment, Text):
                 self._fill(segment.tokens)
             else:
-                await self._take(segment)
-        await self._put_together(None)
+                await self._fill_value(segment)
+        await self._append_parts(None)
 
     # prompt
 
     def _fill(self, tokens: Sequence[int]) -> None:
         if tokens:
             self._filled_tokens += len(tokens)
-            most = self._call.session.bounds.bytes // _TOKEN_BYTES
-            if self._filled_tokens > most:  # for engines that do not check the length themselves
-                message = f"the prompt has more than {most} tokens or characters, the maximum of a session"
+            maximum = self._call.session.bounds.bytes // _TOKEN_BYTES
+            if self._filled_tokens > maximum:  # not all engines check the length themselves
+                message = f"the prompt has more than {maximum} tokens or characters, the maximum of a session"
                 raise CallFailed(Failure("too_large", message, self._call.id))
             self._context.fill(tokens)
             self._filled.append(tokens)
             self._call.usage.prompt += math.ceil(len(tokens) * self._engine.tokens_per_unit)
 
-    async def _take(self, segment: Input) -> None:
-        """Fills a value, waited for."""
+    async def _fill_value(self, segment: Input) -> None:
+        """Fill the value of a reference, and wait for it."""
         source = self._source(segment)
         if source.state.final or segment.reference.path or self._patient:
             self._fill(await self._engine.encode(await self._value(segment)))
         else:
-            await self._take_growing(segment, source)
+            await self._fill_growing_value(segment, source)
 
     def _source(self, segment: Input) -> Variable:
         """Return the variable that a reference reads. Raises CallFailed for a slot that is still to be generated."""
         name = segment.reference.name
-        own = self._call.slots.get(name)
-        if own is None:
+        slot = self._call.slots.get(name)
+        if slot is None:
             return self._call.inputs[name]
-        if not own.state.final:  # only this coroutine generates the slot, so it would wait for ever
+        if not slot.state.final:  # only this coroutine generates the slot, so it would wait for ever
             message = f"slot {name!r} is read before it is generated"
             log.error("call %s fails: %s", self._call.id, message)
             raise CallFailed(Failure("internal_error", message, self._call.id))
-        return own
+        return slot
 
     async def _value(self, segment: Input) -> str:
-        """What the reference stands for, waited for. Raises CallFailed."""
+        """Wait for the text that the reference stands for, and return it. Raises CallFailed."""
         source = self._source(segment)
         if not source.state.final:
-            self._waits()
+            self._mark_waiting()
             await self._call.until_final(source)
         return await self._inputs.read(source, segment.reference)
 
-    def _waits(self) -> None:
+    def _mark_waiting(self) -> None:
         if self._call.state is not CallState.WAITING:
             self._call.move(CallState.WAITING)
 
-    async def _take_growing(self, segment: Input, source: Variable) -> None:
-        """Fills a value while it is being made, as far as its tokens are settled."""
-        self._waits()
+    async def _fill_growing_value(self, segment: Input, source: Variable) -> None:
+        """Fill a value while it grows, as far as its tokens are settled. Raises UnsettledTokens."""
+        self._mark_waiting()
         rest = ""
         filled: list[int] = []
         with source.read() as reader:
-            while pieces := await self._more(reader, source):
+            while pieces := await self._wait_for_pieces(reader, source):
                 rest += "".join([piece.text for piece in pieces])
                 if len(rest) < _STREAM_CHARACTERS:
                     continue
@@ -195,8 +196,8 @@ class CallAttempt:
             raise UnsettledTokens
         self._fill(whole[len(filled) :])
 
-    async def _more(self, reader: Reader, source: Variable) -> Sequence[Piece]:
-        """Return the next pieces of a value in the making."""
+    async def _wait_for_pieces(self, reader: Reader, source: Variable) -> Sequence[Piece]:
+        """Wait for the next pieces of a growing value, and return them."""
         self._call.awaits = source
         try:
             return await reader.more()
@@ -207,20 +208,20 @@ class CallAttempt:
 
     async def _generate(self, slot: Slot) -> None:
         call = self._call
-        composed = self._is_next_in_output(slot)
-        if composed:
-            await self._put_together(slot)
-        if slot.name is not None and slot.name in call.made:  # by an attempt before this one
-            text = call.made[slot.name]
+        in_output = self._is_next_in_output(slot)
+        if in_output:
+            await self._append_parts(slot)
+        if slot.name is not None and slot.name in call.slot_texts:  # generated by an earlier attempt
+            text = call.slot_texts[slot.name]
             self._fill(await self._engine.encode(text))
-            if composed:
+            if in_output:
                 call.output.append(Piece(text))
             return
         variable = call.output if slot.name is None else call.slots[slot.name]
         targets = [] if slot.transform is not None else [variable]
-        if composed:
+        if in_output:
             targets.append(call.output)
-        pieces = await self._pieces(slot, targets)
+        pieces = await self._generate_pieces(slot, targets)
         text = "".join([piece.text for piece in pieces])
         if slot.transform is not None:
             try:
@@ -231,35 +232,35 @@ class CallAttempt:
             tokens = sum(piece.tokens for piece in pieces)
             variable.append(Piece(value, tokens, logprobs, reasoning_of(pieces)))
         if slot.name is not None:
-            self._output_size += size_of(text) if composed else 0
-            call.session.making(call, slot.name, text)
-            call.session.assigning(variable, variable.text)
+            self._output_size += size_of(text) if in_output else 0
+            call.session.record_slot_text(call, slot.name, text)
+            call.session.record_value(variable, variable.text)
             await call.session.flushed()
             variable.complete()
 
-    async def _pieces(self, slot: Slot, targets: Sequence[Variable]) -> Sequence[Piece]:
-        """The slot's pieces; as they come, they are also appended to the targets."""
+    async def _generate_pieces(self, slot: Slot, targets: Sequence[Variable]) -> Sequence[Piece]:
+        """Generate a slot, and return its pieces. Each piece is appended to the targets as it arrives."""
         call, usage, times = self._call, self._call.usage, self._call.times
         times.queued = times.queued or call.session.clock()
         call.move(CallState.PREFILL)
         pieces: list[Piece] = []
-        sampling, thinks = slot.sampling, slot.thinks
-        if thinks is not None and sampling.held:
+        sampling, reasoning_mode = slot.sampling, slot.thinks
+        if reasoning_mode is not None and sampling.held:
             if self._engine.constrains_after_reasoning:
-                sampling = dataclasses.replace(sampling, thinks=thinks)
-            else:  # there is no place for an end of thoughts in what comes
-                thinks = "perhaps"
-        thoughts = None if thinks is None else ReasoningParser(begun=thinks == "begun")
+                sampling = dataclasses.replace(sampling, thinks=reasoning_mode)
+            else:  # the constraint leaves no room for the end of the reasoning
+                reasoning_mode = "perhaps"
+        parser = None if reasoning_mode is None else ReasoningParser(begun=reasoning_mode == "begun")
 
-        def tell(event: ContextEvent) -> None:
-            if call.state.final:  # it has just been ended
+        def receive(event: ContextEvent) -> None:
+            if call.state.final:  # the call has just been cancelled
                 return
             if isinstance(event, TokenDelta):
                 piece, finish, accepted, rejected = event
-                if thoughts is not None:
-                    usage.reasoning += 0 if thoughts.answering else piece.tokens
-                    thought, answer = thoughts.push(piece.text, last=finish is not None)
-                    piece = Piece(answer, piece.tokens, piece.logprobs, thought)
+                if parser is not None:
+                    usage.reasoning += 0 if parser.answering else piece.tokens
+                    reasoning, answer = parser.push(piece.text, last=finish is not None)
+                    piece = Piece(answer, piece.tokens, piece.logprobs, reasoning)
                 if call.state is CallState.PREFILL:
                     times.first_token = times.first_token or call.session.clock()
                     call.move(CallState.DECODE)
@@ -275,12 +276,12 @@ class CallAttempt:
                 times.held, times.starved = event.held, event.starved
                 if times.started is None:
                     times.started = call.session.clock()
-                    self._prompt_read(call)
+                    self._on_prefilled(call)
             else:
                 usage.prompt, usage.cached, usage.completion = event.prompt, event.cached, event.completion
                 usage.reasoning = event.reasoning
 
-        await self._context.generate(sampling, tell)
+        await self._context.generate(sampling, receive)
         return pieces
 
     def _is_next_in_output(self, slot: Slot) -> bool:
@@ -289,12 +290,12 @@ class CallAttempt:
             if isinstance(part, Input):
                 if part.reference.name == slot.name:
                     return True
-                own = self._call.slots.get(part.reference.name)
-                if own is not None and not own.state.final:
+                other_slot = self._call.slots.get(part.reference.name)
+                if other_slot is not None and not other_slot.state.final:
                     return False
         return False
 
-    async def _put_together(self, slot: Slot | None) -> None:
+    async def _append_parts(self, slot: Slot | None) -> None:
         """Append the parts before the slot to the output, or all remaining ones without a slot. Raises CallFailed."""
         while self._parts:
             part = self._parts.popleft()

@@ -1,4 +1,4 @@
-"""How long calls are likely to take: from what they ask for, and from what calls like them took."""
+"""Estimates of how long calls take, from their parameters and from earlier calls like them."""
 
 import math
 from typing import NamedTuple
@@ -8,37 +8,43 @@ from gateway.graph.call import Call, Slot, Text
 from gateway.graph.variable import Variable
 
 _UNBOUNDED_TOKENS = 256
-"""Of an answer without `max_tokens`, until one has been seen."""
+"""Assumed number of tokens of an answer without `max_tokens`, until one was observed."""
 _CHARACTERS_PER_TOKEN = 4
-_SMOOTHING = 0.1
-_SLOW = 0.002
+_LENGTH_SMOOTHING = 0.1
+"""Weight of a new observation in the average length of answers."""
+_PACE_SMOOTHING = 0.002
+"""Weight of a new observation in the average pace of the engines."""
 _MAX_SHAPES = 10_000
-_PACE = StepTimes(row_seconds=0.001, step_seconds=0.010)
-"""Until an engine has said what its is."""
+"""Maximum number of shapes of calls whose answer lengths are remembered."""
+_DEFAULT_PACE = StepTimes(row_seconds=0.001, step_seconds=0.010)
+"""Assumed pace of engines, until one has reported its own."""
 
 
 class Cost(NamedTuple):
-    """Of a call whose inputs are there, in seconds. `time`: how long it takes from its first row to its last token.
-    `work`: of the engine's time that is, of which steps that many calls share are a part."""
+    """Cost of a call whose inputs exist, in seconds.
+
+    `time`: duration from its first prompt row to its last token. `work`: the engine time that it occupies. Calls share
+    steps, so `work` counts only a part of each.
+    """
 
     time: float = 0.0
     work: float = 0.0
 
 
 class CostModel:
-    """Owner of what was learned. They need not be right: what counts is how they compare."""
+    """Owner of the observed lengths and paces. Estimates need not be accurate: only their order matters."""
 
     def __init__(self) -> None:
         self.pace: StepTimes | None = None
-        """Of the engines, smoothed: were it to move fast, equal calls would change places for nothing."""
+        """Average pace of the engines. A fast moving average would reorder equal calls without a reason."""
         self._lengths: dict[tuple[object, ...], float] = {}
-        """Output tokens by the shape of calls."""
+        """Average number of output tokens by shape of call."""
 
     def cost(self, call: Call, cached: int = 0) -> Cost:
-        """What the call will take, if so many tokens of its prompt need not be computed.
+        """Return the estimated cost of a call, if `cached` tokens of its prompt need not be computed.
 
-        A token that is generated takes a step, which it shares with whoever generates then. As work it is something
-        between a row and a whole step, since nobody knows with how many: their geometric mean is taken.
+        A generated token takes a step, which other calls share. How many is unknown, so its work is the geometric mean
+        of a prompt row and a whole step.
         """
         if not call.spec.model:
             return Cost()
@@ -50,51 +56,55 @@ class CostModel:
                 output += self._length(call, segment)
             elif (source := call.inputs.get(segment.reference.name)) is not None:
                 prompt += self.tokens(source)
-        pace = self.pace or _PACE
+        pace = self.pace or _DEFAULT_PACE
         rows, step = max(0.0, prompt - cached) * pace.row_seconds, pace.step_seconds
         return Cost(rows + output * step, rows + output * math.sqrt(pace.row_seconds * step))
 
     def observe(self, engine: Engine) -> None:
-        """Of an engine that is given a call: what its steps take."""
+        """Update the average pace with the pace of an engine that is about to receive a call."""
         now, pace = engine.pace, self.pace
         if now is None or pace is None:
             self.pace = now or pace
             return
         self.pace = StepTimes(
-            pace.row_seconds + _SLOW * (now.row_seconds - pace.row_seconds),
-            pace.step_seconds + _SLOW * (now.step_seconds - pace.step_seconds),
+            pace.row_seconds + _PACE_SMOOTHING * (now.row_seconds - pace.row_seconds),
+            pace.step_seconds + _PACE_SMOOTHING * (now.step_seconds - pace.step_seconds),
         )
 
     def tokens(self, variable: Variable) -> float:
-        """Of its value, known or not."""
+        """Return the number of tokens of a variable's value, estimated if it does not exist yet."""
         if variable.value is not None:
             return len(variable.value) / _CHARACTERS_PER_TOKEN
         call = variable.producer
         if call is None:
             return 0.0
-        if not call.spec.model:  # not followed further: templates of templates may be many, and deep
+        if not call.spec.model:  # templates of templates are not followed: they may be many and deep
             parts = call.spec.parts or ()
             return sum(len(p) / _CHARACTERS_PER_TOKEN if isinstance(p, str) else _UNBOUNDED_TOKENS for p in parts)
         return sum(self._length(call, slot) for slot in call.spec.slots if slot.name in (None, variable.name))
 
     def _length(self, call: Call, slot: Slot) -> float:
-        most = slot.sampling.max_tokens
-        if most is not None and slot.sampling.ignore_eos:
-            return most
-        return self._lengths.get(_shape(call), _UNBOUNDED_TOKENS if most is None else most)
+        maximum = slot.sampling.max_tokens
+        if maximum is not None and slot.sampling.ignore_eos:
+            return maximum
+        return self._lengths.get(_shape(call), _UNBOUNDED_TOKENS if maximum is None else maximum)
 
     def learn(self, call: Call) -> None:
-        """From a call that was done."""
-        made, slots = call.usage.completion, len(call.spec.slots)
-        if call.leader is not None or not made or not slots:
+        """Update the average length of answers from a finished call."""
+        tokens, slots = call.usage.completion, len(call.spec.slots)
+        if call.leader is not None or not tokens or not slots:
             return
-        shape, each = _shape(call), made / slots
+        shape, tokens_per_slot = _shape(call), tokens / slots
         known = self._lengths.get(shape)
         if known is not None or len(self._lengths) < _MAX_SHAPES:
-            self._lengths[shape] = each if known is None else each + (1 - _SMOOTHING) * (known - each)
+            self._lengths[shape] = (
+                tokens_per_slot
+                if known is None
+                else tokens_per_slot + (1 - _LENGTH_SMOOTHING) * (known - tokens_per_slot)
+            )
 
 
 def _shape(call: Call) -> tuple[object, ...]:
-    """Calls of one place in a program are alike in these, whatever their texts."""
+    """Return a key that is equal for calls from the same place in a program, whatever their texts are."""
     spec = call.spec
     return (spec.model, *map(type, spec.segments), *[slot.sampling.max_tokens for slot in spec.slots])

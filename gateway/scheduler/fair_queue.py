@@ -1,16 +1,16 @@
-"""Fair shares of the engines' time between tenants, by weight: fair queueing by virtual time.
+"""Fair queueing by virtual time: each tenant gets a share of the engines' time in proportion to its weight.
 
-Each tenant has two clocks, which count seconds of work divided by its weight: of what it has asked for, and of that
-what is done. Whoever has asked for less than another goes before it by as much, and so gets on average its share as
-long as both have work. Who comes back from a pause goes on from where the least served of the others is: nothing is
-saved up.
+Each tenant has two clocks, which count seconds of work divided by its weight: of the work that it requested, and of the
+work that is done. A tenant that requested less than another one goes first by the difference. So on average each tenant
+gets its share as long as both have work. A tenant that was idle resumes at the clock of the least served busy tenant:
+an idle tenant saves up nothing.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_REMEMBERED = 10_000
-"""Tenants that have nothing outstanding and are remembered all the same."""
+_MAX_IDLE = 10_000
+"""Maximum number of tenants without unfinished calls whose clocks are remembered."""
 
 
 @dataclass(slots=True)
@@ -25,45 +25,47 @@ class FairQueue:
     """Owner of the tenants' clocks."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        """`weights`: of those tenants for whom it is not 1; greater than 0."""
+        """`weights`: weights of the tenants, greater than 0. A tenant that is not listed has weight 1."""
         self._weights = weights
         self._busy: dict[str, _Tenant] = {}
-        self._resting: dict[str, _Tenant] = {}
+        self._idle: dict[str, _Tenant] = {}
         self._served = 0.0
-        """What the least served of those who had work had been given, the last time anybody had."""
+        """Done clock of the least served tenant, when a tenant last had work."""
 
-    def asked(self, tenant: str, work: float) -> float:
-        """A call of the tenant comes, of so many seconds of work. Returns seconds by which it is behind the tenant that
-        has asked for most; 0 or less."""
-        known = self._busy.get(tenant)
-        if known is None:
-            self._move_on()
-            known = self._resting.pop(tenant, None) or _Tenant(self._weights.get(tenant, 1.0))
-            known.asked = known.done = max(known.done, self._served)
-            self._busy[tenant] = known
-        lead = 0.0 if len(self._busy) == 1 else known.asked - max([one.asked for one in self._busy.values()])
-        known.calls += 1
-        known.asked += work / known.weight
+    def request(self, tenant: str, work: float) -> float:
+        """Count a new call of the tenant. `work` is in seconds.
+
+        Return the tenant's clock minus that of the tenant that requested most, in seconds: 0 or negative.
+        """
+        state = self._busy.get(tenant)
+        if state is None:
+            self._advance()
+            state = self._idle.pop(tenant, None) or _Tenant(self._weights.get(tenant, 1.0))
+            state.asked = state.done = max(state.done, self._served)
+            self._busy[tenant] = state
+        lead = 0.0 if len(self._busy) == 1 else state.asked - max([other.asked for other in self._busy.values()])
+        state.calls += 1
+        state.asked += work / state.weight
         return lead
 
-    def done(self, tenant: str, work: float) -> None:
-        """One of its calls has ended."""
-        known = self._busy[tenant]
-        known.calls -= 1
-        known.done += work / known.weight
-        if known.calls:
+    def finish(self, tenant: str, work: float) -> None:
+        """Count a call of the tenant that has ended. `work` is what `request` received."""
+        state = self._busy[tenant]
+        state.calls -= 1
+        state.done += work / state.weight
+        if state.calls:
             return
-        self._move_on()
-        known.done = known.asked
+        self._advance()
+        state.done = state.asked
         del self._busy[tenant]
-        self._resting[tenant] = known
-        if len(self._resting) > _REMEMBERED:
-            self._resting = {name: one for name, one in self._resting.items() if one.done > self._served}
+        self._idle[tenant] = state
+        if len(self._idle) > _MAX_IDLE:
+            self._idle = {name: state for name, state in self._idle.items() if state.done > self._served}
 
-    def _move_on(self) -> None:
+    def _advance(self) -> None:
         if self._busy:
-            self._served = max(self._served, min([one.done for one in self._busy.values()]))
+            self._served = max(self._served, min([state.done for state in self._busy.values()]))
 
     def unfinished(self) -> dict[str, int]:
-        """Calls of those tenants that have some."""
-        return {tenant: one.calls for tenant, one in self._busy.items()}
+        """Return the number of unfinished calls of each tenant that has some."""
+        return {tenant: state.calls for tenant, state in self._busy.items()}

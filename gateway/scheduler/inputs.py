@@ -96,9 +96,9 @@ def upstream(source: Variable) -> Failure:
     root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
     if root.code == "upstream_failed":
         return root
-    by = f"call {root.call}, " if root.call else ""
+    origin = f"call {root.call}, " if root.call else ""
     return Failure(
         "upstream_failed",
-        f"variable {source.name!r} {source.state}: {by}{root.code}: {root.message}",
+        f"variable {source.name!r} {source.state}: {origin}{root.code}: {root.message}",
         root.call,
     )

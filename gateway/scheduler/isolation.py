@@ -19,7 +19,7 @@ _ALONE_SECONDS = 60.0
 while other calls wait, so this also limits the wait of other calls, for any number of suspects."""
 
 
-class _Ward:
+class _Reservation:
     """State of one engine that suspects wait for or run on."""
 
     def __init__(self) -> None:
@@ -32,17 +32,17 @@ class Isolation:
     """Owner of the reservations of engines for suspects."""
 
     def __init__(self) -> None:
-        self._wards: dict[str, _Ward] = {}
+        self._reservations: dict[str, _Reservation] = {}
 
     async def open(self, engines: Sequence[Engine], *, passes: Callable[[Engine], bool]) -> Sequence[Engine]:
         """Return the engines on which a call may begin. If all are reserved for suspects, wait until the first one is
         free, and return none: the caller then asks again which engines are ready. `passes`: whether the call may begin
         on an engine although it is reserved."""
-        if not self._wards:
+        if not self._reservations:
             return engines
-        free = [engine for engine in engines if engine.name not in self._wards or passes(engine)]
+        free = [engine for engine in engines if engine.name not in self._reservations or passes(engine)]
         if not free:
-            await self._wards[engines[0].name].empty.wait()
+            await self._reservations[engines[0].name].empty.wait()
         return free
 
     @asynccontextmanager
@@ -51,38 +51,38 @@ class Isolation:
 
         `serving` returns the engines that are ready. Raises EngineFailure if none becomes idle in time.
         """
-        with ExitStack() as waiting:
-            ward = waiting.enter_context(self._reserved(lost))
-            async with self._turn(ward):
+        with ExitStack() as stack:
+            reservation = stack.enter_context(self._reserved(lost))
+            async with self._turn(reservation):
                 engine = await self._free(lost, serving)
                 with self._reserved(engine.name):
-                    waiting.close()  # if it runs on another engine, other calls may begin on the engine that it lost
+                    stack.close()  # if it runs on another engine, other calls may begin on the engine that it lost
                     yield engine
 
     @asynccontextmanager
-    async def _turn(self, ward: _Ward) -> AsyncIterator[None]:
-        """Wait for the ward's turn and hold it. Raises EngineFailure if the wait is too long."""
+    async def _turn(self, reservation: _Reservation) -> AsyncIterator[None]:
+        """Wait for the reservation's turn and hold it. Raises EngineFailure if the wait is too long."""
         try:
             async with asyncio.timeout(_ALONE_SECONDS):
-                await ward.turn.acquire()
+                await reservation.turn.acquire()
         except TimeoutError:
             raise _not_free() from None
         try:
             yield
         finally:
-            ward.turn.release()
+            reservation.turn.release()
 
     @contextmanager
-    def _reserved(self, name: str) -> Iterator[_Ward]:
-        ward = self._wards.setdefault(name, _Ward())
-        ward.suspects += 1
+    def _reserved(self, name: str) -> Iterator[_Reservation]:
+        reservation = self._reservations.setdefault(name, _Reservation())
+        reservation.suspects += 1
         try:
-            yield ward
+            yield reservation
         finally:
-            ward.suspects -= 1
-            if not ward.suspects:
-                del self._wards[name]
-                ward.empty.set()
+            reservation.suspects -= 1
+            if not reservation.suspects:
+                del self._reservations[name]
+                reservation.empty.set()
 
     async def _free(self, lost: str, serving: Callable[[], Awaitable[Sequence[Engine]]]) -> Engine:
         await serving()
@@ -91,7 +91,7 @@ class Isolation:
                 while True:
                     # prefer another engine: perhaps the lost engine itself is at fault
                     for engine in sorted(await serving(), key=lambda engine: engine.name == lost):
-                        if not engine.load and (engine.name == lost or engine.name not in self._wards):
+                        if not engine.load and (engine.name == lost or engine.name not in self._reservations):
                             return engine
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""What each call is for. A first cut: who waits is served soon, and so is what they wait for."""
+"""Objective of each call. A client that waits needs low latency, and so do the calls that its call waits for."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,35 +11,35 @@ def objective(call: Call) -> Objective:
 
 
 def objectives_of(calls: Iterable[Call]) -> dict[str, Objective]:
-    """Return the objective of each call by its id: what the client said, or what follows from who waits.
+    """Return the objective of each call by its id: the one that the client specified, or the one that follows.
 
-    Latency if a client wants its outputs soon or a call of objective latency needs them; throughput if no client waits
-    yet. It takes time linear in the edges of the graph.
+    Latency, if a client wants an output soon or a call of objective latency needs one; throughput otherwise. The time
+    is linear in the edges of the graph.
     """
     known: dict[str, Objective] = {}
     for start in calls:
         stack: list[tuple[Call, Iterator[Call]]] = []
         _visit(start, known, stack)
         while stack:
-            call, readers = stack[-1]
-            reader = next(readers, None)
-            if reader is None or known[call.id] is Objective.LATENCY:
+            call, dependents = stack[-1]
+            dependent = next(dependents, None)
+            if dependent is None or known[call.id] is Objective.LATENCY:
                 stack.pop()
                 if stack and known[call.id] is Objective.LATENCY:
                     known[stack[-1][0].id] = Objective.LATENCY
-            elif reader.state.final:
+            elif dependent.state.final:
                 continue
-            elif reader.id not in known:
-                _visit(reader, known, stack)
-                if known[reader.id] is Objective.LATENCY:
+            elif dependent.id not in known:
+                _visit(dependent, known, stack)
+                if known[dependent.id] is Objective.LATENCY:
                     known[call.id] = Objective.LATENCY
-            elif known[reader.id] is Objective.LATENCY:
+            elif known[dependent.id] is Objective.LATENCY:
                 known[call.id] = Objective.LATENCY
     return known
 
 
 def _visit(call: Call, known: dict[str, Objective], stack: "list[tuple[Call, Iterator[Call]]]") -> None:
-    """Note what a call itself says, and put it onto the stack if its readers have a say as well."""
+    """Record what follows from the call alone. Push it onto the stack if its dependents matter as well."""
     if call.id in known:
         return
     own = call.spec.objective
@@ -47,20 +47,21 @@ def _visit(call: Call, known: dict[str, Objective], stack: "list[tuple[Call, Ite
         latency_subscribers = any(variable.latency_subscribers for variable in call.outputs)
         known[call.id] = Objective.LATENCY if latency_subscribers else Objective.THROUGHPUT
         if not latency_subscribers:
-            stack.append((call, _readers(call)))
+            stack.append((call, _dependents(call)))
     else:
         known[call.id] = own
 
 
-def _readers(call: Call) -> Iterator[Call]:
-    """The calls that need what this one makes."""
+def _dependents(call: Call) -> Iterator[Call]:
+    """Yield the calls that need this call's outputs: its followers and its consumers."""
     yield from call.followers
     for variable in call.outputs:
         yield from variable.consumers
 
 
 def sources(call: Call) -> Iterator[Call]:
-    """The calls that this one directly waits for, finished or not."""
+    """Yield the calls that this call directly waits for, finished or not: its leader and the producers of its
+    inputs."""
     if call.leader is not None:
         yield call.leader
     for variable in call.inputs.values():

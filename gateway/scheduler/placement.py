@@ -1,4 +1,4 @@
-"""Which engine takes a call."""
+"""Choice of the engine for a call."""
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
@@ -7,28 +7,30 @@ from gateway.engines.protocol import Engine
 from gateway.graph.call import Call
 
 Placement = Callable[[Call, Sequence[Engine], Mapping[Engine, int]], Engine]
-"""See `place`."""
+"""Function that chooses an engine. `place` is the default."""
 
 _CONTEXT_TOKENS = 12
-"""So many tokens of prompt found in a cache make up for one context more on the engine."""
-_LOOKED_AT = 16
-"""Of many engines, so many are looked at for an idle one, others for each call: nearly as good as all of them."""
+"""Cached prompt tokens that outweigh one more context on an engine."""
+_SAMPLE = 16
+"""Number of engines that are compared, if there are many; each call compares others. It finds an idle engine nearly as
+often as a comparison of all."""
 _load = attrgetter("load")
 
 
-def place(call: Call, engines: Sequence[Engine], held: Mapping[Engine, int]) -> Engine:
-    """An idle engine, or a busier one that holds much of the prompt's beginning; then one that holds most inputs.
+def place(call: Call, engines: Sequence[Engine], prefix_tokens: Mapping[Engine, int]) -> Engine:
+    """Return an idle engine, or a busier one that holds much of the prompt's beginning.
 
-    `held`: engines that were given the beginning of its prompt before, with how many tokens of it.
+    Among equals, it prefers the engine that produced most of the call's inputs. `prefix_tokens`: the engines that
+    received a beginning of the prompt before, with its tokens.
     """
-    made = [source.producer.engine for source in call.inputs.values() if source.producer is not None]
+    producers = [source.producer.engine for source in call.inputs.values() if source.producer is not None]
 
     def cost(engine: Engine) -> tuple[float, int]:
-        found = held.get(engine, 0) * engine.tokens_per_unit
-        return engine.load * _CONTEXT_TOKENS - found, -made.count(engine.name)
+        cached = prefix_tokens.get(engine, 0) * engine.tokens_per_unit
+        return engine.load * _CONTEXT_TOKENS - cached, -producers.count(engine.name)
 
-    if len(engines) > _LOOKED_AT:
-        first = call.arrival * _LOOKED_AT % len(engines)
-        some = [*engines[first : first + _LOOKED_AT], *engines[: max(0, first + _LOOKED_AT - len(engines))]]
-        engines = [min(some, key=_load), *(engine for engine in held if engine.ready)]
+    if len(engines) > _SAMPLE:
+        first = call.arrival * _SAMPLE % len(engines)
+        sample = [*engines[first : first + _SAMPLE], *engines[: max(0, first + _SAMPLE - len(engines))]]
+        engines = [min(sample, key=_load), *(engine for engine in prefix_tokens if engine.ready)]
     return min(engines, key=cost)

@@ -1,4 +1,4 @@
-"""Which beginnings of prompts there have been, and which engines were given them: asked of no engine."""
+"""Index of prompt beginnings: which ones exist, and which engines received them. No engine is asked."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from gateway.engines.protocol import Engine
 from gateway.graph.prefix_hash import PrefixKey
 
-_MOST = 100_000
-"""Beginnings that are remembered."""
-_HOLDERS = 4
-"""Engines that are remembered for one."""
+_MAX_KEYS = 100_000
+"""Maximum number of prefix keys in the index."""
+_MAX_ENGINES = 4
+"""Maximum number of engines that are recorded for one prefix key."""
 
 
 @dataclass(slots=True)
-class _Seen:
-    """`engines`: which were given it, the last ones last. `read`: whether one of them has read it to its end.
-    `session`: which asked for it last."""
+class _Entry:
+    """Record of one prefix key.
+
+    `engines`: engines that received this beginning, the latest last. `read`: whether one of them has prefilled all of
+    it. `session`: the session whose call requested it last.
+    """
 
     session: int
     read: bool = False
@@ -24,60 +27,60 @@ class _Seen:
 
 
 class PrefixIndex:
-    """Owner of what is known of beginnings. The last ones are remembered."""
+    """Owner of the entries by prefix key. The least recently requested ones are evicted."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[int, _Seen] = OrderedDict()
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
-    def known(self, prefixes: Sequence[PrefixKey], session: int) -> int:
-        """Tokens of the longest beginning that the session need not pay for: it has been read, or will be by a call of
-        its own."""
-        for border in reversed(prefixes):
-            seen = self._seen.get(border.key)
-            if seen is not None and (seen.read or seen.session == session):
-                return border.tokens
+    def covered_tokens(self, prefixes: Sequence[PrefixKey], session: int) -> int:
+        """Return the tokens of the longest beginning that the session need not pay for: an engine has prefilled it, or
+        will do so for another call of the session."""
+        for prefix in reversed(prefixes):
+            entry = self._entries.get(prefix.key)
+            if entry is not None and (entry.read or entry.session == session):
+                return prefix.tokens
         return 0
 
     def add(self, prefixes: Sequence[PrefixKey], session: int) -> None:
-        """A call of the session comes that will read them."""
+        """Add the beginnings of a new call's prompt. `session`: id of the call's session."""
         for _, key, _ in prefixes:
-            seen = self._seen.get(key)
-            if seen is None:
-                self._seen[key] = _Seen(session)
+            entry = self._entries.get(key)
+            if entry is None:
+                self._entries[key] = _Entry(session)
             else:
-                seen.session = session
-                self._seen.move_to_end(key)
-        while len(self._seen) > _MOST:
-            self._seen.popitem(last=False)
+                entry.session = session
+                self._entries.move_to_end(key)
+        while len(self._entries) > _MAX_KEYS:
+            self._entries.popitem(last=False)
 
-    def read(self, prefixes: Sequence[PrefixKey]) -> None:
-        """A call has read them."""
-        for border in reversed(prefixes):
-            seen = self._seen.get(border.key)
-            if seen is None:
+    def mark_prefilled(self, prefixes: Sequence[PrefixKey]) -> None:
+        """Record that an engine has prefilled the prompt."""
+        for prefix in reversed(prefixes):
+            entry = self._entries.get(prefix.key)
+            if entry is None:
                 continue
-            if seen.read:
-                return  # and what is shorter with it
-            seen.read = True
+            if entry.read:
+                return  # shorter beginnings are marked already
+            entry.read = True
 
-    def held(self, prefixes: Sequence[PrefixKey]) -> dict[Engine, int]:
-        """Engines that were given some of it, with how many tokens of it each."""
-        held: dict[Engine, int] = {}
+    def tokens_by_engine(self, prefixes: Sequence[PrefixKey]) -> dict[Engine, int]:
+        """Return the engines that received a beginning of the prompt, with the tokens of the longest one each."""
+        tokens_by_engine: dict[Engine, int] = {}
         for tokens, key, _ in prefixes:
-            seen = self._seen.get(key)
-            if seen is None:
+            entry = self._entries.get(key)
+            if entry is None:
                 break
-            for engine in seen.engines:
-                held[engine] = tokens
-        return held
+            for engine in entry.engines:
+                tokens_by_engine[engine] = tokens
+        return tokens_by_engine
 
-    def given(self, prefixes: Sequence[PrefixKey], engine: Engine) -> None:
-        """An engine was given all of it."""
+    def record_placement(self, prefixes: Sequence[PrefixKey], engine: Engine) -> None:
+        """Record that an engine received the prompt."""
         for _, key, _ in prefixes:
-            seen = self._seen.get(key)
-            if seen is None:
+            entry = self._entries.get(key)
+            if entry is None:
                 continue
-            if engine in seen.engines:
-                seen.engines.remove(engine)
-            seen.engines.append(engine)
-            del seen.engines[:-_HOLDERS]
+            if engine in entry.engines:
+                entry.engines.remove(engine)
+            entry.engines.append(engine)
+            del entry.engines[:-_MAX_ENGINES]

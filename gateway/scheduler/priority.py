@@ -1,12 +1,13 @@
-"""The order of waiting work: for each call, by when it is to be worked on.
+"""Priorities: the order of waiting work, as a deadline for each call.
 
-A reader who comes for a variable wants it by a time: now, plus the longest way through the graph to it, plus some
-times all the work that it needs. What feeds it is due a little earlier, the more so the longer it takes, and so on
-backwards. So within an application the longest remaining way goes first, and calls that feed one consumer go together;
-between applications small ones go before large ones, and equal ones in the order in which they came; and since all are
-times of one clock, whoever waits comes to the front by itself: deadlines of EDF, inherited along the graph.
+A subscriber wants a variable by a deadline: now, plus the longest path through the graph to it, plus a multiple of all
+the work that it needs. Its inputs are due a little earlier, by an amount that grows with the time of the call that
+reads them, and so on backwards. So within an application the longest remaining path goes first, and calls that feed one
+consumer run together. Between applications, small ones go before large ones, and equal ones in the order of arrival.
+All deadlines are times of one clock, so no call waits for ever. This is earliest deadline first (EDF), with deadlines
+inherited along the graph.
 
-No clock and no I/O: whoever calls says what time it is.
+There is no clock and no I/O here: the caller passes the time.
 """
 
 import math
@@ -25,183 +26,194 @@ from gateway.scheduler.objective import sources
 from gateway.scheduler.prefix_index import PrefixIndex
 
 PATIENCE_SECONDS = 30.0
-"""So much later is wanted what nobody waits for yet, and what somebody says there is time for."""
-OUTSTANDING = 3.0
-"""So many times the work that it needs, in seconds, something is wanted later. Little makes the order that of arrival
-under load, since nearly everything is late then; much makes large applications wait for small ones."""
-LATER = 120.0
-"""So many seconds later, besides, is wanted what is not short: where more comes than can be done everything is late in
-the end, and a question that takes a second must not wait behind all of it."""
-SHORT = 2.0
-"""Seconds of work; from here to twice as much, `LATER` comes in by degrees."""
-WITHIN = 1e-6
-"""Share of a call's time by which it is due before what it feeds: enough for an order in an application, and so little
-that engines take all of it for one urgency. Were it all of it, the beginning of a long application would go before the
-end of one that came earlier, and all would end late."""
-_LOOKED_AT = 1000
-"""Calls that are looked at to find how much work something needs; what needs more is taken to need all there is."""
+"""Deadline extension, in seconds, for calls without a waiting client, and for calls of objective throughput."""
+WORK_FACTOR = 3.0
+"""Deadline extension per second of needed work.
+
+With a small factor, almost every call is late under load, and the order becomes that of arrival. With a large factor,
+large applications wait for small ones.
+"""
+LONG_WORK_EXTENSION = 120.0
+"""Additional deadline extension, in seconds, for work that is not short.
+
+Under overload every call becomes late. A question that takes a second must not wait behind all of the late work.
+"""
+SHORT_WORK = 2.0
+"""Work in seconds up to which LONG_WORK_EXTENSION does not apply. From here to twice as much it grows to its full
+size."""
+PRODUCER_LEAD = 1e-6
+"""Share of a call's time by which the calls that it reads are due before it.
+
+It is enough to order the calls of an application, and so small that engines treat them as equally urgent. With the
+whole time, the beginning of a long application would go before the end of an earlier one, and both would end late.
+"""
+_MAX_VISITED = 1000
+"""Maximum number of calls that are visited to sum up the work that a call needs. Beyond it, the work of the whole
+session counts."""
 
 
 class Order(StrEnum):
-    """How waiting work is ordered."""
+    """Order of waiting work: by deadline (`need`), or first come, first served (`arrival`)."""
 
     NEED = "need"
     ARRIVAL = "arrival"
 
 
 class Priorities:
-    """Owner of the ranks of all unfinished calls; lower goes first.
+    """Owner of the ranks of all unfinished calls. The lowest rank goes first.
 
-    For every call
+    For each call
 
-        rank = min(own wants, ranks of the unfinished calls that read it or are served by it) - WITHIN * time
+        rank = min(own deadline, ranks of the unfinished calls that read or follow it) - PRODUCER_LEAD * time
 
-    so nothing ranks behind what it feeds. Nothing that comes later than a call's own want overtakes it.
+    So a call never ranks behind a call that needs it. Calls that arrive after a call's own deadline cannot overtake it.
 
-    A change of the graph notes the calls that it concerns. The next question for ranks computes these and their
-    ancestors, as far as that changes any, each of them once: in time linear in the edges between them, however many
-    changes there were.
+    A change of the graph marks the calls that it concerns. The next query of ranks computes these calls and, as far as
+    their ranks change, their ancestors, once each. The time is linear in the edges between them, however many changes
+    there were.
     """
 
     def __init__(
-        self, estimates: CostModel, order: Order = Order.NEED, weights: Mapping[str, float] | None = None
+        self, cost_model: CostModel, order: Order = Order.NEED, weights: Mapping[str, float] | None = None
     ) -> None:
-        """With `Order.ARRIVAL` engines are told of nothing but who came first, as other servers have it. `weights`: of
-        tenants whose share is not 1."""
-        self.estimates = estimates
+        """`order`: with `Order.ARRIVAL`, engines get the order of arrival only. `weights`: weights of the
+        tenants for the fair queue; 1 if not listed."""
+        self.cost_model = cost_model
         self._order = order
         self.prefix_index = PrefixIndex()
-        self._known: dict[str, _Known] = {}
-        self._sessions: dict[int, _Work] = {}
-        self.shares = FairQueue(weights or {})
+        self._entries: dict[str, _Entry] = {}
+        self._sessions: dict[int, _Outstanding] = {}
+        self.fair_queue = FairQueue(weights or {})
         self._changed: dict[str, Call] = {}
         self._stale: dict[str, Call] = {}
-        """Calls whose ranks are to be computed anew: their readers, or what their clients want, have changed."""
+        """Calls whose ranks must be computed again, because their dependents or their deadlines have changed."""
 
     def add(self, call: Call, now: float) -> None:
-        """A call joined the graph, behind everything it reads. May be called again."""
-        if call.id in self._known or call.state.final:
+        """Add a call that joined the graph, after all calls that it reads. A second time does nothing."""
+        if call.id in self._entries or call.state.final:
             return
         prefixes = prefix_keys(call, own=False)
-        cost = self.estimates.cost(call, self.prefix_index.known(prefixes, id(call.session)))
+        cost = self.cost_model.cost(call, self.prefix_index.covered_tokens(prefixes, id(call.session)))
         self.prefix_index.add(prefixes, id(call.session))
-        feeding = [known for source in sources(call) if (known := self._known.get(source.id)) is not None]
-        path = cost.time + max([feeds.path for feeds in feeding], default=0.0)
-        lead = self.shares.asked(call.session.tenant, cost.work)
-        session = self._sessions.setdefault(id(call.session), _Work())
+        source_entries = [entry for source in sources(call) if (entry := self._entries.get(source.id)) is not None]
+        path = cost.time + max([source_entry.path for source_entry in source_entries], default=0.0)
+        fair_offset = self.fair_queue.request(call.session.tenant, cost.work)
+        session = self._sessions.setdefault(id(call.session), _Outstanding())
         session.calls += 1
         session.seconds += cost.work
         patience = 0.0 if call.spec.objective is Objective.LATENCY else PATIENCE_SECONDS
-        unread = now + lead + patience + path + _slack(session.seconds)
-        self._known[call.id] = known = _Known(call, prefixes, cost, path, lead, unread)
+        deadline_unread = now + fair_offset + patience + path + _extension(session.seconds)
+        self._entries[call.id] = entry = _Entry(call, prefixes, cost, path, fair_offset, deadline_unread)
         self._changed[call.id] = call
-        known.readers = self._count_readers(call)
-        for feeds in feeding:
-            if not feeds.readers:
-                self._stale[feeds.call.id] = feeds.call  # wanted no more for its own sake
-            feeds.readers += 1
-        if feeding or known.readers:
+        entry.dependents = self._count_dependents(call)
+        for source_entry in source_entries:
+            if not source_entry.dependents:
+                self._stale[source_entry.call.id] = source_entry.call  # its unread deadline does not count any more
+            source_entry.dependents += 1
+        if source_entries or entry.dependents:
             self._stale[call.id] = call
-        else:  # it stands alone, as most do
-            known.rank = unread - known.ahead
+        else:  # the common case: a call without edges
+            entry.rank = deadline_unread - entry.producer_lead
         for variable in call.outputs:
-            if variable.subscribers:  # who came before the call was added
-                self.wanted(variable, Objective.LATENCY if variable.latency_subscribers else Objective.THROUGHPUT, now)
+            if variable.subscribers:  # clients that subscribed before the call was added
+                self.subscribe(
+                    variable, Objective.LATENCY if variable.latency_subscribers else Objective.THROUGHPUT, now
+                )
 
-    def prompt_read(self, call: Call) -> None:
-        """An engine has read the call's prompt: others that begin alike have less to do."""
-        self.prefix_index.read(self.prefixes(call))
+    def prompt_prefilled(self, call: Call) -> None:
+        """Record that an engine has prefilled the call's prompt: calls with the same beginning have less work."""
+        self.prefix_index.mark_prefilled(self.prefixes(call))
 
-    def wanted(self, variable: Variable, objective: Objective, now: float) -> None:
-        """A client waits for the variable. Of calls that are yet to be added, `add` looks for itself."""
+    def subscribe(self, variable: Variable, objective: Objective, now: float) -> None:
+        """Record a client that waits for the variable. For a call that is added later, `add` looks for subscribers."""
         call = variable.producer
-        known = None if call is None else self._known.get(call.id)
-        if call is None or known is None:
+        entry = None if call is None else self._entries.get(call.id)
+        if call is None or entry is None:
             return
         patient = objective is Objective.THROUGHPUT or call.spec.objective is Objective.THROUGHPUT
         patience = PATIENCE_SECONDS if patient else 0.0
-        want = now + known.lead + patience + known.path + _slack(self._needed(call))
-        if want < known.want:
-            known.want = want
+        deadline = now + entry.fair_offset + patience + entry.path + _extension(self._needed_work(call))
+        if deadline < entry.deadline:
+            entry.deadline = deadline
             self._stale[call.id] = call
-        self._changed[call.id] = call  # perhaps it is watched now
+        self._changed[call.id] = call  # it may have become interactive
 
     def follow(self, call: Call, leader: Call) -> None:
-        """The call is served by the leader from here on, or no more."""
-        known = self._known.get(leader.id)
-        if known is not None:
-            known.readers = self._count_readers(leader)
+        """Record that the call follows the leader from now on, or has stopped following it."""
+        entry = self._entries.get(leader.id)
+        if entry is not None:
+            entry.dependents = self._count_dependents(leader)
             self._stale[leader.id] = self._changed[leader.id] = leader
 
-    def left(self, variable: Variable) -> None:
-        """A client waits no more."""
+    def unsubscribe(self, variable: Variable) -> None:
+        """Record that a client waits for the variable no longer."""
         call = variable.producer
-        if call is not None and call.id in self._known:
+        if call is not None and call.id in self._entries:
             self._changed[call.id] = call
 
     def end(self, call: Call) -> None:
-        """The call has ended: what fed it is needed by the others alone."""
-        known = self._known.pop(call.id, None)
-        if known is None:
+        """Remove a call that has ended. Its sources keep the ranks that their other dependents give them."""
+        entry = self._entries.pop(call.id, None)
+        if entry is None:
             return
         self._changed.pop(call.id, None)
-        self.shares.done(call.session.tenant, known.cost.work)
+        self.fair_queue.finish(call.session.tenant, entry.cost.work)
         session = self._sessions[id(call.session)]
         session.calls -= 1
-        session.seconds -= known.cost.work
+        session.seconds -= entry.cost.work
         if not session.calls:
             del self._sessions[id(call.session)]
         for source in sources(call):
-            feeds = self._known.get(source.id)
-            if feeds is not None:
-                feeds.readers -= 1
-                if not feeds.readers or feeds.rank == known.rank - feeds.ahead:
+            source_entry = self._entries.get(source.id)
+            if source_entry is not None:
+                source_entry.dependents -= 1
+                if not source_entry.dependents or source_entry.rank == entry.rank - source_entry.producer_lead:
                     self._stale[source.id] = source
 
     def urgency(self, call: Call) -> Urgency:
-        """What an engine is told of it."""
+        """Return the urgency of the call for engines."""
         if self._order is Order.ARRIVAL:
             return Urgency(call.arrival, interactive=True)
         return Urgency(self.rank(call), _is_interactive(call))
 
     def rank(self, call: Call) -> float:
-        """By when it is to be worked on, in seconds of the caller's clock. Of a call that has ended, 0."""
+        """Return the call's rank: its deadline in seconds of the caller's clock. For a call that has ended, 0."""
         self._settle()
-        known = self._known.get(call.id)
-        return 0.0 if known is None else known.rank
+        entry = self._entries.get(call.id)
+        return 0.0 if entry is None else entry.rank
 
     def prefixes(self, call: Call) -> list[PrefixKey]:
-        """Of its prompt."""
-        known = self._known.get(call.id)
-        return prefix_keys(call, own=False) if known is None else known.prefixes
+        """Return the prefix keys of the call's prompt."""
+        entry = self._entries.get(call.id)
+        return prefix_keys(call, own=False) if entry is None else entry.prefixes
 
     def changed(self) -> Iterator[Call]:
-        """The calls whose urgency may have changed since this was asked before."""
+        """Return the calls whose urgency may have changed since the last call of this method."""
         self._settle()
         changed, self._changed = self._changed, {}
         return iter(changed.values())
 
-    def _needed(self, call: Call) -> float:
-        """Seconds of unfinished work that the call waits for, its own included."""
+    def _needed_work(self, call: Call) -> float:
+        """Return the seconds of unfinished work that the call waits for, its own included."""
         if not call.inputs and call.leader is None:
-            return self._known[call.id].cost.work
+            return self._entries[call.id].cost.work
         seconds = 0.0
         stack, seen = [call], {call.id}
         while stack:
-            known = self._known.get(stack.pop().id)
-            if known is None:
+            entry = self._entries.get(stack.pop().id)
+            if entry is None:
                 continue
-            if len(seen) > _LOOKED_AT:
+            if len(seen) > _MAX_VISITED:
                 return self._sessions[id(call.session)].seconds
-            seconds += known.cost.work
-            for source in sources(known.call):
+            seconds += entry.cost.work
+            for source in sources(entry.call):
                 if source.id not in seen:
                     seen.add(source.id)
                     stack.append(source)
         return seconds
 
     def _settle(self) -> None:
-        """Compute the ranks that changes of the graph concern."""
+        """Compute the ranks of all calls that are marked as stale, and of their ancestors."""
         if not self._stale:
             return
         stale, self._stale = self._stale, {}
@@ -209,27 +221,30 @@ class Priorities:
         for call in stale.values():
             self._update(call, affected)
         if affected:
-            for call in self._readers_first(list(affected.values())):
+            for call in self._dependents_first(list(affected.values())):
                 if call.id in affected:
                     self._update(call, affected)
 
     def _update(self, call: Call, affected: dict[str, Call]) -> None:
-        """Compute the rank of a call. If it changes, add the sources to `affected` whose ranks change with it."""
-        known = self._known.get(call.id)
-        if known is None:
+        """Compute the rank of a call. If it changes, add the sources whose ranks change with it to `affected`."""
+        entry = self._entries.get(call.id)
+        if entry is None:
             return
-        before, rank = known.rank, self.computed(call)
+        before, rank = entry.rank, self.compute_rank(call)
         if rank == before:
             return
-        known.rank = rank
+        entry.rank = rank
         self._changed[call.id] = call
         for source in sources(call):
-            feeds = self._known.get(source.id)
-            if feeds is not None and (rank - feeds.ahead < feeds.rank or feeds.rank == before - feeds.ahead):
+            source_entry = self._entries.get(source.id)
+            if source_entry is not None and (
+                rank - source_entry.producer_lead < source_entry.rank
+                or source_entry.rank == before - source_entry.producer_lead
+            ):
                 affected[source.id] = source
 
-    def _readers_first(self, calls: list[Call]) -> Iterator[Call]:
-        """Return the calls and their unfinished ancestors, every call after all that read it."""
+    def _dependents_first(self, calls: list[Call]) -> Iterator[Call]:
+        """Return the calls and their unfinished ancestors, each call behind all its dependents."""
         seen: set[str] = set()
         order: list[Call] = []
         for start in calls:
@@ -243,79 +258,84 @@ class Priorities:
                 if source is None:
                     order.append(call)
                     stack.pop()
-                elif source.id not in seen and source.id in self._known:
+                elif source.id not in seen and source.id in self._entries:
                     seen.add(source.id)
                     stack.append((source, sources(source)))
         return reversed(order)
 
-    def _count_readers(self, call: Call) -> int:
-        """Return how many edges lead to unfinished calls that read this one."""
-        return sum([reader.id in self._known for reader in _readers(call)])
+    def _count_dependents(self, call: Call) -> int:
+        """Return the number of edges from the call to unfinished calls that read or follow it."""
+        return sum([dependent.id in self._entries for dependent in _dependents(call)])
 
-    def computed(self, call: Call) -> float:
-        """The rank as it follows from those of the calls that need it."""
-        known = self._known[call.id]
-        readers = [self._known[reader.id].rank for reader in _readers(call) if reader.id in self._known]
-        return min(known.want, min(readers, default=known.unread)) - known.ahead
+    def compute_rank(self, call: Call) -> float:
+        """Return the rank that follows from the call's own deadline and the ranks of its dependents."""
+        entry = self._entries[call.id]
+        dependents = [
+            self._entries[dependent.id].rank for dependent in _dependents(call) if dependent.id in self._entries
+        ]
+        return min(entry.deadline, min(dependents, default=entry.deadline_unread)) - entry.producer_lead
 
     def check_integrity(self) -> None:
-        """Computes everything anew. Raises AssertionError on any difference."""
+        """Compute everything again. Raises AssertionError on any difference."""
         self._settle()
-        for name, known in self._known.items():
-            assert not known.call.state.final, f"{name} has ended"
-            assert known.rank == self.computed(known.call), f"the rank of {name} is not what it should be"
-            readers = self._count_readers(known.call)
-            assert known.readers == readers, f"{name} has {readers} readers"
-        sessions = Counter(id(known.call.session) for known in self._known.values())
+        for name, entry in self._entries.items():
+            assert not entry.call.state.final, f"{name} has ended"
+            assert entry.rank == self.compute_rank(entry.call), f"the rank of {name} is not what it should be"
+            dependents = self._count_dependents(entry.call)
+            assert entry.dependents == dependents, f"{name} has {dependents} readers"
+        sessions = Counter(id(entry.call.session) for entry in self._entries.values())
         assert sessions == {id: work.calls for id, work in self._sessions.items()}, "work that is not there"
-        tenants = Counter(known.call.session.tenant for known in self._known.values())
-        assert tenants == self.shares.unfinished(), "tenants that do nothing"
+        tenants = Counter(entry.call.session.tenant for entry in self._entries.values())
+        assert tenants == self.fair_queue.unfinished(), "tenants that do nothing"
 
 
-def _slack(work: float) -> float:
-    """Seconds by which something may come later, that needs so many seconds of work."""
-    return OUTSTANDING * work + LATER * min(1.0, max(0.0, work / SHORT - 1.0))
+def _extension(work: float) -> float:
+    """Return the deadline extension, in seconds, of a variable that needs this many seconds of work."""
+    return WORK_FACTOR * work + LONG_WORK_EXTENSION * min(1.0, max(0.0, work / SHORT_WORK - 1.0))
 
 
 @dataclass(slots=True)
-class _Work:
-    """What is outstanding of a session."""
+class _Outstanding:
+    """Unfinished work of one session, in seconds, and its number of calls."""
 
     calls: int = 0
     seconds: float = 0.0
 
 
 @dataclass(slots=True)
-class _Known:
-    """What is known of an unfinished call. `path`: seconds of the longest way to its end. `lead`: see
-    `FairQueue.asked`. `unread`: by when it is wanted as long as nothing reads it; `want`: since
-    somebody waits for it. `readers`: unfinished calls that read it."""
+class _Entry:
+    """State of an unfinished call.
+
+    `path`: seconds of the longest path to its end. `fair_offset`: see `FairQueue.request`. `deadline_unread`: deadline
+    that applies while no call reads it. `deadline`: deadline of its earliest subscriber. `dependents`: number of
+    unfinished calls that read or follow it.
+    """
 
     call: Call
     prefixes: list[PrefixKey]
     cost: Cost
     path: float
-    lead: float
-    unread: float
-    want: float = math.inf
+    fair_offset: float
+    deadline_unread: float
+    deadline: float = math.inf
     rank: float = math.inf
-    readers: int = 0
+    dependents: int = 0
 
     @property
-    def ahead(self) -> float:
-        """So much before what it feeds it is due."""
-        return WITHIN * self.cost.time
+    def producer_lead(self) -> float:
+        """Seconds by which the calls that it reads are due before it."""
+        return PRODUCER_LEAD * self.cost.time
 
 
-def _readers(call: Call) -> Iterator[Call]:
-    """The calls that need what this one makes."""
+def _dependents(call: Call) -> Iterator[Call]:
+    """Yield the calls that need this call's outputs: its followers and its consumers."""
     yield from call.followers
     for variable in call.outputs:
         yield from variable.consumers
 
 
 def _is_interactive(call: Call) -> bool:
-    """Whether a client waits for what it makes, and for nothing else."""
+    """Return whether a client waits for an output of the call, and for nothing else."""
     for variable in call.outputs:
         if variable.interactive_subscribers:
             return True

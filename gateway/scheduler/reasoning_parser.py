@@ -1,67 +1,71 @@
-"""Which part of a generated text is thought, and which is answer, for models that write both."""
+"""Split generated text into reasoning and answer, for models that emit both."""
 
 from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS
 
 
 class ReasoningParser:
-    """A text as it grows. Thoughts stand at its beginning, between two marks; white space around either is nothing."""
+    """Incremental parser of one generated text.
+
+    Reasoning stands at the beginning of the text, between two tags. White space around either tag is dropped.
+    """
 
     def __init__(self, *, begun: bool) -> None:
-        """`begun`: the first mark is in the prompt."""
-        self._begun = begun
+        """`begun`: the prompt ends with the opening tag."""
+        self._starts_inside = begun
         self._state = "before"
-        """… the first mark, `within` thoughts, `behind` the last mark, in the `answer`."""
-        self._held = ""
-        """What came and may be a mark, or nothing."""
-        self._told = False
-        """Whether something was told of the thoughts."""
+        """Position in the text: `before` the opening tag, `within` reasoning, `behind` the closing tag, or in the
+        `answer`."""
+        self._pending = ""
+        """Text that is not emitted yet: it may be part of a tag, or white space that is dropped."""
+        self._has_reasoning = False
+        """Whether reasoning was emitted."""
 
     @property
     def answering(self) -> bool:
-        """Whether they have ended, or will not come."""
+        """Whether the reasoning has ended, or the text has none."""
         return self._state in ("behind", "answer")
 
     def push(self, text: str, *, last: bool = False) -> tuple[str, str]:
-        """More of the text: what of it is thought, and what answer. `last`: that was all."""
-        self._held += text
-        thought = ""
+        """Append text, and return the new parts of reasoning and answer. `last`: no more text will follow."""
+        self._pending += text
+        reasoning = ""
         if self._state == "before":
             self._begin(last)
         if self._state == "within":
-            thought = self._think(last)
+            reasoning = self._think(last)
         if self._state == "behind":
-            self._held = self._held.lstrip()
-            if self._held:
+            self._pending = self._pending.lstrip()
+            if self._pending:
                 self._state = "answer"
         answer = ""
         if self._state == "answer":
-            answer, self._held = self._held, ""
-        return thought, answer
+            answer, self._pending = self._pending, ""
+        return reasoning, answer
 
     def _begin(self, last: bool) -> None:
-        rest = self._held.lstrip()
+        rest = self._pending.lstrip()
         if rest.startswith(THOUGHT_BEGINS):
-            self._state, self._held = "within", rest[len(THOUGHT_BEGINS) :]
+            self._state, self._pending = "within", rest[len(THOUGHT_BEGINS) :]
         elif last or not THOUGHT_BEGINS.startswith(rest):
-            self._state = "within" if self._begun else "answer"
+            self._state = "within" if self._starts_inside else "answer"
 
     def _think(self, last: bool) -> str:
-        if not self._told:
-            self._held = self._held.lstrip()
-        text, mark, behind = self._held.partition(THOUGHT_ENDS)
-        if mark:
-            self._state, self._held = "behind", behind
-            thought = text.rstrip()
+        if not self._has_reasoning:
+            self._pending = self._pending.lstrip()
+        text, tag, behind = self._pending.partition(THOUGHT_ENDS)
+        if tag:
+            self._state, self._pending = "behind", behind
+            reasoning = text.rstrip()
         else:
-            held = 0 if last else _begun(text)
-            thought = text[: len(text) - held].rstrip()
-            self._held = "" if last else text[len(thought) :]
-        self._told = self._told or bool(thought)
-        return thought
+            pending = 0 if last else _partial_tag_length(text)
+            reasoning = text[: len(text) - pending].rstrip()
+            self._pending = "" if last else text[len(reasoning) :]
+        self._has_reasoning = self._has_reasoning or bool(reasoning)
+        return reasoning
 
 
-def _begun(text: str) -> int:
-    """Length of the longest end of the text that may be the beginning of the last mark."""
+def _partial_tag_length(text: str) -> int:
+    """Return the length of the longest end of the text that may be the beginning of the closing tag."""
     for length in range(min(len(text), len(THOUGHT_ENDS) - 1), 0, -1):
         if THOUGHT_ENDS.startswith(text[len(text) - length :]):
             return length

@@ -1,4 +1,4 @@
-"""One coroutine a call: fill, wait for a variable, fill on, generate, publish, free."""
+"""The scheduler: one coroutine for each call, which fills, waits for variables, generates, publishes and frees."""
 
 import asyncio
 import logging
@@ -26,18 +26,19 @@ log = logging.getLogger("myna.scheduler")
 
 _ATTEMPTS = 3
 """Maximum number of attempts at a call, if engines refuse it temporarily or fail for reasons unrelated to it."""
-_BEYOND = 2
-"""Factor: running graphs of one tenant may grow to this many times the bound on unfinished calls."""
-_SOON = 1.0
-"""Seconds for which an engine is waited for where another model could answer."""
+_GRAPH_OVERLOAD = 2
+"""Factor by which the running graphs of one tenant may exceed the limit of unfinished calls."""
+_SHORT_PAUSE = 1.0
+"""Longest pause after which a lost call gets another attempt on the same model, if another model could answer, in
+seconds."""
 _SLICE_SECONDS = 0.005
-"""Time for which calls are started without a turn for others, in seconds."""
-_AT_ONCE = 20
-"""Calls of one addition that are started without a turn for others."""
+"""Time for which calls are started before other tasks of the event loop get a turn, in seconds."""
+_SLICE_CALLS = 20
+"""Number of calls of one addition that are started before other tasks of the event loop get a turn."""
 
 
 class Overloaded(Exception):
-    """As many calls as the queue bound allows are unfinished. `retry_after` is in seconds."""
+    """The maximum number of calls is unfinished. `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -45,11 +46,11 @@ class Overloaded(Exception):
 
 
 class Stopping(Exception):
-    """The server is about to end and takes no new work."""
+    """The server is stopping and accepts no new work."""
 
 
 class Scheduler:
-    """Owner of the calls' coroutines and their contexts."""
+    """Owner of the calls' coroutines and of their engine contexts."""
 
     def __init__(
         self,
@@ -64,9 +65,8 @@ class Scheduler:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`max_calls`: maximum number of unfinished calls; with `several_tenants`, no tenant alone may have all of
-        them. `observe` is called with every call that ends. `fill_ahead`: whether prompts are filled before all their
-        values are there. `priorities` orders the calls, `place` chooses engines; `now` is the priorities' clock, in
-        seconds."""
+        them. `observe` is called with each call that ends. `fill_ahead`: fill prompts before all their values exist.
+        `priorities` orders the calls, `place` chooses engines. `now` is the clock of the priorities, in seconds."""
         self._engines = engines
         self._unfinished = SharedLimit(max_calls, several=several_tenants)
         self._observe = observe
@@ -74,31 +74,31 @@ class Scheduler:
         self._calls: dict[str, Call] = {}
         """The calls of `_tasks`, by id."""
         self._starting = FairGate(rests=False)
-        """Passed by each slice of a large addition."""
+        """Gate for the slices of large additions."""
         self._to_submit: set[str] = set()
-        """Ids of calls that are about to be submitted: those of large additions are submitted in pieces."""
+        """Ids of calls that are about to be submitted: large additions are submitted in slices."""
         self._without_task: dict[str, Call] = {}
-        """Unfinished calls that had no coroutine at the last `end_stuck`. Some of them may get one soon."""
+        """Unfinished calls that had no coroutine at the last `end_stuck`. They may get one soon."""
         self._contexts: dict[str, EngineContext] = {}
         self._priorities = priorities or Priorities(CostModel())
         self._informing = False
-        """Whether `_inform_engines` is about to run."""
+        """Whether a run of `_inform_engines` is scheduled."""
         self._place = place
         self._now = now
         self._fill_ahead = fill_ahead
         self._owned: set[asyncio.Task[None]] = set()
         self._parsing = FairGate()
-        """Held while a large value is parsed; see InputReader."""
+        """Gate that is held while a large value is parsed; see InputReader."""
         self._isolation = Isolation()
-        self._at_work: dict[str, Call] = {}
-        """Calls that have a context, by id."""
+        self._working_calls: dict[str, Call] = {}
+        """Calls that have an engine context, by id."""
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def unfinished(self) -> int:
-        """Calls that were submitted and have not ended."""
+        """Number of calls that were submitted and have not ended."""
         return len(self._tasks)
 
     @property
@@ -109,28 +109,29 @@ class Scheduler:
     def admit(self, tenant: str, *, continues: bool) -> None:
         """Raise Overloaded, or Stopping, if new work of the tenant cannot be accepted.
 
-        `continues`: whether the work belongs to a running graph, which is refused only far beyond the bound.
+        `continues`: the work belongs to a running graph. It is rejected only far above the limit.
         """
         if self._stopping:
-            raise Stopping("the server is stopping and takes no new work")
-        held = self._unfinished.held(tenant)
-        if held >= _BEYOND * self._unfinished.total if continues else not self._unfinished.has_room(tenant):
-            raise Overloaded(f"{held} calls of this key are unfinished, the current maximum; try again later", 1)
+            raise Stopping("the server is stopping and accepts no new work")
+        count = self._unfinished.held(tenant)
+        if count >= _GRAPH_OVERLOAD * self._unfinished.total if continues else not self._unfinished.has_room(tenant):
+            raise Overloaded(f"{count} calls of this key are unfinished, the current maximum; try again later", 1)
 
     def rank(self, call: Call) -> float:
-        """The call's place in the order of waiting work; lower goes first."""
+        """Return the call's rank in the order of waiting work. The lowest rank goes first."""
         return self._priorities.rank(call)
 
     def stop_admitting(self) -> None:
-        """From here on `admit` refuses."""
+        """Reject new work from now on: `admit` raises Stopping."""
         self._stopping = True
 
     async def start(self, session: Session, addition: Addition, *, promised: bool = False) -> None:
-        """Starts what was added to a session. Returns when its values, and all of it if `promised`, are kept.
+        """Start the calls and set the values of an addition.
 
-        Raises GraphError if that cannot be: then none of it is done.
+        Return when the values are stored, and with `promised` also the calls. Raises GraphError if the log cannot store
+        them; then all calls are cancelled.
         """
-        few = len(addition.calls) <= _AT_ONCE
+        few = len(addition.calls) <= _SLICE_CALLS
         if few:
             for call in addition.calls:
                 self.submit(call)
@@ -138,22 +139,22 @@ class Scheduler:
                 if promised:
                     await self._settle(session, addition)
                 return
-        # begun is done: a client that leaves now must not leave half of it
-        begin = self._settle if few else self._begin
+        # Submission is atomic: shield it, so that a disconnect cannot leave a partly submitted graph.
+        begin = self._settle if few else self._start_in_slices
         task = asyncio.get_running_loop().create_task(begin(session, addition))
         self._owned.add(task)
         self._idle.clear()
-        task.add_done_callback(self._begun)
+        task.add_done_callback(self._start_done)
         await asyncio.shield(task)
 
-    def _begun(self, task: asyncio.Task[None]) -> None:
+    def _start_done(self, task: asyncio.Task[None]) -> None:
         self._owned.discard(task)
         if not task.cancelled():
-            task.exception()  # raised for the client, who may have gone
-        self._rest()
+            task.exception()  # `start` raises it, unless its client has disconnected; then asyncio would log it
+        self._update_idle()
 
-    async def _begin(self, session: Session, addition: Addition) -> None:
-        """Starts many calls, and lets everybody else have their turns meanwhile."""
+    async def _start_in_slices(self, session: Session, addition: Addition) -> None:
+        """Submit many calls in slices, so that other tasks get their turns between them."""
         ids = {call.id for call in addition.calls}
         self._to_submit |= ids
         try:
@@ -161,7 +162,7 @@ class Scheduler:
             while rest:
                 async with self._starting.turn(session.tenant):
                     began = time.monotonic()
-                    for _ in range(min(_AT_ONCE, len(rest))):
+                    for _ in range(min(_SLICE_CALLS, len(rest))):
                         self.submit(rest.popleft())
                         if time.monotonic() - began > _SLICE_SECONDS:
                             break
@@ -177,14 +178,15 @@ class Scheduler:
             failure = Failure(error.code, str(error))
             session.settle(addition, failure)
             for variable, _ in addition.values:
-                self._fail_readers(variable)
+                self._fail_consumers(variable)
             for call in addition.calls:
                 self.cancel(call, failure)
             raise
         session.settle(addition)
 
     def resume(self, session: Session) -> None:
-        """Begins the unfinished calls of a session that outlived its process anew, as far as they are wanted."""
+        """Submit the unfinished calls of a session that was restored from the journal, and cancel those that are not
+        needed."""
         unfinished = [call for call in session.calls.values() if not call.state.final]
         for call in unfinished:
             self.submit(call)
@@ -196,105 +198,110 @@ class Scheduler:
             self._release(call)
 
     def submit(self, call: Call) -> None:
-        """Starts a call's coroutine; its results appear in the variables that it makes."""
-        if call.state.final:  # cancelled while others were started
+        """Start a call's coroutine. Its results appear in its outputs."""
+        if call.state.final:  # cancelled while other calls of its addition were submitted
             self._release_sources(call)
             return
         task = asyncio.get_running_loop().create_task(self._run(call), name=call.id)
-        self._enter(call, task)
-        task.add_done_callback(lambda _: self._ended(call))
+        self._register(call, task)
+        task.add_done_callback(lambda _: self._unregister(call))
 
     async def perform(self, call: Call) -> None:
-        """Runs a call that nobody else can read, in the coroutine of whoever waits for it: what plain requests are. A
-        client that leaves ends it. Its results appear in the variables that it makes, before this returns."""
+        """Run a call of a plain request, in the task of the client that waits for it. No other client can read it.
+
+        If the client disconnects, the call is cancelled. Its results are in its outputs when this returns.
+        """
         task = asyncio.current_task()
         assert task is not None
-        self._enter(call, task)
+        self._register(call, task)
         try:
             await self._run(call)
-        finally:  # in the next turn: the answer is sent first
-            asyncio.get_running_loop().call_soon(self._ended, call)
+        finally:  # in the next turn of the event loop, so that the response is sent first
+            asyncio.get_running_loop().call_soon(self._unregister, call)
 
-    def _enter(self, call: Call, task: "asyncio.Task[None]") -> None:
+    def _register(self, call: Call, task: "asyncio.Task[None]") -> None:
         self._priorities.add(call, self._now())
         self._priorities_changed()
         self._idle.clear()
         self._tasks[call.id], self._calls[call.id] = task, call
         self._unfinished.add(call.session.tenant)
 
-    def _ended(self, call: Call) -> None:
+    def _unregister(self, call: Call) -> None:
         del self._tasks[call.id], self._calls[call.id]
         self._unfinished.remove(call.session.tenant)
         if not call.state.final:  # its task was cancelled before it first ran
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
-        self._priorities.end(call)  # not before: whoever waits for the answer has it first
+        self._priorities.end(call)  # last, so that the waiting client gets its answer before this work
         if call.state is CallState.DONE:
-            self._priorities.estimates.learn(call)
+            self._priorities.cost_model.learn(call)
         self._release_sources(call)
-        self._rest()
+        self._update_idle()
 
     def _release_sources(self, call: Call) -> None:
-        """A call that failed may leave some that nobody else needs."""
+        """Cancel sources of an ended call that no other call or client needs."""
         for source in sources(call):
             self._release(source)
 
-    def _rest(self) -> None:
+    def _update_idle(self) -> None:
         if not self._tasks and not self._owned:
             self._idle.set()
 
     def cancel(self, call: Call, failure: Failure) -> None:
-        """Stops a call; its context is freed at once."""
+        """Cancel a call. Its engine context is freed at once."""
         self._end(call, CallState.CANCELLED, failure)
 
     def subscribe(
         self, variable: Variable, objective: Objective = Objective.LATENCY, *, interactive: bool = True
     ) -> None:
-        """Somebody waits for the variable now: what it needs may rank higher. `interactive`: and for nothing else with
-        it; of several, only the last to end counts. Pair with `unsubscribe`."""
+        """Count a client that waits for the variable. The calls that it needs may get a higher priority.
+
+        `interactive`: the client waits for nothing else with it. If a client waits for several variables, only the last
+        one to end matters. Pair it with `unsubscribe`.
+        """
         variable.subscribers += 1
         variable.latency_subscribers += objective is Objective.LATENCY
         variable.interactive_subscribers += interactive and objective is Objective.LATENCY
-        self._priorities.wanted(variable, objective, self._now())
+        self._priorities.subscribe(variable, objective, self._now())
         self._priorities_changed()
 
     def unsubscribe(
         self, variable: Variable, objective: Objective = Objective.LATENCY, *, interactive: bool = True
     ) -> None:
-        """The reader has what it wanted or has gone; what nobody else needs is cancelled."""
+        """Uncount a client that has its value or has disconnected. Calls that are not needed any more are cancelled."""
         variable.subscribers -= 1
         variable.latency_subscribers -= objective is Objective.LATENCY
         variable.interactive_subscribers -= interactive and objective is Objective.LATENCY
-        self._priorities.left(variable)
+        self._priorities.unsubscribe(variable)
         self.release(variable)
         self._priorities_changed()
 
     def release(self, variable: Variable) -> None:
-        """Cancels the variable's producer and its ancestors as far as nobody can read them any more.
+        """Cancel the variable's producer and its ancestors, as far as no client or call needs them any more.
 
-        Without a producer, whoever reads a variable that will not be is told.
+        If the variable has no producer and has failed, its consumers fail.
         """
         if variable.producer is not None:
             self._release(variable.producer)
         elif variable.failure is not None:
-            self._fail_readers(variable)
+            self._fail_consumers(variable)
 
     def _release(self, call: Call) -> None:
         stack = [call]
         while stack:
-            at = stack.pop()
-            if at.state.final or at.is_needed:
+            current = stack.pop()
+            if current.state.final or current.is_needed:
                 continue
-            self.cancel(at, Failure("cancelled", "nobody waits for this any more", at.id))
-            stack.extend(sources(at))
+            self.cancel(current, Failure("cancelled", "no client waits for this call any more", current.id))
+            stack.extend(sources(current))
 
     def _priorities_changed(self) -> None:
-        """Inform the engines in the next turn of the loop: once, however many calls were added in this one."""
+        """Inform the engines in the next turn of the loop: once, however many changes there are in this turn."""
         if not self._informing:
             self._informing = True
             asyncio.get_running_loop().call_soon(self._inform_engines)
 
     def _inform_engines(self) -> None:
-        """Send the engines the changed urgency of the calls that they work on."""
+        """Send the engines the changed urgencies of the calls that they run."""
         self._informing = False
         for call in self._priorities.changed():
             context = self._contexts.get(call.id)
@@ -302,11 +309,11 @@ class Scheduler:
                 context.rerank(self._priorities.urgency(call))
 
     async def drained(self) -> None:
-        """Returns once no call is unfinished."""
+        """Wait until all calls have ended."""
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Cancels what runs and waits until it has ended."""
+        """Cancel all calls, and wait until their coroutines have ended."""
         tasks = [*self._tasks.values(), *self._owned]
         for task in tasks:
             task.cancel()
@@ -319,33 +326,33 @@ class Scheduler:
             for source in call.inputs.values():
                 if source.failure is not None:
                     raise CallFailed(upstream(source))
-            await (self._run_somewhere(call) if call.spec.model else derive(call, self._parsing))
+            await (self._run_with_fallbacks(call) if call.spec.model else derive(call, self._parsing))
             await self._publish(call)
         except CallFailed as error:
             self._end(call, CallState.FAILED, error.failure)
         except EngineFailure as error:
-            self._end(call, CallState.FAILED, Failure(error.code, str(error), call.id, _at_fault(call, error)))
-        except GraphError as error:  # a value that could not be kept
+            self._end(call, CallState.FAILED, Failure(error.code, str(error), call.id, _field_at_fault(call, error)))
+        except GraphError as error:  # a value that the log could not store
             self._end(call, CallState.FAILED, Failure(error.code, str(error), call.id))
         except asyncio.CancelledError:
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
             raise
         except Exception as error:
-            log.exception("call %s failed for a reason of our own", call.id)
+            log.exception("call %s failed with an internal error", call.id)
             self._end(call, CallState.FAILED, Failure("internal_error", f"internal error: {error!r}", call.id))
 
     async def _publish(self, call: Call) -> None:
-        """Ends a call whose output is whole; its value is kept before anybody reads it as ready."""
+        """End a call whose output is complete. Its values are stored before they become readable as ready."""
         if call.session.id:
             for variable in call.outputs:
                 if not variable.state.final:
-                    call.session.assigning(variable, variable.text)
+                    call.session.record_value(variable, variable.text)
             await call.session.flushed()
         self._end(call, CallState.DONE, None)
 
-    async def _run_somewhere(self, call: Call) -> None:
-        """Runs the call on its model, or on the next one in its place if no engine of that does it, as long as nobody
-        was shown a token."""
+    async def _run_with_fallbacks(self, call: Call) -> None:
+        """Run the call on its model, or on the next fallback model if no engine of the model can run it. There is no
+        fallback once an output is exposed."""
         *others, last = call.spec.renderings
         for rendering in others:
             try:
@@ -354,16 +361,16 @@ class Scheduler:
             except ContextRefused:
                 raise
             except EngineFailure as error:
-                if not _start_over(call):
+                if not _reset(call):
                     raise
-                log.warning("call %s goes on to the next model: %s", call.id, error)
+                log.warning("call %s continues with its next model: %s", call.id, error)
         await self._attempts(call, last, wait=True)
 
     async def _attempts(self, call: Call, rendering: Rendering, *, wait: bool) -> None:
-        """Runs the call, and again if its engine dies under it before anybody was shown a token. `wait`: also if that
-        takes a while.
+        """Run the call on one model, and repeat it if its engine is lost before an output is exposed.
 
-        The call may have killed the engine. So it runs again only once, and alone: see `isolation`.
+        `wait`: also if engines are ready only after a while. The call may have killed the engine. So it gets only one
+        more attempt, alone on an engine: see `isolation`.
         """
         attempt, patient = 1, False
         suspect, lost = False, None
@@ -382,28 +389,28 @@ class Scheduler:
                 if attempt == _ATTEMPTS:
                     message = f"{error}; that was attempt {attempt} of {_ATTEMPTS}"
                     raise type(error)(message, pause=error.pause) from error
-                if (error.pause > _SOON and not wait) or not _start_over(call):
+                if (error.pause > _SHORT_PAUSE and not wait) or not _reset(call):
                     raise
                 attempt += 1
                 suspect, lost = suspect or error.suspect, call.engine
-                log.warning("call %s lost its engine and is run again: %s", call.id, error)
-                if not suspect and not await self._elsewhere(rendering.model, lost):
+                log.warning("call %s lost its engine and gets another attempt: %s", call.id, error)
+                if not suspect and not await self._has_other_engine(rendering.model, lost):
                     await asyncio.sleep(error.pause)
             except (ProducerRestarted, UnsettledTokens) as error:
-                if not _start_over(call):
-                    message = "a value that this call had read in part is made anew"
+                if not _reset(call):
+                    message = "a value that this call had partly read is generated again"
                     raise CallFailed(Failure("engine_failed", message, call.id)) from error
                 patient = patient or isinstance(error, UnsettledTokens)
 
-    async def _elsewhere(self, model: str, lost: str | None) -> bool:
-        """Whether an engine other than the lost one takes the model's work now."""
+    async def _has_other_engine(self, model: str, lost: str | None) -> bool:
+        """Return whether an engine other than the lost one accepts work for the model now."""
         try:
             return any(engine.name != lost for engine in await self._engines.serving(model, wait=False))
         except NoEngine:
             return False
 
     async def _attempt(self, call: Call, rendering: Rendering, *, patient: bool, wait: bool, lost: str | None) -> None:
-        """`lost`: the engine that did not do it before."""
+        """Choose an engine and run one attempt. `lost`: name of the engine that lost the call before."""
         if not self._fill_ahead:
             for source in call.inputs.values():
                 await call.until_final(source)
@@ -412,54 +419,54 @@ class Scheduler:
         engines: Sequence[Engine] = ()
         while not engines:
             ready = await self._engines.serving(rendering.model, wait=wait)
-            engines = await self._isolation.open(ready, passes=partial(self._is_at_work, call.session))
+            engines = await self._isolation.open(ready, passes=partial(self._has_contexts, call.session))
         if lost is not None:
             engines = [engine for engine in engines if engine.name != lost] or engines
         engine = engines[0]
         if len(engines) > 1:
             prefix_index, prefixes = self._priorities.prefix_index, self._priorities.prefixes(call)
-            engine = self._place(call, engines, prefix_index.held(prefixes))
-            prefix_index.given(prefixes, engine)
-        await self._walk(call, rendering, engine, patient=patient, alone=False)
+            engine = self._place(call, engines, prefix_index.tokens_by_engine(prefixes))
+            prefix_index.record_placement(prefixes, engine)
+        await self._run_on(call, rendering, engine, patient=patient, alone=False)
 
     async def _attempt_alone(self, call: Call, rendering: Rendering, lost: str) -> None:
-        """Run a suspect on an engine without other work. Wait for all its inputs before: while it is reserved, the
-        engine could not generate them."""
+        """Run a suspect on an engine without other work. Wait for all its inputs first: while the engine is reserved,
+        it could not generate them."""
         for source in call.inputs.values():
             await call.until_final(source)
         serving = partial(self._engines.serving, rendering.model)
         async with self._isolation.alone(lost, serving) as engine:
-            await self._walk(call, rendering, engine, patient=True, alone=True)
+            await self._run_on(call, rendering, engine, patient=True, alone=True)
 
-    def _is_at_work(self, session: Session, engine: Engine) -> bool:
+    def _has_contexts(self, session: Session, engine: Engine) -> bool:
         """Return whether calls of the session have contexts on the engine. They may wait for other calls of it."""
         return bool(session.id) and any(
-            call.session is session and call.engine == engine.name for call in self._at_work.values()
+            call.session is session and call.engine == engine.name for call in self._working_calls.values()
         )
 
-    async def _walk(self, call: Call, rendering: Rendering, engine: Engine, *, patient: bool, alone: bool) -> None:
-        """Run one attempt on the engine. `interactive`: do not wait for an identical call instead."""
+    async def _run_on(self, call: Call, rendering: Rendering, engine: Engine, *, patient: bool, alone: bool) -> None:
+        """Run one attempt on the engine. `alone`: do not follow an identical call instead."""
         call.engine, call.model = engine.name, rendering.model
-        self._priorities.estimates.observe(engine)
+        self._priorities.cost_model.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))
-        self._contexts[call.id], self._at_work[call.id] = context, call
+        self._contexts[call.id], self._working_calls[call.id] = context, call
         try:
             inputs = InputReader(call, self._parsing)
-            prompt_read = self._priorities.prompt_read
-            walk = CallAttempt(call, rendering, engine, context, inputs, patient=patient, prompt_read=prompt_read)
-            identity = await walk.prepare()
+            on_prefilled = self._priorities.prompt_prefilled
+            attempt = CallAttempt(call, rendering, engine, context, inputs, patient=patient, on_prefilled=on_prefilled)
+            identity = await attempt.prepare()
             leader = None if alone else self._leader(call, identity)
             if leader is None:
-                await walk.generate()
+                await attempt.generate()
         finally:
             self._contexts.pop(call.id, None)
-            self._at_work.pop(call.id, None)
+            self._working_calls.pop(call.id, None)
             context.free()
         if leader is not None:
             await self._follow(call, leader)
 
     def _leader(self, call: Call, identity: bytes | None) -> Call | None:
-        """The call that does the same, if there is one; else this call leads those that come."""
+        """Return the call that does the same, if there is one. Otherwise register this call as the leader."""
         if identity is None or not call.session.id:
             return None
         shared = call.session.shared
@@ -471,28 +478,28 @@ class Scheduler:
         return None
 
     async def _follow(self, call: Call, leader: Call) -> None:
-        """Takes over what the leader makes, as it makes it."""
+        """Copy the leader's outputs as they grow."""
         call.follow(leader)
         self._priorities.follow(call, leader)
         self._priorities_changed()
         call.engine, call.model = leader.engine, leader.model
         call.times.queued = call.session.clock()
         try:
-            for own, source in zip(call.outputs, leader.outputs, strict=True):
+            for target, source in zip(call.outputs, leader.outputs, strict=True):
                 with source.read() as reader:
-                    while pieces := await self._more(call, reader, source):
+                    while pieces := await self._wait_for_pieces(call, reader, source):
                         if call.state is not CallState.DECODE:
                             call.times.started = call.times.first_token = call.session.clock()
                             call.move(CallState.DECODE)
                         for piece in pieces:
-                            own.append(piece)
+                            target.append(piece)
                 if source.state is not VariableState.READY:
                     reason = source.failure or Failure("cancelled", "the call that served this one was cancelled")
                     raise CallFailed(reason)
-                if own is not call.output:
-                    call.session.assigning(own, own.text)
+                if target is not call.output:
+                    call.session.record_value(target, target.text)
                     await call.session.flushed()
-                    own.complete()
+                    target.complete()
         except ProducerRestarted:
             call.stop_following()
             self._priorities.follow(call, leader)
@@ -502,7 +509,7 @@ class Scheduler:
         call.finish_reason = leader.finish_reason
 
     @staticmethod
-    async def _more(call: Call, reader: Reader, source: Variable) -> Sequence[Piece]:
+    async def _wait_for_pieces(call: Call, reader: Reader, source: Variable) -> Sequence[Piece]:
         """Return the next pieces of the leader's variable."""
         call.awaits = source
         try:
@@ -511,7 +518,7 @@ class Scheduler:
             call.awaits = None
 
     def end_stuck(self, sessions: Iterable[Session] = ()) -> list[Call]:
-        """End calls that can make no progress, and return them. Each is a fault of this server: there should be none.
+        """End calls that can make no progress, and return them. Each one is a bug of this server: there should be none.
 
         Call it every few seconds. `sessions`: sessions in which it searches for unfinished calls without a coroutine.
         """
@@ -528,16 +535,16 @@ class Scheduler:
             call.id: call for session in sessions for call in session.calls.values() if call.id in lost
         }
         for call in stuck:
-            waits = (
+            reason = (
                 "has no coroutine" if call.awaits is None else f"waits for {call.awaits.name!r}, which gets no value"
             )
-            log.error("call %s of session %r is ended: it %s", call.id, call.session.id, waits)
-            failure = Failure("internal_error", f"internal error: the call {waits}", call.id)
+            log.error("call %s of session %r is ended: it %s", call.id, call.session.id, reason)
+            failure = Failure("internal_error", f"internal error: the call {reason}", call.id)
             self._end(call, CallState.FAILED, failure)
         return stuck
 
     def _end(self, call: Call, state: CallState, failure: Failure | None) -> None:
-        """Moves a call to its final state, once, what it makes with it, and whoever reads what will not be."""
+        """Move a call and its outputs to their final states, once. Consumers of outputs that failed fail as well."""
         ends = [(call, state, failure)]
         while ends:
             call, state, failure = ends.pop()
@@ -547,20 +554,23 @@ class Scheduler:
             call.times.finished = call.session.clock()
             call.move(state)
             call.conclude()
-            self._observe(call)  # while those are still there who wait for it
+            self._observe(call)  # before subscribers leave: `observe` may look at them
             self._stop(call)
             if failure is not None and not call.session.closed:
                 ends += [
-                    (reader, CallState.FAILED, upstream(v)) for v in call.outputs if v.failure for reader in v.consumers
+                    (consumer, CallState.FAILED, upstream(v))
+                    for v in call.outputs
+                    if v.failure
+                    for consumer in v.consumers
                 ]
 
-    def _fail_readers(self, variable: Variable) -> None:
-        """Whoever reads the variable fails: it will not be."""
-        for reader in variable.consumers:
-            self._end(reader, CallState.FAILED, upstream(variable))
+    def _fail_consumers(self, variable: Variable) -> None:
+        """Fail the consumers of a variable that will get no value."""
+        for consumer in variable.consumers:
+            self._end(consumer, CallState.FAILED, upstream(variable))
 
     def _stop(self, call: Call) -> None:
-        """Frees its context and ends its coroutine, unless that is the one that asks."""
+        """Free the call's context and cancel its coroutine, unless that is the current task."""
         context = self._contexts.pop(call.id, None)
         if context is not None:
             context.free()
@@ -569,7 +579,7 @@ class Scheduler:
             task.cancel()
 
 
-def _at_fault(call: Call, error: EngineFailure) -> str | None:
+def _field_at_fault(call: Call, error: EngineFailure) -> str | None:
     """Return the path of the field in a call's request because of which an engine failed; None if there is none."""
     if error.code == "context_length_exceeded":
         return call.spec.at(call.spec.prompt_field)
@@ -577,8 +587,9 @@ def _at_fault(call: Call, error: EngineFailure) -> str | None:
     return None if error.field is None or slots else call.spec.at(error.field)
 
 
-def _start_over(call: Call) -> bool:
-    """Makes the call as if it had not begun, but for the slots that are done. False if it was shown to a client."""
+def _reset(call: Call) -> bool:
+    """Reset the call to its state before the first attempt, except for finished slots. Return False if an output is
+    exposed: then nothing is changed."""
     unfinished = [variable for variable in call.outputs if not variable.state.final]
     if any(variable.is_exposed for variable in unfinished):
         return False

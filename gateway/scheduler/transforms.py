@@ -1,4 +1,4 @@
-"""What is made of an answer before it becomes a value."""
+"""Transforms: steps from a model's answer to the value of a variable."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +9,15 @@ from gateway.graph.references import Reference, resolve
 from gateway.runtime import regex as patterns
 
 _searchers = ThreadPoolExecutor(1, "transform")
-"""Thread for searches, one at a time: a search may take a second, and cannot be stopped."""
+"""Thread for regular expression searches, one at a time: a search may take a second and cannot be stopped."""
 
 
 class TransformFailed(Exception):
-    """The answer holds nothing of what the transform looks for."""
+    """The answer does not contain what the transform selects."""
 
 
 async def apply(transform: Transform, text: str) -> str:
-    """The value. Raises TransformFailed."""
+    """Return the value that the transform makes of the text. Raises TransformFailed."""
     if transform.strip:
         text = text.strip()
     if transform.line is not None:

@@ -1,4 +1,4 @@
-"""The engines that the settings name: made, started, and the models that they serve."""
+"""Create and start the engines of the settings, and register the models that they serve."""
 
 import asyncio
 import ssl
@@ -21,67 +21,67 @@ from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import Engine
 from gateway.prompts.builder import PromptBuilder, PromptTokenizer
 from gateway.prompts.chat_template import TemplateRefused
-from gateway.prompts.message_passthrough import TranscriptTokenizer
+from gateway.prompts.message_passthrough import PassthroughTokenizer
 from gateway.prompts.served_models import ServedModel
 
-_NAMED = 5
-"""Models that the first line names at most."""
+_MAX_LISTED = 5
+"""Maximum number of models that a message lists."""
 
 
 class EngineFactory:
-    """Owner of the engines. They are in the pool, by the models that they serve, once `start` has returned."""
+    """Owner of the engines. Once `start` has returned, they are in the pool under the models that they serve."""
 
     def __init__(self, settings: ServeSettings, pool: EnginePool) -> None:
-        """Raises OSError if TLS's certificates cannot be read."""
+        """Raise OSError if the TLS certificates cannot be read."""
         self.models: list[ServedModel] = []
-        """Those that are served, once started."""
+        """Served models; complete once `start` has returned."""
         self._settings = settings
         self._pool = pool
-        self.links = ssl.create_default_context(cafile=settings.engine_ca)
-        """For engines of ours, which that file alone vouches for, if there is one."""
+        self.engine_tls = ssl.create_default_context(cafile=settings.engine_ca)
+        """TLS context for engines of this project. It trusts only `engine_ca`, if that is set."""
         self.https = ssl.create_default_context()
-        """For servers elsewhere, and other gateways."""
-        if settings.engine_ca is not None:  # beside whom everybody trusts: not all servers are ours
+        """TLS context for upstream servers and other gateways."""
+        if settings.engine_ca is not None:  # in addition to public authorities: upstream servers may use either
             self.https.load_verify_locations(settings.engine_ca)
-        self._messages = TranscriptTokenizer()
+        self._messages = PassthroughTokenizer()
         self._tokenizers: dict[str, Tokenizer] = {}
-        self._linked: list[EngineClient] = []
+        self._clients: list[EngineClient] = []
         self._servers: list[tuple[EngineTable, Upstream]] = []
-        self._on_ray: list[EngineTable] = []
+        self._ray_tables: list[EngineTable] = []
         for table in settings.engine or [EngineTable(kind="embedded", name="embedded")]:
             if table.kind == "embedded":
-                self._linked += self._embedded()
+                self._clients += self._create_embedded()
             elif table.kind == "ray":
-                self._on_ray.append(table)
-            elif table.linked:
-                self._linked.append(self._called(table))
+                self._ray_tables.append(table)
+            elif table.is_myna_engine:
+                self._clients.append(self._create_tcp(table))
             else:
-                self._servers.append((table, self._upstream(table)))
+                self._servers.append((table, self._create_upstream(table)))
 
-    def _embedded(self) -> list[EngineClient]:
-        first, hang = len(self._linked), self._settings.engine_timeout
+    def _create_embedded(self) -> list[EngineClient]:
+        first, hang = len(self._clients), self._settings.engine_timeout
         return [
-            SubprocessEngine(f"embedded-{first + at}", config, self._pool.changed, hang_seconds=hang)
-            for at, config in enumerate(engine_configs(self._settings, usable_gpus()))
+            SubprocessEngine(f"embedded-{first + index}", config, self._pool.changed, hang_seconds=hang)
+            for index, config in enumerate(engine_configs(self._settings, usable_gpus()))
         ]
 
-    def _called(self, table: EngineTable) -> EngineClient:
+    def _create_tcp(self, table: EngineTable) -> EngineClient:
         scheme, _, where = table.url.partition("://")
         return TcpEngine(
             table.name,
             *host_and_port(where),
             self._settings.engine_token or "",
             self._pool.changed,
-            tls=self.links if scheme == "tls" else None,
+            tls=self.engine_tls if scheme == "tls" else None,
             hang_seconds=self._settings.engine_timeout,
             patience=self._settings.engine_wait,
         )
 
-    async def _actors(self, table: EngineTable) -> list[EngineClient]:
+    async def _create_ray(self, table: EngineTable) -> list[EngineClient]:
         shares = await asyncio.to_thread(shares_of, table.url, table.count, table.cpus, table.gpus)
         return [
             RayEngine(
-                f"{table.name}-{at}",
+                f"{table.name}-{index}",
                 table.url,
                 engine_config(self._settings, self._settings.device, 1),
                 share,
@@ -89,15 +89,15 @@ class EngineFactory:
                 linger=table.linger,
                 hang_seconds=self._settings.engine_timeout,
             )
-            for at, share in enumerate(shares)
+            for index, share in enumerate(shares)
         ]
 
-    def _upstream(self, table: EngineTable) -> Upstream:
+    def _create_upstream(self, table: EngineTable) -> Upstream:
         server = Server(
             table.name,
             table.kind,
             table.url,
-            key=table.shown(self._settings.engine_keys()),
+            key=table.api_key(self._settings.engine_keys()),
             models=table.models,
             timeout=table.timeout,
             concurrency=table.concurrency,
@@ -106,43 +106,47 @@ class EngineFactory:
         return Upstream(server, self._pool.changed, patience=self._settings.engine_wait)
 
     async def begin(self) -> None:
-        """What can go on while the rest of the house is built: see `EngineClient.begin`."""
-        if self._linked:
-            await self._linked[0].begin()
+        """Start the process of the first engine, while the rest of the server is set up; see `EngineClient.begin`."""
+        if self._clients:
+            await self._clients[0].begin()
 
     async def start(self) -> None:
-        """Of engines of our own the first one alone: it fetches the model and builds the kernels that the others find.
-        Raises EngineStartFailed."""
-        for table in self._on_ray:
-            self._linked += await self._actors(table)
+        """Start all engines and register their models. Raises EngineStartFailed.
+
+        The first engine of this project starts alone: it downloads the model and builds the kernels for the others.
+        """
+        for table in self._ray_tables:
+            self._clients += await self._create_ray(table)
         starts = [upstream.start() for _, upstream in self._servers]
-        await asyncio.gather(*starts, self._start_linked())
-        for engine in self._linked:
+        await asyncio.gather(*starts, self._start_clients())
+        for engine in self._clients:
             assert engine.info is not None
             name = self._settings.model_name or engine.info.model
-            self._serve(name, engine, engine.tokenizer, engine.info.window, engine.info.vocabulary)
+            self._register(name, engine, engine.tokenizer, engine.info.window, engine.info.vocabulary)
         for table, upstream in self._servers:
             tokenizer = await self._tokenizer_of(table, upstream)
             for listed in upstream.models:
                 name = table.name if len(upstream.models) == 1 else f"{table.name}:{listed.id}"
                 remote = OpenAIEngine(name, upstream, listed.id, tokenizer)
                 vocabulary = None if tokenizer is None else tokenizer.vocabulary
-                self._serve(listed.id, remote, tokenizer or self._messages, listed.window or table.window, vocabulary)
+                self._register(
+                    listed.id, remote, tokenizer or self._messages, listed.window or table.window, vocabulary
+                )
         self._check_names()
 
-    async def _start_linked(self) -> None:
-        if self._linked:
-            await self._linked[0].start()
-            await asyncio.gather(*(engine.start() for engine in self._linked[1:]))
+    async def _start_clients(self) -> None:
+        if self._clients:
+            await self._clients[0].start()
+            await asyncio.gather(*(engine.start() for engine in self._clients[1:]))
 
     async def _tokenizer_of(self, table: EngineTable, upstream: Upstream) -> Tokenizer | None:
         if table.tokenizer is None:
             return None
         if len(upstream.models) > 1:
-            listed = ", ".join(model.id for model in upstream.models[:_NAMED])
+            listed = ", ".join(model.id for model in upstream.models[:_MAX_LISTED])
             raise EngineStartFailed(
-                f"engine {table.name} has a tokenizer, and its server several models: say in `models` which one of "
-                f"{listed} it belongs to"
+                f"engine {table.name} has a tokenizer, but its server has several models; set `models` to the one of "
+                f"{listed} that the tokenizer belongs to"
             )
         if table.tokenizer not in self._tokenizers:
             try:
@@ -151,48 +155,47 @@ class EngineFactory:
                 raise EngineStartFailed(f"engine {table.name}: {error}") from error
         return self._tokenizers[table.tokenizer]
 
-    def _serve(
+    def _register(
         self, name: str, engine: Engine, tokenizer: PromptTokenizer, window: int | None, vocabulary: int | None
     ) -> None:
-        """The engine runs the model of that name. Raises EngineStartFailed if those that do so already are given other
-        prompts."""
+        """Register an engine of a model. Raises EngineStartFailed if other engines of the model need other prompts."""
         known = next((model for model in self.models if model.id == name), None)
         if known is None:
             try:
                 prompts = PromptBuilder(tokenizer, window)
             except TemplateRefused as error:
-                raise EngineStartFailed(f"the chat template of {name} cannot be read: {error}") from error
+                raise EngineStartFailed(f"the chat template of {name} is invalid: {error}") from error
             self.models.append(ServedModel(name, window, vocabulary, tokenizer, prompts))
-        elif not _same(known.tokenizer, tokenizer):
+        elif not _same_prompts(known.tokenizer, tokenizer):
             raise EngineStartFailed(
-                f"engine {engine.name} serves {name} as another engine does, and is given other prompts: give both the "
-                "same tokenizer (`tokenizer`, in a table of the settings), or one of the two models another name"
+                f"engine {engine.name} serves {name} like another engine, but with other prompts: set the same "
+                "`tokenizer` for both, in tables of the settings, or rename one of the models"
             )
         self._pool.add(name, engine)
 
     def _check_names(self) -> None:
-        """Raises EngineStartFailed if aliases and fallbacks do not fit to what is served."""
+        """Raise EngineStartFailed if aliases or fallbacks do not match the served models."""
         served = {model.id for model in self.models}
         aliases, fallbacks = self._settings.aliases(), self._settings.fallbacks()
         for alias, model in aliases.items():
             if alias in served or model not in served:
-                problem = "is a model already" if alias in served else f"stands for {model}, which nobody serves"
-                raise EngineStartFailed(f"the alias {alias} {problem}; served: {_some(sorted(served))}")
+                problem = "is the name of a model" if alias in served else f"is for {model}, which is not served"
+                raise EngineStartFailed(f"the alias {alias} {problem}; served: {_listed(sorted(served))}")
         for model in {*fallbacks, *(other for others in fallbacks.values() for other in others)}:
             if model not in served:
-                raise EngineStartFailed(f"fallback names {model}, which nobody serves; served: {_some(sorted(served))}")
+                raise EngineStartFailed(f"fallback: {model} is not served; served: {_listed(sorted(served))}")
 
     async def close(self) -> None:
-        """Ends what is ours, and the connections to what is not."""
+        """Stop the engines that this server started, and close the connections to all others."""
         await asyncio.gather(
-            *(engine.close() for engine in self._linked), *(upstream.close() for _, upstream in self._servers)
+            *(engine.close() for engine in self._clients), *(upstream.close() for _, upstream in self._servers)
         )
 
     def __str__(self) -> str:
-        """What is served, and on what."""
+        """Return a description of the models and their engines, for the log."""
         parts = []
         by_model: dict[str, list[EngineInfo]] = {}
-        for engine in self._linked:
+        for engine in self._clients:
             assert engine.info is not None
             by_model.setdefault(self._settings.model_name or engine.info.model, []).append(engine.info)
         for name, infos in by_model.items():
@@ -202,41 +205,42 @@ class EngineFactory:
                 f"{info.device} with {info.threads} threads, kernels: {info.kernels}, KV {info.kv_tokens} tokens,"
             )
         for table, upstream in self._servers:
-            parts.append(f"{_some([model.id for model in upstream.models])} of {table.name} ({upstream.url})")
+            parts.append(f"{_listed([model.id for model in upstream.models])} of {table.name} ({upstream.url})")
         return " and ".join(parts)
 
 
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _same(one: PromptTokenizer, other: PromptTokenizer) -> bool:
-    """Whether prompts are the same with both."""
-    return one is other or (
-        one.is_passthrough == other.is_passthrough
-        and one.control == other.control
-        and one.chat_template == other.chat_template
-        and list(one.encode(_SAMPLE)) == list(other.encode(_SAMPLE))
+def _same_prompts(tokenizer: PromptTokenizer, other: PromptTokenizer) -> bool:
+    """Return whether prompts are equal with both tokenizers."""
+    return tokenizer is other or (
+        tokenizer.is_passthrough == other.is_passthrough
+        and tokenizer.control == other.control
+        and tokenizer.chat_template == other.chat_template
+        and list(tokenizer.encode(_SAMPLE)) == list(other.encode(_SAMPLE))
     )
 
 
 _SAMPLE = "The quick brown fox, 1234567890; naïve café – Größe 😀\n\n\tdef f(x): return x**2"
-"""Hardly two vocabularies cut it alike."""
+"""Sample text that two different vocabularies hardly ever tokenise alike."""
 
 
 def engine_configs(settings: ServeSettings, gpus: int) -> list[EngineConfig]:
-    """What each engine process is told. With several GPUs and none chosen, engines take turns with them."""
+    """Return the configuration of each embedded engine. With several GPUs and device auto, engines are distributed
+    over them."""
     devices = [settings.device]
     if settings.device == "auto" and settings.kernels in ("auto", "triton") and gpus:
-        devices = [f"cuda:{at}" for at in range(gpus)]
+        devices = [f"cuda:{index}" for index in range(gpus)]
     count = settings.engines or len(devices)
     shared = -(-count // len(devices))
-    return [engine_config(settings, devices[at % len(devices)], shared) for at in range(count)]
+    return [engine_config(settings, devices[index % len(devices)], shared) for index in range(count)]
 
 
 def engine_config(settings: EngineOptions, device: str, peers: int) -> EngineConfig:
-    """What one engine is told; one of `peers` on its device."""
+    """Return the configuration of one engine. `peers`: number of engines on its device."""
     return EngineConfig(
         device=device,
         model=settings.model,

@@ -1,9 +1,8 @@
-"""When Python's cycle collector runs: it holds everybody up for as long as it looks.
+"""Schedule Python's cycle collector, which blocks the event loop while it runs.
 
-What a plain request leaves is let go of at once (`Session.dissolve`), and what an ended session leaves soon after
-(`SessionStore.dissolve_ended`). So there is little to find: what errors hold on to. New objects are looked at a few at
-a time. To look at everything takes a tenth of a second where a thousand answers stream; that is done while nobody
-waits, or seldom.
+Reference cycles are rare: a finished request frees its objects at once (`Session.dissolve`), and an ended session soon
+after (`SessionStore.dissolve_ended`). Only exceptions leave cycles. So the collector examines new objects in small
+batches. A full collection takes 0.1 s while a thousand answers stream, so it runs while the server is idle, or rarely.
 """
 
 import gc
@@ -14,15 +13,15 @@ import psutil
 
 from gateway.runtime.executors import trim_memory
 
-_FEW = 3_000
-"""New objects until they are looked at."""
-_AGAIN = 1
-"""How often that is done until what has stayed is looked at once more."""
+_YOUNG_THRESHOLD = 3_000
+"""Number of new objects after which the collector examines them."""
+_MIDDLE_THRESHOLD = 1
+"""Number of these collections after which it examines the survivors once more."""
 _NEVER = 1 << 30
-_MUCH_BYTES = 32 << 20
-"""Bytes by which the process may grow while idle before memory is given back."""
+_GROWTH_BYTES = 32 << 20
+"""Number of bytes by which the process may grow before it returns memory to the system while idle."""
 _SHARE_IDLE, _SHARE_BUSY = 0.01, 0.001
-"""Of the time, that may go into looking at everything: while nobody waits, and else."""
+"""Maximum share of the time for full collections, while idle and while clients wait."""
 
 
 class GcTuner:
@@ -36,46 +35,48 @@ class GcTuner:
         """`memory`: resident bytes of the process."""
         self._clock = clock
         self._memory = memory
-        self._least = memory()
-        """Resident bytes of the process when it was smallest."""
-        self._given_back = clock()
-        self._giving_took = 0.0
-        self._last = clock()
-        self._took = 0.0
+        self._min_memory = memory()
+        """Smallest number of resident bytes of the process so far."""
+        self._last_trim = clock()
+        self._trim_duration = 0.0
+        self._last_collection = clock()
+        self._collection_duration = 0.0
 
     def begin(self) -> None:
-        """All that there is by now stays for good, and is not looked at again."""
-        gc.set_threshold(_FEW, _AGAIN, _NEVER)
-        self._look()
+        """Start. Objects that exist now are permanent, and are never examined again."""
+        gc.set_threshold(_YOUNG_THRESHOLD, _MIDDLE_THRESHOLD, _NEVER)
+        self._collect()
         gc.freeze()
 
     def sweep(self, *, idle: bool) -> bool:
-        """To be called now and then: looks at everything if that is due. `idle`: nobody waits for anything."""
+        """Run a full collection if it is due, and return whether it ran. Call it periodically. `idle`: whether no
+        client waits."""
         if idle:
-            self._give_back()
-        if not any(gc.get_count()[1:]):  # nothing new has stayed
+            self._trim()
+        if not any(gc.get_count()[1:]):  # no new objects have survived
             return False
-        if self._took > (_SHARE_IDLE if idle else _SHARE_BUSY) * (self._clock() - self._last):
+        if self._collection_duration > (_SHARE_IDLE if idle else _SHARE_BUSY) * (self._clock() - self._last_collection):
             return False
-        self._look()
+        self._collect()
         return True
 
-    def _give_back(self) -> None:
-        """Return memory to the system where large requests have left much of it: glibc keeps it otherwise.
+    def _trim(self) -> None:
+        """Return memory to the system after large requests; glibc would retain it.
 
-        What a request held is often freed after the first time: so it is done again, in `_SHARE_IDLE` of the time.
+        Objects of a request are often freed only after the first attempt, so it repeats, for at most `_SHARE_IDLE` of
+        the time.
         """
-        self._least = min(self._least, held := self._memory())
+        self._min_memory = min(self._min_memory, used := self._memory())
         now = self._clock()
-        if held <= self._least + _MUCH_BYTES or self._giving_took > _SHARE_IDLE * (now - self._given_back):
+        if used <= self._min_memory + _GROWTH_BYTES or self._trim_duration > _SHARE_IDLE * (now - self._last_trim):
             return
-        self._look()  # a few objects that errors hold on to may hold large bodies
+        self._collect()  # exceptions may refer to large bodies
         trim_memory()
-        self._given_back = self._clock()
-        self._giving_took = self._given_back - now
+        self._last_trim = self._clock()
+        self._trim_duration = self._last_trim - now
 
-    def _look(self) -> None:
+    def _collect(self) -> None:
         began = self._clock()
         gc.collect()
-        self._last = self._clock()
-        self._took = self._last - began
+        self._last_collection = self._clock()
+        self._collection_duration = self._last_collection - began

@@ -149,7 +149,7 @@ class Lifespan:
         stop_on_signals(self._stop)  # Ray has replaced the handlers
         for model in self._engines.models:
             services.models.add(model)
-        services.models.relate(self._settings.aliases(), self._settings.fallbacks())
+        services.models.set_aliases(self._settings.aliases(), self._settings.fallbacks())
         return True
 
     async def _resume(self, services: Services, app: web.Application) -> None:

@@ -1,5 +1,6 @@
-"""`myna simulate`: the scheduler and the graph themselves, on virtual time, over engines that are modelled.
+"""`myna simulate`: the real scheduler and graph on virtual time, with simulated engines.
 
-`clock` is an event loop that jumps from one timer to the next; `engine` an engine as a table of what its steps cost;
-`load` the applications and when they come; `policies` what is compared; `run` puts them together and counts.
+`clock` is an event loop on virtual time. `engine` simulates an engine from a table of step costs. `workload` generates
+applications and their arrivals. `trace` reads recorded ones. `policies` are the scheduling policies that are compared.
+`simulation` runs them.
 """

@@ -1,4 +1,4 @@
-"""An event loop on which waiting takes no time."""
+"""Event loop on virtual time: waiting takes no real time."""
 
 import asyncio
 import selectors
@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 _Result = TypeVar("_Result")
 
 
-class _Idle(selectors.BaseSelector):
-    """Waits for nothing: where the loop would sleep, its clock is set forward."""
+class _VirtualSelector(selectors.BaseSelector):
+    """Selector that never waits: where the loop would sleep, it sets the clock forward."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -23,7 +23,7 @@ class _Idle(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise RuntimeError("everybody waits and nothing is under way: the simulation would never end")
+            raise RuntimeError("all tasks wait and no timer is set: the simulation would never end")
         self.now += max(0.0, timeout)
         return []
 
@@ -35,18 +35,18 @@ class _Idle(selectors.BaseSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its `time` is in seconds since it began, and moves only when nobody has anything to do."""
+    """Event loop on virtual time. The time is 0 at its start, and moves only when no task can run."""
 
     def __init__(self) -> None:
-        self._idle = _Idle()
-        super().__init__(self._idle)
+        self._selector = _VirtualSelector()
+        super().__init__(self._selector)
 
     def time(self) -> float:
-        """Seconds of virtual time."""
-        return self._idle.now
+        """Return the virtual time, in seconds."""
+        return self._selector.now
 
 
 def run(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Runs a coroutine to its end on virtual time. Raises RuntimeError if it would wait for ever."""
+    """Run a coroutine to its end on virtual time. Raises RuntimeError if it would wait for ever."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)

@@ -1,4 +1,4 @@
-"""An engine as a table of what its steps cost: batching, chunked prefill, prefix cache and memory, no tokens."""
+"""Simulated engine from a table of step costs: batching, chunked prefill, prefix cache and memory, without a model."""
 
 import asyncio
 import heapq
@@ -13,23 +13,28 @@ from pathlib import Path
 
 import msgspec
 
-from engine.scheduler import TOGETHER_SECONDS
+from engine.scheduler import EQUAL_URGENCY_SECONDS
 from engine.step_budget import StepBudget
 from gateway.engines.protocol import EngineLost, EventCallback, PrefillResult, StepTimes, TokenDelta, Urgency
 from gateway.graph.call import SamplingParams
 from gateway.graph.variable import Piece
 
 _BLOCK = 16
+"""Tokens of a block of the KV cache."""
 _DECODE_SHARE = 0.65
 _STEP_SECONDS = 0.1
-_OTHER_TOKENS = 64
-"""Of an answer without `max_tokens`."""
+_DEFAULT_TOKENS = 64
+"""Number of tokens of an answer without `max_tokens`."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of a step by its rows, in between by straight lines; what each decoding row costs more for every token
-    that it attends to; the most rows of a step; and KV tokens that fit."""
+    """Costs of an engine's steps.
+
+    `rows`: seconds of a step by its number of rows, with linear interpolation. `attention`: additional seconds of a
+    decoding row for each token that it attends to. `step_rows`: maximum number of rows in a step. `kv_tokens`: size of
+    the KV cache.
+    """
 
     name: str
     rows: tuple[tuple[int, float], ...]
@@ -38,31 +43,31 @@ class Costs:
     kv_tokens: int
 
     def step(self, rows: int, attended: int) -> float:
-        """Seconds of a step of so many rows, in which those who decode attend to so many tokens together."""
-        at = bisect_left(self.rows, (rows, 0.0))
-        if at == 0:
+        """Return the seconds of a step. `attended`: tokens that all decoding rows together attend to."""
+        index = bisect_left(self.rows, (rows, 0.0))
+        if index == 0:
             seconds = self.rows[0][1]
-        elif at == len(self.rows):
-            (low, cheap), (high, dear) = self.rows[-2:]
-            seconds = dear + (rows - high) * (dear - cheap) / (high - low)
+        elif index == len(self.rows):
+            (low, low_seconds), (high, high_seconds) = self.rows[-2:]
+            seconds = high_seconds + (rows - high) * (high_seconds - low_seconds) / (high - low)
         else:
-            (low, cheap), (high, dear) = self.rows[at - 1 : at + 1]
-            seconds = cheap + (rows - low) * (dear - cheap) / (high - low)
+            (low, low_seconds), (high, high_seconds) = self.rows[index - 1 : index + 1]
+            seconds = low_seconds + (rows - low) * (high_seconds - low_seconds) / (high - low)
         return seconds + attended * self.attention
 
 
 class BadTable(Exception):
-    """The file is no table of costs."""
+    """The file is not a table of costs."""
 
 
 def read_costs(path: Path) -> Costs:
-    """A table from a file of JSON with the fields of `Costs`. Raises BadTable, or OSError."""
+    """Read a table from a JSON file with the fields of `Costs`. Raises BadTable, or OSError."""
     try:
         costs = msgspec.json.decode(path.read_bytes(), type=Costs)
     except msgspec.DecodeError as error:
-        raise BadTable(f"{path} is no table of costs: {error}") from error
+        raise BadTable(f"{path} is not a table of costs: {error}") from error
     if len(costs.rows) < 2 or any(low >= high for (low, _), (high, _) in pairwise(costs.rows)):
-        raise BadTable(f"{path} is no table of costs: rows have to grow, and be two at least")
+        raise BadTable(f"{path} is not a table of costs: it needs at least two rows, in increasing order")
     return costs
 
 
@@ -81,13 +86,13 @@ H100 = Costs(
     step_rows=1024,
     kv_tokens=400_000,
 )
-"""An 8B model in bfloat16 on one H100, from bandwidth and matrix rate as others have published them. Not measured."""
+"""An 8B model in bfloat16 on one H100, from published memory bandwidth and matrix throughput. Not measured."""
 TABLES = {costs.name: costs for costs in (CPU, H100)}
 
 
 @dataclass
 class _Step:
-    """Prompts and how many rows of each; rows of long ones; whether some had to wait."""
+    """Plan of a step: prompts with their rows, the rows of long prompts, and whether prompts had to wait."""
 
     chunks: list[tuple["SimulatedContext", int]] = field(default_factory=list)
     long: int = 0
@@ -97,8 +102,8 @@ class _Step:
 class SimulatedEngine:
     """Owner of its contexts and its prefix cache. See `gateway.engines.protocol.Engine`.
 
-    A text is as many tokens as it has characters. What a context generates comes in one piece, at its end; a token a
-    step, as without speculation.
+    A text has as many tokens as characters. A context emits its whole text at its end; each step generates one token,
+    as without speculation.
     """
 
     ready = True
@@ -118,63 +123,66 @@ class SimulatedEngine:
             (True, False): [],
             (True, True): [],
         }
-        """Prompts to be read, by whether something in them is still missing and whether they are watched; the most
-        urgent first: rank, arrival, ticket, context. A ticket that is not the context's last one is void."""
-        self._reading = {True: 0, False: 0}
-        """How many contexts have prompts to be read, of those that are watched and of the others."""
+        """Queues of prompts, by whether other inputs are still missing and whether they are interactive.
+
+        Entries are rank, arrival, ticket and context, the most urgent first. An entry is valid if its ticket is the
+        context's latest one.
+        """
+        self._prefilling = {True: 0, False: 0}
+        """Numbers of interactive and of other contexts that have prompts to prefill."""
         self._cache: OrderedDict[int, None] = OrderedDict()
-        """Blocks by what they and all before them hold; those used last are last."""
+        """Blocks by the hash of their tokens and all tokens before them, the most recently used last."""
         self._numbers = itertools.count()
-        self._pacer = StepBudget(decode_share=_DECODE_SHARE, gap=_STEP_SECONDS)
-        self._pacer.learn(64, costs.step(64, 0))
-        self._pacer.learn(1, costs.step(1, 0))
+        self._step_budget = StepBudget(decode_share=_DECODE_SHARE, gap=_STEP_SECONDS)
+        self._step_budget.learn(64, costs.step(64, 0))
+        self._step_budget.learn(1, costs.step(1, 0))
         self._running: asyncio.Task[None] | None = None
 
     @property
     def load(self) -> int:
-        """Contexts open."""
+        """Number of open contexts."""
         return self._contexts
 
     @property
     def working(self) -> bool:
-        """Whether it is in a step, or about to be."""
+        """Whether it runs a step, or is about to."""
         return self._running is not None
 
     @property
     def pace(self) -> StepTimes:
-        """See `Engine.pace`."""
-        return StepTimes(self._pacer.row_seconds, self._pacer.alone_seconds)
+        """Durations of its steps. See `Engine.pace`."""
+        return StepTimes(self._step_budget.row_seconds, self._step_budget.stand_alone_seconds)
 
     async def encode(self, text: str) -> Sequence[int]:
-        """One token a character."""
+        """Return one token for each character."""
         return [ord(c) for c in text]
 
     def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        """Values come whole."""
+        """Return nothing: values are filled as a whole."""
         return [], 0
 
     def open(self, scope: str, urgency: Urgency) -> "SimulatedContext":
-        """See `Engine.open`."""
+        """Open a context. See `Engine.open`."""
         self._contexts += 1
         return SimulatedContext(self, scope, urgency, next(self._numbers))
 
-    def closed(self, context: "SimulatedContext") -> None:
-        """A context was freed."""
+    def remove(self, context: "SimulatedContext") -> None:
+        """Remove a freed context."""
         self._contexts -= 1
         self._count(context, None)
         if context in self._decoding:
             self._decoding.remove(context)
 
     def _count(self, context: "SimulatedContext", interactive: bool | None) -> None:
-        """Counts it as one that has a prompt to be read, or as none."""
-        if context.counted is not None:
-            self._reading[context.counted] -= 1
+        """Count the context among those with a prompt to prefill, or with None remove it from the count."""
+        if context.counted_as is not None:
+            self._prefilling[context.counted_as] -= 1
         if interactive is not None:
-            self._reading[interactive] += 1
-        context.counted = interactive
+            self._prefilling[interactive] += 1
+        context.counted_as = interactive
 
-    def wants(self, context: "SimulatedContext") -> None:
-        """A context has tokens to be read, or another rank than before."""
+    def enqueue(self, context: "SimulatedContext") -> None:
+        """Queue a context that has tokens to prefill, or another rank than before."""
         context.ticket = next(self._numbers)
         self._count(context, context.urgency.interactive)
         waiting = self._waiting[context.sampling is None, context.urgency.interactive]
@@ -184,16 +192,16 @@ class SimulatedEngine:
 
     async def _steps(self) -> None:
         while any(self._waiting.values()) or self._decoding:
-            decoding = self._urgent()[: self._costs.step_rows]
+            decoding = self._decoding_rows()[: self._costs.step_rows]
             step = self._plan(decoding)
             prefill = sum(rows for _, rows in step.chunks)
             if not decoding and not prefill:
                 continue
-            interactive = sum(one.urgency.interactive for one in decoding)
-            seconds = self._costs.step(len(decoding) + prefill, sum(one.length for one in decoding))
+            interactive = sum(decoder.urgency.interactive for decoder in decoding)
+            seconds = self._costs.step(len(decoding) + prefill, sum(decoder.length for decoder in decoding))
             self.busy += seconds
             await asyncio.sleep(seconds)
-            self._pacer.observe(
+            self._step_budget.observe(
                 decoding=len(decoding),
                 interactive=interactive,
                 prefill=prefill,
@@ -202,10 +210,10 @@ class SimulatedEngine:
                 seconds=seconds,
             )
             for context, count in step.chunks:
-                context.read(count)
-                if not context.wanted:
+                context.add_computed(count)
+                if not context.needed_rows:
                     self._count(context, None)
-                if not context.wanted and context.sampling is not None and not context.freed:
+                if not context.needed_rows and context.sampling is not None and not context.freed:
                     self._decoding.append(context)
             for context in decoding:
                 context.made += 1
@@ -214,91 +222,95 @@ class SimulatedEngine:
                     context.finish()
         self._running = None
 
-    def _urgent(self) -> "list[SimulatedContext]":
-        """Those who decode in the next step: as `engine.scheduler` has it."""
-        interactive = sum(one.urgency.interactive for one in self._decoding)
-        if interactive == len(self._decoding) or not (interactive or self._reading[True]):
+    def _decoding_rows(self) -> "list[SimulatedContext]":
+        """Return the contexts that decode in the next step, chosen as in `engine.scheduler`."""
+        interactive = sum(context.urgency.interactive for context in self._decoding)
+        if interactive == len(self._decoding) or not (interactive or self._prefilling[True]):
             return self._decoding
-        most = interactive + self._pacer.unwatched(interactive)
-        if len(self._decoding) <= most:
+        maximum = interactive + self._step_budget.background_rows(interactive)
+        if len(self._decoding) <= maximum:
             return self._decoding
-        return sorted(self._decoding, key=lambda one: (not one.urgency.interactive, one.urgency.rank))[:most]
+        return sorted(self._decoding, key=lambda context: (not context.urgency.interactive, context.urgency.rank))[
+            :maximum
+        ]
 
     def _plan(self, decoding: Sequence["SimulatedContext"]) -> "_Step":
-        """What goes into the next step beside those who decode: as `engine.scheduler` has it."""
+        """Plan the prefill rows of the next step, as in `engine.scheduler`."""
         step = _Step()
         interactive = sum(context.urgency.interactive for context in decoding)
-        mixed = self._reading[True] > 0 and self._reading[False] > 0
-        most, long, behind, ahead = self._pacer.rows(len(decoding), interactive=interactive, mixed=mixed)
-        first = min((context.urgency.rank for context in decoding), default=math.inf) + TOGETHER_SECONDS
-        budget = min(self._costs.step_rows - len(decoding), most)
+        mixed = self._prefilling[True] > 0 and self._prefilling[False] > 0
+        maximum, long_rows, follow_rows, prefetch_rows = self._step_budget.rows(
+            len(decoding), interactive=interactive, mixed=mixed
+        )
+        first = min((context.urgency.rank for context in decoding), default=math.inf) + EQUAL_URGENCY_SECONDS
+        budget = min(self._costs.step_rows - len(decoding), maximum)
         again = []
         announced: set[int] = set()
         while budget > 0:
-            # of each kind all wait, once nothing more is left for that kind
+            # when the budget of one kind is used up, all prompts of that kind wait
             allowed = [
                 waiting
                 for (waits, seen), waiting in self._waiting.items()
-                if waiting and (ahead > 0 or not waits) and (long > 0 or seen or not interactive)
+                if waiting and (prefetch_rows > 0 or not waits) and (long_rows > 0 or seen or not interactive)
             ]
             if not allowed:
                 break
             waiting = min(allowed)
             rank, _, ticket, context = waiting[0]
-            if rank > first and behind <= 0:
-                break  # nor can any other
+            if rank > first and follow_rows <= 0:
+                break  # all other prompts are even less urgent
             heapq.heappop(waiting)
             if context.freed or ticket != context.ticket:
                 continue
-            if not context.wanted:
+            if not context.needed_rows:
                 self._count(context, None)
                 if context.sampling is not None:
                     self._decoding.append(context)
                 continue
-            self._find(context)
-            context.prompt = context.prompt or context.wanted
+            self._reuse_cache(context)
+            context.prompt = context.prompt or context.needed_rows
             if context.hashes and context.hashes[0] in announced:
-                again.append(context)  # somebody computes it in this step
+                again.append(context)  # another context computes this block in the same step
                 continue
-            is_long = interactive > 0 and (context.prompt > most or not context.urgency.interactive)
+            is_long = interactive > 0 and (context.prompt > maximum or not context.urgency.interactive)
             waits = context.sampling is None
             follows = rank > first
             rows = min(
-                context.wanted,
+                context.needed_rows,
                 budget,
-                long if is_long else budget,
-                behind if follows else budget,
-                ahead if waits else budget,
+                long_rows if is_long else budget,
+                follow_rows if follows else budget,
+                prefetch_rows if waits else budget,
             )
-            if rows < context.wanted:
+            if rows < context.needed_rows:
                 step.waiting = True
                 again.append(context)
             if rows <= 0:
                 continue
             budget -= rows
-            behind -= rows if follows else 0
-            ahead -= rows if waits else 0
+            follow_rows -= rows if follows else 0
+            prefetch_rows -= rows if waits else 0
             if is_long:
-                long -= rows
+                long_rows -= rows
                 step.long += rows
             step.chunks.append((context, rows))
             announced.update(context.hashes[: (context.length + rows) // _BLOCK - context.length // _BLOCK])
         step.waiting = step.waiting or any(self._waiting.values())
         for context in again:
-            self.wants(context)
+            self.enqueue(context)
         return step
 
-    def _find(self, context: "SimulatedContext") -> None:
-        """Takes what is in the cache of a prompt that is about to be read, and leaves the last token to be computed."""
-        last = _BLOCK if context.sampling is not None else 0  # its logits are needed
+    def _reuse_cache(self, context: "SimulatedContext") -> None:
+        """Reuse cached blocks of a prompt that is about to be prefilled, except for its last token."""
+        last = _BLOCK if context.sampling is not None else 0  # the logits of the last token are needed
         while context.hashes and context.length % _BLOCK == 0 and context.unread > last:
             if context.hashes[0] not in self._cache:
                 return
             self._cache.move_to_end(context.hashes.pop(0))
-            context.found(_BLOCK)
+            context.add_cached(_BLOCK)
 
-    def keep(self, hashes: Sequence[int]) -> None:
-        """Blocks that have been computed."""
+    def add_to_cache(self, hashes: Sequence[int]) -> None:
+        """Add computed blocks to the cache. The least recently used ones are evicted."""
         for hash in hashes:
             self._cache[hash] = None
             self._cache.move_to_end(hash)
@@ -307,7 +319,7 @@ class SimulatedEngine:
 
 
 class SimulatedContext:
-    """See `EngineContext`."""
+    """Context on a simulated engine. See `EngineContext`."""
 
     def __init__(self, engine: SimulatedEngine, scope: str, urgency: Urgency, arrival: int) -> None:
         self.arrival = arrival
@@ -319,79 +331,79 @@ class SimulatedContext:
         self.tokens = 0
         self.cached = 0
         self.prompt = 0
-        """Tokens that were to be read when that began; 0 in between."""
+        """Number of tokens to prefill when the prefill began; 0 between prefills."""
         self.ticket = -1
-        self.counted: bool | None = None
-        """Watched or not, while it has a prompt to be read."""
+        self.counted_as: bool | None = None
+        """Whether it counts as interactive while it has a prompt to prefill; None if it has none."""
         self.freed = False
         self.hashes: list[int] = []
-        """Of the full blocks that are still to be read."""
+        """Hashes of the full blocks that are not prefilled yet."""
         self._scope = hash(scope)
         self._tail: list[int] = []
         self._engine = engine
         self._done: asyncio.Future[None] | None = None
 
     @property
-    def wanted(self) -> int:
-        """Rows to be read now: full blocks only, as long as nothing is generated behind them."""
+    def needed_rows(self) -> int:
+        """Number of rows to prefill now: only full blocks, unless text is generated behind them."""
         return self.unread if self.sampling is not None else self.unread - len(self._tail)
 
     def fill(self, tokens: Sequence[int]) -> None:
-        """See `EngineContext.fill`."""
+        """Append tokens. See `EngineContext.fill`."""
         self._tail.extend(tokens)
         self.unread += len(tokens)
         while len(self._tail) >= _BLOCK:
             self._scope = hash((self._scope, *self._tail[:_BLOCK]))
             self.hashes.append(self._scope)
             del self._tail[:_BLOCK]
-        self._engine.wants(self)
+        self._engine.enqueue(self)
 
-    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
-        """See `EngineContext.generate`."""
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
+        """Generate text. See `EngineContext.generate`."""
         if self.freed:
             raise EngineLost("the context was freed")
         self.sampling = sampling
-        self.tokens = sampling.max_tokens or _OTHER_TOKENS
+        self.tokens = sampling.max_tokens or _DEFAULT_TOKENS
         self.made = 0
         self._done = asyncio.get_running_loop().create_future()
-        self._engine.wants(self)
+        self._engine.enqueue(self)
         await self._done
-        tell(PrefillResult(self.length, self.cached))
-        tell(TokenDelta(Piece("x" * self.tokens, self.tokens), "length"))
+        on_event(PrefillResult(self.length, self.cached))
+        on_event(TokenDelta(Piece("x" * self.tokens, self.tokens), "length"))
         self.length += self.tokens
         self.sampling = None
 
-    def read(self, rows: int) -> None:
-        """So many tokens were computed."""
+    def add_computed(self, rows: int) -> None:
+        """Record computed tokens."""
         before = self.length
         self.length += rows
         self.unread -= rows
         blocks = self.length // _BLOCK - before // _BLOCK
-        self._engine.keep(self.hashes[:blocks])
+        self._engine.add_to_cache(self.hashes[:blocks])
         del self.hashes[:blocks]
-        if not self.wanted:
+        if not self.needed_rows:
             self.prompt = 0
 
-    def found(self, rows: int) -> None:
-        """So many tokens were in the cache."""
+    def add_cached(self, rows: int) -> None:
+        """Record cached tokens."""
         self.length += rows
         self.unread -= rows
         self.cached += rows
 
     def finish(self) -> None:
-        """All is made."""
+        """End the generation."""
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
     def rerank(self, urgency: Urgency) -> None:
-        """See `EngineContext.rerank`."""
+        """Change the urgency. See `EngineContext.rerank`."""
         changed = urgency != self.urgency
         self.urgency = urgency
         if changed and self.unread and not self.freed:
-            self._engine.wants(self)
+            self._engine.enqueue(self)
 
     def free(self) -> None:
-        """See `EngineContext.free`."""
+        """Free the context. See `EngineContext.free`."""
         if not self.freed:
             self.freed = True
-            self._engine.closed(self)
+            self._engine.remove(self)

@@ -1,4 +1,4 @@
-"""`myna simulate`: applications on modelled engines, once for each policy."""
+"""Simulate applications on simulated engines, once for each policy. Command `myna simulate`."""
 
 import asyncio
 import dataclasses
@@ -22,14 +22,14 @@ from gateway.simulator.trace import read_applications
 from gateway.simulator.workload import Application, Applications, arrivals
 
 _BOUNDS = SessionLimits()
-_TRIAL = 200
-"""Applications that come all at once, to see what engines can do."""
-_COLLECTOR = (50_000, 20, 100)
+_TRIAL_APPLICATIONS = 200
+"""Number of applications that arrive at once in a trial, which measures the capacity of the engines."""
+_GC_THRESHOLDS = (50_000, 20, 100)
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What comes, and onto what. `utilisation`: of what the engines could do."""
+    """Workload and engines of a simulation. `utilisation`: offered load as a share of the engines' capacity."""
 
     engines: int = 1
     costs: Costs = TABLES["cpu"]
@@ -39,16 +39,16 @@ class Scenario:
     bursts: bool = False
     seed: int = 1
     trace: Path | None = None
-    """Applications and times that were recorded, in place of a mix, a number and a utilisation."""
+    """Recorded applications and arrival times, in place of mix, number and utilisation."""
 
 
 @dataclass
 class Outcome:
-    """Of one policy. Times are virtual, but for `real`: seconds that the simulation took."""
+    """Result of one policy. Times are virtual, except `real`: the seconds that the simulation took."""
 
     policy: str
     seconds: list[float] = field(default_factory=list)
-    """From an application's coming to its end."""
+    """Seconds from each application's arrival to its end."""
     by_kind: dict[str, list[float]] = field(default_factory=dict)
     calls: int = 0
     prompt: int = 0
@@ -58,7 +58,7 @@ class Outcome:
     real: float = 0.0
 
     def summary(self, engines: int) -> dict[str, float | str]:
-        """What is shown of it."""
+        """Return the reported figures. Times are in seconds."""
         ordered = sorted(self.seconds)
         return {
             "policy": self.policy,
@@ -89,22 +89,22 @@ class _Pool:
 class _Simulation:
     """Owner of one run."""
 
-    def __init__(self, scenario: Scenario, chosen: Policy) -> None:
+    def __init__(self, scenario: Scenario, policy: Policy) -> None:
         loop = asyncio.get_running_loop()
-        self.outcome = Outcome(chosen.name)
-        self.engines = [SimulatedEngine(f"engine-{at}", scenario.costs) for at in range(scenario.engines)]
+        self.outcome = Outcome(policy.name)
+        self.engines = [SimulatedEngine(f"engine-{index}", scenario.costs) for index in range(scenario.engines)]
         self._loop = loop
         self._scheduler = Scheduler(
             _Pool(self.engines),
             10**9,
-            priorities=chosen.priorities,
-            fill_ahead=chosen.fill_ahead,
-            place=chosen.place,
+            priorities=policy.priorities,
+            fill_ahead=policy.fill_ahead,
+            place=policy.place,
             now=loop.time,
         )
 
     async def run(self, load: Iterable[tuple[Application, float]]) -> Outcome:
-        """All applications, each so long after the one before."""
+        """Run all applications. Each one arrives its gap after the one before."""
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for number, (application, gap) in enumerate(load):
@@ -121,7 +121,7 @@ class _Simulation:
         began = self._loop.time()
         session = Session(
             id="", tenant="", created=began, ttl=1.0, bounds=_BOUNDS, clock=self._loop.time
-        )  # without an id: nothing of it is kept
+        )  # without an id, so that no events are stored
         async with asyncio.TaskGroup() as group:
             for step in application.steps:
                 if step.after is not None:
@@ -130,14 +130,14 @@ class _Simulation:
                 if (wait := since + step.seconds - self._loop.time()) > 0:
                     await asyncio.sleep(wait)
                 addition = session.add_all(step.calls)
-                wanted = [session.variable(name) for name in step.wanted]
-                interactive = len(wanted) == 1
-                for variable in wanted:
+                awaited = [session.variable(name) for name in step.awaited]
+                interactive = len(awaited) == 1
+                for variable in awaited:
                     self._scheduler.subscribe(variable, interactive=interactive)
                 await self._scheduler.start(session, addition)
-                for variable in wanted:
-                    who = f"application {number} ({application.kind})"
-                    group.create_task(self._read(variable, who, interactive))
+                for variable in awaited:
+                    name = f"application {number} ({application.kind})"
+                    group.create_task(self._read(variable, name, interactive))
         seconds = self._loop.time() - began
         self.outcome.seconds.append(seconds)
         self.outcome.by_kind.setdefault(application.kind, []).append(seconds)
@@ -146,44 +146,44 @@ class _Simulation:
             self.outcome.prompt += call.usage.prompt
             self.outcome.cached += call.usage.cached
 
-    async def _read(self, variable: Variable, who: str, interactive: bool) -> None:
+    async def _read(self, variable: Variable, name: str, interactive: bool) -> None:
         await variable.wait_final()
         self._scheduler.unsubscribe(variable, interactive=interactive)
         if variable.failure is not None:
-            raise RuntimeError(f"{who} failed: {variable.failure.message}")
+            raise RuntimeError(f"{name} failed: {variable.failure.message}")
 
 
 def simulate(scenario: Scenario, policies: Sequence[str]) -> list[Outcome]:
-    """The same applications at the same times, once for each policy. Raises BadTrace, or OSError."""
+    """Simulate the same applications at the same times, once for each policy. Raises BadTrace, or OSError."""
     if scenario.trace is not None:
         recorded = read_applications(scenario.trace)
-        return [_once(scenario, zip(*recorded, strict=True), policy(name)) for name in policies]
+        return [_simulate_policy(scenario, zip(*recorded, strict=True), policy(name)) for name in policies]
     rate = _rate(scenario)
-    return [_once(scenario, _load(scenario, rate), policy(name)) for name in policies]
+    return [_simulate_policy(scenario, _load(scenario, rate), policy(name)) for name in policies]
 
 
 def _load(scenario: Scenario, rate: float) -> Iterator[tuple[Application, float]]:
-    """Applications, made only when they come, since there may be hundreds of thousands; and times between them."""
+    """Yield applications with the gaps before them. There may be many, so each is generated when it arrives."""
     source = Applications(random.Random(scenario.seed)).of(scenario.mix)
-    between = arrivals(random.Random(scenario.seed + 1), rate, bursts=scenario.bursts)
-    return itertools.islice(zip(source, between, strict=False), scenario.applications)
+    gaps = arrivals(random.Random(scenario.seed + 1), rate, bursts=scenario.bursts)
+    return itertools.islice(zip(source, gaps, strict=False), scenario.applications)
 
 
 def _rate(scenario: Scenario) -> float:
-    """Applications a second that keep the engines busy for the wanted part of the time, found by a trial of one."""
-    one = dataclasses.replace(scenario, engines=1)
+    """Return the applications per second that lead to the scenario's utilisation, measured by a trial on one engine."""
+    single = dataclasses.replace(scenario, engines=1)
     source = Applications(random.Random(scenario.seed + 2)).of(scenario.mix)
-    done = _once(one, ((next(source), 0.0) for _ in range(_TRIAL)), policy("myna"))
-    return scenario.utilisation * scenario.engines * _TRIAL / done.busy
+    outcome = _simulate_policy(single, ((next(source), 0.0) for _ in range(_TRIAL_APPLICATIONS)), policy("myna"))
+    return scenario.utilisation * scenario.engines * _TRIAL_APPLICATIONS / outcome.busy
 
 
-def _once(scenario: Scenario, load: Iterable[tuple[Application, float]], chosen: Policy) -> Outcome:
+def _simulate_policy(scenario: Scenario, load: Iterable[tuple[Application, float]], policy: Policy) -> Outcome:
     async def work() -> Outcome:
-        return await _Simulation(scenario, chosen).run(load)
+        return await _Simulation(scenario, policy).run(load)
 
-    # sessions are cycles, and few of what there is at a time: to look at all of it often would take a third of the time
+    # sessions are reference cycles: with default thresholds, the collector would take a third of the time
     before = gc.get_threshold()
-    gc.set_threshold(*_COLLECTOR)
+    gc.set_threshold(*_GC_THRESHOLDS)
     try:
         return clock.run(work())
     finally:

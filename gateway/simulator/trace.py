@@ -20,7 +20,7 @@ class BadTrace(Exception):
 
 
 def read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Calls by session, sessions and calls in the order in which they came. Raises BadTrace, or OSError."""
+    """Return the calls by session; sessions and calls in the order of their arrival. Raises BadTrace, or OSError."""
     sessions: dict[str, list[dict[str, Any]]] = {}
     try:
         with path.open() as file:
@@ -28,14 +28,14 @@ def read(path: Path) -> dict[str, list[dict[str, Any]]]:
         for call in calls:
             sessions.setdefault(call["session"], []).append(call)
     except (ValueError, LookupError, TypeError) as error:
-        raise BadTrace(f"{path} is no trace: {error!r}") from error
+        raise BadTrace(f"{path} is not a trace: {error!r}") from error
     return sessions
 
 
 def read_prompts(path: Path) -> list[list[int]]:
-    """What the calls had for prompts, in the order in which they came: tokens, equal where they were.
+    """Return the prompts of the calls in the order of their arrival, as tokens that are equal where the prompts were.
 
-    Raises as `read`.
+    Raises the errors of `read`.
     """
     prompts = []
     for session, calls in read(path).items():
@@ -55,49 +55,49 @@ def read_prompts(path: Path) -> list[list[int]]:
 
 
 def _slots(call: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Names and numbers of tokens of what the call makes."""
+    """Yield the name and the number of tokens of each slot of a call."""
     for part in call["prompt"]:
         if "slot" in part:
             yield part["slot"] or call["output"], part["tokens"]
 
 
 def read_applications(path: Path) -> tuple[list[Application], list[float]]:
-    """The sessions as applications, and how long after the one before each came, in seconds. Raises as `read`."""
+    """Return the sessions as applications, and the seconds between their arrivals. Raises the errors of `read`."""
     sessions = read(path)
     try:
         applications = [_application(calls) for calls in sessions.values()]
     except (ValueError, LookupError, TypeError) as error:
-        raise BadTrace(f"{path} is no trace: {error!r}") from error
+        raise BadTrace(f"{path} is not a trace: {error!r}") from error
     times = [calls[0]["at"] for calls in sessions.values()]
     return applications, [0.0, *(later - earlier for earlier, later in pairwise(times))]
 
 
 def _application(calls: Sequence[Mapping[str, Any]]) -> Application:
-    """A session's calls as steps: what came together, and after the end of which call."""
+    """Return a session's calls as steps of simultaneous calls, each with the call whose end preceded it."""
     steps: list[Step] = []
     first = calls[0]["at"]
-    made = {name for call in calls for name in (call["output"], *(slot for slot, _ in _slots(call)))}
-    for together in _groups(calls, lambda one, next: next["at"] - one["at"] <= _TOGETHER_SECONDS):
-        at = together[0]["at"]
-        before = [call for call in calls if call["ended"] <= at]
+    names = {name for call in calls for name in (call["output"], *(slot for slot, _ in _slots(call)))}
+    for group in _groups(calls, lambda earlier, next: next["at"] - earlier["at"] <= _TOGETHER_SECONDS):
+        arrival = group[0]["at"]
+        before = [call for call in calls if call["ended"] <= arrival]
         last = max(before, key=lambda call: float(call["ended"]), default=None)
         steps.append(
             Step(
-                calls=[_spec(call, made) for call in together],
-                wanted=[call["output"] for call in together if call["read"]],
+                calls=[_spec(call, names) for call in group],
+                awaited=[call["output"] for call in group if call["read"]],
                 after=None if last is None else last["output"],
-                seconds=at - (first if last is None else last["ended"]),
+                seconds=arrival - (first if last is None else last["ended"]),
             )
         )
     return Application("session" if len(calls) > 1 else "request", steps)
 
 
 def _groups(
-    calls: Iterable[Mapping[str, Any]], together: Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+    calls: Iterable[Mapping[str, Any]], belongs: Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
 ) -> Iterator[list[Mapping[str, Any]]]:
     group: list[Mapping[str, Any]] = []
     for call in calls:
-        if group and not together(group[-1], call):
+        if group and not belongs(group[-1], call):
             yield group
             group = []
         group.append(call)
@@ -105,8 +105,9 @@ def _groups(
         yield group
 
 
-def _spec(call: Mapping[str, Any], made: set[str]) -> CallSpec:
-    """`made`: what the session's calls make; anything else was lost before it was recorded, and is left out."""
+def _spec(call: Mapping[str, Any], names: set[str]) -> CallSpec:
+    """Return a recorded call. `names`: outputs of the session's calls. References to other names are left out: their
+    producers were not recorded."""
     segments: list[Segment] = []
     for part in call["prompt"]:
         if "slot" in part:
@@ -114,9 +115,9 @@ def _spec(call: Mapping[str, Any], made: set[str]) -> CallSpec:
             segments.append(Slot(part["slot"], sampling))
         elif "text" in part:
             segments.append(Text([token for token, count in part["text"] for _ in range(count)]))
-        elif part["value"] in made:
+        elif part["value"] in names:
             segments.append(Input(Reference(part["value"]), ""))
-    parts = [Input(Reference(part["value"]), "") for part in call["parts"] if part.get("value") in made]
+    parts = [Input(Reference(part["value"]), "") for part in call["parts"] if part.get("value") in names]
     named = [segment for segment in segments if isinstance(segment, Slot) and segment.name is not None]
     if not segments:
         return CallSpec(model="", parts=parts, output=call["output"])

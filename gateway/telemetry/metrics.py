@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""Metrics of the server, in Prometheus' format, at /metrics."""
 
 from collections import Counter as Counts
 from collections.abc import Callable
@@ -44,8 +44,10 @@ UNFINISHED = Gauge("myna_calls_unfinished", "Calls submitted and not ended")
 
 
 class _Sums:
-    """What is to be counted of requests and calls: summed up here first, since counters that several threads may count
-    with take longer. They are told before anybody reads them."""
+    """Sums of requests and calls since the last read of the metrics.
+
+    Prometheus' counters are thread-safe and slower. The sums are added to them before the metrics are read.
+    """
 
     def __init__(self) -> None:
         self.requests: Counts[tuple[str, str, int]] = Counts()
@@ -54,8 +56,8 @@ class _Sums:
         self.inputs = self.queue = self.memory = 0.0
         self.missed: Counts[str] = Counts()
 
-    def tell(self) -> None:
-        """To the counters."""
+    def flush(self) -> None:
+        """Add the sums to Prometheus' counters."""
         for (method, route, status), requests in self.requests.items():
             REQUESTS.labels(method, route, str(status)).inc(requests)
         for state, calls in self.ended.items():
@@ -72,23 +74,23 @@ _sums = _Sums()
 
 
 def answered(method: str, route: str, status: int) -> None:
-    """Counts a request."""
+    """Count a request."""
     _sums.requests[method, route, status] += 1
 
 
 def observe(call: Call) -> None:
-    """Counts a call that has ended."""
-    counted, usage, times = _sums, call.usage, call.times
-    counted.ended[call.state] += 1
-    counted.prompt += usage.prompt
-    counted.cached += usage.cached
-    counted.completion += usage.completion
-    counted.queue += times.held
-    counted.memory += times.starved
+    """Count a call that has ended."""
+    sums, usage, times = _sums, call.usage, call.times
+    sums.ended[call.state] += 1
+    sums.prompt += usage.prompt
+    sums.cached += usage.cached
+    sums.completion += usage.completion
+    sums.queue += times.held
+    sums.memory += times.starved
     for why, tokens in usage.missed.items():
-        counted.missed[why] += tokens
+        sums.missed[why] += tokens
     if times.queued is not None:
-        counted.inputs += max(0.0, times.queued - times.created)
+        sums.inputs += max(0.0, times.queued - times.created)
         if times.first_token is not None:
             FIRST_TOKEN.observe(times.first_token - times.queued)
 
@@ -99,10 +101,10 @@ def schema_violated() -> None:
 
 
 def exposition() -> bytes:
-    """All of it, in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     global _sums
-    told, _sums = _sums, _Sums()
-    told.tell()
+    sums, _sums = _sums, _Sums()
+    sums.flush()
     return generate_latest()
 
 
@@ -112,7 +114,7 @@ def watch_kv(engine: str, blocks: Callable[[], int], in_use: Callable[[], int]) 
     KV_BLOCKS_IN_USE.labels(engine).set_function(in_use)
 
 
-def drafted(engine: str, right: int, wrong: int) -> None:
-    """Counts tokens that an engine has drafted since it was asked last."""
+def count_drafts(engine: str, right: int, wrong: int) -> None:
+    """Count the tokens that an engine has drafted since its last report."""
     DRAFTED.labels(engine, "right").inc(right)
     DRAFTED.labels(engine, "wrong").inc(wrong)

@@ -17,46 +17,46 @@ from gateway.graph.variable import Variable
 log = logging.getLogger("myna.record")
 
 _CHUNK = 16
-"""Tokens that have a digest together, as they share a block in an engine."""
+"""Number of tokens that share a digest, as they share a block in an engine."""
 _CHARACTERS_PER_TOKEN = 4
 
 
 class TraceRecorder:
-    """Owner of the file. Give `observe` every call that ends."""
+    """Owner of the file. Call `observe` with every call that ends."""
 
     def __init__(self, file: IO[str]) -> None:
-        """`file`: open for appending."""
+        """`file`: opened for appending."""
         self._file = file
         self._full = False
 
     def observe(self, call: Call) -> None:
-        """Writes a line, if the call was done. A file that cannot be written to any more is left at that."""
+        """Write a line for a call that is done. After the first failed write it writes nothing any more."""
         if call.state is CallState.DONE and not self._full:
             try:
-                self._file.write(json.dumps(_described(call), separators=(",", ":")) + "\n")
+                self._file.write(json.dumps(_describe(call), separators=(",", ":")) + "\n")
             except OSError as error:
                 self._full = True
-                log.error("the record of calls ends here: %s", error.strerror or error)
+                log.error("recording of calls stopped: %s", error.strerror or error)
 
 
-def _described(call: Call) -> dict[str, Any]:
+def _describe(call: Call) -> dict[str, Any]:
     session, spec = call.session, call.spec
-    known = session.id and blake2b(f"{session.tenant}\0{session.id}".encode(), digest_size=8).hexdigest()
-    each = call.usage.completion // max(1, len(spec.slots))
+    session_key = session.id and blake2b(f"{session.tenant}\0{session.id}".encode(), digest_size=8).hexdigest()
+    tokens_per_slot = call.usage.completion // max(1, len(spec.slots))
     prompt: list[Any] = []
     for segment in spec.segments:
         match segment:
             case Text(tokens):
                 prompt.append({"text": _chunks(tokens)})
             case Slot(name):
-                prompt.append({"slot": name, "tokens": each})
+                prompt.append({"slot": name, "tokens": tokens_per_slot})
             case Input(reference) if reference.name in call.slots:
                 prompt.append({"value": reference.name})
             case Input(reference):
                 prompt.append(_value(call.inputs[reference.name]))
     parts = [_value(call.inputs[part.reference.name]) for part in spec.parts or () if isinstance(part, Input)]
     return {
-        "session": known or call.id,
+        "session": session_key or call.id,
         "at": call.times.created,
         "ended": call.times.finished,
         "output": call.output.name if session.id else "answer",
@@ -69,8 +69,8 @@ def _described(call: Call) -> dict[str, Any]:
 def _chunks(tokens: Sequence[int]) -> list[tuple[int, int]]:
     data = array("i", tokens).tobytes()
     return [
-        (digest(data[4 * at : 4 * (at + _CHUNK)]), min(_CHUNK, len(tokens) - at))
-        for at in range(0, len(tokens), _CHUNK)
+        (digest(data[4 * index : 4 * (index + _CHUNK)]), min(_CHUNK, len(tokens) - index))
+        for index in range(0, len(tokens), _CHUNK)
     ]
 
 

@@ -1,9 +1,9 @@
-"""compat/short_cache.py"""
+"""Cache of results for short texts."""
 
 from compat.short_cache import cache_short
 
 
-def test_only_short_texts_are_remembered() -> None:
+def test_only_results_for_short_texts_are_cached() -> None:
     computed: list[tuple[str, int]] = []
 
     @cache_short(2, 3)
@@ -16,4 +16,4 @@ def test_only_short_texts_are_remembered() -> None:
     assert computed == [("abc", 2), ("abcd", 2), ("abc", 1), ("abcd", 2)]
     for text in ("x", "y", "z", "x"):
         compute(text, 1)
-    assert computed[-1] == ("x", 1), "two entries are remembered"
+    assert computed[-1] == ("x", 1), "the cache has two entries"

@@ -1,4 +1,4 @@
-"""A session's clients, as tests use them."""
+"""Clients of one session, for tests."""
 
 from itertools import count
 from typing import Any
@@ -11,8 +11,8 @@ from tests.server import MODEL, Server
 _numbers = count()
 
 
-class Api:
-    """A session of its own on the server, through stock clients."""
+class SessionClient:
+    """Clients of a new session on the server: OpenAI's client, and plain HTTP."""
 
     def __init__(self, server: Server, http: aiohttp.ClientSession) -> None:
         self.session = f"test-{next(_numbers)}"

@@ -1,18 +1,18 @@
-"""What tests of a running server share."""
+"""Fixtures of tests that use a running server."""
 
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 
-from tests.e2e.api import Api
+from tests.e2e.api import SessionClient
 from tests.server import Server
 
 
 @pytest.fixture
-async def api(server: Server) -> AsyncIterator[Api]:
+async def api(server: Server) -> AsyncIterator[SessionClient]:
     async with aiohttp.ClientSession(server.address) as http:
-        api = Api(server, http)
+        api = SessionClient(server, http)
         await api.call("POST", "/sessions", {"id": api.session})
         yield api
         await api.call("DELETE", f"/sessions/{api.session}")

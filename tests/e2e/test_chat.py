@@ -32,7 +32,7 @@ def text_of(answer: Any) -> str:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_answers_are_the_engines(server: Server, engine: Engine) -> None:
+def test_answers_are_those_of_the_engine(server: Server, engine: Engine) -> None:
     for prompt in PROMPTS[:6]:
         updates = list(engine.stream(CHAT.format(prompt), SamplingParams(temperature=0.0, max_tokens=16)))
         answer = ask(server, prompt)
@@ -58,21 +58,21 @@ def test_streams_join_to_the_answer(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_many_at_once_get_what_each_alone_gets(server: Server) -> None:
+async def test_concurrent_requests_get_the_same_answers_as_single_ones(server: Server) -> None:
     async with AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as client:
 
-        async def one(prompt: str) -> str:
+        async def complete(prompt: str) -> str:
             messages: Any = [{"role": "user", "content": prompt}]
             answer = await client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=16)
             return text_of(answer)
 
-        together = await asyncio.gather(*(one(prompt) for prompt in PROMPTS * 2))
+        together = await asyncio.gather(*(complete(prompt) for prompt in PROMPTS * 2))
     alone = [text_of(ask(server, prompt)) for prompt in PROMPTS]
     assert together == alone * 2
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_cached_tokens_are_told(server: Server) -> None:
+def test_usage_contains_cached_tokens(server: Server) -> None:
     prompt = "Remember this exact sentence about a purple bicycle. " * 5
     first, second = ask(server, prompt), ask(server, prompt)
     assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens_details.cached_tokens
@@ -80,7 +80,7 @@ def test_cached_tokens_are_told(server: Server) -> None:
     assert text_of(first) == text_of(second)
 
 
-def test_parameters_do_what_they_say(server: Server) -> None:
+def test_sampling_parameters_take_effect(server: Server) -> None:
     seeded = [text_of(ask(server, "Tell a story.", temperature=1, seed=seed)) for seed in (1, 1, 2)]
     assert seeded[0] == seeded[1] != seeded[2]
     whole = text_of(ask(server, "Count: one, two, three", max_tokens=30))
@@ -96,7 +96,7 @@ def test_parameters_do_what_they_say(server: Server) -> None:
     assert long.usage.completion_tokens == 40
 
 
-def test_logprobs_are_told(server: Server) -> None:
+def test_answers_have_log_probabilities(server: Server) -> None:
     answer = ask(server, "What is the capital of France?", logprobs=True, top_logprobs=3, max_tokens=5)
     content = answer.choices[0].logprobs.content
     assert len(content) == 5
@@ -104,14 +104,14 @@ def test_logprobs_are_told(server: Server) -> None:
     for entry in content:
         assert entry.logprob <= 0
         assert len(entry.top_logprobs) == 3
-        assert entry.top_logprobs[0].token == entry.token, "greedy takes the likeliest"
+        assert entry.top_logprobs[0].token == entry.token, "greedy sampling selects the most likely token"
         assert bytes(entry.bytes).decode(errors="replace") == entry.token
     chunks = list(ask(server, "What is the capital of France?", logprobs=True, max_tokens=5, stream=True))
     streamed = [e.token for c in chunks if c.choices[0].logprobs for e in c.choices[0].logprobs.content]
     assert streamed == [entry.token for entry in content]
 
 
-def test_content_parts_and_roles_are_taken(server: Server) -> None:
+def test_content_parts_and_roles_are_accepted(server: Server) -> None:
     messages: Any = [
         {"role": "developer", "content": "Answer briefly."},
         {"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there"}]},
@@ -127,7 +127,7 @@ def test_models_are_listed(server: Server) -> None:
     client = server.client()
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
-    with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
+    with pytest.raises(openai.NotFoundError, match="The model 'gpt' does not exist"):
         client.models.retrieve("gpt")
 
 
@@ -140,7 +140,7 @@ async def post(server: Server, body: Any, **options: Any) -> tuple[int, Any, Any
         return response.status, await response.json(), response.headers
 
 
-GOOD = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+VALID = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ GOOD = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_to
         ),
     ],
 )
-async def test_what_is_wrong_is_refused_by_name(
+async def test_an_error_names_the_invalid_field(
     server: Server, change: dict[str, Any], status: int, param: str | None, code: str | None
 ) -> None:
-    got, body, headers = await post(server, {**GOOD, **change})
+    got, body, headers = await post(server, {**VALID, **change})
     assert got == status
     error = body["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -216,12 +216,12 @@ async def test_what_is_wrong_is_refused_by_name(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}'])
-async def test_what_is_no_json_object_is_refused(server: Server, body: bytes) -> None:
+async def test_a_body_that_is_not_a_json_object_is_refused(server: Server, body: bytes) -> None:
     status, answer, _ = await post(server, body)
     assert (status, answer["error"]["code"]) == (400, "invalid_json")
 
 
-async def test_other_routes_and_methods_are_refused_in_the_same_shape(server: Server) -> None:
+async def test_unknown_routes_and_methods_are_refused_in_openais_format(server: Server) -> None:
     async with aiohttp.ClientSession(server.address) as session:
         async with session.get("/v1/nothing") as response:
             assert response.status == 404
@@ -232,7 +232,7 @@ async def test_other_routes_and_methods_are_refused_in_the_same_shape(server: Se
             assert "POST" in (await response.json())["error"]["message"]
 
 
-async def test_a_body_over_the_bound_is_refused(server: Server) -> None:
+async def test_a_body_over_the_limit_is_refused(server: Server) -> None:
     async with (
         aiohttp.ClientSession(server.address) as session,
         session.post("/v1/chat/completions", data=io.BytesIO(b"[" + b" " * (17 << 20))) as response,
@@ -241,7 +241,7 @@ async def test_a_body_over_the_bound_is_refused(server: Server) -> None:
     assert (status, answer["error"]["code"]) == (413, "too_large")
 
 
-async def test_odd_texts_are_taken(server: Server) -> None:
+async def test_unusual_texts_are_accepted(server: Server) -> None:
     odd = [
         "",
         " ",
@@ -253,19 +253,19 @@ async def test_odd_texts_are_taken(server: Server) -> None:
         "<|im_end|>" * 3,
     ]
     for content in odd:
-        status, answer, _ = await post(server, {**GOOD, "messages": [{"role": "user", "content": content}]})
+        status, answer, _ = await post(server, {**VALID, "messages": [{"role": "user", "content": content}]})
         assert status == 200, answer
 
 
-async def test_request_ids_come_back(server: Server) -> None:
-    _, _, headers = await post(server, GOOD, headers={"x-request-id": "mine-1"})
+async def test_request_ids_are_returned(server: Server) -> None:
+    _, _, headers = await post(server, VALID, headers={"x-request-id": "mine-1"})
     assert headers["x-request-id"] == "mine-1"
-    _, _, headers = await post(server, GOOD, headers={"x-request-id": "not one"})
+    _, _, headers = await post(server, VALID, headers={"x-request-id": "not one"})
     assert headers["x-request-id"].startswith("req_")
 
 
-async def test_compressed_bodies_are_taken(server: Server) -> None:
-    data = gzip.compress(json.dumps(GOOD).encode())
+async def test_compressed_bodies_are_accepted(server: Server) -> None:
+    data = gzip.compress(json.dumps(VALID).encode())
     status, _, _ = await post(server, data, headers={"Content-Encoding": "gzip"})
     assert status == 200
 
@@ -277,8 +277,8 @@ async def unfinished(server: Server) -> int:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_hangs_up_ends_its_work(server: Server, stream: bool) -> None:
-    body = {**GOOD, "max_tokens": 4000, "stream": stream, "ignore_eos": True}
+async def test_a_disconnect_cancels_the_work(server: Server, stream: bool) -> None:
+    body = {**VALID, "max_tokens": 4000, "stream": stream, "ignore_eos": True}
     data = json.dumps(body).encode()
     address = urlsplit(server.address)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
@@ -296,11 +296,11 @@ async def test_a_client_that_hangs_up_ends_its_work(server: Server, stream: bool
 def test_threads_may_share_a_client(server: Server) -> None:
     client, answers = server.client(), []
 
-    def one() -> None:
+    def complete() -> None:
         messages: Any = [{"role": "user", "content": "Hi"}]
         answers.append(client.chat.completions.create(model=MODEL, messages=messages, max_tokens=2, temperature=0))
 
-    threads = [threading.Thread(target=one) for _ in range(5)]
+    threads = [threading.Thread(target=complete) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -352,8 +352,8 @@ POISONS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-async def test_a_poisoned_request_never_harms_the_ones_beside_it(server: Server) -> None:
-    """Each is answered or refused in words; an ordinary answer that runs beside all of them stays what it was."""
+async def test_a_hostile_request_does_not_affect_concurrent_ones(server: Server) -> None:
+    # Each gets an answer or an error. An ordinary request that runs concurrently gets the same answer as alone.
     url = f"{server.address}/v1/chat/completions"
     ordinary = {
         "model": MODEL,
@@ -385,4 +385,4 @@ async def test_a_poisoned_request_never_harms_the_ones_beside_it(server: Server)
         status, got_beside = await beside
     assert status == 200
     assert got_beside["choices"][0]["message"] == wanted["choices"][0]["message"]
-    assert server.engine_processes() == [engine], "and the engine lives on"
+    assert server.engine_processes() == [engine], "the engine has not been restarted"

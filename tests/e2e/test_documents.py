@@ -1,4 +1,4 @@
-"""Documents whose blocks a reader would run: all of a document's, one after another, against a running server."""
+"""Code blocks of the documentation. All blocks of a document run one after another, against a running server."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ SAYS = {
     "clients.md": "data: [DONE]",
     "parrot.md": "",
 }
-"""Documents, and something that they print."""
+"""Documents with code blocks, and a text that the blocks print."""
 RUN = {
     "python": [sys.executable, "-"],
     "sh": ["bash", "-euo", "pipefail", "-s"],
@@ -25,13 +25,13 @@ RUN = {
 }
 NEEDS = {"sh": "curl", "js": "node"}
 ELSEWHERE = "python ecosystem"
-"""Needs packages of its own: see tests/ecosystem."""
+"""Language of blocks that need other packages: tests/ecosystem runs them."""
 
 
 @pytest.mark.parametrize("name", SAYS)
-def test_every_block_runs(server: Server, name: str) -> None:
+def test_the_code_blocks_of_documents_run(server: Server, name: str) -> None:
     found = blocks(name)
-    assert set(found) <= {*RUN, ELSEWHERE}, "a block of another kind would not be run"
+    assert set(found) <= {*RUN, ELSEWHERE}, "blocks in another language would not run"
     said, left_out = "", False
     for language, program in found.items():
         if language == ELSEWHERE:

@@ -1,4 +1,4 @@
-"""What a killed server had promised is there when it comes back."""
+"""Durability: accepted work survives that the server is killed or stopped."""
 
 import gzip
 import json
@@ -23,16 +23,16 @@ DATA = Path(__file__).parent.parent / "data"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that starts fast."""
+    """Return a small model that loads fast."""
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=4096)
 
 
-async def test_nothing_promised_is_lost_while_engines_and_gateways_are_killed(tiny: Path, tmp_path: Path) -> None:
-    """The short form of `python -m bench.chaos`."""
+async def test_no_accepted_work_is_lost_while_engines_and_gateways_are_killed(tiny: Path, tmp_path: Path) -> None:
+    # short form of `python -m bench.chaos`
     arguments = ["--model", str(tiny), "--kv-tokens", "65536"]
     report = await chaos(arguments, engine_kills=5, gateway_kills=3, clients=4, seed=7, journal=str(tmp_path / "j"))
-    assert report["ready"] > 50, "the load got somewhere"
-    assert report["retries"] > 0, "the kills were felt"
+    assert report["ready"] > 50, "the load made progress"
+    assert report["retries"] > 0, "the kills had an effect"
 
 
 def defer(server: Server, output: str, max_tokens: int = 4) -> httpx.Response:
@@ -49,7 +49,7 @@ def wait(server: Server, name: str) -> dict[str, object]:
     return dict(httpx.get(f"{server.address}/v1/sessions/s/variables/{name}?wait=true", timeout=30).json())
 
 
-def test_a_server_that_is_stopped_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
+def test_a_restarted_server_continues_its_sessions(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"), "--drain", "0")
     with Server(*arguments) as server:
         assert defer(server, "long", 2000).status_code == 200
@@ -61,22 +61,22 @@ def test_a_server_that_is_stopped_goes_on_where_it_was(tiny: Path, tmp_path: Pat
 
 
 def respond(server: Server, **body: object) -> dict[str, Any]:
-    asked = {"model": "tiny", "input": "Hi", "max_output_tokens": 4, "temperature": 0, "ignore_eos": True, **body}
-    response = httpx.post(f"{server.address}/v1/responses", json=asked)
+    fields = {"model": "tiny", "input": "Hi", "max_output_tokens": 4, "temperature": 0, "ignore_eos": True, **body}
+    response = httpx.post(f"{server.address}/v1/responses", json=fields)
     assert response.status_code == 200, response.text
     return dict(response.json())
 
 
 def response(server: Server, id: str) -> dict[str, Any]:
-    """Once it has ended."""
+    """Return a response once it has ended."""
     while True:
-        told = httpx.get(f"{server.address}/v1/responses/{id}").json()
-        if told["status"] not in ("queued", "in_progress"):
-            return dict(told)
+        result = httpx.get(f"{server.address}/v1/responses/{id}").json()
+        if result["status"] not in ("queued", "in_progress"):
+            return dict(result)
         time.sleep(0.02)
 
 
-def test_responses_outlive_their_server(tiny: Path, tmp_path: Path) -> None:
+def test_responses_survive_a_restart(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"))
     with Server(*arguments) as server:
         first = respond(server)
@@ -91,20 +91,24 @@ def test_responses_outlive_their_server(tiny: Path, tmp_path: Path) -> None:
         assert httpx.get(f"{server.address}/v1/responses/{second['id']}").json() == second
         third = respond(server, previous_response_id=second["id"])
         assert third["usage"]["input_tokens"] > second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
-        told = response(server, begun[1]["id"])
-        assert (told["status"], told["usage"]["output_tokens"]) == ("incomplete", 2000)
-        assert told["created_at"] == begun[1]["created_at"]
-        assert respond(server, previous_response_id=told["id"])["usage"]["input_tokens"] > 2000
+        result = response(server, begun[1]["id"])
+        assert (result["status"], result["usage"]["output_tokens"]) == ("incomplete", 2000)
+        assert result["created_at"] == begun[1]["created_at"]
+        assert respond(server, previous_response_id=result["id"])["usage"]["input_tokens"] > 2000
         lost = response(server, shown["id"])
-        assert (lost["status"], lost["error"]["type"]) == ("failed", "interrupted"), "it would be another one"
-        with httpx.stream("GET", f"{server.address}/v1/responses/{told['id']}?stream=true&starting_after=7") as stream:
+        assert (lost["status"], lost["error"]["type"]) == ("failed", "interrupted"), (
+            "another run would give another answer"
+        )
+        with httpx.stream(
+            "GET", f"{server.address}/v1/responses/{result['id']}?stream=true&starting_after=7"
+        ) as stream:
             name, data, *nothing = stream.read().decode().split("\n")
         assert (name, json.loads(data.removeprefix("data: "))["sequence_number"]) == ("event: response.incomplete", 8)
         assert nothing == ["", ""]
         assert httpx.get(f"{server.address}/v1/sessions").json()["data"] == []
 
 
-def test_a_background_response_is_stopped_with_its_server_and_goes_on(tiny: Path, tmp_path: Path) -> None:
+def test_a_background_response_continues_after_a_restart(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"), "--drain", "0")
     with Server(*arguments) as server:
         begun = respond(server, background=True, max_output_tokens=2000)
@@ -113,19 +117,19 @@ def test_a_background_response_is_stopped_with_its_server_and_goes_on(tiny: Path
         assert response(server, begun["id"])["usage"]["output_tokens"] == 2000
 
 
-def test_a_full_disk_is_said_and_nothing_accepted_is_lost(tiny: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_no_accepted_work_is_lost(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"))
     with Server(*arguments) as server:
         assert defer(server, "before").status_code == 200
         assert wait(server, "before")["state"] == "ready"
         process = psutil.Process(server.process.pid)
         limit = process.rlimit(psutil.RLIMIT_FSIZE)
-        process.rlimit(psutil.RLIMIT_FSIZE, (8192, limit[1]))  # no file of its can grow: as on a full disk
+        process.rlimit(psutil.RLIMIT_FSIZE, (8192, limit[1]))  # its files cannot grow, as on a full disk
         refusal = defer(server, "refused")
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "journal_failed")
         assert "Retry-After" in refusal.headers
         unkept = respond(server)
-        assert (unkept["status"], unkept["store"]) == ("incomplete", False), "an answer all the same"
+        assert (unkept["status"], unkept["store"]) == ("incomplete", False), "the client gets the answer nevertheless"
         body = {"model": "tiny", "input": "Hi", "background": True}
         refusal = httpx.post(f"{server.address}/v1/responses", json=body)
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "journal_failed")
@@ -145,7 +149,7 @@ def test_a_full_disk_is_said_and_nothing_accepted_is_lost(tiny: Path, tmp_path: 
         assert wait(server, "before")["state"] == wait(server, "after")["state"] == "ready"
 
 
-def test_a_journal_that_cannot_be_used_ends_the_start_with_a_line(tiny: Path, tmp_path: Path) -> None:
+def test_an_unusable_journal_stops_the_start_with_a_one_line_error(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b"no database, and long enough to be one " * 50)
     command = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--model", str(tiny)]
     ended = subprocess.run([*command, "--journal", str(tmp_path / "j")], capture_output=True, text=True, timeout=60)

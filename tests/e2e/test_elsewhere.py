@@ -1,4 +1,4 @@
-"""A gateway whose engines are elsewhere: the same answers, and none lost when one of them goes."""
+"""Engines on other machines: the answers are the same, and the loss of an engine loses no call."""
 
 import asyncio
 import signal
@@ -37,8 +37,8 @@ async def ask(http: aiohttp.ClientSession, content: str, session: str | None = N
     return answer["choices"][0]["message"]["content"]
 
 
-async def test_answers_and_graphs_are_those_of_an_engine_of_its_own(options: tuple[str, ...]) -> None:
-    told = []
+async def test_answers_and_graphs_are_those_of_an_embedded_engine(options: tuple[str, ...]) -> None:
+    answers = []
     with EngineElsewhere(*options) as elsewhere:
         for chosen in (("--engine", f"myna={elsewhere.address}"), options):
             with Server(*chosen, env=TOKEN) as server:
@@ -46,25 +46,26 @@ async def test_answers_and_graphs_are_those_of_an_engine_of_its_own(options: tup
                     plain = await ask(http, "say something")
                     await ask(http, "one two", "s", output="first", defer=True)
                     second = await ask(http, "behind: <<first>>", "s")
-                    told.append((plain, second))
+                    answers.append((plain, second))
                 assert server.stop() == 0
-        assert elsewhere.process.poll() is None, "it goes on without its gateway"
-    assert told[0] == told[1]
+        assert elsewhere.process.poll() is None, "the engine keeps running without its gateway"
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.slow
-async def test_work_of_an_engine_that_went_is_done_by_another(options: tuple[str, ...]) -> None:
-    """One engine is killed in the middle of a graph; the other does the rest."""
+async def test_another_engine_takes_over_the_work_of_a_lost_one(options: tuple[str, ...]) -> None:
+    # one engine is killed in the middle of a graph, and the other runs the remaining calls
     first = EngineElsewhere(*options)
     with EngineElsewhere(*options) as second:
-        chosen = [part for one in (first, second) for part in ("--engine", f"myna={one.address}")]
+        chosen = [part for engine in (first, second) for part in ("--engine", f"myna={engine.address}")]
         with Server(*chosen, env=TOKEN) as server:
             async with aiohttp.ClientSession(server.address) as http:
-                alone = [await ask(http, f"number {at}") for at in range(6)]
-                for at in range(6):
-                    await ask(http, f"number {at}", "s", output=f"part{at}", defer=True)
+                alone = [await ask(http, f"number {index}") for index in range(6)]
+                for index in range(6):
+                    await ask(http, f"number {index}", "s", output=f"part{index}", defer=True)
                 waits = [
-                    asyncio.create_task(_value(http, f"/v1/sessions/s/variables/part{at}?wait=true")) for at in range(6)
+                    asyncio.create_task(_value(http, f"/v1/sessions/s/variables/part{index}?wait=true"))
+                    for index in range(6)
                 ]
                 await asyncio.sleep(0.05)
                 await asyncio.to_thread(first.stop, signal.SIGKILL)
@@ -79,13 +80,13 @@ async def _value(http: aiohttp.ClientSession, path: str) -> Any:
 
 async def test_engines_of_different_models_serve_both(options: tuple[str, ...], tmp_path: Path) -> None:
     other = write_tiny_llama(tmp_path / "another")
-    with EngineElsewhere(*options) as one, EngineElsewhere("--model", str(other), "--kv-tokens", "1024") as two:
-        chosen = ("--engine", f"myna={one.address}", "--engine", f"myna={two.address}")
+    with EngineElsewhere(*options) as first, EngineElsewhere("--model", str(other), "--kv-tokens", "1024") as second:
+        chosen = ("--engine", f"myna={first.address}", "--engine", f"myna={second.address}")
         with Server(*chosen, env=TOKEN) as server:
             async with aiohttp.ClientSession(server.address) as http, http.get("/v1/models") as response:
                 assert [model["id"] for model in (await response.json())["data"]] == ["tiny", "another"]
 
 
-def test_an_engine_that_is_not_there_is_named(options: tuple[str, ...]) -> None:
+def test_the_error_names_an_unreachable_engine(options: tuple[str, ...]) -> None:
     with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:1 cannot be reached"):
         Server("--engine", "myna=tcp://127.0.0.1:1", "--engine-wait", "0.5", env=TOKEN)

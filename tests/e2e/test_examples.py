@@ -1,4 +1,4 @@
-"""examples/: each runs against a server as a user would run it."""
+"""The examples, which run against a server as a user would run them."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def run(server: Server, *command: str) -> str:
     return done.stdout
 
 
-def test_every_example_is_run_here() -> None:
+def test_every_example_has_a_test() -> None:
     assert {path.name for path in EXAMPLES.glob("*.*")} == {
         "background.py",
         "chat.py",
@@ -71,7 +71,7 @@ def test_review(server: Server) -> None:
 def test_stream_variable(server: Server) -> None:
     text = run(server, sys.executable, str(EXAMPLES / "stream_variable.py"))
     *story, last = text.splitlines()
-    assert last == f"a second reader got the same, {len(chr(10).join(story))} characters"
+    assert last == f"a second subscriber received the same, {len(chr(10).join(story))} characters"
 
 
 def test_background(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""Two gateways on one journal in PostgreSQL: a session is at one of them, and whichever is asked answers."""
+"""Two gateways on one journal in PostgreSQL: one of them owns a session, and clients may use either."""
 
 import asyncio
 import io
@@ -26,19 +26,19 @@ from tests.server import Server
 pytestmark = pytest.mark.waits
 
 LONG = 3000
-"""Tokens that take a while."""
+"""Number of tokens whose generation takes some time."""
 FIRST = {"regex": "(?s)^.{0,30}"}
-"""Of an answer, what fits into another prompt."""
+"""Transform of a long answer into a value that fits into another prompt."""
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that starts fast."""
+    """Return a small model that loads fast."""
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=4096)
 
 
-class Pair:
-    """Gateways on one database, and a client of both."""
+class GatewayPair:
+    """Two gateways on one database, and an HTTP client for both."""
 
     def __init__(self, postgres: Postgres, tiny: Path, *options: str) -> None:
         self.journal = postgres.database()
@@ -52,23 +52,23 @@ class Pair:
         return server
 
     async def ask(
-        self, at: Server, method: str, path: str, body: Any = None, key: str | None = None, **headers: str
+        self, gateway: Server, method: str, path: str, body: Any = None, key: str | None = None, **headers: str
     ) -> tuple[int, Any]:
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        async with self.http.request(method, f"{at.address}/v1{path}", json=body, headers=headers) as response:
+        async with self.http.request(method, f"{gateway.address}/v1{path}", json=body, headers=headers) as response:
             return response.status, await response.json()
 
     async def defer(
-        self, at: Server, session: str, output: str, text: str = "Hi", transform: Any = None, **options: Any
+        self, gateway: Server, session: str, output: str, text: str = "Hi", transform: Any = None, **options: Any
     ) -> tuple[int, Any]:
         options = {"max_tokens": 4, "temperature": 0, **options}
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **options}
         body["semantic"] = {"output": output, "defer": True, "transform": transform}
-        return await self.ask(at, "POST", "/chat/completions", body, **{"X-Session-Id": session})
+        return await self.ask(gateway, "POST", "/chat/completions", body, **{"X-Session-Id": session})
 
-    async def value(self, at: Server, session: str, name: str) -> Any:
-        status, variable = await self.ask(at, "GET", f"/sessions/{session}/variables/{name}?wait=true&timeout=60")
+    async def value(self, gateway: Server, session: str, name: str) -> Any:
+        status, variable = await self.ask(gateway, "GET", f"/sessions/{session}/variables/{name}?wait=true&timeout=60")
         assert status == 200, variable
         return variable
 
@@ -80,8 +80,8 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair_module(postgres: Postgres, tiny: Path) -> Iterator[Pair]:
-    pair = Pair(postgres, tiny)
+def pair_module(postgres: Postgres, tiny: Path) -> Iterator[GatewayPair]:
+    pair = GatewayPair(postgres, tiny)
     try:
         pair.start()
         pair.start()
@@ -92,16 +92,16 @@ def pair_module(postgres: Postgres, tiny: Path) -> Iterator[Pair]:
 
 
 @pytest.fixture
-async def pair(pair_module: Pair) -> AsyncIterator[Pair]:
-    """Two that nobody kills."""
+async def pair(pair_module: GatewayPair) -> AsyncIterator[GatewayPair]:
+    """Yield two gateways that all tests share, so no test may kill them."""
     async with aiohttp.ClientSession() as pair_module.http:
         yield pair_module
 
 
 @pytest.fixture
-async def mortals(postgres: Postgres, tiny: Path) -> AsyncIterator[Pair]:
-    """Two of a test's own."""
-    pair = Pair(postgres, tiny, "--lease", "3")
+async def killable_pair(postgres: Postgres, tiny: Path) -> AsyncIterator[GatewayPair]:
+    """Yield two gateways that the test may kill."""
+    pair = GatewayPair(postgres, tiny, "--lease", "3")
     async with aiohttp.ClientSession() as pair.http:
         try:
             await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
@@ -110,8 +110,8 @@ async def mortals(postgres: Postgres, tiny: Path) -> AsyncIterator[Pair]:
             await pair.close()
 
 
-async def test_nothing_promised_is_lost_while_gateways_are_killed_and_stopped(postgres: Postgres, tiny: Path) -> None:
-    """Two under load, now this one and now that one, each away for longer than its lease."""
+async def test_no_accepted_work_is_lost_while_gateways_are_killed_and_stopped(postgres: Postgres, tiny: Path) -> None:
+    # two gateways under load are killed in turns, each for longer than its lease
     arguments = ["--model", str(tiny), "--kv-tokens", "65536", "--lease", "3"]
     report = await chaos(
         arguments,
@@ -124,11 +124,11 @@ async def test_nothing_promised_is_lost_while_gateways_are_killed_and_stopped(po
         gateways=2,
         away=4.0,
     )
-    assert report["ready"] > 50, "the load got somewhere"
-    assert report["retries"] > 0, "the kills were felt"
+    assert report["ready"] > 50, "the load made progress"
+    assert report["retries"] > 0, "the kills had an effect"
 
 
-async def test_over_tls(postgres: Postgres, tiny: Path, tmp_path: Path) -> None:
+async def test_gateways_forward_over_tls(postgres: Postgres, tiny: Path, tmp_path: Path) -> None:
     authority = trustme.CA()
     trusted, chain, key = (tmp_path / name for name in ("ca.pem", "chain.pem", "key.pem"))
     certificate = authority.issue_cert("127.0.0.1")
@@ -136,7 +136,7 @@ async def test_over_tls(postgres: Postgres, tiny: Path, tmp_path: Path) -> None:
     chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     certificate.private_key_pem.write_to_path(str(key))
     secured = ("--tls-cert", str(chain), "--tls-key", str(key), "--engine-ca", str(trusted))
-    pair = Pair(postgres, tiny, *secured)
+    pair = GatewayPair(postgres, tiny, *secured)
     trust = ssl.create_default_context(cafile=trusted)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as pair.http:
         try:
@@ -149,20 +149,20 @@ async def test_over_tls(postgres: Postgres, tiny: Path, tmp_path: Path) -> None:
             await pair.close()
 
 
-async def test_a_session_is_the_same_at_both(pair: Pair) -> None:
+async def test_a_session_is_the_same_at_both_gateways(pair: GatewayPair) -> None:
     a, b = pair.servers
     status, made = await pair.ask(a, "POST", "/sessions", {"id": "same", "metadata": {"k": "v"}})
     assert status == 201
     assert (await pair.ask(b, "PUT", "/sessions/same/variables/x", {"value": "there"}))[0] == 200
     assert (await pair.defer(b, "same", "first", "Say <<x>>"))[0] == 200
     assert (await pair.defer(a, "same", "second", "Again <<first>>"))[0] == 200
-    values = [await pair.value(at, "same", "second") for at in (b, a)]
+    values = [await pair.value(gateway, "same", "second") for gateway in (b, a)]
     assert values[0] == values[1]
     assert values[0]["state"] == "ready"
     for path in ("/sessions/same/graph", "/sessions/same/variables", "/sessions/same/variables/x"):
-        told = [await pair.ask(at, "GET", path) for at in (a, b)]
-        assert told[0] == told[1]
-    sessions = [(await pair.ask(at, "GET", "/sessions/same"))[1] for at in (a, b)]
+        result = [await pair.ask(gateway, "GET", path) for gateway in (a, b)]
+        assert result[0] == result[1]
+    sessions = [(await pair.ask(gateway, "GET", "/sessions/same"))[1] for gateway in (a, b)]
     assert [one["metadata"] for one in sessions] == [{"k": "v"}] * 2
     assert made["id"] == "same"
     body = {"session": "same", "calls": [], "variables": {"y": "z"}, "outputs": ["y"]}
@@ -171,12 +171,12 @@ async def test_a_session_is_the_same_at_both(pair: Pair) -> None:
     prompt = {"model": "tiny", "prompt": "<<x>>", "max_tokens": 2, "semantic": {"session": "same", "output": "third"}}
     assert (await pair.ask(b, "POST", "/completions", prompt))[1]["semantic"]["session"] == "same"
     assert (await pair.ask(b, "DELETE", "/sessions/same"))[1]["state"] == "deleted"
-    assert [(await pair.ask(at, "GET", "/sessions/same"))[0] for at in (a, b)] == [404, 404]
+    assert [(await pair.ask(gateway, "GET", "/sessions/same"))[0] for gateway in (a, b)] == [404, 404]
     assert (await pair.ask(b, "POST", "/sessions", {"id": "same"}))[0] == 201, "the name is free"
     assert (await pair.ask(a, "GET", "/sessions/same/variables"))[1]["data"] == []
 
 
-async def test_streams_come_through_as_they_are_made(pair: Pair) -> None:
+async def test_forwarded_streams_arrive_as_they_are_generated(pair: GatewayPair) -> None:
     a, b = pair.servers
     await pair.ask(a, "POST", "/sessions", {"id": "streams"})
     await pair.ask(b, "PUT", "/sessions/streams/variables/late", {"value": None})
@@ -193,7 +193,7 @@ async def test_streams_come_through_as_they_are_made(pair: Pair) -> None:
                 text += line.decode()
     assert (await late)[0] == 200
     assert len(pieces) > 5
-    assert pieces[-1] - pieces[0] > 0.02, "not all at once"
+    assert pieces[-1] - pieces[0] > 0.02, "the pieces did not arrive together"
     body = {
         "model": "tiny",
         "stream": True,
@@ -209,7 +209,7 @@ async def test_streams_come_through_as_they_are_made(pair: Pair) -> None:
     assert b"id: 1\n" in first
 
 
-async def test_who_leaves_one_gateway_leaves_the_other(pair: Pair) -> None:
+async def test_a_disconnect_is_forwarded_to_the_other_gateway(pair: GatewayPair) -> None:
     a, b = pair.servers
     await pair.ask(a, "POST", "/sessions", {"id": "left"})
     messages = [{"role": "user", "content": "Hi"}]
@@ -225,154 +225,162 @@ async def test_who_leaves_one_gateway_leaves_the_other(pair: Pair) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_response_is_gone_on_with_at_either(mortals: Pair) -> None:
-    a, b = mortals.servers
+async def test_either_gateway_can_continue_a_response(killable_pair: GatewayPair) -> None:
+    a, b = killable_pair.servers
     body = {"model": "tiny", "input": "Hi", "max_output_tokens": 4, "temperature": 0}
-    _, first = await mortals.ask(a, "POST", "/responses", body)
-    asked = {**body, "previous_response_id": first["id"]}
-    (status, here), (_, there) = [await mortals.ask(at, "POST", "/responses", asked) for at in (a, b)]
+    _, first = await killable_pair.ask(a, "POST", "/responses", body)
+    fields = {**body, "previous_response_id": first["id"]}
+    (status, here), (_, there) = [await killable_pair.ask(gateway, "POST", "/responses", fields) for gateway in (a, b)]
     assert status == 200
     assert there["output"][0]["content"] == here["output"][0]["content"]
     assert there["usage"]["input_tokens"] == here["usage"]["input_tokens"] > first["usage"]["input_tokens"]
-    assert await mortals.ask(b, "GET", f"/responses/{first['id']}") == (200, first)
-    assert (await mortals.ask(b, "DELETE", f"/responses/{first['id']}"))[0] == 200
-    for at in (a, b):
-        status, refused = await mortals.ask(at, "POST", "/responses", asked)
+    assert await killable_pair.ask(b, "GET", f"/responses/{first['id']}") == (200, first)
+    assert (await killable_pair.ask(b, "DELETE", f"/responses/{first['id']}"))[0] == 200
+    for gateway in (a, b):
+        status, refused = await killable_pair.ask(gateway, "POST", "/responses", fields)
         assert (status, refused["error"]["code"]) == (400, "previous_response_not_found")
-    asked["previous_response_id"] = here["id"]
+    fields["previous_response_id"] = here["id"]
     await asyncio.to_thread(a.stop, signal.SIGKILL)
-    status, further = await mortals.ask(b, "POST", "/responses", asked)
-    assert status == 200, "it was kept by all"
+    status, further = await killable_pair.ask(b, "POST", "/responses", fields)
+    assert status == 200, "both gateways stored it"
     assert further["usage"]["input_tokens"] > here["usage"]["input_tokens"]
 
 
-async def test_a_response_in_the_background_is_finished_by_whoever_lives(mortals: Pair) -> None:
-    a, b = mortals.servers
+async def test_a_surviving_gateway_finishes_background_responses(killable_pair: GatewayPair) -> None:
+    a, b = killable_pair.servers
     body = {"model": "tiny", "input": "Hi", "max_output_tokens": LONG, "temperature": 0, "background": True}
     body["ignore_eos"] = True
-    ids = [(await mortals.ask(a, "POST", "/responses", body))[1]["id"] for _ in range(2)]
+    ids = [(await killable_pair.ask(a, "POST", "/responses", body))[1]["id"] for _ in range(2)]
     inside = {**body, "semantic": {"output": "told"}}
-    await mortals.ask(a, "POST", "/sessions", {"id": "s"})
-    async with mortals.http.post(f"{a.address}/v1/responses", json=inside, headers={"X-Session-Id": "s"}) as response:
+    await killable_pair.ask(a, "POST", "/sessions", {"id": "s"})
+    async with killable_pair.http.post(
+        f"{a.address}/v1/responses", json=inside, headers={"X-Session-Id": "s"}
+    ) as response:
         ids.append((await response.json())["id"])
     for id in ids:
-        status, told = await mortals.ask(b, "GET", f"/responses/{id}")
-        assert (status, told["status"]) in ((200, "queued"), (200, "in_progress")), "asked of the other one"
-    status, told = await mortals.ask(b, "POST", f"/responses/{ids[0]}/cancel")
-    assert (status, told["status"]) == (200, "cancelled")
+        status, result = await killable_pair.ask(b, "GET", f"/responses/{id}")
+        assert (status, result["status"]) in ((200, "queued"), (200, "in_progress")), (
+            "the other gateway reports the state"
+        )
+    status, result = await killable_pair.ask(b, "POST", f"/responses/{ids[0]}/cancel")
+    assert (status, result["status"]) == (200, "cancelled")
     a.process.kill()
     for id in ids[1:]:
         async with asyncio.timeout(60):
             while True:
-                status, told = await mortals.ask(b, "GET", f"/responses/{id}")
-                if status == 200 and told["status"] not in ("queued", "in_progress"):
+                status, result = await killable_pair.ask(b, "GET", f"/responses/{id}")
+                if status == 200 and result["status"] not in ("queued", "in_progress"):
                     break
                 await asyncio.sleep(0.1)
-        assert (told["status"], told["usage"]["output_tokens"]) == ("incomplete", LONG)
-    assert (await mortals.ask(b, "GET", f"/responses/{ids[0]}"))[1]["status"] == "cancelled"
+        assert (result["status"], result["usage"]["output_tokens"]) == ("incomplete", LONG)
+    assert (await killable_pair.ask(b, "GET", f"/responses/{ids[0]}"))[1]["status"] == "cancelled"
     async with asyncio.timeout(10):
-        while [one["id"] for one in (await mortals.ask(b, "GET", "/sessions"))[1]["data"]] != ["s"]:
+        while [one["id"] for one in (await killable_pair.ask(b, "GET", "/sessions"))[1]["data"]] != ["s"]:
             await asyncio.sleep(0.05)
 
 
-async def test_of_those_who_make_a_session_at_once_one_does(pair: Pair) -> None:
+async def test_only_one_of_concurrent_requests_creates_a_session(pair: GatewayPair) -> None:
     for number in range(5):
-        bodies = [pair.ask(at, "POST", "/sessions", {"id": f"once-{number}"}) for at in pair.servers * 4]
+        bodies = [pair.ask(gateway, "POST", "/sessions", {"id": f"once-{number}"}) for gateway in pair.servers * 4]
         answers = await asyncio.gather(*bodies)
         assert sorted(status for status, _ in answers) == [201] + [409] * 7
         assert {answer["error"]["code"] for status, answer in answers if status == 409} == {"session_exists"}
 
 
-async def test_calls_that_make_their_session_at_first_use_share_it(pair: Pair) -> None:
-    asked = [pair.defer(at, "shared", f"v{number}") for number, at in enumerate(pair.servers * 4)]
-    answers = await asyncio.gather(*asked)
+async def test_concurrent_calls_share_the_session_that_they_create(pair: GatewayPair) -> None:
+    pending = [pair.defer(gateway, "shared", f"v{number}") for number, gateway in enumerate(pair.servers * 4)]
+    answers = await asyncio.gather(*pending)
     assert [status for status, _ in answers] == [200] * 8
-    for at in pair.servers:
-        names = {one["name"] for one in (await pair.ask(at, "GET", "/sessions/shared/variables"))[1]["data"]}
+    for gateway in pair.servers:
+        names = {one["name"] for one in (await pair.ask(gateway, "GET", "/sessions/shared/variables"))[1]["data"]}
         assert names == {f"v{number}" for number in range(8)}
 
 
-async def test_refusals_are_the_same_at_both(pair: Pair) -> None:
+async def test_errors_are_the_same_at_both_gateways(pair: GatewayPair) -> None:
     a, b = pair.servers
     await pair.ask(a, "POST", "/sessions", {"id": "refuses"})
     bad = {"model": "tiny", "messages": [{"role": "user", "content": "<<nobody>>"}]}
-    for at in (a, b):
+    for gateway in (a, b):
         headers = {"X-Session-Id": "refuses"}
-        status, answer = await pair.ask(at, "POST", "/chat/completions", bad, **headers)
+        status, answer = await pair.ask(gateway, "POST", "/chat/completions", bad, **headers)
         assert (status, answer["error"]["code"]) == (400, "unknown_variable")
         assert answer["error"]["param"] == "messages.0.content"
-        for nobody in ("nobody", "%00", "%FF", "a%2Fb", "x" * 200):
-            assert (await pair.ask(at, "GET", f"/sessions/{nobody}"))[0] == 404
-        assert (await pair.ask(at, "GET", "/sessions/refuses/variables/x"))[0] == 404
+        for unknown in ("nobody", "%00", "%FF", "a%2Fb", "x" * 200):
+            assert (await pair.ask(gateway, "GET", f"/sessions/{unknown}"))[0] == 404
+        assert (await pair.ask(gateway, "GET", "/sessions/refuses/variables/x"))[0] == 404
         elsewhere = {**bad, "semantic": {"session": "another"}}
-        answer = (await pair.ask(at, "POST", "/chat/completions", elsewhere, **headers))[1]
+        answer = (await pair.ask(gateway, "POST", "/chat/completions", elsewhere, **headers))[1]
         assert answer["error"]["code"] == "session_conflict"
-        answer = (await pair.ask(at, "POST", "/chat/completions", bad, **{"X-Session-Id": "no id at all"}))[1]
+        answer = (await pair.ask(gateway, "POST", "/chat/completions", bad, **{"X-Session-Id": "no id at all"}))[1]
         assert answer["error"]["code"] == "invalid_value"
-        async with pair.http.post(f"{at.address}/v1/sessions", data=b"{") as response:
+        async with pair.http.post(f"{gateway.address}/v1/sessions", data=b"{") as response:
             assert (response.status, (await response.json())["error"]["code"]) == (400, "invalid_json")
         large = io.BytesIO(b'{"id": "' + b"x" * (17 << 20) + b'"}')
-        async with pair.http.post(f"{at.address}/v1/sessions", data=large) as response:
+        async with pair.http.post(f"{gateway.address}/v1/sessions", data=large) as response:
             assert response.status == 413
-        async with pair.http.get(f"{at.address}/v1/sessions/refuses", headers={"x-request-id": "mine"}) as response:
+        async with pair.http.get(
+            f"{gateway.address}/v1/sessions/refuses", headers={"x-request-id": "mine"}
+        ) as response:
             assert response.headers["x-request-id"] == "mine"
             assert len(response.headers.getall("Content-Type")) == 1
 
 
-async def test_all_sessions_are_listed_by_both(pair: Pair) -> None:
+async def test_both_gateways_list_all_sessions(pair: GatewayPair) -> None:
     a, b = pair.servers
     await pair.ask(a, "POST", "/sessions", {"id": "list-a"})
     await pair.ask(b, "POST", "/sessions", {"id": "list-b"})
-    listed = [[one["id"] for one in (await pair.ask(at, "GET", "/sessions"))[1]["data"]] for at in (a, b)]
+    listed = [[one["id"] for one in (await pair.ask(gateway, "GET", "/sessions"))[1]["data"]] for gateway in (a, b)]
     assert sorted(listed[0]) == sorted(listed[1])
     assert {"list-a", "list-b"} <= set(listed[0])
     assert len(set(listed[0])) == len(listed[0])
 
 
-async def test_a_request_for_another_gateway_is_not_taken(pair: Pair) -> None:
+async def test_a_request_for_another_gateway_is_refused(pair: GatewayPair) -> None:
     status, answer = await pair.ask(pair.servers[0], "GET", "/sessions", **{"X-Myna-Forwarded-To": "12345"})
     assert (status, answer["error"]["code"]) == (421, "wrong_gateway")
 
 
-async def test_what_a_gateway_had_begun_another_finishes(mortals: Pair) -> None:
-    a, b = mortals.servers
-    assert (await mortals.ask(a, "POST", "/sessions", {"id": "s"}))[0] == 201
-    assert (await mortals.defer(a, "s", "short"))[0] == 200
-    short = await mortals.value(a, "s", "short")
-    assert (await mortals.defer(a, "s", "long", "<<short>>", FIRST, max_tokens=LONG, ignore_eos=True))[0] == 200
-    assert (await mortals.defer(b, "s", "next", "<<long>>"))[0] == 200
-    waiting = asyncio.create_task(mortals.value(b, "s", "next"))  # asked of the one that does not have it
+async def test_another_gateway_finishes_the_work_of_a_lost_one(killable_pair: GatewayPair) -> None:
+    a, b = killable_pair.servers
+    assert (await killable_pair.ask(a, "POST", "/sessions", {"id": "s"}))[0] == 201
+    assert (await killable_pair.defer(a, "s", "short"))[0] == 200
+    short = await killable_pair.value(a, "s", "short")
+    assert (await killable_pair.defer(a, "s", "long", "<<short>>", FIRST, max_tokens=LONG, ignore_eos=True))[0] == 200
+    assert (await killable_pair.defer(b, "s", "next", "<<long>>"))[0] == 200
+    waiting = asyncio.create_task(killable_pair.value(b, "s", "next"))  # the other gateway owns the session
     await asyncio.sleep(0.3)
     assert not waiting.done()
     a.process.kill()
     assert (await waiting)["state"] == "ready"
-    assert (await mortals.value(b, "s", "short"))["value"] == short["value"]
-    assert (await mortals.ask(b, "GET", "/sessions"))[1]["data"][0]["id"] == "s"
-    assert (await mortals.defer(b, "s", "more", "<<next>>"))[0] == 200
-    again = await asyncio.to_thread(mortals.start)
-    assert (await mortals.value(again, "s", "more"))["state"] == "ready"
-    graphs = [await mortals.ask(at, "GET", "/sessions/s/graph") for at in (b, again)]
+    assert (await killable_pair.value(b, "s", "short"))["value"] == short["value"]
+    assert (await killable_pair.ask(b, "GET", "/sessions"))[1]["data"][0]["id"] == "s"
+    assert (await killable_pair.defer(b, "s", "more", "<<next>>"))[0] == 200
+    again = await asyncio.to_thread(killable_pair.start)
+    assert (await killable_pair.value(again, "s", "more"))["state"] == "ready"
+    graphs = [await killable_pair.ask(gateway, "GET", "/sessions/s/graph") for gateway in (b, again)]
     assert graphs[0] == graphs[1]
 
 
-async def test_what_broke_off_in_the_middle_is_said_so(mortals: Pair) -> None:
-    a, b = mortals.servers
-    await mortals.ask(a, "POST", "/sessions", {"id": "s"})
+async def test_a_stream_of_a_lost_gateway_ends_with_an_error(killable_pair: GatewayPair) -> None:
+    a, b = killable_pair.servers
+    await killable_pair.ask(a, "POST", "/sessions", {"id": "s"})
     messages = [{"role": "user", "content": "Hi"}]
     body = {"model": "tiny", "messages": messages, "max_tokens": LONG, "ignore_eos": True}
     body["semantic"] = {"session": "s"}
-    whole = asyncio.create_task(mortals.ask(b, "POST", "/chat/completions", body))
-    async with mortals.http.post(f"{b.address}/v1/chat/completions", json={**body, "stream": True}) as response:
+    whole = asyncio.create_task(killable_pair.ask(b, "POST", "/chat/completions", body))
+    async with killable_pair.http.post(f"{b.address}/v1/chat/completions", json={**body, "stream": True}) as response:
         await response.content.readuntil(b"\n\n")
         a.process.kill()
         with pytest.raises(aiohttp.ClientError):
             await response.read()
     status, answer = await whole
-    assert (status, answer["error"]["code"]) == (503, "gateway_lost"), "it may have been taken: it is not asked again"
+    assert (status, answer["error"]["code"]) == (503, "gateway_lost"), (
+        "the request may have had an effect, so it is not repeated"
+    )
 
 
-async def test_who_is_stopped_is_followed_without_waiting_for_its_time(postgres: Postgres, tiny: Path) -> None:
-    pair = Pair(postgres, tiny, "--lease", "60", "--drain", "0")
+async def test_a_stopped_gateway_is_replaced_before_its_lease_ends(postgres: Postgres, tiny: Path) -> None:
+    pair = GatewayPair(postgres, tiny, "--lease", "60", "--drain", "0")
     async with aiohttp.ClientSession() as pair.http:
         try:
             a, b = await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
@@ -386,29 +394,29 @@ async def test_who_is_stopped_is_followed_without_waiting_for_its_time(postgres:
             await pair.close()
 
 
-async def test_who_was_frozen_ends_when_it_wakes(mortals: Pair) -> None:
-    a, b = mortals.servers
-    await mortals.ask(a, "POST", "/sessions", {"id": "s"})
-    assert (await mortals.defer(a, "s", "long", max_tokens=LONG, ignore_eos=True, temperature=1.0))[0] == 200
+async def test_a_frozen_gateway_exits_when_it_wakes_up(killable_pair: GatewayPair) -> None:
+    a, b = killable_pair.servers
+    await killable_pair.ask(a, "POST", "/sessions", {"id": "s"})
+    assert (await killable_pair.defer(a, "s", "long", max_tokens=LONG, ignore_eos=True, temperature=1.0))[0] == 200
     processes = [psutil.Process(a.process.pid), *a.engine_processes()]
     for process in processes:
         process.suspend()
-    value = await mortals.value(b, "s", "long")
+    value = await killable_pair.value(b, "s", "long")
     assert value["state"] == "ready"
-    waiting = asyncio.create_task(mortals.value(a, "s", "long"))
+    waiting = asyncio.create_task(killable_pair.value(a, "s", "long"))
     for process in processes:
         process.resume()
     assert await asyncio.to_thread(a.process.wait, 30) == 1
-    assert any("other gateways have taken this one for dead" in line for line in a.log)
+    assert any("other gateways have marked this one as dead" in line for line in a.log)
     with pytest.raises(aiohttp.ClientError):
         await waiting
-    assert await mortals.value(b, "s", "long") == value
+    assert await killable_pair.value(b, "s", "long") == value
     for process in processes[1:]:
         process.wait(30)
 
 
 def _keepalives(port: int) -> list[float]:
-    """Of this machine's connections to that port: seconds until the system looks whether the other side is there."""
+    """Return the seconds until the next keepalive probe, for each connection of this machine to a port."""
     times = []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, _, remote, state, _, timer, *_ = line.split()
@@ -418,7 +426,7 @@ def _keepalives(port: int) -> list[float]:
     return times
 
 
-async def test_whoever_waits_through_another_gateway_notices_a_network_that_lets_nothing_through(pair: Pair) -> None:
+async def test_a_forwarded_wait_notices_a_broken_network(pair: GatewayPair) -> None:
     a, b = pair.servers
     await pair.ask(a, "POST", "/sessions", {"id": "noticed"})
     await pair.ask(a, "PUT", "/sessions/noticed/variables/x", {"value": None})
@@ -426,47 +434,50 @@ async def test_whoever_waits_through_another_gateway_notices_a_network_that_lets
     async with asyncio.timeout(30):
         while not (looks := _keepalives(int(a.address.rpartition(":")[2]))):
             await asyncio.sleep(0.05)
-    assert max(looks) <= 5.0, "else it would wait for hours"
+    assert max(looks) <= 5.0, "otherwise it would wait for hours"
     assert (await pair.ask(a, "PUT", "/sessions/noticed/variables/x", {"value": "there"}))[0] == 200
     assert (await waiting)[1]["value"] == "there"
 
 
-async def test_gateways_that_reach_the_database_and_not_each_other(postgres: Postgres, tiny: Path) -> None:
-    """Nobody is dead, so nothing is taken over; whoever asks at the wrong one is told."""
-    pair = Pair(postgres, tiny, "--lease", "2")
+async def test_gateways_that_reach_the_database_but_not_each_other(postgres: Postgres, tiny: Path) -> None:
+    # both are alive, so no session is taken over; requests at the wrong gateway get an error
+    pair = GatewayPair(postgres, tiny, "--lease", "2")
     async with aiohttp.ClientSession() as pair.http:
         try:
-            a = await asyncio.to_thread(pair.start, "--advertise", "http://127.0.0.1:9")  # where nobody listens
+            a = await asyncio.to_thread(pair.start, "--advertise", "http://127.0.0.1:9")  # no server listens there
             b = await asyncio.to_thread(pair.start)
             await pair.ask(a, "POST", "/sessions", {"id": "s"})
             assert (await pair.ask(a, "PUT", "/sessions/s/variables/x", {"value": "kept"}))[0] == 200
-            asked = [pair.ask(b, "GET", "/sessions/s/variables/x"), pair.defer(b, "s", "more", "<<x>>")]
-            for status, answer in await asyncio.gather(*asked):
+            pending = [pair.ask(b, "GET", "/sessions/s/variables/x"), pair.defer(b, "s", "more", "<<x>>")]
+            for status, answer in await asyncio.gather(*pending):
                 assert (status, answer["error"]["code"]) == (503, "gateway_lost")
-            assert (await pair.defer(b, "own", "y"))[0] == 200, "what is its own goes on"
-            assert (await pair.value(a, "own", "y"))["state"] == "ready", "and this way they reach one another"
+            assert (await pair.defer(b, "own", "y"))[0] == 200, "its own sessions continue"
+            assert (await pair.value(a, "own", "y"))["state"] == "ready", "forwarding works in this direction"
             assert (await pair.value(a, "s", "x"))["value"] == "kept"
-            assert (await pair.defer(a, "s", "more", "<<x>>"))[0] == 200, "nothing was taken at the other one"
+            assert (await pair.defer(a, "s", "more", "<<x>>"))[0] == 200, "the failed request had no effect"
             assert a.process.poll() is b.process.poll() is None
         finally:
             await pair.close()
 
 
-async def test_a_database_that_is_away_kills_nobody(tiny: Path) -> None:
+async def test_gateways_survive_an_unavailable_database(tiny: Path) -> None:
     with running() as database:
-        pair = Pair(database, tiny, "--lease", "3")
+        pair = GatewayPair(database, tiny, "--lease", "3")
         async with aiohttp.ClientSession() as pair.http:
             try:
                 a, b = await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
                 assert (await pair.defer(a, "s", "before"))[0] == 200
                 before = await pair.value(b, "s", "before")
                 database.stop()
-                await asyncio.sleep(4.5)  # their time is up, and neither can say so
+                await asyncio.sleep(4.5)  # the leases have ended, and neither gateway can renew its own
                 plain = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
-                assert [(await pair.ask(at, "POST", "/chat/completions", plain))[0] for at in (a, b)] == [200, 200]
-                assert await pair.value(a, "s", "before") == before, "it is in memory there"
-                for at in (a, b):
-                    status, answer = await pair.defer(at, "s", "refused")
+                assert [(await pair.ask(gateway, "POST", "/chat/completions", plain))[0] for gateway in (a, b)] == [
+                    200,
+                    200,
+                ]
+                assert await pair.value(a, "s", "before") == before, "the value is in memory"
+                for gateway in (a, b):
+                    status, answer = await pair.defer(gateway, "s", "refused")
                     assert (status, answer["error"]["code"]) == (503, "journal_failed")
                 database.start()
                 async with asyncio.timeout(30):
@@ -480,8 +491,8 @@ async def test_a_database_that_is_away_kills_nobody(tiny: Path) -> None:
                 await pair.close()
 
 
-async def test_expired_sessions_are_gone_at_both(postgres: Postgres, tiny: Path) -> None:
-    pair = Pair(postgres, tiny, "--session-ttl", "0.5")
+async def test_expired_sessions_are_gone_at_both_gateways(postgres: Postgres, tiny: Path) -> None:
+    pair = GatewayPair(postgres, tiny, "--session-ttl", "0.5")
     async with aiohttp.ClientSession() as pair.http:
         try:
             a, b = await asyncio.gather(asyncio.to_thread(pair.start), asyncio.to_thread(pair.start))
@@ -489,13 +500,13 @@ async def test_expired_sessions_are_gone_at_both(postgres: Postgres, tiny: Path)
             async with asyncio.timeout(30):
                 while (await pair.ask(a, "GET", "/sessions"))[1]["data"]:
                     await asyncio.sleep(0.2)
-            answers = [await pair.ask(at, "GET", "/sessions/s") for at in (b, a)]
+            answers = [await pair.ask(gateway, "GET", "/sessions/s") for gateway in (b, a)]
             assert [(status, answer["error"]["code"]) for status, answer in answers] == [(410, "session_expired")] * 2
         finally:
             await pair.close()
 
 
-def test_a_database_that_is_not_there_ends_the_start_with_a_line(tiny: Path) -> None:
+def test_an_unreachable_database_stops_the_start_with_a_one_line_error(tiny: Path) -> None:
     command = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--model", str(tiny)]
     ended = subprocess.run(
         [*command, "--journal", "postgresql://u:secret@127.0.0.1:1/x"], capture_output=True, text=True, timeout=60

@@ -1,4 +1,4 @@
-"""Whole workflows in one request, and completions."""
+"""Graphs in one request, and completions."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.api import Api, content
+from tests.e2e.api import SessionClient, content
 from tests.server import MODEL, Server
 
 
@@ -24,7 +24,7 @@ def chat(text: str, output: str | None = None, **semantic: Any) -> dict[str, Any
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_a_graph_runs_in_any_order_and_says_what_its_calls_would(api: Api) -> None:
+async def test_a_graph_gives_the_answers_of_single_calls(api: SessionClient) -> None:
     status, answer = await api.call(
         "POST",
         "/graphs",
@@ -40,7 +40,7 @@ async def test_a_graph_runs_in_any_order_and_says_what_its_calls_would(api: Api)
     assert status == 200, answer
     first = await api.ask("Write about\nbees", max_tokens=6)
     second = await api.ask(f"short\n{content(first)}", max_tokens=6)
-    assert answer["outputs"] == {"page": f"bees: {content(second)}"}, "what no call reads"
+    assert answer["outputs"] == {"page": f"bees: {content(second)}"}, "the outputs are the variables that no call reads"
     assert "errors" not in answer
     usage = answer["usage"]
     assert usage["completion_tokens"] == sum(call.usage.completion_tokens for call in (first, second))
@@ -50,7 +50,7 @@ async def test_a_graph_runs_in_any_order_and_says_what_its_calls_would(api: Api)
     assert {variable["name"]: variable["value"] for variable in graph["variables"]}["a"] == content(first)
 
 
-async def test_outputs_are_chosen_and_what_nobody_needs_is_not_run(api: Api) -> None:
+async def test_calls_that_the_outputs_do_not_need_are_cancelled(api: SessionClient) -> None:
     await api.put("old", "water")
     calls = [chat("About <<old>>", "a"), chat("About <<a>>", "b"), chat("Unneeded", "c"), chat("Kept", "d", defer=True)]
     status, answer = await api.call(
@@ -65,7 +65,7 @@ async def test_outputs_are_chosen_and_what_nobody_needs_is_not_run(api: Api) -> 
     assert states == {"a": "ready", "b": "cancelled", "c": "cancelled", "d": "ready"}
 
 
-async def test_a_graph_as_a_stream_of_events(api: Api) -> None:
+async def test_a_graph_can_be_streamed_as_events(api: SessionClient) -> None:
     body = {"session": api.session, "calls": [chat("Hi", "a"), chat("<<a>>", "b")], "stream": True}
     async with api.http.post("/v1/graphs", json=body) as response:
         assert response.content_type == "text/event-stream"
@@ -85,7 +85,7 @@ async def test_a_graph_as_a_stream_of_events(api: Api) -> None:
     assert answer["outputs"]["b"] == (await api.variable("b"))["value"]
 
 
-async def test_a_failed_output_says_why_and_the_others_are_there(api: Api) -> None:
+async def test_a_failed_output_has_an_error_and_the_others_have_values(api: SessionClient) -> None:
     failing = chat("Hi", "a", transform={"regex": "nothing of the kind"})
     status, answer = await api.call("POST", "/graphs", {"calls": [failing, chat("<<a>>", "b"), chat("Yes", "c")]})
     assert status == 200
@@ -129,7 +129,7 @@ SLOT = {"slots": {"s": {}}}
     ],
 )
 async def test_a_graph_is_checked_before_any_of_it_runs(
-    api: Api,
+    api: SessionClient,
     body: dict[str, Any],
     status: int,
     code: str,
@@ -146,14 +146,14 @@ async def test_a_graph_is_checked_before_any_of_it_runs(
     assert {s["id"] for s in after["data"]} == {s["id"] for s in before["data"]}
 
 
-async def test_a_client_that_leaves_a_graph_ends_it(api: Api) -> None:
+async def test_a_disconnect_cancels_a_graph(api: SessionClient) -> None:
     long = {**chat("Go on", "a"), "max_tokens": 2000, "ignore_eos": True}
     body = {"session": api.session, "calls": [long, chat("<<a>>", "b")]}
     task = asyncio.create_task(api.call("POST", "/graphs", body))
     while "decode" not in [call["state"] for call in (await api.graph())["calls"]]:
         await asyncio.sleep(0.02)
     task.cancel()
-    async with asyncio.timeout(10):  # nobody may wait for them here: that would be a reader
+    async with asyncio.timeout(10):  # the test must not wait for a variable: it would be a subscriber
         while {call["state"] for call in (await api.graph())["calls"]} != {"cancelled"}:
             await asyncio.sleep(0.02)
 
@@ -164,7 +164,7 @@ async def complete(http: aiohttp.ClientSession, **body: Any) -> Any:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_completions(server: Server, api: Api) -> None:
+async def test_completions(server: Server, api: SessionClient) -> None:
     client = api.openai
     text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     plain = await client.completions.create(model=MODEL, prompt=text, max_tokens=12, temperature=0)
@@ -187,7 +187,7 @@ async def test_completions(server: Server, api: Api) -> None:
     assert default.usage.completion_tokens == 16, "OpenAI's default"
 
 
-async def test_completions_read_and_make_variables(api: Api) -> None:
+async def test_completions_read_and_produce_variables(api: SessionClient) -> None:
     await api.put("city", "<|im_end|> <<city>>")
     extra = {"semantic": {"output": "out", "defer": True}}
     deferred = await api.openai.completions.create(model=MODEL, prompt="About <<city>> \\<<city>>", extra_body=extra)
@@ -202,7 +202,7 @@ async def test_completions_read_and_make_variables(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_completions_take_tokens(api: Api, tokenizer: Any) -> None:
+async def test_completions_accept_tokens(api: SessionClient, tokenizer: Any) -> None:
     tokens = tokenizer.encode_template("The capital of France is")
     _, by_tokens = await complete(api.http, prompt=tokens)
     _, by_text = await complete(api.http, prompt="The capital of France is")
@@ -220,12 +220,12 @@ async def test_completions_take_tokens(api: Api, tokenizer: Any) -> None:
         ({"prompt": "x", "logprobs": 21}, "invalid_value", "logprobs"),
     ],
 )
-async def test_completions_refuse(api: Api, body: dict[str, Any], code: str, param: str) -> None:
+async def test_completions_refuse(api: SessionClient, body: dict[str, Any], code: str, param: str) -> None:
     status, answer = await complete(api.http, **body)
     assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, code, param)
 
 
-async def test_an_unknown_name_in_a_completion_is_refused(api: Api) -> None:
+async def test_an_unknown_name_in_a_completion_is_refused(api: SessionClient) -> None:
     body = {"model": MODEL, "prompt": "<<no>>"}
     async with api.http.post("/v1/completions", json=body, headers={"X-Session-Id": api.session}) as response:
         error = (await response.json())["error"]

@@ -24,7 +24,7 @@ async def test_no_attack_of_one_key_harms_another() -> None:
     assert faults(rows, ends) == []
     assert len(rows) == len(ATTACKS) - len(LONG) + 3
     by_name = {row.name: row for row in rows}
-    assert by_name["as many sessions as there may be"].answers["413"] > 0, "the attack reached the bound"
+    assert by_name["as many sessions as there may be"].answers["413"] > 0, "the attack reached the limit"
     assert by_name["calls on a value that never comes"].answers["429"] > 0
     assert by_name["deep, wide and wrong bodies"].answers["400"] > 30
     assert by_name["1000 random requests"].answers["200"] > 100

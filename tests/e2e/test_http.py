@@ -1,4 +1,4 @@
-"""The edges of HTTP: what browsers, proxies, slow and many clients do."""
+"""HTTP with browsers, proxies, slow clients and many clients."""
 
 import asyncio
 import gzip
@@ -38,12 +38,12 @@ def http(server: Server) -> Iterator[httpx.Client]:
 
 
 def raw(server: Server, *, buffer: int | None = None) -> socket.socket:
-    """A connection without a client library."""
+    """Open a socket to the server, without a client library."""
     connection = socket.socket()
     if buffer is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    at = urlsplit(server.address)
-    connection.connect((at.hostname, at.port))
+    address = urlsplit(server.address)
+    connection.connect((address.hostname, address.port))
     connection.settimeout(60)
     return connection
 
@@ -51,7 +51,7 @@ def raw(server: Server, *, buffer: int | None = None) -> socket.socket:
 # bodies
 
 
-def test_request_bodies_may_be_packed(http: httpx.Client) -> None:
+def test_request_bodies_may_be_compressed(http: httpx.Client) -> None:
     body = gzip.compress(json.dumps(CHAT).encode())
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     assert http.post("/v1/chat/completions", content=body, headers=headers).status_code == 200
@@ -60,14 +60,14 @@ def test_request_bodies_may_be_packed(http: httpx.Client) -> None:
     assert broken.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_body_is_bounded_by_what_it_unpacks_to(http: httpx.Client) -> None:
+def test_the_limit_of_a_body_applies_to_its_decompressed_size(http: httpx.Client) -> None:
     bomb = gzip.compress(b" " * (40 << 20))
     assert len(bomb) < 1 << 20
     answer = http.post("/v1/chat/completions", content=bomb, headers={"Content-Encoding": "gzip"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
 
 
-def test_large_answers_are_packed_for_who_takes_it(http: httpx.Client) -> None:
+def test_large_answers_are_compressed_if_the_client_accepts_it(http: httpx.Client) -> None:
     path, body = "/tokenize", {"prompt": "word " * 1000}
     packed = http.post(path, json=body, headers={"Accept-Encoding": "gzip"})
     plain = http.post(path, json=body, headers={"Accept-Encoding": "identity"})
@@ -77,12 +77,12 @@ def test_large_answers_are_packed_for_who_takes_it(http: httpx.Client) -> None:
     assert "Content-Encoding" not in refused.headers
     assert packed.json() == plain.json()
     assert int(packed.headers["Content-Length"]) < int(plain.headers["Content-Length"]) / 2
-    assert "Accept-Encoding" in plain.headers["Vary"], "a cache between must know"
+    assert "Accept-Encoding" in plain.headers["Vary"], "caches in between must know it"
     small = http.post(path, json={"prompt": "word"}, headers={"Accept-Encoding": "gzip"})
     assert "Content-Encoding" not in small.headers
 
 
-def test_streams_are_not_packed(http: httpx.Client) -> None:
+def test_streams_are_not_compressed(http: httpx.Client) -> None:
     with http.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
         assert "Content-Encoding" not in answer.headers
         assert answer.read().endswith(b"data: [DONE]\n\n")
@@ -103,7 +103,7 @@ def test_head_and_options(http: httpx.Client) -> None:
     assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
 
 
-def test_request_ids_come_back_unless_they_are_none(http: httpx.Client) -> None:
+def test_valid_request_ids_are_returned(http: httpx.Client) -> None:
     assert http.get("/v1/models", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     for bad in ("a b", "x" * 129, "a%0d%0aSet-Cookie: b", "<script>"):
         given = http.get("/v1/models", headers={"x-request-id": bad}).headers["x-request-id"]
@@ -111,7 +111,7 @@ def test_request_ids_come_back_unless_they_are_none(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\x00", b"\r", b"\r\n x", b"\x0b"])
-def test_no_header_can_be_smuggled(server: Server, end: bytes) -> None:
+def test_headers_cannot_be_injected(server: Server, end: bytes) -> None:
     with raw(server) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nx-request-id: a" + end + b"Evil: b\r\n\r\n")
         answer = connection.recv(65536)
@@ -132,7 +132,7 @@ def test_one_connection_serves_many_requests(server: Server) -> None:
         for _ in range(3):
             connection.sendall(request)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        connection.sendall(request * 3)  # without waiting
+        connection.sendall(request * 3)  # pipelined
         seen = b""
         while seen.count(b"HTTP/1.1 200") < 3:
             more = connection.recv(65536)
@@ -143,26 +143,26 @@ def test_one_connection_serves_many_requests(server: Server) -> None:
 # browsers
 
 
-def test_pages_may_not_ask_by_default(http: httpx.Client) -> None:
+def test_cross_origin_requests_are_not_allowed_by_default(http: httpx.Client) -> None:
     answer = http.get("/v1/models", headers={"Origin": PAGE})
     assert answer.status_code == 200
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_pages_of_named_origins_may_ask(tiny: Path) -> None:
+def test_pages_of_allowed_origins_may_send_requests(tiny: Path) -> None:
     flags = ["--cors-origin", PAGE, "--cors-origin", "http://localhost:3000", "--api-key", "secret"]
     with Server("--model", str(tiny), *flags) as server, httpx.Client(base_url=server.address) as http:
         asking = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
         before = http.options(
             "/v1/chat/completions", headers={**asking, "Access-Control-Request-Headers": "authorization,x-session-id"}
         )
-        assert before.status_code == 204, "a browser asks without the key"
+        assert before.status_code == 204, "a browser sends preflight requests without the key"
         assert before.headers["Access-Control-Allow-Origin"] == PAGE
         assert "POST" in before.headers["Access-Control-Allow-Methods"]
         assert before.headers["Access-Control-Allow-Headers"] == "authorization,x-session-id"
         refused = http.get("/v1/models", headers={"Origin": PAGE})
         assert refused.status_code == 401
-        assert refused.headers["Access-Control-Allow-Origin"] == PAGE, "a page may read why"
+        assert refused.headers["Access-Control-Allow-Origin"] == PAGE, "a page may read the error"
         key = {"Authorization": "Bearer secret"}
         answer = http.get("/v1/models", headers={"Origin": PAGE, **key})
         assert "x-request-id" in answer.headers["Access-Control-Expose-Headers"]
@@ -175,8 +175,8 @@ def test_pages_of_named_origins_may_ask(tiny: Path) -> None:
         assert streamed.headers["Access-Control-Allow-Origin"] == PAGE
 
 
-def test_an_origin_is_one(tiny: Path) -> None:
-    with pytest.raises(RuntimeError, match="is no origin"):
+def test_an_invalid_origin_is_refused(tiny: Path) -> None:
+    with pytest.raises(RuntimeError, match="is not an origin"):
         Server("--model", str(tiny), "--cors-origin", "https://page.example/path")
 
 
@@ -215,10 +215,10 @@ def test_tls(tiny: Path, tmp_path: Path) -> None:
             Server("--model", str(tiny), *flags)
 
 
-# slow and many
+# slow clients and many clients
 
 
-def test_a_client_that_does_not_read_holds_nobody_up(server: Server, http: httpx.Client) -> None:
+def test_a_client_that_does_not_read_does_not_delay_others(server: Server, http: httpx.Client) -> None:
     session = "slow-reader"
     body = {**CHAT, "stream": True, "max_tokens": 800, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
     content = json.dumps(body).encode()
@@ -231,12 +231,12 @@ def test_a_client_that_does_not_read_holds_nobody_up(server: Server, http: httpx
             time.sleep(0.1)
             answer = http.get(f"/v1/sessions/{session}/graph")
             states = {call["state"] for call in answer.json().get("calls", ())}
-        assert states == {"done"}, "the engine goes on, whoever reads"
+        assert states == {"done"}, "the engine does not wait for slow clients"
         assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
         received = b""
         while not received.endswith(b"0\r\n\r\n"):
             more = connection.recv(1 << 20)
-            assert more, "nothing of the answer is lost"
+            assert more, "the answer is complete"
             received += more
     assert b'"finish_reason":"length"' in received
     http.delete(f"/v1/sessions/{session}")
@@ -252,9 +252,11 @@ async def test_ten_thousand_idle_connections(tiny: Path) -> None:
         with Server("--model", str(tiny)) as server:
             process = psutil.Process(server.process.pid)
             before = process.memory_info().rss
-            at = urlsplit(server.address)
+            address = urlsplit(server.address)
             for _ in range(100):
-                opened = await asyncio.gather(*(asyncio.open_connection(at.hostname, at.port) for _ in range(100)))
+                opened = await asyncio.gather(
+                    *(asyncio.open_connection(address.hostname, address.port) for _ in range(100))
+                )
                 writers += [writer for _, writer in opened]
             async with httpx.AsyncClient(base_url=server.address, timeout=30) as http:
                 model = (await http.get("/v1/models")).json()["data"][0]["id"]
@@ -268,11 +270,11 @@ async def test_ten_thousand_idle_connections(tiny: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-# clients that send no more
+# clients that close their sending half
 
 
 def half_closed(server: Server, body: dict[str, Any], *, version: str = "1.1", cut: int = 0) -> bytes:
-    """What comes back to a client that closes its half behind the request, or `cut` bytes before its end."""
+    """Return what a client receives that closes its sending half after the request, or `cut` bytes before its end."""
     content = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
     with raw(server) as connection:
@@ -285,34 +287,36 @@ def half_closed(server: Server, body: dict[str, Any], *, version: str = "1.1", c
 
 
 def final(answer: bytes) -> bytes:
-    """Without interim answers."""
+    """Return the final answer, without interim ones."""
     while answer.startswith(b"HTTP/1.1 102 "):
         answer = answer.partition(b"\r\n\r\n")[2]
     return answer
 
 
 @pytest.mark.parametrize("more", [{}, {"max_tokens": 40, "ignore_eos": True}, {"model": "none"}])
-def test_a_client_that_closes_its_half_gets_its_answer(server: Server, more: dict[str, Any]) -> None:
+def test_a_client_that_closes_its_sending_half_gets_its_answer(server: Server, more: dict[str, Any]) -> None:
     answer = final(half_closed(server, CHAT | more))
     head, _, content = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 404" if "model" in more else b"HTTP/1.1 200")
-    told = json.loads(content)
-    assert "model" in more or told["usage"]["completion_tokens"] == (more or CHAT)["max_tokens"]
+    result = json.loads(content)
+    assert "model" in more or result["usage"]["completion_tokens"] == (more or CHAT)["max_tokens"]
 
 
-def test_a_client_that_closes_its_half_gets_its_stream(server: Server) -> None:
+def test_a_client_that_closes_its_sending_half_gets_its_stream(server: Server) -> None:
     answer = final(half_closed(server, CHAT | {"stream": True, "max_tokens": 20, "ignore_eos": True}))
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"data: [DONE]" in answer
 
 
 @pytest.mark.parametrize("how", [{"version": "1.0"}, {"cut": 5}])
-def test_clients_that_cannot_be_told_from_those_that_have_gone(server: Server, how: dict[str, Any]) -> None:
+def test_half_closed_clients_that_look_like_disconnected_ones_get_no_answer(
+    server: Server, how: dict[str, Any]
+) -> None:
     assert half_closed(server, CHAT, **how) == b"", "no interim answers in HTTP/1.0, and half a body is no request"
 
 
-def test_interim_answers_are_few_and_keep_coming(server: Server) -> None:
+def test_interim_answers_repeat_at_growing_intervals(server: Server) -> None:
     answer = half_closed(server, CHAT | {"max_tokens": 100, "ignore_eos": True})
     interim = answer.count(b"HTTP/1.1 102 Processing\r\n\r\n")
-    assert 2 <= interim <= 12, "the time between them doubles"
+    assert 2 <= interim <= 12, "the interval doubles"
     assert final(answer).startswith(b"HTTP/1.1 200")

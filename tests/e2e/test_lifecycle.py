@@ -1,4 +1,4 @@
-"""Starting, stopping, crashing, keys."""
+"""Start, stop, crashes and API keys."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ LONG: Any = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that starts fast and can talk for long."""
+    """Return a small model that loads fast and has a long context window."""
     return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=32_768)
 
 
@@ -52,7 +52,7 @@ def gone(process: psutil.Process) -> bool:
 
 
 def start_long_answer(server: Server, **options: Any) -> tuple[threading.Thread, list[Any]]:
-    """A long answer in a thread of its own; the list gets its chunks or the error."""
+    """Start a thread that reads a long answer. Return it, and a list that receives the chunks or the error."""
     got: list[Any] = []
 
     def read() -> None:
@@ -73,7 +73,7 @@ def start_long_answer(server: Server, **options: Any) -> tuple[threading.Thread,
     return thread, got
 
 
-def test_the_start_line_says_what_was_chosen(small: Server) -> None:
+def test_the_start_line_shows_the_chosen_configuration(small: Server) -> None:
     assert re.fullmatch(
         r"myna serves tiny \(\d+M parameters, bfloat16, window 32768\) on cpu with \d+ threads, "
         r"kernels: \S.*, KV 65536 tokens, at http://127\.0\.0\.1:\d+/v1 \(ready in [\d.]+ s\)\n",
@@ -84,17 +84,17 @@ def test_the_start_line_says_what_was_chosen(small: Server) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_stopping_lets_running_answers_finish(small: Server, number: signal.Signals) -> None:
+def test_running_answers_finish_before_the_server_stops(small: Server, number: signal.Signals) -> None:
     engines = small.engine_processes()
     thread, got = start_long_answer(small, max_tokens=600)
     small.process.send_signal(number)
     thread.join(30)
-    assert got[-1].choices[0].finish_reason == "length", "the answer was not cut"
+    assert got[-1].choices[0].finish_reason == "length", "the answer is complete"
     assert small.process.wait(20) == 0
     assert all(gone(engine) for engine in engines)
 
 
-def test_stopping_has_a_bound_and_takes_no_new_work(tiny: Path) -> None:
+def test_a_stopping_server_refuses_new_work_and_stops_in_time(tiny: Path) -> None:
     with Server("--model", str(tiny), "--kv-tokens", "65536", "--drain", "2") as server:
         engines = server.engine_processes()
         thread, got = start_long_answer(server)
@@ -117,8 +117,8 @@ def test_stopping_has_a_bound_and_takes_no_new_work(tiny: Path) -> None:
         assert all(gone(engine) for engine in engines)
 
 
-def test_what_hangs_at_the_end_does_not_keep_the_process(tmp_path: Path) -> None:
-    """As a disk that does not answer would: a thread that the interpreter waits for at its exit."""
+def test_a_hanging_thread_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    # the interpreter waits for the thread at its exit, for example for one that waits for a broken disk
     script = """
 import sys, threading, time
 from gateway.server.shutdown import end_within
@@ -128,7 +128,7 @@ end_within(0.2)
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=40)
     assert ended.returncode == 1
     assert "not everything ended within 0.2 s; the process ends now" in ended.stderr
-    assert "in sleep" in ended.stderr or "File" in ended.stderr, "and where it hung"
+    assert "in sleep" in ended.stderr or "File" in ended.stderr, "the log shows where it hangs"
 
 
 def test_the_metrics_show_how_many_kv_blocks_requests_hold(small: Server) -> None:
@@ -157,8 +157,8 @@ def test_no_engine_outlives_a_killed_gateway(small: Server) -> None:
     thread.join(10)
 
 
-def test_a_dead_engine_comes_back_and_its_work_with_it(small: Server) -> None:
-    """What was shown to somebody ends with an error; what was not is run again, with the same answer."""
+def test_a_dead_engine_is_restarted_and_its_calls_run_again(small: Server) -> None:
+    # a call whose tokens were sent to a client fails; other calls run again, with the same answer
     (engine,) = small.engine_processes()
     exact: Any = {"max_tokens": 2500, "temperature": 0, "extra_body": {"ignore_eos": True}}
     wanted = small.client().chat.completions.create(model="tiny", messages=MESSAGES, **exact)
@@ -174,20 +174,20 @@ def test_a_dead_engine_comes_back_and_its_work_with_it(small: Server) -> None:
     os.kill(engine.pid, signal.SIGKILL)
     thread.join(30)
     whole.join(30)
-    assert "was lost while it worked" in str(got[-1]), "a stream that has begun is told by an event"
+    assert "was lost while it worked" in str(got[-1]), "a stream that has started ends with an error event"
     assert answers[0].choices[0].message.content == wanted.choices[0].message.content
     assert answers[0].usage.completion_tokens == wanted.usage.completion_tokens
     assert small.process.poll() is None
     assert small.engine_processes()[0].pid != engine.pid
     assert any("trying again in" in line for line in small.log)
-    assert any("is run again" in line for line in small.log)
+    assert any("gets another attempt" in line for line in small.log)
 
 
-def test_work_of_a_dead_engine_goes_to_the_one_beside_it(tiny: Path) -> None:
+def test_another_engine_runs_the_calls_of_a_dead_one(tiny: Path) -> None:
     with Server("--model", str(tiny), "--kv-tokens", "65536", "--engines", "2") as server:
         assert "on 2 engines, each cpu with" in server.started
         first, second = server.engine_processes()
-        names = [f"v{at}" for at in range(12)]
+        names = [f"v{index}" for index in range(12)]
         for name in names:
             server.client().chat.completions.create(
                 model="tiny",
@@ -207,10 +207,10 @@ def test_work_of_a_dead_engine_goes_to_the_one_beside_it(tiny: Path) -> None:
         while not all(call["state"] == "done" for call in graph()) and time.monotonic() < deadline:
             threading.Event().wait(0.1)
         assert {call["state"] for call in graph()} == {"done"}
-        assert second.is_running(), "and that one was not disturbed"
+        assert second.is_running(), "the other engine was not affected"
 
 
-def test_a_hung_engine_is_replaced_and_its_work_run_again(tiny: Path) -> None:
+def test_a_hanging_engine_is_replaced_and_its_calls_run_again(tiny: Path) -> None:
     with Server("--model", str(tiny), "--engine-timeout", "1.5") as server:
         (engine,) = server.engine_processes()
         engine.suspend()
@@ -221,7 +221,7 @@ def test_a_hung_engine_is_replaced_and_its_work_run_again(tiny: Path) -> None:
         assert any("has been silent for" in line for line in server.log)
 
 
-def test_an_engine_at_rest_is_not_taken_for_a_hung_one(tiny: Path) -> None:
+def test_an_idle_engine_is_not_replaced(tiny: Path) -> None:
     with Server("--model", str(tiny), "--engine-timeout", "0.4") as server:
         (engine,) = server.engine_processes()
         for _ in range(3):
@@ -230,7 +230,7 @@ def test_an_engine_at_rest_is_not_taken_for_a_hung_one(tiny: Path) -> None:
         assert engine.is_running()
 
 
-def test_what_is_asked_is_recorded_without_its_words(tiny: Path, tmp_path: Path) -> None:
+def test_calls_are_recorded_without_their_texts(tiny: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     with Server("--model", str(tiny), "--record", str(trace), "--journal", "memory") as server:
         graph = {
@@ -256,7 +256,7 @@ def test_what_is_asked_is_recorded_without_its_words(tiny: Path, tmp_path: Path)
         ("first", 1),
         ("second", 1),
     ]
-    assert [step.wanted for step in session.steps] == [["second"]]
+    assert [step.awaited for step in session.steps] == [["second"]]
     assert request.kind == "request"
     (outcome,) = simulate(Scenario(trace=trace), ["myna"])
     assert outcome.calls == 3
@@ -264,7 +264,7 @@ def test_what_is_asked_is_recorded_without_its_words(tiny: Path, tmp_path: Path)
         Server("--model", str(tiny), "--record", str(tmp_path))
 
 
-def test_keys_are_asked_for_and_separate_sessions(tiny: Path, tmp_path: Path) -> None:
+def test_keys_are_required_and_isolate_sessions(tiny: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("second\n")
     with Server("--model", str(tiny), "--api-key", "first", "--api-key-file", str(keys)) as server:
@@ -312,7 +312,7 @@ def test_keys_are_asked_for_and_separate_sessions(tiny: Path, tmp_path: Path) ->
             assert status("first", method, path, body) == 200, (method, path)
 
 
-def test_the_queue_is_bounded(tiny: Path) -> None:
+def test_the_number_of_unfinished_calls_is_limited(tiny: Path) -> None:
     with Server("--model", str(tiny), "--max-calls", "1", "--kv-tokens", "65536") as server:
         begun, fresh = (server.client(default_headers={"X-Session-Id": name}) for name in ("begun", "fresh"))
         begun.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)
@@ -321,7 +321,9 @@ def test_the_queue_is_bounded(tiny: Path) -> None:
             server.client().chat.completions.create(model="tiny", messages=MESSAGES)
         with pytest.raises(openai.RateLimitError):
             fresh.chat.completions.create(model="tiny", messages=MESSAGES)
-        assert begun.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1).choices, "in its middle"
+        assert begun.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1).choices, (
+            "a session in progress may continue"
+        )
         assert refusal.value.code == "overloaded"
         assert int(refusal.value.response.headers["Retry-After"]) >= 1
         thread.join(30)
@@ -345,7 +347,7 @@ def test_sessions_expire(tiny: Path) -> None:
 
 
 def respond(server: Server, **options: Any) -> str:
-    """Where a response is kept."""
+    """Return the path of a new response."""
     body = {"model": "tiny", "input": "Hi", "max_output_tokens": 2}
     answer = httpx.post(f"{server.address}/v1/responses", json=body, **options)
     assert answer.status_code == 200, answer.text
@@ -361,7 +363,7 @@ def test_responses_expire(tiny: Path) -> None:
         assert httpx.get(response).status_code == 404
 
 
-def test_a_model_that_cannot_be_had_ends_the_start_with_a_line(tmp_path: Path) -> None:
+def test_an_unavailable_model_stops_the_start_with_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"myna: .* has no config\.json"):
         Server("--model", str(tmp_path))
 
@@ -390,29 +392,29 @@ def _with_impossible_memory(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"),
+    ("damage", "message"),
     [
         (_without_tokenizer, r"has no tokenizer\.json"),
         (_with_half_a_tokenizer, r"tokenizer\.json is not a valid tokenizer"),
         (_with_half_the_weights, r"model\.safetensors cannot be read"),
-        (_with_a_broken_template, r"the chat template of broken cannot be read: .*line 1"),
+        (_with_a_broken_template, r"the chat template of broken is invalid: .*line 1"),
         (_with_impossible_memory, r"broken cannot be loaded: \w+Error: .*"),
     ],
 )
-def test_a_broken_model_ends_the_start_with_one_line(
-    tiny: Path, tmp_path: Path, harm: Callable[[Path], None], words: str
+def test_a_broken_model_stops_the_start_with_a_one_line_error(
+    tiny: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(tiny, folder)
-    harm(folder)
+    damage(folder)
     command = [sys.executable, "-m", "gateway", "serve", "--model", str(folder), "--port", "0", "--journal", "memory"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(rf"myna: .*{words}.*\n", done.stderr), done.stderr
+    assert re.fullmatch(rf"myna: .*{message}.*\n", done.stderr), done.stderr
 
 
-def test_a_hangup_that_is_ignored_stops_nothing(tiny: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` has it, for what is started from here
+def test_an_ignored_hangup_does_not_stop_the_server(tiny: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does for its child processes
     try:
         with Server("--model", str(tiny)) as server:
             server.process.send_signal(signal.SIGHUP)
@@ -422,7 +424,7 @@ def test_a_hangup_that_is_ignored_stops_nothing(tiny: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_taken_port_ends_the_start_with_a_line(tiny: Path) -> None:
+def test_a_port_in_use_stops_the_start_with_a_one_line_error(tiny: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError, match="cannot listen on"):
         Server("--model", str(tiny), "--port", str(taken.getsockname()[1]))
 
@@ -451,9 +453,9 @@ async def test_the_command_works_from_any_folder(tmp_path: Path) -> None:
     assert "--kv-tokens" in done.stdout
 
 
-def test_every_bound_of_a_session_is_a_setting_with_an_error(tiny: Path) -> None:
+def test_every_limit_of_a_session_has_a_setting_and_an_error(tiny: Path) -> None:
     settings = {"calls": 5, "variables": 5, "bytes": 30_000, "edges": 1}
-    flags = [text for name, most in settings.items() for text in (f"--max-session-{name}", str(most))]
+    flags = [text for name, limit in settings.items() for text in (f"--max-session-{name}", str(limit))]
     flags += ["--max-key-sessions", "3", "--max-depth", "2", "--max-waiters", "1", "--max-value-bytes", "1000"]
     with Server("--model", str(tiny), *flags) as server, httpx.Client(base_url=f"{server.address}/v1") as http:
 
@@ -478,19 +480,19 @@ def test_every_bound_of_a_session_is_a_setting_with_an_error(tiny: Path) -> None
         assert defer("a", "Hi", "v0").status_code == 200
         assert defer("a", "<<v0>>", "v1").status_code == 200
         refused(defer("a", "<<v1>>", "v2"), "3 calls would wait for one another")
-        refused(defer("a", "<<v0>>", "v2"), "read 2 inputs; 1 may be read")
+        refused(defer("a", "<<v0>>", "v2"), "read 2 inputs; the maximum is 1")
         for name in ("v2", "v3", "v4"):
             assert defer("a", "Hi", name).status_code == 200
         refused(defer("a", "Hi", "v5"), "has 5 calls")
 
-        for at in range(5):
-            assert put("b", f"v{at}", None).status_code == 200
+        for index in range(5):
+            assert put("b", f"v{index}", None).status_code == 200
         refused(put("b", "v5", None), "has had 5 variables")
         refused(put("b", "v0", "x" * 1001), "1001 bytes")
         assert put("b", "v0", "x" * 1000).status_code == 200
         assert put("b", "v1", "x" * 1000).status_code == 200
         refused(
-            http.put("/sessions/c/variables/v0", json={"template": "x" * 30_000}), "holds 0 bytes; 30000 may be in one"
+            http.put("/sessions/c/variables/v0", json={"template": "x" * 30_000}), "holds 0 bytes; the maximum is 30000"
         )
 
         waiting = threading.Thread(target=lambda: http.get("/sessions/b/variables/v3?wait=true&timeout=20", timeout=30))

@@ -1,4 +1,4 @@
-"""The rest of OpenAI's surface, and vLLM's extras, through the SDK: several answers, forms, tools, tokens."""
+"""More of OpenAI's API, and vLLM's extensions, through the SDK: several answers, constraints, tools, tokens."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def chat(client: OpenAI, content: str = "Name a river.", **options: Any) -> Any:
 
 
 def refused(client: OpenAI, **options: Any) -> tuple[str | None, str]:
-    """The field that is refused, and the words."""
+    """Return the `param` and the message of the error."""
     with pytest.raises(openai.BadRequestError) as error:
         chat(client, **options)
     return error.value.param, str(error.value)
@@ -100,7 +100,7 @@ def test_n_answers_are_streamed_side_by_side(client: OpenAI) -> None:
     assert usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_n_has_bounds_and_no_slots(client: OpenAI) -> None:
+def test_n_is_limited_and_excludes_slots(client: OpenAI) -> None:
     assert refused(client, n=0)[0] == "n"
     assert refused(client, n=129)[0] == "n"
     slots = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<<a>>"}], "n": 2}
@@ -109,7 +109,7 @@ def test_n_has_bounds_and_no_slots(client: OpenAI) -> None:
     assert refused(client, **slots, extra_body=extra, extra_headers=headers)[0] == "n"
 
 
-def test_n_deferred_answers_are_references_of_their_own(client: OpenAI) -> None:
+def test_n_deferred_answers_have_separate_references(client: OpenAI) -> None:
     headers = {"X-Session-Id": "n-deferred"}
     answer = chat(client, n=2, temperature=1, extra_headers=headers, extra_body={"semantic": {"defer": True}})
     first, second = (choice.message.content for choice in answer.choices)
@@ -125,7 +125,7 @@ def test_n_deferred_answers_are_references_of_their_own(client: OpenAI) -> None:
 @pytest.mark.usefixtures("batch_invariant")
 def test_completions_of_many_prompts(client: OpenAI) -> None:
     prompts = ["The sky is", "Two and two make"]
-    alone = [client.completions.create(model=MODEL, prompt=one, max_tokens=6, temperature=0) for one in prompts]
+    alone = [client.completions.create(model=MODEL, prompt=prompt, max_tokens=6, temperature=0) for prompt in prompts]
     both = client.completions.create(model=MODEL, prompt=prompts, max_tokens=6, temperature=0, n=2, echo=True)
     texts = [answer.choices[0].text for answer in alone]
     assert [choice.text for choice in both.choices] == [
@@ -136,7 +136,7 @@ def test_completions_of_many_prompts(client: OpenAI) -> None:
     assert both.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in alone if answer.usage)
 
 
-def test_completions_by_tokens_are_those_of_the_text(client: OpenAI, server: Server) -> None:
+def test_a_prompt_of_tokens_gets_the_answer_of_its_text(client: OpenAI, server: Server) -> None:
     tokens = post(server, "/tokenize", {"prompt": "The sky is"})["tokens"]
     options: Any = {"model": MODEL, "max_tokens": 6, "temperature": 0}
     by_text = client.completions.create(prompt="The sky is", **options)
@@ -146,22 +146,24 @@ def test_completions_by_tokens_are_those_of_the_text(client: OpenAI, server: Ser
     assert echoed.choices[0].text == "The sky is" + by_text.choices[0].text
 
 
-def test_completions_tell_log_probabilities_and_where_tokens_begin(client: OpenAI) -> None:
+def test_completions_have_log_probabilities_and_text_offsets(client: OpenAI) -> None:
     options: Any = {"model": MODEL, "prompt": "The sky is", "max_tokens": 5, "temperature": 0, "logprobs": 2}
     choice = client.completions.create(**options).choices[0]
-    told = choice.logprobs
-    assert told is not None
-    assert "".join(told.tokens or ()) == choice.text
-    assert told.text_offset == [len("".join((told.tokens or [])[:at])) for at in range(5)]
-    for token, logprob, top in zip(told.tokens or (), told.token_logprobs or (), told.top_logprobs or (), strict=True):
+    result = choice.logprobs
+    assert result is not None
+    assert "".join(result.tokens or ()) == choice.text
+    assert result.text_offset == [len("".join((result.tokens or [])[:count])) for count in range(5)]
+    for token, logprob, top in zip(
+        result.tokens or (), result.token_logprobs or (), result.top_logprobs or (), strict=True
+    ):
         assert top[token] == pytest.approx(logprob)
         assert len(top) == 2
     streamed = [chunk.choices[0] for chunk in client.completions.create(**options, stream=True)]
-    offsets = [at for part in streamed if part.logprobs for at in part.logprobs.text_offset or ()]
-    assert offsets == told.text_offset
+    offsets = [offset for part in streamed if part.logprobs for offset in part.logprobs.text_offset or ()]
+    assert offsets == result.text_offset
 
 
-def test_offsets_count_characters_which_several_tokens_may_share(client: OpenAI) -> None:
+def test_text_offsets_count_characters(client: OpenAI) -> None:
     text = "é😀 ok 🤖"
     options: Any = {"model": MODEL, "prompt": "x", "max_tokens": 20, "temperature": 0, "logprobs": 1}
     form = {"structured_outputs": {"choice": [text]}}
@@ -171,24 +173,24 @@ def test_offsets_count_characters_which_several_tokens_may_share(client: OpenAI)
     offsets, tokens = choice.logprobs.text_offset or [], choice.logprobs.tokens or []
     assert len(offsets) > len(set(offsets)), "a character takes several tokens"
     assert offsets == sorted(offsets)
-    for at, token in zip(offsets, tokens, strict=True):
-        assert text[at:].startswith(token) or "\ufffd" in token
+    for offset, token in zip(offsets, tokens, strict=True):
+        assert text[offset:].startswith(token) or "\ufffd" in token
     assert offsets[tokens.index(" ok")] == text.index(" ok")
     streamed = client.completions.create(**options, extra_body=form, stream=True)
-    told = [part.choices[0].logprobs for part in streamed if part.choices and part.choices[0].logprobs]
-    assert [at for one in told for at in one.text_offset or ()] == offsets
+    result = [part.choices[0].logprobs for part in streamed if part.choices and part.choices[0].logprobs]
+    assert [offset for entry in result for offset in entry.text_offset or ()] == offsets
 
 
-def test_tokens_that_cannot_come_have_a_number(client: OpenAI) -> None:
+def test_impossible_tokens_have_a_finite_log_probability(client: OpenAI) -> None:
     form: Any = {"structured_outputs": {"choice": ["yes"]}}
-    told = chat(client, extra_body=form, logprobs=True, top_logprobs=3).choices[0].logprobs.content
-    assert -9999.0 in {top.logprob for token in told for top in token.top_logprobs}
+    result = chat(client, extra_body=form, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert -9999.0 in {top.logprob for token in result for top in token.top_logprobs}
     made = client.completions.create(model=MODEL, prompt="x", max_tokens=5, logprobs=3, extra_body=form).choices[0]
     assert made.logprobs is not None
     assert -9999.0 in {logprob for top in made.logprobs.top_logprobs or () for logprob in top.values()}
 
 
-def test_the_smallest_nucleus_is_the_likeliest_token(client: OpenAI) -> None:
+def test_the_smallest_top_p_selects_the_most_likely_token(client: OpenAI) -> None:
     greedy = chat(client, temperature=0).choices[0].message.content
     assert chat(client, temperature=2, top_p=0).choices[0].message.content == greedy
     assert (
@@ -202,7 +204,7 @@ def test_the_smallest_nucleus_is_the_likeliest_token(client: OpenAI) -> None:
         assert answer.choices[0].message.content == greedy
 
 
-def test_best_of_tells_the_likeliest(client: OpenAI) -> None:
+def test_best_of_returns_the_most_likely_answer(client: OpenAI) -> None:
     options: Any = {"model": MODEL, "prompt": "Once upon a", "max_tokens": 4, "temperature": 1.5, "seed": 3}
     candidates = client.completions.create(**options, n=6, logprobs=0)
 
@@ -214,7 +216,7 @@ def test_best_of_tells_the_likeliest(client: OpenAI) -> None:
     assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
     assert best.usage is not None
     assert candidates.usage is not None
-    assert best.usage.completion_tokens == candidates.usage.completion_tokens, "all that were made"
+    assert best.usage.completion_tokens == candidates.usage.completion_tokens, "the usage counts all candidates"
     assert best.choices[0].logprobs is None
 
 
@@ -230,13 +232,13 @@ def test_best_of_tells_the_likeliest(client: OpenAI) -> None:
         ({"prompt": [[1, 2], [10**6]]}, "prompt.1"),
     ],
 )
-def test_completions_refuse_in_words(client: OpenAI, options: dict[str, Any], param: str | None) -> None:
+def test_invalid_completions_are_refused(client: OpenAI, options: dict[str, Any], param: str | None) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.completions.create(**{"model": MODEL, "prompt": "a", "max_tokens": 1, **options})
     assert error.value.param == param
 
 
-# forms
+# constraints
 
 
 FORMS: list[tuple[dict[str, Any], str]] = [
@@ -252,9 +254,7 @@ FORMS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("extra", "pattern"), FORMS)
-def test_answers_are_held_to_what_vllm_calls_structured_outputs(
-    client: OpenAI, extra: dict[str, Any], pattern: str
-) -> None:
+def test_structured_outputs_constrain_answers(client: OpenAI, extra: dict[str, Any], pattern: str) -> None:
     for endpoint in ("chat", "completions"):
         if endpoint == "chat":
             text = chat(client, extra_body=extra, max_tokens=40).choices[0].message.content
@@ -269,22 +269,22 @@ def test_answers_are_held_to_what_vllm_calls_structured_outputs(
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ({"structured_outputs": {"choice": ["a"], "regex": "b"}}, "and not more"),
-        ({"structured_outputs": {}}, "is needed"),
+        ({"structured_outputs": {"choice": ["a"], "regex": "b"}}, "exactly one of"),
+        ({"structured_outputs": {}}, "exactly one of"),
         ({"structured_outputs": {"regex": "("}}, "cannot be enforced"),
         ({"guided_grammar": "no grammar"}, "cannot be enforced"),
         ({"guided_json": {"type": "no type"}}, "cannot be enforced"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "only one of"),
     ],
 )
-def test_forms_that_make_no_sense_are_refused(client: OpenAI, extra: dict[str, Any], words: str) -> None:
+def test_invalid_constraints_are_refused(client: OpenAI, extra: dict[str, Any], words: str) -> None:
     assert words in refused(client, extra_body=extra)[1]
 
 
-def test_what_is_known_and_not_done_is_refused_with_the_reason(client: OpenAI) -> None:
+def test_unsupported_fields_are_refused_with_the_reason(client: OpenAI) -> None:
     param, words = refused(client, extra_body={"use_beam_search": True})
     assert param == "use_beam_search"
-    assert "answers are sampled" in words
+    assert "beam search is not supported" in words
     param, words = refused(client, functions=[{"name": "f"}])
     assert (param, "tool_choice" in words or "tools" in words) == ("functions", True)
     assert refused(client, extra_body={"no_such_thing": 1})[0] == "no_such_thing"
@@ -303,11 +303,11 @@ def post(server: Server, path: str, body: Any, status: int = 200) -> Any:
 
 def test_tokens_of_texts_and_conversations(server: Server) -> None:
     text = "Rivers, bread & 7 bridges <|im_end|>"
-    told = post(server, "/tokenize", {"prompt": text, "return_token_strs": True})
-    assert told["count"] == len(told["tokens"]) == len(told["token_strs"])
-    assert "".join(told["token_strs"]) == text
-    assert told["max_model_len"] == 8192
-    assert post(server, "/v1/detokenize", {"model": MODEL, "tokens": told["tokens"]}) == {"prompt": text}
+    result = post(server, "/tokenize", {"prompt": text, "return_token_strs": True})
+    assert result["count"] == len(result["tokens"]) == len(result["token_strs"])
+    assert "".join(result["token_strs"]) == text
+    assert result["max_model_len"] == 8192
+    assert post(server, "/v1/detokenize", {"model": MODEL, "tokens": result["tokens"]}) == {"prompt": text}
     messages = [{"role": "user", "content": "Hi"}]
     opened = post(server, "/v1/tokenize", {"messages": messages})["tokens"]
     closed = post(server, "/v1/tokenize", {"messages": messages, "add_generation_prompt": False})["tokens"]
@@ -317,7 +317,9 @@ def test_tokens_of_texts_and_conversations(server: Server) -> None:
     assert post(server, "/detokenize", {"tokens": [10**7]}, 400)["error"]["param"] == "tokens"
     assert post(server, "/tokenize", {"prompt": "a", "model": "none"}, 404)["error"]["code"] == "model_not_found"
     longer = "What is the tide? " * 30_000
-    assert post(server, "/tokenize", {"prompt": longer})["count"] == 5 * 30_000 + 1, "whatever the window is"
+    assert post(server, "/tokenize", {"prompt": longer})["count"] == 5 * 30_000 + 1, (
+        "the context window does not limit /tokenize"
+    )
     for body in ({"prompt": "é" * 500_001}, {"messages": [{"role": "user", "content": "x" * 1_000_001}]}):
         error = post(server, "/tokenize", body, 400)["error"]
         assert (error["code"], error["param"]) == ("string_above_max_length", min(body))
@@ -325,23 +327,23 @@ def test_tokens_of_texts_and_conversations(server: Server) -> None:
     assert "no embeddings" in post(server, "/v1/embeddings", {"input": "a"}, 400)["error"]["message"]
 
 
-def test_the_last_message_can_be_gone_on_with(client: OpenAI, server: Server) -> None:
+def test_the_answer_can_continue_the_last_message(client: OpenAI, server: Server) -> None:
     messages = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two, "}]
-    going_on = {"continue_final_message": True, "add_generation_prompt": False}
-    tokens = post(server, "/tokenize", {"messages": messages, **going_on})["tokens"]
+    options = {"continue_final_message": True, "add_generation_prompt": False}
+    tokens = post(server, "/tokenize", {"messages": messages, **options})["tokens"]
     assert post(server, "/detokenize", {"tokens": tokens})["prompt"].endswith("<|im_start|>assistant\nOne, two, ")
-    answer = chat(client, messages=messages, extra_body=going_on, max_tokens=6)
+    answer = chat(client, messages=messages, extra_body=options, max_tokens=6)
     by_tokens = client.completions.create(model=MODEL, prompt=tokens, max_tokens=6, temperature=0)
     assert answer.choices[0].message.content == by_tokens.choices[0].text
     assert "needs an assistant's message" in refused(client, extra_body={"continue_final_message": True})[1]
 
 
-def test_templates_are_told_what_clients_say_but_not_what_servers_say(client: OpenAI) -> None:
+def test_chat_template_kwargs_reach_the_template_except_reserved_names(client: OpenAI) -> None:
     chat(client, extra_body={"chat_template_kwargs": {"enable_thinking": False}}, max_tokens=1)
     assert "the server sets it" in refused(client, extra_body={"chat_template_kwargs": {"messages": []}})[1]
 
 
-def test_a_salt_keeps_caches_apart(client: OpenAI) -> None:
+def test_cache_salts_isolate_caches(client: OpenAI) -> None:
     prompt = "A long and unusual sentence about salted lighthouses and their keepers. " * 4
 
     def cached(salt: str | None) -> int:
@@ -349,7 +351,7 @@ def test_a_salt_keeps_caches_apart(client: OpenAI) -> None:
         return int(usage.prompt_tokens_details.cached_tokens)
 
     assert cached("a") == cached("b") == 0
-    assert cached(None) <= 16, "no more than what the chat template writes before"
+    assert cached(None) <= 16, "at most the beginning that the chat template writes"
     assert min(cached("a"), cached("b"), cached(None)) > 30
 
 
@@ -360,17 +362,17 @@ def arguments(call: Any) -> Any:
     return json.loads(call.function.arguments)
 
 
-def check_weather(told: Any) -> None:
-    assert set(told) == {"city", "unit", "days"}
-    assert len(told["city"]) <= 12
-    assert told["unit"] in ("celsius", "fahrenheit")
-    assert 1 <= told["days"] <= 7
+def check_weather(result: Any) -> None:
+    assert set(result) == {"city", "unit", "days"}
+    assert len(result["city"]) <= 12
+    assert result["unit"] in ("celsius", "fahrenheit")
+    assert 1 <= result["days"] <= 7
 
 
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
-def test_a_tool_that_has_to_be_called_is_called_as_its_schema_says(client: OpenAI) -> None:
+def test_a_forced_call_is_valid_for_the_schema(client: OpenAI) -> None:
     for choice in (NAMED, "required"):
         tools = [WEATHER] if choice == "required" else [ADD, WEATHER]
         answer = chat(client, "What is the weather in Paris?", tools=tools, tool_choice=choice, max_tokens=80)
@@ -383,22 +385,22 @@ def test_a_tool_that_has_to_be_called_is_called_as_its_schema_says(client: OpenA
         check_weather(arguments(call))
 
 
-def test_one_of_several_tools_is_called(client: OpenAI) -> None:
+def test_a_forced_call_uses_one_of_several_tools(client: OpenAI) -> None:
     for seed in range(3):
         answer = chat(client, tools=[ADD, WEATHER], tool_choice="required", max_tokens=90, temperature=1, seed=seed)
         (call,) = answer.choices[0].message.tool_calls
-        told = arguments(call)
+        result = arguments(call)
         if call.function.name == "add":
-            assert 0 <= told["a"] <= 99
+            assert 0 <= result["a"] <= 99
         else:
-            check_weather(told)
+            check_weather(result)
     answer = chat(client, tools=[ADD], tool_choice="required", parallel_tool_calls=True, max_tokens=400)
     calls = answer.choices[0].message.tool_calls
     assert 1 <= len(calls) <= 16
     assert {call.function.name for call in calls} == {"add"}
 
 
-def test_calls_are_streamed_with_their_arguments_as_they_come(client: OpenAI) -> None:
+def test_calls_are_streamed_with_growing_arguments(client: OpenAI) -> None:
     options: Any = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 80}
     whole = chat(client, "Weather in Rome?", **options).choices[0].message.tool_calls[0]
     name, ids, pieces, finish = None, [], [], None
@@ -417,11 +419,11 @@ def test_calls_are_streamed_with_their_arguments_as_they_come(client: OpenAI) ->
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_nothing_but_its_length_cuts_a_forced_call(client: OpenAI, streamed: bool) -> None:
+def test_only_the_token_limit_cuts_off_a_forced_call(client: OpenAI, streamed: bool) -> None:
     options: Any = {"tools": [WEATHER], "tool_choice": "required", "stream": streamed}
 
     def ask(**more: Any) -> tuple[str, list[Any], str]:
-        """The content, the functions called, and why it ended."""
+        """Return the content, the called functions and the finish reason."""
         answer = chat(client, "What is the weather in Paris?", **options, **more)
         if not streamed:
             choice = answer.choices[0]
@@ -437,30 +439,30 @@ def test_nothing_but_its_length_cuts_a_forced_call(client: OpenAI, streamed: boo
         assert (content, finish) == ("", "tool_calls")
         check_weather(arguments(call))
     names = []
-    for most in range(1, 24):
-        content, calls, finish = ask(max_tokens=most)
+    for limit in range(1, 24):
+        content, calls, finish = ask(max_tokens=limit)
         assert (content, finish) == ("", "length")
         names += [call.function.name for call in calls]
     assert set(names) == {"get_weather"}
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package serialises what it has parsed
-def test_what_helpers_of_the_package_return_can_be_sent_back(client: OpenAI) -> None:
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package serializes parsed objects
+def test_objects_of_the_packages_helpers_can_be_sent_back(client: OpenAI) -> None:
     strict = {**ADD, "function": {**ADD["function"], "strict": True}}
-    asked: Any = [{"role": "user", "content": "Add."}]
+    question: Any = [{"role": "user", "content": "Add."}]
     options: Any = {"model": MODEL, "tools": [strict], "tool_choice": "required", "max_tokens": 40}
-    parsed: Any = client.chat.completions.parse(messages=asked, **options)
-    with client.chat.completions.stream(messages=asked, **options) as stream:
+    parsed: Any = client.chat.completions.parse(messages=question, **options)
+    with client.chat.completions.stream(messages=question, **options) as stream:
         streamed: Any = stream.get_final_completion()
-    form: Any = client.chat.completions.parse(model=MODEL, messages=asked, max_tokens=40, response_format=Sum)
+    form: Any = client.chat.completions.parse(model=MODEL, messages=question, max_tokens=40, response_format=Sum)
     for message in (parsed.choices[0].message, streamed.choices[0].message, form.choices[0].message):
         results = [{"role": "tool", "tool_call_id": call.id, "content": "3"} for call in message.tool_calls or ()]
-        assert chat(client, messages=[*asked, message, *results]).choices
+        assert chat(client, messages=[*question, message, *results]).choices
     assert parsed.choices[0].message.tool_calls[0].function.parsed_arguments is not None
     assert form.choices[0].message.parsed is not None
 
 
-def test_broken_arguments_are_shown_to_the_model_as_text(client: OpenAI, server: Server) -> None:
+def test_invalid_arguments_appear_in_the_prompt_as_text(client: OpenAI, server: Server) -> None:
     for arguments_, shown in (('{"ci', '"{\\"ci"'), ("[1]", '"[1]"'), ("", "{}"), ('{"a": 1}', '{"a": 1}')):
         called = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments_}}
         messages: Any = [
@@ -474,7 +476,7 @@ def test_broken_arguments_are_shown_to_the_model_as_text(client: OpenAI, server:
         assert f'{{"name": "add", "arguments": {shown}}}' in text
 
 
-def test_arguments_with_parts_of_their_own_are_held_to_them(client: OpenAI) -> None:
+def test_references_within_a_schema_of_arguments_are_enforced(client: OpenAI) -> None:
     point = {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["x"]}
     parameters = {
         "type": "object",
@@ -488,10 +490,12 @@ def test_arguments_with_parts_of_their_own_are_held_to_them(client: OpenAI) -> N
         answer = chat(client, "Go!", tools=tools, tool_choice=named, max_tokens=80, temperature=1, seed=5)
         (call,) = answer.choices[0].message.tool_calls or ()
         arguments = json.loads(call.function.arguments)
-        assert {name: set(part) for name, part in arguments.items()} == {"begin": {"x"}, "end": {"x"}}, "and no more"
+        assert {name: set(part) for name, part in arguments.items()} == {"begin": {"x"}, "end": {"x"}}, (
+            "no other members"
+        )
 
 
-def test_what_tools_answer_goes_back_in(client: OpenAI, server: Server) -> None:
+def test_results_of_tools_appear_in_the_prompt(client: OpenAI, server: Server) -> None:
     conversation: Any = [
         {"role": "user", "content": "Weather in Rome?"},
         {
@@ -538,7 +542,7 @@ def test_tools_work_inside_sessions(client: OpenAI) -> None:
     assert answer.choices[0].message.content
 
 
-def test_what_looks_like_a_reference_in_a_tool_is_none(client: OpenAI) -> None:
+def test_references_in_tools_are_plain_text(client: OpenAI) -> None:
     headers = {"X-Session-Id": "tools-with-brackets"}
     tool: Any = {"type": "function", "function": {"name": "f", "description": "Reads <<nothing>>."}}
     called: Any = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "<<no>>"}'}}
@@ -582,22 +586,22 @@ def test_a_forced_call_has_no_slots(client: OpenAI) -> None:
         ({"messages": [{"role": "assistant", "content": None}]}, "needs content"),
     ],
 )
-def test_tools_that_make_no_sense_are_refused(client: OpenAI, options: dict[str, Any], words: str) -> None:
+def test_invalid_tools_are_refused(client: OpenAI, options: dict[str, Any], words: str) -> None:
     assert words in refused(client, **options)[1]
 
 
-@pytest.mark.usefixtures("batch_invariant")  # else nothing is foreseen
-def test_a_prediction_changes_nothing_but_the_pace(client: OpenAI) -> None:
+@pytest.mark.usefixtures("batch_invariant")  # otherwise predictions fail to match
+def test_a_prediction_changes_only_the_speed(client: OpenAI) -> None:
     ask = "Write a short Python class for a bank account."
     plain = chat(client, ask, max_tokens=80)
     text = plain.choices[0].message.content
     assert plain.usage.completion_tokens_details is None
     for content in (text, [{"type": "text", "text": text[:40]}, {"type": "text", "text": text[40:]}]):
-        told = chat(client, ask, max_tokens=80, prediction={"type": "content", "content": content})
-        assert told.choices[0].message.content == text
-        assert told.usage.completion_tokens == plain.usage.completion_tokens
-        details = told.usage.completion_tokens_details
-        assert details.accepted_prediction_tokens > told.usage.completion_tokens // 2
+        result = chat(client, ask, max_tokens=80, prediction={"type": "content", "content": content})
+        assert result.choices[0].message.content == text
+        assert result.usage.completion_tokens == plain.usage.completion_tokens
+        details = result.usage.completion_tokens_details
+        assert details.accepted_prediction_tokens > result.usage.completion_tokens // 2
         assert details.rejected_prediction_tokens < details.accepted_prediction_tokens
     wrong = chat(client, ask, max_tokens=80, prediction={"type": "content", "content": "Of a bank in the river. " * 9})
     assert wrong.choices[0].message.content == text
@@ -641,8 +645,8 @@ def test_a_tool_that_is_not_strict_may_have_any_schema(client: OpenAI, choice: A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_whose_grammar_asks_too_much_fails_and_is_no_stop(client: OpenAI, stream: bool) -> None:
-    """Nested counts: the first bytes are quickly known, a whole vocabulary's tokens are not."""
+def test_an_answer_with_a_too_complex_grammar_fails(client: OpenAI, stream: bool) -> None:
+    # With nested counts, the first bytes are quickly known, but not which tokens of a vocabulary are allowed.
     extra = {"structured_outputs": {"regex": "((((a{200}){200}){200}){200}){200}"}}
     with pytest.raises(openai.APIError) as failed:
         made: Any = client.chat.completions.create(
@@ -659,14 +663,14 @@ def test_an_answer_whose_grammar_asks_too_much_fails_and_is_no_stop(client: Open
         assert isinstance(failed.value, openai.UnprocessableEntityError)
 
 
-def test_what_the_library_would_panic_at_is_refused_in_words(client: OpenAI) -> None:
+def test_choices_that_crash_the_library_are_refused(client: OpenAI) -> None:
     words = refused(
-        client, extra_body={"structured_outputs": {"choice": [f"text number {at}" for at in range(100_000)]}}
+        client, extra_body={"structured_outputs": {"choice": [f"text number {index}" for index in range(100_000)]}}
     )[1]
     assert "at most 10000 choices" in words
 
 
-# schemas without `strict`: what is dropped is checked
+# schemas without `strict`: dropped keywords are checked
 
 
 ONES: Any = {"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
@@ -674,7 +678,7 @@ ONES: Any = {"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_an_answer_that_violates_a_dropped_keyword_says_so(client: OpenAI, streamed: bool) -> None:
+def test_an_answer_reports_a_violated_keyword(client: OpenAI, streamed: bool) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "ones", "schema": ONES}}
     answer = chat(client, response_format=form, stream=streamed, max_tokens=40)
     choice = [chunk for chunk in answer if chunk.choices][-1].choices[0] if streamed else answer.choices[0]
@@ -684,7 +688,7 @@ def test_an_answer_that_violates_a_dropped_keyword_says_so(client: OpenAI, strea
     assert not hasattr(chat(client, response_format=valid, max_tokens=40).choices[0], "schema_violation")
 
 
-def test_so_do_arguments_of_a_forced_call(client: OpenAI) -> None:
+def test_a_forced_call_reports_a_violated_keyword(client: OpenAI) -> None:
     parameters = {"type": "object", "properties": {"ones": ONES}, "required": ["ones"]}
     tool = {"type": "function", "function": {"name": "add", "parameters": parameters}}
     choice = chat(client, tools=[tool], tool_choice="required", max_tokens=60).choices[0]
@@ -693,7 +697,7 @@ def test_so_do_arguments_of_a_forced_call(client: OpenAI) -> None:
     assert choice.schema_violation == "in a call of add: ones: uniqueItems: the items are not unique"
 
 
-def test_so_does_a_response(client: OpenAI) -> None:
+def test_a_response_reports_a_violated_keyword(client: OpenAI) -> None:
     form: Any = {"format": {"type": "json_schema", "name": "ones", "schema": ONES}}
     response: Any = client.responses.create(model=MODEL, input="Go.", text=form, max_output_tokens=40)
     assert response.schema_violation == "$: uniqueItems: the items are not unique"

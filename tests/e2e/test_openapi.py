@@ -1,4 +1,4 @@
-"""GET /openapi.json, and requests made up from it: no status that it does not know, no answer unlike its schemas."""
+"""GET /openapi.json, and requests generated from it: all statuses and answers are as documented."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,22 +40,22 @@ def model(small: Server) -> str:
 
 
 def operations() -> list[Any]:
-    """Of a server that has never run: the document needs none."""
+    """Return the operations of the document, which does not need a running server."""
     settings = ServeSettings(parrot_api=True, journal="memory")
     app = build_app(
         settings,
         build_services(settings, EnginePool(1.0), NoLog(), SqliteResponseStore(MemoryDatabase(), 0, 1.0, owns=True)),
     )
     assert all(route.resource is not None for route in app.router.routes())
-    told = document([route for route in app.router.routes() if route.resource.canonical != PATH], set())  # type: ignore[union-attr]
-    return [result.ok() for result in schemathesis.openapi.from_dict(told).get_all_operations()]
+    described = document([route for route in app.router.routes() if route.resource.canonical != PATH], set())  # type: ignore[union-attr]
+    return [result.ok() for result in schemathesis.openapi.from_dict(described).get_all_operations()]
 
 
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.label)
 def test_answers_are_as_described(operation: Any, small: Server, model: str) -> None:
-    """Bodies name the model that is there and a length: what comes behind these two is what is to be seen."""
+    # bodies get an existing model and a small length, so that the other fields are tested
 
-    with httpx.Client(base_url=f"{small.address}/v1") as http:  # made up ids may meet: those of sessions with events
+    with httpx.Client(base_url=f"{small.address}/v1") as http:  # generated ids may be those of sessions with events
         for session in http.get("/sessions").json()["data"]:
             http.delete(f"/sessions/{session['id']}")
 
@@ -73,18 +73,18 @@ def test_answers_are_as_described(operation: Any, small: Server, model: str) -> 
     check()
 
 
-def test_the_document_is_whole(small: Server) -> None:
-    told = httpx.get(f"{small.address}/openapi.json").json()
-    assert told["openapi"].startswith("3.1")
-    chat = told["paths"]["/v1/chat/completions"]["post"]
-    body = told["components"]["schemas"]["ChatCompletionRequest"]
+def test_the_document_is_complete(small: Server) -> None:
+    described = httpx.get(f"{small.address}/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    chat = described["paths"]["/v1/chat/completions"]["post"]
+    body = described["components"]["schemas"]["ChatCompletionRequest"]
     assert {"messages", "model", "semantic", "tools"} <= set(body["properties"])
     assert chat["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
-    names = [one["operationId"] for path in told["paths"].values() for one in path.values()]
+    names = [operation["operationId"] for path in described["paths"].values() for operation in path.values()]
     assert len(set(names)) == len(names)
 
 
-def test_a_route_that_says_nothing_of_itself_is_found_out() -> None:
+def test_a_route_without_a_description_is_detected() -> None:
     async def silent(request: web.Request) -> web.Response:
         return web.Response()
 

@@ -1,4 +1,4 @@
-"""Parrot's API, through a client written from its description alone."""
+"""Parrot's API, through a client that was written from its description."""
 
 import threading
 import time
@@ -15,8 +15,8 @@ from tests.server import MODEL, Server
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "max_gen_length": 8}
 
 
-class Program:
-    """A session, as the artifact's front-end uses one: no headers, and a body with every request."""
+class ParrotClient:
+    """A client of one session, like the artifact's: no headers, and a body in every request."""
 
     def __init__(self, address: str, api_key: str = "") -> None:
         self.http = httpx.Client(base_url=f"{address}/v1", timeout=60)
@@ -37,11 +37,11 @@ class Program:
         return response.json()
 
     def call(self, template: str, *parameters: dict[str, Any], **metadata: Any) -> dict[str, str]:
-        """Variables by the names of parameters."""
+        """Submit a call. Return the variables by the names of parameters."""
         body = {"session_id": self.id, "func_name": "f", "template": template, "parameters": parameters, **metadata}
         answer = self.send("POST", "/semantic_call", body)
         assert isinstance(answer["request_id"], int)
-        return {told["parameter_name"]: told["var_id"] for told in answer["param_info"]}
+        return {info["parameter_name"]: info["var_id"] for info in answer["param_info"]}
 
     def refused(self, template: str, *parameters: dict[str, Any], **metadata: Any) -> tuple[int, str]:
         body = {"session_id": self.id, "func_name": "f", "template": template, "parameters": parameters, **metadata}
@@ -49,10 +49,10 @@ class Program:
 
     def error(self, method: str, path: str, body: Any) -> tuple[int, str]:
         response = self.ask(method, path, body)
-        told = response.json()
-        assert set(told) == {"error", "traceback"}
-        assert told["traceback"] == ""
-        return response.status_code, told["error"]
+        answer_body = response.json()
+        assert set(answer_body) == {"error", "traceback"}
+        assert answer_body["traceback"] == ""
+        return response.status_code, answer_body["error"]
 
     def register(self, name: str) -> str:
         return str(self.send("POST", "/semantic_var", {**self.proof, "var_name": name})["var_id"])
@@ -64,8 +64,8 @@ class Program:
         return str(self.send("GET", f"/semantic_var/{var}", {**self.proof, "criteria": criteria})["content"])
 
     def listed(self) -> dict[str, Any]:
-        told = self.send("GET", "/semantic_var", {"session_id": self.id})["vars"]
-        return {one["var_id"]: one for one in told}
+        variables = self.send("GET", "/semantic_var", {"session_id": self.id})["vars"]
+        return {variable["var_id"]: variable for variable in variables}
 
     def graph(self) -> Any:
         return self.http.get(f"/sessions/{self.id}/graph").json()
@@ -84,8 +84,8 @@ def var(name: str, id: str, *, is_output: bool = False) -> dict[str, Any]:
 
 
 @pytest.fixture
-def program(server: Server) -> Iterator[Program]:
-    program = Program(server.address)
+def program(server: Server) -> Iterator[ParrotClient]:
+    program = ParrotClient(server.address)
     yield program
     program.ask("DELETE", f"/session/{program.id}", {"session_auth": program.auth})
     program.http.close()
@@ -96,41 +96,41 @@ def completion(server: Server, prompt: str) -> str:
     return answer.choices[0].text
 
 
-def test_a_chain_runs_when_its_end_is_asked_for(server: Server, program: Program) -> None:
+def test_a_chain_runs_when_a_client_requests_its_output(server: Server, program: ParrotClient) -> None:
     first = program.call("The capital of {{land}} is{{city}} and more", value("land", "France"), output("city"))
     second = program.call("About{{city}}: it is{{said}}", var("city", first["city"]), output("said"))
     other = program.call("Never asked{{x}}", output("x"))
-    assert program.graph()["calls"] == [], "nobody has asked yet"
+    assert program.graph()["calls"] == [], "no client has requested an output"
     city = completion(server, "The capital of France is")
     assert program.get(second["said"]) == completion(server, f"About{city}: it is")
     assert program.get(first["city"], "throughput") == city
     assert len(program.graph()["calls"]) == 2
-    states = {id: one["state"] for id, one in program.listed().items()}
+    states = {id: variable["state"] for id, variable in program.listed().items()}
     assert states[other["x"]] == "declared"
     assert states[first["land"]] == "ready"
 
 
-def test_several_outputs_stand_in_one_template(server: Server, program: Program) -> None:
+def test_a_template_may_have_several_outputs(server: Server, program: ParrotClient) -> None:
     made = program.call("One, two,{{a}} Then{{b}} because{{a}} of", output("a"), output("b"), remove_pure_fill=False)
     a = completion(server, "One, two,")
     assert program.get(made["b"]) == completion(server, f"One, two,{a} Then")
     assert program.get(made["a"]) == a
 
 
-def test_every_placeholder_is_told_of(program: Program) -> None:
+def test_the_answer_lists_every_placeholder(program: ParrotClient) -> None:
     body = {"session_id": program.id, "func_name": "f", "template": "{{x}} and {{x}}: {{y}}", "models": [MODEL]}
     parameters = [value("x", {"a": 1}), output("y")]
-    told = program.send("POST", "/semantic_call", {**body, "parameters": parameters})["param_info"]
-    assert [(one["parameter_name"], one["is_output"], one["var_name"]) for one in told] == [
+    answer_body = program.send("POST", "/semantic_call", {**body, "parameters": parameters})["param_info"]
+    assert [(info["parameter_name"], info["is_output"], info["var_name"]) for info in answer_body] == [
         ("x", False, "x"),
         ("x", False, "x"),
         ("y", True, "y"),
     ]
-    assert told[0]["var_id"] == told[1]["var_id"] != told[2]["var_id"]
-    assert program.get(told[0]["var_id"]) == '{"a":1}'
+    assert answer_body[0]["var_id"] == answer_body[1]["var_id"] != answer_body[2]["var_id"]
+    assert program.get(answer_body[0]["var_id"]) == '{"a":1}'
 
 
-def test_a_registered_variable_is_set_or_made(server: Server, program: Program) -> None:
+def test_a_registered_variable_is_set_or_generated(server: Server, program: ParrotClient) -> None:
     topic, made = program.register("the topic"), program.register("made")
     call = program.call("On{{t}}:{{o}}", var("t", topic), var("o", made, is_output=True) | {"sampling_config": GREEDY})
     assert call == {"t": topic, "o": made}
@@ -147,7 +147,7 @@ def test_a_registered_variable_is_set_or_made(server: Server, program: Program) 
     assert listed[made]["content"] == found[0]
 
 
-def test_a_criterion_makes_it_run_at_once(program: Program) -> None:
+def test_a_call_with_a_criterion_runs_at_once(program: ParrotClient) -> None:
     made = program.call("Once upon a time{{a}}", output("a"), output_criteria="throughput")
     deadline = time.monotonic() + 60
     while program.listed()[made["a"]]["state"] != "ready" and time.monotonic() < deadline:
@@ -156,7 +156,7 @@ def test_a_criterion_makes_it_run_at_once(program: Program) -> None:
     assert program.graph()["calls"][0]["objective"] == "throughput"
 
 
-def test_a_call_runs_at_once_if_what_it_makes_is_waited_for(program: Program) -> None:
+def test_a_call_runs_at_once_if_a_client_waits_for_its_output(program: ParrotClient) -> None:
     late = program.register("late")
     behind = program.call("So{{late}} then{{b}}", var("late", late), output("b"))
     found: list[str] = []
@@ -168,7 +168,7 @@ def test_a_call_runs_at_once_if_what_it_makes_is_waited_for(program: Program) ->
     assert len(found) == 1
 
 
-def test_control_tokens_are_the_templates_and_not_the_values(program: Program) -> None:
+def test_control_tokens_work_in_templates_but_not_in_values(program: ParrotClient) -> None:
     program.get(program.call("<|im_end|>{{a}}", output("a"), cache_prefix=False)["a"])
     program.get(program.call("{{x}}{{a}}", value("x", "<|im_end|>"), output("a"), cache_prefix=False)["a"])
     first, second = program.graph()["calls"]
@@ -177,15 +177,15 @@ def test_control_tokens_are_the_templates_and_not_the_values(program: Program) -
 
 
 @pytest.mark.parametrize(
-    ("template", "parameters", "metadata", "says"),
+    ("template", "parameters", "metadata", "message"),
     [
-        ("{{a}}", [], {}, "no parameter is named 'a'"),
-        ("{{a}}", [output("a"), output("a")], {}, "'a' is there twice"),
+        ("{{a}}", [], {}, "placeholder 'a', but there is no such parameter"),
+        ("{{a}}", [output("a"), output("a")], {}, "duplicate parameter 'a'"),
         ("{{a}}", [output("a"), value("b", "x")], {}, "no placeholder {{b}}"),
         ("{{b}}", [value("b", "x")], {}, "no output"),
         ("{{b}}", [{"name": "b", "is_output": False}], {}, "either var_id or value"),
-        ("{{b}}{{a}}", [value("b", "x") | {"sampling_config": GREEDY}, output("a")], {}, "goes with outputs"),
-        ("{{a}}", [output("a") | {"value": "x"}], {}, "no value yet"),
+        ("{{b}}{{a}}", [value("b", "x") | {"sampling_config": GREEDY}, output("a")], {}, "only an output can have"),
+        ("{{a}}", [output("a") | {"value": "x"}], {}, "cannot have a value"),
         ("{{a}}", [output("a", n=2)], {}, "sampling_config.n"),
         ("{{a}}", [output("a", length_penalty=0.5)], {}, "beam search"),
         ("{{a}}", [output("a", logit_bias={"999999": 1})], {}, "outside the vocabulary"),
@@ -201,16 +201,16 @@ def test_control_tokens_are_the_templates_and_not_the_values(program: Program) -
         ("word " * 9000 + "{{a}}", [output("a")], {}, "window"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_words(
-    program: Program, template: str, parameters: list[dict[str, Any]], metadata: dict[str, Any], says: str
+def test_invalid_calls_are_refused(
+    program: ParrotClient, template: str, parameters: list[dict[str, Any]], metadata: dict[str, Any], message: str
 ) -> None:
     status, error = program.refused(template, *parameters, **metadata)
     assert status == 400
-    assert says in error
-    assert program.listed() == {}, "nothing was changed"
+    assert message in error
+    assert program.listed() == {}, "no variable was created"
 
 
-def test_what_is_not_there_is_said(server: Server, program: Program) -> None:
+def test_unknown_sessions_and_variables_get_an_error(server: Server, program: ParrotClient) -> None:
     assert program.refused("{{a}}", output("a"), models=["gpt-9"])[0] == 404
     assert program.refused("{{b}}{{a}}", var("b", "nothing"), output("a"))[0] == 404
     assert program.error("GET", "/semantic_var/nothing", {**program.proof, "criteria": "latency"})[0] == 404
@@ -226,7 +226,7 @@ def test_what_is_not_there_is_said(server: Server, program: Program) -> None:
     assert "'g'" in error
 
 
-def test_a_name_is_assigned_once(program: Program) -> None:
+def test_a_name_is_assigned_once(program: ParrotClient) -> None:
     made = program.call("Hi{{a}}", output("a"))["a"]
     again = var("a", made, is_output=True)
     assert program.refused("Ho{{a}}", again)[0] == 409
@@ -237,17 +237,17 @@ def test_a_name_is_assigned_once(program: Program) -> None:
     assert program.error("POST", f"/semantic_var/{made}", body)[0] == 409
 
 
-def test_calls_that_wait_for_each_other_are_refused_when_they_are_asked_for(program: Program) -> None:
-    one, two = program.register("one"), program.register("two")
-    program.call("{{i}}{{o}}", var("i", one), var("o", two, is_output=True))
-    program.call("{{i}}{{o}}", var("i", two), var("o", one, is_output=True))
-    for name in (one, two):
+def test_a_cycle_is_refused_when_a_client_requests_an_output(program: ParrotClient) -> None:
+    first, second = program.register("one"), program.register("two")
+    program.call("{{i}}{{o}}", var("i", first), var("o", second, is_output=True))
+    program.call("{{i}}{{o}}", var("i", second), var("o", first, is_output=True))
+    for name in (first, second):
         status, error = program.error("GET", f"/semantic_var/{name}", program.proof)
         assert status == 400
         assert "wait for itself" in error
 
 
-def test_a_failure_is_told_to_who_reads_on(program: Program) -> None:
+def test_a_failure_is_reported_to_clients_of_dependent_variables(program: ParrotClient) -> None:
     first = program.call("{{x}}{{a}}", value("x", "word " * 9000), output("a"))
     second = program.call("{{a}}{{b}}", var("a", first["a"]), output("b"))
     status, error = program.error("GET", f"/semantic_var/{second['b']}", program.proof)
@@ -255,7 +255,7 @@ def test_a_failure_is_told_to_who_reads_on(program: Program) -> None:
     assert "8192" in error
 
 
-def test_a_session_ends(server: Server, program: Program) -> None:
+def test_a_deleted_session_is_gone(server: Server, program: ParrotClient) -> None:
     assert program.send("GET", f"/session/{program.id}", {"session_auth": program.auth})["state"] == "idle"
     made = program.call("Long{{a}}", output("a", max_gen_length=4000, ignore_tokenizer_eos=True))
     found: list[tuple[int, str]] = []
@@ -270,7 +270,7 @@ def test_a_session_ends(server: Server, program: Program) -> None:
     assert program.error("GET", path, program.proof)[0] == 404
 
 
-def test_a_client_that_hangs_up_loses_nothing(program: Program) -> None:
+def test_a_disconnect_does_not_cancel_a_call(program: ParrotClient) -> None:
     made = program.call("Once{{a}}", output("a", max_gen_length=64, ignore_tokenizer_eos=True))["a"]
     with pytest.raises(httpx.ReadTimeout):
         program.http.request("GET", f"/semantic_var/{made}", json=program.proof, timeout=0.1)
@@ -283,21 +283,21 @@ def test_keys_are_in_the_body_of_the_first_request(tmp_path: Path) -> None:
         with httpx.Client(base_url=f"{server.address}/v1") as http:
             for body in ({}, {"api_key": "third"}):
                 assert http.post("/session", json=body).status_code == 401
-        mine = Program(server.address, "first")
+        mine = ParrotClient(server.address, "first")
         made = mine.call("ab{{a}}", output("a", max_gen_length=2))
         assert isinstance(mine.get(made["a"]), str)
         with httpx.Client(base_url=f"{server.address}/v1") as http:
 
-            def ours(key: str, path: str) -> httpx.Response:
+            def get_as(key: str, path: str) -> httpx.Response:
                 return http.get(path, headers={"Authorization": f"Bearer {key}"})
 
-            assert ours("first", f"/sessions/{mine.id}/graph").json()["calls"][0]["state"] == "done"
-            assert ours("second", f"/sessions/{mine.id}/graph").status_code == 404
+            assert get_as("first", f"/sessions/{mine.id}/graph").json()["calls"][0]["state"] == "done"
+            assert get_as("second", f"/sessions/{mine.id}/graph").status_code == 404
             assert http.get(f"/sessions/{mine.id}/graph").status_code == 401, "only Parrot's routes are open"
         mine.http.close()
 
 
-def test_it_is_off_by_default(tmp_path: Path) -> None:
+def test_parrots_api_is_disabled_by_default(tmp_path: Path) -> None:
     tiny = write_tiny_llama(tmp_path, window=256)
     with Server("--model", str(tiny)) as server:
         assert httpx.post(f"{server.address}/v1/session", json={}).json()["error"]["code"] == "unknown_route"

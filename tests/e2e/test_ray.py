@@ -1,4 +1,4 @@
-"""Engines on a Ray cluster of several nodes, on this machine: placed, found again, replaced when a node dies."""
+"""Engines on a Ray cluster of several nodes on this machine: placement, reconnection, replacement after a node's loss."""
 
 import asyncio
 import re
@@ -43,8 +43,8 @@ async def http(request: pytest.FixtureRequest) -> AsyncIterator[aiohttp.ClientSe
         yield session
 
 
-class Asking:
-    """A client in a session."""
+class RayClient:
+    """A client of one session."""
 
     def __init__(self, http: aiohttp.ClientSession, server: Server, session: str) -> None:
         self._http, self._url, self._session = http, f"{server.address}/v1", session
@@ -70,47 +70,47 @@ class Asking:
             return (await response.json())["value"]
 
     async def engines(self) -> set[str]:
-        """Those that ran the session's calls."""
+        """Return the engines that ran the session's calls."""
         async with self._http.get(f"{self._url}/sessions/{self._session}/graph") as response:
             return {call["engine"] for call in (await response.json())["calls"] if call["engine"]}
 
 
 def actors(cluster: Any) -> dict[str, int]:
-    """Names of those there are, with their processes."""
+    """Return the names of the running actors, with their process ids."""
     if not ray.is_initialized():
         ray.init(cluster.address, namespace="myna", log_to_driver=False)
     return {name: ray.get(ray.get_actor(name).pid.remote(), timeout=60) for name in ray.util.list_named_actors()}
 
 
-async def test_a_gateway_finds_its_engines_again(
+async def test_a_restarted_gateway_reconnects_to_its_engines(
     cluster: Any, arguments: tuple[str, ...], http: aiohttp.ClientSession
 ) -> None:
-    told, there = [], []
+    answers, there = [], []
     for _ in range(2):
         server = await asyncio.to_thread(Server, *arguments)
         assert "on 2 engines, each cpu with 1 threads" in server.started
-        told.append(await Asking(http, server, "s").ask("say something"))
+        answers.append(await RayClient(http, server, "s").ask("say something"))
         there.append(await asyncio.to_thread(actors, cluster))
         assert await asyncio.to_thread(server.stop) == 0
-    assert told[0] == told[1]
+    assert answers[0] == answers[1]
     assert there[0] == there[1]
     assert len(there[0]) == 2
-    async with asyncio.timeout(60):  # nobody calls them any more
+    async with asyncio.timeout(60):  # no gateway is connected to them
         while await asyncio.to_thread(ray.util.list_named_actors):
             await asyncio.sleep(0.5)
 
 
-async def test_work_of_a_node_that_died_is_done_by_another(
+async def test_another_node_takes_over_the_work_of_a_dead_one(
     cluster: Any, arguments: tuple[str, ...], http: aiohttp.ClientSession
 ) -> None:
     server = await asyncio.to_thread(Server, *arguments)
     try:
-        client = Asking(http, server, "s")
-        alone = [await client.ask(f"number {at}") for at in range(8)]
-        for at in range(8):
-            await client.ask(f"number {at}", output=f"part{at}", defer=True)
+        client = RayClient(http, server, "s")
+        alone = [await client.ask(f"number {index}") for index in range(8)]
+        for index in range(8):
+            await client.ask(f"number {index}", output=f"part{index}", defer=True)
         await client.ask("both: <<part0>> <<part7>>", output="both", defer=True)
-        waits = [asyncio.create_task(client.value(f"part{at}")) for at in range(8)]
+        waits = [asyncio.create_task(client.value(f"part{index}")) for index in range(8)]
         await asyncio.sleep(0.1)
         await asyncio.to_thread(cluster.remove_node, next(iter(cluster.worker_nodes)), False)
         assert await asyncio.gather(*waits) == alone
@@ -119,11 +119,13 @@ async def test_work_of_a_node_that_died_is_done_by_another(
             while not any(re.search(r"engine ray-\d ended|lost its engine", line) for line in server.log):
                 await asyncio.sleep(0.1)
 
-        cluster.add_node(num_cpus=1)  # sets a signal's handler: only the main thread can
-        later = Asking(http, server, "later")
-        async with asyncio.timeout(120):  # the second engine comes up on the new node
-            for at in range(10_000):
-                await asyncio.gather(*(later.ask(f"{at} {one}", output=f"v{at}_{one}") for one in range(2)))
+        cluster.add_node(num_cpus=1)  # it sets a signal handler, which only the main thread can do
+        later = RayClient(http, server, "later")
+        async with asyncio.timeout(120):  # the second engine starts on the new node
+            for round_ in range(10_000):
+                await asyncio.gather(
+                    *(later.ask(f"{round_} {number}", output=f"v{round_}_{number}") for number in range(2))
+                )
                 if len(await later.engines()) == 2:
                     break
         assert await later.ask("number 0") == alone[0]

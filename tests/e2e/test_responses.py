@@ -1,4 +1,4 @@
-"""POST /v1/responses on a running model, through the SDK and LangChain: what it says is what a chat completion says."""
+"""POST /v1/responses on a running model, through the SDK and LangChain. Answers equal those of chat completions."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from engine import EngineConfig
 from engine.config import default_cache
 from engine.models.fetch import checkpoint_folder
-from tests.e2e.api import Api
+from tests.e2e.api import SessionClient
 from tests.server import MODEL, Server
 
 WEATHER: Any = {
@@ -49,18 +49,18 @@ def chat(client: OpenAI, messages: Any, **options: Any) -> Any:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_it_says_what_a_chat_completion_says(client: OpenAI) -> None:
+def test_a_response_equals_a_chat_completion(client: OpenAI) -> None:
     conversation: Any = [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": "Name a river."},
         {"role": "assistant", "content": "The Rhine."},
         {"role": "user", "content": "Another?"},
     ]
-    wanted = chat(client, conversation)
+    expected = chat(client, conversation)
     answer = respond(client, conversation[1:], instructions="Be short.")
-    assert answer.output_text == wanted.choices[0].message.content
-    assert answer.usage.input_tokens == wanted.usage.prompt_tokens
-    assert answer.usage.output_tokens == wanted.usage.completion_tokens
+    assert answer.output_text == expected.choices[0].message.content
+    assert answer.usage.input_tokens == expected.usage.prompt_tokens
+    assert answer.usage.output_tokens == expected.usage.completion_tokens
     with client.responses.stream(model=MODEL, input=conversation, max_output_tokens=12, temperature=0) as stream:
         events = list(stream)
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == answer.output_text
@@ -68,7 +68,7 @@ def test_it_says_what_a_chat_completion_says(client: OpenAI) -> None:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_going_on_by_id_is_going_on_with_all_of_it(client: OpenAI) -> None:
+def test_continuing_by_id_equals_sending_the_whole_conversation(client: OpenAI) -> None:
     first = respond(client, "Name a river.")
     by_id = respond(client, "Another?", previous_response_id=first.id)
     by_hand = respond(
@@ -80,7 +80,7 @@ def test_going_on_by_id_is_going_on_with_all_of_it(client: OpenAI) -> None:
     assert client.responses.retrieve(by_id.id).output_text == by_id.output_text
 
 
-def test_a_form_is_held_to(client: OpenAI) -> None:
+def test_a_format_constrains_the_text(client: OpenAI) -> None:
     parsed = client.responses.parse(
         model=MODEL, input="Describe Paris.", text_format=City, max_output_tokens=64, temperature=0
     )
@@ -92,21 +92,21 @@ def test_a_form_is_held_to(client: OpenAI) -> None:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_a_tool_is_called_and_its_output_read(client: OpenAI) -> None:
+def test_a_tool_is_called_and_its_output_is_accepted(client: OpenAI) -> None:
     options: Any = {"tools": [WEATHER], "max_output_tokens": 40}
-    asked = [{"role": "user", "content": "What is the weather in Paris?"}]
-    first = respond(client, asked, tool_choice="required", **options)
+    question = [{"role": "user", "content": "What is the weather in Paris?"}]
+    first = respond(client, question, tool_choice="required", **options)
     (call,) = first.output
     assert call.type == "function_call"
     assert json.loads(call.arguments).keys() == {"city"}
     output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
     by_id = respond(client, [output], previous_response_id=first.id, **options)
-    by_hand = respond(client, [*asked, call, output], **options)
+    by_hand = respond(client, [*question, call, output], **options)
     assert by_id.output_text == by_hand.output_text != ""
     events = list(
         client.responses.create(
             model=MODEL,
-            input=asked,
+            input=question,
             tool_choice={"type": "function", "name": "get_weather"},
             temperature=0,
             stream=True,
@@ -117,10 +117,10 @@ def test_a_tool_is_called_and_its_output_read(client: OpenAI) -> None:
     assert "".join(deltas) == call.arguments
 
 
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package serialises what it has parsed
-def test_what_helpers_of_the_package_return_can_be_sent_back(client: OpenAI) -> None:
-    asked: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
-    options: Any = {"model": MODEL, "input": asked, "max_output_tokens": 64, "temperature": 0}
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the package serializes parsed objects
+def test_objects_of_the_packages_helpers_can_be_sent_back(client: OpenAI) -> None:
+    question: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    options: Any = {"model": MODEL, "input": question, "max_output_tokens": 64, "temperature": 0}
     strict: Any = {**WEATHER, "strict": True, "parameters": {**WEATHER["parameters"], "additionalProperties": False}}
     called: Any = {"tools": [strict], "tool_choice": "required"}
     with client.responses.stream(**options, **called) as stream:
@@ -132,21 +132,23 @@ def test_what_helpers_of_the_package_return_can_be_sent_back(client: OpenAI) -> 
     for answer in answers:
         calls = [item.call_id for item in answer.output if item.type == "function_call"]
         results = [{"type": "function_call_output", "call_id": id, "output": "rain"} for id in calls]
-        assert respond(client, [*asked, *answer.output, *results]).status in ("completed", "incomplete")
+        assert respond(client, [*question, *answer.output, *results]).status in ("completed", "incomplete")
 
 
-def test_log_probabilities_are_a_chat_completions(client: OpenAI) -> None:
-    wanted = chat(client, [{"role": "user", "content": "Name a river."}], logprobs=True, top_logprobs=2)
+def test_log_probabilities_equal_those_of_a_chat_completion(client: OpenAI) -> None:
+    expected = chat(client, [{"role": "user", "content": "Name a river."}], logprobs=True, top_logprobs=2)
     options: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
     (part,) = respond(client, **options).output[0].content
-    told = [(one.token, [top.token for top in one.top_logprobs]) for one in part.logprobs]
-    assert told == [(one.token, [top.token for top in one.top_logprobs]) for one in wanted.choices[0].logprobs.content]
+    tokens = [(entry.token, [top.token for top in entry.top_logprobs]) for entry in part.logprobs]
+    content = expected.choices[0].logprobs.content
+    assert tokens == [(entry.token, [top.token for top in entry.top_logprobs]) for entry in content]
     events = list(respond(client, stream=True, **options))
-    streamed = [one.token for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
-    assert streamed == [token for token, _ in told]
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    streamed = [entry.token for event in deltas for entry in event.logprobs]
+    assert streamed == [token for token, _ in tokens]
 
 
-async def test_it_reads_and_makes_variables(api: Api) -> None:
+async def test_responses_read_and_produce_variables(api: SessionClient) -> None:
     first = await api.openai.responses.create(
         model=MODEL,
         input="Name three animals.",
@@ -169,19 +171,19 @@ async def test_it_reads_and_makes_variables(api: Api) -> None:
         model=MODEL, input="And then?", previous_response_id=second.id, max_output_tokens=3, temperature=0
     )
     *_, last = (await api.graph())["calls"]
-    assert last["inputs"] == ["animals"], "what was said is no place for slots any more"
+    assert last["inputs"] == ["animals"], "earlier answers are not places for slots"
 
 
-async def test_one_is_made_in_the_background(api: Api) -> None:
-    asked: Any = {"model": MODEL, "input": "Name three animals.", "max_output_tokens": 16, "temperature": 0}
-    wanted = await api.openai.responses.create(**asked)
-    begun = await api.openai.responses.create(**asked, background=True)
+async def test_a_response_can_run_in_the_background(api: SessionClient) -> None:
+    fields: Any = {"model": MODEL, "input": "Name three animals.", "max_output_tokens": 16, "temperature": 0}
+    expected = await api.openai.responses.create(**fields)
+    begun = await api.openai.responses.create(**fields, background=True)
     while begun.status in ("queued", "in_progress"):
         begun = await api.openai.responses.retrieve(begun.id)
         await asyncio.sleep(0.01)
-    assert (begun.status, begun.output_text) == (wanted.status, wanted.output_text)
+    assert (begun.status, begun.output_text) == (expected.status, expected.output_text)
     text, last, id = "", -1, ""
-    async for event in await api.openai.responses.create(**asked, background=True, stream=True):
+    async for event in await api.openai.responses.create(**fields, background=True, stream=True):
         last = event.sequence_number
         if event.type == "response.created":
             id = event.response.id
@@ -193,25 +195,25 @@ async def test_one_is_made_in_the_background(api: Api) -> None:
         last = event.sequence_number
         if event.type == "response.output_text.delta":
             text += event.delta
-    assert event.type == f"response.{wanted.status}"
-    assert text == event.response.output_text == wanted.output_text
+    assert event.type == f"response.{expected.status}"
+    assert text == event.response.output_text == expected.output_text
     items = await api.openai.responses.input_items.list(id)
     assert [item.to_dict()["content"][0]["text"] for item in items.data] == ["Name three animals."]
-    assert (await api.openai.responses.cancel(id)).status == wanted.status, "too late"
+    assert (await api.openai.responses.cancel(id)).status == expected.status, "too late"
 
 
 @pytest.fixture(scope="module")
 def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The default model with a template that knows of thoughts, which it writes if all before it did."""
+    """Yield a server of the default model with a template that supports reasoning."""
     folder = tmp_path_factory.mktemp("models") / "thinking"
     folder.mkdir()
     for file in checkpoint_folder(EngineConfig().model, Path(default_cache()), torch.bfloat16).iterdir():
         (folder / file.name).symlink_to(file)
     config = folder / "tokenizer_config.json"
-    told = json.loads(config.read_text())
-    told["chat_template"] = "{% for m in messages %}{{ m.content }}\n{% endfor %}{# <think></think> #}"
+    form_fields = json.loads(config.read_text())
+    form_fields["chat_template"] = "{% for m in messages %}{{ m.content }}\n{% endfor %}{# <think></think> #}"
     config.unlink()
-    config.write_text(json.dumps(told))
+    config.write_text(json.dumps(form_fields))
     with Server("--model", str(folder), "--kv-tokens", "2048", "--journal", "memory") as server:
         yield server
 
@@ -222,15 +224,15 @@ QUESTION += "Question: What is 3 + 3?"
 SUM = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"], "additionalProperties": False}
 
 
-def test_a_model_of_ours_that_thinks_before_a_form(thinking: Server) -> None:
-    told: Any = {"name": "sum", "schema": SUM, "strict": True}
+def test_reasoning_precedes_a_constrained_answer(thinking: Server) -> None:
+    form_fields: Any = {"name": "sum", "schema": SUM, "strict": True}
     with thinking.client() as client:
         answer = client.chat.completions.create(
             model="thinking",
             messages=[{"role": "user", "content": QUESTION}],
             max_tokens=60,
             temperature=0,
-            response_format={"type": "json_schema", "json_schema": told},
+            response_format={"type": "json_schema", "json_schema": form_fields},
         )
         message: Any = answer.choices[0].message
         assert message.content == '{"sum": 6}'
@@ -238,16 +240,16 @@ def test_a_model_of_ours_that_thinks_before_a_form(thinking: Server) -> None:
         assert answer.usage is not None
         details: Any = answer.usage.completion_tokens_details
         assert len(["I", "add", "3", "and", "3"]) < details.reasoning_tokens < answer.usage.completion_tokens
-        asked: Any = {"model": "thinking", "input": QUESTION, "max_output_tokens": 60, "temperature": 0}
-        form = {"format": {"type": "json_schema", **told}}
-        events: Any = list(client.responses.create(**asked, text=form, stream=True))
+        fields: Any = {"model": "thinking", "input": QUESTION, "max_output_tokens": 60, "temperature": 0}
+        form = {"format": {"type": "json_schema", **form_fields}}
+        events: Any = list(client.responses.create(**fields, text=form, stream=True))
         thought, said = events[-1].response.output
         assert (thought.content[0].text, said.content[0].text) == (message.reasoning_content, message.content)
         deltas = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
         assert "".join(deltas) == message.reasoning_content
         body = {
             "semantic": {"output": "a", "session": "s"},
-            "response_format": {"type": "json_schema", "json_schema": told},
+            "response_format": {"type": "json_schema", "json_schema": form_fields},
         }
         client.post("/sessions", body={"id": "s"}, cast_to=object)
         client.chat.completions.create(
@@ -268,7 +270,7 @@ def add(a: int, b: int) -> int:
 
 
 @pytest.mark.parametrize("by_id", [False, True])
-def test_langchain_asks_it_too(server: Server, by_id: bool) -> None:
+def test_langchain_uses_the_responses_api(server: Server, by_id: bool) -> None:
     options: Any = {"use_responses_api": True, "use_previous_response_id": by_id, "max_completion_tokens": 24}
     model = ChatOpenAI(base_url=f"{server.address}/v1", api_key="none", model=MODEL, temperature=0, **options)
     first = HumanMessage("Add 1 and 2.")

@@ -1,4 +1,4 @@
-"""A gateway before servers that are not ours: what clients see of them, and of their faults."""
+"""A gateway in front of upstream servers: what clients see of their answers and faults."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "o
 
 @asynccontextmanager
 async def gateway(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Server]:
-    """Started and stopped beside the event loop: servers of the test's own go on answering in it."""
+    """Run a gateway. It starts and stops in a thread, so that upstream servers in the event loop can answer."""
     server = await asyncio.to_thread(Server, *arguments, env=env)
     try:
         yield server
@@ -49,12 +49,12 @@ def text(answer: Any) -> Any:
 
 
 async def echoes(request: aiohttp.web.Request, body: dict[str, Any]) -> Any:
-    """Says what it was told last, and by whom it was said."""
+    """Answer with the model's name and the last message."""
     last = body["messages"][-1]["content"]
     return await says(f"{body['model']}({last})")(request, body)
 
 
-async def test_a_client_sees_the_servers_answers() -> None:
+async def test_a_client_receives_the_upstream_servers_answers() -> None:
     async with FakeServer("big") as fake, gateway("--engine", f"openai={fake.url}") as server, asking(server) as client:
         fake.script = [says("Hello", " there", finish="length")]
         answer = await ask(client, "big", "hi", max_tokens=2)
@@ -87,8 +87,8 @@ async def test_a_client_sees_the_servers_answers() -> None:
         entry = {"token": "yes", "logprob": -0.5, "bytes": None, "top_logprobs": [top]}
         fake.script = [says("yes", logprobs={"content": [entry]})]
         answer = await ask(client, "big", "?", logprobs=True, top_logprobs=1)
-        (told,) = answer.choices[0].logprobs.content
-        assert (told.token, told.logprob, told.top_logprobs[0].token) == ("yes", -0.5, "no")
+        (logprob,) = answer.choices[0].logprobs.content
+        assert (logprob.token, logprob.logprob, logprob.top_logprobs[0].token) == ("yes", -0.5, "no")
 
         listed = await client.models.list()
         assert [model.id for model in listed.data] == ["big"]
@@ -121,7 +121,7 @@ async def test_faults_end_as_documented(behaviours: list[Any], status: int, code
         assert answer["error"]["code"] == code
         assert status not in (429, 503) or response.headers["Retry-After"] == "1"
     async with http.post("/v1/chat/completions", json=body) as response:
-        assert response.status == 200, "it is well again"
+        assert response.status == 200, "the server has recovered"
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ async def faulty() -> AsyncIterator[Any]:
         yield fake, http
 
 
-async def test_what_was_shown_is_not_tried_again() -> None:
+async def test_a_call_with_streamed_tokens_is_not_repeated() -> None:
     async with FakeServer("big") as fake, gateway("--engine", f"openai={fake.url}") as server, asking(server) as client:
         fake.script = [breaks_off("some"), says("never")]
         with pytest.raises(Exception, match="broke off"):
@@ -144,51 +144,51 @@ async def test_what_was_shown_is_not_tried_again() -> None:
 
 
 async def test_a_graph_over_models_and_engines(tmp_path: Path) -> None:
-    """One session: a call of one server's model feeds one of an embedded engine, and both a third server's."""
+    # in one session, a call on one server feeds a call on an embedded engine, and both feed a call on a third server
     tiny = write_tiny_llama(tmp_path / "tiny", window=512)
-    async with FakeServer("draft") as one, FakeServer("judge", "other") as two:
-        one.always = two.always = echoes
-        engines = ("--engine", "embedded", "--engine", f"openai={one.url}", "--engine", f"vllm={two.url}")
+    async with FakeServer("draft") as first, FakeServer("judge", "other") as second:
+        first.always = second.always = echoes
+        engines = ("--engine", "embedded", "--engine", f"openai={first.url}", "--engine", f"vllm={second.url}")
         async with (
             gateway(*engines, "--model", str(tiny), "--kv-tokens", "2048") as server,
             asking(server, "s") as client,
         ):
             listed = {model.id async for model in client.models.list()}
             assert listed == {"tiny", "draft", "judge", "other"}
-            asked = (("draft", "start", "a"), ("tiny", "<<a>>", "b"), ("judge", "<<a>>|<<b>>", "c"))
-            told = []
-            for model, content, name in asked:
+            calls = (("draft", "start", "a"), ("tiny", "<<a>>", "b"), ("judge", "<<a>>|<<b>>", "c"))
+            responses = []
+            for model, content, name in calls:
                 semantic = {"output": name, "defer": name != "c"}
-                told.append(await ask(client, model, content, max_tokens=5, extra_body={"semantic": semantic}))
-            assert [text(answer) for answer in told[:2]] == ["<<a>>", "<<b>>"]
-            assert text(told[2]).startswith("judge(draft(start)|")
+                responses.append(await ask(client, model, content, max_tokens=5, extra_body={"semantic": semantic}))
+            assert [text(answer) for answer in responses[:2]] == ["<<a>>", "<<b>>"]
+            assert text(responses[2]).startswith("judge(draft(start)|")
             async with aiohttp.ClientSession(server.address) as http, http.get("/v1/sessions/s/graph") as response:
                 graph = await response.json()
             assert [call["engine"] for call in graph["calls"]] == ["openai", "embedded-0", "vllm:judge"]
-            with pytest.raises(Exception, match="there is no model 'draf'; served: draft"):
+            with pytest.raises(Exception, match="The model 'draf' does not exist; served: draft"):
                 await ask(client, "draf", "hi")
 
 
-async def test_of_a_pool_the_one_that_is_there_answers() -> None:
-    one, two = FakeServer("big"), FakeServer("big")
-    async with one, two:
-        one.always = two.always = echoes
+async def test_an_available_engine_of_a_pool_answers() -> None:
+    first, second = FakeServer("big"), FakeServer("big")
+    async with first, second:
+        first.always = second.always = echoes
         async with (
-            gateway("--engine", f"vllm={one.url}", "--engine", f"vllm={two.url}") as server,
+            gateway("--engine", f"vllm={first.url}", "--engine", f"vllm={second.url}") as server,
             asking(server, "s") as client,
         ):
-            for at in range(8):
-                await ask(client, "big", f"n{at}", extra_body={"semantic": {"output": f"v{at}", "defer": True}})
-            answers = await asyncio.gather(*(ask(client, "big", f"number {at}") for at in range(8)))
-            assert [text(answer) for answer in answers] == [f"big(number {at})" for at in range(8)]
-            assert one.asked
-            assert two.asked, "both were asked"
-            await one.stop()
-            answers = await asyncio.gather(*(ask(client, "big", f"again {at}") for at in range(8)))
-            assert [text(answer) for answer in answers] == [f"big(again {at})" for at in range(8)]
+            for number in range(8):
+                await ask(client, "big", f"n{number}", extra_body={"semantic": {"output": f"v{number}", "defer": True}})
+            answers = await asyncio.gather(*(ask(client, "big", f"number {number}") for number in range(8)))
+            assert [text(answer) for answer in answers] == [f"big(number {number})" for number in range(8)]
+            assert first.asked
+            assert second.asked, "both servers got calls"
+            await first.stop()
+            answers = await asyncio.gather(*(ask(client, "big", f"again {number}") for number in range(8)))
+            assert [text(answer) for answer in answers] == [f"big(again {number})" for number in range(8)]
 
 
-async def test_another_model_answers_in_ones_place(tmp_path: Path) -> None:
+async def test_a_fallback_model_answers(tmp_path: Path) -> None:
     tiny = write_tiny_llama(tmp_path / "tiny", window=512)
     async with FakeServer("big") as big, FakeServer("small") as small:
         big.always = small.always = echoes
@@ -206,20 +206,20 @@ async def test_another_model_answers_in_ones_place(tmp_path: Path) -> None:
             assert (text(answer), answer.model) == ("small(hi you)", "small")
             assert small.asked[-1]["model"] == "small"
             while text(await ask(client, "best", "hi")) != "big(hi)":
-                await asyncio.sleep(0.1)  # it is left alone for a while
+                await asyncio.sleep(0.1)  # after a failure, the engine gets no calls for a while
             big.script = [refuses(400, "odd")]
             with pytest.raises(Exception, match="odd"):
-                await ask(client, "best", "hi")  # a refusal is an answer
+                await ask(client, "best", "hi")  # a refusal has no fallback
             await big.stop()
             assert text(await ask(client, "big", "hi there")) == "small(hi there)"
             await small.stop()
             answer = await ask(client, "big", "and now", max_tokens=5, extra_body={"ignore_eos": True})
-            assert answer.usage.completion_tokens == 5, "the embedded one answered"
+            assert answer.usage.completion_tokens == 5, "the embedded engine answered"
             schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["yes"]}}}
             assert text(await ask(client, "big", "sure?", response_format=schema)) == '"yes"'
 
 
-async def test_too_many_requests_are_told_with_their_time() -> None:
+async def test_status_429_has_the_upstream_servers_retry_time() -> None:
     async with FakeServer("big") as fake, gateway("--engine", f"openai={fake.url}") as server, asking(server) as client:
         fake.always = refuses(429, "slow down", {"Retry-After": "0.1"})
         with pytest.raises(RateLimitError, match="slow down") as error:
@@ -227,9 +227,9 @@ async def test_too_many_requests_are_told_with_their_time() -> None:
         assert error.value.response.headers["Retry-After"]
 
 
-async def test_a_file_of_settings(tmp_path: Path) -> None:
-    async with FakeServer("a", "b", "c") as one, FakeServer("a") as two:
-        one.always = two.always = echoes
+async def test_engines_are_configured_in_a_settings_file(tmp_path: Path) -> None:
+    async with FakeServer("a", "b", "c") as first, FakeServer("a") as second:
+        first.always = second.always = echoes
         config = tmp_path / "myna.toml"
         config.write_text(
             f"""
@@ -239,14 +239,14 @@ async def test_a_file_of_settings(tmp_path: Path) -> None:
             [[engine]]
             kind = "vllm"
             name = "rack-1"
-            url = "{one.url}/v1"
+            url = "{first.url}/v1"
             key_env = "RACK_KEY"
             models = ["a", "b"]
             concurrency = 3
 
             [[engine]]
             kind = "sglang"
-            url = "{two.url}"
+            url = "{second.url}"
             key = "sk-two"
             """
         )
@@ -254,12 +254,12 @@ async def test_a_file_of_settings(tmp_path: Path) -> None:
             assert "a, b of rack-1" in server.started
             assert [model.id async for model in client.models.list()] == ["a", "b"]
             assert text(await ask(client, "fast", "hi")) == "b(hi)"
-            assert one.keys == ["Bearer sk-one"]
-            await asyncio.gather(*(ask(client, "a", f"hi {at}") for at in range(6)))
-            assert set(two.keys) == {"Bearer sk-two"}
+            assert first.keys == ["Bearer sk-one"]
+            await asyncio.gather(*(ask(client, "a", f"hi {number}") for number in range(6)))
+            assert set(second.keys) == {"Bearer sk-two"}
 
 
-async def test_starts_that_cannot_be_say_why(tmp_path: Path) -> None:
+async def test_an_impossible_start_has_an_error(tmp_path: Path) -> None:
     tiny = write_tiny_llama(tmp_path / "big", window=512)
     async with FakeServer("big") as fake:
         here = f"openai={fake.url}"
@@ -267,12 +267,12 @@ async def test_starts_that_cannot_be_say_why(tmp_path: Path) -> None:
             (("--engine", "openai=http://127.0.0.1:1", "--engine-wait", "0.2"), "127.0.0.1:1 cannot be reached"),
             (
                 ("--engine", here, "--alias", "x=small"),
-                "the alias x stands for small, which nobody serves; served: big",
+                "the alias x is for small, which is not served; served: big",
             ),
-            (("--engine", here, "--fallback", "big=small"), "fallback names small, which nobody serves"),
+            (("--engine", here, "--fallback", "big=small"), "fallback: small is not served"),
             (
                 ("--engine", here, "--engine", "embedded", "--model", str(tiny), "--kv-tokens", "1024"),
-                "engine openai serves big as another engine does, and is given other prompts",
+                "engine openai serves big like another engine, but with other prompts",
             ),
         ):
             with pytest.raises(RuntimeError, match=problem):
@@ -280,7 +280,7 @@ async def test_starts_that_cannot_be_say_why(tmp_path: Path) -> None:
                     pass
 
 
-async def test_a_call_that_was_deferred_outlives_its_gateway(tmp_path: Path) -> None:
+async def test_a_deferred_call_survives_a_restart(tmp_path: Path) -> None:
     async with FakeServer("big") as fake:
         arguments = ("--engine", f"openai={fake.url}", "--journal", str(tmp_path / "journal"))
         release = asyncio.Event()
@@ -302,5 +302,5 @@ async def test_a_call_that_was_deferred_outlives_its_gateway(tmp_path: Path) -> 
             aiohttp.ClientSession(server.address) as http,
             http.get("/v1/sessions/s/variables/b?wait=true&timeout=20") as response,
         ):
-            told = await response.json()
-        assert told["value"] == "big(then big(first))", json.dumps(told)
+            variable = await response.json()
+        assert variable["value"] == "big(then big(first))", json.dumps(variable)

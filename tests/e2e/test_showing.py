@@ -1,4 +1,4 @@
-"""A session's graph, as text for people and for other programs."""
+"""A session's graph as text: for people, Mermaid and Graphviz."""
 
 import asyncio
 import re
@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from tests.e2e.api import Api
+from tests.e2e.api import SessionClient
 from tests.server import Server
 
 
-async def grow(api: Api) -> None:
+async def grow(api: SessionClient) -> None:
     await api.put("topic", "bees")
     for name, text in (("a", "On <<topic>>"), ("b", "Of <<topic>>"), ("sum", "<<a>> and <<b>>")):
         await api.ask(text, {"output": name, "defer": True})
@@ -26,13 +26,13 @@ def myna(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "gateway", *arguments], capture_output=True, text=True, timeout=60)
 
 
-async def text_of(api: Api, query: str) -> str:
+async def text_of(api: SessionClient, query: str) -> str:
     async with api.http.get(f"/v1/sessions/{api.session}/graph{query}") as response:
         assert response.status == 200
         return await response.text()
 
 
-async def test_a_graph_for_mermaid(api: Api) -> None:
+async def test_a_graph_for_mermaid(api: SessionClient) -> None:
     await grow(api)
     lines = (await text_of(api, "?format=mermaid")).splitlines()
     assert lines[0] == "flowchart LR"
@@ -43,7 +43,7 @@ async def test_a_graph_for_mermaid(api: Api) -> None:
     assert "var_topic" in nodes
 
 
-async def test_a_graph_for_graphviz(api: Api) -> None:
+async def test_a_graph_for_graphviz(api: SessionClient) -> None:
     await grow(api)
     text = await text_of(api, "?format=dot")
     assert text.startswith("digraph session {\n")
@@ -55,23 +55,23 @@ async def test_a_graph_for_graphviz(api: Api) -> None:
         assert drawn.returncode == 0, drawn.stderr
 
 
-async def test_any_other_format_is_refused(api: Api) -> None:
+async def test_any_other_format_is_refused(api: SessionClient) -> None:
     status, answer = await api.call("GET", f"/sessions/{api.session}/graph?format=png")
     assert (status, answer["error"]["param"]) == (400, "format")
 
 
-async def test_the_commands(server: Server, api: Api) -> None:
+async def test_the_commands_print_sessions_and_graphs(server: Server, api: SessionClient) -> None:
     await grow(api)
     url = f"{server.address}/v1"
     tree = await asyncio.to_thread(myna, "graph", api.session, "--url", url)
     assert tree.returncode == 0, tree.stderr
     lines = tree.stdout.splitlines()
-    top = next(at for at, line in enumerate(lines) if line.startswith("sum  ready  call_"))
+    top = next(index for index, line in enumerate(lines) if line.startswith("sum  ready  call_"))
     shape = [re.match(r"[^\w]*\w+  \w+", line)[0] for line in lines[top : top + 5]]  # type: ignore[index]
     assert shape == ["sum  ready", "├─ a  ready", "│  └─ topic  ready", "└─ b  ready", "   └─ topic  ready"]
     assert "inputs" in lines[top]
     assert "rest" in lines[top]
-    assert any(line.startswith("unread  ready  given") for line in lines)
+    assert any(line.startswith("unread  ready  set by a client") for line in lines)
     assert any(line.startswith("wrong  failed  transform_failed: ") for line in lines)
 
     table = await asyncio.to_thread(myna, "sessions", "--url", url)
@@ -90,7 +90,7 @@ async def test_the_commands(server: Server, api: Api) -> None:
         (("sessions", "--url", "nonsense"), "does not answer"),
     ],
 )
-def test_the_commands_say_what_is_wrong(server: Server, arguments: tuple[str, ...], words: str) -> None:
+def test_the_commands_report_errors(server: Server, arguments: tuple[str, ...], words: str) -> None:
     got = myna(*arguments, *(() if "--url" in arguments else ("--url", f"{server.address}/v1")))
     assert got.returncode == 1
     assert words in got.stderr

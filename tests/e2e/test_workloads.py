@@ -1,4 +1,4 @@
-"""examples/workloads/: every application runs in every mode, and does the same in all of them."""
+"""The workloads of the examples: every application does the same in every mode."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ import pytest
 
 from bench.workloads import Result, Way, main, mixed_once, table, timeline
 from examples.workloads.apps import WORKLOADS
-from examples.workloads.client import MODES, App, Refused
+from examples.workloads.client import MODES, App, RequestFailed
 from examples.workloads.texts import Texts
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
@@ -18,7 +18,7 @@ from tests.server import Server
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with a random model, whose tokens are bytes."""
+    """Yield the address of a server with a random model whose tokens are bytes."""
     folder = write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=16384)
     with Server("--model", str(folder), "--kv-tokens", "131072") as server:
         yield f"{server.address}/v1"
@@ -35,12 +35,12 @@ async def test_every_application_does_the_same_in_every_mode(tiny: str, name: st
             calls[mode] = sorted(span.name.replace(" ", "_").replace(".", "_") for span in app.spans)
             assert all(span.begin <= (span.first or span.begin) <= span.end for span in app.spans)
         async with http.get(f"{tiny}/sessions") as response:
-            assert (await response.json())["data"] == [], "sessions are ended"
+            assert (await response.json())["data"] == [], "the sessions were deleted"
     semantic = [sorted(span.rpartition("_")[0] for span in calls[mode]) for mode in MODES[1:]]
     assert semantic == [calls["client"]] * 2, "the same calls"
 
 
-async def test_a_pasted_reference_is_the_text_that_a_client_would_paste(tiny: str) -> None:
+async def test_a_reference_equals_the_text_that_a_client_would_paste(tiny: str) -> None:
     found = []
     async with aiohttp.ClientSession() as http:
         for mode in MODES:
@@ -53,7 +53,7 @@ async def test_a_pasted_reference_is_the_text_that_a_client_would_paste(tiny: st
     assert found[0][0] == found[1][0]
 
 
-async def test_the_mixed_load_and_what_is_shown_of_it(tiny: str) -> None:
+async def test_the_mixed_load_is_reported(tiny: str) -> None:
     async with aiohttp.ClientSession() as http:
         for mode in ("client", "graph"):
             seconds, chats = await mixed_once(http, Way(mode, tiny, "tiny", mode), 1, 0.0, ["chain", "react"], 0.5)
@@ -69,7 +69,7 @@ async def test_the_mixed_load_and_what_is_shown_of_it(tiny: str) -> None:
     assert "chain, graph: 1.00 s" in drawn
 
 
-def test_the_command(
+def test_the_command_prints_a_table_and_draws_a_timeline(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawing = tmp_path / "calls.svg"
@@ -80,18 +80,18 @@ def test_the_command(
     assert drawing.read_text().startswith("<svg")
 
 
-async def test_a_server_that_refuses_is_quoted(tiny: str) -> None:
+async def test_an_error_of_the_server_is_in_the_message(tiny: str) -> None:
     async with aiohttp.ClientSession() as http:
-        with pytest.raises(Refused, match="no_such_model"):
+        with pytest.raises(RequestFailed, match="no_such_model"):
             await App(http, tiny, "no_such_model").ask("Hi", 1)
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_what_another_way_left_in_the_cache_is_not_found(tiny: str, mode: str) -> None:
+async def test_modes_do_not_share_the_cache(tiny: str, mode: str) -> None:
     prompt = f"{mode}: {Texts(7, scale=0.2).chunk(0, 500)}"
     async with aiohttp.ClientSession() as http:
         app = App(http, tiny, "tiny", mode, salt=f"{mode}'s")
-        await app.ask(prompt, 1, wanted=True)
+        await app.ask(prompt, 1, needs_text=True)
         await app.close()
         cached = {}
         for salt in ("another's", f"{mode}'s"):

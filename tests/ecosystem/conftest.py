@@ -1,4 +1,4 @@
-"""Runs only in the environment of scripts/test-ecosystem, which names the server."""
+"""Fixtures of tests that run only in the environment of scripts/test-ecosystem, which starts the server."""
 
 import os
 

@@ -1,5 +1,5 @@
-"""Check how one version of the openai package reads streamed calls. Run it with that version on the path, and the name
-of a model."""
+"""Check how one version of the openai package parses streamed calls. Run it with that version on the path, and with the
+name of a model as argument."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ TOOL: Any = {
 
 
 def check(calls: Any) -> None:
-    """Fail unless these are complete calls of the tool."""
+    """Fail if these are not complete calls of the tool."""
     assert calls, "no call"
     for call in calls:
         arguments = json.loads(call.function.arguments)
@@ -36,10 +36,10 @@ def main() -> None:
     client = OpenAI(max_retries=0)
     messages: Any = [{"role": "user", "content": "Will it rain?"}]
     options: Any = {"model": MODEL, "tools": [TOOL], "tool_choice": "required", "temperature": 0}
-    for parallel, most in ((False, 60), (True, 600)):
-        asked = {**options, "parallel_tool_calls": parallel, "max_tokens": most}
-        whole: Any = client.chat.completions.parse(messages=messages, **asked)
-        with client.chat.completions.stream(messages=messages, **asked) as stream:
+    for parallel, limit in ((False, 60), (True, 600)):
+        request = {**options, "parallel_tool_calls": parallel, "max_tokens": limit}
+        whole: Any = client.chat.completions.parse(messages=messages, **request)
+        with client.chat.completions.stream(messages=messages, **request) as stream:
             done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
             streamed: Any = stream.get_final_completion()
         for completion in (whole, streamed):

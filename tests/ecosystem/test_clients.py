@@ -1,4 +1,4 @@
-"""Short programs with the clients that people use; those of docs/clients.md, and what agents need."""
+"""Short programs with popular clients: those of docs/clients.md, and agent frameworks."""
 
 import asyncio
 import itertools
@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"^```python ecosystem\n(.*?)^```$", DOCUMENT.read_text(), r
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[re.findall(r"^(?:from|import) (\w+)", block)[0] for block in BLOCKS])
-def test_the_documents_programs_run(block: str, base_url: str) -> None:
+def test_programs_of_the_documentation_run(block: str, base_url: str) -> None:
     program = block.replace("http://127.0.0.1:8000/v1", base_url)
     done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -32,7 +32,7 @@ def test_langgraph(base_url: str) -> None:
 
     @tool
     def weather(city: str) -> str:
-        """The weather in a city."""
+        """Return the weather in a city."""
         return f"rain in {city}"
 
     class State(TypedDict):
@@ -102,9 +102,9 @@ def test_instructors_partials_grow(base_url: str) -> None:
         people: int = Field(ge=1, le=40_000_000)
 
     client = instructor.from_openai(OpenAI(base_url=base_url, api_key="none"), mode=instructor.Mode.TOOLS)
-    asked: Any = [{"role": "user", "content": "Describe Paris."}]
+    question: Any = [{"role": "user", "content": "Describe Paris."}]
     partials = client.chat.completions.create_partial(
-        model=MODEL, response_model=City, max_retries=0, max_tokens=64, messages=asked
+        model=MODEL, response_model=City, max_retries=0, max_tokens=64, messages=question
     )
     names, last = [], None
     for last in partials:
@@ -131,7 +131,7 @@ def test_an_agent_of_the_agents_sdk_calls_its_tool(base_url: str, api: Any) -> N
 
     @function_tool
     def weather(city: str) -> str:
-        """The weather in a city."""
+        """Return the weather in a city."""
         called.append(city)
         return "rain"
 

@@ -1,4 +1,4 @@
-"""Streamed calls, and sending them back, with older versions of the openai package that are still in use."""
+"""Streamed calls, and conversations with them, with older versions of the openai package that are still in use."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ VERSIONS = (HERE / "openai-versions.txt").read_text().split()
 
 
 @pytest.mark.parametrize("version", [*VERSIONS, "installed"])
-def test_calls_arrive_whole(version: str, base_url: str) -> None:
+def test_streamed_calls_are_complete(version: str, base_url: str) -> None:
     program = [sys.executable, "-W", "ignore", str(HERE / "openai_streams.py"), MODEL]
     env = {**os.environ, "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "none"}
     if version != "installed":

@@ -1,31 +1,31 @@
-"""engine/device.py and engine/gpus.py: where to compute, and what is said of a model that does not fit."""
+"""Tests of engine/device.py and engine/gpus.py: choice of the device, and errors for models that do not fit."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.device import Room, check_weights, choose_device, kv_tokens_on
+from engine.device import DeviceMemory, check_weights, choose_device, kv_tokens_on
 from engine.errors import EngineError
 from engine.gpus import torch_has_cuda, visible_gpus
 
 GIB = 2**30
 
 
-def room(free: float) -> Room:
-    return Room("NVIDIA H100", int(free * GIB), 80 * GIB)
+def room(free: float) -> DeviceMemory:
+    return DeviceMemory("NVIDIA H100", int(free * GIB), 80 * GIB)
 
 
-def test_weights_that_fit() -> None:
+def test_weights_that_fit_are_accepted() -> None:
     check_weights(room(16), 16 * GIB)
 
 
-def test_what_is_missing_for_weights_is_said() -> None:
-    with pytest.raises(EngineError, match=r"take 30\.0 GiB, and 12\.5 of 80\.0 GiB are free .* 17\.5 GiB are missing"):
+def test_error_names_the_missing_memory() -> None:
+    with pytest.raises(EngineError, match=r"need 30\.0 GiB, and 12\.5 of 80\.0 GiB are free .* 17\.5 GiB are missing"):
         check_weights(room(12.5), 30 * GIB)
 
 
-def test_the_pool_takes_what_is_free_in_whole_blocks() -> None:
+def test_pool_uses_free_memory_in_whole_blocks() -> None:
     tokens = kv_tokens_on(room(10), 0, 131_072, 16)
     assert tokens % 16 == 0
     assert 0.89 * 10 * GIB < tokens * 131_072 <= 0.9 * 10 * GIB
@@ -33,34 +33,34 @@ def test_the_pool_takes_what_is_free_in_whole_blocks() -> None:
     assert kv_tokens_on(room(10), 1000, 131_072, 16) == 1000
 
 
-def test_what_would_fit_is_said_and_does() -> None:
-    with pytest.raises(EngineError, match=r"takes 24\.4 GiB") as caught:
+def test_error_names_a_pool_size_that_fits() -> None:
+    with pytest.raises(EngineError, match=r"needs 24\.4 GiB") as caught:
         kv_tokens_on(room(10), 200_000, 131_072, 16)
-    most = int(str(caught.value).rsplit(" ", 1)[1])
+    maximum = int(str(caught.value).rsplit(" ", 1)[1])
     assert "Lower --kv-tokens" in str(caught.value)
-    assert kv_tokens_on(room(10), most, 131_072, 16) == most
+    assert kv_tokens_on(room(10), maximum, 131_072, 16) == maximum
 
 
-def test_a_pool_of_no_block_is_refused() -> None:
-    with pytest.raises(EngineError, match=r"no room for a KV cache: 0\.00 of 80\.0 GiB"):
+def test_pool_without_a_block_is_rejected() -> None:
+    with pytest.raises(EngineError, match=r"no memory is left for the KV cache: 0\.00 of 80\.0 GiB"):
         kv_tokens_on(room(0.001), 0, 131_072, 16)
 
 
-def test_a_layer_stays_within_what_its_offsets_reach() -> None:
-    """The kernels count the numbers of a layer's keys in 32 bits."""
-    assert kv_tokens_on(room(79), 0, 64, 16, layer_numbers=1024) * 1024 < 2**31
-    with pytest.raises(EngineError, match="reach 2097120 tokens"):
-        kv_tokens_on(room(79), 3_000_000, 64, 16, layer_numbers=1024)
+def test_pool_stays_within_32_bit_offsets() -> None:
+    """Check the bound: the kernels count the elements of a layer's keys in 32 bits."""
+    assert kv_tokens_on(room(79), 0, 64, 16, key_elements=1024) * 1024 < 2**31
+    with pytest.raises(EngineError, match="can address 2097120 tokens"):
+        kv_tokens_on(room(79), 3_000_000, 64, 16, key_elements=1024)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-@pytest.mark.parametrize("wanted", ["cuda", "cuda:1"])
-def test_a_gpu_that_is_not_there_is_refused(wanted: str) -> None:
-    with pytest.raises(EngineError, match=f"--device {wanted} cannot be had: .*--device cpu"):
-        choose_device(wanted)
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_missing_gpu_is_rejected(name: str) -> None:
+    with pytest.raises(EngineError, match=f"--device {name} is not available: .*--device cpu"):
+        choose_device(name)
 
 
-def test_the_cpu_is_always_there() -> None:
+def test_cpu_is_always_available() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -83,14 +83,14 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, named: str | None, seen:
         ("cuda = None\n", False),
     ],
 )
-def test_a_torch_without_cuda_uses_no_gpu(version: str, has: bool) -> None:
-    """Else a machine with GPUs and a torch for CPUs would not start, where it can serve on the CPU."""
+def test_torch_without_cuda_uses_no_gpu(version: str, has: bool) -> None:
+    """Otherwise a machine with GPUs and a CPU-only torch would not start, although it can serve on the CPU."""
     assert torch_has_cuda(version) == has
 
 
-def test_what_is_installed_says_the_same_as_torch() -> None:
+def test_installed_torch_agrees() -> None:
     assert torch_has_cuda() == (torch.version.cuda is not None)
 
 
-def test_a_machine_without_devices(tmp_path: Path) -> None:
+def test_machine_without_device_files_has_no_gpus(tmp_path: Path) -> None:
     assert visible_gpus({}, tmp_path / "none") == 0

@@ -1,4 +1,4 @@
-"""engine/doctor.py and `myna doctor`"""
+"""Tests of engine/doctor.py and `myna doctor`."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from engine.kernels.cpu import CpuKernels
 from engine.kernels.reference import TorchKernels
 
 
-def test_it_says_what_runs_and_that_it_is_right() -> None:
+def test_report_names_the_kernels_and_passes() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "doctor", "--json"], capture_output=True, text=True, check=True
     )
@@ -26,21 +26,21 @@ def test_it_says_what_runs_and_that_it_is_right() -> None:
     assert all(speed["value"] > 0 for speed in report["speeds"])
 
 
-def test_without_a_compiler_it_says_why_not_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_explains_missing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
     report = doctor.examine(tmp_path)
     assert report.kernels.startswith("torch")
     assert any("no-compiler" in reason for reason in report.because)
     assert report.healthy
-    assert "no-compiler" in doctor.as_text(report)
+    assert "no-compiler" in doctor.format_report(report)
 
 
-def test_wrong_results_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: TorchKernels, x: torch.Tensor, weight: object) -> torch.Tensor:
+def test_wrong_results_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def return_wrong_result(self: TorchKernels, x: torch.Tensor, weight: object) -> torch.Tensor:
         return right(self, x, weight) * 1.05
 
     right = CpuKernels.linear
-    monkeypatch.setattr(CpuKernels, "linear", wrong)
+    monkeypatch.setattr(CpuKernels, "linear", return_wrong_result)
     report = doctor.examine(Path(default_cache()))
     assert not report.healthy
-    assert "WRONG linear layer" in doctor.as_text(report)
+    assert "WRONG linear layer" in doctor.format_report(report)

@@ -1,4 +1,4 @@
-"""engine/engine.py: the whole engine on the real model, held against transformers."""
+"""Tests of engine/engine.py: the whole engine on the real model, compared with transformers."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,11 +21,13 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
 
 @pytest.fixture(scope="session")
 def reference(gguf_file: Path) -> Any:
-    """The same checkpoint in transformers, read by transformers' own GGUF loader, in float32."""
+    """Load the same checkpoint with transformers' own GGUF loader, in float32."""
     import gguf
     from transformers import AutoModelForCausalLM
 
-    with pytest.MonkeyPatch.context() as patch:  # it reads the file twice, and makes one table hundreds of times
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # the loader reads the file twice, and builds one table hundreds of times
         for name in ("GGUFReader", "get_tensor_name_map"):
             patch.setattr(gguf, name, cache(getattr(gguf, name)))
         model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
@@ -38,28 +40,28 @@ def prompts(exact_engine: Engine) -> list[list[int]]:
 
 
 @pytest.fixture(scope="session")
-def together(exact_engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
-    """What the exact engine answers to all of them in one batch."""
-    return run(exact_engine, prompts, GREEDY, interactive=False)  # in whole steps: these kernels are slow
+def batch_answers(exact_engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+    """Return the answers of the float32 engine to all prompts in one batch."""
+    return run(exact_engine, prompts, GREEDY, interactive=False)  # in full steps: these kernels are slow
 
 
 @pytest.fixture(scope="session")
-def continuations(
-    exact_engine: Engine, reference: Any, prompts: list[list[int]], together: list[list[int]]
+def reference_answers(
+    exact_engine: Engine, reference: Any, prompts: list[list[int]], batch_answers: list[list[int]]
 ) -> list[list[int]]:
-    """What transformers says comes next at each place of the exact engine's answers, up to its end token.
+    """Return the token that transformers predicts at each place of the float32 engine's answers, up to the end token.
 
-    Answers are equal to these exactly if they are what transformers' greedy `generate` answers, and one pass over each
-    tells it.
+    The answers equal these tokens exactly if they equal the output of transformers' greedy `generate`, and one pass
+    over each answer suffices.
     """
     (end,) = exact_engine.tokenizer.eos_ids
-    continuations = []
-    for prompt, answer in zip(prompts, together, strict=True):
+    reference_answers = []
+    for prompt, answer in zip(prompts, batch_answers, strict=True):
         with torch.inference_mode():
             logits = reference(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
         says = logits.argmax(-1).tolist()
-        continuations.append(says[: says.index(end) + 1] if end in says else says)
-    return continuations
+        reference_answers.append(says[: says.index(end) + 1] if end in says else says)
+    return reference_answers
 
 
 def run(
@@ -69,7 +71,7 @@ def run(
     *,
     interactive: bool = True,
 ) -> list[list[int]]:
-    """All prompts in one batch; the tokens of each answer."""
+    """Run all prompts in one batch, and return the tokens of each answer."""
     each = sampling if isinstance(sampling, list) else [sampling] * len(prompts)
     for index, (tokens, one) in enumerate(zip(prompts, each, strict=True)):
         engine.fill(index, tokens, interactive=interactive)
@@ -88,47 +90,49 @@ def run(
 
 @pytest.fixture
 def step_tokens() -> Iterator[Callable[[Engine, int], None]]:
-    """Sets an engine's token budget for one test."""
+    """Set an engine's token budget for one test."""
     changed: list[tuple[Engine, StepScheduler]] = []
 
     def set_budget(engine: Engine, tokens: int) -> None:
-        changed.append((engine, engine._planner))
-        engine._planner = StepScheduler(engine.cache, tokens, engine.config.max_batch)
+        changed.append((engine, engine._scheduler))
+        engine._scheduler = StepScheduler(engine.cache, tokens, engine.config.max_batch)
 
     yield set_budget
     for engine, planner in changed:
-        engine._planner = planner
+        engine._scheduler = planner
 
 
-# float32: token for token what transformers says
+# float32: equal to transformers token for token
 
 
-def test_greedy_text_is_transformers_in_one_batch(together: list[list[int]], continuations: list[list[int]]) -> None:
-    assert together == continuations
-
-
-def test_greedy_text_is_transformers_one_by_one(
-    exact_engine: Engine, prompts: list[list[int]], continuations: list[list[int]]
+def test_greedy_text_equals_transformers_in_one_batch(
+    batch_answers: list[list[int]], reference_answers: list[list[int]]
 ) -> None:
-    # all of the prompts were run before: their prefixes are reused
-    for tokens, wanted in zip(prompts[::3], continuations[::3], strict=True):
-        assert run(exact_engine, [tokens], GREEDY) == [wanted]
+    assert batch_answers == reference_answers
 
 
-def test_greedy_text_is_transformers_without_prefix_reuse_and_in_odd_chunks(
-    prompts: list[list[int]], continuations: list[list[int]]
+def test_greedy_text_equals_transformers_one_by_one(
+    exact_engine: Engine, prompts: list[list[int]], reference_answers: list[list[int]]
+) -> None:
+    # all prompts ran before, so their prefixes are reused
+    for tokens, expected in zip(prompts[::3], reference_answers[::3], strict=True):
+        assert run(exact_engine, [tokens], GREEDY) == [expected]
+
+
+def test_greedy_text_equals_transformers_without_prefix_reuse_in_odd_chunks(
+    prompts: list[list[int]], reference_answers: list[list[int]]
 ) -> None:
     engine = Engine(EngineConfig(kv_tokens=16_384, dtype="float32", prefix_sharing=False, step_tokens=37))
-    assert run(engine, prompts[1::3], GREEDY) == continuations[1::3]
+    assert run(engine, prompts[1::3], GREEDY) == reference_answers[1::3]
 
 
-# bfloat16, as served: bit for bit the same in any company
+# bfloat16, as served: bit for bit the same in any batch
 
 
 @pytest.mark.usefixtures("batch_invariant")
 def test_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[list[int]]) -> None:
-    together = run(engine, prompts, GREEDY)
-    assert [run(engine, [tokens], GREEDY)[0] for tokens in prompts] == together
+    batch_answers = run(engine, prompts, GREEDY)
+    assert [run(engine, [tokens], GREEDY)[0] for tokens in prompts] == batch_answers
 
 
 @pytest.mark.usefixtures("batch_invariant")
@@ -138,7 +142,7 @@ def test_text_does_not_depend_on_chunks(
 ) -> None:
     whole = run(engine, prompts[:8], GREEDY)
     step_tokens(engine, budget)
-    # another scope: nothing is found in the tree, everything is computed in these chunks
+    # another scope: the tree holds nothing, so everything is computed in these chunks
     for index, tokens in enumerate(prompts[:8]):
         engine.fill(index, tokens, scope=f"chunks of {budget}")
         engine.generate(index, GREEDY)
@@ -154,9 +158,9 @@ def test_text_does_not_depend_on_chunks(
 @pytest.mark.usefixtures("batch_invariant")
 def test_seeded_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[list[int]]) -> None:
     seeded = [SamplingParams(max_tokens=16, seed=index, top_p=0.95) for index in range(len(prompts))]
-    together = run(engine, prompts, seeded)
-    assert [run(engine, [prompts[i]], [seeded[i]])[0] for i in range(len(prompts))] == together
-    assert together != run(
+    batch_answers = run(engine, prompts, seeded)
+    assert [run(engine, [prompts[i]], [seeded[i]])[0] for i in range(len(prompts))] == batch_answers
+    assert batch_answers != run(
         engine,
         prompts,
         [SamplingParams(max_tokens=16, seed=99 + s.seed, top_p=0.95) for s in seeded if s.seed is not None],
@@ -164,12 +168,12 @@ def test_seeded_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[
 
 
 def test_bfloat16_agrees_with_the_exact_model(
-    engine: Engine, reference: Any, prompts: list[list[int]], continuations: list[list[int]]
+    engine: Engine, reference: Any, prompts: list[list[int]], reference_answers: list[list[int]]
 ) -> None:
-    """Along the exact model's own continuations; the figures stand in docs/engine.md."""
+    """Compare along the float32 model's own continuations; the figures are in docs/engine.md."""
     same = positions = 0
     gaps = []
-    for prompt, answer in zip(prompts, continuations, strict=True):
+    for prompt, answer in zip(prompts, reference_answers, strict=True):
         with torch.inference_mode():
             exact = reference(torch.tensor([prompt + answer]), logits_to_keep=len(answer) + 1).logits[0, :-1]
         got = teacher_forced(engine, prompt, answer)
@@ -186,7 +190,7 @@ def test_bfloat16_agrees_with_the_exact_model(
 
 
 def teacher_forced(engine: Engine, prompt: list[int], answer: list[int]) -> list[int]:
-    """The engine's likeliest token at each place of `answer`, given everything before it."""
+    """Return the engine's most likely token at each place of `answer`, given all tokens before it."""
     choices = []
     one = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
     for length in range(len(answer)):
@@ -212,7 +216,7 @@ def collect(engine: Engine, context: int) -> tuple[list[int], str, str | None]:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_filling_in_pieces_is_filling_at_once(engine: Engine, prompts: list[list[int]]) -> None:
+def test_fill_in_pieces_equals_one_fill(engine: Engine, prompts: list[list[int]]) -> None:
     tokens = prompts[15]
     (whole,) = run(engine, [tokens], GREEDY)
     ends = [0, 5, 16, 40, len(tokens)]
@@ -226,7 +230,7 @@ def test_filling_in_pieces_is_filling_at_once(engine: Engine, prompts: list[list
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_generated_tokens_stay_and_can_be_gone_on_from(engine: Engine, prompts: list[list[int]]) -> None:
+def test_generated_tokens_remain_for_the_next_fill(engine: Engine, prompts: list[list[int]]) -> None:
     tokens, more = prompts[2], engine.tokenizer.encode(" And another one:")
     engine.fill(1, tokens)
     engine.generate(1, SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True))
@@ -240,14 +244,16 @@ def test_generated_tokens_stay_and_can_be_gone_on_from(engine: Engine, prompts: 
 
 @pytest.mark.usefixtures("batch_invariant")
 @pytest.mark.parametrize("stop", ["the", "e", " ", "th", "."])
-def test_what_a_stop_string_cuts_off_does_not_stay(engine: Engine, prompts: list[list[int]], stop: str) -> None:
+def test_text_cut_by_a_stop_string_is_removed_from_the_context(
+    engine: Engine, prompts: list[list[int]], stop: str
+) -> None:
     more = engine.tokenizer.encode(", and so")
     for prompt in prompts[:4]:
         engine.fill(1, prompt)
         engine.generate(1, SamplingParams(temperature=0.0, max_tokens=40, stop=(stop,)))
         _, text, _ = collect(engine, 1)
         engine.check_integrity()
-        held = list(engine._contexts[1].tokens)
+        held = list(engine._sequences[1].tokens)
         assert held[: len(prompt)] == prompt
         assert engine.tokenizer.decode(held[len(prompt) :], skip_special=False) == text
         engine.fill(1, more)
@@ -258,7 +264,7 @@ def test_what_a_stop_string_cuts_off_does_not_stay(engine: Engine, prompts: list
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_forks_go_their_own_ways(engine: Engine, prompts: list[list[int]]) -> None:
+def test_forks_are_independent(engine: Engine, prompts: list[list[int]]) -> None:
     tokens = prompts[3]
     tails = [engine.tokenizer.encode(tail) for tail in (" Be brief.", " Use an example.", "")]
     engine.fill(1, tokens)
@@ -280,7 +286,7 @@ def test_forks_go_their_own_ways(engine: Engine, prompts: list[list[int]]) -> No
     assert list(answers.values()) == run(engine, [tokens + tail for tail in tails], GREEDY)
 
 
-def test_a_fill_says_how_much_it_found(engine: Engine, prompts: list[list[int]]) -> None:
+def test_fill_reports_cached_tokens(engine: Engine, prompts: list[list[int]]) -> None:
     tokens = prompts[16]
     reports = []
     for context in (1, 2):
@@ -294,16 +300,16 @@ def test_a_fill_says_how_much_it_found(engine: Engine, prompts: list[list[int]])
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_the_same_text_under_memory_pressure(engine: Engine, prompts: list[list[int]]) -> None:
+def test_text_is_the_same_under_memory_pressure(engine: Engine, prompts: list[list[int]]) -> None:
     small = Engine(EngineConfig(kv_tokens=1536, step_tokens=128))
     few = [tokens for tokens in prompts if len(tokens) < 900]
     assert run(small, few, GREEDY) == run(engine, few, GREEDY)
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_steps_that_overlap_change_nothing(engine: Engine, prompts: list[list[int]], overlapping: None) -> None:
-    """All that a request can ask for, beside others: what each is told, as if step came after step."""
-    asked = [
+def test_overlapping_steps_change_no_update(engine: Engine, prompts: list[list[int]], overlapping: None) -> None:
+    """Requests with all parameters, next to each other, get the same updates as without overlap."""
+    requested = [
         SamplingParams(temperature=0.0, max_tokens=12),
         SamplingParams(temperature=1.0, seed=5, max_tokens=12, logprobs=True, top_logprobs=3),
         SamplingParams(temperature=0.0, max_tokens=20, stop=(".", " the")),
@@ -313,52 +319,52 @@ def test_steps_that_overlap_change_nothing(engine: Engine, prompts: list[list[in
         SamplingParams(temperature=0.0, max_tokens=1),
         SamplingParams(temperature=0.0, max_tokens=8, logit_bias={30: -100.0}, ignore_eos=True),
     ]
-    groups = [asked[:4], asked[4:], [asked[at] for at in (0, 1, 2, 3, 6, 7)], asked]
+    groups = [requested[:4], requested[4:], [requested[position] for position in (0, 1, 2, 3, 6, 7)], requested]
 
-    def told(overlap: bool) -> list[Any]:
+    def updates_of(overlap: bool) -> list[Any]:
         engine._overlap = overlap
         found = []
         for group in groups:
-            for at, sampling in enumerate(group):
-                engine.fill(at, prompts[at % len(prompts)])
-                engine.generate(at, sampling)
-            lines: dict[int, list[Any]] = {at: [] for at in range(len(group))}
+            for position, sampling in enumerate(group):
+                engine.fill(position, prompts[position % len(prompts)])
+                engine.generate(position, sampling)
+            lines: dict[int, list[Any]] = {position: [] for position in range(len(group))}
             while engine.has_work:
                 for update in engine.step():
                     if update.tokens:
                         lines[update.context].append((update.tokens, update.text, update.finish, update.logprobs))
                 engine.check_integrity()
-            texts = [list(engine._contexts[at].tokens) for at in range(len(group))]
-            for at in range(len(group)):
-                engine.free_context(at)
+            texts = [list(engine._sequences[position].tokens) for position in range(len(group))]
+            for position in range(len(group)):
+                engine.free_context(position)
             found.append((lines, texts))
         return found
 
-    assert told(True) == told(False)
+    assert updates_of(True) == updates_of(False)
 
 
 @pytest.fixture
 def overlapping(engine: Engine) -> Iterator[None]:
-    """The engine as it was, afterwards."""
+    """Restore the engine after the test."""
     before = engine._overlap
     yield
     engine._overlap = before
 
 
-def test_a_step_is_begun_before_the_one_before_it_is_read(
+def test_overlapping_step_starts_before_the_previous_one_is_read(
     engine: Engine, prompts: list[list[int]], overlapping: None
 ) -> None:
     engine._overlap = True
     engine.fill(1, prompts[0])
     engine.generate(1, SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))
-    assert engine.step() == [], "the prompt's step has only been begun"
+    assert engine.step() == [], "the prompt's step has only started"
     seen = [sum(len(update.tokens) for update in engine.step()) for _ in range(4)]
     assert seen == [1, 1, 1, 1]
-    assert not engine.has_work, "no step was begun for a token that may not come"
+    assert not engine.has_work, "no step started for a token beyond the limit"
     engine.free_context(1)
 
 
-def test_freeing_ends_what_runs_within_a_step(engine: Engine, prompts: list[list[int]]) -> None:
+def test_free_takes_effect_within_a_step(engine: Engine, prompts: list[list[int]]) -> None:
     free = engine.free_tokens
     engine.fill(1, prompts[0])
     engine.generate(1, SamplingParams(max_tokens=500, ignore_eos=True))
@@ -370,7 +376,7 @@ def test_freeing_ends_what_runs_within_a_step(engine: Engine, prompts: list[list
     engine.free_context(1)
 
 
-# refusals
+# rejected commands
 
 
 @pytest.mark.parametrize(
@@ -384,7 +390,9 @@ def test_freeing_ends_what_runs_within_a_step(engine: Engine, prompts: list[list
         ([5], SamplingParams(stop_token_ids=(99_999,)), "bad_token"),
     ],
 )
-def test_what_cannot_be_done_is_refused(engine: Engine, tokens: list[int], sampling: SamplingParams, code: str) -> None:
+def test_impossible_commands_are_rejected(
+    engine: Engine, tokens: list[int], sampling: SamplingParams, code: str
+) -> None:
     with pytest.raises(ContextError) as refusal:
         engine.fill(1, tokens)
         engine.generate(1, sampling)
@@ -393,21 +401,21 @@ def test_what_cannot_be_done_is_refused(engine: Engine, tokens: list[int], sampl
     assert not engine.has_work
 
 
-def test_commands_out_of_order_are_refused(engine: Engine, prompts: list[list[int]]) -> None:
-    with pytest.raises(ContextError, match="no context 5"):
+def test_commands_out_of_order_are_rejected(engine: Engine, prompts: list[list[int]]) -> None:
+    with pytest.raises(ContextError, match="context 5 does not exist"):
         engine.generate(5, GREEDY)
     engine.fill(1, prompts[0])
     engine.generate(1, GREEDY)
     with pytest.raises(ContextError, match="is generating"):
         engine.fill(1, [5])
-    with pytest.raises(ContextError, match="generating already"):
+    with pytest.raises(ContextError, match="already generating"):
         engine.generate(1, GREEDY)
-    with pytest.raises(ContextError, match="cannot be forked into"):
+    with pytest.raises(ContextError, match="exists already"):
         engine.fill(1, [], parent=1)
     engine.free_context(1)
 
 
-def test_an_answer_ends_at_the_window(tiny_engine: Engine) -> None:
+def test_generation_ends_at_the_window(tiny_engine: Engine) -> None:
     window = tiny_engine.info.window
     tiny_engine.fill(1, [3 + i % 50 for i in range(window - 3)])
     tiny_engine.generate(1, SamplingParams(ignore_eos=True))
@@ -416,7 +424,7 @@ def test_an_answer_ends_at_the_window(tiny_engine: Engine) -> None:
     tiny_engine.free_context(1)
 
 
-def test_a_step_that_fails_says_so_and_leaves_nothing_behind(
+def test_failed_step_is_reported_and_leaves_no_state(
     engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> Any:
@@ -436,7 +444,7 @@ def test_a_step_that_fails_says_so_and_leaves_nothing_behind(
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_nan_logits_fail_the_request_that_has_them(
+def test_nan_logits_fail_only_their_request(
     engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = engine.decoder.forward
@@ -447,7 +455,7 @@ def test_nan_logits_fail_the_request_that_has_them(
             logits[0] = float(np.nan)
         return logits
 
-    (wanted,) = run(engine, [prompts[1]], GREEDY)
+    (expected,) = run(engine, [prompts[1]], GREEDY)
     monkeypatch.setattr(engine.decoder, "forward", poisoned)
     for context in (1, 2):
         engine.fill(context, prompts[context - 1])
@@ -461,5 +469,5 @@ def test_nan_logits_fail_the_request_that_has_them(
                 answer += update.tokens
     engine.free_context(2)
     assert errors == {1: "bad_logits"}
-    assert answer == wanted
+    assert answer == expected
     engine.check_integrity()

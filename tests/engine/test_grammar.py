@@ -1,4 +1,4 @@
-"""engine/grammar.py: texts that fit, whatever the model would have liked to say."""
+"""Tests of engine/grammar.py: texts match their constraint, whatever the model predicts."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def text_of(engine: Engine, prompt: str, **sampling: Any) -> tuple[str, str | No
 
 
 @pytest.mark.parametrize("schema", ["true", " true\n", "{}"])
-def test_a_schema_that_holds_nothing_back(tiny_engine: Engine, schema: str) -> None:
+def test_schema_without_constraints(tiny_engine: Engine, schema: str) -> None:
     updates = list(
         tiny_engine.stream([40, 41], SamplingParams(json_schema=schema, max_tokens=200, temperature=1.0, seed=3))
     )
@@ -46,7 +46,7 @@ def test_a_schema_that_holds_nothing_back(tiny_engine: Engine, schema: str) -> N
 
 
 @pytest.mark.parametrize("schema", ["false", "[1]", "3", '"x"', "null", "{", "", '{"type": 5}', '{"$ref": "#/nope"}'])
-def test_a_schema_that_is_none_is_refused(tiny_engine: Engine, schema: str) -> None:
+def test_invalid_schema_is_rejected(tiny_engine: Engine, schema: str) -> None:
     with pytest.raises(ContextError) as refused:
         list(tiny_engine.stream([40, 41], SamplingParams(json_schema=schema, max_tokens=20)))
     assert refused.value.code == "bad_grammar"
@@ -55,18 +55,18 @@ def test_a_schema_that_is_none_is_refused(tiny_engine: Engine, schema: str) -> N
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("pattern", [r"[0-9]{3}-[a-z]{2,5}", r"(yes|no)", r"ä+ß?\.", r"\d{4}-\d{2}-\d{2}"])
-def test_the_whole_text_matches(engine: Engine, pattern: str, temperature: float) -> None:
+def test_whole_text_matches_the_regex(engine: Engine, pattern: str, temperature: float) -> None:
     for seed in range(3 if temperature else 1):
         text, finish = text_of(engine, "Say:", regex=pattern, temperature=temperature, seed=seed, max_tokens=400)
         if finish == "stop":
             assert re.fullmatch(pattern, text), text
         else:
             assert finish == "length"
-            assert "+" in pattern, "only that one may go on for ever"
+            assert "+" in pattern, "only that regex may continue forever"
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
-def test_json_is_valid_and_ends_by_itself(engine: Engine, ignore_eos: bool) -> None:
+def test_json_is_valid_and_ends(engine: Engine, ignore_eos: bool) -> None:
     for seed in range(3):
         text, finish = text_of(
             engine,
@@ -83,18 +83,18 @@ def test_json_is_valid_and_ends_by_itself(engine: Engine, ignore_eos: bool) -> N
         assert 0 <= value["age"] <= 150
         assert value["kind"] in ("cat", "dog")
         assert len(value["tags"]) <= 2
-        assert "\n" not in text, "there is one way to write it"
+        assert "\n" not in text, "each value has one spelling"
 
 
-def test_a_text_cut_short_says_so(engine: Engine) -> None:
+def test_text_cut_at_the_limit_finishes_with_length(engine: Engine) -> None:
     assert text_of(engine, "Go", regex="x{50}", temperature=0.0, max_tokens=3)[1] == "length"
 
 
-def test_a_grammar_says_when_a_text_ends(engine: Engine) -> None:
+def test_grammar_decides_when_the_text_ends(engine: Engine) -> None:
     assert text_of(engine, "Go", regex="yes", temperature=0.0, min_tokens=30) == ("yes", "stop")
 
 
-def test_others_in_the_step_are_not_touched(engine: Engine) -> None:
+def test_other_rows_of_the_step_are_unconstrained(engine: Engine) -> None:
     alone, _ = text_of(engine, "Once upon a time", temperature=0.0, max_tokens=12)
     for context, sampling in (
         (1001, SamplingParams(max_tokens=12, temperature=0.0)),
@@ -113,7 +113,7 @@ def test_others_in_the_step_are_not_touched(engine: Engine) -> None:
         assert texts[1001] == alone
 
 
-def test_what_is_no_grammar_is_refused(engine: Engine) -> None:
+def test_invalid_grammar_is_rejected(engine: Engine) -> None:
     with pytest.raises(ContextError, match="regex"):
         text_of(engine, "Go", regex="([")
 
@@ -123,23 +123,25 @@ FORCED = {"const": "the quick brown fox jumps over the lazy dog, and once more o
 
 
 def answers_of(engine: Engine, samplings: list[SamplingParams], prompt: list[int]) -> list[list[Update]]:
-    """What each of some generations in one batch is told."""
-    told: dict[int, list[Update]] = {2000 + at: [] for at in range(len(samplings))}
-    for context, sampling in zip(told, samplings, strict=True):
+    """Return the updates of some generations in one batch."""
+    received: dict[int, list[Update]] = {2000 + index: [] for index in range(len(samplings))}
+    for context, sampling in zip(received, samplings, strict=True):
         engine.fill(context, prompt)
         engine.generate(context, sampling)
     while engine.has_work:
         for update in engine.step():
-            told[update.context] += [update] if update.tokens or update.error else []
+            received[update.context] += [update] if update.tokens or update.error else []
     engine.check_integrity()
-    for context, updates in told.items():
-        if updates[-1].finish == "length":  # else it was put right for whoever goes on behind it
-            assert engine._contexts[context].tokens == prompt + [token for update in updates for token in update.tokens]
+    for context, updates in received.items():
+        if updates[-1].finish == "length":  # otherwise the engine corrected it for a later fill
+            assert engine._sequences[context].tokens == prompt + [
+                token for update in updates for token in update.tokens
+            ]
         engine.free_context(context)
-    return list(told.values())
+    return list(received.values())
 
 
-def test_tokens_without_a_choice_are_taken_together(engine: Engine) -> None:
+def test_forced_tokens_are_appended_together(engine: Engine) -> None:
     [updates] = answers_of(engine, [SamplingParams(json_schema=json.dumps(FORCED), temperature=0.0)], [40, 41])
     tokens = [token for update in updates for token in update.tokens]
     assert "".join(update.text for update in updates) == engine.tokenizer.decode(tokens) == json.dumps(FORCED["const"])
@@ -149,7 +151,9 @@ def test_tokens_without_a_choice_are_taken_together(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("sampling", [{"logprobs": True}, {"logit_bias": {100: 1.0}}])
-def test_they_are_asked_for_one_by_one_where_the_model_is_to_say_more(engine: Engine, sampling: dict[str, Any]) -> None:
+def test_forced_tokens_run_the_model_if_logprobs_or_bias_are_requested(
+    engine: Engine, sampling: dict[str, Any]
+) -> None:
     one = SamplingParams(json_schema=json.dumps(FORCED), temperature=0.0, **sampling)
     [updates] = answers_of(engine, [one], [40, 41])
     assert "".join(update.text for update in updates) == json.dumps(FORCED["const"])
@@ -157,7 +161,7 @@ def test_they_are_asked_for_one_by_one_where_the_model_is_to_say_more(engine: En
 
 
 @pytest.mark.parametrize("most", range(1, 12))
-def test_they_end_where_the_answer_does(engine: Engine, most: int) -> None:
+def test_forced_tokens_end_with_the_generation(engine: Engine, most: int) -> None:
     [updates] = answers_of(
         engine, [SamplingParams(json_schema=json.dumps(FORCED), temperature=0.0, max_tokens=most)], [40, 41]
     )
@@ -168,7 +172,7 @@ def test_they_end_where_the_answer_does(engine: Engine, most: int) -> None:
 
 
 @pytest.mark.parametrize("stop", ["brown", "own f", " lazy dog, and"])
-def test_a_stop_string_is_found_in_them(engine: Engine, stop: str) -> None:
+def test_stop_string_in_forced_tokens_is_found(engine: Engine, stop: str) -> None:
     one = SamplingParams(json_schema=json.dumps(FORCED), temperature=0.0, stop=(stop,))
     [updates] = answers_of(engine, [one], [40, 41])
     assert "".join(update.text for update in updates) == json.dumps(FORCED["const"]).partition(stop)[0]
@@ -176,10 +180,10 @@ def test_a_stop_string_is_found_in_them(engine: Engine, stop: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [{"step_tokens": 8}, {"step_tokens": 64, "kv_tokens": 96}, {"max_batch": 3}])
-def test_many_have_them_at_once(tiny_engine: Engine, shape: dict[str, Any]) -> None:
-    """More than a step, a batch or the pool takes; each gets its own text, and others go on beside."""
+def test_many_sequences_with_forced_tokens(tiny_engine: Engine, shape: dict[str, Any]) -> None:
+    """More sequences than a step, a batch or the pool holds; each gets its own text, next to unconstrained ones."""
     engine = Engine(msgspec.structs.replace(tiny_engine.config, **shape))
-    texts = [f"number {at}: {'abc ' * at}" for at in range(8)]
+    texts = [f"number {index}: {'abc ' * index}" for index in range(8)]
     fixed = [SamplingParams(json_schema=json.dumps({"const": text}), temperature=0.0) for text in texts]
     *answers, other = answers_of(
         engine, [*fixed, SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)], [40, 41]
@@ -192,7 +196,7 @@ def test_many_have_them_at_once(tiny_engine: Engine, shape: dict[str, Any]) -> N
 
 
 PATTERNS = [
-    "(ä|ö)x",  # what is forced begins in the middle of a character
+    "(ä|ö)x",  # the forced text begins inside a character
     "(日|旦)本語(です|でした)",
     "🙂(🙃|🙂){2}done",
     "naïve (café|cafetière) für (Größe|Größen)",
@@ -203,7 +207,7 @@ PATTERNS = [
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_texts_are_whole_whatever_is_chosen_between_what_is_forced(tokenizer: Tokenizer, pattern: str) -> None:
+def test_text_between_forced_tokens_is_complete(tokenizer: Tokenizer, pattern: str) -> None:
     grammars, random, forced = Grammars(tokenizer), np.random.default_rng(0), 0
     for _ in range(20):
         matcher = grammars.matcher(SamplingParams(regex=pattern))
@@ -234,7 +238,7 @@ FORMS: list[tuple[dict[str, str], list[str], list[str]]] = [
 
 
 def accepts(tokenizer: Tokenizer, text: str, **sampling: Any) -> bool:
-    """Whether the text can come, and can end there."""
+    """Return whether the grammar accepts the whole text."""
     matcher = Grammars(tokenizer).matcher(SamplingParams(**sampling))
     assert matcher is not None
     for token in tokenizer.encode(text):
@@ -246,18 +250,20 @@ def accepts(tokenizer: Tokenizer, text: str, **sampling: Any) -> bool:
 
 
 @pytest.mark.parametrize(("form", "good", "bad"), FORMS)
-def test_thoughts_may_come_before_a_form(
+def test_reasoning_may_precede_constrained_text(
     tokenizer: Tokenizer, form: dict[str, str], good: list[str], bad: list[str]
 ) -> None:
     thoughts = ["</think>", "Hm</think>\n\n", "\n{x} <th </thin k>\n</think>\n"]
     for text in good:
         assert accepts(tokenizer, text, **form)
         assert accepts(tokenizer, text, **form, thinks="perhaps")
-        assert not accepts(tokenizer, f"\n{text}", **form, thinks="perhaps"), "where none come it is the form alone"
+        assert not accepts(tokenizer, f"\n{text}", **form, thinks="perhaps"), (
+            "without reasoning, the text is the constrained answer alone"
+        )
         for thought in thoughts:
             assert accepts(tokenizer, thought + text, **form, thinks="begun")
             assert accepts(tokenizer, f"<think>{thought}{text}", **form, thinks="perhaps")
-            assert not accepts(tokenizer, thought, **form, thinks="begun"), "the answer is still to come"
+            assert not accepts(tokenizer, thought, **form, thinks="begun"), "the answer has not come yet"
     for text in bad:
         for before, thinks in (("", "perhaps"), ("<think>\nHm</think>\n\n", "perhaps"), ("Hm</think>\n\n", "begun")):
             assert not accepts(tokenizer, before + text, **form, thinks=thinks)
@@ -273,13 +279,13 @@ def test_thoughts_may_come_before_a_form(
         {"grammar": "start"},
     ],
 )
-def test_a_form_that_is_none_is_refused_behind_thoughts_as_well(tiny_engine: Engine, form: dict[str, Any]) -> None:
+def test_invalid_grammar_with_reasoning_is_rejected(tiny_engine: Engine, form: dict[str, Any]) -> None:
     with pytest.raises(ContextError) as refused:
         list(tiny_engine.stream([40, 41], SamplingParams(**form, thinks="begun", max_tokens=20)))
     assert refused.value.code == "bad_grammar"
 
 
-def test_a_random_model_ends_where_the_form_does(tiny_engine: Engine) -> None:
+def test_random_model_ends_with_the_grammar(tiny_engine: Engine) -> None:
     for seed in range(20):
         held = SamplingParams(regex="[a-z]{3}", thinks="perhaps", max_tokens=40, temperature=2.0, seed=seed)
         updates = list(tiny_engine.stream([40, 41], held))
@@ -289,8 +295,8 @@ def test_a_random_model_ends_where_the_form_does(tiny_engine: Engine) -> None:
             assert updates[-1].finish == "stop"
 
 
-def test_a_model_thinks_and_then_answers_in_the_form(engine: Engine) -> None:
-    """In a prompt whose answers before did."""
+def test_reasoning_is_followed_by_a_constrained_answer(engine: Engine) -> None:
+    """Use a prompt whose earlier answers contain reasoning."""
     turn = 'Question: What is {a} + {b}?\n<think>\nI add {a} and {b}, which is {c}.\n</think>\n\n{{"sum": {c}}}\n\n'
     before = "".join(turn.format(a=a, b=b, c=a + b) for a, b in ((2, 2), (3, 4), (1, 5), (4, 4)))
     schema = json.dumps({"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]})
@@ -299,7 +305,7 @@ def test_a_model_thinks_and_then_answers_in_the_form(engine: Engine) -> None:
         text, finish = text_of(engine, f"{before}Question: What is 3 + 3?\n{begun}", **how)
         assert finish == "stop"
         thought, end, answer = (begun + text).partition("</think>\n\n")
-        assert thought.startswith("<think>\nI add 3 and 3"), "it was free to"
+        assert thought.startswith("<think>\nI add 3 and 3"), "reasoning was optional"
         assert end
         assert json.loads(answer) == {"sum": 6}
 
@@ -314,7 +320,7 @@ DEAD_ENDS: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("form", DEAD_ENDS)
-def test_a_text_that_cannot_be_finished_fails(tiny_engine: Engine, form: dict[str, Any]) -> None:
+def test_text_that_cannot_be_finished_fails(tiny_engine: Engine, form: dict[str, Any]) -> None:
     with pytest.raises(ContextError) as failed:
         list(tiny_engine.stream([40, 41], SamplingParams(**form, max_tokens=100, temperature=1.0, seed=1)))
     assert failed.value.code in ("grammar_dead_end", "bad_grammar")
@@ -322,8 +328,8 @@ def test_a_text_that_cannot_be_finished_fails(tiny_engine: Engine, form: dict[st
     assert not tiny_engine.has_work
 
 
-def test_a_dead_end_on_the_way_fails_and_is_no_stop(tiny_engine: Engine) -> None:
-    """Behind a comma a name has to come that no text can be."""
+def test_dead_end_fails_the_request(tiny_engine: Engine) -> None:
+    """After a comma a name must follow that no text can be."""
     score = {"score": {"type": "integer", "minimum": 0, "maximum": 9}}
     schema = {"type": "object", "properties": score, "required": ["score"], "additionalProperties": False}
     schema["patternProperties"] = {"^score$": {"type": "integer"}}
@@ -341,8 +347,8 @@ def test_a_dead_end_on_the_way_fails_and_is_no_stop(tiny_engine: Engine) -> None
     assert "grammar_dead_end" in ends
 
 
-def test_a_grammar_without_an_end_does_not_stop(tiny_engine: Engine) -> None:
-    """What it forces is more than one step may look at."""
+def test_endless_grammar_is_bounded(tiny_engine: Engine) -> None:
+    """Force more tokens than one step may process."""
     with pytest.raises(ContextError) as failed:
         list(tiny_engine.stream([40, 41], SamplingParams(grammar='start: a\na: "x" a', max_tokens=30)))
     assert failed.value.code == "grammar_too_complex"
@@ -356,10 +362,10 @@ HARD: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("form", HARD)
-def test_what_one_text_may_cost_is_bounded(
+def test_grammar_time_of_one_text_is_bounded(
     tiny_engine: Engine, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In processor time: the budget is taken away so that it is over at once, where no limit of the library is."""
+    """Set the CPU time budget to 0, so that it is exceeded at once, where no limit of the library applies."""
     monkeypatch.setattr("engine.grammar._BUDGET_SECONDS", 0.0)
     monkeypatch.setattr("engine.grammar._QUICK_SECONDS", 0.0)
     monkeypatch.setattr(tiny_engine._grammars, "_budgets", {})
@@ -368,17 +374,17 @@ def test_what_one_text_may_cost_is_bounded(
         list(tiny_engine.stream([40, 41], SamplingParams(**form, max_tokens=400, temperature=0.0, logit_bias=bias)))
     assert failed.value.code == "grammar_too_complex"
     assert len(str(failed.value)) < 400
-    assert list(tiny_engine.stream([40, 41], SamplingParams(max_tokens=3, ignore_eos=True))), "others go on"
+    assert list(tiny_engine.stream([40, 41], SamplingParams(max_tokens=3, ignore_eos=True))), "other requests continue"
 
 
-def test_others_go_on_while_a_grammar_is_compiled(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_requests_continue_while_a_grammar_compiles(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, release = Grammars._compiled, threading.Event()
 
-    def slowly(self: Grammars, sampling: SamplingParams, budget: _Budget) -> Matcher:
+    def compile_slowly(self: Grammars, sampling: SamplingParams, budget: _Budget) -> Matcher:
         assert release.wait(30)
         return compiled(self, sampling, budget)
 
-    monkeypatch.setattr(Grammars, "_compiled", slowly)
+    monkeypatch.setattr(Grammars, "_compiled", compile_slowly)
     engine = Engine(tiny_engine.config)
     for context, sampling in (
         (1, SamplingParams(regex="[0-9]{3}")),
@@ -396,7 +402,7 @@ def test_others_go_on_while_a_grammar_is_compiled(tiny_engine: Engine, monkeypat
     assert texts[1] == ""
     assert engine.has_work
     engine.generate(2, SamplingParams(regex="[a-z]{3}"))
-    engine.free_context(2)  # while its grammar is still to be compiled
+    engine.free_context(2)  # its grammar is not compiled yet
     release.set()
     while engine.has_work:
         step(engine, texts)
@@ -412,7 +418,7 @@ def step(engine: Engine, texts: dict[int, str]) -> list[Update]:
     return updates
 
 
-def test_a_failure_that_shows_behind_a_token_is_no_stop(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_after_a_token_fails_the_request(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     push = Matcher.push
 
     def fails(matcher: Matcher, token: int) -> bool:
@@ -427,14 +433,14 @@ def test_a_failure_that_shows_behind_a_token_is_no_stop(tiny_engine: Engine, mon
     tiny_engine.check_integrity()
 
 
-def test_scopes_take_turns_to_have_their_grammars_compiled() -> None:
+def test_scopes_take_turns_in_compiling_grammars() -> None:
     jobs = _Jobs()
     for scope in ["a"] * 4 + ["b", "c", "b"]:
         jobs.put(scope, (Future(), SamplingParams(regex=scope)))
     assert "".join(jobs.get()[0] for _ in range(7)) == "abcabaa"
 
 
-def test_a_scope_has_one_budget_which_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scope_has_one_budget_that_refills(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("engine.grammar.time.monotonic", lambda: now)
     grammars = Grammars.__new__(Grammars)
@@ -445,8 +451,8 @@ def test_a_scope_has_one_budget_which_comes_back_with_time(monkeypatch: pytest.M
     assert not mine.spend(1.0)
     assert yours.spend(1.5)
     now = 6.0
-    assert mine.spend(0.0), "0.1 s a second"
+    assert mine.spend(0.0), "0.1 s per second"
     assert not mine.is_full
     now = 100.0
     assert mine.is_full
-    assert not mine.spend(2.5), "and never more than at the beginning"
+    assert not mine.spend(2.5), "never more than at the beginning"

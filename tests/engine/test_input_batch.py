@@ -1,4 +1,4 @@
-"""engine/input_batch.py: arrays kept over thousands of random steps against arrays made anew."""
+"""Tests of engine/input_batch.py: arrays reused over thousands of random steps, compared with new arrays."""
 
 import random
 from typing import Any
@@ -6,43 +6,45 @@ from typing import Any
 from engine.input_batch import InputBatch
 from engine.kv.cache import SCRATCH, KVCache
 from engine.scheduler import Plan, StepScheduler
-from engine.sequence import Context
+from engine.sequence import TokenSequence
 
 SIZE = 4
 
 
-def obvious(plan: Plan) -> dict[str, list[object]]:
-    """What the kernels are to be told of a plan."""
+def expected_arrays(plan: Plan) -> dict[str, list[object]]:
+    """Return the arrays that the kernels need for a plan."""
     chunks = [chunk for chunk in plan.chunks if chunk.end > chunk.start]
-    rows = [(chunk, at) for chunk in chunks for at in range(chunk.start, chunk.end)]
+    rows = [(chunk, position) for chunk in chunks for position in range(chunk.start, chunk.end)]
     return {
         "tokens": [
-            chunk.context.tokens[at] if at < len(chunk.context.tokens) else chunk.drafted[at - chunk.end]
-            for chunk, at in rows
+            chunk.sequence.tokens[position]
+            if position < len(chunk.sequence.tokens)
+            else chunk.drafted[position - chunk.end]
+            for chunk, position in rows
         ],
-        "positions": [at for _, at in rows],
+        "positions": [position for _, position in rows],
         "slots": [
-            SCRATCH * SIZE if chunk.stored else chunk.context.blocks[at // SIZE] * SIZE + at % SIZE
-            for chunk, at in rows
+            SCRATCH * SIZE if chunk.stored else chunk.sequence.blocks[position // SIZE] * SIZE + position % SIZE
+            for chunk, position in rows
         ],
         "starts": [sum(c.end - c.start for c in chunks[:n]) for n in range(len(chunks) + 1)],
         "lengths": [chunk.end for chunk in chunks],
-        "tables": [chunk.context.blocks for chunk in chunks],
+        "tables": [chunk.sequence.blocks for chunk in chunks],
         "wanted": [
-            rows.index((chunk, at))
+            rows.index((chunk, position))
             for chunk in chunks
             if chunk.samples
-            for at in range(chunk.end - 1 - len(chunk.drafted), chunk.end)
+            for position in range(chunk.end - 1 - len(chunk.drafted), chunk.end)
         ],
     }
 
 
 def gathered(arrays: InputBatch, plan: Plan) -> dict[str, list[object]]:
-    tokens, batch, wanted = arrays.gather(plan)
+    tokens, batch, expected = arrays.gather(plan)
     tables = []
     for chunk, row in zip([c for c in plan.chunks if c.end > c.start], batch.block_tables.tolist(), strict=True):
-        held = len(chunk.context.blocks)
-        assert row[held:] == [SCRATCH] * (len(row) - held), "behind a table's end stands the scratch block"
+        held = len(chunk.sequence.blocks)
+        assert row[held:] == [SCRATCH] * (len(row) - held), "a table is padded with the scratch block"
         tables.append(row[:held])
     return {
         "tokens": tokens.tolist(),
@@ -51,66 +53,68 @@ def gathered(arrays: InputBatch, plan: Plan) -> dict[str, list[object]]:
         "starts": batch.query_starts.tolist(),
         "lengths": batch.lengths.tolist(),
         "tables": tables,
-        "wanted": wanted.tolist(),
+        "wanted": expected.tolist(),
     }
 
 
-class Decoding:
-    """All that a planner asks of a generation."""
+class FakeGeneration:
+    """Everything that a scheduler reads of a generation."""
 
-    exhausted, pending, forced = False, 0, 0
-    started = True
+    is_exhausted, pending, forced = False, 0, 0
+    has_started = True
 
 
-class Guesses:
-    """Drafts some tokens for some contexts."""
+class FakeSpeculator:
+    """Drafts random tokens for some sequences."""
 
     def __init__(self, dice: random.Random) -> None:
         self._dice = dice
 
-    def propose(self, decoders: list[Context], rows: int, *, among: int, beside: bool) -> dict[int, list[int]]:
+    def propose(
+        self, decoders: list[TokenSequence], rows: int, *, decoding: int, with_prefill: bool
+    ) -> dict[int, list[int]]:
         drafts = {}
-        for context in decoders:
+        for sequence in decoders:
             count = self._dice.randrange(8)
-            if 0 < count <= rows and len(context.tokens) == context.computed + 1:
-                drafts[context.id] = [self._dice.randrange(9) for _ in range(count)]
+            if 0 < count <= rows and len(sequence.tokens) == sequence.computed + 1:
+                drafts[sequence.id] = [self._dice.randrange(9) for _ in range(count)]
                 rows -= count
         return drafts
 
 
-def test_arrays_that_are_kept_are_those_made_anew() -> None:
+def test_reused_arrays_equal_new_arrays() -> None:
     dice = random.Random(4)
     cache = KVCache(400, SIZE)
-    guesses: Any = Guesses(dice)
-    planner = StepScheduler(cache, step_tokens=48, max_batch=12, speculation=guesses)
+    guesses: Any = FakeSpeculator(dice)
+    planner = StepScheduler(cache, step_tokens=48, max_batch=12, speculator=guesses)
     arrays = InputBatch(48, 12, SIZE)
-    contexts: list[Context] = []
+    contexts: list[TokenSequence] = []
     prefix = [dice.randrange(9) for _ in range(90)]
     widest = kinds = drafted = 0
     for number in range(6000):
         if len(contexts) < 16 and dice.random() < 0.2:
-            one = Context(number, cache, "", dice.random(), number)
+            one = TokenSequence(number, cache, "", dice.random(), number)
             if contexts and dice.random() < 0.3:
                 one.fork_from(dice.choice(contexts))
             one.tokens += prefix[: dice.randrange(90)] + [dice.randrange(9) for _ in range(dice.randrange(1, 12))]
-            one.fills.append(len(one.tokens))
+            one.pending_fills.append(len(one.tokens))
             contexts.append(one)
         plan = planner.plan(contexts)
         if plan.rows:
-            assert gathered(arrays, plan) == obvious(plan)
+            assert gathered(arrays, plan) == expected_arrays(plan)
         kinds |= 1 << any(chunk.stored for chunk in plan.chunks) | 4 * bool(plan.decoding < plan.rows)
-        widest = max(widest, *(len(chunk.context.blocks) for chunk in plan.chunks), 0)
-        if dice.random() < 0.05:  # the step raised
+        widest = max(widest, *(len(chunk.sequence.blocks) for chunk in plan.chunks), 0)
+        if dice.random() < 0.05:  # the step raises
             for chunk in reversed(plan.chunks):
-                chunk.context.abort()
-                chunk.context.drop_blocks()
+                chunk.sequence.abort()
+                chunk.sequence.drop_blocks()
             continue
         for chunk in plan.chunks:
             if not chunk.stored:
-                chunk.context.commit(chunk.end - len(chunk.drafted))
-            one = chunk.context
-            if one.settle_fills() is not None:
-                one.generation = Decoding()  # type: ignore[assignment]  # one that samples
+                chunk.sequence.commit(chunk.end - len(chunk.drafted))
+            one = chunk.sequence
+            if one.finish_fills() is not None:
+                one.generation = FakeGeneration()  # type: ignore[assignment]  # a generation that samples
             if chunk.samples:
                 right = dice.randrange(len(chunk.drafted) + 1)
                 one.tokens += [*chunk.drafted[:right], dice.randrange(9)]
@@ -118,11 +122,11 @@ def test_arrays_that_are_kept_are_those_made_anew() -> None:
                     drafted += 1
                     one.accept(chunk.end - len(chunk.drafted) + right)
                     assert one.computed == len(one.tokens) - 1
-                    assert len(one.blocks) == -(-one.computed // SIZE), "what wrong guesses took is given back"
+                    assert len(one.blocks) == -(-one.computed // SIZE), "the blocks of rejected drafts are released"
         for one in [one for one in contexts if len(one.tokens) > 130 or dice.random() < 0.01]:
             contexts.remove(one)
             one.free()
     cache.check_integrity([one.blocks for one in contexts])
     assert drafted > 500
-    assert widest > 16, "tables had to be widened"
-    assert kinds == 7, "rows that were stored, rows that were not, and prefill beside decoding all came"
+    assert widest > 16, "the tables grew"
+    assert kinds == 7, "stored rows, other rows, and prefill next to decoding all occurred"

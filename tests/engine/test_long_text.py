@@ -1,4 +1,4 @@
-"""engine/long_text.py"""
+"""Tests of engine/long_text.py."""
 
 import json
 import unicodedata
@@ -27,34 +27,34 @@ KINDS = [*_PRE_TOKENIZERS, "composed", "one word", "sentencepiece", "sentencepie
 @cache
 def backend(kind: str) -> Backend:
     """Return a tokenizer of this kind, trained on a few lines, so that merges go in all directions."""
-    made = Backend(models.BPE())
+    result = Backend(models.BPE())
     initial = pre_tokenizers.ByteLevel.alphabet()
     if kind in _PRE_TOKENIZERS:
-        made.pre_tokenizer = _PRE_TOKENIZERS[kind]()
+        result.pre_tokenizer = _PRE_TOKENIZERS[kind]()
     elif kind == "composed":
-        made.normalizer = normalizers.NFC()
-        made.pre_tokenizer = _PRE_TOKENIZERS["qwen2"]()
+        result.normalizer = normalizers.NFC()
+        result.pre_tokenizer = _PRE_TOKENIZERS["qwen2"]()
     elif kind == "one word":
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     else:
         initial = []
         known = [] if kind == "sentencepiece without bytes" else [f"<0x{byte:02X}>" for byte in range(256)]
-        made = Backend(models.BPE(unk_token="<unk>", byte_fallback=bool(known), fuse_unk=True))
+        result = Backend(models.BPE(unk_token="<unk>", byte_fallback=bool(known), fuse_unk=True))
         if kind == "metaspace":
-            made.pre_tokenizer = pre_tokenizers.Metaspace("▁", "never")
+            result.pre_tokenizer = pre_tokenizers.Metaspace("▁", "never")
         else:
-            made.normalizer = normalizers.Sequence([normalizers.Replace(" ", "▁")])
+            result.normalizer = normalizers.Sequence([normalizers.Replace(" ", "▁")])
         trainer = trainers.BpeTrainer(
             vocab_size=900, special_tokens=["<unk>", *known], limit_alphabet=60, show_progress=False
         )
-        made.train_from_iterator(CORPUS, trainer)
-        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-        plain = {**json.loads(made.to_str()), "added_tokens": []}
+        result.train_from_iterator(CORPUS, trainer)
+        result.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        plain = {**json.loads(result.to_str()), "added_tokens": []}
         return Backend.from_str(json.dumps(plain))
     trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=initial, show_progress=False)
-    made.train_from_iterator(CORPUS, trainer)
-    made.decoder = decoders.ByteLevel()
-    return made
+    result.train_from_iterator(CORPUS, trainer)
+    result.decoder = decoders.ByteLevel()
+    return result
 
 
 @cache
@@ -80,7 +80,7 @@ TEXTS = st.one_of(runs(ALPHABET), st.lists(st.sampled_from(CORPUS), max_size=3).
 @example(text="alpha\nbeta \n\n" * 40, chunk=24)
 @example(text="!" * 30 + "\n" * 60 + "  \n x", chunk=24)
 @example(text="a" * 40 + "漢" * 60 + "Ab c d e f", chunk=24)
-def test_tokens_in_pieces_are_those_of_the_whole(kind: str, text: str, chunk: int) -> None:
+def test_tokens_in_pieces_equal_tokens_of_the_whole_text(kind: str, text: str, chunk: int) -> None:
     whole = backend(kind).encode(text, add_special_tokens=False).ids
     assert encoder(kind, chunk).encode(text) == whole
     assert encoder(kind, chunk).fewest(text) <= len(whole) or kind == "sentencepiece without bytes"
@@ -93,7 +93,7 @@ def cut_small(tokenizer: Tokenizer) -> LongTextEncoder:
 
 
 @given(text=TEXTS)
-def test_a_real_vocabulary_is_cut_as_well(tokenizer: Tokenizer, text: str) -> None:
+def test_pieces_with_a_real_vocabulary(tokenizer: Tokenizer, text: str) -> None:
     cut = cut_small(tokenizer)
     whole = tokenizer._backend.encode(text, add_special_tokens=False).ids
     assert cut.encode(text) == whole
@@ -101,15 +101,15 @@ def test_a_real_vocabulary_is_cut_as_well(tokenizer: Tokenizer, text: str) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(text=TEXTS, most=st.integers(0, 40))
-def test_a_text_over_a_bound_is_not_read_to_its_end(kind: str, text: str, most: int) -> None:
-    tokens = encoder(kind, 24).encode(text, most)
+@given(text=TEXTS, maximum=st.integers(0, 40))
+def test_text_over_the_maximum_is_not_tokenised_to_its_end(kind: str, text: str, maximum: int) -> None:
+    tokens = encoder(kind, 24).encode(text, maximum)
     whole = backend(kind).encode(text, add_special_tokens=False).ids
     assert tokens == whole[: len(tokens)]
-    assert tokens == whole or len(tokens) > most
+    assert tokens == whole or len(tokens) > maximum
 
 
-def test_composition_makes_no_text_shorter_than_assumed() -> None:
+def test_composition_shortens_at_most_by_the_assumed_factor() -> None:
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     apart = [unicodedata.normalize("NFD", character) for character in characters]
     shrinks = [len(text.encode()) / len(unicodedata.normalize("NFC", text).encode()) for text in apart]

@@ -1,4 +1,4 @@
-"""engine/protocol.py"""
+"""Tests of engine/protocol.py."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from engine.protocol import (
 
 
 @given(data=st.data(), tokens=st.lists(st.lists(st.integers(0, 50_000)), min_size=1, max_size=5))
-def test_frames_survive_any_cutting(data: st.DataObject, tokens: list[list[int]]) -> None:
+def test_frames_are_independent_of_chunking(data: st.DataObject, tokens: list[list[int]]) -> None:
     commands = [Fill(index, each, rank=0.5) for index, each in enumerate(tokens)]
     stream = b"".join(encode_frame(command) for command in commands)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
@@ -35,7 +35,7 @@ def test_frames_survive_any_cutting(data: st.DataObject, tokens: list[list[int]]
     assert [command_decoder.decode(body) for body in bodies] == commands
 
 
-def test_reports_come_back_as_they_were() -> None:
+def test_reports_round_trip() -> None:
     update = Update(
         3, tokens=[7], text="hé", finish="stop", filled=9, cached=4, logprobs=[TokenLogprob(7, -0.5, [(8, -1.0)])]
     )
@@ -44,17 +44,17 @@ def test_reports_come_back_as_they_were() -> None:
     assert report_decoder.decode(body) == step
 
 
-def test_all_sampling_parameters_travel() -> None:
+def test_sampling_parameters_round_trip() -> None:
     sampling = SamplingParams(max_tokens=5, seed=2**63, logit_bias={3: -1.5}, stop=("x", "y"), stop_token_ids=(1, 2))
     (body,) = FrameBuffer().feed(encode_frame(Generate(1, sampling)))
     assert command_decoder.decode(body) == Generate(1, sampling)
 
 
-def test_an_impossible_length_is_an_error() -> None:
-    with pytest.raises(FrameError, match="are allowed"):
+def test_impossible_length_raises() -> None:
+    with pytest.raises(FrameError, match="the maximum is"):
         list(FrameBuffer().feed((MAX_FRAME + 1).to_bytes(4, "little")))
 
 
-def test_the_gateways_side_imports_no_torch() -> None:
-    script = "import sys, engine.link, engine.tokenizer, engine.config; sys.exit('torch' in sys.modules)"
+def test_gateway_imports_no_torch() -> None:
+    script = "import sys, engine.protocol, engine.tokenizer, engine.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

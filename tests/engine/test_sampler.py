@@ -1,4 +1,4 @@
-"""engine/sampler.py and what chooses for it, in numpy and in C, against slow and obvious versions with full sorts."""
+"""Tests of engine/sampler.py and of the samplers in numpy and C, against slow versions with full sorts."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import default_cache
-from engine.generation import Generation, Sampled
+from engine.generation import Generation, SampledToken
 from engine.kernels import Kernels, LayerShape
 from engine.kernels.cpu import CpuKernels
 from engine.kernels.reference import TorchKernels
@@ -29,8 +29,8 @@ HANDS: dict[str, Kernels] = {
 
 
 @pytest.fixture(params=HANDS, autouse=True, scope="module")
-def hand(request: pytest.FixtureRequest) -> str:
-    """Every test here is of every implementation."""
+def kernels_name(request: pytest.FixtureRequest) -> str:
+    """Run every test here for every implementation."""
     global kernels
     kernels = HANDS[request.param]
     return str(request.param)
@@ -39,7 +39,7 @@ def hand(request: pytest.FixtureRequest) -> str:
 kernels = HANDS["numpy"]
 
 
-def sample(logits: np.ndarray[Any, Any], generations: list[Generation]) -> list[Sampled | BadLogits]:
+def sample(logits: np.ndarray[Any, Any], generations: list[Generation]) -> list[SampledToken | BadLogits]:
     return Sampler(kernels).sample(torch.from_numpy(logits.copy()), generations)
 
 
@@ -53,12 +53,14 @@ def logits(seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def draw(row: np.ndarray[Any, Any], one: Generation) -> int:
     (choice,) = sample(row[None, :], [one])
-    assert isinstance(choice, Sampled)
+    assert isinstance(choice, SampledToken)
     return choice.token
 
 
-def kept(row: np.ndarray[Any, Any], temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
-    """Candidates and probabilities by the definitions, in float64 and with a full sort."""
+def expected_candidates(
+    row: np.ndarray[Any, Any], temperature: float, top_k: int, top_p: float, min_p: float
+) -> dict[int, float]:
+    """Return candidates and probabilities by the definitions, in float64 and with a full sort."""
     weights = np.exp((row.astype(np.float64) - row.max()) / temperature)
     order = sorted(range(len(row)), key=lambda token: (-weights[token], token))
     order = [token for token in order if weights[token] >= min_p]
@@ -86,12 +88,12 @@ def kept(row: np.ndarray[Any, Any], temperature: float, top_k: int, top_p: float
         (2, 0, 0.999, 0),
     ],
 )
-def test_tokens_come_as_often_as_they_should(
+def test_tokens_have_the_right_frequency(
     tokenizer: Tokenizer, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     row = logits(1)
     one = generation(tokenizer, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=3, ignore_eos=True)
-    wanted = kept(row, temperature, top_k, top_p, min_p)
+    wanted = expected_candidates(row, temperature, top_k, top_p, min_p)
     draws = 3000
     drawn = []
     for _ in range(draws):
@@ -107,20 +109,18 @@ def test_tokens_come_as_often_as_they_should(
 
 
 @given(seed=st.integers(0, 10_000), top_k=st.integers(0, 300), top_p=st.floats(0.05, 1.0), min_p=st.floats(0, 0.5))
-def test_nothing_outside_the_candidates_is_drawn(
-    tokenizer: Tokenizer, seed: int, top_k: int, top_p: float, min_p: float
-) -> None:
+def test_only_candidates_are_drawn(tokenizer: Tokenizer, seed: int, top_k: int, top_p: float, min_p: float) -> None:
     row = logits(seed)
     one = generation(tokenizer, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-    # a hair more than asked for, where float32 sums differ from float64 ones at the border
-    wanted = kept(row, 1.0, top_k, min(1.0, top_p + 1e-5), min_p * (1 - 1e-5))
+    # slightly larger: float32 sums differ from float64 sums at the border
+    wanted = expected_candidates(row, 1.0, top_k, min(1.0, top_p + 1e-5), min_p * (1 - 1e-5))
     for _ in range(5):
         token = draw(row, one)
         assert token in wanted
         one.push(token)
 
 
-def test_the_same_seed_gives_the_same_tokens_whoever_is_beside(tokenizer: Tokenizer) -> None:
+def test_seeded_tokens_do_not_depend_on_other_rows(tokenizer: Tokenizer) -> None:
     row, other = logits(1), logits(2)
     alone = generation(tokenizer, seed=7)
     together = generation(tokenizer, seed=7)
@@ -130,25 +130,25 @@ def test_the_same_seed_gives_the_same_tokens_whoever_is_beside(tokenizer: Tokeni
         tokens.append(draw(row, alone))
         alone.push(tokens[-1])
         choice = sample(np.stack([other, row]), [noise, together])[1]
-        assert isinstance(choice, Sampled)
+        assert isinstance(choice, SampledToken)
         again.append(choice.token)
         together.push(choice.token)
     assert again == tokens
     assert len(set(tokens)) > 5
 
 
-def test_a_choice_made_twice_is_the_same(tokenizer: Tokenizer) -> None:
-    """A step that is run again, because a neighbour's failed, must not move the random stream."""
+def test_repeated_sample_is_the_same(tokenizer: Tokenizer) -> None:
+    """Check that a step that runs again, because another sequence failed, does not advance the random stream."""
     one = generation(tokenizer, seed=7)
     assert len({draw(logits(1), one) for _ in range(5)}) == 1
 
 
-def test_zero_temperature_takes_the_likeliest(tokenizer: Tokenizer) -> None:
+def test_zero_temperature_is_greedy(tokenizer: Tokenizer) -> None:
     row = logits(4)
     assert draw(row, generation(tokenizer, temperature=0.0)) == int(row.argmax())
 
 
-def test_bias_can_force_and_forbid(tokenizer: Tokenizer) -> None:
+def test_logit_bias_can_force_and_forbid(tokenizer: Tokenizer) -> None:
     row = logits(5)
     best = int(row.argmax())
     assert draw(row, generation(tokenizer, temperature=0.0, logit_bias={best: -100.0})) != best
@@ -167,7 +167,7 @@ def test_penalties_follow_their_definitions(tokenizer: Tokenizer) -> None:
     assert draw(row, one) == 2, "repetition counts the prompt: 2.0 / 1.2 is less than 1.9"
 
 
-def test_no_end_before_min_tokens(tokenizer: Tokenizer) -> None:
+def test_no_end_token_before_min_tokens(tokenizer: Tokenizer) -> None:
     row = np.zeros(VOCABULARY, dtype=np.float32)
     end = next(iter(tokenizer.eos_ids))
     row[end], row[50] = 9.0, 1.0
@@ -179,11 +179,11 @@ def test_no_end_before_min_tokens(tokenizer: Tokenizer) -> None:
     assert draw(row, one) == end
 
 
-def test_logprobs_are_those_of_the_model(tokenizer: Tokenizer) -> None:
+def test_logprobs_are_of_the_models_distribution(tokenizer: Tokenizer) -> None:
     row = logits(6)
     one = generation(tokenizer, temperature=0.0, logprobs=True, top_logprobs=3, logit_bias={5: 100.0})
     (choice,) = sample(row[None, :], [one])
-    assert isinstance(choice, Sampled)
+    assert isinstance(choice, SampledToken)
     assert choice.logprob is not None
     exact = row.astype(np.float64) - np.log(np.exp(row.astype(np.float64)).sum())
     assert choice.logprob.token == 5
@@ -193,12 +193,12 @@ def test_logprobs_are_those_of_the_model(tokenizer: Tokenizer) -> None:
     assert [value for _, value in choice.logprob.top] == pytest.approx([exact[token] for token in best], abs=1e-4)
 
 
-def test_a_row_with_nan_harms_no_other(tokenizer: Tokenizer) -> None:
+def test_row_with_nan_affects_no_other(tokenizer: Tokenizer) -> None:
     bad, good = logits(7), logits(8)
     bad[100] = np.nan
     results = sample(np.stack([bad, good]), [generation(tokenizer), generation(tokenizer, temperature=0.0)])
     assert isinstance(results[0], BadLogits)
-    assert results[1] == Sampled(int(good.argmax()), None)
+    assert results[1] == SampledToken(int(good.argmax()), None)
 
 
 @given(
@@ -206,7 +206,7 @@ def test_a_row_with_nan_harms_no_other(tokenizer: Tokenizer) -> None:
     size=st.sampled_from([1, 255, 256, 257, 512, 6000]),
     uniform=st.floats(0, 1, exclude_max=True),
 )
-def test_picking_from_all_is_picking_one_by_one(seed: int, size: int, uniform: float) -> None:
+def test_chunked_pick_equals_plain_pick(seed: int, size: int, uniform: float) -> None:
     weights = np.exp(logits(seed)[:size])
     cumulative = np.cumsum(weights, dtype=np.float64)
     got = _pick_from_all(weights, uniform)
@@ -216,7 +216,7 @@ def test_picking_from_all_is_picking_one_by_one(seed: int, size: int, uniform: f
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 6000), top_p=st.floats(0.01, 0.999))
-def test_candidates_are_those_of_a_full_sort(seed: int, count: int, top_p: float) -> None:
+def test_candidates_equal_a_full_sort(seed: int, count: int, top_p: float) -> None:
     scaled = np.round(logits(seed), 1)  # many ties
     scaled -= scaled.max()
     order = sorted(range(VOCABULARY), key=lambda token: (-scaled[token], token))
@@ -225,11 +225,11 @@ def test_candidates_are_those_of_a_full_sort(seed: int, count: int, top_p: float
     mass = np.cumsum(weights[order], dtype=np.float64)
     wanted = int(np.searchsorted(mass, top_p * mass[-1])) + 1
     got = _nucleus(scaled, weights, top_p, None)
-    assert set(got.tolist()) == set(order[: len(got)]), "always the likeliest"
-    assert abs(len(got) - wanted) <= 1, "sums in another order may differ by a hair at the border"
+    assert set(got.tolist()) == set(order[: len(got)]), "the most likely token is always among them"
+    assert abs(len(got) - wanted) <= 1, "sums in another order may differ slightly at the border"
 
 
-def test_impossible_tokens_are_never_drawn(tokenizer: Tokenizer) -> None:
+def test_tokens_of_zero_probability_are_not_drawn(tokenizer: Tokenizer) -> None:
     row = np.full(VOCABULARY, -np.inf, dtype=np.float32)
     row[[7, 5000]] = 0.0
     for sampling in ({}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}):
@@ -241,11 +241,11 @@ def test_impossible_tokens_are_never_drawn(tokenizer: Tokenizer) -> None:
         assert drawn == {7, 5000}
 
 
-def test_where_no_token_is_left_the_request_fails_alone(tokenizer: Tokenizer) -> None:
+def test_row_without_allowed_token_fails_alone(tokenizer: Tokenizer) -> None:
     row = np.full(VOCABULARY, -np.inf, dtype=np.float32)
     results = sample(np.stack([row, logits(9)]), [generation(tokenizer), generation(tokenizer, temperature=0.0)])
     assert isinstance(results[0], BadLogits)
-    assert isinstance(results[1], Sampled)
+    assert isinstance(results[1], SampledToken)
 
 
 @given(
@@ -256,13 +256,20 @@ def test_where_no_token_is_left_the_request_fails_alone(tokenizer: Tokenizer) ->
     min_p=st.sampled_from([0.0, 0.0, 0.05, 1.0]),
     peak=st.floats(0, 40),
 )
-def test_c_and_numpy_choose_the_same(
-    tokenizer: Tokenizer, hand: str, seed: int, temperature: float, top_k: int, top_p: float, min_p: float, peak: float
+def test_c_and_numpy_sample_the_same(
+    tokenizer: Tokenizer,
+    kernels_name: str,
+    seed: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    peak: float,
 ) -> None:
-    """But for sums that differ in the last bits where two tokens meet: then they choose neighbours."""
+    """Sums may differ in the last bits where two tokens meet: then the samplers may return neighbours."""
     row = np.round(logits(seed), 2)
     row[seed % VOCABULARY] += peak
-    wishes: dict[str, Any] = {
+    options: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -273,21 +280,23 @@ def test_c_and_numpy_choose_the_same(
     }
     batch = torch.from_numpy(np.stack([row] * 3))
     results = []
-    for name in ("numpy", hand):
-        ones = [generation(tokenizer, **wishes) for _ in range(3)]
-        for at, one in enumerate(ones):
-            one._uniform = (seed % 997 / 997 + at / 3) % 1.0
+    for name in ("numpy", kernels_name):
+        ones = [generation(tokenizer, **options) for _ in range(3)]
+        for index, one in enumerate(ones):
+            one._uniform = (seed % 997 / 997 + index / 3) % 1.0
         results.append(Sampler(HANDS[name]).sample(batch.clone(), ones))
-    for ours, wanted in zip(results[1], results[0], strict=True):
-        assert isinstance(ours, Sampled)
-        assert isinstance(wanted, Sampled)
-        if ours.token != wanted.token:
-            allowed = kept(row, temperature, top_k, min(1.0, top_p + 1e-4), min_p * (1 - 1e-4))
-            between = [t for t in sorted(allowed) if min(ours.token, wanted.token) < t < max(ours.token, wanted.token)]
-            assert ours.token in allowed
+    for actual, wanted in zip(results[1], results[0], strict=True):
+        assert isinstance(actual, SampledToken)
+        assert isinstance(wanted, SampledToken)
+        if actual.token != wanted.token:
+            allowed = expected_candidates(row, temperature, top_k, min(1.0, top_p + 1e-4), min_p * (1 - 1e-4))
+            between = [
+                t for t in sorted(allowed) if min(actual.token, wanted.token) < t < max(actual.token, wanted.token)
+            ]
+            assert actual.token in allowed
             assert sum(allowed[t] for t in between) < 1e-3
             continue
-        assert ours.logprob is not None
+        assert actual.logprob is not None
         assert wanted.logprob is not None
-        assert ours.logprob.logprob == pytest.approx(wanted.logprob.logprob, abs=1e-4)
-        assert [token for token, _ in ours.logprob.top] == [token for token, _ in wanted.logprob.top]
+        assert actual.logprob.logprob == pytest.approx(wanted.logprob.logprob, abs=1e-4)
+        assert [token for token, _ in actual.logprob.top] == [token for token, _ in wanted.logprob.top]

@@ -1,4 +1,4 @@
-"""Two hundred JSON schemas, made up: whatever answer is finished is valid for the schema it was held to."""
+"""Test with two hundred random JSON schemas: every finished answer is valid for its schema."""
 
 import json
 import random
@@ -30,22 +30,22 @@ _PATTERNS = ["^[a-z]{2,6}$", "^(red|green|blue)$", "^[A-Z][a-z]+ [0-9]{1,3}$", r
 _FORMATS = ["date", "time", "date-time", "uuid", "ipv4", "email"]
 
 
-class Schemas:
-    """Random schemas that use all that is commonly used, nested a few levels deep."""
+class RandomSchemas:
+    """Random schemas with all commonly used keywords, nested a few levels deep."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def schema(self) -> dict[str, Any]:
-        """One, now and then with definitions that it refers to."""
-        made = self._any(3)
+        """Return a schema, sometimes with definitions that it refers to."""
+        result = self._any(3)
         if self._random.random() < 0.2:
-            made = {"$defs": {"part": self._any(1)}, **self._object(2, {"$ref": "#/$defs/part"})}
+            result = {"$defs": {"part": self._any(1)}, **self._object(2, {"$ref": "#/$defs/part"})}
         if self._random.random() < 0.1:
             node = {"type": "object", "properties": {"value": self._leaf(), "next": {"$ref": "#/$defs/node"}}}
-            made = {"$defs": {"node": {**node, "required": ["value"], "additionalProperties": False}}}
-            made |= {"$ref": "#/$defs/node"}
-        return made
+            result = {"$defs": {"node": {**node, "required": ["value"], "additionalProperties": False}}}
+            result |= {"$ref": "#/$defs/node"}
+        return result
 
     def _any(self, depth: int) -> dict[str, Any]:
         kinds = [self._leaf, self._leaf]
@@ -89,24 +89,24 @@ class Schemas:
         if extra is not None:
             properties["part"] = extra
         required = [name for name in properties if self._random.random() < 0.7]
-        made: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
+        result: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
         more = self._random.random()
         if more < 0.6:
-            made["additionalProperties"] = False
+            result["additionalProperties"] = False
         elif more < 0.8:
-            made["additionalProperties"] = self._leaf()
-        return made
+            result["additionalProperties"] = self._leaf()
+        return result
 
     def _array(self, depth: int) -> dict[str, Any]:
         least = self._random.randint(0, 2)
-        made = {"type": "array", "items": self._any(depth), "minItems": least}
-        return made | {"maxItems": least + self._random.randint(0, 3)}
+        result = {"type": "array", "items": self._any(depth), "minItems": least}
+        return result | {"maxItems": least + self._random.randint(0, 3)}
 
 
 @pytest.mark.slow
-def test_every_finished_answer_is_valid(engine: Engine) -> None:
-    made = Schemas(20261125)
-    schemas = [made.schema() for _ in range(200)]
+def test_every_finished_answer_is_valid_for_its_schema(engine: Engine) -> None:
+    result = RandomSchemas(20261125)
+    schemas = [result.schema() for _ in range(200)]
     prompt = engine.tokenizer.encode_template("Some JSON:\n")
     texts = dict.fromkeys(range(len(schemas)), "")
     ends: dict[int, str] = {}
@@ -123,7 +123,7 @@ def test_every_finished_answer_is_valid(engine: Engine) -> None:
                 engine.free_context(update.context)
     assert len(ends) == len(schemas)
     finished = [index for index, end in ends.items() if end == "stop"]
-    assert len(finished) > 110, "free strings may go on for ever; most end"
+    assert len(finished) > 110, "unbounded strings may continue forever; most end"
     wrong = []
     for index in finished:
         validator = jsonschema.Draft202012Validator(

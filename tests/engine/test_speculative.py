@@ -1,4 +1,4 @@
-"""engine/speculative.py: what is drafted for whom, and that no text changes."""
+"""Tests of engine/speculative.py: which drafts each sequence gets, and that no text changes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from engine.errors import EngineError
 from engine.generation import Generation
 from engine.kv.cache import KVCache
 from engine.protocol import Update
-from engine.sequence import Context
+from engine.sequence import TokenSequence
 from engine.speculative import Speculator
 from engine.step_budget import FEW_ROWS, StepBudget
 from engine.tokenizer import Tokenizer
@@ -19,96 +19,102 @@ LOOP = [5, 6, 7, 8, 9, 10] * 4
 
 
 @pytest.fixture
-def pacer() -> StepBudget:
-    """A step takes 10 ms, each of the first rows 0.2 more, and further ones 1 ms each."""
-    pacer = StepBudget(decode_share=0.65, gap=0.1)
-    pacer.learn(1, 0.010)
-    pacer.learn(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
-    pacer.learn(100, 0.100)
-    return pacer
+def step_budget() -> StepBudget:
+    """Return a budget where a step takes 10 ms, each of the first rows 0.2 ms more, and further ones 1 ms each."""
+    step_budget = StepBudget(decode_share=0.65, gap=0.1)
+    step_budget.learn(1, 0.010)
+    step_budget.learn(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
+    step_budget.learn(100, 0.100)
+    return step_budget
 
 
 @pytest.fixture
-def decoding(tokenizer: Tokenizer) -> Callable[..., Context]:
-    """Makes a context that has sampled the last of its tokens."""
+def decoding(tokenizer: Tokenizer) -> Callable[..., TokenSequence]:
+    """Return a factory of sequences whose last token is sampled."""
     cache = KVCache(64, 16)
-    made: list[Context] = []
+    created: list[TokenSequence] = []
 
-    def make(tokens: list[int], limit: int = 100, **sampling: Any) -> Context:
-        context = Context(len(made), cache, "", 0.0, len(made))
-        context.generation = Generation(
+    def make(tokens: list[int], limit: int = 100, **sampling: Any) -> TokenSequence:
+        sequence = TokenSequence(len(created), cache, "", 0.0, len(created))
+        sequence.generation = Generation(
             SamplingParams(**{"temperature": 0.0, **sampling}), tokenizer, tokens[:-1], limit, matcher=None
         )
-        context.generation.push(tokens[-1])
-        context.tokens, context.computed = list(tokens), len(tokens) - 1
-        made.append(context)
-        return context
+        sequence.generation.push(tokens[-1])
+        sequence.tokens, sequence.computed = list(tokens), len(tokens) - 1
+        created.append(sequence)
+        return sequence
 
     return make
 
 
-def told(speculation: Speculator, contexts: list[Context], drafts: dict[int, list[int]], right: int) -> None:
-    for context in contexts:
-        drafted = len(drafts.get(context.id, ()))
-        speculation.tell(context, drafted, min(drafted, right))
+def record_drafts(
+    speculator: Speculator, sequences: list[TokenSequence], drafts: dict[int, list[int]], accepted: int
+) -> None:
+    for sequence in sequences:
+        drafted = len(drafts.get(sequence.id, ()))
+        speculator.record(sequence, drafted, min(drafted, accepted))
 
 
-def test_who_is_right_gets_more_and_who_is_wrong_none(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
-    speculation = Speculator(pacer)
+def test_accepted_drafts_grow_and_rejected_ones_stop(
+    step_budget: StepBudget, decoding: Callable[..., TokenSequence]
+) -> None:
+    speculator = Speculator(step_budget)
     one = decoding(LOOP)
     lengths = []
     for _ in range(30):
-        drafts = speculation.propose([one], 100, among=1, beside=False)
-        assert drafts[0] == (LOOP * 3)[: len(drafts[0])], "as the loop goes on"
+        drafts = speculator.propose([one], 100, decoding=1, with_prefill=False)
+        assert drafts[0] == (LOOP * 3)[: len(drafts[0])], "the draft continues the loop"
         lengths.append(len(drafts[0]))
-        told(speculation, [one], drafts, right=100)
+        record_drafts(speculator, [one], drafts, accepted=100)
     assert 1 <= lengths[0] < lengths[-1] <= 31
     assert lengths[-1] > 10
     other = decoding(LOOP)
     seen = []
     for _ in range(60):
-        drafts = speculation.propose([other], 100, among=1, beside=True)
+        drafts = speculator.propose([other], 100, decoding=1, with_prefill=True)
         seen.append(len(drafts.get(1, ())))
-        told(speculation, [other], drafts, right=0)
-    assert seen[0] >= 1, "what is right for others is tried"
-    assert 0 < sum(seen[30:]) < 15, "who was wrong is tried once in a while"
+        record_drafts(speculator, [other], drafts, accepted=0)
+    assert seen[0] >= 1, "a sequence without history uses the rate of others"
+    assert 0 < sum(seen[30:]) < 15, "a sequence with a low rate gets another try from time to time"
 
 
-def test_the_likelier_go_first_where_rows_are_few(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
-    speculation = Speculator(pacer)
+def test_likelier_drafts_get_scarce_rows(step_budget: StepBudget, decoding: Callable[..., TokenSequence]) -> None:
+    speculator = Speculator(step_budget)
     good, bad = decoding(LOOP), decoding(LOOP)
-    for context, right in ((good, 4), (bad, 1)):
-        speculation._look(context)
-        assert context.generation is not None
-        context.generation.lookup(context.tokens).rate.add(5 * right, 20)
-    drafts = speculation.propose([bad, good], 100, among=2, beside=False)
+    for sequence, accepted in ((good, 4), (bad, 1)):
+        speculator._find_draft(sequence)
+        assert sequence.generation is not None
+        sequence.generation.proposer(sequence.tokens).rate.add(5 * accepted, 20)
+    drafts = speculator.propose([bad, good], 100, decoding=2, with_prefill=False)
     assert len(drafts[good.id]) > len(drafts[bad.id])
-    drafts = speculation.propose([bad, good], 1, among=2, beside=False)
+    drafts = speculator.propose([bad, good], 1, decoding=2, with_prefill=False)
     assert drafts == {good.id: [5]}
 
 
-def test_nobody_crawls_because_another_repeats_itself(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
-    speculation = Speculator(pacer)
+def test_repetitive_sequence_does_not_slow_others_to_a_crawl(
+    step_budget: StepBudget, decoding: Callable[..., TokenSequence]
+) -> None:
+    speculator = Speculator(step_budget)
     lengths = []
-    for among in (1, 2, 4, 8, 16):
+    for count in (1, 2, 4, 8, 16):
         one = decoding(LOOP)
         for _ in range(20):
-            drafts = speculation.propose([one], 100, among=among, beside=False)
-            told(speculation, [one], drafts, right=100)
+            drafts = speculator.propose([one], 100, decoding=count, with_prefill=False)
+            record_drafts(speculator, [one], drafts, accepted=100)
         lengths.append(len(drafts.get(one.id, ())))
     assert lengths[0] > 10
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[-1] <= 1
 
 
-def test_rows_have_to_be_worth_their_time(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
-    speculation = Speculator(pacer)
+def test_drafted_rows_must_be_worth_their_time(step_budget: StepBudget, decoding: Callable[..., TokenSequence]) -> None:
+    speculator = Speculator(step_budget)
     one = decoding(LOOP)
-    far = len(speculation.propose([one], 100, among=1, beside=False)[0])
-    near = len(speculation.propose([one], 100, among=1, beside=True).get(0, ()))
-    assert near < far, "beside a prompt every row has its price"
+    far = len(speculator.propose([one], 100, decoding=1, with_prefill=False)[0])
+    near = len(speculator.propose([one], 100, decoding=1, with_prefill=True).get(0, ()))
+    assert near < far, "next to a prompt every row costs full time"
     many = [decoding(LOOP) for _ in range(40)]
-    assert not speculation.propose(many, 100, among=40, beside=False), "40 rows are bound by computing"
+    assert not speculator.propose(many, 100, decoding=40, with_prefill=False), "40 rows are compute-bound"
 
 
 @pytest.mark.parametrize(
@@ -116,21 +122,21 @@ def test_rows_have_to_be_worth_their_time(pacer: StepBudget, decoding: Callable[
     [{"presence_penalty": 1.0}, {"repetition_penalty": 1.2}, {"logit_bias": {3: 1.0}}, {"min_tokens": 5}],
     ids=lambda sampling: next(iter(sampling)),
 )
-def test_what_depends_on_tokens_before_it_is_not_drafted(
-    pacer: StepBudget, decoding: Callable[..., Context], sampling: dict[str, Any]
+def test_history_dependent_sampling_gets_no_drafts(
+    step_budget: StepBudget, decoding: Callable[..., TokenSequence], sampling: dict[str, Any]
 ) -> None:
-    speculation = Speculator(pacer)
-    assert not speculation.propose([decoding(LOOP, **sampling)], 100, among=1, beside=False)
-    assert speculation.propose([decoding(LOOP, temperature=0.7, logprobs=True)], 100, among=1, beside=False)
+    speculator = Speculator(step_budget)
+    assert not speculator.propose([decoding(LOOP, **sampling)], 100, decoding=1, with_prefill=False)
+    assert speculator.propose([decoding(LOOP, temperature=0.7, logprobs=True)], 100, decoding=1, with_prefill=False)
 
 
-def test_nothing_is_drafted_behind_the_end(pacer: StepBudget, decoding: Callable[..., Context]) -> None:
-    speculation = Speculator(pacer)
+def test_no_draft_beyond_the_limit(step_budget: StepBudget, decoding: Callable[..., TokenSequence]) -> None:
+    speculator = Speculator(step_budget)
     for left, drafted in ((1, None), (2, 1), (3, 2)):
         one = decoding(LOOP, limit=left + 1)
         for _ in range(5):
-            drafts = speculation.propose([one], 100, among=1, beside=False)
-            told(speculation, [one], drafts, right=100)
+            drafts = speculator.propose([one], 100, decoding=1, with_prefill=False)
+            record_drafts(speculator, [one], drafts, accepted=100)
         assert (len(drafts[one.id]) if one.id in drafts else None) == drafted
 
 
@@ -140,7 +146,7 @@ REPEATS = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - 
 
 
 def run(engine: Engine, prompts: list[str], sampling: list[SamplingParams]) -> tuple[list[list[Update]], int]:
-    """Each prompt's updates, and how many steps all took."""
+    """Return each prompt's updates, and the number of steps of all."""
     updates: list[list[Update]] = [[] for _ in prompts]
     for index, (prompt, one) in enumerate(zip(prompts, sampling, strict=True)):
         engine.fill(index, engine.tokenizer.encode_template(prompt))
@@ -168,17 +174,17 @@ def same(updates: list[Update]) -> tuple[list[int], str, Any, str | None]:
 
 
 @pytest.fixture
-def plain(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Lets the engine go token by token from here on."""
+def disable_speculation(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that makes the engine decode token by token."""
 
     def stop() -> None:
-        monkeypatch.setattr(engine._planner, "_speculation", None)
+        monkeypatch.setattr(engine._scheduler, "_speculator", None)
 
     return stop
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_no_text_changes_and_there_are_fewer_steps(engine: Engine, plain: Callable[[], None]) -> None:
+def test_speculation_saves_steps_without_changing_text(engine: Engine, disable_speculation: Callable[[], None]) -> None:
     prompts = [REPEATS * 3, REPEATS * 2 + "def mul", "Once upon a time", REPEATS * 4, REPEATS * 2]
     sampling = [
         SamplingParams(temperature=0.0, max_tokens=60),
@@ -189,23 +195,23 @@ def test_no_text_changes_and_there_are_fewer_steps(engine: Engine, plain: Callab
     ]
     speculated, few = run(engine, prompts, sampling)
     assert max(len(update.tokens) for updates in speculated for update in updates) > 4
-    plain()
+    disable_speculation()
     alone, many = run(engine, prompts, sampling)
     assert [same(updates) for updates in speculated] == [same(updates) for updates in alone]
     assert few < many
-    assert same(alone[3])[3] == "stop", "the stop string came, behind tokens that were drafted"
+    assert same(alone[3])[3] == "stop", "the stop string follows drafted tokens"
     assert len(same(alone[3])[2]) == len(same(alone[3])[0])
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_what_was_said_is_found_again_whole(engine: Engine) -> None:
-    """Blocks that drafted tokens filled are in the tree as soon as they are right."""
+def test_blocks_of_accepted_drafts_are_in_the_tree(engine: Engine) -> None:
+    """Blocks that drafted tokens filled are in the tree as soon as the tokens are accepted."""
     prompt = engine.tokenizer.encode_template(REPEATS * 3)
     engine.fill(1, prompt, scope="found again")
     engine.generate(1, SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True))
     while engine.has_work:
         engine.step()
-    text = list(engine._contexts[1].tokens)
+    text = list(engine._sequences[1].tokens)
     engine.free_context(1)
     engine.fill(1, text[:-1], scope="found again")
     size = engine.config.block_size
@@ -214,50 +220,50 @@ def test_what_was_said_is_found_again_whole(engine: Engine) -> None:
     engine.free_context(1)
 
 
-def test_bad_logits_behind_a_right_draft_fail_the_request(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, pacer: StepBudget
+def test_bad_logits_after_an_accepted_draft_fail_the_request(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, step_budget: StepBudget
 ) -> None:
     forward = engine.decoder.forward
 
-    def spoilt(*arguments: Any) -> Any:
+    def forward_with_nan(*arguments: Any) -> Any:
         logits = forward(*arguments)
         if len(logits) > 1:
             logits = logits.clone()
             logits[-1] = float("nan")
         return logits
 
-    monkeypatch.setattr(engine.decoder, "forward", spoilt)
-    monkeypatch.setattr(engine, "_speculation", Speculator(pacer))
-    monkeypatch.setattr(engine._planner, "_speculation", engine._speculation)
+    monkeypatch.setattr(engine.decoder, "forward", forward_with_nan)
+    monkeypatch.setattr(engine, "_speculator", Speculator(step_budget))
+    monkeypatch.setattr(engine._scheduler, "_speculator", engine._speculator)
     engine.fill(1, engine.tokenizer.encode_template(REPEATS * 4))
     engine.generate(1, SamplingParams(temperature=0.0, max_tokens=60))
-    told = []
+    updates = []
     while engine.has_work:
-        told += engine.step()
-    assert told[-1].error is not None
-    assert told[-1].error[0] == "bad_logits"
-    assert sum(len(update.tokens) for update in told) > 1, "what came before was right"
+        updates += engine.step()
+    assert updates[-1].error is not None
+    assert updates[-1].error[0] == "bad_logits"
+    assert sum(len(update.tokens) for update in updates) > 1, "the tokens before it were accepted"
     engine.check_integrity()
 
 
-def test_steps_that_overlap_do_not_speculate(tiny_engine: Engine) -> None:
+def test_overlap_disables_speculation(tiny_engine: Engine) -> None:
     tiny_folder = tiny_engine.info.folder
-    with pytest.raises(EngineError, match="leave out overlap or speculation"):
+    with pytest.raises(EngineError, match="exclude each other"):
         Engine(EngineConfig(model=tiny_folder, overlap="on", speculation="on"))
-    assert Engine(EngineConfig(model=tiny_folder, overlap="on", kv_tokens=320))._speculation is None
-    assert Engine(EngineConfig(model=tiny_folder, speculation="off", kv_tokens=320))._speculation is None
-    assert Engine(EngineConfig(model=tiny_folder, kernels="torch", kv_tokens=320))._speculation is None
+    assert Engine(EngineConfig(model=tiny_folder, overlap="on", kv_tokens=320))._speculator is None
+    assert Engine(EngineConfig(model=tiny_folder, speculation="off", kv_tokens=320))._speculator is None
+    assert Engine(EngineConfig(model=tiny_folder, kernels="torch", kv_tokens=320))._speculator is None
     on = Engine(EngineConfig(model=tiny_folder, kernels="torch", speculation="on", kv_tokens=320))
-    assert on._speculation is not None
+    assert on._speculator is not None
 
 
-def test_a_prediction_is_read_no_further_than_an_answer_can_go(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, pacer: StepBudget
+def test_prediction_is_tokenised_only_up_to_the_limit(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, step_budget: StepBudget
 ) -> None:
-    monkeypatch.setattr(engine, "_speculation", Speculator(pacer))
+    monkeypatch.setattr(engine, "_speculator", Speculator(step_budget))
     engine.fill(1, [1, 2, 3])
     engine.generate(1, SamplingParams(max_tokens=10, prediction="word " * 1_000_000))
-    generation = engine._contexts[1].generation
+    generation = engine._sequences[1].generation
     assert generation is not None
     assert 10 <= len(generation._prediction) <= 3 + 160
     engine.free_context(1)

@@ -1,4 +1,4 @@
-"""engine/tokenizer.py"""
+"""Tests of engine/tokenizer.py."""
 
 from functools import cache
 from pathlib import Path
@@ -25,24 +25,25 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_encoding_then_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+def test_encode_decode_round_trip(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @cache
 def known_bytes(tokenizer: Tokenizer) -> frozenset[int]:
-    """This vocabulary lacks a few bytes that only private and unassigned characters have."""
+    """Return whether the vocabulary has all bytes of a text: it lacks a few that only private and unassigned characters
+    use."""
     single = (tokenizer.token_bytes(token) for token in range(tokenizer.vocabulary))
     return frozenset(token[0] for token in single if len(token) == 1)
 
 
 @given(text=st.text(max_size=60))
-def test_any_text_survives(tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
     assume(known_bytes(tokenizer) >= set(text.encode()))
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_tokens_are_those_of_transformers(tokenizer: Tokenizer, gguf_file: Path) -> None:
+def test_tokens_equal_transformers(tokenizer: Tokenizer, gguf_file: Path) -> None:
     from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
@@ -59,17 +60,17 @@ def test_text_never_becomes_a_control_token(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(tokens) == f"a{control}b"
 
 
-def test_templates_write_control_tokens(tokenizer: Tokenizer) -> None:
+def test_encode_template_recognises_control_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_template("<|im_end|>") == [tokenizer.control["<|im_end|>"]]
 
 
-def test_special_tokens_are_hidden_unless_asked_for(tokenizer: Tokenizer) -> None:
+def test_special_tokens_are_hidden_by_default(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode_template("Hi<|im_end|>")
     assert tokenizer.decode(tokens) == "Hi"
     assert tokenizer.decode(tokens, skip_special=False) == "Hi<|im_end|>"
 
 
-def test_the_end_of_an_answer_is_known(tokenizer: Tokenizer) -> None:
+def test_eos_ids_are_known(tokenizer: Tokenizer) -> None:
     assert tokenizer.control["<|im_end|>"] in tokenizer.eos_ids
 
 
@@ -80,48 +81,48 @@ def test_detokenised_pieces_are_whole_characters(tokenizer: Tokenizer, text: str
     shown = ""
     for token in tokenizer.encode(text):
         shown += detokenizer.push(token)
-        assert text.startswith(shown), "half a character was shown"
+        assert text.startswith(shown), "half a character was emitted"
     assert shown + detokenizer.flush() == text
 
 
 @given(tokens=st.lists(st.integers(0, 49_151), max_size=40))
-def test_detokenised_pieces_join_to_the_whole(tokenizer: Tokenizer, tokens: list[int]) -> None:
+def test_detokenised_pieces_join_to_the_whole_text(tokenizer: Tokenizer, tokens: list[int]) -> None:
     detokenizer = Detokenizer(tokenizer)
     pieces = [detokenizer.push(token) for token in tokens]
     assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(tokens)
 
 
-def test_bytes_of_tokens_whose_text_is_no_stand_in(tmp_path: Path) -> None:
-    """Byte-level vocabularies write bytes as printable characters; what has others stands for itself."""
+def test_bytes_of_tokens_without_byte_level_text(tmp_path: Path) -> None:
+    """Byte-level vocabularies write bytes as printable characters; any other text stands for itself."""
     texts = {"Ġa": b" a", "Ā": b"\0", "é": b"\xe9", "é b": "é b".encode(), "日": "日".encode(), "\x85": b"\xc2\x85"}
-    backend = Backend(BPE(vocab={text: at for at, text in enumerate(texts)}, merges=[]))
+    backend = Backend(BPE(vocab={text: index for index, text in enumerate(texts)}, merges=[]))
     backend.decoder = ByteLevel()
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path)
-    assert [tokenizer.token_bytes(at) for at in range(tokenizer.vocabulary)] == list(texts.values())
+    assert [tokenizer.token_bytes(index) for index in range(tokenizer.vocabulary)] == list(texts.values())
 
 
-def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_folder_without_tokenizer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
         Tokenizer(tmp_path)
 
 
 @example(text=" \n<1", cuts=[])
 @given(text=st.text(st.sampled_from("ab É\n\t'sx1 2.,<|>\u0301漢🙂 "), max_size=80), cuts=st.lists(st.integers(1, 12)))
-def test_settled_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer, text: str, cuts: list[int]) -> None:
+def test_stable_tokens_equal_those_of_the_whole_text(tokenizer: Tokenizer, text: str, cuts: list[int]) -> None:
     tokens: list[int] = []
-    rest, at = "", 0
+    rest, index = "", 0
     for size in [*cuts, len(text)]:
-        rest += text[at : at + size]
-        at += size
+        rest += text[index : index + size]
+        index += size
         settled, length = tokenizer.encode_stable(rest)
         tokens += settled
         rest = rest[length:]
-    tokens += tokenizer.encode(rest + text[at:]) if rest + text[at:] else []
+    tokens += tokenizer.encode(rest + text[index:]) if rest + text[index:] else []
     assert tokens == tokenizer.encode(text)
 
 
-def test_most_of_a_growing_text_is_settled(tokenizer: Tokenizer) -> None:
+def test_most_of_a_growing_text_is_stable(tokenizer: Tokenizer) -> None:
     text = "The quick brown fox jumps over the lazy dog, and then it's gone. "
     settled, length = tokenizer.encode_stable(text * 3)
     assert length > 2.8 * len(text)

@@ -1,8 +1,8 @@
-"""The whole engine but for its arithmetic, against a slow and obvious one: 100,000 random operations.
+"""Test of the whole engine without its arithmetic, against a slow model: 100,000 random operations.
 
-The decoder is a transparent one: a slot holds a digest of the text up to its token, and logits are a function of all
-the digests that a row sees through its block table. Whoever finds one wrong block says something else than the obvious
-engine, which only looks at the text.
+The decoder is transparent: a slot holds a digest of the text up to its token, and logits are a function of all digests
+that a row sees through its block table. A sequence that finds one wrong block generates another text than the model,
+which only looks at the text.
 """
 
 import random
@@ -32,29 +32,27 @@ def digest(before: int, token: int) -> int:
 
 
 def next_token(view: tuple[int, ...]) -> int:
-    """What comes behind a text, by the digests of its beginnings. Never an end, a poisoned or a muted token.
-
-    Of five tokens behind a token four are the same one, so that texts repeat themselves.
-    """
+    """Return the token after a text, by the digests of its prefixes. It is never an end, poisoned or suppressed token.
+    Of five tokens after a token, four are equal, so that texts repeat themselves."""
     after = hash(view)
     return 20 + (after if after % 5 == 0 else (view[-1] % 256 * 31) % 11) % (250 - 20)
 
 
-def obvious(text: list[int], count: int) -> list[int]:
-    """What a generate of so many tokens behind the text must say."""
-    text, said = list(text), []
+def expected_text(text: list[int], count: int) -> list[int]:
+    """Return what a generate of `count` tokens after the text must yield."""
+    text, outputs = list(text), []
     for _ in range(count):
-        at, view = 0, []
+        position, view = 0, []
         for token in text:
-            at = digest(at, token)
-            view.append(at)
-        said.append(next_token(tuple(view)))
-        text.append(said[-1])
-    return said
+            position = digest(position, token)
+            view.append(position)
+        outputs.append(next_token(tuple(view)))
+        text.append(outputs[-1])
+    return outputs
 
 
 class TransparentDecoder:
-    """Stands in for the arithmetic of `Decoder`."""
+    """Replacement for the arithmetic of `Decoder`."""
 
     def __init__(self, engine: Engine) -> None:
         self.kernels = engine.decoder.kernels
@@ -81,32 +79,32 @@ class TransparentDecoder:
             self.fetched += 1
             self.slots |= {block * size + inside: held for inside, held in enumerate(self.host[slot])}
 
-    def forward(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> torch.Tensor:
-        tokens = self.kernels.stage(tokens, batch, wanted).tokens
+    def forward(self, tokens: torch.Tensor, batch: AttentionBatch, reference: torch.Tensor) -> torch.Tensor:
+        tokens = self.kernels.stage(tokens, batch, reference).tokens
         ids, slots, positions = tokens.tolist(), batch.slots.tolist(), batch.positions.tolist()
         starts, tables = batch.query_starts.tolist(), batch.block_tables.tolist()
         views: dict[int, tuple[int, ...]] = {}
-        asked = set(wanted.tolist())
+        requested = set(reference.tolist())
         for index, table in enumerate(tables):
 
-            def slot(at: int, table: list[int] = table) -> int:
-                return table[at // self.size] * self.size + at % self.size
+            def slot(position: int, table: list[int] = table) -> int:
+                return table[position // self.size] * self.size + position % self.size
 
             for row in range(starts[index], starts[index + 1]):
                 if ids[row] == POISON:
                     raise RuntimeError("a poisoned token")
-                at = positions[row]
-                before = self.slots[slot(at - 1)] if at else 0
+                position = positions[row]
+                before = self.slots[slot(position - 1)] if position else 0
                 own = digest(before, ids[row])
-                if slots[row] < self.size:  # the scratch block: it must be there already
-                    assert self.slots[slot(at)] == own
+                if slots[row] < self.size:  # the scratch block: the KV must exist already
+                    assert self.slots[slot(position)] == own
                 else:
-                    assert slots[row] == slot(at)
+                    assert slots[row] == slot(position)
                     self.slots[slots[row]] = own
-                if row in asked:
-                    views[row] = tuple(self.slots[slot(place)] for place in range(at + 1))
-        logits = torch.zeros(len(wanted), VOCABULARY)
-        for index, row in enumerate(wanted.tolist()):
+                if row in requested:
+                    views[row] = tuple(self.slots[slot(place)] for place in range(position + 1))
+        logits = torch.zeros(len(reference), VOCABULARY)
+        for index, row in enumerate(reference.tolist()):
             if ids[row] == MUTE:
                 logits[index] = torch.nan
             else:
@@ -115,8 +113,8 @@ class TransparentDecoder:
 
 
 @dataclass
-class Known:
-    """What the test knows of a context: its text as it must be, and what it still waits for."""
+class ExpectedContext:
+    """Expected state of a context: its text, and its pending fills and generates."""
 
     text: list[int]
     scope: str
@@ -125,20 +123,20 @@ class Known:
     generating: bool = False
 
 
-class Run:
-    """Random operations on an engine, and the account of what must come of them."""
+class RandomOperations:
+    """Random operations on an engine, and the account of their expected results."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self.engine = engine
         self.random = random.Random(seed)
-        self.known: dict[int, Known] = {}
+        self.known: dict[int, ExpectedContext] = {}
         self.next_id = 0
-        self.most = min(engine.info.window, engine.info.kv_tokens)
+        self.maximum = min(engine.info.window, engine.info.kv_tokens)
         self.finished = self.failed = self.preempted = 0
         self._prefixes = [[self.random.randrange(20, 250) for _ in range(70)] for _ in range(4)]
 
     def tokens(self) -> list[int]:
-        if self.random.random() < 0.6:  # something others say as well
+        if self.random.random() < 0.6:  # a text that other contexts use as well
             return self.random.choice(self._prefixes)[: self.random.randrange(1, 70)]
         found = [self.random.randrange(20, 250) for _ in range(self.random.randrange(1, 30))]
         if self.random.random() < 0.06:
@@ -148,7 +146,7 @@ class Run:
     def any(self) -> int | None:
         return self.random.choice(list(self.known)) if self.known else None
 
-    def operate(self) -> None:
+    def run_random_operation(self) -> None:
         kind = self.random.choices(
             ("begin", "more", "fork", "generate", "free", "rerank", "step"), (6, 4, 3, 8, 2, 3, 40)
         )[0]
@@ -178,10 +176,10 @@ class Run:
         if refusal is not None:
             busy = known is not None and known.generating
             assert refusal.code == ("context_busy" if busy else "context_length_exceeded")
-            assert busy or len(before) + len(tokens) > self.most
+            assert busy or len(before) + len(tokens) > self.maximum
             return
         if known is None:
-            known = self.known[id] = Known(list(before), scope)
+            known = self.known[id] = ExpectedContext(list(before), scope)
         known.text += tokens
         known.fills.append(len(known.text))
 
@@ -203,7 +201,7 @@ class Run:
             return
         self.engine.generate(context, one)
         known.generating = True
-        known.expected = obvious(known.text, min(count, room))
+        known.expected = expected_text(known.text, min(count, room))
 
     def free(self, context: int) -> None:
         self.engine.free_context(context)
@@ -238,7 +236,7 @@ class Run:
                 known.fills.pop(0)
         for token in update.tokens:
             assert known.generating
-            assert token == known.expected.pop(0), "another text than the obvious engine's"
+            assert token == known.expected.pop(0), "the text differs from the expected one"
             known.text.append(token)
         if update.finish is not None:
             assert update.finish == "length"
@@ -247,14 +245,14 @@ class Run:
             self.finished += 1
 
 
-@pytest.fixture(params=["one by one", "speculating", "overlapping", "overlapping, with a shelf"])
+@pytest.fixture(params=["one by one", "speculating", "overlapping", "overlapping, with host offload"])
 def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Engine:
-    """A window of 120 tokens, a pool of 320: two or three contexts fill it."""
+    """Return an engine with a window of 120 tokens and a pool of 320: two or three contexts fill it."""
     folder = str(write_tiny(tmp_path, window=120))
     overlap: Any = "on" if "overlapping" in request.param else "off"
     speculation: Any = "on" if request.param == "speculating" else "off"
-    shelf = 240 if "shelf" in request.param else 0
-    made = Engine(
+    host_offload = 240 if "host offload" in request.param else 0
+    created = Engine(
         EngineConfig(
             model=folder,
             kv_tokens=320,
@@ -262,38 +260,38 @@ def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Engine:
             max_batch=8,
             overlap=overlap,
             speculation=speculation,
-            host_kv_tokens=shelf,
+            host_kv_tokens=host_offload,
         )
     )
-    made._pacer.learn(1, 0.01)
-    made._pacer.learn(8, 0.01)  # a row more costs nothing, whatever this machine's mood is
-    stand_in: Any = TransparentDecoder(made)
-    made.decoder = stand_in
-    return made
+    created._step_budget.learn(1, 0.01)
+    created._step_budget.learn(8, 0.01)  # one more row costs nothing, whatever the load of this machine
+    stand_in: Any = TransparentDecoder(created)
+    created.decoder = stand_in
+    return created
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_a_hundred_thousand_operations(engine: Engine, seed: int, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("CRITICAL")  # steps that raise are logged with their traces
-    run = Run(engine, seed)
-    plan = engine._planner.plan
+def test_a_hundred_thousand_random_operations(engine: Engine, seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL")  # failing steps log their stack traces
+    run = RandomOperations(engine, seed)
+    plan = engine._scheduler.plan
 
     def counted(*arguments: Any, **named: Any) -> Any:
-        made = plan(*arguments, **named)
-        run.preempted += len(made.preempted)
-        return made
+        created = plan(*arguments, **named)
+        run.preempted += len(created.preempted)
+        return created
 
-    engine._planner.plan = counted  # type: ignore[method-assign]
+    engine._scheduler.plan = counted  # type: ignore[method-assign]
     for operation in range(OPERATIONS // 4):
-        run.operate()
+        run.run_random_operation()
         if operation % 5 == 0:
             engine.check_integrity()
     for _ in range(5000):
         if not engine.has_work:
             break
         run.step()
-    assert not engine.has_work, "work was left that no step brought forward"
+    assert not engine.has_work, "work is left although no step makes progress"
     for context in list(run.known):
         assert not run.known[context].generating
         assert not run.known[context].fills
@@ -301,25 +299,25 @@ def test_a_hundred_thousand_operations(engine: Engine, seed: int, caplog: pytest
     engine.check_integrity()
     assert engine.free_tokens == engine.info.kv_tokens, "a block was lost"
     assert run.finished > 1000, run.finished
-    assert run.failed > 10, "poison was in it"
-    assert run.preempted > 500, "the pool was too small"
+    assert run.failed > 10, "no failing token occurred"
+    assert run.preempted > 500, "the pool was never full"
     decoder: Any = engine.decoder
-    assert (decoder.fetched > 500) == (engine.cache.shelf.slots > 0), decoder.fetched
-    if engine._speculation is not None:
-        assert engine._speculation.drafted > 2 * engine._speculation.right > 1000
+    assert (decoder.fetched > 500) == (engine.cache.host_offload.slots > 0), decoder.fetched
+    if engine._speculator is not None:
+        assert engine._speculator.drafted > 2 * engine._speculator.accepted > 1000
 
 
-def test_the_obvious_engine_would_notice(engine: Engine) -> None:
-    """The test of the test: one wrong entry in one slot changes what is said."""
+def test_wrong_slot_is_detected(engine: Engine) -> None:
+    """Test of the test: one wrong entry in one slot changes the generated text."""
     engine.fill(1, list(range(20, 60)))
     while engine.has_work:
         engine.step()
     decoder: Any = engine.decoder
-    wanted = obvious(list(range(20, 60)), 50)
+    reference = expected_text(list(range(20, 60)), 50)
     engine.generate(1, SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True))
-    block = engine._contexts[1].blocks[0]
+    block = engine._sequences[1].blocks[0]
     decoder.slots[block * 16 + 5] += 1
-    said: list[int] = []
+    outputs: list[int] = []
     while engine.has_work:
-        said += [token for update in engine.step() for token in update.tokens]
-    assert said != wanted
+        outputs += [token for update in engine.step() for token in update.tokens]
+    assert outputs != reference

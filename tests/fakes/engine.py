@@ -34,7 +34,7 @@ class StubEngine:
         self.released = asyncio.Event()
         self.released.set()
         self.doomed: set[int] | None = None
-        """Whoever's prompt begins with such a token loses the engine."""
+        """Token that kills the engine: a prompt that begins with it loses the engine."""
         self.doom_spreads = False
         """Whether everybody who is at work then loses it too."""
         self.deaths = 0
@@ -71,7 +71,7 @@ class StubEngine:
         self.released.clear()
 
     def lose(self) -> None:
-        """Every open context is gone."""
+        """Lose every open context."""
         for context in self.opened:
             if not context.freed:
                 context.lost = True

@@ -1,15 +1,15 @@
-"""What tests of the gateway's rooms share."""
+"""Fixtures of the gateway's tests."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.gateway.town import Town
+from tests.gateway.postgres_cluster import PostgresCluster
 from tests.postgres import Postgres
 
 
 @pytest.fixture
-async def town(postgres: Postgres) -> AsyncIterator[Town]:
+async def cluster(postgres: Postgres) -> AsyncIterator[PostgresCluster]:
     async with AsyncExitStack() as stack:
-        yield Town(postgres.database(), stack)
+        yield PostgresCluster(postgres.database(), stack)

@@ -1,6 +1,9 @@
-"""Kernels on Triton's interpreter. It has to be chosen before Triton is imported, so they run in a process of their own:
-tests/engine/kernels/triton/test_interpreted.py starts it. Where there is a GPU, `pytest tests/interpreter` runs the same
-cases compiled, on it."""
+"""Tests of the kernels on Triton's interpreter.
+
+The interpreter must be selected before Triton is imported, so these tests run in a separate process, which
+tests/engine/kernels/triton/test_interpreted.py starts. With a GPU, `pytest tests/interpreter` runs the same cases
+compiled, on the GPU.
+"""
 
 import os
 

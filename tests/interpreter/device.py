@@ -1,4 +1,4 @@
-"""Where these tests run: on Triton's interpreter, or compiled on the GPU that is there."""
+"""Device of these tests: Triton's interpreter, or the GPU if there is one."""
 
 import torch
 

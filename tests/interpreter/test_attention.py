@@ -1,8 +1,8 @@
-"""Attention over paged KV against float64: rows that decode on random trees, prompts, and both in one step.
+"""Attention over paged KV against float64: decoding rows on random trees, prompts, and both in one step.
 
-Bounds of the largest error, with standard normal keys, values and queries: float32 5e-6; float16 2e-3, of which half is
-the rounding of the answer; bfloat16 2e-2, nearly all of it that rounding. Products in bfloat16 are made in float32 here:
-the interpreter's own are wrong.
+Bounds of the largest error, with standard normal keys, values and queries: float32 5e-6; float16 2e-3, half of which is
+the rounding of the result; bfloat16 2e-2, nearly all of it that rounding. Here products of bfloat16 are computed in
+float32: the interpreter's own are wrong.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ def run(
     sequences: int = 32,
     element_bytes: int = 2,
 ) -> tuple[float, PagedAttention]:
-    """The largest error. counts: rows of each sequence. kept: the type of keys and values, if another."""
+    """Return the largest error. `counts`: rows of each sequence. `kept`: dtype of keys and values, if it differs."""
     pick = torch.Generator().manual_seed(len(lengths))
     kv_heads, rows = 2, int(counts.sum())
     blocks = int(tables.max()) + 1
@@ -80,34 +80,36 @@ def run(
         :rows
     ]
     plain_keys, plain_values = (part.cpu().double().numpy().transpose(0, 2, 1, 3) for part in (keys, values))
-    asked = queries[:rows].cpu().double().numpy()
-    wanted = attend(asked, plain_keys, plain_values, tables[whose], positions + 1, shape.scale, window, softcap)
-    return float(np.abs(out.cpu().double().numpy() - wanted).max()), attention
+    requested = queries[:rows].cpu().double().numpy()
+    expected = attend(requested, plain_keys, plain_values, tables[whose], positions + 1, shape.scale, window, softcap)
+    return float(np.abs(out.cpu().double().numpy() - expected).max()), attention
 
 
 def trees(seed: int, limit: int = 20) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-    """Rows that decode."""
+    """Return decoding rows."""
     tables, lengths = batch(seed)
     return np.ones(len(lengths[:limit]), dtype=np.int64), tables[:limit], lengths[:limit]
 
 
 def prompts(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-    """Some rows that decode, and the ends of some prompts, with and without something before them."""
+    """Return some decoding rows, and the ends of some prompts, with and without cached tokens before them."""
     pick = np.random.default_rng(seed)
     _, tables, lengths = trees(seed, 7)
-    most = np.minimum(lengths, pick.choice([1, 1, 2, 15, 16, 17, 40, 1000], len(lengths)))
-    return most.astype(np.int64), tables, lengths
+    maximum = np.minimum(lengths, pick.choice([1, 1, 2, 15, 16, 17, 40, 1000], len(lengths)))
+    return maximum.astype(np.int64), tables, lengths
 
 
 @pytest.mark.parametrize(("dtype", "group", "size", "window", "softcap"), CASES)
 @pytest.mark.parametrize("seed", range(MORE))
-def test_random_trees(seed: int, dtype: torch.dtype, group: int, size: int, window: int, softcap: float) -> None:
+def test_attention_over_random_trees(
+    seed: int, dtype: torch.dtype, group: int, size: int, window: int, softcap: float
+) -> None:
     assert run(*trees(seed), dtype, group, size, window, softcap)[0] < BOUNDS[dtype]
 
 
 @pytest.mark.parametrize(("dtype", "group", "size", "window", "softcap"), CASES)
 @pytest.mark.parametrize("seed", range(20, 20 + MORE))
-def test_prompts_beside_rows_that_decode(
+def test_prompts_and_decode_rows_in_one_step(
     seed: int, dtype: torch.dtype, group: int, size: int, window: int, softcap: float
 ) -> None:
     counts, tables, lengths = prompts(seed)
@@ -116,14 +118,14 @@ def test_prompts_beside_rows_that_decode(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_keys_in_8_bits(dtype: torch.dtype) -> None:
-    """What is read is what was kept: nothing is lost on the way. (The interpreter rounds to 8 bits wrongly, so that what
-    is written is left to the compiler's word.)"""
+def test_fp8_keys(dtype: torch.dtype) -> None:
+    """Attention is exact over the stored numbers. The interpreter rounds to FP8 wrongly, so only the compiler is tested
+    for what is written."""
     assert run(*prompts(7), dtype, 2, 64, 0, 0.0, kept=torch.float8_e4m3fn)[0] < BOUNDS[dtype]
 
 
-def test_sixty_four_behind_one_prefix() -> None:
-    """Each with a key of its own, but for those that end with the prefix."""
+def test_sixty_four_rows_with_one_prefix() -> None:
+    """Give each row a key of its own, except for those that end with the prefix."""
     common = np.tile(np.arange(1, 7, dtype=np.int32), (64, 1))
     tables = np.concatenate([common, 7 + np.arange(64, dtype=np.int32).reshape(64, 1)], axis=1)
     lengths = np.where(np.arange(64) % 5 == 0, 96, 97).astype(np.int32)
@@ -132,11 +134,11 @@ def test_sixty_four_behind_one_prefix() -> None:
     assert error < BOUNDS[torch.float32]
     work = attention.windows[0].work
     assert work is not None
-    assert int((work.items[:, 5] - work.items[:, 4]).sum()) < 64 * 96, "the prefix is not read by each"
+    assert int((work.items[:, 5] - work.items[:, 4]).sum()) < 64 * 96, "the rows read the prefix together"
 
 
-def test_more_heads_share_keys_than_a_tile_has_rows() -> None:
-    """The tiles of float32 have sixteen. A row that decodes, and five of a prompt."""
+def test_group_larger_than_a_tile() -> None:
+    """Float32 tiles have sixteen rows. One decoding row, and five of a prompt."""
     tables = np.array([[1, 2, 0], [3, 4, 5]], dtype=np.int32)
     lengths = np.array([20, 37], dtype=np.int32)
     step = (np.array([1, 5]), tables, lengths)
@@ -147,7 +149,7 @@ def test_without_sharing() -> None:
     assert run(*trees(4), torch.float32, 4, 64, 0, 0.0, share=False)[0] < BOUNDS[torch.float32]
 
 
-def test_there_is_something_to_merge() -> None:
+def test_long_rows_are_merged() -> None:
     parts = 0
     for seed in range(2):
         step = trees(seed)
@@ -158,8 +160,8 @@ def test_there_is_something_to_merge() -> None:
 
 
 @pytest.mark.parametrize("window", [0, 200])
-def test_a_few_rows_behind_much_are_divided_by_keys(window: int) -> None:
-    """Two rows behind 1,000 keys are too little for all programs, if each reads all keys."""
+def test_few_rows_of_a_long_prompt_are_split_by_keys(window: int) -> None:
+    """Use two rows with 1,000 keys: too few for all programs if each reads all keys."""
     tables = np.arange(1, 65, dtype=np.int32).reshape(1, -1)
     error, attention = run(
         np.array([2]), tables, np.array([1003], dtype=np.int32), torch.float32, 2, 64, window, 0.0, programs=6
@@ -168,11 +170,11 @@ def test_a_few_rows_behind_much_are_divided_by_keys(window: int) -> None:
     assert error < BOUNDS[torch.float32]
 
 
-def test_places_that_nobody_has_change_nothing() -> None:
+def test_unused_places_change_nothing() -> None:
     assert run(*trees(5), torch.float32, 2, 64, 0, 0.0, places=24)[0] < BOUNDS[torch.float32]
 
 
-def test_a_single_row_of_one_key() -> None:
+def test_single_row_with_one_key() -> None:
     keys = torch.randn(2, 1, 16, 64, device=DEVICE)
     attention = paged(layer_shape(1, 1, 64, scale=1.0), rows=4, width=2, programs=3)
     attention.prepare(*(np.array(part, dtype=np.int32) for part in ([0, 1], [1], [[1]])))
@@ -180,8 +182,8 @@ def test_a_single_row_of_one_key() -> None:
     torch.testing.assert_close(out[0, 0], keys[1, 0, 0])
 
 
-def test_one_layer_sees_a_window_and_the_next_all() -> None:
-    """Both are planned in one step, whichever asks first, and the next step plans both."""
+def test_layers_with_and_without_window() -> None:
+    """Both are planned in one step, whichever comes first, and the next step plans both again."""
     counts, tables, lengths = prompts(6)
     starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     rows = int(counts.sum())
@@ -195,7 +197,7 @@ def test_one_layer_sees_a_window_and_the_next_all() -> None:
         attention.prepare(starts, lengths, tables)
         for window in (24, 0):
             out = attention(queries, keys, values, torch.from_numpy(positions).to(DEVICE), window)
-            wanted = attend(
+            expected = attend(
                 queries.cpu().double().numpy(), plain_keys, plain_values, tables[whose], positions + 1, 1 / 8, window
             )
-            assert float(np.abs(out.cpu().double().numpy() - wanted).max()) < BOUNDS[torch.float32]
+            assert float(np.abs(out.cpu().double().numpy() - expected).max()) < BOUNDS[torch.float32]

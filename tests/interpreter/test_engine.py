@@ -1,4 +1,5 @@
-"""The whole engine on Triton's kernels, interpreted, with a tiny model: the same greedy text as on the torch kernels."""
+"""The whole engine on interpreted Triton kernels with a tiny model: the greedy text equals that of the torch
+kernels."""
 
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ def engine(folder: Path, kernels: str, *, kv_tokens: int = 2048, **other: Any) -
     )
 
 
-def story(made: Engine, count: int) -> dict[int, list[int]]:
-    """Prompts of which some are alike, at different times, one of them forked: what each is answered."""
+def run_scenario(target: Engine, count: int) -> dict[int, list[int]]:
+    """Run prompts, some of them alike, at different times, one of them forked. Return their answers."""
     answers: dict[int, list[int]] = {}
     shared = list(range(20, 54))
     prompts = {1: [*shared, 70], 2: [*shared, *range(80, 96)], 3: [5, 6, 7], 4: [*shared, 70, 71]}
@@ -33,64 +34,64 @@ def story(made: Engine, count: int) -> dict[int, list[int]]:
     for step in range(400):
         if step % 2 == 0 and waiting:
             context, tokens = waiting.popitem()
-            made.fill(context, tokens)
-            made.generate(context, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
+            target.fill(context, tokens)
+            target.generate(context, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
             left.add(context)
             if context == 3:
-                made.fork(9, 3)
-                made.fill(9, [11, 12])
-                made.generate(9, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
+                target.fork(9, 3)
+                target.fill(9, [11, 12])
+                target.generate(9, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
                 left.add(9)
-        for update in made.step():
+        for update in target.step():
             assert update.error is None
             answers.setdefault(update.context, []).extend(update.tokens)
             if update.finish:
                 left.discard(update.context)
-        made.check_integrity()
+        target.check_integrity()
         if not left and not waiting:
             return answers
     raise AssertionError("the engine did not come to an end")
 
 
-@pytest.mark.filterwarnings("ignore:overflow")  # numpy's, which the interpreter computes with
+@pytest.mark.filterwarnings("ignore:overflow")  # from numpy, which the interpreter uses
 @pytest.mark.parametrize("family", ["Gemma 2", "Qwen3"])
-def test_the_same_text_as_the_torch_kernels(tmp_path: Path, family: str) -> None:
+def test_text_equals_the_torch_kernels(tmp_path: Path, family: str) -> None:
     write_tiny(tmp_path, family)
-    made = engine(tmp_path, "triton", overlap="on" if family == "Qwen3" else "off")
-    assert made.info.kernels.startswith("Triton")
-    assert story(made, 4) == story(engine(tmp_path, "torch"), 4)
+    target = engine(tmp_path, "triton", overlap="on" if family == "Qwen3" else "off")
+    assert target.info.kernels.startswith("Triton")
+    assert run_scenario(target, 4) == run_scenario(engine(tmp_path, "torch"), 4)
 
 
-def test_the_same_text_where_contexts_lose_their_blocks(tmp_path: Path) -> None:
+def test_text_is_the_same_with_preemption(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     small = engine(tmp_path, "triton", kv_tokens=80, overlap="on", host_kv_tokens=160)
     lost = []
-    plan = small._planner.plan
+    plan = small._scheduler.plan
 
     def interactive(*arguments: object) -> object:
-        made = plan(*arguments)  # type: ignore[arg-type]
-        lost.extend(made.preempted)
-        return made
+        target = plan(*arguments)  # type: ignore[arg-type]
+        lost.extend(target.preempted)
+        return target
 
-    small._planner.plan = interactive  # type: ignore[assignment]
-    assert story(small, 7) == story(engine(tmp_path, "torch"), 7)
-    assert lost, "the pool was too small for all at once"
+    small._scheduler.plan = interactive  # type: ignore[assignment]
+    assert run_scenario(small, 7) == run_scenario(engine(tmp_path, "torch"), 7)
+    assert lost, "the pool is too small for all at once"
 
 
-def test_sampling_with_a_seed_is_the_same(tmp_path: Path) -> None:
+def test_seeded_sampling_is_the_same(tmp_path: Path) -> None:
     write_tiny(tmp_path)
-    said = []
+    outputs = []
     for kernels in ("triton", "torch"):
         sampling = SamplingParams(
             temperature=0.9, top_p=0.9, seed=3, max_tokens=5, ignore_eos=True, logprobs=True, top_logprobs=2
         )
         updates = list(engine(tmp_path, kernels).stream(list(range(30, 50)), sampling))
-        said.append(
+        outputs.append(
             [
                 (token.token, round(token.logprob, 3), [id for id, _ in token.top])
                 for update in updates
                 for token in update.logprobs or ()
             ]
         )
-    assert len(said[0]) == 5
-    assert said[0] == said[1]
+    assert len(outputs[0]) == 5
+    assert outputs[0] == outputs[1]

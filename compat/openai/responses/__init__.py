@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: what is asked as a list of items, what is answered as one, and the events of a stream."""
+"""OpenAI's Responses API: requests with a list of items, responses with a list of items, and events of a stream."""
 
 from compat.openai.responses.events import (
     ArgumentsDelta,

@@ -1,4 +1,4 @@
-"""The events of a streamed response. Each has a number; they count from 0."""
+"""Events of a streamed response. Each has a sequence number, from 0."""
 
 from typing import Literal
 
@@ -24,7 +24,7 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseEvent(_Event, frozen=True, kw_only=True):
-    """How the response stands; the last of a stream is one of the last three."""
+    """A change of the response's state. The last event of a stream is `completed`, `incomplete` or `failed`."""
 
     type: ResponseEventType
     response: Response
@@ -35,7 +35,7 @@ class _ItemEvent(_Event, frozen=True, kw_only=True):
 
 
 class ItemEvent(_ItemEvent, frozen=True, kw_only=True):
-    """An item begins, or is whole."""
+    """The beginning or the end of an item."""
 
     type: ItemEventType
     item: OutputItem
@@ -47,14 +47,14 @@ class _TextEvent(_ItemEvent, frozen=True, kw_only=True):
 
 
 class PartEvent(_TextEvent, frozen=True, kw_only=True):
-    """An item's text begins, or is whole."""
+    """The beginning or the end of an item's text."""
 
     type: PartEventType
     part: OutputText | ReasoningText
 
 
 class TextDelta(_TextEvent, frozen=True, kw_only=True):
-    """The text goes on."""
+    """More text of the answer."""
 
     type: Literal["response.output_text.delta"] = "response.output_text.delta"
     delta: str
@@ -62,7 +62,7 @@ class TextDelta(_TextEvent, frozen=True, kw_only=True):
 
 
 class TextDone(_TextEvent, frozen=True, kw_only=True):
-    """The text is whole."""
+    """The end of the answer's text."""
 
     type: Literal["response.output_text.done"] = "response.output_text.done"
     text: str
@@ -70,21 +70,21 @@ class TextDone(_TextEvent, frozen=True, kw_only=True):
 
 
 class ReasoningDelta(_TextEvent, frozen=True, kw_only=True):
-    """The model goes on beside its answer."""
+    """More text of the model's reasoning."""
 
     type: Literal["response.reasoning_text.delta"] = "response.reasoning_text.delta"
     delta: str
 
 
 class ReasoningDone(_TextEvent, frozen=True, kw_only=True):
-    """It has told all that it told there."""
+    """The end of the model's reasoning."""
 
     type: Literal["response.reasoning_text.done"] = "response.reasoning_text.done"
     text: str
 
 
 class ArgumentsDelta(_ItemEvent, frozen=True, kw_only=True):
-    """A call's arguments go on."""
+    """More arguments of a call."""
 
     type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
     item_id: str
@@ -92,7 +92,7 @@ class ArgumentsDelta(_ItemEvent, frozen=True, kw_only=True):
 
 
 class ArgumentsDone(_ItemEvent, frozen=True, kw_only=True):
-    """A call's arguments are whole."""
+    """The end of a call's arguments."""
 
     type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
     item_id: str

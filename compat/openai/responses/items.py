@@ -1,4 +1,4 @@
-"""What a response is asked with: messages, calls that were made, and what came of them."""
+"""Input items of a response: messages, function calls and their outputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ ItemState = Literal["in_progress", "completed", "incomplete"] | None
 
 
 class TextInput(Request):
-    """A text part of a message. What a client passes on from an answer besides the text says nothing new."""
+    """A text part of a message. Other fields of an answer, which clients send back, are ignored."""
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -29,7 +29,7 @@ class RefusalInput(Request):
 
 
 class ImageInput(Request):
-    """An image, by its URL or in it."""
+    """An image, as a URL or as a data URL."""
 
     type: Literal["input_image"]
     image_url: str
@@ -37,7 +37,7 @@ class ImageInput(Request):
 
 
 class FileInput(Request):
-    """A file, in base64."""
+    """A file, encoded in base64."""
 
     type: Literal["input_file"]
     file_data: str
@@ -51,16 +51,16 @@ def _parts(content: str | Sequence[InputPart]) -> str | list[dict[str, Any]]:
     return content if isinstance(content, str) else [_part(part) for part in content]
 
 
-def _given(**fields: str | None) -> dict[str, str]:
+def _without_none(**fields: str | None) -> dict[str, str]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _part(part: InputPart) -> dict[str, Any]:
     match part:
         case ImageInput():
-            return {"type": "image_url", "image_url": _given(url=part.image_url, detail=part.detail)}
+            return {"type": "image_url", "image_url": _without_none(url=part.image_url, detail=part.detail)}
         case FileInput():
-            return {"type": "file", "file": _given(file_data=part.file_data, filename=part.filename)}
+            return {"type": "file", "file": _without_none(file_data=part.file_data, filename=part.filename)}
         case RefusalInput():
             return {"type": "text", "text": part.refusal}
         case _:
@@ -90,7 +90,7 @@ class FunctionCallItem(CalledFunction):
 
 
 class FunctionCallOutputItem(Request):
-    """What came of it."""
+    """The output of a call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -110,7 +110,7 @@ class ReasoningPart(Request):
 
 
 class ReasoningInput(Request):
-    """What the model told beside its answer. Whatever is encrypted says nothing here."""
+    """The model's reasoning in an earlier response. Encrypted content is ignored."""
 
     type: Literal["reasoning"]
     summary: list[ReasoningPart] = Field(default_factory=list)
@@ -120,8 +120,8 @@ class ReasoningInput(Request):
     status: ItemState = None
 
     @property
-    def told(self) -> str:
-        """All of it."""
+    def reasoning_text(self) -> str:
+        """The complete reasoning."""
         return "".join([part.text for part in self.content or ()])
 
 
@@ -147,71 +147,71 @@ _ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 def items_of(input: Any) -> list[InputItem]:
-    """A request's `input`, from JSON. Raises ValidationError."""
+    """Return the items of a request's `input`, from JSON. Raises ValidationError."""
     return [MessageItem(role="user", content=input)] if isinstance(input, str) else _ITEMS.validate_python(input)
 
 
 def listed(input: Any, id: str) -> list[dict[str, Any]]:
-    """The same as a list of items, each with an id: its own, or one made of this one and its place."""
+    """Return a request's `input` as a list of JSON items, each with an id: its own, or `id` with its position."""
     items = [{"role": "user", "content": input}] if isinstance(input, str) else input
-    return [_listed(item, f"{id}_{index}") for index, item in enumerate(items)]
+    return [_complete_item(item, f"{id}_{index}") for index, item in enumerate(items)]
 
 
-_BEGINNINGS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 
-def _listed(item: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _complete_item(item: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     kind = item.get("type") or "message"
-    told: dict[str, Any] = {"id": f"{_BEGINNINGS[kind]}_{place}", "type": kind, "status": "completed"}
-    told |= {name: value for name, value in item.items() if value is not None}
-    if kind == "message" and isinstance(told["content"], str):
-        says = "output_text" if told["role"] == "assistant" else "input_text"
-        told["content"] = [{"type": says, "text": told["content"]}]
-    if kind == "message" and told["role"] == "assistant":
-        told["content"] = [{"annotations": [], **part} for part in told["content"]]
+    complete: dict[str, Any] = {"id": f"{_ID_PREFIXES[kind]}_{suffix}", "type": kind, "status": "completed"}
+    complete |= {name: value for name, value in item.items() if value is not None}
+    if kind == "message" and isinstance(complete["content"], str):
+        part_type = "output_text" if complete["role"] == "assistant" else "input_text"
+        complete["content"] = [{"type": part_type, "text": complete["content"]}]
+    if kind == "message" and complete["role"] == "assistant":
+        complete["content"] = [{"annotations": [], **part} for part in complete["content"]]
     if kind == "reasoning":
-        told.setdefault("summary", [])
-    return told
+        complete.setdefault("summary", [])
+    return complete
 
 
 def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], list[str]]:
-    """The items as a conversation, and for each message the path of its content, the items being at `where`.
+    """Return the items as messages of a conversation, and the path of each message's content.
 
-    Calls that follow each other are one message, with what the model said before them, and with its reasoning; other
-    reasoning is left out, as OpenAI does.
+    `where`: path of the items. Consecutive calls become one message, together with the assistant's text before them and
+    with the reasoning. Other reasoning is omitted, as in OpenAI's API.
     """
     messages: list[Message] = []
     paths: list[str] = []
     joins = False
-    called: list[ToolCall] = []  # calls of the last message, as long as more may join it
-    reasoned: str | None = None
+    calls: list[ToolCall] = []  # calls of the last message, while further ones may join it
+    reasoning: str | None = None
     for index, item in enumerate(items):
         if not isinstance(item, FunctionCallItem):
-            called = []
+            calls = []
         match item:
             case MessageItem():
                 paths.append(f"{where}.{index}.content")
                 messages.append(_message({"role": item.role, "content": _parts(item.content)}, paths[-1]))
                 joins = item.role == "assistant"
-                reasoned = reasoned if joins else None
+                reasoning = reasoning if joins else None
             case FunctionCallItem():
                 call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
                 if not joins:
                     messages.append(Message.model_construct(role="assistant"))
                     paths.append(f"{where}.{index}")
-                if not called:
+                if not calls:
                     before = messages[-1]
-                    told = {"tool_calls": called, "reasoning_content": before.reasoning_content or reasoned}
-                    messages[-1] = before.model_copy(update=told)
-                called.append(call)
-                joins, reasoned = True, None
+                    update = {"tool_calls": calls, "reasoning_content": before.reasoning_content or reasoning}
+                    messages[-1] = before.model_copy(update=update)
+                calls.append(call)
+                joins, reasoning = True, None
             case FunctionCallOutputItem():
                 answer = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}
                 paths.append(f"{where}.{index}.output")
                 messages.append(_message(answer, paths[-1]))
-                joins, reasoned = False, None
+                joins, reasoning = False, None
             case ReasoningInput():
-                joins, reasoned = False, item.told or None
+                joins, reasoning = False, item.reasoning_text or None
     return messages, paths
 
 

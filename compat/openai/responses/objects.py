@@ -1,4 +1,4 @@
-"""A response: the items that a model has answered with, and what it was asked beside them."""
+"""Response objects of the Responses API, and the output items in them."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ ErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
 
 
 class OutputText(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a message. `logprobs`: of its tokens, where they were asked for."""
+    """A text part of a message. `logprobs`: log probabilities of its tokens, if requested."""
 
     type: Literal["output_text"] = "output_text"
     text: str
@@ -21,7 +21,7 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
-    """What the model says."""
+    """A message of the model."""
 
     id: str
     status: ItemStatus
@@ -30,7 +30,7 @@ class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
 
 
 class FunctionToolCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
-    """A call that the client is to make, with arguments as JSON; its output names `call_id`."""
+    """A call that the client has to run, with arguments as JSON. Its output refers to `call_id`."""
 
     id: str
     call_id: str
@@ -40,14 +40,14 @@ class FunctionToolCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="typ
 
 
 class ReasoningText(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of what a model told beside its answer."""
+    """A part of the model's reasoning."""
 
     type: Literal["reasoning_text"] = "reasoning_text"
     text: str
 
 
 class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="reasoning"):
-    """What the model told beside its answer."""
+    """The model's reasoning."""
 
     id: str
     summary: list[Any] = []
@@ -59,7 +59,7 @@ OutputItem = OutputMessage | FunctionToolCall | ReasoningItem
 
 
 class ResponseError(msgspec.Struct, frozen=True):
-    """Why a response failed. `type`: our own code for it."""
+    """The reason why a response failed. `type`: error code of this server."""
 
     code: ErrorCode
     message: str
@@ -67,26 +67,26 @@ class ResponseError(msgspec.Struct, frozen=True):
 
 
 class IncompleteDetails(msgspec.Struct, frozen=True):
-    """Why there is not more of it."""
+    """The reason why a response is incomplete."""
 
     reason: Literal["max_output_tokens"]
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):
-    """How many of the prompt's tokens were found in a cache. What is written there costs nothing."""
+    """Number of prompt tokens that were found in a cache. Writing to the cache is free."""
 
     cached_tokens: int
     cache_write_tokens: int = 0
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True):
-    """How many of the tokens are no part of the answer."""
+    """Number of reasoning tokens, which are not part of the answer."""
 
     reasoning_tokens: int
 
 
 class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens read and made."""
+    """Number of tokens of the prompt and of the answer."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -96,22 +96,22 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextConfig(msgspec.Struct, frozen=True):
-    """The form of the text, as it was asked for."""
+    """Format of the text, as requested."""
 
     format: dict[str, Any]
     verbosity: str = "medium"
 
 
 class ReasoningConfig(msgspec.Struct, frozen=True):
-    """How much the model was asked to reason."""
+    """Reasoning effort, as requested."""
 
     effort: str | None = None
     summary: None = None
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to POST /v1/responses. Times are seconds of the Unix clock; `usage` is there at the end.
-    `schema_violation`: where the answer violates a schema that was sent without `strict`; left out if it does not, or
+    """Response to POST /v1/responses. Times are seconds of the Unix clock. `usage` is set at the end.
+    `schema_violation`: where the answer violates a schema that was sent without `strict`; omitted if it does not, or
     was not checked."""
 
     id: str

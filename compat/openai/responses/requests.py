@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's newer way to ask for what a chat completion is."""
+"""Request of POST /v1/responses, and its conversion to a chat completion."""
 
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -10,22 +10,22 @@ from compat.bounds import TokenCount
 from compat.openai.base import FAULT, Metadata, Request, fault
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
 from compat.openai.requests import CacheRetention, ChatCompletionRequest, Generation, ServiceTier
-from compat.openai.response_formats import JsonSchema, ResponseFormat, held_to
+from compat.openai.response_formats import JsonSchema, ResponseFormat, enforced_schema
 from compat.openai.responses.items import InputItem, as_messages
 from compat.openai.schemas import Enforcement
 
 _LOGPROBS = "message.output_text.logprobs"
-_AS_IN_CHAT = (
+_SHARED_FIELDS = (
     *("model", "temperature", "top_p", "top_k", "seed", "stop"),
     *(name for name in Generation.__annotations__ if name != "model"),
     *("parallel_tool_calls", "chat_template_kwargs", "top_logprobs"),
 )
-"""Fields that say the same in a chat completion."""
+"""Fields with the same meaning in a chat completion."""
 
 
 class FunctionTool(Request):
-    """A function that the client can call for the model. Its parameters are enforced with `strict`, and also if
-    `strict` is left out and they can be enforced."""
+    """A function that the client can run for the model. Its parameters are enforced with `strict`, and also if `strict`
+    is omitted and they can be enforced."""
 
     type: Literal["function"]
     name: FunctionName
@@ -37,29 +37,29 @@ class FunctionTool(Request):
     @classmethod
     def _can_be_enforced(cls, parameters: Any, info: ValidationInfo) -> Any:
         if info.data.get("strict") and parameters is not None:
-            held_to(parameters)
+            enforced_schema(parameters)
         return parameters
 
     @property
     def is_strict(self) -> bool:
-        """Whether the parameters are enforced."""
+        """Return whether the parameters are enforced."""
         if self.strict is None and self.parameters is not None:
             try:
-                held_to(self.parameters)
+                enforced_schema(self.parameters)
             except ValueError:
                 return False
         return self.strict is not False
 
 
 class FunctionChoice(Request):
-    """The function that has to be called."""
+    """The function that the model has to call."""
 
     type: Literal["function"]
     name: str
 
 
 class TextFormat(Request):
-    """Any text, any JSON object, or JSON that is valid for a schema."""
+    """Format of the text: any text, any JSON object, or JSON that is valid for a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -71,29 +71,29 @@ class TextFormat(Request):
     @classmethod
     def _can_be_enforced(cls, schema: Any, info: ValidationInfo) -> Any:
         if schema is not None:
-            held_to(schema, Enforcement.STRICT if info.data.get("strict") else Enforcement.BEST_EFFORT)
+            enforced_schema(schema, Enforcement.STRICT if info.data.get("strict") else Enforcement.BEST_EFFORT)
         return schema
 
     @model_validator(mode="after")
     def _has_its_schema(self) -> Self:
-        told = self.model_fields_set - {"type"}
+        others = self.model_fields_set - {"type"}
         if self.type == "json_schema" and (self.schema_ is None or self.name is None):
             raise fault("schema" if self.schema_ is None else "name", "json_schema needs a name and a schema")
-        if self.type != "json_schema" and told:
-            field = min(told).replace("schema_", "schema")
+        if self.type != "json_schema" and others:
+            field = min(others).replace("schema_", "schema")
             raise fault(field, f"{field} needs the type json_schema")
         return self
 
 
 class TextOptions(Request):
-    """What the text looks like."""
+    """Options of the answer's text."""
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ReasoningOptions(Request):
-    """How much the model is to reason. What it tells beside its answer is told as it is, not summed up."""
+    """Reasoning effort. The response contains the complete reasoning, whatever `summary` is."""
 
     effort: str | None = Field(None, min_length=1, max_length=32)
     summary: Literal["auto", "concise", "detailed"] | None = None
@@ -117,21 +117,21 @@ class ResponseRequest(Generation):
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
-    # the conversation that it goes on with, and whether it can be gone on with itself
+    # the conversation to continue, and whether to store this response for continuation
     previous_response_id: str | None = None
     store: bool | None = None
-    # what is told
+    # output
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream_options: ResponseStreamOptions | None = None
-    # made while nobody waits
+    # run without a waiting client
     background: bool | None = None
     # hints without effect: the client makes the calls, and a prompt that is too long is refused
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: ServiceTier | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
     prompt_cache_retention: CacheRetention | None = None
-    # taken and passed on to nobody: they concern OpenAI's own bookkeeping
+    # accepted and ignored: only OpenAI's own service uses them
     metadata: Metadata | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -150,73 +150,73 @@ class ResponseRequest(Generation):
         if not self.conversation[0]:
             raise fault("input", "input has no message")
         try:
-            _ = self.chat  # refused here is what would be refused later
+            _ = self.chat  # an invalid chat completion must be refused here, not later
         except ValidationError as error:
             raise _fault_here(error) from None
         return self
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether log probabilities are told."""
+        """Return whether the response has log probabilities."""
         return _LOGPROBS in (self.include or ())
 
     @property
     def _form(self) -> TextFormat | None:
-        """What the answer is held to, if to something."""
+        """Constraint of the text's form, if any."""
         form = None if self.text is None else self.text.format
         return None if form is None or form.type == "text" else form
 
     @cached_property
     def conversation(self) -> tuple[list[Message], list[str]]:
-        """The input's messages, and for each the path of its content."""
+        """Messages of the input, and the path of each message's content."""
         if isinstance(self.input, str):
             return [Message(role="user", content=self.input)], ["input"]
         return as_messages(self.input, "input")
 
     @property
     def form_told(self) -> dict[str, Any]:
-        """The format of the text as a response contains it: with all of its fields."""
+        """Format of the text for the response object, with all of its fields."""
         if self._form is None:
             return {"type": "text"}
         if self._form.type != "json_schema":
             return {"type": self._form.type}
-        told = self._form.model_dump(by_alias=True)
-        return {**told, "strict": bool(self._form.strict)}
+        format_fields = self._form.model_dump(by_alias=True)
+        return {**format_fields, "strict": bool(self._form.strict)}
 
     @property
     def choice_told(self) -> str | dict[str, Any]:
-        """Which tools have to be called, as an answer says it."""
+        """Tool choice for the response object."""
         choice = self.tool_choice
         return choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto"
 
     @property
     def tools_told(self) -> list[dict[str, Any]]:
-        """The tools, as an answer says them."""
+        """Tools for the response object."""
         return [{**tool.model_dump(), "strict": tool.is_strict} for tool in self.tools or ()]
 
     @cached_property
     def chat(self) -> ChatCompletionRequest:
-        """The chat completion that asks the same, of the input alone. Raises ValidationError."""
-        told: dict[str, Any] = {name: value for name in _AS_IN_CHAT if (value := getattr(self, name)) is not None}
-        told["messages"] = self.conversation[0]
-        told["max_completion_tokens"] = self.max_output_tokens
+        """Equivalent chat completion, of the input alone. Raises ValidationError."""
+        fields: dict[str, Any] = {name: value for name in _SHARED_FIELDS if (value := getattr(self, name)) is not None}
+        fields["messages"] = self.conversation[0]
+        fields["max_completion_tokens"] = self.max_output_tokens
         if self.wants_logprobs:
-            told["logprobs"] = True
+            fields["logprobs"] = True
         if self.reasoning is not None:
-            told["reasoning_effort"] = self.reasoning.effort
+            fields["reasoning_effort"] = self.reasoning.effort
         if self.text is not None:
-            told["verbosity"] = self.text.verbosity
+            fields["verbosity"] = self.text.verbosity
         if self._form is not None:
-            told["response_format"] = _format(self._form)
+            fields["response_format"] = _format(self._form)
         if self.tools:
-            told["tools"] = [_tool(tool) for tool in self.tools]
+            fields["tools"] = [_tool(tool) for tool in self.tools]
         if self.tool_choice is not None:
             choice = self.tool_choice
             if isinstance(choice, FunctionChoice):
-                told["tool_choice"] = NamedTool(type="function", function=NamedFunction(name=choice.name))
+                fields["tool_choice"] = NamedTool(type="function", function=NamedFunction(name=choice.name))
             else:
-                told["tool_choice"] = choice
-        return ChatCompletionRequest(**told)
+                fields["tool_choice"] = choice
+        return ChatCompletionRequest(**fields)
 
 
 def _format(form: TextFormat) -> ResponseFormat:
@@ -243,7 +243,7 @@ _IN_CHAT = {
     "response_format": "text.format",
     "verbosity": "text.verbosity",
 }
-"""Names in a response's request of fields that a chat completion names differently."""
+"""Names in a response's request for fields that have other names in a chat completion."""
 
 
 def _fault_here(error: ValidationError) -> PydanticCustomError:

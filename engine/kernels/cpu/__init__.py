@@ -1,6 +1,6 @@
-"""The operations in C, for any CPU that has a C compiler beside it; built at first use."""
+"""The kernels in C, for any CPU with a C compiler. They are built on first use."""
 
-from engine.kernels.cpu.build import Unavailable
+from engine.kernels.cpu.build import KernelsUnavailable
 from engine.kernels.cpu.kernels import CpuKernels
 
-__all__ = ["CpuKernels", "Unavailable"]
+__all__ = ["CpuKernels", "KernelsUnavailable"]

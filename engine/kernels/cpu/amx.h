@@ -1,5 +1,5 @@
-// Matrix tiles (AMX). MYNA_EMULATE_AMX computes what the instructions do in plain C, so that the code around them
-// can be tested on a CPU that has none.
+// AMX matrix tiles. With MYNA_EMULATE_AMX, plain C code does what the instructions do, so that the code around them can
+// be tested on a CPU without AMX.
 
 #pragma once
 #include <stdint.h>
@@ -11,9 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static int amx_answer = -1;  // threads may race; they write the same
+static int amx_answer = -1;  // threads may race; they write the same value
 
-// Linux keeps room for the tiles only for processes that ask.
+// Linux saves the tile registers only for processes that request it.
 static int amx_permitted(void) {
     int answer = amx_answer;
     if (answer < 0) {
@@ -30,7 +30,7 @@ static int amx_permitted(void) {
 
 static void amx_load(const void *shape) { _tile_loadconfig(shape); }
 
-// Call at the end of a parallel region: threads with tiles in use are dear to switch.
+// Call at the end of a parallel region: switching threads with tiles in use is expensive.
 void amx_end(void) {
     if (amx_permitted()) _tile_release();
 }

@@ -1,16 +1,16 @@
 // Causal attention over block tables. A prefix that several sequences share is read once for all of them.
 //
-// Work is cut into tasks of up to TASK_ROWS query rows: neighbours of one sequence, or rows of sequences that have no more
-// than that and begin with the same blocks. A task goes through the keys segment by segment; within a segment, rows whose blocks are the
-// same ones go together. Every row still takes its own segments in order, with a running maximum and sum (Milakov
-// and Gimelshein 2018), so what it shares changes not one bit of its result.
+// The work is divided into tasks of up to TASK_ROWS query rows. The rows are neighbours of one sequence, or they belong
+// to sequences with no more rows than that which begin with the same blocks. A task goes through the keys segment by
+// segment; within a segment, rows with the same blocks are computed together. Every row still takes its own segments in
+// order, with a running maximum and sum (Milakov and Gimelshein 2018), so sharing changes no bit of its result.
 
 #define _GNU_SOURCE
 #include "kernels.h"
 #include <omp.h>
 #include <stdlib.h>
 
-#define SEGMENT 8         // KV blocks whose scores are exponentiated together
+#define SEGMENT 8         // KV blocks whose scores are exponentiated at a time
 #define TASK_ROWS 16
 #define TASKS_PER_THREAD 3
 #if PARTS == 1
@@ -27,7 +27,7 @@
 typedef struct {
     const factor *query;  // d elements
     bf16 *out;
-    int64_t first, visible;  // keys it sees: first <= key < visible
+    int64_t first, visible;  // it sees keys with first <= key < visible
     float top;
     float total[LANES] __attribute__((aligned(64)));
     float sum[MAX_HEAD] __attribute__((aligned(64)));
@@ -43,7 +43,7 @@ struct Task {
 
 int64_t myna_attention_state(int64_t group) { return sizeof(Query) * TASK_ROWS * group; }
 
-int64_t count_tasks(const Batch *batch) { return batch->rows + 1; }  // at most: every task has a row
+int64_t count_tasks(const Batch *batch) { return batch->rows + 1; }  // upper bound: every task has a row
 size_t myna_task_bytes(void) { return sizeof(struct Task); }
 
 // ------------------------------------------------------------------------------------------------------ planning
@@ -61,7 +61,7 @@ static int share_a_segment(const Batch *batch, int32_t a, int32_t b) {
            !memcmp(batch->tables + a * batch->width, batch->tables + b * batch->width, SEGMENT * 4));
 }
 
-// Fills `places` (rows) and `tasks` (count_tasks), returns how many. The longest come first.
+// Fills `places` (rows) and `tasks` (count_tasks), and returns the number of tasks. The longest come first.
 int64_t plan_attention(const Batch *batch, const AttentionShape *shape, Place *places, Task *tasks) {
     int64_t sequences = 0, total = 0, count = 0;
     for (int32_t s = 0; s < batch->n; s++) {
@@ -77,7 +77,7 @@ int64_t plan_attention(const Batch *batch, const AttentionShape *shape, Place *p
         }
     }
     qsort_r(places, sequences, sizeof *places, compare_tables, (void *)batch);
-    for (int64_t at = total; sequences--;) {  // from the back, since each has a row at least
+    for (int64_t at = total; sequences--;) {  // from the back: each has at least one row
         int32_t s = places[sequences].sequence;
         for (int32_t row = batch->starts[s + 1]; row-- > batch->starts[s];) places[--at] = (Place){s, row};
     }
@@ -97,8 +97,8 @@ int64_t plan_attention(const Batch *batch, const AttentionShape *shape, Place *p
 
 // ------------------------------------------------------------------------------------------------------ computing
 
-// The blocks of a segment for one KV head, and those of the segment after it, which are fetched meanwhile: blocks
-// are scattered, so the hardware does not foresee them.
+// The blocks of a segment for one KV head, and those of the next segment. These are prefetched in software: blocks are
+// scattered, so the hardware prefetcher does not find them.
 typedef struct {
     const bf16 *key[SEGMENT], *value[SEGMENT];
     const bf16 *next_key[SEGMENT], *next_value[SEGMENT];
@@ -153,9 +153,9 @@ INLINE void score(const int count, const int fetch, Query *q, const Segment *seg
     }
 }
 
-// Scores to weights; maximum and sum brought up to date. Returns the old sums' new factor.
+// Turns scores into weights, and updates maximum and sum. Returns the factor of the previous sums.
 INLINE float soften(Query *q, const float *scores, int blocks, factor *weights) {
-    f32 top = load_f32(scores);  // there is one block at least
+    f32 top = load_f32(scores);  // there is at least one block
     for (int b = 1; b < blocks; b++) top = larger(top, load_f32(scores + b * BLOCK));
     float highest = largest_of(top), shrink = 1.0f;
     if (highest > q->top) {
@@ -207,7 +207,7 @@ INLINE void mix(const int count, const int registers, const int fetch, Query *q,
 
 INLINE void attend(const int count, const int fetch, Query *q, const Segment *segment, int blocks, int64_t begin,
                    const int64_t d, float scale, float softcap) {
-    float scores[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));  // of `blocks`, which is 1 at least
+    float scores[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));  // of `blocks`, at least 1
     factor weights[QUERY_TILE][SEGMENT * BLOCK] __attribute__((aligned(64)));
     float shrink[QUERY_TILE];
     score(count, fetch, q, segment, blocks, begin, d, scale, softcap, scores);
@@ -237,14 +237,14 @@ typedef struct {
     int64_t row, first, visible;
 } Row;
 
-// Blocks of the segment at `begin` that a row needs; 0 if it sees nothing there.
+// Returns the number of blocks of the segment at `begin` that a row needs; 0 if it sees no key there.
 INLINE int needed(const Row *row, int64_t begin) {
     if (row->visible <= begin || row->first >= begin + SEGMENT * BLOCK) return 0;
     int64_t blocks = (row->visible - begin + BLOCK - 1) / BLOCK;
     return blocks < SEGMENT ? (int)blocks : SEGMENT;
 }
 
-// A task's rows, for the query heads that share one KV head.
+// Computes a task's rows for the query heads that share one KV head.
 static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Row *rows, int count,
                      int64_t kv_head, const AttentionShape *shape, Query *state) {
     const int64_t d = shape->d, kv_heads = shape->kv_heads, group = shape->heads / kv_heads;
@@ -268,7 +268,7 @@ static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, 
             memset(q->sum, 0, d * 4);
         }
     }
-    // Segments begin at multiples of their length from the context's start, for every row alike.
+    // Segments begin at multiples of their length from the start of the sequence, for every row alike.
     for (int64_t begin = from / (SEGMENT * BLOCK) * (SEGMENT * BLOCK); begin < to; begin += SEGMENT * BLOCK) {
         for (int r = 0, end; r < count; r = end) {
             const int32_t *table = rows[r].table + begin / BLOCK;
@@ -300,7 +300,7 @@ static void run_task(const bf16 *queries, const bf16 *keys, const bf16 *values, 
     }
 }
 
-// `window`: keys that a row sees at most, 0 for all. `state`: threads * myna_attention_state bytes.
+// `window`: maximum number of keys that a row sees, 0 for all. `state`: threads * myna_attention_state bytes.
 void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *out, const Batch *batch,
                const AttentionShape *shape, int64_t window, const Place *places, const Task *tasks, int64_t count,
                void *state) {

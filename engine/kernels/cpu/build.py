@@ -1,4 +1,4 @@
-"""Builds the C files once for this machine and keeps the library in the cache folder."""
+"""Build of the C kernels for this machine. The library is cached."""
 
 import ctypes
 import hashlib
@@ -15,12 +15,12 @@ _FLAGS = ("-O2", "-ftree-vectorize", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-ma
 _BUILD_SECONDS = 300
 
 
-class Unavailable(Exception):
-    """These kernels cannot run here, and why; something else must."""
+class KernelsUnavailable(Exception):
+    """The C kernels cannot run here, with the reason."""
 
 
 def cpu_features() -> frozenset[str]:
-    """The CPU's feature names as Linux gives them; empty elsewhere."""
+    """Return the CPU's feature names as Linux reports them; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -32,19 +32,20 @@ def cpu_features() -> frozenset[str]:
 
 
 def find_compiler() -> str | None:
-    """The C compiler that would be used: $CC, cc, gcc or clang."""
+    """Return the C compiler to use: $CC, cc, gcc or clang; None if there is none."""
     return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
 def native_flag() -> str:
-    """What makes the compiler use all that this CPU has."""
+    """Return the compiler flag for all instructions of this CPU."""
     return "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
 
 
 def load(cache: Path, target: tuple[str, ...] | None = None) -> ctypes.CDLL:
-    """The library, built if it is not in the cache. Takes a few seconds then. Raises Unavailable.
+    """Return the library. It is built first if it is not in the cache, which takes a few seconds.
 
-    `target`: compiler flags that choose the instructions, for tests; None for the best this CPU has.
+    `target`: compiler flags that select the instructions, for tests; None for the best that this CPU has. Raises
+    KernelsUnavailable.
     """
     flags = (*_FLAGS, *((native_flag(),) if target is None else target))
     openmp = _loaded_openmp()
@@ -57,30 +58,30 @@ def load(cache: Path, target: tuple[str, ...] | None = None) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
-        raise Unavailable(f"{library} cannot be loaded: {error}") from error
+        raise KernelsUnavailable(f"{library} cannot be loaded: {error}") from error
 
 
 def _loaded_openmp() -> Path:
-    """The OpenMP runtime that torch brought into this process.
+    """Return the OpenMP runtime that torch loaded into this process.
 
-    The kernels must use that one: a second runtime has threads of its own, and the two sets would wait for each
-    other on the same cores.
+    The kernels must use the same one: a second runtime has its own threads, and the two sets would wait for each other
+    on the same cores.
     """
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError as error:
-        raise Unavailable(f"they need Linux: {error}") from error
+        raise KernelsUnavailable(f"they need Linux: {error}") from error
     for line in maps:
         path = line.split(maxsplit=5)[-1]
         if "libgomp" in Path(path).name or "libiomp5" in Path(path).name:
             return Path(path)
-    raise Unavailable("torch runs here without OpenMP")
+    raise KernelsUnavailable("torch runs here without OpenMP")
 
 
 def _build(library: Path, flags: tuple[str, ...], openmp: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
-        raise Unavailable("there is no C compiler (install gcc)")
+        raise KernelsUnavailable("there is no C compiler (install gcc)")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as directory:
         scratch = Path(directory)
@@ -94,7 +95,7 @@ def _build(library: Path, flags: tuple[str, ...], openmp: Path) -> None:
         for compile_ in compiles:
             compile_.result()
         linked = scratch / library.name
-        # linked with the runtime by path, not with -fopenmp, which would pull in the compiler's own
+        # Linked with the runtime by path: -fopenmp would link the compiler's own.
         _run([compiler, "-shared", *map(str, objects), str(openmp), "-lm", "-o", str(linked)])
         linked.rename(library)
 
@@ -105,7 +106,7 @@ def _run(command: list[str]) -> None:
             command, capture_output=True, text=True, timeout=_BUILD_SECONDS, stdin=subprocess.DEVNULL, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"{command[0]} did not run: {error}") from error
+        raise KernelsUnavailable(f"{command[0]} did not run: {error}") from error
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-        raise Unavailable(f"{command[0]} failed: {first}")
+        raise KernelsUnavailable(f"{command[0]} failed: {first}")

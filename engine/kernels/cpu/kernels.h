@@ -1,29 +1,29 @@
-// What the C files share. Addresses come from engine/kernels/cpu/kernels.py, which mirrors the structs.
+// Declarations that the C files share. Addresses come from engine/kernels/cpu/kernels.py, which mirrors the structs.
 //
-// Every output row is computed by one chain of operations whose order depends only on that row's own position,
-// never on how many rows stand beside it: results are equal bit for bit in any batch, chunking or thread count.
+// Every output row is computed by one chain of operations. Its order depends only on that row's own position, never on
+// how many other rows are in the step: results are equal bit for bit in any batch, chunking or thread count.
 
 #pragma once
 #include <stddef.h>
 #include "simd.h"
 
-#define PANEL 32          // output columns of a packed weight that lie together
+#define PANEL 32          // contiguous output columns of a packed weight
 #define GROUP 64          // inner elements of an 8-bit weight or input that share a scale
 #define BLOCK 16          // tokens in a KV block
 #define MAX_HEAD 256
 
-// A packed (n, k) weight. bfloat16: panels (n / PANEL, k / 2, PANEL, 2), k even. 8-bit, where scales are given:
-// (n / PANEL, k / 4, PANEL, 4) of value + 128, with scales (n / PANEL, k / GROUP, PANEL).
+// A packed (n, k) weight. bfloat16: panels (n / PANEL, k / 2, PANEL, 2), k even. 8-bit, if scales are given: (n /
+// PANEL, k / 4, PANEL, 4) of value + 128, with scales (n / PANEL, k / GROUP, PANEL).
 typedef struct {
     const void *data;
     const float *scales;
-    const float *bias;    // (n,) or none
+    const float *bias;    // (n,) or NULL
     int64_t n, k;
 } Weight;
 
-// Room for the inputs of a linear layer as its products want them: in 8 bits, made by `quantise`, or as floats. Both lie
-// in one place, since a weight wants one or the other. In 8 bits, rows that are multiplied together lie together: one
-// tile of them after another, each in the shape given here.
+// Buffer for the inputs of a linear layer, as its products need them: 8-bit values from `quantise`, or floats. Both
+// share one place, since a weight needs one or the other. In 8 bits, rows that are multiplied together are contiguous:
+// one tile after another, each in the shape given here.
 typedef struct {
     int8_t *values;       // (k / 4, rows of the tile, 4)
     float *scales;        // (k / GROUP, rows of the tile)
@@ -38,13 +38,13 @@ INLINE InputRoom input_room_at(char *memory, int64_t rows, int64_t k) {
     return (InputRoom){(int8_t *)memory, (float *)(memory + values), (int32_t *)(memory + values + each), (float *)memory};
 }
 
-// Functions without a `myna_` are called by all threads of a parallel region, and end with a barrier.
+// Functions without the prefix `myna_` are called by all threads of a parallel region, and end with a barrier.
 void linear(const bf16 *x, const Weight *w, InputRoom *room, void *y, int64_t m, int y_is_float);
-void amx_end(void);  // at the end of a parallel region with linear layers in it
+void amx_end(void);  // call at the end of a parallel region with linear layers
 
 typedef struct {
     int64_t heads, kv_heads, d, threads;
-    float scale, softcap;  // softcap 0: none
+    float scale, softcap;  // softcap 0: no bound
 } AttentionShape;
 
 // See AttentionBatch in engine/kernels/base.py.
@@ -54,7 +54,7 @@ typedef struct {
     int64_t rows, n, width;
 } Batch;
 
-// A row of a sequence.
+// One row of a sequence.
 typedef struct {
     int32_t sequence, row;
 } Place;
@@ -67,8 +67,8 @@ void attention(const bf16 *queries, const bf16 *keys, const bf16 *values, bf16 *
                const AttentionShape *shape, int64_t window, const Place *places, const Task *tasks, int64_t count,
                void *state);
 
-// Where in the pool things lie, for a head of d elements:
-// keys (blocks, kv_heads, d / 2, BLOCK, 2), values (blocks, kv_heads, BLOCK / 2, d, 2)
+// Layout of the pool, for a head of d elements: keys (blocks, kv_heads, d / 2, BLOCK, 2), values (blocks, kv_heads,
+// BLOCK / 2, d, 2).
 INLINE int64_t block_of(int64_t block, int64_t head, int64_t kv_heads, int64_t d) {
     return (block * kv_heads + head) * BLOCK * d;
 }

@@ -1,4 +1,4 @@
-"""The C operations behind the common protocol."""
+"""The C kernels behind the `Kernels` interface."""
 
 import ctypes
 import logging
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from engine.kernels.base import (
     AttentionBatch,
-    ChoiceRequests,
-    Choices,
+    DeviceStep,
     FusedLayers,
     KVTensors,
     LayerShape,
     LayerWeights,
-    Packed,
+    PackedWeight,
     Positions,
-    Staged,
+    SampledTokens,
+    SamplingRequests,
 )
-from engine.kernels.cpu.build import Unavailable, load
+from engine.kernels.cpu.build import KernelsUnavailable, load
 from engine.kernels.memory import large_zeros
-from engine.kernels.sampling import adjusted, fill_in, forbid
+from engine.kernels.sampling import adjusted_logits, apply_masks, fill_placeholders
 
 log = logging.getLogger("myna.engine")
 
@@ -40,8 +40,8 @@ _SIGNATURES = {
     "myna_attention_state": [_SIZE],
     "myna_scratch": [_POINTER] * 2 + [_SIZE],
     "myna_layers": [_POINTER] * 5 + [_SIZE] + [_POINTER] * 2,
-    "myna_choose": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 8 + [_SIZE, _POINTER],
-    "myna_choose_room": [_SIZE],
+    "myna_sample": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 8 + [_SIZE, _POINTER],
+    "myna_sample_scratch": [_SIZE],
     "myna_instructions": [],
     "myna_has_amx": [],
     "myna_forbid_amx": [],
@@ -50,7 +50,7 @@ _RESULTS = {
     "myna_attention_state": _SIZE,
     "myna_scratch": _SIZE,
     "myna_layers": _POINTER,
-    "myna_choose_room": _SIZE,
+    "myna_sample_scratch": _SIZE,
     "myna_instructions": ctypes.c_char_p,
     "myna_has_amx": _INTEGER,
 }
@@ -62,7 +62,7 @@ _ACTIVATIONS = {"silu": 0, "gelu": 1}
 
 
 def _structure(name: str, fields: str) -> type[ctypes.Structure]:
-    """A C struct: `pointer a b, size c, float d`."""
+    """Return a C struct. `fields`: for example `pointer a b, size c, float d`."""
     kinds = {"pointer": _POINTER, "size": _SIZE, "float": _FLOAT}
     listed = []
     for part in fields.split(","):
@@ -71,7 +71,7 @@ def _structure(name: str, fields: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": listed})
 
 
-# As in kernels.h, layers.c and attention.c.
+# These structs mirror kernels.h, layers.c and attention.c.
 _Weight = _structure("_Weight", "pointer data scales bias, size n k")
 _AttentionShape = _structure("_AttentionShape", "size heads kv_heads d threads, float scale softcap")
 _Batch = _structure("_Batch", "pointer positions slots starts lengths tables, size rows n width")
@@ -99,15 +99,15 @@ class _Shape(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Panels:
-    """A packed weight; the tensors keep the memory that `weight` points at."""
+    """A packed weight; `owners` owns the memory that `weight` points to."""
 
     weight: ctypes.Structure
-    kept: tuple[torch.Tensor | None, ...]
+    owners: tuple[torch.Tensor | None, ...]
     columns: int
 
 
 class CpuKernels:
-    """See `Kernels`. bfloat16 only; tensors that are written to, weights and KV are contiguous."""
+    """Implementation of `Kernels` in C. bfloat16 only; weights, KV and tensors that are written to are contiguous."""
 
     def __init__(
         self,
@@ -119,19 +119,19 @@ class CpuKernels:
         quantize: str = "none",
         target: tuple[str, ...] | None = None,
     ) -> None:
-        """Builds and loads the library. Raises Unavailable if it cannot be had or does not fit the model.
+        """Build and load the library. `target`: see `load`.
 
-        `target`: see `load`.
+        Raises KernelsUnavailable if it cannot be built or does not support the model.
         """
         if dtype != torch.bfloat16:
-            raise Unavailable(f"they compute in bfloat16, not {dtype}")
+            raise KernelsUnavailable(f"they support bfloat16, not {dtype}")
         if block_size != _BLOCK or shape.head_size % 32 or shape.head_size > _LARGEST_HEAD:
-            raise Unavailable(
+            raise KernelsUnavailable(
                 f"they need blocks of {_BLOCK} tokens and heads of 32, 64, … {_LARGEST_HEAD} elements; "
                 f"this is {block_size} and {shape.head_size}"
             )
         if shape.hidden % 16 or shape.intermediate % 16 or shape.rotated % 32:
-            raise Unavailable(
+            raise KernelsUnavailable(
                 "they need sizes in multiples of 16, and of 32 where heads are rotated; this is "
                 f"{shape.hidden}, {shape.intermediate} and {shape.rotated}"
             )
@@ -149,11 +149,11 @@ class CpuKernels:
         size = threads * self._library.myna_attention_state(shape.heads // shape.kv_heads)
         self._state = torch.empty(size + 64, dtype=torch.uint8)
         self._state_address = -(-self._state.data_ptr() // 64) * 64
-        self._choosing: _Choosing | None = None
-        self._chosen: Choices | None = None
-        self._choice_room: NDArray[np.uint8] | None = None
-        if self._library.myna_has_amx() and not self._multiplies():
-            log.warning("this CPU's matrix tiles (AMX) give wrong results here; going without them")
+        self._sampling: _SampleCall | None = None
+        self._last_sample: SampledTokens | None = None
+        self._sampling_scratch: NDArray[np.uint8] | None = None
+        if self._library.myna_has_amx() and not self._amx_works():
+            log.warning("AMX gives wrong results on this CPU; using the kernels without it")
             self._library.myna_forbid_amx()
         instructions = self._library.myna_instructions().decode()
         self.name = f"C with {'AMX and ' if self._library.myna_has_amx() else ''}{instructions}"
@@ -163,30 +163,31 @@ class CpuKernels:
         self.recorded: Sequence[int] = ()
         self.batch_invariant = True
 
-    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceStep:
         """See `Kernels.stage`."""
-        return Staged(fill_in(tokens, self._chosen), batch, wanted)
+        return DeviceStep(fill_placeholders(tokens, self._last_sample), batch, logit_rows)
 
     def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
         """See `Kernels.run`."""
         return step()
 
-    def _multiplies(self) -> bool:
-        """Tries the matrix tiles, which an emulator or a hypervisor may have got wrong."""
+    def _amx_works(self) -> bool:
+        """Return whether AMX multiplies correctly: an emulator or a hypervisor may have implemented it wrongly."""
         random = torch.Generator().manual_seed(0)
         x, weight = (torch.randn(size, 96, generator=random).bfloat16() for size in (45, 64))
-        wanted = x.float() @ weight.float().T
-        return torch.allclose(self.logits(x, self._pack(weight, None, in_bytes=False)), wanted, atol=0.05, rtol=0.02)
+        expected = x.float() @ weight.float().T
+        return torch.allclose(self.logits(x, self._pack(weight, None, in_bytes=False)), expected, atol=0.05, rtol=0.02)
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Inside a block, keys and values are in pairs for the dot products."""
         return KVTensors.zeros(layers, (blocks, self._shape.kv_heads, _BLOCK * self._shape.head_size), torch.bfloat16)
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
-        """See `Kernels.pack`. To 8 bits with a scale for 64 of a row, where that was asked for and fits."""
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
+        """See `Kernels.pack`. With quantization, weights are packed to 8 bits, with a scale for each 64 elements of a
+        row, if the size is a multiple of that."""
         return self._pack(weight, bias, in_bytes=self._quantize and weight.shape[1] % _GROUP == 0)
 
-    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, in_bytes: bool) -> Packed:
+    def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, in_bytes: bool) -> PackedWeight:
         columns, inner = weight.shape
         weight, panels = weight.contiguous(), -(-columns // _PANEL)
         bias = None if bias is None else bias.float().contiguous()
@@ -198,18 +199,18 @@ class CpuKernels:
         else:
             packed = large_zeros((panels * _PANEL * inner,), torch.bfloat16)
             self._library.myna_pack(weight.data_ptr(), packed.data_ptr(), columns, inner)
-        held = _Weight(packed.data_ptr(), _address(scales), _address(bias), columns, inner)
-        return _Panels(held, (packed, scales, bias), columns)
+        c_struct = _Weight(packed.data_ptr(), _address(scales), _address(bias), columns, inner)
+        return _Panels(c_struct, (packed, scales, bias), columns)
 
-    def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """See `Kernels.linear`."""
         return self._multiply(x, weight, torch.bfloat16)
 
-    def logits(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """See `Kernels.logits`."""
         return self._multiply(x, weight, torch.float32)
 
-    def _multiply(self, x: torch.Tensor, weight: Packed, dtype: torch.dtype) -> torch.Tensor:
+    def _multiply(self, x: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
         x, y = x.contiguous(), torch.empty(len(x), weight.columns, dtype=dtype)
         self._library.myna_linear(
             x.data_ptr(), ctypes.byref(weight.weight), y.data_ptr(), len(x), int(dtype is torch.float32)
@@ -280,16 +281,16 @@ class CpuKernels:
         self._library.myna_gated(gate_up.data_ptr(), y.data_ptr(), rows, size, _ACTIVATIONS[self._shape.activation])
         return y
 
-    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> Choices:
-        """See `Kernels.choose`. Rows are shared out between the threads."""
-        forbid(logits.numpy(), requests)
-        if self._choosing is None or self._choosing.requests is not requests or len(requests.ids):
-            if self._choice_room is None:
-                self._choice_room = np.empty(self._library.myna_choose_room(logits.shape[1]), dtype=np.uint8)
-            values = adjusted(logits.numpy(), requests)
-            self._choosing = _Choosing(self._library, requests, values, self._choice_room)
-        self._chosen = self._choosing(logits)
-        return self._chosen
+    def sample(self, logits: torch.Tensor, requests: SamplingRequests) -> SampledTokens:
+        """See `Kernels.sample`. The threads share the rows."""
+        apply_masks(logits.numpy(), requests)
+        if self._sampling is None or self._sampling.requests is not requests or len(requests.ids):
+            if self._sampling_scratch is None:
+                self._sampling_scratch = np.empty(self._library.myna_sample_scratch(logits.shape[1]), dtype=np.uint8)
+            values = adjusted_logits(logits.numpy(), requests)
+            self._sampling = _SampleCall(self._library, requests, values, self._sampling_scratch)
+        self._last_sample = self._sampling(logits)
+        return self._last_sample
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
         """See `Kernels.fuse`."""
@@ -301,32 +302,34 @@ class CpuKernels:
             self._shape.eps,
             self._attention,
         )
-        return _Fused(self._library, layers, kv, shape, self._state_address)
+        return _FusedLayers(self._library, layers, kv, shape, self._state_address)
 
 
-class _Choosing:
-    """The same requests asked of one step's logits after another's, if they change none: answers and addresses are
-    kept."""
+class _SampleCall:
+    """Call of the C sampler for one set of requests. It is reused as long as the requests are the same and change no
+    logits; results and addresses stay allocated."""
 
     def __init__(
-        self, library: ctypes.CDLL, requests: ChoiceRequests, values: NDArray[np.float32], room: NDArray[np.uint8]
+        self, library: ctypes.CDLL, requests: SamplingRequests, values: NDArray[np.float32], room: NDArray[np.uint8]
     ) -> None:
         self.requests = requests
-        self._values = values  # C holds its address
+        self._values = values  # C code holds its address
         self._library = library
-        self._choices = choices = Choices.empty(requests)
-        given = (requests.rows, requests.starts, requests.ids, values)
-        made = (choices.tokens, choices.logprobs, choices.top_ids, choices.top_logprobs)
+        self._choices = sampled = SampledTokens.empty(requests)
+        inputs = (requests.rows, requests.starts, requests.ids, values)
+        outputs = (sampled.tokens, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
         self._arguments = (
-            *(array.ctypes.data for array in (*given, *made)),
-            choices.top_ids.shape[1],
+            *(array.ctypes.data for array in (*inputs, *outputs)),
+            sampled.top_ids.shape[1],
             room.ctypes.data,
         )
 
-    def __call__(self, logits: torch.Tensor) -> Choices:
-        self._library.myna_choose(logits.data_ptr(), *logits.shape, *self._arguments)
-        made = self._choices
-        return Choices(made.tokens.copy(), made.logprobs.copy(), made.top_ids.copy(), made.top_logprobs.copy())
+    def __call__(self, logits: torch.Tensor) -> SampledTokens:
+        self._library.myna_sample(logits.data_ptr(), *logits.shape, *self._arguments)
+        outputs = self._choices
+        return SampledTokens(
+            outputs.tokens.copy(), outputs.logprobs.copy(), outputs.top_ids.copy(), outputs.top_logprobs.copy()
+        )
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -350,8 +353,8 @@ def _batch(batch: AttentionBatch) -> ctypes.Structure:
     )
 
 
-class _Fused:
-    """See `FusedLayers`. Owns the activations' memory, which is kept between steps."""
+class _FusedLayers:
+    """Implementation of `FusedLayers`. It owns the memory of the activations, which is reused between steps."""
 
     def __init__(
         self,
@@ -362,7 +365,7 @@ class _Fused:
         state_address: int,
     ) -> None:
         self._library = library
-        self._kept = (layers, kv)  # C holds their addresses
+        self._kept = (layers, kv)  # C code holds their addresses
         self._layers = (_Layer * len(layers))(
             *(
                 _Layer(
@@ -373,7 +376,7 @@ class _Fused:
                     _positions(layer.positions),
                     layer.attention_norm.data_ptr(),
                     layer.mlp_norm.data_ptr(),
-                    _address(layer.attended_norm),
+                    _address(layer.attention_out_norm),
                     _address(layer.mlp_out_norm),
                     layer.window,
                     keys.data_ptr(),
@@ -387,23 +390,23 @@ class _Fused:
         self._scratch = torch.empty(0, dtype=torch.bfloat16)
 
     def __call__(
-        self, residual: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor
+        self, residual: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FusedLayers`."""
-        held, count = _batch(batch), len(wanted)
-        needed = self._library.myna_scratch(ctypes.byref(self._shape), ctypes.byref(held), count) // 2
+        c_struct, count = _batch(batch), len(logit_rows)
+        needed = self._library.myna_scratch(ctypes.byref(self._shape), ctypes.byref(c_struct), count) // 2
         if len(self._scratch) < needed:
             self._scratch = torch.empty(needed + needed // 4, dtype=torch.bfloat16)
         address = self._library.myna_layers(
             residual.data_ptr(),
             self._layers,
             ctypes.byref(self._shape),
-            ctypes.byref(held),
-            wanted.data_ptr(),
+            ctypes.byref(c_struct),
+            logit_rows.data_ptr(),
             count,
             self._scratch.data_ptr(),
             self._state_address,
         )
         start = (address - self._scratch.data_ptr()) // self._scratch.itemsize
-        kept = residual[:count]
-        return kept, self._scratch[start : start + kept.numel()].view(kept.shape)
+        owners = residual[:count]
+        return owners, self._scratch[start : start + owners.numel()].view(owners.shape)

@@ -3,7 +3,7 @@
 #include "kernels.h"
 #include <stdlib.h>
 
-// y = x / rms(x) * weight over `count` elements, a multiple of 16; x and y may be the same
+// y = x / rms(x) * weight over `count` elements, a multiple of 16; x and y may be the same.
 INLINE void normalise(const bf16 *x, const float *weight, bf16 *y, int64_t count, float eps) {
     f32 squares = splat(0.0f);
     for (int64_t i = 0; i < count; i += LANES) {
@@ -15,7 +15,7 @@ INLINE void normalise(const bf16 *x, const float *weight, bf16 *y, int64_t count
         store_bf16(y + i, mul(mul(load_bf16(x + i), scale), load_f32(weight + i)));
 }
 
-// residual += x if x is given, itself normalised by `inner` if that is; y = norm of the residual
+// Adds x, if given, to the residual, after normalising it by `inner`, if given. y = norm of the residual.
 static void add_rms_norm(bf16 *residual, const bf16 *x, const float *inner, const float *weight, bf16 *y, int64_t rows,
                          int64_t hidden, float eps) {
 #pragma omp for schedule(static)
@@ -23,7 +23,7 @@ static void add_rms_norm(bf16 *residual, const bf16 *x, const float *inner, cons
         bf16 *at = residual + r * hidden;
         const bf16 *added = x ? x + r * hidden : NULL;
         if (added && inner) {
-            normalise(added, inner, (bf16 *)added, hidden, eps);  // x is nobody else's any more
+            normalise(added, inner, (bf16 *)added, hidden, eps);  // x may be overwritten
         }
         for (int64_t i = 0; added && i < hidden; i += LANES)
             store_bf16(at + i, add(load_bf16(at + i), load_bf16(added + i)));
@@ -64,7 +64,7 @@ void myna_gated(const bf16 *gate_up, bf16 *y, int64_t rows, int64_t size, int32_
     gated(gate_up, y, rows, size, activation);
 }
 
-// Turns the first `rotated` elements, a multiple of 32, by their position's angles; the rest stays.
+// Rotates the first `rotated` elements, a multiple of 32, by their position's angles; the others stay.
 INLINE void rotate(const bf16 *from, const float *angles, bf16 *to, int64_t rotated, int64_t d) {
     if (!angles) rotated = 0;
     for (int64_t i = 0; i < rotated / 2; i += LANES) {
@@ -77,8 +77,8 @@ INLINE void rotate(const bf16 *from, const float *angles, bf16 *to, int64_t rota
 }
 
 typedef struct {
-    const float *query_norm, *key_norm;  // (d,), or none
-    const float *rotary;                 // (window, rotated): cosines, then sines; none: no positions
+    const float *query_norm, *key_norm;  // (d,), or NULL
+    const float *rotary;                 // (window, rotated): cosines, then sines; NULL: no positions
     int64_t rotated;
 } Positions;
 
@@ -127,7 +127,7 @@ typedef struct {
     Weight qkv, output, gate_up, down;
     Positions positions;
     const float *attention_norm, *mlp_norm;
-    const float *attended_norm, *mlp_out_norm;  // of what is added to the residual, or none
+    const float *attended_norm, *mlp_out_norm;  // norms of what is added to the residual, or NULL
     int64_t window;
     bf16 *keys, *values;
 } Layer;
@@ -138,30 +138,30 @@ typedef struct {
     AttentionShape attention;
 } Shape;
 
-// Rows of a batch that somebody wants, as sequences of a row each: all that the last layer still needs once it has
-// written its keys and values.
+// The rows of a batch that get logits, as sequences of one row each: the last layer needs no others once it has written
+// its keys and values.
 typedef struct {
     Batch batch;
     Place *places;
     Task *tasks;
     int64_t count;
-} Wanted;
+} LogitRows;
 
-static void *take(char **at, int64_t bytes) {
-    void *taken = *at;
-    *at += (bytes + 63) / 64 * 64;
+static void *take(char **cursor, int64_t bytes) {
+    void *taken = *cursor;
+    *cursor += (bytes + 63) / 64 * 64;
     return taken;
 }
 
-static int64_t wanted_bytes(const Batch *batch, int64_t m) {
-    const Batch most = {.rows = m, .n = m};
-    return m * (batch->width + 2) * 4 + m * (int64_t)sizeof(Place) + count_tasks(&most) * (int64_t)myna_task_bytes() + 5 * 64;
+static int64_t selected_bytes(const Batch *batch, int64_t m) {
+    const Batch maximum = {.rows = m, .n = m};
+    return m * (batch->width + 2) * 4 + m * (int64_t)sizeof(Place) + count_tasks(&maximum) * (int64_t)myna_task_bytes() + 5 * 64;
 }
 
-static Wanted wanted_of(const Batch *batch, const int64_t *rows, int64_t m, const AttentionShape *shape, char **scratch) {
+static LogitRows select_rows(const Batch *batch, const int64_t *rows, int64_t m, const AttentionShape *shape, char **scratch) {
     int32_t *starts = take(scratch, (m + 1) * 4), *lengths = take(scratch, m * 4);
     int32_t *tables = take(scratch, m * batch->width * 4);
-    Wanted wanted = {{.starts = starts, .lengths = lengths, .tables = tables, .rows = m, .n = m, .width = batch->width}};
+    LogitRows selected = {{.starts = starts, .lengths = lengths, .tables = tables, .rows = m, .n = m, .width = batch->width}};
     for (int64_t i = 0, s = 0; i < m; i++) {
         while (batch->starts[s + 1] <= rows[i]) s++;
         starts[i] = (int32_t)i;
@@ -169,68 +169,69 @@ static Wanted wanted_of(const Batch *batch, const int64_t *rows, int64_t m, cons
         memcpy(tables + i * batch->width, batch->tables + s * batch->width, batch->width * 4);
     }
     starts[m] = (int32_t)m;
-    wanted.places = take(scratch, m * (int64_t)sizeof(Place));
-    wanted.tasks = take(scratch, count_tasks(&wanted.batch) * (int64_t)myna_task_bytes());
-    wanted.count = plan_attention(&wanted.batch, shape, wanted.places, wanted.tasks);
-    return wanted;
+    selected.places = take(scratch, m * (int64_t)sizeof(Place));
+    selected.tasks = take(scratch, count_tasks(&selected.batch) * (int64_t)myna_task_bytes());
+    selected.count = plan_attention(&selected.batch, shape, selected.places, selected.tasks);
+    return selected;
 }
 
-// Brings some rows of x, ascending, to its front. All threads call it.
-static void to_front(bf16 *x, const int64_t *rows, int64_t m, int64_t size) {
+// Moves some rows of x, ascending, to its front. All threads call it.
+static void move_to_front(bf16 *x, const int64_t *rows, int64_t m, int64_t size) {
 #pragma omp single
     for (int64_t i = 0; i < m; i++) memmove(x + i * size, x + rows[i] * size, size * 2);
 }
 
-// Bytes of scratch that myna_layers needs.
+// Returns the number of bytes of scratch memory that myna_layers needs.
 int64_t myna_scratch(const Shape *shape, const Batch *batch, int64_t m) {
     int64_t q = shape->attention.heads * shape->attention.d, kv = shape->attention.kv_heads * shape->attention.d;
     int64_t widest = shape->hidden > shape->intermediate ? shape->hidden : shape->intermediate;
     if (q > widest) widest = q;
     int64_t row = 2 * (2 * shape->hidden + 3 * q + 2 * kv + 3 * shape->intermediate);
     return batch->rows * row + input_room_bytes(batch->rows, widest) + batch->rows * (int64_t)sizeof(Place) +
-           count_tasks(batch) * (int64_t)myna_task_bytes() + wanted_bytes(batch, m) + 16 * 64;
+           count_tasks(batch) * (int64_t)myna_task_bytes() + selected_bytes(batch, m) + 16 * 64;
 }
 
-// All layers over a batch, in one parallel region: threads meet at barriers instead of being called anew.
-// residual (rows, hidden): the embeddings. Of the m rows `asked`, ascending, its front is at the end the sum before the
-// last layer's share is added. Returns that share (m, hidden), not yet normalised by mlp_out_norm, in scratch.
-bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const Batch *batch, const int64_t *asked,
+// Runs all layers over a batch in one parallel region: threads meet at barriers instead of being started for each
+// operation. residual (rows, hidden): the embeddings. At the end, its front holds for the m rows `logit_rows`, ascending,
+// the residual before the last layer's addition. Returns what that layer adds (m, hidden), in scratch, not yet
+// normalised by mlp_out_norm.
+bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const Batch *batch, const int64_t *logit_rows,
                   int64_t m, char *scratch, void *state) {
-    const Shape at = *shape;
+    const Shape dims = *shape;
     int64_t rows = batch->rows;
-    const int64_t q = at.attention.heads * at.attention.d, kv = at.attention.kv_heads * at.attention.d;
-    int64_t widest = at.hidden > at.intermediate ? at.hidden : at.intermediate;
+    const int64_t q = dims.attention.heads * dims.attention.d, kv = dims.attention.kv_heads * dims.attention.d;
+    int64_t widest = dims.hidden > dims.intermediate ? dims.hidden : dims.intermediate;
     if (q > widest) widest = q;
-    bf16 *normed = take(&scratch, rows * at.hidden * 2), *delta = take(&scratch, rows * at.hidden * 2);
+    bf16 *normed = take(&scratch, rows * dims.hidden * 2), *delta = take(&scratch, rows * dims.hidden * 2);
     bf16 *qkv = take(&scratch, rows * (q + 2 * kv) * 2), *queries = take(&scratch, rows * q * 2);
     bf16 *attended = take(&scratch, rows * q * 2);
-    bf16 *gate_up = take(&scratch, rows * 2 * at.intermediate * 2);
-    bf16 *active = take(&scratch, rows * at.intermediate * 2);
+    bf16 *gate_up = take(&scratch, rows * 2 * dims.intermediate * 2);
+    bf16 *active = take(&scratch, rows * dims.intermediate * 2);
     InputRoom room = input_room_at(take(&scratch, input_room_bytes(rows, widest)), rows, widest);
     Place *places = take(&scratch, rows * (int64_t)sizeof(Place));
     Task *tasks = take(&scratch, count_tasks(batch) * (int64_t)myna_task_bytes());
-    int64_t count = plan_attention(batch, &at.attention, places, tasks);
-    const Wanted wanted = wanted_of(batch, asked, m, &at.attention, &scratch);
-#pragma omp parallel num_threads(at.attention.threads) firstprivate(batch, rows, places, tasks, count)
+    int64_t count = plan_attention(batch, &dims.attention, places, tasks);
+    const LogitRows selected = select_rows(batch, logit_rows, m, &dims.attention, &scratch);
+#pragma omp parallel num_threads(dims.attention.threads) firstprivate(batch, rows, places, tasks, count)
     {
-        for (int64_t l = 0; l < at.layers; l++) {
+        for (int64_t l = 0; l < dims.layers; l++) {
             const Layer *w = layers + l;
             add_rms_norm(residual, l ? delta : NULL, l ? w[-1].mlp_out_norm : NULL, w->attention_norm, normed, rows,
-                         at.hidden, at.eps);
+                         dims.hidden, dims.eps);
             linear(normed, &w->qkv, &room, qkv, rows, 0);
-            rope_and_store(qkv, &w->positions, w->keys, w->values, queries, batch, &at.attention, at.eps);
-            if (l + 1 == at.layers && m < rows) {
-                to_front(queries, asked, m, q);
-                to_front(residual, asked, m, at.hidden);
-                batch = &wanted.batch, rows = m, places = wanted.places, tasks = wanted.tasks, count = wanted.count;
+            rope_and_store(qkv, &w->positions, w->keys, w->values, queries, batch, &dims.attention, dims.eps);
+            if (l + 1 == dims.layers && m < rows) {
+                move_to_front(queries, logit_rows, m, q);
+                move_to_front(residual, logit_rows, m, dims.hidden);
+                batch = &selected.batch, rows = m, places = selected.places, tasks = selected.tasks, count = selected.count;
                 if (!m) break;
             }
-            attention(queries, w->keys, w->values, attended, batch, &at.attention, w->window, places, tasks, count,
+            attention(queries, w->keys, w->values, attended, batch, &dims.attention, w->window, places, tasks, count,
                       state);
             linear(attended, &w->output, &room, delta, rows, 0);
-            add_rms_norm(residual, delta, w->attended_norm, w->mlp_norm, normed, rows, at.hidden, at.eps);
+            add_rms_norm(residual, delta, w->attended_norm, w->mlp_norm, normed, rows, dims.hidden, dims.eps);
             linear(normed, &w->gate_up, &room, gate_up, rows, 0);
-            gated(gate_up, active, rows, at.intermediate, (int)at.activation);
+            gated(gate_up, active, rows, dims.intermediate, (int)dims.activation);
             linear(active, &w->down, &room, delta, rows, 0);
         }
         amx_end();
@@ -238,7 +239,7 @@ bf16 *myna_layers(bf16 *residual, const Layer *layers, const Shape *shape, const
     return delta;
 }
 
-// The instructions that these kernels were built for.
+// Returns the instruction set for which these kernels are built.
 const char *myna_instructions(void) {
 #if defined(MYNA_EMULATE_AMX)
     return "emulated AMX";

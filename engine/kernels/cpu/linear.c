@@ -1,4 +1,4 @@
-// Linear layers over packed weights: bfloat16 with dot products or matrix tiles, and 8-bit integers.
+// Linear layers over packed weights: bfloat16 with dot products or AMX tiles, and 8-bit integers.
 
 #include "kernels.h"
 #include "amx.h"
@@ -6,15 +6,15 @@
 
 #define ROW_TILE TALL
 #if PARTS == 1
-#define BYTE_ROWS 6     // x 2 vectors of whole numbers and as many of floats: all have registers
+#define BYTE_ROWS 6     // x 2 vectors of integers and as many of floats: all fit in registers
 #elif PARTS == 2
 #define BYTE_ROWS 4
 #else
 #define BYTE_ROWS 2
 #endif
-#define MOST_ROWS 32      // of any tile, matrix tiles included
+#define MAX_ROWS 32      // maximum rows of a tile, including AMX tiles
 
-// weight (n, k) -> panels, columns beyond n zero
+// Packs weight (n, k) into panels; columns beyond n are zero.
 void myna_pack(const bf16 *weight, bf16 *packed, int64_t n, int64_t k) {
     int64_t panels = (n + PANEL - 1) / PANEL;
 #pragma omp parallel for schedule(static)
@@ -35,7 +35,7 @@ INLINE float widen(bf16 x) {
     return y;
 }
 
-// weight (n, k) -> 8-bit panels and scales, columns beyond n zero; k is a multiple of GROUP
+// Packs weight (n, k) into 8-bit panels and scales; columns beyond n are zero. k is a multiple of GROUP.
 void myna_pack_bytes(const bf16 *weight, uint8_t *packed, float *scales, int64_t n, int64_t k) {
     int64_t panels = (n + PANEL - 1) / PANEL, groups = k / GROUP;
 #pragma omp parallel for schedule(static)
@@ -59,12 +59,12 @@ void myna_pack_bytes(const bf16 *weight, uint8_t *packed, float *scales, int64_t
             }
 }
 
-// The t-th of `tiles` begins at this row of m.
+// Returns the row of m at which the t-th of `tiles` begins.
 INLINE int64_t tile_start(int64_t m, int64_t t, int64_t tiles) { return m * t / tiles; }
 
 INLINE int64_t byte_tiles(int64_t m) { return (m + BYTE_ROWS - 1) / BYTE_ROWS; }
 
-// x (m, k) -> 8-bit values with a scale for each GROUP of a row, tile by tile as `byte_tile` reads them
+// Quantises x (m, k) to 8-bit values with a scale for each GROUP of a row, tile by tile as `byte_tile` reads them.
 static void quantise(const bf16 *x, InputRoom *to, int64_t m, int64_t k) {
     const int64_t groups = k / GROUP, tiles = byte_tiles(m);
 #pragma omp for schedule(static)
@@ -96,7 +96,7 @@ static void quantise(const bf16 *x, InputRoom *to, int64_t m, int64_t k) {
 }
 
 #ifndef HAS_PAIR_PRODUCTS
-// Once for all panels.
+// Called once for all panels.
 static void widen_all(const bf16 *x, float *to, int64_t m, int64_t k) {
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < m; r++) {
@@ -107,13 +107,13 @@ static void widen_all(const bf16 *x, float *to, int64_t m, int64_t k) {
 }
 #endif
 
-// The first pairs of the v-th 16 columns.
+// Returns the first pairs of the v-th 16 columns.
 INLINE const bf16 *place(const bf16 *w, int64_t panel_stride, int v) {
     return w + (v / 2) * panel_stride + (v % 2) * LANES * 2;
 }
 
-// The sums of rows x (panels * PANEL) of one tile. `ahead`: memory to fetch meanwhile, 64 bytes a pair; none
-// where one tile reads its panel straight from memory.
+// Computes the sums of rows x (panels * PANEL) of one tile. `ahead`: memory to prefetch meanwhile, 64 bytes a pair;
+// NULL where one tile reads its panel straight from memory.
 INLINE void tile(const int rows, const int panels, const factor *x, const bf16 *w, int64_t k, float *restrict out,
                  int64_t panel_stride, const char *ahead) {
     const int vectors = panels * 2, at_once = PARTS == 1 ? vectors : 1;
@@ -203,15 +203,16 @@ static void linear_pairs(const factor *x, const Weight *w, void *y, int64_t m, i
         const bf16 *at = packed + first * stride;
         for (int64_t t = 0; t < tiles; t++) {
             int64_t begin = tile_start(m, t, tiles), end = tile_start(m, t + 1, tiles);
-            // One tile reads straight from memory. Several read a panel from the cache, while the next one comes.
-            const char *ahead = tiles == 1 ? NULL : (const char *)(at + stride) + (t % 2) * stride;  // half each
+            // One tile reads straight from memory. Several tiles read a panel from the cache while the next panel is
+            // prefetched.
+            const char *ahead = tiles == 1 ? NULL : (const char *)(at + stride) + (t % 2) * stride;  // each tile prefetches half
             any_tile((int)(end - begin), count, x + begin * k, at, k, out, stride, ahead);
             finish(out, end - begin, count * PANEL, w, first * PANEL, y, begin, y_is_float);
         }
     }
 }
 
-// As `tile`, for 8-bit weights and inputs of this tile's layout. Sums of a group are whole numbers, exact.
+// Like `tile`, for 8-bit weights and inputs of this tile's layout. The sums of a group are integers, exact.
 INLINE void byte_tile(const int rows, const int panels, const int8_t *x, const float *scales, const int32_t *offsets,
                       const uint8_t *w, const float *w_scales, int64_t k, float *restrict out, int64_t panel_stride,
                       const char *ahead) {
@@ -299,7 +300,7 @@ static void linear_bytes(const InputRoom *x, const Weight *w, void *y, int64_t m
 }
 
 #ifdef HAS_AMX
-// 2 x 2 matrix tiles: up to 32 rows by one panel. k is a multiple of 32.
+// 2 x 2 AMX tiles: up to 32 rows by one panel. k is a multiple of 32.
 static void matrix_tile(const bf16 *x, const bf16 *w, int64_t k, int second_rows, float *out, int fetch) {
     tile_zero(0);
     tile_zero(1);
@@ -331,19 +332,19 @@ static void matrix_tile(const bf16 *x, const bf16 *w, int64_t k, int second_rows
 }
 
 static void linear_matrix(const bf16 *x, const Weight *w, void *y, int64_t m, int y_is_float) {
-    const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, full = m / MOST_ROWS * MOST_ROWS;
-    // Full tiles first, then the rest, so that the tiles' shape changes once and not for every panel.
+    const int64_t k = w->k, panels = (w->n + PANEL - 1) / PANEL, full = m / MAX_ROWS * MAX_ROWS;
+    // Full tiles first, then the rest, so that the tile configuration changes once and not for every panel.
     for (int part = 0; part < 2; part++) {
         int64_t from = part ? full : 0, to = part ? m : full;
         if (from == to) continue;
-        int rows = to - from < MOST_ROWS ? (int)(to - from) : MOST_ROWS;
+        int rows = to - from < MAX_ROWS ? (int)(to - from) : MAX_ROWS;
         amx_configure(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0);
 #pragma omp for schedule(static)
         for (int64_t p = 0; p < panels; p++) {
-            float out[MOST_ROWS * PANEL] __attribute__((aligned(64)));
+            float out[MAX_ROWS * PANEL] __attribute__((aligned(64)));
             for (int64_t r = from; r < to; r += rows) {
                 const bf16 *panel = (const bf16 *)w->data + p * PANEL * k;
-                matrix_tile(x + r * k, panel, k, rows > 16, out, to - from <= MOST_ROWS);
+                matrix_tile(x + r * k, panel, k, rows > 16, out, to - from <= MAX_ROWS);
                 finish(out, rows, PANEL, w, p * PANEL, y, r, y_is_float);
             }
         }
@@ -351,7 +352,7 @@ static void linear_matrix(const bf16 *x, const Weight *w, void *y, int64_t m, in
 }
 #endif
 
-// x (m, k) times w -> y (m, n), bfloat16 or float32
+// Multiplies x (m, k) by w into y (m, n), bfloat16 or float32.
 void linear(const bf16 *x, const Weight *w, InputRoom *room, void *y, int64_t m, int y_is_float) {
     if (w->scales) {
         quantise(x, room, m, w->k);
@@ -383,7 +384,7 @@ void myna_linear(const bf16 *x, const Weight *w, void *y, int64_t m, int32_t y_i
     free(memory);
 }
 
-// Whether linear layers use matrix tiles here.
+// Returns whether linear layers use AMX.
 int32_t myna_has_amx(void) {
 #ifdef HAS_AMX
     return amx_permitted();
@@ -392,7 +393,7 @@ int32_t myna_has_amx(void) {
 #endif
 }
 
-// From here on linear layers go without matrix tiles.
+// Makes linear layers not use AMX.
 void myna_forbid_amx(void) {
 #ifdef HAS_AMX
     amx_answer = 0;

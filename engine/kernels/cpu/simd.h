@@ -1,6 +1,6 @@
-// Sixteen floats at a time, on whatever the CPU has: one AVX512 register, two of AVX2, four of NEON or SSE.
+// Vectors of sixteen floats on every CPU: one AVX512 register, two of AVX2, four of NEON or SSE.
 //
-// bfloat16 dot products take pairs along the inner dimension (vdpbf16ps), so weights, keys and values are kept in
+// bfloat16 dot products take pairs along the inner dimension (vdpbf16ps), so weights, keys and values are stored in
 // pairs everywhere: two neighbours of the inner dimension side by side, then 16 of the outer one.
 
 #pragma once
@@ -40,7 +40,7 @@ INLINE f32 splat(float x) {
     return y;
 }
 
-// Part by part: a copy of the whole would go through the stack in smaller pieces.
+// Part by part: a copy of the whole struct would go through the stack in smaller pieces.
 #define COPY_IN(Y, FROM) EACH_PART memcpy(&(Y).p[part], (const char *)(FROM) + part * WIDTH * 4, WIDTH * 4)
 #define COPY_OUT(TO, X) EACH_PART memcpy((char *)(TO) + part * WIDTH * 4, &(X).p[part], WIDTH * 4)
 
@@ -86,7 +86,7 @@ INLINE f32 fma_f32(f32 a, f32 b, f32 c) {
     return y;
 }
 
-// the first `count` lanes of x, `other` in the rest; count may be negative or over 16
+// Returns the first `count` lanes of x, and `other` in the rest; count may be negative or over 16.
 INLINE f32 keep_first(f32 x, int64_t count, float other) {
 #if PARTS == 1
     __mmask16 kept = count >= LANES ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
@@ -100,7 +100,7 @@ INLINE f32 keep_first(f32 x, int64_t count, float other) {
 #endif
 }
 
-// lane i becomes `other` for i < count
+// Lane i becomes `other` for i < count.
 INLINE f32 drop_first(f32 x, int64_t count, float other) {
     if (count <= 0) return x;
     float lanes[LANES];
@@ -143,7 +143,7 @@ INLINE f32 load_bf16(const bf16 *from) {
     return y;
 }
 
-// rounds to nearest, ties to even
+// Rounds to nearest, ties to even.
 INLINE void store_bf16(bf16 *to, f32 x) {
 #if defined(__AVX512BF16__) && PARTS == 1
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x.p[0]));
@@ -164,9 +164,10 @@ INLINE pairs load_pairs(const bf16 *from) {
     return y;
 }
 
-// Sums of products with pairs, in STEPS: where there are instructions for pairs of bfloat16, all at once; elsewhere first
-// of the pairs' first halves, widened to floats, and then of the second ones, which takes fewer registers than both at
-// once. The other factors, one pair for all 16 places, are floats there, widened beforehand.
+// Sums of products with pairs, in STEPS. With instructions for bfloat16 pairs there is one step. Otherwise the first
+// step multiplies the first halves of the pairs, widened to floats, and the second step the second halves, which takes
+// fewer registers than both at once. There the other factors, one pair for all 16 places, are floats, widened
+// beforehand.
 #if defined(__AVX512BF16__) && PARTS == 1
 #define HAS_PAIR_PRODUCTS
 #define STEPS 1
@@ -199,11 +200,11 @@ INLINE operand operand_at(const bf16 *from, int step) {
 INLINE operand splat_factor(const factor *from, int step) { return splat(from[step]); }
 INLINE f32 dot(f32 sum, operand a, operand b) { return fma_f32(b, a, sum); }
 INLINE void store_factors(factor *to, f32 x) { store_f32(to, x); }
-// Operands are loaded anew for the second step: kept, they would fill the registers.
+// Operands are loaded anew for the second step: retained, they would fill the registers.
 INLINE void end_step(void) { __asm__("" ::: "memory"); }
 #endif
 
-// What multiplies `count` elements, a multiple of 16, of operands: the same, or widened into `room`.
+// Returns the factors for `count` elements of operands, a multiple of 16: `from` itself, or widened into `room`.
 INLINE const factor *factors(const bf16 *from, float *room, int64_t count) {
 #ifdef HAS_PAIR_PRODUCTS
     return from;
@@ -213,9 +214,9 @@ INLINE const factor *factors(const bf16 *from, float *room, int64_t count) {
 #endif
 }
 
-// Rows of factors that go with one operand of 16 columns, or two on AVX512, so that all sums have registers.
+// Number of factor rows for one operand of 16 columns, or two on AVX512, so that all sums fit in registers.
 #ifdef HAS_PAIR_PRODUCTS
-#define TALL 14   // x 2 operands, as below: their factors come straight from memory
+#define TALL 14   // x 2 operands, as below: their factors are read straight from memory
 #elif PARTS == 1
 #define TALL 12
 #elif PARTS == 2 || defined(__ARM_NEON)
@@ -224,17 +225,17 @@ INLINE const factor *factors(const bf16 *from, float *room, int64_t count) {
 #define TALL 2
 #endif
 
-// 2 ** x to 3e-7 of itself, for x <= 127; far below zero it is 0
+// 2 ** x with a relative error of 3e-7, for x <= 127; far below zero the result is 0.
 INLINE f32 exp2_f32(f32 x) {
     f32 n, power;
 #if PARTS == 1
     n.p[0] = _mm512_roundscale_ps(x.p[0], 8);
 #else
     x = larger(x, splat(-126.0f));
-    f32 shift = splat(12582912.0f);  // 1.5 * 2 ** 23: what is added to it is rounded to a whole number
+    f32 shift = splat(12582912.0f);  // 1.5 * 2 ** 23: adding to it rounds to an integer
     EACH_PART {
         f32_part rounded = x.p[part] + shift.p[part];
-        __asm__("" : "+x"(rounded));  // not to be simplified away
+        __asm__("" : "+x"(rounded));  // keeps the compiler from simplifying this away
         n.p[part] = rounded - shift.p[part];
     }
 #endif
@@ -257,11 +258,11 @@ INLINE f32 exp2_f32(f32 x) {
     return power;
 }
 
-// 2 ** x to 1e-4 of itself, for what is rounded to bfloat16 (4e-3) next; x <= 0
+// 2 ** x with a relative error of 1e-4, for results that are rounded to bfloat16 (4e-3) next; x <= 0.
 INLINE f32 exp2_rough(f32 x) {
 #if PARTS == 1
     f32 r, power;
-    r.p[0] = _mm512_reduce_ps(x.p[0], 1);  // what is above the next whole number below
+    r.p[0] = _mm512_reduce_ps(x.p[0], 1);  // fraction above the next lower integer
     power = fma_f32(splat(7.8024109e-2f), r, splat(2.26067901e-1f));
     power = fma_f32(power, r, splat(6.95833169e-1f));
     power = fma_f32(power, r, splat(9.99925264e-1f));
@@ -281,7 +282,7 @@ INLINE f32 tanh_f32(f32 x) {
     return sub(splat(1.0f), divide(splat(2.0f), add(twice, splat(1.0f))));
 }
 
-// sums + products of four neighbours: unsigned weights, signed inputs; exact (vpdpbusd, or vpmaddwd)
+// Adds products of four neighbours to the sums: unsigned weights, signed inputs; exact (vpdpbusd, or vpmaddwd).
 INLINE i32 dot_bytes(i32 sum, i32 weights, i32 inputs) {
 #if defined(__AVX512VNNI__) && PARTS == 1
     sum.p[0] = (i32_part)_mm512_dpbusd_epi32((__m512i)sum.p[0], (__m512i)weights.p[0], (__m512i)inputs.p[0]);
@@ -316,7 +317,7 @@ INLINE i32 load_i32(const void *from) {
     return y;
 }
 
-// rounded to nearest, which must fit into a byte; returns their sum
+// Rounds to nearest; the results must fit into a byte. Returns their sum.
 INLINE int32_t store_bytes(int8_t *to, f32 x) {
 #if PARTS == 1
     __m512i whole = _mm512_cvtps_epi32(x.p[0]);

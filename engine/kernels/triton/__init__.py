@@ -1,1 +1,1 @@
-"""The operations on a GPU, in Triton; what of them runs without one is provable without one."""
+"""The kernels for GPUs, in Triton. The parts that need no GPU are tested without one."""

@@ -1,4 +1,4 @@
-"""Arrays that the host writes and the device reads, at the same place in every step."""
+"""Arrays that the host writes and the device reads, at the same address in every step."""
 
 import numpy as np
 import torch
@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 
 
 class Mirror:
-    """An array of the host and one of the device, of one size.
+    """An array in host memory and its copy on the device.
 
-    The host's is in pinned memory where there is a GPU, so that sending it does not wait for what runs there. It must
-    not be written again before what was sent has arrived: two take turns.
+    With a GPU the host's array is pinned, so that a copy does not wait for running kernels. It must not be overwritten
+    before the copy is complete: two arrays alternate.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -19,7 +19,7 @@ class Mirror:
         self._turn = 0
 
     def send(self, *parts: NDArray[np.generic] | list[int]) -> torch.Tensor:
-        """Writes the parts one after another from the beginning, and returns the device's tensor that holds them."""
+        """Write the parts one after another from the beginning, and return the device's tensor that holds them."""
         self._turn ^= 1
         host, end = self._hosts[self._turn], 0
         array = host.numpy()

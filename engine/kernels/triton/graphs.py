@@ -1,4 +1,4 @@
-"""Steps recorded as CUDA graphs: what a step launches, replayed in one call."""
+"""Steps recorded as CUDA graphs: the launches of a step, replayed in one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def bucket(rows: int) -> int:
-    """How many rows a recorded step has in which so many ride: 1, 2, 4, 8, and from there on few more than needed."""
+    """Return the row count of the graph for a step of `rows` rows: 1, 2, 4, 8, and then slightly more than needed."""
     if rows <= 8:
         return 1 << (rows - 1).bit_length()
     grain = max(8, 1 << (rows - 1).bit_length() - 4)
@@ -15,27 +15,28 @@ def bucket(rows: int) -> int:
 
 
 class Graphs:
-    """Owner of the recordings, by bucket. They share one pool of memory: no two run at a time."""
+    """Owner of the graphs, by row count. They share one memory pool: no two run at a time."""
 
     def __init__(self) -> None:
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._pool: Any = None
 
     def run(self, rows: int, step: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """What `step` returns, good until the next call. The first time, it is run and then recorded."""
+        """Return the result of `step`, valid until the next call. The first call for a row count runs the step and
+        records it."""
         if rows not in self._recorded:
             result = step()  # compiles kernels, and lets libraries make their workspaces
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                made = step()
+                output = step()
             self._pool = graph.pool()
-            self._recorded[rows] = graph, made
+            self._recorded[rows] = graph, output
             return result
         return self.replay(rows)
 
     def replay(self, rows: int) -> torch.Tensor:
-        """A recorded step once more."""
-        graph, made = self._recorded[rows]
+        """Replay a recorded step, and return its result."""
+        graph, output = self._recorded[rows]
         graph.replay()
-        return made
+        return output

@@ -1,6 +1,6 @@
-"""The operations on a GPU: Triton's kernels, and cuBLAS for the products.
+"""The kernels for GPUs: Triton, and cuBLAS for the matrix products.
 
-On Triton's interpreter (TRITON_INTERPRET=1) the same code runs on the CPU, slowly; that is how it is tested without a
+On Triton's interpreter (TRITON_INTERPRET=1) the same code runs on the CPU, slowly: that is how it is tested without a
 GPU.
 """
 
@@ -16,31 +16,31 @@ from engine.errors import EngineError
 from engine.kernels.base import (
     FP8,
     AttentionBatch,
-    ChoiceRequests,
-    Choices,
+    DeviceStep,
     FusedLayers,
     KVTensors,
     LayerShape,
     LayerWeights,
-    Packed,
-    PendingChoices,
+    PackedWeight,
+    PendingSample,
     Positions,
-    Staged,
+    SampledTokens,
+    SamplingRequests,
 )
-from engine.kernels.triton import layers
-from engine.kernels.triton import sampling as choose
+from engine.kernels.triton import layers, sampling
 from engine.kernels.triton.buffers import Mirror
 from engine.kernels.triton.graphs import Graphs, bucket
 from engine.kernels.triton.paged import PagedAttention, padded, programs_on
 
 
 def interpreted() -> bool:
-    """Whether Triton's kernels run on its interpreter."""
+    """Return whether Triton kernels run on its interpreter."""
     return bool(triton.knobs.runtime.interpret)
 
 
 class TritonKernels:
-    """See `Kernels`. For steps of up to `rows` rows of `sequences` sequences, each of up to `width` blocks."""
+    """Implementation of `Kernels` for GPUs, for steps of up to `rows` rows of `sequences` sequences with up to `width`
+    blocks each."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class TritonKernels:
         width: int,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
-        """Raises EngineError if the device is not there, or too old."""
+        """Allocate the buffers. Raises EngineError if the device is not available, or too old."""
         self._shape, self._dtype, self._block = shape, dtype, block_size
         self.device, self.kv_dtype = device, kv_dtype or dtype
         self._interpreted = interpreted()
@@ -67,13 +67,13 @@ class TritonKernels:
                     "need 8.0 (Ampere) or later"
                 )
             if self.kv_dtype == FP8 and (properties.major, properties.minor) < (8, 9):
-                raise EngineError(f"{properties.name} has no numbers of 8 bits; leave out --kv-dtype")
+                raise EngineError(f"{properties.name} does not support 8-bit floating point; leave out --kv-dtype")
             self.name = f"Triton on {properties.name}"
         elif self._interpreted:
             self.name = "Triton, interpreted"
         else:
             raise EngineError(f"the Triton kernels run on GPUs, not on {device}")
-        self.batch_invariant = False  # products are chosen by the shape of the batch
+        self.batch_invariant = False  # cuBLAS selects algorithms by the shape of the batch
         self._sequences = sequences
         self._attention = PagedAttention(
             shape,
@@ -90,7 +90,7 @@ class TritonKernels:
         integers = torch.int32
         self._tokens = Mirror(max(rows, sequences), torch.int64, device)
         self._positions, self._slots = (Mirror(max(rows, sequences), integers, device) for _ in range(2))
-        self._wanted = Mirror(sequences, torch.int64, device)
+        self._logit_rows = Mirror(sequences, torch.int64, device)
         self._graphs = Graphs() if device.type == "cuda" else None
         self.recorded: Sequence[int] = sorted(
             {min(bucket(rows + 1), sequences) for rows in range(sequences)}, reverse=True
@@ -98,22 +98,23 @@ class TritonKernels:
         if self._graphs is None:
             self.recorded = []
         self._bucket: int | None = None
-        """Rows of the step that was staged last, if it can be recorded."""
-        self._choosing = _Choosing(device, sequences)
+        """Number of rows of the batch staged last if its step can be a CUDA graph, else None."""
+        self._sampling = _SamplingBuffers(device, sequences)
 
     # a step
 
-    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, wanted: torch.Tensor) -> Staged:
-        """See `Kernels.stage`. Where every row decodes and is wanted, there are as many as a recording has."""
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceStep:
+        """See `Kernels.stage`. If every row decodes and gets logits, the batch is padded to the size of a CUDA
+        graph."""
         rows = len(tokens)
         sequences = len(batch.lengths)
-        whole = rows == sequences == len(wanted)
+        whole = rows == sequences == len(logit_rows)
         self._bucket = min(bucket(rows), self._sequences) if whole else None
-        more = self._bucket - rows if self._bucket else 0
+        padding = self._bucket - rows if self._bucket else 0
         self._attention.prepare(
             batch.query_starts.numpy(), batch.lengths.numpy(), batch.block_tables.numpy(), places=self._bucket
         )
-        nothing = [0] * more
+        nothing = [0] * padding
         staged = AttentionBatch(
             positions=self._positions.send(batch.positions.numpy(), nothing),
             slots=self._slots.send(batch.slots.numpy(), nothing),  # in the scratch block
@@ -123,13 +124,13 @@ class TritonKernels:
         )
         ids = self._tokens.send(tokens.numpy(), nothing)
         if bool((tokens < 0).any()):
-            choose.fill_in[(triton.cdiv(rows, choose.CHANGES),)](
-                ids, self._choosing.tokens, rows, BLOCK=choose.CHANGES, num_warps=1
+            sampling.fill_placeholders[(triton.cdiv(rows, sampling.CHANGES),)](
+                ids, self._sampling.tokens, rows, BLOCK=sampling.CHANGES, num_warps=1
             )
-        return Staged(
+        return DeviceStep(
             ids,
             staged,
-            self._wanted.send(wanted.numpy(), list(range(rows, rows + more))),
+            self._logit_rows.send(logit_rows.numpy(), list(range(rows, rows + padding))),
         )
 
     def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -139,7 +140,7 @@ class TritonKernels:
         return self._graphs.run(self._bucket, step)
 
     def replay(self) -> None:
-        """The step that was staged last once more, if it is recorded: to measure it."""
+        """Replay the step staged last if it is recorded, to measure it."""
         if self._graphs is not None and self._bucket is not None:
             self._graphs.replay(self._bucket)
 
@@ -150,15 +151,15 @@ class TritonKernels:
         shape = (blocks, self._shape.kv_heads, self._block, self._shape.head_size)
         return KVTensors.zeros(layers, shape, self.kv_dtype, self.device)
 
-    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packed:
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
         """See `Kernels.pack`."""
         return weight.to(self.device), None if bias is None else bias.to(self.device)
 
-    def linear(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """See `Kernels.linear`."""
         return F.linear(x, *weight)
 
-    def logits(self, x: torch.Tensor, weight: Packed) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
         """See `Kernels.logits`."""
         return self.linear(x, weight).float()
 
@@ -225,7 +226,7 @@ class TritonKernels:
         batch: AttentionBatch,
         window: int = 0,
     ) -> torch.Tensor:
-        """See `Kernels.attention`. Of the batch that was staged last."""
+        """See `Kernels.attention`. It uses the batch staged last."""
         return self._attention(queries, keys, values, batch.positions, window).view(len(queries), -1)
 
     def gated(self, gate_up: torch.Tensor) -> torch.Tensor:
@@ -238,55 +239,55 @@ class TritonKernels:
         return out
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
-        """See `Kernels.fuse`. The layers stay apart; their launches are recorded instead."""
+        """See `Kernels.fuse`. The layers are not fused; CUDA graphs record their launches instead."""
         return None
 
-    def choose(self, logits: torch.Tensor, requests: ChoiceRequests) -> PendingChoices:
-        """See `Kernels.choose`."""
-        return self._choosing(logits, requests)
+    def sample(self, logits: torch.Tensor, requests: SamplingRequests) -> PendingSample:
+        """See `Kernels.sample`."""
+        return self._sampling(logits, requests)
 
 
-class _Choosing:
-    """Buffers for the choices of up to `rows` rows. `tokens`: of the last choice, on the device."""
+class _SamplingBuffers:
+    """Buffers for sampling up to `rows` rows. `tokens`: those sampled last, on the device."""
 
     def __init__(self, device: torch.device, rows: int) -> None:
         self._device = device
-        self._requests = Mirror(rows * choose.REQUEST_FIELDS, torch.float64, device)
-        self._facts = torch.zeros(rows, choose.FACTS, dtype=torch.float32, device=device)
+        self._requests = Mirror(rows * sampling.REQUEST_FIELDS, torch.float64, device)
+        self._stats = torch.zeros(rows, sampling.STATS, dtype=torch.float32, device=device)
         self.tokens = torch.zeros(rows, dtype=torch.int32, device=device)
         self._logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
 
-    def __call__(self, logits: torch.Tensor, requests: ChoiceRequests) -> "_Pending":
+    def __call__(self, logits: torch.Tensor, requests: SamplingRequests) -> "_PendingSample":
         rows, vocabulary = logits.shape
         width = max(0, int(requests.rows["top_logprobs"].max()))
         fields = ("temperature", "top_p", "min_p", "top_k", "top_logprobs", "uniform")
-        asked = self._requests.send(np.stack([requests.rows[field] for field in fields], axis=1).reshape(-1))
+        request_rows = self._requests.send(np.stack([requests.rows[field] for field in fields], axis=1).reshape(-1))
         masks = len(requests.allowed) > 0
         sent = (requests.allowed, requests.masked)
         allowed, masked = (self._send(array) if masks else self.tokens for array in sent)
-        grid, block = (rows,), {"BLOCK": choose.BLOCK, "num_warps": choose.WARPS}
-        choose.observe[grid](
-            logits, allowed, masked, self._facts, vocabulary, requests.allowed.shape[1], MASKS=masks, **block
+        grid, block = (rows,), {"BLOCK": sampling.BLOCK, "num_warps": sampling.WARPS}
+        sampling.apply_masks[grid](
+            logits, allowed, masked, self._stats, vocabulary, requests.allowed.shape[1], MASKS=masks, **block
         )
-        told: list[torch.Tensor] = []
+        alternatives: list[torch.Tensor] = []
         if width:
             top_ids = torch.zeros(rows, width, dtype=torch.int32, device=self._device)
             top_values = torch.full((rows, width), -torch.inf, dtype=torch.float32, device=self._device)
-            choose.likeliest[grid](logits, asked, top_ids, top_values, vocabulary, width, **block)
-            told = [top_ids, top_values, self._facts[:rows]]
+            sampling.top_tokens[grid](logits, request_rows, top_ids, top_values, vocabulary, width, **block)
+            alternatives = [top_ids, top_values, self._stats[:rows]]
         changes = len(requests.ids) > 0
-        starts = ids = before = self._facts
+        starts = ids = before = self._stats
         if changes:
             starts, ids, factors, biases = (
                 self._send(array) for array in (requests.starts, requests.ids, requests.factors, requests.biases)
             )
             before = torch.empty_like(factors)
-            choose.adjust[grid](logits, starts, ids, factors, biases, before, vocabulary, BLOCK=choose.CHANGES)
-        choose.pick[grid](logits, asked, self._facts, self.tokens, vocabulary, **block)
+            sampling.adjust[grid](logits, starts, ids, factors, biases, before, vocabulary, BLOCK=sampling.CHANGES)
+        sampling.pick[grid](logits, request_rows, self._stats, self.tokens, vocabulary, **block)
         if (requests.rows["top_logprobs"] >= 0).any():
-            choose.tell[grid](
+            sampling.log_probabilities[grid](
                 logits,
-                self._facts,
+                self._stats,
                 self.tokens,
                 starts,
                 ids,
@@ -294,49 +295,49 @@ class _Choosing:
                 self._logprobs,
                 vocabulary,
                 CHANGED=changes,
-                BLOCK=choose.CHANGES,
+                BLOCK=sampling.CHANGES,
             )
-        return _Pending(requests, [self.tokens[:rows], self._logprobs[:rows], *told])
+        return _PendingSample(requests, [self.tokens[:rows], self._logprobs[:rows], *alternatives])
 
     def _send(self, array: NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
 
-class _Pending:
-    """See `PendingChoices`. The answers are on their way into memory of their own, so that the next choice may be asked
-    for before they are read."""
+class _PendingSample:
+    """Tokens on their way to host memory; see `PendingSample`. Each has memory of its own, so the next step may sample
+    before the host reads these."""
 
-    def __init__(self, requests: ChoiceRequests, answers: list[torch.Tensor]) -> None:
-        """answers: tokens, log probabilities; and where any are asked for the alternatives' ids and logits, and the
-        rows' facts."""
+    def __init__(self, requests: SamplingRequests, tensors: list[torch.Tensor]) -> None:
+        """Start the copies. `tensors`: tokens and log probabilities; if alternatives are requested, also their ids and
+        logits, and the rows' statistics."""
         self._requests = requests
         self._event: torch.cuda.Event | None = None
-        pinned = answers[0].device.type == "cuda"
-        self._answers = [
+        pinned = tensors[0].device.type == "cuda"
+        self._host_tensors = [
             torch.empty(answer.shape, dtype=answer.dtype, pin_memory=pinned).copy_(answer, non_blocking=True)
-            for answer in answers
+            for answer in tensors
         ]
         if pinned:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
-    def result(self) -> Choices:
-        """See `PendingChoices.result`."""
+    def result(self) -> SampledTokens:
+        """See `PendingSample.result`."""
         if self._event is not None:
             self._event.synchronize()
-        tokens, logprobs, *alternatives = (answer.numpy() for answer in self._answers)
-        choices = Choices.empty(self._requests)
-        choices.tokens[:], choices.logprobs[:] = tokens, logprobs
+        tokens, logprobs, *alternatives = (answer.numpy() for answer in self._host_tensors)
+        sampled = SampledTokens.empty(self._requests)
+        sampled.tokens[:], sampled.logprobs[:] = tokens, logprobs
         if alternatives:
-            ids, values, facts = alternatives
-            _sort(choices, ids, values, facts[:, 0] + facts[:, 1])
-        return choices
+            ids, values, stats = alternatives
+            _sort(sampled, ids, values, stats[:, 0] + stats[:, 1])
+        return sampled
 
 
 def _sort(
-    choices: Choices, ids: NDArray[np.int32], values: NDArray[np.float32], normalisers: NDArray[np.float32]
+    sampled: SampledTokens, ids: NDArray[np.int32], values: NDArray[np.float32], normalisers: NDArray[np.float32]
 ) -> None:
-    """Writes the alternatives, likeliest first; ties go to the smaller id."""
+    """Write the alternatives in order of likelihood; ties go to the smaller id."""
     order = np.lexsort((ids, -values), axis=1)
-    choices.top_ids[:] = np.take_along_axis(ids, order, axis=1)
-    choices.top_logprobs[:] = np.take_along_axis(values, order, axis=1) - normalisers[:, None]
+    sampled.top_ids[:] = np.take_along_axis(ids, order, axis=1)
+    sampled.top_logprobs[:] = np.take_along_axis(values, order, axis=1) - normalisers[:, None]

@@ -1,4 +1,4 @@
-"""The small operations between a layer's products: what is read is read once, and what is made is written once."""
+"""The small operations between a layer's matrix products: each reads its inputs once and writes its results once."""
 
 import triton
 import triton.language as tl
@@ -7,13 +7,13 @@ GATED_BLOCK = 1024
 
 
 def warps(size: int) -> int:
-    """For a program that holds so many elements at once."""
+    """Return the number of warps for a program that holds `size` elements."""
     return min(16, max(1, size // 512))
 
 
 @triton.jit
 def _scaled(x, count, eps):
-    """What an RMS norm multiplies a row by. x: float32, 0 where nothing is."""
+    """Return the factor of an RMS norm. `x`: float32, 0 outside of the row."""
     return tl.rsqrt(tl.sum(x * x, 0) / count + eps)
 
 
@@ -30,22 +30,22 @@ def add_rms_norm(
     INNER: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """A row each: the residual takes what is added, which goes through a norm of its own first where the family has
-    one; the sum's norm is what comes out."""
-    at = tl.arange(0, PADDED)
-    inside = at < hidden
-    where = tl.program_id(0).to(tl.int64) * hidden + at
+    """Add to the residual of one row, and compute the norm of the sum. In some families the addend goes through a norm
+    of its own first."""
+    offsets = tl.arange(0, PADDED)
+    inside = offsets < hidden
+    where = tl.program_id(0).to(tl.int64) * hidden + offsets
     kind = residual.dtype.element_ty
     total = tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
     if ADDS:
         added = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
         if INNER:
-            added *= _scaled(added, hidden, eps) * tl.load(inner + at, mask=inside, other=0.0)
+            added *= _scaled(added, hidden, eps) * tl.load(inner + offsets, mask=inside, other=0.0)
             added = added.to(kind).to(tl.float32)
         rounded = (total + added).to(kind)
         tl.store(residual + where, rounded, mask=inside)
         total = rounded.to(tl.float32)
-    total *= _scaled(total, hidden, eps) * tl.load(weight + at, mask=inside, other=0.0)
+    total *= _scaled(total, hidden, eps) * tl.load(weight + offsets, mask=inside, other=0.0)
     tl.store(out + where, total.to(kind), mask=inside)
 
 
@@ -72,45 +72,49 @@ def rope_and_store(
     KEY_NORM: tl.constexpr,
     FP8: tl.constexpr,
 ):
-    """All heads of one row: queries and keys normed and turned by the row's position, and everything put where it is
-    read."""
+    """Normalise and rotate queries and keys of one row, all heads, and write queries, keys and values to their
+    places."""
     row = tl.program_id(0)
     kind = qkv.dtype.element_ty
     turns: tl.constexpr = HEADS + KV_HEADS
     heads: tl.constexpr = turns + KV_HEADS
     head = tl.arange(0, PADDED_HEADS)[:, None]
-    at = tl.arange(0, PADDED)[None, :]
+    offsets = tl.arange(0, PADDED)[None, :]
     half: tl.constexpr = ROTATED // 2
-    other = tl.where(at < half, at + half, tl.where(at < ROTATED, at - half, at))
-    inside = (head < heads) & (at < SIZE)
+    other = tl.where(offsets < half, offsets + half, tl.where(offsets < ROTATED, offsets - half, offsets))
+    inside = (head < heads) & (offsets < SIZE)
     source = qkv + (row.to(tl.int64) * heads + head) * SIZE
-    x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(source + offsets, mask=inside, other=0.0).to(tl.float32)
     partner = tl.load(source + other, mask=inside, other=0.0).to(tl.float32)
     if QUERY_NORM or KEY_NORM:
         scale = tl.rsqrt(tl.sum(x * x, 1) / SIZE + eps)[:, None]
         if QUERY_NORM:
             mine = inside & (head < HEADS)
-            x = tl.where(mine, x * scale * tl.load(query_norm + at, mask=at < SIZE, other=0.0), x)
-            partner = tl.where(mine, partner * scale * tl.load(query_norm + other, mask=at < SIZE, other=0.0), partner)
+            x = tl.where(mine, x * scale * tl.load(query_norm + offsets, mask=offsets < SIZE, other=0.0), x)
+            partner = tl.where(
+                mine, partner * scale * tl.load(query_norm + other, mask=offsets < SIZE, other=0.0), partner
+            )
         if KEY_NORM:
             mine = inside & (head >= HEADS) & (head < turns)
-            x = tl.where(mine, x * scale * tl.load(key_norm + at, mask=at < SIZE, other=0.0), x)
-            partner = tl.where(mine, partner * scale * tl.load(key_norm + other, mask=at < SIZE, other=0.0), partner)
+            x = tl.where(mine, x * scale * tl.load(key_norm + offsets, mask=offsets < SIZE, other=0.0), x)
+            partner = tl.where(
+                mine, partner * scale * tl.load(key_norm + other, mask=offsets < SIZE, other=0.0), partner
+            )
         x, partner = x.to(kind).to(tl.float32), partner.to(kind).to(tl.float32)
     if ROTATED > 0:
-        turned = at < ROTATED
-        angle = rotary + tl.load(positions + row).to(tl.int64) * ROTATED + at % half
+        turned = offsets < ROTATED
+        angle = rotary + tl.load(positions + row).to(tl.int64) * ROTATED + offsets % half
         cosine = tl.load(angle, mask=turned, other=1.0)
         sine = tl.load(angle + half, mask=turned, other=0.0)
-        x = tl.where(head < turns, x * cosine + tl.where(at < half, -partner, partner) * sine, x)
+        x = tl.where(head < turns, x * cosine + tl.where(offsets < half, -partner, partner) * sine, x)
     result = x.to(kind)
-    tl.store(queries + (row.to(tl.int64) * HEADS + head) * SIZE + at, result, mask=inside & (head < HEADS))
+    tl.store(queries + (row.to(tl.int64) * HEADS + head) * SIZE + offsets, result, mask=inside & (head < HEADS))
     slot = tl.load(slots + row).to(tl.int64)
-    place = ((slot // BLOCK * KV_HEADS + (head + KV_HEADS - HEADS) % KV_HEADS) * BLOCK + slot % BLOCK) * SIZE + at
+    place = ((slot // BLOCK * KV_HEADS + (head + KV_HEADS - HEADS) % KV_HEADS) * BLOCK + slot % BLOCK) * SIZE + offsets
     is_key = inside & (head >= HEADS) & (head < turns)
-    kept = tl.minimum(tl.maximum(x, -448.0), 448.0).to(keys.dtype.element_ty) if FP8 else result
-    tl.store(keys + place, kept, mask=is_key)
-    tl.store(values + place, kept, mask=inside & (head >= turns))
+    stored = tl.minimum(tl.maximum(x, -448.0), 448.0).to(keys.dtype.element_ty) if FP8 else result
+    tl.store(keys + place, stored, mask=is_key)
+    tl.store(values + place, stored, mask=inside & (head >= turns))
 
 
 @triton.jit
@@ -121,15 +125,15 @@ def gated(
     GELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The activation of a row's first half times its second."""
+    """Multiply the activation of a row's first half by its second half."""
     row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < intermediate
-    gate = tl.load(gate_up + row * 2 * intermediate + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * intermediate + intermediate + at, mask=inside, other=0.0).to(tl.float32)
+    offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < intermediate
+    gate = tl.load(gate_up + row * 2 * intermediate + offsets, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * intermediate + intermediate + offsets, mask=inside, other=0.0).to(tl.float32)
     if GELU:  # in its tanh form: tanh(z) is 2 * sigmoid(2 z) - 1, and so the whole is gate * sigmoid(2 z)
         z = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
         gate = gate / (1.0 + tl.exp(-2.0 * z))
     else:
         gate = gate / (1.0 + tl.exp(-gate))
-    tl.store(out + row * intermediate + at, (gate * up).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * intermediate + offsets, (gate * up).to(out.dtype.element_ty), mask=inside)

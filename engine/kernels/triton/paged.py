@@ -1,4 +1,4 @@
-"""Attention of a step over paged KV: buffers of fixed size, a plan on the host, a launch or two and a merge."""
+"""Attention of a step over paged KV: buffers of fixed size, a plan on the host, one or two launches, and a merge."""
 
 from dataclasses import dataclass, replace
 
@@ -11,13 +11,13 @@ from engine.kernels.triton.attention import make_parts, merge_parts
 from engine.kernels.triton.buffers import Mirror
 from engine.kernels.triton.worklist import ITEM, Shape, WorkList, plan, plan_prompts
 
-_LEAST_ROWS = 16
-"""Of a tile: what the matrix units of every GPU take."""
+_MIN_TILE_ROWS = 16
+"""Minimum number of rows of a tile: what the matrix units of every GPU support."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How `make_parts` is compiled. `rows`, `keys`: of a tile; `warps`, `stages`: of a program."""
+    """Compile-time sizes of `make_parts`. `rows`, `keys`: of a tile; `warps`, `stages`: of a program."""
 
     rows: int
     keys: int
@@ -26,22 +26,26 @@ class Tiles:
 
 
 _PRECISE = Tiles(16, 32, 4, 2)
-"""In float32, whose products no matrix unit makes: they are there to compare with."""
+"""Tiles for float32, whose products use no matrix units: for comparisons only."""
 
 
 def tiles_for(group: int, head_size: int, rows: int, element_bytes: int = 2, *, narrow: bool = False) -> Tiles:
-    """For so many rows that decode. Hopper's matrix units want 64 rows; fewer keys fit into the registers then.
-    `narrow`: keys of 8 bits, which take registers to be widened."""
+    """Return the tiles for `rows` decoding rows.
+
+    Hopper's matrix units need 64 rows; then fewer keys fit into the registers. `narrow`: keys have 8 bits, whose
+    conversion takes registers.
+    """
     large = padded(head_size) > 128
     if element_bytes > 2:
         return _PRECISE
-    if rows * group <= _LEAST_ROWS or (large and narrow):
-        return Tiles(_LEAST_ROWS, 32 if large else 64, 8 if large else 4, 3)
+    if rows * group <= _MIN_TILE_ROWS or (large and narrow):
+        return Tiles(_MIN_TILE_ROWS, 32 if large else 64, 8 if large else 4, 3)
     return Tiles(64, 32, 8 if large else 4, 2 if large else 3)
 
 
 def prompt_tiles(head_size: int, element_bytes: int = 2, *, narrow: bool = False) -> Tiles:
-    """For prompts, which are bound by products: as many rows as fit, so that each key that is read is used often."""
+    """Return the tiles for prompts, which are bound by products: as many rows as fit, so that each loaded key is used
+    often."""
     if element_bytes > 2:
         return _PRECISE
     if padded(head_size) > 128:
@@ -50,29 +54,30 @@ def prompt_tiles(head_size: int, element_bytes: int = 2, *, narrow: bool = False
 
 
 _PROGRAMS_EACH = 2
-"""Programs of attention that a multiprocessor runs at a time."""
+"""Number of attention programs that a multiprocessor runs at a time."""
 
 
 def programs_on(device: torch.device) -> int:
-    """How many run at a time on all multiprocessors; a few on Triton's interpreter."""
+    """Return the number of programs that all multiprocessors run at a time; a few on Triton's interpreter."""
     if device.type != "cuda":
         return 4
     return _PROGRAMS_EACH * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def padded(size: int) -> int:
-    """The power of two that holds it."""
+    """Return the next power of two."""
     return 1 << (size - 1).bit_length()
 
 
-class Window:
-    """What a step's attention is divided into, for layers whose rows see at most so many keys; 0 for all.
+class WindowWork:
+    """Work of a step's attention, for all layers with the same sliding window; 0 for none.
 
-    Rows have places: those that decode first, in the order of the tree, then those of prompts.
+    Rows have places: first those that decode, in the order of the tree, then those of prompts.
     """
 
     def __init__(self, window: int, *, rows: int, decoding: int, prompts: int, device: torch.device) -> None:
-        """`rows`: places, at most. `decoding`, `prompts`: items of either kind."""
+        """Allocate the buffers. `rows`: maximum number of places. `decoding`, `prompts`: maximum number of items of
+        either kind."""
         self.window = window
         self.decode_items = Mirror(decoding * ITEM, torch.int32, device)
         self.prompt_items = Mirror(prompts * ITEM, torch.int32, device)
@@ -82,13 +87,13 @@ class Window:
         self.split = False
         """Whether rows of prompts have several parts."""
         self.work: WorkList | None = None
-        """Of the rows that decode in the step prepared last."""
+        """Work of the decoding rows in the step prepared last."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What `prepare` was told. rows, counts: of each sequence, its first row and how many. decoding, prompts: which
-    sequences have one row, and which have more."""
+    """Arguments of `prepare`. `rows`, `counts`: first row and number of rows of each sequence. `decoding`, `prompts`:
+    indices of the sequences with one row, and with more."""
 
     rows: NDArray[np.int32]
     counts: NDArray[np.int32]
@@ -100,8 +105,8 @@ class _Step:
 
 
 class PagedAttention:
-    """Buffers for steps of up to `rows` rows of `sequences` sequences, whose tables have up to `width` blocks each; the
-    same for every step, so that a CUDA graph can replay the launches."""
+    """Attention for steps of up to `rows` rows of `sequences` sequences, whose tables have up to `width` blocks each.
+    The buffers are the same for every step, so that a CUDA graph can replay the launches."""
 
     def __init__(
         self,
@@ -119,8 +124,11 @@ class PagedAttention:
         decode_tiles: Tiles | None = None,
         long_tiles: Tiles | None = None,
     ) -> None:
-        """`element_bytes`: of queries. `narrow`: whether keys have 8 bits. `programs`: how many run at a time.
-        `upcast`: see `make_parts`. `decode_tiles`, `long_tiles`: others than are chosen, to measure them.
+        """Allocate the buffers.
+
+        `element_bytes`: size of a query element. `narrow`: whether keys have 8 bits. `programs`: number that run at a
+            time. `upcast`: see `make_parts`.
+        `decode_tiles`, `long_tiles`: override the selected tiles, for measurements.
         """
         self._shape, self._block, self._programs, self._upcast = shape, block_size, programs, upcast
         self._group = shape.heads // shape.kv_heads
@@ -129,7 +137,9 @@ class PagedAttention:
         self._decode_parts = 4 * sequences + programs
         self._element, self._narrow = element_bytes, narrow
         self._decode_tiles = decode_tiles
-        self._prompt_tiles = self._holding(long_tiles or prompt_tiles(shape.head_size, element_bytes, narrow=narrow))
+        self._prompt_tiles = self._tiles_for_group(
+            long_tiles or prompt_tiles(shape.head_size, element_bytes, narrow=narrow)
+        )
         self._prompt_rows = max(1, self._prompt_tiles.rows // self._group)
         self._prompt_parts = (programs // shape.kv_heads + 1) * self._prompt_rows
         tiles = rows // self._prompt_rows + sequences + programs
@@ -139,7 +149,7 @@ class PagedAttention:
         parts = self._decode_parts + self._prompt_parts
         self._sums = torch.zeros(parts, shape.heads, shape.head_size, dtype=torch.float32, device=device)
         self._stats = torch.zeros(parts, shape.heads, 2, dtype=torch.float32, device=device)
-        self.windows: dict[int, Window] = {}
+        self.windows: dict[int, WindowWork] = {}
         self._step: _Step | None = None
         self._tiles = self._tiles_for(1)
         self._decoding = self._prompting = 0
@@ -153,10 +163,10 @@ class PagedAttention:
         places: int | None = None,
         share: bool = True,
     ) -> None:
-        """Plans a step and sends the plan to the device. As in `AttentionBatch`, in numpy.
+        """Plan a step and send the plan to the device. Arrays are those of `AttentionBatch`, in numpy.
 
-        `places`: for how many rows that decode the launches are made, if more than there are. `share`: whether rows
-        that decode read common keys together.
+        `places`: number of decoding rows for which the kernels are launched, if more than there are. `share`: whether
+        decoding rows read common keys together.
         """
         used = -(-lengths // self._block)
         self._tables.send(*(table[:blocks] for table, blocks in zip(tables, used.tolist(), strict=True)))
@@ -171,34 +181,36 @@ class PagedAttention:
         for window in self.windows.values():
             self._divide(self._step, window)
 
-    def _divide(self, step: "_Step", held: Window) -> None:
+    def _divide(self, step: "_Step", window_work: WindowWork) -> None:
         decoding, prompts = step.decoding, step.prompts
-        work = self._plan(step.tables[decoding], step.lengths[decoding], held.window, share=step.share)
+        work = self._plan(step.tables[decoding], step.lengths[decoding], window_work.window, share=step.share)
         work.items[:, 3] = decoding[work.items[:, 3]]
         counts = step.counts[prompts]
         shape = self._shape_for(self._prompt_tiles, least_tiles=4)
-        whole = plan_prompts(counts, step.lengths[prompts], shape, window=held.window, most_parts=self._prompt_parts)
-        held.split = int(whole.starts[-1]) > self._prompting
+        whole = plan_prompts(
+            counts, step.lengths[prompts], shape, window=window_work.window, max_parts=self._prompt_parts
+        )
+        window_work.split = int(whole.starts[-1]) > self._prompting
         whole.items[:, 0] += self._decoding
         whole.items[:, 3] = prompts[whole.items[:, 3]]
-        held.work = work
-        held.decode_items.send(work.items.reshape(-1))
-        held.prompt_items.send(whole.items.reshape(-1))
-        held.counts.send([len(work.items), len(whole.items)])
+        window_work.work = work
+        window_work.decode_items.send(work.items.reshape(-1))
+        window_work.prompt_items.send(whole.items.reshape(-1))
+        window_work.counts.send([len(work.items), len(whole.items)])
         absent = self._decoding - len(decoding)  # places without a row have no parts
         rows = np.repeat(step.rows[prompts] - np.cumsum(counts) + counts, counts) + whole.order
-        held.order.send(step.rows[decoding][work.order], [0] * absent, rows)
+        window_work.order.send(step.rows[decoding][work.order], [0] * absent, rows)
         parts = work.starts[-1:]
-        held.starts.send(work.starts, np.repeat(parts, absent), whole.starts[1:] + parts)
+        window_work.starts.send(work.starts, np.repeat(parts, absent), whole.starts[1:] + parts)
 
     def _tiles_for(self, rows: int) -> Tiles:
         size = self._shape.head_size
-        return self._holding(
+        return self._tiles_for_group(
             self._decode_tiles or tiles_for(self._group, size, rows, self._element, narrow=self._narrow)
         )
 
-    def _holding(self, tiles: Tiles) -> Tiles:
-        """Tiles that hold a row, with all the query heads of a KV head."""
+    def _tiles_for_group(self, tiles: Tiles) -> Tiles:
+        """Return tiles that hold at least one row with all query heads of a KV head."""
         return replace(tiles, rows=max(tiles.rows, padded(self._group)))
 
     def _shape_for(self, tiles: Tiles, least_tiles: int) -> Shape:
@@ -214,7 +226,7 @@ class PagedAttention:
         )
 
     def _plan(self, tables: NDArray[np.int32], lengths: NDArray[np.int32], window: int, *, share: bool) -> WorkList:
-        """Where the plan needs more room than there is, keys are split less, and at last nothing is shared."""
+        """Plan the decoding rows. If the plan exceeds the buffers, split keys less, and finally share nothing."""
         if not len(lengths):
             nothing = np.zeros(1, dtype=np.int32)
             return WorkList(nothing[:0], np.empty((0, ITEM), dtype=np.int32), nothing)
@@ -232,10 +244,13 @@ class PagedAttention:
         positions: torch.Tensor,
         window: int = 0,
     ) -> torch.Tensor:
-        """queries: (rows, heads, size), as prepared, or more; keys, values: (blocks, kv_heads, block, size); positions:
-        (rows,) int32. Returns (rows, heads, size)."""
+        """Return attention, (rows, heads, size).
+
+        `queries`: (rows, heads, size), as prepared, or more rows. `keys`, `values`: (blocks, kv_heads, block, size).
+        `positions`: (rows,) int32.
+        """
         if window not in self.windows:
-            self.windows[window] = held = Window(
+            self.windows[window] = window_work = WindowWork(
                 window,
                 rows=self._rows + self._sequences,
                 decoding=self._decode_items,
@@ -243,13 +258,13 @@ class PagedAttention:
                 device=self._device,
             )
             assert self._step is not None, "a step is prepared before it is run"
-            self._divide(self._step, held)
-        shape, held = self._shape, self.windows[window]
+            self._divide(self._step, window_work)
+        shape, window_work = self._shape, self.windows[window]
         out = torch.empty_like(queries)
         size = padded(shape.head_size)
         for tiles, items, which, rows in (
-            (self._tiles, held.decode_items, 0, self._decoding),
-            (self._prompt_tiles, held.prompt_items, 1, self._prompting),
+            (self._tiles, window_work.decode_items, 0, self._decoding),
+            (self._prompt_tiles, window_work.prompt_items, 1, self._prompting),
         ):
             if not rows:
                 continue
@@ -261,9 +276,9 @@ class PagedAttention:
                 self._sums,
                 self._stats,
                 items.tensor,
-                held.counts.tensor[which:],
-                held.order.tensor,
-                held.starts.tensor,
+                window_work.counts.tensor[which:],
+                window_work.order.tensor,
+                window_work.starts.tensor,
                 self._tables.tensor,
                 self._table_starts.tensor,
                 positions,
@@ -282,14 +297,14 @@ class PagedAttention:
                 num_warps=tiles.warps,
                 num_stages=tiles.stages,
             )
-        merging = self._decoding + (self._prompting if held.split else 0)
+        merging = self._decoding + (self._prompting if window_work.split else 0)
         if merging:
             merge_parts[(merging, shape.heads)](
                 out,
                 self._sums,
                 self._stats,
-                held.order.tensor,
-                held.starts.tensor,
+                window_work.order.tensor,
+                window_work.starts.tensor,
                 HEADS=shape.heads,
                 SIZE=shape.head_size,
                 PADDED=size,

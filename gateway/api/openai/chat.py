@@ -9,12 +9,12 @@ from aiohttp import web
 from compat.openai import ChatCompletion, ChatCompletionRequest, Message
 from gateway.api import pipeline
 from gateway.api.call_spec import new_spec
-from gateway.api.openai.tools import call_readers, constrain_calls, tools_of
+from gateway.api.openai.tools import call_parsers, constrain_calls, tools_of
 from gateway.api.sampling import answer_slot, named_slots, request_sampling
 from gateway.api.schema_checks import checks_of
 from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
 from gateway.api.serializers.chat import ChatSerializer
-from gateway.errors import RequestError, at
+from gateway.errors import RequestError, field_path
 from gateway.graph.call import CallSpec, Slot
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
@@ -43,7 +43,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     model, scope = admitted.model, admitted.scope
     builder = ChatSpecBuilder(body, references=scope.named, deferred=scope.deferred)
     spec = await pipeline.build_spec(builder, model, admitted.fallbacks, len(await request.read()))
-    readers = call_readers(body, model)
+    readers = call_parsers(body, model)
     checks = checks_of(body, readers, admitted.services.form_checks, scope.session.tenant)
     serializer = ChatSerializer(body, model, scope, readers, checks)
     return await pipeline.respond(admitted, pipeline.repeat(spec, body.choices), serializer, streamed=body.streamed)
@@ -73,7 +73,9 @@ class ChatSpecBuilder:
         if tools is not None:
             if tools.choice == "forced" and semantic.slots:
                 message = "a request with slots has no answer of its own that could be a call"
-                raise RequestError(400, message, code="unsupported_with_semantic", param=at(where, "tool_choice"))
+                raise RequestError(
+                    400, message, code="unsupported_with_semantic", param=field_path(where, "tool_choice")
+                )
             sampling = constrain_calls(sampling, tools, model)
         prompt = chat_prompt(
             model,

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from compat.openai import ChatCompletionRequest, NamedTool
 from gateway.graph.call import SamplingParams
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls import Reader, Tool, Tools
+from gateway.prompts.tool_calls import CallParser, Tool, Tools
 
-CallReaders = Callable[[], Reader]
+CallParsers = Callable[[], CallParser]
 """Makes a reader that finds calls in one answer."""
 
 
 @dataclass(frozen=True)
-class _CallReaders:
+class _CallParsers:
     names: list[str]
     forced: bool
 
-    def __call__(self) -> Reader:
-        return Reader(self.names, forced=self.forced)
+    def __call__(self) -> CallParser:
+        return CallParser(self.names, forced=self.forced)
 
 
 def tools_of(body: ChatCompletionRequest) -> Tools | None:
@@ -47,7 +47,7 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
     return Tools(known, "none" if choice == "none" else "auto", parallel_told=parallel)
 
 
-def call_readers(body: ChatCompletionRequest, model: ServedModel) -> CallReaders | None:
+def call_parsers(body: ChatCompletionRequest, model: ServedModel) -> CallParsers | None:
     """Return what finds calls in the answers to a request; None if they contain none."""
     # `tools_of` is not used: it makes the schemas that are enforced, which may take long
     if not body.tools or body.tool_choice == "none":
@@ -55,7 +55,7 @@ def call_readers(body: ChatCompletionRequest, model: ServedModel) -> CallReaders
     # a transform may replace the text of a call by any other text
     transformed = body.semantic is not None and body.semantic.transform is not None
     forced = _is_forced(body) and not model.prompts.is_passthrough and not transformed
-    return _CallReaders([tool.function.name for tool in body.tools], forced)
+    return _CallParsers([tool.function.name for tool in body.tools], forced)
 
 
 def _is_forced(body: ChatCompletionRequest) -> bool:

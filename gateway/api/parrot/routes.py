@@ -53,10 +53,10 @@ from gateway.graph.store import SessionNotFound, SessionStore
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
-from gateway.http.middleware.auth import Keys
+from gateway.http.middleware.auth import ApiKeys
 from gateway.http.middleware.errors import as_request_error, error_body
 from gateway.http.openapi import operation
-from gateway.http.sse import SlowReader
+from gateway.http.sse import SlowClient
 from gateway.prompts.served_models import ServedModel
 
 routes = web.RouteTableDef()
@@ -70,7 +70,7 @@ class Programs:
     They do not survive a restart: lazy calls are not in the journal, so their outputs would never be assigned.
     """
 
-    def __init__(self, keys: Keys, sessions: SessionStore) -> None:
+    def __init__(self, keys: ApiKeys, sessions: SessionStore) -> None:
         self._keys = keys
         self._sessions = sessions
         self._known: WeakValueDictionary[int, Session] = WeakValueDictionary()
@@ -123,7 +123,7 @@ def parrot_errors(handler: _Handler) -> _Handler:
     async def told(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
-        except (ClientConnectionResetError, SlowReader):  # the answer had begun
+        except (ClientConnectionResetError, SlowClient):  # the answer had begun
             raise
         except Exception as raised:
             error = as_request_error(raised)

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from compat.openai.responses import Response, ResponseRequest
-from gateway.api.openai.tools import call_readers
+from gateway.api.openai.tools import call_parsers
 from gateway.api.responses.builder import (
     Event,
     ResponseBuilder,
@@ -188,7 +188,7 @@ class BackgroundResponse:
         scheduler, output = self._services.scheduler, self._call.output
         with subscribed(scheduler, [output], session=session):
             if not self.record_events() or (self._resumed and after >= 0):
-                await stream.patiently(self.finished.wait)
+                await stream.with_heartbeats(self.finished.wait)
                 events = replay_events(self.response) if after < 0 else last_event_of(self.response, after + 1)
                 return await stream.end(events, done=False)
             at = after + 1
@@ -202,7 +202,7 @@ class BackgroundResponse:
                 elif self.final is not None:
                     return await stream.end(b"", done=False)
                 else:
-                    await stream.patiently(changed.wait)
+                    await stream.with_heartbeats(changed.wait)
 
     def record_events(self) -> bool:
         """Begin to record the events, unless the call has ended. Return whether they are recorded."""
@@ -311,7 +311,7 @@ class Background:
             raise
 
     def _checks(self, body: ResponseRequest, model: ServedModel, tenant: str) -> AnswerChecks | None:
-        return checks_of(body.chat, call_readers(body.chat, model), self._services.form_checks, tenant)
+        return checks_of(body.chat, call_parsers(body.chat, model), self._services.form_checks, tenant)
 
     def _add(self, work: BackgroundResponse) -> None:
         self._works[work.row.tenant, work.row.id] = work

@@ -24,7 +24,7 @@ from compat.openai.responses import (
     TextConfig,
 )
 from gateway.api.openai.logprobs import token_logprobs
-from gateway.api.openai.tools import call_readers
+from gateway.api.openai.tools import call_parsers
 from gateway.api.responses.items import Event as ItemsEvent
 from gateway.api.responses.items import Items, item_events
 from gateway.api.schema_checks import AnswerChecks
@@ -35,7 +35,7 @@ from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece, reasoning_of
 from gateway.http.sse import named
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls import AnswerText, Found
+from gateway.prompts.tool_calls import AnswerText, CallEvent
 from gateway.responses import StoredResponse
 
 Event = ResponseEvent | ItemsEvent
@@ -71,7 +71,7 @@ class ResponseBuilder:
         self._created = int(time.time()) if created is None else created
         self._numbers = count()
         self._items = Items(self._numbers)
-        readers = call_readers(body.chat, model)
+        readers = call_parsers(body.chat, model)
         self._reader = None if readers is None else readers()
         self._pending_logprobs: list[TokenLogprob] = []
         """Log probabilities of tokens whose text is in no event yet."""
@@ -103,7 +103,7 @@ class ResponseBuilder:
         """Add text that the model did not generate."""
         return self._added([AnswerText(text)])
 
-    def _added(self, found: Iterable[Found]) -> list[Event]:
+    def _added(self, found: Iterable[CallEvent]) -> list[Event]:
         events: list[Event] = []
         for one in found:
             if isinstance(one, AnswerText) and one.text:

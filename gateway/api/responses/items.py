@@ -25,7 +25,7 @@ from compat.openai.responses import (
 )
 from gateway.api.serializers.chat import new_call_id
 from gateway.graph.ids import new_id
-from gateway.prompts.tool_calls import AnswerText, CallArguments, CallStart, Found
+from gateway.prompts.tool_calls import AnswerText, CallArguments, CallEvent, CallStart
 
 Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone
 
@@ -48,7 +48,7 @@ class Items:
         """Whether there is no item but reasoning yet."""
         return all(isinstance(item, ReasoningItem) for item in (*self.done, self._growing) if item is not None)
 
-    def add(self, found: Found, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
+    def add(self, found: CallEvent, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
         """Add what a parser found in the answer; with log probabilities of its tokens, if it is text."""
         match found:
             case AnswerText(text):

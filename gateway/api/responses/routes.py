@@ -6,7 +6,7 @@ from aiohttp import web
 from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, listed
 from gateway.api import pipeline
 from gateway.api.openai.chat import ChatSpecBuilder
-from gateway.api.openai.tools import call_readers
+from gateway.api.openai.tools import call_parsers
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.builder import last_event_of, replay_events, stored_response
 from gateway.api.responses.conversations import Turn, not_found_message
@@ -15,7 +15,7 @@ from gateway.api.semantic.extension import SESSION_HEADERS
 from gateway.api.serializers.responses import ResponseSerializer
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
-from gateway.http.json_body import hold_bytes, json_response, read_json
+from gateway.http.json_body import json_response, read_json, reserve_bytes
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
 from gateway.http.query_params import choice, flag, integer
@@ -44,7 +44,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     services, model, scope = admitted.services, admitted.model, admitted.scope
     session = scope.session.id if scope.named else None
     turn = await Turn.begin(services.archive, request[TENANT], body, session, deferred=scope.deferred)
-    hold_bytes(request, turn.size)
+    reserve_bytes(request, turn.size)
     messages, places = await pipeline.offload_if_long(lambda: turn.conversation, turn.size, model)
     raw = await request.read()
     chat = body.chat.model_copy(update={"messages": messages})
@@ -58,7 +58,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     if body.background:
         work = await request.app[BACKGROUND].begin(raw, body, model, scope, turn, spec)
         return await work.follow(request, -1) if body.streamed else json_response(work.response)
-    checks = checks_of(body.chat, call_readers(body.chat, model), services.form_checks, scope.session.tenant)
+    checks = checks_of(body.chat, call_parsers(body.chat, model), services.form_checks, scope.session.tenant)
     serializer = ResponseSerializer(raw, body, model, scope, turn, checks)
     return await pipeline.respond(admitted, [spec], serializer, streamed=body.streamed)
 

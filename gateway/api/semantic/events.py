@@ -32,7 +32,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     session, position = session_of(request), _last_event(request)
     stream = EventStream(request)
     with subscribed(request.app[SERVICES].scheduler, session=session):
-        while events := await stream.patiently(partial(session.more_events, position)):
+        while events := await stream.with_heartbeats(partial(session.more_events, position)):
             for start in range(0, len(events), _AT_ONCE):
                 some = events[start : start + _AT_ONCE]
                 await stream.write(b"".join([named(*describe_event(event), event.id) for event in some]))

@@ -8,7 +8,7 @@ from aiohttp import web
 from compat.openai import FailureObject, Semantic, SemanticInfo, VariableObject
 from compat.openai import Transform as WireTransform
 from gateway.api.services import SERVICES
-from gateway.errors import RequestError, at
+from gateway.errors import RequestError, field_path
 from gateway.graph.call import Call, Transform
 from gateway.graph.errors import Failure
 from gateway.graph.session import Session
@@ -124,10 +124,10 @@ def transform_of(transform: WireTransform | None, where: str) -> Transform | Non
         try:
             groups = patterns.compiled(transform.regex).groups
         except patterns.BadPattern as error:
-            param = at(where, "regex")
+            param = field_path(where, "regex")
             raise RequestError(400, f"{param}: {error}", code="invalid_value", param=param) from None
         if transform.group > groups:
-            param = at(where, "group")
+            param = field_path(where, "group")
             message = f"{param}: the pattern has {groups} groups, but group is {transform.group}"
             raise RequestError(400, message, code="invalid_value", param=param)
     return Transform(transform.strip, transform.line, transform.regex, transform.group, transform.json_)

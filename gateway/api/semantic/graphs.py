@@ -122,7 +122,7 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         deferred = semantic is not None and bool(semantic.defer)
         length = sum([message.length for message in call.messages])
         builder = ChatSpecBuilder(call, references=True, deferred=deferred, where=where)
-        specs.append(await build_spec(builder, model, models.behind(model), max(length, average)))
+        specs.append(await build_spec(builder, model, models.fallbacks_of(model), max(length, average)))
         references += len(specs[-1].references)
         check_references(references, _MAX_REFERENCES, where)
     return specs
@@ -173,7 +173,7 @@ class SubmittedGraph:
         ours |= {variable for call in self._addition.calls for variable in call.outputs}
         at = self._before
         while at < self._session.last_event or not all(variable.state.final for variable in self._outputs.values()):
-            told = await stream.patiently(partial(self._session.more_events, at))
+            told = await stream.with_heartbeats(partial(self._session.more_events, at))
             if not told:
                 break
             at = told[-1].id

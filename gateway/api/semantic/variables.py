@@ -12,7 +12,7 @@ from gateway.api.semantic.sessions import session_of
 from gateway.api.services import SERVICES
 from gateway.api.stream_writer import StreamWriter
 from gateway.api.subscription import subscribed
-from gateway.errors import RequestError, at
+from gateway.errors import RequestError, field_path
 from gateway.graph.call import Input, Objective
 from gateway.graph.references import Reference, parse
 from gateway.graph.session import Session, VariableSpec
@@ -41,7 +41,7 @@ async def put(request: web.Request) -> web.Response:
 def variable_spec(body: VariableRequest, name: str, where: str) -> VariableSpec:
     """Return the variable that a request defines. `where`: its path in a larger request."""
     if "template" in body.model_fields_set:
-        place = at(where, "template")
+        place = field_path(where, "template")
         parts = [Input(piece, place) if isinstance(piece, Reference) else piece for piece in parse(body.template)]
         return VariableSpec(name, template=parts, where=where or "name")
     return VariableSpec(name, None if body.value is None else text_of(body.value), where=where or "name")

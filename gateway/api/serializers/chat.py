@@ -21,7 +21,7 @@ from compat.openai import (
     ToolCallDelta,
 )
 from gateway.api.openai.logprobs import token_logprobs
-from gateway.api.openai.tools import CallReaders
+from gateway.api.openai.tools import CallParsers
 from gateway.api.schema_checks import AnswerChecks
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import SemanticField
@@ -29,7 +29,7 @@ from gateway.api.serializers.choices import ChoicesSerializer, UsageField
 from gateway.graph.ids import new_id
 from gateway.graph.variable import Piece, reasoning_of
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls import AnswerText, CallArguments, CallStart, Found, Reader, read_calls
+from gateway.prompts.tool_calls import AnswerText, CallArguments, CallEvent, CallParser, CallStart, parse_calls
 
 
 class ChatSerializer(ChoicesSerializer):
@@ -40,7 +40,7 @@ class ChatSerializer(ChoicesSerializer):
         body: ChatCompletionRequest,
         model: ServedModel,
         scope: Scope,
-        readers: CallReaders | None,
+        readers: CallParsers | None,
         checks: AnswerChecks | None,
     ) -> None:
         """`readers`: finds calls of tools in the answers, if they may contain any."""
@@ -50,7 +50,7 @@ class ChatSerializer(ChoicesSerializer):
         self._created = int(time.time())
         self._wants_logprobs = body.wants_logprobs
         self._readers = readers
-        self._stream_readers: dict[int, Reader] = {}
+        self._stream_readers: dict[int, CallParser] = {}
         """Readers of streamed answers, by index."""
 
     def _choice(self, index: int, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
@@ -59,7 +59,7 @@ class ChatSerializer(ChoicesSerializer):
         if self._readers is None:
             return Choice(index, ResponseMessage(text, **reasoning), finish, logprobs)
         reader = self._readers()
-        content, calls = read_calls(reader, text, cut=finish == "length")
+        content, calls = parse_calls(reader, text, cut=finish == "length")
         if not calls:
             return Choice(index, ResponseMessage(content, **reasoning), finish, logprobs)
         tool_calls = [ToolCallAnswer(new_call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
@@ -127,16 +127,16 @@ def _reasoning_fields(pieces: Iterable[Piece]) -> dict[str, Any]:
     return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
 
 
-def _deltas(found: Iterable[Found]) -> list[ChoiceDelta]:
+def _deltas(found: Iterable[CallEvent]) -> list[ChoiceDelta]:
     """Return what was found in a piece of text as deltas, each with at most one entry of `tool_calls`.
 
     Some clients read only `tool_calls[0]` (llama-index). Others lose arguments when two entries have the same index
     (the openai package before 3.57).
     """
     deltas: list[ChoiceDelta] = []
-    before: Found | None = None
+    before: CallEvent | None = None
     for event in found:
-        joined: Found = event
+        joined: CallEvent = event
         match before, event:
             case AnswerText(text), AnswerText(more):
                 joined = AnswerText(text + more)
@@ -163,6 +163,6 @@ def new_call_id() -> str:
     return f"call_{new_id(24)}"
 
 
-def _finish_reason(finish: str, reader: Reader) -> str:
+def _finish_reason(finish: str, reader: CallParser) -> str:
     """Return the finish reason of an answer. It is `tool_calls` only if the last call is complete."""
     return "tool_calls" if finish == "stop" and reader.calls and reader.whole else finish

@@ -25,7 +25,7 @@ from gateway.errors import FailedCall
 from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece
 from gateway.http.middleware.errors import as_request_error, error_body
-from gateway.http.sse import unnamed
+from gateway.http.sse import unnamed_events
 
 UsageField = CompletionUsage | None | msgspec.UnsetType
 """The `usage` field of a chunk. None: a later chunk has it. Absent: the client does not want it."""
@@ -136,7 +136,7 @@ class ChoicesSerializer(Serializer):
         present = [part for part in parts if part is not None]
         chunks = [self._chunk([part], self._later_usage, field) for part, field in zip(present, fields, strict=False)]
         closings = [part for index in range(len(self.calls)) for part in self._closing(index, "stop")]
-        return unnamed(*chunks, *self._last_chunks(closings, self._later_usage))
+        return unnamed_events(*chunks, *self._last_chunks(closings, self._later_usage))
 
     def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Return the chunks for new pieces of an answer."""
@@ -145,7 +145,7 @@ class ChoicesSerializer(Serializer):
         if not parts:
             return b""
         usage = self._usage_with(index)
-        return unnamed(*self._first_chunks(index, usage), *[self._chunk([part], usage) for part in parts])
+        return unnamed_events(*self._first_chunks(index, usage), *[self._chunk([part], usage) for part in parts])
 
     def prepare_end(self, index: int) -> Awaitable[None] | None:
         """Begin the check of an answer against its schema."""
@@ -164,11 +164,11 @@ class ChoicesSerializer(Serializer):
             chunks = self._last_chunks(closings, usage)
         else:
             chunks = [self._chunk([part], usage) for part in closings]
-        return unnamed(*self._first_chunks(index, usage), *chunks)
+        return unnamed_events(*self._first_chunks(index, usage), *chunks)
 
     def error_events(self, error: FailedCall) -> bytes:
         """Return the event of an error."""
-        return unnamed(error_body(as_request_error(error)))
+        return unnamed_events(error_body(as_request_error(error)))
 
     def _first_chunks(self, index: int, usage: UsageField) -> list[Any]:
         if index in self._opened:

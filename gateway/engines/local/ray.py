@@ -27,27 +27,27 @@ log = logging.getLogger("myna.engines")
 
 _NAMESPACE = "myna"
 _START_SECONDS = 900.0
-"""In which an actor has to be placed, to load its model, and to listen."""
-_LOOK_SECONDS = 1.0
+"""Maximum time in which an actor is placed, loads its model and listens, in seconds."""
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Share:
-    """What of the cluster each engine has: cores, and GPUs or parts of one."""
+    """Resources of each engine in the cluster: CPU cores and GPUs, or parts of a GPU."""
 
     cpus: float
     gpus: float
 
 
 def connect(address: str) -> Any:
-    """Ray's module, connected to the cluster at `HOST:PORT`, or at `auto` to the one of this machine.
+    """Return the ray module, connected to the cluster at `HOST:PORT`, or with `auto` to the one of this machine.
 
     Raises EngineStartFailed.
     """
     try:
         import ray
     except ImportError:
-        raise EngineStartFailed("engines on Ray need it: pip install 'myna[ray]'") from None
+        raise EngineStartFailed("engines on Ray require the ray package: pip install 'myna[ray]'") from None
     try:
         if not ray.is_initialized():
             ray.init(address, namespace=_NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
@@ -57,25 +57,27 @@ def connect(address: str) -> Any:
 
 
 def shares_of(address: str, count: int, cpus: float | None, gpus: float | None) -> list[Share]:
-    """What each engine has, one for each of them. What is not said: an engine for each GPU of the cluster, or, where
-    there are none, one for each node that has cores, with as many as the least of these nodes. Raises
-    EngineStartFailed."""
+    """Return the resources of each engine.
+
+    Defaults: one engine for each GPU of the cluster. Without GPUs, one engine for each node that has cores, with as
+    many cores as the smallest of these nodes. Raises EngineStartFailed.
+    """
     ray = connect(address)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores = [node["CPU"] for node in nodes if node.get("CPU")]
     if not cores:
-        raise EngineStartFailed(f"no node of the Ray cluster at {address} has a core to give")
-    there = int(sum(node.get("GPU", 0) for node in nodes))
+        raise EngineStartFailed(f"no node of the Ray cluster at {address} has a free core")
+    gpu_count = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus is None:
-        gpus = 1.0 if there else 0.0
+        gpus = 1.0 if gpu_count else 0.0
     if cpus is None:
         cpus = 1.0 if gpus else min(cores)
-    return [Share(cpus, gpus)] * (count or (int(there / gpus) if gpus else len(cores)))
+    return [Share(cpus, gpus)] * (count or (int(gpu_count / gpus) if gpus else len(cores)))
 
 
 class RayEngine(TcpEngine):
-    """One engine on the cluster; see `TcpEngine`. Closing leaves the actor as it is: it ends by itself once no gateway
-    has called it for `linger` seconds."""
+    """One engine on the cluster. See `TcpEngine`. Closing leaves the actor running: it ends once no gateway has been
+    connected for `linger` seconds."""
 
     def __init__(
         self,
@@ -88,34 +90,34 @@ class RayEngine(TcpEngine):
         linger: float = 300.0,
         hang_seconds: float = 60.0,
     ) -> None:
-        """`name` and `config` are what the actor is found by."""
+        """`name` and `config` identify the actor."""
         super().__init__(name, "", 0, "", changed, hang_seconds=hang_seconds)
         self._address = address
         self._config = msgspec.json.encode(config)
         self._share = share
         self._linger = linger
         self.actor = f"{name}-{hashlib.sha256(self._config + repr(share).encode()).hexdigest()[:12]}"
-        """Its name in the cluster."""
+        """Name of the actor in the cluster."""
 
     async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
-        """Asks where the actor is, and calls it."""
+        """Find or create the actor, and connect to it."""
         ray = await asyncio.to_thread(connect, self._address)
         try:
-            actor = await asyncio.to_thread(self._placed, ray)
+            actor = await asyncio.to_thread(self._get_or_create_actor, ray)
             async with asyncio.timeout(_START_SECONDS):
-                entrance: Entrance = await asyncio.wrap_future(actor.entrance.remote().future())
+                endpoint: Endpoint = await asyncio.wrap_future(actor.endpoint.remote().future())
         except TimeoutError:
-            return f"its actor {self.actor} did not start within {_START_SECONDS:g} s; has the cluster room for it?"
+            return f"its actor {self.actor} did not start within {_START_SECONDS:g} s; the cluster may lack resources"
         except ray.exceptions.RayError as error:
-            return f"its actor {self.actor} is not there: {str(error).splitlines()[0]}"
-        if entrance.problem:
+            return f"its actor {self.actor} was not found: {str(error).splitlines()[0]}"
+        if endpoint.problem:
             await asyncio.to_thread(ray.kill, actor)
-            raise EngineStartFailed(f"the engine of the actor {self.actor} cannot start: {entrance.problem}")
-        self._host, self._port, self._token = entrance.host, entrance.port, entrance.token
+            raise EngineStartFailed(f"the engine of the actor {self.actor} cannot start: {endpoint.problem}")
+        self._host, self._port, self._token = endpoint.host, endpoint.port, endpoint.token
         return await super().run_once(first_ready)
 
-    def _placed(self, ray: Any) -> Any:
-        """The actor, which is made if there is none of its name."""
+    def _get_or_create_actor(self, ray: Any) -> Any:
+        """Return the actor of this name. Create it if there is none."""
         options: dict[str, Any] = {
             "name": self.actor,
             "namespace": _NAMESPACE,
@@ -131,8 +133,8 @@ class RayEngine(TcpEngine):
 
 
 @dataclass(frozen=True)
-class Entrance:
-    """Where an actor's engine listens, and what it wants to see; or why it cannot."""
+class Endpoint:
+    """Address and token of an actor's engine, or the problem because of which there is none."""
 
     host: str = ""
     port: int = 0
@@ -150,25 +152,25 @@ class Actor:
         self._config = decoded
         self._linger = linger
         self._token = secrets.token_hex(16)
-        self._callers, self._since = 0, time.monotonic()
-        """Gateways that are connected, and since when there are so many."""
-        self._entrance = Entrance()
-        self._there = threading.Event()
+        self._connections, self._since = 0, time.monotonic()
+        """Number of connected gateways, and the time of its last change."""
+        self._endpoint = Endpoint()
+        self._started = threading.Event()
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
 
-    def entrance(self) -> Entrance:
-        """Once the engine is there, or is known not to come."""
-        self._there.wait()
-        return self._entrance
+    def endpoint(self) -> Endpoint:
+        """Return the address, once the engine listens or has failed to start."""
+        self._started.wait()
+        return self._endpoint
 
     def pid(self) -> int:
-        """Of its process."""
+        """Return the id of the actor's process."""
         return os.getpid()
 
     def _serve(self) -> None:
         from ray.util import get_node_ip_address
 
-        from engine.server.tcp import serve  # loads torch, here and not in the gateway
+        from engine.server.tcp import serve  # loads torch, which the gateway must not load
 
         host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
         try:
@@ -180,31 +182,31 @@ class Actor:
                 None,
                 stopping=lambda stop: None,
                 ready=self._ready,
-                calls=self._calls,
+                calls=self._set_connections,
             )
         except Exception as error:
-            if not self._there.is_set():
-                self._entrance = Entrance(problem=f"{error}")
-                self._there.set()
+            if not self._started.is_set():
+                self._endpoint = Endpoint(problem=f"{error}")
+                self._started.set()
                 return
             log.exception("the engine ended")
-        os._exit(1)  # Ray starts it anew
+        os._exit(1)  # Ray restarts the actor
 
     def _ready(self, info: EngineInfo, address: str) -> None:
         host, _, port = address.partition("://")[2].rpartition(":")
-        self._entrance = Entrance(host.strip("[]"), int(port), self._token)
+        self._endpoint = Endpoint(host.strip("[]"), int(port), self._token)
         self._since = time.monotonic()
-        self._there.set()
-        threading.Thread(target=self._end_when_alone, name="linger", daemon=True).start()
+        self._started.set()
+        threading.Thread(target=self._end_when_unused, name="linger", daemon=True).start()
 
-    def _calls(self, count: int) -> None:
-        """Of gateways, from now on."""
-        self._callers, self._since = count, time.monotonic()
+    def _set_connections(self, count: int) -> None:
+        """Record the number of connected gateways."""
+        self._connections, self._since = count, time.monotonic()
 
-    def _end_when_alone(self) -> None:
+    def _end_when_unused(self) -> None:
         import ray
 
-        while self._callers or time.monotonic() - self._since < self._linger:
-            time.sleep(_LOOK_SECONDS)
-        log.info("no gateway has called for %g s; ending", self._linger)
+        while self._connections or time.monotonic() - self._since < self._linger:
+            time.sleep(_POLL_SECONDS)
+        log.info("no gateway has been connected for %g s; ending", self._linger)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)

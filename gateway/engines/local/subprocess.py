@@ -1,4 +1,4 @@
-"""An engine process of our own: started, watched, restarted."""
+"""Engine of this project as a child process: the gateway starts, watches and restarts it."""
 
 import asyncio
 import logging
@@ -20,10 +20,11 @@ log = logging.getLogger("myna.engines")
 
 _WORKER = "engine.server.worker"
 _STOP_SECONDS = 3.0
+"""Time in which a process has to end before it is killed, in seconds."""
 
 
 class SubprocessEngine(EngineClient):
-    """Owner of one engine process; see `EngineClient`. Closing ends it, by force if it does not end itself."""
+    """Owner of one engine process. See `EngineClient`. Closing ends it, by force if it does not end itself."""
 
     def __init__(
         self, name: str, config: EngineConfig, changed: Callable[[], None], *, hang_seconds: float = 60.0
@@ -32,63 +33,63 @@ class SubprocessEngine(EngineClient):
         super().__init__(name, changed, hang_seconds=hang_seconds)
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
-        self._begun: tuple[asyncio.subprocess.Process, socket.socket] | None = None
+        self._spawned: tuple[asyncio.subprocess.Process, socket.socket] | None = None
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs now."""
+        """Id of the running process; None if there is none."""
         return None if self._process is None else self._process.pid
 
     async def begin(self) -> None:
-        """Starts the process already; `start` goes on with it."""
-        self._begun = await self._spawn()
+        """Start the process. `start` uses it."""
+        self._spawned = await self._spawn()
 
     async def close(self) -> None:
-        """See `EngineClient.close`."""
+        """End the process. See `EngineClient.close`."""
         await super().close()
-        if self._begun is not None:  # and nothing came of it
-            process, ours = self._begun
-            self._begun = None
-            ours.close()
-            with suppress(ProcessLookupError):  # it is gone already
-                process.kill()  # it would look whether we are there only once it has loaded, and it has nothing to lose
+        if self._spawned is not None:  # `start` was never called
+            process, gateway_end = self._spawned
+            self._spawned = None
+            gateway_end.close()
+            with suppress(ProcessLookupError):  # it has ended already
+                process.kill()  # while it loads it does not notice the closed socket; it has no work to lose
             await self._reap(process)
 
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, socket.socket]:
-        """A process, and our end of the link to it."""
-        ours, theirs = socket.socketpair()
-        with theirs:
+        """Start a process. Return it with the gateway's end of its socket."""
+        gateway_end, engine_end = socket.socketpair()
+        with engine_end:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", _WORKER, "--fd", str(theirs.fileno())),
+                *("-m", _WORKER, "--fd", str(engine_end.fileno())),
                 *("--config", msgspec.json.encode(self._config).decode()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,  # the gateway's stdout is the user's
-                pass_fds=[theirs.fileno()],
+                pass_fds=[engine_end.fileno()],
             )
-        return process, ours
+        return process, gateway_end
 
     async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
-        """Starts one process and serves it until it ends."""
-        process, ours = self._begun or await self._spawn()
-        self._begun = None
+        """Start one process and serve it until it ends."""
+        process, gateway_end = self._spawned or await self._spawn()
+        self._spawned = None
         self._process = process
-        reader, writer = await asyncio.open_connection(sock=ours)
-        self.linked(writer)
+        reader, writer = await asyncio.open_connection(sock=gateway_end)
+        self.on_connected(writer)
         watchdog = asyncio.create_task(self.watch(), name=f"watch {self.name}")
         try:
             await self._serve(reader, first_ready)
         except (FrameError, msgspec.DecodeError, OSError) as error:
-            log.error("the link to engine %s broke: %s", self.name, error)
+            log.error("the connection to engine %s failed: %s", self.name, error)
         finally:
             watchdog.cancel()
-            # Closing our end is what ends the process: its reader thread sees the stream end.
+            # Closing the gateway's end ends the process: its reader thread sees the end of the stream.
             if not writer.is_closing():
                 writer.write(encode_frame(Shutdown()))
                 writer.close()
-            self.unlinked()
-            fate = await self._reap(process)
-        return fate
+            self.on_disconnected()
+            reason = await self._reap(process)
+        return reason
 
     async def _serve(self, reader: asyncio.StreamReader, first_ready: "asyncio.Future[None]") -> None:
         frames = FrameBuffer()
@@ -102,14 +103,14 @@ class SubprocessEngine(EngineClient):
                             except CheckpointError as error:
                                 raise EngineStartFailed(str(error)) from error
                     case Ready(info):
-                        self.welcome(info, first_ready)
+                        self.on_ready(info, first_ready)
                     case Fatal(message):
                         raise EngineStartFailed(message)
                     case step:
-                        self.hear(step)
+                        self.on_step(step)
 
-    def give_up(self) -> None:
-        """See `EngineClient.give_up`."""
+    def abort_engine(self) -> None:
+        """Kill the process. See `EngineClient.abort_engine`."""
         if self._process is not None:
             self._process.kill()
 

@@ -1,4 +1,4 @@
-"""An engine of our own that listens somewhere else: called, watched, called again."""
+"""Client of a listening engine of this project. It connects, watches the connection, and connects again."""
 
 import asyncio
 import logging
@@ -26,11 +26,12 @@ from gateway.engines.local.client import READ_BYTES, EngineClient, EngineStartFa
 
 log = logging.getLogger("myna.engines")
 
-_CALL_SECONDS = 10.0
+_CONNECT_SECONDS = 10.0
+"""Timeout of a connection attempt, and of the handshake, in seconds."""
 
 
 class TcpEngine(EngineClient):
-    """Owner of one connection to an engine that listens; see `EngineClient`. Closing leaves the engine as it is."""
+    """Owner of one connection to a listening engine. See `EngineClient`. Closing leaves the engine running."""
 
     def __init__(
         self,
@@ -44,74 +45,74 @@ class TcpEngine(EngineClient):
         hang_seconds: float = 60.0,
         patience: float = 0.0,
     ) -> None:
-        """See `EngineClient`. An engine that hangs is hung up on, and called again."""
+        """See `EngineClient`. The connection to an engine that hangs is closed and made again."""
         super().__init__(name, changed, hang_seconds=hang_seconds, patience=patience)
         self._host, self._port, self._token, self._tls = host, port, token, tls
 
     async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
-        """Calls the engine and serves the connection until it ends."""
+        """Connect to the engine and serve the connection until it ends."""
         where = f"{self._host}:{self._port}"
         try:
-            async with asyncio.timeout(_CALL_SECONDS):
+            async with asyncio.timeout(_CONNECT_SECONDS):
                 reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
         except TimeoutError:
-            return f"nobody answers at {where}"
-        except OSError as error:  # TLS's among them
+            return f"{where} did not answer within {_CONNECT_SECONDS:g} s"
+        except OSError as error:  # includes errors of TLS
             return f"{where} cannot be reached: {error.strerror or error}"
-        self.linked(writer)
+        self.on_connected(writer)
         watchdog = asyncio.create_task(self.watch(), name=f"watch {self.name}")
         try:
             await self._serve(reader, writer, first_ready)
-            return f"{where} hung up"
+            return f"{where} closed the connection"
         except TimeoutError:
-            return f"{where} does not answer as an engine of ours would"
+            return f"{where} does not speak the protocol of myna engines"
         except (FrameError, msgspec.DecodeError, OSError) as error:
-            return f"the link to {where} broke: {error}"
+            return f"the connection to {where} failed: {error}"
         finally:
             watchdog.cancel()
             writer.close()
-            self.unlinked()
+            self.on_disconnected()
 
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first_ready: "asyncio.Future[None]"
     ) -> None:
         frames = FrameBuffer()
         writer.write(encode_frame(Hello(self._token, VERSION)))
-        async with asyncio.timeout(_CALL_SECONDS):
+        async with asyncio.timeout(_CONNECT_SECONDS):
             bodies: list[bytes] = []
             while not bodies:
                 if not (data := await reader.read(READ_BYTES)):
                     return
                 bodies = list(frames.feed(data))
         answer, *reports = bodies
-        await self._enter(welcome_decoder.decode(answer), first_ready)
+        await self._handshake(welcome_decoder.decode(answer), first_ready)
         while True:
             for body in reports:
-                self.hear(report_decoder.decode(body))
+                self.on_step(report_decoder.decode(body))
             if not (data := await reader.read(READ_BYTES)):
                 return
             reports = list(frames.feed(data))
 
-    async def _enter(self, answer: Welcome | Unwelcome, first_ready: "asyncio.Future[None]") -> None:
+    async def _handshake(self, answer: Welcome | Unwelcome, first_ready: "asyncio.Future[None]") -> None:
         if isinstance(answer, Unwelcome):
-            raise EngineStartFailed(f"the engine at {self._host}:{self._port} does not let us in: {answer.message}")
+            raise EngineStartFailed(f"the engine at {self._host}:{self._port} rejects the connection: {answer.message}")
         if self._tokenizer is None:
             try:
                 self._tokenizer = await asyncio.to_thread(_tokenizer, answer.files)
             except CheckpointError as error:
                 raise EngineStartFailed(f"the engine's tokenizer cannot be read here: {error}") from error
         elif self.info is not None and answer.info.model != self.info.model:
-            raise EngineStartFailed(f"it serves {answer.info.model} now, and served {self.info.model} before")
-        self.welcome(answer.info, first_ready)
+            raise EngineStartFailed(f"it serves {answer.info.model} now, but served {self.info.model} before")
+        self.on_ready(answer.info, first_ready)
 
-    def give_up(self) -> None:
-        """See `EngineClient.give_up`."""
+    def abort_engine(self) -> None:
+        """Close the connection at once. See `EngineClient.abort_engine`."""
         if self._writer is not None:
             self._writer.transport.abort()
 
 
 def _tokenizer(files: dict[str, bytes]) -> Tokenizer:
-    """Read from files that are somewhere else. Raises CheckpointError."""
+    """Load a tokenizer from files of another machine. Raises CheckpointError."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / Path(name).name).write_bytes(content)

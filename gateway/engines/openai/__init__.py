@@ -1,4 +1,4 @@
-"""Engines that are other servers: anything with OpenAI's API."""
+"""Engines on upstream servers: any server with OpenAI's API."""
 
 from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.profiles import KINDS

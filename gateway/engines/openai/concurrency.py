@@ -1,4 +1,4 @@
-"""Who may ask a server next, where it takes only so many requests at a time: whoever is most urgent."""
+"""Limit of concurrent requests to an upstream server. The most urgent request goes first."""
 
 import asyncio
 import heapq
@@ -6,66 +6,66 @@ import itertools
 
 
 class ConcurrencySlot:
-    """A request's place in the line. `rank`: lower goes first."""
+    """Place of a request in the queue. The lowest rank goes first."""
 
     __slots__ = ("rank", "ready")
 
     def __init__(self, rank: float) -> None:
         self.rank = rank
         self.ready: asyncio.Future[None] | None = None
-        """There while it waits."""
+        """Future of the waiting request; None if it does not wait."""
 
 
 class ConcurrencyLimiter:
-    """Owner of the line. `limit` may be raised at any time, and counts for whoever comes then."""
+    """Owner of the queue. `limit` can be raised at any time; it applies to requests that arrive after that."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.running = 0
-        self._line: list[tuple[float, int, ConcurrencySlot]] = []
-        """A heap; an entry counts if its rank still is the turn's and the turn still waits."""
+        self._queue: list[tuple[float, int, ConcurrencySlot]] = []
+        """Heap of slots. An entry is valid if its rank is still the slot's, and the slot still waits."""
         self._numbers = itertools.count()
 
     @property
     def waiting(self) -> int:
-        """About how many wait."""
-        return len(self._line)
+        """Approximate number of waiting requests."""
+        return len(self._queue)
 
-    async def take(self, turn: ConcurrencySlot) -> None:
-        """Waits for the turn. Pair with `leave`."""
-        if self.running < self.limit and not self._line:
+    async def acquire(self, slot: ConcurrencySlot) -> None:
+        """Wait until the request may be sent. Pair it with `release`."""
+        if self.running < self.limit and not self._queue:
             self.running += 1
             return
-        turn.ready = asyncio.get_running_loop().create_future()
-        self._stand(turn)
+        slot.ready = asyncio.get_running_loop().create_future()
+        self._enqueue(slot)
         self._admit()
         try:
-            await turn.ready
+            await slot.ready
         except asyncio.CancelledError:
-            if turn.ready.done() and not turn.ready.cancelled():  # it had just been given one
-                self.leave()
+            if slot.ready.done() and not slot.ready.cancelled():  # it was admitted in the same turn of the loop
+                self.release()
             raise
         finally:
-            turn.ready = None
+            slot.ready = None
 
-    def leave(self) -> None:
-        """It is somebody else's turn."""
+    def release(self) -> None:
+        """End a request, and admit the next one."""
         self.running -= 1
         self._admit()
 
-    def rerank(self, turn: ConcurrencySlot, rank: float) -> None:
-        """From here on."""
-        if turn.rank != rank:
-            turn.rank = rank
-            if turn.ready is not None and not turn.ready.done():
-                self._stand(turn)
+    def rerank(self, slot: ConcurrencySlot, rank: float) -> None:
+        """Change the rank of a request from now on."""
+        if slot.rank != rank:
+            slot.rank = rank
+            if slot.ready is not None and not slot.ready.done():
+                self._enqueue(slot)
 
-    def _stand(self, turn: ConcurrencySlot) -> None:
-        heapq.heappush(self._line, (turn.rank, next(self._numbers), turn))
+    def _enqueue(self, slot: ConcurrencySlot) -> None:
+        heapq.heappush(self._queue, (slot.rank, next(self._numbers), slot))
 
     def _admit(self) -> None:
-        while self._line and self.running < self.limit:
-            rank, _, turn = heapq.heappop(self._line)
-            if turn.ready is not None and not turn.ready.done() and rank == turn.rank:
+        while self._queue and self.running < self.limit:
+            rank, _, slot = heapq.heappop(self._queue)
+            if slot.ready is not None and not slot.ready.done() and rank == slot.rank:
                 self.running += 1
-                turn.ready.set_result(None)
+                slot.ready.set_result(None)

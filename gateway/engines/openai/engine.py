@@ -1,8 +1,8 @@
-"""One model of a server elsewhere, as an engine: a request for each text that is generated.
+"""One model of an upstream server, as an engine: one request for each text that is generated.
 
-Nothing is filled ahead there: what was filled stays here until something is generated behind it. What was filled and
-generated before goes along with the next request, the same to the last character, so that the server finds it in its
-cache.
+Nothing is prefilled early: filled text stays in the gateway until text is generated behind it. Each request contains
+everything that was filled and generated before, identical to the last character, so that the server finds it in its
+prefix cache.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from engine.tokenizer import Tokenizer
 from gateway.engines.openai.concurrency import ConcurrencySlot
-from gateway.engines.openai.stream_parser import LONGEST_ANSWER, Answer, InvalidAnswer, Usage
+from gateway.engines.openai.stream_parser import LONGEST_ANSWER, AnswerParser, InvalidAnswer, Usage
 from gateway.engines.openai.upstream import Upstream
 from gateway.engines.protocol import (
     ContextRefused,
@@ -32,21 +32,22 @@ from gateway.engines.protocol import (
 from gateway.engines.tokenizing import tokens_of
 from gateway.graph.call import SamplingParams
 from gateway.http_client.connection import ConnectionBroken, Response
-from gateway.prompts.message_passthrough import Transcript, Written, characters, read
+from gateway.prompts.message_passthrough import EncodedPrompt, PassthroughPrompt, characters, read
 from gateway.runtime import json_codec
 from gateway.runtime.executors import offload
 
 _HINTS = ("priority", "stream_options", "return_token_ids")
-"""Fields that a server may do without. Not the salt: keys are kept apart, or nothing is sent."""
-_LONG = 100_000
-"""Number of tokens or characters from which a request is made in a thread."""
+"""Fields that can be left out if a server refuses them. The salt is not one: without it, tenants would share a
+cache."""
+_OFFLOAD_TOKENS = 100_000
+"""Number of tokens or characters from which a request is built in a thread."""
 _TAIL_SECONDS = 5.0
-"""After an answer's end, for what is told of its tokens."""
+"""Maximum wait for the token counts behind the end of an answer, in seconds."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """How a request differs from what its server was believed to accept, after a refusal that names a field.
+    """Differences between a request and the server's profile, after a refusal that names a field.
 
     `dropped`: fields that are left out. `length`: the field with the maximum length of an answer. A refusal may quote
     the client's own texts. So other requests are changed only after a changed request has succeeded.
@@ -60,10 +61,10 @@ UNCHANGED = Changes()
 
 
 class OpenAIEngine:
-    """See `Engine`. Without a tokenizer it is given messages or text; with one, tokens."""
+    """One model of an upstream server. See `Engine`. It sends messages or text, or with a tokenizer tokens."""
 
     def __init__(self, name: str, upstream: Upstream, model: str, tokenizer: Tokenizer | None = None) -> None:
-        """`model`: as the server calls it."""
+        """`model`: the server's name for it."""
         self.name = name
         self.upstream = upstream
         self.model = model
@@ -75,35 +76,35 @@ class OpenAIEngine:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes work now."""
+        """Whether the server accepts work now."""
         return self.upstream.ready
 
     @property
     def load(self) -> int:
-        """Contexts open here, and requests that the server has from others."""
-        return self.contexts + self.upstream.others
+        """Number of open contexts, and of requests that other clients have on the server."""
+        return self.contexts + self.upstream.external_requests
 
     async def encode(self, text: str) -> Sequence[int]:
-        """See `Engine.encode`."""
+        """Return the tokens of a value, or its characters without a tokenizer. See `Engine.encode`."""
         if self.tokenizer is None:
             return characters(text)
         return await tokens_of(text, self.tokenizer, None)
 
     def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
-        """Nothing is gained by what is filled early."""
+        """Return nothing: filling a growing value early would have no effect."""
         return (), 0
 
     def open(self, scope: str, urgency: Urgency) -> "OpenAIContext":
-        """See `Engine.open`."""
+        """Open a context. See `Engine.open`."""
         if not self.ready:
-            raise EngineLost(f"the engine {self.name} takes no work now", suspect=False)
+            raise EngineLost(f"engine {self.name} accepts no work now", suspect=False)
         self.contexts += 1
         return OpenAIContext(self, scope, urgency)
 
     def request(
         self, tokens: "array[int]", sampling: SamplingParams, scope: str, urgency: Urgency, changes: Changes = UNCHANGED
     ) -> tuple[str, dict[str, Any]]:
-        """Path and body of what continues the tokens. `changes`: what the server may want otherwise. Raises
+        """Return path and body of the request that continues the tokens. `changes`: corrections for this server. Raises
         ContextRefused."""
         profile = self.upstream.profile
         if changes.length is not None:
@@ -113,9 +114,9 @@ class OpenAIEngine:
             if self.upstream.server.kind not in ("vllm", "sglang"):
                 del prompt["return_token_ids"]
         else:
-            said = read(tokens)
-            path = "/v1/completions" if said.text is not None else "/v1/chat/completions"
-            prompt = {"prompt": said.text} if said.text is not None else self._messages(said)
+            transcript = read(tokens)
+            path = "/v1/completions" if transcript.text is not None else "/v1/chat/completions"
+            prompt = {"prompt": transcript.text} if transcript.text is not None else self._messages(transcript)
         body = {
             "model": self.model,
             **prompt,
@@ -133,41 +134,41 @@ class OpenAIEngine:
             body.pop(name, None)
         return path, body
 
-    def _messages(self, said: Transcript) -> dict[str, Any]:
-        messages = [_wired(message) for message in said.messages]
-        body: dict[str, Any] = {"messages": messages, **said.options}
-        if said.unfinished and not messages[-1]["content"]:
-            messages.pop()  # nothing of it is there yet: it is begun
-        elif said.unfinished:
+    def _messages(self, transcript: PassthroughPrompt) -> dict[str, Any]:
+        messages = [_to_wire(message) for message in transcript.messages]
+        body: dict[str, Any] = {"messages": messages, **transcript.options}
+        if transcript.unfinished and not messages[-1]["content"]:
+            messages.pop()  # the answer has no text yet, so there is nothing to continue
+        elif transcript.unfinished:
             match self.upstream.profile.goes_on:
                 case None:
-                    raise self.upstream.profile.refusal("an answer that goes on behind a text (a slot behind one)")
+                    raise self.upstream.profile.refusal("a continuation of an assistant message (a slot behind text)")
                 case "flags":
                     body |= {"add_generation_prompt": False, "continue_final_message": True}
         return body
 
 
-def _streams(response: Response) -> bool:
-    """Not all servers do that are asked to."""
+def _is_stream(response: Response) -> bool:
+    """Return whether the response is an event stream. Some servers ignore `stream`."""
     return response.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
-def _wired(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as requests have it."""
+def _to_wire(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message in the form of chat requests."""
     calls = message.get("tool_calls")
     if not calls:
         return message
-    told = [{**call, "function": _called(**call["function"])} for call in calls]
-    return {**message, "tool_calls": told, "content": message["content"] or None}
+    wire_calls = [{**call, "function": _function_to_wire(**call["function"])} for call in calls]
+    return {**message, "tool_calls": wire_calls, "content": message["content"] or None}
 
 
-def _called(name: str, arguments: dict[str, Any] | str) -> dict[str, str]:
+def _function_to_wire(name: str, arguments: dict[str, Any] | str) -> dict[str, str]:
     """Return a called function for a request. Arguments that are text are not JSON: they are sent unchanged."""
     return {"name": name, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)}
 
 
 class OpenAIContext:
-    """See `EngineContext`."""
+    """Context on an upstream server. See `EngineContext`."""
 
     def __init__(self, engine: OpenAIEngine, scope: str, urgency: Urgency) -> None:
         self._engine = engine
@@ -175,68 +176,68 @@ class OpenAIContext:
         self._scope = scope
         self._tenant = scope.partition("\0")[0]
         self._urgency = urgency
-        self._turn = ConcurrencySlot(urgency.rank)
+        self._slot = ConcurrencySlot(urgency.rank)
         self._tokens = array("i")
-        self._made: list[tuple[str, Sequence[int]]] = []
-        """Texts that were generated behind these, with their tokens if the server told them."""
-        self._generated = 0
-        """Tokens, as the server counts them."""
-        self._reasoned = 0
-        """Of these, those that are no part of an answer."""
+        self._generations: list[tuple[str, Sequence[int]]] = []
+        """Texts that were generated behind the tokens, each with its token ids if the server reported them."""
+        self._generated_tokens = 0
+        """Number of generated tokens, as the server counts them."""
+        self._reasoning_tokens = 0
+        """Number of these tokens that are reasoning."""
         self._cached: int | None = None
         self._freed = False
         self._response: Response | None = None
-        """The one that is read."""
+        """Response that is being read."""
 
     def fill(self, tokens: Sequence[int]) -> None:
-        """See `EngineContext.fill`."""
-        if not self._tokens and isinstance(tokens, Written):
-            self._tokens = tokens  # most have nothing more to fill
+        """Append tokens, or a whole transcript. See `EngineContext.fill`."""
+        if not self._tokens and isinstance(tokens, EncodedPrompt):
+            self._tokens = tokens  # the common case: nothing else is filled
         else:
-            self._join().extend(tokens)
+            self._all_tokens().extend(tokens)
 
-    def _join(self) -> "array[int]":
-        """All of it as one sequence that may be changed."""
-        if isinstance(self._tokens, Written):
+    def _all_tokens(self) -> "array[int]":
+        """Return the filled and generated tokens as one array that can be extended."""
+        if isinstance(self._tokens, EncodedPrompt):
             self._tokens = array("i", self._tokens)
-        for text, tokens in self._made:
+        for text, tokens in self._generations:
             if self._engine.tokenizer is None:
                 self._tokens.extend(characters(text))
             else:
                 self._tokens.extend(tokens or self._engine.tokenizer.encode(text))
-        self._made.clear()
+        self._generations.clear()
         return self._tokens
 
-    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
-        """See `EngineContext.generate`."""
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
+        """Generate text. See `EngineContext.generate`."""
         began = time.monotonic()
-        if self._made:
-            self._join()
-        await self._upstream.turns.take(self._turn)
+        if self._generations:
+            self._all_tokens()
+        await self._upstream.turns.acquire(self._slot)
         try:
-            usage = await self._answered(sampling, tell, held=time.monotonic() - began)
+            usage = await self._run_request(sampling, on_event, held=time.monotonic() - began)
         finally:
-            self._upstream.turns.leave()
+            self._upstream.turns.release()
         if usage is not None:
             prompt, cached, completion, reasoning = usage
-            self._reasoned += reasoning
-            before, self._generated = self._generated, self._generated + completion
+            self._reasoning_tokens += reasoning
+            before, self._generated_tokens = self._generated_tokens, self._generated_tokens + completion
             self._cached = cached if self._cached is None else self._cached
-            tell(TokenCounts(max(0, prompt - before), self._cached, self._generated, self._reasoned))
+            on_event(TokenCounts(max(0, prompt - before), self._cached, self._generated_tokens, self._reasoning_tokens))
 
-    async def _answered(self, sampling: SamplingParams, tell: EventCallback, held: float) -> Usage | None:
-        """One answer, with the tokens that it took if the server says so."""
-        begun, changes = False, UNCHANGED
+    async def _run_request(self, sampling: SamplingParams, on_event: EventCallback, held: float) -> Usage | None:
+        """Send the request, and read its answer. Return the token counts if the server reports them."""
+        prefilled, changes = False, UNCHANGED
         text, tokens = [""], array("i")
 
-        def came(data: bytes) -> None:
+        def receive(data: bytes) -> None:
             for piece, token_ids, finish in answer.feed(data):
                 text.append(piece.text)
                 tokens.extend(token_ids)
-                tell(TokenDelta(piece, finish))
-            if answer.ended and response.patience != _TAIL_SECONDS:  # what comes now is told of its tokens only
-                response.patience = _TAIL_SECONDS
-                response.until = time.monotonic() + _TAIL_SECONDS
+                on_event(TokenDelta(piece, finish))
+            if answer.ended and response.timeout != _TAIL_SECONDS:  # only token counts can follow
+                response.timeout = _TAIL_SECONDS
+                response.deadline = time.monotonic() + _TAIL_SECONDS
 
         while True:
             path, body, content = await self._request(sampling, changes)
@@ -244,20 +245,20 @@ class OpenAIContext:
                 raise EngineLost("the context was freed", suspect=False)
             try:
                 self._response = response = await self._upstream.post(path, content, self._tenant)
-                if not begun:
-                    tell(PrefillResult(math.ceil(len(self._tokens) * self._engine.tokens_per_unit), 0, held=held))
-                    begun = True
-                answer = Answer(streamed=_streams(response))
-                await self._read(response, answer, came)
+                if not prefilled:
+                    on_event(PrefillResult(math.ceil(len(self._tokens) * self._engine.tokens_per_unit), 0, held=held))
+                    prefilled = True
+                answer = AnswerParser(streamed=_is_stream(response))
+                await self._read(response, answer, receive)
             except (ContextRefused, EngineLost) as error:
-                changed = self._changed(str(error), body, changes)
-                if len(text) > 1 or changed is None:
+                new_changes = self._changes_after(str(error), body, changes)
+                if len(text) > 1 or new_changes is None:
                     raise
-                changes = changed
+                changes = new_changes
             else:
                 if changes is not UNCHANGED:
                     self._upstream.learn(changes.dropped, changes.length)
-                self._made.append(("".join(text), tokens))
+                self._generations.append(("".join(text), tokens))
                 return answer.usage
 
     async def _request(self, sampling: SamplingParams, changes: Changes) -> tuple[str, dict[str, Any], bytes]:
@@ -268,24 +269,23 @@ class OpenAIContext:
             return path, body, json_codec.encode(body)
 
         tokens, urgency = self._tokens, self._urgency
-        return make() if len(tokens) < _LONG else await offload(make, len(tokens))
+        return make() if len(tokens) < _OFFLOAD_TOKENS else await offload(make, len(tokens))
 
-    async def _read(self, response: Response, answer: Answer, came: Callable[[bytes], None]) -> None:
-        """All of it, up to the response's end, so that its connection can be used again. Raises EngineLost, or
-        ContextRefused."""
+    async def _read(self, response: Response, answer: AnswerParser, receive: Callable[[bytes], None]) -> None:
+        """Read the whole response, so that its connection can be used again. Raises EngineLost or ContextRefused."""
         try:
             if answer.streamed:
-                await response.each(came)
+                await response.stream_to(receive)
             else:
-                came(await response.read(LONGEST_ANSWER))
+                receive(await response.read(LONGEST_ANSWER))
         except ConnectionBroken as error:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.ended:
-                raise self._upstream.broke(error, self._tenant) from error
+                raise self._upstream.error_of_connection(error, self._tenant) from error
         except InvalidAnswer as error:
             self._upstream.failed(self._tenant)
-            raise self._upstream.lost(f"says what is no answer: {error}") from error
+            raise self._upstream.lost(f"sent an invalid answer: {error}") from error
         finally:
             response.close()
         if not answer.ended:
@@ -293,10 +293,12 @@ class OpenAIContext:
             raise self._upstream.lost("broke off in the middle of an answer")
         self._upstream.succeeded()
 
-    def _changed(self, refusal: str, body: dict[str, Any], changes: Changes) -> Changes | None:
-        """Return the changes for another try, if the refusal names a field that can be left out, or has another name
-        there; otherwise None. Some servers say so by 400, and SGLang by 503 in the middle of the stream that it has
-        begun."""
+    def _changes_after(self, refusal: str, body: dict[str, Any], changes: Changes) -> Changes | None:
+        """Return the changes for another try, if the refusal names a field that can be dropped or renamed; otherwise
+        None.
+
+        Some servers refuse with status 400. SGLang sends 503 within a stream that it has begun.
+        """
         if (
             "max_completion_tokens" in refusal
             and "max_tokens" in body
@@ -308,12 +310,12 @@ class OpenAIContext:
         return dataclasses.replace(changes, dropped=changes.dropped | named) if named else None
 
     def rerank(self, urgency: Urgency) -> None:
-        """See `EngineContext.rerank`."""
+        """Change the urgency. See `EngineContext.rerank`."""
         self._urgency = urgency
-        self._upstream.turns.rerank(self._turn, urgency.rank)
+        self._upstream.turns.rerank(self._slot, urgency.rank)
 
     def free(self) -> None:
-        """See `EngineContext.free`."""
+        """Free the context. See `EngineContext.free`."""
         self._engine.contexts -= not self._freed
         self._freed = True
         if self._response is not None:

@@ -1,4 +1,4 @@
-"""What a kind of server can do beyond OpenAI's own API, and how a request tells it."""
+"""Profiles: which features each kind of server has beyond OpenAI's API, and how requests use them."""
 
 import dataclasses
 import json
@@ -19,14 +19,14 @@ _SAMPLING = frozenset(
 
 @dataclass(frozen=True)
 class Profile:
-    """A kind of server.
+    """Features of a kind of server.
 
-    `fields`: of requests, which it knows besides OpenAI's. `length`: the field with the most tokens of a chat's answer.
-    `goes_on`: how an assistant's message that was begun is gone on with: by flags, as any last message that is an
-    assistant's, or not at all. `regex`, `grammar`: the field that holds an answer to one. `salt`: the field that keeps
-    caches apart. `urgency`: the field with the rank, and whether less is sooner. `predicts`: whether it may be told
-    what much of an answer may be. `health`: where it says that it is well. `load`: names of the metrics that add up to
-    the requests it has.
+    `fields`: request fields beyond OpenAI's that it knows. `length`: field with the maximum number of tokens of a
+    chat's answer. `goes_on`: how an unfinished assistant message is continued: by `flags`, `always` if it is the last
+    message, or not at all. `regex`, `grammar`: fields that constrain an answer. `salt`: field that separates caches.
+    `urgency`: field with the priority, and whether lower values go first. `takes_tokens`: whether prompts can be
+    tokens. `predicts`: whether it accepts a predicted output. `health`: path of the health check. `load`: metrics whose
+    sum is the number of its requests.
     """
 
     kind: str
@@ -43,8 +43,8 @@ class Profile:
     load: Collection[str] = ()
 
     def knowing(self, fields: Collection[str]) -> "Profile":
-        """The same, of a server that says which fields its chat requests have. One that says nothing is taken for the
-        usual one of its kind."""
+        """Return the profile of a server that documents the fields of its chat requests. Without documented fields, it
+        is the usual one of its kind."""
         if not fields:
             return self
         learned: dict[str, Any] = {"fields": frozenset(self.fields) | (_SAMPLING & set(fields))}
@@ -61,59 +61,59 @@ class Profile:
         return dataclasses.replace(self, **learned)
 
     def parameters(self, sampling: SamplingParams, *, chat: bool) -> dict[str, Any]:
-        """How the text is chosen, as a request says it; what is as usual is left to the server.
+        """Return the request fields for sampling. Defaults are left to the server.
 
-        Raises ContextRefused if it cannot be said.
+        Raises ContextRefused if the server has no field for a parameter.
         """
         sampling = sampling.plain
-        told: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
         for name, value in sampling.told.items():
             if name in _SAMPLING and name not in self.fields:
                 raise self.refusal(name, name)
             if name in _SAMPLING or name in _OPENAI:
-                told[name] = list(value) if isinstance(value, tuple) else value
-        if told.get("top_k") == 0:
-            told["top_k"] = -1  # all of them know this for "off", and not all know 0
+                parameters[name] = list(value) if isinstance(value, tuple) else value
+        if parameters.get("top_k") == 0:
+            parameters["top_k"] = -1  # all of these servers read -1 as "off"; not all read 0 so
         if sampling.logprobs:
             if chat:
-                told["top_logprobs"] = sampling.top_logprobs
+                parameters["top_logprobs"] = sampling.top_logprobs
             else:
-                told["logprobs"] = sampling.top_logprobs
+                parameters["logprobs"] = sampling.top_logprobs
         if sampling.logit_bias:
-            told["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+            parameters["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
         if sampling.max_tokens is not None:
-            told[self.length if chat else "max_tokens"] = sampling.max_tokens
+            parameters[self.length if chat else "max_tokens"] = sampling.max_tokens
         if sampling.prediction and self.predicts and chat:
-            told["prediction"] = {"type": "content", "content": sampling.prediction}
-        return told | self._form(sampling)
+            parameters["prediction"] = {"type": "content", "content": sampling.prediction}
+        return parameters | self._constraint(sampling)
 
-    def _form(self, sampling: SamplingParams) -> dict[str, Any]:
+    def _constraint(self, sampling: SamplingParams) -> dict[str, Any]:
         if sampling.json_schema is not None:
             schema = json.loads(sampling.json_schema)
             if schema == {"type": "object"}:
                 return {"response_format": {"type": "json_object"}}
-            held = {"name": "answer", "schema": schema, "strict": _can_be_strict(schema)}
-            return {"response_format": {"type": "json_schema", "json_schema": held}}
+            json_schema = {"name": "answer", "schema": schema, "strict": _can_be_strict(schema)}
+            return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
         if sampling.regex is not None:
-            return self._held("regex", self.regex, sampling.regex)
+            return self._constraint_field("regex", self.regex, sampling.regex)
         if sampling.grammar is not None:
-            return self._held("grammar", self.grammar, sampling.grammar)
+            return self._constraint_field("grammar", self.grammar, sampling.grammar)
         return {}
 
-    def _held(self, what: str, field: str | None, value: str) -> dict[str, Any]:
+    def _constraint_field(self, kind: str, field: str | None, value: str) -> dict[str, Any]:
         if field is None:
-            raise self.refusal(what)
-        return {field: {what: value} if field == "structured_outputs" else value}
+            raise self.refusal(kind)
+        return {field: {kind: value} if field == "structured_outputs" else value}
 
     def refusal(self, what: str, field: str | None = None) -> ContextRefused:
-        """Return the error for what a server of this kind cannot do. `field`: the request's field that asks for it."""
-        return ContextRefused("unsupported_by_engine", f"an engine of kind {self.kind} cannot do {what}", field)
+        """Return the error for a feature that this kind of server lacks. `field`: the request's field that needs it."""
+        return ContextRefused("unsupported_by_engine", f"an engine of kind {self.kind} does not support {what}", field)
 
 
 def _can_be_strict(schema: Any) -> bool:
-    """Whether OpenAI would hold an answer to it: its objects are closed, and all of their properties required."""
+    """Return whether OpenAI accepts the schema as strict: all objects are closed, and all their properties required."""
     if isinstance(schema, list):
-        return all(_can_be_strict(one) for one in schema)
+        return all(_can_be_strict(item) for item in schema)
     if not isinstance(schema, dict):
         return True
     if schema.get("type") == "object" or "properties" in schema:
@@ -124,7 +124,7 @@ def _can_be_strict(schema: Any) -> bool:
 
 
 OPENAI = Profile("openai")
-"""Any server with OpenAI's API, of which nothing else is known."""
+"""Any server with OpenAI's API, without known extensions."""
 OPENAI_ITSELF = dataclasses.replace(OPENAI, length="max_completion_tokens", predicts=True)
 VLLM = Profile(
     "vllm",
@@ -170,9 +170,9 @@ MYNA = Profile(
     load=("myna_calls_unfinished",),
 )
 KINDS = {profile.kind: profile for profile in (OPENAI, VLLM, SGLANG, LLAMACPP, MYNA)}
-"""By the name that `--engine` gives."""
+"""Profiles by the name that `--engine` gives."""
 
 
 def profile_of(kind: str, host: str) -> Profile:
-    """Of a server of that kind there."""
+    """Return the profile of a server of this kind on this host."""
     return OPENAI_ITSELF if kind == "openai" and host == "api.openai.com" else KINDS[kind]

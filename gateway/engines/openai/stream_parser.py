@@ -1,4 +1,4 @@
-"""What a server streams, as pieces of text: the events of chats and completions, and calls of tools as text."""
+"""Parser of answers of upstream servers, streamed or whole: chats and completions, with tool calls as text."""
 
 import json
 import re
@@ -17,13 +17,13 @@ _LONGEST_EVENT = 4 << 20
 LONGEST_ANSWER = 256 << 20
 """Maximum size of an answer, in bytes of JSON or of events."""
 _CALL_BEGINS, _CALL_ENDS = "<tool_call>\n", "\n</tool_call>"
-"""How calls are written in a text: Hermes's way, which `gateway.prompts.tool_calls` reads."""
+"""Text form of tool calls, in Hermes' format, which `gateway.prompts.tool_calls` parses."""
 _TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
 _TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
 
 
 class Usage(NamedTuple):
-    """Tokens; those `cached` are of the prompt, those of `reasoning` of the completion."""
+    """Token counts. `cached` is a part of `prompt`, `reasoning` a part of `completion`."""
 
     prompt: int
     cached: int
@@ -33,7 +33,8 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token by its bytes, for its number is the server's own; see `engine.protocol.TokenLogprob`."""
+    """Log probability of a token. The token is given by its bytes, because token ids differ between servers. See
+    `engine.protocol.TokenLogprob`."""
 
     token: bytes
     logprob: float
@@ -64,7 +65,7 @@ class _Top(msgspec.Struct):
 
     @property
     def text(self) -> bytes:
-        return _raw(self.token) if self.raw is None else bytes(self.raw)
+        return _to_bytes(self.token) if self.raw is None else bytes(self.raw)
 
 
 class _Token(_Top):
@@ -72,9 +73,9 @@ class _Token(_Top):
 
 
 class _Logprobs(msgspec.Struct):
-    # of chats
+    # field of chats
     content: list[_Token] | None = None
-    # of completions
+    # fields of completions
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
     top_logprobs: list[dict[str, float] | None] | None = None
@@ -89,12 +90,14 @@ class _Logprobs(msgspec.Struct):
         tokens, tops = self.tokens or [], self.top_logprobs or []
         values = self.token_logprobs or []
         return tuple(
-            Logprob(_raw(token), value or 0.0, [(_raw(text), one) for text, one in (top or {}).items()])
+            Logprob(
+                _to_bytes(token), value or 0.0, [(_to_bytes(text), logprob) for text, logprob in (top or {}).items()]
+            )
             for token, value, top in zip_longest(tokens, values[: len(tokens)], tops[: len(tokens)])
         )
 
 
-def _raw(token: str) -> bytes:
+def _to_bytes(token: str) -> bytes:
     return token.encode(errors="replace")
 
 
@@ -117,96 +120,97 @@ _decoder = msgspec.json.Decoder(_Chunk)
 
 
 class InvalidAnswer(Exception):
-    """What a server says is no answer."""
+    """The server sent something that is not an answer."""
 
 
-class Events:
-    """Server-Sent Events as they come."""
+class SseParser:
+    """Incremental parser of server-sent events."""
 
     def __init__(self) -> None:
-        self._rest: list[bytes] = []
-        """Pieces of an event that is not whole."""
-        self._size = 0
-        """Bytes of these pieces."""
-        self._tail = b""
-        """The last three bytes of these pieces: an event may end with four."""
+        self._pending: list[bytes] = []
+        """Pieces of an event that is not complete."""
+        self._pending_size = 0
+        """Size of these pieces, in bytes."""
+        self._pending_tail = b""
+        """The last three bytes of these pieces: the end of an event has up to four bytes."""
         self._done = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The data of those that are whole now, up to `[DONE]`. Raises ValueError."""
+        """Return the data of the events that are complete now, up to `[DONE]`. Raises ValueError."""
         if self._done:
             return []
-        if not self._rest and data[:6] == b"data: " and data.find(b"\n") == len(data) - 2 and data[-1:] == b"\n":
-            event = data[6:-2]  # one event, as most come
+        if not self._pending and data[:6] == b"data: " and data.find(b"\n") == len(data) - 2 and data[-1:] == b"\n":
+            event = data[6:-2]  # fast path: exactly one event, the common case
             if event[:1] == b"{":
                 return [event]
-        end = self._tail + data
-        if b"\n\n" not in end and b"\n\r\n" not in end:  # joined once it is whole: it may arrive in many pieces
-            self._keep(data)
+        end = self._pending_tail + data
+        # joined once it is complete: an event may arrive in many pieces
+        if b"\n\n" not in end and b"\n\r\n" not in end:
+            self._append_pending(data)
             return []
-        data = b"".join([*self._rest, data])
-        self._rest, self._size, self._tail = [], 0, b""
+        data = b"".join([*self._pending, data])
+        self._pending, self._pending_size, self._pending_tail = [], 0, b""
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         *whole, rest = data.split(b"\n\n")
-        self._keep(rest)
-        told: list[bytes] = []
+        self._append_pending(rest)
+        events: list[bytes] = []
         for event in whole:
             for line in event.split(b"\n") if b"\n" in event else (event,):
                 if line[:5] == b"data:":
                     content = line[5:].strip()
                     if content == b"[DONE]":
                         self._done = True
-                        return told
-                    told.append(content)
-        return told
+                        return events
+                    events.append(content)
+        return events
 
-    def _keep(self, rest: bytes) -> None:
-        """Keep a piece of an event that is not whole. Raises ValueError if the event is too long."""
+    def _append_pending(self, rest: bytes) -> None:
+        """Append a piece of an incomplete event. Raises ValueError if the event is too long."""
         if rest:
-            self._rest.append(rest)
-            self._size += len(rest)
-            self._tail = (self._tail + rest)[-3:]
-        if self._size > _LONGEST_EVENT:
-            raise ValueError("an event without end")
+            self._pending.append(rest)
+            self._pending_size += len(rest)
+            self._pending_tail = (self._pending_tail + rest)[-3:]
+        if self._pending_size > _LONGEST_EVENT:
+            raise ValueError(f"an event has more than {_LONGEST_EVENT} bytes")
 
 
-Said = tuple[Piece, Sequence[int], str | None]
-"""A piece, the tokens that it is, if they were told, and why the answer ended, on the last one."""
+ParsedPiece = tuple[Piece, Sequence[int], str | None]
+"""A piece, its token ids if the server reports them, and on the last piece the finish reason."""
 
 
-class Answer:
-    """One answer as it comes."""
+class AnswerParser:
+    """Incremental parser of one answer."""
 
     def __init__(self, *, streamed: bool) -> None:
-        """`streamed`: as events; else it is given in one piece."""
+        """`streamed`: the answer arrives as server-sent events, otherwise as one JSON document."""
         self.streamed = streamed
         self.usage: Usage | None = None
-        """As the server says, if what it says can be."""
+        """Token counts as reported by the server, if they are valid."""
         self.ended = False
-        self._events = Events()
-        self._calls = 0
-        """Calls whose text has begun."""
+        self._events = SseParser()
+        self._call_count = 0
+        """Number of tool calls whose text has begun."""
         self._size = 0
-        """Bytes that have arrived."""
+        """Number of bytes that have arrived."""
 
-    def feed(self, data: bytes) -> Iterator[Said]:
-        """What has come, as it came.
+    def feed(self, data: bytes) -> Iterator[ParsedPiece]:
+        """Parse data, and yield its pieces.
 
-        Raises Nonsense, or ContextRefused if it says that something is wrong with the request.
+        Raises InvalidAnswer, or ContextRefused if the server reports an error in the request.
         """
         self._size += len(data)
         if self._size > LONGEST_ANSWER and not self.ended:
             raise InvalidAnswer(f"the answer has more than {LONGEST_ANSWER} bytes")
         try:
             for event in self._events.feed(data) if self.streamed else [data]:
-                said = self._push(event)
-                if said is not None:
-                    yield said
-        except (ValueError, RecursionError) as error:  # msgspec's errors and those of decoding are ValueErrors
+                piece = self._push(event)
+                if piece is not None:
+                    yield piece
+        except (ValueError, RecursionError) as error:  # msgspec's errors and decoding errors are ValueErrors
             raise InvalidAnswer(f"{error}") from error
 
-    def _push(self, event: bytes) -> Said | None:
+    def _push(self, event: bytes) -> ParsedPiece | None:
         chunk = _decoder.decode(event)
         if chunk.error is not None:
             raise _error(chunk.error)
@@ -215,70 +219,71 @@ class Answer:
         if not chunk.choices:
             return None
         choice = chunk.choices[0]
-        said = choice.delta or choice.message
-        if said is None:
+        message = choice.delta or choice.message
+        if message is None:
             text, reasoning = choice.text or "", ""
         else:
-            text, reasoning = said.content or "", said.reasoning_content or said.reasoning or ""
-            if said.tool_calls:
-                text += self._called(said.tool_calls)
+            text, reasoning = message.content or "", message.reasoning_content or message.reasoning or ""
+            if message.tool_calls:
+                text += self._calls_text(message.tool_calls)
         finish = None
         if choice.finish_reason:
             if choice.finish_reason == "abort":
-                raise ValueError("it has given the answer up")
+                raise ValueError("the server aborted the answer")
             finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"
-            if self._calls and finish != "length":  # cut off, a call has no end
+            if self._call_count and finish != "length":  # a call that was cut off gets no end
                 text += "}" + _CALL_ENDS
             self.ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries
         ids = choice.token_ids or ()
         if ids and not (min(ids) >= 0 and max(ids) < 2**31):
-            raise ValueError("a token's number is out of range")
+            raise ValueError("a token id is out of range")
         if text or reasoning or ids or entries or finish is not None:
             tokens = len(ids) or len(entries) or int(bool(text or reasoning))
             return Piece(text, tokens, entries, reasoning), ids, finish
         return None
 
-    def _called(self, calls: Sequence[_Call]) -> str:
+    def _calls_text(self, calls: Sequence[_Call]) -> str:
         text = ""
         for call in calls:
-            if call.index >= self._calls:
-                text += "}" + _CALL_ENDS + "\n" if self._calls else ""
-                self._calls = call.index + 1
+            if call.index >= self._call_count:
+                text += "}" + _CALL_ENDS + "\n" if self._call_count else ""
+                self._call_count = call.index + 1
                 text += f'{_CALL_BEGINS}{{"name": {json.dumps(call.function.name or "")}, "arguments": '
             text += call.function.arguments or ""
         return text
 
 
 _FINISHES = ("stop", "length", "content_filter")
-"""Reasons for an answer's end that clients know; servers have others for "stop"."""
+"""Finish reasons that clients know. Servers have other names for "stop"."""
 
 
 def _error(error: Any) -> Exception:
-    """What a server says in the middle of a stream."""
+    """Return the exception for an error that a server sends within a stream."""
     message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     code = error.get("code") if isinstance(error, dict) else None
     if isinstance(code, int) and 400 <= code < 500 and code not in (408, 409, 425, 429):
-        return refused(message, message)
+        return refusal_of(message, message)
     return ValueError(message)
 
 
-def refused(message: str, told: str, code: str = "") -> ContextRefused:
-    """What a server's refusal means, from its words and perhaps its code. `told`: what to say of any other."""
+def refusal_of(message: str, other_message: str, code: str = "") -> ContextRefused:
+    """Return the exception for a refused request. `code`: the server's error code, if there is one. `other_message`:
+    the message unless the prompt is too long."""
     if code in _TOO_LONG_CODES or _TOO_LONG.search(message):
         return ContextRefused("context_length_exceeded", message)
-    return ContextRefused("engine_refused", told)
+    return ContextRefused("engine_refused", other_message)
 
 
-def _usage(told: Any) -> Usage | None:
-    """Tokens; None if the figures cannot be."""
-    if not isinstance(told, dict):
+def _usage(reported: Any) -> Usage | None:
+    """Return the reported token counts; None if they are invalid."""
+    if not isinstance(reported, dict):
         return None
-    details = told.get("prompt_tokens_details")
-    prompt: Any = told.get("prompt_tokens")
-    completion: Any = told.get("completion_tokens") or 0
+    details = reported.get("prompt_tokens_details")
+    prompt: Any = reported.get("prompt_tokens")
+    completion: Any = reported.get("completion_tokens") or 0
     cached: Any = (details.get("cached_tokens") if isinstance(details, dict) else None) or 0
-    details = told.get("completion_tokens_details")
+    details = reported.get("completion_tokens_details")
     reasoning: Any = (details.get("reasoning_tokens") if isinstance(details, dict) else None) or 0
     for figure in (prompt, cached, completion, reasoning):
         if type(figure) is not int or not 0 <= figure < 2**31:

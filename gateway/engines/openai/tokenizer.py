@@ -1,4 +1,4 @@
-"""The tokenizer of a model that runs elsewhere: without its weights, and without torch."""
+"""Tokenizer of a model that an upstream server runs: loaded without its weights, and without torch."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ _FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "con
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """Of a folder, or of a hub id (`owner/name`). Raises CheckpointError."""
+    """Load the tokenizer of a folder, or of a hub id (`owner/name`). Raises CheckpointError."""
     if Path(source).expanduser().is_dir():
         return Tokenizer(Path(source).expanduser())
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise CheckpointError(f"no tokenizer {source!r}: there is no such folder, and a hub id has the form owner/name")
-    from huggingface_hub import snapshot_download  # takes 0.3 s to import and few starts need it
+    from huggingface_hub import snapshot_download  # its import takes 0.3 s, and few starts need it
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:

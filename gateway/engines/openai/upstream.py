@@ -1,4 +1,4 @@
-"""One server elsewhere: its connections, its health, and what it can do."""
+"""One upstream server: its connections, its health, and its features."""
 
 import asyncio
 import dataclasses
@@ -17,40 +17,43 @@ import msgspec
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.openai.concurrency import ConcurrencyLimiter
 from gateway.engines.openai.profiles import Profile, profile_of
-from gateway.engines.openai.stream_parser import refused
+from gateway.engines.openai.stream_parser import refusal_of
 from gateway.engines.protocol import EngineBusy, EngineFailure, EngineLost
 from gateway.http_client.connection import ConnectError, ConnectionBroken, ConnectionPool, Response, ResponseTimeout
 from gateway.runtime import json_codec
 
 log = logging.getLogger("myna.engines")
 
-_KEPT_SECONDS = 4.0
-"""For which an idle connection is kept: such servers, uvicorn's and llama.cpp's among them, close it after 5."""
+_IDLE_SECONDS = 4.0
+"""Time for which an idle connection is kept, in seconds. Many servers, among them uvicorn and llama.cpp, close it after
+5 seconds."""
 _PROBE_SECONDS = 5.0
-"""Between two looks at a server's health, and for each to take at most; one that only lists its models is looked at
-more rarely."""
-_RARELY = 6
+"""Interval and timeout of health checks, in seconds."""
+_LIST_PROBES = 6
+"""Number of intervals between health checks of servers whose only health check is their list of models."""
 _BACKOFF = (0.5, 30.0)
+"""First and longest pause after a failure of the server, in seconds."""
 """Seconds that a server is left alone after it failed, at first and at most."""
-_FAILURES = 3
-"""In a row, after which a server that takes connections is left alone too."""
-_MOST_PAUSE = 60.0
-"""Seconds; a server that is to be left alone for longer is asked again then."""
+_MAX_FAILURES = 3
+"""Number of consecutive failed requests after which a server that accepts connections gets a pause as well."""
+_MAX_PAUSE = 60.0
+"""Longest pause that a server can request by `Retry-After`, in seconds."""
 _CONCURRENCY = 256
-"""Requests at a time, where neither the settings nor the server say how many."""
+"""Maximum number of concurrent requests, if neither the settings nor the server specify one."""
 _ERROR_BYTES = 64 << 10
+"""Maximum size of an error response that is read, in bytes."""
 _RECENT_SECONDS = 60.0
-"""Time for which a tenant that has asked a server counts among those that use it, in seconds."""
+"""Time after its last request for which a tenant counts as a user of the server, in seconds."""
 _LARGEST_WINDOW = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server as the settings name it.
+    """An upstream server as the settings specify it.
 
-    `url`: with or without its `/v1`. `models`: those that are wanted, all that it lists if there are none. `timeout`:
-    seconds of silence, within an answer or before it, after which it is given up. `concurrency`: requests at a time; 0
-    leaves it to the server.
+    `url`: with or without its `/v1`. `models`: models to use; if empty, all that the server lists. `timeout`: seconds
+    of silence, before or within an answer, after which the request is aborted. `concurrency`: maximum number of
+    concurrent requests; 0 leaves it to the server.
     """
 
     name: str
@@ -65,31 +68,31 @@ class Server:
 
 @dataclass(frozen=True)
 class Listed:
-    """A model that a server lists. `window` in tokens, if it says so."""
+    """A model that a server lists. `window`: its context length in tokens, if the server reports it."""
 
     id: str
     window: int | None = None
 
 
 class Upstream:
-    """Owner of the connections to one server, and of what is known of it.
+    """Owner of the connections to one server, and of its state.
 
-    It is `ready` unless it is down or has said that it is too busy. It is down when it cannot be reached, when its own
-    page of health says so, and after some failures in a row; then it is looked at again with growing pauses.
+    It is `ready` unless it is down or busy. It is down if it cannot be reached, if its health check fails, or after
+    several failed requests in a row; then it is probed with growing pauses. It is busy for as long as it has requested.
     """
 
     def __init__(self, server: Server, changed: Callable[[], None], *, patience: float = 0.0) -> None:
-        """`changed` is called whenever `ready` changes. `patience`: seconds for which `start` goes on trying."""
+        """`changed` is called whenever `ready` changes. `patience`: seconds for which `start` keeps trying."""
         self.server = server
         host = re.sub(r"^\w+://", "", server.url).partition("/")[0].rpartition("@")[2].partition(":")[0]
         self.profile: Profile = profile_of(server.kind, host)
         self.url = re.sub(r"(/v1)?/*$", "", server.url)
         self.models: list[Listed] = [Listed(name) for name in server.models]
         self.turns = ConcurrencyLimiter(server.concurrency or _CONCURRENCY)
-        self.others = 0
-        """Requests that the server has from elsewhere, as far as it says."""
+        self.external_requests = 0
+        """Number of requests that other clients have on the server, if it reports its load."""
         self.dropped: set[str] = set()
-        """Fields that it refused, and does without."""
+        """Request fields that the server refused, and that are left out."""
         self._changed = changed
         self._patience = patience
         self._connections: ConnectionPool | None = None
@@ -98,60 +101,60 @@ class Upstream:
         self._failures = 0
         self._failing: set[str] = set()
         """Tenants whose requests have failed since the last success."""
-        self._asked: dict[str, float] = {}
-        """Times at which tenants have asked last, by the monotonic clock."""
-        self._briefly = False
-        """Whether one tenant's failures alone have brought the server down: then the pauses do not grow."""
+        self._last_used: dict[str, float] = {}
+        """Time of each tenant's last request, by the monotonic clock."""
+        self._is_brief = False
+        """Whether the server is down because of one tenant's failures alone. Then the pauses do not grow."""
         self._pause = _BACKOFF[0]
-        self._look = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._watchdog: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether it takes work now."""
+        """Whether the server accepts work now."""
         return self._down is None and time.monotonic() >= self._busy_until
 
     async def start(self) -> None:
-        """Returns when the server was reached; or at once, if its models are named, since then it may come later.
-        Raises EngineStartFailed."""
+        """Connect to the server. Return once it was reached, or at once if the settings name its models. Raises
+        EngineStartFailed."""
         key = {"Authorization": f"Bearer {self.server.key}"} if self.server.key else {}
         try:
             self._connections = ConnectionPool(
-                self.url, key, tls=self.server.tls, patience=self.server.timeout, kept=_KEPT_SECONDS
+                self.url, key, tls=self.server.tls, timeout=self.server.timeout, keep_alive=_IDLE_SECONDS
             )
         except ValueError as error:
-            raise EngineStartFailed(f"the engine {self.server.name} at {self.url} cannot be asked: {error}") from error
+            raise EngineStartFailed(f"engine {self.server.name} has an invalid URL {self.url}: {error}") from error
         began = time.monotonic()
-        problem = await self._reach()
+        problem = await self._try_connect()
         while problem is not None and not self.server.models and time.monotonic() - began < self._patience:
             await asyncio.sleep(min(self._pause, 1.0))
-            problem = await self._reach()
+            problem = await self._try_connect()
         if problem is not None:
             if not self.server.models:
                 await self.close()
-                raise EngineStartFailed(f"the engine {self.server.name} at {self.url} {problem}")
-            log.warning("engine %s at %s %s; it is tried again", self.server.name, self.url, problem)
-        self._watch = asyncio.create_task(self._keep_watch(), name=f"watch {self.server.name}")
+                raise EngineStartFailed(f"engine {self.server.name} at {self.url} {problem}")
+            log.warning("engine %s at %s %s; trying again", self.server.name, self.url, problem)
+        self._watchdog = asyncio.create_task(self._watch_health(), name=f"watch {self.server.name}")
 
     async def close(self) -> None:
-        """Ends all connections."""
-        if self._watch is not None:
-            self._watch.cancel()
+        """Close all connections."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watch
+                await self._watchdog
         if self._connections is not None:
             await self._connections.close()
 
-    # asking
+    # requests
 
     async def post(self, path: str, content: bytes, tenant: str) -> Response:
-        """The answer to a request, once its status is there and says success; to be closed by whoever reads it.
+        """Send a request. Return the response once its status is 200; the caller closes it.
 
-        `content`: the request's body. `tenant`: whose request it is.
-        Raises EngineLost where it may be tried again, and other failures of engines where that would change nothing.
+        `content`: the request's body. `tenant`: the tenant whose request it is. Raises EngineLost if another attempt
+        may succeed, and other engine failures if not.
         """
         assert self._connections is not None, "not started"
-        self._asked[tenant] = time.monotonic()
+        self._last_used[tenant] = time.monotonic()
         try:
             response = await self._connections.post(path, content)
             if response.status == 200:
@@ -161,12 +164,12 @@ class Upstream:
             finally:
                 response.close()
         except (ConnectError, ConnectionBroken) as error:
-            raise self.broke(error, tenant) from error
+            raise self.error_of_connection(error, tenant) from error
 
-    def broke(self, error: ConnectError | ConnectionBroken, tenant: str) -> EngineLost:
-        """What an error of the connection means. `tenant`: whose request it ended."""
+    def error_of_connection(self, error: ConnectError | ConnectionBroken, tenant: str) -> EngineLost:
+        """Return the error for a broken connection. `tenant`: the tenant whose request it ended."""
         if isinstance(error, ConnectError):
-            self._fell(f"cannot be reached: {error}")
+            self._mark_down(f"cannot be reached: {error}")
             return self.lost("cannot be reached")
         self.failed(tenant)
         if isinstance(error, ResponseTimeout):
@@ -176,120 +179,123 @@ class Upstream:
     def learn(
         self, dropped: Collection[str], length: Literal["max_tokens", "max_completion_tokens"] | None = None
     ) -> None:
-        """Change all later requests: leave the `dropped` fields out, and send the maximum length of a chat's answer in
+        """Change all later requests: leave out the `dropped` fields, and send the maximum length of a chat's answer in
         the field `length`, if it is given."""
         self.dropped.update(dropped)
         if length is not None:
             self.profile = dataclasses.replace(self.profile, length=length)
 
-    def lost(self, what: str) -> EngineLost:
-        """For whoever waited for it; a moment later it may go better."""
-        return EngineLost(f"the engine {self.server.name} {what}", suspect=False, pause=0.2)
+    def lost(self, reason: str) -> EngineLost:
+        """Return the error of a request that failed with the server. Another attempt may succeed after a short
+        pause."""
+        return EngineLost(f"engine {self.server.name} {reason}", suspect=False, pause=0.2)
 
     def failed(self, tenant: str) -> None:
-        """Note that a request of the tenant failed for the server's own reasons.
+        """Count a request of the tenant that failed for the server's own reasons.
 
-        After some failures in a row the server is left alone. But the requests of one tenant may all fail because of
-        what they say. So the failures of one tenant do not count as long as others use the server.
+        After some failures in a row the server is marked as down. But the requests of one tenant may all fail because
+        of what they contain. So the failures of one tenant do not count as long as other tenants use the server.
         """
         self._failures += 1
         self._failing.add(tenant)
-        if self._failures < _FAILURES:
+        if self._failures < _MAX_FAILURES:
             return
         recent = time.monotonic() - _RECENT_SECONDS
-        alone = len(self._failing) == 1 and len(self._asked) > 1
-        if alone and any(at > recent for other, at in self._asked.items() if other not in self._failing):
+        alone = len(self._failing) == 1 and len(self._last_used) > 1
+        if alone and any(
+            time_of_use > recent for other, time_of_use in self._last_used.items() if other not in self._failing
+        ):
             return
-        self._fell(f"failed {self._failures} times in a row", briefly=alone)
+        self._mark_down(f"failed {self._failures} times in a row", briefly=alone)
 
     def succeeded(self) -> None:
-        """A request was answered."""
+        """Reset the count of failures, because a request was answered."""
         self._failures, self._pause = 0, _BACKOFF[0]
         self._failing.clear()
 
-    def _fell(self, why: str, *, briefly: bool = False) -> None:
+    def _mark_down(self, why: str, *, briefly: bool = False) -> None:
         if self._down is None:
-            self._briefly = briefly
-            log.error("engine %s %s; it is left alone for %.1f s", self.server.name, why, self._pause)
+            self._is_brief = briefly
+            log.error("engine %s %s; next attempt in %.1f s", self.server.name, why, self._pause)
             self._down = why
-            self._look.set()
+            self._wake.set()
             self._changed()
 
     async def _refusal(self, response: Response, tenant: str) -> EngineFailure:
-        """What an answer other than success means."""
-        status, message, code = response.status, *_said(await response.read(_ERROR_BYTES, cut=True))
-        told = f"the engine {self.server.name} answers {status}: {message or response.reason}"
+        """Return the error for a response that is not a success."""
+        status, message, code = response.status, *_error_of(await response.read(_ERROR_BYTES, cut=True))
+        text = f"engine {self.server.name} answered {status}: {message or response.reason}"
         if status in (401, 403):
-            log.error("%s", told)
-            return EngineFailure(f"the engine {self.server.name} does not accept the key it is shown ({status})")
+            log.error("%s", text)
+            return EngineFailure(f"engine {self.server.name} does not accept the API key ({status})")
         if status == 429 and code != "insufficient_quota":
             pause = _seconds(response.headers.get("retry-after"))
-            self._rest(pause)
-            return EngineBusy(told, suspect=False, pause=pause)
+            self._mark_busy(pause)
+            return EngineBusy(text, suspect=False, pause=pause)
         if status in (408, 409, 425) or status >= 500:
             self.failed(tenant)
-            return EngineLost(told, suspect=False, pause=0.2)
+            return EngineLost(text, suspect=False, pause=0.2)
         if status == 429 or status == 402:
-            return EngineFailure(told)
+            return EngineFailure(text)
         self.succeeded()
-        return refused(message, told, code)
+        return refusal_of(message, text, code)
 
-    def _rest(self, seconds: float) -> None:
-        """It has said that it is too busy."""
+    def _mark_busy(self, seconds: float) -> None:
+        """Mark the server as busy for some seconds."""
         self._busy_until = max(self._busy_until, time.monotonic() + seconds)
         self._changed()
         asyncio.get_running_loop().call_later(seconds + 0.01, self._changed)
 
-    # watching
+    # health
 
-    async def _keep_watch(self) -> None:
-        looks = 0
+    async def _watch_health(self) -> None:
+        probes = 0
         while True:
             pause = _PROBE_SECONDS if self._down is None else self._pause
-            self._look.clear()
+            self._wake.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._look.wait()
-                continue  # it has just fallen: now its pause begins
-            looks += 1
+                    await self._wake.wait()
+                continue  # the server was just marked as down: its pause begins now
+            probes += 1
             if self._down is not None:
-                if not self._briefly:
+                if not self._is_brief:
                     self._pause = min(2 * self._pause, _BACKOFF[1])
-                if (problem := await self._reach()) is not None:
-                    log.info("engine %s %s still", self.server.name, problem)
-            elif self.profile.health != "/v1/models" or looks % _RARELY == 0:
-                await self._look_after()
+                if (problem := await self._try_connect()) is not None:
+                    log.info("engine %s still %s", self.server.name, problem)
+            elif self.profile.health != "/v1/models" or probes % _LIST_PROBES == 0:
+                await self._check_health()
 
-    async def _reach(self) -> str | None:
-        """Looks whether it is there, and learns what it can do. Returns what is wrong."""
+    async def _try_connect(self) -> str | None:
+        """Try to reach the server, and discover its features. Return the problem, or None."""
         try:
-            await self._learn()
+            await self._discover()
         except EngineStartFailed as error:
             return str(error)
         except TimeoutError:
             return f"cannot be reached: it did not answer within {_PROBE_SECONDS:g} s"
         except (ConnectError, ConnectionBroken) as error:
             return f"cannot be reached: {error}"
-        except ValueError as error:  # of which msgspec's errors are
-            return f"does not answer as a server with OpenAI's API would: {error}"
+        except ValueError as error:  # includes msgspec's errors
+            return f"does not answer like a server with OpenAI's API: {error}"
         if self._down is not None:
-            self._down, self._failures = None, _FAILURES - 1 if self._failures else 0
+            self._down, self._failures = None, _MAX_FAILURES - 1 if self._failures else 0
             self._failing.clear()
             self._changed()
         return None
 
-    async def _learn(self) -> None:
+    async def _discover(self) -> None:
         status, body = await self._get("/v1/models")
         if status in (401, 403):
-            raise EngineStartFailed(f"does not accept the key it is shown ({status})")
+            raise EngineStartFailed(f"does not accept the API key ({status})")
         if status != 200:
-            raise EngineStartFailed(f"answers {status} when it is asked for its models")
+            raise EngineStartFailed(f"answers {status} to a request for its models")
         listed = _read(body, _Models).data
         by_name = {model.id: Listed(model.id, model.window) for model in listed}
-        wanted = self.server.models or list(by_name)
-        self.models = [by_name.get(name, Listed(name)) for name in wanted]
+        names = self.server.models or list(by_name)
+        self.models = [by_name.get(name, Listed(name)) for name in names]
         if not self.models:
-            raise EngineStartFailed("lists no model")
+            raise EngineStartFailed("lists no models")
         self.profile = self.profile.knowing(await self._fields())
         if self.server.kind == "llamacpp" and not self.server.concurrency:
             status, body = await self._get("/props")
@@ -297,7 +303,7 @@ class Upstream:
                 self.turns.limit = slots
 
     async def _fields(self) -> list[str]:
-        """Of its chat requests, if it says so."""
+        """Return the field names of the server's chat requests, if it documents them."""
         if self.server.kind in ("openai", "llamacpp"):
             return []
         status, body = await self._get("/openapi.json")
@@ -309,33 +315,33 @@ class Upstream:
             schema = route["requestBody"]["content"]["application/json"]["schema"]
             name = schema["$ref"].rpartition("/")[2]
             return [str(field) for field in dict(document["components"]["schemas"][name]["properties"])]
-        except (KeyError, TypeError, ValueError, AttributeError):  # it documents something else, or nothing
+        except (KeyError, TypeError, ValueError, AttributeError):  # there is no such document
             return []
 
-    async def _look_after(self) -> None:
-        """Its health, and how much it has to do."""
+    async def _check_health(self) -> None:
+        """Check the server's health, and read its load."""
         try:
             status, _ = await self._get(self.profile.health)
         except TimeoutError:
-            self._fell(f"has not said how it is within {_PROBE_SECONDS:g} s")
+            self._mark_down(f"did not answer its health check within {_PROBE_SECONDS:g} s")
             return
         except (ConnectError, ConnectionBroken) as error:
-            self._fell(f"cannot be reached: {error}")
+            self._mark_down(f"cannot be reached: {error}")
             return
         if status >= 500:
-            self._fell(f"says of its health: {status}")
+            self._mark_down(f"failed its health check with status {status}")
             return
         if self.profile.load:
             with suppress(TimeoutError, ConnectError, ConnectionBroken):
                 own = self.turns.running
                 status, body = await self._get("/metrics")
                 if status == 200:
-                    self.others = max(0, _sum(body.decode(errors="replace"), self.profile.load) - own)
+                    self.external_requests = max(0, _sum(body.decode(errors="replace"), self.profile.load) - own)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         assert self._connections is not None
         async with asyncio.timeout(_PROBE_SECONDS):
-            response = await self._connections.ask("GET", path)
+            response = await self._connections.request("GET", path)
             try:
                 return response.status, await response.read()
             finally:
@@ -354,8 +360,8 @@ class _Model(msgspec.Struct):
 
     @property
     def window(self) -> int | None:
-        """Window under vLLM's, SGLang's and myna's name for it, OpenRouter's, or llama.cpp's; None if it is not
-        positive."""
+        """Context length in tokens, under the name of vLLM, SGLang and myna, of OpenRouter, or of llama.cpp; None if it
+        is not positive."""
         window = self.max_model_len or self.context_length or (self.meta.n_ctx if self.meta else None) or 0
         return min(window, _LARGEST_WINDOW) if window > 0 else None
 
@@ -372,15 +378,15 @@ _Kind = TypeVar("_Kind")
 
 
 def _read(body: bytes, kind: type[_Kind]) -> _Kind:
-    """Decode what a server says of itself. Raises ValueError."""
+    """Decode a description that the server sent. Raises ValueError."""
     try:
         return msgspec.json.decode(body, type=kind)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _said(body: bytes) -> tuple[str, str]:
-    """Message and code of an error, in whichever shape."""
+def _error_of(body: bytes) -> tuple[str, str]:
+    """Return message and code of an error response, in any of the known shapes."""
     try:
         answer = json_codec.decode(body)
     except json_codec.BadJson:
@@ -395,17 +401,17 @@ def _said(body: bytes) -> tuple[str, str]:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """How long a server that is too busy wants to be left alone."""
+    """Return the pause that a busy server requests, in seconds."""
     try:
         seconds = float(retry_after or 1.0)
     except ValueError:  # a date
         return 1.0
-    return 1.0 if math.isnan(seconds) else min(max(seconds, 0.05), _MOST_PAUSE)
+    return 1.0 if math.isnan(seconds) else min(max(seconds, 0.05), _MAX_PAUSE)
 
 
 def _sum(metrics: str, names: Sequence[str] | Any) -> int:
-    """Return the sum of some metrics over all their labels, in Prometheus' text format. Values that are no numbers of
-    requests count as 0."""
+    """Return the sum of some metrics over all their labels, in Prometheus' text format. Values that are not valid
+    counts are 0."""
     total = 0.0
     for name in names:
         for value in re.findall(rf"^{re.escape(name)}(?:\{{[^}}\n]*\}})? ([0-9.eE+]{{1,30}})", metrics, re.MULTILINE):

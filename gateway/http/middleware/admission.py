@@ -1,7 +1,7 @@
-"""New requests a few at a time, so that answers that stream go on between them.
+"""Start a few requests at a time, so that streams continue in between.
 
-To begin a request takes as long as to pass on ten tokens. A hundred that come at once would be begun in one turn of the
-event loop, and every stream would stand still for that long.
+Starting a request takes as long as forwarding ten tokens. Without this gate, a hundred requests that arrive together
+would start in one turn of the event loop, and all streams would stall for that time.
 """
 
 import asyncio
@@ -11,55 +11,55 @@ from collections.abc import Awaitable
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-_AT_ONCE = 2
-"""Requests that are begun in one turn of the event loop."""
+_REQUESTS_PER_TURN = 2
+"""Number of requests that start in one turn of the event loop."""
 
 
 class AdmissionGate:
-    """Owner of the line before it. Nobody waits where few come."""
+    """Owner of the queue of requests that have not started. Requests do not wait while few arrive."""
 
     def __init__(self) -> None:
-        self._line: deque[asyncio.Future[None]] = deque()
-        self._left = _AT_ONCE
-        """How many more may enter in this turn."""
-        self._turning = False
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._remaining = _REQUESTS_PER_TURN
+        """Number of requests that may still start in this turn."""
+        self._turn_scheduled = False
 
     def enter(self) -> asyncio.Future[None] | None:
-        """Its turn, to be waited for, in the order of coming; or None, if it is now."""
+        """Return a future to wait for, in the order of arrival; None if the request may start now."""
         loop = asyncio.get_running_loop()
-        if not self._turning:
-            self._turning = True
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
             loop.call_soon(self._turn)
-        if self._left:  # then nobody waits
-            self._left -= 1
+        if self._remaining:  # so the queue is empty
+            self._remaining -= 1
             return None
-        place = loop.create_future()
-        self._line.append(place)
-        return place
+        admitted = loop.create_future()
+        self._queue.append(admitted)
+        return admitted
 
     def _turn(self) -> None:
-        self._left = _AT_ONCE
-        while self._left and self._line:
-            place = self._line.popleft()
-            if not place.done():  # whoever waited there may have gone
-                place.set_result(None)
-                self._left -= 1
-        self._turning = self._left < _AT_ONCE
-        if self._turning:
+        self._remaining = _REQUESTS_PER_TURN
+        while self._remaining and self._queue:
+            admitted = self._queue.popleft()
+            if not admitted.done():  # a client that waited may have disconnected
+                admitted.set_result(None)
+                self._remaining -= 1
+        self._turn_scheduled = self._remaining < _REQUESTS_PER_TURN
+        if self._turn_scheduled:
             asyncio.get_running_loop().call_soon(self._turn)
 
 
 def admission_gate() -> Middleware:
-    """Has requests pass a turnstile before anything is done for them."""
-    turnstile = AdmissionGate()
+    """Return middleware that lets requests pass the gate before any other work for them."""
+    gate = AdmissionGate()
 
-    async def wait(place: asyncio.Future[None], request: web.Request, handler: Handler) -> web.StreamResponse:
-        await place
+    async def wait(admitted: asyncio.Future[None], request: web.Request, handler: Handler) -> web.StreamResponse:
+        await admitted
         return await handler(request)
 
     @web.middleware
     def enter(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
-        place = turnstile.enter()
-        return handler(request) if place is None else wait(place, request, handler)
+        admitted = gate.enter()
+        return handler(request) if admitted is None else wait(admitted, request, handler)
 
     return enter

@@ -1,4 +1,4 @@
-"""Who asks: the tenant behind an API key."""
+"""Authenticate requests: find the tenant behind an API key."""
 
 import hashlib
 import hmac
@@ -10,14 +10,14 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.errors import RequestError
 
 TENANT = web.RequestKey("tenant", str)
-"""The request's tenant: a digest of the key, or empty where no keys are configured."""
+"""Tenant of a request: a digest of the key, or empty if the server has no keys."""
 
 OPEN_ROUTES = ("/health", "/health/ready", "/metrics")
 """Routes that need no key."""
 
 
 def tenant_of(key: str) -> str:
-    """The tenant behind an API key."""
+    """Return the tenant behind an API key."""
     return _tenant(hashlib.sha256(key.encode()).digest())
 
 
@@ -25,40 +25,41 @@ def _tenant(digest: bytes) -> str:
     return digest.hex()[:32]
 
 
-class Keys:
-    """The API keys that may ask; without any, everybody may, as one tenant."""
+class ApiKeys:
+    """Accepted API keys. Without any, the server accepts all requests, as one tenant."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = {hashlib.sha256(key.encode()).digest() for key in keys}
 
     @property
-    def everybody(self) -> bool:
-        """Whether no key is needed."""
+    def allows_all(self) -> bool:
+        """Return whether the server accepts requests without a key."""
         return not self._digests
 
     def tenant(self, key: str) -> str:
-        """Whose the key is. Raises RequestError 401."""
-        if self.everybody:
+        """Return the tenant of a key. Raises RequestError 401 if the server does not know the key."""
+        if self.allows_all:
             return ""
-        given = hashlib.sha256(key.encode(errors="surrogateescape")).digest()  # bytes of a header may be anything
-        if not any(hmac.compare_digest(given, digest) for digest in self._digests):
-            what = "this API key is not known" if key else "an API key is needed: Authorization: Bearer KEY"
-            raise RequestError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        return _tenant(given)
+        presented = hashlib.sha256(key.encode(errors="surrogateescape")).digest()  # a header may have any bytes
+        if not any(hmac.compare_digest(presented, digest) for digest in self._digests):
+            problem = "Incorrect API key provided" if key else "Missing API key. Use Authorization: Bearer KEY"
+            raise RequestError(401, problem, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return _tenant(presented)
 
 
-def authentication(keys: Keys, open_routes: Collection[str] = OPEN_ROUTES) -> Middleware:
-    """Lets requests with one of `keys` as bearer token pass. `open_routes` find out for themselves who asks."""
+def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) -> Middleware:
+    """Return middleware that requires one of `keys` as bearer token, except on `open_routes`, which check keys on
+    their own."""
 
     @web.middleware
     def authenticate(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
-        request[TENANT] = "" if keys.everybody else tenant(request)
+        request[TENANT] = "" if keys.allows_all else tenant(request)
         return handler(request)
 
     def tenant(request: web.Request) -> str:
         resource = request.match_info.route.resource
         is_open = resource is not None and resource.canonical in open_routes
-        if is_open or request.method == hdrs.METH_OPTIONS:  # which only asks what a route can do
+        if is_open or request.method == hdrs.METH_OPTIONS:  # OPTIONS only asks for the methods of a route
             return ""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         return keys.tenant(token.strip() if scheme.lower() == "bearer" else "")

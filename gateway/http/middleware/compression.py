@@ -1,27 +1,27 @@
-"""Answers as gzip, where the client takes it and it is worth it. Request bodies are unpacked by aiohttp."""
+"""Compress answers with gzip if the client accepts it and the answer is large. aiohttp decompresses request bodies."""
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-_WORTH = 2048
-"""Bytes from which an answer is packed."""
+_MIN_BYTES = 2048
+"""Size from which an answer is compressed, in bytes."""
 
 
 @web.middleware
 async def compression(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Packs whole answers. Streams stay as they are: each event has to arrive at once."""
+    """Compress complete answers. Streams stay uncompressed: each event has to arrive at once."""
     response = await handler(request)
-    if isinstance(response, web.Response) and isinstance(response.body, bytes) and len(response.body) >= _WORTH:
+    if isinstance(response, web.Response) and isinstance(response.body, bytes) and len(response.body) >= _MIN_BYTES:
         response.headers.add(hdrs.VARY, hdrs.ACCEPT_ENCODING)
-        if _takes_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
+        if _accepts_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")):
             response.enable_compression(web.ContentCoding.gzip)
     return response
 
 
-def _takes_gzip(accepted: str) -> bool:
-    """Whether the header names gzip, with a weight other than 0."""
-    for one in accepted.lower().split(","):
-        coding, _, weight = one.partition(";")
+def _accepts_gzip(accepted: str) -> bool:
+    """Return whether the header names gzip, with a weight other than 0."""
+    for item in accepted.lower().split(","):
+        coding, _, weight = item.partition(";")
         if coding.strip() in ("gzip", "*"):
             return weight.replace(" ", "").removeprefix("q=").strip("0.") != "" or not weight
     return False

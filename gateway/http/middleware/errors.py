@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, and every error in OpenAI's shape."""
+"""Outermost middleware: it sets request ids and turns every error into OpenAI's format."""
 
 import logging
 import re
@@ -12,13 +12,13 @@ from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
 from gateway.graph.ids import new_id
 from gateway.http.json_body import encode_json, release_body
-from gateway.http.sse import REQUEST_ID, SlowReader
+from gateway.http.sse import REQUEST_ID, SlowClient
 from gateway.scheduler import Overloaded, Stopping
 from gateway.telemetry.metrics import answered
 
 log = logging.getLogger("myna.http")
 
-_NOBODY_THERE = 499
+_CLIENT_CLOSED_REQUEST = 499
 _LONGEST_MESSAGE = 2_000
 """Maximum length of an error's message, in characters."""
 _LONGEST_PARAM = 200
@@ -26,7 +26,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def error_body(error: RequestError) -> ErrorBody:
-    """What a client reads."""
+    """Return the body of an error's answer."""
     message, param = _short(str(error), _LONGEST_MESSAGE), error.param
     return ErrorBody(Error(message, error.type, None if param is None else _short(param, _LONGEST_PARAM), error.code))
 
@@ -37,7 +37,7 @@ def _short(text: str, length: int) -> str:
 
 
 def as_request_error(error: Exception) -> RequestError:
-    """Any error as the answer it makes. What nobody foresaw is logged with its traceback."""
+    """Return the error that a client receives for an exception. Log unexpected exceptions with their traceback."""
     match error:
         case RequestError():
             return error
@@ -49,7 +49,7 @@ def as_request_error(error: Exception) -> RequestError:
         case Stopping():
             return RequestError(503, str(error), code="stopping", headers={"Retry-After": "5"})
         case web.HTTPRequestEntityTooLarge():
-            return RequestError(413, error.text or "the body is too large", code="too_large")
+            return RequestError(413, error.text or "the request body is too large", code="too_large")
         case web.HTTPNotFound():
             return RequestError(404, "there is no such route", code="unknown_route")
         case web.HTTPMethodNotAllowed():
@@ -59,25 +59,25 @@ def as_request_error(error: Exception) -> RequestError:
         case web.HTTPException():
             return RequestError(error.status, error.text or error.reason, code="http_error")
         case _:
-            log.error("a request failed for a reason of our own", exc_info=error)
+            log.error("internal error while handling a request", exc_info=error)
             return RequestError(500, "internal error; the server's log has the details", code="internal_error")
 
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives every answer an x-request-id and turns what is raised into an answer."""
+    """Add an x-request-id to every answer, and turn exceptions into answers."""
     offered = request.headers.get("x-request-id", "")
     request_id = offered if offered and _REQUEST_ID.fullmatch(offered) else f"req_{new_id(24)}"
     request[REQUEST_ID] = request_id
     began = time.monotonic()
     try:
         response = await handler(request)
-    except (ClientConnectionResetError, SlowReader):
-        response = web.Response(status=_NOBODY_THERE)  # for the metrics; it cannot be sent
+    except (ClientConnectionResetError, SlowClient):
+        response = web.Response(status=_CLIENT_CLOSED_REQUEST)  # for the metrics; it cannot be sent
     except Exception as raised:
         if isinstance(raised, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
             return _options(raised, request_id)
-        response = error_answer(as_request_error(raised))  # kept in no variable: its traceback knows this frame
+        response = error_answer(as_request_error(raised))  # not in a variable: its traceback refers to this frame
     finally:
         release_body(request)
     if not response.prepared:
@@ -97,6 +97,6 @@ def error_answer(error: RequestError) -> web.Response:
 
 
 def _options(answer: web.HTTPMethodNotAllowed, request_id: str) -> web.Response:
-    """What the route can do; it says nothing of OPTIONS itself."""
+    """Return the answer to OPTIONS on a route without a handler for it: the methods of the route."""
     allowed = ", ".join(sorted({*answer.allowed_methods, hdrs.METH_OPTIONS}))
     return web.Response(status=204, headers={hdrs.ALLOW: allowed, "x-request-id": request_id})

@@ -1,4 +1,4 @@
-"""compat/langchain: chains that become graphs on a running server."""
+"""ChatMyna: chains that become graphs on a running server."""
 
 import asyncio
 import copy
@@ -21,8 +21,8 @@ from tests.server import Server
 _numbers = count()
 
 
-class Sessions:
-    """A session of its own, and what the server knows of it."""
+class LangChainSession:
+    """A session on the server, and models that use it."""
 
     def __init__(self, server: Server) -> None:
         self.url = f"{server.address}/v1"
@@ -37,13 +37,13 @@ class Sessions:
 
 
 @pytest.fixture
-def session(server: Server) -> Iterator[Sessions]:
-    session = Sessions(server)
+def session(server: Server) -> Iterator[LangChainSession]:
+    session = LangChainSession(server)
     yield session
     httpx.delete(f"{session.url}/sessions/{session.id}")
 
 
-def asked(text: str) -> ChatPromptTemplate:
+def prompt(text: str) -> ChatPromptTemplate:
     return ChatPromptTemplate.from_messages([("human", text)])
 
 
@@ -53,10 +53,10 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def test_a_chain_is_a_graph(session: Sessions) -> None:
+def test_a_chain_is_a_graph(session: LangChainSession) -> None:
     model = session.model()
-    first = asked("Name a city in {land}.") | model | StrOutputParser()
-    chain = {"city": first} | asked("What is {city} known for?") | model | StrOutputParser()
+    first = prompt("Name a city in {land}.") | model | StrOutputParser()
+    chain = {"city": first} | prompt("What is {city} known for?") | model | StrOutputParser()
     answer = chain.invoke({"land": "France"})
     assert isinstance(answer, SemanticVariable)
     calls = session.graph()["calls"]
@@ -69,10 +69,10 @@ def test_a_chain_is_a_graph(session: Sessions) -> None:
     assert text == plain.invoke(f"What is {city} known for?").content
 
 
-def test_branches_and_batches_are_one_graph(session: Sessions) -> None:
+def test_branches_and_batches_are_one_graph(session: LangChainSession) -> None:
     model = session.model()
-    part = asked("Say something about {topic}.") | model | StrOutputParser()
-    both = RunnableParallel(tea=part, again=RunnablePassthrough() | part) | asked("{tea} or {again}?") | model
+    part = prompt("Say something about {topic}.") | model | StrOutputParser()
+    both = RunnableParallel(tea=part, again=RunnablePassthrough() | part) | prompt("{tea} or {again}?") | model
     message = both.invoke({"topic": "tea"})
     assert isinstance(message, DeferredMessage)
     maps = part.batch([{"topic": topic} for topic in ("tea", "milk", "sugar")])
@@ -80,14 +80,14 @@ def test_branches_and_batches_are_one_graph(session: Sessions) -> None:
     graph = session.graph()
     assert len(graph["calls"]) == 7
     assert len(graph["calls"][-1]["inputs"]) == 3
-    assert all(isinstance(one, SemanticVariable) for one in maps)
+    assert all(isinstance(value, SemanticVariable) for value in maps)
     assert message.content == str(message.text)
     assert "<<" not in str(together.content)
 
 
-async def test_async_chains_do_the_same(session: Sessions) -> None:
+async def test_async_chains_become_a_graph(session: LangChainSession) -> None:
     model = session.model()
-    part = asked("Say {x}.") | model | StrOutputParser()
+    part = prompt("Say {x}.") | model | StrOutputParser()
     values = await part.abatch([{"x": "one"}, {"x": "two"}])
     last = await model.ainvoke(f"{values[0]} and {values[1]}")
     assert len((await asyncio.to_thread(session.graph))["calls"]) == 3
@@ -95,12 +95,12 @@ async def test_async_chains_do_the_same(session: Sessions) -> None:
     text = await last.content
     assert text == str(last.content)
     await model.aend_session()
-    assert str(last.content) == text, "what was fetched stays"
+    assert str(last.content) == text, "a fetched text remains available"
     with pytest.raises(Exception, match="there is no session"):
         await values[0]
 
 
-def test_answers_are_read_where_python_needs_the_text(session: Sessions) -> None:
+def test_reading_an_answer_waits_for_its_text(session: LangChainSession) -> None:
     model = session.model()
     value = model.invoke("Count: one, two,").content
     assert isinstance(value, SemanticVariable)
@@ -120,11 +120,11 @@ def test_answers_are_read_where_python_needs_the_text(session: Sessions) -> None
     assert copy.deepcopy(value) is value
     assert pickle.loads(pickle.dumps(value)) == text
     assert (value < text, value <= text, value != text, value * 2) == (False, True, False, text * 2)
-    shouted = model | StrOutputParser() | RunnableLambda(lambda said: said.upper())
-    assert shouted.invoke("Count: one, two,") == text.upper()
+    upper = model | StrOutputParser() | RunnableLambda(lambda text: text.upper())
+    assert upper.invoke("Count: one, two,") == text.upper()
 
 
-def test_what_looks_at_answers_gets_them_at_once(session: Sessions) -> None:
+def test_calls_whose_answers_are_read_at_once_are_not_deferred(session: LangChainSession) -> None:
     model = session.model(max_tokens=40)
     city = model.invoke("Name a city.")
     calls = model.bind_tools([add], tool_choice="any").invoke([HumanMessage(f"Add 1 and 2. {city.content}")]).tool_calls
@@ -137,16 +137,16 @@ def test_what_looks_at_answers_gets_them_at_once(session: Sessions) -> None:
     assert "<<" not in "".join(str(chunk.content) for chunk in chunks)
     graph = session.graph()
     assert [call["inputs"] for call in graph["calls"]] == [[], *[[city.content.name]] * 3]
-    at_once = session.model(defer=False).invoke("Name a city.")
-    assert at_once.usage_metadata["output_tokens"] > 0
+    immediate = session.model(defer=False).invoke("Name a city.")
+    assert immediate.usage_metadata["output_tokens"] > 0
     parser = JsonOutputParser()
-    asked_for_json = session.model(max_tokens=40).bind(extra_body={"guided_json": schema}) | parser
-    assert isinstance(asked_for_json.invoke("A city"), dict), (
-        "a format in vLLM's words is deferred, and parsed when read"
+    json_chain = session.model(max_tokens=40).bind(extra_body={"guided_json": schema}) | parser
+    assert isinstance(json_chain.invoke("A city"), dict), (
+        "a format in vLLM's own field is deferred, and parsed when it is read"
     )
 
 
-def test_history_keeps_references(session: Sessions) -> None:
+def test_history_keeps_references(session: LangChainSession) -> None:
     model = session.model()
     first = model.invoke("Hello!")
     model.invoke([HumanMessage("Hello!"), first, HumanMessage("Again!")])
@@ -155,7 +155,7 @@ def test_history_keeps_references(session: Sessions) -> None:
     assert isinstance(first, AIMessage)
 
 
-def test_a_failure_is_raised_where_the_text_is_read(session: Sessions) -> None:
+def test_a_failure_is_raised_when_the_text_is_read(session: LangChainSession) -> None:
     model = session.model()
     value = model.invoke("x", extra_body={"semantic": {"transform": {"regex": "no such words at all"}}}).content
     after = model.invoke(f"More: {value}").content
@@ -167,7 +167,7 @@ def test_a_failure_is_raised_where_the_text_is_read(session: Sessions) -> None:
     assert failure.value.code == "transform_failed"
 
 
-def test_variables_by_name(session: Sessions) -> None:
+def test_variables_are_available_by_name(session: LangChainSession) -> None:
     model = session.model()
     model.invoke("Hi", extra_body={"semantic": {"output": "greeting"}})
     assert model.variable("greeting").reference == "<<greeting>>"
@@ -176,7 +176,9 @@ def test_variables_by_name(session: Sessions) -> None:
         session.model(session=None).variable("greeting")
 
 
-def test_the_defaults_find_the_server(session: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_url_is_taken_from_the_environment(
+    session: LangChainSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MYNA_BASE_URL", session.url)
     message = ChatMyna(max_tokens=2, temperature=0).invoke("Hi")
     assert isinstance(message.content, str)

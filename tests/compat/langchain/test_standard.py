@@ -1,7 +1,7 @@
-"""LangChain's own suites: for ChatMyna, and for the stock ChatOpenAI pointed at a server of ours.
+"""LangChain's standard test suites, for ChatMyna and for ChatOpenAI, on a server of this project.
 
-What is skipped: the suite's reasons stand in the report. One model is served, so it cannot be overridden; the models read
-text, no images, PDFs or sound; there is no recorded traffic; ChatMyna is not among the classes that LangChain can load.
+Skipped tests: the server has one model, so it cannot be overridden; the model supports only text, not images, PDFs or
+audio; there is no recorded traffic; LangChain cannot load ChatMyna by name.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ class TestChatMynaUnit(ChatModelUnitTests):
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema")
-class _Integration(ChatModelIntegrationTests):
+class IntegrationTests(ChatModelIntegrationTests):
     @pytest.fixture(autouse=True)
     def _server(self, server: Server) -> None:
         self.address = server.address
@@ -49,28 +49,28 @@ class _Integration(ChatModelIntegrationTests):
             "base_url": f"{self.address}/v1",
             "api_key": "none",
             "temperature": 0,
-            "frequency_penalty": 1,  # or the small model says one thing for ever, where it may write any string
+            "frequency_penalty": 1,  # otherwise the small model repeats itself without end in free strings
             "max_tokens": 128,
             "stream_usage": True,
         }
 
-    @pytest.mark.xfail(reason="JSON mode leaves the keys to the model, and this one forgets some", strict=False)
+    @pytest.mark.xfail(reason="JSON mode does not constrain the keys, and this small model omits some", strict=False)
     def test_json_mode(self, model: BaseChatModel) -> None:
         super().test_json_mode(model)
 
-    @pytest.mark.xfail(reason="a model of 135M parameters does not choose to call a tool by itself", strict=False)
+    @pytest.mark.xfail(reason="a model of 135M parameters does not call a tool unless forced", strict=False)
     @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
 
 
-class TestChatMyna(_Integration):
+class TestChatMyna(IntegrationTests):
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return ChatMyna
 
 
-class TestChatOpenAI(_Integration):
+class TestChatOpenAI(IntegrationTests):
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         return ChatOpenAI

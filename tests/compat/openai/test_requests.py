@@ -1,4 +1,4 @@
-"""What compat/openai says of requests; refusals by field are tested in tests/e2e/test_chat.py"""
+"""Requests of OpenAI's endpoints. tests/e2e/test_chat.py tests errors of single fields."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from compat.openai import ChatCompletionRequest, Message
 from compat.openai.base import MAX_STOPS
 
-GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+VALID: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
 def test_content_parts_are_texts() -> None:
@@ -17,8 +17,8 @@ def test_content_parts_are_texts() -> None:
 
 
 @pytest.mark.parametrize("stops", [1, MAX_STOPS, MAX_STOPS + 1])
-def test_stop_strings_have_a_bound(stops: int) -> None:
-    body = {**GOOD, "stop": ["x"] * stops}
+def test_the_number_of_stop_strings_is_limited(stops: int) -> None:
+    body = {**VALID, "stop": ["x"] * stops}
     if stops <= MAX_STOPS:
         assert len(ChatCompletionRequest.model_validate(body).stop or "") == stops
     else:
@@ -28,22 +28,22 @@ def test_stop_strings_have_a_bound(stops: int) -> None:
 
 @pytest.mark.parametrize("field", sorted(set(ChatCompletionRequest.model_fields) - {"model", "messages"}))
 def test_every_optional_field_may_be_null(field: str) -> None:
-    ChatCompletionRequest.model_validate({**GOOD, field: None})
+    ChatCompletionRequest.model_validate({**VALID, field: None})
 
 
 def test_numbers_must_be_numbers() -> None:
     for value in (float("nan"), float("inf"), "1", True):
         with pytest.raises(ValidationError):
-            ChatCompletionRequest.model_validate({**GOOD, "temperature": value})
-    ChatCompletionRequest.model_validate({**GOOD, "temperature": 1})
+            ChatCompletionRequest.model_validate({**VALID, "temperature": value})
+    ChatCompletionRequest.model_validate({**VALID, "temperature": 1})
 
 
-@pytest.mark.parametrize("most", ["max_tokens", "max_completion_tokens"])
-def test_an_answer_cannot_be_longer_than_it_may(most: str) -> None:
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_min_tokens_must_not_exceed_the_limit(limit: str) -> None:
     with pytest.raises(ValidationError, match="at most 4 tokens"):
-        ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 5, most: 4})
-    assert ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 4, most: 4}).length == 4
-    assert ChatCompletionRequest.model_validate({**GOOD, "min_tokens": 5}).length is None
+        ChatCompletionRequest.model_validate({**VALID, "min_tokens": 5, limit: 4})
+    assert ChatCompletionRequest.model_validate({**VALID, "min_tokens": 4, limit: 4}).length == 4
+    assert ChatCompletionRequest.model_validate({**VALID, "min_tokens": 5}).length is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_an_answer_cannot_be_longer_than_it_may(most: str) -> None:
         (None, 0),
     ],
 )
-def test_the_length_of_a_message_is_that_of_its_texts(content: Any, length: int) -> None:
-    called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    message = Message.model_validate({"role": "assistant", "content": content, "tool_calls": [called]})
+def test_the_length_of_a_message_is_the_length_of_its_texts(content: Any, length: int) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = Message.model_validate({"role": "assistant", "content": content, "tool_calls": [call]})
     assert message.length == length

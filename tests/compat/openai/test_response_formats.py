@@ -1,4 +1,4 @@
-"""compat/openai/response_formats.py, schemas.py, lark.py, grammars.py: what is enforced, and what is refused instead."""
+"""Schemas, patterns and grammars: which ones are enforced, and which ones are refused."""
 
 import json
 from typing import Any
@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
-from compat.openai.grammars import _bytes, in_words
+from compat.openai.grammars import _byte_tokenizer, client_message
 from compat.openai.lark import MAX_DEFINITIONS
-from compat.openai.response_formats import held_to, one_of, valid_grammar, valid_regex, valid_schema
+from compat.openai.response_formats import choice_grammar, enforced_schema, valid_grammar, valid_regex, valid_schema
 from compat.openai.schemas import MAX_SCHEMA_DEPTH, Enforcement
 
 BEST, LENIENT = Enforcement.BEST_EFFORT, Enforcement.LENIENT
@@ -21,18 +21,18 @@ Y = {"type": "object", "properties": {"y": {"type": "boolean"}}, "required": ["y
 
 
 def fits(schema: Any, value: Any) -> bool:
-    """Whether an answer that is held to the rewritten schema may be this value."""
+    """Return whether an answer that the rewritten schema constrains may be this value."""
     grammar = LLMatcher.grammar_from_json_schema(
         json.dumps(schema), overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     )
-    matcher = LLMatcher(_bytes(), grammar)
+    matcher = LLMatcher(_byte_tokenizer(), grammar)
     assert not matcher.is_error(), matcher.get_error()
     tokens = list(json.dumps(value).encode())
     return matcher.try_consume_tokens(tokens) == len(tokens) and bool(matcher.is_accepting())
 
 
 @pytest.mark.parametrize(
-    ("schema", "valid", "more"),
+    ("schema", "valid", "invalid"),
     [
         (NAMED, {"a": "s"}, {"b": 1}),
         ({"anyOf": [NAMED, {"type": "null"}]}, {"a": "s"}, {"a": "s", "b": 1}),
@@ -60,28 +60,28 @@ def fits(schema: Any, value: Any) -> bool:
         ({"type": "object", "properties": {"a": {}}, "required": ["zz"]}, {"a": 1, "zz": 2}, {"zz": 1, "b": 2}),
     ],
 )
-def test_objects_have_the_properties_that_the_schema_and_what_it_inherits_name(
-    schema: dict[str, Any], valid: Any, more: Any
+def test_objects_have_the_properties_that_the_schema_and_its_parts_name(
+    schema: dict[str, Any], valid: Any, invalid: Any
 ) -> None:
     jsonschema.validate(valid, schema)
-    assert fits(held_to(schema), valid)
-    assert not fits(held_to(schema), more)
+    assert fits(enforced_schema(schema), valid)
+    assert not fits(enforced_schema(schema), invalid)
 
 
-def test_an_inherited_object_within_one_is_joined_before_it_is_closed() -> None:
+def test_a_nested_object_of_two_parts_is_joined_before_it_is_closed() -> None:
     left = {"type": "object", "properties": {"in": X}, "required": ["in"]}
     right = {"type": "object", "properties": {"in": Y}, "required": ["in"]}
     schema = {"$defs": {"L": left}, "allOf": [{"$ref": "#/$defs/L"}, right]}
-    assert fits(held_to(schema), {"in": {"x": True, "y": True}})
-    assert not fits(held_to(schema), {"in": {"x": True}})
+    assert fits(enforced_schema(schema), {"in": {"x": True, "y": True}})
+    assert not fits(enforced_schema(schema), {"in": {"x": True}})
 
 
 @pytest.mark.parametrize(
     "schema",
     [{"type": "object"}, {**NAMED, "additionalProperties": True}, {"allOf": [NAMED], "additionalProperties": True}],
 )
-def test_objects_that_speak_of_others_stay_open(schema: dict[str, Any]) -> None:
-    assert fits(held_to(schema), {"other": 1})
+def test_objects_that_allow_other_properties_stay_open(schema: dict[str, Any]) -> None:
+    assert fits(enforced_schema(schema), {"other": 1})
 
 
 ENDLESS = {"n": {"$ref": "#/$defs/n"}}
@@ -105,17 +105,17 @@ NEEDS = {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "re
 )
 def test_a_schema_without_a_valid_value_is_refused(schema: Any, enforcement: Enforcement) -> None:
     with pytest.raises(ValueError, match=r"unsatisfiable|Unsatisfiable|no value"):
-        held_to(schema, enforcement)
-    assert held_to(schema, LENIENT), "a tool that is not strict is never refused"
+        enforced_schema(schema, enforcement)
+    assert enforced_schema(schema, LENIENT), "a tool that is not strict is never refused"
 
 
-def test_a_property_that_never_ends_is_left_out() -> None:
+def test_a_property_without_a_finite_value_is_dropped() -> None:
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"type": "null"}}, "$defs": NEEDS}
-    assert fits(held_to(schema), {"b": None})
-    assert not fits(held_to(schema), {"a": {}})
+    assert fits(enforced_schema(schema), {"b": None})
+    assert not fits(enforced_schema(schema), {"a": {}})
 
 
-def test_a_pattern_of_literal_names_is_those_properties() -> None:
+def test_a_pattern_of_literal_names_becomes_properties() -> None:
     score = {"type": "integer", "minimum": 0}
     schema = {
         "type": "object",
@@ -123,9 +123,9 @@ def test_a_pattern_of_literal_names_is_those_properties() -> None:
         "patternProperties": {"^(s|t)$": {"maximum": 9}},
         "additionalProperties": False,
     }
-    made = held_to(schema)
+    enforced = enforced_schema(schema)
     for value, valid in (({"s": 5}, True), ({"s": 50}, False), ({"s": 5, "t": 1}, True), ({"u": 1}, False)):
-        assert fits(made, value) is valid
+        assert fits(enforced, value) is valid
         assert jsonschema.Draft202012Validator(schema).is_valid(value) is valid
 
 
@@ -153,15 +153,15 @@ UNSUPPORTED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("part", UNSUPPORTED, ids=[json.dumps(part)[:50] for part in UNSUPPORTED])
-def test_what_cannot_be_enforced_is_refused_if_strict_and_dropped_if_not(part: dict[str, Any]) -> None:
+def test_unsupported_keywords_are_refused_if_strict_and_dropped_if_not(part: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": {"a": part, "b": {"type": "integer"}}, "required": ["b"]}
     with pytest.raises(ValueError, match="cannot be enforced") as refused:
-        held_to(schema)
+        enforced_schema(schema)
     assert "\n" not in str(refused.value)
     for enforcement in (BEST, LENIENT):
-        made = held_to(schema, enforcement)
-        assert fits(made, {"b": 3})
-        assert not fits(made, {"b": "three"}), "the rest is enforced"
+        enforced = enforced_schema(schema, enforcement)
+        assert fits(enforced, {"b": 3})
+        assert not fits(enforced, {"b": "three"}), "the rest is enforced"
 
 
 SMALL, BIG = 2**53, 10**18
@@ -172,75 +172,84 @@ SMALL, BIG = 2**53, 10**18
 @example(2**53 + 1, 2, "exclusive")
 @example(-(2**63), 2**64, "")
 @settings(max_examples=150, deadline=None)
-def test_integers_are_within_their_bounds_to_the_last_digit(low: int, width: int, kind: str) -> None:
-    least, most = (f"{kind}Minimum", f"{kind}Maximum") if kind else ("minimum", "maximum")
-    schema = {"type": "integer", least: low, most: low + width}
+def test_integers_are_exactly_within_their_bounds(low: int, width: int, kind: str) -> None:
+    lower, upper = (f"{kind}Minimum", f"{kind}Maximum") if kind else ("minimum", "maximum")
+    schema = {"type": "integer", lower: low, upper: low + width}
     try:
-        made = held_to(schema)
+        enforced = enforced_schema(schema)
     except ValueError:
         assert abs(low) + width > SMALL or width < 2, (
-            "only bounds that are no floats, or that leave nothing, are refused"
+            "only bounds that no float represents, or that leave no value, are refused"
         )
         return
     validator = jsonschema.Draft202012Validator(schema)
     for value in {low + offset for offset in (-2, -1, 0, 1, width - 1, width, width + 1, width + 2)}:
-        if fits(made, value):
+        if fits(enforced, value):
             assert validator.is_valid(value)
         else:
             assert abs(value) > SMALL or not validator.is_valid(value)
 
 
 @pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**63, -(2**63), 12345678901234567890, 10**25])
-def test_values_that_a_float_does_not_hold_are_refused(value: int) -> None:
+def test_values_that_no_float_represents_are_refused(value: int) -> None:
     for schema in ({"const": value}, {"enum": [1, value]}, {"const": {"deep": [value]}}):
         for enforcement in (Enforcement.STRICT, BEST):
-            with pytest.raises(ValueError, match="kept exactly"):
-                held_to(schema, enforcement)
-        assert held_to(schema, LENIENT) is not None
+            with pytest.raises(ValueError, match="represented exactly"):
+                enforced_schema(schema, enforcement)
+        assert enforced_schema(schema, LENIENT) is not None
 
 
-def test_sizes_are_bounded() -> None:
+def test_sizes_are_limited() -> None:
     deep: Any = {}
     for _ in range(MAX_SCHEMA_DEPTH + 1):
         deep = {"items": deep}
     chain = {
         "$ref": "#/$defs/a0",
-        "$defs": {f"a{at}": {"$ref": f"#/$defs/a{at + 1}", "minimum": 1} for at in range(3000)},
+        "$defs": {f"a{index}": {"$ref": f"#/$defs/a{index + 1}", "minimum": 1} for index in range(3000)},
     }
-    many = {"allOf": [{"anyOf": [{"type": "string", "pattern": f"^{at}{one}"} for one in range(3)]} for at in range(9)]}
+    many = {
+        "allOf": [
+            {"anyOf": [{"type": "string", "pattern": f"^{first}{second}"} for second in range(3)]} for first in range(9)
+        ]
+    }
     for schema in (deep, chain, many, {"enum": list(range(30_000))}, {"const": "x" * 300_000}):
         with pytest.raises(ValueError, match="cannot be enforced"):
-            held_to(schema)
-        assert held_to(schema, LENIENT) == {"type": "object"}
-    pure: dict[str, Any] = {f"a{at}": {"$ref": f"#/$defs/a{at + 1}"} for at in range(3000)}
-    assert fits(held_to({"$ref": "#/$defs/a0", "$defs": {**pure, "a3000": {"type": "null"}}}), None)
+            enforced_schema(schema)
+        assert enforced_schema(schema, LENIENT) == {"type": "object"}
+    pure: dict[str, Any] = {f"a{index}": {"$ref": f"#/$defs/a{index + 1}"} for index in range(3000)}
+    assert fits(enforced_schema({"$ref": "#/$defs/a0", "$defs": {**pure, "a3000": {"type": "null"}}}), None)
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 5000 + "]" * 5000, "{", "[1]", "3", '{"a": NaN}', "x" * 300_000, '{"a": "\ud800"}']
 )
-def test_a_schema_as_text_that_is_none_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_schema_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="schema"):
         valid_schema(text)
 
 
 @pytest.mark.parametrize(
-    ("grammar", "why"),
+    ("grammar", "reason"),
     [
         ("start: A\nA: /(.*a.{18})/ & /(.*b.{17})/", "intersection"),
         ("start: A\nA: ~/(.*c.{16})/", "complement"),
         ('start: a\na: "x" a', "no finite text"),
         ('start: "x" a*\na: b\nb: a "y"', "no finite text"),
-        ('start: %json {"const": -9223372036854775808}', "kept exactly"),
-        ("start: A0\n" + "\n".join(f"A{at}: A{at + 1}" for at in range(MAX_DEFINITIONS + 1)) + '\nA1001: "x"', "rules"),
+        ('start: %json {"const": -9223372036854775808}', "represented exactly"),
+        (
+            "start: A0\n"
+            + "\n".join(f"A{index}: A{index + 1}" for index in range(MAX_DEFINITIONS + 1))
+            + '\nA1001: "x"',
+            "rules",
+        ),
         ('start: "' + "x" * 70_000 + '"', "bytes"),
-        ("start: /[^\\s\\S]/", "no text fits"),
+        ("start: /[^\\s\\S]/", "no text matches"),
         ("start", "Expected"),
         ("start: " + "(" * 5000, "cannot be enforced"),
     ],
 )
-def test_grammars_that_cannot_be_enforced_are_refused(grammar: str, why: str) -> None:
-    with pytest.raises(ValueError, match=why) as refused:
+def test_grammars_that_cannot_be_enforced_are_refused(grammar: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refused:
         valid_grammar(grammar)
     assert len(str(refused.value)) < 400
     assert "\n" not in str(refused.value)
@@ -257,14 +266,14 @@ def test_grammars_that_cannot_be_enforced_are_refused(grammar: str, why: str) ->
         'start: x | y\nx: "a" x | z\ny: [x]\nz: "1".."3"',
     ],
 )
-def test_other_grammars_are_taken(grammar: str) -> None:
+def test_other_grammars_are_accepted(grammar: str) -> None:
     assert valid_grammar(grammar) == grammar
 
 
 def test_a_schema_within_a_grammar_is_rewritten() -> None:
-    assert json.loads(valid_grammar(f"start: %json {json.dumps(NAMED)}").removeprefix("start: %json ")) == held_to(
-        NAMED
-    )
+    assert json.loads(
+        valid_grammar(f"start: %json {json.dumps(NAMED)}").removeprefix("start: %json ")
+    ) == enforced_schema(NAMED)
 
 
 @pytest.mark.parametrize("pattern", ["[^\\s\\S]", "a[^\\s\\S]b", "(", "(a)\\1", "x" * 70_000])
@@ -274,12 +283,12 @@ def test_patterns_that_cannot_be_enforced_are_refused(pattern: str) -> None:
     assert len(str(refused.value)) < 400
 
 
-def test_choices_are_bounded() -> None:
-    for choices in ([f"text number {at}" for at in range(100_000)], ["x" * 300_000], ["a", ""]):
+def test_choices_are_limited() -> None:
+    for choices in ([f"text number {index}" for index in range(100_000)], ["x" * 300_000], ["a", ""]):
         with pytest.raises(ValueError, match="choice"):
-            one_of(choices)
-    grammar = one_of([f"text number {at}" for at in range(10_000)])
-    matcher = LLMatcher(_bytes(), LLMatcher.grammar_from_lark(grammar))
+            choice_grammar(choices)
+    grammar = choice_grammar([f"text number {index}" for index in range(10_000)])
+    matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_lark(grammar))
     assert matcher.consume_tokens(list(b"text number 9999"))
     assert matcher.is_accepting()
 
@@ -288,9 +297,9 @@ def test_choices_are_bounded() -> None:
 @example("panic: assertion failed\n<backtrace>\n   0: <unknown>")
 @example("NoExtensionBias\n<non-verbose/>")
 @example("regex parse error:\n    (\n    ^\nerror: unclosed group")
-def test_what_the_library_says_is_one_short_line(error: str) -> None:
-    told = in_words(error)
-    assert 0 < len(told) <= 201
-    assert told.isprintable()
-    assert "backtrace" not in told
-    assert "panic" not in told
+def test_errors_of_the_library_become_one_short_line(error: str) -> None:
+    message = client_message(error)
+    assert 0 < len(message) <= 201
+    assert message.isprintable()
+    assert "backtrace" not in message
+    assert "panic" not in message

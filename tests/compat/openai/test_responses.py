@@ -1,4 +1,4 @@
-"""What compat/openai/responses says of requests."""
+"""Requests of the Responses API."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from compat.openai.responses import ResponseRequest
 from gateway.errors import RequestError
 from gateway.http.json_body import check
 
-GOOD: dict[str, Any] = {"model": "m", "input": "x"}
+VALID: dict[str, Any] = {"model": "m", "input": "x"}
 TOOL = {"type": "function", "name": "f"}
 
 
 @pytest.mark.parametrize("field", sorted(set(ResponseRequest.model_fields) - {"model", "input"}))
 def test_every_optional_field_may_be_null(field: str) -> None:
-    ResponseRequest.model_validate({**GOOD, field: None})
+    ResponseRequest.model_validate({**VALID, field: None})
 
 
-REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
+INVALID: list[tuple[dict[str, Any], str | None, str]] = [
     ({"input": []}, "input", "at least 1"),
     ({"input": ""}, "input", "at least 1"),
     ({"input": [{"type": "reasoning", "summary": []}]}, "input", "no message"),
@@ -69,22 +69,22 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("told", "param", "words"), REFUSED)
-def test_what_cannot_be_is_refused_where_it_stands(told: dict[str, Any], param: str | None, words: str) -> None:
+@pytest.mark.parametrize(("fields", "param", "message"), INVALID)
+def test_an_error_names_the_path_of_an_invalid_field(fields: dict[str, Any], param: str | None, message: str) -> None:
     with pytest.raises(RequestError) as refused:
-        check({**GOOD, **told}, ResponseRequest)
+        check({**VALID, **fields}, ResponseRequest)
     assert (refused.value.status, refused.value.param) == (400, param)
-    assert words in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_numbers_must_be_numbers() -> None:
     for value in (float("nan"), "1", True):
         with pytest.raises(ValidationError):
-            ResponseRequest.model_validate({**GOOD, "temperature": value})
+            ResponseRequest.model_validate({**VALID, "temperature": value})
 
 
-def test_it_asks_what_a_chat_completion_asks() -> None:
-    told: dict[str, Any] = {
+def test_a_response_request_has_an_equivalent_chat_completion() -> None:
+    fields: dict[str, Any] = {
         "max_output_tokens": 9,
         "temperature": 0.5,
         "top_p": 0.9,
@@ -101,9 +101,9 @@ def test_it_asks_what_a_chat_completion_asks() -> None:
         "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object", "properties": {}}}},
         "semantic": {"output": "o"},
     }
-    chat = ResponseRequest.model_validate({**GOOD, **told}).chat
+    chat = ResponseRequest.model_validate({**VALID, **fields}).chat
     assert chat.length == 9
-    same = (
+    unchanged = (
         "temperature",
         "top_p",
         "seed",
@@ -113,7 +113,7 @@ def test_it_asks_what_a_chat_completion_asks() -> None:
         "cache_salt",
         "parallel_tool_calls",
     )
-    assert {name: getattr(chat, name) for name in same} == {name: told[name] for name in same}
+    assert {name: getattr(chat, name) for name in unchanged} == {name: fields[name] for name in unchanged}
     assert [(tool.function.name, tool.function.strict) for tool in chat.tools or ()] == [("f", True), ("g", False)]
     assert isinstance(chat.tool_choice, NamedTool)
     assert chat.tool_choice.function.name == "g"

@@ -1,4 +1,4 @@
-"""engine/kernels/: every implementation against float64, over random shapes and block tables."""
+"""Tests of engine/kernels/: every implementation against float64, over random shapes and block tables."""
 
 import math
 import os
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from engine.config import default_cache
 from engine.errors import EngineError
 from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions, select_kernels
-from engine.kernels.cpu import CpuKernels, Unavailable
+from engine.kernels.cpu import CpuKernels, KernelsUnavailable
 from engine.kernels.cpu.build import cpu_features
 from engine.kernels.reference import TorchKernels
 from engine.models.rope import Rope, rotary_table
@@ -33,23 +33,23 @@ TARGETS: dict[str, tuple[tuple[str, ...] | None, frozenset[str]]] = {
     "AVX2": (("-march=haswell",), frozenset({"avx2", "fma"})),
     "plain": (("-march=x86-64",), frozenset({"sse2"})),
 }
-"""What the C files can be built for: compiler flags, and the CPU features without which that cannot run here."""
+"""Build targets of the C files: compiler flags, and the CPU features that they need."""
 
 
 @dataclass(frozen=True)
-class Hand:
-    """An implementation, its dtype, and the error it may make relative to the largest value."""
+class Implementation:
+    """An implementation, its dtype, and its maximum error relative to the largest value."""
 
     make: Callable[[LayerShape], Kernels]
     dtype: torch.dtype
     error: float
 
 
-def hands() -> list[Any]:
-    """All that can run here, as test parameters."""
+def implementations() -> list[Any]:
+    """Return all implementations that run here, as test parameters."""
     found = [
-        pytest.param(Hand(lambda shape: TorchKernels(shape, F32, SIZE), F32, 1e-5), id="torch float32"),
-        pytest.param(Hand(lambda shape: TorchKernels(shape, BF16, SIZE), BF16, 2e-2), id="torch bfloat16"),
+        pytest.param(Implementation(lambda shape: TorchKernels(shape, F32, SIZE), F32, 1e-5), id="torch float32"),
+        pytest.param(Implementation(lambda shape: TorchKernels(shape, BF16, SIZE), BF16, 2e-2), id="torch bfloat16"),
     ]
     for name, (flags, needed) in TARGETS.items():
         if not needed <= cpu_features() or (flags and platform.machine() != "x86_64"):
@@ -58,12 +58,12 @@ def hands() -> list[Any]:
         def make(shape: LayerShape, flags: tuple[str, ...] | None = flags) -> Kernels:
             return CpuKernels(Path(default_cache()), shape, BF16, SIZE, target=flags)
 
-        found.append(pytest.param(Hand(make, BF16, 2e-2), id=f"C, {name}"))
+        found.append(pytest.param(Implementation(make, BF16, 2e-2), id=f"C, {name}"))
     return found
 
 
-every_hand = pytest.mark.parametrize("hand", hands())
-every_c_hand = pytest.mark.parametrize("hand", hands()[2:])
+every_hand = pytest.mark.parametrize("implementation", implementations())
+every_c_hand = pytest.mark.parametrize("implementation", implementations()[2:])
 
 
 def layer_shape(heads: int = 4, kv_heads: int = 2, head_size: int = 64, **other: Any) -> LayerShape:
@@ -79,25 +79,28 @@ def layer_shape(heads: int = 4, kv_heads: int = 2, head_size: int = 64, **other:
     return LayerShape(heads, kv_heads, head_size, **{**defaults, **other})
 
 
-def close(got: torch.Tensor, wanted: torch.Tensor, error: float) -> bool:
-    return bool((got.double() - wanted).abs().max() <= error * max(1.0, float(wanted.abs().max())))
+def close(got: torch.Tensor, expected: torch.Tensor, error: float) -> bool:
+    return bool((got.double() - expected).abs().max() <= error * max(1.0, float(expected.abs().max())))
 
 
 @every_hand
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 13, 14, 15, 16, 17, 29, 33, 64, 81])
 @pytest.mark.parametrize(("inner", "columns"), [(64, 32), (96, 72), (576, 960), (80, 33)])
-def test_linear(hand: Hand, rows: int, inner: int, columns: int) -> None:
+def test_linear(implementation: Implementation, rows: int, inner: int, columns: int) -> None:
     torch.manual_seed(rows)
-    kernels = hand.make(layer_shape())
-    x, weight = torch.randn(rows, inner).to(hand.dtype), (torch.randn(columns, inner) / inner**0.5).to(hand.dtype)
-    bias = torch.randn(columns).to(hand.dtype)
-    wanted = x.double() @ weight.double().T
+    kernels = implementation.make(layer_shape())
+    x, weight = (
+        torch.randn(rows, inner).to(implementation.dtype),
+        (torch.randn(columns, inner) / inner**0.5).to(implementation.dtype),
+    )
+    bias = torch.randn(columns).to(implementation.dtype)
+    expected = x.double() @ weight.double().T
     packed, biased = kernels.pack(weight), kernels.pack(weight, bias)
-    assert close(kernels.linear(x, packed), wanted, hand.error)
-    assert close(kernels.linear(x, biased), wanted + bias.double(), hand.error)
+    assert close(kernels.linear(x, packed), expected, implementation.error)
+    assert close(kernels.linear(x, biased), expected + bias.double(), implementation.error)
     logits = kernels.logits(x, packed)
     assert logits.dtype == F32
-    assert close(logits, wanted, hand.error)
+    assert close(logits, expected, implementation.error)
 
 
 every_target = pytest.mark.parametrize(
@@ -108,24 +111,27 @@ every_target = pytest.mark.parametrize(
 @every_target
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 13, 40])
 @pytest.mark.parametrize(("inner", "columns"), [(64, 32), (576, 960), (128, 33), (96, 40)])
-def test_linear_in_8_bits(target: str, rows: int, inner: int, columns: int) -> None:
-    """To the error of the rounding: half a step of 1/127 for weights and for inputs, over independent terms."""
+def test_linear_with_8_bit_weights(target: str, rows: int, inner: int, columns: int) -> None:
+    """Bound the error by that of the rounding: half a step of 1/127 for weights and for inputs, over independent
+    terms."""
     torch.manual_seed(rows)
     kernels = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, quantize="int8", target=TARGETS[target][0])
     x, weight = torch.randn(rows, inner).to(BF16), (torch.randn(columns, inner) / inner**0.5).to(BF16)
-    x[:, :3] *= 20  # outliers, as real activations have them, must only hurt their own group
-    wanted = x.double() @ weight.double().T
+    x[:, :3] *= 20  # outliers, as in real activations, must affect only their own group
+    expected = x.double() @ weight.double().T
     packed = kernels.pack(weight)
-    assert (packed.weight.scales is not None) == (inner % 64 == 0), "what does not fit stays in bfloat16"
+    assert (packed.weight.scales is not None) == (inner % 64 == 0), "a weight of unsuitable size stays in bfloat16"
     got = kernels.logits(x, packed)
-    assert float((got.double() - wanted).abs().max()) < 0.05 * float(wanted.std()) * math.sqrt(math.log(got.numel()))
+    assert float((got.double() - expected).abs().max()) < 0.05 * float(expected.std()) * math.sqrt(
+        math.log(got.numel())
+    )
     for row in range(rows):
         assert torch.equal(kernels.logits(x[row : row + 1].clone(), packed)[0], got[row])
 
 
 @every_target
-def test_zeros_and_extremes_survive_8_bits(target: str) -> None:
-    """Where all bytes are the largest there are, sums of products must have room as well."""
+def test_zeros_and_extremes_with_8_bit_weights(target: str) -> None:
+    """Check that sums of products do not overflow if all bytes are the largest."""
     kernels = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, quantize="int8", target=TARGETS[target][0])
     weight = torch.zeros(32, 64, dtype=BF16)
     weight[1], weight[2], weight[3] = 3e4, -1e-30, -5.0
@@ -141,10 +147,10 @@ def test_zeros_and_extremes_survive_8_bits(target: str) -> None:
 
 @every_hand
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_norms(hand: Hand, rows: int) -> None:
+def test_norms(implementation: Implementation, rows: int) -> None:
     torch.manual_seed(rows)
-    kernels = hand.make(layer_shape())
-    x, residual = torch.randn(rows, 64).to(hand.dtype), torch.randn(rows, 64).to(hand.dtype)
+    kernels = implementation.make(layer_shape())
+    x, residual = torch.randn(rows, 64).to(implementation.dtype), torch.randn(rows, 64).to(implementation.dtype)
     weight, inner = torch.rand(64), torch.rand(64)
 
     def norm(value: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -152,24 +158,24 @@ def test_norms(hand: Hand, rows: int) -> None:
         return value / (value.pow(2).mean(-1, keepdim=True) + EPS).sqrt() * scale.double()
 
     untouched = residual.clone()
-    assert close(kernels.add_rms_norm(residual, None, weight), norm(residual, weight), hand.error)
+    assert close(kernels.add_rms_norm(residual, None, weight), norm(residual, weight), implementation.error)
     assert torch.equal(residual, untouched)
     total = (residual + x).clone()
-    assert close(kernels.add_rms_norm(residual, x.clone(), weight), norm(total, weight), hand.error)
+    assert close(kernels.add_rms_norm(residual, x.clone(), weight), norm(total, weight), implementation.error)
     assert torch.equal(residual, total), "the sum stays in the residual"
-    wanted = residual.double() + norm(x, inner)
+    expected = residual.double() + norm(x, inner)
     got = kernels.add_rms_norm(residual, x.clone(), weight, inner)
-    assert close(residual, wanted, hand.error)
-    assert close(got, norm(residual, weight), hand.error)
+    assert close(residual, expected, implementation.error)
+    assert close(got, norm(residual, weight), implementation.error)
 
 
 @every_hand
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
-def test_gated(hand: Hand, rows: int, activation: Any) -> None:
+def test_gated(implementation: Implementation, rows: int, activation: Any) -> None:
     torch.manual_seed(rows)
-    kernels = hand.make(layer_shape(activation=activation))
-    x = (torch.randn(rows, 128) * 4).to(hand.dtype)
+    kernels = implementation.make(layer_shape(activation=activation))
+    x = (torch.randn(rows, 128) * 4).to(implementation.dtype)
     x[0, :4] = torch.tensor([0.0, 300.0, -300.0, 1e4])
     gate, up = x.double().chunk(2, dim=-1)
     active = (
@@ -179,25 +185,28 @@ def test_gated(hand: Hand, rows: int, activation: Any) -> None:
     )
     got = kernels.gated(x)
     assert bool(got.isfinite().all())
-    assert close(got, active * up, hand.error)
+    assert close(got, active * up, implementation.error)
 
 
 def make_batch(
     sequences: list[tuple[int, int]], seed: int = 0, shared: int = 0, width: int = 0, size: int = SIZE
 ) -> tuple[AttentionBatch, int]:
-    """(keys, query rows) for each sequence, its blocks scattered over a pool, the first `shared` blocks of all the
-    same. Tables are at least `width` wide. Returns also the pool's blocks."""
+    """Return a batch with (keys, query rows) for each sequence, and the number of blocks in the pool.
+
+    Blocks are scattered over the pool; the first `shared` blocks of all sequences are the same. Tables are at least
+    `width` wide.
+    """
     random = np.random.default_rng(seed)
     needed = [-(-length // size) for length, _ in sequences]
     total = shared + sum(max(0, count - shared) for count in needed)
     order = 1 + random.permutation(total)
     tables = np.zeros((len(sequences), max(*needed, width)), dtype=np.int32)
-    at = shared
+    position = shared
     for row, count in enumerate(needed):
         common = min(count, shared)
         tables[row, :common] = order[:common]
-        tables[row, common:count] = order[at : at + count - common]
-        at += count - common
+        tables[row, common:count] = order[position : position + count - common]
+        position += count - common
     positions = [np.arange(length - rows, length) for length, rows in sequences]
     slots = [tables[row, place // size] * size + place % size for row, place in enumerate(positions)]
     starts = np.cumsum([0, *(rows for _, rows in sequences)])
@@ -212,7 +221,7 @@ def make_batch(
 
 
 def rotate_exactly(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """x (rows, heads, d), angles (rows, rotated), float64."""
+    """Rotate x (rows, heads, d) by angles (rows, rotated), in float64."""
     cosine, sine = angles.unsqueeze(1).chunk(2, -1)
     rotated = angles.shape[-1]
     first, second = x[..., :rotated].chunk(2, -1)
@@ -222,7 +231,7 @@ def rotate_exactly(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 def attend_exactly(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shape: LayerShape, window: int = 0
 ) -> torch.Tensor:
-    """q (rows, heads, d), k and v (length, kv_heads, d), float64."""
+    """Return attention for q (rows, heads, d), k and v (length, kv_heads, d), in float64."""
     rows, group = len(q), q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * shape.scale
@@ -236,7 +245,7 @@ def attend_exactly(
 
 
 def check_attention(
-    hand: Hand,
+    implementation: Implementation,
     shape: LayerShape,
     sequences: list[tuple[int, int]],
     *,
@@ -244,8 +253,8 @@ def check_attention(
     head_norms: bool = False,
     size: int = SIZE,
 ) -> None:
-    """Writes every key through rope_and_store, as prefill does, then asks for the query rows."""
-    kernels, heads, kv_heads, d = hand.make(shape), shape.heads, shape.kv_heads, shape.head_size
+    """Write every key through rope_and_store, as prefill does, then compare attention of the query rows."""
+    kernels, heads, kv_heads, d = implementation.make(shape), shape.heads, shape.kv_heads, shape.head_size
     torch.manual_seed(len(sequences))
     _, blocks = make_batch(sequences, size=size)
     kv = kernels.new_kv(1, blocks)
@@ -254,7 +263,7 @@ def check_attention(
     rotary = rotary_table(Rope(shape.rotated, 10000.0, "default", {}), 512) if shape.rotated else None
     positions = Positions(rotary, *norms)
     whole, _ = make_batch([(length, length) for length, _ in sequences], size=size)
-    qkv = torch.randn(sum(length for length, _ in sequences), (heads + 2 * kv_heads) * d).to(hand.dtype)
+    qkv = torch.randn(sum(length for length, _ in sequences), (heads + 2 * kv_heads) * d).to(implementation.dtype)
     queries = kernels.rope_and_store(qkv, positions, keys, values, whole)
 
     q, k, v = qkv.double().view(len(qkv), -1, d).split((heads, kv_heads, kv_heads), dim=1)
@@ -267,22 +276,22 @@ def check_attention(
     if rotary is not None:
         angles = rotary.double()[whole.positions]
         q, k = rotate_exactly(q, angles), rotate_exactly(k, angles)
-    assert close(queries, q, hand.error)
+    assert close(queries, q, implementation.error)
 
     batch, _ = make_batch(sequences, size=size)
     ends = np.cumsum([length for length, _ in sequences])
-    asked = torch.cat([torch.arange(end - rows, end) for end, (_, rows) in zip(ends, sequences, strict=True)])
-    got = kernels.attention(queries[asked].contiguous(), keys, values, batch, window).view(-1, heads, d)
-    at = 0
+    requested = torch.cat([torch.arange(end - rows, end) for end, (_, rows) in zip(ends, sequences, strict=True)])
+    got = kernels.attention(queries[requested].contiguous(), keys, values, batch, window).view(-1, heads, d)
+    position = 0
     for end, (length, rows) in zip(ends, sequences, strict=True):
         if rows == 0:
             continue
         own = slice(end - length, end)
-        wanted = attend_exactly(
-            queries[end - rows : end].double(), k[own].to(hand.dtype).double(), v[own], shape, window
+        expected = attend_exactly(
+            queries[end - rows : end].double(), k[own].to(implementation.dtype).double(), v[own], shape, window
         )
-        assert close(got[at : at + rows], wanted, hand.error), sequences
-        at += rows
+        assert close(got[position : position + rows], expected, implementation.error), sequences
+        position += rows
 
 
 LENGTHS = [
@@ -298,8 +307,10 @@ LENGTHS = [
 @every_hand
 @pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 64), (8, 1, 32), (6, 2, 96), (4, 2, 128), (2, 1, 256)], ids=str)
 @pytest.mark.parametrize("sequences", LENGTHS)
-def test_attention(hand: Hand, heads: tuple[int, int, int], sequences: list[tuple[int, int]]) -> None:
-    check_attention(hand, layer_shape(*heads), sequences)
+def test_attention(
+    implementation: Implementation, heads: tuple[int, int, int], sequences: list[tuple[int, int]]
+) -> None:
+    check_attention(implementation, layer_shape(*heads), sequences)
 
 
 @every_hand
@@ -318,9 +329,9 @@ def test_attention(hand: Hand, heads: tuple[int, int, int], sequences: list[tupl
     ids=["itself alone", "window", "window of a segment", "soft cap", "all", "half rotated", "no positions"],
 )
 def test_attention_of_every_family(
-    hand: Hand, sequences: list[tuple[int, int]], shape: LayerShape, window: int, head_norms: bool
+    implementation: Implementation, sequences: list[tuple[int, int]], shape: LayerShape, window: int, head_norms: bool
 ) -> None:
-    check_attention(hand, shape, sequences, window=window, head_norms=head_norms)
+    check_attention(implementation, shape, sequences, window=window, head_norms=head_norms)
 
 
 @every_hand
@@ -336,16 +347,21 @@ def test_attention_of_every_family(
     head_size=st.sampled_from([32, 64, 96]),
     window=st.sampled_from([0, 0, 5, 64]),
 )
-def test_attention_over_any_batch(
-    hand: Hand, sequences: list[tuple[int, int]], kv_heads: int, group: int, head_size: int, window: int
+def test_attention_over_random_batches(
+    implementation: Implementation,
+    sequences: list[tuple[int, int]],
+    kv_heads: int,
+    group: int,
+    head_size: int,
+    window: int,
 ) -> None:
-    check_attention(hand, layer_shape(kv_heads * group, kv_heads, head_size), sequences, window=window)
+    check_attention(implementation, layer_shape(kv_heads * group, kv_heads, head_size), sequences, window=window)
 
 
 @every_c_hand
-def test_rows_do_not_depend_on_their_neighbours(hand: Hand) -> None:
-    """Bit for bit, as the C kernels promise."""
-    kernels = hand.make(layer_shape())
+def test_rows_do_not_depend_on_their_neighbours(implementation: Implementation) -> None:
+    """Compare bit for bit, as the C kernels guarantee."""
+    kernels = implementation.make(layer_shape())
     assert kernels.batch_invariant
     torch.manual_seed(1)
     packed = kernels.pack(torch.randn(96, 64).to(BF16))
@@ -355,8 +371,8 @@ def test_rows_do_not_depend_on_their_neighbours(hand: Hand) -> None:
         assert torch.equal(kernels.linear(x[:rows].contiguous(), packed), whole[:rows]), rows
 
 
-def alone(batch: AttentionBatch, index: int, row: int) -> AttentionBatch:
-    """One row of a sequence by itself, as decode does it."""
+def single_row(batch: AttentionBatch, index: int, row: int) -> AttentionBatch:
+    """Return one row of a sequence computed alone, as decode does."""
     length, starts = int(batch.lengths[index]), batch.query_starts
     rows = int(starts[index + 1] - starts[index])
     return AttentionBatch(
@@ -376,11 +392,11 @@ def alone(batch: AttentionBatch, index: int, row: int) -> AttentionBatch:
     window=st.sampled_from([0, 0, 100]),
     width=st.sampled_from([0, 40]),
 )
-def test_a_shared_prefix_changes_no_bit(
-    hand: Hand, lengths: list[tuple[int, int]], shared: int, window: int, width: int
+def test_shared_prefix_changes_no_bit(
+    implementation: Implementation, lengths: list[tuple[int, int]], shared: int, window: int, width: int
 ) -> None:
-    """Sequences that begin with the same blocks attend together, and each gets what it gets by itself."""
-    kernels = hand.make(layer_shape(6, 3, 64))
+    """Sequences that begin with the same blocks attend together, and each gets the same result as alone."""
+    kernels = implementation.make(layer_shape(6, 3, 64))
     sequences = [(length, min(length, max(1, rows - 8))) for length, rows in lengths]  # many have one row
     batch, blocks = make_batch(sequences, shared=shared, width=width)
     kv = kernels.new_kv(1, blocks)
@@ -392,17 +408,17 @@ def test_a_shared_prefix_changes_no_bit(
     starts = batch.query_starts.tolist()
     for index, (_, rows) in enumerate(sequences):
         for row in range(rows):
-            at = starts[index] + row
-            query = queries[at : at + 1].contiguous()
-            got = kernels.attention(query, kv.keys[0], kv.values[0], alone(batch, index, row), window)
-            assert torch.equal(got[0], whole[at])
+            position = starts[index] + row
+            query = queries[position : position + 1].contiguous()
+            got = kernels.attention(query, kv.keys[0], kv.values[0], single_row(batch, index, row), window)
+            assert torch.equal(got[0], whole[position])
 
 
 @every_c_hand
-def test_attention_by_blocks_is_attention(hand: Hand) -> None:
-    """A tree of prefixes: eight of all, three more of half, the rest their own, against float64."""
+def test_attention_over_a_prefix_tree(implementation: Implementation) -> None:
+    """Compare with float64: eight blocks of all rows, three more of half of them, the rest their own."""
     shape = layer_shape(6, 3, 64)
-    kernels = hand.make(shape)
+    kernels = implementation.make(shape)
     torch.manual_seed(4)
     tables = np.zeros((16, 24), dtype=np.int32)
     tables[:, :8] = np.arange(1, 9)
@@ -432,12 +448,14 @@ def test_attention_by_blocks_is_attention(hand: Hand) -> None:
     got = kernels.attention(queries, kv.keys[0], kv.values[0], batch).view(16, 6, 64)
     for row, length in enumerate(lengths):
         k, v = (t[torch.from_numpy(tables[row]).long()].flatten(0, 1)[:length].double() for t in (keys, values))
-        assert close(got[row : row + 1], attend_exactly(queries[row : row + 1].double(), k, v, shape), hand.error)
+        assert close(
+            got[row : row + 1], attend_exactly(queries[row : row + 1].double(), k, v, shape), implementation.error
+        )
 
 
 @every_hand
-def test_blocks_are_copied_whole(hand: Hand) -> None:
-    kv = hand.make(layer_shape()).new_kv(2, 4)
+def test_copy_blocks_copies_whole_blocks(implementation: Implementation) -> None:
+    kv = implementation.make(layer_shape()).new_kv(2, 4)
     kv.keys[1][2] = 3.0
     kv.values[0][2] = 4.0
     kv.copy_blocks([(2, 3)])
@@ -446,7 +464,7 @@ def test_blocks_are_copied_whole(hand: Hand) -> None:
     assert not kv.keys[0][3].any()
 
 
-def test_without_a_compiler_the_torch_kernels_run_and_say_so(
+def test_without_compiler_the_torch_kernels_run_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
@@ -457,11 +475,11 @@ def test_without_a_compiler_the_torch_kernels_run_and_say_so(
         select_kernels("cpu", layer_shape(), BF16, SIZE, tmp_path)
     with pytest.raises(EngineError, match="cannot run here"):
         select_kernels("auto", layer_shape(), BF16, SIZE, tmp_path, quantize="int8")
-    with pytest.raises(EngineError, match="do not quantise"):
+    with pytest.raises(EngineError, match="do not support quantization"):
         select_kernels("torch", layer_shape(), BF16, SIZE, tmp_path, quantize="int8")
 
 
-def test_a_compiler_that_fails_is_quoted(
+def test_error_quotes_a_failing_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler = tmp_path / "cc"
@@ -470,7 +488,7 @@ def test_a_compiler_that_fails_is_quoted(
     monkeypatch.setenv("CC", str(compiler))
     assert isinstance(select_kernels("auto", layer_shape(), BF16, SIZE, tmp_path), TorchKernels)
     assert "fatal error: no such header" in caplog.text
-    assert not list(tmp_path.glob("kernels/*")), "nothing half-built is left"
+    assert not list(tmp_path.glob("kernels/*")), "no partial build is left"
 
 
 @pytest.mark.parametrize(
@@ -481,61 +499,61 @@ def test_a_compiler_that_fails_is_quoted(
         (layer_shape(rotated=48), "of 32 where heads are rotated"),
     ],
 )
-def test_what_does_not_fit_the_c_kernels_runs_on_torch(
+def test_unsupported_shapes_run_on_torch(
     shape: LayerShape, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert isinstance(select_kernels("auto", shape, BF16, SIZE, tmp_path), TorchKernels)
     assert words in caplog.text
 
 
-def test_float32_is_the_torch_kernels_business(tmp_path: Path) -> None:
+def test_float32_runs_on_torch(tmp_path: Path) -> None:
     assert isinstance(select_kernels("auto", layer_shape(), F32, SIZE, tmp_path), TorchKernels)
 
 
-def test_matrix_tiles_that_are_wrong_are_not_used(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As an emulator may have them. The library is told to go without; a later load in this process is too."""
-    monkeypatch.setattr(CpuKernels, "_multiplies", lambda self: False)
-    flags = (*(TARGETS["emulated AMX"][0] or ()), "-DMYNA_TEST_OF_WRONG_TILES")  # a library of this test's own
+def test_wrong_amx_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Simulate an emulator with wrong AMX. The library stops using AMX, also in a later load in this process."""
+    monkeypatch.setattr(CpuKernels, "_amx_works", lambda self: False)
+    flags = (*(TARGETS["emulated AMX"][0] or ()), "-DMYNA_TEST_OF_WRONG_TILES")  # a separate library for this test
     kernels = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, target=flags)
-    assert "going without them" in caplog.text
+    assert "AMX gives wrong results" in caplog.text
     assert not kernels._library.myna_has_amx()
     x, weight = torch.randn(5, 64).to(BF16), torch.randn(32, 64).to(BF16)
     without = ("-march=native", "-mno-amx-bf16")
     plain = CpuKernels(Path(default_cache()), layer_shape(), BF16, SIZE, target=without)
     assert torch.equal(kernels.linear(x, kernels.pack(weight)), plain.linear(x, plain.pack(weight))), (
-        "now it is the same code"
+        "now both run the same code"
     )
 
 
 @pytest.mark.parametrize("size", [1, 4, 32])
 @pytest.mark.parametrize("sequences", LENGTHS)
-def test_blocks_of_other_sizes(size: int, sequences: list[tuple[int, int]]) -> None:
-    """Where the kernels take them; those in C refuse them."""
-    hand = Hand(lambda shape: TorchKernels(shape, F32, size), F32, 1e-5)
-    check_attention(hand, layer_shape(), sequences, size=size)
-    with pytest.raises(Unavailable, match="blocks of 16"):
+def test_other_block_sizes(size: int, sequences: list[tuple[int, int]]) -> None:
+    """Check the kernels that support them; the C kernels reject them."""
+    implementation = Implementation(lambda shape: TorchKernels(shape, F32, size), F32, 1e-5)
+    check_attention(implementation, layer_shape(), sequences, size=size)
+    with pytest.raises(KernelsUnavailable, match="blocks of 16"):
         CpuKernels(Path(default_cache()), layer_shape(), BF16, size)
 
 
 @every_hand
-def test_inputs_may_have_strides(hand: Hand) -> None:
-    """The same result as without; of torch, to rounding."""
-    kernels = hand.make(layer_shape())
+def test_strided_inputs(implementation: Implementation) -> None:
+    """Compare with contiguous inputs; torch's results are equal up to rounding."""
+    kernels = implementation.make(layer_shape())
 
     def same(left: torch.Tensor, right: torch.Tensor) -> bool:
-        return torch.equal(left, right) if kernels.batch_invariant else close(left, right.double(), hand.error)
+        return (
+            torch.equal(left, right) if kernels.batch_invariant else close(left, right.double(), implementation.error)
+        )
 
     torch.manual_seed(5)
-    x = torch.randn(9, 256).to(hand.dtype)[:, ::2]
-    packed = kernels.pack(torch.randn(32, 128).to(hand.dtype))
+    x = torch.randn(9, 256).to(implementation.dtype)[:, ::2]
+    packed = kernels.pack(torch.randn(32, 128).to(implementation.dtype))
     assert same(kernels.linear(x, packed), kernels.linear(x.contiguous(), packed))
     assert same(kernels.gated(x), kernels.gated(x.contiguous()))
     batch, blocks = make_batch([(9, 9)])
     rotary = rotary_table(Rope(64, 10000.0, "default", {}), 16)
     answers = []
-    qkv = torch.randn(9, 2 * 8 * 64).to(hand.dtype)[:, ::2]
+    qkv = torch.randn(9, 2 * 8 * 64).to(implementation.dtype)[:, ::2]
     for rows in (qkv, qkv.contiguous()):
         kv = kernels.new_kv(1, blocks)
         queries = kernels.rope_and_store(rows, Positions(rotary), kv.keys[0], kv.values[0], batch)
@@ -545,13 +563,13 @@ def test_inputs_may_have_strides(hand: Hand) -> None:
     assert same(*answers)
 
 
-def test_keys_and_values_in_8_bits_are_rounded_and_bounded() -> None:
-    """What was kept is what is attended over: attention is exact over the rounded numbers."""
+def test_fp8_kv_is_rounded_and_clamped() -> None:
+    """Attention is exact over the rounded numbers."""
     torch.manual_seed(3)
     shape = layer_shape()
     kernels, plain = TorchKernels(shape, F32, SIZE, torch.float8_e4m3fn), TorchKernels(shape, F32, SIZE)
     qkv = torch.randn(20, 8 * 64)
-    qkv[5, 4 * 64] = 1000.0  # more than 8 bits hold
+    qkv[5, 4 * 64] = 1000.0  # larger than FP8 holds
     batch = AttentionBatch(
         positions=torch.arange(20),
         slots=torch.arange(20) + SIZE,
@@ -571,6 +589,6 @@ def test_keys_and_values_in_8_bits_are_rounded_and_bounded() -> None:
     assert torch.equal(got, plain.attention(queries, own.keys[0], own.values[0], batch))
 
 
-def test_the_kernels_in_c_keep_nothing_in_8_bits() -> None:
-    with pytest.raises(EngineError, match="no KV in 8 bits"):
+def test_c_kernels_reject_fp8_kv() -> None:
+    with pytest.raises(EngineError, match="8-bit KV cache"):
         select_kernels("auto", layer_shape(), BF16, SIZE, Path(default_cache()), kv_dtype="fp8")

@@ -1,4 +1,4 @@
-"""engine/kv/cache.py and engine/sequence.py, against a model that remembers what every slot holds."""
+"""Tests of engine/kv/cache.py and engine/sequence.py against a model that remembers the content of every slot."""
 
 import pytest
 from hypothesis import settings
@@ -7,35 +7,35 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from engine.kv.cache import SCRATCH, KVCache
 from engine.scheduler import StepScheduler
-from engine.sequence import Context
+from engine.sequence import TokenSequence
 
 BLOCKS, SIZE = 12, 4
 
 
-class Paging(RuleBasedStateMachine):
-    """Contexts that fill, fork, go on, are preempted and freed in a pool too small for them.
+class PagedSequences(RuleBasedStateMachine):
+    """Sequences that fill, fork, continue, and are preempted and freed, in a pool too small for them.
 
-    The slow model is a dictionary from slot to the text up to and with the token whose KV stands there: what a
-    real KV entry depends on. Every context must find its own text in its slots, whatever was shared or copied.
+    The model is a dictionary from slot to the text up to the token whose KV is there: a real KV entry depends on just
+    that. Every sequence must find its own text in its slots, whatever was shared or copied.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.cache = KVCache(BLOCKS, SIZE)
-        self.planner = StepScheduler(self.cache, step_tokens=10, max_batch=4)
-        self.contexts: dict[int, Context] = {}
+        self.scheduler = StepScheduler(self.cache, step_tokens=10, max_batch=4)
+        self.sequences: dict[int, TokenSequence] = {}
         self.slots: dict[int, tuple[int, ...]] = {}
         self.next_id = 0
 
-    def _fill(self, context: Context, tokens: list[int]) -> None:
-        context.tokens.extend(tokens[: self.cache.capacity - len(context.tokens)])
-        context.fills.append(len(context.tokens))
+    def _fill(self, sequence: TokenSequence, tokens: list[int]) -> None:
+        sequence.tokens.extend(tokens[: self.cache.capacity - len(sequence.tokens)])
+        sequence.pending_fills.append(len(sequence.tokens))
 
-    def _new(self, scope: str, rank: float) -> Context:
+    def _new(self, scope: str, rank: float) -> TokenSequence:
         self.next_id += 1
-        context = Context(self.next_id, self.cache, scope, rank, self.next_id)
-        self.contexts[self.next_id] = context
-        return context
+        sequence = TokenSequence(self.next_id, self.cache, scope, rank, self.next_id)
+        self.sequences[self.next_id] = sequence
+        return sequence
 
     @rule(
         tokens=st.lists(st.integers(0, 1), min_size=1, max_size=14), scope=st.sampled_from("ab"), rank=st.floats(0, 3)
@@ -43,12 +43,12 @@ class Paging(RuleBasedStateMachine):
     def begin(self, tokens: list[int], scope: str, rank: float) -> None:
         self._fill(self._new(scope, rank), tokens)
 
-    @precondition(lambda self: self.contexts)
+    @precondition(lambda self: self.sequences)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9))
-    def go_on(self, data: st.DataObject, tokens: list[int]) -> None:
+    def continue_text(self, data: st.DataObject, tokens: list[int]) -> None:
         self._fill(self._any(data), tokens)
 
-    @precondition(lambda self: self.contexts)
+    @precondition(lambda self: self.sequences)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), max_size=5))
     def fork(self, data: st.DataObject, tokens: list[int]) -> None:
         parent = self._any(data)
@@ -56,171 +56,173 @@ class Paging(RuleBasedStateMachine):
         child.fork_from(parent)
         self._fill(child, tokens)
 
-    @precondition(lambda self: self.contexts)
+    @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def free(self, data: st.DataObject) -> None:
-        context = self._any(data)
-        context.free()
-        del self.contexts[context.id]
+        sequence = self._any(data)
+        sequence.free()
+        del self.sequences[sequence.id]
 
-    @precondition(lambda self: self.contexts)
+    @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def preempt(self, data: st.DataObject) -> None:
         self._any(data).drop_blocks()
 
     @rule(fails=st.booleans())
     def step(self, fails: bool) -> None:
-        plan = self.planner.plan(self.contexts.values())
+        plan = self.scheduler.plan(self.sequences.values())
         assert plan.rows <= 10
-        work = any(context.has_work for context in self.contexts.values())
-        assert bool(plan.chunks) == work, "work was left lying, or done where there was none"
+        work = any(sequence.has_work for sequence in self.sequences.values())
+        assert bool(plan.chunks) == work, "the plan is empty although there is work, or the reverse"
         for source, target in plan.copies:
             for inside in range(SIZE):
                 if source * SIZE + inside in self.slots:
                     self.slots[target * SIZE + inside] = self.slots[source * SIZE + inside]
-        written = [_slot(chunk.context, at) for chunk in plan.chunks for at in range(chunk.start, chunk.end)]
+        written = [_slot(chunk.sequence, index) for chunk in plan.chunks for index in range(chunk.start, chunk.end)]
         assert len(set(written)) == len(written), "two rows write to one slot"
         assert all(slot >= (SCRATCH + 1) * SIZE for slot in written)
         if fails:
             for chunk in reversed(plan.chunks):
-                chunk.context.abort()
-                chunk.context.free()
-                del self.contexts[chunk.context.id]
+                chunk.sequence.abort()
+                chunk.sequence.free()
+                del self.sequences[chunk.sequence.id]
             return
         for chunk in plan.chunks:
-            for at in range(chunk.start, chunk.end):
-                self.slots[_slot(chunk.context, at)] = self._text(chunk.context, at)
+            for index in range(chunk.start, chunk.end):
+                self.slots[_slot(chunk.sequence, index)] = self._text(chunk.sequence, index)
         for chunk in plan.chunks:
-            chunk.context.commit(chunk.end)
-            chunk.context.settle_fills()
+            chunk.sequence.commit(chunk.end)
+            chunk.sequence.finish_fills()
 
-    def _any(self, data: st.DataObject) -> Context:
-        return self.contexts[data.draw(st.sampled_from(sorted(self.contexts)))]
+    def _any(self, data: st.DataObject) -> TokenSequence:
+        return self.sequences[data.draw(st.sampled_from(sorted(self.sequences)))]
 
-    def _text(self, context: Context, at: int) -> tuple[int, ...]:
-        return (ord(context.scope), *context.tokens[: at + 1])
-
-    @invariant()
-    def counts_add_up(self) -> None:
-        self.cache.check_integrity([context.blocks for context in self.contexts.values()])
+    def _text(self, sequence: TokenSequence, index: int) -> tuple[int, ...]:
+        return (ord(sequence.scope), *sequence.tokens[: index + 1])
 
     @invariant()
-    def every_context_finds_its_own_text(self) -> None:
-        for context in self.contexts.values():
-            for at in range(context.computed):
-                assert self.slots[_slot(context, at)] == self._text(context, at)
+    def cache_is_consistent(self) -> None:
+        self.cache.check_integrity([sequence.blocks for sequence in self.sequences.values()])
+
+    @invariant()
+    def each_sequence_finds_its_own_text(self) -> None:
+        for sequence in self.sequences.values():
+            for index in range(sequence.computed):
+                assert self.slots[_slot(sequence, index)] == self._text(sequence, index)
 
     def teardown(self) -> None:
-        for context in self.contexts.values():
-            context.free()
+        for sequence in self.sequences.values():
+            sequence.free()
         self.cache.check_integrity([])
         assert self.cache.available == BLOCKS - 1, "a block was lost"
 
 
-def _slot(context: Context, position: int) -> int:
-    """Where the KV of a position lies, in tokens from the start of the pool."""
-    return context.blocks[position // SIZE] * SIZE + position % SIZE
+def _slot(sequence: TokenSequence, position: int) -> int:
+    """Return where the KV of a position is, in tokens from the start of the pool."""
+    return sequence.blocks[position // SIZE] * SIZE + position % SIZE
 
 
-TestPaging = Paging.TestCase
+TestPaging = PagedSequences.TestCase
 TestPaging.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-def compute(context: Context) -> int:
-    """Runs a context's whole fill by itself. Returns how many tokens were computed rather than found."""
-    context.fills.append(len(context.tokens))
-    context.adopt_cached()
-    found = context.computed
-    assert context.reserve(len(context.tokens)) is not None
-    context.announce(len(context.tokens))
-    context.commit(len(context.tokens))
-    return len(context.tokens) - found
+def compute(sequence: TokenSequence) -> int:
+    """Run a sequence's whole fill. Return how many tokens were computed rather than found."""
+    sequence.pending_fills.append(len(sequence.tokens))
+    sequence.adopt_cached()
+    found = sequence.computed
+    assert sequence.reserve(len(sequence.tokens)) is not None
+    sequence.announce(len(sequence.tokens))
+    sequence.commit(len(sequence.tokens))
+    return len(sequence.tokens) - found
 
 
-def context_with(cache: KVCache, tokens: list[int], scope: str = "") -> Context:
-    context = Context(1, cache, scope, 0.0, 1)
-    context.tokens.extend(tokens)
-    return context
+def filled_sequence(cache: KVCache, tokens: list[int], scope: str = "") -> TokenSequence:
+    sequence = TokenSequence(1, cache, scope, 0.0, 1)
+    sequence.tokens.extend(tokens)
+    return sequence
 
 
-def test_equal_prefixes_are_found_in_full_blocks() -> None:
+def test_equal_prefixes_share_full_blocks() -> None:
     cache = KVCache(BLOCKS, SIZE)
-    assert compute(context_with(cache, list(range(10)))) == 10
-    assert compute(context_with(cache, [*range(9), 99])) == 2, "two full blocks of four were there"
+    assert compute(filled_sequence(cache, list(range(10)))) == 10
+    assert compute(filled_sequence(cache, [*range(9), 99])) == 2, "two full blocks of four were cached"
 
 
-def test_scopes_share_nothing() -> None:
+def test_scopes_share_no_blocks() -> None:
     cache = KVCache(BLOCKS, SIZE)
-    compute(context_with(cache, list(range(8)), "one"))
-    assert compute(context_with(cache, list(range(8)), "two")) == 8
+    compute(filled_sequence(cache, list(range(8)), "one"))
+    assert compute(filled_sequence(cache, list(range(8)), "two")) == 8
 
 
-def test_sharing_can_be_switched_off() -> None:
+def test_prefix_sharing_can_be_disabled() -> None:
     cache = KVCache(BLOCKS, SIZE, sharing=False)
-    compute(context_with(cache, list(range(8))))
-    assert compute(context_with(cache, list(range(8)))) == 8
+    compute(filled_sequence(cache, list(range(8))))
+    assert compute(filled_sequence(cache, list(range(8)))) == 8
 
 
-def test_the_block_used_longest_ago_goes_first() -> None:
+def test_least_recently_used_block_is_evicted_first() -> None:
     cache = KVCache(1 + 2, SIZE)
-    old, recent = context_with(cache, [1] * SIZE), context_with(cache, [2] * SIZE)
-    for context in (old, recent):
-        compute(context)
-        context.free()
-    compute(context_with(cache, [3] * SIZE))
-    assert compute(context_with(cache, [2] * SIZE)) == 0
+    old, recent = filled_sequence(cache, [1] * SIZE), filled_sequence(cache, [2] * SIZE)
+    for sequence in (old, recent):
+        compute(sequence)
+        sequence.free()
+    compute(filled_sequence(cache, [3] * SIZE))
+    assert compute(filled_sequence(cache, [2] * SIZE)) == 0
     assert cache.available == 0
 
 
-def test_what_somebody_will_come_back_for_goes_last_and_the_most_urgent_at_the_very_end() -> None:
+def test_blocks_of_preempted_sequences_are_evicted_last_by_rank() -> None:
     cache = KVCache(1 + 3, SIZE)
-    urgent, patient, done = (context_with(cache, [at] * SIZE) for at in range(3))
+    urgent, patient, done = (filled_sequence(cache, [index] * SIZE) for index in range(3))
     patient.rank = 5.0
-    for context in (urgent, patient, done):
-        compute(context)
+    for sequence in (urgent, patient, done):
+        compute(sequence)
     urgent.drop_blocks()
     patient.drop_blocks()
-    done.free()  # the last one, and yet it goes first
+    done.free()  # released last, but evicted first
     kept = [(1, 2), (1,), ()]
     for new, left in enumerate(kept):
-        compute(context_with(cache, [10 + new] * SIZE))
-        there = [at for at in range(3) if cache.child(cache.root(""), (at,) * SIZE) is not None]
+        compute(filled_sequence(cache, [10 + new] * SIZE))
+        there = [index for index in range(3) if cache.child(cache.root(""), (index,) * SIZE) is not None]
         assert there == {(1, 2): [0, 1], (1,): [0], (): []}[left]
 
 
-def test_a_context_that_ended_after_all_is_waited_for_no_more() -> None:
+def test_blocks_of_an_ended_sequence_are_not_retained_for_it() -> None:
     cache = KVCache(1 + 2, SIZE)
-    ended, later = context_with(cache, [1] * SIZE), context_with(cache, [2] * SIZE)
-    for context in (ended, later):
-        compute(context)
+    ended, later = filled_sequence(cache, [1] * SIZE), filled_sequence(cache, [2] * SIZE)
+    for sequence in (ended, later):
+        compute(sequence)
     ended.drop_blocks()
     later.free()
     ended.free()
-    compute(context_with(cache, [3] * SIZE))
-    assert compute(context_with(cache, [2] * SIZE)) == 0, "the other one, which was used before, has gone"
+    compute(filled_sequence(cache, [3] * SIZE))
+    assert compute(filled_sequence(cache, [2] * SIZE)) == 0, (
+        "the block of the ended sequence, which was used before, is evicted"
+    )
 
 
-def test_why_a_prompt_was_not_there() -> None:
+def test_cache_miss_reasons() -> None:
     cache = KVCache(1 + 6, SIZE)
 
     def missed(tokens: list[int], scope: str = "") -> dict[str, int]:
-        context = context_with(cache, tokens, scope)
-        context.filled = len(tokens)
-        compute(context)
-        context.free()
-        return context.settle_missed()
+        sequence = filled_sequence(cache, tokens, scope)
+        sequence.fill_tokens = len(tokens)
+        compute(sequence)
+        sequence.free()
+        return sequence.take_misses()
 
     assert missed([1] * 8) == {"never_seen": 8}
     assert missed([1] * 8) == {}
     assert missed([*[1] * 4, *[2] * 4]) == {"diverged": 4}
     assert missed([1] * 10) == {"part_of_a_block": 2}
     assert missed([1] * 8, "another") == {"other_key": 8}
-    assert missed(list(range(24))) == {"never_seen": 24}, "takes all room"
+    assert missed(list(range(24))) == {"never_seen": 24}, "fills the pool"
     assert missed([1] * 8) == {"evicted": 8}
     cache = KVCache(BLOCKS, SIZE, sharing=False)
     assert missed([1] * 8) == {"sharing_off": 8}
 
 
-def test_a_pool_needs_room() -> None:
+def test_pool_needs_two_blocks() -> None:
     with pytest.raises(ValueError, match="at least two"):
         KVCache(1, SIZE)

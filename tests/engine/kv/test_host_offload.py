@@ -1,4 +1,4 @@
-"""engine/kv/host_offload.py and what carries its copies out: KV that left the pool comes back as it was."""
+"""Tests of engine/kv/host_offload.py and of the copies: KV that left the pool returns unchanged."""
 
 from pathlib import Path
 
@@ -13,80 +13,80 @@ from engine.kv.host_offload import HostOffload, Swaps
 from tests.checkpoints import write_tiny
 
 
-def test_what_was_used_longest_ago_makes_room() -> None:
-    shelf = HostOffload(2)
+def test_least_recently_used_slot_is_reused() -> None:
+    host_offload = HostOffload(2)
     for path in (1, 2):
-        shelf.keep(path, (path,), 0, block=10 + path)
-    shelf.bring(1, 5)
-    shelf.take()
-    shelf.keep(3, (3,), 0, block=13)
-    assert [shelf.has(path, (path,), 0) for path in (1, 2, 3)] == [True, False, True]
-    assert not shelf.has(1, (9,), 0), "other tokens of the same digest"
-    assert not shelf.has(1, (1,), 7), "and other tokens before them"
+        host_offload.store(path, (path,), 0, block=10 + path)
+    host_offload.load(1, 5)
+    host_offload.take_swaps()
+    host_offload.store(3, (3,), 0, block=13)
+    assert [host_offload.has(path, (path,), 0) for path in (1, 2, 3)] == [True, False, True]
+    assert not host_offload.has(1, (9,), 0), "other tokens with the same digest"
+    assert not host_offload.has(1, (1,), 7), "other tokens before them"
 
 
-def test_a_slot_that_is_to_be_read_is_not_written() -> None:
-    shelf = HostOffload(1)
-    shelf.keep(1, (1,), 0, block=11)
-    shelf.take()
-    shelf.bring(1, 5)
-    shelf.keep(2, (2,), 0, block=12)
-    assert shelf.take() == Swaps([], [(0, 5)]), "what has no room is given up"
-    shelf.keep(2, (2,), 0, block=12)
-    assert shelf.take() == Swaps([(12, 0)], [])
+def test_slot_with_a_pending_load_is_not_overwritten() -> None:
+    host_offload = HostOffload(1)
+    host_offload.store(1, (1,), 0, block=11)
+    host_offload.take_swaps()
+    host_offload.load(1, 5)
+    host_offload.store(2, (2,), 0, block=12)
+    assert host_offload.take_swaps() == Swaps([], [(0, 5)]), "a block without room is dropped"
+    host_offload.store(2, (2,), 0, block=12)
+    assert host_offload.take_swaps() == Swaps([(12, 0)], [])
 
 
-def test_a_shelf_without_slots_keeps_nothing() -> None:
-    shelf = HostOffload(0)
-    shelf.keep(1, (1,), 0, block=11)
-    assert not len(shelf)
-    assert shelf.take() == Swaps([], [])
+def test_offload_without_slots_stores_nothing() -> None:
+    host_offload = HostOffload(0)
+    host_offload.store(1, (1,), 0, block=11)
+    assert not len(host_offload)
+    assert host_offload.take_swaps() == Swaps([], [])
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
         st.one_of(
-            st.tuples(st.just("keep"), st.integers(0, 9), st.integers(1, 6)),
-            st.tuples(st.just("bring"), st.integers(0, 9), st.integers(1, 6)),
+            st.tuples(st.just("store"), st.integers(0, 9), st.integers(1, 6)),
+            st.tuples(st.just("load"), st.integers(0, 9), st.integers(1, 6)),
             st.tuples(st.just("take"), st.just(0), st.just(0)),
         ),
         max_size=80,
     ),
     st.integers(0, 4),
 )
-def test_what_comes_back_is_what_was_there(operations: list[tuple[str, int, int]], slots: int) -> None:
-    """Against a pool and slots that are dictionaries: what a block holds is the path that was read into it."""
-    shelf = HostOffload(slots)
+def test_loaded_blocks_equal_the_stored_ones(operations: list[tuple[str, int, int]], slots: int) -> None:
+    """Compare with a pool and slots that are dictionaries: a block holds the path that was computed into it."""
+    host_offload = HostOffload(slots)
     meant: dict[int, int] = {}
     pool: dict[int, int] = {}
     host: dict[int, int] = {}
 
-    def carry_out() -> None:
-        swaps = shelf.take()
+    def make_copies() -> None:
+        swaps = host_offload.take_swaps()
         for block, slot in swaps.outs:
             host[slot] = pool[block]
         for slot, block in swaps.ins:
             pool[block] = host[slot]
 
     for kind, path, block in operations:
-        if kind == "keep" and block not in meant:
-            carry_out()  # the block was computed in an earlier step
+        if kind == "store" and block not in meant:
+            make_copies()  # the block was computed in an earlier step
             pool[block] = path
-            shelf.keep(path, (path,), 0, block)
-        elif kind == "bring" and shelf.has(path, (path,), 0) and block not in meant:
+            host_offload.store(path, (path,), 0, block)
+        elif kind == "load" and host_offload.has(path, (path,), 0) and block not in meant:
             meant[block] = path
-            shelf.bring(path, block)
+            host_offload.load(path, block)
         elif kind == "take":
-            carry_out()
-            for at, wanted in meant.items():
-                assert pool[at] == wanted
+            make_copies()
+            for index, expected in meant.items():
+                assert pool[index] == expected
             meant.clear()
-        assert len(shelf) <= slots
+        assert len(host_offload) <= slots
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
-def test_blocks_go_out_before_others_come_in(dtype: torch.dtype) -> None:
+def test_blocks_are_stored_before_others_are_loaded(dtype: torch.dtype) -> None:
     kv = KVTensors.zeros(3, (6, 2, 16, 8), dtype)
     for layer in (*kv.keys, *kv.values):
         layer[:] = torch.randn(layer.shape).to(dtype)
@@ -101,9 +101,9 @@ def test_blocks_go_out_before_others_come_in(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("overlap", ["on", "off"])
-def test_a_prompt_that_left_the_pool_is_not_computed_again(tmp_path: Path, overlap: str) -> None:
+def test_offloaded_prompt_is_not_recomputed(tmp_path: Path, overlap: str) -> None:
     write_tiny(tmp_path, window=256)
-    told = []
+    answers = []
     for host in (0, 512):
         engine = Engine(
             EngineConfig(
@@ -117,19 +117,19 @@ def test_a_prompt_that_left_the_pool_is_not_computed_again(tmp_path: Path, overl
         )
         found, texts = [], []
         for turn in range(6):
-            tokens = [20 + (turn % 3) * 40 + at % 37 for at in range(110)]  # three prompts, of which one fits
+            tokens = [20 + (turn % 3) * 40 + index % 37 for index in range(110)]  # three prompts; one fits
             engine.fill(turn, tokens)
             engine.generate(turn, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
-            said: list[int] = []
+            outputs: list[int] = []
             while engine.has_work:
                 for update in engine.step():
-                    said += update.tokens
+                    outputs += update.tokens
                     if update.filled is not None:
                         found.append(update.cached)
                 engine.check_integrity()
-            texts.append(said)
+            texts.append(outputs)
             engine.free_context(turn)
-        told.append(texts)
+        answers.append(texts)
         assert found[3:] == ([96, 96, 96] if host else [0, 0, 0])
-    assert told[0] == told[1]
-    assert told[0][:3] == told[0][3:]
+    assert answers[0] == answers[1]
+    assert answers[0][:3] == answers[0][3:]

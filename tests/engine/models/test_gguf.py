@@ -1,4 +1,5 @@
-"""engine/models/gguf*.py: files written with the gguf package, held against transformers and sentencepiece."""
+"""Tests of engine/models/gguf*.py: files written with the gguf package, compared with transformers and
+sentencepiece."""
 
 import json
 from pathlib import Path
@@ -15,11 +16,11 @@ from engine.errors import CheckpointError
 from engine.models.fetch import checkpoint_folder
 from engine.tokenizer import Tokenizer
 from tests.checkpoints import write_tiny
-from tests.engine.models.test_families import PROMPT, own_logits, reference
+from tests.engine.models.test_families import PROMPT, engine_logits, reference
 
 
 def write(path: Path, architecture: str = "llama", tokenizer: str = "gpt2") -> Path:
-    """A GGUF file with one layer, cut short where the test needs no more."""
+    """Write a GGUF file with one layer, without tensors that the test does not need."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -43,21 +44,21 @@ def write(path: Path, architecture: str = "llama", tokenizer: str = "gpt2") -> P
     return path
 
 
-def test_a_file_becomes_a_checkpoint_folder_once(tmp_path: Path) -> None:
+def test_gguf_file_is_converted_once(tmp_path: Path) -> None:
     file = write(tmp_path / "small.gguf")
     folder = checkpoint_folder(str(file), tmp_path, torch.float32)
-    made = (folder / "model.safetensors").stat().st_mtime_ns
+    created = (folder / "model.safetensors").stat().st_mtime_ns
     assert checkpoint_folder(str(file), tmp_path, torch.float32) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert (folder / "model.safetensors").stat().st_mtime_ns == created
     assert checkpoint_folder(str(file), tmp_path, torch.bfloat16) != folder
     assert [path.name for path in (tmp_path / "converted").iterdir() if path.name.startswith(".")] == []
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["rms_norm_eps"] == 1e-5
-    assert config["tie_word_embeddings"] is True, "there is no output.weight"
+    assert config["tie_word_embeddings"] is True, "the file has no output.weight"
 
 
-def test_rotary_halves_come_back_in_order(tmp_path: Path) -> None:
+def test_rotary_halves_are_deinterleaved(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     folder = checkpoint_folder(str(write(tmp_path / "small.gguf")), tmp_path, torch.float32)
@@ -70,12 +71,12 @@ def test_rotary_halves_come_back_in_order(tmp_path: Path) -> None:
     ("arguments", "words"),
     [({"architecture": "mamba"}, "architecture 'mamba'"), ({"tokenizer": "t5"}, "tokenizer of kind 't5'")],
 )
-def test_what_is_not_supported_is_named(tmp_path: Path, arguments: dict[str, str], words: str) -> None:
+def test_unsupported_gguf_is_named(tmp_path: Path, arguments: dict[str, str], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         checkpoint_folder(str(write(tmp_path / "odd.gguf", **arguments)), tmp_path, torch.float32)
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+def test_invalid_gguf_file_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "wrong.gguf"
     file.write_bytes(b"this is not a model" * 10)
     with pytest.raises(CheckpointError, match="cannot be read as GGUF"):
@@ -100,13 +101,13 @@ ARCHITECTURES = {
 
 
 def interleaved(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """As llama.cpp's converter writes queries and keys of its own rotary order."""
+    """Return queries or keys in llama.cpp's own rotary order, as its converter writes them."""
     half = len(weight) // heads // 2
     return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def blocks_of(kind: gguf.GGMLQuantizationType, shape: tuple[int, ...], random: np.random.Generator) -> Any:
-    """Random data of a kind that the package reads but does not write; its scales are small numbers."""
+    """Return random data of a quantization that the package reads but does not write; its scales are small numbers."""
     size, stored = gguf.GGML_QUANT_SIZES[kind]
     data = random.integers(0, 256, (shape[0], shape[1] // size, stored), dtype=np.uint8)
     scale = np.frombuffer(np.float16(2e-4).tobytes(), dtype=np.uint8)
@@ -117,8 +118,11 @@ def blocks_of(kind: gguf.GGMLQuantizationType, shape: tuple[int, ...], random: n
 
 
 def write_family(folder: Path, name: str, kind: gguf.GGMLQuantizationType) -> dict[str, torch.Tensor]:
-    """Writes folder/model.gguf out of the checkpoint in `folder`, as llama.cpp's converter would, with its matrices
-    in `kind`. Returns the weights that such a file holds, by their names in the checkpoint."""
+    """Write folder/model.gguf from the checkpoint in `folder`, as llama.cpp's converter would, with its matrices in
+    `kind`.
+
+    Returns the weights that such a file holds, by their names in the checkpoint.
+    """
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text())
@@ -208,27 +212,27 @@ def write_family(folder: Path, name: str, kind: gguf.GGMLQuantizationType) -> di
 
 
 def check(folder: Path, cache: Path, held: dict[str, torch.Tensor]) -> None:
-    """The file's model, converted and run by the engine, is transformers' model with the same weights."""
+    """Check that the converted file, run by the engine, equals transformers' model with the same weights."""
     model = reference(folder)
     model.load_state_dict(held, strict=False)
     with torch.no_grad():
-        wanted = model(torch.tensor([PROMPT])).logits[0]
+        expected = model(torch.tensor([PROMPT])).logits[0]
     config = EngineConfig(
         model=str(folder / "model.gguf"), cache=str(cache), dtype="float32", kv_tokens=512, prefix_sharing=False
     )
-    got = own_logits(Engine(config), PROMPT)
-    assert torch.allclose(got, wanted, atol=1e-3 * float(wanted.abs().max())), float((got - wanted).abs().max())
+    got = engine_logits(Engine(config), PROMPT)
+    assert torch.allclose(got, expected, atol=1e-3 * float(expected.abs().max())), float((got - expected).abs().max())
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_every_family_from_gguf_is_transformers(tmp_path: Path, family: str) -> None:
+def test_every_gguf_family_equals_transformers(tmp_path: Path, family: str) -> None:
     name, config = ARCHITECTURES[family]
     folder = write_tiny(tmp_path / "model", family, **config)
     check(folder, tmp_path, write_family(folder, name, gguf.GGMLQuantizationType.F16))
 
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"])
-def test_every_kind_of_quantised_weight(tmp_path: Path, kind: str) -> None:
+def test_every_gguf_quantization(tmp_path: Path, kind: str) -> None:
     folder = write_tiny(tmp_path / "model", "Qwen3", hidden_size=256, intermediate_size=256, num_attention_heads=8)
     check(folder, tmp_path, write_family(folder, "qwen3", gguf.GGMLQuantizationType[kind]))
 
@@ -243,7 +247,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-def test_a_sentencepiece_vocabulary_cuts_text_as_sentencepiece_does(tmp_path: Path, prefix: bool) -> None:
+def test_sentencepiece_vocabulary_tokenises_like_sentencepiece(tmp_path: Path, prefix: bool) -> None:
     import sentencepiece
 
     corpus = tmp_path / "corpus.txt"
@@ -289,7 +293,7 @@ def test_a_sentencepiece_vocabulary_cuts_text_as_sentencepiece_does(tmp_path: Pa
     tokenizer = Tokenizer(checkpoint_folder(str(tmp_path / "spm.gguf"), tmp_path, torch.float32))
     for text in TEXTS:
         assert tokenizer.encode(text, after="nothing") == model.encode(text), text
-        assert tokenizer.decode(tokenizer.encode(text)) == text, "in the middle of a text nothing is put before it"
+        assert tokenizer.decode(tokenizer.encode(text)) == text, "in the middle of a text no space is added"
     assert tokenizer.encode_template("<s>The fox</s>fox") == [
         model.bos_id(), *model.encode("The fox"), model.eos_id(), *model.encode("fox")
     ]  # fmt: skip
@@ -298,7 +302,7 @@ def test_a_sentencepiece_vocabulary_cuts_text_as_sentencepiece_does(tmp_path: Pa
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "gpt-4o", "tekken"])
-def test_every_way_to_cut_a_text_loses_nothing(tmp_path: Path, pre: str) -> None:
+def test_every_pre_tokenizer_round_trips(tmp_path: Path, pre: str) -> None:
     from tokenizers.decoders import ByteLevel
 
     from engine.models.gguf_tokenizer import _PRE_TOKENIZERS

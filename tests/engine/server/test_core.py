@@ -1,4 +1,4 @@
-"""engine/server/core.py: several gateways at one engine, without a network between."""
+"""Tests of engine/server/core.py: several gateways on one engine, without a network."""
 
 import threading
 import time
@@ -9,16 +9,16 @@ import pytest
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, Step, Update
-from engine.server.core import EngineServer, Link
+from engine.server.core import Connection, EngineServer
 from tests.checkpoints import write_tiny_llama
 
 
-class Gateway:
-    """What one is told, in order."""
+class FakeGateway:
+    """Records the reports to a gateway, in order."""
 
-    def __init__(self, hub: EngineServer) -> None:
-        self._hub = hub
-        self.link = Link(self)
+    def __init__(self, server: EngineServer) -> None:
+        self._hub = server
+        self.connection = Connection(self)
         self.steps: list[Step] = []
 
     def send(self, report: Report) -> None:
@@ -27,7 +27,7 @@ class Gateway:
 
     def post(self, *commands: Command | None) -> None:
         for command in commands:
-            self._hub.post(self.link, None if command is None else [command])
+            self._hub.post(self.connection, None if command is None else [command])
 
     def updates(self, context: int) -> list[Update]:
         return [update for step in list(self.steps) for update in step.updates if update.context == context]
@@ -45,13 +45,13 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_what_comes_in_one_piece_is_taken_in_before_a_step_begins(engine: Engine) -> None:
-    hub = EngineServer()
-    gateway = Gateway(hub)
-    thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
+def test_commands_of_one_message_are_applied_before_a_step(engine: Engine) -> None:
+    server = EngineServer()
+    gateway = FakeGateway(server)
+    thread = threading.Thread(target=server.serve, args=(engine,), daemon=True)
     thread.start()
     generate = Generate(1, SamplingParams(temperature=0.0, max_tokens=1))
-    hub.post(gateway.link, [Fill(1, [30, 31, 32]), Fill(1, [33] * 40), generate])
+    server.post(gateway.connection, [Fill(1, [30, 31, 32]), Fill(1, [33] * 40), generate])
     until(lambda: any(update.finish for update in gateway.updates(1)))
     (update,) = gateway.updates(1)
     assert (update.filled, len(update.tokens)) == (43, 1), "one step"
@@ -59,58 +59,58 @@ def test_what_comes_in_one_piece_is_taken_in_before_a_step_begins(engine: Engine
     thread.join(10)
 
 
-def test_numbers_are_each_gateways_own_and_go_with_it(engine: Engine) -> None:
-    hub = EngineServer()
-    one, two = Gateway(hub), Gateway(hub)
-    thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
+def test_gateways_have_separate_context_numbers(engine: Engine) -> None:
+    server = EngineServer()
+    one, two = FakeGateway(server), FakeGateway(server)
+    thread = threading.Thread(target=server.serve, args=(engine,), daemon=True)
     thread.start()
     sampling = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
     one.post(Fill(1, [30, 31, 32]), Generate(1, sampling), Fill(2, [40]))
     two.post(Fill(1, [50, 51]), Generate(1, sampling), Fill(2, [60], parent=1), Rerank([1, 2, 77], 1.0), Free(99))
     until(lambda: any(update.finish for update in one.updates(1)) and any(update.finish for update in two.updates(1)))
-    said = [[token for update in gateway.updates(1) for token in update.tokens] for gateway in (one, two)]
-    assert [len(tokens) for tokens in said] == [6, 6]
-    assert said[0] != said[1]
-    assert len(engine._contexts) == 4
+    outputs = [[token for update in gateway.updates(1) for token in update.tokens] for gateway in (one, two)]
+    assert [len(tokens) for tokens in outputs] == [6, 6]
+    assert outputs[0] != outputs[1]
+    assert len(engine._sequences) == 4
 
     one.post(None)
-    until(lambda: len(engine._contexts) == 2)
+    until(lambda: len(engine._sequences) == 2)
     heard = len(one.steps)
     two.post(Fill(3, [5]), Generate(3, sampling), Free(1))
     until(lambda: any(update.finish for update in two.updates(3)))
-    until(lambda: two.steps[-1].running == 0 and two.steps[-1].commands == two.link.taken)
-    assert two.link.taken == 8
-    assert len(one.steps) == heard, "who has gone is told no more"
+    until(lambda: two.steps[-1].running == 0 and two.steps[-1].commands == two.connection.received)
+    assert two.connection.received == 8
+    assert len(one.steps) == heard, "a gateway that left gets no more reports"
     two.post(Generate(44, sampling))
     until(lambda: bool(two.updates(44)))
     assert two.updates(44)[0].error is not None
     assert two.updates(44)[0].error[0] == "unknown_context"  # type: ignore[index]
-    assert len(engine._contexts) == 2, "a refusal leaves nothing behind"
+    assert len(engine._sequences) == 2, "a rejected command leaves no state"
     two.post(Shutdown())
     thread.join(30)
     assert not thread.is_alive()
     alone = list(engine.stream([30, 31, 32], sampling))
-    assert [token for update in alone for token in update.tokens] == said[0]
+    assert [token for update in alone for token in update.tokens] == outputs[0]
 
 
-def test_a_command_that_raises_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub, generate = EngineServer(), engine.generate
+def test_command_that_raises_fails_only_its_context(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, generate = EngineServer(), engine.generate
 
-    def faulty(context: int, sampling: SamplingParams, **other: float | None) -> None:
+    def raise_error(context: int, sampling: SamplingParams, **other: float | None) -> None:
         if sampling.max_tokens == 13:
             raise RuntimeError("a fault of ours")
         generate(context, sampling, **other)
 
-    monkeypatch.setattr(engine, "generate", faulty)
-    gateway = Gateway(hub)
-    thread = threading.Thread(target=hub.serve, args=(engine,), daemon=True)
+    monkeypatch.setattr(engine, "generate", raise_error)
+    gateway = FakeGateway(server)
+    thread = threading.Thread(target=server.serve, args=(engine,), daemon=True)
     thread.start()
     gateway.post(Fill(1, [30, 31]), Generate(1, SamplingParams(max_tokens=20, ignore_eos=True)))
     gateway.post(Fill(2, [40]), Generate(2, SamplingParams(max_tokens=13)))
     until(lambda: any(update.finish for update in gateway.updates(1)) and bool(gateway.updates(2)))
     (failed,) = (update for update in gateway.updates(2) if update.error)
     assert failed.error == ("internal_error", "internal error: RuntimeError('a fault of ours')")
-    assert len(engine._contexts) == 1
+    assert len(engine._sequences) == 1
     gateway.post(Shutdown())
     thread.join(30)
     assert not thread.is_alive()

@@ -1,4 +1,4 @@
-"""engine/server/worker.py, spoken to over a socket as a gateway would"""
+"""Tests of engine/server/worker.py, over a socket as a gateway uses it."""
 
 import socket
 import subprocess
@@ -34,16 +34,16 @@ _SECONDS = 60.0
 
 
 class Worker:
-    """A worker process and our end of its socket."""
+    """A worker process and the gateway's end of its socket."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.socket, theirs = socket.socketpair()
+        self.socket, reference = socket.socketpair()
         self.socket.settimeout(_SECONDS)
-        with theirs:
-            arguments = ["--fd", str(theirs.fileno()), "--config", msgspec.json.encode(config).decode()]
+        with reference:
+            arguments = ["--fd", str(reference.fileno()), "--config", msgspec.json.encode(config).decode()]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "engine.server.worker", *arguments],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[reference.fileno()],
                 stderr=subprocess.PIPE,
             )
         self._frames = FrameBuffer()
@@ -55,12 +55,12 @@ class Worker:
     def receive(self) -> Report:
         while not self._reports:
             data = self.socket.recv(1 << 16)
-            assert data, "the worker hung up"
+            assert data, "the worker closed the connection"
             self._reports += [report_decoder.decode(body) for body in self._frames.feed(data)]
         return self._reports.pop(0)
 
     def updates(self, context: int) -> Iterator[Update]:
-        """What is said of a context until it finishes or fails."""
+        """Return the updates of a context until it finishes or fails."""
         while True:
             report = self.receive()
             assert isinstance(report, Step)
@@ -71,7 +71,7 @@ class Worker:
                         return
 
     def close(self) -> str:
-        """Hangs up. Returns what the process wrote to stderr."""
+        """Close the connection. Return what the process wrote to stderr."""
         self.socket.close()
         _, written = self.process.communicate(timeout=_SECONDS)
         return written.decode()
@@ -93,7 +93,7 @@ def worker(folder: Path) -> Iterator[Worker]:
     worker.close()
 
 
-def test_one_frame_a_step_carries_every_context(worker: Worker) -> None:
+def test_one_report_per_step_covers_all_contexts(worker: Worker) -> None:
     one = SamplingParams(max_tokens=6, ignore_eos=True)
     worker.send(*(command for n in (1, 2, 3) for command in (Fill(n, [n, 7]), Generate(n, one))))
     seen: dict[int, int] = {1: 0, 2: 0, 3: 0}
@@ -104,11 +104,11 @@ def test_one_frame_a_step_carries_every_context(worker: Worker) -> None:
         steps += 1
         for update in report.updates:
             seen[update.context] += len(update.tokens)
-    assert steps <= 9, "six tokens of three contexts came together, not one by one"
+    assert steps <= 9, "six tokens of three contexts arrived in one report each step"
     worker.send(Free(1), Free(2), Free(3))
 
 
-def test_a_refusal_harms_nobody_else(worker: Worker) -> None:
+def test_rejected_command_does_not_affect_others(worker: Worker) -> None:
     worker.send(Fill(10, [1, 2]), Generate(10, SamplingParams(max_tokens=4, ignore_eos=True)))
     worker.send(Fill(11, [99_999]), Generate(12, SamplingParams()), Rerank([14], 0.0), Free(15))
     assert [update.finish for update in worker.updates(10)][-1] == "length"
@@ -119,7 +119,7 @@ def test_a_refusal_harms_nobody_else(worker: Worker) -> None:
     worker.send(Free(10))
 
 
-def test_a_refused_fill_is_told_once_and_its_generate_too(worker: Worker) -> None:
+def test_rejected_fill_and_its_generate_are_reported_once_each(worker: Worker) -> None:
     worker.send(Fill(20, [1] * 300))
     (update,) = worker.updates(20)
     assert update.error is not None
@@ -127,7 +127,7 @@ def test_a_refused_fill_is_told_once_and_its_generate_too(worker: Worker) -> Non
 
 
 @pytest.mark.parametrize("how", ["shutdown", "hang up", "nonsense"])
-def test_the_process_ends_with_its_gateway(folder: Path, how: str) -> None:
+def test_worker_exits_with_its_gateway(folder: Path, how: str) -> None:
     worker = Worker(EngineConfig(model=str(folder), kv_tokens=1024))
     while not isinstance(worker.receive(), Ready):
         pass
@@ -143,20 +143,20 @@ def test_the_process_ends_with_its_gateway(folder: Path, how: str) -> None:
     assert "Traceback" not in written
 
 
-def test_a_model_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+def test_missing_model_is_reported(tmp_path: Path) -> None:
     worker = Worker(EngineConfig(model=str(tmp_path)))
     report = worker.receive()
     assert isinstance(report, Fatal)
     assert "no config.json" in report.message
-    assert worker.process.wait(_SECONDS) == 1  # by itself: hanging up would end it too
+    assert worker.process.wait(_SECONDS) == 1  # it exits by itself: closing the connection would end it too
     worker.close()
 
 
-def test_kernels_that_cannot_run_here_are_told(folder: Path) -> None:
+def test_unavailable_kernels_are_reported(folder: Path) -> None:
     worker = Worker(EngineConfig(model=str(folder), kernels="cpu", dtype="float32"))
     assert isinstance(worker.receive(), Resolved)
     report = worker.receive()
     assert isinstance(report, Fatal)
-    assert "the cpu kernels cannot run here: they compute in bfloat16" in report.message
+    assert "the cpu kernels cannot run here: they support bfloat16" in report.message
     assert worker.process.wait(_SECONDS) == 1
     assert "Traceback" not in worker.close()

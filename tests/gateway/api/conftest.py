@@ -16,7 +16,7 @@ from gateway.engines.openai.upstream import Server, Upstream
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NoLog
 from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import TranscriptTokenizer
+from gateway.prompts.message_passthrough import PassthroughTokenizer
 from gateway.prompts.served_models import ServedModel
 from gateway.server.storage import open_response_store
 from tests.upstream import FakeServer
@@ -28,7 +28,10 @@ Client = TestClient[Any, Any]
 async def gateway_before(
     server: FakeServer, tokenizer: Tokenizer | None = None, kind: str = "openai", **settings: Any
 ) -> AsyncIterator[tuple[Client, Callable[[], int]]]:
-    """A client of it, and how many calls are unfinished. `tokenizer`: the server is given tokens."""
+    """Yield a client of the gateway, and a function that counts unfinished calls.
+
+    `tokenizer`: for a server that receives tokens.
+    """
     told = ServeSettings(journal="memory", **settings)
     upstream = Upstream(Server("there", kind, server.url), lambda: None)
     await upstream.start()
@@ -36,7 +39,7 @@ async def gateway_before(
     pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
     archive = await open_response_store(told, None)
     services = build_services(told, pool, NoLog(), archive)
-    written: Any = tokenizer or TranscriptTokenizer()
+    written: Any = tokenizer or PassthroughTokenizer()
     services.models.add(ServedModel("fake", 4096, None, written, PromptBuilder(written)))
     app = build_app(told, services)
     await app[BACKGROUND].resume_all([])
@@ -51,6 +54,7 @@ async def gateway_before(
 
 @pytest.fixture
 async def there() -> AsyncIterator[tuple[Client, FakeServer, Callable[[], int]]]:
-    """A client of a gateway before a server elsewhere, that server, and how many calls are unfinished."""
+    """Yield a client of a gateway before an upstream server, that server, and a function that counts unfinished
+    calls."""
     async with FakeServer() as server, gateway_before(server) as (client, unfinished):
         yield client, server, unfinished

@@ -1,4 +1,4 @@
-"""What models elsewhere tell beside their answers: passed on to whoever asked, and no part of any value."""
+"""Reasoning of models on upstream servers: it is passed on to the client, and is no part of any value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details"
 def thinks(
     *thoughts: str, answer: str = "Two.", name: str = "reasoning_content", calls: bool = False, breaks: bool = False
 ) -> Behaviour:
-    """An answer behind some thoughts."""
+    """Return an answer after some reasoning."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         deltas: list[dict[str, Any]] = [{name: thought, "content": None} for thought in thoughts]
@@ -219,7 +219,7 @@ async def test_a_model_that_is_given_tokens_thinks_in_its_text(tokenizer: Tokeni
 
 
 async def test_a_server_that_holds_all_of_a_text_to_its_form_leaves_no_room_for_thoughts(tokenizer: Tokenizer) -> None:
-    """The template has begun them; the server does not know."""
+    """Check a template that opens the reasoning itself; the upstream server does not know."""
     told: Any = Thinking(tokenizer, ":<think>\n{# </think> #}")
     async with FakeServer() as server, gateway_before(server, told, kind="vllm") as (client, _):
         server.script = [says('{"a"', ": 1}"), says("Hm", "</think>\n\nTwo.")]

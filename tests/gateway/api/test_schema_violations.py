@@ -173,7 +173,7 @@ async def test_text_that_is_not_json_violates_every_schema(there: There) -> None
 
 
 def large(count: int = 3_000) -> tuple[dict[str, Any], str]:
-    """A schema and an answer that are checked in a thread."""
+    """Return a schema and an answer that are checked in a thread."""
     item = {"type": "object", "properties": {"a": {"type": "integer"}}}
     return {"type": "array", "items": item, "uniqueItems": True}, json.dumps(
         [{"a": at % (count - 1)} for at in range(count)]

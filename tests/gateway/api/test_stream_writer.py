@@ -13,11 +13,11 @@ from gateway.api.stream_writer import StreamWriter
 from gateway.graph.call import Call
 from gateway.graph.variable import Piece, Reader, Variable
 from gateway.http import sse
-from gateway.http.sse import REQUEST_ID, EventStream, unnamed
+from gateway.http.sse import REQUEST_ID, EventStream, unnamed_events
 
 
 class Odd(Exception):
-    """What a teller says instead."""
+    """Error that the serializer raises."""
 
 
 @dataclass
@@ -36,12 +36,12 @@ class Told:
         text = "".join(piece.text for piece in pieces)
         if text == self.wrong_at:
             raise Odd(text)
-        return unnamed([index, text])
+        return unnamed_events([index, text])
 
     def end(self, index: int) -> bytes:
         if self.variables[index].text == self.wrong_at:
             raise Odd(self.wrong_at)
-        return unnamed([index, None])
+        return unnamed_events([index, None])
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         request[REQUEST_ID] = "r"
@@ -49,7 +49,7 @@ class Told:
         try:
             return await stream.end(await StreamWriter(stream, self, self.first).run([read() for read in self.readers]))
         except Odd:
-            return await stream.end(unnamed("odd"))
+            return await stream.end(unnamed_events("odd"))
         except BaseException as error:
             self.failed = error
             raise
@@ -67,14 +67,14 @@ def made(count: int = 1) -> list[Variable]:
 
 class _Producer(Call):
     def __init__(self) -> None:
-        """Nobody in particular."""
+        """Make a call without a session."""
 
 
 _PRODUCER = _Producer()
 
 
 async def event(response: ClientResponse) -> bytes:
-    """The next one."""
+    """Return the next event."""
     return await response.content.readuntil(b"\n\n")
 
 
@@ -255,4 +255,4 @@ async def test_whoever_waits_again_and_again_leaves_nothing_behind() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
                 await variable.wait_final()
-    assert not variable._final
+    assert not variable._final_futures

@@ -8,16 +8,16 @@ from gateway.api.subscription import subscribed
 from gateway.graph.call import CallState, Objective
 from gateway.graph.errors import TooManyWaiters
 from gateway.graph.session import SessionLimits
-from tests.gateway.scheduler.test_scheduler import Stage, settle
+from tests.gateway.scheduler.test_scheduler import SchedulerHarness, settle
 
 
 async def test_a_disconnect_cancels_the_call_that_only_this_client_needs() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    call = stage.run(output="a", deferred=False)
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    call = harness.run(output="a", deferred=False)
 
     async def wait() -> None:
-        with subscribed(stage.scheduler, [call.output], session=call.session):
+        with subscribed(harness.scheduler, [call.output], session=call.session):
             await call.output.wait_final()
 
     client = asyncio.create_task(wait())
@@ -32,27 +32,27 @@ async def test_a_disconnect_cancels_the_call_that_only_this_client_needs() -> No
 
 
 async def test_another_subscriber_keeps_the_call() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    call = stage.run(output="a", deferred=False)
-    with subscribed(stage.scheduler, [call.output], Objective.THROUGHPUT, interactive=False):
-        with pytest.raises(ValueError, match="gone"), subscribed(stage.scheduler, [call.output]):
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    call = harness.run(output="a", deferred=False)
+    with subscribed(harness.scheduler, [call.output], Objective.THROUGHPUT, interactive=False):
+        with pytest.raises(ValueError, match="gone"), subscribed(harness.scheduler, [call.output]):
             assert call.output.latency_subscribers == call.output.interactive_subscribers == 1
             raise ValueError("gone")
         await settle()
         assert (call.output.subscribers, call.output.latency_subscribers) == (1, 0)
         assert not call.state.final
-        stage.engine.released.set()
+        harness.engine.released.set()
         await call.output.wait_final()
     assert call.state is CallState.DONE
 
 
 async def test_after_the_response_it_ends_in_the_next_turn_of_the_loop() -> None:
-    stage = Stage()
-    call = stage.run(output="a", deferred=True)
+    harness = SchedulerHarness()
+    call = harness.run(output="a", deferred=True)
     ended: list[int] = []
     with subscribed(
-        stage.scheduler,
+        harness.scheduler,
         [call.output],
         after_response=True,
         ended=lambda: ended.append(call.output.subscribers),
@@ -64,13 +64,13 @@ async def test_after_the_response_it_ends_in_the_next_turn_of_the_loop() -> None
 
 
 async def test_a_client_beyond_the_limit_of_waiters_is_refused_and_not_subscribed() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    call = stage.run(output="a", deferred=True)
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    call = harness.run(output="a", deferred=True)
     call.session.bounds = SessionLimits(waiters=1)
-    with subscribed(stage.scheduler, [call.output], session=call.session):
-        with pytest.raises(TooManyWaiters), subscribed(stage.scheduler, [call.output], session=call.session):
+    with subscribed(harness.scheduler, [call.output], session=call.session):
+        with pytest.raises(TooManyWaiters), subscribed(harness.scheduler, [call.output], session=call.session):
             raise AssertionError("refused before")
         assert (call.output.subscribers, call.session.waiters) == (1, 1)
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    harness.engine.released.set()
+    await harness.scheduler.drained()

@@ -1,4 +1,4 @@
-"""gateway/cluster/membership.py: who lives, and what becomes of the sessions of those that do not."""
+"""gateway/cluster/membership.py: leases of the gateways, and takeover of the sessions of dead ones."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from gateway.cluster import Membership
 from gateway.graph.session import Session, SessionLimits
 from gateway.graph.store import SessionStore
 from gateway.journal import Journal, PostgresStorage
-from tests.gateway.town import Town
+from tests.gateway.postgres_cluster import PostgresCluster
 
 
-class Gateway:
-    """One that is heard of every half second, and takes over."""
+class GatewayHarness:
+    """A gateway with a journal, a session store and a membership."""
 
     def __init__(self, storage: PostgresStorage) -> None:
         self.storage = storage
@@ -23,8 +23,8 @@ class Gateway:
         self.resumed: list[Session] = []
         self.membership = Membership(storage, self.journal, self.store, SessionLimits(), self.resumed.append)
 
-    async def has(self, *ids: str) -> None:
-        """Returns once it has these."""
+    async def wait_for_sessions(self, *ids: str) -> None:
+        """Wait until the gateway has exactly these sessions."""
         await until(lambda: sorted(session.id for session in self.store.of("t")) == sorted(ids))
 
 
@@ -34,20 +34,20 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def gateway(town: Town, name: str, lease: float = 1.0) -> Gateway:
-    """It has not joined yet."""
-    storage = PostgresStorage(town.url, lease, lambda: town.lost.append(name))
+async def gateway(cluster: PostgresCluster, name: str, lease: float = 1.0) -> GatewayHarness:
+    """Create a gateway that has not joined yet."""
+    storage = PostgresStorage(cluster.url, lease, lambda: cluster.lost.append(name))
     await storage.start()
-    one = Gateway(storage)
-    town.stack.push_async_callback(storage.close)
-    town.stack.push_async_callback(one.membership.close)
-    return one
+    harness = GatewayHarness(storage)
+    cluster.stack.push_async_callback(storage.close)
+    cluster.stack.push_async_callback(harness.membership.close)
+    return harness
 
 
-async def silent(town: Town, *ids: str) -> PostgresStorage:
-    """A gateway with sessions that says nothing more."""
-    dead = await town.gateway("dead", lease=0.1)
-    store = Gateway(dead)
+async def dead_gateway(cluster: PostgresCluster, *ids: str) -> PostgresStorage:
+    """Create a gateway with sessions that never renews its lease."""
+    dead = await cluster.gateway("dead", lease=0.1)
+    store = GatewayHarness(dead)
     for id in ids:
         assert await dead.claim("t", id)
         session = store.store.create("t", id)
@@ -56,120 +56,124 @@ async def silent(town: Town, *ids: str) -> PostgresStorage:
     return dead
 
 
-async def test_sessions_of_the_dead_are_taken_over_and_resumed(town: Town) -> None:
-    ids = [f"s{at}" for at in range(45)]
-    await silent(town, *ids)
-    one = await gateway(town, "a")
-    await one.membership.join("http://a", "here")
-    one.membership.inherit()
-    await one.has(*ids)
-    assert {session.id: session.variable("x").value for session in one.resumed} == {id: id for id in ids}
+async def test_sessions_of_dead_gateways_are_taken_over_and_resumed(cluster: PostgresCluster) -> None:
+    ids = [f"s{index}" for index in range(45)]
+    await dead_gateway(cluster, *ids)
+    harness = await gateway(cluster, "a")
+    await harness.membership.join("http://a", "here")
+    harness.membership.inherit()
+    await harness.wait_for_sessions(*ids)
+    assert {session.id: session.variable("x").value for session in harness.resumed} == {id: id for id in ids}
 
 
-async def test_nothing_is_taken_over_before_there_is_somebody_to_do_it(town: Town) -> None:
-    await silent(town, "s")
-    one = await gateway(town, "a", lease=1.0)
-    await one.membership.join("http://a", "here")
+async def test_no_session_is_taken_over_before_inherit(cluster: PostgresCluster) -> None:
+    await dead_gateway(cluster, "s")
+    harness = await gateway(cluster, "a", lease=1.0)
+    await harness.membership.join("http://a", "here")
     await asyncio.sleep(2.5)
-    assert not one.resumed
-    one.membership.inherit()
-    await one.has("s")
+    assert not harness.resumed
+    harness.membership.inherit()
+    await harness.wait_for_sessions("s")
 
 
-async def test_others_may_be_silent_for_as_long_as_we_have_listened(town: Town) -> None:
-    """Who has just come, or whose database was away, cannot tell who is dead from who could not be heard."""
-    one = await gateway(town, "a", lease=5.0)
-    await silent(town, "s")
-    await one.membership.join("http://a", "here")
-    one.membership.inherit()
+async def test_a_gateway_waits_a_lease_before_it_marks_others_as_dead(cluster: PostgresCluster) -> None:
+    """Check that a new gateway gives the others as much time as its own lease: their database may have been away."""
+    harness = await gateway(cluster, "a", lease=5.0)
+    await dead_gateway(cluster, "s")
+    await harness.membership.join("http://a", "here")
+    harness.membership.inherit()
     await asyncio.sleep(2.0)
-    assert not one.resumed, "as long as we may be silent, others may"
-    await one.has("s")
+    assert not harness.resumed, "the lease is 5 s"
+    await harness.wait_for_sessions("s")
 
 
-@pytest.mark.parametrize("at", ["inherit", "rows"])
-async def test_a_database_that_goes_away_in_the_middle_leaves_no_session_behind(
-    town: Town, at: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["inherit", "rows"])
+async def test_a_database_failure_during_a_takeover_loses_no_session(
+    cluster: PostgresCluster, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = [f"s{at}" for at in range(5)]
-    await silent(town, *ids)
-    one = await gateway(town, "a")
-    asked = getattr(one.storage, at)
-    failures = iter([False, False, True, True] if at == "rows" else [True, False])
+    ids = [f"s{method}" for method in range(5)]
+    await dead_gateway(cluster, *ids)
+    harness = await gateway(cluster, "a")
+    original = getattr(harness.storage, method)
+    failures = iter([False, False, True, True] if method == "rows" else [True, False])
 
-    async def unheard(argument: Any) -> Any:
-        answer = await asked(argument)  # it is done, and the answer lost
+    async def lose_answer(argument: Any) -> Any:
+        answer = await original(argument)  # the statement is done, and its answer lost
         if next(failures, False):
             raise ConnectionResetError("gone")
         return answer
 
-    monkeypatch.setattr(one.storage, at, unheard)
-    await one.membership.join("http://a", "here")
-    one.membership.inherit()
-    await one.has(*ids)
-    assert len(one.resumed) == len(ids), "each once"
-    one.store.delete(one.store.get("t", "s3"))
-    await one.journal.flushed()
-    one.membership.look()
+    monkeypatch.setattr(harness.storage, method, lose_answer)
+    await harness.membership.join("http://a", "here")
+    harness.membership.inherit()
+    await harness.wait_for_sessions(*ids)
+    assert len(harness.resumed) == len(ids), "each session is resumed once"
+    harness.store.delete(harness.store.get("t", "s3"))
+    await harness.journal.flushed()
+    harness.membership.check_soon()
     await asyncio.sleep(1.0)
-    assert not one.store.holds("t", "s3"), "what has ended does not come back"
+    assert not harness.store.holds("t", "s3"), "an ended session does not come back"
 
 
-async def test_a_damaged_session_keeps_no_other_back(town: Town, caplog: pytest.LogCaptureFixture) -> None:
-    await silent(town, "s1", "s2", "s3")
-    await town.query(
+async def test_a_damaged_session_does_not_block_others(
+    cluster: PostgresCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    await dead_gateway(cluster, "s1", "s2", "s3")
+    await cluster.query(
         "UPDATE myna_facts SET facts = '[1, [[0, [\"nonsense\"]]]]' WHERE first = 0 AND session = (SELECT key FROM myna_sessions WHERE id = 's2') RETURNING 1"
     )
-    one = await gateway(town, "a")
-    await one.membership.join("http://a", "here")
-    one.membership.inherit()
-    await one.has("s1", "s3")
+    harness = await gateway(cluster, "a")
+    await harness.membership.join("http://a", "here")
+    harness.membership.inherit()
+    await harness.wait_for_sessions("s1", "s3")
     assert "session s2 cannot be taken over: the journal at" in caplog.text
-    assert await town.query("SELECT count(*) FROM myna_facts") >= 3, "it is left as it was found"
+    assert await cluster.query("SELECT count(*) FROM myna_facts") >= 3, "the damaged rows are left unchanged"
 
 
-async def test_a_session_that_cannot_go_on_ends_no_gateway(town: Town, caplog: pytest.LogCaptureFixture) -> None:
-    await silent(town, "s1", "s2", "s3")
-    one = await gateway(town, "a")
-    resume = one.resumed.append
+async def test_a_session_that_cannot_be_resumed_does_not_end_the_gateway(
+    cluster: PostgresCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    await dead_gateway(cluster, "s1", "s2", "s3")
+    harness = await gateway(cluster, "a")
+    resume = harness.resumed.append
 
     def poisoned(session: Session) -> None:
         if session.id == "s2":
-            raise ZeroDivisionError("of our own")
+            raise ZeroDivisionError("test error")
         resume(session)
 
-    one.membership._resume = poisoned
-    await one.membership.join("http://a", "here")
-    one.membership.inherit()
-    await until(lambda: [session.id for session in one.resumed] == ["s1", "s3"])
-    assert "session s2 was taken over, but cannot go on" in caplog.text
-    assert one.store.holds("t", "s2")
+    harness.membership._resume = poisoned
+    await harness.membership.join("http://a", "here")
+    harness.membership.inherit()
+    await until(lambda: [session.id for session in harness.resumed] == ["s1", "s3"])
+    assert "session s2 was taken over, but cannot be resumed" in caplog.text
+    assert harness.store.holds("t", "s2")
 
 
-async def test_who_waits_for_a_gateway_that_died_waits_no_longer(town: Town) -> None:
-    one = await gateway(town, "a")
-    await one.membership.join("http://a", "here")
-    one.membership.inherit()
-    dead = await silent(town, "s")
-    await until(lambda: dead.gateway in one.membership.others)
+async def test_requests_to_a_dead_gateway_end(cluster: PostgresCluster) -> None:
+    harness = await gateway(cluster, "a")
+    await harness.membership.join("http://a", "here")
+    harness.membership.inherit()
+    dead = await dead_gateway(cluster, "s")
+    await until(lambda: dead.gateway in harness.membership.others)
 
     async def waits() -> None:
-        limit = one.membership.while_alive(dead.gateway)
+        limit = harness.membership.lifetime_of(dead.gateway)
         try:
             async with limit:
                 await asyncio.sleep(60)
         finally:
-            one.membership.no_longer(dead.gateway, limit)
+            harness.membership.release_lifetime(dead.gateway, limit)
 
     async with asyncio.timeout(20):
         ended = await asyncio.gather(waits(), waits(), return_exceptions=True)
-    assert [type(one) for one in ended] == [TimeoutError] * 2
+    assert [type(harness) for harness in ended] == [TimeoutError] * 2
 
 
-async def test_who_was_taken_for_dead_says_so_once(town: Town) -> None:
-    one = await gateway(town, "a")
-    await one.membership.join("http://a", "here")
-    await town.query("UPDATE myna_gateways SET alive = false RETURNING 1")
-    await until(lambda: town.lost == ["a"])
+async def test_a_gateway_that_was_marked_as_dead_reports_it_once(cluster: PostgresCluster) -> None:
+    harness = await gateway(cluster, "a")
+    await harness.membership.join("http://a", "here")
+    await cluster.query("UPDATE myna_gateways SET alive = false RETURNING 1")
+    await until(lambda: cluster.lost == ["a"])
     await asyncio.sleep(1.5)
-    assert town.lost == ["a"]
+    assert cluster.lost == ["a"]

@@ -1,4 +1,4 @@
-"""gateway/config/settings.py and the command line"""
+"""Settings and the command line."""
 
 from pathlib import Path
 
@@ -15,26 +15,28 @@ def settings(*arguments: str) -> ServeSettings:
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ServeSettings.model_fields:
         monkeypatch.delenv(f"MYNA_{name.upper()}", raising=False)
 
 
-def test_flags_variables_and_file_say_the_same_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_take_precedence_over_variables_and_variables_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "myna.toml"
     file.write_text('port = 1\nkv_tokens = 11\nmax_calls = 111\napi_key = ["a", "b"]\nprefix_sharing = false\n')
     monkeypatch.setenv("MYNA_PORT", "2")
     monkeypatch.setenv("MYNA_KV_TOKENS", "22")
-    got = settings("--config", str(file), "--port", "3")
-    assert (got.port, got.kv_tokens, got.max_calls) == (3, 22, 111), "flag, then variable, then file"
-    assert list(got.keys()) == ["a", "b"]
-    assert got.prefix_sharing is False
+    parsed = settings("--config", str(file), "--port", "3")
+    assert (parsed.port, parsed.kv_tokens, parsed.max_calls) == (3, 22, 111), "option, then variable, then file"
+    assert list(parsed.keys()) == ["a", "b"]
+    assert parsed.prefix_sharing is False
     monkeypatch.setenv("MYNA_CONFIG", str(file))
     assert settings("--prefix-sharing").prefix_sharing is True
     assert settings().max_calls == 111
 
 
-def test_every_setting_has_a_flag_and_a_word_about_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_setting_has_an_option_and_a_description(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         settings("--help")
     assert end.value.code == 0
@@ -44,19 +46,19 @@ def test_every_setting_has_a_flag_and_a_word_about_it(capsys: pytest.CaptureFixt
         assert field.description
 
 
-def test_keys_come_from_flags_variable_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_come_from_options_variable_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\nthree\n\n four \n  # heavy\nfive 2.5\n")
-    got = settings("--api-key", "one", "--api-key", "two", "--api-key-file", str(file)).keys()
-    assert got == {"one": 1.0, "two": 1.0, "three": 1.0, "four": 1.0, "five": 2.5}
+    keys = settings("--api-key", "one", "--api-key", "two", "--api-key-file", str(file)).keys()
+    assert keys == {"one": 1.0, "two": 1.0, "three": 1.0, "four": 1.0, "five": 2.5}
     monkeypatch.setenv("MYNA_API_KEY", "five, six")
     assert settings().keys() == {"five": 1.0, "six": 1.0}
     file.write_text("# nothing\n")
-    with pytest.raises(ValueError, match="holds no key"):
+    with pytest.raises(ValueError, match="has no API key"):
         settings("--api-key-file", str(file)).keys()
     for weight in ("0", "-1", "much", "nan", "inf", "1 2"):
         file.write_text(f"secret {weight}\n")
-        with pytest.raises(ValueError, match=f"the key secr… stands '{weight}'"):
+        with pytest.raises(ValueError, match=f"invalid weight '{weight}' of the key secr…"):
             settings("--api-key-file", str(file)).keys()
 
 
@@ -71,51 +73,53 @@ def test_keys_come_from_flags_variable_and_file(tmp_path: Path, monkeypatch: pyt
         ["--device", "gpu"],
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments: list[str]) -> None:
+def test_invalid_values_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValidationError):
         settings(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["serve", "--port", "70000"], "port: Input should be less than or equal to 65535"),
         (["serve", "--config", "/no/such/file"], "No such file"),
         (["serve", "--api-key-file", "/no/such/file"], "No such file"),
-        (["fly"], "there is no command 'fly'"),
+        (["fly"], "unknown command 'fly'"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_a_line(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_command_line_gets_an_error_of_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "advertise is missing"),
         (["--uds", "/tmp/x"], "advertise is missing"),
-        (["--advertise", "gateway-1:8000"], "is no http://HOST:PORT"),
-        (["--parrot-api"], "does not go with a shared journal"),
+        (["--advertise", "gateway-1:8000"], "is not http\\(s\\)://HOST:PORT"),
+        (["--parrot-api"], "cannot be combined with a shared journal"),
         (["--lease", "0.1"], "greater than or equal to 1"),
-        (["--journal", "memory", "--advertise", "http://a:1"], "for gateways that share a journal"),
+        (["--journal", "memory", "--advertise", "http://a:1"], "requires a shared journal"),
     ],
 )
-def test_gateways_that_share_a_journal_can_reach_one_another(arguments: list[str], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+def test_gateways_on_a_shared_journal_must_be_reachable(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         parse(ServeSettings, ["--journal", "postgresql://h/db", *arguments], "myna serve")
 
 
 def test_a_journal_is_a_file_or_a_database() -> None:
-    shared = parse(ServeSettings, ["--journal", "postgres://h/db", "--host", "::", "--advertise", "http://a:1"], "myna")
-    assert (shared.journal_url(), shared.journal_file()) == ("postgres://h/db", None)
-    own = parse(ServeSettings, ["--journal", "postgresql"], "myna")
-    assert (own.journal_url(), own.journal_file()) == (None, Path("postgresql"))
+    database = parse(
+        ServeSettings, ["--journal", "postgres://h/db", "--host", "::", "--advertise", "http://a:1"], "myna"
+    )
+    assert (database.journal_url(), database.journal_file()) == ("postgres://h/db", None)
+    file = parse(ServeSettings, ["--journal", "postgresql"], "myna")
+    assert (file.journal_url(), file.journal_file()) == (None, Path("postgresql"))
 
 
-def test_a_file_with_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_settings_file_with_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "myna.toml"
     file.write_text("prot = 1\n")
     assert main(["serve", "--config", str(file)]) == 2
@@ -142,7 +146,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--kernels", "cpu"], 2, ["auto"], 1),
     ],
 )
-def test_every_gpu_has_an_engine(arguments: list[str], gpus: int, devices: list[str], peers: int) -> None:
+def test_engines_are_distributed_over_the_gpus(arguments: list[str], gpus: int, devices: list[str], peers: int) -> None:
     configs = engine_configs(settings(*arguments), gpus)
     assert [config.device for config in configs] == devices
     assert {config.peers for config in configs} == {peers}

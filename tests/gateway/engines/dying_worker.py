@@ -1,6 +1,6 @@
-"""An engine process that dies in the middle of a frame: the first one that carries tokens, once.
+"""Engine process that dies in the middle of a frame: once, at the first frame that carries tokens.
 
-Run in place of `engine.server.worker`, with the same arguments; the file named by MYNA_TEST_DIED says that it has happened.
+Run it in place of `engine.server.worker`, with the same arguments. It creates the file named by MYNA_TEST_DIED then.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""gateway/engines/protocol.py: what every kind of engine has to do, asked of each."""
+"""gateway/engines/protocol.py: what the protocol requires, tested with every kind of engine."""
 
 import asyncio
 import os
@@ -30,21 +30,21 @@ from gateway.engines.protocol import (
 from gateway.graph.call import SamplingParams
 from gateway.prompts.message_passthrough import characters
 from tests.checkpoints import write_tiny_llama
-from tests.gateway.engines.asking import LONG, SOON, coming, read, text
+from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text
 from tests.server import EngineElsewhere, LlamaServer, Program, Server
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0)
 VLLM = os.environ.get("MYNA_TEST_VLLM", "")
-"""Address of a vLLM that serves a model with a window of 512 tokens at least, tells what it found in its cache, and finds
-short prompts there (`--enable-prompt-tokens-details --block-size 32`)."""
+"""Address of a vLLM server whose model has a window of at least 512 tokens, and that reports and caches
+short prompts (`--enable-prompt-tokens-details --block-size 32`)."""
 VLLM_TOKENIZER = os.environ.get("MYNA_TEST_VLLM_TOKENIZER", "")
-"""A folder with that model's tokenizer."""
+"""Folder with that model's tokenizer."""
 
 
 @dataclass
 class Subject:
-    """An engine, and what is known of it. `exact`: its tokens are those that it is given. `salted`: it keeps scopes
-    apart. `window` in tokens. `repeats`: company changes nothing of what it says."""
+    """An engine and its properties. `exact`: it receives tokens. `salted`: its scopes share no
+    cache. `window` is in tokens. `repeats`: its text does not depend on concurrent contexts."""
 
     engine: Engine
     exact: bool = True
@@ -53,18 +53,18 @@ class Subject:
     repeats: bool = True
 
     def prompt(self, numbers: Sequence[int]) -> Sequence[int]:
-        """A prompt made of these numbers: tokens, or words where it is given text."""
+        """Return a prompt of these numbers: tokens, or words if the engine receives text."""
         return numbers if self.engine.tokens_per_unit == 1 else characters(" ".join(f"w{number}" for number in numbers))
 
 
 class Subjects:
-    """Makes them, and ends what they need."""
+    """Factory of the engines. The stack stops what they need."""
 
     def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
         self._folder = folder
         self._stack = stack
 
-    async def embedded(self) -> Subject:
+    async def local_engine(self) -> Subject:
         config = EngineConfig(model=str(write_tiny_llama(self._folder, window=512)), kv_tokens=2048)
         engine = SubprocessEngine("embedded", config, lambda: None)
         await engine.start()
@@ -124,7 +124,7 @@ class Subjects:
 
 
 KINDS = [
-    pytest.param(Subjects.embedded, id="embedded"),
+    pytest.param(Subjects.local_engine, id="embedded"),
     pytest.param(Subjects.tcp, id="over TCP"),
     pytest.param(Subjects.myna, id="myna's API"),
     pytest.param(Subjects.myna_with_tokens, id="myna's API, tokens"),
@@ -144,11 +144,11 @@ async def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 async def ask(
     subject: Subject, sampling: SamplingParams, numbers: Sequence[int] = (1, 2, 3), count: int = 10**9
 ) -> list[ContextEvent]:
-    return await read(subject.engine, sampling, count, subject.prompt(numbers))
+    return await read_events(subject.engine, sampling, count, subject.prompt(numbers))
 
 
 def cached(events: Sequence[ContextEvent]) -> int:
-    """Tokens that were found in a cache, as far as it is known."""
+    """Return the number of cached prompt tokens, as reported."""
     return max(event.cached for event in events if isinstance(event, PrefillResult | TokenCounts))
 
 
@@ -156,62 +156,62 @@ def deltas(events: Sequence[ContextEvent]) -> list[TokenDelta]:
     return [event for event in events if isinstance(event, TokenDelta)]
 
 
-async def test_a_context_is_filled_and_goes_on(subject: Subject) -> None:
+async def test_a_context_is_filled_and_generates(subject: Subject) -> None:
     filled, *events = await ask(subject, SamplingParams(max_tokens=5, ignore_eos=True))
     assert isinstance(filled, PrefillResult)
-    told = [event for event in events if isinstance(event, TokenCounts)]
+    counts = [event for event in events if isinstance(event, TokenCounts)]
     if subject.exact:
         assert filled.tokens == 3
-        assert all(count.prompt in (3, 4) for count in told), "a server may put its own beginning before"
+        assert all(count.prompt in (3, 4) for count in counts), "a server may prepend its own token"
     finishes = [delta.finish for delta in deltas(events)]
     assert finishes == [None] * (len(finishes) - 1) + ["length"]
-    assert all(count.completion == 5 for count in told)
-    assert told or sum(delta.piece.tokens for delta in deltas(events)) == 5
+    assert all(count.completion == 5 for count in counts)
+    assert counts or sum(delta.piece.tokens for delta in deltas(events)) == 5
     assert subject.engine.load == 0
 
 
-async def test_what_was_filled_before_is_found_again(subject: Subject) -> None:
-    numbers = [7 + at % 200 for at in range(40)]
+async def test_a_prompt_that_was_filled_before_is_cached(subject: Subject) -> None:
+    numbers = [7 + index % 200 for index in range(40)]
     first, again = [await ask(subject, GREEDY, numbers) for _ in range(2)]
     assert cached(first) < 16
     assert cached(again) >= 32
     assert text(first) == text(again)
 
 
-async def test_scopes_share_nothing(subject: Subject) -> None:
+async def test_scopes_share_no_cache(subject: Subject) -> None:
     if not subject.salted:
-        pytest.skip("llama.cpp keeps nobody's cache apart")
-    tokens = subject.prompt([9 + at % 190 for at in range(40)])
+        pytest.skip("llama.cpp does not separate caches")
+    tokens = subject.prompt([9 + index % 190 for index in range(40)])
     found = []
     for scope in ("a", "b", "a"):
-        context = subject.engine.open(scope, SOON)
+        context = subject.engine.open(scope, URGENT)
         context.fill(tokens)
-        found.append(cached([event async for event in coming(context, GREEDY)]))
+        found.append(cached([event async for event in stream_events(context, GREEDY)]))
         context.free()
     assert found[:2] == [0, 0]
     assert found[2] >= 32
 
 
-async def test_filled_in_pieces_is_filled_at_once(subject: Subject) -> None:
-    tokens = subject.prompt([11 + at % 180 for at in range(50)])
-    whole = await read(subject.engine, GREEDY, tokens=tokens)
-    context = subject.engine.open("", SOON)
+async def test_filling_in_pieces_equals_filling_at_once(subject: Subject) -> None:
+    tokens = subject.prompt([11 + index % 180 for index in range(50)])
+    whole = await read_events(subject.engine, GREEDY, tokens=tokens)
+    context = subject.engine.open("", URGENT)
     for part in (tokens[:1], tokens[1:30], tokens[:0], tokens[30:]):
         context.fill(part)
-    pieces = [event async for event in coming(context, GREEDY)]
+    pieces = [event async for event in stream_events(context, GREEDY)]
     assert text(pieces) == text(whole)
     context.fill(subject.prompt([5, 6]))
-    more = [event async for event in coming(context, GREEDY)]
-    assert deltas(more)[-1].finish == "length", "what was generated stays, and more goes behind it"
+    more = [event async for event in stream_events(context, GREEDY)]
+    assert deltas(more)[-1].finish == "length", "generated text stays in the context"
     context.free()
-    there = [*tokens, *(await subject.engine.encode(text(whole))), *subject.prompt([5, 6])]
-    if not subject.exact:  # characters are the same however they are cut; tokens need not be
-        assert text(more) == text(await read(subject.engine, GREEDY, tokens=there))
-    told = [event for event in more if isinstance(event, TokenCounts)]
-    assert all(count.completion == 24 for count in told), "of both answers"
+    all_tokens = [*tokens, *(await subject.engine.encode(text(whole))), *subject.prompt([5, 6])]
+    if not subject.exact:  # splitting a text does not change its characters, but may change its tokens
+        assert text(more) == text(await read_events(subject.engine, GREEDY, tokens=all_tokens))
+    counts = [event for event in more if isinstance(event, TokenCounts)]
+    assert all(count.completion == 24 for count in counts), "of both generations"
 
 
-async def test_a_stop_string_ends_it_and_is_not_shown(subject: Subject) -> None:
+async def test_a_stop_string_ends_the_text_and_is_not_part_of_it(subject: Subject) -> None:
     whole = text(await ask(subject, GREEDY))
     stop = whole[4:6]
     events = await ask(subject, SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0, stop=(stop,)))
@@ -219,55 +219,55 @@ async def test_a_stop_string_ends_it_and_is_not_shown(subject: Subject) -> None:
     assert deltas(events)[-1].finish == "stop"
 
 
-async def test_log_probabilities_are_told(subject: Subject) -> None:
+async def test_log_probabilities_are_reported(subject: Subject) -> None:
     events = await ask(subject, SamplingParams(max_tokens=3, ignore_eos=True, logprobs=True, top_logprobs=2))
     entries = [entry for delta in deltas(events) for entry in delta.piece.logprobs]
     assert len(entries) == 3
 
 
-async def test_what_a_listener_raises_is_raised_and_harms_nobody(subject: Subject) -> None:
-    def trip(event: ContextEvent) -> None:
+async def test_an_error_of_the_callback_is_raised_and_affects_no_other_context(subject: Subject) -> None:
+    def raise_error(event: ContextEvent) -> None:
         if isinstance(event, TokenDelta):
-            raise ValueError("ours")
+            raise ValueError("test error")
 
-    context = subject.engine.open("", SOON)
+    context = subject.engine.open("", URGENT)
     context.fill(subject.prompt([5, 6, 7]))
-    with pytest.raises(ValueError, match=r"^ours$"):
-        await context.generate(GREEDY, trip)
+    with pytest.raises(ValueError, match=r"^test error$"):
+        await context.generate(GREEDY, raise_error)
     context.free()
-    assert await ask(subject, SamplingParams(max_tokens=1)), "the link, and the server, are everybody's"
+    assert await ask(subject, SamplingParams(max_tokens=1)), "other contexts share the connection and the server"
 
 
 @pytest.mark.parametrize("later", [0.0, 0.3])
-async def test_a_refusal_is_raised_where_it_is_awaited(subject: Subject, later: float) -> None:
-    context = subject.engine.open("", SOON)
+async def test_a_refusal_is_raised_by_generate(subject: Subject, later: float) -> None:
+    context = subject.engine.open("", URGENT)
     context.fill(subject.prompt([1] * (subject.window + 90)))
-    await asyncio.sleep(later)  # perhaps it has come by then
+    await asyncio.sleep(later)  # the refusal may have arrived in the meantime
     with pytest.raises(ContextRefused) as refusal:
-        await anext(coming(context, SamplingParams()))
+        await anext(stream_events(context, SamplingParams()))
     assert refusal.value.code == "context_length_exceeded"
     context.free()
-    assert await ask(subject, SamplingParams(max_tokens=1)), "nobody else is harmed"
+    assert await ask(subject, SamplingParams(max_tokens=1)), "other contexts are not affected"
 
 
-async def test_a_token_that_is_none_is_refused(subject: Subject) -> None:
+async def test_an_invalid_token_is_refused(subject: Subject) -> None:
     if isinstance(subject.engine, OpenAIEngine) and subject.engine.upstream.server.kind == "llamacpp":
-        pytest.skip("llama.cpp takes any")
+        pytest.skip("llama.cpp accepts any token")
     with pytest.raises(ContextRefused) as refusal:
         await ask(subject, SamplingParams(logit_bias={99_999: 1.0}))
     assert refusal.value.code in ("bad_token", "engine_refused")
 
 
-async def test_a_context_freed_early_frees_the_engine(subject: Subject) -> None:
+async def test_freeing_a_context_aborts_its_generation(subject: Subject) -> None:
     await ask(subject, LONG, count=3)
-    # had the freed one gone on, this would have waited for its 400 tokens
+    # if the freed context continued, this would wait for its 400 tokens
     events = await ask(subject, SamplingParams(max_tokens=2, ignore_eos=True))
     assert deltas(events)[-1].finish == "length"
     assert subject.engine.load == 0
 
 
-async def test_many_at_once_get_what_each_alone_gets(subject: Subject) -> None:
-    prompts = [[20 + at, 21, 22 + at] for at in range(12)]
+async def test_concurrent_contexts_get_the_same_text_as_single_ones(subject: Subject) -> None:
+    prompts = [[20 + index, 21, 22 + index] for index in range(12)]
     alone = [text(await ask(subject, GREEDY, numbers)) for numbers in prompts]
     together = await asyncio.gather(*(ask(subject, GREEDY, numbers) for numbers in prompts))
     if subject.repeats:
@@ -276,22 +276,22 @@ async def test_many_at_once_get_what_each_alone_gets(subject: Subject) -> None:
     assert len(set(alone)) > 6
 
 
-async def test_it_takes_another_urgency(subject: Subject) -> None:
-    context = subject.engine.open("", SOON)
+async def test_the_urgency_can_be_changed(subject: Subject) -> None:
+    context = subject.engine.open("", URGENT)
     context.fill(subject.prompt([1, 2]))
     context.rerank(Urgency(5.0, interactive=False))
-    events = [event async for event in coming(context, GREEDY)]
+    events = [event async for event in stream_events(context, GREEDY)]
     assert deltas(events)[-1].finish == "length"
     context.free()
     context.free()
     assert subject.engine.load == 0
 
 
-async def test_its_pace_is_known(subject: Subject) -> None:
+async def test_the_pace_is_reported(subject: Subject) -> None:
     await ask(subject, GREEDY)
     pace = subject.engine.pace
     if isinstance(subject.engine, OpenAIEngine):
-        assert pace is None, "nobody says"
+        assert pace is None, "no server reports it"
         return
     assert pace is not None
     assert 0 < pace.row_seconds < 1
@@ -301,16 +301,16 @@ async def test_its_pace_is_known(subject: Subject) -> None:
 async def test_values_are_encoded_as_text(subject: Subject) -> None:
     engine = subject.engine
     tokens = await engine.encode("</s>")
-    assert len(tokens) >= 3, "no control token, whatever it says"
+    assert len(tokens) >= 3, "it is no control token"
     settled, length = engine.encode_stable("some text that grows")
     assert list(await engine.encode("some text that grows and"))[: len(settled)] == list(settled)
     assert length <= 20
 
 
-async def test_a_value_over_the_window_is_refused(subject: Subject) -> None:
+async def test_a_value_longer_than_the_window_is_refused(subject: Subject) -> None:
     engine = subject.engine
     if not isinstance(engine, EngineClient):
-        assert len(await engine.encode("x y " * 2000)) >= 2000, "only the server elsewhere knows its window"
+        assert len(await engine.encode("x y " * 2000)) >= 2000, "only the upstream server knows its window"
         return
     assert engine.info is not None
     for value in ("x y " * 2000, "x" * 3000, " " * 200_000, "\U0001f600" * 2_000_000):

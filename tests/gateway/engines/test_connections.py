@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.http_client.connection import ConnectError, ConnectionBroken, ConnectionPool, ResponseTimeout
 
-Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 BODY = b"a body of some length"
 FRAMED = {
@@ -25,15 +25,15 @@ FRAMED = {
 
 
 @dataclass
-class Raw:
-    """A server that says whatever bytes a test wants, to each request the next of `script` or its last."""
+class ScriptedServer:
+    """Server that sends the bytes of a test: to each request the next handler of `script`, or the last one."""
 
-    script: list[Answering]
+    script: list[Handler]
     url: str = ""
-    asked: list[bytes] = field(default_factory=list)
+    requests: list[bytes] = field(default_factory=list)
     connections: int = 0
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    """Whether a client has closed a connection."""
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a client closes a connection."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -42,42 +42,42 @@ class Raw:
                 length = next(
                     (int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length: ")), 0
                 )
-                self.asked.append(head + await reader.readexactly(length))
-                await self.script[min(len(self.asked), len(self.script)) - 1](reader, writer)
+                self.requests.append(head + await reader.readexactly(length))
+                await self.script[min(len(self.requests), len(self.script)) - 1](reader, writer)
                 if writer.is_closing():
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
-            self.gone.set()
+            self.closed.set()
         finally:
             writer.close()
 
 
 @asynccontextmanager
-async def raw(*script: Answering, tls: ssl.SSLContext | None = None) -> AsyncIterator[Raw]:
-    told = Raw(list(script))
-    server = await asyncio.start_server(told.serve, "127.0.0.1", 0, ssl=tls)
-    told.url = f"{'http' if tls is None else 'https'}://localhost:{server.sockets[0].getsockname()[1]}"
+async def scripted_server(*script: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
+    scripted = ScriptedServer(list(script))
+    server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0, ssl=tls)
+    scripted.url = f"{'http' if tls is None else 'https'}://localhost:{server.sockets[0].getsockname()[1]}"
     try:
-        yield told
+        yield scripted
     finally:
         server.close()
         await server.wait_closed()
 
 
-def says(*pieces: bytes, close: bool = False) -> Answering:
+def sends(*pieces: bytes, close: bool = False) -> Handler:
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
             if len(pieces) > 1:
-                await asyncio.sleep(0.001)  # so that it travels alone
+                await asyncio.sleep(0.001)  # a packet of its own
         if close:
             writer.close()
 
     return say
 
 
-async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def stays_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
     raise ConnectionError
 
@@ -93,12 +93,15 @@ async def connected(url: str, **how: object) -> AsyncIterator[ConnectionPool]:
 
 @settings(deadline=None, max_examples=40)
 @given(framed=st.sampled_from(sorted(FRAMED)), cuts=st.lists(st.integers(1, 90), max_size=5, unique=True))
-def test_an_answer_is_the_same_however_it_is_cut(framed: str, cuts: list[int]) -> None:
+def test_the_response_does_not_depend_on_the_packets(framed: str, cuts: list[int]) -> None:
     async def ask() -> None:
         whole = FRAMED[framed]
         ends = [*sorted(cut for cut in cuts if cut < len(whole)), len(whole)]
         pieces = [whole[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
-        async with raw(says(*pieces, close=framed == "until closed")) as server, connected(server.url) as connections:
+        async with (
+            scripted_server(sends(*pieces, close=framed == "until closed")) as server,
+            connected(server.url) as connections,
+        ):
             response = await connections.post("/x", b"{}")
             assert (response.status, response.reason) == (200, "OK")
             assert await response.read() == BODY
@@ -107,66 +110,66 @@ def test_an_answer_is_the_same_however_it_is_cut(framed: str, cuts: list[int]) -
     asyncio.run(ask())
 
 
-async def test_what_is_sent() -> None:
-    async with raw(says(FRAMED["by length"])) as server:
+async def test_the_bytes_of_a_request() -> None:
+    async with scripted_server(sends(FRAMED["by length"])) as server:
         url = server.url.replace("://", "://user:p%40ss@") + "/behind a proxy/"
         connections = ConnectionPool(url, {"X-Key": "k"})
         await (await connections.post("/v1/x", b'{"a":1}')).read()
-        await (await connections.ask("GET", "/v1/models")).read()
+        await (await connections.request("GET", "/v1/models")).read()
         await connections.close()
     port = server.url.rpartition(":")[2]
     told = f"Host: localhost:{port}\r\nUser-Agent: myna\r\nAccept: */*\r\nAuthorization: Basic dXNlcjpwQHNz\r\nX-Key: k\r\n"
     body = 'Content-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}'
-    assert server.asked[0].decode() == f"POST /behind%20a%20proxy/v1/x HTTP/1.1\r\n{told}{body}"
-    assert server.asked[1].decode() == f"GET /behind%20a%20proxy/v1/models HTTP/1.1\r\n{told}\r\n"
+    assert server.requests[0].decode() == f"POST /behind%20a%20proxy/v1/x HTTP/1.1\r\n{told}{body}"
+    assert server.requests[1].decode() == f"GET /behind%20a%20proxy/v1/models HTTP/1.1\r\n{told}\r\n"
 
 
 @pytest.mark.parametrize("value", ["two\r\nlines", "zero\0", "naïve"])
-def test_a_header_that_is_none_is_refused(value: str) -> None:
+def test_an_invalid_header_value_is_rejected(value: str) -> None:
     with pytest.raises(ValueError, match="Authorization"):
         ConnectionPool("http://localhost", {"Authorization": value})
 
 
-async def test_a_connection_is_used_again_as_long_as_both_want() -> None:
+async def test_a_connection_is_reused_until_either_side_closes_it() -> None:
     closing = FRAMED["by length"].replace(b"OK\r\n", b"OK\r\nConnection: close\r\n")
-    script = [says(FRAMED["in chunks"]), says(FRAMED["by length"]), says(closing), says(FRAMED["by length"])]
-    async with raw(*script) as server, connected(server.url, kept=1.0) as connections:
+    script = [sends(FRAMED["in chunks"]), sends(FRAMED["by length"]), sends(closing), sends(FRAMED["by length"])]
+    async with scripted_server(*script) as server, connected(server.url, keep_alive=1.0) as connections:
         for count in (1, 1, 1, 2):
             assert await (await connections.post("/x", b"{}")).read() == BODY
             assert server.connections == count
         async with asyncio.timeout(5):
-            await server.gone.wait()  # the one that both wanted to close
-            server.gone.clear()
-            await server.gone.wait()  # an idle one is not kept for ever
+            await server.closed.wait()  # the response had `Connection: close`
+            server.closed.clear()
+            await server.closed.wait()  # the idle connection is closed after a while
         assert await (await connections.post("/x", b"{}")).read() == BODY
         assert server.connections == 3
 
 
-async def test_a_kept_connection_that_was_closed_is_no_failure() -> None:
+async def test_a_request_on_a_closed_idle_connection_is_sent_again() -> None:
     async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    async with raw(says(FRAMED["by length"]), closes, says(FRAMED["by length"])) as server:
+    async with scripted_server(sends(FRAMED["by length"]), closes, sends(FRAMED["by length"])) as server:
         async with connected(server.url) as connections:
             for _ in range(2):
                 assert await (await connections.post("/x", b"{}")).read() == BODY
-        assert (server.connections, len(server.asked)) == (2, 3)
+        assert (server.connections, len(server.requests)) == (2, 3)
 
 
-async def test_what_was_answered_in_part_is_not_asked_again() -> None:
-    async with raw(says(FRAMED["by length"]), says(b"HTTP/1.1 20", close=True)) as server:
+async def test_a_partly_answered_request_is_not_sent_again() -> None:
+    async with scripted_server(sends(FRAMED["by length"]), sends(b"HTTP/1.1 20", close=True)) as server:
         async with connected(server.url) as connections:
             await (await connections.post("/x", b"{}")).read()
             with pytest.raises(ConnectionBroken):
                 await connections.post("/x", b"{}")
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("unasked", [b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 500 O"])
-async def test_what_comes_unasked_is_nobodys_answer(unasked: bytes, together: bool) -> None:
-    said = [FRAMED["by length"] + unasked] if together else [FRAMED["by length"], unasked]
-    async with raw(says(*said)) as server, connected(server.url) as connections:
+@pytest.mark.parametrize("surplus", [b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 500 O"])
+async def test_data_without_a_request_is_no_response(surplus: bytes, together: bool) -> None:
+    said = [FRAMED["by length"] + surplus] if together else [FRAMED["by length"], surplus]
+    async with scripted_server(sends(*said)) as server, connected(server.url) as connections:
         for _ in range(2):
             response = await connections.post("/x", b"{}")
             assert (response.status, await response.read()) == (200, BODY)
@@ -184,33 +187,39 @@ async def test_what_comes_unasked_is_nobodys_answer(unasked: bytes, together: bo
         b"",
     ],
 )
-async def test_what_is_no_answer(said: bytes) -> None:
-    async with raw(says(said, close=True)) as server, connected(server.url) as connections:
+async def test_an_invalid_response(said: bytes) -> None:
+    async with scripted_server(sends(said, close=True)) as server, connected(server.url) as connections:
         with pytest.raises(ConnectionBroken):
             await (await connections.post("/x", b"{}")).read()
 
 
-async def test_a_head_without_end() -> None:
-    async with raw(says(b"HTTP/1.1 200 OK\r\nX: " + 200_000 * b"x")) as server, connected(server.url) as connections:
-        with pytest.raises(ConnectionBroken, match="no end"):
+async def test_an_endless_head() -> None:
+    async with (
+        scripted_server(sends(b"HTTP/1.1 200 OK\r\nX: " + 200_000 * b"x")) as server,
+        connected(server.url) as connections,
+    ):
+        with pytest.raises(ConnectionBroken, match="more than 65536 bytes"):
             async with asyncio.timeout(5):
                 await connections.post("/x", b"{}")
 
 
-async def test_a_body_without_end_and_trailers_without_end() -> None:
+async def test_an_endless_body_and_endless_trailers() -> None:
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
             writer.write(b"x" * 50_000)
             await writer.drain()
 
-    async with raw(endless) as server, connected(server.url) as connections:
+    async with scripted_server(endless) as server, connected(server.url) as connections:
         with pytest.raises(ConnectionBroken, match="more than 1000000 bytes"):
             await (response := await connections.post("/x", b"{}")).read(1_000_000)
         response.close()
     said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
     some, many = [b"".join(b"X-%d: y\r\n" % number for number in range(count)) for count in (1_000, 20_000)]
-    async with raw(says(said + some + b"\r\n"), says(said + many)) as server, connected(server.url) as connections:
+    async with (
+        scripted_server(sends(said + some + b"\r\n"), sends(said + many)) as server,
+        connected(server.url) as connections,
+    ):
         response = await connections.post("/x", b"{}")
         assert await response.read() == b"abc"
         assert list(response.headers) == ["transfer-encoding"]
@@ -218,7 +227,7 @@ async def test_a_body_without_end_and_trailers_without_end() -> None:
             await (await connections.post("/x", b"{}")).read()
 
 
-async def test_an_answer_that_is_given_up_whatever_arrives() -> None:
+async def test_a_response_ends_at_its_deadline() -> None:
     async def drips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
@@ -226,70 +235,70 @@ async def test_an_answer_that_is_given_up_whatever_arrives() -> None:
             await writer.drain()
             await asyncio.sleep(0.02)
 
-    async with raw(drips) as server, connected(server.url, patience=0.4) as connections:
+    async with scripted_server(drips) as server, connected(server.url, timeout=0.4) as connections:
         response = await connections.post("/x", b"{}")
-        response.until = time.monotonic() + 0.3
-        with pytest.raises(ConnectionBroken, match="no end"):
+        response.deadline = time.monotonic() + 0.3
+        with pytest.raises(ConnectionBroken, match="did not arrive in time"):
             async with asyncio.timeout(5):
                 await response.read()
 
 
-async def test_what_came_before_a_break_is_given_away() -> None:
+async def test_data_before_a_broken_connection_is_returned() -> None:
     said = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it"
-    async with raw(says(said, close=True)) as server, connected(server.url) as connections:
+    async with scripted_server(sends(said, close=True)) as server, connected(server.url) as connections:
         response = await connections.post("/x", b"{}")
         await asyncio.sleep(0.1)
-        assert await response.more() == b"half of it"
+        assert await response.next_chunk() == b"half of it"
         with pytest.raises(ConnectionBroken):
-            await response.more()
+            await response.next_chunk()
 
 
-async def test_silence_ends_an_answer_and_its_connection() -> None:
-    async with raw(says_nothing) as server, connected(server.url, patience=0.2) as connections:
+async def test_silence_ends_a_response_and_its_connection() -> None:
+    async with scripted_server(stays_silent) as server, connected(server.url, timeout=0.2) as connections:
         with pytest.raises(ResponseTimeout):
             await connections.post("/x", b"{}")
         async with asyncio.timeout(5):
-            await server.gone.wait()
+            await server.closed.wait()
 
     async def begins(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")(reader, writer)
-        for _ in range(4):  # each within the time, all of them not
+        await sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")(reader, writer)
+        for _ in range(4):  # each pause is shorter than the timeout, their sum is not
             await asyncio.sleep(0.4)
-            await says(b"x")(reader, writer)
-        await says_nothing(reader, writer)
+            await sends(b"x")(reader, writer)
+        await stays_silent(reader, writer)
 
-    async with raw(begins) as server, connected(server.url, patience=1.2) as connections:
+    async with scripted_server(begins) as server, connected(server.url, timeout=1.2) as connections:
         response = await connections.post("/x", b"{}")
-        came = b""
+        received = b""
         with pytest.raises(ResponseTimeout):
-            while more := await response.more():
-                came += more
-        assert came == b"xxxx"
+            while more := await response.next_chunk():
+                received += more
+        assert received == b"xxxx"
 
 
-async def test_whoever_closes_an_answer_ends_its_connection() -> None:
-    script = [says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"), says(FRAMED["by length"])]
-    async with raw(*script) as server, connected(server.url) as connections:
+async def test_closing_an_unfinished_response_closes_its_connection() -> None:
+    script = [sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"), sends(FRAMED["by length"])]
+    async with scripted_server(*script) as server, connected(server.url) as connections:
         response = await connections.post("/x", b"{}")
         response.close()
         async with asyncio.timeout(5):
-            await server.gone.wait()
+            await server.closed.wait()
         with pytest.raises(ConnectionBroken):
             await response.read()
         assert await (await connections.post("/x", b"{}")).read() == BODY
 
 
-async def test_whoever_waits_for_a_head_no_more_ends_its_connection() -> None:
-    async with raw(says_nothing) as server, connected(server.url) as connections:
+async def test_cancelling_a_request_closes_its_connection() -> None:
+    async with scripted_server(stays_silent) as server, connected(server.url) as connections:
         asking = asyncio.create_task(connections.post("/x", b"{}"))
-        while not server.asked:
+        while not server.requests:
             await asyncio.sleep(0.01)
         asking.cancel()
         async with asyncio.timeout(5):
-            await server.gone.wait()
+            await server.closed.wait()
 
 
-async def test_a_server_waits_for_whoever_reads_slowly() -> None:
+async def test_a_slow_reader_pauses_the_server() -> None:
     large = 40 << 20
     written = 0
 
@@ -301,9 +310,9 @@ async def test_a_server_waits_for_whoever_reads_slowly() -> None:
             written += 1 << 20
             await writer.drain()
 
-    async with raw(pours) as server, connected(server.url, patience=0.2) as connections:
+    async with scripted_server(pours) as server, connected(server.url, timeout=0.2) as connections:
         response = await connections.post("/x", b"{}")
-        await asyncio.sleep(0.5)  # longer than a server may be silent, which this one is not
+        await asyncio.sleep(0.5)  # longer than the timeout, but the server is not silent: it is paused
         assert written < large / 2
         assert len(await response.read()) == large
         assert response.ended
@@ -327,7 +336,7 @@ async def test_tls() -> None:
     certificate.configure_cert(serving)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    async with raw(says(FRAMED["in chunks"]), tls=serving) as server:
+    async with scripted_server(sends(FRAMED["in chunks"]), tls=serving) as server:
         async with connected(server.url, tls=trusting) as connections:
             for _ in range(2):
                 assert await (await connections.post("/x", b"{}")).read() == BODY
@@ -337,7 +346,7 @@ async def test_tls() -> None:
                 await connections.post("/x", b"{}")
 
 
-async def test_a_connection_whose_data_costs_much_time_rests() -> None:
+async def test_a_connection_whose_data_takes_much_time_rests() -> None:
     async def floods(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
@@ -347,9 +356,9 @@ async def test_a_connection_whose_data_costs_much_time_rests() -> None:
     def takes_long(data: bytes) -> None:
         time.sleep(0.02)
 
-    async with raw(floods) as server, connected(server.url) as connections:
+    async with scripted_server(floods) as server, connected(server.url) as connections:
         response = await connections.post("/x", b"{}")
-        reading = asyncio.create_task(response.each(takes_long))
+        reading = asyncio.create_task(response.stream_to(takes_long))
         waits = []
         for _ in range(10):
             began = time.monotonic()
@@ -357,5 +366,5 @@ async def test_a_connection_whose_data_costs_much_time_rests() -> None:
             waits.append(time.monotonic() - began)
         reading.cancel()
         response.close()
-        assert sorted(waits)[5] < 0.2, "others have their turns"
-    assert connections.resting <= 1
+        assert sorted(waits)[5] < 0.2, "other tasks get turns"
+    assert connections.resting_count <= 1

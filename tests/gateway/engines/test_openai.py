@@ -1,4 +1,4 @@
-"""gateway/engines/openai: what is sent to servers elsewhere, what is made of their answers, and of their faults."""
+"""gateway/engines/openai: requests to upstream servers, their answers, and their faults."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
-from gateway.engines.openai.stream_parser import Events
+from gateway.engines.openai.stream_parser import SseParser
 from gateway.engines.protocol import (
     ContextEvent,
     ContextRefused,
@@ -24,14 +24,14 @@ from gateway.engines.protocol import (
 )
 from gateway.graph.call import Input, SamplingParams, Slot, Text
 from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import TranscriptTokenizer, characters, write
+from gateway.prompts.message_passthrough import PassthroughTokenizer, characters, write
 from gateway.prompts.tool_calls import Tool, Tools
-from tests.gateway.engines.asking import SOON, coming, text, until
+from tests.gateway.engines.generation import URGENT, stream_events, text, until
 from tests.upstream import FakeServer, breaks_off, chunk, hangs, refuses, says, sends, stream
 
-USUAL = SamplingParams()
-ANSWER = Slot(None, USUAL)
-PROMPTS = PromptBuilder(TranscriptTokenizer())
+DEFAULTS = SamplingParams()
+ANSWER = Slot(None, DEFAULTS)
+PROMPTS = PromptBuilder(PassthroughTokenizer())
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -57,27 +57,27 @@ async def upstream(server: FakeServer) -> AsyncIterator[Upstream]:
 async def ask(
     upstream: Upstream,
     messages: Sequence[dict[str, Any]] = HELLO,
-    sampling: SamplingParams = USUAL,
+    sampling: SamplingParams = DEFAULTS,
     scope: str = "",
     **how: Any,
 ) -> list[ContextEvent]:
     engine = OpenAIEngine("there", upstream, upstream.models[0].id)
-    context = engine.open(scope, SOON)
+    context = engine.open(scope, URGENT)
     prompt = PROMPTS.chat(messages, ANSWER, **how)
     for segment in prompt.segments:
         if isinstance(segment, Text):
             context.fill(segment.tokens)
     try:
-        return [event async for event in coming(context, sampling)]
+        return [event async for event in stream_events(context, sampling)]
     finally:
         context.free()
         assert engine.load == 0
 
 
-# what is sent
+# requests
 
 
-async def test_messages_go_as_they_came(server: FakeServer, upstream: Upstream) -> None:
+async def test_messages_are_forwarded_unchanged(server: FakeServer, upstream: Upstream) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     messages = [
         {"role": "system", "content": "be brief <|im_end|> \ue000 \U0010ffff"},
@@ -98,21 +98,21 @@ async def test_messages_go_as_they_came(server: FakeServer, upstream: Upstream) 
         "model": "fake",
         "stream": True,
         "stream_options": {"include_usage": True},
-    }, "what was not asked for is left to the server"
+    }, "defaults are left to the server"
 
 
-async def test_a_context_goes_on_behind_what_it_was_given_and_made(server: FakeServer) -> None:
+async def test_a_context_continues_behind_filled_and_generated_text(server: FakeServer) -> None:
     upstream = await connected(server, "vllm")
     server.script = [says("b", "c"), says("d"), says("h")]
     said = [*HELLO, {"role": "assistant", "content": "a"}]
     written = write({}, said, unfinished=True)
-    context, other = (OpenAIEngine("there", upstream, "fake").open("", SOON) for _ in range(2))
+    context, other = (OpenAIEngine("there", upstream, "fake").open("", URGENT) for _ in range(2))
     for one in (context, other):
         one.fill(written)
-    for _ in range(2):  # behind one another
-        assert [event async for event in coming(context, USUAL)]
+    for _ in range(2):  # one after the other
+        assert [event async for event in stream_events(context, DEFAULTS)]
     other.fill(characters("g"))
-    assert [event async for event in coming(other, USUAL)]
+    assert [event async for event in stream_events(other, DEFAULTS)]
     assert [body["messages"][-1]["content"] for body in server.asked] == ["a", "abc", "ag"]
     assert written == write({}, said, unfinished=True)
     for one in (context, other):
@@ -158,7 +158,7 @@ async def test_parameters_are_passed_on(server: FakeServer, upstream: Upstream) 
     assert {key: body[key] for key in expected} == expected
 
 
-async def test_what_is_as_usual_is_sent_if_the_client_said_so(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_default_is_sent_if_the_client_specified_it(server: FakeServer, upstream: Upstream) -> None:
     await ask(upstream, sampling=SamplingParams(given=("temperature",)))
     assert server.asked[0]["temperature"] == 1.0
     assert "top_p" not in server.asked[0]
@@ -173,7 +173,7 @@ async def test_what_is_as_usual_is_sent_if_the_client_said_so(server: FakeServer
         (SamplingParams(grammar='start: "a"'), "grammar"),
     ],
 )
-async def test_what_a_server_cannot_do_is_refused_by_name(
+async def test_unsupported_parameters_are_rejected_by_name(
     server: FakeServer, upstream: Upstream, sampling: SamplingParams, what: str
 ) -> None:
     with pytest.raises(ContextRefused, match=what) as refusal:
@@ -182,7 +182,7 @@ async def test_what_a_server_cannot_do_is_refused_by_name(
     assert not server.asked
 
 
-async def test_tools_are_passed_on_and_their_calls_come_back_as_text(server: FakeServer, upstream: Upstream) -> None:
+async def test_tools_are_passed_on_and_tool_calls_become_text(server: FakeServer, upstream: Upstream) -> None:
     async def calls(request: Any, body: dict[str, Any]) -> Any:
         def part(index: int, name: str | None, arguments: str) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, "function": {"name": name, "arguments": arguments}}]}
@@ -207,7 +207,7 @@ async def test_tools_are_passed_on_and_their_calls_come_back_as_text(server: Fak
     assert [event.finish for event in events if isinstance(event, TokenDelta)][-1] == "stop"
 
 
-async def test_keys_and_salts(server: FakeServer) -> None:
+async def test_api_keys_and_salts(server: FakeServer) -> None:
     upstream = await connected(server, "vllm", key="sk-1")
     for scope in ("a", "b", "a", ""):
         await ask(upstream, scope=scope)
@@ -216,42 +216,44 @@ async def test_keys_and_salts(server: FakeServer) -> None:
     salts = [body.get("cache_salt") for body in server.asked]
     assert salts[0] == salts[2] != salts[1]
     assert salts[3] is None
-    assert len(salts[0]) == 64, "nobody guesses it"
+    assert len(salts[0]) == 64, "it cannot be guessed"
 
 
-async def test_a_slot_behind_text_goes_on_with_the_message(server: FakeServer) -> None:
+async def test_a_slot_behind_text_continues_the_message(server: FakeServer) -> None:
     server.script = [says("red", finish="stop"), says("7")]
     upstream = await connected(server, "vllm")
     slots = {name: Slot(name, SamplingParams(max_tokens=3)) for name in ("colour", "number")}
     messages = [*HELLO, {"role": "assistant", "content": "It is <<colour>>, and <<number>>."}]
     prompt = PROMPTS.chat(messages, ANSWER, references=True, slots=slots)
-    context = OpenAIEngine("there", upstream, "fake").open("", SOON)
+    context = OpenAIEngine("there", upstream, "fake").open("", URGENT)
     events: list[ContextEvent] = []
     for segment in prompt.segments:
         assert not isinstance(segment, Input)
         if isinstance(segment, Text):
             context.fill(segment.tokens)
         else:
-            events += [event async for event in coming(context, segment.sampling)]
+            events += [event async for event in stream_events(context, segment.sampling)]
     context.free()
     await upstream.close()
     assert [body["messages"][-1]["content"] for body in server.asked] == ["It is ", "It is red, and "]
     assert all(body["continue_final_message"] and body["add_generation_prompt"] is False for body in server.asked)
-    assert events[-1] == TokenCounts(6, 0, 2), "the first answer is no prompt of the second"
+    assert events[-1] == TokenCounts(6, 0, 2), "the first answer does not count as prompt of the second"
 
 
-async def test_where_it_cannot_go_on_a_message_is_begun_or_refused(server: FakeServer, upstream: Upstream) -> None:
+async def test_without_continuation_an_answer_is_begun_or_rejected(server: FakeServer, upstream: Upstream) -> None:
     await ask(upstream, [*HELLO, {"role": "assistant", "content": ""}], continues=True)
     assert server.asked[0]["messages"] == HELLO
-    with pytest.raises(ContextRefused, match="goes on behind a text"):
+    with pytest.raises(ContextRefused, match="continuation of an assistant message"):
         await ask(upstream, [*HELLO, {"role": "assistant", "content": "It is "}], continues=True)
 
 
 async def test_a_completion_goes_to_completions(server: FakeServer, upstream: Upstream) -> None:
     engine = OpenAIEngine("there", upstream, "fake")
-    context = engine.open("", SOON)
+    context = engine.open("", URGENT)
     context.fill(await engine.encode("Once upon"))
-    events = [event async for event in coming(context, SamplingParams(max_tokens=3, logprobs=True, top_logprobs=1))]
+    events = [
+        event async for event in stream_events(context, SamplingParams(max_tokens=3, logprobs=True, top_logprobs=1))
+    ]
     context.free()
     assert server.paths == ["/v1/completions"]
     assert (server.asked[0]["prompt"], server.asked[0]["max_tokens"], server.asked[0]["logprobs"]) == (
@@ -262,41 +264,41 @@ async def test_a_completion_goes_to_completions(server: FakeServer, upstream: Up
     assert text(events) == "fake"
 
 
-async def test_what_a_server_says_of_itself_is_believed(server: FakeServer) -> None:
+async def test_features_follow_from_the_documented_fields(server: FakeServer) -> None:
     server.knows("messages", "top_k", "continue_final_message", "add_generation_prompt", "cache_salt")
     upstream = await connected(server, "vllm")
     await ask(upstream, sampling=SamplingParams(top_k=3))
-    assert "priority" not in server.asked[0], "it has no such field"
+    assert "priority" not in server.asked[0], "the server does not document this field"
     with pytest.raises(ContextRefused, match="regex"):
         await ask(upstream, sampling=SamplingParams(regex="a"))
     await upstream.close()
 
 
-async def test_a_field_that_is_refused_is_done_without(server: FakeServer) -> None:
+async def test_a_refused_field_is_left_out(server: FakeServer) -> None:
     server.script = [refuses(400, "Got priority 0 but Priority scheduling is not enabled: priority")]
     upstream = await connected(server, "vllm")
     assert text(await ask(upstream)) == "fake"
     assert ["priority" in body for body in server.asked] == [True, False]
     await ask(upstream)
-    assert "priority" not in server.asked[-1], "it is not tried again"
+    assert "priority" not in server.asked[-1], "the field is not sent again"
     server.script = [refuses(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
     await ask(upstream, sampling=SamplingParams(max_tokens=5))
     assert server.asked[-1]["max_completion_tokens"] == 5
     server.script = [refuses(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
-    context = OpenAIEngine("there", upstream, "fake").open("", SOON)
-    context.fill(characters("no chat"))  # which has no such field
+    context = OpenAIEngine("there", upstream, "fake").open("", URGENT)
+    context.fill(characters("no chat"))  # completions have no max_completion_tokens
     with pytest.raises(ContextRefused, match="Unsupported parameter"):
-        assert [event async for event in coming(context, SamplingParams(max_tokens=5))]
+        assert [event async for event in stream_events(context, SamplingParams(max_tokens=5))]
     await upstream.close()
 
 
-NO_PRIORITY = (  # as SGLang 0.5 says it with --abort-on-priority-when-disabled, having begun a stream
+NO_PRIORITY = (  # sent by SGLang 0.5 with --abort-on-priority-when-disabled, within a stream
     b'data: {"error": {"object": "error", "message": "Using priority is disabled for this server. Please send a new '
     b'request without a priority.", "type": "SERVICE_UNAVAILABLE", "param": null, "code": 503}}\n\ndata: [DONE]\n\n'
 )
 
 
-async def test_a_field_that_is_refused_within_a_stream_is_done_without(server: FakeServer) -> None:
+async def test_a_field_that_is_refused_within_a_stream_is_left_out(server: FakeServer) -> None:
     server.script = [sends(NO_PRIORITY)]
     upstream = await connected(server, "sglang")
     events = await ask(upstream)
@@ -308,20 +310,18 @@ async def test_a_field_that_is_refused_within_a_stream_is_done_without(server: F
     server.script = [sends(begun + NO_PRIORITY)]
     with pytest.raises(EngineLost, match="priority is disabled"):
         await ask(upstream)
-    assert len(server.asked) == 3, "something was shown"
+    assert len(server.asked) == 3, "text had been emitted, so there is no other try"
     await upstream.close()
 
 
-async def test_connections_that_the_server_has_grown_tired_of_are_no_failure(
-    server: FakeServer, upstream: Upstream
-) -> None:
+async def test_connections_that_the_server_closed_are_no_failure(server: FakeServer, upstream: Upstream) -> None:
     await asyncio.gather(*(ask(upstream) for _ in range(8)))
     server.once = True
     answers = await asyncio.gather(*(ask(upstream) for _ in range(4)))
     assert [text(told) for told in answers] == ["fake"] * 4
 
 
-async def test_keys_are_kept_apart_or_nothing_is_sent(server: FakeServer) -> None:
+async def test_without_a_salt_no_request_is_sent(server: FakeServer) -> None:
     server.script = [refuses(400, "cache_salt is not supported")]
     upstream = await connected(server, "vllm")
     with pytest.raises(ContextRefused, match="cache_salt"):
@@ -331,17 +331,17 @@ async def test_keys_are_kept_apart_or_nothing_is_sent(server: FakeServer) -> Non
     await upstream.close()
 
 
-async def test_a_redirect_does_not_take_the_key_elsewhere(server: FakeServer) -> None:
+async def test_a_redirect_is_not_followed_with_the_api_key(server: FakeServer) -> None:
     async with FakeServer() as other:
         server.script = [refuses(307, headers={"Location": f"{other.url}/v1/chat/completions"})]
         upstream = await connected(server, key="sk-1")
-        with pytest.raises(ContextRefused, match="answers 307"):
+        with pytest.raises(ContextRefused, match="answered 307"):
             await ask(upstream)
         assert not other.asked
         await upstream.close()
 
 
-async def test_the_most_urgent_is_asked_next(server: FakeServer) -> None:
+async def test_the_most_urgent_request_is_sent_next(server: FakeServer) -> None:
     upstream = await connected(server, concurrency=1)
     engine = OpenAIEngine("there", upstream, "fake")
     release = asyncio.Event()
@@ -356,7 +356,7 @@ async def test_the_most_urgent_is_asked_next(server: FakeServer) -> None:
         context = engine.open("", Urgency(rank, interactive=False))
         contexts[name] = context
         context.fill(await engine.encode(name))
-        async for _ in coming(context, SamplingParams()):
+        async for _ in stream_events(context, SamplingParams()):
             pass
         context.free()
 
@@ -384,7 +384,7 @@ async def test_a_refused_connection(server: FakeServer) -> None:
         await ask(upstream)
     assert not lost.value.suspect
     assert not upstream.ready
-    with pytest.raises(EngineLost, match="takes no work now"):
+    with pytest.raises(EngineLost, match="accepts no work now"):
         await ask(upstream)
     await server.start()
     await until(lambda: upstream.ready)
@@ -398,24 +398,24 @@ async def test_too_many_requests(server: FakeServer, upstream: Upstream) -> None
     with pytest.raises(EngineBusy, match="slow down") as busy:
         await ask(upstream)
     assert busy.value.pause == 0.3
-    assert not upstream.ready, "others are not sent there either"
+    assert not upstream.ready, "other requests are not sent either"
     await until(lambda: upstream.ready)
     assert text(await ask(upstream)) == "fake"
 
 
-async def test_an_account_without_money_is_not_waited_for(server: FakeServer, upstream: Upstream) -> None:
+async def test_an_exhausted_quota_gets_no_other_attempt(server: FakeServer, upstream: Upstream) -> None:
     server.script = [refuses(429, "you exceeded your quota", code="insufficient_quota")]
     with pytest.raises(EngineFailure, match="exceeded your quota") as failure:
         await ask(upstream)
     assert not isinstance(failure.value, EngineLost)
 
 
-async def test_errors_of_the_server_may_be_tried_again(server: FakeServer, upstream: Upstream) -> None:
+async def test_server_errors_may_be_tried_again(server: FakeServer, upstream: Upstream) -> None:
     server.script = [refuses(500, "oh dear"), refuses(502, "oh dear")]
     for status in (500, 502):
-        with pytest.raises(EngineLost, match=f"answers {status}: oh dear"):
+        with pytest.raises(EngineLost, match=f"answered {status}: oh dear"):
             await ask(upstream)
-        assert upstream.ready, "once or twice is no illness"
+        assert upstream.ready, "one or two failures do not bring the server down"
     await ask(upstream)
     server.script = [refuses(503)] * 3
     for _ in range(3):
@@ -426,10 +426,12 @@ async def test_errors_of_the_server_may_be_tried_again(server: FakeServer, upstr
     server.script = [refuses(503)]
     with pytest.raises(EngineLost):
         await ask(upstream)
-    assert not upstream.ready, "it is not well yet: one more is enough"
+    assert not upstream.ready, "after a recovery, one more failure is enough"
 
 
-async def test_failures_of_one_tenant_do_not_take_a_server_from_others(server: FakeServer, upstream: Upstream) -> None:
+async def test_failures_of_one_tenant_do_not_bring_a_server_down_for_others(
+    server: FakeServer, upstream: Upstream
+) -> None:
     await ask(upstream, scope="other")
     server.script = [refuses(500, "this cannot be computed")] * 10
     for number in range(9):
@@ -438,10 +440,10 @@ async def test_failures_of_one_tenant_do_not_take_a_server_from_others(server: F
     assert upstream.ready
     with pytest.raises(EngineLost):
         await ask(upstream, scope="other")
-    assert not upstream.ready, "it fails for others too"
+    assert not upstream.ready, "it fails for other tenants too"
 
 
-async def test_a_refusal_that_quotes_the_client_changes_nothing_for_others(server: FakeServer) -> None:
+async def test_a_refusal_that_quotes_the_client_does_not_change_other_requests(server: FakeServer) -> None:
     server.always = refuses(400, "bad regex: max_completion_tokens priority stream_options return_token_ids")
     upstream = await connected(server, "vllm")
     with pytest.raises(ContextRefused, match="bad regex"):
@@ -453,7 +455,7 @@ async def test_a_refusal_that_quotes_the_client_changes_nothing_for_others(serve
     await upstream.close()
 
 
-async def test_refusals_change_nothing(server: FakeServer, upstream: Upstream) -> None:
+async def test_refusals_do_not_bring_a_server_down(server: FakeServer, upstream: Upstream) -> None:
     server.script = [
         refuses(400, "This model's maximum context length is 16 tokens. Shorten.", code=400),
         refuses(400, "too much", code="context_length_exceeded"),
@@ -467,20 +469,20 @@ async def test_refusals_change_nothing(server: FakeServer, upstream: Upstream) -
     assert upstream.ready
 
 
-async def test_a_key_that_is_not_accepted(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_rejected_api_key(server: FakeServer, upstream: Upstream) -> None:
     server.script = [refuses(401, "who are you")]
-    with pytest.raises(EngineFailure, match="does not accept the key") as failure:
+    with pytest.raises(EngineFailure, match="does not accept the API key") as failure:
         await ask(upstream)
-    assert not isinstance(failure.value, EngineLost), "trying again would change nothing"
+    assert not isinstance(failure.value, EngineLost), "another attempt would not help"
 
 
-async def test_a_stream_that_is_cut(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_stream_that_breaks_off(server: FakeServer, upstream: Upstream) -> None:
     server.script = [breaks_off("some", " of")]
     with pytest.raises(EngineLost, match="broke off"):
         await ask(upstream)
 
     async def ends_early(request: Any, body: dict[str, Any]) -> Any:
-        return await stream(request, [chunk(body, "some")])  # all is well, says HTTP
+        return await stream(request, [chunk(body, "some")])  # the HTTP response is complete
 
     server.script = [ends_early]
     with pytest.raises(EngineLost, match="broke off in the middle"):
@@ -490,12 +492,12 @@ async def test_a_stream_that_is_cut(server: FakeServer, upstream: Upstream) -> N
 @pytest.mark.parametrize(
     "content", [b"data: {oh\n\n", b'data: {"choices": 5}\n\n', b"data: \xff\xfe\n\n", b"data: [1]\n\n"]
 )
-async def test_what_is_no_json(server: FakeServer, upstream: Upstream, content: bytes) -> None:
+async def test_invalid_json(server: FakeServer, upstream: Upstream, content: bytes) -> None:
     server.script = [sends(content)]
-    with pytest.raises(EngineLost, match="says what is no answer"):
+    with pytest.raises(EngineLost, match="sent an invalid answer"):
         await ask(upstream)
     server.script = [sends(b"<html>sorry</html>", "text/html")]
-    with pytest.raises(EngineLost, match="says what is no answer"):
+    with pytest.raises(EngineLost, match="sent an invalid answer"):
         await ask(upstream)
 
 
@@ -514,7 +516,7 @@ async def test_an_error_within_a_stream(server: FakeServer, upstream: Upstream) 
     assert refusal.value.code == "context_length_exceeded"
 
 
-async def test_a_server_that_does_not_stream_is_understood(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_server_that_does_not_stream(server: FakeServer, upstream: Upstream) -> None:
     answer = {
         "choices": [{"message": {"role": "assistant", "content": "all at once"}, "finish_reason": "length"}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}},
@@ -547,15 +549,15 @@ async def test_silence_before_an_answer_and_within_one(server: FakeServer, upstr
     ],
     ids=range(8),
 )
-async def test_what_cannot_be_an_answer(server: FakeServer, upstream: Upstream, content: bytes) -> None:
+async def test_invalid_answers(server: FakeServer, upstream: Upstream, content: bytes) -> None:
     server.script = [sends(content)]
-    with pytest.raises(EngineLost, match="says what is no answer"):
+    with pytest.raises(EngineLost, match="sent an invalid answer"):
         await ask(upstream)
 
 
-async def test_an_event_in_many_pieces_takes_time_in_proportion() -> None:
+async def test_an_event_in_many_pieces_takes_linear_time() -> None:
     began = time.monotonic()
-    events = Events()
+    events = SseParser()
     said = b'data: {"x": "' + b"y" * 3_000_000 + b'"}\r\n\r\n'
     found = [event for begin in range(0, len(said), 64) for event in events.feed(said[begin : begin + 64])]
     assert [len(event) for event in found] == [len(said) - 10]
@@ -563,16 +565,16 @@ async def test_an_event_in_many_pieces_takes_time_in_proportion() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_events_are_the_same_however_they_are_cut(size: int) -> None:
+def test_events_do_not_depend_on_the_packets(size: int) -> None:
     said = (
         b': hello\n\ndata: {"a": 1}\r\n\r\ndata: {"b": 2}\n\nevent: x\ndata: {"c": 3}\n\ndata: [DONE]\n\ndata: {}\n\n'
     )
-    events = Events()
+    events = SseParser()
     found = [event for begin in range(0, len(said), size) for event in events.feed(said[begin : begin + size])]
     assert found == [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}']
 
 
-async def test_an_answer_without_end(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_answer(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never_ends(request: Any, body: dict[str, Any]) -> Any:
         response = await stream(request, [], done=False)
         while True:
@@ -584,20 +586,20 @@ async def test_an_answer_without_end(server: FakeServer, monkeypatch: pytest.Mon
     with pytest.raises(EngineLost, match="more than 1000000 bytes"):
         await ask(upstream)
 
-    async def goes_on_behind_its_end(request: Any, body: dict[str, Any]) -> Any:
+    async def continues_after_its_end(request: Any, body: dict[str, Any]) -> Any:
         response = await stream(request, [chunk(body, "x", "stop")])
         while True:
             await response.write(b": there is more\n\n")
             await asyncio.sleep(0.01)
 
     monkeypatch.setattr("gateway.engines.openai.engine._TAIL_SECONDS", 0.2)
-    server.script = [goes_on_behind_its_end]
+    server.script = [continues_after_its_end]
     async with asyncio.timeout(10):
         assert text(await ask(upstream)) == "x"
     await upstream.close()
 
 
-async def test_a_reason_that_clients_do_not_know_is_a_stop(server: FakeServer, upstream: Upstream) -> None:
+async def test_an_unknown_finish_reason_becomes_stop(server: FakeServer, upstream: Upstream) -> None:
     for reason, told in (("length", "length"), ("content_filter", "content_filter"), ("x" * 1_000_000, "stop")):
         server.script = [says("a", finish=reason)]
         events = await ask(upstream)
@@ -614,14 +616,14 @@ async def test_a_reason_that_clients_do_not_know_is_a_stop(server: FakeServer, u
         ["what"],
     ],
 )
-async def test_usage_that_cannot_be_is_not_believed(server: FakeServer, upstream: Upstream, usage: Any) -> None:
+async def test_invalid_usage_is_ignored(server: FakeServer, upstream: Upstream, usage: Any) -> None:
     server.script = [says("a", "b", usage=usage)]
     events = await ask(upstream)
     assert text(events) == "ab"
     assert not any(isinstance(event, TokenCounts) for event in events)
 
 
-async def test_a_server_that_does_not_end_its_stream(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_is_not_closed_after_its_end(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.engines.openai.engine._TAIL_SECONDS", 0.2)
 
     async def never_ends(request: Any, body: dict[str, Any]) -> Any:
@@ -635,12 +637,12 @@ async def test_a_server_that_does_not_end_its_stream(server: FakeServer, monkeyp
     await upstream.close()
 
 
-async def test_a_context_that_is_freed_ends_its_request(server: FakeServer, upstream: Upstream) -> None:
+async def test_freeing_a_context_aborts_its_request(server: FakeServer, upstream: Upstream) -> None:
     server.script = [hangs("some")]
     engine = OpenAIEngine("there", upstream, "fake")
-    context = engine.open("", SOON)
+    context = engine.open("", URGENT)
     context.fill(await engine.encode("x"))
-    events = coming(context, SamplingParams())
+    events = stream_events(context, SamplingParams())
     await anext(events)
     await anext(events)
     context.free()
@@ -654,13 +656,13 @@ async def test_a_context_that_is_freed_ends_its_request(server: FakeServer, upst
 # health
 
 
-async def test_a_server_that_says_that_it_is_ill_is_left_alone(
+async def test_a_server_with_a_failing_health_check_gets_no_work(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.engines.openai.upstream._PROBE_SECONDS", 0.1)
     upstream = await connected(server, "vllm")
     server.metrics = 'vllm:num_requests_running{model="a"} 3.0\nvllm:num_requests_waiting{model="a"} 4.0\nother 9\n'
-    await until(lambda: upstream.others == 7)
+    await until(lambda: upstream.external_requests == 7)
     assert OpenAIEngine("there", upstream, "fake").load == 7
     server.health = 503
     await until(lambda: not upstream.ready)
@@ -681,7 +683,7 @@ async def test_a_server_that_says_that_it_is_ill_is_left_alone(
         [],
     ],
 )
-async def test_a_server_that_says_nonsense_of_itself_is_watched_on(
+async def test_a_server_with_invalid_descriptions_is_still_watched(
     server: FakeServer, schema: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.engines.openai.upstream._PROBE_SECONDS", 0.1)
@@ -689,9 +691,9 @@ async def test_a_server_that_says_nonsense_of_itself_is_watched_on(
     server.metrics = "vllm:num_requests_running e\nvllm:num_requests_waiting 1e999\n" + "vllm:num_requests_running{" * 9
     upstream = await connected(server, "vllm")
     assert upstream.models[0].window is None
-    await until(lambda: upstream.others > 0)
+    await until(lambda: upstream.external_requests > 0)
     server.metrics = ""
-    await until(lambda: upstream.others == 0)
+    await until(lambda: upstream.external_requests == 0)
     server.health = 503
     await until(lambda: not upstream.ready)
     server.health = 200
@@ -702,7 +704,7 @@ async def test_a_server_that_says_nonsense_of_itself_is_watched_on(
     await upstream.close()
 
 
-async def test_a_server_that_comes_later(server: FakeServer) -> None:
+async def test_a_server_that_starts_later(server: FakeServer) -> None:
     await server.stop()
     with pytest.raises(EngineStartFailed, match="cannot be reached"):
         await Upstream(Server("there", "vllm", server.url), lambda: None).start()

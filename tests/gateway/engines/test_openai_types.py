@@ -1,4 +1,4 @@
-"""OpenAI's own types: what is sent to api.openai.com is a request there, and what it says is understood."""
+"""OpenAI's own types: requests to api.openai.com are valid there, and its answers are parsed."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,11 +9,11 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsStr
 from pydantic import TypeAdapter
 
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
-from gateway.engines.openai.stream_parser import Answer
+from gateway.engines.openai.stream_parser import AnswerParser
 from gateway.engines.protocol import ContextRefused, Urgency
 from gateway.graph.call import SamplingParams, Slot
 from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import TranscriptTokenizer
+from gateway.prompts.message_passthrough import PassthroughTokenizer
 from gateway.prompts.tool_calls import Tool, Tools
 
 REQUEST: TypeAdapter[CompletionCreateParams] = TypeAdapter(CompletionCreateParamsStreaming)
@@ -52,55 +52,57 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
 ]
 
 
-def asked(messages: list[dict[str, Any]], sampling: SamplingParams, how: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def request_of(
+    messages: list[dict[str, Any]], sampling: SamplingParams, how: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
     upstream = Upstream(Server("there", "openai", "https://api.openai.com"), lambda: None)
-    prompt = PromptBuilder(TranscriptTokenizer()).chat(messages, Slot(None, sampling), **how).segments[0]
+    prompt = PromptBuilder(PassthroughTokenizer()).chat(messages, Slot(None, sampling), **how).segments[0]
     tokens: Any = getattr(prompt, "tokens", None)
     return OpenAIEngine("there", upstream, "m").request(tokens, sampling, "a tenant", Urgency(1.0, interactive=True))
 
 
-def look_through(value: Any) -> None:
-    """Checks what is checked only as it is looked at."""
+def validate_deeply(value: Any) -> None:
+    """Visit all of a value, because lazy parts are validated only when they are read."""
     if isinstance(value, dict):
-        for one in value.values():
-            look_through(one)
+        for item in value.values():
+            validate_deeply(item)
     elif isinstance(value, Iterable) and not isinstance(value, str):
-        for one in value:
-            look_through(one)
+        for item in value:
+            validate_deeply(item)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(("messages", "how"), CONVERSATIONS)
-def test_it_takes_what_is_sent(messages: list[dict[str, Any]], how: dict[str, Any], sampling: SamplingParams) -> None:
-    path, body = asked(messages, sampling, how)
+def test_requests_are_valid(messages: list[dict[str, Any]], how: dict[str, Any], sampling: SamplingParams) -> None:
+    path, body = request_of(messages, sampling, how)
     assert path == "/v1/chat/completions"
     assert body.keys() <= KNOWN
-    look_through(REQUEST.validate_python(body))
-    assert "max_tokens" not in body, "its newer models refuse that"
+    validate_deeply(REQUEST.validate_python(body))
+    assert "max_tokens" not in body, "its newer models reject this field"
 
 
-def test_what_it_has_not_is_refused_here_by_name() -> None:
+def test_parameters_that_openai_lacks_are_rejected_by_name() -> None:
     for sampling, what in ((SamplingParams(top_k=3), "top_k"), (SamplingParams(regex="a"), "regex")):
         with pytest.raises(ContextRefused, match=what):
-            asked(CONVERSATIONS[0][0], sampling, {})
+            request_of(CONVERSATIONS[0][0], sampling, {})
 
 
 def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **more: Any) -> ChatCompletionChunk:
     choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
-    told = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices, **more}
-    return ChatCompletionChunk.model_validate(told)
+    fields = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices, **more}
+    return ChatCompletionChunk.model_validate(fields)
 
 
-def read(*chunks: ChatCompletionChunk) -> tuple[str, str | None, Answer]:
-    answer = Answer(streamed=True)
+def read(*chunks: ChatCompletionChunk) -> tuple[str, str | None, AnswerParser]:
+    answer = AnswerParser(streamed=True)
     text, finish = "", None
-    for one in chunks:
-        for piece, _, ended in answer.feed(b"data: " + one.model_dump_json().encode() + b"\n\n"):
+    for event in chunks:
+        for piece, _, ended in answer.feed(b"data: " + event.model_dump_json().encode() + b"\n\n"):
             text, finish = text + piece.text, ended or finish
     return text, finish, answer
 
 
-def test_its_answers_are_understood() -> None:
+def test_answers_are_parsed() -> None:
     usage = {
         "prompt_tokens": 5,
         "completion_tokens": 2,
@@ -118,7 +120,7 @@ def test_its_answers_are_understood() -> None:
     assert (text, finish, answer.usage) == ("hello", "length", (5, 3, 2, 0))
 
 
-def test_its_calls_of_tools_are_understood() -> None:
+def test_tool_calls_are_parsed() -> None:
     calls = [
         {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": ""}},
         {"index": 0, "function": {"arguments": '{"a": '}},
@@ -131,7 +133,7 @@ def test_its_calls_of_tools_are_understood() -> None:
     assert finish == "stop"
 
 
-def test_a_call_that_is_cut_off_has_no_end() -> None:
+def test_a_tool_call_that_is_cut_off_gets_no_end() -> None:
     call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"a": "b'}}
     text, finish, _ = read(chunk({"tool_calls": [call]}), chunk({}, "length"))
     assert text.endswith('"arguments": {"a": "b')

@@ -9,7 +9,7 @@ from gateway.engines.protocol import NoEngine
 from tests.fakes.engine import StubEngine
 
 
-async def test_ready_engines_of_the_model_are_given() -> None:
+async def test_serving_returns_the_ready_engines_of_the_model() -> None:
     pool = EnginePool(1.0)
     assert not pool.ready
     one, two, other = StubEngine(name="one"), StubEngine(name="two"), StubEngine(name="other")
@@ -23,7 +23,7 @@ async def test_ready_engines_of_the_model_are_given() -> None:
     assert not pool.ready, "a model without an engine"
 
 
-async def test_an_engine_that_restarts_is_waited_for() -> None:
+async def test_serving_waits_for_an_engine_that_restarts() -> None:
     pool, engine = EnginePool(30.0), StubEngine()
     engine.ready = False
     pool.add("m", engine)
@@ -35,7 +35,7 @@ async def test_an_engine_that_restarts_is_waited_for() -> None:
     assert await waiting == [engine]
 
 
-async def test_the_wait_is_bounded() -> None:
+async def test_the_wait_for_an_engine_is_limited() -> None:
     pool = EnginePool(0.01)
     with pytest.raises(NoEngine, match="no engine for m was ready"):
         await pool.serving("m")

@@ -1,7 +1,7 @@
-"""SGLang's own request and answer types: what is sent to it means there what it means here, and what it says is understood.
+"""SGLang's own types: requests to it are valid and keep their meaning, and its answers are parsed.
 
-Run where its package can be imported: `pip install --no-deps sglang` (0.5.23 was tried) beside pybase64, pillow, starlette,
-pyzmq, ipython and traitlets is enough for that, without kernels or a GPU.
+The tests run where its package can be imported: `pip install --no-deps sglang` (tried with 0.5.23), pybase64, pillow,
+starlette, pyzmq, ipython and traitlets are enough, without kernels or a GPU.
 """
 
 import json
@@ -13,16 +13,16 @@ import pytest
 
 from engine.tokenizer import Tokenizer
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
-from gateway.engines.openai.stream_parser import Answer
+from gateway.engines.openai.stream_parser import AnswerParser
 from gateway.engines.protocol import Urgency
 from gateway.graph.call import SamplingParams, Slot
 from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import TranscriptTokenizer, characters
+from gateway.prompts.message_passthrough import PassthroughTokenizer, characters
 from gateway.prompts.tool_calls import Tool, Tools
 
 sglang = pytest.importorskip("sglang.srt.entrypoints.openai.protocol")
 
-USUAL = SamplingParams()
+DEFAULTS = SamplingParams()
 EVERYTHING = SamplingParams(
     max_tokens=9,
     temperature=0.5,
@@ -61,43 +61,41 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
         {"continues": True, "options": {"enable_thinking": False}},
     ),
 ]
-ITS_OWN = {"add_generation_prompt"}
-"""What it does not know, and does by itself where a message is gone on with."""
+IMPLIED = {"add_generation_prompt"}
+"""Fields that SGLang does not know, because continuing a message implies them."""
 
 
 def engine(tokenizer: Tokenizer | None = None) -> OpenAIEngine:
     return OpenAIEngine("there", Upstream(Server("there", "sglang", "http://x"), lambda: None), "m", tokenizer)
 
 
-def check(asked: OpenAIEngine, tokens: "array[int]", sampling: SamplingParams) -> None:
-    path, body = asked.request(tokens, sampling, "a tenant", Urgency(12.5, interactive=True))
+def check(openai_engine: OpenAIEngine, tokens: "array[int]", sampling: SamplingParams) -> None:
+    path, body = openai_engine.request(tokens, sampling, "a tenant", Urgency(12.5, interactive=True))
     kind = sglang.ChatCompletionRequest if path == "/v1/chat/completions" else sglang.CompletionRequest
-    taken = kind.model_validate(json.loads(json.dumps(body)))
-    assert body.keys() - kind.model_fields <= ITS_OWN
-    understood = taken.model_dump()
-    plain = {key: value for key, value in body.items() if isinstance(value, int | float | str) and key not in ITS_OWN}
+    request = kind.model_validate(json.loads(json.dumps(body)))
+    assert body.keys() - kind.model_fields <= IMPLIED
+    understood = request.model_dump()
+    plain = {key: value for key, value in body.items() if isinstance(value, int | float | str) and key not in IMPLIED}
     assert {key: understood[key] for key in plain} == plain
     assert {"priority", "cache_salt"} <= plain.keys()
 
 
-@pytest.mark.parametrize("sampling", [USUAL, EVERYTHING, SCHEMA])
+@pytest.mark.parametrize("sampling", [DEFAULTS, EVERYTHING, SCHEMA])
 @pytest.mark.parametrize(("messages", "how"), CONVERSATIONS)
-def test_it_takes_what_chats_send(
-    messages: list[dict[str, Any]], how: dict[str, Any], sampling: SamplingParams
-) -> None:
-    prompt, _ = PromptBuilder(TranscriptTokenizer()).chat(messages, Slot(None, sampling), **how).segments
+def test_chat_requests_are_valid(messages: list[dict[str, Any]], how: dict[str, Any], sampling: SamplingParams) -> None:
+    prompt, _ = PromptBuilder(PassthroughTokenizer()).chat(messages, Slot(None, sampling), **how).segments
     check(engine(), cast("Any", prompt).tokens, sampling)
 
 
-@pytest.mark.parametrize("sampling", [USUAL, EVERYTHING, SCHEMA])
-def test_it_takes_what_completions_send(sampling: SamplingParams) -> None:
+@pytest.mark.parametrize("sampling", [DEFAULTS, EVERYTHING, SCHEMA])
+def test_completion_requests_are_valid(sampling: SamplingParams) -> None:
     check(engine(), characters("a text"), sampling)
     check(engine(cast("Tokenizer", object())), array("i", [1, 2, 3]), sampling)
 
 
-def read(chunks: Sequence[Any]) -> tuple[str, list[int], str | None, Answer]:
-    """Text, tokens and reason of the end."""
-    answer = Answer(streamed=True)
+def read(chunks: Sequence[Any]) -> tuple[str, list[int], str | None, AnswerParser]:
+    """Return text, token ids and finish reason."""
+    answer = AnswerParser(streamed=True)
     text, tokens, finish = "", list[int](), None
     for chunk in chunks:
         for piece, ids, ended in answer.feed(b"data: " + chunk.model_dump_json().encode() + b"\n\n"):
@@ -107,8 +105,8 @@ def read(chunks: Sequence[Any]) -> tuple[str, list[int], str | None, Answer]:
 
 
 def chat(*deltas: dict[str, Any], finish: str = "stop") -> list[Any]:
-    """A streamed chat, as its server makes it."""
-    made = [
+    """Return the chunks of a streamed chat."""
+    chunks = [
         sglang.ChatCompletionStreamResponse(
             id="x",
             model="m",
@@ -120,7 +118,7 @@ def chat(*deltas: dict[str, Any], finish: str = "stop") -> list[Any]:
         )
         for delta, ended in [*((delta, None) for delta in deltas), ({}, finish)]
     ]
-    return [*made, sglang.ChatCompletionStreamResponse(id="x", model="m", choices=[], usage=usage())]
+    return [*chunks, sglang.ChatCompletionStreamResponse(id="x", model="m", choices=[], usage=usage())]
 
 
 def usage() -> Any:
@@ -129,12 +127,12 @@ def usage() -> Any:
     )
 
 
-def test_its_chats_are_understood() -> None:
+def test_chats_are_parsed() -> None:
     text, _, finish, answer = read(chat({"role": "assistant", "content": ""}, {"content": "he"}, {"content": "llo"}))
     assert (text, finish, answer.usage, answer.ended) == ("hello", "stop", (5, 3, 2, 0), True)
 
 
-def test_its_calls_of_tools_are_understood() -> None:
+def test_tool_calls_are_parsed() -> None:
     begun = sglang.ToolCall(index=0, id="c", function=sglang.FunctionResponse(name="look", arguments=""))
     rest = sglang.ToolCall(index=0, id=None, function=sglang.FunctionResponse(name=None, arguments='{"a": 1}'))
     text, _, finish, _ = read(chat({"tool_calls": [begun]}, {"tool_calls": [rest]}, finish="tool_calls"))
@@ -143,7 +141,7 @@ def test_its_calls_of_tools_are_understood() -> None:
     assert called == {"name": "look", "arguments": {"a": 1}}
 
 
-def test_its_completions_are_understood() -> None:
+def test_completions_are_parsed() -> None:
     choice = sglang.CompletionResponseStreamChoice
     logprobs = sglang.LogProbs(text_offset=[-1], tokens=["he"], token_logprobs=[-0.5], top_logprobs=[{"he": -0.5}])
     choices = [
@@ -151,7 +149,7 @@ def test_its_completions_are_understood() -> None:
         [choice(index=0, text="", finish_reason="length", token_ids=[])],
         [],
     ]
-    made = [sglang.CompletionStreamResponse(id="x", model="m", choices=each) for each in choices]
-    made[-1].usage = usage()
-    text, tokens, finish, answer = read(made)
+    chunks = [sglang.CompletionStreamResponse(id="x", model="m", choices=each) for each in choices]
+    chunks[-1].usage = usage()
+    text, tokens, finish, answer = read(chunks)
     assert (text, tokens, finish, answer.usage) == ("he", [3, 4], "length", (5, 3, 2, 0))

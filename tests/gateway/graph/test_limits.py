@@ -12,7 +12,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(-6, 12)), max_s
 
 
 @given(st.integers(1, 40), st.booleans(), STEPS)
-def test_none_can_keep_the_others_out(total: int, several: bool, steps: list[tuple[str, int]]) -> None:
+def test_no_tenant_can_keep_the_others_out(total: int, several: bool, steps: list[tuple[str, int]]) -> None:
     bound, model = SharedLimit(total, several=several), Counter[str]()
     for tenant, amount in steps:
         if amount < 0:
@@ -34,7 +34,7 @@ def test_none_can_keep_the_others_out(total: int, several: bool, steps: list[tup
             assert all(bound.has_room(name) for name in newcomers) or not room_for_one
 
 
-def test_the_only_tenant_there_can_be_may_have_all() -> None:
+def test_a_single_tenant_may_hold_the_whole_limit() -> None:
     bound = SharedLimit(8, several=False)
     bound.add("", 7)
     assert bound.has_room("")
@@ -43,7 +43,7 @@ def test_the_only_tenant_there_can_be_may_have_all() -> None:
     assert bound.greediest == ""
 
 
-def test_one_of_several_may_have_most() -> None:
+def test_one_of_several_tenants_may_hold_three_quarters() -> None:
     bound = SharedLimit(8)
     assert bound.has_room("a", 6)
     assert not bound.has_room("a", 7)

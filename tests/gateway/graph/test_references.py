@@ -11,7 +11,7 @@ from gateway.graph.references import MAX_REFERENCES, Reference, check_name, pars
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,63}", fullmatch=True)
 keys = st.text(st.characters(exclude_characters=".<>", exclude_categories=["Z", "C"]), min_size=1, max_size=8)
-plain = st.text(st.characters(exclude_characters="<\\"), max_size=10)
+literals = st.text(st.characters(exclude_characters="<\\"), max_size=10)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,10 @@ def test_grammar(text: str, pieces: list[str | Reference]) -> None:
     assert list(parse(text)) == pieces
 
 
-@given(parts=st.lists(st.one_of(plain, st.builds(Reference, names, st.lists(keys, max_size=3).map(tuple))), max_size=6))
-def test_what_is_written_is_read(parts: list[str | Reference]) -> None:
+@given(
+    parts=st.lists(st.one_of(literals, st.builds(Reference, names, st.lists(keys, max_size=3).map(tuple))), max_size=6)
+)
+def test_written_references_are_parsed_back(parts: list[str | Reference]) -> None:
     merged: list[str | Reference] = []
     for part in parts:
         if isinstance(part, str) and merged and isinstance(merged[-1], str):
@@ -55,12 +57,14 @@ def test_what_is_written_is_read(parts: list[str | Reference]) -> None:
 
 
 @given(text=st.text("<>\\ab._ 0", max_size=40))
-def test_nothing_is_lost(text: str) -> None:
+def test_parsing_loses_no_text(text: str) -> None:
     pieces = list(parse(text))
     assert all(pieces), "no empty pieces"
     again = "".join(str(piece) for piece in pieces)
-    # only the backslashes of escapes are gone
-    assert len(text) - len(again) == sum(1 for at in range(len(text)) if text[at] == "\\" and escapes(text[at:]))
+    # only the backslashes of escapes are removed
+    assert len(text) - len(again) == sum(
+        1 for index in range(len(text)) if text[index] == "\\" and escapes(text[index:])
+    )
 
 
 def escapes(text: str) -> bool:
@@ -84,13 +88,13 @@ def test_escaped_text_is_literal(text: str) -> None:
         (("0",), "zero"),
     ],
 )
-def test_paths_lead_into_json(path: tuple[str, ...], text: str) -> None:
+def test_paths_select_parts_of_json(path: tuple[str, ...], text: str) -> None:
     value = '{"steps": [{"title": "One", "n": 1}], "ok": true, "0": "zero"}'
     assert resolve(value, Reference("plan", path)) == text
 
 
 @given(value=st.dictionaries(keys, st.text(), min_size=1))
-def test_strings_are_inserted_as_they_are(value: dict[str, str]) -> None:
+def test_strings_are_inserted_without_quotes(value: dict[str, str]) -> None:
     for key, text in value.items():
         assert resolve(json.dumps(value), Reference("v", (key,))) == text
 
@@ -105,13 +109,13 @@ def test_strings_are_inserted_as_they_are(value: dict[str, str]) -> None:
         ('{"a": 1}', ("a", "b"), r"v\.a has no 'b'"),
     ],
 )
-def test_a_path_that_leads_nowhere_says_where_it_ended(value: str, path: tuple[str, ...], words: str) -> None:
+def test_an_unresolved_path_is_reported_with_its_last_valid_part(value: str, path: tuple[str, ...], words: str) -> None:
     with pytest.raises(UnresolvedPath, match=words):
         resolve(value, Reference("v", path))
 
 
 @pytest.mark.parametrize("name", ["", "1a", "a-b", "a b", "é", "n" * 65, "a.b"])
-def test_what_is_no_name_is_refused(name: str) -> None:
+def test_an_invalid_name_is_rejected(name: str) -> None:
     with pytest.raises(BadReference, match="not a variable name"):
         check_name(name, "semantic.output")
 
@@ -127,7 +131,7 @@ def test_what_is_no_name_is_refused(name: str) -> None:
         ('{"a": ' + "9" * 5000 + "}", ("a",), "not JSON"),
     ],
 )
-def test_a_path_into_a_hostile_value_fails_in_words(value: str, path: tuple[str, ...], words: str) -> None:
+def test_a_path_into_a_hostile_value_fails_with_a_message(value: str, path: tuple[str, ...], words: str) -> None:
     with pytest.raises(UnresolvedPath, match=words):
         resolve(value, Reference("v", path))
 
@@ -142,9 +146,9 @@ def test_a_path_into_a_deep_value_resolves_or_fails(depth: int) -> None:
     assert text == value[1:-1] if depth < 500 else text in (None, value[1:-1])
 
 
-def test_references_of_a_text_are_bounded() -> None:
+def test_the_number_of_references_in_a_text_is_limited() -> None:
     assert len(list(parse("<<a>>" * MAX_REFERENCES))) == MAX_REFERENCES
     with pytest.raises(TooLarge, match="more than 10000 references"):
         for _ in parse("<<a>>" * (MAX_REFERENCES + 1)):
             pass
-    assert len(list(parse(r"\<<a>>" * (MAX_REFERENCES + 1)))) == 1, "texts are no references"
+    assert len(list(parse(r"\<<a>>" * (MAX_REFERENCES + 1)))) == 1, "escaped references do not count"

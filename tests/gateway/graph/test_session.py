@@ -55,7 +55,7 @@ def test_calls_and_variables_are_joined() -> None:
     assert second.output.state is VariableState.PENDING
 
 
-def test_an_unknown_name_is_refused_with_the_place_and_the_nearest() -> None:
+def test_an_unknown_name_is_rejected_with_its_field_and_similar_names() -> None:
     graph = session()
     put(graph, "summary_1", "x")
     with pytest.raises(UnknownVariable, match="did you mean <<summary_1>>") as refusal:
@@ -65,7 +65,7 @@ def test_an_unknown_name_is_refused_with_the_place_and_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("kind", [VariableAlreadySet, BadReference, UnknownVariable, TooLarge])
-def test_a_refused_call_changes_nothing(kind: type[GraphError]) -> None:
+def test_a_rejected_call_changes_nothing(kind: type[GraphError]) -> None:
     graph = session(value_bytes=10)
     graph.add(spec(output="taken"))
     before = (set(graph.variables), set(graph.calls))
@@ -81,23 +81,23 @@ def test_a_refused_call_changes_nothing(kind: type[GraphError]) -> None:
 
 
 def test_inputs_and_output_must_differ() -> None:
-    with pytest.raises(VariableAlreadySet, match="named as output"):
+    with pytest.raises(VariableAlreadySet, match="is also an output"):
         session().add(spec(output="a", inputs={"a": "x"}))
 
 
-def test_a_declared_name_can_be_read_before_it_is_made() -> None:
+def test_a_declared_variable_can_be_read_before_it_has_a_producer() -> None:
     graph = session()
     graph.put("later")
     reader = graph.add(spec("later"))
     assert reader.waiting_on == ["later"]
-    maker = graph.add(spec(output="later"))
-    assert graph.producer("later") is maker
+    producer = graph.add(spec(output="later"))
+    assert graph.producer("later") is producer
     assert graph.consumers("later") == [reader]
     with pytest.raises(VariableAlreadySet):
         graph.put("later")
 
 
-def test_a_cycle_is_refused_and_named() -> None:
+def test_a_cycle_is_rejected_and_its_names_are_listed() -> None:
     graph = session()
     graph.put("a")
     graph.add(spec("a", output="b"))
@@ -116,20 +116,20 @@ def test_the_graph_never_has_a_cycle(edges: list[tuple[int, int]]) -> None:
         graph.put(f"v{name}")
     accepted: dict[int, int] = {}
     for reads, makes in edges:
-        at: int | None = reads
-        circular = False
-        while at is not None:  # the slow way: one input each, so producers form chains
-            circular |= at == makes
-            at = accepted.get(at)
+        index: int | None = reads
+        is_cycle = False
+        while index is not None:  # reference algorithm: each call has one input, so producers form chains
+            is_cycle |= index == makes
+            index = accepted.get(index)
         try:
             graph.add(spec(f"v{reads}", output=f"v{makes}"))
         except Cycle:
-            assert circular
+            assert is_cycle
             assert makes not in accepted
         except VariableAlreadySet:
             assert makes in accepted
         else:
-            assert not circular
+            assert not is_cycle
             accepted[makes] = reads
 
 
@@ -140,11 +140,11 @@ def test_the_graph_never_has_a_cycle(edges: list[tuple[int, int]]) -> None:
         ({"variables": 2}, lambda graph: put(graph, f"v{len(graph.variables)}", "x")),
     ],
 )
-def test_bounds_hold_at_the_border_and_one_past_it(bounds: dict[str, int], make: Any) -> None:
+def test_a_limit_admits_its_value_and_rejects_one_more(bounds: dict[str, int], make: Any) -> None:
     graph = session(**bounds)
     make(graph)
     make(graph)
-    with pytest.raises(TooLarge, match="may be in one"):
+    with pytest.raises(TooLarge, match="the maximum is"):
         make(graph)
 
 
@@ -155,7 +155,7 @@ def test_values_are_counted_in_bytes() -> None:
         put(graph, "b", "ééx")
 
 
-def test_prefix_hashes_are_equal_as_far_as_prompts_are() -> None:
+def test_prefix_hashes_are_equal_as_far_as_prompts_are_equal() -> None:
     graph = session()
     put(graph, "a", "x")
     one, two = graph.add(spec("a")), graph.add(spec("a"))
@@ -165,7 +165,7 @@ def test_prefix_hashes_are_equal_as_far_as_prompts_are() -> None:
     assert graph.prefix_hash(one, 2) != graph.prefix_hash(other, 2)
 
 
-def test_closing_cancels_what_is_unfinished() -> None:
+def test_closing_a_session_cancels_unfinished_calls_and_variables() -> None:
     graph = session()
     done, running = graph.add(spec()), graph.add(spec())
     done.move(CallState.DONE)
@@ -176,32 +176,34 @@ def test_closing_cancels_what_is_unfinished() -> None:
     assert graph.variable("never").state is VariableState.CANCELLED
 
 
-def test_names_that_were_deleted_lead_nowhere() -> None:
+def test_deleted_names_make_no_edges() -> None:
     graph = session()
     graph.put("late")
     graph.add(spec("late", output="gone"))
     graph.add(spec("gone", output="last"))
     graph.delete("gone")
     graph.put("gone")
-    deep = graph.add(spec(output="late"))  # what reads it lies deeper now, whatever became of the names between
+    deep = graph.add(
+        spec(output="late")
+    )  # its readers become deeper, although a name on the path was deleted and declared again
     assert [call.depth for call in graph.calls.values()] == [2, 3, deep.depth] == [2, 3, 1]
-    graph.add(spec("last", output="gone"))  # the name is another variable now: no cycle
+    graph.add(spec("last", output="gone"))  # the name belongs to another variable now, so this is no cycle
     assert graph.calls[list(graph.calls)[-1]].depth == 4
 
 
 @pytest.mark.parametrize(
     ("bounds", "make"),
     [
-        ({"depth": 3}, lambda graph, at: graph.add(spec(*([f"v{at - 1}"] if at else []), output=f"v{at}"))),
-        ({"bytes": 3 * (100 + _VARIABLE_BYTES)}, lambda graph, at: put(graph, f"v{at}", "ä" * 50)),
-        ({"value_bytes": 3}, lambda graph, at: put(graph, f"v{at}", "x" * (at + 1))),
-        ({"waiters": 3}, lambda graph, at: graph.enter()),
+        ({"depth": 3}, lambda graph, index: graph.add(spec(*([f"v{index - 1}"] if index else []), output=f"v{index}"))),
+        ({"bytes": 3 * (100 + _VARIABLE_BYTES)}, lambda graph, index: put(graph, f"v{index}", "ä" * 50)),
+        ({"value_bytes": 3}, lambda graph, index: put(graph, f"v{index}", "x" * (index + 1))),
+        ({"waiters": 3}, lambda graph, index: graph.enter()),
     ],
 )
-def test_three_are_allowed_and_a_fourth_is_not(bounds: dict[str, int], make: Any) -> None:
+def test_a_limit_of_three_rejects_the_fourth(bounds: dict[str, int], make: Any) -> None:
     graph = session(**bounds)
-    for at in range(3):
-        make(graph, at)
+    for index in range(3):
+        make(graph, index)
     calls, variables = len(graph.calls), len(graph.variables)
     with pytest.raises(GraphError) as refusal:
         make(graph, 3)
@@ -209,14 +211,14 @@ def test_three_are_allowed_and_a_fourth_is_not(bounds: dict[str, int], make: Any
     assert (len(graph.calls), len(graph.variables)) == (calls, variables), "nothing was changed"
 
 
-def test_calls_that_come_together_lie_as_deep_as_they_wait() -> None:
+def test_depth_of_calls_that_are_added_together() -> None:
     graph = session()
     addition = graph.add_all([spec(output="a"), spec("a", output="b"), spec(), spec("a", "b")])
     assert [call.depth for call in addition.calls] == [1, 2, 1, 3]
     assert [call.depth for call in graph.add_all([spec(), spec("b")]).calls] == [1, 3]
 
 
-def test_a_session_lets_go_of_all_it_holds_but_not_of_what_runs() -> None:
+def test_dissolving_a_session_frees_its_calls_unless_they_run() -> None:
     graph = session()
     first, second = graph.add_all([spec(output="a"), spec("a", output="b")]).calls
     graph.dissolve()
@@ -227,7 +229,7 @@ def test_a_session_lets_go_of_all_it_holds_but_not_of_what_runs() -> None:
     gc.collect()
     graph.dissolve()
     del graph, first, second, call
-    assert gc.collect() == 0, "found by nobody but the collector"
+    assert gc.collect() == 0, "no reference cycles were left for the collector"
 
 
 def test_a_declared_name_cannot_hide_depth() -> None:
@@ -241,8 +243,8 @@ def test_a_declared_name_cannot_hide_depth() -> None:
     graph.add(spec(output="late"))
 
 
-class Slow(NoLog):
-    """Keeps what it is given once it is told to."""
+class BlockedLog(NoLog):
+    """Log that stores facts only once `kept` is set."""
 
     def __init__(self) -> None:
         self.written: list[Fact] = []
@@ -255,8 +257,8 @@ class Slow(NoLog):
         await self.kept.wait()
 
 
-async def test_nobody_is_shown_what_may_not_come_out_the_same_before_that_is_kept() -> None:
-    log = Slow()
+async def test_random_text_is_readable_only_after_its_exposure_is_stored() -> None:
+    log = BlockedLog()
     mine = Session(id="s", tenant="t", created=0.0, ttl=60.0, log=log)
     call = mine.add(CallSpec(model="m", segments=[Text([1]), Slot(None, SamplingParams(temperature=1.0))]))
     call.output.append(Piece("a"))
@@ -264,13 +266,13 @@ async def test_nobody_is_shown_what_may_not_come_out_the_same_before_that_is_kep
         reading = [asyncio.ensure_future(reader.more()) for reader in (one, other)]
         await asyncio.sleep(0.01)
         assert not any(read.done() for read in reading)
-        assert call.output.is_exposed, "its producer cannot begin anew any more"
+        assert call.output.is_exposed, "its producer cannot start again"
         log.kept.set()
         assert [[piece.text for piece in await read] for read in reading] == [["a"], ["a"]]
     assert sum(isinstance(fact, Exposure) for fact in log.written) == 1
 
 
-def test_text_that_is_not_unicode_is_refused_and_changes_nothing() -> None:
+def test_text_with_lone_surrogates_is_rejected_and_changes_nothing() -> None:
     graph = session()
     with pytest.raises(BadText) as refusal:
         graph.put("a", "x\ud800")
@@ -282,27 +284,27 @@ def test_text_that_is_not_unicode_is_refused_and_changes_nothing() -> None:
     assert not graph.variables
     variable = graph.add(spec(output="b")).output
     with pytest.raises(BadText):
-        graph.assigning(variable, "\ud800")
+        graph.record_value(variable, "\ud800")
 
 
-def test_every_way_to_a_value_counts_and_is_bounded() -> None:
+def test_values_of_all_kinds_count_and_are_limited() -> None:
     graph = session(value_bytes=100, bytes=10_000)
     put(graph, "a", "x" * 100)
     call = graph.add(spec(output="b"))
     for size in (101, 1000):
         with pytest.raises(TooLarge):
-            graph.assigning(call.output, "y" * size)
+            graph.record_value(call.output, "y" * size)
         with pytest.raises(TooLarge):
-            graph.making(call, "slot", "y" * size)
+            graph.record_slot_text(call, "slot", "y" * size)
     before = graph.size
-    graph.assigning(call.output, "é" * 50)
+    graph.record_value(call.output, "é" * 50)
     assert graph.size == before + 100
-    with pytest.raises(TooLarge, match="may be in one"):
+    with pytest.raises(TooLarge, match="the maximum is"):
         graph.put("t", template=["z" * 2000])
     assert graph.size < 10_000
 
 
-def test_what_sessions_hold_together_is_bounded() -> None:
+def test_shared_limits_of_bytes_and_waiters() -> None:
     shared = SharedLimits(SharedLimit(4_000), SharedLimit(4))
     mine, yours = session(), Session(id="y", tenant="you", created=0.0, ttl=60.0)
     for graph in (mine, yours):
@@ -322,7 +324,7 @@ def test_what_sessions_hold_together_is_bounded() -> None:
     assert (shared.waiters.held("t"), shared.waiters.held("you")) == (2, 1)
 
 
-def test_a_graph_is_blocked_where_all_waits_for_what_nothing_makes() -> None:
+def test_a_graph_is_blocked_if_all_calls_wait_for_declared_variables() -> None:
     graph = session()
     assert not graph.is_blocked
     graph.put("declared")
@@ -339,16 +341,16 @@ def test_a_graph_is_blocked_where_all_waits_for_what_nothing_makes() -> None:
     assert not graph.is_blocked
 
 
-def test_references_count_among_the_bytes_of_a_session() -> None:
+def test_references_count_towards_the_bytes_of_a_session() -> None:
     graph = session(bytes=100_000)
     put(graph, "a", "x")
-    with pytest.raises(TooLarge, match="may be in one"):
+    with pytest.raises(TooLarge, match="the maximum is"):
         graph.put("t", template=[Input(Reference("a"), "template")] * 1000)
     graph.put("t", template=[Input(Reference("a"), "template")] * 100)
     assert graph.size > 100 * 100
 
 
-def test_parameters_count_among_the_bytes_of_a_session() -> None:
+def test_parameters_count_towards_the_bytes_of_a_session() -> None:
     costly = SamplingParams(
         logit_bias=dict.fromkeys(range(1_000), 1.0), prediction="x" * 50_000, stop_token_ids=(1,) * 500
     )
@@ -357,11 +359,11 @@ def test_parameters_count_among_the_bytes_of_a_session() -> None:
     graph.add(CallSpec(model="m", segments=[Text([1]), *slots, Slot(None, costly)]))
     assert 150_000 < graph.size < 250_000, "parameters that slots share count once"
     other = SamplingParams(json_schema="x" * 1_000_000)
-    with pytest.raises(TooLarge, match="may be in one"):
+    with pytest.raises(TooLarge, match="the maximum is"):
         graph.add(CallSpec(model="m", segments=[Text([1]), Slot(None, other)]))
 
 
-def test_nothing_is_added_to_a_session_that_has_ended() -> None:
+def test_an_ended_session_accepts_no_additions() -> None:
     shared = SharedLimits(SharedLimit(10_000), SharedLimit(10))
     graph = session()
     graph.join_bounds(shared)
@@ -373,12 +375,12 @@ def test_nothing_is_added_to_a_session_that_has_ended() -> None:
     assert shared.bytes.held("t") == 0
 
 
-def test_inputs_of_all_calls_are_bounded() -> None:
+def test_the_number_of_inputs_of_all_calls_is_limited() -> None:
     graph = session(edges=3)
     put(graph, "a", "x")
     put(graph, "b", "x")
     graph.add(spec("a", "b"))
-    with pytest.raises(TooLarge, match="read 4 inputs; 3 may be read"):
+    with pytest.raises(TooLarge, match="read 4 inputs; the maximum is 3"):
         graph.add(spec("a", "b"))
     graph.add(spec("a"))
 

@@ -21,7 +21,7 @@ def store(**options: float) -> SessionStore:
     )
 
 
-def test_a_session_is_its_tenants_alone() -> None:
+def test_a_session_is_visible_to_its_tenant_only() -> None:
     sessions = store()
     mine = sessions.create("me", "run")
     assert sessions.get("me", "run") is mine
@@ -31,7 +31,7 @@ def test_a_session_is_its_tenants_alone() -> None:
     assert [list(sessions.of(tenant)) for tenant in ("me", "nobody")] == [[mine], []]
 
 
-def test_an_id_is_taken_once() -> None:
+def test_an_id_in_use_is_rejected() -> None:
     sessions = store()
     sessions.create("me", "run")
     with pytest.raises(SessionExists):
@@ -39,7 +39,7 @@ def test_an_id_is_taken_once() -> None:
     assert sessions.create("me").id != sessions.create("me").id
 
 
-def test_there_is_a_bound() -> None:
+def test_the_number_of_sessions_is_limited() -> None:
     sessions = store(max_sessions=1)
     sessions.create("me")
     with pytest.raises(TooLarge):
@@ -60,7 +60,7 @@ def test_idle_sessions_expire_and_busy_ones_do_not() -> None:
     assert len(sessions.expire(busy.touched + 11.0)) == 2
 
 
-def test_a_session_that_somebody_waits_in_does_not_expire() -> None:
+def test_a_session_with_a_waiting_request_does_not_expire() -> None:
     sessions = store(ttl=10.0)
     session = sessions.create("me", "run")
     session.enter()
@@ -69,7 +69,7 @@ def test_a_session_that_somebody_waits_in_does_not_expire() -> None:
     assert sessions.expire(session.touched + 11.0) == [session]
 
 
-def test_deleting_cancels() -> None:
+def test_deleting_a_session_cancels_its_calls() -> None:
     sessions = store()
     session = sessions.create("me", "run")
     call = session.add(spec())
@@ -79,7 +79,7 @@ def test_deleting_cancels() -> None:
         sessions.get("me", "run")
 
 
-def test_a_session_that_has_ended_is_let_go_of_once_nobody_reads() -> None:
+def test_an_ended_session_is_dissolved_once_it_has_no_subscribers() -> None:
     sessions = store()
     session = sessions.create("me", "run")
     call = session.add(spec())
@@ -87,7 +87,7 @@ def test_a_session_that_has_ended_is_let_go_of_once_nobody_reads() -> None:
     sessions.delete(session)
     for _ in range(3):
         sessions.dissolve_ended()
-        assert session.calls, "somebody is still to be told how it ended"
+        assert session.calls, "a subscriber still has to get the result"
     call.output.subscribers -= 1
     sessions.dissolve_ended()
     assert not session.calls
@@ -95,13 +95,13 @@ def test_a_session_that_has_ended_is_let_go_of_once_nobody_reads() -> None:
     other.add(spec())
     sessions.delete(other)
     sessions.dissolve_ended()
-    assert other.calls, "whoever was about to look has some seconds"
+    assert other.calls, "a request that has just found the session can still read it"
     sessions.dissolve_ended()
     assert not other.calls
     assert call.output.producer is None
 
 
-def test_each_key_has_its_own_bound() -> None:
+def test_the_number_of_sessions_of_a_tenant_is_limited() -> None:
     sessions = store(max_sessions=10, per_tenant=2)
     first = sessions.create("me")
     sessions.create("me")
@@ -112,7 +112,7 @@ def test_each_key_has_its_own_bound() -> None:
     sessions.create("me")
 
 
-def test_a_session_that_waits_for_what_no_client_sets_expires_whoever_waits_for_it() -> None:
+def test_a_blocked_session_expires_even_if_a_request_waits_for_it() -> None:
     sessions = store(ttl=10.0)
     blocked = sessions.create("me", "blocked")
     blocked.put("declared")
@@ -124,7 +124,7 @@ def test_a_session_that_waits_for_what_no_client_sets_expires_whoever_waits_for_
     assert blocked.variable("declared").state is VariableState.CANCELLED
 
 
-def test_the_greediest_tenant_makes_room_with_what_it_left_longest() -> None:
+def test_the_longest_idle_session_of_the_largest_tenant_makes_room() -> None:
     sessions = store(max_sessions=8, several=True)
     for number in range(6):
         sessions.create("greedy", f"s{number}")
@@ -137,11 +137,11 @@ def test_the_greediest_tenant_makes_room_with_what_it_left_longest() -> None:
     with pytest.raises(SessionExpired):
         sessions.get("greedy", "s2")
     assert {session.id for session in sessions.of("greedy")} == {"s0", "s1", "s3", "s4", "s5"}
-    assert [session.id for session in sessions.expire(0.0)] == ["s2"], "so that what is kept beside it can go as well"
+    assert [session.id for session in sessions.expire(0.0)] == ["s2"], "the caller deletes what belongs to the session"
     assert sessions.expire(0.0) == []
 
 
-def test_a_session_that_cannot_be_kept_ends_with_the_reason() -> None:
+def test_a_session_that_cannot_be_stored_ends_with_the_reason() -> None:
     sessions = store()
     session = sessions.create("me", "s")
     session.put("declared")

@@ -12,7 +12,7 @@ ANYTHING = st.text(st.characters(min_codepoint=0, max_codepoint=0x10FFFF, catego
 
 
 @given(ANYTHING)
-def test_text_is_what_has_a_form_in_utf_8(text: str) -> None:
+def test_a_text_is_valid_if_it_can_be_encoded_in_utf_8(text: str) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -26,13 +26,13 @@ def test_text_is_what_has_a_form_in_utf_8(text: str) -> None:
 
 
 @given(ANYTHING)
-def test_the_message_of_a_failure_is_text_and_keeps_all_that_is(message: str) -> None:
-    kept = Failure("code", message).message
-    kept.encode()
+def test_the_message_of_a_failure_is_valid_text(message: str) -> None:
+    message_of_failure = Failure("code", message).message
+    message_of_failure.encode()
     if not has_surrogate(message) and len(message) <= LONGEST_MESSAGE:
-        assert kept == message
+        assert message_of_failure == message
 
 
-def test_the_message_of_a_failure_is_bounded() -> None:
+def test_the_length_of_a_failure_message_is_limited() -> None:
     assert len(Failure("code", "é" * 10**6).message) == LONGEST_MESSAGE
     assert len(Failure("code", "e" * 10**6).message) == LONGEST_MESSAGE

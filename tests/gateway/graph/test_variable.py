@@ -26,7 +26,7 @@ def test_a_variable_is_assigned_once() -> None:
     assert (variable.state, variable.value) == (VariableState.READY, "one")
 
 
-async def test_readers_at_any_time_get_all_of_it() -> None:
+async def test_readers_get_the_whole_value_whenever_they_begin() -> None:
     variable = Variable("a")
     early = asyncio.create_task(read_all(variable))
     variable.append(Piece("one "))
@@ -38,7 +38,7 @@ async def test_readers_at_any_time_get_all_of_it() -> None:
     assert await early == await middle == await read_all(variable) == variable.value == "one two three"
 
 
-async def test_one_reader_leaving_leaves_the_others_waiting() -> None:
+async def test_a_cancelled_reader_does_not_disturb_the_others() -> None:
     variable = Variable("a")
     leaving, staying = asyncio.create_task(variable.wait_final()), asyncio.create_task(variable.wait_final())
     also = asyncio.create_task(read_all(variable))
@@ -52,14 +52,14 @@ async def test_one_reader_leaving_leaves_the_others_waiting() -> None:
     assert leaving.cancelled()
 
 
-@pytest.mark.parametrize("how", ["fail", "cancel"])
-async def test_a_failed_variable_wakes_its_readers_and_stays_failed(how: str) -> None:
+@pytest.mark.parametrize("method", ["fail", "cancel"])
+async def test_a_failed_variable_wakes_its_readers_and_stays_failed(method: str) -> None:
     variable = Variable("a")
     waiting = asyncio.create_task(variable.wait_final())
     reading = asyncio.create_task(read_all(variable))
     await asyncio.sleep(0)
     variable.append(Piece("half"))
-    getattr(variable, how)(FAILURE)
+    getattr(variable, method)(FAILURE)
     await waiting
     assert await reading == "half"
     assert variable.failure is FAILURE

@@ -1,4 +1,4 @@
-"""gateway/http/json_body.py: where a refusal says the fault is."""
+"""JSON bodies: errors name the invalid field, and memory is released."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ from gateway.http.json_body import encode_json, read_json
 from gateway.http.middleware.errors import errors
 
 
-async def refusal(body: Any) -> RequestError:
+async def error_of(body: Any) -> RequestError:
     request = make_mocked_request("POST", "/")
     request._read_bytes = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(RequestError) as error:
@@ -23,11 +23,11 @@ async def refusal(body: Any) -> RequestError:
     return error.value
 
 
-GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+VALID: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
 @pytest.mark.parametrize(
-    ("change", "param", "words"),
+    ("change", "param", "message"),
     [
         ({"messages": [{"role": "user", "content": {"a": 1}}]}, "messages.0.content", "valid string or a valid list"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "required"),
@@ -43,18 +43,18 @@ GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
         ({"new_thing": 1}, "new_thing", "'new_thing' is not supported"),
     ],
 )
-async def test_a_refusal_names_the_field_of_the_request(change: dict[str, Any], param: str, words: str) -> None:
-    error = await refusal({**GOOD, **change})
+async def test_an_error_names_the_field_of_the_request(change: dict[str, Any], param: str, message: str) -> None:
+    error = await error_of({**VALID, **change})
     assert error.param == param
-    assert words in str(error)
+    assert message in str(error)
 
 
-async def test_half_a_surrogate_is_no_text() -> None:
-    error = await refusal(b'{"model": "\\ud800"}')
+async def test_a_lone_surrogate_is_refused() -> None:
+    error = await error_of(b'{"model": "\\ud800"}')
     assert error.code == "invalid_json"
 
 
-def test_answers_keep_every_character() -> None:
+def test_answers_preserve_all_characters() -> None:
     assert encode_json({"text": "é\u2028😀"}).decode() == '{"text":"é\u2028😀"}'
 
 
@@ -70,20 +70,20 @@ async def test_a_body_is_released_when_its_request_is_answered() -> None:
     app.router.add_post("/", handle)
     async with TestClient(TestServer(app)) as client, client.post("/", data=b"x" * 1_000_000) as answer:
         assert answer.status == 400
-        assert not seen[0]._read_bytes, "its connection may stay open, and aiohttp keeps the request so long"
+        assert not seen[0]._read_bytes, "aiohttp retains the request while its connection is open"
 
 
 async def test_many_objects_are_checked_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
     check = bodies.check
 
-    def checking(*arguments: Any) -> Any:
+    def record_and_check(*arguments: Any) -> Any:
         threads.append(threading.current_thread())
         return check(*arguments)
 
-    monkeypatch.setattr(bodies, "check", checking)
+    monkeypatch.setattr(bodies, "check", record_and_check)
     for count in (1, 9_000):
-        body = {**GOOD, "messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 40}] * count}]}
+        body = {**VALID, "messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 40}] * count}]}
         request = make_mocked_request("POST", "/")
         request._read_bytes = json.dumps(body).encode()
         await read_json(request, ChatCompletionRequest)

@@ -1,4 +1,4 @@
-"""gateway/http/json_stream.py, through a real socket."""
+"""JSON documents that are streamed through a real socket."""
 
 import asyncio
 import json
@@ -12,20 +12,22 @@ from gateway.http.json_stream import json_list, stream_json
 from tests.gateway.http.test_connections import serving
 
 
-def test_a_list_in_pieces_is_a_list() -> None:
+def test_the_pieces_of_a_list_form_a_list() -> None:
     for items in ([], [1], [{"a": "é"}, None, [2]]):
         assert json.loads(b"{" + b"".join(json_list("data", items)) + b"}") == {"data": items}
 
 
-async def test_a_client_that_does_not_read_holds_one_chunk_and_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_read_occupies_one_chunk_and_is_disconnected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(json_stream, "_READER_SECONDS", 0.3)
-    made = 0
+    count = 0
     ended = asyncio.Event()
 
     def pieces() -> Iterator[bytes]:
-        nonlocal made
+        nonlocal count
         for _ in range(100_000):
-            made += 1
+            count += 1
             yield b"x" * 1000
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -39,15 +41,15 @@ async def test_a_client_that_does_not_read_holds_one_chunk_and_is_cut_off(monkey
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         async with asyncio.timeout(10):
             await ended.wait()
-        assert made < 20_000, "what the sockets hold, and a chunk"
+        assert count < 20_000, "the buffers of the sockets, and a chunk"
         writer.close()
 
 
-async def test_a_long_document_lets_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_document_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "_SLICE_SECONDS", 0.0)
     turns = 0
 
-    async def others() -> None:
+    async def count_turns() -> None:
         nonlocal turns
         while True:
             turns += 1
@@ -58,7 +60,7 @@ async def test_a_long_document_lets_others_have_their_turns(monkeypatch: pytest.
 
     async with serving(handler) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        task = asyncio.create_task(others())
+        task = asyncio.create_task(count_turns())
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         async with asyncio.timeout(10):
             answer = await reader.read()

@@ -1,4 +1,4 @@
-"""gateway/http/sse.py: a stream that has nothing to say says that it is there."""
+"""Event streams: heartbeats while there are no events."""
 
 import asyncio
 import time
@@ -8,10 +8,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 
 from gateway.http import sse
-from gateway.http.sse import REQUEST_ID, EventStream, unnamed
+from gateway.http.sse import REQUEST_ID, EventStream, unnamed_events
 
 
-async def test_silence_is_broken_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heartbeats_interrupt_waits_without_losing_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.02)
     words = iter(["one", "two"])
 
@@ -32,8 +32,8 @@ async def test_silence_is_broken_and_nothing_is_lost(monkeypatch: pytest.MonkeyP
     async def handler(request: web.Request) -> web.StreamResponse:
         request[REQUEST_ID] = "r"
         stream = EventStream(request)
-        while word := await stream.patiently(wait, 0.01):
-            await stream.write(unnamed(word))
+        while word := await stream.with_heartbeats(wait, 0.01):
+            await stream.write(unnamed_events(word))
         return await stream.end()
 
     app = web.Application()
@@ -43,11 +43,11 @@ async def test_silence_is_broken_and_nothing_is_lost(monkeypatch: pytest.MonkeyP
     assert text == ": waiting\n\n" * 3 + 'data: "one"\n\ndata: "two"\n\ndata: [DONE]\n\n'
 
 
-async def test_a_wait_that_somebody_else_ends_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the alarm rings in the same moment."""
+async def test_a_cancelled_wait_is_not_repeated() -> None:
+    # also if the timer fires in the same turn of the event loop
     request = make_mocked_request("GET", "/")
     request[REQUEST_ID] = "r"
-    for alarm in (10.0, 0.01):
+    for seconds in (10.0, 0.01):
         stream = EventStream(request)
         waits = 0
 
@@ -56,11 +56,11 @@ async def test_a_wait_that_somebody_else_ends_is_over(monkeypatch: pytest.Monkey
             waits += 1
             await asyncio.Event().wait()
 
-        waiting = asyncio.create_task(stream.patiently(wait, alarm))
+        waiting = asyncio.create_task(stream.with_heartbeats(wait, seconds))
         await asyncio.sleep(0)
-        time.sleep(0.02)  # noqa: ASYNC251 - what rings within that does so in one turn of the loop
+        time.sleep(0.02)  # noqa: ASYNC251 - the timer fires within this time, in the same turn of the loop
         asyncio.get_running_loop().call_soon(waiting.cancel)
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert waits == 1
-        assert stream._alarm is None
+        assert stream._timer is None

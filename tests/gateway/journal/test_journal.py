@@ -1,4 +1,4 @@
-"""gateway/journal/: what was accepted and what was read outlives the process, wherever it is cut off."""
+"""gateway/journal/: accepted calls and exposed values survive the process, wherever it is killed."""
 
 import asyncio
 import dataclasses
@@ -49,18 +49,18 @@ from gateway.journal.sqlite import FileStorage, JournalFile
 from gateway.journal.storage import Batch, Entry
 from gateway.scheduler import Scheduler
 from tests.fakes.engine import StubEngine
-from tests.gateway.scheduler.test_scheduler import Stubs
+from tests.gateway.scheduler.test_scheduler import StubEngines
 
 GREEDY = SamplingParams(temperature=0.0)
 ANSWER = Slot(None, GREEDY)
 
 
-class House:
-    """A store, a scheduler over one stub, and a journal: what `app.py` puts together, without HTTP."""
+class GatewayHarness:
+    """A session store, a scheduler with one stub engine, and a journal: the parts of `app.py` without HTTP."""
 
     def __init__(self, path: Path) -> None:
         self.engine = StubEngine()
-        self.scheduler = Scheduler(Stubs(self.engine), 1000)
+        self.scheduler = Scheduler(StubEngines(self.engine), 1000)
         self.storage = FileStorage(path)
         self.journal = Journal(self.storage)
         self.store = SessionStore(self.scheduler.cancel, SessionLimits(), 60.0, 100, 100, self.journal)
@@ -82,33 +82,33 @@ class House:
         await self.scheduler.drained()
 
     async def die(self) -> None:
-        """As a killed process: nothing more is written, and nothing is told to anybody."""
+        """End like a killed process: no more facts are stored, and no waiting task is resolved."""
         self.journal._closed = True
         await self.scheduler.close()
         self.storage.file.close()
 
 
 def spec(output: str, *reads: str, deferred: bool = True, slots: tuple[Slot, ...] = (ANSWER,)) -> CallSpec:
-    inputs = [Input(Reference(name), f"messages.{at}.content") for at, name in enumerate(reads)]
+    inputs = [Input(Reference(name), f"messages.{index}.content") for index, name in enumerate(reads)]
     return CallSpec(model="m", segments=[Text([7, 8]), *inputs, *slots], output=output, deferred=deferred)
 
 
-async def test_a_session_comes_back_as_it_was(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
-    session = house.store.create("tenant", "s", metadata={"a": "b"}, ttl=30.0)
-    await house.put(session, "given", "wörld\0\n<<x>>")
-    await house.put(session, "declared")
+async def test_a_session_is_restored_unchanged(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    session = harness.store.create("tenant", "s", metadata={"a": "b"}, ttl=30.0)
+    await harness.put(session, "given", "wörld\0\n<<x>>")
+    await harness.put(session, "declared")
     parts = ["T ", Input(Reference("given"), "template")]
-    await house.scheduler.start(session, session.put("shown", template=parts), promised=True)
+    await harness.scheduler.start(session, session.put("shown", template=parts), promised=True)
     slots = (Slot("inner", GREEDY), Text([1]), ANSWER)
-    calls = await house.run(session, spec("a", "given"), spec("b", "a", slots=slots), spec("c", "given"))
-    await house.scheduler.drained()
+    calls = await harness.run(session, spec("a", "given"), spec("b", "a", slots=slots), spec("c", "given"))
+    await harness.scheduler.drained()
     session.delete("c")
-    await house.journal.flushed()
-    await house.die()
+    await harness.journal.flushed()
+    await harness.die()
 
-    again = House(tmp_path / "j")
-    (back,) = again.restored
+    restored = GatewayHarness(tmp_path / "j")
+    (back,) = restored.restored
     assert (back.id, back.tenant, back.metadata, back.ttl) == ("s", "tenant", {"a": "b"}, 30.0)
     assert {v.name: (v.state, v.value) for v in back.variables.values()} == {
         v.name: (v.state, v.value) for v in session.variables.values()
@@ -123,83 +123,85 @@ async def test_a_session_comes_back_as_it_was(tmp_path: Path) -> None:
     assert [event.id for event in back.events] == [event.id for event in session.events]
     assert [describe_event(event) for event in back.events] == [describe_event(event) for event in session.events]
     assert "c" in back.retired
-    shared = (await again.run(back, spec("twin", "given")))[0]
-    await again.scheduler.drained()
-    assert shared.leader is back.calls[calls[0].id], "what was done before may serve what comes now"
-    assert again.engine.opened[0].generates == 0
-    await again.die()
+    shared = (await restored.run(back, spec("twin", "given")))[0]
+    await restored.scheduler.drained()
+    assert shared.leader is back.calls[calls[0].id], "a restored call serves identical new calls"
+    assert restored.engine.opened[0].generates == 0
+    await restored.die()
 
 
-async def test_unfinished_calls_run_again_and_what_was_done_does_not(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
-    session = house.store.create("", "s")
-    await house.run(session, spec("done"))
-    await house.scheduler.drained()
-    house.engine.hold()
-    running, waiting = await house.run(session, spec("a", "done"), spec("b", "a"))
+async def test_unfinished_calls_run_again_and_finished_ones_do_not(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    session = harness.store.create("", "s")
+    await harness.run(session, spec("done"))
+    await harness.scheduler.drained()
+    harness.engine.hold()
+    running, waiting = await harness.run(session, spec("a", "done"), spec("b", "a"))
     other = dataclasses.replace(spec("c", deferred=False), segments=[Text([9]), ANSWER])
-    blocking = (await house.run(session, other))[0]
-    needed = (await house.run(session, spec("d", deferred=False)))[0]
-    await house.run(session, spec("e", "d"))
+    blocking = (await harness.run(session, other))[0]
+    needed = (await harness.run(session, spec("d", deferred=False)))[0]
+    await harness.run(session, spec("e", "d"))
     for call in (blocking, needed):
-        house.scheduler.subscribe(call.output)
+        harness.scheduler.subscribe(call.output)
     for _ in range(20):
         await asyncio.sleep(0)
     assert running.state is CallState.PREFILL
-    await house.journal.flushed()
-    await house.die()
+    await harness.journal.flushed()
+    await harness.die()
 
-    again = House(tmp_path / "j")
-    await again.resume()
-    (back,) = again.restored
+    restored = GatewayHarness(tmp_path / "j")
+    await restored.resume()
+    (back,) = restored.restored
     assert back.calls[running.id].state is back.calls[waiting.id].state is CallState.DONE
-    assert back.calls[blocking.id].state is CallState.CANCELLED, "its client is gone, and nobody else reads it"
+    assert back.calls[blocking.id].state is CallState.CANCELLED, "it lost its client, and no other call reads it"
     assert back.calls[needed.id].state is CallState.DONE, "another call reads it"
-    assert sum(context.generates for context in again.engine.opened) == 2, "the others do what was done before"
+    assert sum(context.generates for context in restored.engine.opened) == 2, (
+        "the other calls are served by finished ones"
+    )
     assert back.unfinished == 0
-    await again.die()
+    await restored.die()
 
 
-async def test_what_was_shown_and_would_not_come_out_the_same_is_not_made_anew(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
-    session = house.store.create("", "s")
-    house.engine.deaths = 1
+async def test_an_exposed_random_value_is_not_generated_again(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    session = harness.store.create("", "s")
+    harness.engine.deaths = 1
     random = Slot(None, SamplingParams(temperature=1.0))
     long = Text([1] * 98)
     specs = [
         dataclasses.replace(spec(name, slots=(slot,)), segments=[long, slot])
         for name, slot in (("random", random), ("greedy", ANSWER))
     ]
-    house.engine.released.clear()
-    calls = await house.run(session, *specs)
-    for call in calls:  # some of each is made
+    harness.engine.released.clear()
+    calls = await harness.run(session, *specs)
+    for call in calls:  # part of each value exists
         call.move(CallState.DECODE)
         call.output.append(Piece("4", 1))
         with session.read(call.output) as reader:
             assert [piece.text for piece in await reader.more()] == ["4"]
-    await house.die()
+    await harness.die()
 
-    again = House(tmp_path / "j")
-    await again.resume()
-    (back,) = again.restored
+    restored = GatewayHarness(tmp_path / "j")
+    await restored.resume()
+    (back,) = restored.restored
     failed, same = back.calls[calls[0].id], back.calls[calls[1].id]
     assert failed.state is CallState.FAILED
     assert failed.output.failure is not None
     assert failed.output.failure.code == "interrupted"
     assert same.output.value == "98"
-    await again.die()
+    await restored.die()
 
 
-class Cuts:
-    """Every place at which a process may be killed: behind each turn of the loop in which something was written."""
+class RecordedTurns:
+    """Recorder of the facts by turn of the event loop. A process may be killed after each of these turns."""
 
     def __init__(self, journal: Journal) -> None:
         self.turns: list[list[tuple[int, int, Record]]] = []
         self._journal = journal
         self._open = False
-        begin_soon = journal._begin_soon
+        begin_soon = journal._schedule
 
-        def taken() -> None:
+        def record_fact() -> None:
             if not self._open:
                 self._open = True
                 self.turns.append([])
@@ -207,17 +209,17 @@ class Cuts:
             self.turns[-1].append(journal._facts[-1])
             begin_soon()
 
-        journal._begin_soon = taken  # type: ignore[method-assign]
+        journal._schedule = record_fact  # type: ignore[method-assign]
 
     def _close(self) -> None:
         self._open = False
 
 
-async def test_cut_off_anywhere_all_that_was_promised_is_done(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
-    cuts = Cuts(house.journal)
-    session = house.store.create("", "s")
-    await house.put(session, "late")
+async def test_a_restart_after_any_fact_completes_all_accepted_calls(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    recorded = RecordedTurns(harness.journal)
+    session = harness.store.create("", "s")
+    await harness.put(session, "late")
     random = Slot("dice", SamplingParams(temperature=1.0))
     specs = [
         spec("a"),
@@ -227,129 +229,131 @@ async def test_cut_off_anywhere_all_that_was_promised_is_done(tmp_path: Path) ->
         dataclasses.replace(spec("d", "c"), segments=[Text([5]), Slot(None, GREEDY, Transform(regex="nothing"))]),
         spec("e", "d"),
     ]
-    await house.run(session, *specs)
-    await house.put(session, "late", "now")
-    await house.scheduler.drained()
+    await harness.run(session, *specs)
+    await harness.put(session, "late", "now")
+    await harness.scheduler.drained()
     expected = {v.name: (v.state, v.value) for v in session.variables.values()}
     assert {state for state, _ in expected.values()} == {VariableState.READY, VariableState.FAILED}
-    await house.die()
-    assert len(cuts.turns) > 12
+    await harness.die()
+    assert len(recorded.turns) > 12
 
-    for end in range(2, len(cuts.turns) + 1):
+    for end in range(2, len(recorded.turns) + 1):
         path = tmp_path / f"cut-{end}"
         file = JournalFile(path)
-        file.commit(Batch(entries_of(fact for turn in cuts.turns[:end] for fact in turn), [], []))
+        file.commit(Batch(entries_of(fact for turn in recorded.turns[:end] for fact in turn), [], []))
         file.close()
-        again = House(path)
-        (back,) = again.restored
+        restored = GatewayHarness(path)
+        (back,) = restored.restored
         told = {event.id for event in back.events}
         known = {v.name: v.value for v in back.variables.values() if v.state is VariableState.READY}
         assert all(expected[name] == (VariableState.READY, value) for name, value in known.items())
         if back.variable("late").state is VariableState.DECLARED:
-            await again.put(back, "late", "now")
-        await again.resume()
+            await restored.put(back, "late", "now")
+        await restored.resume()
         assert back.unfinished == 0
         if back.calls:
             assert {v.name: (v.state, v.value) for v in back.variables.values()} == expected, f"cut behind {end}"
-        assert len({event.id for event in back.events}) == len(back.events), "no event's number comes twice"
+        assert len({event.id for event in back.events}) == len(back.events), "event ids are unique"
         assert told <= {event.id for event in back.events}
-        await again.die()
-        third = House(path)  # and what was done then is on disk as well
+        await restored.die()
+        third = GatewayHarness(path)  # the results after the restart are stored as well
         if back.calls:
             assert {v.name: (v.state, v.value) for v in third.restored[0].variables.values()} == expected
         await third.die()
 
 
-async def test_a_slot_that_was_done_is_not_generated_again(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
-    cuts = Cuts(house.journal)
-    session = house.store.create("", "s")
+async def test_a_finished_slot_is_not_generated_again(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    recorded = RecordedTurns(harness.journal)
+    session = harness.store.create("", "s")
     dice = Slot("dice", SamplingParams(temperature=1.0))
-    await house.run(session, spec("whole", slots=(dice, Text([3]), ANSWER)))
-    await house.scheduler.drained()
-    await house.die()
-    done = next(at for at, turn in enumerate(cuts.turns) if any(isinstance(fact[2], SlotTextRecord) for fact in turn))
+    await harness.run(session, spec("whole", slots=(dice, Text([3]), ANSWER)))
+    await harness.scheduler.drained()
+    await harness.die()
+    done = next(
+        index for index, turn in enumerate(recorded.turns) if any(isinstance(fact[2], SlotTextRecord) for fact in turn)
+    )
     file = JournalFile(tmp_path / "cut")
-    file.commit(Batch(entries_of(fact for turn in cuts.turns[: done + 1] for fact in turn), [], []))
+    file.commit(Batch(entries_of(fact for turn in recorded.turns[: done + 1] for fact in turn), [], []))
     file.close()
 
-    again = House(tmp_path / "cut")
-    (back,) = again.restored
+    restored = GatewayHarness(tmp_path / "cut")
+    (back,) = restored.restored
     assert (back.variable("dice").value, back.variable("whole").state) == ("2", VariableState.PENDING)
-    await again.resume()
+    await restored.resume()
     assert back.variable("whole").value == session.variable("whole").value
-    assert sum(context.generates for context in again.engine.opened) == 1, "the answer alone"
-    await again.die()
+    assert sum(context.generates for context in restored.engine.opened) == 1, "only the answer is generated"
+    await restored.die()
 
 
-async def test_deleted_and_expired_sessions_leave_the_file(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
+async def test_deleted_and_expired_sessions_are_removed_from_the_file(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
     for name in ("deleted", "expired", "stays"):
-        session = house.store.create("t", name, ttl=1.0 if name == "expired" else 1e6)
-        await house.put(session, "big", "x" * 500_000)
-    house.store.delete(house.store.get("t", "deleted"))
-    house.store.expire(house.store.get("t", "expired").touched + 2.0)
-    await house.journal.close()
-    await house.scheduler.close()
-    assert (tmp_path / "j").stat().st_size < 1_000_000, "the space of two of three values was given back"
+        session = harness.store.create("t", name, ttl=1.0 if name == "expired" else 1e6)
+        await harness.put(session, "big", "x" * 500_000)
+    harness.store.delete(harness.store.get("t", "deleted"))
+    harness.store.expire(harness.store.get("t", "expired").touched + 2.0)
+    await harness.journal.close()
+    await harness.scheduler.close()
+    assert (tmp_path / "j").stat().st_size < 1_000_000, "the space of two of three values was returned"
 
-    again = House(tmp_path / "j")
-    assert [session.id for session in again.restored] == ["stays"]
-    assert again.storage.expired() == [("t", "expired")]
-    await again.die()
+    restored = GatewayHarness(tmp_path / "j")
+    assert [session.id for session in restored.restored] == ["stays"]
+    assert restored.storage.expired() == [("t", "expired")]
+    await restored.die()
 
 
-async def test_facts_after_closing_did_not_happen(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
-    session = house.store.create("", "s")
-    house.engine.hold()
-    (call,) = await house.run(session, spec("a"))
-    await house.journal.close()
-    house.engine.released.set()
+async def test_facts_after_closing_are_dropped(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    session = harness.store.create("", "s")
+    harness.engine.hold()
+    (call,) = await harness.run(session, spec("a"))
+    await harness.journal.close()
+    harness.engine.released.set()
     for _ in range(50):
         await asyncio.sleep(0)
-    assert house.engine.opened[0].generates == 1
-    assert not call.state.final, "it has its answer, which nobody is told: the next one may be another"
-    await house.scheduler.close()
+    assert harness.engine.opened[0].generates == 1
+    assert not call.state.final, "its answer is not published: another run may give another one"
+    await harness.scheduler.close()
     assert call.state is CallState.CANCELLED
     with pytest.raises(JournalFailed, match="stopping"):
-        await house.put(session, "b", "x")
+        await harness.put(session, "b", "x")
 
-    again = House(tmp_path / "j")
-    await again.resume()
-    assert again.restored[0].variable("a").value == "2", "a server that is stopped goes on with it next time"
-    await again.die()
+    restored = GatewayHarness(tmp_path / "j")
+    await restored.resume()
+    assert restored.restored[0].variable("a").value == "2", "the call runs again after the next start"
+    await restored.die()
 
 
 @pytest.mark.parametrize("problem", ["query_only = ON", "max_page_count = 1"])
-async def test_a_file_that_cannot_be_written_refuses_new_work_and_loses_nothing(tmp_path: Path, problem: str) -> None:
-    house = House(tmp_path / "j")
-    session = house.store.create("", "s")
-    await house.put(session, "early", "kept")
-    house.storage.file._connection.execute(f"PRAGMA {problem}").fetchall()
+async def test_a_file_that_cannot_be_written_rejects_new_work_and_loses_nothing(tmp_path: Path, problem: str) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    session = harness.store.create("", "s")
+    await harness.put(session, "early", "kept")
+    harness.storage.file._connection.execute(f"PRAGMA {problem}").fetchall()
     words = "readonly database" if "query" in problem else "disk is full"
     with pytest.raises(JournalFailed, match=words):
-        await house.put(session, "lost", "x" * 100_000)
+        await harness.put(session, "lost", "x" * 100_000)
     assert session.variable("lost").state is VariableState.FAILED
     with pytest.raises(JournalFailed):
-        await house.run(session, spec("refused"))
+        await harness.run(session, spec("refused"))
     with pytest.raises(JournalFailed):
-        house.store.create("", "another")
+        harness.store.create("", "another")
     assert "refused" not in session.variables
 
     healing = "query_only = OFF" if "query" in problem else "max_page_count = 1000000"
-    house.storage.file._connection.execute(f"PRAGMA {healing}").fetchall()
+    harness.storage.file._connection.execute(f"PRAGMA {healing}").fetchall()
     async with asyncio.timeout(10):
-        while house.journal._failure is not None:
+        while harness.journal._failure is not None:
             await asyncio.sleep(0.05)
-    (call,) = await house.run(session, spec("goes_on", "early"))
-    await house.scheduler.drained()
+    (call,) = await harness.run(session, spec("goes_on", "early"))
+    await harness.scheduler.drained()
     assert call.state is CallState.DONE
-    await house.die()
-    again = House(tmp_path / "j")
-    states = {v.name: v.state for v in again.restored[0].variables.values()}
+    await harness.die()
+    restored = GatewayHarness(tmp_path / "j")
+    states = {v.name: v.state for v in restored.restored[0].variables.values()}
     assert states == {"early": "ready", "lost": "failed", "goes_on": "ready"}
-    await again.die()
+    await restored.die()
 
 
 def _not_a_database(path: Path) -> None:
@@ -439,27 +443,27 @@ def _folder(path: Path) -> None:
         *((_row(facts), "damaged.*row 1: ") for facts in ODD_ROWS.values()),
         (_of_schema(99), "newer myna .schema 99"),
         (_of_schema(1), "older myna .schema 1"),
-        (_another_programs, "another program's"),
+        (_another_programs, "database of another program"),
         (_folder, "cannot be written: Is a directory"),
     ],
 )
-async def test_a_file_that_cannot_be_used_is_left_alone_and_said_so(
+async def test_an_unusable_file_is_reported_and_left_unchanged(
     tmp_path: Path, harm: Callable[[Path], None], words: str
 ) -> None:
-    house = House(tmp_path / "j")
-    session = house.store.create("", "s")
-    await house.put(session, "a", "x" * 200_000)
-    await house.journal.close()
+    harness = GatewayHarness(tmp_path / "j")
+    session = harness.store.create("", "s")
+    await harness.put(session, "a", "x" * 200_000)
+    await harness.journal.close()
     harm(tmp_path / "j")
     before = (tmp_path / "j").read_bytes() if (tmp_path / "j").is_file() else b""
     with pytest.raises(JournalError, match=words):
-        House(tmp_path / "j")
+        GatewayHarness(tmp_path / "j")
     if before:
         assert (tmp_path / "j").read_bytes() == before
 
 
 async def test_a_file_without_one_of_its_tables_is_damaged(tmp_path: Path) -> None:
-    await House(tmp_path / "j").journal.close()
+    await GatewayHarness(tmp_path / "j").journal.close()
     _without_table(tmp_path / "j")
     storage = FileStorage(tmp_path / "j")
     with pytest.raises(JournalError, match=r"damaged.*no such table"):
@@ -472,14 +476,14 @@ def _entry(session: int, facts: str = "[]") -> Entry:
 
 
 def _content(file: JournalFile) -> list[tuple[int, str]]:
-    """What counts, in order."""
+    """Return the facts of sessions that have not ended, in order."""
     return [(session, bytes(facts).decode()) for _, entries in file.rows() for session, facts in entries]
 
 
 @pytest.mark.parametrize(
     "denied", [(sqlite3.SQLITE_DELETE, "commits"), (sqlite3.SQLITE_TRANSACTION, "COMMIT")], ids=["in it", "at its end"]
 )
-def test_a_batch_that_failed_may_be_given_again(tmp_path: Path, denied: tuple[int, str]) -> None:
+def test_a_failed_batch_may_be_committed_again(tmp_path: Path, denied: tuple[int, str]) -> None:
     file = JournalFile(tmp_path / "j")
     file.commit(Batch([_entry(1)], [], []))
     second = Batch([_entry(2)], [1], [("t", "gone")])
@@ -490,14 +494,14 @@ def test_a_batch_that_failed_may_be_given_again(tmp_path: Path, denied: tuple[in
         file.commit(second)
     file._connection.set_authorizer(None)
     rows = "SELECT facts FROM commits ORDER BY id"
-    assert file._connection.execute(rows).fetchall() == [("[[1,[]]]",)], "none of it"
+    assert file._connection.execute(rows).fetchall() == [("[[1,[]]]",)], "no part of the batch was stored"
     file.commit(second)
     assert file._connection.execute(rows).fetchall() == [("[[2,[]]]",)]
     assert file.expired() == [("t", "gone")]
     file.close()
 
 
-def test_a_batch_that_was_kept_without_being_heard_of_may_be_given_again(tmp_path: Path) -> None:
+def test_a_batch_that_was_stored_despite_an_error_may_be_committed_again(tmp_path: Path) -> None:
     file = JournalFile(tmp_path / "j")
     insert = file._insert
 
@@ -511,25 +515,27 @@ def test_a_batch_that_was_kept_without_being_heard_of_may_be_given_again(tmp_pat
     file._insert = insert  # type: ignore[method-assign]
     file.commit(Batch([_entry(1, "[1]"), _entry(1, "[2]")], [], []))
     file.close()
-    again = JournalFile(tmp_path / "j")
-    assert _content(again) == [(1, "[1]"), (1, "[2]")]
-    again.close()
+    restored = JournalFile(tmp_path / "j")
+    assert _content(restored) == [(1, "[1]"), (1, "[2]")]
+    restored.close()
 
 
-def test_no_key_comes_twice_while_its_facts_are_there(tmp_path: Path) -> None:
+def test_session_keys_are_not_reused_while_their_facts_exist(tmp_path: Path) -> None:
     file = JournalFile(tmp_path / "j")
     file.commit(Batch([_entry(1), _entry(2), _entry(3)], [], []))
     file.commit(Batch([], [3], []))
     file.close()
-    again = JournalFile(tmp_path / "j")
-    assert [key for key, _ in _content(again)] == [1, 2]
-    assert again.last_session == 3
-    again.close()
+    restored = JournalFile(tmp_path / "j")
+    assert [key for key, _ in _content(restored)] == [1, 2]
+    assert restored.last_session == 3
+    restored.close()
 
 
 @settings(deadline=None)
 @given(data=st.data())
-def test_what_counts_is_there_and_little_else(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_the_file_contains_live_facts_and_few_others(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     path = tmp_path_factory.mktemp("journal") / "j"
     file = JournalFile(path)
     expected: dict[int, list[str]] = {}
@@ -559,22 +565,24 @@ def test_what_counts_is_there_and_little_else(tmp_path_factory: pytest.TempPathF
         for session in ended:
             expected.pop(session, None)
     file.close()
-    again = JournalFile(path)
-    content = _content(again)
+    restored = JournalFile(path)
+    content = _content(restored)
     assert {key: [facts for session, facts in content if session == key] for key in expected} == expected
-    assert sum(map(len, expected.values())) == len(content), "nothing of a session that ended"
-    assert all(live and 2 * live >= total for live, total in again._commits.values()), "what ended is taken out in time"
-    again.close()
+    assert sum(map(len, expected.values())) == len(content), "no facts of ended sessions are read"
+    assert all(live and 2 * live >= total for live, total in restored._commits.values()), (
+        "at least half of each row is live"
+    )
+    restored.close()
 
 
-async def test_a_file_has_one_owner(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
+async def test_a_file_is_locked_by_its_process(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
     with pytest.raises(JournalError, match="in use by another myna"):
         FileStorage(tmp_path / "j")
-    await house.die()
+    await harness.die()
 
 
-def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+def test_the_file_is_private(tmp_path: Path) -> None:
     file = JournalFile(tmp_path / "deep" / "j")
     assert (tmp_path / "deep" / "j").stat().st_mode & 0o077 == 0
     file.close()
@@ -585,9 +593,9 @@ def read_again(record: Record) -> Record:
     assert first == 5
     again_key, facts = msgspec.json.decode(entry, type=tuple[int, msgspec.Raw])
     assert key == again_key == 1
-    ((number, again),) = facts_of(facts)
+    ((number, restored),) = facts_of(facts)
     assert number == 5
-    return again
+    return restored
 
 
 samplings = st.builds(
@@ -626,7 +634,7 @@ segments = st.builds(Text, tokens, st.none() | st.integers(0, 9)) | inputs | slo
         fallbacks=st.lists(st.builds(Rendering, st.text(), st.lists(segments)), max_size=2).map(tuple),
     )
 )
-def test_a_call_is_read_as_it_was_written(spec: CallSpec) -> None:
+def test_a_call_record_restores_the_call(spec: CallSpec) -> None:
     session = Session(id="s", tenant="t", created=0.0, ttl=1.0)
     made = dict.fromkeys(slot.name for slot in spec.slots if slot.name)
     variables = {name: session.place(name, at) for at, name in enumerate([*made, "out"], 1)}
@@ -645,41 +653,41 @@ def test_a_call_is_read_as_it_was_written(spec: CallSpec) -> None:
     assert spec_of(record) == spec
 
 
-def test_a_session_is_read_as_it_was_written() -> None:
+def test_a_session_record_restores_the_session() -> None:
     session = Session(id="s", tenant="t", created=1.5, ttl=1.0, metadata={"ä": "\0"})
     assert read_again(session_record(session)) == session_record(session)
 
 
-async def test_a_fact_that_cannot_be_written_fails_its_own_session_and_no_other(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
-    house.journal.on_lost = house.store.lose
-    good, bad = house.store.create("t", "good"), house.store.create("u", "bad")
-    await house.put(bad, "before", "x")
-    (call,) = await house.run(bad, spec("o", "before"))
-    bad._write(Exposure(_broken(bad)))  # as if a text that is none had passed every check
-    saved = asyncio.ensure_future(house.put(good, "a", "kept"))
-    with pytest.raises(JournalFailed, match="session bad cannot be kept"):
+async def test_a_fact_that_cannot_be_written_fails_only_its_session(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    harness.journal.on_lost = harness.store.lose
+    good, bad = harness.store.create("t", "good"), harness.store.create("u", "bad")
+    await harness.put(bad, "before", "x")
+    (call,) = await harness.run(bad, spec("o", "before"))
+    bad._write(Exposure(_broken(bad)))  # as if an invalid text had passed every check
+    saved = asyncio.ensure_future(harness.put(good, "a", "kept"))
+    with pytest.raises(JournalFailed, match="session bad cannot be stored"):
         await bad.flushed()
     await saved
-    await house.put(good, "b", "kept as well")
+    await harness.put(good, "b", "kept as well")
     assert call.state.final
-    assert not house.store.holds("u", "bad")
+    assert not harness.store.holds("u", "bad")
     with pytest.raises(JournalFailed):
-        await house.put(bad, "c", "x")
-    await house.journal.close()
-    again = House(tmp_path / "j")
-    assert {s.id: sorted(s.variables) for s in again.restored} == {"good": ["a", "b"]}
-    await again.journal.close()
+        await harness.put(bad, "c", "x")
+    await harness.journal.close()
+    restored = GatewayHarness(tmp_path / "j")
+    assert {s.id: sorted(s.variables) for s in restored.restored} == {"good": ["a", "b"]}
+    await restored.journal.close()
 
 
 def _broken(session: Session) -> Variable:
     return Variable("x", number="\ud800")  # type: ignore[arg-type]
 
 
-async def test_facts_that_the_storage_refuses_fail_their_own_session_and_no_other(tmp_path: Path) -> None:
-    house = House(tmp_path / "j")
-    house.journal.on_lost = house.store.lose
-    commit, tried = house.storage.file.commit, []
+async def test_facts_that_the_storage_refuses_fail_only_their_session(tmp_path: Path) -> None:
+    harness = GatewayHarness(tmp_path / "j")
+    harness.journal.on_lost = harness.store.lose
+    commit, tried = harness.storage.file.commit, []
 
     def refuse(batch: Batch) -> None:
         tried.append(len(batch.entries))
@@ -687,55 +695,55 @@ async def test_facts_that_the_storage_refuses_fail_their_own_session_and_no_othe
             raise sqlite3.DataError("string or blob too big")
         commit(batch)
 
-    house.storage.file.commit = refuse  # type: ignore[method-assign]
-    sessions = [house.store.create("t", f"s{number}") for number in range(5)]
+    harness.storage.file.commit = refuse  # type: ignore[method-assign]
+    sessions = [harness.store.create("t", f"s{number}") for number in range(5)]
     results = await asyncio.gather(
-        *(house.put(session, "v", "poison" if session.id == "s2" else "x") for session in sessions),
+        *(harness.put(session, "v", "poison" if session.id == "s2" else "x") for session in sessions),
         return_exceptions=True,
     )
     assert [type(result) for result in results] == [type(None)] * 2 + [JournalFailed] + [type(None)] * 2
     assert tried[0] == 5
-    await house.put(sessions[0], "w", "still written")
-    await house.journal.close()
-    again = House(tmp_path / "j")
-    assert sorted(session.id for session in again.restored) == ["s0", "s1", "s3", "s4"]
-    await again.journal.close()
+    await harness.put(sessions[0], "w", "still written")
+    await harness.journal.close()
+    restored = GatewayHarness(tmp_path / "j")
+    assert sorted(session.id for session in restored.restored) == ["s0", "s1", "s3", "s4"]
+    await restored.journal.close()
 
 
-async def test_a_commit_that_cannot_even_begin_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_commit_that_cannot_start_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.journal.journal._RETRY_SECONDS", 0.01)
-    house = House(tmp_path / "j")
-    session = house.store.create("t", "s")
-    await house.journal.flushed()
-    faults = iter([RuntimeError("no thread can be started"), ZeroDivisionError("a fault of ours")])
-    commit = house.storage.commit
+    harness = GatewayHarness(tmp_path / "j")
+    session = harness.store.create("t", "s")
+    await harness.journal.flushed()
+    faults = iter([RuntimeError("no thread can be started"), ZeroDivisionError("test error")])
+    commit = harness.storage.commit
 
     def fail(batch: Batch) -> "asyncio.Future[None]":
         for fault in faults:
             raise fault
         return commit(batch)
 
-    monkeypatch.setattr(house.storage, "commit", fail)
+    monkeypatch.setattr(harness.storage, "commit", fail)
     with pytest.raises(JournalFailed, match="no thread can be started"):
-        await house.put(session, "a", "x")
+        await harness.put(session, "a", "x")
     async with asyncio.timeout(5):
-        while house.journal._failure is not None:
+        while harness.journal._failure is not None:
             await asyncio.sleep(0.01)
-    await house.put(session, "b", "y")
-    await house.journal.close()
+    await harness.put(session, "b", "y")
+    await harness.journal.close()
 
 
-async def test_closing_ends_though_the_storage_hangs(
+async def test_closing_ends_even_if_the_storage_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.journal.journal._CLOSE_SECONDS", 0.05)
-    house = House(tmp_path / "j")
+    harness = GatewayHarness(tmp_path / "j")
     release = threading.Event()
-    commit = house.storage.file.commit
-    monkeypatch.setattr(house.storage.file, "commit", lambda batch: (release.wait(10), commit(batch)))
-    house.store.create("t", "s")
+    commit = harness.storage.file.commit
+    monkeypatch.setattr(harness.storage.file, "commit", lambda batch: (release.wait(10), commit(batch)))
+    harness.store.create("t", "s")
     async with asyncio.timeout(5):
-        await house.journal.close()
+        await harness.journal.close()
     assert "did not close within 0.05 s" in caplog.text
     release.set()
-    house.storage._thread.shutdown()
+    harness.storage._thread.shutdown()

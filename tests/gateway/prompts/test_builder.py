@@ -1,4 +1,4 @@
-"""gateway/prompts/builder.py"""
+"""PromptBuilder: messages become segments."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from gateway.graph.prefix_hash import prefix_keys
 from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import PART_WEIGHT, TranscriptTokenizer
+from gateway.prompts.message_passthrough import PART_WEIGHT, PassthroughTokenizer
 from gateway.prompts.tool_calls import Tool, Tools
 from tests.checkpoints import write_byte_tokenizer
 
@@ -32,7 +32,7 @@ def user(content: str) -> list[dict[str, Any]]:
 
 
 def chat(prompts: PromptBuilder, messages: list[dict[str, Any]], *, references: bool) -> Any:
-    """The segments before the answer."""
+    """Return the segments before the answer."""
     *segments, answer = prompts.chat(messages, ANSWER, references=references).segments
     assert answer is ANSWER
     return segments
@@ -50,7 +50,7 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_prompts_are_those_of_transformers(
+def test_prompts_equal_those_of_transformers(
     prompts: PromptBuilder, tokenizer: Tokenizer, gguf_file: Path, messages: list[dict[str, Any]]
 ) -> None:
     from transformers import AutoTokenizer
@@ -61,13 +61,13 @@ def test_prompts_are_those_of_transformers(
     assert tokens(chat(prompts, messages, references=False)) == reference.encode(text, add_special_tokens=False)
 
 
-def test_slots_are_places_in_assistant_messages(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
+def test_slots_become_segments_of_assistant_messages(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
     slot = Slot("plan", SamplingParams(max_tokens=3), where="semantic.slots.plan")
     messages = [*user("Plan."), {"role": "assistant", "content": "Plan: <<plan>>. Of <<it>>, that is <<plan>>"}]
     prompt = prompts.chat(messages, ANSWER, references=True, slots={"plan": slot})
     assert isinstance(prompt.segments[0], Text)
     assert tokenizer.decode(list(prompt.segments[0].tokens), skip_special=False).endswith("assistant\nPlan: ")
-    assert prompt.segments[1] is slot, "what stands behind the last slot need not be read"
+    assert prompt.segments[1] is slot, "text after the last slot is not prefilled"
     where = "messages.1.content"
     it, plan = Input(Reference("it"), where), Input(Reference("plan"), where)
     assert prompt.parts == ["Plan: ", plan, ". Of ", it, ", that is ", plan]
@@ -88,14 +88,16 @@ def test_control_tokens_in_messages_are_ordinary_text(prompts: PromptBuilder, to
 
 
 @given(content=st.text(max_size=30))
-def test_nothing_a_client_writes_is_a_control_token(prompts: PromptBuilder, tokenizer: Tokenizer, content: str) -> None:
+def test_text_of_clients_never_becomes_a_control_token(
+    prompts: PromptBuilder, tokenizer: Tokenizer, content: str
+) -> None:
     controls = [token for token in tokens(chat(prompts, user(content), references=True)) if token in tokenizer.special]
     assert controls == [
         token for token in tokens(chat(prompts, user("x"), references=False)) if token in tokenizer.special
     ]
 
 
-def test_references_cut_the_prompt(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
+def test_references_split_the_prompt(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
     segments = chat(prompts, user("Say <<a>> and <<b.0>>!"), references=True)
     kinds = [segment if isinstance(segment, Input) else "text" for segment in segments]
     where = "messages.0.content"
@@ -105,13 +107,13 @@ def test_references_cut_the_prompt(prompts: PromptBuilder, tokenizer: Tokenizer)
     assert tokenizer.decode(list(last.tokens), skip_special=False) == "!<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_references_are_text_where_they_are_not_looked_for(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
+def test_references_are_plain_text_outside_sessions(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
     (segment,) = chat(prompts, user("Say <<a>>"), references=False)
     assert isinstance(segment, Text)
     assert "Say <<a>>" in tokenizer.decode(list(segment.tokens))
 
 
-def test_escapes_are_text(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
+def test_escaped_references_are_plain_text(prompts: PromptBuilder, tokenizer: Tokenizer) -> None:
     (segment,) = chat(prompts, user(r"Say \<<a>>"), references=True)
     assert isinstance(segment, Text)
     assert "Say <<a>>" in tokenizer.decode(list(segment.tokens))
@@ -123,23 +125,23 @@ def builder(folder: Path, template: str) -> PromptBuilder:
     return PromptBuilder(Tokenizer(folder))
 
 
-def test_templates_see_the_text_itself(tmp_path: Path) -> None:
-    made = builder(tmp_path, "{% for m in messages %}{{ m.content | trim }}|{% endfor %}")
+def test_templates_receive_the_text_itself(tmp_path: Path) -> None:
+    prompts = builder(tmp_path, "{% for m in messages %}{{ m.content | trim }}|{% endfor %}")
     tokenizer = Tokenizer(tmp_path)
-    assert tokenizer.decode(tokens(chat(made, user("  padded  "), references=True))) == "padded|"
+    assert tokenizer.decode(tokens(chat(prompts, user("  padded  "), references=True))) == "padded|"
 
 
-def test_a_template_that_refuses_is_the_clients_error(tmp_path: Path) -> None:
-    made = builder(tmp_path, "{{ raise_exception('roles must alternate') }}")
+def test_an_exception_of_a_template_is_an_error_of_the_client(tmp_path: Path) -> None:
+    prompts = builder(tmp_path, "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(RequestError, match="roles must alternate") as refusal:
-        chat(made, user("x"), references=False)
+        chat(prompts, user("x"), references=False)
     assert (refusal.value.status, refusal.value.param) == (400, "messages")
 
 
 def test_templates_run_in_a_sandbox(tmp_path: Path) -> None:
-    made = builder(tmp_path, "{{ messages.__class__.__mro__ }}")
+    prompts = builder(tmp_path, "{{ messages.__class__.__mro__ }}")
     with pytest.raises(RequestError, match="unsafe"):
-        chat(made, user("x"), references=False)
+        chat(prompts, user("x"), references=False)
 
 
 def test_a_model_without_template_cannot_chat(tmp_path: Path) -> None:
@@ -155,12 +157,12 @@ TOOL = Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})
 @pytest.mark.parametrize("content", ["Say \ud83d\ude00", ["one", "two"], "", []])
 @pytest.mark.parametrize("tools", [None, Tools([TOOL], "auto")])
 @pytest.mark.parametrize(("opens", "continues"), [(True, False), (False, False), (False, True)])
-def test_messages_that_are_passed_on_are_the_same_in_a_session(
+def test_message_passthrough_is_the_same_with_and_without_references(
     content: Any, tools: Tools | None, opens: bool, continues: bool
 ) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "assistant", "name": "it", "content": content}]
     plain, named = (
-        PromptBuilder(TranscriptTokenizer()).chat(
+        PromptBuilder(PassthroughTokenizer()).chat(
             messages, ANSWER, references=references, tools=tools, opens=opens, continues=continues, options={"a": 1}
         )
         for references in (False, True)
@@ -170,21 +172,21 @@ def test_messages_that_are_passed_on_are_the_same_in_a_session(
 
 
 @pytest.mark.parametrize("references", [False, True])
-def test_an_image_is_reckoned_as_an_image_however_long_it_is(references: bool) -> None:
-    prompts = PromptBuilder(TranscriptTokenizer())
-    told = []
+def test_the_weight_of_an_image_does_not_depend_on_its_size(references: bool) -> None:
+    prompts = PromptBuilder(PassthroughTokenizer())
+    weights = []
     for length in (100, 1_000_000):
         image = {"type": "image_url", "image_url": {"url": "x" * length}}
         messages = [{"role": "user", "content": ["What is it?", image, image]}]
         text, _ = prompts.chat(messages, ANSWER, references=references).segments
         assert isinstance(text, Text)
         assert len(text.tokens) > length
-        told.append(text.length)
+        weights.append(text.length)
         call = Session("", "t", 0.0, 60.0).add(CallSpec(model="m", segments=[text, ANSWER]))
-        lengths = [border.tokens for border in prefix_keys(call)]
+        lengths = [key.tokens for key in prefix_keys(call)]
         assert lengths == sorted(lengths)
         assert lengths[-1] == text.length
-    assert told[0] == told[1] == pytest.approx(2 * PART_WEIGHT, rel=0.1)
+    assert weights[0] == weights[1] == pytest.approx(2 * PART_WEIGHT, rel=0.1)
     plain, _ = prompts.chat(user("What is it?"), ANSWER, references=references).segments
     assert isinstance(plain, Text)
     assert plain.length == len(plain.tokens)
@@ -197,7 +199,7 @@ WEATHER = Tool("weather", "", {"type": "object", "properties": {}}, True, {"type
 
 
 @pytest.mark.parametrize(
-    ("template", "sampling", "how", "thinks"),
+    ("template", "sampling", "options", "thinks"),
     [
         (OPENS, SamplingParams(), {}, None),
         (THINKS + OPENS, SamplingParams(), {}, "perhaps"),
@@ -214,30 +216,30 @@ WEATHER = Tool("weather", "", {"type": "object", "properties": {}}, True, {"type
         (THINKS + BEGINS, SamplingParams(), {"opens": False}, "perhaps"),
     ],
 )
-def test_a_template_says_whether_its_model_thinks(
-    tokenizer: Tokenizer, template: str, sampling: SamplingParams, how: dict[str, Any], thinks: str | None
+def test_reasoning_is_detected_from_the_template(
+    tokenizer: Tokenizer, template: str, sampling: SamplingParams, options: dict[str, Any], thinks: str | None
 ) -> None:
-    class Thinking:
+    class ReasoningTokenizer:
         chat_template = template
 
         def __getattr__(self, name: str) -> Any:
             return getattr(tokenizer, name)
 
-    told: Any = Thinking()
-    *_, answer = PromptBuilder(told).chat(user("Hm <think>"), Slot(None, sampling), **how).segments
+    reasoning: Any = ReasoningTokenizer()
+    *_, answer = PromptBuilder(reasoning).chat(user("Hm <think>"), Slot(None, sampling), **options).segments
     assert isinstance(answer, Slot)
     assert answer.thinks == thinks
 
 
-def test_a_call_that_has_to_be_made_is_no_thought(tokenizer: Tokenizer) -> None:
-    class Thinking:
+def test_a_forced_call_has_no_reasoning(tokenizer: Tokenizer) -> None:
+    class ReasoningTokenizer:
         chat_template = THINKS + BEGINS
 
         def __getattr__(self, name: str) -> Any:
             return getattr(tokenizer, name)
 
-    told: Any = Thinking()
-    builder = PromptBuilder(told)
+    reasoning: Any = ReasoningTokenizer()
+    builder = PromptBuilder(reasoning)
     segments = builder.chat(
         user("x"), Slot(None, SamplingParams()), tools=Tools([WEATHER], "forced", [WEATHER])
     ).segments
@@ -245,62 +247,62 @@ def test_a_call_that_has_to_be_made_is_no_thought(tokenizer: Tokenizer) -> None:
     assert text.endswith(f"assistant\n<think>\n\n</think>\n\n{builder.style.begin}")
 
 
-class Reading:
-    """A tokenizer that counts the characters of which it makes tokens."""
+class CountingTokenizer:
+    """A tokenizer that counts the characters that it encodes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.read = 0
+        self.encoded = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
-    def encode(self, text: str, **how: Any) -> list[int]:
-        self.read += len(text)
-        return self._tokenizer.encode(text, **how)
+    def encode(self, text: str, **options: Any) -> list[int]:
+        self.encoded += len(text)
+        return self._tokenizer.encode(text, **options)
 
 
 LONG = {"spaces": " " * 3_000_000, "emoji": "\U0001f600" * 1_000_000, "letters": "ab" * 500_000}
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
-def test_texts_that_no_window_holds_are_refused_before_they_are_tokens(tokenizer: Tokenizer, text: str) -> None:
-    reading: Any = Reading(tokenizer)
-    bounded = PromptBuilder(reading, 512)
-    asked = {
+def test_texts_beyond_the_window_are_refused_before_they_are_encoded(tokenizer: Tokenizer, text: str) -> None:
+    counting: Any = CountingTokenizer(tokenizer)
+    bounded = PromptBuilder(counting, 512)
+    requests = {
         "messages": lambda: bounded.chat(user(f"x{text}x"), ANSWER),
         "prompt": lambda: bounded.completion(text, ANSWER),
         "template": lambda: bounded.raw(["x", text, ANSWER], where="template"),
     }
-    for param, ask in asked.items():
+    for param, build in requests.items():
         with pytest.raises(RequestError, match="window is 512") as refusal:
-            ask()
+            build()
         assert (refusal.value.status, refusal.value.code) == (400, "context_length_exceeded")
         assert refusal.value.param == param
-    assert reading.read < 1000, "no more than the template's own words"
+    assert counting.encoded < 1000, "only the template's own text was encoded"
 
 
-def test_a_text_over_the_window_is_read_to_the_window_only(tokenizer: Tokenizer) -> None:
-    text = "a b c " * 7_000  # no longer than the window's longest tokens
-    reading: Any = Reading(tokenizer)
+def test_a_text_over_the_window_is_encoded_only_up_to_the_window(tokenizer: Tokenizer) -> None:
+    text = "a b c " * 7_000  # few characters, so that only its tokens exceed the window
+    counting: Any = CountingTokenizer(tokenizer)
     with pytest.raises(RequestError, match="window is 600"):
-        PromptBuilder(reading, 600).chat(user(text), ANSWER)
-    assert len(tokens(PromptBuilder(reading, 600).unbounded().chat(user(text), ANSWER).segments[:-1])) > 20_000
+        PromptBuilder(counting, 600).chat(user(text), ANSWER)
+    assert len(tokens(PromptBuilder(counting, 600).unbounded().chat(user(text), ANSWER).segments[:-1])) > 20_000
 
 
-def test_white_space_that_the_template_strips_is_no_part_of_the_prompt(tmp_path: Path) -> None:
+def test_white_space_and_reasoning_that_the_template_strips_do_not_count(tmp_path: Path) -> None:
     write_byte_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content | trim }}|{% endfor %}")
-    made = PromptBuilder(Tokenizer(tmp_path), 64)
+    prompts = PromptBuilder(Tokenizer(tmp_path), 64)
     thought = {"role": "assistant", "content": "<think>" + "hm " * 100 + "</think>Yes."}
-    assert len(tokens(chat(made, user(" " * 1000 + "x"), references=False))) == 2
+    assert len(tokens(chat(prompts, user(" " * 1000 + "x"), references=False))) == 2
     with pytest.raises(RequestError, match="window is 64"):
-        chat(made, [*user("x"), thought], references=False)
+        chat(prompts, [*user("x"), thought], references=False)
     (tmp_path / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.content.split('</think>')[-1] }}|{% endfor %}"
     )
-    made = PromptBuilder(Tokenizer(tmp_path), 64)
-    *segments, _ = made.chat([*user("x"), thought], ANSWER).segments
+    prompts = PromptBuilder(Tokenizer(tmp_path), 64)
+    *segments, _ = prompts.chat([*user("x"), thought], ANSWER).segments
     assert len(tokens(segments)) == len("x|Yes.|")
 
 

@@ -1,4 +1,4 @@
-"""gateway/prompts/chat_template.py"""
+"""Chat templates: agreement with transformers, and what each family supports."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ TALK = [
     {"role": "user", "content": "And?"},
 ]
 SYSTEM = {"role": "system", "content": "Be brief."}
-THOUGHT = [TALK[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello"}, TALK[2]]
+WITH_THINK_TAGS = [TALK[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello"}, TALK[2]]
 REASONED = [TALK[0], {"role": "assistant", "content": "Hello", "reasoning_content": "hm"}, TALK[2]]
 ID = "call_0123456789abcdef01234567"
 
@@ -37,7 +37,9 @@ def called(*ids: str) -> list[dict[str, Any]]:
     return [TALK[0], {"role": "assistant", "content": "", "tool_calls": calls}, *results]
 
 
-def theirs(source: str, messages: list[dict[str, Any]], *, opens: bool, tools: Any = None, **options: Any) -> str:
+def rendered_by_transformers(
+    source: str, messages: list[dict[str, Any]], *, opens: bool, tools: Any = None, **options: Any
+) -> str:
     """Return the text that transformers renders for the messages."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -48,7 +50,7 @@ def theirs(source: str, messages: list[dict[str, Any]], *, opens: bool, tools: A
     return text
 
 
-def refusal(work: Any) -> Any:
+def result_or_none(work: Any) -> Any:
     """Return the result of `work`, or None if the template refuses."""
     import jinja2
 
@@ -63,7 +65,7 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
     "a system message": [SYSTEM, *TALK[:1]],
     "several turns": [SYSTEM, *TALK],
     "turns without a system message": TALK,
-    "thoughts": THOUGHT,
+    "think tags": WITH_THINK_TAGS,
     "reasoning": REASONED,
     "users in a row": [TALK[0], TALK[2]],
     "a call": called("abcdef123"),
@@ -73,52 +75,54 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("family", TEMPLATES)
 @pytest.mark.parametrize("talk", CONVERSATIONS)
-@pytest.mark.parametrize("tools", [None, [WEATHER.described()]], ids=["plain", "tools"])
-def test_templates_write_what_transformers_writes(family: str, talk: str, tools: Any) -> None:
+@pytest.mark.parametrize("tools", [None, [WEATHER.as_openai()]], ids=["plain", "tools"])
+def test_templates_render_like_transformers(family: str, talk: str, tools: Any) -> None:
     source, messages = TEMPLATES[family], CONVERSATIONS[talk]
     template = ChatTemplate(source, TOKENS)
     for opens in (True, False):
-        ours = refusal(lambda opens=opens: template.render(messages, opens=opens, tools=tools))
-        assert ours == refusal(lambda opens=opens: theirs(source, messages, opens=opens, tools=tools))
+        text = result_or_none(lambda opens=opens: template.render(messages, opens=opens, tools=tools))
+        assert text == result_or_none(
+            lambda opens=opens: rendered_by_transformers(source, messages, opens=opens, tools=tools)
+        )
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "SmolLM3"])
 def test_options_reach_the_template(family: str) -> None:
     source = TEMPLATES[family]
-    ours = ChatTemplate(source, TOKENS).render(TALK, opens=True, options={"enable_thinking": False})
-    assert ours == theirs(source, TALK, opens=True, enable_thinking=False)
-    assert ours.endswith("<think>\n\n</think>\n" + ("\n" if family == "Qwen3" else ""))
+    text = ChatTemplate(source, TOKENS).render(TALK, opens=True, options={"enable_thinking": False})
+    assert text == rendered_by_transformers(source, TALK, opens=True, enable_thinking=False)
+    assert text.endswith("<think>\n\n</think>\n" + ("\n" if family == "Qwen3" else ""))
 
 
-def prompts_of(source: str, tokenizer: Tokenizer) -> PromptBuilder:
-    told: Any = {
+def builder_of(source: str, tokenizer: Tokenizer) -> PromptBuilder:
+    methods: Any = {
         name: getattr(tokenizer, name) for name in ("encode", "fewest", "decode", "control", "control_pattern")
     }
-    return PromptBuilder(SimpleNamespace(**told, is_passthrough=False, chat_template=source, special_texts=TOKENS))  # type: ignore[arg-type]
+    return PromptBuilder(SimpleNamespace(**methods, is_passthrough=False, chat_template=source, special_texts=TOKENS))  # type: ignore[arg-type]
 
 
-def written(prompts: PromptBuilder, tokenizer: Tokenizer, messages: Any, **how: Any) -> str:
-    segments = prompts.chat(messages, Slot(None, SamplingParams()), **how).segments
+def rendered(prompts: PromptBuilder, tokenizer: Tokenizer, messages: Any, **options: Any) -> str:
+    segments = prompts.chat(messages, Slot(None, SamplingParams()), **options).segments
     tokens = [token for segment in segments if isinstance(segment, Text) for token in segment.tokens]
     return tokenizer.decode(tokens, skip_special=False)
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
 @pytest.mark.parametrize("choice", ["auto", "forced"])
-def test_every_family_is_told_of_tools(tokenizer: Tokenizer, family: str, choice: Any) -> None:
-    prompts = prompts_of(TEMPLATES[family], tokenizer)
+def test_prompts_of_every_family_describe_tools(tokenizer: Tokenizer, family: str, choice: Any) -> None:
+    prompts = builder_of(TEMPLATES[family], tokenizer)
     tools = Tools([WEATHER], choice, [WEATHER])
     for messages in (TALK[:1], TALK):
-        text = written(prompts, tokenizer, messages, tools=tools)
-        assert '"weather"' in text or "'weather'" in text, "without a system message of the client's"
+        text = rendered(prompts, tokenizer, messages, tools=tools)
+        assert '"weather"' in text or "'weather'" in text, "also without a system message of the client"
         assert "Hi <there> & é" in text
-    assert "7" in written(prompts, tokenizer, [*called(ID), *TALK[1:]], tools=tools)
-    if family != "Llama 3.1":  # it has one call a turn
-        assert "7" in written(prompts, tokenizer, called(ID, "call_1"), tools=tools)
+    assert "7" in rendered(prompts, tokenizer, [*called(ID), *TALK[1:]], tools=tools)
+    if family != "Llama 3.1":  # its template supports one call per message
+        assert "7" in rendered(prompts, tokenizer, called(ID, "call_1"), tools=tools)
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_what_a_template_shows_of_its_model(family: str) -> None:
+def test_the_supported_features_of_each_family_are_detected(family: str) -> None:
     template = ChatTemplate(TEMPLATES[family], TOKENS)
     assert template.knows_tools == (family in ("Llama 3.1", "SmolLM3", "Mistral 0.3", "Qwen2.5", "Qwen3"))
     assert template.takes_system == (family not in ("Gemma 2", "Mistral 0.1", "Phi-4 reasoning"))
@@ -126,22 +130,22 @@ def test_what_a_template_shows_of_its_model(family: str) -> None:
     assert template.short_ids == (family == "Mistral 0.3")
 
 
-def test_tools_stand_before_the_first_question_where_there_is_no_system_message(tokenizer: Tokenizer) -> None:
-    prompts = prompts_of(TEMPLATES["Gemma 2"], tokenizer)
-    text = written(prompts, tokenizer, TALK, tools=Tools([WEATHER]))
+def test_tools_are_described_in_the_first_message_without_system_messages(tokenizer: Tokenizer) -> None:
+    prompts = builder_of(TEMPLATES["Gemma 2"], tokenizer)
+    text = rendered(prompts, tokenizer, TALK, tools=Tools([WEATHER]))
     assert text.startswith("<s><start_of_turn>user\nYou can call functions.")
     assert text.index("</tool_call>\n\n") < text.index("Hi <there>") < text.index("<start_of_turn>model")
     with pytest.raises(RequestError, match="System role not supported"):
-        written(prompts, tokenizer, [SYSTEM, *TALK], tools=Tools([WEATHER]))
+        rendered(prompts, tokenizer, [SYSTEM, *TALK], tools=Tools([WEATHER]))
     with pytest.raises(RequestError, match="must alternate"):
-        written(prompts, tokenizer, [TALK[0], TALK[2]], tools=Tools([WEATHER]))
+        rendered(prompts, tokenizer, [TALK[0], TALK[2]], tools=Tools([WEATHER]))
 
 
 @pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt", "bos_token", "raise_exception"])
-def test_a_client_sets_no_name_of_the_servers(tokenizer: Tokenizer, name: str) -> None:
-    prompts = prompts_of(TEMPLATES["SmolLM2"], tokenizer)
+def test_clients_cannot_set_reserved_names(tokenizer: Tokenizer, name: str) -> None:
+    prompts = builder_of(TEMPLATES["SmolLM2"], tokenizer)
     with pytest.raises(RequestError, match=name) as refused:
-        written(prompts, tokenizer, TALK, options={name: 1})
+        rendered(prompts, tokenizer, TALK, options={name: 1})
     assert (refused.value.status, refused.value.param) == (400, "chat_template_kwargs")
 
 
@@ -163,16 +167,16 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [None, 1, "x", [], {}, {"a": [1e308]}])
-def test_whatever_a_client_tells_a_template_is_no_fault_of_ours(tokenizer: Tokenizer, name: str, value: Any) -> None:
+def test_template_options_cause_no_internal_errors(tokenizer: Tokenizer, name: str, value: Any) -> None:
     for source in TEMPLATES.values():
         try:
-            written(prompts_of(source, tokenizer), tokenizer, TALK, options={name: value})
+            rendered(builder_of(source, tokenizer), tokenizer, TALK, options={name: value})
         except RequestError as error:
             assert error.status == 400  # noqa: PT017
 
 
 @pytest.mark.parametrize("options", [{"x": 0}, {"x": "a"}, {"x": None}, {"x": []}, {"x": {"y": 1}}])
-def test_a_template_that_fails_over_what_a_client_sent_refuses_it(options: Mapping[str, Any]) -> None:
+def test_a_template_that_fails_on_options_refuses_them(options: Mapping[str, Any]) -> None:
     with pytest.raises(TemplateRefused, match=r"\w"):
         ChatTemplate("{{ 1 / x }}", {}).render([], opens=True, options=options)
 
@@ -180,12 +184,12 @@ def test_a_template_that_fails_over_what_a_client_sent_refuses_it(options: Mappi
 @pytest.mark.parametrize(
     "source", ["{% if %}", "{{ messages", "{% unknown %}", "{% generation %}", "{{ x | nothing }}"]
 )
-def test_a_broken_template_is_refused_with_its_reason(source: str) -> None:
+def test_an_invalid_template_is_refused_with_a_reason(source: str) -> None:
     with pytest.raises(TemplateRefused, match=r"line 1|nothing"):
         ChatTemplate(source, {})
 
 
-def test_json_is_written_as_asked_for() -> None:
+def test_tojson_accepts_the_options_of_transformers() -> None:
     value = {"b": "é", "a": [1]}
     source = "{{ x | tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}"
     written = ChatTemplate(source, {}).render([], opens=True, options={"x": value})

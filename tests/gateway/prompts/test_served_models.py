@@ -1,4 +1,4 @@
-"""gateway/prompts/served_models.py"""
+"""ServedModels: names of models, and requests during the start."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ def served(tokenizer: Tokenizer, name: str) -> ServedModel:
     return ServedModel(name, 100, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer))
 
 
-async def test_requests_during_the_start_are_held(tokenizer: Tokenizer) -> None:
+async def test_requests_during_the_start_wait(tokenizer: Tokenizer) -> None:
     models = ServedModels(30.0)
     waiting = asyncio.create_task(models.get("one"))
     await asyncio.sleep(0)
@@ -24,13 +24,13 @@ async def test_requests_during_the_start_are_held(tokenizer: Tokenizer) -> None:
     assert await waiting is model
 
 
-async def test_but_not_for_ever() -> None:
+async def test_requests_during_the_start_time_out() -> None:
     with pytest.raises(RequestError) as refusal:
         await ServedModels(0.01).all()
     assert (refusal.value.status, refusal.value.code) == (503, "engine_unavailable")
 
 
-async def test_an_unknown_name_is_refused_with_the_nearest(tokenizer: Tokenizer) -> None:
+async def test_the_error_for_an_unknown_name_lists_similar_ones(tokenizer: Tokenizer) -> None:
     models = ServedModels(1.0)
     for name in ("SmolLM2-135M-Instruct", "other"):
         models.add(served(tokenizer, name))

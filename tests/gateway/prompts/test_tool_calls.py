@@ -1,4 +1,4 @@
-"""gateway/prompts/tool_calls.py: calls found in what a model writes, whole or in pieces, and told to models that know of none."""
+"""Tool calls: found in answers, complete or in pieces, and described to models without support for tools."""
 
 import json
 import random
@@ -17,31 +17,31 @@ from gateway.prompts.tool_calls import (
     MISTRAL,
     AnswerText,
     CallArguments,
+    CallEvent,
+    CallFormat,
+    CallParser,
     CallStart,
-    Found,
-    Reader,
-    Style,
     Tool,
     Tools,
-    in_words,
-    style_of,
+    call_format_of,
+    describe_in_text,
 )
 
 NAMES = ["weather", "add"]
 
 
 def read(pieces: list[str], *, forced: bool = False, ends_early: bool = False) -> tuple[str, list[tuple[str, str]]]:
-    """The text, and the calls with their arguments."""
-    reader = Reader(NAMES, forced=forced)
-    found: list[Found] = []
+    """Return the text, and the calls with their arguments."""
+    reader = CallParser(NAMES, forced=forced)
+    found: list[CallEvent] = []
     for piece in pieces:
         found += reader.push(piece)
     found += reader.finish(cut=ends_early)
-    said, calls = "", []
-    for one in found:
-        match one:
+    content, calls = "", []
+    for piece in found:
+        match piece:
             case AnswerText(text):
-                said += text
+                content += text
             case CallStart(index, name):
                 assert index == len(calls)
                 calls.append((name, ""))
@@ -49,12 +49,12 @@ def read(pieces: list[str], *, forced: bool = False, ends_early: bool = False) -
                 assert index == len(calls) - 1
                 calls[index] = (calls[index][0], calls[index][1] + text)
     assert reader.calls == len(calls)
-    return said, calls
+    return content, calls
 
 
 def cut(text: str, pick: random.Random) -> list[str]:
-    places = sorted(pick.randrange(len(text) + 1) for _ in range(pick.randrange(len(text) + 2)))
-    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+    positions = sorted(pick.randrange(len(text) + 1) for _ in range(pick.randrange(len(text) + 2)))
+    return [text[a:b] for a, b in zip([0, *positions], [*positions, len(text)], strict=True)]
 
 
 CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
@@ -90,13 +90,15 @@ CASES: list[tuple[str, str, list[tuple[str, str]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said", "calls"), CASES)
+@pytest.mark.parametrize(("text", "content", "calls"), CASES)
 @given(seed=st.integers(0, 2**32))
 @settings(deadline=None, max_examples=50)
-def test_calls_are_found_however_the_text_is_cut(seed: int, text: str, said: str, calls: list[tuple[str, str]]) -> None:
-    assert read([text]) == (said, calls)
-    assert read(cut(text, random.Random(seed))) == (said, calls)
-    assert read([*text]) == (said, calls)
+def test_calls_are_found_in_pieces_of_any_size(
+    seed: int, text: str, content: str, calls: list[tuple[str, str]]
+) -> None:
+    assert read([text]) == (content, calls)
+    assert read(cut(text, random.Random(seed))) == (content, calls)
+    assert read([*text]) == (content, calls)
 
 
 @given(
@@ -109,16 +111,16 @@ def test_calls_are_found_however_the_text_is_cut(seed: int, text: str, said: str
     seed=st.integers(0, 2**32),
 )
 @settings(deadline=None)
-def test_what_is_written_as_a_call_is_read_as_one(arguments: dict[str, Any], count: int, seed: int) -> None:
+def test_written_calls_are_found_again(arguments: dict[str, Any], count: int, seed: int) -> None:
     body = json.dumps({"name": "add", "arguments": arguments})
     for text, forced in ((body, True), (f"{HERMES.begin}{body}{HERMES.end}" * count, False)):
-        said, calls = read(cut(text, random.Random(seed)), forced=forced)
-        assert said == ""
+        content, calls = read(cut(text, random.Random(seed)), forced=forced)
+        assert content == ""
         assert [(name, json.loads(text)) for name, text in calls] == [("add", arguments)] * (1 if forced else count)
 
 
-def test_arguments_are_told_as_they_come() -> None:
-    reader = Reader(NAMES, forced=True)
+def test_arguments_are_emitted_as_they_arrive() -> None:
+    reader = CallParser(NAMES, forced=True)
     assert reader.push('{"name": "add", "argu') == []
     assert reader.push('ments": {"a"') == [CallStart(0, "add"), CallArguments(0, '{"a"')]
     assert reader.push(": 12") == [CallArguments(0, ": 12")]
@@ -132,7 +134,7 @@ TOOLS = [
 ]
 
 
-def test_a_template_without_tools_gets_them_in_words() -> None:
+def test_tools_are_described_in_text_for_templates_without_support() -> None:
     conversation: list[dict[str, Any]] = [
         {"role": "user", "content": "Warm?"},
         {
@@ -142,7 +144,7 @@ def test_a_template_without_tools_gets_them_in_words() -> None:
         },
         {"role": "tool", "content": "21 degrees", "tool_call_id": "1"},
     ]
-    system, user, assistant, tool = in_words(conversation, TOOLS)
+    system, user, assistant, tool = describe_in_text(conversation, TOOLS)
     assert system["role"] == "system"
     assert '"name": "weather"' in system["content"]
     assert user == conversation[0]
@@ -151,10 +153,10 @@ def test_a_template_without_tools_gets_them_in_words() -> None:
     ]
     assert "tool_calls" not in assistant
     assert tool == {"role": "user", "content": ["<tool_response>", "21 degrees", "</tool_response>"]}
-    own, _ = in_words([{"role": "system", "content": "Be brief."}, conversation[0]], TOOLS)
+    own, _ = describe_in_text([{"role": "system", "content": "Be brief."}, conversation[0]], TOOLS)
     assert own["content"][:2] == ["Be brief.", ""]
     assert own["content"][2].startswith("You can call functions.")
-    assert in_words(conversation[:1], []) == conversation[:1]
+    assert describe_in_text(conversation[:1], []) == conversation[:1]
 
 
 @pytest.mark.parametrize(
@@ -166,26 +168,26 @@ def test_a_template_without_tools_gets_them_in_words() -> None:
         ("{{ messages }}", HERMES),
     ],
 )
-def test_families_are_known_by_their_templates(template: str, style: Style) -> None:
-    assert style_of(template) is style
+def test_the_call_format_is_detected_from_the_template(template: str, style: CallFormat) -> None:
+    assert call_format_of(template) is style
 
 
-def test_what_has_to_be_called_is_a_schema() -> None:
-    one = Tools(TOOLS, "forced", TOOLS[:1]).call_schema(LLAMA)
-    assert one["properties"]["name"] == {"const": "weather"}
-    assert one["required"] == ["name", "parameters"]
+def test_a_forced_call_has_a_schema() -> None:
+    single = Tools(TOOLS, "forced", TOOLS[:1]).call_schema(LLAMA)
+    assert single["properties"]["name"] == {"const": "weather"}
+    assert single["required"] == ["name", "parameters"]
     assert len(Tools(TOOLS, "forced", TOOLS).call_schema(HERMES)["anyOf"]) == 2
-    many = Tools(TOOLS, "forced", TOOLS, parallel=True).call_schema(HERMES)
-    assert (many["type"], many["minItems"]) == ("array", 1)
+    several = Tools(TOOLS, "forced", TOOLS, parallel=True).call_schema(HERMES)
+    assert (several["type"], several["minItems"]) == ("array", 1)
     assert Tools(TOOLS, "forced", TOOLS[:1]).call_schema(MISTRAL)["maxItems"] == 1
-    assert Tools(TOOLS[:1]).grammar(HERMES, {}) is None, "no strict one"
+    assert Tools(TOOLS[:1]).grammar(HERMES, {}) is None, "no tool is strict"
 
 
 MARK = 300
 
 
-class Bytes:
-    """A vocabulary of bytes, an end, and a control token that stands before calls."""
+class ByteVocabulary:
+    """A vocabulary of bytes, an end token, and a control token that precedes calls."""
 
     eos_token_id = 256
     bos_token_id = None
@@ -197,19 +199,19 @@ class Bytes:
 
 
 @pytest.mark.parametrize("style", [HERMES, LLAMA, MISTRAL, "mistral with a control token"])
-def test_calls_of_strict_tools_are_right_where_the_model_need_not_call(style: Style | str) -> None:
+def test_calls_of_strict_tools_are_valid_if_the_model_chooses_to_call(style: CallFormat | str) -> None:
     control = {"[TOOL_CALLS]": MARK} if isinstance(style, str) else {}
     style = MISTRAL if isinstance(style, str) else style
-    held = {
+    schema = {
         "type": "object",
         "properties": {"a": {"type": "integer"}},
         "required": ["a"],
         "additionalProperties": False,
     }
-    tools = Tools([Tool("add", held=held, strict=True), Tool("free")])
+    tools = Tools([Tool("add", held=schema, strict=True), Tool("free")])
     grammar = tools.grammar(style, control)
     assert grammar is not None
-    vocabulary = LLTokenizer(TokenizerWrapper(Bytes()))
+    vocabulary = LLTokenizer(TokenizerWrapper(ByteVocabulary()))
 
     def fits(name: str, arguments: str, before: str = "") -> bool:
         call = f'{{"name": "{name}", "{style.arguments}": {arguments}}}'
@@ -237,36 +239,36 @@ def test_calls_of_strict_tools_are_right_where_the_model_need_not_call(style: St
         assert fits("add", '{"a": 3}', before="Let me see. ")
 
 
-def test_what_a_tools_schema_refers_to_in_itself_is_found_in_a_call() -> None:
+def test_references_within_a_tools_schema_work_in_the_call_schema() -> None:
     part = {"type": "object", "properties": {"x": {"type": "integer"}, "next": {"$ref": "#/$defs/Part"}}}
-    held = {"type": "object", "$defs": {"Part": part}, "properties": {"part": {"$ref": "#/$defs/Part"}}}
-    known = [Tool("move", held=held), Tool("tree", held={"type": "array", "items": {"$ref": "#"}}), Tool("stop")]
+    schema = {"type": "object", "$defs": {"Part": part}, "properties": {"part": {"$ref": "#/$defs/Part"}}}
+    known = [Tool("move", held=schema), Tool("tree", held={"type": "array", "items": {"$ref": "#"}}), Tool("stop")]
     for callable_ in (known[:1], known):
         for parallel in (False, True):
-            schema = Tools(known, "forced", callable_, parallel).call_schema(HERMES)
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            call_schema = Tools(known, "forced", callable_, parallel).call_schema(HERMES)
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(call_schema))
             assert LLMatcher.validate_grammar(grammar) == ""
-            told = {"name": "move", "arguments": {"part": {"x": 1, "next": {"x": 2}}}}
-            jsonschema.validate([told] if parallel else told, schema)
+            call = {"name": "move", "arguments": {"part": {"x": 1, "next": {"x": 2}}}}
+            jsonschema.validate([call] if parallel else call, call_schema)
             with pytest.raises(jsonschema.ValidationError):
-                jsonschema.validate(json.loads(json.dumps(told).replace("2", '"two"')), schema)
+                jsonschema.validate(json.loads(json.dumps(call).replace("2", '"two"')), call_schema)
 
 
-def test_what_only_begins_like_a_call_ends() -> None:
-    """A bracket, and then what could be a mark: neither state may hand it back to the other for ever."""
+def test_text_that_only_begins_like_a_call_is_emitted() -> None:
+    # a bracket and then the beginning of a mark: the states must not return it to each other without end
     for text in ("[<", "[<b>", "{<tool_call", "[ ,<tool_call>"):
-        reader = Reader(["f"], forced=False)
+        reader = CallParser(["f"], forced=False)
         found = [*reader.push(text), *reader.finish()]
-        assert "".join(one.text for one in found if isinstance(one, AnswerText)) == text
+        assert "".join(piece.text for piece in found if isinstance(piece, AnswerText)) == text
 
 
-def test_a_forced_call_may_come_between_marks() -> None:
-    reader = Reader(["f"], forced=True)
+def test_a_forced_call_may_have_marks() -> None:
+    reader = CallParser(["f"], forced=True)
     found = [*reader.push('<tool_call>\n{"name": "f", "arguments": {"a"'), *reader.push(": 1}}\n</tool_call>")]
     found += reader.finish()
-    assert [one for one in found if isinstance(one, CallStart)] == [CallStart(0, "f")]
-    assert "".join(one.text for one in found if isinstance(one, CallArguments)) == '{"a": 1}'
-    assert not any(isinstance(one, AnswerText) for one in found)
+    assert [piece for piece in found if isinstance(piece, CallStart)] == [CallStart(0, "f")]
+    assert "".join(piece.text for piece in found if isinstance(piece, CallArguments)) == '{"a": 1}'
+    assert not any(isinstance(piece, AnswerText) for piece in found)
 
 
 ONE = '{"name": "weather", "arguments": {"city": "B\\"}nn", "days": [1, {"a": 2}]}}'
@@ -283,14 +285,14 @@ FORCED = [
 @pytest.mark.parametrize("text", FORCED)
 @given(seed=st.integers(0, 2**32))
 @settings(deadline=None, max_examples=20)
-def test_text_of_a_forced_call_is_never_shown_wherever_it_ends(seed: int, text: str) -> None:
+def test_the_text_of_a_cut_off_forced_call_is_not_emitted(seed: int, text: str) -> None:
     _, whole = read([text], forced=True)
     assert len(whole) == text.count("name")
     pick = random.Random(seed)
     for end in range(len(text) + 1):
-        reader = Reader(NAMES, forced=True)
-        said, calls = read(cut(text[:end], pick), forced=True, ends_early=bool(pick.randrange(2)))
-        assert said == "", text[:end]
+        reader = CallParser(NAMES, forced=True)
+        content, calls = read(cut(text[:end], pick), forced=True, ends_early=bool(pick.randrange(2)))
+        assert content == "", text[:end]
         assert [name for name, _ in calls] == ["weather"] * len(calls)
         for (_, begun), (_, arguments) in zip(calls, whole, strict=False):
             assert arguments.startswith(begun)
@@ -303,16 +305,16 @@ def test_text_of_a_forced_call_is_never_shown_wherever_it_ends(seed: int, text: 
 @pytest.mark.parametrize("before", ["", "I look.\n"])
 @given(seed=st.integers(0, 2**32))
 @settings(deadline=None, max_examples=20)
-def test_text_of_a_call_that_its_length_cuts_off_is_not_shown(seed: int, before: str) -> None:
+def test_the_text_of_a_cut_off_call_is_not_emitted(seed: int, before: str) -> None:
     text = f"{before}{HERMES.begin}{ONE}{HERMES.end}"
     pick = random.Random(seed)
     for end in range(len(before) + len("<tool_call>"), len(text) + 1):
-        said, _ = read(cut(text[:end], pick), ends_early=True)
-        assert said == before.strip(), text[:end]
+        content, _ = read(cut(text[:end], pick), ends_early=True)
+        assert content == before.strip(), text[:end]
 
 
 @pytest.mark.parametrize("text", ["Paris", '{"city": "Paris"}', '{"name": "Bonn"}x', "3.5", "<b>"])
-def test_what_cannot_be_a_call_is_text_though_one_is_forced(text: str) -> None:
+def test_text_that_cannot_be_a_call_is_emitted_even_if_a_call_is_forced(text: str) -> None:
     assert read([*text], forced=True) == (text, [])
 
 
@@ -338,16 +340,16 @@ BROKEN = st.lists(
 
 
 @given(BROKEN, st.booleans(), st.booleans())
-def test_whatever_a_model_writes_is_read_without_an_error(pieces: list[str], forced: bool, cut: bool) -> None:
+def test_any_text_of_a_model_is_parsed_without_an_error(pieces: list[str], forced: bool, cut: bool) -> None:
     text, calls = read(pieces, forced=forced, ends_early=cut)
     text.encode()
     assert all(name in NAMES for name, _ in calls)
 
 
-def test_many_calls_take_time_in_proportion() -> None:
+def test_many_calls_take_linear_time() -> None:
     call = '<tool_call>\n{"name": "add", "arguments": {"a":1}}\n</tool_call>\n'
     began = time.monotonic()
-    reader = Reader(["add"], forced=False)
+    reader = CallParser(["add"], forced=False)
     found = [*reader.push(call * 30_000), *reader.finish()]
-    assert sum(isinstance(one, CallStart) for one in found) == 30_000
-    assert time.monotonic() - began < 5, "it was 30 s when each call copied the rest of the text"
+    assert sum(isinstance(piece, CallStart) for piece in found) == 30_000
+    assert time.monotonic() - began < 5, "30 s if each call copies the rest of the text"

@@ -1,4 +1,4 @@
-"""gateway/runtime/fair_gate.py"""
+"""FairGate: turns between tenants, and pauses after work."""
 
 import asyncio
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from gateway.runtime import fair_gate
 from gateway.runtime.fair_gate import FairGate
 
 
-async def test_tenants_take_turns_however_much_one_brings() -> None:
+async def test_tenants_take_turns_even_if_one_has_more_work() -> None:
     gate, order = FairGate(), list[str]()
 
     async def work(tenant: str) -> None:
@@ -24,7 +24,7 @@ async def test_tenants_take_turns_however_much_one_brings() -> None:
         pass
 
 
-async def test_the_gate_rests_as_long_as_the_work_took(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_gate_stays_closed_as_long_as_the_work_took(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.2, 1.0, 1.0])
     monkeypatch.setattr(fair_gate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     rests: list[float] = []
@@ -40,7 +40,7 @@ async def test_the_gate_rests_as_long_as_the_work_took(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_one_that_leaves_takes_no_turn(late: bool) -> None:
+async def test_a_cancelled_wait_takes_no_turn(late: bool) -> None:
     gate, entered = FairGate(), asyncio.Event()
 
     async def work() -> None:
@@ -54,7 +54,7 @@ async def test_one_that_leaves_takes_no_turn(late: bool) -> None:
             first.cancel()
     if late:
         first.cancel()
-        gate._open()  # its turn comes, and then it leaves
+        gate._open()  # the first task is admitted, and cancelled before it runs
         first.cancel()
     async with asyncio.timeout(5):
         await entered.wait()

@@ -1,4 +1,4 @@
-"""gateway/runtime/json_codec.py"""
+"""JSON codec: limits of documents, and integers of any size."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(s
 
 
 @given(VALUES)
-def test_a_document_within_the_bounds_comes_back_as_it_was(value: Any) -> None:
+def test_documents_within_the_limits_are_preserved(value: Any) -> None:
     assert json.loads(encode(value)) == value
     if not any(abs(n) >= 2**63 for n in _integers(value)):
         assert decode(encode(value)) == value
@@ -30,14 +30,14 @@ def _integers(value: Any) -> list[int]:
 
 
 @given(st.integers(1, 4000), st.sampled_from(["[]", "{}", "[{"]), st.booleans())
-def test_depth_is_bounded_and_never_exhausts_the_stack(depth: int, kind: str, closed: bool) -> None:
+def test_depth_is_limited_and_never_exhausts_the_stack(depth: int, kind: str, closed: bool) -> None:
     opening = {"[]": "[", "{}": '{"a":', "[{": '[{"a":'}[kind]
     closing = {"[]": "]", "{}": "}", "[{": "}]"}[kind]
     text = opening * depth + "1" + closing * (depth if closed else 0)
     levels = depth * (2 if kind == "[{" else 1)
     if closed and levels <= MAX_DEPTH:
         assert json.loads(text) == decode(text.encode())
-    elif not closed or levels > MAX_DEPTH + 1:  # the parser behind the bound counts one level more
+    elif not closed or levels > MAX_DEPTH + 1:  # pydantic's parser counts one level more
         with pytest.raises(BadJson):
             decode(text.encode())
 
@@ -48,7 +48,7 @@ def test_brackets_in_strings_do_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "words"),
+    ("document", "message"),
     [
         (b"[" + b"1," * MAX_VALUES + b"1]", "values; at most"),
         (b"{" + b",".join(b'"%d":1' % n for n in range(MAX_KEYS + 1)) + b"}", "members; at most"),
@@ -60,12 +60,12 @@ def test_brackets_in_strings_do_not_count() -> None:
         (b"", "not JSON"),
     ],
 )
-def test_what_is_too_large_or_broken_is_refused_in_words(document: bytes, words: str) -> None:
-    with pytest.raises(BadJson, match=words):
+def test_too_large_or_invalid_documents_are_refused_with_a_reason(document: bytes, message: str) -> None:
+    with pytest.raises(BadJson, match=message):
         decode(document)
 
 
-def test_integers_of_any_size_can_be_written() -> None:
+def test_integers_of_any_size_are_encoded() -> None:
     class Answer(msgspec.Struct):
         value: int
 

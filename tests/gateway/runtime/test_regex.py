@@ -1,4 +1,4 @@
-"""gateway/runtime/regex.py"""
+"""Regular expressions with RE2, within limits."""
 
 import re
 
@@ -13,7 +13,7 @@ PIECES = st.sampled_from(["a", "b", "[ab]", ".", "(a)", "(b|ab)", "a{1,3}", "b*"
 
 
 @given(st.lists(PIECES, min_size=1, max_size=6).map("".join), st.text(alphabet="abc", max_size=12))
-def test_it_finds_what_the_standard_library_finds(pattern: str, text: str) -> None:
+def test_matches_agree_with_the_standard_library(pattern: str, text: str) -> None:
     expected = re.search(pattern, text)
     found = search(compiled(pattern), 0, text)
     assert found == (None if expected is None else expected.group(0))
@@ -33,7 +33,7 @@ def test_it_finds_what_the_standard_library_finds(pattern: str, text: str) -> No
         "|".join(f"w{n}" for n in range(150_000)),
     ],
 )
-def test_what_cannot_be_run_within_bounds_is_refused_in_words(pattern: str) -> None:
+def test_patterns_beyond_the_limits_are_refused_with_a_reason(pattern: str) -> None:
     with pytest.raises(BadPattern) as refusal:
         compiled(pattern)
     assert len(str(refusal.value)) < 5_000
@@ -43,11 +43,11 @@ def test_what_cannot_be_run_within_bounds_is_refused_in_words(pattern: str) -> N
 def test_a_search_that_would_take_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = compiled("(a?){300}a{300}(b)")
     assert search(pattern, 2, "a" * 300 + "b") == "b"
-    monkeypatch.setattr(patterns, "_MOST_WORK", 1000)
+    monkeypatch.setattr(patterns, "_MAX_WORK", 1000)
     with pytest.raises(BadPattern, match="too large for a text of 301 characters"):
         search(pattern, 2, "a" * 300 + "b")
 
 
-def test_groups_that_took_no_part_have_no_text() -> None:
+def test_groups_that_did_not_match_have_no_text() -> None:
     assert search(compiled("(a)|(b)"), 1, "b") is None
     assert search(compiled("(?P<first>[α-ω]+)!"), 1, "πλ!") == "πλ"

@@ -1,4 +1,4 @@
-"""gateway/runtime/schema_checker.py: every keyword, agreement with jsonschema, and hostile schemas and values."""
+"""SchemaChecker: every keyword, agreement with jsonschema, and hostile schemas and values."""
 
 import json
 import time
@@ -27,7 +27,7 @@ def no_verdict(schema: Any, value: Any) -> str:
 
 
 CASES: list[tuple[str, Any, Any, Any, str]] = [
-    # keyword, schema, a valid value, another one, what is said about that
+    # keyword, schema, a valid value, an invalid one, beginning of the violation
     ("not", {"not": {"type": "string"}}, 1, "x", "$: not: the value is valid for a schema for which it must not be"),
     ("if, then", {"if": {"minimum": 5}, "then": {"multipleOf": 5}}, 10, 7, "$: multipleOf: the number is not a mul"),
     ("if, else", {"if": {"minimum": 5}, "else": {"const": 0}}, 0, 1, "$: const: the value is not the required one"),
@@ -69,19 +69,19 @@ CASES: list[tuple[str, Any, Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("schema", "valid", "invalid", "says"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
+    ("schema", "valid", "invalid", "violation"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
 )
-def test_each_keyword(schema: Any, valid: Any, invalid: Any, says: str) -> None:
+def test_each_keyword(schema: Any, valid: Any, invalid: Any, violation: str) -> None:
     before = json.dumps(schema)
     assert found(schema, valid) is None
-    assert str(found(schema, invalid)).startswith(says)
+    assert str(found(schema, invalid)).startswith(violation)
     assert json.dumps(schema) == before
     validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     if schema.get("multipleOf") != 0.01:  # jsonschema divides floats
         assert (validator(schema).is_valid(valid), validator(schema).is_valid(invalid)) == (True, False)
 
 
-def test_a_message_names_the_place_and_is_short() -> None:
+def test_a_violation_names_the_path_and_is_short() -> None:
     schema = {"properties": {"a b": {"items": {"properties": {"tags": {"uniqueItems": True}}}}}}
     assert found(schema, {"a b": [{}, {"tags": [1, 1]}]}) == '["a b"][1].tags: uniqueItems: the items are not unique'
     assert found({"required": ["x" * 1_000]}, {}) == f'$: required: the property "{"x" * 39}…" is missing'
@@ -129,12 +129,12 @@ def test_a_message_names_the_place_and_is_short() -> None:
         ({"allOf": [1]}, 1),
     ],
 )
-def test_no_verdict_where_it_would_be_a_guess(schema: Any, value: Any) -> None:
+def test_unusual_schemas_get_no_verdict(schema: Any, value: Any) -> None:
     assert no_verdict(schema, value)
 
 
 def exponential(levels: int) -> dict[str, Any]:
-    definitions = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 2} for at in range(levels)}
+    definitions = {f"d{level}": {"allOf": [{"$ref": f"#/$defs/d{level + 1}"}] * 2} for level in range(levels)}
     return {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{levels}": {"type": "integer"}}}
 
 
@@ -145,9 +145,10 @@ def nested(levels: int, value: Any = 1) -> Any:
 
 
 def chain(levels: int) -> dict[str, Any]:
-    """A schema whose `unevaluatedProperties` comes first and has to follow a tree of dependent schemas."""
+    """Return a schema whose `unevaluatedProperties` comes first and depends on a tree of dependent schemas."""
     definitions = {
-        f"d{at}": {"dependentSchemas": {key: {"$ref": f"#/$defs/d{at + 1}"} for key in "ab"}} for at in range(levels)
+        f"d{level}": {"dependentSchemas": {key: {"$ref": f"#/$defs/d{level + 1}"} for key in "ab"}}
+        for level in range(levels)
     }
     return {"unevaluatedProperties": False, "$ref": "#/$defs/d0", "$defs": {**definitions, f"d{levels}": True}}
 
@@ -158,19 +159,19 @@ def chain(levels: int) -> dict[str, Any]:
         (exponential(40), 1),
         (chain(40), {"a": 1, "b": 2}),
         ({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}, 1),
-        ({"items": {"anyOf": [{"required": [f"r{at}"]} for at in range(5_000)]}}, [{}] * 5_000),
+        ({"items": {"anyOf": [{"required": [f"r{index}"]} for index in range(5_000)]}}, [{}] * 5_000),
         ({"allOf": [{"uniqueItems": True} for _ in range(1_000)]}, list(range(10_000))),
-        ({"items": {"enum": [[at] for at in range(5_000)]}}, [nested(100)] * 50_000),
-        ({"additionalProperties": False, "patternProperties": {f"^{at}(abc|def){{0,90}}$": True for at in range(999)}}, {f"q{at}": 1 for at in range(999)}),
-        ({"unevaluatedProperties": {"type": "string"}, "allOf": [{"properties": {f"p{at}": True}} for at in range(5_000)]}, {f"q{at}": 1 for at in range(10_000)}),
-        ({"items": {"x" * at: True for at in range(2_000)}}, [1] * 10_000),
-        ({"anyOf": [{"pattern": f"^(x+x+){{1,40}}y{at}"} for at in range(2_000)]}, "x" * 100_000),
-        ({"properties": {f"p{at}": True for at in range(19_999)}, "x": [1] * 9_000}, {}),
+        ({"items": {"enum": [[index] for index in range(5_000)]}}, [nested(100)] * 50_000),
+        ({"additionalProperties": False, "patternProperties": {f"^{index}(abc|def){{0,90}}$": True for index in range(999)}}, {f"q{index}": 1 for index in range(999)}),
+        ({"unevaluatedProperties": {"type": "string"}, "allOf": [{"properties": {f"p{index}": True}} for index in range(5_000)]}, {f"q{index}": 1 for index in range(10_000)}),
+        ({"items": {"x" * index: True for index in range(2_000)}}, [1] * 10_000),
+        ({"anyOf": [{"pattern": f"^(x+x+){{1,40}}y{index}"} for index in range(2_000)]}, "x" * 100_000),
+        ({"properties": {f"p{index}": True for index in range(19_999)}, "x": [1] * 9_000}, {}),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}, nested(1_000)),
         ({"const": nested(900)}, nested(900)),
     ],
 )  # fmt: skip
-def test_hostile_schemas_and_values_end_soon_without_a_verdict(schema: Any, value: Any) -> None:
+def test_hostile_schemas_and_values_get_no_verdict_in_little_time(schema: Any, value: Any) -> None:
     began = time.process_time()
     steps = Steps(50_000)
     try:
@@ -178,7 +179,7 @@ def test_hostile_schemas_and_values_end_soon_without_a_verdict(schema: Any, valu
     except NoVerdict:
         pass
     else:
-        assert not schema.get("properties"), "too large a schema is not used"
+        assert not schema.get("properties"), "a schema that is too large is not used"
     assert time.process_time() - began < 1.5
 
 
@@ -189,12 +190,12 @@ def test_a_catastrophic_pattern_takes_linear_time() -> None:
 
 
 def test_unique_items_take_linear_time() -> None:
-    values = [*range(50_000), *[f"{at}" for at in range(50_000)]]
+    values = [*range(50_000), *[f"{index}" for index in range(50_000)]]
     assert found({"uniqueItems": True}, values) is None
     assert found({"uniqueItems": True}, [*values, 49_999.0]) == "$: uniqueItems: the items are not unique"
 
 
-def test_a_deep_answer() -> None:
+def test_deep_values_are_checked_as_deep_as_the_schema_goes() -> None:
     assert no_verdict({"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}, nested(1_000))
     assert found({"items": {"type": "array"}}, nested(1_000)) is None
     tree = {"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}, "not": {"const": 1}}}}
@@ -203,7 +204,7 @@ def test_a_deep_answer() -> None:
     )
 
 
-def test_a_checker_can_be_used_again_after_its_budget_was_used_up() -> None:
+def test_a_checker_is_reusable_after_its_budget_was_used_up() -> None:
     checker = SchemaChecker({"items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"type": "integer"}}})
     for steps in range(0, 60, 3):
         try:
@@ -284,20 +285,24 @@ def objects(inner: st.SearchStrategy[Any], *, unevaluated: bool) -> st.SearchStr
 
 
 def schemas(*, unevaluated: bool = False) -> st.SearchStrategy[Any]:
-    inner = st.recursive(st.booleans(), lambda one: objects(one, unevaluated=unevaluated), max_leaves=6)
-    named = inner.map(lambda one: {**one, "$anchor": "named"} if isinstance(one, dict) else {"$anchor": "named"})
+    inner = st.recursive(st.booleans(), lambda schema: objects(schema, unevaluated=unevaluated), max_leaves=6)
+    named = inner.map(
+        lambda schema: {**schema, "$anchor": "named"} if isinstance(schema, dict) else {"$anchor": "named"}
+    )
     definitions = st.fixed_dictionaries({"x": inner, "y": named})
-    return st.tuples(objects(inner, unevaluated=unevaluated), definitions).map(lambda two: {**two[0], "$defs": two[1]})
+    return st.tuples(objects(inner, unevaluated=unevaluated), definitions).map(
+        lambda pair: {**pair[0], "$defs": pair[1]}
+    )
 
 
-def agrees(schema: Any, value: Any) -> None:
+def assert_same_verdict(schema: Any, value: Any) -> None:
     try:
         verdict = found(schema, value) is None
     except NoVerdict:
         return
     try:
         expected = jsonschema.Draft202012Validator(schema).is_valid(value)
-    except BaseException as error:  # it follows references that lead back to themselves until the stack ends
+    except BaseException as error:  # it follows circular references until the stack ends
         if not isinstance(error, RecursionError) and type(error).__name__ != "PanicException":
             raise
         return
@@ -311,11 +316,11 @@ SETTINGS = settings(max_examples=1_000, deadline=None, suppress_health_check=lis
 @given(schemas(), VALUES)
 @example({"uniqueItems": True}, [1, True, 1.0])
 @example({"enum": [0]}, False)
-def test_verdicts_are_those_of_jsonschema(schema: Any, value: Any) -> None:
-    agrees(schema, value)
+def test_verdicts_agree_with_jsonschema(schema: Any, value: Any) -> None:
+    assert_same_verdict(schema, value)
 
 
 @SETTINGS
 @given(schemas(unevaluated=True), VALUES)
-def test_so_are_those_on_unevaluated_properties_and_items(schema: Any, value: Any) -> None:
-    agrees(schema, value)
+def test_verdicts_on_unevaluated_properties_and_items_agree_with_jsonschema(schema: Any, value: Any) -> None:
+    assert_same_verdict(schema, value)

@@ -1,4 +1,4 @@
-"""gateway/scheduler/fair_queue.py: shares by weight, as arithmetic and on an engine."""
+"""gateway/scheduler/fair_queue.py: shares by weight, as arithmetic and on a simulated engine."""
 
 import asyncio
 from collections import Counter
@@ -17,18 +17,18 @@ from gateway.simulator import clock
 from gateway.simulator.engine import CPU, SimulatedEngine
 
 
-def test_shares_are_by_weight_and_nothing_is_saved_up() -> None:
-    shares = FairQueue({"large": 4.0})
-    assert shares.asked("small", 10.0) == 0.0, "alone"
-    assert shares.asked("large", 10.0) == -10.0
-    assert shares.asked("large", 10.0) == -7.5
-    assert shares.asked("small", 1.0) == 0.0
-    shares.done("small", 10.0)
-    shares.done("small", 1.0)
-    shares.done("large", 10.0)
-    assert shares.asked("new", 1.0) == -2.5, "begins where the least served is, of those who have work"
-    assert shares.asked("small", 1.0) == 0.0, "was served more than the others"
-    assert shares.unfinished() == {"large": 1, "new": 1, "small": 1}
+def test_shares_follow_the_weights_and_idle_tenants_save_up_nothing() -> None:
+    queue = FairQueue({"large": 4.0})
+    assert queue.request("small", 10.0) == 0.0, "alone"
+    assert queue.request("large", 10.0) == -10.0
+    assert queue.request("large", 10.0) == -7.5
+    assert queue.request("small", 1.0) == 0.0
+    queue.finish("small", 10.0)
+    queue.finish("small", 1.0)
+    queue.finish("large", 10.0)
+    assert queue.request("new", 1.0) == -2.5, "it begins at the clock of the least served busy tenant"
+    assert queue.request("small", 1.0) == 0.0, "it was served more than the others"
+    assert queue.unfinished() == {"large": 1, "new": 1, "small": 1}
 
 
 class Pool:
@@ -40,8 +40,8 @@ class Pool:
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
-def test_two_keys_that_ask_without_end_get_what_their_weights_say(weight: float) -> None:
-    """Each has thirty questions under way all the time, one key's twice as long as the other's."""
+def test_two_busy_keys_get_shares_by_their_weights(weight: float) -> None:
+    """Keep thirty calls of each key running, one key's calls twice as long as the other's."""
 
     async def work() -> Counter[str]:
         loop = asyncio.get_running_loop()
@@ -60,11 +60,11 @@ def test_two_keys_that_ask_without_end_get_what_their_weights_say(weight: float)
                 await scheduler.start(session, addition)
                 await output.wait_final()
                 scheduler.unsubscribe(output)
-                if loop.time() > 300:  # it has settled
+                if loop.time() > 300:  # the shares are stable by this time
                     rows[tenant] += prompt
 
-        tasks = [loop.create_task(client("heavy", at, 100)) for at in range(30)]
-        tasks += [loop.create_task(client("light", at, 200)) for at in range(30)]
+        tasks = [loop.create_task(client("heavy", number, 100)) for number in range(30)]
+        tasks += [loop.create_task(client("light", number, 200)) for number in range(30)]
         await asyncio.sleep(800)
         await scheduler.close()
         for task in tasks:

@@ -1,4 +1,4 @@
-"""gateway/scheduler/isolation.py: calls that may have killed an engine run again alone, once."""
+"""gateway/scheduler/isolation.py: calls that may have killed an engine get one more attempt, alone."""
 
 import asyncio
 import dataclasses
@@ -19,30 +19,30 @@ from gateway.scheduler import Scheduler
 from tests.checkpoints import write_tiny_llama
 from tests.fakes.engine import StubContext, StubEngine
 from tests.gateway.graph.test_session import session, spec
-from tests.gateway.scheduler.test_scheduler import ANSWER, Stubs
+from tests.gateway.scheduler.test_scheduler import ANSWER, StubEngines
 
 KILLER = 7
 
 
-class Deaths(StubEngine):
+class MortalEngine(StubEngine):
     """Engine that dies, with all its contexts, when it generates after a killer's token."""
 
     def __init__(self, name: str = "stub") -> None:
         super().__init__(name=name)
         self.doomed, self.doom_spreads = {KILLER}, True
-        self.beside: list[int] = []
+        self.loads_at_death: list[int] = []
         """Number of other contexts that were open at each death."""
-        self.most = 0
+        self.maximum = 0
         """Largest number of contexts that were open at once since the first death."""
 
     def lose(self) -> None:
-        self.beside.append(self.load - 1)
+        self.loads_at_death.append(self.load - 1)
         super().lose()
 
     def open(self, scope: str, urgency: object) -> StubContext:
         context = super().open(scope, urgency)  # type: ignore[arg-type]
-        if self.beside:
-            self.most = max(self.most, self.load)
+        if self.loads_at_death:
+            self.maximum = max(self.maximum, self.load)
         return context
 
 
@@ -50,15 +50,15 @@ def killer() -> Call:
     return session().add(dataclasses.replace(spec(deferred=True), segments=[Text([KILLER, KILLER]), ANSWER]))
 
 
-async def ended(scheduler: Scheduler) -> None:
+async def drained(scheduler: Scheduler) -> None:
     async with asyncio.timeout(30):
         await scheduler.drained()
 
 
 @pytest.mark.parametrize("among", [0, 1, 20])
-async def test_a_call_that_kills_engines_is_tried_twice_and_the_second_time_alone(among: int) -> None:
-    engine = Deaths()
-    scheduler = Scheduler(Stubs(engine), 100)
+async def test_a_call_that_kills_engines_gets_two_attempts_the_second_one_alone(among: int) -> None:
+    engine = MortalEngine()
+    scheduler = Scheduler(StubEngines(engine), 100)
     engine.hold()
     others = [session().add(spec(deferred=True)) for _ in range(among)]
     bad = killer()
@@ -67,43 +67,43 @@ async def test_a_call_that_kills_engines_is_tried_twice_and_the_second_time_alon
     for _ in range(20):
         await asyncio.sleep(0)
     engine.released.set()
-    await ended(scheduler)
+    await drained(scheduler)
     assert bad.state is CallState.FAILED
     assert bad.failure is not None
     assert bad.failure.code == "engine_failed"
     assert "second attempt" in bad.failure.message
-    assert engine.beside == [among, 0], "twice, and no other call ran beside it the second time"
-    assert engine.most == 1, "all suspects ran one after another"
+    assert engine.loads_at_death == [among, 0], "two attempts, and no other call ran during the second one"
+    assert engine.maximum == 1, "all suspects ran one after another"
     assert [call.state for call in others] == [CallState.DONE] * among
 
 
-async def test_calls_that_come_meanwhile_wait_until_the_suspects_have_run() -> None:
-    engine = Deaths()
-    scheduler = Scheduler(Stubs(engine), 100)
+async def test_new_calls_wait_until_the_suspects_have_run() -> None:
+    engine = MortalEngine()
+    scheduler = Scheduler(StubEngines(engine), 100)
     bad = killer()
     scheduler.submit(bad)
     for _ in range(200):
         await asyncio.sleep(0)
-        if engine.beside:
+        if engine.loads_at_death:
             break
     late = [session().add(spec(deferred=True)) for _ in range(3)]
     for call in late:
         scheduler.submit(call)
-    await ended(scheduler)
-    assert engine.beside == [0, 0]
+    await drained(scheduler)
+    assert engine.loads_at_death == [0, 0]
     assert [call.state for call in late] == [CallState.DONE] * 3
 
 
-async def test_others_go_to_the_engines_that_suspects_do_not_have() -> None:
-    first, second = Deaths("first"), Deaths("second")
+async def test_new_calls_run_on_engines_that_are_not_reserved() -> None:
+    first, second = MortalEngine("first"), MortalEngine("second")
     first.hold()
-    scheduler = Scheduler(Stubs(first, second), 100, place=lambda call, engines, held: engines[0])
+    scheduler = Scheduler(StubEngines(first, second), 100, place=lambda call, engines, held: engines[0])
     suspect = session().add(spec(deferred=True))
     scheduler.submit(suspect)
     for _ in range(20):
         await asyncio.sleep(0)
     second.hold()
-    first.lose()  # the suspect takes the second one, and is held there
+    first.lose()  # the suspect gets another attempt on the second engine, which holds it there
     for _ in range(50):
         await asyncio.sleep(0)
     late = session().add(spec(deferred=True))
@@ -112,14 +112,14 @@ async def test_others_go_to_the_engines_that_suspects_do_not_have() -> None:
         await late.output.wait_final()
     assert (late.engine, suspect.engine) == ("first", "second")
     second.released.set()
-    await ended(scheduler)
+    await drained(scheduler)
     assert suspect.state is CallState.DONE
 
 
-async def test_a_suspect_does_not_wait_for_what_waits_for_it() -> None:
-    """A context of its session reads the output of a call that has not begun yet."""
-    engine = Deaths()
-    scheduler = Scheduler(Stubs(engine), 100)
+async def test_calls_that_a_running_context_needs_pass_a_waiting_suspect() -> None:
+    """Let a context of the reserved engine read the output of a call of its session that has not begun yet."""
+    engine = MortalEngine()
+    scheduler = Scheduler(StubEngines(engine), 100)
     shared = session()
     shared.put("later")
     reads: list[Segment] = [Text([1, 2]), Input(Reference("later"), "messages.0.content"), ANSWER]
@@ -127,7 +127,7 @@ async def test_a_suspect_does_not_wait_for_what_waits_for_it() -> None:
     scheduler.submit(reader)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert engine.load == 1, "it has filled what is known"
+    assert engine.load == 1, "its known text was filled"
     engine.hold()
     suspect = session().add(spec(deferred=True))
     scheduler.submit(suspect)
@@ -137,56 +137,56 @@ async def test_a_suspect_does_not_wait_for_what_waits_for_it() -> None:
     engine.released.set()
     await asyncio.sleep(0.05)
     assert suspect.state is not CallState.DONE, "the engine has other work"
-    maker = shared.add(spec(deferred=True))  # of the same session: let in, for all that is known the reader needs it
-    scheduler.submit(maker)
+    producer = shared.add(spec(deferred=True))  # admitted, because the context of its session may need it
+    scheduler.submit(producer)
     async with asyncio.timeout(10):
-        await maker.output.wait_final()
+        await producer.output.wait_final()
     shared.settle(shared.put("later", "xyz"))
-    await ended(scheduler)
+    await drained(scheduler)
     assert suspect.state is reader.state is CallState.DONE
 
 
-async def test_an_engine_that_only_refuses_for_now_makes_no_suspects() -> None:
-    class Busy(StubContext):
+async def test_a_busy_engine_makes_no_suspects() -> None:
+    class BusyContext(StubContext):
         async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
             if len(engine.opened) <= 4:
                 raise EngineLost("busy", suspect=False)
             await super().generate(sampling, tell)
 
-    class Engines(StubEngine):
+    class BusyEngine(StubEngine):
         def open(self, scope: str, urgency: object) -> StubContext:
-            context = Busy(self, scope, urgency)  # type: ignore[arg-type]
+            context = BusyContext(self, scope, urgency)  # type: ignore[arg-type]
             self.opened.append(context)
             self.load += 1
             return context
 
-    engine = Engines()
-    scheduler = Scheduler(Stubs(engine), 100)
+    engine = BusyEngine()
+    scheduler = Scheduler(StubEngines(engine), 100)
     calls = [session().add(spec(deferred=True)) for _ in range(2)]
     for call in calls:
         scheduler.submit(call)
-    await ended(scheduler)
+    await drained(scheduler)
     assert [call.state for call in calls] == [CallState.DONE] * 2
-    assert len(engine.opened) == 6, "three attempts each, side by side"
+    assert len(engine.opened) == 6, "three attempts each, concurrently"
 
 
-async def test_a_process_that_is_killed_runs_its_calls_again_one_at_a_time(tmp_path: Path) -> None:
+async def test_calls_of_a_killed_engine_process_run_again_one_at_a_time(tmp_path: Path) -> None:
     pool = EnginePool(wait_seconds=60.0)
     config = EngineConfig(model=str(write_tiny_llama(tmp_path, window=512)), kv_tokens=2048)
     engine = SubprocessEngine("real", config, pool.changed)
     await engine.start()
     pool.add("m", engine)
-    most = 0
+    maximum = 0
 
-    class Watched:
+    class PoolEngines:
         async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
             return await pool.serving(model, wait=wait)
 
-    scheduler = Scheduler(Watched(), 100)
+    scheduler = Scheduler(PoolEngines(), 100)
     long = Slot(None, SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True))
     calls = [
-        session().add(dataclasses.replace(spec(deferred=True), segments=[Text([1, 2, 3 + at]), long]))
-        for at in range(4)
+        session().add(dataclasses.replace(spec(deferred=True), segments=[Text([1, 2, 3 + index]), long]))
+        for index in range(4)
     ]
     try:
         for call in calls:
@@ -199,10 +199,10 @@ async def test_a_process_that_is_killed_runs_its_calls_again_one_at_a_time(tmp_p
         async with asyncio.timeout(60):
             while scheduler.unfinished:
                 if engine.restarts:
-                    most = max(most, engine.load)
+                    maximum = max(maximum, engine.load)
                 await asyncio.sleep(0.001)
         assert [call.state for call in calls] == [CallState.DONE] * 4
         assert all(call.usage.completion == 60 for call in calls)
-        assert (engine.restarts, most) == (1, 1)
+        assert (engine.restarts, maximum) == (1, 1)
     finally:
         await engine.close()

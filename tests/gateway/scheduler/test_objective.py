@@ -8,7 +8,7 @@ from gateway.scheduler.objective import objective, objectives_of
 from tests.gateway.graph.test_session import session, spec
 
 
-def test_whoever_is_waited_for_is_served_soon() -> None:
+def test_calls_that_a_waiting_client_needs_have_objective_latency() -> None:
     graph = session()
     first = graph.add(spec(output="a", deferred=True))
     second = graph.add(spec("a", output="b", deferred=True))
@@ -21,7 +21,7 @@ def test_whoever_is_waited_for_is_served_soon() -> None:
     assert objective(first) is Objective.THROUGHPUT, "an ended consumer waits for nothing"
 
 
-def test_what_the_client_says_counts() -> None:
+def test_the_objective_of_the_client_has_precedence() -> None:
     graph = session()
     call = graph.add(spec(objective=Objective.THROUGHPUT))
     call.output.latency_subscribers += 1
@@ -30,7 +30,7 @@ def test_what_the_client_says_counts() -> None:
 
 
 def by_definition(call: Call) -> Objective:
-    """The same, by walking to all readers of the call."""
+    """Return the objective by a visit of all consumers of the call."""
     if call.spec.objective is not None:
         return call.spec.objective
     readers = [reader for variable in call.outputs for reader in variable.consumers if not reader.state.final]
@@ -39,17 +39,19 @@ def by_definition(call: Call) -> Objective:
     return Objective.LATENCY if soon else Objective.THROUGHPUT
 
 
-SAYS = st.sampled_from([None, None, None, Objective.LATENCY, Objective.THROUGHPUT])
-NODES = st.tuples(st.sets(st.integers(0, 9), max_size=3), SAYS, st.integers(0, 5), st.integers(0, 5))
+OBJECTIVES = st.sampled_from([None, None, None, Objective.LATENCY, Objective.THROUGHPUT])
+NODES = st.tuples(st.sets(st.integers(0, 9), max_size=3), OBJECTIVES, st.integers(0, 5), st.integers(0, 5))
 
 
 @given(st.lists(NODES, max_size=10))
-def test_all_at_once_are_what_each_is_by_itself(nodes: list[tuple[set[int], Objective | None, int, int]]) -> None:
+def test_objectives_of_many_calls_equal_those_computed_one_by_one(
+    nodes: list[tuple[set[int], Objective | None, int, int]],
+) -> None:
     graph = session()
     calls: list[Call] = []
-    for number, (reads, says, latency_subscribers, ended) in enumerate(nodes):
+    for number, (reads, own, latency_subscribers, ended) in enumerate(nodes):
         names = [f"v{read}" for read in reads if read < number]
-        calls.append(graph.add(spec(*names, output=f"v{number}", objective=says, deferred=True)))
+        calls.append(graph.add(spec(*names, output=f"v{number}", objective=own, deferred=True)))
         calls[-1].output.latency_subscribers += latency_subscribers == 0
         if ended == 0:
             calls[-1].move(CallState.DONE)

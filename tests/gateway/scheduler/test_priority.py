@@ -1,4 +1,4 @@
-"""gateway/scheduler/priority.py: ranks as they follow from who waits for what, however the graph came to be."""
+"""gateway/scheduler/priority.py: ranks follow from the subscribers, in whatever order the graph was built."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.objective import sources
-from gateway.scheduler.priority import LATER, OUTSTANDING, PATIENCE_SECONDS, WITHIN, Priorities
+from gateway.scheduler.priority import LONG_WORK_EXTENSION, PATIENCE_SECONDS, PRODUCER_LEAD, WORK_FACTOR, Priorities
 
 _numbers = itertools.count()
 
@@ -36,10 +36,10 @@ def finish(call: Call, state: CallState = CallState.DONE) -> None:
     call.conclude()
 
 
-class Stage:
+class PriorityHarness:
     def __init__(self) -> None:
-        self.estimates = CostModel()
-        self.priorities = Priorities(self.estimates)
+        self.cost_model = CostModel()
+        self.priorities = Priorities(self.cost_model)
         self.now = 1000.0
 
     def add(self, to: Session, *reads: str, prompt: int = 100, tokens: int = 20, output: str = "") -> Call:
@@ -48,168 +48,172 @@ class Stage:
         return call
 
     def read(self, call: Call, objective: Objective = Objective.LATENCY) -> None:
-        self.priorities.wanted(call.output, objective, self.now)
+        self.priorities.subscribe(call.output, objective, self.now)
 
     def order(self, *calls: Call) -> list[int]:
-        """Indexes of the calls, in the order in which they go."""
-        return sorted(range(len(calls)), key=lambda at: self.priorities.rank(calls[at]))
+        """Return the indexes of the calls, in the order of their ranks."""
+        return sorted(range(len(calls)), key=lambda index: self.priorities.rank(calls[index]))
 
 
-def test_what_a_reader_needs_goes_first_and_the_longest_way_before_the_others() -> None:
-    stage, app = Stage(), session()
-    unread = stage.add(app)
-    short = stage.add(app, output="short")
-    first = stage.add(app, output="first")
-    second = stage.add(app, "first", output="second")
-    last = stage.add(app, "short", "second")
-    stage.read(last)
-    assert stage.order(first, last, unread) == [0, 1, 2]
-    assert stage.order(first, short, last) == [0, 1, 2], "the longer way first"
-    assert stage.order(second, last) == [0, 1]
+def test_calls_that_a_subscriber_needs_go_first_and_the_longest_path_leads() -> None:
+    harness, app = PriorityHarness(), session()
+    unread = harness.add(app)
+    short = harness.add(app, output="short")
+    first = harness.add(app, output="first")
+    second = harness.add(app, "first", output="second")
+    last = harness.add(app, "short", "second")
+    harness.read(last)
+    assert harness.order(first, last, unread) == [0, 1, 2]
+    assert harness.order(first, short, last) == [0, 1, 2], "the longer path first"
+    assert harness.order(second, last) == [0, 1]
 
 
-def test_of_prompts_that_are_equal_one_is_remembered() -> None:
-    stage, app = Stage(), session()
+def test_equal_prompts_share_one_entry_of_the_prefix_index() -> None:
+    harness, app = PriorityHarness(), session()
     for _ in range(20):
-        finish(stage.add(app))
-    assert len(stage.priorities.prefix_index._seen) == 1, "what a call generates is nobody else's beginning"
+        finish(harness.add(app))
+    assert len(harness.priorities.prefix_index._entries) == 1, "generated text is not the beginning of another prompt"
 
 
-def test_of_siblings_that_feed_one_consumer_the_longest_begins_first() -> None:
-    stage, app = Stage(), session()
-    long = stage.add(app, prompt=4000, output="long")
-    brief = stage.add(app, prompt=10, output="brief")
-    stage.read(stage.add(app, "long", "brief"))
-    assert stage.order(brief, long) == [1, 0]
-    ends = [stage.priorities.rank(one) + WITHIN * stage.estimates.cost(one).time for one in (long, brief)]
+def test_of_the_producers_of_one_consumer_the_longest_begins_first() -> None:
+    harness, app = PriorityHarness(), session()
+    long = harness.add(app, prompt=4000, output="long")
+    brief = harness.add(app, prompt=10, output="brief")
+    harness.read(harness.add(app, "long", "brief"))
+    assert harness.order(brief, long) == [1, 0]
+    ends = [
+        harness.priorities.rank(call) + PRODUCER_LEAD * harness.cost_model.cost(call).time for call in (long, brief)
+    ]
     assert ends[0] == pytest.approx(ends[1]), "they are due together"
 
 
-def test_what_came_first_is_ended_first_among_equals() -> None:
-    stage, apps = Stage(), []
+def test_among_equal_applications_the_earlier_one_ends_first() -> None:
+    harness, apps = PriorityHarness(), []
     for _ in range(2):
         app = session()
-        first = stage.add(app, prompt=1000, tokens=100, output="first")
-        last = stage.add(app, "first", tokens=100)
-        stage.read(last)
+        first = harness.add(app, prompt=1000, tokens=100, output="first")
+        last = harness.add(app, "first", tokens=100)
+        harness.read(last)
         apps.append((first, last))
-        stage.now += 5.0
+        harness.now += 5.0
     (_, ends), (begins, _) = apps
-    assert stage.order(begins, ends) == [1, 0], "the end of the one before the beginning of the other"
+    assert harness.order(begins, ends) == [1, 0], (
+        "the end of the first application goes before the beginning of the second"
+    )
 
 
-def test_a_short_question_of_somebody_else_is_not_stuck_behind_five_hundred_maps() -> None:
-    stage, app = Stage(), session()
-    maps = [stage.add(app, prompt=500, output=f"map_{at}") for at in range(500)]
-    stage.read(stage.add(app, *(f"map_{at}" for at in range(500))))
-    stage.now += 2.0
-    question = stage.add(session(), prompt=30)
-    stage.read(question)
-    assert all(stage.priorities.rank(question) < stage.priorities.rank(one) for one in maps)
+def test_a_short_call_goes_before_a_large_application_of_another_client() -> None:
+    harness, app = PriorityHarness(), session()
+    maps = [harness.add(app, prompt=500, output=f"map_{index}") for index in range(500)]
+    harness.read(harness.add(app, *(f"map_{index}" for index in range(500))))
+    harness.now += 2.0
+    question = harness.add(session(), prompt=30)
+    harness.read(question)
+    assert all(harness.priorities.rank(question) < harness.priorities.rank(call) for call in maps)
 
 
-def test_nothing_that_comes_after_its_bound_overtakes_a_call() -> None:
-    stage, app = Stage(), session()
-    waits = stage.add(app, prompt=2000)
-    cost = stage.estimates.cost(waits).time
-    stage.now += PATIENCE_SECONDS + LATER + (1 + OUTSTANDING) * cost
+def test_no_call_that_arrives_after_its_deadline_overtakes_a_call() -> None:
+    harness, app = PriorityHarness(), session()
+    waits = harness.add(app, prompt=2000)
+    cost = harness.cost_model.cost(waits).time
+    harness.now += PATIENCE_SECONDS + LONG_WORK_EXTENSION + (1 + WORK_FACTOR) * cost
     for _ in range(20):
-        late = stage.add(session(), prompt=1, tokens=1)
-        stage.read(late)
-        assert stage.priorities.rank(late) >= stage.priorities.rank(waits)
-        stage.now += 1.0
+        late = harness.add(session(), prompt=1, tokens=1)
+        harness.read(late)
+        assert harness.priorities.rank(late) >= harness.priorities.rank(waits)
+        harness.now += 1.0
 
 
-def test_who_says_there_is_time_goes_behind_who_does_not() -> None:
-    stage = Stage()
-    patient, latency_subscribers = stage.add(session()), stage.add(session())
-    stage.read(patient, Objective.THROUGHPUT)
-    stage.read(latency_subscribers)
-    assert stage.order(patient, latency_subscribers) == [1, 0]
-    said = join(session(), objective=Objective.THROUGHPUT)
-    stage.priorities.add(said, stage.now)
-    stage.read(said)
-    assert stage.order(said, latency_subscribers) == [1, 0]
+def test_calls_of_objective_throughput_go_behind_calls_of_objective_latency() -> None:
+    harness = PriorityHarness()
+    background, urgent = harness.add(session()), harness.add(session())
+    harness.read(background, Objective.THROUGHPUT)
+    harness.read(urgent)
+    assert harness.order(background, urgent) == [1, 0]
+    throughput_call = join(session(), objective=Objective.THROUGHPUT)
+    harness.priorities.add(throughput_call, harness.now)
+    harness.read(throughput_call)
+    assert harness.order(throughput_call, urgent) == [1, 0]
 
 
-def test_a_short_question_goes_before_large_work_that_has_been_late_for_long() -> None:
-    stage, app = Stage(), session()
-    large = [stage.add(app, prompt=1000, output=f"map_{at}") for at in range(40)]
-    stage.read(stage.add(app, *(call.output.name for call in large)))
-    stage.now += LATER
-    question = stage.add(session(), prompt=30)
-    stage.read(question)
-    assert stage.priorities.rank(question) < stage.priorities.rank(large[0])
-    stage.now += LATER * 2
-    later = stage.add(session(), prompt=30)
-    stage.read(later)
-    assert stage.priorities.rank(later) > stage.priorities.rank(large[0]), "but not for ever"
+def test_a_short_call_goes_before_large_work_that_is_late() -> None:
+    harness, app = PriorityHarness(), session()
+    large = [harness.add(app, prompt=1000, output=f"map_{index}") for index in range(40)]
+    harness.read(harness.add(app, *(call.output.name for call in large)))
+    harness.now += LONG_WORK_EXTENSION
+    question = harness.add(session(), prompt=30)
+    harness.read(question)
+    assert harness.priorities.rank(question) < harness.priorities.rank(large[0])
+    harness.now += LONG_WORK_EXTENSION * 2
+    later = harness.add(session(), prompt=30)
+    harness.read(later)
+    assert harness.priorities.rank(later) > harness.priorities.rank(large[0]), "but not for ever"
 
 
-def test_keys_that_ask_for_more_than_their_share_go_behind() -> None:
-    stage = Stage()
-    greedy = [stage.add(session("greedy"), prompt=500) for _ in range(50)]
-    modest = [stage.add(session("modest"), prompt=500) for _ in range(5)]
+def test_calls_of_a_key_above_its_share_go_behind() -> None:
+    harness = PriorityHarness()
+    greedy = [harness.add(session("greedy"), prompt=500) for _ in range(50)]
+    modest = [harness.add(session("modest"), prompt=500) for _ in range(5)]
     for call in (*greedy, *modest):
-        stage.read(call)
-    ranks = [[stage.priorities.rank(call) for call in calls] for calls in (modest, greedy)]
-    assert max(ranks[0]) < min(ranks[1]), "what came first of the other's too"
+        harness.read(call)
+    ranks = [[harness.priorities.rank(call) for call in calls] for calls in (modest, greedy)]
+    assert max(ranks[0]) < min(ranks[1]), "also before the other key's earlier calls"
     for call in (*greedy, *modest):
         finish(call)
-        stage.priorities.end(call)
-    stage.priorities.check_integrity()
+        harness.priorities.end(call)
+    harness.priorities.check_integrity()
 
 
-def test_templates_of_templates_cost_no_more_to_estimate() -> None:
+def test_the_estimate_of_nested_templates_takes_constant_time() -> None:
     app = session()
     app.put("t0")
-    for at in range(900):
-        twice = [Input(Reference(f"t{at}"), ""), "\n", Input(Reference(f"t{at}"), "")]
-        app.put(f"t{at + 1}", template=twice)
-    stage = Stage()
-    call = stage.add(app, "t900")
-    assert 0 < stage.priorities.rank(call) < stage.now + 100
+    for index in range(900):
+        twice = [Input(Reference(f"t{index}"), ""), "\n", Input(Reference(f"t{index}"), "")]
+        app.put(f"t{index + 1}", template=twice)
+    harness = PriorityHarness()
+    call = harness.add(app, "t900")
+    assert 0 < harness.priorities.rank(call) < harness.now + 100
 
 
-def test_watched_is_what_a_client_waits_for_itself() -> None:
-    stage, app = Stage(), session()
-    feeds = stage.add(app, output="feeds")
-    read = stage.add(app, "feeds")
-    list(stage.priorities.changed())
-    output = read.output
+def test_only_the_call_that_a_client_waits_for_is_interactive() -> None:
+    harness, app = PriorityHarness(), session()
+    producer = harness.add(app, output="feeds")
+    consumer = harness.add(app, "feeds")
+    list(harness.priorities.changed())
+    output = consumer.output
     output.subscribers = output.latency_subscribers = output.interactive_subscribers = 1
-    stage.read(read)
-    told = {call.id: stage.priorities.urgency(call).interactive for call in stage.priorities.changed()}
-    assert told == {read.id: True, feeds.id: False}
+    harness.read(consumer)
+    known_ranks = {call.id: harness.priorities.urgency(call).interactive for call in harness.priorities.changed()}
+    assert known_ranks == {consumer.id: True, producer.id: False}
 
 
 def test_a_change_computes_each_rank_at_most_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers that read all of the layer before: the number of paths grows exponentially with the layers."""
-    stage, app = Stage(), session()
+    """Build layers that read all of the layer before: the number of paths grows exponentially with the layers."""
+    harness, app = PriorityHarness(), session()
     counted: list[Call] = []
-    computed = Priorities.computed
+    computed = Priorities.compute_rank
 
     def count(priorities: Priorities, call: Call) -> float:
         counted.append(call)
         return computed(priorities, call)
 
-    monkeypatch.setattr(Priorities, "computed", count)
+    monkeypatch.setattr(Priorities, "compute_rank", count)
     names: list[str] = []
     calls: list[Call] = []
     for layer in range(20):
         new = [f"c{layer}_{index}" for index in range(20)]
-        calls += [stage.add(app, *names, prompt=10 * index, output=name) for index, name in enumerate(new)]
+        calls += [harness.add(app, *names, prompt=10 * index, output=name) for index, name in enumerate(new)]
         names = new
-    assert stage.priorities.rank(calls[0]) < stage.priorities.rank(calls[-1])
+    assert harness.priorities.rank(calls[0]) < harness.priorities.rank(calls[-1])
     assert len(counted) <= 2 * len(calls)
     counted.clear()
-    stage.read(calls[-1])
-    assert stage.priorities.rank(calls[0]) < stage.priorities.rank(calls[-1])
+    harness.read(calls[-1])
+    assert harness.priorities.rank(calls[0]) < harness.priorities.rank(calls[-1])
     assert len(counted) <= 2 * len(calls)
 
 
 class Growth(RuleBasedStateMachine):
-    """Graphs that grow, are read, and end in any order; ranks against those computed anew."""
+    """Graphs that grow, are read, and end in any order. Their ranks are compared with those computed from scratch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,8 +221,8 @@ class Growth(RuleBasedStateMachine):
         self.sessions = [session(tenant) for tenant in ("a", "a", "b")]
         self.calls: list[Call] = []
         self.now = 0.0
-        self.told: dict[str, float] = {}
-        """What an engine would know, from `changed` alone."""
+        self.known_ranks: dict[str, float] = {}
+        """Ranks that an engine would know from `changed` alone."""
 
     @rule(
         at=st.integers(0, 2),
@@ -231,7 +235,7 @@ class Growth(RuleBasedStateMachine):
         to = self.sessions[at]
         known = [name for name, variable in to.variables.items() if variable.failure is None]
         reads = data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)) if known else []
-        for _ in range(data.draw(st.integers(1, 4))):  # alike, so that much is read by several
+        for _ in range(data.draw(st.integers(1, 4))):  # equal calls, so that variables have several consumers
             call = join(to, *reads, prompt=prompt, tokens=tokens, objective=objective)
             self.calls.append(call)
             self.priorities.add(call, self.now)
@@ -239,7 +243,7 @@ class Growth(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), objective=st.sampled_from(Objective))
     def read(self, data: st.DataObject, objective: Objective) -> None:
-        self.priorities.wanted(data.draw(st.sampled_from(self.calls)).output, objective, self.now)
+        self.priorities.subscribe(data.draw(st.sampled_from(self.calls)).output, objective, self.now)
 
     @rule(seconds=st.floats(0, 100))
     def wait(self, seconds: float) -> None:
@@ -259,33 +263,33 @@ class Growth(RuleBasedStateMachine):
     @precondition(lambda self: self.unfinished())
     @rule(data=st.data(), state=st.sampled_from([CallState.DONE, CallState.CANCELLED]), many=st.integers(1, 5))
     def end(self, data: st.DataObject, state: CallState, many: int) -> None:
-        for _ in range(many):  # at once: nothing is asked in between
+        for _ in range(many):  # in one step: no rank is queried in between
             ready = [call for call in self.unfinished() if state is not CallState.DONE or not call.waiting_on]
             if not ready:
                 return
             call = data.draw(st.sampled_from(ready))
             finish(call, state)
             self.priorities.end(call)
-            self.told.pop(call.id, None)
+            self.known_ranks.pop(call.id, None)
 
     def unfinished(self) -> list[Call]:
         return [call for call in self.calls if not call.state.final]
 
     @invariant()
-    def ranks_are_those_computed_anew(self) -> None:
+    def ranks_equal_those_computed_from_scratch(self) -> None:
         self.priorities.check_integrity()
 
     @invariant()
-    def nothing_goes_behind_what_it_feeds(self) -> None:
+    def no_call_ranks_behind_its_consumers(self) -> None:
         for call in self.unfinished():
             for source in sources(call):
                 if not source.state.final:
                     assert self.priorities.rank(source) <= self.priorities.rank(call)
 
     @invariant()
-    def engines_are_told(self) -> None:
-        self.told |= {call.id: self.priorities.rank(call) for call in self.priorities.changed()}
-        assert self.told == {call.id: self.priorities.rank(call) for call in self.unfinished()}
+    def changed_reports_all_new_ranks(self) -> None:
+        self.known_ranks |= {call.id: self.priorities.rank(call) for call in self.priorities.changed()}
+        assert self.known_ranks == {call.id: self.priorities.rank(call) for call in self.unfinished()}
 
 
 TestGrowth = Growth.TestCase

@@ -1,4 +1,4 @@
-"""gateway/scheduler/reasoning_parser.py: however a text is cut, the same part of it is thought."""
+"""gateway/scheduler/reasoning_parser.py: the split does not depend on how the text is cut into pieces."""
 
 import pytest
 from hypothesis import given
@@ -27,14 +27,14 @@ CASES = [
 
 
 def split(text: str, begun: bool, cuts: list[int]) -> tuple[str, str]:
-    thoughts = ReasoningParser(begun=begun)
-    told = [thoughts.push(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    told.append(thoughts.push("", last=True))
-    return "".join(thought for thought, _ in told), "".join(answer for _, answer in told)
+    parser = ReasoningParser(begun=begun)
+    parts = [parser.push(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    parts.append(parser.push("", last=True))
+    return "".join(thought for thought, _ in parts), "".join(answer for _, answer in parts)
 
 
 @pytest.mark.parametrize(("text", "begun", "thought", "answer"), CASES)
-def test_thoughts_stand_at_the_beginning(text: str, begun: bool, thought: str, answer: str) -> None:
+def test_reasoning_stands_at_the_beginning(text: str, begun: bool, thought: str, answer: str) -> None:
     assert split(text, begun, []) == (thought, answer)
     assert split(text, begun, list(range(len(text)))) == (thought, answer), "character by character"
 
@@ -46,17 +46,17 @@ def test_thoughts_stand_at_the_beginning(text: str, begun: bool, thought: str, a
     st.booleans(),
     st.data(),
 )
-def test_where_it_is_cut_changes_nothing(text: str, begun: bool, data: st.DataObject) -> None:
+def test_the_split_does_not_depend_on_the_pieces(text: str, begun: bool, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     assert split(text, begun, cuts) == split(text, begun, [])
 
 
-def test_what_is_certain_is_told_at_once() -> None:
-    thoughts = ReasoningParser(begun=False)
-    assert thoughts.push("<think>\nHm") == ("Hm", "")
-    assert thoughts.push(", two") == (", two", "")
-    assert not thoughts.answering
-    assert thoughts.push("</think>") == ("", "")
-    assert thoughts.answering
-    assert thoughts.push("\n\nTwo") == ("", "Two")
+def test_text_is_emitted_as_soon_as_its_kind_is_certain() -> None:
+    parser = ReasoningParser(begun=False)
+    assert parser.push("<think>\nHm") == ("Hm", "")
+    assert parser.push(", two") == (", two", "")
+    assert not parser.answering
+    assert parser.push("</think>") == ("", "")
+    assert parser.answering
+    assert parser.push("\n\nTwo") == ("", "Two")
     assert ReasoningParser(begun=False).push("Two") == ("", "Two")

@@ -1,4 +1,4 @@
-"""gateway/scheduler/: calls run over an engine that answers at once, held and lost at will."""
+"""gateway/scheduler/: calls on a stub engine that answers at once, waits or is lost, as the test chooses."""
 
 import asyncio
 import dataclasses
@@ -31,11 +31,11 @@ from tests.fakes.engine import StubEngine
 from tests.gateway.graph.test_session import session, spec
 
 ANSWER = Slot(None, SamplingParams())
-SOON = Urgency(0.0, interactive=True)
+URGENT = Urgency(0.0, interactive=True)
 
 
-class Stubs:
-    """Engines that are there, or not."""
+class StubEngines:
+    """Engines of one model. Each can be ready or not."""
 
     def __init__(self, *engines: StubEngine) -> None:
         self.engines = engines
@@ -47,13 +47,13 @@ class Stubs:
         return ready
 
 
-class Stage:
-    """A scheduler over one stub, and a session."""
+class SchedulerHarness:
+    """A scheduler over one stub engine, and a session."""
 
     def __init__(self, max_calls: int = 100) -> None:
         self.engine = StubEngine()
         self.ended: list[Call] = []
-        self.scheduler = Scheduler(Stubs(self.engine), max_calls, self.ended.append)
+        self.scheduler = Scheduler(StubEngines(self.engine), max_calls, self.ended.append)
         self.session: Session = session()
 
     def run(self, *reads: str, output: str | None = None, deferred: bool = True) -> Call:
@@ -67,51 +67,51 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_values_flow_from_call_to_call() -> None:
-    stage = Stage()
-    last = stage.run(output="unread")
-    first = stage.run(output="a")
-    second = stage.run("a", output="b")
+async def test_values_pass_from_call_to_call() -> None:
+    harness = SchedulerHarness()
+    last = harness.run(output="unread")
+    first = harness.run(output="a")
+    second = harness.run("a", output="b")
     await second.output.wait_final()
-    await stage.scheduler.drained()
-    assert {stage.scheduler.rank(call) for call in (first, second, last)} == {0.0}, "they have none any more"
+    await harness.scheduler.drained()
+    assert {harness.scheduler.rank(call) for call in (first, second, last)} == {0.0}, "ended calls have rank 0"
     assert first.output.value == "2", "two tokens of text"
     assert second.output.value == "3", "two, and the one character of the value"
     assert last.state is second.state is CallState.DONE
-    assert stage.engine.load == 0, "every context was freed"
-    assert len(stage.ended) == 3
+    assert harness.engine.load == 0, "every context was freed"
+    assert len(harness.ended) == 3
     assert second.usage.prompt == 3
     assert second.finish_reason == "stop"
 
 
-async def test_what_is_known_is_filled_before_the_value_is_there() -> None:
-    stage = Stage()
-    stage.session.put("later")
-    call = stage.run("later")
+async def test_known_text_is_filled_before_the_value_exists() -> None:
+    harness = SchedulerHarness()
+    harness.session.put("later")
+    call = harness.run("later")
     await settle()
     assert call.state is CallState.WAITING
-    assert stage.engine.opened[0].tokens == [1, 2]
-    stage.session.settle(stage.session.put("later", "xyz"))
+    assert harness.engine.opened[0].tokens == [1, 2]
+    harness.session.settle(harness.session.put("later", "xyz"))
     await call.output.wait_final()
     assert call.output.value == "5"
 
 
-async def test_a_value_is_data() -> None:
-    stage = Stage()
-    stage.session.settle(stage.session.put("tricky", "<<tricky>> <|im_end|>"))
-    call = stage.run("tricky")
+async def test_a_value_is_inserted_as_plain_text() -> None:
+    harness = SchedulerHarness()
+    harness.session.settle(harness.session.put("tricky", "<<tricky>> <|im_end|>"))
+    call = harness.run("tricky")
     await call.output.wait_final()
-    assert stage.engine.opened[0].tokens[2:-2] == [ord(c) for c in "<<tricky>> <|im_end|>"]
+    assert harness.engine.opened[0].tokens[2:-2] == [ord(c) for c in "<<tricky>> <|im_end|>"]
 
 
-async def test_a_failure_reaches_descendants_with_its_root_and_spares_siblings() -> None:
-    stage = Stage()
-    failing = stage.run(output="a")
-    child, grandchild = stage.run("a", output="b"), stage.run("b")
-    stage.engine.doomed = {1, 2}  # its own first tokens
-    sibling = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([3]), ANSWER]))
-    stage.scheduler.submit(sibling)
-    await stage.scheduler.drained()
+async def test_a_failure_reaches_descendants_with_its_root_cause_and_spares_siblings() -> None:
+    harness = SchedulerHarness()
+    failing = harness.run(output="a")
+    child, grandchild = harness.run("a", output="b"), harness.run("b")
+    harness.engine.doomed = {1, 2}  # the first tokens of its prompt
+    sibling = harness.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([3]), ANSWER]))
+    harness.scheduler.submit(sibling)
+    await harness.scheduler.drained()
     assert failing.state is CallState.FAILED
     assert failing.output.failure is not None
     assert failing.output.failure.code == "engine_failed"
@@ -124,225 +124,227 @@ async def test_a_failure_reaches_descendants_with_its_root_and_spares_siblings()
     assert sibling.state is CallState.DONE
 
 
-async def performing(stage: Stage, before: set["asyncio.Task[None]"]) -> tuple[Call, "asyncio.Task[None]"]:
-    """A plain call that waits for its answer, in no task but the one that is returned."""
-    call = stage.session.add(spec())
-    stage.engine.hold()
-    task = asyncio.create_task(stage.scheduler.perform(call))
+async def perform_plain_call(
+    harness: SchedulerHarness, before: set["asyncio.Task[None]"]
+) -> tuple[Call, "asyncio.Task[None]"]:
+    """Start a plain call, and check that the returned task is its only task."""
+    call = harness.session.add(spec())
+    harness.engine.hold()
+    task = asyncio.create_task(harness.scheduler.perform(call))
     await settle()
     assert asyncio.all_tasks() - before == {task}
-    assert stage.scheduler.unfinished == stage.engine.load == 1
+    assert harness.scheduler.unfinished == harness.engine.load == 1
     return call, task
 
 
 @pytest.mark.parametrize("dies", [False, True])
-async def test_a_plain_call_is_run_by_whoever_waits_for_it(dies: bool) -> None:
-    stage = Stage()
-    call, task = await performing(stage, asyncio.all_tasks())
-    stage.engine.opened[0].lost = dies
-    stage.engine.released.set()
+async def test_a_plain_call_runs_in_the_task_of_its_client(dies: bool) -> None:
+    harness = SchedulerHarness()
+    call, task = await perform_plain_call(harness, asyncio.all_tasks())
+    harness.engine.opened[0].lost = dies
+    harness.engine.released.set()
     await task
     assert (call.state, call.output.value) == (CallState.DONE, "2")
     async with asyncio.timeout(5):
-        await stage.scheduler.drained()
-    assert stage.scheduler.unfinished == stage.engine.load == 0
-    assert stage.ended == [call]
-    assert len(stage.engine.opened) == 1 + dies
-    assert stage.scheduler.rank(call) == 0.0, "it has none any more"
+        await harness.scheduler.drained()
+    assert harness.scheduler.unfinished == harness.engine.load == 0
+    assert harness.ended == [call]
+    assert len(harness.engine.opened) == 1 + dies
+    assert harness.scheduler.rank(call) == 0.0, "ended calls have rank 0"
 
 
-async def test_a_plain_call_that_fails_says_so_in_what_it_makes() -> None:
-    stage = Stage()
-    call, task = await performing(stage, asyncio.all_tasks())
-    stage.engine.doomed = {1, 2}
-    stage.engine.released.set()
+async def test_a_failed_plain_call_has_its_failure_in_its_output() -> None:
+    harness = SchedulerHarness()
+    call, task = await perform_plain_call(harness, asyncio.all_tasks())
+    harness.engine.doomed = {1, 2}
+    harness.engine.released.set()
     await task
     assert call.state is CallState.FAILED
     assert call.output.failure is not None
     assert call.output.failure.code == "engine_failed"
     async with asyncio.timeout(5):
-        await stage.scheduler.drained()
+        await harness.scheduler.drained()
 
 
-@pytest.mark.parametrize("by", ["its client, who leaves", "the end"])
-async def test_a_plain_call_ends_with_whoever_waits_for_it(by: str) -> None:
-    stage = Stage()
-    call, task = await performing(stage, asyncio.all_tasks())
-    if by == "the end":
-        await stage.scheduler.close()
+@pytest.mark.parametrize("cause", ["the client disconnects", "the scheduler closes"])
+async def test_a_plain_call_is_cancelled_with_its_task(cause: str) -> None:
+    harness = SchedulerHarness()
+    call, task = await perform_plain_call(harness, asyncio.all_tasks())
+    if cause == "the scheduler closes":
+        await harness.scheduler.close()
     else:
         task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (call.state, call.output.state) == (CallState.CANCELLED, VariableState.CANCELLED)
     async with asyncio.timeout(5):
-        await stage.scheduler.drained()
-    assert stage.scheduler.unfinished == stage.engine.load == 0
-    assert stage.ended == [call]
+        await harness.scheduler.drained()
+    assert harness.scheduler.unfinished == harness.engine.load == 0
+    assert harness.ended == [call]
 
 
-async def test_a_call_whose_engine_dies_is_run_again() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    call = stage.run()
+async def test_a_call_that_lost_its_engine_runs_again() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    call = harness.run()
     await settle()
-    stage.engine.opened[0].lost = True
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    harness.engine.opened[0].lost = True
+    harness.engine.released.set()
+    await harness.scheduler.drained()
     assert call.state is CallState.DONE
     assert call.output.value == "2"
-    assert len(stage.engine.opened) == 2
-    assert stage.engine.load == 0
+    assert len(harness.engine.opened) == 2
+    assert harness.engine.load == 0
 
 
-async def test_not_if_somebody_was_shown_a_token() -> None:
-    stage = Stage()
-    stage.engine.deaths = 1
-    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
-    stage.scheduler.submit(call)
-    with stage.session.read(call.output) as reader:
+async def test_an_exposed_call_that_lost_its_engine_fails() -> None:
+    harness = SchedulerHarness()
+    harness.engine.deaths = 1
+    call = harness.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
+    harness.scheduler.submit(call)
+    with harness.session.read(call.output) as reader:
         assert [piece.text for piece in await reader.more()] == ["1"]
-    await stage.scheduler.drained()
+    await harness.scheduler.drained()
     assert call.state is CallState.FAILED
-    assert len(stage.engine.opened) == 1
+    assert len(harness.engine.opened) == 1
 
 
-async def test_what_nobody_was_shown_is_made_anew_and_not_twice() -> None:
-    stage = Stage()
-    stage.engine.deaths = 1
-    call = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
-    stage.scheduler.submit(call)
-    await stage.scheduler.drained()
+async def test_a_second_attempt_discards_the_text_of_the_first() -> None:
+    harness = SchedulerHarness()
+    harness.engine.deaths = 1
+    call = harness.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
+    harness.scheduler.submit(call)
+    await harness.scheduler.drained()
     assert call.output.value == "12"
     assert call.usage.completion == 2
-    assert len(stage.engine.opened) == 2
+    assert len(harness.engine.opened) == 2
 
 
-async def test_a_call_that_kills_every_engine_fails_and_takes_nobody_with_it() -> None:
-    stage = Stage()
-    stage.engine.doomed = {7}
-    stage.engine.doom_spreads = True
-    killer = stage.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([7, 7]), ANSWER]))
-    others = [stage.session.add(spec(deferred=True)) for _ in range(6)]
-    stage.engine.hold()
+async def test_a_call_that_kills_every_engine_fails_alone() -> None:
+    harness = SchedulerHarness()
+    harness.engine.doomed = {7}
+    harness.engine.doom_spreads = True
+    killer = harness.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([7, 7]), ANSWER]))
+    others = [harness.session.add(spec(deferred=True)) for _ in range(6)]
+    harness.engine.hold()
     for call in (*others[:3], killer, *others[3:]):
-        stage.scheduler.submit(call)
+        harness.scheduler.submit(call)
     await settle()
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    harness.engine.released.set()
+    await harness.scheduler.drained()
     assert killer.state is CallState.FAILED
     assert killer.failure is not None
     assert "second attempt" in killer.failure.message
     assert [call.state for call in others] == [CallState.DONE] * 6
-    assert len(stage.engine.opened) == 2 * 7, "each of them was tried again once"
+    assert len(harness.engine.opened) == 2 * 7, "each call got one more attempt"
 
 
-async def test_a_path_into_a_value_that_lacks_it_fails_the_call() -> None:
-    stage = Stage()
-    stage.session.settle(stage.session.put("plan", '{"a": 1}'))
+async def test_an_unresolved_path_fails_the_call() -> None:
+    harness = SchedulerHarness()
+    harness.session.settle(harness.session.put("plan", '{"a": 1}'))
     reads = CallSpec(
         model="m",
         segments=[Text([1]), Input(Reference("plan", ("b",)), "messages.0.content"), ANSWER],
         deferred=True,
     )
-    call = stage.session.add(reads)
-    stage.scheduler.submit(call)
+    call = harness.session.add(reads)
+    harness.scheduler.submit(call)
     await call.output.wait_final()
     assert call.failure is not None
     assert call.failure.code == "bad_reference"
 
 
-async def test_a_reader_that_leaves_takes_with_it_what_only_it_needed() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    only_its = stage.run(output="a", deferred=False)
-    kept = stage.run(output="k", deferred=True)
-    call = stage.run("a", "k", output="b", deferred=False)
-    stage.scheduler.subscribe(call.output)
+async def test_unsubscribing_cancels_calls_that_are_not_needed_any_more() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    unneeded = harness.run(output="a", deferred=False)
+    kept = harness.run(output="k", deferred=True)
+    call = harness.run("a", "k", output="b", deferred=False)
+    harness.scheduler.subscribe(call.output)
     await settle()
-    stage.scheduler.unsubscribe(call.output)
-    assert (call.state, only_its.state, kept.state) == (CallState.CANCELLED, CallState.CANCELLED, CallState.PREFILL)
-    assert [context.freed for context in stage.engine.opened] == [True, False, True]
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    harness.scheduler.unsubscribe(call.output)
+    assert (call.state, unneeded.state, kept.state) == (CallState.CANCELLED, CallState.CANCELLED, CallState.PREFILL)
+    assert [context.freed for context in harness.engine.opened] == [True, False, True]
+    harness.engine.released.set()
+    await harness.scheduler.drained()
     assert kept.state is CallState.DONE
 
 
-async def test_a_call_lives_while_one_reader_does() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    call = stage.run(deferred=False)
+async def test_a_call_runs_while_it_has_a_subscriber() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    call = harness.run(deferred=False)
     for _ in range(2):
-        stage.scheduler.subscribe(call.output)
+        harness.scheduler.subscribe(call.output)
     await settle()
-    stage.scheduler.unsubscribe(call.output)
+    harness.scheduler.unsubscribe(call.output)
     assert not call.state.final
-    stage.engine.released.set()
+    harness.engine.released.set()
     await call.output.wait_final()
-    stage.scheduler.unsubscribe(call.output)
+    harness.scheduler.unsubscribe(call.output)
     assert call.state is CallState.DONE
 
 
-async def test_who_is_waited_for_ranks_before_who_is_not() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    early, late = stage.run(output="a"), stage.run(output="b")
-    reader = stage.run("b", output="c")
+async def test_calls_with_subscribers_rank_before_calls_without() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    early, late = harness.run(output="a"), harness.run(output="b")
+    reader = harness.run("b", output="c")
     await settle()
-    ranks = [context.urgency.rank for context in stage.engine.opened]
+    ranks = [context.urgency.rank for context in harness.engine.opened]
     assert ranks[0] < ranks[1]
-    stage.scheduler.subscribe(reader.output)
+    harness.scheduler.subscribe(reader.output)
     await settle()
-    ranks = [context.urgency.rank for context in stage.engine.opened]
-    assert ranks[1] < ranks[0], "what a waiting reader needs goes first"
+    ranks = [context.urgency.rank for context in harness.engine.opened]
+    assert ranks[1] < ranks[0], "the producers of a subscribed variable go first"
     assert ranks[2] < ranks[0]
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    harness.engine.released.set()
+    await harness.scheduler.drained()
     assert early.state is late.state is CallState.DONE
 
 
-async def test_of_several_that_one_client_waits_for_none_is_watched() -> None:
-    """Only the last to end counts: what feeds it must not pause beside those that are nearer to their ends."""
-    stage = Stage()
-    stage.engine.hold()
-    background, one, other = stage.run(), stage.run(), stage.run()
+async def test_variables_that_a_client_waits_for_together_are_not_interactive() -> None:
+    """Only the last of them to end matters: its producers must not pause beside calls that end earlier."""
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    background, one, other = harness.run(), harness.run(), harness.run()
     await settle()
     for call in (one, other):
-        stage.scheduler.subscribe(call.output, interactive=False)
+        harness.scheduler.subscribe(call.output, interactive=False)
     await settle()
-    told = [context.urgency for context in stage.engine.opened]
-    assert [urgency.interactive for urgency in told] == [False, False, False]
-    assert max(told[1].rank, told[2].rank) < told[0].rank, "but soon it is wanted"
-    stage.scheduler.subscribe(other.output)
+    urgencies = [context.urgency for context in harness.engine.opened]
+    assert [urgency.interactive for urgency in urgencies] == [False, False, False]
+    assert max(urgencies[1].rank, urgencies[2].rank) < urgencies[0].rank, "but they are urgent"
+    harness.scheduler.subscribe(other.output)
     await settle()
-    assert [context.urgency.interactive for context in stage.engine.opened] == [False, False, True]
-    stage.scheduler.unsubscribe(other.output)
+    assert [context.urgency.interactive for context in harness.engine.opened] == [False, False, True]
+    harness.scheduler.unsubscribe(other.output)
     await settle()
-    assert [context.urgency.interactive for context in stage.engine.opened] == [False, False, False]
+    assert [context.urgency.interactive for context in harness.engine.opened] == [False, False, False]
     for call in (one, other):
-        stage.scheduler.unsubscribe(call.output, interactive=False)
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+        harness.scheduler.unsubscribe(call.output, interactive=False)
+    harness.engine.released.set()
+    await harness.scheduler.drained()
     assert background.state is CallState.DONE
 
 
-async def test_cancelling_before_the_coroutine_first_ran() -> None:
-    stage = Stage()
-    call = stage.run()
-    stage.session.close(stage.scheduler.cancel)
-    await stage.scheduler.drained()
+async def test_a_call_can_be_cancelled_before_its_coroutine_first_runs() -> None:
+    harness = SchedulerHarness()
+    call = harness.run()
+    harness.session.close(harness.scheduler.cancel)
+    await harness.scheduler.drained()
     assert call.state is CallState.CANCELLED
     assert call.output.state is VariableState.CANCELLED
 
 
-def many(stage: Stage, count: int) -> Addition:
-    """At once: a call, many that nothing reads, and one that reads the first."""
+def large_addition(harness: SchedulerHarness, count: int) -> Addition:
+    """Return one addition of a call, `count` calls without consumers, and a call that reads the first one."""
     first, second = spec(output="first", deferred=False), spec("first", output="second", deferred=False)
-    return stage.session.add_all([first, *(spec(deferred=True) for _ in range(count)), second])
+    return harness.session.add_all([first, *(spec(deferred=True) for _ in range(count)), second])
 
 
-async def test_others_have_turns_while_many_calls_are_started() -> None:
-    stage, turns = Stage(), 0
+async def test_other_tasks_get_turns_while_many_calls_are_started() -> None:
+    harness, turns = SchedulerHarness(), 0
 
     async def other() -> None:
         nonlocal turns
@@ -350,343 +352,347 @@ async def test_others_have_turns_while_many_calls_are_started() -> None:
             await asyncio.sleep(0)
             turns += 1
 
-    stage.engine.hold()
-    addition = many(stage, 400)
+    harness.engine.hold()
+    addition = large_addition(harness, 400)
     counting = asyncio.create_task(other())
-    await stage.scheduler.start(stage.session, addition)
+    await harness.scheduler.start(harness.session, addition)
     counting.cancel()
     assert turns >= 20
-    assert stage.scheduler.unfinished == len(addition.calls), "all of them are there when it returns"
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    assert harness.scheduler.unfinished == len(addition.calls), "all calls are submitted when it returns"
+    harness.engine.released.set()
+    await harness.scheduler.drained()
     assert {call.state for call in addition.calls if call.spec.deferred} == {CallState.DONE}
 
 
 @pytest.mark.parametrize("leaves", [True, False])
-async def test_what_is_cancelled_while_many_calls_are_started_is_not_begun(leaves: bool) -> None:
-    stage = Stage()
-    stage.engine.hold()
-    addition = many(stage, 400)
+async def test_calls_that_are_cancelled_during_a_large_start_do_not_begin(leaves: bool) -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    addition = large_addition(harness, 400)
     first, *others, second = addition.calls
-    stage.scheduler.subscribe(second.output)
-    starting = asyncio.create_task(stage.scheduler.start(stage.session, addition))
+    harness.scheduler.subscribe(second.output)
+    starting = asyncio.create_task(harness.scheduler.start(harness.session, addition))
     for _ in range(3):
         await asyncio.sleep(0)
-    assert 0 < stage.scheduler.unfinished < len(addition.calls)
+    assert 0 < harness.scheduler.unfinished < len(addition.calls)
     if leaves:
         starting.cancel()
-        stage.scheduler.unsubscribe(second.output)
+        harness.scheduler.unsubscribe(second.output)
     else:
-        stage.scheduler.cancel(second, Failure("cancelled", "nobody wants it"))
+        harness.scheduler.cancel(second, Failure("cancelled", "not needed"))
     await asyncio.wait([starting])
-    stage.engine.released.set()
-    await stage.scheduler.drained()
-    assert first.state is second.state is CallState.CANCELLED, "what it needed is needed no more"
-    assert {call.state for call in others} == {CallState.DONE}, "begun is done"
-    assert stage.engine.load == 0
-    stage.scheduler.submit(first)
-    assert stage.scheduler.unfinished == 0, "what has ended is not begun"
+    harness.engine.released.set()
+    await harness.scheduler.drained()
+    assert first.state is second.state is CallState.CANCELLED, "only the second call needed the first one"
+    assert {call.state for call in others} == {CallState.DONE}, "submission is atomic"
+    assert harness.engine.load == 0
+    harness.scheduler.submit(first)
+    assert harness.scheduler.unfinished == 0, "an ended call does not start"
 
 
-async def test_a_server_that_stops_waits_for_what_is_being_started() -> None:
+async def test_a_stopping_server_waits_for_a_start_in_progress() -> None:
     for turns in range(10):
-        stage = Stage()
-        stage.run()  # ends at some time meanwhile
+        harness = SchedulerHarness()
+        harness.run()  # it ends at some time during the start
         for _ in range(turns):
             await asyncio.sleep(0)
-        addition = many(stage, 100)
-        starting = asyncio.create_task(stage.scheduler.start(stage.session, addition))
+        addition = large_addition(harness, 100)
+        starting = asyncio.create_task(harness.scheduler.start(harness.session, addition))
         await asyncio.sleep(0)
-        await stage.scheduler.drained()
+        await harness.scheduler.drained()
         assert all(call.state.final for call in addition.calls)
         await starting
 
 
-async def test_without_an_engine_calls_fail_and_say_so() -> None:
-    stage = Stage()
-    stage.engine.ready = False
-    call = stage.run()
+async def test_calls_without_an_engine_fail_with_engine_unavailable() -> None:
+    harness = SchedulerHarness()
+    harness.engine.ready = False
+    call = harness.run()
     await call.output.wait_final()
     assert call.failure is not None
     assert call.failure.code == "engine_unavailable"
 
 
-async def test_admission_is_bounded_but_graphs_go_on() -> None:
-    stage = Stage(max_calls=1)
-    stage.engine.hold()
-    stage.scheduler.admit("", continues=False)
-    stage.run()
+async def test_admission_is_limited_but_running_graphs_continue() -> None:
+    harness = SchedulerHarness(max_calls=1)
+    harness.engine.hold()
+    harness.scheduler.admit("", continues=False)
+    harness.run()
     with pytest.raises(Overloaded):
-        stage.scheduler.admit("", continues=False)
-    stage.scheduler.admit("", continues=True)
-    stage.scheduler.stop_admitting()
+        harness.scheduler.admit("", continues=False)
+    harness.scheduler.admit("", continues=True)
+    harness.scheduler.stop_admitting()
     with pytest.raises(Stopping):
-        stage.scheduler.admit("", continues=True)
-    await stage.scheduler.close()
-    assert stage.scheduler.unfinished == 0
+        harness.scheduler.admit("", continues=True)
+    await harness.scheduler.close()
+    assert harness.scheduler.unfinished == 0
 
 
-async def test_the_idlest_engine_is_chosen_and_at_a_tie_the_one_that_holds_the_inputs() -> None:
+async def test_placement_chooses_the_idlest_engine_or_the_one_that_holds_the_prompt() -> None:
     one, two = StubEngine(name="one"), StubEngine(name="two")
     graph = session()
     source = graph.add(spec(output="a"))
     source.engine = "two"
     call = graph.add(spec("a"))
     assert place(call, [one, two], {}) is two
-    two.open("", SOON)
+    two.open("", URGENT)
     assert place(call, [one, two], {}) is one
-    assert place(call, [one, two], {two: 100}) is two, "which holds the prompt's beginning, and is hardly busier"
+    assert place(call, [one, two], {two: 100}) is two, "it holds the prompt's beginning and is hardly busier"
     for _ in range(20):
-        two.open("", SOON)
+        two.open("", URGENT)
     assert place(call, [one, two], {two: 100}) is one
 
 
-def test_beginnings_are_known_by_what_they_hold_within_texts_too() -> None:
+def test_the_prefix_index_knows_beginnings_within_texts() -> None:
     def call(*segments: Segment) -> Call:
         return graph.add(CallSpec(model="m", segments=[*segments, ANSWER], deferred=True))
 
     graph = session()
-    made = graph.add(spec(output="a"))
+    source = graph.add(spec(output="a"))
     system, value = [*range(300)], Input(Reference("a"), "m")
     first = call(Text([*system, 7]), value, Text([8]))
     same_start = call(Text([*system, 9]))
     same_value = call(Text([*system, 7]), value, Text([9]))
     prefix_index, one, two = PrefixIndex(), StubEngine(name="one"), StubEngine(name="two")
-    assert prefix_index.known(prefix_keys(first), 1) == 0
+    assert prefix_index.covered_tokens(prefix_keys(first), 1) == 0
     prefix_index.add(prefix_keys(first), 1)
-    prefix_index.given(prefix_keys(first), one)
-    assert prefix_index.known(prefix_keys(same_start), 1) == 256, "two chunks of 128, for which the first one pays"
-    assert prefix_index.known(prefix_keys(same_value), 1) == 301 + 64
-    assert prefix_index.known(prefix_keys(same_value), 2) == 0, "nobody has read it yet, and another may have to"
-    prefix_index.read(prefix_keys(first))
-    assert prefix_index.known(prefix_keys(same_value), 2) == 301 + 64
-    assert prefix_index.held(prefix_keys(same_start)) == {one: 256}
-    prefix_index.given(prefix_keys(same_start), two)
-    assert prefix_index.held(prefix_keys(same_value)) == {one: 365, two: 256}
+    prefix_index.record_placement(prefix_keys(first), one)
+    assert prefix_index.covered_tokens(prefix_keys(same_start), 1) == 256, (
+        "two chunks of 128, which the first call prefills"
+    )
+    assert prefix_index.covered_tokens(prefix_keys(same_value), 1) == 301 + 64
+    assert prefix_index.covered_tokens(prefix_keys(same_value), 2) == 0, (
+        "no engine has prefilled it yet, so another session may have to"
+    )
+    prefix_index.mark_prefilled(prefix_keys(first))
+    assert prefix_index.covered_tokens(prefix_keys(same_value), 2) == 301 + 64
+    assert prefix_index.tokens_by_engine(prefix_keys(same_start)) == {one: 256}
+    prefix_index.record_placement(prefix_keys(same_start), two)
+    assert prefix_index.tokens_by_engine(prefix_keys(same_value)) == {one: 365, two: 256}
     other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, bounds=SessionLimits()).add(
         CallSpec(model="m", segments=[Text(system), ANSWER], deferred=True)
     )
-    assert prefix_index.known(prefix_keys(other), 1) == 0, "nothing is shared between keys"
-    assert made.output.value is None
+    assert prefix_index.covered_tokens(prefix_keys(other), 1) == 0, "tenants share no prefix keys"
+    assert source.output.value is None
 
 
 def slot(name: str, **transform: object) -> Slot:
     return Slot(name, SamplingParams(), Transform(**transform) if transform else None)  # type: ignore[arg-type]
 
 
-def submit(stage: Stage, one: CallSpec) -> Call:
-    addition = stage.session.add_all([one])
+def submit(harness: SchedulerHarness, call_spec: CallSpec) -> Call:
+    addition = harness.session.add_all([call_spec])
     for call in addition.calls:
-        stage.scheduler.submit(call)
-    stage.session.settle(addition)
+        harness.scheduler.submit(call)
+    harness.session.settle(addition)
     return addition.calls[0]
 
 
 async def test_slots_are_generated_in_place_on_one_context() -> None:
-    stage = Stage()
+    harness = SchedulerHarness()
     name = Input(Reference("name"), "m")
     segments = [Text([1, 2]), slot("name"), Text([3]), name, ANSWER]
-    call = submit(stage, CallSpec(model="m", segments=segments, output="out", deferred=True))
-    await stage.scheduler.drained()
+    call = submit(harness, CallSpec(model="m", segments=segments, output="out", deferred=True))
+    await harness.scheduler.drained()
     assert call.state is CallState.DONE
-    assert stage.session.variable("name").value == "2"
-    assert call.output.value == "5", "two tokens, one generated, one between, one of the value"
-    assert stage.engine.opened[0].tokens == [1, 2, ord("2"), 3, ord("2"), ord("5")]
-    assert len(stage.engine.opened) == 1
+    assert harness.session.variable("name").value == "2"
+    assert call.output.value == "5", "two tokens, one generated, one in between, one of the value"
+    assert harness.engine.opened[0].tokens == [1, 2, ord("2"), 3, ord("2"), ord("5")]
+    assert len(harness.engine.opened) == 1
     assert (call.usage.prompt, call.usage.completion) == (4, 2)
 
 
-async def test_an_assistant_message_with_slots_is_the_answer_once_they_are_there() -> None:
-    stage = Stage()
+async def test_an_assistant_message_with_slots_becomes_the_output() -> None:
+    harness = SchedulerHarness()
     a, b = Input(Reference("a"), "m"), Input(Reference("b"), "m")
     spec = CallSpec(
         model="m", segments=[Text([1] * 12), slot("a"), Text([2]), slot("b")], parts=["A ", a, ", B ", b, "; ", a]
     )
-    call = submit(stage, dataclasses.replace(spec, output="all", deferred=True))
-    await stage.scheduler.drained()
+    call = submit(harness, dataclasses.replace(spec, output="all", deferred=True))
+    await harness.scheduler.drained()
     assert call.output.value == "A 12, B 15; 12"
-    assert stage.session.variable("b").value == "15"
+    assert harness.session.variable("b").value == "15"
 
 
-async def test_a_slot_that_is_done_is_not_generated_again_after_a_death() -> None:
-    stage = Stage()
+async def test_a_finished_slot_is_not_generated_again_by_another_attempt() -> None:
+    harness = SchedulerHarness()
     segments = [Text([1, 2]), slot("a"), Text([9] * 20), ANSWER]
-    stage.engine.deaths = 1
-    call = submit(stage, CallSpec(model="m", segments=segments, output="out", deferred=True))
-    await stage.scheduler.drained()
-    assert (stage.session.variable("a").value, call.output.value) == ("2", "23")
-    assert [context.generates for context in stage.engine.opened] == [2, 1]
+    harness.engine.deaths = 1
+    call = submit(harness, CallSpec(model="m", segments=segments, output="out", deferred=True))
+    await harness.scheduler.drained()
+    assert (harness.session.variable("a").value, call.output.value) == ("2", "23")
+    assert [context.generates for context in harness.engine.opened] == [2, 1]
 
 
-async def test_transforms_make_the_value() -> None:
-    stage = Stage()
+async def test_a_transform_makes_the_value() -> None:
+    harness = SchedulerHarness()
     segments = [Text([1] * 123), Slot(None, SamplingParams(), Transform(regex="1(.)", group=1))]
-    call = submit(stage, CallSpec(model="m", segments=segments, output="a", deferred=True))
+    call = submit(harness, CallSpec(model="m", segments=segments, output="a", deferred=True))
     nothing = [Text([1] * 45), Slot(None, SamplingParams(), Transform(regex="x"))]
-    failing = submit(stage, CallSpec(model="m", segments=nothing, output="b", deferred=True))
-    await stage.scheduler.drained()
+    failing = submit(harness, CallSpec(model="m", segments=nothing, output="b", deferred=True))
+    await harness.scheduler.drained()
     assert call.output.value == "2"
     assert failing.failure is not None
     assert (failing.state, failing.failure.code) == (CallState.FAILED, "transform_failed")
 
 
-async def test_templates_are_put_together_when_all_is_there() -> None:
-    stage = Stage()
-    stage.session.put("joke")
+async def test_a_template_is_rendered_once_its_inputs_exist() -> None:
+    harness = SchedulerHarness()
+    harness.session.put("joke")
     parts = ["Joke:\n", Input(Reference("joke"), "template"), "!"]
-    addition = stage.session.put("shown", template=parts)
-    await stage.scheduler.start(stage.session, addition)
-    reader = stage.run("shown")
+    addition = harness.session.put("shown", template=parts)
+    await harness.scheduler.start(harness.session, addition)
+    reader = harness.run("shown")
     await settle()
-    assert stage.session.variable("shown").state is VariableState.PENDING
-    maker = stage.run(output="joke")
-    await stage.scheduler.drained()
-    assert maker.output.value == "2"
-    assert stage.session.variable("shown").value == "Joke:\n2!"
+    assert harness.session.variable("shown").state is VariableState.PENDING
+    producer = harness.run(output="joke")
+    await harness.scheduler.drained()
+    assert producer.output.value == "2"
+    assert harness.session.variable("shown").value == "Joke:\n2!"
     assert reader.output.value == "10"
 
 
 GREEDY = Slot(None, SamplingParams(temperature=0.0))
 
 
-async def test_identical_calls_run_once_and_live_while_one_is_read() -> None:
-    stage = Stage()
-    stage.engine.hold()
+async def test_identical_calls_run_once_and_live_while_one_has_a_subscriber() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
     greedy = CallSpec(model="m", segments=[Text([1] * 33), GREEDY])
-    first, second = submit(stage, greedy), submit(stage, greedy)
-    interactive = submit(stage, dataclasses.replace(greedy, share=False, deferred=True))
-    other = submit(stage, dataclasses.replace(greedy, segments=[Text([2] * 33), GREEDY], deferred=True))
+    first, second = submit(harness, greedy), submit(harness, greedy)
+    interactive = submit(harness, dataclasses.replace(greedy, share=False, deferred=True))
+    other = submit(harness, dataclasses.replace(greedy, segments=[Text([2] * 33), GREEDY], deferred=True))
     for call in (first, second):
-        stage.scheduler.subscribe(call.output)
+        harness.scheduler.subscribe(call.output)
     await settle()
     assert second.leader is first
-    stage.scheduler.unsubscribe(first.output)
-    assert not first.state.final, "the second is served by it"
-    stage.engine.released.set()
-    await stage.scheduler.drained()
-    late = submit(stage, dataclasses.replace(greedy, deferred=True))
-    await stage.scheduler.drained()
+    harness.scheduler.unsubscribe(first.output)
+    assert not first.state.final, "it serves the second call"
+    harness.engine.released.set()
+    await harness.scheduler.drained()
+    late = submit(harness, dataclasses.replace(greedy, deferred=True))
+    await harness.scheduler.drained()
     assert [call.output.value for call in (first, second, interactive, other, late)] == ["33"] * 5
-    assert sum(context.generates for context in stage.engine.opened) == 3
-    assert stage.session.usage()["calls_shared"] == 2
-    assert stage.session.usage()["calls_run"] == 3
+    assert sum(context.generates for context in harness.engine.opened) == 3
+    assert harness.session.usage()["calls_shared"] == 2
+    assert harness.session.usage()["calls_run"] == 3
 
 
-async def test_a_shared_call_ends_when_its_last_reader_leaves() -> None:
-    stage = Stage()
-    stage.engine.hold()
+async def test_a_shared_call_is_cancelled_with_its_last_subscriber() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
     greedy = CallSpec(model="m", segments=[Text([1] * 33), GREEDY])
-    first, second = submit(stage, greedy), submit(stage, greedy)
+    first, second = submit(harness, greedy), submit(harness, greedy)
     for call in (first, second):
-        stage.scheduler.subscribe(call.output)
+        harness.scheduler.subscribe(call.output)
     await settle()
-    stage.scheduler.unsubscribe(first.output)
-    stage.scheduler.unsubscribe(second.output)
-    await stage.scheduler.drained()
+    harness.scheduler.unsubscribe(first.output)
+    harness.scheduler.unsubscribe(second.output)
+    await harness.scheduler.drained()
     assert first.state is second.state is CallState.CANCELLED
-    assert stage.engine.load == 0
+    assert harness.engine.load == 0
 
 
-async def test_a_value_is_filled_while_it_is_made() -> None:
-    stage = Stage()
-    source = stage.run(output="grows")
-    reader = stage.run("grows")
-    stage.engine.hold()
+async def test_a_value_is_filled_while_it_grows() -> None:
+    harness = SchedulerHarness()
+    source = harness.run(output="grows")
+    reader = harness.run("grows")
+    harness.engine.hold()
     await settle()
     source.output.append(Piece("x" * 100))
     await settle()
-    assert stage.engine.opened[1].tokens == [1, 2, *[ord("x")] * 100]
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    assert harness.engine.opened[1].tokens == [1, 2, *[ord("x")] * 100]
+    harness.engine.released.set()
+    await harness.scheduler.drained()
     assert reader.output.value == "103"
 
 
-async def test_a_deleted_variable_ends_who_waits_for_it_and_work_that_only_it_needed() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    stage.session.put("never")
-    waiting = stage.run("never")
-    running = stage.run(output="a")
+async def test_deleting_a_variable_fails_its_consumers_and_cancels_its_producer() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    harness.session.put("never")
+    waiting = harness.run("never")
+    running = harness.run(output="a")
     await settle()
     for name in ("never", "a"):
-        stage.scheduler.release(stage.session.delete(name))
+        harness.scheduler.release(harness.session.delete(name))
     await settle()
     assert running.state is CallState.CANCELLED
     assert waiting.failure is not None
     assert waiting.failure.code == "upstream_failed"
-    stage.session.put("a")
+    harness.session.put("a")
 
 
-async def test_without_filling_ahead_nothing_is_read_before_all_values_are_there() -> None:
-    stage = Stage()
-    stage.scheduler = Scheduler(Stubs(stage.engine), 10, fill_ahead=False)
-    stage.session.put("later")
-    call = stage.run("later")
+async def test_without_fill_ahead_a_prompt_is_filled_once_all_values_exist() -> None:
+    harness = SchedulerHarness()
+    harness.scheduler = Scheduler(StubEngines(harness.engine), 10, fill_ahead=False)
+    harness.session.put("later")
+    call = harness.run("later")
     await settle()
-    assert (call.state, stage.engine.opened) == (CallState.WAITING, [])
-    stage.session.settle(stage.session.put("later", "xyz"))
+    assert (call.state, harness.engine.opened) == (CallState.WAITING, [])
+    harness.session.settle(harness.session.put("later", "xyz"))
     await call.output.wait_final()
     assert call.output.value == "5"
 
 
-async def test_by_arrival_nobody_overtakes() -> None:
-    stage = Stage()
-    stage.scheduler = Scheduler(Stubs(stage.engine), 10, priorities=Priorities(CostModel(), Order.ARRIVAL))
-    stage.engine.hold()
-    stage.run(output="a")
-    wanted = stage.run(output="b")
-    stage.scheduler.subscribe(wanted.output)
+async def test_in_order_of_arrival_no_call_overtakes() -> None:
+    harness = SchedulerHarness()
+    harness.scheduler = Scheduler(StubEngines(harness.engine), 10, priorities=Priorities(CostModel(), Order.ARRIVAL))
+    harness.engine.hold()
+    harness.run(output="a")
+    subscribed = harness.run(output="b")
+    harness.scheduler.subscribe(subscribed.output)
     await settle()
-    told = [context.urgency for context in stage.engine.opened]
-    assert told[0].rank < told[1].rank
-    assert all(one.interactive for one in told)
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    urgencies = [context.urgency for context in harness.engine.opened]
+    assert urgencies[0].rank < urgencies[1].rank
+    assert all(urgency.interactive for urgency in urgencies)
+    harness.engine.released.set()
+    await harness.scheduler.drained()
 
 
-async def test_an_engine_is_told_who_is_watched() -> None:
-    stage = Stage()
-    stage.engine.hold()
-    stage.run(output="a")
-    last = stage.run("a", output="b")
+async def test_engines_are_informed_which_calls_are_interactive() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    harness.run(output="a")
+    last = harness.run("a", output="b")
     await settle()
-    assert [context.urgency.interactive for context in stage.engine.opened] == [False, False]
-    stage.scheduler.subscribe(last.output)
+    assert [context.urgency.interactive for context in harness.engine.opened] == [False, False]
+    harness.scheduler.subscribe(last.output)
     await settle()
-    assert [context.urgency.interactive for context in stage.engine.opened] == [False, True]
-    stage.scheduler.unsubscribe(last.output)
+    assert [context.urgency.interactive for context in harness.engine.opened] == [False, True]
+    harness.scheduler.unsubscribe(last.output)
     await settle()
-    assert [context.urgency.interactive for context in stage.engine.opened] == [False, False]
-    stage.engine.released.set()
-    await stage.scheduler.drained()
+    assert [context.urgency.interactive for context in harness.engine.opened] == [False, False]
+    harness.engine.released.set()
+    await harness.scheduler.drained()
 
 
-async def test_a_call_that_lost_its_engine_goes_to_another() -> None:
-    ill, well = StubEngine(name="ill"), StubEngine(name="well")
-    scheduler = Scheduler(Stubs(ill, well), 10)
+async def test_a_call_that_lost_its_engine_runs_on_another_one() -> None:
+    lost, healthy = StubEngine(name="ill"), StubEngine(name="well")
+    scheduler = Scheduler(StubEngines(lost, healthy), 10)
     call = session().add(spec(output="out"))
-    ill.doomed = {call.spec.segments[0].tokens[0]} if isinstance(call.spec.segments[0], Text) else set()
+    lost.doomed = {call.spec.segments[0].tokens[0]} if isinstance(call.spec.segments[0], Text) else set()
     scheduler.submit(call)
     await call.output.wait_final()
     assert (call.state, call.engine) == (CallState.DONE, "well")
-    assert len(ill.opened) == 1, "the ill one is not asked again while another is there"
+    assert len(lost.opened) == 1, "the lost engine is not used again while another one is ready"
     await scheduler.close()
 
 
-async def test_models_answer_in_ones_place_in_their_order() -> None:
-    class Two(Stubs):
+async def test_fallback_models_are_tried_in_order() -> None:
+    class FirstModelDown(StubEngines):
         async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
-            asked.append((model, wait))
+            requested.append((model, wait))
             if model == "first":
                 raise NoEngine("it is down")
             return self.engines
 
-    asked: list[tuple[str, bool]] = []
+    requested: list[tuple[str, bool]] = []
     engine = StubEngine()
-    scheduler = Scheduler(Two(engine), 10)
+    scheduler = Scheduler(FirstModelDown(engine), 10)
     segments: list[Segment] = [Text([1] * 12), ANSWER]
-    ones = session()
-    call = ones.add(
+    graph = session()
+    call = graph.add(
         CallSpec(
             model="first",
             segments=[Text([1, 2]), ANSWER],
@@ -698,13 +704,13 @@ async def test_models_answer_in_ones_place_in_their_order() -> None:
     scheduler.submit(call)
     await call.output.wait_final()
     assert (call.state, call.output.value, call.model) == (CallState.DONE, "12", "second")
-    assert asked == [("first", False), ("second", False)], "only the last is waited for"
+    assert requested == [("first", False), ("second", False)], "the scheduler waits only for the last model"
     await scheduler.close()
 
 
-async def test_no_tenant_alone_fills_the_queue() -> None:
+async def test_one_tenant_cannot_fill_the_queue_alone() -> None:
     engine = StubEngine()
-    scheduler = Scheduler(Stubs(engine), 8, several_tenants=True)
+    scheduler = Scheduler(StubEngines(engine), 8, several_tenants=True)
     sessions = {tenant: Session(id=tenant, tenant=tenant, created=0.0, ttl=60.0) for tenant in ("a", "b")}
 
     def wait(tenant: str, count: int) -> None:
@@ -731,50 +737,50 @@ async def test_no_tenant_alone_fills_the_queue() -> None:
     scheduler.admit("a", continues=False)
 
 
-async def test_slots_of_several_messages_are_generated_in_turn() -> None:
-    stage = Stage()
+async def test_slots_of_several_messages_are_generated_in_order() -> None:
+    harness = SchedulerHarness()
     slots = [Slot("fruit", SamplingParams()), Text([5]), Slot("colour", SamplingParams())]
     parts = ["It is ", Input(Reference("colour"), "messages.3.content"), "."]
-    call = stage.session.add(CallSpec(model="m", segments=[Text([1]), *slots], parts=parts, output="said"))
-    stage.scheduler.subscribe(call.output)
-    stage.scheduler.submit(call)
+    call = harness.session.add(CallSpec(model="m", segments=[Text([1]), *slots], parts=parts, output="said"))
+    harness.scheduler.subscribe(call.output)
+    harness.scheduler.submit(call)
     async with asyncio.timeout(5):
         await call.output.wait_final()
-    fruit, colour = (stage.session.variable(name).value for name in ("fruit", "colour"))
+    fruit, colour = (harness.session.variable(name).value for name in ("fruit", "colour"))
     assert call.output.value == f"It is {colour}."
-    assert (fruit, colour) == ("1", "3"), "the stub says how many tokens it was given"
-    stage.scheduler.unsubscribe(call.output)
+    assert (fruit, colour) == ("1", "3"), "the stub generates the number of its tokens"
+    harness.scheduler.unsubscribe(call.output)
 
 
 async def test_a_slot_that_is_read_before_it_is_generated_fails_its_call() -> None:
-    stage = Stage()
+    harness = SchedulerHarness()
     segments = [Text([1]), Input(Reference("late"), "messages.0.content"), Slot("late", SamplingParams())]
-    call = stage.session.add(
+    call = harness.session.add(
         dataclasses.replace(spec(deferred=True), segments=[Text([1]), Slot("late", SamplingParams())])
     )
-    call.spec = dataclasses.replace(call.spec, segments=segments)  # the graph would refuse it
-    stage.scheduler.submit(call)
+    call.spec = dataclasses.replace(call.spec, segments=segments)  # the graph would reject it
+    harness.scheduler.submit(call)
     async with asyncio.timeout(5):
         await call.output.wait_final()
     assert call.failure is not None
     assert call.failure.code == "internal_error"
 
 
-async def test_a_call_that_nothing_works_on_is_ended_with_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    stage = Stage()
-    stage.session.put("declared")
-    waits = stage.run("declared", output="a")
-    reader = stage.run("a", output="b")
+async def test_stuck_calls_fail_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    harness = SchedulerHarness()
+    harness.session.put("declared")
+    waits = harness.run("declared", output="a")
+    reader = harness.run("a", output="b")
     await settle()
-    assert stage.scheduler.end_stuck([stage.session]) == [], "a client may set it"
-    other = stage.session.add(spec(deferred=True))  # as if the scheduler had never started it
-    assert stage.scheduler.end_stuck([stage.session]) == [], "it may be about to be started"
-    assert stage.scheduler.end_stuck([stage.session]) == [other]
-    waits.inputs["declared"].producer = reader  # as if the graph had let a cycle pass
+    assert harness.scheduler.end_stuck([harness.session]) == [], "a client may set the variable"
+    other = harness.session.add(spec(deferred=True))  # as if the scheduler had never started it
+    assert harness.scheduler.end_stuck([harness.session]) == [], "it may be about to start"
+    assert harness.scheduler.end_stuck([harness.session]) == [other]
+    waits.inputs["declared"].producer = reader  # as if the graph had accepted a cycle
     waits.awaits = waits.inputs["declared"]
-    (first, *_) = stage.scheduler.end_stuck([stage.session])
+    (first, *_) = harness.scheduler.end_stuck([harness.session])
     assert first in (waits, reader)
-    await stage.scheduler.drained()
+    await harness.scheduler.drained()
     for call in (waits, reader, other):
         assert call.state is CallState.FAILED
         assert call.failure is not None
@@ -783,16 +789,16 @@ async def test_a_call_that_nothing_works_on_is_ended_with_a_line_in_the_log(capl
     assert "has no coroutine" in caplog.text
 
 
-async def test_calls_of_a_large_addition_are_not_taken_for_lost_before_they_are_submitted() -> None:
-    stage = Stage()
-    stage.session.put("declared")
-    addition = stage.session.add_all([spec("declared", deferred=True) for _ in range(200)])
-    starting = asyncio.create_task(stage.scheduler.start(stage.session, addition))
+async def test_calls_that_are_about_to_be_submitted_are_not_stuck() -> None:
+    harness = SchedulerHarness()
+    harness.session.put("declared")
+    addition = harness.session.add_all([spec("declared", deferred=True) for _ in range(200)])
+    starting = asyncio.create_task(harness.scheduler.start(harness.session, addition))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert 0 < stage.scheduler.unfinished < 200, "in pieces"
+    assert 0 < harness.scheduler.unfinished < 200, "submitted in slices"
     for _ in range(3):
-        assert stage.scheduler.end_stuck([stage.session]) == []
+        assert harness.scheduler.end_stuck([harness.session]) == []
     await starting
-    assert stage.scheduler.end_stuck([stage.session]) == []
-    await stage.scheduler.close()
+    assert harness.scheduler.end_stuck([harness.session]) == []
+    await harness.scheduler.close()

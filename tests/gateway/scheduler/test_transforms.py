@@ -35,6 +35,6 @@ async def test_steps_apply_in_their_order(transform: Transform, value: str) -> N
         (Transform(json="0"), "[" * 5000, "nested too deeply"),
     ],
 )
-async def test_an_answer_without_it_fails_in_words(transform: Transform, text: str, words: str) -> None:
+async def test_an_answer_without_a_match_fails_with_a_message(transform: Transform, text: str, words: str) -> None:
     with pytest.raises(TransformFailed, match=words):
         await apply(transform, text)

@@ -1,8 +1,9 @@
-"""The domain, the scheduler and the journal's replay together, against a slow model of what should be.
+"""Model test of the graph, the scheduler and the journal's replay together, against a slow model.
 
-Random declarations, values, calls with slots, pieces, ends, failures, deaths, readers that come and go, deletions and
-restarts. After each step what the graph says must be what the model says: values are assigned once and stay, exactly
-the calls run that somebody can still read, nobody waits for what is there, and nothing is left over at the end.
+The steps are random: declarations, values, calls with slots, pieces, ends, failures, lost engines, subscribers that
+arrive and leave, deletions and restarts. After each step the graph must equal the model: values are assigned once and
+stay, exactly those calls run whose outputs can still be read, no reader waits for a value that exists, and nothing is
+left over at the end.
 """
 
 import asyncio
@@ -41,11 +42,11 @@ SHAPES: list[list[tuple[str, str, bool]]] = [
     [("", "n0", False), ("n0", "n1", False), ("n0", "n2", False), ("n1 n2", "n3 n4", True)],
     [("", "n0", True), ("", "n1 n2", True), ("n1", "n3", False)],
 ]
-"""What calls read and make, and whether they are deferred; the machine begins with one of them."""
+"""Graphs at the beginning of the test: inputs and outputs of each call, and whether it is deferred."""
 
 
-class Puppets:
-    """An engine whose every token is the test's decision."""
+class ScriptedEngine:
+    """Engine whose tokens the test chooses."""
 
     def __init__(self) -> None:
         self.name = "puppets"
@@ -53,7 +54,7 @@ class Puppets:
         self.constrains_after_reasoning = True
         self.ready = True
         self.pace = StepTimes(row_seconds=0.001, step_seconds=0.01)
-        self.contexts: list[Puppet] = []
+        self.contexts: list[ScriptedContext] = []
 
     @property
     def load(self) -> int:
@@ -68,24 +69,24 @@ class Puppets:
     def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
         return [ord(c) for c in text], len(text)
 
-    def open(self, scope: str, urgency: Urgency) -> "Puppet":
-        puppet = Puppet(self)
-        self.contexts.append(puppet)
-        return puppet
+    def open(self, scope: str, urgency: Urgency) -> "ScriptedContext":
+        context = ScriptedContext(self)
+        self.contexts.append(context)
+        return context
 
 
-class Puppet:
-    """One context. `says` is what it will say next: a piece, None for the end, or an error."""
+class ScriptedContext:
+    """Context of a ScriptedEngine. `script`: its next outputs, each a piece, None for the end, or an error."""
 
-    def __init__(self, engine: Puppets) -> None:
+    def __init__(self, engine: ScriptedEngine) -> None:
         self.tokens: list[int] = []
         self.generating = False
-        self.says: asyncio.Queue[str | None | Exception] = asyncio.Queue()
+        self.script: asyncio.Queue[str | None | Exception] = asyncio.Queue()
         self._engine = engine
 
     @property
     def call(self) -> int:
-        """Which call it is: the first token says so."""
+        """Number of the call that it runs, which is the first token."""
         return self.tokens[0]
 
     def fill(self, tokens: Sequence[int]) -> None:
@@ -94,36 +95,36 @@ class Puppet:
     async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
         self.generating = True
         try:
-            begun = False
+            prefilled = False
             while True:
-                said = await self.says.get()
-                if isinstance(said, Exception):
-                    raise said
-                if not begun:
+                item = await self.script.get()
+                if isinstance(item, Exception):
+                    raise item
+                if not prefilled:
                     tell(PrefillResult(len(self.tokens), 0))
-                begun = True
-                tell(TokenDelta(Piece(said or "", 1), None if said is not None else "stop"))
-                if said is None:
+                prefilled = True
+                tell(TokenDelta(Piece(item or "", 1), None if item is not None else "stop"))
+                if item is None:
                     return
         finally:
             self.generating = False
 
     def rerank(self, urgency: Urgency) -> None:
-        """No order here."""
+        """Do nothing: the order does not matter here."""
 
     def free(self) -> None:
         if self in self._engine.contexts:
             self._engine.contexts.remove(self)
 
 
-class Ledger:
-    """A log in memory, through the journal's own rows."""
+class MemoryLog:
+    """Log in memory, through the journal's records."""
 
     def __init__(self) -> None:
         self.facts: list[tuple[int, int, Record]] = []
 
     def check(self) -> None:
-        """Always well."""
+        """Accept facts always."""
 
     def opened(self, session: Session) -> None:
         self.facts.append((1, 0, session_record(session)))
@@ -135,7 +136,7 @@ class Ledger:
         await asyncio.sleep(0)
 
     def replay(self) -> Session:
-        """The session as another process would find it."""
+        """Return the session as another process would restore it."""
         ((_, _, entry),) = entries_of(self.facts)
         pairs = facts_of(entry[entry.index(b"[", 1) : -1])
         replayed = Replay(pairs[0][1], SessionLimits(), self)
@@ -145,28 +146,28 @@ class Ledger:
 
 
 @dataclass(eq=False)
-class Var:
-    """What a variable should be."""
+class ModelVariable:
+    """Expected state of a variable."""
 
     name: str
     state: VariableState = VariableState.DECLARED
     value: str | None = None
-    producer: "Work | None" = None
+    producer: "ModelCall | None" = None
     text: str = ""
     readers: int = 0
-    """Who reads it as it is made."""
-    shown: bool = False
+    """Number of clients that read its stream."""
+    exposed: bool = False
     deleted: bool = False
 
 
 @dataclass(eq=False)
-class Work:
-    """What a call should be."""
+class ModelCall:
+    """Expected state of a call."""
 
     number: int
     id: str
-    inputs: list[Var]
-    outputs: list[Var]
+    inputs: list[ModelVariable]
+    outputs: list[ModelVariable]
     deferred: bool
     client: bool
     """Whether its own client still waits."""
@@ -174,16 +175,16 @@ class Work:
     losses: int = 0
 
     @property
-    def now(self) -> Var:
-        """What it is generating."""
+    def current(self) -> ModelVariable:
+        """Variable that the call generates now."""
         return next(var for var in self.outputs if not var.state.final)
 
 
 @dataclass
-class Reading:
-    """A client in the middle of a value."""
+class ModelReader:
+    """A client that reads a value as it grows."""
 
-    var: Var
+    var: ModelVariable
     task: "asyncio.Task[str]"
     text: list[str] = field(default_factory=list)
 
@@ -192,81 +193,83 @@ class WholeGraph(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.known: dict[str, Var] = {}
-        self.vars: list[Var] = []
-        self.works: list[Work] = []
+        self.by_name: dict[str, ModelVariable] = {}
+        self.vars: list[ModelVariable] = []
+        self.model_calls: list[ModelCall] = []
         self.retired: set[str] = set()
-        self.readings: list[Reading] = []
-        self.unproduced: dict[Var, Any] = {}
+        self.readings: list[ModelReader] = []
+        self.unproduced: dict[ModelVariable, Any] = {}
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        async def all_of_it() -> Any:
+        async def run_and_settle() -> Any:
             result = await work
             for _ in range(60):
                 await asyncio.sleep(0)
             return result
 
-        return self.loop.run_until_complete(all_of_it())
+        return self.loop.run_until_complete(run_and_settle())
 
-    def do(self, what: Callable[[], Any]) -> None:
-        """On the loop, where all of it belongs."""
+    def call_in_loop(self, function: Callable[[], Any]) -> None:
+        """Call a function inside the event loop."""
 
-        async def done() -> None:
-            what()
+        async def run_function() -> None:
+            function()
 
-        self.run(done())
+        self.run(run_function())
 
     @initialize(shape=st.sampled_from(SHAPES))
     def begin(self, shape: Sequence[tuple[str, str, bool]]) -> None:
-        self.ledger = Ledger()
-        self.session = Session(id="s", tenant="t", created=0.0, ttl=60.0, log=self.ledger)
-        self.ledger.opened(self.session)
-        self.engine = Puppets()
+        self.log = MemoryLog()
+        self.session = Session(id="s", tenant="t", created=0.0, ttl=60.0, log=self.log)
+        self.log.opened(self.session)
+        self.engine = ScriptedEngine()
         self.scheduler = Scheduler(self.engine, 1000)
 
-    def real(self, work: Work) -> Call:
+    def real(self, work: ModelCall) -> Call:
         return self.session.calls[work.id]
 
-    # what the model thinks
+    # the model
 
     def settle(self) -> None:
-        """Failures run along edges, and what nobody can read any more ends."""
+        """Propagate failures to consumers, and cancel calls that are not needed."""
         changed = True
         while changed:
             changed = False
-            for work in self.works:
+            for work in self.model_calls:
                 if work.state != "live":
                     continue
                 if any(var.state in (VariableState.FAILED, VariableState.CANCELLED) for var in work.inputs):
                     self.end(work, "failed")
                     changed = True
-                elif not self.wanted(work):
+                elif not self.is_needed(work):
                     self.end(work, "cancelled")
                     changed = True
 
-    def wanted(self, work: Work) -> bool:
+    def is_needed(self, work: ModelCall) -> bool:
         return (
             any(
                 (work.deferred and not var.deleted)
                 or var.readers
-                or any(var in other.inputs and other.state == "live" for other in self.works)
+                or any(var in other.inputs and other.state == "live" for other in self.model_calls)
                 for var in work.outputs
             )
             or work.client
         )
 
-    def end(self, work: Work, how: str) -> None:
-        work.state = how
+    def end(self, work: ModelCall, state: str) -> None:
+        work.state = state
         work.client = False
         for var in work.outputs:
             if not var.state.final:
-                var.state = VariableState.FAILED if how == "failed" else VariableState.CANCELLED
+                var.state = VariableState.FAILED if state == "failed" else VariableState.CANCELLED
 
     # rules
 
     @rule(name=st.sampled_from(NAMES), value=st.none() | st.text("xyz<>", max_size=4))
     def put(self, name: str, value: str | None) -> None:
-        taken = name in self.retired or (name in self.known and self.known[name].state is not VariableState.DECLARED)
+        taken = name in self.retired or (
+            name in self.by_name and self.by_name[name].state is not VariableState.DECLARED
+        )
         try:
             self.run(self.scheduler.start(self.session, self.session.put(name, value), promised=True))
         except GraphError:
@@ -277,11 +280,11 @@ class WholeGraph(RuleBasedStateMachine):
         if value is not None:
             var.state, var.value = VariableState.READY, value
 
-    def var(self, name: str) -> Var:
-        if name not in self.known:
-            self.known[name] = Var(name)
-            self.vars.append(self.known[name])
-        return self.known[name]
+    def var(self, name: str) -> ModelVariable:
+        if name not in self.by_name:
+            self.by_name[name] = ModelVariable(name)
+            self.vars.append(self.by_name[name])
+        return self.by_name[name]
 
     @rule(
         reads=st.lists(st.sampled_from(NAMES), max_size=2, unique=True),
@@ -289,7 +292,7 @@ class WholeGraph(RuleBasedStateMachine):
         deferred=st.booleans(),
     )
     def call(self, reads: list[str], makes: list[str], deferred: bool) -> None:
-        number = len(self.works) + 1
+        number = len(self.model_calls) + 1
         segments: list[Segment] = [Text([number])]
         segments += [Input(Reference(name), "messages") for name in reads]
         segments += [Slot(name, SamplingParams()) for name in makes[:-1]]
@@ -297,11 +300,11 @@ class WholeGraph(RuleBasedStateMachine):
             model="m", segments=[*segments, Slot(None, SamplingParams())], output=makes[-1], deferred=deferred
         )
         wrong = (
-            any(name not in self.known or self.known[name].deleted for name in reads)
+            any(name not in self.by_name or self.by_name[name].deleted for name in reads)
             or any(name in self.retired for name in makes)
-            or any(name in self.known and self.known[name].state is not VariableState.DECLARED for name in makes)
+            or any(name in self.by_name and self.by_name[name].state is not VariableState.DECLARED for name in makes)
             or bool(set(reads) & set(makes))
-            or any(self.leads(self.known[made], reads) for made in makes if made in self.known)
+            or any(self.depends(self.by_name[made], reads) for made in makes if made in self.by_name)
         )
         try:
             addition = self.session.add_all([spec])
@@ -310,89 +313,89 @@ class WholeGraph(RuleBasedStateMachine):
             return
         assert not wrong
         call = addition.calls[0]
-        inputs = [self.known[name] for name in reads]
-        work = Work(number, call.id, inputs, [self.var(name) for name in makes], deferred, client=not deferred)
+        inputs = [self.by_name[name] for name in reads]
+        work = ModelCall(number, call.id, inputs, [self.var(name) for name in makes], deferred, client=not deferred)
         for var in work.outputs:
             var.state, var.producer = VariableState.PENDING, work
-        self.works.append(work)
+        self.model_calls.append(work)
         if not deferred:
-            self.do(lambda: self.scheduler.subscribe(call.output))
+            self.call_in_loop(lambda: self.scheduler.subscribe(call.output))
         self.run(self.scheduler.start(self.session, addition, promised=deferred))
         self.settle()
 
-    def leads(self, var: Var, reads: list[str]) -> bool:
-        """Whether something that is read waits for the variable, however long the way."""
-        seen: set[Var] = set()
-        stack = [self.known[name] for name in reads if name in self.known]
+    def depends(self, var: ModelVariable, reads: list[str]) -> bool:
+        """Return whether one of the names that are read waits for the variable, directly or not."""
+        seen: set[ModelVariable] = set()
+        stack = [self.by_name[name] for name in reads if name in self.by_name]
         while stack:
-            at = stack.pop()
-            if at is var:
+            current = stack.pop()
+            if current is var:
                 return True
-            if at not in seen and at.producer is not None:
-                seen.add(at)
-                stack += at.producer.inputs
+            if current not in seen and current.producer is not None:
+                seen.add(current)
+                stack += current.producer.inputs
         return False
 
-    def speaking(self) -> list[Work]:
-        """Calls that should be generating now."""
+    def generating_calls(self) -> list[ModelCall]:
+        """Return the calls that should be generating now."""
         ready = VariableState.READY
-        return [w for w in self.works if w.state == "live" and all(var.state is ready for var in w.inputs)]
+        return [w for w in self.model_calls if w.state == "live" and all(var.state is ready for var in w.inputs)]
 
-    def puppet(self, work: Work) -> Puppet:
-        (puppet,) = [one for one in self.engine.contexts if one.call == work.number and one.generating]
-        return puppet
+    def context(self, work: ModelCall) -> ScriptedContext:
+        (context,) = [one for one in self.engine.contexts if one.call == work.number and one.generating]
+        return context
 
-    def say(self, work: Work, said: str | None | Exception) -> None:
-        puppet = self.puppet(work)
-        self.do(lambda: puppet.says.put_nowait(said))
+    def emit(self, work: ModelCall, item: str | None | Exception) -> None:
+        context = self.context(work)
+        self.call_in_loop(lambda: context.script.put_nowait(item))
 
-    @precondition(lambda self: self.speaking())
+    @precondition(lambda self: self.generating_calls())
     @rule(data=st.data(), text=st.text("ab<", min_size=1, max_size=3))
     def piece(self, data: st.DataObject, text: str) -> None:
-        work = data.draw(st.sampled_from(self.speaking()), label="call")
-        var = work.now
-        self.say(work, text)
+        work = data.draw(st.sampled_from(self.generating_calls()), label="call")
+        var = work.current
+        self.emit(work, text)
         var.text += text
         var.state = VariableState.STREAMING
-        var.shown |= var.readers > 0
+        var.exposed |= var.readers > 0
 
-    @precondition(lambda self: self.speaking())
+    @precondition(lambda self: self.generating_calls())
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        work = data.draw(st.sampled_from(self.speaking()), label="call")
-        var = work.now
-        self.say(work, None)
+        work = data.draw(st.sampled_from(self.generating_calls()), label="call")
+        var = work.current
+        self.emit(work, None)
         var.state, var.value = VariableState.READY, var.text
         if var is work.outputs[-1]:
             work.state, work.client = "done", False
         self.settle()
 
-    @precondition(lambda self: self.speaking())
+    @precondition(lambda self: self.generating_calls())
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
-        work = data.draw(st.sampled_from(self.speaking()), label="call")
-        self.say(work, ContextRefused("step_failed", "no"))
+        work = data.draw(st.sampled_from(self.generating_calls()), label="call")
+        self.emit(work, ContextRefused("step_failed", "no"))
         self.end(work, "failed")
         self.settle()
 
-    @precondition(lambda self: any(work.losses == 0 for work in self.speaking()))
+    @precondition(lambda self: any(work.losses == 0 for work in self.generating_calls()))
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        work = data.draw(st.sampled_from([work for work in self.speaking() if work.losses == 0]), label="call")
+        work = data.draw(st.sampled_from([work for work in self.generating_calls() if work.losses == 0]), label="call")
         unfinished = [var for var in work.outputs if not var.state.final]
-        self.say(work, EngineLost("gone", suspect=False))  # else it runs alone; see test_isolation.py
+        self.emit(work, EngineLost("gone", suspect=False))  # a suspect would run alone; see test_isolation.py
         work.losses += 1
-        if any(var.shown for var in unfinished):
+        if any(var.exposed for var in unfinished):
             self.end(work, "failed")
         else:
             for var in unfinished:
                 var.text, var.state = "", VariableState.PENDING
         self.settle()
 
-    @precondition(lambda self: self.known)
+    @precondition(lambda self: self.by_name)
     @rule(data=st.data())
-    def reader_comes(self, data: st.DataObject) -> None:
-        var = self.known[data.draw(st.sampled_from(sorted(self.known)), label="variable")]
+    def reader_arrives(self, data: st.DataObject) -> None:
+        var = self.by_name[data.draw(st.sampled_from(sorted(self.by_name)), label="variable")]
         real = self.session.variable(var.name)
         pieces: list[str] = []
 
@@ -402,42 +405,42 @@ class WholeGraph(RuleBasedStateMachine):
                     pieces.extend(piece.text for piece in more)
             return "".join(pieces)
 
-        self.do(lambda: self.scheduler.subscribe(real))
-        reading = Reading(var, self.loop.create_task(read()), pieces)
+        self.call_in_loop(lambda: self.scheduler.subscribe(real))
+        reading = ModelReader(var, self.loop.create_task(read()), pieces)
         self.readings.append(reading)
         var.readers += 1
-        var.shown |= bool(var.text) and not var.state.final
+        var.exposed |= bool(var.text) and not var.state.final
         self.run(asyncio.sleep(0))
 
     @precondition(lambda self: self.readings)
     @rule(data=st.data())
-    def reader_goes(self, data: st.DataObject) -> None:
+    def reader_leaves(self, data: st.DataObject) -> None:
         reading = self.readings.pop(data.draw(st.integers(0, len(self.readings) - 1), label="reader"))
         reading.task.cancel()
         reading.var.readers -= 1
         real = self.real_of(reading.var)
         self.run(asyncio.sleep(0))
-        self.do(lambda: self.scheduler.unsubscribe(real))
+        self.call_in_loop(lambda: self.scheduler.unsubscribe(real))
         self.settle()
 
-    def real_of(self, var: Var) -> Any:
+    def real_of(self, var: ModelVariable) -> Any:
         if var.producer is not None:
             makes = self.real(var.producer).outputs
             return makes[var.producer.outputs.index(var)]
         return self.unproduced[var] if var.deleted else self.session.variable(var.name)
 
-    @precondition(lambda self: any(work.client for work in self.works))
+    @precondition(lambda self: any(work.client for work in self.model_calls))
     @rule(data=st.data())
-    def client_hangs_up(self, data: st.DataObject) -> None:
-        work = data.draw(st.sampled_from([work for work in self.works if work.client]), label="call")
+    def client_disconnects(self, data: st.DataObject) -> None:
+        work = data.draw(st.sampled_from([work for work in self.model_calls if work.client]), label="call")
         work.client = False
-        self.do(lambda: self.scheduler.unsubscribe(self.real(work).output))
+        self.call_in_loop(lambda: self.scheduler.unsubscribe(self.real(work).output))
         self.settle()
 
-    @precondition(lambda self: self.known)
+    @precondition(lambda self: self.by_name)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        var = self.known.pop(data.draw(st.sampled_from(sorted(self.known)), label="variable"))
+        var = self.by_name.pop(data.draw(st.sampled_from(sorted(self.by_name)), label="variable"))
         if var.producer is None:
             self.unproduced[var] = self.session.variable(var.name)
         if var.state is VariableState.READY:
@@ -445,7 +448,7 @@ class WholeGraph(RuleBasedStateMachine):
         var.deleted = True
         if var.producer is None and not var.state.final:
             var.state = VariableState.CANCELLED
-        self.do(lambda: self.scheduler.release(self.session.delete(var.name)))
+        self.call_in_loop(lambda: self.scheduler.release(self.session.delete(var.name)))
         self.settle()
 
     @rule()
@@ -454,24 +457,24 @@ class WholeGraph(RuleBasedStateMachine):
             reading.task.cancel()
             reading.var.readers = 0
         self.readings.clear()
-        facts = list(self.ledger.facts)  # what the process does while it dies is written nowhere
+        facts = list(self.log.facts)  # a process that dies stores no more facts
         self.run(self.scheduler.close())
         before = {event.id for event in self.session.events if event.id <= facts[-1][1]}
-        self.ledger.facts = facts
-        self.engine = Puppets()
+        self.log.facts = facts
+        self.engine = ScriptedEngine()
         self.scheduler = Scheduler(self.engine, 1000)
-        self.session = self.ledger.replay()
+        self.session = self.log.replay()
         mend(self.session)
-        told = [event.id for event in self.session.events]
-        assert before <= set(told)
-        assert told == sorted(set(told))
-        self.do(lambda: self.scheduler.resume(self.session))
-        for work in self.works:
+        ids = [event.id for event in self.session.events]
+        assert before <= set(ids)
+        assert ids == sorted(set(ids))
+        self.call_in_loop(lambda: self.scheduler.resume(self.session))
+        for work in self.model_calls:
             if work.state != "live":
                 continue
             work.client, work.losses = False, 0
             unfinished = [var for var in work.outputs if not var.state.final]
-            if any(var.shown for var in unfinished):
+            if any(var.exposed for var in unfinished):
                 self.end(work, "failed")
             for var in unfinished:
                 if not var.state.final:
@@ -479,34 +482,36 @@ class WholeGraph(RuleBasedStateMachine):
         self.unproduced.clear()
         self.settle()
 
-    # what must hold after every step
+    # invariants
 
     @invariant()
-    def it_is_what_it_should_be(self) -> None:
+    def graph_equals_model(self) -> None:
         if not hasattr(self, "session"):
             return
         real = {name: (var.state, var.value) for name, var in self.session.variables.items()}
-        model = {name: (var.state, var.value) for name, var in self.known.items()}
+        model = {name: (var.state, var.value) for name, var in self.by_name.items()}
         assert real == model
         states = {"live": False, "done": CallState.DONE, "failed": CallState.FAILED, "cancelled": CallState.CANCELLED}
-        for work in self.works:
+        for work in self.model_calls:
             call = self.real(work)
             expected = states[work.state]
             assert call.state is expected if expected else not call.state.final, (work, call.state, call.failure)
-        live = {work.number for work in self.works if work.state == "live"}
+        live = {work.number for work in self.model_calls if work.state == "live"}
         assert self.scheduler.unfinished == len(live) == self.session.unfinished
-        assert {puppet.call for puppet in self.engine.contexts} == live, "a context for each, and none for others"
-        speaking = {work.number for work in self.speaking()}
-        generating = {puppet.call for puppet in self.engine.contexts if puppet.generating}
-        assert generating == speaking, "whoever has all it needs is at work, and nobody else"
+        assert {context.call for context in self.engine.contexts} == live, (
+            "each live call has a context, and no other call"
+        )
+        generating_calls = {work.number for work in self.generating_calls()}
+        generating = {context.call for context in self.engine.contexts if context.generating}
+        assert generating == generating_calls, "exactly the calls with all inputs generate"
 
     @invariant()
-    def no_call_waits_for_what_nothing_makes(self) -> None:
+    def no_call_is_stuck(self) -> None:
         if hasattr(self, "session"):
             assert self.scheduler.end_stuck([self.session]) == []
 
     @invariant()
-    def readers_have_what_there_is(self) -> None:
+    def readers_have_all_existing_text(self) -> None:
         for reading in self.readings:
             if reading.var.state is VariableState.READY:
                 assert reading.task.done()
@@ -533,6 +538,6 @@ TestWholeGraph.settings = settings(
     max_examples=150,
     stateful_step_count=50,
     deadline=None,
-    derandomize=True,  # the same ones each time, in the suite; take it out to look for more
+    derandomize=True,  # the same examples in each run; remove it to search for more
     suppress_health_check=list(HealthCheck),
 )

@@ -1,4 +1,4 @@
-"""gateway/server/engine_factory.py: what engines are reached with."""
+"""EngineFactory: certificate authorities that connections to engines trust."""
 
 import asyncio
 import ssl
@@ -13,7 +13,7 @@ from gateway.server.engine_factory import EngineFactory
 
 
 async def trusts(client: ssl.SSLContext, authority: trustme.CA) -> bool:
-    """Whether the client talks to a server with a certificate of this authority."""
+    """Return whether the client accepts a server with a certificate of this authority."""
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(server)
     listening = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=server)
@@ -28,18 +28,22 @@ async def trusts(client: ssl.SSLContext, authority: trustme.CA) -> bool:
     return True
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of connections that were refused
-async def test_an_authority_of_ours_is_trusted_beside_everybodys_or_alone(
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # from refused connections
+async def test_engine_ca_is_trusted_beside_public_authorities_or_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everybodys, ours, nobodys = trustme.CA(), trustme.CA(), trustme.CA()
-    everybodys.cert_pem.write_to_path(tmp_path / "everybodys")
-    ours.cert_pem.write_to_path(tmp_path / "ours")
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "everybodys"))
-    plain = EngineFactory(ServeSettings(port=0), EnginePool(1.0))
-    told = EngineFactory(ServeSettings(port=0, engine_ca=tmp_path / "ours"), EnginePool(1.0))
-    authorities = (everybodys, ours, nobodys)
-    assert [await trusts(plain.https, one) for one in authorities] == [True, False, False]
-    assert [await trusts(plain.links, one) for one in authorities] == [True, False, False]
-    assert [await trusts(told.https, one) for one in authorities] == [True, True, False], "servers are anybody's"
-    assert [await trusts(told.links, one) for one in authorities] == [False, True, False], "engines are ours"
+    public, own, unknown = trustme.CA(), trustme.CA(), trustme.CA()
+    public.cert_pem.write_to_path(tmp_path / "public")
+    own.cert_pem.write_to_path(tmp_path / "own")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public"))
+    default = EngineFactory(ServeSettings(port=0), EnginePool(1.0))
+    configured = EngineFactory(ServeSettings(port=0, engine_ca=tmp_path / "own"), EnginePool(1.0))
+    authorities = (public, own, unknown)
+    assert [await trusts(default.https, authority) for authority in authorities] == [True, False, False]
+    assert [await trusts(default.engine_tls, authority) for authority in authorities] == [True, False, False]
+    assert [await trusts(configured.https, authority) for authority in authorities] == [True, True, False], (
+        "an upstream server may have a public certificate"
+    )
+    assert [await trusts(configured.engine_tls, authority) for authority in authorities] == [False, True, False], (
+        "an engine of this project may not"
+    )

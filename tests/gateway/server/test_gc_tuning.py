@@ -1,4 +1,4 @@
-"""gateway/server/gc_tuning.py: everything is looked at while nobody waits, and else seldom."""
+"""GcTuner: full collections run while the server is idle, and rarely otherwise."""
 
 import gc
 import weakref
@@ -9,8 +9,8 @@ import pytest
 from gateway.server.gc_tuning import GcTuner
 
 
-class Clock:
-    """Every look at it takes `step` seconds."""
+class FakeClock:
+    """A clock that advances by `step` seconds at each reading."""
 
     now = 0.0
     step = 0.05
@@ -20,14 +20,14 @@ class Clock:
         return self.now
 
 
-class Knot:
+class Cycle:
     def __init__(self) -> None:
         self.self = self
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[GcTuner, Clock]]:
-    before, clock = gc.get_threshold(), Clock()
+def collector() -> Iterator[tuple[GcTuner, FakeClock]]:
+    before, clock = gc.get_threshold(), FakeClock()
     collector = GcTuner(clock)
     collector.begin()
     yield collector, clock
@@ -35,61 +35,61 @@ def collector() -> Iterator[tuple[GcTuner, Clock]]:
     gc.set_threshold(*before)
 
 
-def old_garbage() -> "weakref.ref[Knot]":
-    """A cycle that has stayed when the young were looked at, and then was let go of."""
-    knot = Knot()
+def old_garbage() -> "weakref.ref[Cycle]":
+    """Return a reference to an unreachable cycle that has survived a collection of young objects."""
+    cycle = Cycle()
     gc.collect(1)
-    return weakref.ref(knot)
+    return weakref.ref(cycle)
 
 
 @pytest.mark.parametrize(
-    ("idle", "after", "looks"), [(True, 6, True), (True, 4, False), (False, 51, True), (False, 49, False)]
+    ("idle", "seconds", "collects"), [(True, 6, True), (True, 4, False), (False, 51, True), (False, 49, False)]
 )
-def test_it_takes_a_small_part_of_the_time(
-    collector: tuple[GcTuner, Clock], idle: bool, after: float, looks: bool
+def test_full_collections_take_a_small_share_of_the_time(
+    collector: tuple[GcTuner, FakeClock], idle: bool, seconds: float, collects: bool
 ) -> None:
-    """A look took 50 ms: a hundredth of 5 seconds, a thousandth of 50."""
-    it, clock = collector
+    # a collection takes 50 ms: a hundredth of 5 seconds, a thousandth of 50
+    tuner, clock = collector
     garbage = old_garbage()
-    clock.now += after
-    assert it.sweep(idle=idle) == looks
-    assert (garbage() is None) == looks
+    clock.now += seconds
+    assert tuner.sweep(idle=idle) == collects
+    assert (garbage() is None) == collects
 
 
-def test_it_does_not_look_where_nothing_is_new(collector: tuple[GcTuner, Clock]) -> None:
-    it, clock = collector
+def test_nothing_is_collected_without_new_objects(collector: tuple[GcTuner, FakeClock]) -> None:
+    tuner, clock = collector
     clock.now += 1000
     gc.collect()
-    assert not it.sweep(idle=True)
+    assert not tuner.sweep(idle=True)
 
 
-def test_a_full_look_comes_by_itself_never(collector: tuple[GcTuner, Clock]) -> None:
+def test_python_runs_no_full_collection_by_itself(collector: tuple[GcTuner, FakeClock]) -> None:
     full = gc.get_stats()[2]["collections"]
-    kept = [[number] for number in range(200_000)]
-    assert len(kept) == 200_000
+    objects = [[number] for number in range(200_000)]
+    assert len(objects) == 200_000
     assert gc.get_stats()[2]["collections"] == full
     assert gc.get_stats()[1]["collections"] > 0
 
 
-def test_memory_is_returned_while_idle_where_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, held, trims, clock = gc.get_threshold(), [100 << 20], [], Clock()
-    monkeypatch.setattr("gateway.server.gc_tuning.trim_memory", lambda: trims.append(held[0]))
-    collector = GcTuner(clock, lambda: held[0])
+def test_memory_is_returned_while_idle_if_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, memory, trims, clock = gc.get_threshold(), [100 << 20], [], FakeClock()
+    monkeypatch.setattr("gateway.server.gc_tuning.trim_memory", lambda: trims.append(memory[0]))
+    collector = GcTuner(clock, lambda: memory[0])
     collector.begin()
     try:
-        for idle, memory, seconds, trimmed in (
-            (True, 110, 1, 0),  # grown a little
+        for idle, megabytes, seconds, trimmed in (
+            (True, 110, 1, 0),  # little growth
             (False, 300, 1, 0),  # a client waits
             (True, 300, 1, 1),
-            (True, 310, 1, 1),  # too soon: returning took a hundredth of the time since
-            (True, 310, 100, 2),  # what requests held may be free by now
+            (True, 310, 1, 1),  # too soon: the last time took more than a hundredth of the time since
+            (True, 310, 100, 2),  # more memory of requests may be free
             (True, 90, 100, 2),
             (True, 150, 100, 3),
         ):
-            held[0] = memory << 20
+            memory[0] = megabytes << 20
             clock.now += seconds
             collector.sweep(idle=idle)
-            assert len(trims) == trimmed, memory
+            assert len(trims) == trimmed, megabytes
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)

@@ -1,4 +1,4 @@
-"""gateway/simulator/: the scheduler on virtual time, over engines that are tables."""
+"""gateway/simulator/: the scheduler on virtual time, with simulated engines."""
 
 import asyncio
 import json
@@ -14,10 +14,10 @@ from gateway.simulator.engine import CPU, Costs, SimulatedContext, SimulatedEngi
 from gateway.simulator.simulation import Scenario, simulate
 
 FLAT = Costs("flat", ((1, 1.0), (1000, 1.0)), attention=0.0, step_rows=64, kv_tokens=320)
-SOON = Urgency(0.0, interactive=False)
+URGENT = Urgency(0.0, interactive=False)
 
 
-def test_waiting_takes_no_time() -> None:
+def test_waiting_takes_no_real_time() -> None:
     async def work() -> list[float]:
         loop = asyncio.get_running_loop()
 
@@ -32,7 +32,7 @@ def test_waiting_takes_no_time() -> None:
     assert time.monotonic() - began < 60, "an hour of virtual time"
 
 
-def test_waiting_for_nothing_is_an_error() -> None:
+def test_waiting_without_a_timer_is_an_error() -> None:
     async def work() -> None:
         await asyncio.get_running_loop().create_future()
 
@@ -40,62 +40,64 @@ def test_waiting_for_nothing_is_an_error() -> None:
         clock.run(work())
 
 
-def test_steps_cost_what_the_table_says() -> None:
+def test_step_costs_are_interpolated() -> None:
     assert CPU.step(1, 0) == pytest.approx(0.0104)
-    assert CPU.step(3, 0) == pytest.approx((0.0104 + 0.0116) / 2), "in between by a line"
+    assert CPU.step(3, 0) == pytest.approx((0.0104 + 0.0116) / 2), "linear interpolation"
     assert CPU.step(449, 0) > CPU.step(257, 0) + (CPU.step(257, 0) - CPU.step(65, 0)) * 0.99
     assert CPU.step(1, 1000) > CPU.step(1, 0)
 
 
-async def ask(context: SimulatedContext, prompt: list[int], tokens: int) -> tuple[int, int]:
-    """Tokens of the prompt that were cached, and those that were made."""
+async def run_context(context: SimulatedContext, prompt: list[int], tokens: int) -> tuple[int, int]:
+    """Return the numbers of cached prompt tokens and of generated tokens."""
     context.fill(prompt)
-    cached = made = 0
+    cached = generated = 0
     events: list[ContextEvent] = []
     await context.generate(SamplingParams(max_tokens=tokens), events.append)
     for event in events:
         match event:
-            case PrefillResult(_, found):
-                cached = found
+            case PrefillResult(_, cached_tokens):
+                cached = cached_tokens
             case TokenDelta(piece):
-                made += piece.tokens
+                generated += piece.tokens
     context.free()
-    return cached, made
+    return cached, generated
 
 
 def test_contexts_share_steps_and_prefixes() -> None:
     async def work() -> tuple[list[tuple[int, int]], float, int]:
         engine = SimulatedEngine("one", FLAT)
-        first = await ask(engine.open("", SOON), [7] * 32, 3)
-        both = await asyncio.gather(*(ask(engine.open("", SOON), [7] * 32 + [at], 3) for at in range(2)))
-        other = await ask(engine.open("another key", SOON), [7] * 32, 1)
+        first = await run_context(engine.open("", URGENT), [7] * 32, 3)
+        both = await asyncio.gather(
+            *(run_context(engine.open("", URGENT), [7] * 32 + [index], 3) for index in range(2))
+        )
+        other = await run_context(engine.open("another key", URGENT), [7] * 32, 1)
         return [first, *both, other], asyncio.get_running_loop().time(), engine.load
 
     answers, seconds, load = clock.run(work())
     assert answers == [(0, 3), (32, 3), (32, 3), (0, 1)]
-    # each step takes a second: two for a prompt that was not read before, one for what is behind, one a token
+    # each step takes a second: two steps for a new prompt, one for the rest of a cached one, one for each token
     assert seconds == pytest.approx((2 + 3) + (1 + 3) + (2 + 1))
     assert load == 0
 
 
-def test_what_was_used_longest_ago_leaves_a_full_cache() -> None:
+def test_the_least_recently_used_blocks_are_evicted() -> None:
     async def work() -> list[int]:
         engine = SimulatedEngine("one", FLAT)
-        texts = [[at] * 160 for at in range(3)]
-        return [(await ask(engine.open("", SOON), [*texts[at], 1], 1))[0] for at in (0, 1, 0, 2, 1, 2)]
+        texts = [[index] * 160 for index in range(3)]
+        return [(await run_context(engine.open("", URGENT), [*texts[index], 1], 1))[0] for index in (0, 1, 0, 2, 1, 2)]
 
     assert clock.run(work()) == [0, 0, 160, 0, 0, 160]
 
 
-def test_the_same_scenario_gives_the_same() -> None:
+def test_a_scenario_is_reproducible() -> None:
     scenario = Scenario(applications=40, engines=2, seed=3)
     first, again = (simulate(scenario, ["fifo", "parrot", "myna"]) for _ in range(2))
-    assert [one.seconds for one in first] == [one.seconds for one in again]
-    assert len({one.calls for one in first}) == 1, "all policies do the same work"
-    assert all(len(one.seconds) == 40 and min(one.seconds) > 0 for one in first)
+    assert [outcome.seconds for outcome in first] == [outcome.seconds for outcome in again]
+    assert len({outcome.calls for outcome in first}) == 1, "all policies do the same work"
+    assert all(len(outcome.seconds) == 40 and min(outcome.seconds) > 0 for outcome in first)
 
 
-def test_short_questions_do_not_wait_for_long_graphs() -> None:
+def test_short_calls_do_not_wait_for_large_graphs() -> None:
     fifo, ours = simulate(Scenario(applications=60, mix="mixed", utilisation=1.5, seed=5), ["fifo", "myna"])
     assert max(ours.by_kind["chat"]) < max(ours.by_kind["map_reduce"])
     assert sum(ours.seconds) < 1.1 * sum(fifo.seconds)

@@ -9,8 +9,8 @@ from gateway.graph.call import Call, CallState, Times, Usage
 from gateway.telemetry import metrics
 
 
-def told() -> dict[tuple[str, str], float]:
-    """Samples by their name and labels."""
+def samples() -> dict[tuple[str, str], float]:
+    """Return the samples by name and labels."""
     families = text_string_to_metric_families(metrics.exposition().decode())
     return {
         (sample.name, ",".join(sample.labels.values())): sample.value
@@ -20,18 +20,18 @@ def told() -> dict[tuple[str, str], float]:
     }
 
 
-def ended(state: CallState = CallState.DONE, **times: float) -> Call:
+def ended_call(state: CallState = CallState.DONE, **times: float) -> Call:
     usage = Usage(prompt=10, cached=4, completion=3, missed={"never_seen": 5, "evicted": 1})
     return cast("Call", SimpleNamespace(state=state, usage=usage, times=Times(created=100.0, **times)))
 
 
-def test_what_has_ended_is_counted_once() -> None:
-    before = told()
-    metrics.observe(ended(queued=101.5, first_token=102.0, held=0.25, starved=0.5))
-    metrics.observe(ended())
-    metrics.observe(ended(CallState.FAILED, queued=101.0))
+def test_ended_calls_are_counted_once() -> None:
+    before = samples()
+    metrics.observe(ended_call(queued=101.5, first_token=102.0, held=0.25, starved=0.5))
+    metrics.observe(ended_call())
+    metrics.observe(ended_call(CallState.FAILED, queued=101.0))
     metrics.answered("GET", "/here", 404)
-    after = told()
+    after = samples()
     grown = {key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key)}
     expected = {
         ("myna_calls_total", "done"): 2,
@@ -49,8 +49,8 @@ def test_what_has_ended_is_counted_once() -> None:
         ("myna_first_token_seconds_sum", ""): 0.5,
     }
     assert {key: grown.get(key) for key in expected} == expected
-    assert told() == after
+    assert samples() == after
 
 
-def test_states_that_no_call_has_ended_in_are_told_as_none() -> None:
-    assert {("myna_calls_total", state) for state in ("done", "failed", "cancelled")} <= told().keys()
+def test_final_states_without_calls_have_count_zero() -> None:
+    assert {("myna_calls_total", state) for state in ("done", "failed", "cancelled")} <= samples().keys()

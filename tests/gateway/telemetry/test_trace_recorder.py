@@ -1,4 +1,4 @@
-"""gateway/telemetry/trace_recorder.py: what was asked, written down and run again."""
+"""gateway/telemetry/trace_recorder.py: calls are recorded, and the record can be simulated."""
 
 import io
 import json
@@ -16,8 +16,8 @@ from gateway.simulator.trace import BadTrace, read_applications, read_prompts
 from gateway.telemetry.trace_recorder import TraceRecorder
 
 
-class Stage:
-    """Sessions whose calls end when they are told to, on a clock that is set."""
+class RecorderHarness:
+    """Sessions whose calls end when the test says so, with a clock that the test sets."""
 
     def __init__(self) -> None:
         self.file = io.StringIO()
@@ -46,35 +46,35 @@ class Stage:
         return path
 
 
-def two_sessions(stage: Stage) -> None:
-    """A map of two and what reads both, after which the client asks once more; and a question of somebody else."""
-    app = stage.session("app")
-    maps = [stage.add(app, f"m{at}", [7] * 40, [at] * 20) for at in range(2)]
-    reduced = stage.add(app, "r", [9] * 10, "m0", "m1")
-    stage.now += 1.0
-    other = stage.session("other")
-    question = stage.add(other, "a", [7] * 40, [5] * 4)
-    stage.now += 1.0
+def two_sessions(harness: RecorderHarness) -> None:
+    """Record two sessions: two map calls, a reduce call and a later call; and a single call of another client."""
+    app = harness.session("app")
+    maps = [harness.add(app, f"m{index}", [7] * 40, [index] * 20) for index in range(2)]
+    reduced = harness.add(app, "r", [9] * 10, "m0", "m1")
+    harness.now += 1.0
+    other = harness.session("other")
+    question = harness.add(other, "a", [7] * 40, [5] * 4)
+    harness.now += 1.0
     for call in maps:
-        stage.end(call)
-    stage.end(question, read=True)
-    stage.now += 1.0
-    stage.end(reduced, read=True)
-    stage.now += 4.0
-    last = stage.add(app, "last", [1] * 30, "r")
-    stage.now += 1.0
-    stage.end(last, tokens=5, read=True)
+        harness.end(call)
+    harness.end(question, read=True)
+    harness.now += 1.0
+    harness.end(reduced, read=True)
+    harness.now += 4.0
+    last = harness.add(app, "last", [1] * 30, "r")
+    harness.now += 1.0
+    harness.end(last, tokens=5, read=True)
 
 
-def test_sessions_come_back_as_they_came(tmp_path: Path) -> None:
-    stage = Stage()
-    two_sessions(stage)
-    (app, other), gaps = read_applications(stage.written(tmp_path))
+def test_sessions_are_read_back_with_their_times(tmp_path: Path) -> None:
+    harness = RecorderHarness()
+    two_sessions(harness)
+    (app, other), gaps = read_applications(harness.written(tmp_path))
     assert gaps == [0.0, 1.0]
     first, second = app.steps
     assert [spec.output for spec in first.calls] == ["m0", "m1", "r"]
-    assert (first.wanted, first.after, first.seconds) == (["r"], None, 0.0)
-    assert (second.wanted, second.after, second.seconds) == (["last"], "r", pytest.approx(4.0))
+    assert (first.awaited, first.after, first.seconds) == (["r"], None, 0.0)
+    assert (second.awaited, second.after, second.seconds) == (["last"], "r", pytest.approx(4.0))
     (spec,) = second.calls
     text, value, slot = spec.segments
     assert isinstance(text, Text)
@@ -86,10 +86,10 @@ def test_sessions_come_back_as_they_came(tmp_path: Path) -> None:
     assert [spec.output for step in other.steps for spec in step.calls] == ["a"]
 
 
-def test_equal_beginnings_are_seen_to_be_equal_and_no_text_is_there(tmp_path: Path) -> None:
-    stage = Stage()
-    two_sessions(stage)
-    path = stage.written(tmp_path)
+def test_equal_prompt_beginnings_stay_equal_and_no_text_is_recorded(tmp_path: Path) -> None:
+    harness = RecorderHarness()
+    two_sessions(harness)
+    path = harness.written(tmp_path)
     first, second, *_ = prompts = read_prompts(path)
     assert list(map(len, prompts)) == [60, 60, 10 + 16, 44, 30 + 8]
     assert first[:32] == second[:32] == prompts[3][:32]
@@ -97,27 +97,27 @@ def test_equal_beginnings_are_seen_to_be_equal_and_no_text_is_there(tmp_path: Pa
     assert "app" not in path.read_text().replace("\n", "")
 
 
-def test_what_did_not_end_well_is_left_out_and_so_is_what_reads_it(tmp_path: Path) -> None:
-    stage = Stage()
-    app = stage.session("app")
-    failed = stage.add(app, "failed", [1] * 10)
-    read = stage.add(app, "read", [2] * 10, "failed")
-    stage.end(failed, state=CallState.CANCELLED)
+def test_failed_calls_and_references_to_them_are_left_out(tmp_path: Path) -> None:
+    harness = RecorderHarness()
+    app = harness.session("app")
+    failed = harness.add(app, "failed", [1] * 10)
+    read = harness.add(app, "read", [2] * 10, "failed")
+    harness.end(failed, state=CallState.CANCELLED)
     read.move(CallState.QUEUED)
-    stage.end(read, read=True)
-    ((application,), _) = read_applications(stage.written(tmp_path))
+    harness.end(read, read=True)
+    ((application,), _) = read_applications(harness.written(tmp_path))
     (spec,) = application.steps[0].calls
     assert spec.output == "read"
     assert [type(segment) for segment in spec.segments] == [Text, Slot]
 
 
-def test_a_trace_runs_and_takes_the_time_its_steps_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = Stage()
-    two_sessions(stage)
-    path = stage.written(tmp_path)
+def test_a_trace_can_be_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    harness = RecorderHarness()
+    two_sessions(harness)
+    path = harness.written(tmp_path)
     (outcome,) = simulate(Scenario(costs=CPU, trace=path), ["myna"])
     assert outcome.calls == 5
-    assert 4.0 < max(outcome.seconds) < 6.0, "four of them the client's own"
+    assert 4.0 < max(outcome.seconds) < 6.0, "the client itself waits four seconds"
     table = tmp_path / "table.json"
     table.write_text(
         json.dumps({"name": "t", "rows": [[1, 1.0], [9, 1.0]], "attention": 0, "step_rows": 512, "kv_tokens": 4096})
@@ -126,31 +126,31 @@ def test_a_trace_runs_and_takes_the_time_its_steps_take(tmp_path: Path, capsys: 
     assert main(["simulate", "--trace", str(path), "--table", str(table), "--policies", "fifo", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["calls"] == 5
-    assert row["session_mean_s"] > 4 + 2 * 8 + 5, "a second a token"
+    assert row["session_mean_s"] > 4 + 2 * 8 + 5, "each token takes a second"
 
 
-def test_what_is_no_trace_and_no_table_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_traces_and_tables_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad"
     for text in ("{", "[]\n", '{"at": 1}\n', '{"at": 1, "session": "s"}\n'):
         bad.write_text(text)
         with pytest.raises(BadTrace):
             read_applications(bad)
     assert main(["simulate", "--trace", str(bad)]) == 2
-    assert "is no trace" in capsys.readouterr().err
+    assert "is not a trace" in capsys.readouterr().err
     assert main(["simulate", "--trace", str(tmp_path / "none")]) == 2
     for text in ("{}", json.dumps({"name": "t", "rows": [[1, 1.0]], "attention": 0, "step_rows": 1, "kv_tokens": 1})):
         bad.write_text(text)
         assert main(["simulate", "--table", str(bad)]) == 2
-        assert "is no table" in capsys.readouterr().err
+        assert "is not a table" in capsys.readouterr().err
 
 
-def test_a_disk_that_is_full_ends_the_record_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
-    stage = Stage()
+def test_a_full_disk_ends_only_the_recording(caplog: pytest.LogCaptureFixture) -> None:
+    harness = RecorderHarness()
     with open("/dev/full", "a", buffering=1, encoding="utf-8") as full:
-        stage.recorder = TraceRecorder(full)
+        harness.recorder = TraceRecorder(full)
         for id in ("a", "b"):
-            stage.end(stage.add(stage.session(id), "x", [1]))
+            harness.end(harness.add(harness.session(id), "x", [1]))
         full_since = [record.message for record in caplog.records]
         with pytest.raises(OSError):
             full.close()
-    assert full_since == ["the record of calls ends here: No space left on device"]
+    assert full_since == ["recording of calls stopped: No space left on device"]

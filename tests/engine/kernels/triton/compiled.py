@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, for GPUs that need not be there."""
+"""Ahead-of-time compilation of Triton kernels, for GPUs that need not be present."""
 
 import re
 import subprocess
@@ -15,9 +15,9 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuo
 
 
 @dataclass(frozen=True)
-class Binary:
-    """What a compiled kernel takes. `spilled`: bytes a thread keeps in memory because its registers are full. `shared`:
-    bytes a program has."""
+class CompiledKernel:
+    """Resources of a compiled kernel. `spilled`: bytes per thread in memory because registers are full. `shared`: bytes
+    of shared memory per program."""
 
     registers: int
     spilled: int
@@ -27,19 +27,23 @@ class Binary:
 
 def compiled(
     kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], *, warps: int, stages: int
-) -> Binary:
-    """The kernel for a GPU of this compute capability. Pointers are aligned to 16 bytes, as torch's are."""
+) -> CompiledKernel:
+    """Compile a kernel for a GPU of this compute capability. Pointers are aligned to 16 bytes, as torch's are."""
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = {
-        (at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    made = triton.compile(
+    result = triton.compile(
         source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "num_stages": stages}
     )
     with tempfile.NamedTemporaryFile("wb", suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
+        file.write(result.asm["cubin"])
         file.flush()
-        told = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", told)}
-    return Binary(usage["REG"], usage["STACK"] + usage["LOCAL"], made.metadata.shared, made.asm["ptx"])
+        usage_text = subprocess.run(
+            [_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage_text)}
+    return CompiledKernel(usage["REG"], usage["STACK"] + usage["LOCAL"], result.metadata.shared, result.asm["ptx"])

@@ -1,4 +1,4 @@
-"""Random batches of decoding rows whose prompts make a tree, and what attention over them is, in float64."""
+"""Random batches of decoding rows whose prompts form a tree, and their attention in float64."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,8 +7,8 @@ from engine.kernels.triton.worklist import WorkList
 
 
 def batch(seed: int, block_size: int = 16) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Block tables and lengths: trees of depth 0 to 4 with 1 to 8 branches at each node, lengths at and beside the borders
-    of blocks, now and then rows that end where others go on, and rows of one key."""
+    """Return block tables and lengths: trees of depth 0 to 4 with 1 to 8 branches at each node, lengths at and next to
+    block boundaries, sometimes rows that end where others continue, and rows of one key."""
     pick = np.random.default_rng(seed)
     fresh = iter(range(1, 1_000_000))
     rows: list[tuple[list[int], int]] = []
@@ -27,10 +27,10 @@ def batch(seed: int, block_size: int = 16) -> tuple[NDArray[np.int32], NDArray[n
 
     for _ in range(int(pick.integers(1, 3))):
         grow([], int(pick.integers(0, 5)))
-    rows = [rows[at] for at in pick.permutation(len(rows))]
+    rows = [rows[index] for index in pick.permutation(len(rows))]
     tables = np.zeros((len(rows), max(len(table) for table, _ in rows)), dtype=np.int32)
-    for at, (table, _) in enumerate(rows):
-        tables[at, : len(table)] = table
+    for index, (table, _) in enumerate(rows):
+        tables[index, : len(table)] = table
     return tables, np.array([length for _, length in rows], dtype=np.int32)
 
 
@@ -44,7 +44,8 @@ def attend(
     window: int = 0,
     softcap: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Row by row. queries: (n, heads, size); keys, values: (blocks, block, kv_heads, size). Returns (n, heads, size)."""
+    """Return attention row by row, (n, heads, size). `queries`: (n, heads, size). `keys`, `values`: (blocks, block,
+    kv_heads, size)."""
     n, heads, _ = queries.shape
     block, kv_heads = keys.shape[1:3]
     out = np.zeros_like(queries)
@@ -62,7 +63,7 @@ def attend(
     return out
 
 
-def carry_out(
+def execute(
     work: WorkList,
     queries: NDArray[np.float64],
     keys: NDArray[np.float64],
@@ -72,12 +73,16 @@ def carry_out(
     scale: float,
     window: int = 0,
 ) -> NDArray[np.float64]:
-    """What the kernels do with a work list, in float64: items make parts, parts are merged."""
+    """Execute a work list as the kernels do, in float64: items compute parts, and the parts are merged."""
     n, heads, size = queries.shape
     block, kv_heads = keys.shape[1:3]
     group = heads // kv_heads
     places = int(work.starts[-1])
-    sums, weights, most = np.zeros((places, heads, size)), np.zeros((places, heads)), np.full((places, heads), -np.inf)
+    sums, weights, maximum = (
+        np.zeros((places, heads, size)),
+        np.zeros((places, heads)),
+        np.full((places, heads), -np.inf),
+    )
     filled = np.zeros((places, heads), dtype=int)
     for first, rows, kv, sequence, begin, end, part, _ in work.items:
         seen = np.arange(begin, end)
@@ -90,15 +95,15 @@ def carry_out(
                 filled[place, head] += 1
                 scores = np.where(visible, keys[where][:, kv] @ queries[own, head] * scale, -np.inf)
                 if visible.any():
-                    most[place, head] = scores.max()
+                    maximum[place, head] = scores.max()
                     share = np.exp(scores - scores.max())
                     weights[place, head] = share.sum()
                     sums[place, head] = share @ values[where][:, kv]
-    assert (filled == 1).all(), "each place of the buffers is written once"
+    assert (filled == 1).all(), "each index of the buffers is written once"
     out = np.zeros_like(queries)
     for row in range(n):
         parts = slice(work.starts[row], work.starts[row + 1])
-        share = np.exp(most[parts] - most[parts].max(axis=0))
+        share = np.exp(maximum[parts] - maximum[parts].max(axis=0))
         out[work.order[row]] = (share[..., None] * sums[parts]).sum(axis=0) / (share * weights[parts]).sum(axis=0)[
             :, None
         ]

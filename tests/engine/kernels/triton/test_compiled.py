@@ -1,14 +1,13 @@
-"""Every configuration that can be launched, compiled for Ampere and Hopper: one that would not run there fails here."""
+"""Every launchable configuration is compiled for Ampere and Hopper; one that would not run there fails here."""
 
 from typing import Any
 
 import pytest
 
-from engine.kernels.triton import layers
-from engine.kernels.triton import sampling as choose
+from engine.kernels.triton import layers, sampling
 from engine.kernels.triton.attention import make_parts, merge_parts
 from engine.kernels.triton.paged import Tiles, padded, prompt_tiles, tiles_for
-from tests.engine.kernels.triton.compiled import Binary, compiled
+from tests.engine.kernels.triton.compiled import CompiledKernel, compiled
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a program may have."""
@@ -29,15 +28,15 @@ each_kind = pytest.mark.parametrize(("dtype", "size", "special"), KINDS)
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 
-def fits(made: Binary, capability: int, warps: int) -> None:
-    assert made.spilled == 0
-    assert made.shared <= SHARED[capability]
-    assert made.registers * warps * 32 <= 65_536
+def fits(result: CompiledKernel, capability: int, warps: int) -> None:
+    assert result.spilled == 0
+    assert result.shared <= SHARED[capability]
+    assert result.registers * warps * 32 <= 65_536
 
 
 def attention(
     capability: int, dtype: str, size: int, tiles: Tiles, *, causal: bool, special: bool, kept: str | None = None
-) -> Binary:
+) -> CompiledKernel:
     constants: dict[str, Any] = {
         "KV_HEADS": 8,
         "GROUP": 4,
@@ -55,9 +54,9 @@ def attention(
     types = {**ATTENTION, **dict.fromkeys(("queries", "keys", "values", "out"), f"*{dtype}")}
     if kept is not None:
         types |= dict.fromkeys(("keys", "values"), f"*{kept}")
-    made = compiled(make_parts, capability, types, constants, warps=tiles.warps, stages=tiles.stages)
-    fits(made, capability, tiles.warps)
-    return made
+    result = compiled(make_parts, capability, types, constants, warps=tiles.warps, stages=tiles.stages)
+    fits(result, capability, tiles.warps)
+    return result
 
 
 @pytest.mark.slow
@@ -66,29 +65,29 @@ def attention(
 @pytest.mark.parametrize("rows", [1, 32])
 def test_decode_fits(capability: int, dtype: str, size: int, special: bool, rows: int) -> None:
     tiles = tiles_for(4, size, rows, 4 if dtype == "fp32" else 2)
-    made = attention(capability, dtype, size, tiles, causal=False, special=special)
-    assert "cp.async" in made.ptx, "keys are fetched while others are computed"
+    result = attention(capability, dtype, size, tiles, causal=False, special=special)
+    assert "cp.async" in result.ptx, "keys are loaded while others are computed"
     if dtype != "fp32":
-        assert ("wgmma" if capability == 90 and tiles.rows == 64 else "mma.sync") in made.ptx
+        assert ("wgmma" if capability == 90 and tiles.rows == 64 else "mma.sync") in result.ptx
 
 
 @pytest.mark.slow
 @each_gpu
 @each_kind
 def test_prompts_fit(capability: int, dtype: str, size: int, special: bool) -> None:
-    made = attention(
+    result = attention(
         capability, dtype, size, prompt_tiles(size, 4 if dtype == "fp32" else 2), causal=True, special=special
     )
-    assert "cp.async" in made.ptx
+    assert "cp.async" in result.ptx
     if dtype != "fp32":
-        assert ("wgmma" if capability == 90 else "mma.sync") in made.ptx
+        assert ("wgmma" if capability == 90 else "mma.sync") in result.ptx
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 128, 256])
 @pytest.mark.parametrize("rows", [1, 32, None])
-def test_keys_in_8_bits_fit(size: int, rows: int | None) -> None:
-    """On Hopper; Ampere has no such numbers. None: prompts."""
+def test_fp8_keys_fit(size: int, rows: int | None) -> None:
+    """Compile for Hopper only: Ampere has no FP8. `rows`: None for prompts."""
     tiles = prompt_tiles(size, narrow=True) if rows is None else tiles_for(4, size, rows, narrow=True)
     attention(90, "bf16", size, tiles, causal=rows is None, special=False, kept="fp8e4nv")
 
@@ -128,11 +127,11 @@ def test_rope_fits(capability: int, heads: int, kv_heads: int, size: int, rotate
     rope(capability, heads, kv_heads, size, rotated, norms, "bf16")
 
 
-def test_rope_rounds_to_8_bits_and_stays_within_them() -> None:
+def test_rope_rounds_and_clamps_to_fp8() -> None:
     assert "cvt.rn.satfinite.e4m3x2" in rope(90, 32, 8, 128, 128, True, "fp8e4nv").ptx
 
 
-def rope(capability: int, heads: int, kv_heads: int, size: int, rotated: int, norms: bool, kept: str) -> Binary:
+def rope(capability: int, heads: int, kv_heads: int, size: int, rotated: int, norms: bool, kept: str) -> CompiledKernel:
     types = {
         **dict.fromkeys(("qkv", "queries"), "*bf16"),
         **dict.fromkeys(("keys", "values"), f"*{kept}"),
@@ -154,9 +153,9 @@ def rope(capability: int, heads: int, kv_heads: int, size: int, rotated: int, no
         "FP8": kept != "bf16",
     }
     warps = layers.warps(together * padded(size))
-    made = compiled(layers.rope_and_store, capability, types, constants, warps=warps, stages=2)
-    fits(made, capability, warps)
-    return made
+    result = compiled(layers.rope_and_store, capability, types, constants, warps=warps, stages=2)
+    fits(result, capability, warps)
+    return result
 
 
 @each_gpu
@@ -167,26 +166,26 @@ def test_gated_fits(capability: int, gelu: bool) -> None:
     fits(compiled(layers.gated, capability, types, constants, warps=4, stages=2), capability, 4)
 
 
-CHOICES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "observe": (choose.observe, {"MASKS": False, "BLOCK": choose.BLOCK}),
-    "observe, with masks": (choose.observe, {"MASKS": True, "BLOCK": choose.BLOCK}),
-    "likeliest": (choose.likeliest, {"BLOCK": choose.BLOCK}),
-    "adjust": (choose.adjust, {"BLOCK": choose.CHANGES}),
-    "pick": (choose.pick, {"BLOCK": choose.BLOCK}),
-    "tell": (choose.tell, {"CHANGED": True, "BLOCK": choose.CHANGES}),
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "apply_masks": (sampling.apply_masks, {"MASKS": False, "BLOCK": sampling.BLOCK}),
+    "apply_masks, with masks": (sampling.apply_masks, {"MASKS": True, "BLOCK": sampling.BLOCK}),
+    "top_tokens": (sampling.top_tokens, {"BLOCK": sampling.BLOCK}),
+    "adjust": (sampling.adjust, {"BLOCK": sampling.CHANGES}),
+    "pick": (sampling.pick, {"BLOCK": sampling.BLOCK}),
+    "log_probabilities": (sampling.log_probabilities, {"CHANGED": True, "BLOCK": sampling.CHANGES}),
 }
 
 
 @pytest.mark.slow
 @each_gpu
-@pytest.mark.parametrize("name", CHOICES)
-def test_choices_fit(capability: int, name: str) -> None:
-    kernel, constants = CHOICES[name]
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sampling_fits(capability: int, name: str) -> None:
+    kernel, constants = SAMPLERS[name]
     types = {
-        **dict.fromkeys(("logits", "facts", "values", "factors", "biases", "before", "logprobs"), "*fp32"),
+        **dict.fromkeys(("logits", "stats", "values", "factors", "biases", "before", "logprobs"), "*fp32"),
         **dict.fromkeys(("allowed", "masked", "ids", "starts", "tokens"), "*i32"),
         **dict.fromkeys(("vocabulary", "words", "width"), "i32"),
         "requests": "*fp64",
     }
     own = {name: kind for name, kind in types.items() if name in kernel.arg_names}
-    fits(compiled(kernel, capability, own, constants, warps=choose.WARPS, stages=1), capability, choose.WARPS)
+    fits(compiled(kernel, capability, own, constants, warps=sampling.WARPS, stages=1), capability, sampling.WARPS)

@@ -1,4 +1,4 @@
-"""Runs tests/interpreter, in a process in which Triton interprets its kernels."""
+"""Run tests/interpreter in a process in which Triton interprets its kernels."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.aside import Aside
 
 
 @pytest.mark.slow
-def test_kernels_are_right_on_the_interpreter(interpreted: Aside) -> None:
+def test_interpreter_suite_passes(interpreted: Aside) -> None:
     status, output = interpreted.wait(900)
     assert status == 0, output[-4000:]
     assert " passed" in output

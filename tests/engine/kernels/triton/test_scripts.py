@@ -1,4 +1,4 @@
-"""bench/gpu: every script as far as a machine without a GPU takes it, with nothing installed but what it needs."""
+"""Run every script of bench/gpu as far as it works without a GPU, with only its own dependencies."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ runpy.run_module(sys.argv[0], run_name="__main__")
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they measure here")
 @pytest.mark.parametrize("script", ["attention", "prefill", "layers", "steps"])
-def test_it_runs_and_is_right(script: str) -> None:
+def test_script_runs_and_passes(script: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", BARE, f"bench.gpu.{script}"],
         capture_output=True,

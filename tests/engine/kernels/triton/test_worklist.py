@@ -1,4 +1,4 @@
-"""engine/kernels/triton/worklist.py: every key of every row is read once, and never at more cost than without sharing."""
+"""Tests of engine/kernels/triton/worklist.py: every key of every row is read once, and sharing never costs more."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kernels.triton.worklist import Shape, WorkList, plan, plan_prompts, sort_rows, tree
-from tests.engine.kernels.triton.reference import attend, batch, carry_out
+from tests.engine.kernels.triton.reference import attend, batch, execute
 
 SHAPES = st.builds(
     Shape,
@@ -22,7 +22,7 @@ SHAPES = st.builds(
 
 
 def read(work: WorkList, lengths: np.ndarray, head: int = 0) -> dict[int, list[int]]:
-    """Keys that each row of the batch is given, for one KV head."""
+    """Return the keys that each row of the batch gets, for one KV head."""
     found: dict[int, list[int]] = {row: [] for row in range(len(lengths))}
     for first, rows, kv, _, begin, end, _, _ in work.items:
         if kv == head:
@@ -44,16 +44,16 @@ def test_every_row_reads_its_keys_once(seed: int, shape: Shape, share: bool) -> 
         assert begin < end
         own = work.order[first : first + rows]
         assert sequence in (*own, *work.order[first - shape.rows * 8 : first])
-        for row in own:  # they all find these keys where the item looks for them
+        for row in own:  # the item's block table has these keys for all of them
             blocks = slice(begin // 16, -(-end // 16))
             assert (tables[row, blocks] == tables[sequence, blocks]).all()
         assert (part < np.diff(work.starts[first : first + rows + 1])).all()
     long = [end - begin for _, _, _, _, begin, end, _, _ in work.items]
-    assert long == sorted(long, reverse=True), "what takes longest is begun first"
+    assert long == sorted(long, reverse=True), "the longest items come first"
 
 
 def cost(work: WorkList, shape: Shape, tables: np.ndarray) -> float:
-    """Bytes, as `Shape.pays` counts them."""
+    """Return the cost in bytes, as `Shape.pays` counts it."""
     read, seen = 0.0, set()
     for _, _, kv, sequence, begin, end, _, _ in work.items:
         same = (kv, begin, end, tables[sequence, begin // 16 : -(-end // 16)].tobytes())
@@ -66,8 +66,8 @@ def cost(work: WorkList, shape: Shape, tables: np.ndarray) -> float:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), shape=SHAPES.filter(lambda shape: shape.programs == 1))
-def test_sharing_is_never_dearer_than_none(seed: int, shape: Shape) -> None:
-    """With one program nothing is split, so that the two differ by nothing else."""
+def test_sharing_never_costs_more(seed: int, shape: Shape) -> None:
+    """Use one program, so that nothing is split and the two plans differ only in sharing."""
     tables, lengths = batch(seed)
     shared, plain = (plan(tables, lengths, shape, share=share) for share in (True, False))
     assert cost(shared, shape, tables) <= cost(plain, shape, tables) * 1.0001
@@ -82,11 +82,11 @@ def test_parts_merge_to_attention(seed: int, window: int, share: bool) -> None:
     keys, values = pick.standard_normal((2, int(tables.max()) + 1, 16, 2, 8))
     queries = pick.standard_normal((len(lengths), 4, 8))
     work = plan(tables, lengths, shape, window=window, share=share)
-    got = carry_out(work, queries, keys, values, tables, lengths, 0.3, window)
+    got = execute(work, queries, keys, values, tables, lengths, 0.3, window)
     np.testing.assert_allclose(got, attend(queries, keys, values, tables, lengths, 0.3, window), rtol=1e-9, atol=1e-9)
 
 
-def test_a_shared_prefix_is_read_once() -> None:
+def test_shared_prefix_is_read_once() -> None:
     shape = Shape(kv_heads=8, group=4, head_size=128, block_size=16, tile_rows=128, tile_keys=64, programs=132)
     prefix = np.arange(512, dtype=np.int32)
     tables = np.concatenate([np.tile(prefix, (32, 1)), 512 + np.arange(32 * 8, dtype=np.int32).reshape(32, 8)], axis=1)
@@ -117,7 +117,7 @@ def test_short_prefixes_are_not_worth_a_merge() -> None:
         ([[1, 7], [2, 7]], [32, 32], [0, 0]),
     ],
 )
-def test_common_keys_end_with_the_shorter_row(tables: list[list[int]], lengths: list[int], common: list[int]) -> None:
+def test_common_keys_end_at_the_shorter_row(tables: list[list[int]], lengths: list[int], common: list[int]) -> None:
     order, found = sort_rows(np.array(tables, dtype=np.int32), np.array(lengths, dtype=np.int32), 16)
     assert sorted(found.tolist()) == sorted(common)
     root = tree(np.array(lengths)[order].tolist(), found.tolist())
@@ -129,15 +129,15 @@ def test_common_keys_end_with_the_shorter_row(tables: list[list[int]], lengths: 
     sequences=st.lists(st.tuples(st.integers(2, 70), st.integers(0, 400)), min_size=1, max_size=6),
     shape=SHAPES,
     window=st.sampled_from([0, 1, 30, 64]),
-    most_parts=st.sampled_from([0, 50, 1 << 20]),
+    max_parts=st.sampled_from([0, 50, 1 << 20]),
 )
-def test_rows_of_prompts_read_their_keys_once(
-    sequences: list[tuple[int, int]], shape: Shape, window: int, most_parts: int
+def test_prompt_rows_read_their_keys_once(
+    sequences: list[tuple[int, int]], shape: Shape, window: int, max_parts: int
 ) -> None:
-    """sequences: rows, and keys before them."""
+    """Check that each key is read once. `sequences`: for each, the number of rows, and of keys before them."""
     counts = np.array([rows for rows, _ in sequences])
     lengths = np.array([rows + before for rows, before in sequences])
-    work = plan_prompts(counts, lengths, shape, window=window, most_parts=most_parts)
+    work = plan_prompts(counts, lengths, shape, window=window, max_parts=max_parts)
     whose = np.repeat(np.arange(len(counts)), counts)
     ends = np.cumsum(counts)
     positions = lengths[whose] - ends[whose] + np.arange(counts.sum())
@@ -150,7 +150,7 @@ def test_rows_of_prompts_read_their_keys_once(
         assert (clear - begin) % shape.tile_keys == 0
         for row in range(first, first + rows):
             assert whose[row] == sequence
-            assert clear <= positions[row] + 1, "tiles that are not masked are seen whole"
+            assert clear <= positions[row] + 1, "every row sees unmasked tiles whole"
             if kv == shape.kv_heads - 1:
                 seen = max(0, positions[row] + 1 - window) if window else 0
                 found[row] += [key for key in range(begin, end) if seen <= key <= positions[row]]
@@ -159,12 +159,12 @@ def test_rows_of_prompts_read_their_keys_once(
         seen = max(0, positions[row] + 1 - window) if window else 0
         assert sorted(keys) == list(range(seen, positions[row] + 1))
         assert sorted(written[row]) == list(range(work.starts[row + 1] - work.starts[row]))
-    assert work.starts[-1] <= max(most_parts, len(whose))
+    assert work.starts[-1] <= max(max_parts, len(whose))
 
 
-def test_a_long_prompt_gives_work_to_every_program() -> None:
+def test_long_prompt_gives_work_to_every_program() -> None:
     shape = Shape(kv_heads=8, group=4, head_size=128, block_size=16, tile_rows=128, tile_keys=64, programs=264)
     work = plan_prompts(np.array([40]), np.array([32_768]), shape)
     assert len(work.items) >= 0.9 * shape.programs
     alone = plan_prompts(np.array([4096]), np.array([4096]), shape)
-    assert (np.diff(alone.starts) == 1).all(), "nothing is split where tiles are many"
+    assert (np.diff(alone.starts) == 1).all(), "keys are not split if there are many tiles"

@@ -54,7 +54,7 @@ def test_calls_that_no_client_asks_for_count_in_the_sessions_bounds() -> None:
     assert scope.size > empty + 4_000
     assert (later.edges, scope.edges) == (1, 0)
     large = CallSpec(model="m", segments=[Text([1] * 20_000), Slot(None, SamplingParams())], output="b", deferred=True)
-    with pytest.raises(TooLarge, match="may be in one"):
+    with pytest.raises(TooLarge, match="the maximum is"):
         later.add(scope, large)
     kept = scope.size
     later.join(scope, ["a"])

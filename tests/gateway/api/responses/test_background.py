@@ -19,7 +19,7 @@ There = tuple[Client, FakeServer, Callable[[], int]]
 
 
 def held(go_on: asyncio.Event, *texts: str) -> Behaviour:
-    """The first of these, and the others once it may go on."""
+    """Yield the first event, and the others once the test lets it continue."""
 
     async def behave(request: Any, body: dict[str, Any]) -> Any:
         first, *others = texts
@@ -40,7 +40,7 @@ async def get(client: Client, id: str, status: int = 200, what: str = "", method
 
 
 async def ended(client: Client, id: str) -> Any:
-    """The response, once it is neither queued nor in progress."""
+    """Return the response, once it is neither queued nor in progress."""
     async with asyncio.timeout(10):
         while (told := await get(client, id))["status"] in ("queued", "in_progress"):
             await asyncio.sleep(0.01)
@@ -48,7 +48,7 @@ async def ended(client: Client, id: str) -> Any:
 
 
 async def begun(client: Client, id: str) -> Any:
-    """The response, once it is in progress."""
+    """Return the response, once it is in progress."""
     async with asyncio.timeout(10):
         while (told := await get(client, id))["status"] != "in_progress":
             await asyncio.sleep(0.01)
@@ -355,7 +355,7 @@ async def test_a_session_that_ends_ends_them(there: There) -> None:
 
 
 async def test_one_whose_call_is_nowhere_is_lost(there: There) -> None:
-    """The server died between the two."""
+    """Check a response whose server died between the two records."""
     client, server, _ = there
     server.script = [held(asyncio.Event(), "one ", "two")]
     first = await ask(client, background=True)

@@ -15,13 +15,17 @@ def test_text_around_a_call_is_two_messages_each_with_its_own_log_probabilities(
     for found in (CallStart(0, "look"), CallArguments(0, "{"), CallArguments(0, "}")):
         events += items.add(found)
     events += [*items.add(AnswerText("b"), [second]), *items.end("incomplete")]
-    before, call, behind = items.done
+    before, call, fallbacks_of = items.done
     assert isinstance(before, OutputMessage)
     assert isinstance(call, FunctionToolCall)
-    assert isinstance(behind, OutputMessage)
+    assert isinstance(fallbacks_of, OutputMessage)
     assert (before.content[0].text, before.content[0].logprobs, before.status) == ("a", [first], "completed")
     assert (call.name, call.arguments, call.status) == ("look", "{}", "completed")
-    assert (behind.content[0].text, behind.content[0].logprobs, behind.status) == ("b", [second], "incomplete")
+    assert (fallbacks_of.content[0].text, fallbacks_of.content[0].logprobs, fallbacks_of.status) == (
+        "b",
+        [second],
+        "incomplete",
+    )
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert [event.output_index for event in events] == sorted(event.output_index for event in events)
     assert len({item.id for item in items.done}) == 3

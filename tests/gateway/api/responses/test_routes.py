@@ -18,7 +18,7 @@ CALL = {"name": "look", "arguments": '{"at": "it"}'}
 
 
 def calls(*functions: dict[str, str], finish: str = "tool_calls") -> Any:
-    """An answer that calls these, its arguments in two pieces."""
+    """Return an answer that calls these functions, with the arguments in two pieces."""
 
     async def behave(request: Any, body: dict[str, Any]) -> Any:
         deltas = []
@@ -74,7 +74,7 @@ async def events_of(client: Client, **body: Any) -> list[Any]:
 
 
 def asked(server: FakeServer) -> list[tuple[str, Any]]:
-    """The conversation of the last question."""
+    """Return the conversation of the last request."""
     return [(message["role"], message["content"]) for message in server.asked[-1]["messages"]]
 
 

@@ -19,7 +19,7 @@ from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.protocol import ContextEvent, EngineLost
 from gateway.graph.call import SamplingParams
 from tests.checkpoints import write_tiny_llama
-from tests.gateway.engines.asking import LONG, SOON, coming, generated, read, text, until
+from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text, token_count_of, until
 from tests.server import EngineElsewhere
 
 TOKEN = EngineElsewhere.TOKEN
@@ -31,65 +31,67 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(folder: Path) -> Iterator[EngineElsewhere]:
+def remote(folder: Path) -> Iterator[EngineElsewhere]:
     with EngineElsewhere("--model", str(folder), "--kv-tokens", "2048") as engine:
         yield engine
 
 
-def calling(elsewhere: EngineElsewhere, token: str = TOKEN, **other: float) -> TcpEngine:
-    return TcpEngine("test", "127.0.0.1", elsewhere.port, token, lambda: None, **other)
+def client_of(remote: EngineElsewhere, token: str = TOKEN, **other: float) -> TcpEngine:
+    return TcpEngine("test", "127.0.0.1", remote.port, token, lambda: None, **other)
 
 
 @pytest.fixture
-async def engine(elsewhere: EngineElsewhere) -> AsyncIterator[TcpEngine]:
-    engine = calling(elsewhere)
+async def engine(remote: EngineElsewhere) -> AsyncIterator[TcpEngine]:
+    engine = client_of(remote)
     await engine.start()
     yield engine
     await engine.close()
 
 
-async def test_it_says_what_it_is(engine: TcpEngine, folder: Path) -> None:
+async def test_an_engine_reports_its_model_and_tokenizer(engine: TcpEngine, folder: Path) -> None:
     assert engine.info is not None
     assert engine.info.model == folder.name
     assert engine.info.kv_tokens == 2048
-    assert engine.tokenizer.encode("abc"), "its tokenizer came over the link"
+    assert engine.tokenizer.encode("abc"), "the engine sends its tokenizer"
     assert engine.tokenizer.chat_template
 
 
-async def test_gateways_do_not_see_each_other(elsewhere: EngineElsewhere, engine: TcpEngine) -> None:
-    """Both number their contexts from one."""
-    other = calling(elsewhere)
+async def test_contexts_of_two_gateways_are_separate(remote: EngineElsewhere, engine: TcpEngine) -> None:
+    """Use the same context numbers, because both gateways count from one."""
+    other = client_of(remote)
     await other.start()
     sampling = SamplingParams(max_tokens=30, ignore_eos=True, temperature=0.0)
-    first, second = engine.open("a", SOON), other.open("b", SOON)
+    first, second = engine.open("a", URGENT), other.open("b", URGENT)
     first.fill([5, 6, 7])
     second.fill([8, 9])
 
     async def all_of(events: AsyncIterator[ContextEvent]) -> list[ContextEvent]:
         return [event async for event in events]
 
-    told = await asyncio.gather(all_of(coming(first, sampling)), all_of(coming(second, sampling)))
-    assert [generated(one) for one in told] == [30, 30]
-    assert text(told[0]) != text(told[1])
+    events = await asyncio.gather(all_of(stream_events(first, sampling)), all_of(stream_events(second, sampling)))
+    assert [token_count_of(some_events) for some_events in events] == [30, 30]
+    assert text(events[0]) != text(events[1])
     first.free()
     second.fill([4])
-    assert generated(await all_of(coming(second, sampling))) == 30, "the other's context is another one"
+    assert token_count_of(await all_of(stream_events(second, sampling))) == 30, (
+        "freeing one context does not affect the other"
+    )
     second.free()
     await other.close()
 
 
-async def test_what_a_gateway_leaves_behind_is_freed(elsewhere: EngineElsewhere, engine: TcpEngine) -> None:
-    other = calling(elsewhere)
+async def test_contexts_of_a_disconnected_gateway_are_freed(remote: EngineElsewhere, engine: TcpEngine) -> None:
+    other = client_of(remote)
     await other.start()
-    context = other.open("", SOON)
+    context = other.open("", URGENT)
     context.fill([3] * 400)
-    await anext(coming(context, LONG))
+    await anext(stream_events(context, LONG))
     await other.close()
-    pid = elsewhere.process.pid
+    pid = remote.process.pid
     process = psutil.Process(pid)
-    events = await read(engine, SamplingParams(max_tokens=2, ignore_eos=True))
+    events = await read_events(engine, SamplingParams(max_tokens=2, ignore_eos=True))
     assert len(events) == 3
-    async with asyncio.timeout(30):  # it has nothing to do, and does nothing
+    async with asyncio.timeout(30):  # an idle engine uses no CPU
         while True:
             before = process.cpu_times()
             await asyncio.sleep(1.0)
@@ -100,13 +102,13 @@ async def test_what_a_gateway_leaves_behind_is_freed(elsewhere: EngineElsewhere,
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_an_engine_that_went_is_found_again(folder: Path, number: int) -> None:
+async def test_the_gateway_reconnects_to_a_restarted_engine(folder: Path, number: int) -> None:
     first = EngineElsewhere("--model", str(folder), "--kv-tokens", "2048")
-    engine = calling(first)
+    engine = client_of(first)
     await engine.start()
-    context = engine.open("", SOON)
+    context = engine.open("", URGENT)
     context.fill([1, 2, 3])
-    stream = coming(context, LONG)
+    stream = stream_events(context, LONG)
     await anext(stream)
     await asyncio.to_thread(first.stop, number)
     with pytest.raises(EngineLost, match="was lost while it worked"):
@@ -114,18 +116,18 @@ async def test_an_engine_that_went_is_found_again(folder: Path, number: int) -> 
             await anext(stream)
     await until(lambda: not engine.ready)
     with pytest.raises(EngineLost, match="is not running"):
-        engine.open("", SOON)
+        engine.open("", URGENT)
     with await asyncio.to_thread(EngineElsewhere, "--model", str(folder), "--kv-tokens", "2048", port=first.port):
         await until(lambda: engine.ready)
-        assert await read(engine, SamplingParams(max_tokens=1))
+        assert await read_events(engine, SamplingParams(max_tokens=1))
         with pytest.raises(EngineLost):
-            context.fill([4])  # half a prompt must not go on in the new engine
+            context.fill([4])  # the second half of a prompt must not reach the new engine
         await engine.close()
 
 
-async def test_another_model_at_the_same_place_is_not_taken(folder: Path, tmp_path: Path) -> None:
+async def test_another_model_at_the_same_address_is_rejected(folder: Path, tmp_path: Path) -> None:
     first = EngineElsewhere("--model", str(folder), "--kv-tokens", "2048")
-    engine = calling(first)
+    engine = client_of(first)
     await engine.start()
     await asyncio.to_thread(first.stop)
     await until(lambda: not engine.ready)
@@ -136,14 +138,14 @@ async def test_another_model_at_the_same_place_is_not_taken(folder: Path, tmp_pa
         await engine.close()
 
 
-async def test_a_wrong_token_is_told(elsewhere: EngineElsewhere) -> None:
-    with pytest.raises(EngineStartFailed, match="does not let us in: the token is wrong"):
-        await calling(elsewhere, token="another one").start()
-    await until(lambda: any("is not let in: the token is wrong" in line for line in elsewhere.log))
-    assert not any(TOKEN in line for line in elsewhere.log)
+async def test_a_wrong_token_is_reported(remote: EngineElsewhere) -> None:
+    with pytest.raises(EngineStartFailed, match="rejects the connection: the token is wrong"):
+        await client_of(remote, token="another one").start()
+    await until(lambda: any("the token is wrong" in line for line in remote.log))
+    assert not any(TOKEN in line for line in remote.log)
 
 
-async def test_nobody_there_is_told_and_waited_for(folder: Path) -> None:
+async def test_a_missing_engine_is_reported_or_waited_for(folder: Path) -> None:
     port = free_port()
     with pytest.raises(EngineStartFailed, match=f"127.0.0.1:{port} cannot be reached"):
         await TcpEngine("test", "127.0.0.1", port, TOKEN, lambda: None).start()
@@ -152,28 +154,28 @@ async def test_nobody_there_is_told_and_waited_for(folder: Path) -> None:
     await asyncio.sleep(0.2)
     with await asyncio.to_thread(EngineElsewhere, "--model", str(folder), "--kv-tokens", "1024", port=port):
         await starting
-        assert await read(patient, SamplingParams(max_tokens=1))
+        assert await read_events(patient, SamplingParams(max_tokens=1))
         await patient.close()
 
 
-async def test_a_hung_engine_is_hung_up_on_and_called_again(folder: Path) -> None:
+async def test_the_connection_to_a_hung_engine_is_closed_and_made_again(folder: Path) -> None:
     with await asyncio.to_thread(EngineElsewhere, "--model", str(folder), "--kv-tokens", "1024") as hung:
-        engine = calling(hung, hang_seconds=0.8)
+        engine = client_of(hung, hang_seconds=0.8)
         await engine.start()
-        await read(engine, SamplingParams(max_tokens=2))
+        await read_events(engine, SamplingParams(max_tokens=2))
         os.kill(hung.process.pid, signal.SIGSTOP)
         with pytest.raises(EngineLost):
-            await read(engine, LONG)
+            await read_events(engine, LONG)
         assert not engine.ready
         os.kill(hung.process.pid, signal.SIGCONT)
         await until(lambda: engine.ready)
-        assert await read(engine, SamplingParams(max_tokens=1))
+        assert await read_events(engine, SamplingParams(max_tokens=1))
         await engine.close()
 
 
-async def raw(elsewhere: EngineElsewhere, *parts: bytes) -> bytes:
-    """What the engine answers to these bytes, until it hangs up."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", elsewhere.port)
+async def exchange(remote: EngineElsewhere, *parts: bytes) -> bytes:
+    """Return the engine's answer to these bytes, until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", remote.port)
     for part in parts:
         writer.write(part)
     async with asyncio.timeout(20):
@@ -185,29 +187,33 @@ async def raw(elsewhere: EngineElsewhere, *parts: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("sent", "why"),
     [
-        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"\xff" * 64, "another language"),
-        (encode_frame(Generate(1, LinkSampling())), "another language"),
-        (encode_frame(Hello(TOKEN, VERSION + 1)), "it speaks version"),
-        (encode_frame(Hello("x" * 8000, VERSION)), "another language"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"\xff" * 64, "its first message is invalid"),
+        (encode_frame(Generate(1, LinkSampling())), "its first message is invalid"),
+        (encode_frame(Hello(TOKEN, VERSION + 1)), "it uses protocol version"),
+        (encode_frame(Hello("x" * 8000, VERSION)), "its first message is invalid"),
         (encode_frame(Hello(TOKEN, VERSION)) + encode_frame(Fill(1, [2])), "did not wait"),
     ],
 )
-async def test_strangers_are_not_let_in(elsewhere: EngineElsewhere, engine: TcpEngine, sent: bytes, why: str) -> None:
-    (body,) = FrameBuffer().feed(await raw(elsewhere, sent))
+async def test_invalid_handshakes_are_rejected(
+    remote: EngineElsewhere, engine: TcpEngine, sent: bytes, why: str
+) -> None:
+    (body,) = FrameBuffer().feed(await exchange(remote, sent))
     answer = welcome_decoder.decode(body)
     assert why in getattr(answer, "message", ""), answer
-    assert await read(engine, SamplingParams(max_tokens=1)), "nobody else is harmed"
+    assert await read_events(engine, SamplingParams(max_tokens=1)), "other connections are not affected"
 
 
-async def test_nonsense_behind_the_welcome_ends_the_link_alone(elsewhere: EngineElsewhere, engine: TcpEngine) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", elsewhere.port)
+async def test_invalid_frames_after_the_handshake_end_only_their_connection(
+    remote: EngineElsewhere, engine: TcpEngine
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", remote.port)
     writer.write(encode_frame(Hello(TOKEN, VERSION)))
     assert await reader.read(100)
     writer.write(b"\xff" * 64)
     async with asyncio.timeout(20):
         await reader.read()
     writer.close()
-    assert await read(engine, SamplingParams(max_tokens=1))
+    assert await read_events(engine, SamplingParams(max_tokens=1))
 
 
 async def test_over_tls(folder: Path, tmp_path: Path) -> None:
@@ -222,7 +228,7 @@ async def test_over_tls(folder: Path, tmp_path: Path) -> None:
         tls = ssl.create_default_context(cafile=trusted)
         engine = TcpEngine("test", "127.0.0.1", secured.port, TOKEN, lambda: None, tls=tls)
         await engine.start()
-        assert generated(await read(engine, SamplingParams(max_tokens=40, ignore_eos=True))) == 40
+        assert token_count_of(await read_events(engine, SamplingParams(max_tokens=40, ignore_eos=True))) == 40
         await engine.close()
         stranger = TcpEngine("test", "127.0.0.1", secured.port, TOKEN, lambda: None, tls=ssl.create_default_context())
         with pytest.raises(EngineStartFailed, match=r"cannot be reached: .*CERTIFICATE_VERIFY_FAILED"):

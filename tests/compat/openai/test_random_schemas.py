@@ -1,6 +1,6 @@
 """For every accepted schema, a finished answer is valid. No schema hangs, crashes, or fails without a message.
 
-Random schemas, with references that never end, parts that contradict each other, and numbers that no float holds.
+Schemas are random: with endless references, contradictory parts, and numbers that no float represents.
 """
 
 import json
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compat.openai.response_formats import held_to
+from compat.openai.response_formats import enforced_schema
 from compat.openai.schemas import Enforcement
 from engine.grammar import Grammars
 from engine.protocol import SamplingParams
@@ -30,14 +30,14 @@ VALUES = st.recursive(
 TYPES = st.sampled_from(["object", "array", "string", "integer", "number", "boolean", "null", "object", "array"])
 
 
-def some(**keywords: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+def optional(**keywords: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
-        {}, optional={key.removesuffix("_").replace("__", "$"): one for key, one in keywords.items()}
+        {}, optional={key.removesuffix("_").replace("__", "$"): strategy for key, strategy in keywords.items()}
     )
 
 
-def larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    objects = some(
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    objects = optional(
         type=st.just("object"),
         properties=st.dictionaries(NAMES, inner, max_size=3),
         required=st.lists(NAMES, max_size=2, unique=True),
@@ -46,10 +46,10 @@ def larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         minProperties=st.integers(0, 2),
         unevaluatedProperties=st.booleans(),
     )
-    arrays = some(
+    arrays = optional(
         type=st.just("array"), items=inner, prefixItems=st.lists(inner, max_size=2), minItems=st.integers(0, 2)
     )
-    joins = some(
+    joins = optional(
         type=TYPES,
         allOf=st.lists(inner, min_size=1, max_size=2),
         anyOf=st.lists(inner, min_size=1, max_size=2),
@@ -64,11 +64,11 @@ def larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 LEAVES = st.one_of(
     st.booleans(),
-    some(type=TYPES),
-    some(const=VALUES),
-    some(enum=st.lists(VALUES, max_size=3)),
-    some(__ref=REFERENCES),
-    some(
+    optional(type=TYPES),
+    optional(const=VALUES),
+    optional(enum=st.lists(VALUES, max_size=3)),
+    optional(__ref=REFERENCES),
+    optional(
         type=st.sampled_from(["integer", "number"]),
         minimum=NUMBERS,
         maximum=NUMBERS,
@@ -76,7 +76,7 @@ LEAVES = st.one_of(
         exclusiveMaximum=NUMBERS,
         multipleOf=st.sampled_from([1, 3, 0.1, 0.25, 997, 99_999_999, 0, 1e-300]),
     ),
-    some(
+    optional(
         type=st.just("string"),
         minLength=st.integers(0, 3),
         maxLength=st.integers(0, 6),
@@ -84,16 +84,16 @@ LEAVES = st.one_of(
         format=st.sampled_from(["date", "uuid", "nothing"]),
     ),
 )
-PARTS = st.recursive(LEAVES, larger, max_leaves=6)
+PARTS = st.recursive(LEAVES, containers, max_leaves=6)
 SCHEMAS = st.builds(
     lambda top, definitions: {**top, "$defs": definitions} if isinstance(top, dict) else top,
-    larger(PARTS),
+    containers(PARTS),
     st.fixed_dictionaries({"x": PARTS, "y": PARTS}),
 )
 
 
 def answers(grammars: Grammars, schema: dict[str, Any], seed: int) -> list[tuple[str, tuple[str, str] | None]]:
-    """Return random texts that the schema constrains, finished or failed. Texts that become too long are left out."""
+    """Return random texts that the schema constrains, with their failures. Texts that become too long are omitted."""
     random, ended = np.random.default_rng(seed), []
     for _ in range(3):
         matcher = grammars.matcher(SamplingParams(json_schema=json.dumps(schema)))
@@ -108,7 +108,7 @@ def answers(grammars: Grammars, schema: dict[str, Any], seed: int) -> list[tuple
             token = eos if eos in allowed else int(random.choice(allowed))
             tokens.append(token)
             if matcher.push(token):
-                ended.append((grammars._tokenizer.decode([one for one in tokens if one != eos]), matcher.failure))
+                ended.append((grammars._tokenizer.decode([token for token in tokens if token != eos]), matcher.failure))
                 break
     return ended
 
@@ -123,20 +123,20 @@ def grammars(tokenizer: Tokenizer) -> Grammars:
 def test_every_finished_answer_is_valid(grammars: Grammars, schema: Any, seed: int) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     try:
-        made = held_to(schema)
+        enforced = enforced_schema(schema)
     except ValueError:
         return
-    for text, failure in answers(grammars, made, seed):
+    for text, failure in answers(grammars, enforced, seed):
         if failure is None:
             value = json.loads(text)
-            assert validator.is_valid(value), (made, text)
+            assert validator.is_valid(value), (enforced, text)
         else:
             assert failure[0] in ("grammar_dead_end", "grammar_too_complex")
 
 
 @given(schema=SCHEMAS, seed=st.integers(0, 1000))
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_schema_is_taken_where_it_is_not_strict(grammars: Grammars, schema: Any, seed: int) -> None:
-    for text, failure in answers(grammars, held_to(schema, Enforcement.LENIENT), seed):
+def test_every_schema_is_accepted_if_the_enforcement_is_lenient(grammars: Grammars, schema: Any, seed: int) -> None:
+    for text, failure in answers(grammars, enforced_schema(schema, Enforcement.LENIENT), seed):
         if failure is None:
             json.loads(text)

@@ -1,4 +1,4 @@
-"""Tokens chosen by the kernels against those that numpy chooses, on the interpreter."""
+"""Tokens sampled by the Triton kernels against those of numpy, on the interpreter."""
 
 from itertools import pairwise
 from typing import Any
@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from engine.kernels import LayerShape
-from engine.kernels.base import REQUEST, ChoiceRequests, Choices
-from engine.kernels.sampling import choose
+from engine.kernels.base import REQUEST, SampledTokens, SamplingRequests
+from engine.kernels.sampling import sample
 from engine.kernels.triton.kernels import TritonKernels
 from tests.interpreter.device import DEVICE
 
@@ -19,12 +19,12 @@ SHAPE = LayerShape(2, 1, 64, 64, 64, 64, "silu", 1.0, 0.0, 1e-5)
 KERNELS = TritonKernels(SHAPE, torch.float32, 16, DEVICE, rows=16, sequences=16, width=2)
 
 
-def requests(rows: list[dict[str, Any]], **other: Any) -> ChoiceRequests:
+def requests(rows: list[dict[str, Any]], **other: Any) -> SamplingRequests:
     whole = np.zeros(len(rows), dtype=REQUEST)
     whole["top_p"], whole["top_logprobs"] = 1.0, -1
-    for at, row in enumerate(rows):
+    for index, row in enumerate(rows):
         for name, value in row.items():
-            whole[at][name] = value
+            whole[index][name] = value
     empty: dict[str, Any] = {
         "starts": np.zeros(len(rows) + 1, dtype=np.int32),
         "ids": np.empty(0, dtype=np.int32),
@@ -33,12 +33,12 @@ def requests(rows: list[dict[str, Any]], **other: Any) -> ChoiceRequests:
         "allowed": np.empty((0, 0), dtype=np.int32),
         "masked": np.full(len(rows), -1, dtype=np.int32),
     }
-    return ChoiceRequests(rows=whole, **{**empty, **other})
+    return SamplingRequests(rows=whole, **{**empty, **other})
 
 
-def both(logits: NDArray[np.float32], asked: ChoiceRequests) -> tuple[Choices, Choices]:
-    ours = KERNELS.choose(torch.from_numpy(logits.copy()).to(DEVICE), asked).result()
-    return ours, choose(logits.copy(), asked)
+def sample_both_ways(logits: NDArray[np.float32], requested: SamplingRequests) -> tuple[SampledTokens, SampledTokens]:
+    actual = KERNELS.sample(torch.from_numpy(logits.copy()).to(DEVICE), requested).result()
+    return actual, sample(logits.copy(), requested)
 
 
 def some_logits(seed: int, rows: int, ties: bool = False) -> NDArray[np.float32]:
@@ -48,8 +48,8 @@ def some_logits(seed: int, rows: int, ties: bool = False) -> NDArray[np.float32]
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_same_choices(seed: int, ties: bool) -> None:
-    """Penalties, masks, candidates, draws and log probabilities, in rows of all kinds."""
+def test_sampled_tokens_equal_numpy(seed: int, ties: bool) -> None:
+    """Rows with penalties, masks, candidates, draws and log probabilities."""
     pick = np.random.default_rng(seed)
     rows = [
         {
@@ -64,7 +64,7 @@ def test_the_same_choices(seed: int, ties: bool) -> None:
     ]
     starts = np.concatenate(([0], np.cumsum(pick.choice([0, 1, 300], len(rows))))).astype(np.int32)
     ids = [pick.choice(VOCABULARY, end - start, replace=False) for start, end in pairwise(starts)]
-    asked = requests(
+    requested = requests(
         rows,
         starts=starts,
         ids=np.concatenate(ids).astype(np.int32),
@@ -73,18 +73,18 @@ def test_the_same_choices(seed: int, ties: bool) -> None:
         allowed=pick.integers(-(2**31), 2**31, (3, 140), dtype=np.int32),  # 4,480 bits: the rest are not allowed
         masked=pick.choice([-1, -1, 0, 1, 2], len(rows)).astype(np.int32),
     )
-    ours, wanted = both(some_logits(seed, len(rows), ties), asked)
-    assert ours.tokens.tolist() == wanted.tokens.tolist()
-    told = asked.rows["top_logprobs"] >= 0
-    np.testing.assert_allclose(ours.logprobs[told], wanted.logprobs[told], atol=2e-5)
-    for row, request in enumerate(asked.rows):
+    actual, expected = sample_both_ways(some_logits(seed, len(rows), ties), requested)
+    assert actual.tokens.tolist() == expected.tokens.tolist()
+    reported = requested.rows["top_logprobs"] >= 0
+    np.testing.assert_allclose(actual.logprobs[reported], expected.logprobs[reported], atol=2e-5)
+    for row, request in enumerate(requested.rows):
         if (top := int(request["top_logprobs"])) > 0:
-            assert ours.top_ids[row, :top].tolist() == wanted.top_ids[row, :top].tolist()
-            np.testing.assert_allclose(ours.top_logprobs[row, :top], wanted.top_logprobs[row, :top], atol=2e-5)
+            assert actual.top_ids[row, :top].tolist() == expected.top_ids[row, :top].tolist()
+            np.testing.assert_allclose(actual.top_logprobs[row, :top], expected.top_logprobs[row, :top], atol=2e-5)
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")  # numpy's, which the interpreter computes with
-def test_nothing_to_choose_from() -> None:
+@pytest.mark.filterwarnings("ignore:divide by zero")  # from numpy, which the interpreter uses
+def test_rows_without_a_token() -> None:
     logits = some_logits(1, 4)
     logits[0, 77] = np.nan
     logits[1] = -np.inf
@@ -96,28 +96,30 @@ def test_nothing_to_choose_from() -> None:
         {"temperature": 1.0, "uniform": 0.999999},
         {"temperature": 1.0},
     ]
-    ours, wanted = both(logits, requests(rows, allowed=allowed, masked=np.array([-1, -1, -1, 0], dtype=np.int32)))
-    assert wanted.tokens.tolist()[:2] == [-1, -1]
-    assert ours.tokens.tolist() == wanted.tokens.tolist()
-    assert ours.tokens[3] == -1
+    actual, expected = sample_both_ways(
+        logits, requests(rows, allowed=allowed, masked=np.array([-1, -1, -1, 0], dtype=np.int32))
+    )
+    assert expected.tokens.tolist()[:2] == [-1, -1]
+    assert actual.tokens.tolist() == expected.tokens.tolist()
+    assert actual.tokens[3] == -1
 
 
-def test_draws_reach_both_ends() -> None:
+def test_draws_reach_both_ends_of_the_vocabulary() -> None:
     logits = np.full((2, VOCABULARY), -np.inf, dtype=np.float32)
     logits[:, [3, 4999]] = 0.0
     rows = [{"temperature": 1.0, "uniform": 0.0}, {"temperature": 1.0, "uniform": 1.0 - 2**-53}]
-    assert both(logits, requests(rows))[0].tokens.tolist() == [3, 4999]
+    assert sample_both_ways(logits, requests(rows))[0].tokens.tolist() == [3, 4999]
 
 
-def test_tokens_come_as_often_as_they_should() -> None:
+def test_tokens_have_the_right_frequency() -> None:
     """Uniform numbers spread evenly over [0, 1) draw each token in proportion."""
     row = np.full(VOCABULARY, -np.inf, dtype=np.float32)
     weights = np.array([1, 2, 3, 10])
     row[[10, 600, 2500, 4000]] = np.log(weights)
     drawn = []
     for start in range(0, 48, 16):
-        rows = [{"temperature": 1.0, "uniform": (start + at + 0.5) / 48} for at in range(16)]
+        rows = [{"temperature": 1.0, "uniform": (start + index + 0.5) / 48} for index in range(16)]
         drawn += (
-            KERNELS.choose(torch.from_numpy(np.tile(row, (16, 1))).to(DEVICE), requests(rows)).result().tokens.tolist()
+            KERNELS.sample(torch.from_numpy(np.tile(row, (16, 1))).to(DEVICE), requests(rows)).result().tokens.tolist()
         )
     assert [drawn.count(token) for token in (10, 600, 2500, 4000)] == [3, 6, 9, 30]

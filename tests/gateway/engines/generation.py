@@ -1,4 +1,4 @@
-"""How tests ask an engine, whatever it is."""
+"""Helpers of tests that generate text with any engine."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -7,18 +7,18 @@ from gateway.engines.protocol import ContextEvent, Engine, EngineContext, TokenD
 from gateway.graph.call import SamplingParams
 
 LONG = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.0)
-SOON = Urgency(0.0, interactive=True)
+URGENT = Urgency(0.0, interactive=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for it."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
 
-async def coming(context: EngineContext, sampling: SamplingParams) -> AsyncGenerator[ContextEvent, None]:
-    """What comes of a context, one after another; whoever reads no further ends it."""
+async def stream_events(context: EngineContext, sampling: SamplingParams) -> AsyncGenerator[ContextEvent, None]:
+    """Yield the events of a generation. Closing the iterator aborts it."""
     queue: asyncio.Queue[ContextEvent | None] = asyncio.Queue()
     generating = asyncio.ensure_future(context.generate(sampling, queue.put_nowait))
     generating.add_done_callback(lambda _: queue.put_nowait(None))
@@ -30,15 +30,15 @@ async def coming(context: EngineContext, sampling: SamplingParams) -> AsyncGener
         generating.cancel()
 
 
-async def read(
+async def read_events(
     engine: Engine, sampling: SamplingParams, count: int = 10**9, tokens: Sequence[int] = (1, 2, 3)
 ) -> list[ContextEvent]:
-    """What comes of a context with these tokens, as far as `count` events."""
-    context = engine.open("", SOON)
+    """Return the first `count` events of a generation behind these tokens."""
+    context = engine.open("", URGENT)
     context.fill(tokens)
     events: list[ContextEvent] = []
     try:
-        async for event in coming(context, sampling):
+        async for event in stream_events(context, sampling):
             events.append(event)
             if len(events) >= count:
                 break
@@ -48,10 +48,10 @@ async def read(
 
 
 def text(events: Sequence[ContextEvent]) -> str:
-    """What was generated."""
+    """Return the generated text."""
     return "".join(event.piece.text for event in events if isinstance(event, TokenDelta))
 
 
-def generated(events: Sequence[ContextEvent]) -> int:
-    """How many tokens were."""
+def token_count_of(events: Sequence[ContextEvent]) -> int:
+    """Return the number of generated tokens."""
     return sum(event.piece.tokens for event in events if isinstance(event, TokenDelta))

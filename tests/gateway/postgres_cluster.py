@@ -1,4 +1,4 @@
-"""A database, and gateways that keep sessions in it: what tests of the journal and of peers share."""
+"""A PostgreSQL database with gateways, for tests of the journal and of the cluster."""
 
 from contextlib import AsyncExitStack
 from typing import Any
@@ -17,8 +17,8 @@ async def content(storage: PostgresStorage, key: int) -> list[tuple[int, str]]:
     return [(first, bytes(facts).decode()) for first, rows in await storage.rows(key) for _, facts in rows]
 
 
-class Town:
-    """A database, and gateways that keep sessions in it."""
+class PostgresCluster:
+    """A PostgreSQL database, and gateways that store sessions in it."""
 
     def __init__(self, url: str, stack: AsyncExitStack) -> None:
         self.url = url
@@ -33,7 +33,7 @@ class Town:
         return storage
 
     async def session(self, storage: PostgresStorage, id: str) -> int:
-        """Claims the name and keeps a first fact under it."""
+        """Claim a session id and store a first fact under it. Return the session's key."""
         assert await storage.claim("t", id)
         key = storage.new_key()
         await storage.commit(Batch([entry(key, 0)], [], [], [Opened(key, "t", id)]))
@@ -46,8 +46,8 @@ class Town:
         finally:
             await connection.close()
 
-    async def silent(self, storage: PostgresStorage) -> None:
-        """Its time is up."""
+    async def expire_lease(self, storage: PostgresStorage) -> None:
+        """End the lease of a gateway."""
         await self.query(
             "UPDATE myna_gateways SET until = now() - interval '1 s' WHERE id = $1 RETURNING 1", storage.gateway
         )

@@ -1,4 +1,4 @@
-"""All requests of OpenAI's endpoints: a null counts as left out, and an error names the field at fault."""
+"""All requests of OpenAI's endpoints: a null counts as omitted, and an error names the invalid field."""
 
 import copy
 from collections.abc import Iterator
@@ -94,14 +94,14 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("schema", "body"), REQUESTS)
-def test_null_asks_for_nothing(schema: type[BaseModel], body: dict[str, Any]) -> None:
-    told = check(body, schema)
+def test_null_counts_as_omitted(schema: type[BaseModel], body: dict[str, Any]) -> None:
+    expected = check(body, schema)
     for name in sorted({*REFUSED, *FIELDS, "unheard_of"} - set(body)):
-        assert check({**body, name: None}, schema).model_dump() == told.model_dump(), name
+        assert check({**body, name: None}, schema).model_dump() == expected.model_dump(), name
 
 
 @pytest.mark.parametrize(("schema", "body", "path"), PLACES)
-def test_null_asks_for_nothing_anywhere_in_a_request(
+def test_null_counts_as_omitted_anywhere_in_a_request(
     schema: type[BaseModel], body: dict[str, Any], path: tuple[Any, ...]
 ) -> None:
     nulls: dict[str, Any] = dict.fromkeys(("unheard_of", "cache_control", "audio"))
@@ -109,10 +109,10 @@ def test_null_asks_for_nothing_anywhere_in_a_request(
 
 
 @pytest.mark.parametrize(("schema", "body", "path"), PLACES)
-def test_an_unknown_field_is_named_wherever_it_is(
+def test_an_error_names_the_path_of_an_unknown_field(
     schema: type[BaseModel], body: dict[str, Any], path: tuple[Any, ...]
 ) -> None:
-    """The alternatives of a union are no part of the path, though a text part's is called as its field is."""
+    # names of a union's alternatives are not in the path, although the alternative of a text part is `text`
     with pytest.raises(RequestError) as refused:
         check(changed(body, path, cache_control={"type": "ephemeral"}), schema)
     param = ".".join([*map(str, path), "cache_control"])
@@ -121,14 +121,14 @@ def test_an_unknown_field_is_named_wherever_it_is(
 
 
 @pytest.mark.parametrize(("schema", "body"), REQUESTS)
-def test_a_value_of_no_sense_is_named(schema: type[BaseModel], body: dict[str, Any]) -> None:
+def test_an_error_names_the_field_of_an_invalid_value(schema: type[BaseModel], body: dict[str, Any]) -> None:
     for name in schema.model_fields:
         with pytest.raises(RequestError) as refused:
-            check({**body, name: [[["of no sense"]]]}, schema)
+            check({**body, name: [[["invalid"]]]}, schema)
         assert (refused.value.param or "").split(".")[0] == name
 
 
-def test_nulls_that_are_values_stay() -> None:
+def test_nulls_that_are_values_are_kept() -> None:
     assert VariableRequest.model_validate({"value": None}).model_fields_set == {"value"}
     assert SessionRequest.model_validate({"metadata": None, "unheard_of": None}) == SessionRequest()
     with pytest.raises(RequestError) as refused:
@@ -174,14 +174,14 @@ TOOLS = {"tools": CHAT["tools"]}
         (CompletionRequest, {"echo": True, "logprobs": 1}, "echo"),
     ],
 )
-def test_fields_that_do_not_go_together_are_named(schema: type[BaseModel], change: dict[str, Any], param: str) -> None:
-    good = {"model": "m", "prompt": "x"} if schema is CompletionRequest else {"model": "m", **MESSAGES}
+def test_an_error_names_a_field_of_a_contradiction(schema: type[BaseModel], change: dict[str, Any], param: str) -> None:
+    valid = {"model": "m", "prompt": "x"} if schema is CompletionRequest else {"model": "m", **MESSAGES}
     with pytest.raises(RequestError) as refused:
-        check({**good, **change}, schema)
+        check({**valid, **change}, schema)
     assert (refused.value.status, refused.value.param) == (400, param)
 
 
-def test_answers_of_one_request_are_bounded() -> None:
+def test_the_number_of_answers_to_one_request_is_limited() -> None:
     body = {"model": "m", "prompt": ["x"] * 64, "n": 16}
     assert check(body, CompletionRequest).candidates == 16
     with pytest.raises(RequestError) as refused:

@@ -21,8 +21,8 @@ from compat.openai.responses import (
 TEXTS = st.text(max_size=12)
 ARGUMENTS = TEXTS | st.just("") | st.dictionaries(TEXTS, st.integers() | TEXTS, max_size=3).map(json.dumps)
 CALLS = st.builds(ToolCallAnswer, id=TEXTS, function=st.builds(FunctionCall, name=TEXTS, arguments=ARGUMENTS))
-THOUGHTS = TEXTS | st.just(msgspec.UNSET)
-MESSAGES = st.builds(ResponseMessage, content=TEXTS, reasoning=THOUGHTS, reasoning_content=THOUGHTS) | st.builds(
+REASONING = TEXTS | st.just(msgspec.UNSET)
+MESSAGES = st.builds(ResponseMessage, content=TEXTS, reasoning=REASONING, reasoning_content=REASONING) | st.builds(
     ResponseMessage, content=st.none() | TEXTS, tool_calls=st.lists(CALLS, min_size=1, max_size=3)
 )
 STATES = st.sampled_from(["in_progress", "completed", "incomplete"])
@@ -34,58 +34,58 @@ ITEMS = (
 
 
 @given(MESSAGES)
-def test_messages(answer: ResponseMessage) -> None:
+def test_messages_are_accepted(answer: ResponseMessage) -> None:
     message = Message.model_validate(msgspec.to_builtins(answer))
     assert message.content == answer.content
-    made = () if isinstance(answer.tool_calls, msgspec.UnsetType) else answer.tool_calls
+    calls = () if isinstance(answer.tool_calls, msgspec.UnsetType) else answer.tool_calls
     assert [(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()] == [
-        (call.id, call.function.name, call.function.arguments) for call in made
+        (call.id, call.function.name, call.function.arguments) for call in calls
     ]
 
 
 @given(st.lists(st.builds(FunctionCall, name=TEXTS, arguments=ARGUMENTS), min_size=1, max_size=3), TEXTS)
-def test_messages_put_together_from_deltas(functions: list[FunctionCall], id: str) -> None:
+def test_messages_joined_from_deltas_are_accepted(functions: list[FunctionCall], id: str) -> None:
     entries = [ToolCallDelta(index, function, id, "function") for index, function in enumerate(functions)]
-    told = {"role": "assistant", "content": "", "tool_calls": msgspec.to_builtins(entries)}
-    assert [call.index for call in Message.model_validate(told).tool_calls or ()] == list(range(len(functions)))
+    message = {"role": "assistant", "content": "", "tool_calls": msgspec.to_builtins(entries)}
+    assert [call.index for call in Message.model_validate(message).tool_calls or ()] == list(range(len(functions)))
 
 
 @given(st.lists(ITEMS, max_size=4))
-def test_items(output: list[Any]) -> None:
-    asked = [{"role": "user", "content": "x"}, *msgspec.to_builtins(output), {"role": "user", "content": "y"}]
-    messages, _ = ResponseRequest.model_validate({"model": "m", "input": asked}).conversation
+def test_output_items_are_accepted(output: list[Any]) -> None:
+    input_items = [{"role": "user", "content": "x"}, *msgspec.to_builtins(output), {"role": "user", "content": "y"}]
+    messages, _ = ResponseRequest.model_validate({"model": "m", "input": input_items}).conversation
     assert messages[0].content == "x"
     assert messages[-1].content == "y"
 
 
 @pytest.mark.parametrize(
-    ("more", "read"),
+    ("fields", "text"),
     [
         ({"refusal": "No."}, "No."),
         ({"content": [{"type": "refusal", "refusal": "No."}]}, ["No."]),
         ({"content": "Yes.", "annotations": [{"type": "url_citation"}], "parsed": {"a": 1}}, "Yes."),
     ],
 )
-def test_what_openais_own_answers_hold_beside_their_text(more: dict[str, Any], read: Any) -> None:
+def test_other_fields_of_openais_answers_are_accepted(fields: dict[str, Any], text: Any) -> None:
     message = Message.model_validate(
-        {"role": "assistant", "content": None, "audio": None, "function_call": None} | more
+        {"role": "assistant", "content": None, "audio": None, "function_call": None} | fields
     )
-    assert message.parts == read
-    assert message.length == len("".join(read))
+    assert message.parts == text
+    assert message.length == len("".join(text))
 
 
 @given(ARGUMENTS)
-def test_arguments_are_objects_or_the_text_itself(arguments: str) -> None:
-    called = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    (told,) = Message.model_validate({"role": "assistant", "tool_calls": [called]}).called
-    read = told["function"]["arguments"]
-    assert isinstance(read, dict) or read == arguments
-    if isinstance(read, dict):
-        assert read == json.loads(arguments or "{}")
+def test_arguments_become_objects_or_remain_text(arguments: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    (converted,) = Message.model_validate({"role": "assistant", "tool_calls": [call]}).called
+    parsed = converted["function"]["arguments"]
+    assert isinstance(parsed, dict) or parsed == arguments
+    if isinstance(parsed, dict):
+        assert parsed == json.loads(arguments or "{}")
 
 
 @pytest.mark.parametrize("arguments", ["[" * 100_000, "1" * 5_000, '{"a": ' + "1" * 5_000 + "}"])
-def test_arguments_that_python_cannot_read_are_text(arguments: str) -> None:
-    called = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    (told,) = Message.model_validate({"role": "assistant", "tool_calls": [called]}).called
-    assert told["function"]["arguments"] == arguments
+def test_arguments_that_python_cannot_parse_remain_text(arguments: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    (converted,) = Message.model_validate({"role": "assistant", "tool_calls": [call]}).called
+    assert converted["function"]["arguments"] == arguments
