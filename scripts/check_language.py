@@ -1,4 +1,4 @@
-"""Reject retired identifiers, and docstrings that do not begin as CONTRIBUTING.md asks for.
+"""Reject retired identifiers, docstrings that do not begin as CONTRIBUTING.md asks for, and dead pointers.
 
 Run it without arguments in the root of the repository, or with paths to check these only. The exit status is 1 if a
 file breaks a rule.
@@ -91,11 +91,24 @@ def problems(path: Path, names: dict[str, str]) -> Iterator[str]:
             yield f"{shown}:{line}: the docstring {problem}: {docstring.strip().splitlines()[0][:60]!r}"
 
 
+def dead_pointers(path: Path, files: set[str]) -> Iterator[str]:
+    """Yield a line for each file of the project that a document names and that does not exist."""
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        for name in re.findall(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+\.py)\b", line):
+            if not any(file == name or file.endswith(f"/{name}") for file in files):
+                yield f"{path.relative_to(ROOT)}:{number}: there is no file {name}"
+
+
 def main(arguments: list[str]) -> int:
     """Print the problems of the files, all tracked ones if none are given. Return the exit status."""
-    listed = arguments or subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).split()
-    names = retired()
-    found = [problem for path in listed for problem in problems(ROOT / path, names)]
+    tracked = subprocess.check_output(["git", "ls-files", "*.py", "*.md"], cwd=ROOT, text=True).split()
+    names, files = retired(), set(tracked)
+    found: list[str] = []
+    for path in arguments or tracked:
+        if path.endswith(".md"):
+            found += dead_pointers(ROOT / path, files)
+        else:
+            found += problems(ROOT / path, names)
     print(*found, sep="\n", end="\n" if found else "")
     print(f"{len(found)} problems of language" if found else "The language is in order.")
     return 1 if found else 0

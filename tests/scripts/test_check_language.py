@@ -48,3 +48,13 @@ def test_retired_names_come_from_the_glossary(
     monkeypatch.setattr(check, "ROOT", tmp_path)
     found = list(check.problems(file, names))
     assert [line.split(":")[1] for line in found] == ["4", "5"]
+
+
+def test_a_document_may_name_only_files_that_exist(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    document = tmp_path / "a.md"
+    document.write_text("See `graph/call.py` and `gone.py`.\n")
+    (problem,) = check.dead_pointers(document, {"gateway/graph/call.py"})
+    assert "gone.py" in problem
