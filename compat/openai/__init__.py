@@ -1,4 +1,4 @@
-"""OpenAI's request and response types, with the `semantic` extension of API.md.
+"""OpenAI's request and response types, with the `semantic` extension of docs/api.md.
 
 Requests are pydantic models, which check them and report the path of an invalid field. Answers are msgspec structs: the
 server creates them, and encodes up to one for each token.

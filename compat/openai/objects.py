@@ -1,4 +1,4 @@
-"""Response types of the Semantic Variable extension's endpoints; see API.md, which also lists the states."""
+"""Response types of the Semantic Variable extension's endpoints; see docs/api.md, which also lists the states."""
 
 from typing import Literal, NotRequired, TypedDict
 

@@ -1,4 +1,4 @@
-"""The Semantic Variable extension's part of requests, and the requests of its own endpoints; see API.md."""
+"""The Semantic Variable extension's part of requests, and the requests of its own endpoints; see docs/api.md."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -48,7 +48,7 @@ class SlotRequest(LimitedSamplingFields):
 
 
 class Semantic(Request):
-    """The Semantic Variable extension; see API.md."""
+    """The Semantic Variable extension; see docs/api.md."""
 
     session: SessionId | None = None
     inputs: dict[str, JsonValue] = Field(default_factory=dict)

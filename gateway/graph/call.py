@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CallState(StrEnum):
-    """State of a call, as the API reports it. See API.md, Vocabulary."""
+    """State of a call, as the API reports it. See docs/api.md."""
 
     WAITING = "waiting"
     QUEUED = "queued"
@@ -316,7 +316,7 @@ class Call:
 
     @property
     def is_needed(self) -> bool:
-        """Whether a client or a call can still read an output. See API.md, promise 4."""
+        """Whether a client or a call can still read an output."""
         if self.unfinished_followers:
             return True
         return any(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class VariableState(StrEnum):
-    """State of a variable, as the API reports it. See API.md, Vocabulary."""
+    """State of a variable, as the API reports it. See docs/api.md."""
 
     DECLARED = "declared"
     PENDING = "pending"

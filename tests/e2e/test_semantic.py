@@ -1,4 +1,4 @@
-"""Semantic Variables over HTTP, as API.md describes them."""
+"""Semantic Variables over HTTP, as docs/api.md describes them."""
 
 import asyncio
 import io
