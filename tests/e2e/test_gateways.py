@@ -407,7 +407,7 @@ async def test_a_frozen_gateway_exits_when_it_wakes_up(killable_pair: GatewayPai
     for process in processes:
         process.resume()
     assert await asyncio.to_thread(a.process.wait, 30) == 1
-    assert any("other gateways have marked this one as dead" in line for line in a.log)
+    assert any("other gateways have taken this one for dead" in line for line in a.log)
     with pytest.raises(aiohttp.ClientError):
         await waiting
     assert await killable_pair.value(b, "s", "long") == value
