@@ -9,7 +9,7 @@ from collections.abc import Sequence
 _NICE = 19
 
 
-class Aside:
+class BackgroundTests:
     """A pytest process over some tests, with one thread and the lowest priority."""
 
     def __init__(self, tests: Sequence[str], **environment: str) -> None:

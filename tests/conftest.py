@@ -9,12 +9,12 @@ from engine import Engine, EngineConfig
 from engine.config import default_cache
 from engine.models.fetch import fetch
 from engine.tokenizer import Tokenizer
-from tests.aside import Aside
+from tests.aside import BackgroundTests
 from tests.checkpoints import write_tiny_llama
-from tests.postgres import Postgres, running
+from tests.postgres import PostgresServer, running
 from tests.server import Server
 
-_INTERPRETED = pytest.StashKey[Aside]()
+_INTERPRETED = pytest.StashKey[BackgroundTests]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -27,7 +27,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         last = set(dependent)
         others = [item for item in session.items if item not in last]
         session.items[:] = sorted(others, key=lambda item: item.get_closest_marker("waits") is None) + dependent
-        session.config.stash[_INTERPRETED] = Aside(["tests/interpreter"], TRITON_INTERPRET="1")
+        session.config.stash[_INTERPRETED] = BackgroundTests(["tests/interpreter"], TRITON_INTERPRET="1")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -37,7 +37,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def interpreted(pytestconfig: pytest.Config) -> Aside:
+def interpreted(pytestconfig: pytest.Config) -> BackgroundTests:
     """Return the background run of tests/interpreter."""
     return pytestconfig.stash[_INTERPRETED]
 
@@ -88,7 +88,7 @@ def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def postgres() -> Iterator[PostgresServer]:
     """Yield a running PostgreSQL server."""
     with running() as server:
         yield server

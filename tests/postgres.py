@@ -28,7 +28,7 @@ def _programs() -> Iterator[Path]:
     yield Path(pgserver.__file__).parent / "pginstall/bin"
 
 
-class Postgres:
+class PostgresServer:
     """A server with its own data folder. PostgreSQL refuses to run as root, so root starts it as the user nobody."""
 
     def __init__(self, folder: Path) -> None:
@@ -90,13 +90,13 @@ class Postgres:
 
 
 @contextmanager
-def running() -> Iterator[Postgres]:
+def running() -> Iterator[PostgresServer]:
     """Yield a running server. Skip the test if PostgreSQL is not installed."""
     with tempfile.TemporaryDirectory(
         prefix="myna-postgres-"
     ) as folder:  # not pytest's folder, which other users cannot enter
         try:
-            server = Postgres(Path(folder))
+            server = PostgresServer(Path(folder))
         except RuntimeError as error:
             if "no PostgreSQL" not in str(error):
                 raise

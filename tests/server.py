@@ -110,7 +110,7 @@ class LlamaServer(Program):
         super().__init__(file, address=r"at (http://\S+)", module="tests.llama_server")
 
 
-class EngineElsewhere(Program):
+class EngineProgram(Program):
     """A running `myna engine`, on a free port by default."""
 
     TOKEN = "a token of tests"

@@ -11,7 +11,7 @@ from aiohttp import web
 Behaviour = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
 
-class FakeServer:
+class ScriptedServer:
     """A server that answers each request with the next behaviour of `script`, and records all bodies.
 
     Once the script is empty, it answers with `always`, or else with the name of the requested model.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gateway.graph.errors import Failure
 from gateway.graph.references import Reference
-from gateway.graph.variable import Variable
+from gateway.graph.variable import Piece, Reader, Variable
 
 if TYPE_CHECKING:
     from gateway.graph.session import Session
@@ -345,6 +345,14 @@ class Call:
         self.awaits = variable
         try:
             await variable.wait_final()
+        finally:
+            self.awaits = None
+
+    async def next_pieces(self, reader: Reader, variable: Variable) -> Sequence[Piece]:
+        """Wait for the next pieces of a growing variable, and return them; see `Reader.more` and `until_final`."""
+        self.awaits = variable
+        try:
+            return await reader.more()
         finally:
             self.awaits = None
 

@@ -12,7 +12,7 @@ from gateway.engines.protocol import ContextEvent, Engine, EngineContext, Prefil
 from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.text import size_of
-from gateway.graph.variable import Piece, Reader, Variable, VariableState, reasoning_of
+from gateway.graph.variable import Piece, Variable, VariableState, reasoning_of
 from gateway.scheduler.inputs import CallFailed, InputReader
 from gateway.scheduler.reasoning_parser import ReasoningParser
 from gateway.scheduler.transforms import TransformFailed, apply
@@ -183,7 +183,7 @@ class CallAttempt:
         rest = ""
         filled: list[int] = []
         with source.read() as reader:
-            while pieces := await self._wait_for_pieces(reader, source):
+            while pieces := await self._call.next_pieces(reader, source):
                 rest += "".join([piece.text for piece in pieces])
                 if len(rest) < _STREAM_CHARACTERS:
                     continue
@@ -195,14 +195,6 @@ class CallAttempt:
         if list(whole[: len(filled)]) != filled:
             raise UnsettledTokens
         self._fill(whole[len(filled) :])
-
-    async def _wait_for_pieces(self, reader: Reader, source: Variable) -> Sequence[Piece]:
-        """Wait for the next pieces of a growing value, and return them."""
-        self._call.awaits = source
-        try:
-            return await reader.more()
-        finally:
-            self._call.awaits = None
 
     # slots
 

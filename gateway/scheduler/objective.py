@@ -47,12 +47,12 @@ def _visit(call: Call, known: dict[str, Objective], stack: "list[tuple[Call, Ite
         latency_subscribers = any(variable.latency_subscribers for variable in call.outputs)
         known[call.id] = Objective.LATENCY if latency_subscribers else Objective.THROUGHPUT
         if not latency_subscribers:
-            stack.append((call, _dependents(call)))
+            stack.append((call, dependents_of(call)))
     else:
         known[call.id] = own
 
 
-def _dependents(call: Call) -> Iterator[Call]:
+def dependents_of(call: Call) -> Iterator[Call]:
     """Yield the calls that need this call's outputs: its followers and its consumers."""
     yield from call.followers
     for variable in call.outputs:

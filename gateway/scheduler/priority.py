@@ -22,7 +22,7 @@ from gateway.graph.prefix_hash import PrefixKey, prefix_keys
 from gateway.graph.variable import Variable
 from gateway.scheduler.cost_model import Cost, CostModel
 from gateway.scheduler.fair_queue import FairQueue
-from gateway.scheduler.objective import sources
+from gateway.scheduler.objective import dependents_of, sources
 from gateway.scheduler.prefix_index import PrefixIndex
 
 PATIENCE_SECONDS = 30.0
@@ -265,13 +265,13 @@ class Priorities:
 
     def _count_dependents(self, call: Call) -> int:
         """Return the number of edges from the call to unfinished calls that read or follow it."""
-        return sum([dependent.id in self._entries for dependent in _dependents(call)])
+        return sum([dependent.id in self._entries for dependent in dependents_of(call)])
 
     def compute_rank(self, call: Call) -> float:
         """Return the rank that follows from the call's own deadline and the ranks of its dependents."""
         entry = self._entries[call.id]
         dependents = [
-            self._entries[dependent.id].rank for dependent in _dependents(call) if dependent.id in self._entries
+            self._entries[dependent.id].rank for dependent in dependents_of(call) if dependent.id in self._entries
         ]
         return min(entry.deadline, min(dependents, default=entry.deadline_unread)) - entry.producer_lead
 
@@ -325,13 +325,6 @@ class _Entry:
     def producer_lead(self) -> float:
         """Seconds by which the calls that it reads are due before it."""
         return PRODUCER_LEAD * self.cost.time
-
-
-def _dependents(call: Call) -> Iterator[Call]:
-    """Yield the calls that need this call's outputs: its followers and its consumers."""
-    yield from call.followers
-    for variable in call.outputs:
-        yield from variable.consumers
 
 
 def _is_interactive(call: Call) -> bool:

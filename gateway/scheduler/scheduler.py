@@ -12,7 +12,7 @@ from gateway.graph.call import Call, CallState, Objective, Rendering, Usage
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.limits import SharedLimit
 from gateway.graph.session import Addition, Session
-from gateway.graph.variable import Piece, ProducerRestarted, Reader, Variable, VariableState
+from gateway.graph.variable import ProducerRestarted, Variable, VariableState
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.attempt import CallAttempt, UnsettledTokens
 from gateway.scheduler.cost_model import CostModel
@@ -487,7 +487,7 @@ class Scheduler:
         try:
             for target, source in zip(call.outputs, leader.outputs, strict=True):
                 with source.read() as reader:
-                    while pieces := await self._wait_for_pieces(call, reader, source):
+                    while pieces := await call.next_pieces(reader, source):
                         if call.state is not CallState.DECODE:
                             call.times.started = call.times.first_token = call.session.clock()
                             call.move(CallState.DECODE)
@@ -507,15 +507,6 @@ class Scheduler:
         usage = leader.usage
         call.usage = Usage(usage.prompt, usage.prompt, usage.completion, reasoning=usage.reasoning)
         call.finish_reason = leader.finish_reason
-
-    @staticmethod
-    async def _wait_for_pieces(call: Call, reader: Reader, source: Variable) -> Sequence[Piece]:
-        """Return the next pieces of the leader's variable."""
-        call.awaits = source
-        try:
-            return await reader.more()
-        finally:
-            call.awaits = None
 
     def end_stuck(self, sessions: Iterable[Session] = ()) -> list[Call]:
         """End calls that can make no progress, and return them. Each one is a bug of this server: there should be none.

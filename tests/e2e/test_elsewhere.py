@@ -9,9 +9,9 @@ import aiohttp
 import pytest
 
 from tests.checkpoints import write_tiny_llama
-from tests.server import EngineElsewhere, Server
+from tests.server import EngineProgram, Server
 
-TOKEN = {"MYNA_ENGINE_TOKEN": EngineElsewhere.TOKEN}
+TOKEN = {"MYNA_ENGINE_TOKEN": EngineProgram.TOKEN}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ async def ask(http: aiohttp.ClientSession, content: str, session: str | None = N
 
 async def test_answers_and_graphs_are_those_of_an_embedded_engine(options: tuple[str, ...]) -> None:
     answers = []
-    with EngineElsewhere(*options) as elsewhere:
+    with EngineProgram(*options) as elsewhere:
         for chosen in (("--engine", f"myna={elsewhere.address}"), options):
             with Server(*chosen, env=TOKEN) as server:
                 async with aiohttp.ClientSession(server.address) as http:
@@ -55,8 +55,8 @@ async def test_answers_and_graphs_are_those_of_an_embedded_engine(options: tuple
 @pytest.mark.slow
 async def test_another_engine_takes_over_the_work_of_a_lost_one(options: tuple[str, ...]) -> None:
     # one engine is killed in the middle of a graph, and the other runs the remaining calls
-    first = EngineElsewhere(*options)
-    with EngineElsewhere(*options) as second:
+    first = EngineProgram(*options)
+    with EngineProgram(*options) as second:
         chosen = [part for engine in (first, second) for part in ("--engine", f"myna={engine.address}")]
         with Server(*chosen, env=TOKEN) as server:
             async with aiohttp.ClientSession(server.address) as http:
@@ -80,7 +80,7 @@ async def _value(http: aiohttp.ClientSession, path: str) -> Any:
 
 async def test_engines_of_different_models_serve_both(options: tuple[str, ...], tmp_path: Path) -> None:
     other = write_tiny_llama(tmp_path / "another")
-    with EngineElsewhere(*options) as first, EngineElsewhere("--model", str(other), "--kv-tokens", "1024") as second:
+    with EngineProgram(*options) as first, EngineProgram("--model", str(other), "--kv-tokens", "1024") as second:
         chosen = ("--engine", f"myna={first.address}", "--engine", f"myna={second.address}")
         with Server(*chosen, env=TOKEN) as server:
             async with aiohttp.ClientSession(server.address) as http, http.get("/v1/models") as response:

@@ -20,7 +20,7 @@ import trustme
 
 from bench.chaos import chaos
 from tests.checkpoints import write_tiny_llama
-from tests.postgres import Postgres, running
+from tests.postgres import PostgresServer, running
 from tests.server import Server
 
 pytestmark = pytest.mark.waits
@@ -40,7 +40,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class GatewayPair:
     """Two gateways on one database, and an HTTP client for both."""
 
-    def __init__(self, postgres: Postgres, tiny: Path, *options: str) -> None:
+    def __init__(self, postgres: PostgresServer, tiny: Path, *options: str) -> None:
         self.journal = postgres.database()
         self._arguments = ("--model", str(tiny), "--kv-tokens", "32768", "--journal", self.journal, *options)
         self.servers: list[Server] = []
@@ -80,7 +80,7 @@ class GatewayPair:
 
 
 @pytest.fixture(scope="module")
-def pair_module(postgres: Postgres, tiny: Path) -> Iterator[GatewayPair]:
+def pair_module(postgres: PostgresServer, tiny: Path) -> Iterator[GatewayPair]:
     pair = GatewayPair(postgres, tiny)
     try:
         pair.start()
@@ -99,7 +99,7 @@ async def pair(pair_module: GatewayPair) -> AsyncIterator[GatewayPair]:
 
 
 @pytest.fixture
-async def killable_pair(postgres: Postgres, tiny: Path) -> AsyncIterator[GatewayPair]:
+async def killable_pair(postgres: PostgresServer, tiny: Path) -> AsyncIterator[GatewayPair]:
     """Yield two gateways that the test may kill."""
     pair = GatewayPair(postgres, tiny, "--lease", "3")
     async with aiohttp.ClientSession() as pair.http:
@@ -110,7 +110,9 @@ async def killable_pair(postgres: Postgres, tiny: Path) -> AsyncIterator[Gateway
             await pair.close()
 
 
-async def test_no_accepted_work_is_lost_while_gateways_are_killed_and_stopped(postgres: Postgres, tiny: Path) -> None:
+async def test_no_accepted_work_is_lost_while_gateways_are_killed_and_stopped(
+    postgres: PostgresServer, tiny: Path
+) -> None:
     # two gateways under load are killed in turns, each for longer than its lease
     arguments = ["--model", str(tiny), "--kv-tokens", "65536", "--lease", "3"]
     report = await chaos(
@@ -128,7 +130,7 @@ async def test_no_accepted_work_is_lost_while_gateways_are_killed_and_stopped(po
     assert report["retries"] > 0, "the kills had an effect"
 
 
-async def test_gateways_forward_over_tls(postgres: Postgres, tiny: Path, tmp_path: Path) -> None:
+async def test_gateways_forward_over_tls(postgres: PostgresServer, tiny: Path, tmp_path: Path) -> None:
     authority = trustme.CA()
     trusted, chain, key = (tmp_path / name for name in ("ca.pem", "chain.pem", "key.pem"))
     certificate = authority.issue_cert("127.0.0.1")
@@ -379,7 +381,7 @@ async def test_a_stream_of_a_lost_gateway_ends_with_an_error(killable_pair: Gate
     )
 
 
-async def test_a_stopped_gateway_is_replaced_before_its_lease_ends(postgres: Postgres, tiny: Path) -> None:
+async def test_a_stopped_gateway_is_replaced_before_its_lease_ends(postgres: PostgresServer, tiny: Path) -> None:
     pair = GatewayPair(postgres, tiny, "--lease", "60", "--drain", "0")
     async with aiohttp.ClientSession() as pair.http:
         try:
@@ -407,7 +409,7 @@ async def test_a_frozen_gateway_exits_when_it_wakes_up(killable_pair: GatewayPai
     for process in processes:
         process.resume()
     assert await asyncio.to_thread(a.process.wait, 30) == 1
-    assert any("other gateways have taken this one for dead" in line for line in a.log)
+    assert any("other gateways have marked this one as dead" in line for line in a.log)
     with pytest.raises(aiohttp.ClientError):
         await waiting
     assert await killable_pair.value(b, "s", "long") == value
@@ -439,7 +441,7 @@ async def test_a_forwarded_wait_notices_a_broken_network(pair: GatewayPair) -> N
     assert (await waiting)[1]["value"] == "there"
 
 
-async def test_gateways_that_reach_the_database_but_not_each_other(postgres: Postgres, tiny: Path) -> None:
+async def test_gateways_that_reach_the_database_but_not_each_other(postgres: PostgresServer, tiny: Path) -> None:
     # both are alive, so no session is taken over; requests at the wrong gateway get an error
     pair = GatewayPair(postgres, tiny, "--lease", "2")
     async with aiohttp.ClientSession() as pair.http:
@@ -491,7 +493,7 @@ async def test_gateways_survive_an_unavailable_database(tiny: Path) -> None:
                 await pair.close()
 
 
-async def test_expired_sessions_are_gone_at_both_gateways(postgres: Postgres, tiny: Path) -> None:
+async def test_expired_sessions_are_gone_at_both_gateways(postgres: PostgresServer, tiny: Path) -> None:
     pair = GatewayPair(postgres, tiny, "--session-ttl", "0.5")
     async with aiohttp.ClientSession() as pair.http:
         try:

@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, RateLimitError
 
 from tests.checkpoints import write_tiny_llama
 from tests.server import Server
-from tests.upstream import FakeServer, breaks_off, chunk, refuses, says, stream
+from tests.upstream import ScriptedServer, breaks_off, chunk, refuses, says, stream
 
 pytestmark = pytest.mark.waits
 
@@ -55,7 +55,11 @@ async def echoes(request: aiohttp.web.Request, body: dict[str, Any]) -> Any:
 
 
 async def test_a_client_receives_the_upstream_servers_answers() -> None:
-    async with FakeServer("big") as fake, gateway("--engine", f"openai={fake.url}") as server, asking(server) as client:
+    async with (
+        ScriptedServer("big") as fake,
+        gateway("--engine", f"openai={fake.url}") as server,
+        asking(server) as client,
+    ):
         fake.script = [says("Hello", " there", finish="length")]
         answer = await ask(client, "big", "hi", max_tokens=2)
         assert (text(answer), answer.choices[0].finish_reason, answer.model) == ("Hello there", "length", "big")
@@ -127,7 +131,7 @@ async def test_faults_end_as_documented(behaviours: list[Any], status: int, code
 @pytest.fixture(scope="module")
 async def faulty() -> AsyncIterator[Any]:
     async with (
-        FakeServer("big") as fake,
+        ScriptedServer("big") as fake,
         gateway("--engine", f"openai={fake.url}") as server,
         aiohttp.ClientSession(server.address) as http,
     ):
@@ -135,7 +139,11 @@ async def faulty() -> AsyncIterator[Any]:
 
 
 async def test_a_call_with_streamed_tokens_is_not_repeated() -> None:
-    async with FakeServer("big") as fake, gateway("--engine", f"openai={fake.url}") as server, asking(server) as client:
+    async with (
+        ScriptedServer("big") as fake,
+        gateway("--engine", f"openai={fake.url}") as server,
+        asking(server) as client,
+    ):
         fake.script = [breaks_off("some"), says("never")]
         with pytest.raises(Exception, match="broke off"):
             async for _ in await ask(client, "big", "hi", stream=True):
@@ -146,7 +154,7 @@ async def test_a_call_with_streamed_tokens_is_not_repeated() -> None:
 async def test_a_graph_over_models_and_engines(tmp_path: Path) -> None:
     # in one session, a call on one server feeds a call on an embedded engine, and both feed a call on a third server
     tiny = write_tiny_llama(tmp_path / "tiny", window=512)
-    async with FakeServer("draft") as first, FakeServer("judge", "other") as second:
+    async with ScriptedServer("draft") as first, ScriptedServer("judge", "other") as second:
         first.always = second.always = echoes
         engines = ("--engine", "embedded", "--engine", f"openai={first.url}", "--engine", f"vllm={second.url}")
         async with (
@@ -170,7 +178,7 @@ async def test_a_graph_over_models_and_engines(tmp_path: Path) -> None:
 
 
 async def test_an_available_engine_of_a_pool_answers() -> None:
-    first, second = FakeServer("big"), FakeServer("big")
+    first, second = ScriptedServer("big"), ScriptedServer("big")
     async with first, second:
         first.always = second.always = echoes
         async with (
@@ -190,7 +198,7 @@ async def test_an_available_engine_of_a_pool_answers() -> None:
 
 async def test_a_fallback_model_answers(tmp_path: Path) -> None:
     tiny = write_tiny_llama(tmp_path / "tiny", window=512)
-    async with FakeServer("big") as big, FakeServer("small") as small:
+    async with ScriptedServer("big") as big, ScriptedServer("small") as small:
         big.always = small.always = echoes
         async with (
             gateway(
@@ -220,7 +228,11 @@ async def test_a_fallback_model_answers(tmp_path: Path) -> None:
 
 
 async def test_status_429_has_the_upstream_servers_retry_time() -> None:
-    async with FakeServer("big") as fake, gateway("--engine", f"openai={fake.url}") as server, asking(server) as client:
+    async with (
+        ScriptedServer("big") as fake,
+        gateway("--engine", f"openai={fake.url}") as server,
+        asking(server) as client,
+    ):
         fake.always = refuses(429, "slow down", {"Retry-After": "0.1"})
         with pytest.raises(RateLimitError, match="slow down") as error:
             await ask(client, "big", "hi")
@@ -228,7 +240,7 @@ async def test_status_429_has_the_upstream_servers_retry_time() -> None:
 
 
 async def test_engines_are_configured_in_a_settings_file(tmp_path: Path) -> None:
-    async with FakeServer("a", "b", "c") as first, FakeServer("a") as second:
+    async with ScriptedServer("a", "b", "c") as first, ScriptedServer("a") as second:
         first.always = second.always = echoes
         config = tmp_path / "myna.toml"
         config.write_text(
@@ -261,7 +273,7 @@ async def test_engines_are_configured_in_a_settings_file(tmp_path: Path) -> None
 
 async def test_an_impossible_start_has_an_error(tmp_path: Path) -> None:
     tiny = write_tiny_llama(tmp_path / "big", window=512)
-    async with FakeServer("big") as fake:
+    async with ScriptedServer("big") as fake:
         here = f"openai={fake.url}"
         for arguments, problem in (
             (("--engine", "openai=http://127.0.0.1:1", "--engine-wait", "0.2"), "127.0.0.1:1 cannot be reached"),
@@ -281,7 +293,7 @@ async def test_an_impossible_start_has_an_error(tmp_path: Path) -> None:
 
 
 async def test_a_deferred_call_survives_a_restart(tmp_path: Path) -> None:
-    async with FakeServer("big") as fake:
+    async with ScriptedServer("big") as fake:
         arguments = ("--engine", f"openai={fake.url}", "--journal", str(tmp_path / "journal"))
         release = asyncio.Event()
 

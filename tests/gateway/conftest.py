@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.gateway.postgres_cluster import PostgresCluster
-from tests.postgres import Postgres
+from tests.postgres import PostgresServer
 
 
 @pytest.fixture
-async def cluster(postgres: Postgres) -> AsyncIterator[PostgresCluster]:
+async def cluster(postgres: PostgresServer) -> AsyncIterator[PostgresCluster]:
     async with AsyncExitStack() as stack:
         yield PostgresCluster(postgres.database(), stack)

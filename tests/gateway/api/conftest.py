@@ -19,14 +19,14 @@ from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import PassthroughTokenizer
 from gateway.prompts.served_models import ServedModel
 from gateway.server.storage import open_response_store
-from tests.upstream import FakeServer
+from tests.upstream import ScriptedServer
 
 Client = TestClient[Any, Any]
 
 
 @asynccontextmanager
 async def gateway_before(
-    server: FakeServer, tokenizer: Tokenizer | None = None, kind: str = "openai", **settings: Any
+    server: ScriptedServer, tokenizer: Tokenizer | None = None, kind: str = "openai", **settings: Any
 ) -> AsyncIterator[tuple[Client, Callable[[], int]]]:
     """Yield a client of the gateway, and a function that counts unfinished calls.
 
@@ -53,8 +53,8 @@ async def gateway_before(
 
 
 @pytest.fixture
-async def there() -> AsyncIterator[tuple[Client, FakeServer, Callable[[], int]]]:
+async def there() -> AsyncIterator[tuple[Client, ScriptedServer, Callable[[], int]]]:
     """Yield a client of a gateway before an upstream server, that server, and a function that counts unfinished
     calls."""
-    async with FakeServer() as server, gateway_before(server) as (client, unfinished):
+    async with ScriptedServer() as server, gateway_before(server) as (client, unfinished):
         yield client, server, unfinished

@@ -15,9 +15,9 @@ from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.served_models import ServedModel
 from tests.checkpoints import write_byte_tokenizer
 from tests.gateway.api.conftest import Client
-from tests.upstream import FakeServer
+from tests.upstream import ScriptedServer
 
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 
 CALL = "{% for m in messages %}{% for call in m.tool_calls %}{% set f = call.function %}"
 ENDS = "{% endfor %}{% endfor %}{% if tools %}{% endif %}"

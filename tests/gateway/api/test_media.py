@@ -9,9 +9,9 @@ import pytest
 
 from engine.tokenizer import Tokenizer
 from tests.gateway.api.conftest import Client, gateway_before
-from tests.upstream import FakeServer, says
+from tests.upstream import ScriptedServer, says
 
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 IMAGE: dict[str, Any] = {
     "type": "image_url",
     "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"},
@@ -37,7 +37,7 @@ async def ask(client: Client, content: Any, status: int = 200, path: str = "chat
     return told
 
 
-def content(server: FakeServer) -> Any:
+def content(server: ScriptedServer) -> Any:
     return server.asked[-1]["messages"][-1]["content"]
 
 
@@ -96,7 +96,7 @@ async def test_what_cannot_be_is_refused_where_it_stands(there: There) -> None:
 
 
 async def test_whoever_is_given_tokens_cannot_read_them(tokenizer: Tokenizer) -> None:
-    async with FakeServer() as server, gateway_before(server, tokenizer, kind="vllm") as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, tokenizer, kind="vllm") as (client, _):
         refused = (await ask(client, [text("What is it?"), IMAGE], 400))["error"]
         assert (refused["code"], refused["param"]) == ("unsupported_by_engine", "messages.0.content.1")
         url = IMAGE["image_url"]["url"]

@@ -11,9 +11,9 @@ from engine.tokenizer import Tokenizer
 from tests.gateway.api.conftest import Client, gateway_before
 from tests.gateway.api.responses.test_routes import events_of
 from tests.server import Server
-from tests.upstream import Behaviour, FakeServer, chunk, says, stream
+from tests.upstream import Behaviour, ScriptedServer, chunk, says, stream
 
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "How many?"}]
 USAGE = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 5}}
 
@@ -204,7 +204,7 @@ class Thinking:
 
 async def test_a_model_that_is_given_tokens_thinks_in_its_text(tokenizer: Tokenizer) -> None:
     told: Any = Thinking(tokenizer)
-    async with FakeServer() as server, gateway_before(server, told, kind="vllm") as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, told, kind="vllm") as (client, _):
         texts = ["<th", "ink>\nHm", ".\n</think>", "\n\nTwo."]
         server.script = [says(*texts), says(*texts), says(*texts)]
         message = (await ask(client))["choices"][0]["message"]
@@ -221,7 +221,7 @@ async def test_a_model_that_is_given_tokens_thinks_in_its_text(tokenizer: Tokeni
 async def test_a_server_that_holds_all_of_a_text_to_its_form_leaves_no_room_for_thoughts(tokenizer: Tokenizer) -> None:
     """Check a template that opens the reasoning itself; the upstream server does not know."""
     told: Any = Thinking(tokenizer, ":<think>\n{# </think> #}")
-    async with FakeServer() as server, gateway_before(server, told, kind="vllm") as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, told, kind="vllm") as (client, _):
         server.script = [says('{"a"', ": 1}"), says("Hm", "</think>\n\nTwo.")]
         message = (await ask(client, response_format={"type": "json_object"}))["choices"][0]["message"]
         assert (message["content"], message.get("reasoning_content")) == ('{"a": 1}', None)

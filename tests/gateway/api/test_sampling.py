@@ -10,9 +10,9 @@ from compat.openai import ChatCompletionRequest
 from gateway.api.sampling import request_sampling
 from gateway.prompts.served_models import ServedModel
 from tests.gateway.api.conftest import Client
-from tests.upstream import FakeServer, refuses
+from tests.upstream import ScriptedServer, refuses
 
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 
 
 USUAL = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}

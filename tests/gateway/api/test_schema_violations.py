@@ -16,9 +16,9 @@ from gateway.prompts.tool_calls import HERMES
 from tests.gateway.api.conftest import Client
 from tests.gateway.api.responses.test_background import ended, events_of
 from tests.gateway.api.responses.test_routes import ask, calls
-from tests.upstream import Behaviour, FakeServer, says
+from tests.upstream import Behaviour, ScriptedServer, says
 
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 
 SCHEMA = {
     "type": "object",

@@ -12,9 +12,9 @@ from openai.types.chat import ChatCompletionChunk
 from gateway.prompts.tool_calls import HERMES
 from tests.gateway.api.conftest import Client
 from tests.gateway.prompts.test_tool_calls import cut
-from tests.upstream import FakeServer, chunk, says, stream
+from tests.upstream import ScriptedServer, chunk, says, stream
 
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather", "add")]
 ADD, WEATHER = ("add", '{"a": [1, {"b": "}"}]}'), ("weather", '{"city": "Bonn"}')
 

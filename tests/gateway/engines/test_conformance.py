@@ -31,7 +31,7 @@ from gateway.graph.call import SamplingParams
 from gateway.prompts.message_passthrough import characters
 from tests.checkpoints import write_tiny_llama
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text
-from tests.server import EngineElsewhere, LlamaServer, Program, Server
+from tests.server import EngineProgram, LlamaServer, Program, Server
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0)
 VLLM = os.environ.get("MYNA_TEST_VLLM", "")
@@ -76,8 +76,8 @@ class Subjects:
         return self._stack.enter_context(await asyncio.to_thread(kind, *options))
 
     async def tcp(self) -> Subject:
-        listening = await self._tiny(EngineElsewhere)
-        assert isinstance(listening, EngineElsewhere)
+        listening = await self._tiny(EngineProgram)
+        assert isinstance(listening, EngineProgram)
         engine = TcpEngine("called", "127.0.0.1", listening.port, listening.TOKEN, lambda: None)
         await engine.start()
         self._stack.push_async_callback(engine.close)

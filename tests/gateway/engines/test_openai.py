@@ -27,7 +27,7 @@ from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import PassthroughTokenizer, characters, write
 from gateway.prompts.tool_calls import Tool, Tools
 from tests.gateway.engines.generation import URGENT, stream_events, text, until
-from tests.upstream import FakeServer, breaks_off, chunk, hangs, refuses, says, sends, stream
+from tests.upstream import ScriptedServer, breaks_off, chunk, hangs, refuses, says, sends, stream
 
 DEFAULTS = SamplingParams()
 ANSWER = Slot(None, DEFAULTS)
@@ -36,19 +36,19 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    async with FakeServer() as server:
+async def server() -> AsyncIterator[ScriptedServer]:
+    async with ScriptedServer() as server:
         yield server
 
 
-async def connected(server: FakeServer, kind: str = "openai", **options: Any) -> Upstream:
+async def connected(server: ScriptedServer, kind: str = "openai", **options: Any) -> Upstream:
     upstream = Upstream(Server("there", kind, server.url, **options), lambda: None)
     await upstream.start()
     return upstream
 
 
 @pytest.fixture
-async def upstream(server: FakeServer) -> AsyncIterator[Upstream]:
+async def upstream(server: ScriptedServer) -> AsyncIterator[Upstream]:
     upstream = await connected(server, timeout=0.5)
     yield upstream
     await upstream.close()
@@ -77,7 +77,7 @@ async def ask(
 # requests
 
 
-async def test_messages_are_forwarded_unchanged(server: FakeServer, upstream: Upstream) -> None:
+async def test_messages_are_forwarded_unchanged(server: ScriptedServer, upstream: Upstream) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     messages = [
         {"role": "system", "content": "be brief <|im_end|> \ue000 \U0010ffff"},
@@ -101,7 +101,7 @@ async def test_messages_are_forwarded_unchanged(server: FakeServer, upstream: Up
     }, "defaults are left to the server"
 
 
-async def test_a_context_continues_behind_filled_and_generated_text(server: FakeServer) -> None:
+async def test_a_context_continues_behind_filled_and_generated_text(server: ScriptedServer) -> None:
     upstream = await connected(server, "vllm")
     server.script = [says("b", "c"), says("d"), says("h")]
     said = [*HELLO, {"role": "assistant", "content": "a"}]
@@ -120,7 +120,7 @@ async def test_a_context_continues_behind_filled_and_generated_text(server: Fake
     await upstream.close()
 
 
-async def test_parameters_are_passed_on(server: FakeServer, upstream: Upstream) -> None:
+async def test_parameters_are_passed_on(server: ScriptedServer, upstream: Upstream) -> None:
     await ask(
         upstream,
         sampling=SamplingParams(
@@ -158,7 +158,7 @@ async def test_parameters_are_passed_on(server: FakeServer, upstream: Upstream) 
     assert {key: body[key] for key in expected} == expected
 
 
-async def test_a_default_is_sent_if_the_client_specified_it(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_default_is_sent_if_the_client_specified_it(server: ScriptedServer, upstream: Upstream) -> None:
     await ask(upstream, sampling=SamplingParams(given=("temperature",)))
     assert server.asked[0]["temperature"] == 1.0
     assert "top_p" not in server.asked[0]
@@ -174,7 +174,7 @@ async def test_a_default_is_sent_if_the_client_specified_it(server: FakeServer, 
     ],
 )
 async def test_unsupported_parameters_are_rejected_by_name(
-    server: FakeServer, upstream: Upstream, sampling: SamplingParams, what: str
+    server: ScriptedServer, upstream: Upstream, sampling: SamplingParams, what: str
 ) -> None:
     with pytest.raises(ContextRefused, match=what) as refusal:
         await ask(upstream, sampling=sampling)
@@ -182,7 +182,7 @@ async def test_unsupported_parameters_are_rejected_by_name(
     assert not server.asked
 
 
-async def test_tools_are_passed_on_and_tool_calls_become_text(server: FakeServer, upstream: Upstream) -> None:
+async def test_tools_are_passed_on_and_tool_calls_become_text(server: ScriptedServer, upstream: Upstream) -> None:
     async def calls(request: Any, body: dict[str, Any]) -> Any:
         def part(index: int, name: str | None, arguments: str) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, "function": {"name": name, "arguments": arguments}}]}
@@ -207,7 +207,7 @@ async def test_tools_are_passed_on_and_tool_calls_become_text(server: FakeServer
     assert [event.finish for event in events if isinstance(event, TokenDelta)][-1] == "stop"
 
 
-async def test_api_keys_and_salts(server: FakeServer) -> None:
+async def test_api_keys_and_salts(server: ScriptedServer) -> None:
     upstream = await connected(server, "vllm", key="sk-1")
     for scope in ("a", "b", "a", ""):
         await ask(upstream, scope=scope)
@@ -219,7 +219,7 @@ async def test_api_keys_and_salts(server: FakeServer) -> None:
     assert len(salts[0]) == 64, "it cannot be guessed"
 
 
-async def test_a_slot_behind_text_continues_the_message(server: FakeServer) -> None:
+async def test_a_slot_behind_text_continues_the_message(server: ScriptedServer) -> None:
     server.script = [says("red", finish="stop"), says("7")]
     upstream = await connected(server, "vllm")
     slots = {name: Slot(name, SamplingParams(max_tokens=3)) for name in ("colour", "number")}
@@ -240,14 +240,14 @@ async def test_a_slot_behind_text_continues_the_message(server: FakeServer) -> N
     assert events[-1] == TokenCounts(6, 0, 2), "the first answer does not count as prompt of the second"
 
 
-async def test_without_continuation_an_answer_is_begun_or_rejected(server: FakeServer, upstream: Upstream) -> None:
+async def test_without_continuation_an_answer_is_begun_or_rejected(server: ScriptedServer, upstream: Upstream) -> None:
     await ask(upstream, [*HELLO, {"role": "assistant", "content": ""}], continues=True)
     assert server.asked[0]["messages"] == HELLO
     with pytest.raises(ContextRefused, match="continuation of an assistant message"):
         await ask(upstream, [*HELLO, {"role": "assistant", "content": "It is "}], continues=True)
 
 
-async def test_a_completion_goes_to_completions(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_completion_goes_to_completions(server: ScriptedServer, upstream: Upstream) -> None:
     engine = OpenAIEngine("there", upstream, "fake")
     context = engine.open("", URGENT)
     context.fill(await engine.encode("Once upon"))
@@ -264,7 +264,7 @@ async def test_a_completion_goes_to_completions(server: FakeServer, upstream: Up
     assert text(events) == "fake"
 
 
-async def test_features_follow_from_the_documented_fields(server: FakeServer) -> None:
+async def test_features_follow_from_the_documented_fields(server: ScriptedServer) -> None:
     server.knows("messages", "top_k", "continue_final_message", "add_generation_prompt", "cache_salt")
     upstream = await connected(server, "vllm")
     await ask(upstream, sampling=SamplingParams(top_k=3))
@@ -274,7 +274,7 @@ async def test_features_follow_from_the_documented_fields(server: FakeServer) ->
     await upstream.close()
 
 
-async def test_a_refused_field_is_left_out(server: FakeServer) -> None:
+async def test_a_refused_field_is_left_out(server: ScriptedServer) -> None:
     server.script = [refuses(400, "Got priority 0 but Priority scheduling is not enabled: priority")]
     upstream = await connected(server, "vllm")
     assert text(await ask(upstream)) == "fake"
@@ -298,7 +298,7 @@ NO_PRIORITY = (  # sent by SGLang 0.5 with --abort-on-priority-when-disabled, wi
 )
 
 
-async def test_a_field_that_is_refused_within_a_stream_is_left_out(server: FakeServer) -> None:
+async def test_a_field_that_is_refused_within_a_stream_is_left_out(server: ScriptedServer) -> None:
     server.script = [sends(NO_PRIORITY)]
     upstream = await connected(server, "sglang")
     events = await ask(upstream)
@@ -314,14 +314,14 @@ async def test_a_field_that_is_refused_within_a_stream_is_left_out(server: FakeS
     await upstream.close()
 
 
-async def test_connections_that_the_server_closed_are_no_failure(server: FakeServer, upstream: Upstream) -> None:
+async def test_connections_that_the_server_closed_are_no_failure(server: ScriptedServer, upstream: Upstream) -> None:
     await asyncio.gather(*(ask(upstream) for _ in range(8)))
     server.once = True
     answers = await asyncio.gather(*(ask(upstream) for _ in range(4)))
     assert [text(told) for told in answers] == ["fake"] * 4
 
 
-async def test_without_a_salt_no_request_is_sent(server: FakeServer) -> None:
+async def test_without_a_salt_no_request_is_sent(server: ScriptedServer) -> None:
     server.script = [refuses(400, "cache_salt is not supported")]
     upstream = await connected(server, "vllm")
     with pytest.raises(ContextRefused, match="cache_salt"):
@@ -331,8 +331,8 @@ async def test_without_a_salt_no_request_is_sent(server: FakeServer) -> None:
     await upstream.close()
 
 
-async def test_a_redirect_is_not_followed_with_the_api_key(server: FakeServer) -> None:
-    async with FakeServer() as other:
+async def test_a_redirect_is_not_followed_with_the_api_key(server: ScriptedServer) -> None:
+    async with ScriptedServer() as other:
         server.script = [refuses(307, headers={"Location": f"{other.url}/v1/chat/completions"})]
         upstream = await connected(server, key="sk-1")
         with pytest.raises(ContextRefused, match="answered 307"):
@@ -341,7 +341,7 @@ async def test_a_redirect_is_not_followed_with_the_api_key(server: FakeServer) -
         await upstream.close()
 
 
-async def test_the_most_urgent_request_is_sent_next(server: FakeServer) -> None:
+async def test_the_most_urgent_request_is_sent_next(server: ScriptedServer) -> None:
     upstream = await connected(server, concurrency=1)
     engine = OpenAIEngine("there", upstream, "fake")
     release = asyncio.Event()
@@ -375,7 +375,7 @@ async def test_the_most_urgent_request_is_sent_next(server: FakeServer) -> None:
 # faults
 
 
-async def test_a_refused_connection(server: FakeServer) -> None:
+async def test_a_refused_connection(server: ScriptedServer) -> None:
     changes = []
     upstream = Upstream(Server("there", "openai", server.url), lambda: changes.append(upstream.ready))
     await upstream.start()
@@ -393,7 +393,7 @@ async def test_a_refused_connection(server: FakeServer) -> None:
     await upstream.close()
 
 
-async def test_too_many_requests(server: FakeServer, upstream: Upstream) -> None:
+async def test_too_many_requests(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [refuses(429, "slow down", {"Retry-After": "0.3"})]
     with pytest.raises(EngineBusy, match="slow down") as busy:
         await ask(upstream)
@@ -403,14 +403,14 @@ async def test_too_many_requests(server: FakeServer, upstream: Upstream) -> None
     assert text(await ask(upstream)) == "fake"
 
 
-async def test_an_exhausted_quota_gets_no_other_attempt(server: FakeServer, upstream: Upstream) -> None:
+async def test_an_exhausted_quota_gets_no_other_attempt(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [refuses(429, "you exceeded your quota", code="insufficient_quota")]
     with pytest.raises(EngineFailure, match="exceeded your quota") as failure:
         await ask(upstream)
     assert not isinstance(failure.value, EngineLost)
 
 
-async def test_server_errors_may_be_tried_again(server: FakeServer, upstream: Upstream) -> None:
+async def test_server_errors_may_be_tried_again(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [refuses(500, "oh dear"), refuses(502, "oh dear")]
     for status in (500, 502):
         with pytest.raises(EngineLost, match=f"answered {status}: oh dear"):
@@ -430,7 +430,7 @@ async def test_server_errors_may_be_tried_again(server: FakeServer, upstream: Up
 
 
 async def test_failures_of_one_tenant_do_not_bring_a_server_down_for_others(
-    server: FakeServer, upstream: Upstream
+    server: ScriptedServer, upstream: Upstream
 ) -> None:
     await ask(upstream, scope="other")
     server.script = [refuses(500, "this cannot be computed")] * 10
@@ -443,7 +443,7 @@ async def test_failures_of_one_tenant_do_not_bring_a_server_down_for_others(
     assert not upstream.ready, "it fails for other tenants too"
 
 
-async def test_a_refusal_that_quotes_the_client_does_not_change_other_requests(server: FakeServer) -> None:
+async def test_a_refusal_that_quotes_the_client_does_not_change_other_requests(server: ScriptedServer) -> None:
     server.always = refuses(400, "bad regex: max_completion_tokens priority stream_options return_token_ids")
     upstream = await connected(server, "vllm")
     with pytest.raises(ContextRefused, match="bad regex"):
@@ -455,7 +455,7 @@ async def test_a_refusal_that_quotes_the_client_does_not_change_other_requests(s
     await upstream.close()
 
 
-async def test_refusals_do_not_bring_a_server_down(server: FakeServer, upstream: Upstream) -> None:
+async def test_refusals_do_not_bring_a_server_down(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [
         refuses(400, "This model's maximum context length is 16 tokens. Shorten.", code=400),
         refuses(400, "too much", code="context_length_exceeded"),
@@ -469,14 +469,14 @@ async def test_refusals_do_not_bring_a_server_down(server: FakeServer, upstream:
     assert upstream.ready
 
 
-async def test_a_rejected_api_key(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_rejected_api_key(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [refuses(401, "who are you")]
     with pytest.raises(EngineFailure, match="does not accept the API key") as failure:
         await ask(upstream)
     assert not isinstance(failure.value, EngineLost), "another attempt would not help"
 
 
-async def test_a_stream_that_breaks_off(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_stream_that_breaks_off(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [breaks_off("some", " of")]
     with pytest.raises(EngineLost, match="broke off"):
         await ask(upstream)
@@ -492,7 +492,7 @@ async def test_a_stream_that_breaks_off(server: FakeServer, upstream: Upstream) 
 @pytest.mark.parametrize(
     "content", [b"data: {oh\n\n", b'data: {"choices": 5}\n\n', b"data: \xff\xfe\n\n", b"data: [1]\n\n"]
 )
-async def test_invalid_json(server: FakeServer, upstream: Upstream, content: bytes) -> None:
+async def test_invalid_json(server: ScriptedServer, upstream: Upstream, content: bytes) -> None:
     server.script = [sends(content)]
     with pytest.raises(EngineLost, match="sent an invalid answer"):
         await ask(upstream)
@@ -501,7 +501,7 @@ async def test_invalid_json(server: FakeServer, upstream: Upstream, content: byt
         await ask(upstream)
 
 
-async def test_an_error_within_a_stream(server: FakeServer, upstream: Upstream) -> None:
+async def test_an_error_within_a_stream(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [sends(b'data: {"error": {"message": "out of memory", "code": 500}}\n\n')]
     with pytest.raises(EngineLost, match="out of memory"):
         await ask(upstream)
@@ -516,7 +516,7 @@ async def test_an_error_within_a_stream(server: FakeServer, upstream: Upstream) 
     assert refusal.value.code == "context_length_exceeded"
 
 
-async def test_a_server_that_does_not_stream(server: FakeServer, upstream: Upstream) -> None:
+async def test_a_server_that_does_not_stream(server: ScriptedServer, upstream: Upstream) -> None:
     answer = {
         "choices": [{"message": {"role": "assistant", "content": "all at once"}, "finish_reason": "length"}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}},
@@ -527,7 +527,7 @@ async def test_a_server_that_does_not_stream(server: FakeServer, upstream: Upstr
     assert events[-1] == TokenCounts(3, 2, 3)
 
 
-async def test_silence_before_an_answer_and_within_one(server: FakeServer, upstream: Upstream) -> None:
+async def test_silence_before_an_answer_and_within_one(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [hangs(), hangs("some")]
     for _ in range(2):
         with pytest.raises(EngineLost, match=r"silent for 0\.5 s"):
@@ -549,7 +549,7 @@ async def test_silence_before_an_answer_and_within_one(server: FakeServer, upstr
     ],
     ids=range(8),
 )
-async def test_invalid_answers(server: FakeServer, upstream: Upstream, content: bytes) -> None:
+async def test_invalid_answers(server: ScriptedServer, upstream: Upstream, content: bytes) -> None:
     server.script = [sends(content)]
     with pytest.raises(EngineLost, match="sent an invalid answer"):
         await ask(upstream)
@@ -574,7 +574,7 @@ def test_events_do_not_depend_on_the_packets(size: int) -> None:
     assert found == [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}']
 
 
-async def test_an_endless_answer(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_answer(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def never_ends(request: Any, body: dict[str, Any]) -> Any:
         response = await stream(request, [], done=False)
         while True:
@@ -599,7 +599,7 @@ async def test_an_endless_answer(server: FakeServer, monkeypatch: pytest.MonkeyP
     await upstream.close()
 
 
-async def test_an_unknown_finish_reason_becomes_stop(server: FakeServer, upstream: Upstream) -> None:
+async def test_an_unknown_finish_reason_becomes_stop(server: ScriptedServer, upstream: Upstream) -> None:
     for reason, told in (("length", "length"), ("content_filter", "content_filter"), ("x" * 1_000_000, "stop")):
         server.script = [says("a", finish=reason)]
         events = await ask(upstream)
@@ -616,14 +616,16 @@ async def test_an_unknown_finish_reason_becomes_stop(server: FakeServer, upstrea
         ["what"],
     ],
 )
-async def test_invalid_usage_is_ignored(server: FakeServer, upstream: Upstream, usage: Any) -> None:
+async def test_invalid_usage_is_ignored(server: ScriptedServer, upstream: Upstream, usage: Any) -> None:
     server.script = [says("a", "b", usage=usage)]
     events = await ask(upstream)
     assert text(events) == "ab"
     assert not any(isinstance(event, TokenCounts) for event in events)
 
 
-async def test_a_stream_that_is_not_closed_after_its_end(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_is_not_closed_after_its_end(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gateway.engines.openai.engine._TAIL_SECONDS", 0.2)
 
     async def never_ends(request: Any, body: dict[str, Any]) -> Any:
@@ -637,7 +639,7 @@ async def test_a_stream_that_is_not_closed_after_its_end(server: FakeServer, mon
     await upstream.close()
 
 
-async def test_freeing_a_context_aborts_its_request(server: FakeServer, upstream: Upstream) -> None:
+async def test_freeing_a_context_aborts_its_request(server: ScriptedServer, upstream: Upstream) -> None:
     server.script = [hangs("some")]
     engine = OpenAIEngine("there", upstream, "fake")
     context = engine.open("", URGENT)
@@ -657,7 +659,7 @@ async def test_freeing_a_context_aborts_its_request(server: FakeServer, upstream
 
 
 async def test_a_server_with_a_failing_health_check_gets_no_work(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.engines.openai.upstream._PROBE_SECONDS", 0.1)
     upstream = await connected(server, "vllm")
@@ -684,7 +686,7 @@ async def test_a_server_with_a_failing_health_check_gets_no_work(
     ],
 )
 async def test_a_server_with_invalid_descriptions_is_still_watched(
-    server: FakeServer, schema: Any, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, schema: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.engines.openai.upstream._PROBE_SECONDS", 0.1)
     server.schema, server.window = schema, -5
@@ -704,7 +706,7 @@ async def test_a_server_with_invalid_descriptions_is_still_watched(
     await upstream.close()
 
 
-async def test_a_server_that_starts_later(server: FakeServer) -> None:
+async def test_a_server_that_starts_later(server: ScriptedServer) -> None:
     await server.stop()
     with pytest.raises(EngineStartFailed, match="cannot be reached"):
         await Upstream(Server("there", "vllm", server.url), lambda: None).start()
@@ -717,7 +719,7 @@ async def test_a_server_that_starts_later(server: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
-async def test_urls_with_and_without_their_version(server: FakeServer, suffix: str) -> None:
+async def test_urls_with_and_without_their_version(server: ScriptedServer, suffix: str) -> None:
     upstream = Upstream(Server("there", "openai", server.url + suffix), lambda: None)
     await upstream.start()
     assert upstream.url == server.url

@@ -13,7 +13,7 @@ from gateway.graph.variable import VariableState
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
 from gateway.journal.storage import Batch, Opened
 from tests.gateway.postgres_cluster import PostgresCluster, content, entry
-from tests.postgres import Postgres
+from tests.postgres import PostgresServer
 
 NOTHING = Batch([], [], [])
 
@@ -212,7 +212,9 @@ async def test_tables_of_another_version_are_rejected(cluster: PostgresCluster, 
         ("postgresql://127.0.0.1:port/x", "cannot be used"),
     ],
 )
-async def test_errors_of_the_database_do_not_contain_its_password(postgres: Postgres, url: str, words: str) -> None:
+async def test_errors_of_the_database_do_not_contain_its_password(
+    postgres: PostgresServer, url: str, words: str
+) -> None:
     storage = PostgresStorage(url.format(server=postgres.url.rpartition("/")[0]), 1.0, lambda: None)
     with pytest.raises(JournalError, match=words) as told:
         await storage.start()

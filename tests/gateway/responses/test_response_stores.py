@@ -21,7 +21,7 @@ from gateway.responses import (
     Told,
 )
 from gateway.responses.store import ConversationTooLarge
-from tests.postgres import Postgres
+from tests.postgres import PostgresServer
 
 Open = Callable[..., Any]
 DAY = 86_400.0
@@ -280,7 +280,7 @@ async def test_tables_that_cannot_be_created_leave_no_transaction_open(tmp_path:
     await file.close()
 
 
-async def test_an_unavailable_database_raises_response_store_error(postgres: Postgres) -> None:
+async def test_an_unavailable_database_raises_response_store_error(postgres: PostgresServer) -> None:
     storage = PostgresStorage(postgres.database(), 10.0, lambda: None)
     await storage.start()
     store = await PostgresResponseStore.open(storage, 1 << 20, DAY)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.aside import Aside
+from tests.aside import BackgroundTests
 
 
 @pytest.mark.slow
-def test_interpreter_suite_passes(interpreted: Aside) -> None:
+def test_interpreter_suite_passes(interpreted: BackgroundTests) -> None:
     status, output = interpreted.wait(900)
     assert status == 0, output[-4000:]
     assert " passed" in output

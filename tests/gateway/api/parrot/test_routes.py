@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from tests.gateway.api.conftest import Client, gateway_before
-from tests.upstream import FakeServer
+from tests.upstream import ScriptedServer
 
 
 async def send(client: Client, method: str, path: str, body: Any) -> tuple[int, Any]:
@@ -25,7 +25,7 @@ def call(program: dict[str, Any], template: str, *names: str, **more: Any) -> di
 
 async def test_calls_that_are_asked_for_pass_the_bound_on_unfinished_calls() -> None:
     async with (
-        FakeServer() as server,
+        ScriptedServer() as server,
         gateway_before(server, parrot_api=True, max_calls=1) as (client, unfinished),
     ):
         _, waits = await send(client, "POST", "/v1/sessions", {"id": "busy"})
@@ -49,7 +49,7 @@ async def test_calls_that_are_asked_for_pass_the_bound_on_unfinished_calls() -> 
 
 
 async def test_a_session_of_the_same_name_is_not_the_program() -> None:
-    async with FakeServer() as server, gateway_before(server, parrot_api=True) as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, parrot_api=True) as (client, _):
         known = await program(client)
         name = str(known["session_id"])
         async with client.delete(f"/v1/sessions/{name}") as answer:
@@ -62,7 +62,7 @@ async def test_a_session_of_the_same_name_is_not_the_program() -> None:
 
 
 async def test_many_outputs_take_little_time_and_errors_are_short() -> None:
-    async with FakeServer() as server, gateway_before(server, parrot_api=True) as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, parrot_api=True) as (client, _):
         known = await program(client)
         names = [f"p{number}" for number in range(1_000)]
         began = time.monotonic()

@@ -13,9 +13,9 @@ from gateway.api.services import SERVICES
 from gateway.responses import ResponseStoreError
 from tests.gateway.api.conftest import Client, gateway_before
 from tests.gateway.api.responses.test_routes import EVENT, ask, asked, calls
-from tests.upstream import Behaviour, FakeServer, chunk, refuses, says, stream
+from tests.upstream import Behaviour, ScriptedServer, chunk, refuses, says, stream
 
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 
 
 def held(go_on: asyncio.Event, *texts: str) -> Behaviour:
@@ -331,7 +331,7 @@ async def test_what_is_cancelled_and_nobody_else_reads_stops(there: There) -> No
 
 
 async def test_one_that_is_over_a_bound_leaves_no_session() -> None:
-    async with FakeServer() as server, gateway_before(server, max_session_bytes=1_000) as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, max_session_bytes=1_000) as (client, _):
         refused = await ask(client, 413, background=True, input="x" * 2_000)
         assert refused["error"]["code"] == "too_large"
         assert (await sessions(client), server.asked) == ([], [])
@@ -393,7 +393,7 @@ async def test_what_cannot_be_is_refused_and_leaves_nothing(there: There, more: 
 
 
 async def test_a_server_that_keeps_nothing_makes_none() -> None:
-    async with FakeServer() as server, gateway_before(server, max_kept_bytes=0) as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, max_kept_bytes=0) as (client, _):
         assert (await ask(client, 400, background=True))["error"]["param"] == "background"
         assert server.asked == []
 
@@ -406,7 +406,7 @@ async def test_a_query_of_no_sense(there: There, query: str) -> None:
 
 
 async def test_keys_do_not_see_each_others() -> None:
-    async with FakeServer() as server, gateway_before(server, api_key=["one-key", "other-key"]) as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, api_key=["one-key", "other-key"]) as (client, _):
         mine = await ask(client, key="one-key", background=True)
         for method, what in (("GET", ""), ("GET", "?stream=true"), ("GET", "/input_items"), ("POST", "/cancel")):
             headers = {"Authorization": "Bearer other-key"}

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from tests.gateway.api.conftest import Client
 from tests.gateway.api.responses.test_routes import CALL, LOOK, calls
-from tests.upstream import FakeServer, breaks_off, says
+from tests.upstream import ScriptedServer, breaks_off, says
 
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 EVENTS: dict[str, type[BaseModel]] = {
     "response.created": spec.ResponseCreatedStreamingEvent,
     "response.queued": spec.ResponseQueuedStreamingEvent,

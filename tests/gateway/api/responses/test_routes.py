@@ -9,10 +9,10 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from tests.gateway.api.conftest import Client, gateway_before
-from tests.upstream import FakeServer, breaks_off, chunk, refuses, says, stream
+from tests.upstream import ScriptedServer, breaks_off, chunk, refuses, says, stream
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-There = tuple[Client, FakeServer, Callable[[], int]]
+There = tuple[Client, ScriptedServer, Callable[[], int]]
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}
 CALL = {"name": "look", "arguments": '{"at": "it"}'}
 
@@ -73,7 +73,7 @@ async def events_of(client: Client, **body: Any) -> list[Any]:
     return events
 
 
-def asked(server: FakeServer) -> list[tuple[str, Any]]:
+def asked(server: ScriptedServer) -> list[tuple[str, Any]]:
     """Return the conversation of the last request."""
     return [(message["role"], message["content"]) for message in server.asked[-1]["messages"]]
 
@@ -168,7 +168,7 @@ async def test_what_nobody_may_come_back_to(there: There) -> None:
 
 
 async def test_keys_do_not_see_each_others() -> None:
-    async with FakeServer() as server, gateway_before(server, api_key=["one-key", "other-key"]) as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, api_key=["one-key", "other-key"]) as (client, _):
         mine = await ask(client, key="one-key")
         assert (await ask(client, 400, "other-key", previous_response_id=mine["id"]))["error"][
             "code"
@@ -179,7 +179,7 @@ async def test_keys_do_not_see_each_others() -> None:
 
 
 async def test_a_server_that_keeps_nothing() -> None:
-    async with FakeServer() as server, gateway_before(server, max_kept_bytes=0) as (client, _):
+    async with ScriptedServer() as server, gateway_before(server, max_kept_bytes=0) as (client, _):
         told = await ask(client)
         assert told["store"] is False
         assert (await ask(client, 400, store=True))["error"]["param"] == "store"
@@ -342,12 +342,12 @@ async def test_a_fault_before_them_has_a_status(there: There) -> None:
 
 
 @pytest.fixture
-async def small() -> AsyncIterator[tuple[Client, FakeServer]]:
-    async with FakeServer() as server, gateway_before(server, max_kept_bytes=5_000) as (client, _):
+async def small() -> AsyncIterator[tuple[Client, ScriptedServer]]:
+    async with ScriptedServer() as server, gateway_before(server, max_kept_bytes=5_000) as (client, _):
         yield client, server
 
 
-async def test_the_oldest_make_room(small: tuple[Client, FakeServer]) -> None:
+async def test_the_oldest_make_room(small: tuple[Client, ScriptedServer]) -> None:
     client, _ = small
     ids = [(await ask(client, input=f"{number}"))["id"] for number in range(6)]
     found = []
