@@ -35,7 +35,8 @@ _LOOKS_BACK = re.compile(r"\(\?<[=!]|\\[bBAGKzZ]|(?<![\[\\])\^")
 class LongTextEncoder:
     """Encoder for texts of any length. Immutable; safe to use from several threads.
 
-    It calls the library's `encode_batch`, which releases the GIL while it works; the library's `encode` does not.
+    It calls `encode_batch` of the tokenizers library, which releases the GIL while it works; `encode` of that library
+    does not.
     """
 
     def __init__(

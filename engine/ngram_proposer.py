@@ -51,7 +51,8 @@ class NgramProposer:
 
     @property
     def is_resting(self) -> bool:
-        """Whether to skip this sequence now. Each step reads it once, and a rest lasts a few steps."""
+        """Whether the proposer skips this sequence in this step. Reading it counts down the rest, so read it once in
+        each step."""
         self._resting_steps -= self._resting_steps > 0
         return self._resting_steps > 0
 

@@ -29,9 +29,9 @@ class Sampler:
     def sample(self, logits: torch.Tensor, generations: list[Generation]) -> list[SampledToken | BadLogits]:
         """Sample one token for each row.
 
-        `logits`: (rows, vocabulary) float32, one row for each of `generations`; they may be changed. Rows of one
-        generation are adjacent, and for its next tokens. A bad row yields BadLogits in its place and affects no other
-        row.
+        `logits`: (rows, vocabulary) float32, one row for each of `generations`; they may be changed. A generation has
+        one row for each of its next positions (more than one with drafts), and these are adjacent. A row with NaN, or
+        in which no token is allowed, yields BadLogits in its place and affects no other row.
         """
         return collect(self.start(logits, generations), generations) if generations else []
 

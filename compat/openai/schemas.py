@@ -144,8 +144,10 @@ _LITERAL_NAMES = re.compile(r"\^(?:\(\?:|\()?([A-Za-z0-9_ -]+(?:\|[A-Za-z0-9_ -]
 class _Rewriter:
     """Rewriter of one schema.
 
-    It makes each definition that the schema refers to in a closed form, an open form, or both. A closed object has only
-    the properties that the schema names. An open one is a part of another object, which is closed as a whole.
+    A definition that stands alone is rewritten in a closed form: objects have no properties but those it names. A
+    definition that is joined with other parts (`allOf`, `$ref` beside keywords) is rewritten in an open form, because
+    the other parts name properties as well; the joined object is closed. A definition that is used in both ways is
+    rewritten twice.
     """
 
     def __init__(self, root: dict[str, Any], enforcement: Enforcement, *, plain: bool = False) -> None:
@@ -277,7 +279,8 @@ class _Rewriter:
         return True
 
     def _count(self, key: str, value: Any) -> int | None:
-        """Return the value of a keyword that counts, as an integer; None if the keyword is dropped."""
+        """Return the value of `maxLength`, `minItems` or another keyword of `_COUNTS` as an integer; None if the
+        keyword is dropped."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:

@@ -16,7 +16,7 @@ from engine.kernels.memory import large_zeros
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-"""Largest number of that dtype. Larger numbers are stored as this one."""
+"""Largest finite number of `FP8` (float8_e4m3fn). Numbers are clamped to ±FP8_MAX before they are stored."""
 
 PackedWeight = Any
 """A weight in the layout of the kernels that packed it; other kernels cannot read it."""

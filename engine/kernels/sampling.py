@@ -44,7 +44,7 @@ def sample(logits: NDArray[np.float32], requests: SamplingRequests) -> SampledTo
 
 
 def fill_placeholders(tokens: torch.Tensor, chosen: SampledTokens | None) -> torch.Tensor:
-    """Replace negative tokens by those sampled last; see `Kernels.stage`."""
+    """Replace each negative token -1 - r by the token sampled last for row r; see `Kernels.stage`."""
     array = tokens.numpy()
     placeholders = array < 0
     if chosen is None or not placeholders.any():
@@ -112,7 +112,8 @@ def _pick_from_all(weights: Row, uniform: float) -> int:
 
 
 def _buckets(scaled: Row) -> NDArray[np.intp]:
-    """Return the bucket of each value, 0 for the largest. `scaled`: at most 0."""
+    """Return each logit's bucket by its distance from the row's largest logit, 0 for the nearest. `scaled`: logits
+    minus the largest, at most 0."""
     buckets: NDArray[np.intp] = np.minimum(scaled * np.float32(-_BUCKETS_PER_NAT), np.float32(_BUCKETS - 1)).astype(
         np.intp
     )

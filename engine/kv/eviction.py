@@ -7,7 +7,7 @@ each class, the policy learns how long its blocks waited for the next read, incl
 remembers them. It evicts the block whose age, together with the mean wait of its class, is highest. If all classes are
 alike, and before anything is learned, this is least recently used.
 
-The clock counts released blocks, so a quiet night changes nothing.
+The clock counts released blocks, so time without requests changes nothing.
 """
 
 import heapq

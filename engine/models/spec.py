@@ -79,7 +79,7 @@ _FAMILIES: dict[str, Callable[[Config], dict[str, Any]]] = {
     "Gemma3ForConditionalGeneration": lambda config: {**_gemma(config), "head_norms": True},
     "Phi3ForCausalLM": lambda config: {"fused": True},
 }
-"""Properties of each family that the shared names in its config do not give."""
+"""Fields of `DecoderSpec` that a family needs beyond those read from names that the configs of all families share."""
 
 _TIED = frozenset({"Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"})
 """Families whose configs may omit that the output head is the embedding."""

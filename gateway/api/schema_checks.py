@@ -28,7 +28,7 @@ _IMMEDIATE_STEPS = 1_000
 _IMMEDIATE_CHARACTERS = 10_000
 """Length of an answer from which it is checked in a thread."""
 _CHARACTERS_PER_STEP = 16
-"""Characters of an answer with tools that are scanned for calls in one step."""
+"""Characters of an answer with tools that are searched for tool calls for one step of the budget `MAX_STEPS`."""
 
 
 class AnswerChecks:
@@ -153,8 +153,11 @@ def checks_of(
     gate: FairGate,
     tenant: str,
 ) -> AnswerChecks | None:
-    """Return the checker of a request's answers; None if it has no schema without `strict`. `reader`: makes what finds
-    calls in an answer, if there may be any."""
+    """Return the checker of a request's answers; None if there is nothing to check.
+
+    Only schemas that are not `strict` are checked, because strict ones are enforced. `reader`: makes the parser of tool
+    calls; None if the model may not call tools.
+    """
     form, tools = None, dict[str, Any]()
     asked = None if body.response_format is None else body.response_format.json_schema
     if asked is not None and not asked.strict and asked.schema_ is not True:

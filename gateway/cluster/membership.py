@@ -15,7 +15,8 @@ log = logging.getLogger("myna.peers")
 _BATCH = 20
 """Number of sessions that are taken over at a time. Other gateways can take over the rest."""
 _MIN_PAUSE_SECONDS = 0.5
-"""Shortest pause between two checks, in seconds, however many are requested."""
+"""Shortest pause between two rounds of lease renewal and search for dead gateways, in seconds, however often a round is
+requested."""
 
 
 class Membership:

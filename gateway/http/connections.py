@@ -37,7 +37,8 @@ RESERVED_FILES = 512
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _FIRST_PROBE_SECONDS = 0.02
 _MAX_PROBE_SECONDS = 5.0
-"""Longest interval between two interim responses, in seconds. The interval starts at `_FIRST_SECONDS` and doubles."""
+"""Longest interval between two interim responses to a half-closed connection, in seconds. The interval starts at
+`_FIRST_PROBE_SECONDS` and doubles."""
 _TURNS = 3
 """Number of event loop turns within which the task of a received request begins."""
 

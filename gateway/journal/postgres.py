@@ -117,7 +117,8 @@ class SessionOwner(NamedTuple):
 
 
 class InheritedSession(NamedTuple):
-    """A session of a dead gateway. Without a key, only its id was claimed."""
+    """A session of a dead gateway. `key`: its number in the journal; None if only its id was claimed and nothing was
+    stored yet."""
 
     tenant: str
     id: str

@@ -23,7 +23,8 @@ from gateway.prompts.chat_template import ChatTemplate, Messages, TemplateRefuse
 from gateway.prompts.tool_calls import UPSTREAM_FORMAT, Tool, Tools, Verbatim, call_format_of, describe_in_text
 
 _NONCE = secrets.token_hex(8)
-"""Random part of marks. It never leaves the process, not even as tokens, so that no client can forge a mark."""
+"""Random part of the marks that stand for references, slots, media and the texts of control tokens while the chat
+template renders. It never leaves the process, not even as tokens, so that no client can forge a mark."""
 _MARK = re.compile(f"\ue000{_NONCE}-(\\d+)\ue001")
 _END = f"\ue000{_NONCE}-end\ue001"
 """Mark of the end of a message that the answer continues."""
@@ -543,5 +544,5 @@ def _text(tokens: Sequence[int]) -> Text:
 
 
 def _weighted_text(tokens: Sequence[int], discount: int) -> Text:
-    """Return a segment whose weight is less than its number of tokens by `discount`."""
+    """Return a text segment. Estimates count `discount` tokens less than it has; see `Text.weight`."""
     return Text(tokens, len(tokens) - discount if discount else None)

@@ -20,7 +20,7 @@ from gateway.scheduler.transforms import TransformFailed, apply
 log = logging.getLogger("myna.scheduler")
 
 _STREAM_CHARACTERS = 96
-"""Length of text, in characters, from which the settled tokens of a growing value are filled."""
+"""Number of unfilled characters of a growing value from which its stable tokens are filled."""
 
 
 _TOKEN_BYTES = 4

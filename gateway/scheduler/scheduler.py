@@ -445,7 +445,8 @@ class Scheduler:
         )
 
     async def _run_on(self, call: Call, rendering: Rendering, engine: Engine, *, patient: bool, alone: bool) -> None:
-        """Run one attempt on the engine. `alone`: do not follow an identical call instead."""
+        """Run one attempt on the engine, or follow an identical call that runs already. `alone`: never follow.
+        `patient`: fill only complete values."""
         call.engine, call.model = engine.name, rendering.model
         self._priorities.cost_model.observe(engine)
         context = engine.open(call.scope, self._priorities.urgency(call))

@@ -92,7 +92,7 @@ class ArgumentsDelta(_ItemEvent, frozen=True, kw_only=True):
 
 
 class ArgumentsDone(_ItemEvent, frozen=True, kw_only=True):
-    """The end of a call's arguments."""
+    """End of the arguments of a tool call, with all of them."""
 
     type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
     item_id: str

@@ -191,7 +191,7 @@ class ResponseRequest(Generation):
 
     @property
     def tools_told(self) -> list[dict[str, Any]]:
-        """Tools for the response object."""
+        """Tools as the response object repeats them."""
         return [{**tool.model_dump(), "strict": tool.is_strict} for tool in self.tools or ()]
 
     @cached_property
@@ -247,7 +247,8 @@ _IN_CHAT = {
 
 
 def _fault_here(error: ValidationError) -> PydanticCustomError:
-    """Return the error of the equivalent chat completion, with the path of the field in the response's request."""
+    """Return the first validation error of the equivalent chat completion, with the field's path as the client wrote it
+    in its /v1/responses request."""
     problem = error.errors()[0]
     path = [str(step) for step in problem["loc"]]
     if problem["type"] == FAULT:

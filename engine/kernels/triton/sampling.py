@@ -1,7 +1,9 @@
-"""Sampling on the device without a sort: the candidates end at a key that 16-way search finds; of several candidates
-with that key, the first are included.
+"""Sample on the device without a sort.
 
-The tokens equal those of `engine/kernels/sampling.py` up to rounding: one uniform number per row, compared with the
+Each logit is mapped to an integer key of the same order. A search that counts the tokens above 16 pivots in each pass
+finds the smallest key that top-k and top-p keep. Of the tokens with that key, those with the smallest ids are kept.
+
+The tokens equal those of `engine/kernels/sampling.py` up to rounding: one uniform number per row is compared with the
 running sum of weights in vocabulary order, so that a seed means the same on every device. (Gumbel noise on each logit
 would save a pass, but needs a random number for every token of the vocabulary.)
 

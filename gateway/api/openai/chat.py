@@ -105,8 +105,8 @@ def _forwarded_fields(body: ChatCompletionRequest, model: ServedModel) -> dict[s
 def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **options: Any) -> Prompt:
     """Return the prompt of a conversation. `options` and the errors are those of `PromptBuilder.chat`.
 
-    Arguments of calls that are not JSON objects are text. If the template fails because it reads their keys, each such
-    text is put into an object.
+    The template gets the arguments of a tool call as an object, or as text if they are not a JSON object. If the
+    template fails because it reads keys of such a text, the text is wrapped: `{"arguments": text}`.
     """
     rendered = [_template_message(message) for message in messages]
     try:

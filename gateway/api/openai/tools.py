@@ -1,4 +1,4 @@
-"""Read the tools of a request, and find calls of them in an answer."""
+"""Read the tools of a request, and find tool calls in an answer."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from gateway.prompts.served_models import ServedModel
 from gateway.prompts.tool_calls import CallParser, Tool, Tools
 
 CallParsers = Callable[[], CallParser]
-"""Makes a reader that finds calls in one answer."""
+"""Makes a parser that finds tool calls in one answer."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
 
 
 def call_parsers(body: ChatCompletionRequest, model: ServedModel) -> CallParsers | None:
-    """Return what finds calls in the answers to a request; None if they contain none."""
+    """Return what makes the parsers of tool calls in the answers to a request; None if the answers contain none."""
     # `tools_of` is not used: it makes the schemas that are enforced, which may take long
     if not body.tools or body.tool_choice == "none":
         return None
@@ -59,7 +59,7 @@ def call_parsers(body: ChatCompletionRequest, model: ServedModel) -> CallParsers
 
 
 def _is_forced(body: ChatCompletionRequest) -> bool:
-    """Return whether the answer must be a call."""
+    """Return whether the answer must be a tool call."""
     return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 

@@ -1,7 +1,7 @@
 """Responses in the background: clients poll, stream and cancel them by id, and they survive a crash.
 
-Their calls are promised like deferred calls. If the client names no session, the response has a session of its own,
-with the response's id, until it ends.
+Their calls are stored before the client gets its answer, as deferred calls are. If the client names no session, the
+response has a session of its own, with the response's id, until it ends.
 """
 
 import asyncio

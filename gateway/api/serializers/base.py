@@ -21,10 +21,10 @@ class EventSerializer(Protocol):
     """Serializer of growing values into server-sent events. Values are numbered."""
 
     def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
-        """Return the events for new pieces of a value."""
+        """Return the events for new pieces of the value number `index`."""
 
     def end(self, index: int) -> bytes:
-        """Return the events for the end of a value. Raises FailedCall if the value has failed."""
+        """Return the events for the end of the value number `index`. Raises FailedCall if the value has failed."""
 
 
 class Serializer(ABC):

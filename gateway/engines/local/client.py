@@ -130,7 +130,7 @@ class EngineClient:
         await first_ready
 
     async def close(self) -> None:
-        """Close the connection and what belongs to it."""
+        """Stop the supervisor and close the connection. The process of an embedded engine ends then."""
         if self._supervisor is not None:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):

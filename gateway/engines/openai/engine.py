@@ -47,10 +47,11 @@ _TAIL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Changes:
-    """Differences between a request and the server's profile, after a refusal that names a field.
+    """Changes to a request after the server has refused one of its fields.
 
-    `dropped`: fields that are left out. `length`: the field with the maximum length of an answer. A refusal may quote
-    the client's own texts. So other requests are changed only after a changed request has succeeded.
+    `dropped`: fields that the next try leaves out. `length`: field that the next try uses for the maximum length of an
+    answer. The refusal may name a field only because it quotes the client's text. So later requests are changed as well
+    only after a changed request has succeeded.
     """
 
     dropped: frozenset[str] = frozenset()
@@ -163,7 +164,8 @@ def _to_wire(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _function_to_wire(name: str, arguments: dict[str, Any] | str) -> dict[str, str]:
-    """Return a called function for a request. Arguments that are text are not JSON: they are sent unchanged."""
+    """Return a called function as OpenAI's API has it. `arguments`: an object, which is dumped to JSON; or text of the
+    model that is no JSON object, which is sent unchanged."""
     return {"name": name, "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)}
 
 

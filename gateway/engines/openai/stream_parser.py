@@ -268,8 +268,11 @@ def _error(error: Any) -> Exception:
 
 
 def refusal_of(message: str, other_message: str, code: str = "") -> ContextRefused:
-    """Return the exception for a refused request. `code`: the server's error code, if there is one. `other_message`:
-    the message unless the prompt is too long."""
+    """Return the exception for a request that the server has refused.
+
+    `message`: the server's text; it is used if it says that the prompt is too long. `other_message`: text for all other
+    reasons. `code`: the server's error code, if there is one.
+    """
     if code in _TOO_LONG_CODES or _TOO_LONG.search(message):
         return ContextRefused("context_length_exceeded", message)
     return ContextRefused("engine_refused", other_message)
