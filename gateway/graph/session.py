@@ -1,12 +1,12 @@
 """A session: a scope of variable names. Its calls and variables form one directed acyclic graph.
 
-Parrot (Lin et al., OSDI'24) calls the queries on this graph GetProducer, GetConsumers and PrefixHash.
+Parrot (Lin et al., OSDI'24) has such a graph. Its GetProducer and GetConsumers are `Variable.producer` and
+`Variable.consumers`; its PrefixHash is `Session.prefix_hashes`.
 """
 
 import asyncio
 import bisect
 import difflib
-import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -625,18 +625,6 @@ class Session:
 
     # queries
 
-    def producer(self, name: str) -> Call | None:
-        """Return the call that produces the variable, if there is one."""
-        return self.variable(name).producer
-
-    def consumers(self, name: str) -> list[Call]:
-        """Return the calls that read the variable."""
-        return list(self.variable(name).consumers)
-
-    def prefix_hash(self, call: Call, segments: int) -> str:
-        """Return a hash of the first `segments` segments of the prompt: equal for equal text and equal sources."""
-        return self.prefix_hashes(call)[segments - 1] if segments else _digest(self.tenant).hexdigest()
-
     def prefix_hashes(self, call: Call) -> list[str]:
         """Return the hashes of the prompt up to each border of segments, in order."""
         return prefix_hashes(call)
@@ -787,7 +775,3 @@ def _parameter_bytes(slots: Sequence[Slot]) -> int:
 def prefix_hashes(call: Call) -> list[str]:
     """Return hashes of the prompt at each border of segments: equal for equal text and equal sources, in one tenant."""
     return [f"{border.key % 2**64:016x}" for border in prefix_keys(call) if border.ends]
-
-
-def _digest(scope: str) -> "hashlib.blake2b":
-    return hashlib.blake2b(scope.encode(), digest_size=16)

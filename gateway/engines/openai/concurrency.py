@@ -26,11 +26,6 @@ class ConcurrencyLimiter:
         """Heap of slots. An entry is valid if its rank is still the slot's, and the slot still waits."""
         self._numbers = itertools.count()
 
-    @property
-    def waiting(self) -> int:
-        """Approximate number of waiting requests."""
-        return len(self._queue)
-
     async def acquire(self, slot: ConcurrencySlot) -> None:
         """Wait until the request may be sent. Pair it with `release`."""
         if self.running < self.limit and not self._queue:

@@ -116,8 +116,8 @@ async def test_a_session_is_restored_unchanged(tmp_path: Path) -> None:
     assert back.variable("shown").value == "T wörld\0\n<<x>>"
     assert back.usage() == session.usage()
     assert [c.state for c in back.calls.values()] == [c.state for c in session.calls.values()]
-    assert [c.id for c in back.consumers("given")] == [c.id for c in session.consumers("given")]
-    assert back.producer("b") is back.calls[calls[1].id]
+    assert [c.id for c in back.variable("given").consumers] == [c.id for c in session.variable("given").consumers]
+    assert back.variable("b").producer is back.calls[calls[1].id]
     assert back.prefix_hashes(back.calls[calls[1].id]) == session.prefix_hashes(calls[1])
     assert back.size == session.size
     assert [event.id for event in back.events] == [event.id for event in session.events]
