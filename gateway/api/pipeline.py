@@ -40,7 +40,7 @@ _LONG_PASSTHROUGH_CHARACTERS = 400_000
 _Made = TypeVar("_Made")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Admitted:
     """A request that was admitted: its model, the models that may answer instead, and its session."""
 

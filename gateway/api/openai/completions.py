@@ -65,7 +65,7 @@ def _specs(
     return specs
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class CompletionSpecBuilder:
     """Builder of the call for one prompt of a completion. `where`: the prompt's path in the request."""
 
