@@ -41,8 +41,8 @@ _Made = TypeVar("_Made")
 
 
 @dataclass(slots=True)
-class Admitted:
-    """A request that was admitted: its model, the models that may answer instead, and its session."""
+class Target:
+    """The target of a request: its model, the models that may answer instead, and its session."""
 
     request: web.Request
     services: Services
@@ -58,13 +58,25 @@ class SpecBuilder(Protocol):
         """Return the call with the prompt for this model. Raises RequestError and GraphError; changes nothing."""
 
 
-async def admit(request: web.Request, model: str, semantic: Semantic | None) -> Admitted:
+async def admit(request: web.Request, model: str, semantic: Semantic | None) -> Target:
     """Find the model and the session of a request, and admit it. Raises RequestError, GraphError and Overloaded."""
+    target = await resolve(request, model, semantic)
+    check_admission(target)
+    return target
+
+
+async def resolve(request: web.Request, model: str, semantic: Semantic | None) -> Target:
+    """Find the model and the session of a request. Raises RequestError and GraphError."""
     services = request.app[SERVICES]
     served = await services.models.get(model)
     scope = scope_of(request, semantic)
-    services.scheduler.admit(scope.session.tenant, continues=bool(scope.session.calls))
-    return Admitted(request, services, served, services.models.fallbacks_of(served), scope)
+    return Target(request, services, served, services.models.fallbacks_of(served), scope)
+
+
+def check_admission(target: Target) -> None:
+    """Raise Overloaded or Stopping if the request may not start calls now."""
+    session = target.scope.session
+    target.services.scheduler.admit(session.tenant, continues=bool(session.calls))
 
 
 async def build_spec(
@@ -126,13 +138,13 @@ def repeat(spec: CallSpec, count: int) -> list[CallSpec]:
 
 
 async def respond(
-    admitted: Admitted, specs: Sequence[CallSpec], serializer: Serializer, *, streamed: bool
+    target: Target, specs: Sequence[CallSpec], serializer: Serializer, *, streamed: bool
 ) -> web.StreamResponse:
     """Submit the calls and answer with their texts; at once, with references to their outputs, if they are deferred.
 
     If the client disconnects meanwhile, calls that only it waits for are cancelled; see `gateway/api/subscription.py`.
     """
-    request, scope, scheduler = admitted.request, admitted.scope, admitted.services.scheduler
+    request, scope, scheduler = target.request, target.scope, target.services.scheduler
     addition = scope.session.add_all(specs)
     serializer.calls = calls = addition.calls
     if specs[0].deferred:

@@ -39,14 +39,14 @@ async def create(request: web.Request) -> web.StreamResponse:
     """Answer a conversation with a message, as a whole or as a stream. If the call is deferred, answer at once with a
     reference to its output."""
     body = await read_json(request, ChatCompletionRequest)
-    admitted = await pipeline.admit(request, body.model, body.semantic)
-    model, scope = admitted.model, admitted.scope
+    target = await pipeline.admit(request, body.model, body.semantic)
+    model, scope = target.model, target.scope
     builder = ChatSpecBuilder(body, references=scope.named, deferred=scope.deferred)
-    spec = await pipeline.build_spec(builder, model, admitted.fallbacks, len(await request.read()))
+    spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
     readers = call_parsers(body, model)
-    checks = checks_of(body, readers, admitted.services.form_checks, scope.session.tenant)
+    checks = checks_of(body, readers, target.services.form_checks, scope.session.tenant)
     serializer = ChatSerializer(body, model, scope, readers, checks)
-    return await pipeline.respond(admitted, pipeline.repeat(spec, body.choices), serializer, streamed=body.streamed)
+    return await pipeline.respond(target, pipeline.repeat(spec, body.choices), serializer, streamed=body.streamed)
 
 
 @dataclass(slots=True)  # not frozen: a graph makes thousands, and setting frozen fields takes three times as long

@@ -34,17 +34,17 @@ async def create(request: web.Request) -> web.StreamResponse:
     """Answer prompts with text, as a whole or as a stream. If the calls are deferred, answer at once with references to
     their outputs."""
     body = await read_json(request, CompletionRequest)
-    admitted = await pipeline.admit(request, body.model, body.semantic)
-    model, fallbacks, scope = admitted.model, admitted.fallbacks, admitted.scope
+    target = await pipeline.admit(request, body.model, body.semantic)
+    model, fallbacks, scope = target.model, target.fallbacks, target.scope
     specs = await pipeline.offload_if_long(
         lambda: _specs(body, model, fallbacks, references=scope.named, deferred=scope.deferred),
         sum(map(len, body.prompts)),
         model,
         *fallbacks,
     )
-    checks = checks_of(body, None, admitted.services.form_checks, scope.session.tenant)
+    checks = checks_of(body, None, target.services.form_checks, scope.session.tenant)
     serializer = CompletionSerializer(body, model, scope, checks)
-    return await pipeline.respond(admitted, specs, serializer, streamed=body.streamed)
+    return await pipeline.respond(target, specs, serializer, streamed=body.streamed)
 
 
 def _specs(

@@ -120,7 +120,7 @@ def parrot_errors(handler: _Handler) -> _Handler:
     """Return a handler whose errors have the shape that Parrot's client reads."""
 
     @wraps(handler)
-    async def told(request: web.Request) -> web.StreamResponse:
+    async def handle(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
         except (ClientConnectionResetError, SlowClient):  # the answer had begun
@@ -131,7 +131,7 @@ def parrot_errors(handler: _Handler) -> _Handler:
             response.headers.update(error.headers)
             return response
 
-    return told
+    return handle
 
 
 @routes.post("/v1/session")
@@ -194,7 +194,7 @@ async def call(request: web.Request) -> web.Response:
     made = output_names(spec)
     if body.output_criteria is not None or any(_is_needed(session, name) for name in made):
         await _join_and_start(request, session, made)
-    told: list[Told] = [
+    parameters: list[Told] = [
         {
             "parameter_name": parameter.name,
             "is_output": parameter.is_output,
@@ -204,7 +204,7 @@ async def call(request: web.Request) -> web.Response:
         for parameter in pieces(body)
         if isinstance(parameter, Parameter)
     ]
-    return json_response({"request_id": secrets.randbits(63), "param_info": told})
+    return json_response({"request_id": secrets.randbits(63), "param_info": parameters})
 
 
 def _is_needed(session: Session, name: str) -> bool:

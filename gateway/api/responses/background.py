@@ -121,14 +121,14 @@ class BackgroundResponse:
                     self._recording.cancel()
                 await asyncio.wait([self._recording])
                 if not self._recording.cancelled() and (error := self._recording.exception()) is not None:
-                    log.error("the events of %s cannot be told, for a reason of our own", self.row.id, exc_info=error)
+                    log.error("internal error: the events of %s cannot be serialized", self.row.id, exc_info=error)
                     self._broken = True
             if not self._stopped.is_set() and (checking := self._builder.check()) is not None:
                 await checking
             try:
                 events, response = self._ending()
             except Exception:
-                log.exception("the answer of %s cannot be told, for a reason of our own", self.row.id)
+                log.exception("internal error: the answer of %s cannot be serialized", self.row.id)
                 self._broken = True
                 events, response = self._ending()
             await self._keep(response)
@@ -151,7 +151,7 @@ class BackgroundResponse:
             events = builder.interrupt()
             return events, builder.response("cancelled")
         if call.state is not CallState.DONE or self._broken:
-            error = FailedCall(call.failure or Failure("internal_error", "the answer cannot be told"))
+            error = FailedCall(call.failure or Failure("internal_error", "the answer cannot be serialized"))
             events = builder.interrupt()
             return events, builder.failed(error)
         if self._recording is None:
@@ -347,7 +347,7 @@ class Background:
     def _done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, GraphError):
-            log.error("a response that nobody waits for failed for a reason of our own", exc_info=error)
+            log.error("internal error: a response in the background failed", exc_info=error)
 
     # after a restart, and where a session comes from another gateway
 

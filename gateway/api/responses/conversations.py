@@ -85,8 +85,8 @@ class Turn:
         messages, places = self._body.conversation
         before: list[Message] = []
         items = 0
-        for told in self._earlier:
-            turn, count = _messages(told)
+        for turn_record in self._earlier:
+            turn, count = _messages(turn_record)
             items += count
             if items > MAX_ELEMENTS:
                 why = f"the conversation has more than {MAX_ELEMENTS} items; begin a new one"
@@ -103,7 +103,7 @@ class Turn:
     @property
     def size(self) -> int:
         """Return the size of the turns before, in bytes."""
-        return sum(len(told.input) + len(told.answer) for told in self._earlier)
+        return sum(len(turn_record.input) + len(turn_record.answer) for turn_record in self._earlier)
 
     @property
     def earlier(self) -> Sequence[Told]:
@@ -148,16 +148,16 @@ def _check(id: str, earlier: Sequence[Told], session: str | None) -> None:
         raise RequestError(400, message, code="session_conflict", param="previous_response_id")
 
 
-def _messages(told: Told) -> tuple[list[Message], int]:
+def _messages(turn_record: Told) -> tuple[list[Message], int]:
     """Return a turn as messages, and how many items it has: some items make no message.
 
     If the turn belonged to no session, `<<name>>` in it is text and not a reference.
     """
-    items = items_of(msgspec.json.decode(told.input))
+    items = items_of(msgspec.json.decode(turn_record.input))
     asked, _ = as_messages(items, "")
-    if told.session is None:
+    if turn_record.session is None:
         asked = [message.model_copy(update={"content": _verbatim(message)}) for message in asked]
-    output = _decode_answer(told.answer).output
+    output = _decode_answer(turn_record.answer).output
     return [*asked, *_answer_message(output)], len(items) + len(output)
 
 

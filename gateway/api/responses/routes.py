@@ -40,10 +40,11 @@ async def create(request: web.Request) -> web.StreamResponse:
     """Answer with items, as a whole or as a stream of events. If the call is deferred, answer at once with a reference
     to its output. A response in the background is answered at once and generated meanwhile."""
     body = await read_json(request, ResponseRequest)
-    admitted = await pipeline.admit(request, body.model, body.semantic)
-    services, model, scope = admitted.services, admitted.model, admitted.scope
+    target = await pipeline.resolve(request, body.model, body.semantic)
+    services, model, scope = target.services, target.model, target.scope
     session = scope.session.id if scope.named else None
     turn = await Turn.begin(services.archive, request[TENANT], body, session, deferred=scope.deferred)
+    pipeline.check_admission(target)
     reserve_bytes(request, turn.size)
     messages, places = await pipeline.offload_if_long(lambda: turn.conversation, turn.size, model)
     raw = await request.read()
@@ -51,7 +52,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     builder = ChatSpecBuilder(chat, scope.named, scope.deferred, field="input", places=places)
     length = len(raw) + sum([message.length for message in messages])
     try:
-        spec = await pipeline.build_spec(builder, model, admitted.fallbacks, length)
+        spec = await pipeline.build_spec(builder, model, target.fallbacks, length)
     except RequestError as error:
         error.param = _PARAMS.get(error.param or "", error.param)
         raise
@@ -60,7 +61,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         return await work.follow(request, -1) if body.streamed else json_response(work.response)
     checks = checks_of(body.chat, call_parsers(body.chat, model), services.form_checks, scope.session.tenant)
     serializer = ResponseSerializer(raw, body, model, scope, turn, checks)
-    return await pipeline.respond(admitted, [spec], serializer, streamed=body.streamed)
+    return await pipeline.respond(target, [spec], serializer, streamed=body.streamed)
 
 
 @routes.get("/v1/responses/{id}")

@@ -57,7 +57,7 @@ def _describe_change(change: Change) -> tuple[str, dict[str, Any]]:
         case VariableDeleted(variable):
             return "variable", {"name": variable.name, "state": "deleted", "error": None}
         case CallChanged(call, state, failure):
-            told = {"id": call.id, "state": state, "output": call.output.name, "error": describe_failure(failure)}
-            return "call", told
+            fields = {"id": call.id, "state": state, "output": call.output.name, "error": describe_failure(failure)}
+            return "call", fields
         case SessionEnded(expired):
             return "session", {"state": "expired" if expired else "deleted"}

@@ -171,14 +171,16 @@ class SubmittedGraph:
         """Stream the events of the graph, then the answer."""
         ours: set[Call | Variable] = {*self._addition.calls, *(variable for variable, _ in self._addition.values)}
         ours |= {variable for call in self._addition.calls for variable in call.outputs}
-        at = self._before
-        while at < self._session.last_event or not all(variable.state.final for variable in self._outputs.values()):
-            told = await stream.with_heartbeats(partial(self._session.more_events, at))
-            if not told:
+        position = self._before
+        while position < self._session.last_event or not all(
+            variable.state.final for variable in self._outputs.values()
+        ):
+            events = await stream.with_heartbeats(partial(self._session.more_events, position))
+            if not events:
                 break
-            at = told[-1].id
+            position = events[-1].id
             lines = []
-            for event in told:
+            for event in events:
                 match event.change:
                     case CallChanged(subject) | VariableChanged(subject) if subject in ours:
                         lines.append(named(*describe_event(event), event.id))
@@ -266,11 +268,11 @@ def _time_spent(session: Session) -> dict[str, dict[str, float]]:
     memory; in prefill, and in decoding."""
     spent = {id: dict.fromkeys(("inputs", "queue", "memory", "prompt", "answer"), 0.0) for id in session.calls}
     since: dict[str, tuple[CallState, float]] = {}
-    told = [
+    changes = [
         (one.change.call, one.change.state, one.at) for one in session.events if isinstance(one.change, CallChanged)
     ]
     now = time.time()
-    for call, state, at in (*told, *((call, call.state, now) for call in session.calls.values())):
+    for call, state, at in (*changes, *((call, call.state, now) for call in session.calls.values())):
         before, began = since.get(call.id, (state, at))
         since[call.id] = state, at
         if before in _SPENT_ON:

@@ -1,4 +1,4 @@
-"""gateway/api/stream_writer.py: values told as they grow, by whoever makes them, to a client over a real connection."""
+"""gateway/api/stream_writer.py: events of growing values reach a client over a real connection, written from the producer's callback."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence

@@ -249,10 +249,10 @@ async def test_a_fault_of_ours_is_how_it_ends_as_well(
         watch = client.post("/v1/responses", json={"model": "fake", "input": "x", "background": True, "stream": True})
         async with watch as answer:
             *_, last = parsed(await answer.text())
-        assert (last.type, last.response.error.message) == ("response.failed", "the answer cannot be told")
+        assert (last.type, last.response.error.message) == ("response.failed", "the answer cannot be serialized")
     else:
         told = await ended(client, (await ask(client, background=True))["id"])
-        assert (told["status"], told["error"]["message"]) == ("failed", "the answer cannot be told")
+        assert (told["status"], told["error"]["message"]) == ("failed", "the answer cannot be serialized")
     assert await sessions(client) == []
 
 
