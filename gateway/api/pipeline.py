@@ -86,6 +86,8 @@ async def build_spec(
 
     Raises RequestError and GraphError; changes nothing.
     """
+    if characters < _LONG_CHARACTERS:  # most are: a graph builds thousands
+        return with_fallbacks(builder, model, fallbacks)
     return await offload_if_long(lambda: with_fallbacks(builder, model, fallbacks), characters, model, *fallbacks)
 
 
@@ -105,8 +107,10 @@ def with_fallbacks(builder: SpecBuilder, model: ServedModel, fallbacks: Sequence
     A fallback for which the prompt cannot be built is left out. All are left out if the request names tokens by number.
     """
     spec = builder.build(model)
+    if not fallbacks:
+        return spec
     samplings = [slot.sampling for slot in spec.slots]
-    if not fallbacks or any(one.logit_bias or one.stop_token_ids or one.logprobs for one in samplings):
+    if any(one.logit_bias or one.stop_token_ids or one.logprobs for one in samplings):
         return spec
     renderings = []
     for fallback in fallbacks:
