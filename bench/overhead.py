@@ -21,7 +21,7 @@ from engine.tokenizer import Tokenizer
 from gateway.app import build_app, build_cluster, build_services
 from gateway.config.settings import ServeSettings, parse
 from gateway.engines.pool import EnginePool
-from gateway.graph.events import NoLog
+from gateway.graph.events import NullSink
 from gateway.journal import FileStorage, Journal, PostgresStorage
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.served_models import ServedModel
@@ -56,7 +56,7 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
         storage = FileStorage(path)
     journal = None if storage is None else Journal(storage)
     archive = await open_response_store(settings, storage)
-    services = build_services(settings, pool, journal or NoLog(), archive)
+    services = build_services(settings, pool, journal or NullSink(), archive)
     tokenizer = _tokenizer()
     pool.add("stub", StubEngine(tokenizer))
     services.models.add(ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer, 8192)))

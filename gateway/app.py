@@ -20,10 +20,10 @@ from gateway.cluster.session_routing import lists_sessions, session_in
 from gateway.config.settings import ServeSettings
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Call
-from gateway.graph.events import Log
-from gateway.graph.limits import SharedLimit
-from gateway.graph.session import Session, SessionLimits
-from gateway.graph.store import SessionStore
+from gateway.graph.events import FactSink
+from gateway.graph.limits import SessionLimits, SharedLimit
+from gateway.graph.session import Session
+from gateway.graph.session_store import SessionStore
 from gateway.http import openapi
 from gateway.http.json_body import BODY_BYTES_LIMIT, FORM_CHECKS, LARGE_BODIES
 from gateway.http.middleware.admission import admission_gate
@@ -44,7 +44,11 @@ _BODIES_BYTES = 512 << 20
 
 
 def build_services(
-    settings: ServeSettings, pool: EnginePool, log: Log, archive: ResponseStore, recorder: TraceRecorder | None = None
+    settings: ServeSettings,
+    pool: EnginePool,
+    sink: FactSink,
+    archive: ResponseStore,
+    recorder: TraceRecorder | None = None,
 ) -> Services:
     """Return the sessions, the scheduler and the models over the engines of the pool."""
 
@@ -66,17 +70,17 @@ def build_services(
     )
     store = SessionStore(
         cancel=scheduler.cancel,
-        bounds=session_limits(settings),
+        limits=session_limits(settings),
         ttl=settings.session_ttl,
         max_sessions=settings.max_sessions,
         max_sessions_per_tenant=settings.max_key_sessions,
         max_bytes=settings.max_held_bytes,
         max_waiters=min(4 * settings.max_waiters, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2),
         several_tenants=several,
-        log=log,
+        sink=sink,
     )
-    if isinstance(log, Journal):
-        log.on_lost = store.lose
+    if isinstance(sink, Journal):
+        sink.on_lost = store.fail
     return Services(
         sessions=store,
         scheduler=scheduler,

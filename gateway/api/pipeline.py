@@ -128,7 +128,7 @@ def repeat(spec: CallSpec, count: int) -> list[CallSpec]:
         return [spec]
     if spec.parts is not None:
         message = "a request with slots has one answer: n is 1"
-        raise RequestError(400, message, code="unsupported_with_semantic", param=spec.at("n"))
+        raise RequestError(400, message, code="unsupported_with_semantic", param=spec.field_path("n"))
     specs = []
     for number in range(count):
         copy = dataclasses.replace(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from gateway.graph.store import SessionStore
+from gateway.graph.session_store import SessionStore
 from gateway.prompts.served_models import ServedModels
 from gateway.responses import ResponseStore
 from gateway.runtime.fair_gate import FairGate

@@ -138,9 +138,9 @@ class StreamWriter:
             return
         try:
             for index, reader in [*self._readers.items()]:
-                if pieces := reader.take():
+                if pieces := reader.take_available():
                     self._events += self._serializer.piece(index, pieces)
-                if reader.ended:
+                if reader.is_exhausted:
                     del self._readers[index]
                     self._end(index)
             for index, ending in [*self._ending.items()]:

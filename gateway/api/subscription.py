@@ -40,7 +40,7 @@ class Subscription:
 
     def __enter__(self) -> None:
         if self._session is not None:
-            self._session.enter()
+            self._session.add_waiter()
         for variable in self._variables:
             self._scheduler.subscribe(variable, self._objective, interactive=self._interactive)
 
@@ -56,7 +56,7 @@ class Subscription:
         for variable in self._variables:
             self._scheduler.unsubscribe(variable, self._objective, interactive=self._interactive)
         if self._session is not None:
-            self._session.leave()
+            self._session.remove_waiter()
         if self._ended is not None:
             self._ended()
 

@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 
 from gateway.cluster.membership import Membership
 from gateway.errors import RequestError
-from gateway.graph.store import SessionStore
+from gateway.graph.session_store import SessionStore
 from gateway.http.json_body import encode_json, read_body
 from gateway.http.json_stream import SINGLE_RESPONSE
 from gateway.http.middleware.auth import TENANT

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from gateway.graph.session import Session, SessionLimits
-from gateway.graph.store import SessionStore
+from gateway.graph.limits import SessionLimits
+from gateway.graph.session import Session
+from gateway.graph.session_store import SessionStore
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
 
 log = logging.getLogger("myna.peers")
@@ -187,7 +188,7 @@ class Membership:
         except (JournalError, ValueError) as error:
             log.error("session %s cannot be taken over: %s", id, error)
             return
-        self._sessions.adopt(session)
+        self._sessions.add(session)
         try:
             self._resume(session)
         except Exception:  # an error in one session must not end this gateway, and then each one that takes it over

@@ -25,11 +25,11 @@ class CallState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    final: bool
+    is_final: bool
     """Whether the state never changes again."""
 
     def __init__(self, value: str) -> None:
-        self.final = value in ("done", "failed", "cancelled")
+        self.is_final = value in ("done", "failed", "cancelled")
 
 
 class Objective(StrEnum):
@@ -72,7 +72,7 @@ class SamplingParams:
     given: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @cached_property
-    def told(self) -> Mapping[str, Any]:
+    def specified(self) -> Mapping[str, Any]:
         """The parameters that the client specified or that differ from their defaults, by name."""
         defaults = ((parameter.name, getattr(_DEFAULTS, parameter.name)) for parameter in fields(self))
         return {
@@ -80,17 +80,17 @@ class SamplingParams:
         }
 
     @property
-    def held(self) -> bool:
+    def is_constrained(self) -> bool:
         """Whether a regular expression, JSON schema or grammar constrains the text."""
         return self.regex is not None or self.json_schema is not None or self.grammar is not None
 
     @property
-    def deterministic(self) -> bool:
+    def is_deterministic(self) -> bool:
         """Whether the same prompt always gives the same text."""
         return self.temperature == 0.0 or self.top_p == 0.0 or self.seed is not None
 
     @property
-    def plain(self) -> "SamplingParams":
+    def with_positive_top_p(self) -> "SamplingParams":
         """The same sampling for engines without `top_p` 0. That leaves one token, as temperature 0 does."""
         return self if self.top_p else replace(self, temperature=0.0, top_p=1.0)
 
@@ -135,7 +135,7 @@ class Input:
     where: str
 
 
-THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
+REASONING_START, REASONING_END = "<think>", "</think>"
 """Tags around the reasoning that some models emit before their answer."""
 
 
@@ -206,7 +206,7 @@ class CallSpec:
         object.__setattr__(self, "slots", slots)
         object.__setattr__(self, "references", references)
 
-    def at(self, field: str) -> str:
+    def field_path(self, field: str) -> str:
         """Return the path of one of the call's fields in the request."""
         return f"{self.where}.{field}" if self.where else field
 
@@ -216,9 +216,9 @@ class CallSpec:
         return [Rendering(self.model, self.segments), *self.fallbacks]
 
     @property
-    def deterministic(self) -> bool:
+    def is_deterministic(self) -> bool:
         """Whether another run of the call gives the same text."""
-        return all(slot.sampling.deterministic for slot in self.slots)
+        return all(slot.sampling.is_deterministic for slot in self.slots)
 
 
 @dataclass(slots=True)
@@ -274,7 +274,7 @@ class Call:
     arrival: int
     depth: int = 1
     """Number of calls on the longest path to this call, itself included."""
-    note: "Callable[[Call], None] | None" = None
+    on_change: "Callable[[Call], None] | None" = None
     """Called after every change of state."""
     state: CallState = CallState.WAITING
     failure: Failure | None = None
@@ -310,9 +310,9 @@ class Call:
     @property
     def waiting_on(self) -> list[str]:
         """Names of the inputs that are not final yet."""
-        if self.state.final:
+        if self.state.is_final:
             return []
-        return [name for name, variable in self.inputs.items() if not variable.state.final]
+        return [name for name, variable in self.inputs.items() if not variable.state.is_final]
 
     @property
     def is_needed(self) -> bool:
@@ -320,7 +320,7 @@ class Call:
         if self.unfinished_followers:
             return True
         return any(
-            (self.spec.deferred and not variable.deleted) or variable.subscribers or variable.unfinished_consumers
+            (self.spec.deferred and not variable.is_deleted) or variable.subscribers or variable.unfinished_consumers
             for variable in self.outputs
         )
 
@@ -334,13 +334,13 @@ class Call:
         """Stop following the leader, because this call must run itself."""
         if self.leader is not None:
             self.leader.followers.remove(self)
-            self.leader.unfinished_followers -= not self.state.final
+            self.leader.unfinished_followers -= not self.state.is_final
             self.leader = None
 
     async def until_final(self, variable: Variable) -> None:
         """Wait until the variable is ready, failed or cancelled. Coroutines of calls wait for variables only here, so
         that `is_stuck` knows what they wait for."""
-        if variable.state.final:
+        if variable.state.is_final:
             return
         self.awaits = variable
         try:
@@ -349,10 +349,10 @@ class Call:
             self.awaits = None
 
     async def next_pieces(self, reader: Reader, variable: Variable) -> Sequence[Piece]:
-        """Wait for the next pieces of a growing variable, and return them; see `Reader.more` and `until_final`."""
+        """Wait for the next pieces of a growing variable, and return them. See `Reader.next_pieces`."""
         self.awaits = variable
         try:
-            return await reader.more()
+            return await reader.next_pieces()
         finally:
             self.awaits = None
 
@@ -361,11 +361,11 @@ class Call:
         """Whether the call waits for a variable that can never get a value: its producer has ended or waits for this
         call, or it has no producer and was deleted, so that no client can set it."""
         awaited, seen = self.awaits, {self.id}
-        while awaited is not None and not awaited.state.final:
+        while awaited is not None and not awaited.state.is_final:
             producer = awaited.producer
             if producer is None:
-                return awaited.deleted
-            if producer.state.final or producer.id in seen:
+                return awaited.is_deleted
+            if producer.state.is_final or producer.id in seen:
                 return True
             seen.add(producer.id)
             awaited = producer.awaits
@@ -381,8 +381,8 @@ class Call:
             else:
                 variable.fail(self.failure)
 
-    def move(self, state: CallState) -> None:
+    def set_state(self, state: CallState) -> None:
         """Change the state. Call it after all other changes that belong to the new state."""
         self.state = state
-        if self.note is not None:
-            self.note(self)
+        if self.on_change is not None:
+            self.on_change(self)

@@ -1,6 +1,6 @@
-"""Events of a session, in order. Clients watch them, and a log stores them as facts.
+"""Events of a session, in order. Clients watch them, and a sink stores them as facts.
 
-Some events follow from the fact before them. They have a number, but the log does not store them: a new call is
+Some events follow from the fact before them. They have a number, but the sink does not store them: a new call is
 waiting, its outputs are pending, and the outputs of a call end with the call.
 """
 
@@ -52,10 +52,10 @@ Change = VariableChanged | VariableDeleted | CallChanged | SessionEnded
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change that clients can watch. `id` grows; `at` is in seconds of the Unix clock."""
+    """A change that clients can watch. `id` grows; `time` is in seconds of the Unix clock."""
 
     id: int
-    at: float
+    time: float
     change: Change
 
 
@@ -93,33 +93,33 @@ class Exposure:
 Fact = Event | ValueAssignment | CallAddition | SlotText | Exposure
 
 
-class Log(Protocol):
-    """Destination of facts. The stored facts are always a prefix of the written facts, in order."""
+class FactSink(Protocol):
+    """Destination of facts: the journal. The stored facts are always a prefix of the written facts, in order."""
 
     def check(self) -> None:
-        """Raise GraphError if the log cannot store facts now, so that no new work may begin."""
+        """Raise GraphError if the sink cannot store facts now, so that no new work may begin."""
 
-    def opened(self, session: "Session") -> None:
+    def open_session(self, session: "Session") -> None:
         """Record a new session."""
 
     def write(self, session: "Session", fact: Fact) -> None:
-        """Append fact number `session.facts` of its session. It does not wait and does not raise."""
+        """Append the fact with the number `session.event_log.fact_count`. It does not wait and does not raise."""
 
-    async def flushed(self) -> None:
+    async def flush(self) -> None:
         """Wait until all facts written before are stored. Raises GraphError if they cannot be stored."""
 
 
-class NoLog:
-    """A log that stores nothing."""
+class NullSink:
+    """A sink that stores nothing."""
 
     def check(self) -> None:
-        """Do nothing. See `Log.check`."""
+        """Do nothing. See `FactSink.check`."""
 
-    def opened(self, session: "Session") -> None:
-        """Do nothing. See `Log.opened`."""
+    def open_session(self, session: "Session") -> None:
+        """Do nothing. See `FactSink.open_session`."""
 
     def write(self, session: "Session", fact: Fact) -> None:
-        """Do nothing. See `Log.write`."""
+        """Do nothing. See `FactSink.write`."""
 
-    async def flushed(self) -> None:
-        """Return at once. See `Log.flushed`."""
+    async def flush(self) -> None:
+        """Return at once. See `FactSink.flush`."""

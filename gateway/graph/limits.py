@@ -1,6 +1,10 @@
-"""Limits that tenants share: one tenant alone cannot use all of a limit for all tenants together."""
+"""Limits of one session, and limits that all sessions share.
+
+One tenant alone cannot use all of a limit that all tenants share.
+"""
 
 from collections import Counter
+from dataclasses import dataclass
 
 _SHARE = 3 / 4
 """Share of a bound that one tenant may hold, if there can be several tenants."""
@@ -24,7 +28,7 @@ class SharedLimit:
         self._held: Counter[str] = Counter()
         self._sum = 0
 
-    def held(self, tenant: str) -> int:
+    def amount(self, tenant: str) -> int:
         """Return the amount that the tenant holds."""
         return self._held[tenant]
 
@@ -47,7 +51,7 @@ class SharedLimit:
         return self._sum >= self.total
 
     @property
-    def greediest(self) -> str | None:
+    def largest_holder(self) -> str | None:
         """The tenant that holds most; None if no tenant holds anything."""
         return max(self._held, key=self._held.__getitem__, default=None)
 
@@ -62,3 +66,25 @@ class SharedLimit:
         self._held[tenant] -= amount
         if not self._held[tenant]:
             del self._held[tenant]
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    """Limits of one session. `edges`: inputs of all calls. `depth`: calls on a path through the graph. `value_bytes`:
+    bytes of one value. `bytes`: bytes of all values and prompts. `waiters`: waiting requests."""
+
+    calls: int = 10_000
+    variables: int = 20_000
+    edges: int = 100_000
+    value_bytes: int = 1 << 20
+    bytes: int = 256 << 20
+    depth: int = 1_000
+    waiters: int = 10_000
+
+
+@dataclass(frozen=True)
+class SharedLimits:
+    """Limits of all sessions together: bytes of values and prompts, and waiting requests."""
+
+    bytes: SharedLimit
+    waiters: SharedLimit

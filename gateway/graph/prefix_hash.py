@@ -27,7 +27,7 @@ class PrefixKey(NamedTuple):
 
     tokens: int
     key: int
-    ends: bool = True
+    ends_segment: bool = True
 
 
 def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
@@ -47,7 +47,9 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
                 begin, end = 0, _CHUNK
                 while end < len(tokens):
                     key = _extend_key(key, numbers[begin:end])
-                    found.append(PrefixKey(length + (end if weight is None else min(end, weight)), key, ends=False))
+                    found.append(
+                        PrefixKey(length + (end if weight is None else min(end, weight)), key, ends_segment=False)
+                    )
                     begin, end = end, end + (_CHUNK if end < _FULL_RESOLUTION else end // _GROWTH)
                 key = _extend_key(key, numbers[begin:] if begin else numbers)
                 length += len(tokens) if weight is None else weight
@@ -73,3 +75,8 @@ def _scope_key(scope: str, model: str) -> int:
 def _extend_key(key: int, numbers: memoryview) -> int:
     """Return the key of a beginning with this key that `numbers` continue."""
     return hash((key, crc32(numbers)))
+
+
+def prefix_hashes(call: Call) -> list[str]:
+    """Return hashes of the prompt at each end of a segment: equal for equal text and equal sources, in one tenant."""
+    return [f"{prefix.key % 2**64:016x}" for prefix in prefix_keys(call) if prefix.ends_segment]

@@ -25,11 +25,11 @@ class VariableState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    final: bool
+    is_final: bool
     """Whether the state never changes again."""
 
     def __init__(self, value: str) -> None:
-        self.final = value in ("ready", "failed", "cancelled")
+        self.is_final = value in ("ready", "failed", "cancelled")
 
 
 class Piece(NamedTuple):
@@ -64,10 +64,10 @@ class Variable:
         "_on_change",
         "_watchers",
         "consumers",
-        "deleted",
         "exposure_persisted",
         "failure",
         "interactive_subscribers",
+        "is_deleted",
         "is_exposed",
         "latency_subscribers",
         "name",
@@ -105,7 +105,7 @@ class Variable:
         """Whether part of an unfinished value was sent to a client, or is about to be."""
         self.exposure_persisted = False
         """Whether the journal has stored the exposure, so that pieces may be sent."""
-        self.deleted = False
+        self.is_deleted = False
         """Whether the variable lost its name. No request can find it any more."""
         self.reserved = False
         """Whether a value has been accepted and is about to be set."""
@@ -137,26 +137,26 @@ class Variable:
         if self.is_assigned:
             raise VariableAlreadySet(f"{self.name!r} is {self.state} already; a name is assigned once")
         self.producer = call
-        self._move(VariableState.PENDING)
+        self._set_state(VariableState.PENDING)
 
     def append(self, piece: Piece) -> None:
         """Append a piece from the producer. Do nothing if the variable is final."""
-        if self.state.final:
+        if self.state.is_final:
             return
         self.pieces.append(piece)
         if self.state is not VariableState.STREAMING:
-            self._move(VariableState.STREAMING)
+            self._set_state(VariableState.STREAMING)
         self._wake_changed()
 
     def restart(self) -> bool:
         """Discard all pieces, because the producer starts again. Return False, and change nothing, if the value is
         exposed or final."""
-        if self.is_exposed or self.state.final:
+        if self.is_exposed or self.state.is_final:
             return False
         if self.state is VariableState.STREAMING:
             self.pieces.clear()
             self.restarts += 1
-            self._move(VariableState.PENDING)
+            self._set_state(VariableState.PENDING)
             self._wake_changed()
         return True
 
@@ -167,22 +167,22 @@ class Variable:
 
     def complete(self) -> None:
         """Make the variable ready, with all appended text as its value."""
-        if not self.state.final:
+        if not self.state.is_final:
             self._finish(VariableState.READY, self.text)
 
     def fail(self, failure: Failure) -> None:
         """Make the variable failed, unless it is final."""
-        if not self.state.final:
+        if not self.state.is_final:
             self.failure = failure
             self._finish(VariableState.FAILED, None)
 
     def cancel(self, failure: Failure) -> None:
         """Make the variable cancelled, unless it is final."""
-        if not self.state.final:
+        if not self.state.is_final:
             self.failure = failure
             self._finish(VariableState.CANCELLED, None)
 
-    def _move(self, state: VariableState) -> None:
+    def _set_state(self, state: VariableState) -> None:
         self.state = state
         if self._on_change is not None:
             self._on_change(self)
@@ -190,7 +190,7 @@ class Variable:
     def _finish(self, state: VariableState, value: str | None) -> None:
         self.value = value
         self.reserved = False
-        self._move(state)
+        self._set_state(state)
         self._wake_changed()
         waiting, self._final_futures = self._final_futures, []
         _wake(waiting)
@@ -213,7 +213,7 @@ class Variable:
 
     async def wait_final(self) -> None:
         """Wait until the variable is ready, failed or cancelled. It raises no error of its own."""
-        if not self.state.final:
+        if not self.state.is_final:
             await self._wait(self._final_futures)
 
     async def wait_changed(self) -> None:
@@ -248,7 +248,7 @@ def _wake(waiting: "list[asyncio.Future[None]]") -> None:
 
 
 class Reader:
-    """Position of one reader in a variable. A context manager; `more` may be cancelled and called again."""
+    """Position of one reader in a variable. A context manager; `next_pieces` may be cancelled and called again."""
 
     def __init__(self, variable: Variable, expose: Callable[[Variable], Awaitable[None]] | None) -> None:
         self._variable = variable
@@ -268,10 +268,10 @@ class Reader:
             self._variable._watchers.remove(self._notify)
             self._notify = None
         self._variable._active_readers -= 1
-        if self._variable.state.final:
+        if self._variable.state.is_final:
             self._variable._compact()
 
-    async def more(self) -> Sequence[Piece]:
+    async def next_pieces(self) -> Sequence[Piece]:
         """Wait for the next pieces and return them; return none if the variable is final and all were read.
 
         Raises ProducerRestarted if the producer restarted after pieces were read.
@@ -279,7 +279,7 @@ class Reader:
         while True:
             if self.must_expose:
                 await self.expose()
-            if (pieces := self.take()) or self.ended:
+            if (pieces := self.take_available()) or self.is_exhausted:
                 return pieces
             await self._variable.wait_changed()
 
@@ -294,7 +294,7 @@ class Reader:
         self._notify = notify
         self._variable._watchers.append(notify)
 
-    def take(self) -> Sequence[Piece]:
+    def take_available(self) -> Sequence[Piece]:
         """Return the pieces that exist and need no exposure first. Raises ProducerRestarted if the producer restarted
         after pieces were taken."""
         variable = self._variable
@@ -309,9 +309,9 @@ class Reader:
         return pieces
 
     @property
-    def ended(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether the variable is final and all pieces were taken."""
-        return self._variable.state.final and self._position == len(self._variable.pieces)
+        return self._variable.state.is_final and self._position == len(self._variable.pieces)
 
     @property
     def must_expose(self) -> bool:
@@ -321,7 +321,7 @@ class Reader:
             self._expose is not None
             and not variable.exposure_persisted
             and self._position < len(variable.pieces)
-            and not variable.state.final
+            and not variable.state.is_final
         )
 
     async def expose(self) -> None:

@@ -92,7 +92,7 @@ def reserve_bytes(request: web.Request, size: int) -> None:
         return
     tenant = request.get(TENANT, "")
     if not limit.has_room(tenant, size):
-        message = f"requests in progress of this key hold {limit.held(tenant)} bytes, the current maximum; try again"
+        message = f"requests in progress of this key hold {limit.amount(tenant)} bytes, the current maximum; try again"
         raise RequestError(429, message, code="overloaded", headers=_CLOSE)
     limit.add(tenant, size)
     request[_BODY_BYTES] = request.get(_BODY_BYTES, 0) + size

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Event, Fact, SessionEnded
-from gateway.graph.session import Session, SessionLimits
+from gateway.graph.limits import SessionLimits
+from gateway.graph.session import Session
 from gateway.journal.records import Record, entries_of, record_of, session_record
 from gateway.journal.replay import mend, replay
 from gateway.journal.storage import Batch, Entry, LeaseLost, Opened, Row, Storage
@@ -66,7 +67,7 @@ class Journal:
         self._failure: JournalFailed | None = None
         self._closed = False
 
-    def restore(self, rows: Iterable[Row], bounds: SessionLimits) -> list[Session]:
+    def restore(self, rows: Iterable[Row], limits: SessionLimits) -> list[Session]:
         """Return the stored sessions, oldest first. The caller resumes their unfinished calls.
 
         Raises JournalError.
@@ -80,7 +81,7 @@ class Journal:
                 last.update((key, id) for key, _ in entries)
                 yield id, entries
 
-        for key, session in replay(record_last_rows(), bounds, self, self._storage.damaged).items():
+        for key, session in replay(record_last_rows(), limits, self, self._storage.damaged).items():
             self._keys[session] = key
             try:
                 mend(session)
@@ -90,17 +91,17 @@ class Journal:
             sessions.append(session)
         return sessions
 
-    # Log
+    # FactSink
 
     def check(self) -> None:
-        """Raise JournalFailed if new work cannot be stored now. See `Log.check`."""
+        """Raise JournalFailed if new work cannot be stored now. See `FactSink.check`."""
         if self._closed:
             raise JournalFailed("the server is stopping")
         if self._failure is not None:
             raise self._failure
 
-    def opened(self, session: Session) -> None:
-        """Record a new session. See `Log.opened`."""
+    def open_session(self, session: Session) -> None:
+        """Record a new session. See `FactSink.open_session`."""
         if self._closed:
             return
         key = self._keys[session] = self._storage.new_key()
@@ -109,7 +110,7 @@ class Journal:
         self._schedule()
 
     def write(self, session: Session, fact: Fact) -> None:
-        """Record a fact. See `Log.write`."""
+        """Record a fact. See `FactSink.write`."""
         key = self._keys.get(session)
         if key is None or self._closed:
             return
@@ -120,7 +121,7 @@ class Journal:
                 self._expired.append((session.tenant, session.id))
         else:
             try:
-                self._facts.append((key, session.facts, record_of(fact)))
+                self._facts.append((key, session.event_log.fact_count, record_of(fact)))
             except Exception as error:  # end the session later: it is in the middle of a change now
                 asyncio.get_running_loop().call_soon(self._drop_session, key, error)
         self._schedule()
@@ -133,8 +134,8 @@ class Journal:
     def _has_work(self) -> bool:
         return bool(self._facts or self._ended or self._unwritten)
 
-    async def flushed(self) -> None:
-        """Wait until all facts are stored. See `Log.flushed`. Raises JournalFailed.
+    async def flush(self) -> None:
+        """Wait until all facts are stored. See `FactSink.flush`. Raises JournalFailed.
 
         Once the journal is closed, this never returns: later events happen again after the next start, perhaps in
         another way, so no client may learn about them.
@@ -211,9 +212,9 @@ class Journal:
         if session is None:
             return
         del self._keys[session]
-        session.lost = JournalFailed(f"session {session.id} cannot be stored: {error}")
+        session.event_log.error = JournalFailed(f"session {session.id} cannot be stored: {error}")
         if self.on_lost is not None:
-            self.on_lost(session, session.lost)
+            self.on_lost(session, session.event_log.error)
 
     def _commit_done(self, batch: Batch, error: BaseException | None) -> None:
         """Resolve the futures that wait for a commit, and start the next commit. Like `_start_commit`, it must not
@@ -232,7 +233,7 @@ class Journal:
     def _finish_commit(self, batch: Batch, error: BaseException | None) -> None:
         if isinstance(error, LeaseLost):
             self._closed = True
-            return  # the waiting futures stay unresolved, as in `flushed`
+            return  # the waiting futures stay unresolved, as in `flush`
         waiters, self._commit_waiters = self._commit_waiters or [], None
         if isinstance(error, self._storage.refusals):
             self._retry_one_by_one(batch, error, waiters)
@@ -310,7 +311,7 @@ class Journal:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 while self._has_work or self._commit_waiters is not None:
-                    await self.flushed()
+                    await self.flush()
         except (JournalFailed, TimeoutError) as error:
             why = str(error) or f"the storage took more than {_CLOSE_SECONDS:g} s"
             log.error("the journal's last %d facts are lost: %s", len(self._facts) + len(self._unwritten), why)

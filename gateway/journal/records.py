@@ -190,7 +190,7 @@ def record_of(fact: Fact) -> Record:
     """Return the record of a fact as it is now. Its call or variable may change later."""
     # a lookup by type is faster than `match`: a call has about ten facts
     if isinstance(fact, Event):
-        record: Record = _CHANGES[type(fact.change)](fact.at, fact.change)
+        record: Record = _CHANGES[type(fact.change)](fact.time, fact.change)
     else:
         record = _FACTS[type(fact)](fact)
     return record
@@ -222,7 +222,7 @@ def _variable_changed(time: float, change: VariableChanged) -> Record:
 
 
 def _call_changed(time: float, change: CallChanged) -> Record:
-    outcome = _outcome(change.call) if change.state.final else None
+    outcome = _outcome(change.call) if change.state.is_final else None
     return StateRecord(time, change.call.id, change.state, change.failure, outcome)
 
 

@@ -12,11 +12,13 @@ from gateway.graph.events import (
     CallChanged,
     Change,
     Event,
-    Log,
+    FactSink,
     VariableChanged,
     VariableDeleted,
 )
-from gateway.graph.session import Session, SessionLimits
+from gateway.graph.limits import SessionLimits
+from gateway.graph.session import Session
+from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Variable, VariableState
 from gateway.journal.records import (
     CallRecord,
@@ -35,7 +37,7 @@ from gateway.journal.storage import JournalError, Row
 
 
 def replay(
-    rows: Iterable[Row], bounds: SessionLimits, log: Log, damaged: Callable[[int, object], JournalError]
+    rows: Iterable[Row], limits: SessionLimits, sink: FactSink, damaged: Callable[[int, object], JournalError]
 ) -> dict[int, Session]:
     """Return the sessions by their keys. Call `mend` for each of them. Raises the error that `damaged` returns for a
     row and its problem."""
@@ -47,7 +49,7 @@ def replay(
                     if key in applied:
                         applied[key].apply(seq, record)
                     else:
-                        applied[key] = Replay(record, bounds, log)
+                        applied[key] = Replay(record, limits, sink)
             except Exception as error:  # damaged rows may cause any error
                 raise damaged(id, f"session {key}: {type(error).__name__}: {error}") from error
     return {key: restored.session for key, restored in applied.items()}
@@ -56,7 +58,7 @@ def replay(
 class Replay:
     """Owner of a session while it is restored."""
 
-    def __init__(self, record: Record, bounds: SessionLimits, log: Log) -> None:
+    def __init__(self, record: Record, limits: SessionLimits, sink: FactSink) -> None:
         if not isinstance(record, SessionRecord):
             raise TypeError("a session's first row is missing")
         self.session = Session(
@@ -65,20 +67,20 @@ class Replay:
             created=record.created,
             ttl=record.ttl,
             metadata=record.metadata,
-            bounds=bounds,
-            log=log,
+            limits=limits,
+            sink=sink,
         )
         self._variables: dict[int, Variable] = {}
 
     def apply(self, seq: int, record: Record) -> None:
         """Apply one record. Raises LookupError if it refers to a variable or call that no earlier record created."""
         session = self.session
-        session.facts = seq
+        session.event_log.fact_count = seq
         match record:
             case VariableRecord(time, number, name, state, failure):
                 variable = self._variable(number, name)
                 variable.state, variable.failure = state, failure
-                if state.final:
+                if state.is_final:
                     variable.reserved = False
                 if state in (VariableState.FAILED, VariableState.CANCELLED):
                     variable.value, variable.pieces = None, []
@@ -93,16 +95,16 @@ class Replay:
                 variable = self._variable(number, name)
                 variable.value = value
                 variable.pieces = [Piece(value)] if value else []
-                variable.reserved = not variable.state.final
-                session.grow(value)
+                variable.reserved = not variable.state.is_final
+                session.resources.add_bytes(size_of(value))
             case ExposureRecord(number):
                 self._variables[number].is_exposed = True
             case CallRecord():
-                session.rejoin(self._call(record))
+                session.restore_call(self._call(record))
             case StateRecord(time, call_id, state, failure, outcome):
                 call = session.calls[call_id]
-                if state.final and not call.state.final:
-                    session.call_ended(call)
+                if state.is_final and not call.state.is_final:
+                    session.count_call_end(call)
                 call.state, call.failure = state, failure
                 if outcome is not None:
                     call.usage, call.times = outcome.usage, outcome.times
@@ -110,9 +112,9 @@ class Replay:
                     call.identity = outcome.identity
                     call.leader = session.calls.get(outcome.leader or "")
                     if call.identity is not None and state is CallState.DONE:
-                        session.shared[call.identity] = call
+                        session.reusable_calls[call.identity] = call
                 self._append_event(seq, time, CallChanged(call, state, failure))
-                if state.final:
+                if state.is_final:
                     call.conclude()
             case SlotTextRecord(call_id, slot, text):
                 session.calls[call_id].slot_texts[slot] = text
@@ -120,12 +122,12 @@ class Replay:
                 raise TypeError("a session began twice")
 
     def _append_event(self, seq: int, time: float, change: Change) -> None:
-        self.session.events.append(Event(seq, time, change))
+        self.session.event_log.events.append(Event(seq, time, change))
 
     def _variable(self, number: int, name: str) -> Variable:
         variable = self._variables.get(number)
         if variable is None:
-            variable = self._variables[number] = self.session.place(name, number)
+            variable = self._variables[number] = self.session.create_variable(name, number)
         return variable
 
     def _call(self, record: CallRecord) -> Call:
@@ -149,10 +151,10 @@ def mend(session: Session) -> None:
         if variable.producer is None and variable.reserved and variable.state is VariableState.DECLARED:
             variable.complete()
     for call in session.calls.values():
-        if call.state.final:
+        if call.state.is_final:
             continue
         if _is_stored(call.output):
-            call.move(CallState.DONE)
+            call.set_state(CallState.DONE)
             call.conclude()
         else:
             _restart(call)
@@ -167,14 +169,14 @@ def _restart(call: Call) -> None:
     for slot in call.slots.values():
         if _is_stored(slot):
             slot.complete()
-    if any(variable.is_exposed for variable in call.outputs if not variable.state.final):
+    if any(variable.is_exposed for variable in call.outputs if not variable.state.is_final):
         message = "the server ended while a client read this, and another run would give another text"
         call.failure = Failure("interrupted", message, call.id)
-        call.move(CallState.FAILED)
+        call.set_state(CallState.FAILED)
         call.conclude()
         return
     for variable in call.outputs:
         variable.restart()
     call.usage = Usage()
     if call.state is not CallState.WAITING:
-        call.move(CallState.WAITING)
+        call.set_state(CallState.WAITING)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from engine.tokenizer import Place
 from gateway.errors import RequestError, field_path
-from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS, Input, Segment, Slot, Text
+from gateway.graph.call import REASONING_END, REASONING_START, Input, Segment, Slot, Text
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference, check_references, parse
 from gateway.prompts import message_passthrough
@@ -90,7 +90,7 @@ class PromptBuilder:
         """Whether messages are forwarded to an upstream server without a chat template."""
         source = tokenizer.chat_template or ""
         self._template = None if tokenizer.chat_template is None else ChatTemplate(source, tokenizer.special_texts)
-        self._thinks = THOUGHT_ENDS in source
+        self._thinks = REASONING_END in source
         """Whether the model may write reasoning before its answers."""
         self.style = UPSTREAM_FORMAT if self.is_passthrough else call_format_of(source)
         """Format in which the model writes tool calls."""
@@ -221,9 +221,9 @@ class PromptBuilder:
             raise RequestError(
                 400, f"the model's chat template refuses these messages: {error}", param=field_path(where, field)
             ) from error
-        begun = opens and text.rstrip().endswith(THOUGHT_BEGINS)
+        begun = opens and text.rstrip().endswith(REASONING_START)
         if tools is not None and tools.choice == "forced" and opens:
-            text += (f"\n{THOUGHT_ENDS}\n\n" if begun else "") + self.style.begin  # a forced call needs no reasoning
+            text += (f"\n{REASONING_END}\n\n" if begun else "") + self.style.begin  # a forced call needs no reasoning
             begun = False
         if continues:
             text, end, _ = text.rpartition(_END)
@@ -247,7 +247,7 @@ class PromptBuilder:
         if length <= self._window:
             return
         texts = [
-            part.rpartition(THOUGHT_ENDS)[2] if message["role"] == "assistant" else part
+            part.rpartition(REASONING_END)[2] if message["role"] == "assistant" else part
             for message in messages
             for part in ([message["content"]] if isinstance(message["content"], str) else message["content"])
         ]

@@ -87,7 +87,7 @@ class CallAttempt:
 
     def _identity(self) -> bytes | None:
         spec = self._call.spec
-        if not spec.deterministic or not self._call.session.id:  # a session without an id belongs to one request
+        if not spec.is_deterministic or not self._call.session.id:  # a session without an id belongs to one request
             return None
         digest = hashlib.blake2b(digest_size=20)
         for filled in self._filled:
@@ -137,7 +137,7 @@ class CallAttempt:
     def _fill(self, tokens: Sequence[int]) -> None:
         if tokens:
             self._filled_tokens += len(tokens)
-            maximum = self._call.session.bounds.bytes // _TOKEN_BYTES
+            maximum = self._call.session.resources.limits.bytes // _TOKEN_BYTES
             if self._filled_tokens > maximum:  # not all engines check the length themselves
                 message = f"the prompt has more than {maximum} tokens or characters, the maximum of a session"
                 raise CallFailed(Failure("too_large", message, self._call.id))
@@ -148,7 +148,7 @@ class CallAttempt:
     async def _fill_value(self, segment: Input) -> None:
         """Fill the value of a reference, and wait for it."""
         source = self._source(segment)
-        if source.state.final or segment.reference.path or self._patient:
+        if source.state.is_final or segment.reference.path or self._patient:
             self._fill(await self._engine.encode(await self._value(segment)))
         else:
             await self._fill_growing_value(segment, source)
@@ -159,7 +159,7 @@ class CallAttempt:
         slot = self._call.slots.get(name)
         if slot is None:
             return self._call.inputs[name]
-        if not slot.state.final:  # only this coroutine generates the slot, so it would wait for ever
+        if not slot.state.is_final:  # only this coroutine generates the slot, so it would wait for ever
             message = f"slot {name!r} is read before it is generated"
             log.error("call %s fails: %s", self._call.id, message)
             raise CallFailed(Failure("internal_error", message, self._call.id))
@@ -168,14 +168,14 @@ class CallAttempt:
     async def _value(self, segment: Input) -> str:
         """Wait for the text that the reference stands for, and return it. Raises CallFailed."""
         source = self._source(segment)
-        if not source.state.final:
+        if not source.state.is_final:
             self._mark_waiting()
             await self._call.until_final(source)
         return await self._inputs.read(source, segment.reference)
 
     def _mark_waiting(self) -> None:
         if self._call.state is not CallState.WAITING:
-            self._call.move(CallState.WAITING)
+            self._call.set_state(CallState.WAITING)
 
     async def _fill_growing_value(self, segment: Input, source: Variable) -> None:
         """Fill a value while it grows, as far as its tokens are settled. Raises UnsettledTokens."""
@@ -227,17 +227,17 @@ class CallAttempt:
             self._output_size += size_of(text) if in_output else 0
             call.session.record_slot_text(call, slot.name, text)
             call.session.record_value(variable, variable.text)
-            await call.session.flushed()
+            await call.session.event_log.flush()
             variable.complete()
 
     async def _generate_pieces(self, slot: Slot, targets: Sequence[Variable]) -> Sequence[Piece]:
         """Generate a slot, and return its pieces. Each piece is appended to the targets as it arrives."""
         call, usage, times = self._call, self._call.usage, self._call.times
         times.queued = times.queued or call.session.clock()
-        call.move(CallState.PREFILL)
+        call.set_state(CallState.PREFILL)
         pieces: list[Piece] = []
         sampling, reasoning_mode = slot.sampling, slot.thinks
-        if reasoning_mode is not None and sampling.held:
+        if reasoning_mode is not None and sampling.is_constrained:
             if self._engine.constrains_after_reasoning:
                 sampling = dataclasses.replace(sampling, thinks=reasoning_mode)
             else:  # the constraint leaves no room for the end of the reasoning
@@ -245,7 +245,7 @@ class CallAttempt:
         parser = None if reasoning_mode is None else ReasoningParser(begun=reasoning_mode == "begun")
 
         def receive(event: ContextEvent) -> None:
-            if call.state.final:  # the call has just been cancelled
+            if call.state.is_final:  # the call has just been cancelled
                 return
             if isinstance(event, TokenDelta):
                 piece, finish, accepted, rejected = event
@@ -255,7 +255,7 @@ class CallAttempt:
                     piece = Piece(answer, piece.tokens, piece.logprobs, reasoning)
                 if call.state is CallState.PREFILL:
                     times.first_token = times.first_token or call.session.clock()
-                    call.move(CallState.DECODE)
+                    call.set_state(CallState.DECODE)
                 usage.completion += piece.tokens
                 usage.accepted += accepted
                 usage.rejected += rejected
@@ -283,7 +283,7 @@ class CallAttempt:
                 if part.reference.name == slot.name:
                     return True
                 other_slot = self._call.slots.get(part.reference.name)
-                if other_slot is not None and not other_slot.state.final:
+                if other_slot is not None and not other_slot.state.is_final:
                     return False
         return False
 

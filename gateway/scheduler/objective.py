@@ -27,7 +27,7 @@ def objectives_of(calls: Iterable[Call]) -> dict[str, Objective]:
                 stack.pop()
                 if stack and known[call.id] is Objective.LATENCY:
                     known[stack[-1][0].id] = Objective.LATENCY
-            elif dependent.state.final:
+            elif dependent.state.is_final:
                 continue
             elif dependent.id not in known:
                 _visit(dependent, known, stack)

@@ -90,7 +90,7 @@ class Priorities:
 
     def add(self, call: Call, now: float) -> None:
         """Add a call that joined the graph, after all calls that it reads. A second time does nothing."""
-        if call.id in self._entries or call.state.final:
+        if call.id in self._entries or call.state.is_final:
             return
         prefixes = prefix_keys(call, own=False)
         cost = self.cost_model.cost(call, self.prefix_index.covered_tokens(prefixes, id(call.session)))
@@ -279,7 +279,7 @@ class Priorities:
         """Compute everything again. Raises AssertionError on any difference."""
         self._settle()
         for name, entry in self._entries.items():
-            assert not entry.call.state.final, f"{name} has ended"
+            assert not entry.call.state.is_final, f"{name} has ended"
             assert entry.rank == self.compute_rank(entry.call), f"the rank of {name} is not what it should be"
             dependents = self._count_dependents(entry.call)
             assert entry.dependents == dependents, f"{name} has {dependents} readers"

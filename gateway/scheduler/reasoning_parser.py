@@ -1,6 +1,6 @@
 """Split generated text into reasoning and answer, for models that emit both."""
 
-from gateway.graph.call import THOUGHT_BEGINS, THOUGHT_ENDS
+from gateway.graph.call import REASONING_END, REASONING_START
 
 
 class ReasoningParser:
@@ -44,15 +44,15 @@ class ReasoningParser:
 
     def _begin(self, last: bool) -> None:
         rest = self._pending.lstrip()
-        if rest.startswith(THOUGHT_BEGINS):
-            self._state, self._pending = "within", rest[len(THOUGHT_BEGINS) :]
-        elif last or not THOUGHT_BEGINS.startswith(rest):
+        if rest.startswith(REASONING_START):
+            self._state, self._pending = "within", rest[len(REASONING_START) :]
+        elif last or not REASONING_START.startswith(rest):
             self._state = "within" if self._starts_inside else "answer"
 
     def _think(self, last: bool) -> str:
         if not self._has_reasoning:
             self._pending = self._pending.lstrip()
-        text, tag, behind = self._pending.partition(THOUGHT_ENDS)
+        text, tag, behind = self._pending.partition(REASONING_END)
         if tag:
             self._state, self._pending = "behind", behind
             reasoning = text.rstrip()
@@ -66,7 +66,7 @@ class ReasoningParser:
 
 def _partial_tag_length(text: str) -> int:
     """Return the length of the longest end of the text that may be the beginning of the closing tag."""
-    for length in range(min(len(text), len(THOUGHT_ENDS) - 1), 0, -1):
-        if THOUGHT_ENDS.startswith(text[len(text) - length :]):
+    for length in range(min(len(text), len(REASONING_END) - 1), 0, -1):
+        if REASONING_END.startswith(text[len(text) - length :]):
             return length
     return 0

@@ -113,7 +113,7 @@ class Scheduler:
         """
         if self._stopping:
             raise Stopping("the server is stopping and accepts no new work")
-        count = self._unfinished.held(tenant)
+        count = self._unfinished.amount(tenant)
         if count >= _GRAPH_OVERLOAD * self._unfinished.total if continues else not self._unfinished.has_room(tenant):
             raise Overloaded(f"{count} calls of this key are unfinished, the current maximum; try again later", 1)
 
@@ -173,21 +173,21 @@ class Scheduler:
 
     async def _settle(self, session: Session, addition: Addition) -> None:
         try:
-            await session.flushed()
+            await session.event_log.flush()
         except GraphError as error:
             failure = Failure(error.code, str(error))
-            session.settle(addition, failure)
+            session.set_values(addition, failure)
             for variable, _ in addition.values:
                 self._fail_consumers(variable)
             for call in addition.calls:
                 self.cancel(call, failure)
             raise
-        session.settle(addition)
+        session.set_values(addition)
 
     def resume(self, session: Session) -> None:
         """Submit the unfinished calls of a session that was restored from the journal, and cancel those that are not
         needed."""
-        unfinished = [call for call in session.calls.values() if not call.state.final]
+        unfinished = [call for call in session.calls.values() if not call.state.is_final]
         for call in unfinished:
             self.submit(call)
         for call in unfinished:
@@ -199,7 +199,7 @@ class Scheduler:
 
     def submit(self, call: Call) -> None:
         """Start a call's coroutine. Its results appear in its outputs."""
-        if call.state.final:  # cancelled while other calls of its addition were submitted
+        if call.state.is_final:  # cancelled while other calls of its addition were submitted
             self._release_sources(call)
             return
         task = asyncio.get_running_loop().create_task(self._run(call), name=call.id)
@@ -229,7 +229,7 @@ class Scheduler:
     def _unregister(self, call: Call) -> None:
         del self._tasks[call.id], self._calls[call.id]
         self._unfinished.remove(call.session.tenant)
-        if not call.state.final:  # its task was cancelled before it first ran
+        if not call.state.is_final:  # its task was cancelled before it first ran
             self._end(call, CallState.CANCELLED, Failure("cancelled", "the call was cancelled", call.id))
         self._priorities.end(call)  # last, so that the waiting client gets its answer before this work
         if call.state is CallState.DONE:
@@ -289,7 +289,7 @@ class Scheduler:
         stack = [call]
         while stack:
             current = stack.pop()
-            if current.state.final or current.is_needed:
+            if current.state.is_final or current.is_needed:
                 continue
             self.cancel(current, Failure("cancelled", "no client waits for this call any more", current.id))
             stack.extend(sources(current))
@@ -345,9 +345,9 @@ class Scheduler:
         """End a call whose output is complete. Its values are stored before they become readable as ready."""
         if call.session.id:
             for variable in call.outputs:
-                if not variable.state.final:
+                if not variable.state.is_final:
                     call.session.record_value(variable, variable.text)
-            await call.session.flushed()
+            await call.session.event_log.flush()
         self._end(call, CallState.DONE, None)
 
     async def _run_with_fallbacks(self, call: Call) -> None:
@@ -415,7 +415,7 @@ class Scheduler:
             for source in call.inputs.values():
                 await call.until_final(source)
         if not call.waiting_on:
-            call.move(CallState.QUEUED)
+            call.set_state(CallState.QUEUED)
         engines: Sequence[Engine] = ()
         while not engines:
             ready = await self._engines.serving(rendering.model, wait=wait)
@@ -470,7 +470,7 @@ class Scheduler:
         """Return the call that does the same, if there is one. Otherwise register this call as the leader."""
         if identity is None or not call.session.id:
             return None
-        shared = call.session.shared
+        shared = call.session.reusable_calls
         known = shared.get(identity)
         if known is not None and known is not call and known.state not in (CallState.FAILED, CallState.CANCELLED):
             return known if call.spec.share else None
@@ -491,7 +491,7 @@ class Scheduler:
                     while pieces := await call.next_pieces(reader, source):
                         if call.state is not CallState.DECODE:
                             call.times.started = call.times.first_token = call.session.clock()
-                            call.move(CallState.DECODE)
+                            call.set_state(CallState.DECODE)
                         for piece in pieces:
                             target.append(piece)
                 if source.state is not VariableState.READY:
@@ -499,7 +499,7 @@ class Scheduler:
                     raise CallFailed(reason)
                 if target is not call.output:
                     call.session.record_value(target, target.text)
-                    await call.session.flushed()
+                    await call.session.event_log.flush()
                     target.complete()
         except ProducerRestarted:
             call.stop_following()
@@ -518,9 +518,9 @@ class Scheduler:
         lost = {
             call.id
             for session in sessions
-            if session.unfinished and not session.closed
+            if session.unfinished_calls and not session.is_closed
             for call in session.calls.values()
-            if not call.state.final and call.id not in self._tasks and call.id not in self._to_submit
+            if not call.state.is_final and call.id not in self._tasks and call.id not in self._to_submit
         }
         stuck += [self._without_task[id] for id in lost & self._without_task.keys()]
         self._without_task = {
@@ -540,15 +540,15 @@ class Scheduler:
         ends = [(call, state, failure)]
         while ends:
             call, state, failure = ends.pop()
-            if call.state.final:
+            if call.state.is_final:
                 continue
             call.failure = failure
             call.times.finished = call.session.clock()
-            call.move(state)
+            call.set_state(state)
             call.conclude()
             self._observe(call)  # before subscribers leave: `observe` may look at them
             self._stop(call)
-            if failure is not None and not call.session.closed:
+            if failure is not None and not call.session.is_closed:
                 ends += [
                     (consumer, CallState.FAILED, upstream(v))
                     for v in call.outputs
@@ -574,19 +574,19 @@ class Scheduler:
 def _field_at_fault(call: Call, error: EngineFailure) -> str | None:
     """Return the path of the field in a call's request because of which an engine failed; None if there is none."""
     if error.code == "context_length_exceeded":
-        return call.spec.at(call.spec.prompt_field)
+        return call.spec.field_path(call.spec.prompt_field)
     slots = any(slot.name is not None for slot in call.spec.slots)  # slots may have a field of the same name
-    return None if error.field is None or slots else call.spec.at(error.field)
+    return None if error.field is None or slots else call.spec.field_path(error.field)
 
 
 def _reset(call: Call) -> bool:
     """Reset the call to its state before the first attempt, except for finished slots. Return False if an output is
     exposed: then nothing is changed."""
-    unfinished = [variable for variable in call.outputs if not variable.state.final]
+    unfinished = [variable for variable in call.outputs if not variable.state.is_final]
     if any(variable.is_exposed for variable in unfinished):
         return False
     for variable in unfinished:
         variable.restart()
     call.usage, call.finish_reason = Usage(), None
-    call.move(CallState.WAITING)
+    call.set_state(CallState.WAITING)
     return True

@@ -14,7 +14,7 @@ from gateway.cluster import Membership
 from gateway.config.settings import ServeSettings
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.pool import EnginePool
-from gateway.graph.events import NoLog
+from gateway.graph.events import NullSink
 from gateway.graph.session import Session
 from gateway.journal import Journal, JournalError, PostgresStorage
 from gateway.responses import ResponseStore, ResponseStoreError
@@ -84,7 +84,7 @@ class Lifespan:
                 stack.push_async_callback(self._journal.close)
             store = await open_response_store(settings, self._storage)
             stack.push_async_callback(store.close)
-            services = build_services(settings, self._pool, self._journal or NoLog(), store, self._recorder())
+            services = build_services(settings, self._pool, self._journal or NullSink(), store, self._recorder())
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
         except JournalError as error:
             hint = "--journal FILE names another, --journal memory does without"

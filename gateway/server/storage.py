@@ -7,7 +7,7 @@ import sys
 from gateway.app import session_limits
 from gateway.config.settings import ServeSettings
 from gateway.graph.session import Session
-from gateway.graph.store import SessionStore
+from gateway.graph.session_store import SessionStore
 from gateway.journal import FileStorage, Journal, JournalError, PostgresStorage
 from gateway.responses import (
     MemoryDatabase,
@@ -54,7 +54,7 @@ def restore_sessions(
         store.remember(tenant, id)
     sessions = journal.restore(storage.rows(), session_limits(settings))
     for session in sessions:
-        store.adopt(session)
+        store.add(session)
     return sessions
 
 

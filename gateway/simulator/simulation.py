@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.engines.protocol import Engine
-from gateway.graph.session import Session, SessionLimits
+from gateway.graph.limits import SessionLimits
+from gateway.graph.session import Session
 from gateway.graph.variable import Variable
 from gateway.scheduler import Scheduler
 from gateway.simulator import clock
@@ -21,7 +22,7 @@ from gateway.simulator.policies import Policy, policy
 from gateway.simulator.trace import read_applications
 from gateway.simulator.workload import Application, Applications, arrivals
 
-_BOUNDS = SessionLimits()
+_LIMITS = SessionLimits()
 _TRIAL_APPLICATIONS = 200
 """Number of applications that arrive at once in a trial, which measures the capacity of the engines."""
 _GC_THRESHOLDS = (50_000, 20, 100)
@@ -120,7 +121,7 @@ class _Simulation:
     async def _application(self, number: int, application: Application) -> None:
         began = self._loop.time()
         session = Session(
-            id="", tenant="", created=began, ttl=1.0, bounds=_BOUNDS, clock=self._loop.time
+            id="", tenant="", created=began, ttl=1.0, limits=_LIMITS, clock=self._loop.time
         )  # without an id, so that no events are stored
         async with asyncio.TaskGroup() as group:
             for step in application.steps:

@@ -51,7 +51,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.requests: Counts[tuple[str, str, int]] = Counts()
-        self.ended = dict.fromkeys((state for state in CallState if state.final), 0)
+        self.ended = dict.fromkeys((state for state in CallState if state.is_final), 0)
         self.prompt = self.cached = self.completion = 0
         self.inputs = self.queue = self.memory = 0.0
         self.missed: Counts[str] = Counts()

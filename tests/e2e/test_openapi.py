@@ -18,7 +18,7 @@ from schemathesis.checks import (
 from gateway.app import build_app, build_services
 from gateway.config.settings import ServeSettings
 from gateway.engines.pool import EnginePool
-from gateway.graph.events import NoLog
+from gateway.graph.events import NullSink
 from gateway.http.openapi import PATH, document
 from gateway.responses import MemoryDatabase, SqliteResponseStore
 from tests.checkpoints import write_tiny_llama
@@ -44,7 +44,7 @@ def operations() -> list[Any]:
     settings = ServeSettings(parrot_api=True, journal="memory")
     app = build_app(
         settings,
-        build_services(settings, EnginePool(1.0), NoLog(), SqliteResponseStore(MemoryDatabase(), 0, 1.0, owns=True)),
+        build_services(settings, EnginePool(1.0), NullSink(), SqliteResponseStore(MemoryDatabase(), 0, 1.0, owns=True)),
     )
     assert all(route.resource is not None for route in app.router.routes())
     described = document([route for route in app.router.routes() if route.resource.canonical != PATH], set())  # type: ignore[union-attr]

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.graph.call import CallSpec
+from gateway.graph.call_size import CALL_BYTES, spec_bytes
 from gateway.graph.errors import GraphError, VariableAlreadySet
-from gateway.graph.session import CALL_BYTES, Addition, Session, VariableSpec, spec_bytes
+from gateway.graph.session import Addition, Session, VariableSpec
 
 
 @dataclass
@@ -34,13 +35,13 @@ class LazyCalls:
             if name in self._makers or (name in session.variables and session.variables[name].is_assigned):
                 raise VariableAlreadySet(f"{name!r} is made already; a name is assigned once", spec.where or None)
         edges, size = _edges(spec), _size(spec)
-        session.check_held(self.kept + 1, self.edges + edges, size)
+        session.resources.check(calls=self.kept + 1, edges=self.edges + edges, size=size)
         declared = [VariableSpec(name, where=spec.where) for name in names if name not in session.variables]
         addition = session.add_all((), [*given, *declared])
         self._makers |= dict.fromkeys(names, spec)
         self.kept += 1
         self.edges += edges
-        session.hold(size)
+        session.resources.add_bytes(size)
         return addition
 
     def produces(self, name: str) -> bool:
@@ -60,11 +61,11 @@ class LazyCalls:
                 found[id(spec)] = spec
                 stack += [part.reference.name for part in spec.references]
         size = sum(map(_size, found.values()))
-        session.hold(-size)
+        session.resources.add_bytes(-size)
         try:
             addition = session.add_all(list(found.values()))
         except GraphError:
-            session.hold(size)
+            session.resources.add_bytes(size)
             raise
         self.kept -= len(found)
         self.edges -= sum(map(_edges, found.values()))

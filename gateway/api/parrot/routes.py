@@ -45,11 +45,11 @@ from gateway.api.services import SERVICES
 from gateway.api.subscription import subscribed
 from gateway.errors import FailedCall, RequestError
 from gateway.graph.call import CallSpec, Input, Objective, Slot
-from gateway.graph.events import NoLog
+from gateway.graph.events import NullSink
 from gateway.graph.ids import new_id
 from gateway.graph.references import Reference
 from gateway.graph.session import Addition, Session, VariableSpec
-from gateway.graph.store import SessionNotFound, SessionStore
+from gateway.graph.session_store import SessionNotFound, SessionStore
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
@@ -79,7 +79,7 @@ class Programs:
     def begin(self, api_key: str) -> int:
         """Create a session and return its number. Raises RequestError and GraphError."""
         number = secrets.randbits(63)
-        session = self._sessions.create(self._keys.tenant(api_key), str(number), log=NoLog())
+        session = self._sessions.create(self._keys.tenant(api_key), str(number), sink=NullSink())
         self._known[number] = session
         self._later[session] = LazyCalls()
         return number
@@ -300,7 +300,7 @@ async def register(request: web.Request) -> web.Response:
     body = await read_json(request, Register)
     session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
     name = _new_name(body.var_name)
-    await request.app[SERVICES].scheduler.start(session, session.put(name))
+    await request.app[SERVICES].scheduler.start(session, session.add_variable(name))
     return json_response({"var_id": name})
 
 
@@ -315,7 +315,7 @@ async def set_value(request: web.Request) -> web.Response:
     variable_of(session, name)
     if programs.later(session).produces(name):
         raise RequestError(409, f"a call makes {name!r}; it cannot be set", code="variable_already_set")
-    await request.app[SERVICES].scheduler.start(session, session.put(name, body.content))
+    await request.app[SERVICES].scheduler.start(session, session.add_variable(name, body.content))
     return json_response({})
 
 

@@ -213,9 +213,9 @@ class BackgroundResponse:
 
     async def _record(self) -> None:
         with self._scope.session.read(self._call.output) as reader:
-            while not reader.ended:
+            while not reader.is_exhausted:
                 try:
-                    pieces = await reader.more()
+                    pieces = await reader.next_pieces()
                 except GraphError:  # that it is shown cannot be kept now, and so it is not shown
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
@@ -265,7 +265,7 @@ class Background:
         """
         id, tenant = new_response_id(), scope.session.tenant
         if not self._held.has_room(tenant, 2 * len(raw)):  # the body is stored once to be read and once to be resumed
-            message = f"responses in progress of this key hold {self._held.held(tenant)} bytes, the current maximum"
+            message = f"responses in progress of this key hold {self._held.amount(tenant)} bytes, the current maximum"
             raise RequestError(429, message, code="overloaded")
         if not scope.named:
             own = self._services.sessions.create(tenant, id, metadata={_RESPONSE: id})
@@ -295,7 +295,7 @@ class Background:
             await archive.keep(work.row, turn.earlier)
         except ResponseStoreError as error:
             failure = Failure(error.code, str(error))
-            session.settle(addition, failure)
+            session.set_values(addition, failure)
             for call in addition.calls:
                 scheduler.cancel(call, failure)
             self._remove(work)

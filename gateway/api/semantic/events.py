@@ -32,7 +32,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     session, position = session_of(request), _last_event(request)
     stream = EventStream(request)
     with subscribed(request.app[SERVICES].scheduler, session=session):
-        while events := await stream.with_heartbeats(partial(session.more_events, position)):
+        while events := await stream.with_heartbeats(partial(session.event_log.next_events, position)):
             for start in range(0, len(events), _AT_ONCE):
                 some = events[start : start + _AT_ONCE]
                 await stream.write(b"".join([named(*describe_event(event), event.id) for event in some]))
@@ -47,7 +47,7 @@ def _last_event(request: web.Request) -> int:
 def describe_event(event: Event) -> tuple[str, dict[str, Any]]:
     """Return the event's name and its data."""
     kind, value = _describe_change(event.change)
-    return kind, {"at": event.at, **value}
+    return kind, {"at": event.time, **value}
 
 
 def _describe_change(change: Change) -> tuple[str, dict[str, Any]]:

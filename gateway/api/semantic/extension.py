@@ -50,12 +50,12 @@ def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
     """
     sessions, headers = request.app[SERVICES].sessions, request.headers
     if semantic is None and SESSION_HEADER not in headers and DEFER_HEADER not in headers:  # a plain request
-        return Scope(sessions.anonymous(request[TENANT]), named=False, deferred=False)
+        return Scope(sessions.build(request[TENANT]), named=False, deferred=False)
     deferred = _deferred(request, semantic)
     session = session_named(request, semantic.session if semantic else None, "semantic.session")
     if session is None:
         _refuse_without_session(semantic, deferred)
-        return Scope(sessions.anonymous(request[TENANT]), named=False, deferred=False)
+        return Scope(sessions.build(request[TENANT]), named=False, deferred=False)
     return Scope(session, named=True, deferred=deferred)
 
 

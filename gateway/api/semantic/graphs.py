@@ -37,6 +37,7 @@ from gateway.api.subscription import subscribed
 from gateway.errors import RequestError
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Usage
 from gateway.graph.events import CallChanged, VariableChanged
+from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import check_references
 from gateway.graph.session import Addition, Session, VariableSpec
 from gateway.graph.variable import Variable, VariableState
@@ -80,7 +81,7 @@ async def run(request: web.Request) -> web.StreamResponse:
     try:
         if body.outputs is not None:
             _check_outputs(body.outputs, session, specs, given)
-        before = session.facts
+        before = session.event_log.fact_count
         addition = session.add_all(specs, given)
     except Exception:
         if fresh:
@@ -172,10 +173,10 @@ class SubmittedGraph:
         ours: set[Call | Variable] = {*self._addition.calls, *(variable for variable, _ in self._addition.values)}
         ours |= {variable for call in self._addition.calls for variable in call.outputs}
         position = self._before
-        while position < self._session.last_event or not all(
-            variable.state.final for variable in self._outputs.values()
+        while position < self._session.event_log.last_id or not all(
+            variable.state.is_final for variable in self._outputs.values()
         ):
-            events = await stream.with_heartbeats(partial(self._session.more_events, position))
+            events = await stream.with_heartbeats(partial(self._session.event_log.next_events, position))
             if not events:
                 break
             position = events[-1].id
@@ -269,7 +270,9 @@ def _time_spent(session: Session) -> dict[str, dict[str, float]]:
     spent = {id: dict.fromkeys(("inputs", "queue", "memory", "prompt", "answer"), 0.0) for id in session.calls}
     since: dict[str, tuple[CallState, float]] = {}
     changes = [
-        (one.change.call, one.change.state, one.at) for one in session.events if isinstance(one.change, CallChanged)
+        (one.change.call, one.change.state, one.time)
+        for one in session.event_log.events
+        if isinstance(one.change, CallChanged)
     ]
     now = time.time()
     for call, state, at in (*changes, *((call, call.state, now) for call in session.calls.values())):
@@ -308,7 +311,7 @@ def _call(
         "completion_tokens": call.usage.completion,
         "finish_reason": call.finish_reason,
         "error": describe_failure(call.failure),
-        "prefix_hashes": session.prefix_hashes(call),
+        "prefix_hashes": prefix_hashes(call),
         "created": call.times.created,
         "queued": call.times.queued,
         "started": call.times.started,
@@ -330,7 +333,7 @@ def _blocked_by(call: Call) -> str | None:
     """Return in words why the call does not generate its next token; None if nothing prevents it."""
     if waiting := [call.inputs[name] for name in call.waiting_on]:
         return "; ".join(map(_blocked_on, waiting))
-    if call.leader is not None and not call.state.final:
+    if call.leader is not None and not call.state.is_final:
         return f"{call.leader.id}, which does the same and serves it, is {call.leader.state}"
     match call.state:
         case CallState.QUEUED:

@@ -24,12 +24,12 @@ def session_of(request: web.Request) -> Session:
 
 def describe_session(session: Session) -> SessionObject:
     """Return the JSON object of a session."""
-    state: SessionState = "deleted" if session.closed else "running" if session.active else "idle"
+    state: SessionState = "deleted" if session.is_closed else "running" if session.is_running else "idle"
     return {
         "id": session.id,
         "object": "session",
         "created_at": int(session.created),
-        "expires_at": int(time.time() + session.ttl - (time.monotonic() - session.touched)),
+        "expires_at": int(time.time() + session.ttl - (time.monotonic() - session.last_used)),
         "metadata": session.metadata,
         "state": state,
         "usage": cast(SessionUsage, session.usage()),
@@ -42,7 +42,7 @@ async def create(request: web.Request) -> web.Response:
     """Create a session. The client may choose its id."""
     body = await read_json(request, SessionRequest)
     session = request.app[SERVICES].sessions.create(request[TENANT], body.id, metadata=body.metadata, ttl=body.ttl)
-    await session.flushed()
+    await session.event_log.flush()
     return json_response(describe_session(session), status=201)
 
 
@@ -50,13 +50,13 @@ async def create(request: web.Request) -> web.Response:
 @operation(SessionList, errors=(503,))
 async def list_sessions(request: web.Request) -> web.StreamResponse:
     """List the sessions of the API key."""
-    sessions = list(request.app[SERVICES].sessions.of(request[TENANT]))
+    sessions = list(request.app[SERVICES].sessions.of_tenant(request[TENANT]))
     return await stream_json(request, _listed(sessions))
 
 
 def _listed(sessions: Sequence[Session]) -> Iterator[bytes]:
     yield b'{"object":"list",'
-    yield from json_list("data", (describe_session(session) for session in sessions if not session.closed))
+    yield from json_list("data", (describe_session(session) for session in sessions if not session.is_closed))
     yield b"}"
 
 
@@ -75,5 +75,5 @@ async def delete(request: web.Request) -> web.Response:
     services.sessions.delete(session)
     described = describe_session(session)  # soon nothing will be known of it
     await services.archive.forget_sessions([(session.tenant, session.id)])
-    await session.flushed()
+    await session.event_log.flush()
     return json_response(described)

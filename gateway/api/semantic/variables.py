@@ -55,7 +55,7 @@ async def delete(request: web.Request) -> web.Response:
     variable_of(session, name)
     variable = session.delete(name)
     request.app[SERVICES].scheduler.release(variable)
-    await session.flushed()
+    await session.event_log.flush()
     return json_response(describe_variable(variable))
 
 
@@ -91,7 +91,7 @@ async def get(request: web.Request) -> web.StreamResponse:
     variable = variable_of(session, request.match_info["name"])
     if "text/event-stream" in request.headers.get("Accept", ""):
         return await _stream(request, session, variable)
-    if flag(request, "wait") and not variable.state.final:
+    if flag(request, "wait") and not variable.state.is_final:
         await _wait(request, session, variable)
     return json_response(describe_variable(variable))
 

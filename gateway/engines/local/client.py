@@ -378,5 +378,5 @@ _FIELDS = tuple(field.name for field in fields(SamplingParams) if field.name != 
 
 
 def _engine_params(sampling: SamplingParams) -> LinkSampling:
-    sampling = sampling.plain
+    sampling = sampling.with_positive_top_p
     return LinkSampling(**{name: getattr(sampling, name) for name in _FIELDS})

@@ -65,9 +65,9 @@ class Profile:
 
         Raises ContextRefused if the server has no field for a parameter.
         """
-        sampling = sampling.plain
+        sampling = sampling.with_positive_top_p
         parameters: dict[str, Any] = {}
-        for name, value in sampling.told.items():
+        for name, value in sampling.specified.items():
             if name in _SAMPLING and name not in self.fields:
                 raise self.refusal(name, name)
             if name in _SAMPLING or name in _OPENAI:

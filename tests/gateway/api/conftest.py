@@ -14,7 +14,7 @@ from gateway.config.settings import ServeSettings
 from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.upstream import Server, Upstream
 from gateway.engines.pool import EnginePool
-from gateway.graph.events import NoLog
+from gateway.graph.events import NullSink
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import PassthroughTokenizer
 from gateway.prompts.served_models import ServedModel
@@ -38,7 +38,7 @@ async def gateway_before(
     pool = EnginePool(1.0)
     pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
     archive = await open_response_store(told, None)
-    services = build_services(told, pool, NoLog(), archive)
+    services = build_services(told, pool, NullSink(), archive)
     written: Any = tokenizer or PassthroughTokenizer()
     services.models.add(ServedModel("fake", 4096, None, written, PromptBuilder(written)))
     app = build_app(told, services)

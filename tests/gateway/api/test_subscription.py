@@ -7,7 +7,7 @@ import pytest
 from gateway.api.subscription import subscribed
 from gateway.graph.call import CallState, Objective
 from gateway.graph.errors import TooManyWaiters
-from gateway.graph.session import SessionLimits
+from gateway.graph.limits import SessionLimits
 from tests.gateway.scheduler.test_scheduler import SchedulerHarness, settle
 
 
@@ -22,12 +22,12 @@ async def test_a_disconnect_cancels_the_call_that_only_this_client_needs() -> No
 
     client = asyncio.create_task(wait())
     await settle()
-    assert (call.output.subscribers, call.session.waiters) == (1, 1)
-    assert not call.state.final
+    assert (call.output.subscribers, call.session.resources.waiters) == (1, 1)
+    assert not call.state.is_final
     client.cancel()  # as aiohttp does when the connection is lost
     with pytest.raises(asyncio.CancelledError):
         await client
-    assert (call.output.subscribers, call.session.waiters) == (0, 0)
+    assert (call.output.subscribers, call.session.resources.waiters) == (0, 0)
     assert call.state is CallState.CANCELLED
 
 
@@ -41,7 +41,7 @@ async def test_another_subscriber_keeps_the_call() -> None:
             raise ValueError("gone")
         await settle()
         assert (call.output.subscribers, call.output.latency_subscribers) == (1, 0)
-        assert not call.state.final
+        assert not call.state.is_final
         harness.engine.released.set()
         await call.output.wait_final()
     assert call.state is CallState.DONE
@@ -67,10 +67,10 @@ async def test_a_client_beyond_the_limit_of_waiters_is_refused_and_not_subscribe
     harness = SchedulerHarness()
     harness.engine.hold()
     call = harness.run(output="a", deferred=True)
-    call.session.bounds = SessionLimits(waiters=1)
+    call.session.resources.limits = SessionLimits(waiters=1)
     with subscribed(harness.scheduler, [call.output], session=call.session):
         with pytest.raises(TooManyWaiters), subscribed(harness.scheduler, [call.output], session=call.session):
             raise AssertionError("refused before")
-        assert (call.output.subscribers, call.session.waiters) == (1, 1)
+        assert (call.output.subscribers, call.session.resources.waiters) == (1, 1)
     harness.engine.released.set()
     await harness.scheduler.drained()

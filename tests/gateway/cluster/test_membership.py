@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.cluster import Membership
-from gateway.graph.session import Session, SessionLimits
-from gateway.graph.store import SessionStore
+from gateway.graph.limits import SessionLimits
+from gateway.graph.session import Session
+from gateway.graph.session_store import SessionStore
 from gateway.journal import Journal, PostgresStorage
 from tests.gateway.postgres_cluster import PostgresCluster
 
@@ -25,7 +26,7 @@ class GatewayHarness:
 
     async def wait_for_sessions(self, *ids: str) -> None:
         """Wait until the gateway has exactly these sessions."""
-        await until(lambda: sorted(session.id for session in self.store.of("t")) == sorted(ids))
+        await until(lambda: sorted(session.id for session in self.store.of_tenant("t")) == sorted(ids))
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -51,8 +52,8 @@ async def dead_gateway(cluster: PostgresCluster, *ids: str) -> PostgresStorage:
     for id in ids:
         assert await dead.claim("t", id)
         session = store.store.create("t", id)
-        session.settle(session.put("x", id))
-    await store.journal.flushed()
+        session.set_values(session.add_variable("x", id))
+    await store.journal.flush()
     return dead
 
 
@@ -109,7 +110,7 @@ async def test_a_database_failure_during_a_takeover_loses_no_session(
     await harness.wait_for_sessions(*ids)
     assert len(harness.resumed) == len(ids), "each session is resumed once"
     harness.store.delete(harness.store.get("t", "s3"))
-    await harness.journal.flushed()
+    await harness.journal.flush()
     harness.membership.check_soon()
     await asyncio.sleep(1.0)
     assert not harness.store.holds("t", "s3"), "an ended session does not come back"

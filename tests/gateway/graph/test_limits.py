@@ -24,7 +24,7 @@ def test_no_tenant_can_keep_the_others_out(total: int, several: bool, steps: lis
             bound.add(tenant, amount)
             model[tenant] += amount
         held = {name: count for name, count in model.items() if count}
-        assert {name: bound.held(name) for name in held} == held
+        assert {name: bound.amount(name) for name in held} == held
         assert bound.is_full == (sum(held.values()) >= total)
         assert max(held.values(), default=0) <= bound.own
         assert sum(held.values()) <= total * 2
@@ -40,7 +40,7 @@ def test_a_single_tenant_may_hold_the_whole_limit() -> None:
     assert bound.has_room("")
     bound.add("")
     assert not bound.has_room("")
-    assert bound.greediest == ""
+    assert bound.largest_holder == ""
 
 
 def test_one_of_several_tenants_may_hold_three_quarters() -> None:

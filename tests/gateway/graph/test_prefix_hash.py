@@ -33,7 +33,7 @@ def test_the_distance_of_borders_grows_with_the_text() -> None:
     assert [b.tokens for b in keys_of(tokens[:300])] == [128, 256, 300]
     assert [b.tokens for b in keys_of(tokens)][-6:] == [4096 - 128, 4096, 4608, 5184, 5832, 6000]
     assert [b.tokens for b in keys_of(tokens[:4096])][-2:] == [4096 - 128, 4096]
-    assert [b.ends for b in keys_of(tokens[:300])] == [False, False, True]
+    assert [b.ends_segment for b in keys_of(tokens[:300])] == [False, False, True]
     assert [b.tokens for b in keys_of([])] == [0]
 
 

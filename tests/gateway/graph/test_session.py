@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.graph.call import CallSpec, CallState, Input, SamplingParams, Segment, Slot, Text
+from gateway.graph.call_size import VARIABLE_BYTES
 from gateway.graph.errors import (
     BadReference,
     BadText,
@@ -20,15 +21,16 @@ from gateway.graph.errors import (
     UnknownVariable,
     VariableAlreadySet,
 )
-from gateway.graph.events import Exposure, Fact, NoLog
-from gateway.graph.limits import SharedLimit
+from gateway.graph.events import Exposure, Fact, NullSink
+from gateway.graph.limits import SessionLimits, SharedLimit, SharedLimits
+from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import Reference
-from gateway.graph.session import _VARIABLE_BYTES, Session, SessionLimits, SharedLimits
+from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState
 
 
-def session(**bounds: Any) -> Session:
-    return Session(id="s", tenant="t", created=0.0, ttl=60.0, bounds=SessionLimits(**bounds))
+def session(**limits: Any) -> Session:
+    return Session(id="s", tenant="t", created=0.0, ttl=60.0, limits=SessionLimits(**limits))
 
 
 def spec(*reads: str, output: str | None = None, **more: Any) -> CallSpec:
@@ -39,7 +41,7 @@ def spec(*reads: str, output: str | None = None, **more: Any) -> CallSpec:
 
 
 def put(graph: Session, name: str, value: str) -> None:
-    graph.settle(graph.put(name, value))
+    graph.set_values(graph.add_variable(name, value))
 
 
 def test_calls_and_variables_are_joined() -> None:
@@ -87,19 +89,19 @@ def test_inputs_and_output_must_differ() -> None:
 
 def test_a_declared_variable_can_be_read_before_it_has_a_producer() -> None:
     graph = session()
-    graph.put("later")
+    graph.add_variable("later")
     reader = graph.add(spec("later"))
     assert reader.waiting_on == ["later"]
     producer = graph.add(spec(output="later"))
     assert graph.variable("later").producer is producer
     assert graph.variable("later").consumers == [reader]
     with pytest.raises(VariableAlreadySet):
-        graph.put("later")
+        graph.add_variable("later")
 
 
 def test_a_cycle_is_rejected_and_its_names_are_listed() -> None:
     graph = session()
-    graph.put("a")
+    graph.add_variable("a")
     graph.add(spec("a", output="b"))
     graph.add(spec("b", output="c"))
     with pytest.raises(Cycle, match="a <- c <- b <- a"):
@@ -113,7 +115,7 @@ def test_a_cycle_is_rejected_and_its_names_are_listed() -> None:
 def test_the_graph_never_has_a_cycle(edges: list[tuple[int, int]]) -> None:
     graph = session()
     for name in range(7):
-        graph.put(f"v{name}")
+        graph.add_variable(f"v{name}")
     accepted: dict[int, int] = {}
     for reads, makes in edges:
         index: int | None = reads
@@ -134,14 +136,14 @@ def test_the_graph_never_has_a_cycle(edges: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "make"),
+    ("limits", "make"),
     [
         ({"calls": 2}, lambda graph: graph.add(spec())),
         ({"variables": 2}, lambda graph: put(graph, f"v{len(graph.variables)}", "x")),
     ],
 )
-def test_a_limit_admits_its_value_and_rejects_one_more(bounds: dict[str, int], make: Any) -> None:
-    graph = session(**bounds)
+def test_a_limit_admits_its_value_and_rejects_one_more(limits: dict[str, int], make: Any) -> None:
+    graph = session(**limits)
     make(graph)
     make(graph)
     with pytest.raises(TooLarge, match="the maximum is"):
@@ -160,16 +162,16 @@ def test_prefix_hashes_are_equal_as_far_as_prompts_are_equal() -> None:
     put(graph, "a", "x")
     one, two = graph.add(spec("a")), graph.add(spec("a"))
     other = graph.add(CallSpec(model="m", segments=[Text([1, 2]), Text([3])]))
-    assert graph.prefix_hashes(one)[:2] == graph.prefix_hashes(two)[:2]
-    assert graph.prefix_hashes(one)[0] == graph.prefix_hashes(other)[0]
-    assert graph.prefix_hashes(one)[1] != graph.prefix_hashes(other)[1]
+    assert prefix_hashes(one)[:2] == prefix_hashes(two)[:2]
+    assert prefix_hashes(one)[0] == prefix_hashes(other)[0]
+    assert prefix_hashes(one)[1] != prefix_hashes(other)[1]
 
 
 def test_closing_a_session_cancels_unfinished_calls_and_variables() -> None:
     graph = session()
     done, running = graph.add(spec()), graph.add(spec())
-    done.move(CallState.DONE)
-    graph.put("never")
+    done.set_state(CallState.DONE)
+    graph.add_variable("never")
     cancelled = []
     graph.close(lambda call, failure: cancelled.append((call, failure.code)))
     assert cancelled == [(running, "cancelled")]
@@ -178,11 +180,11 @@ def test_closing_a_session_cancels_unfinished_calls_and_variables() -> None:
 
 def test_deleted_names_make_no_edges() -> None:
     graph = session()
-    graph.put("late")
+    graph.add_variable("late")
     graph.add(spec("late", output="gone"))
     graph.add(spec("gone", output="last"))
     graph.delete("gone")
-    graph.put("gone")
+    graph.add_variable("gone")
     deep = graph.add(
         spec(output="late")
     )  # its readers become deeper, although a name on the path was deleted and declared again
@@ -192,22 +194,22 @@ def test_deleted_names_make_no_edges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounds", "make"),
+    ("limits", "make"),
     [
         ({"depth": 3}, lambda graph, index: graph.add(spec(*([f"v{index - 1}"] if index else []), output=f"v{index}"))),
-        ({"bytes": 3 * (100 + _VARIABLE_BYTES)}, lambda graph, index: put(graph, f"v{index}", "ä" * 50)),
+        ({"bytes": 3 * (100 + VARIABLE_BYTES)}, lambda graph, index: put(graph, f"v{index}", "ä" * 50)),
         ({"value_bytes": 3}, lambda graph, index: put(graph, f"v{index}", "x" * (index + 1))),
-        ({"waiters": 3}, lambda graph, index: graph.enter()),
+        ({"waiters": 3}, lambda graph, index: graph.add_waiter()),
     ],
 )
-def test_a_limit_of_three_rejects_the_fourth(bounds: dict[str, int], make: Any) -> None:
-    graph = session(**bounds)
+def test_a_limit_of_three_rejects_the_fourth(limits: dict[str, int], make: Any) -> None:
+    graph = session(**limits)
     for index in range(3):
         make(graph, index)
     calls, variables = len(graph.calls), len(graph.variables)
     with pytest.raises(GraphError) as refusal:
         make(graph, 3)
-    assert refusal.value.code == ("overloaded" if "waiters" in bounds else "too_large")
+    assert refusal.value.code == ("overloaded" if "waiters" in limits else "too_large")
     assert (len(graph.calls), len(graph.variables)) == (calls, variables), "nothing was changed"
 
 
@@ -224,7 +226,7 @@ def test_dissolving_a_session_frees_its_calls_unless_they_run() -> None:
     graph.dissolve()
     assert second.inputs["a"].producer is first
     for call in (first, second):
-        call.move(CallState.DONE)
+        call.set_state(CallState.DONE)
         call.conclude()
     gc.collect()
     graph.dissolve()
@@ -234,7 +236,7 @@ def test_dissolving_a_session_frees_its_calls_unless_they_run() -> None:
 
 def test_a_declared_name_cannot_hide_depth() -> None:
     graph = session(depth=3)
-    graph.put("late")
+    graph.add_variable("late")
     graph.add(spec("late", output="a"))
     graph.add(spec("a", output="b"))
     graph.add(spec(output="x"))
@@ -243,7 +245,7 @@ def test_a_declared_name_cannot_hide_depth() -> None:
     graph.add(spec(output="late"))
 
 
-class BlockedLog(NoLog):
+class BlockedLog(NullSink):
     """Log that stores facts only once `kept` is set."""
 
     def __init__(self) -> None:
@@ -253,17 +255,17 @@ class BlockedLog(NoLog):
     def write(self, session: Session, fact: Fact) -> None:
         self.written.append(fact)
 
-    async def flushed(self) -> None:
+    async def flush(self) -> None:
         await self.kept.wait()
 
 
 async def test_random_text_is_readable_only_after_its_exposure_is_stored() -> None:
     log = BlockedLog()
-    mine = Session(id="s", tenant="t", created=0.0, ttl=60.0, log=log)
+    mine = Session(id="s", tenant="t", created=0.0, ttl=60.0, sink=log)
     call = mine.add(CallSpec(model="m", segments=[Text([1]), Slot(None, SamplingParams(temperature=1.0))]))
     call.output.append(Piece("a"))
     with mine.read(call.output) as one, mine.read(call.output) as other:
-        reading = [asyncio.ensure_future(reader.more()) for reader in (one, other)]
+        reading = [asyncio.ensure_future(reader.next_pieces()) for reader in (one, other)]
         await asyncio.sleep(0.01)
         assert not any(read.done() for read in reading)
         assert call.output.is_exposed, "its producer cannot start again"
@@ -275,10 +277,10 @@ async def test_random_text_is_readable_only_after_its_exposure_is_stored() -> No
 def test_text_with_lone_surrogates_is_rejected_and_changes_nothing() -> None:
     graph = session()
     with pytest.raises(BadText) as refusal:
-        graph.put("a", "x\ud800")
+        graph.add_variable("a", "x\ud800")
     assert refusal.value.where == "name"
     with pytest.raises(BadText):
-        graph.put("a", template=["x\udfff"])
+        graph.add_variable("a", template=["x\udfff"])
     with pytest.raises(BadText):
         graph.add(spec(output="b", inputs={"in": "\udc00"}))
     assert not graph.variables
@@ -296,48 +298,48 @@ def test_values_of_all_kinds_count_and_are_limited() -> None:
             graph.record_value(call.output, "y" * size)
         with pytest.raises(TooLarge):
             graph.record_slot_text(call, "slot", "y" * size)
-    before = graph.size
+    before = graph.resources.bytes
     graph.record_value(call.output, "é" * 50)
-    assert graph.size == before + 100
+    assert graph.resources.bytes == before + 100
     with pytest.raises(TooLarge, match="the maximum is"):
-        graph.put("t", template=["z" * 2000])
-    assert graph.size < 10_000
+        graph.add_variable("t", template=["z" * 2000])
+    assert graph.resources.bytes < 10_000
 
 
 def test_shared_limits_of_bytes_and_waiters() -> None:
     shared = SharedLimits(SharedLimit(4_000), SharedLimit(4))
     mine, yours = session(), Session(id="y", tenant="you", created=0.0, ttl=60.0)
     for graph in (mine, yours):
-        graph.join_bounds(shared)
+        graph.resources.join(shared)
     put(mine, "a", "x" * 2_000)
     with pytest.raises(TooLarge, match="the sessions of this key hold 2500 bytes"):
-        mine.put("b", "x" * 100)
+        mine.add_variable("b", "x" * 100)
     put(yours, "a", "x" * 1_500)
     for _ in range(3):
-        mine.enter()
+        mine.add_waiter()
     with pytest.raises(TooManyWaiters):
-        mine.enter()
-    yours.enter()
-    mine.leave()
+        mine.add_waiter()
+    yours.add_waiter()
+    mine.remove_waiter()
     mine.close(lambda call, failure: None)
-    assert (shared.bytes.held("t"), shared.bytes.held("you")) == (0, 2_000)
-    assert (shared.waiters.held("t"), shared.waiters.held("you")) == (2, 1)
+    assert (shared.bytes.amount("t"), shared.bytes.amount("you")) == (0, 2_000)
+    assert (shared.waiters.amount("t"), shared.waiters.amount("you")) == (2, 1)
 
 
 def test_a_graph_is_blocked_if_all_calls_wait_for_declared_variables() -> None:
     graph = session()
     assert not graph.is_blocked
-    graph.put("declared")
+    graph.add_variable("declared")
     first, second = graph.add(spec("declared", output="a")), graph.add(spec("a"))
     assert graph.is_blocked
     runs = graph.add(spec())
     assert not graph.is_blocked
-    runs.move(CallState.DONE)
+    runs.set_state(CallState.DONE)
     assert graph.is_blocked
     put(graph, "declared", "x")
     assert not graph.is_blocked
     for call in (first, second):
-        call.move(CallState.DONE)
+        call.set_state(CallState.DONE)
     assert not graph.is_blocked
 
 
@@ -345,9 +347,9 @@ def test_references_count_towards_the_bytes_of_a_session() -> None:
     graph = session(bytes=100_000)
     put(graph, "a", "x")
     with pytest.raises(TooLarge, match="the maximum is"):
-        graph.put("t", template=[Input(Reference("a"), "template")] * 1000)
-    graph.put("t", template=[Input(Reference("a"), "template")] * 100)
-    assert graph.size > 100 * 100
+        graph.add_variable("t", template=[Input(Reference("a"), "template")] * 1000)
+    graph.add_variable("t", template=[Input(Reference("a"), "template")] * 100)
+    assert graph.resources.bytes > 100 * 100
 
 
 def test_parameters_count_towards_the_bytes_of_a_session() -> None:
@@ -357,7 +359,7 @@ def test_parameters_count_towards_the_bytes_of_a_session() -> None:
     slots = [Slot(f"s{number}", costly) for number in range(10)]
     graph = session(bytes=1_000_000)
     graph.add(CallSpec(model="m", segments=[Text([1]), *slots, Slot(None, costly)]))
-    assert 150_000 < graph.size < 250_000, "parameters that slots share count once"
+    assert 150_000 < graph.resources.bytes < 250_000, "parameters that slots share count once"
     other = SamplingParams(json_schema="x" * 1_000_000)
     with pytest.raises(TooLarge, match="the maximum is"):
         graph.add(CallSpec(model="m", segments=[Text([1]), Slot(None, other)]))
@@ -366,13 +368,17 @@ def test_parameters_count_towards_the_bytes_of_a_session() -> None:
 def test_an_ended_session_accepts_no_additions() -> None:
     shared = SharedLimits(SharedLimit(10_000), SharedLimit(10))
     graph = session()
-    graph.join_bounds(shared)
+    graph.resources.join(shared)
     graph.close(lambda call, failure: None)
-    for add in (lambda: graph.add(spec(output="a")), lambda: graph.put("b"), lambda: graph.put("c", "x")):
+    for add in (
+        lambda: graph.add(spec(output="a")),
+        lambda: graph.add_variable("b"),
+        lambda: graph.add_variable("c", "x"),
+    ):
         with pytest.raises(SessionClosed):
             add()
     assert not graph.calls
-    assert shared.bytes.held("t") == 0
+    assert shared.bytes.amount("t") == 0
 
 
 def test_the_number_of_inputs_of_all_calls_is_limited() -> None:
@@ -393,7 +399,7 @@ def test_unfinished_consumers_are_counted(steps: list[tuple[set[int], bool]]) ->
         names = [f"v{read}" for read in reads if read < number]
         calls.append(graph.add(spec(*names, output=f"v{number}")))
         if ends:
-            calls[number // 2].state.final or calls[number // 2].move(CallState.DONE)
+            calls[number // 2].state.is_final or calls[number // 2].set_state(CallState.DONE)
         for variable in graph.variables.values():
-            unfinished = [call for call in variable.consumers if not call.state.final]
+            unfinished = [call for call in variable.consumers if not call.state.is_final]
             assert variable.unfinished_consumers == len(unfinished)

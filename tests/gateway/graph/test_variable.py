@@ -13,7 +13,7 @@ FAILURE = Failure("bad_logits", "no", "call_1")
 async def read_all(variable: Variable) -> str:
     text = ""
     with variable.read() as reader:
-        while pieces := await reader.more():
+        while pieces := await reader.next_pieces():
             text += "".join(piece.text for piece in pieces)
     return text
 

@@ -30,9 +30,11 @@ from gateway.graph.call import (
     Transform,
 )
 from gateway.graph.events import CallAddition, Exposure
+from gateway.graph.limits import SessionLimits
+from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import Reference
-from gateway.graph.session import Session, SessionLimits
-from gateway.graph.store import SessionStore
+from gateway.graph.session import Session
+from gateway.graph.session_store import SessionStore
 from gateway.graph.variable import Piece, Variable, VariableState
 from gateway.journal import Journal, JournalError, JournalFailed
 from gateway.journal.records import (
@@ -66,7 +68,7 @@ class GatewayHarness:
         self.store = SessionStore(self.scheduler.cancel, SessionLimits(), 60.0, 100, 100, self.journal)
         self.restored = self.journal.restore(self.storage.rows(), SessionLimits())
         for session in self.restored:
-            self.store.adopt(session)
+            self.store.add(session)
 
     async def run(self, session: Session, *specs: CallSpec) -> list[Call]:
         addition = session.add_all(specs)
@@ -74,7 +76,7 @@ class GatewayHarness:
         return list(addition.calls)
 
     async def put(self, session: Session, name: str, value: str | None = None) -> None:
-        await self.scheduler.start(session, session.put(name, value), promised=True)
+        await self.scheduler.start(session, session.add_variable(name, value), promised=True)
 
     async def resume(self) -> None:
         for session in self.restored:
@@ -99,12 +101,12 @@ async def test_a_session_is_restored_unchanged(tmp_path: Path) -> None:
     await harness.put(session, "given", "wörld\0\n<<x>>")
     await harness.put(session, "declared")
     parts = ["T ", Input(Reference("given"), "template")]
-    await harness.scheduler.start(session, session.put("shown", template=parts), promised=True)
+    await harness.scheduler.start(session, session.add_variable("shown", template=parts), promised=True)
     slots = (Slot("inner", GREEDY), Text([1]), ANSWER)
     calls = await harness.run(session, spec("a", "given"), spec("b", "a", slots=slots), spec("c", "given"))
     await harness.scheduler.drained()
     session.delete("c")
-    await harness.journal.flushed()
+    await harness.journal.flush()
     await harness.die()
 
     restored = GatewayHarness(tmp_path / "j")
@@ -118,11 +120,13 @@ async def test_a_session_is_restored_unchanged(tmp_path: Path) -> None:
     assert [c.state for c in back.calls.values()] == [c.state for c in session.calls.values()]
     assert [c.id for c in back.variable("given").consumers] == [c.id for c in session.variable("given").consumers]
     assert back.variable("b").producer is back.calls[calls[1].id]
-    assert back.prefix_hashes(back.calls[calls[1].id]) == session.prefix_hashes(calls[1])
-    assert back.size == session.size
-    assert [event.id for event in back.events] == [event.id for event in session.events]
-    assert [describe_event(event) for event in back.events] == [describe_event(event) for event in session.events]
-    assert "c" in back.retired
+    assert prefix_hashes(back.calls[calls[1].id]) == prefix_hashes(calls[1])
+    assert back.resources.bytes == session.resources.bytes
+    assert [event.id for event in back.event_log.events] == [event.id for event in session.event_log.events]
+    assert [describe_event(event) for event in back.event_log.events] == [
+        describe_event(event) for event in session.event_log.events
+    ]
+    assert "c" in back._retired_names
     shared = (await restored.run(back, spec("twin", "given")))[0]
     await restored.scheduler.drained()
     assert shared.leader is back.calls[calls[0].id], "a restored call serves identical new calls"
@@ -146,7 +150,7 @@ async def test_unfinished_calls_run_again_and_finished_ones_do_not(tmp_path: Pat
     for _ in range(20):
         await asyncio.sleep(0)
     assert running.state is CallState.PREFILL
-    await harness.journal.flushed()
+    await harness.journal.flush()
     await harness.die()
 
     restored = GatewayHarness(tmp_path / "j")
@@ -158,7 +162,7 @@ async def test_unfinished_calls_run_again_and_finished_ones_do_not(tmp_path: Pat
     assert sum(context.generates for context in restored.engine.opened) == 2, (
         "the other calls are served by finished ones"
     )
-    assert back.unfinished == 0
+    assert back.unfinished_calls == 0
     await restored.die()
 
 
@@ -175,10 +179,10 @@ async def test_an_exposed_random_value_is_not_generated_again(tmp_path: Path) ->
     harness.engine.released.clear()
     calls = await harness.run(session, *specs)
     for call in calls:  # part of each value exists
-        call.move(CallState.DECODE)
+        call.set_state(CallState.DECODE)
         call.output.append(Piece("4", 1))
         with session.read(call.output) as reader:
-            assert [piece.text for piece in await reader.more()] == ["4"]
+            assert [piece.text for piece in await reader.next_pieces()] == ["4"]
     await harness.die()
 
     restored = GatewayHarness(tmp_path / "j")
@@ -244,17 +248,17 @@ async def test_a_restart_after_any_fact_completes_all_accepted_calls(tmp_path: P
         file.close()
         restored = GatewayHarness(path)
         (back,) = restored.restored
-        told = {event.id for event in back.events}
+        told = {event.id for event in back.event_log.events}
         known = {v.name: v.value for v in back.variables.values() if v.state is VariableState.READY}
         assert all(expected[name] == (VariableState.READY, value) for name, value in known.items())
         if back.variable("late").state is VariableState.DECLARED:
             await restored.put(back, "late", "now")
         await restored.resume()
-        assert back.unfinished == 0
+        assert back.unfinished_calls == 0
         if back.calls:
             assert {v.name: (v.state, v.value) for v in back.variables.values()} == expected, f"cut behind {end}"
-        assert len({event.id for event in back.events}) == len(back.events), "event ids are unique"
-        assert told <= {event.id for event in back.events}
+        assert len({event.id for event in back.event_log.events}) == len(back.event_log.events), "event ids are unique"
+        assert told <= {event.id for event in back.event_log.events}
         await restored.die()
         third = GatewayHarness(path)  # the results after the restart are stored as well
         if back.calls:
@@ -292,7 +296,7 @@ async def test_deleted_and_expired_sessions_are_removed_from_the_file(tmp_path: 
         session = harness.store.create("t", name, ttl=1.0 if name == "expired" else 1e6)
         await harness.put(session, "big", "x" * 500_000)
     harness.store.delete(harness.store.get("t", "deleted"))
-    harness.store.expire(harness.store.get("t", "expired").touched + 2.0)
+    harness.store.expire(harness.store.get("t", "expired").last_used + 2.0)
     await harness.journal.close()
     await harness.scheduler.close()
     assert (tmp_path / "j").stat().st_size < 1_000_000, "the space of two of three values was returned"
@@ -313,7 +317,7 @@ async def test_facts_after_closing_are_dropped(tmp_path: Path) -> None:
     for _ in range(50):
         await asyncio.sleep(0)
     assert harness.engine.opened[0].generates == 1
-    assert not call.state.final, "its answer is not published: another run may give another one"
+    assert not call.state.is_final, "its answer is not published: another run may give another one"
     await harness.scheduler.close()
     assert call.state is CallState.CANCELLED
     with pytest.raises(JournalFailed, match="stopping"):
@@ -637,7 +641,7 @@ segments = st.builds(Text, tokens, st.none() | st.integers(0, 9)) | inputs | slo
 def test_a_call_record_restores_the_call(spec: CallSpec) -> None:
     session = Session(id="s", tenant="t", created=0.0, ttl=1.0)
     made = dict.fromkeys(slot.name for slot in spec.slots if slot.name)
-    variables = {name: session.place(name, at) for at, name in enumerate([*made, "out"], 1)}
+    variables = {name: session.create_variable(name, at) for at, name in enumerate([*made, "out"], 1)}
     call = Call(
         id="call_1",
         spec=spec,
@@ -660,17 +664,17 @@ def test_a_session_record_restores_the_session() -> None:
 
 async def test_a_fact_that_cannot_be_written_fails_only_its_session(tmp_path: Path) -> None:
     harness = GatewayHarness(tmp_path / "j")
-    harness.journal.on_lost = harness.store.lose
+    harness.journal.on_lost = harness.store.fail
     good, bad = harness.store.create("t", "good"), harness.store.create("u", "bad")
     await harness.put(bad, "before", "x")
     (call,) = await harness.run(bad, spec("o", "before"))
-    bad._write(Exposure(_broken(bad)))  # as if an invalid text had passed every check
+    bad.event_log.write(Exposure(_broken(bad)))  # as if an invalid text had passed every check
     saved = asyncio.ensure_future(harness.put(good, "a", "kept"))
     with pytest.raises(JournalFailed, match="session bad cannot be stored"):
-        await bad.flushed()
+        await bad.event_log.flush()
     await saved
     await harness.put(good, "b", "kept as well")
-    assert call.state.final
+    assert call.state.is_final
     assert not harness.store.holds("u", "bad")
     with pytest.raises(JournalFailed):
         await harness.put(bad, "c", "x")
@@ -686,7 +690,7 @@ def _broken(session: Session) -> Variable:
 
 async def test_facts_that_the_storage_refuses_fail_only_their_session(tmp_path: Path) -> None:
     harness = GatewayHarness(tmp_path / "j")
-    harness.journal.on_lost = harness.store.lose
+    harness.journal.on_lost = harness.store.fail
     commit, tried = harness.storage.file.commit, []
 
     def refuse(batch: Batch) -> None:
@@ -714,7 +718,7 @@ async def test_a_commit_that_cannot_start_is_tried_again(tmp_path: Path, monkeyp
     monkeypatch.setattr("gateway.journal.journal._RETRY_SECONDS", 0.01)
     harness = GatewayHarness(tmp_path / "j")
     session = harness.store.create("t", "s")
-    await harness.journal.flushed()
+    await harness.journal.flush()
     faults = iter([RuntimeError("no thread can be started"), ZeroDivisionError("test error")])
     commit = harness.storage.commit
 

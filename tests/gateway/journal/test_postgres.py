@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.graph.session import SessionLimits
-from gateway.graph.store import SessionStore
+from gateway.graph.limits import SessionLimits
+from gateway.graph.session_store import SessionStore
 from gateway.graph.variable import VariableState
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
 from gateway.journal.storage import Batch, Opened
@@ -232,8 +232,8 @@ async def test_a_session_continues_on_another_gateway(cluster: PostgresCluster) 
     first = Journal(a)
     store = SessionStore(lambda call, failure: None, SessionLimits(), 60.0, 100, 100, first)
     session = store.create("t", "s", metadata={"ä": "\0"})
-    session.settle(session.put("x", "wörld\0\n<<y>>"))
-    await first.flushed()
+    session.set_values(session.add_variable("x", "wörld\0\n<<y>>"))
+    await first.flush()
     await cluster.expire_lease(a)
     await b.mark_dead_gateways()
     (gateway,) = await b.inherit(9)
@@ -242,12 +242,12 @@ async def test_a_session_continues_on_another_gateway(cluster: PostgresCluster) 
     (back,) = second.restore(await b.rows(gateway.key), SessionLimits())
     assert (back.id, back.tenant, back.metadata) == ("s", "t", {"ä": "\0"})
     assert back.variable("x").value == "wörld\0\n<<y>>"
-    back.settle(back.put("y", "there"))
-    await second.flushed()
+    back.set_values(back.add_variable("y", "there"))
+    await second.flush()
     waits = asyncio.ensure_future(_settled(session, first))
     await asyncio.sleep(0.3)
     assert cluster.lost == ["a"]
-    assert not waits.done(), "flushed() never returns on a dead gateway"
+    assert not waits.done(), "flush() never returns on a dead gateway"
     waits.cancel()
     third = Journal(b)
     (again,) = third.restore(await b.rows(gateway.key), SessionLimits())
@@ -256,8 +256,8 @@ async def test_a_session_continues_on_another_gateway(cluster: PostgresCluster) 
 
 
 async def _settled(session: Any, journal: Journal) -> None:
-    session.settle(session.put("y", "here"))
-    await journal.flushed()
+    session.set_values(session.add_variable("y", "here"))
+    await journal.flush()
 
 
 async def test_a_failing_database_rejects_new_work_and_loses_nothing(cluster: PostgresCluster) -> None:
@@ -265,12 +265,12 @@ async def test_a_failing_database_rejects_new_work_and_loses_nothing(cluster: Po
     journal = Journal(a)
     store = SessionStore(lambda call, failure: None, SessionLimits(), 60.0, 100, 100, journal)
     session = store.create("t", "s")
-    await journal.flushed()
+    await journal.flush()
     hold = await asyncpg.connect(cluster.url)
     await hold.execute("ALTER TABLE myna_facts RENAME TO elsewhere")
-    session.settle(session.put("x", "kept"))
+    session.set_values(session.add_variable("x", "kept"))
     with pytest.raises(Exception, match=r"the journal cannot be written: relation .myna_facts. does not exist"):
-        await journal.flushed()
+        await journal.flush()
     with pytest.raises(Exception, match="cannot be written"):
         store.create("t", "refused")
     await hold.execute("ALTER TABLE elsewhere RENAME TO myna_facts")

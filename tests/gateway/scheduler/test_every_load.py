@@ -68,7 +68,7 @@ def test_no_engine_is_idle_while_a_ready_call_is_placed_on_it(order: Order, seed
                 await asyncio.sleep(pick.expovariate(0.3))
                 for _ in range(30):  # calls that are new or just ready need a few turns of the loop
                     await asyncio.sleep(0)
-                harness.calls = [call for call in harness.calls if not call.state.final]
+                harness.calls = [call for call in harness.calls if not call.state.is_final]
                 ready = {call.engine for call in harness.calls if not call.waiting_on}
                 ready_count += len(ready)
                 for engine in harness.engines:

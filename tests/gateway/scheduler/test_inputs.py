@@ -6,16 +6,17 @@ import json
 import pytest
 
 from gateway.graph.call import Input
+from gateway.graph.call_size import CALL_BYTES, VARIABLE_BYTES
+from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
-from gateway.graph.session import _VARIABLE_BYTES, CALL_BYTES, SessionLimits
 from gateway.graph.variable import Variable, VariableState
 from gateway.scheduler import inputs
 from tests.gateway.scheduler.test_scheduler import SchedulerHarness
 
 
-def stage(**bounds: int) -> SchedulerHarness:
+def stage(**limits: int) -> SchedulerHarness:
     stage = SchedulerHarness()
-    stage.session.bounds = SessionLimits(**bounds)
+    stage.session.resources.limits = SessionLimits(**limits)
     return stage
 
 
@@ -24,7 +25,7 @@ def reference(name: str, *path: str) -> Input:
 
 
 async def render(stage: SchedulerHarness, name: str, *template: str | Input) -> Variable:
-    addition = stage.session.put(name, template=template)
+    addition = stage.session.add_variable(name, template=template)
     await stage.scheduler.start(stage.session, addition)
     await stage.session.variable(name).wait_final()
     return stage.session.variable(name)
@@ -32,7 +33,7 @@ async def render(stage: SchedulerHarness, name: str, *template: str | Input) -> 
 
 async def test_templates_that_double_end_at_the_limit_of_a_value() -> None:
     harness = stage(value_bytes=1 << 10)
-    harness.session.settle(harness.session.put("t0", "x" * 8))
+    harness.session.set_values(harness.session.add_variable("t0", "x" * 8))
     for number in range(1, 41):
         last = reference(f"t{number - 1}")
         variable = await render(harness, f"t{number}", last, last)
@@ -40,22 +41,22 @@ async def test_templates_that_double_end_at_the_limit_of_a_value() -> None:
     assert variable.failure is not None
     assert variable.failure.code == "upstream_failed"
     assert "too_large: the value of 't8' has 2048 bytes" in variable.failure.message
-    assert harness.session.size < 41 * (CALL_BYTES + _VARIABLE_BYTES) + (32 << 10)
+    assert harness.session.resources.bytes < 41 * (CALL_BYTES + VARIABLE_BYTES) + (32 << 10)
 
 
 async def test_templates_end_at_the_limit_of_their_session() -> None:
     harness = stage(value_bytes=1 << 20, bytes=4 << 20)
-    harness.session.settle(harness.session.put("big", "x" * (1 << 20)))
+    harness.session.set_values(harness.session.add_variable("big", "x" * (1 << 20)))
     states = [(await render(harness, f"t{number}", reference("big"))).state for number in range(6)]
     assert states == [VariableState.READY] * 2 + [VariableState.FAILED] * 4, (
         "two values fit, and a few bytes for the templates"
     )
-    assert harness.session.size <= 4 << 20
+    assert harness.session.resources.bytes <= 4 << 20
 
 
 async def test_a_template_is_rejected_before_its_text_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     harness = stage(value_bytes=1 << 20)
-    harness.session.settle(harness.session.put("big", "x" * (1 << 20)))
+    harness.session.set_values(harness.session.add_variable("big", "x" * (1 << 20)))
     reads: list[int] = []
     resolve = inputs.InputReader.read
 
@@ -72,7 +73,7 @@ async def test_a_template_is_rejected_before_its_text_is_built(monkeypatch: pyte
 async def test_the_json_that_a_call_parses_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "_PARSED_BYTES", 1000)
     harness = stage()
-    harness.session.settle(harness.session.put("plan", json.dumps({"a": "x" * 200})))
+    harness.session.set_values(harness.session.add_variable("plan", json.dumps({"a": "x" * 200})))
     variable = await render(harness, "few", *[reference("plan", "a")] * 4)
     assert variable.value == "x" * 800
     variable = await render(harness, "many", *[reference("plan", "a")] * 5)
@@ -83,7 +84,7 @@ async def test_the_json_that_a_call_parses_is_limited(monkeypatch: pytest.Monkey
 async def test_other_tasks_get_turns_while_large_values_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "_SMALL", 10)
     harness = stage()
-    harness.session.settle(harness.session.put("plan", json.dumps(["x"] * 20)))
+    harness.session.set_values(harness.session.add_variable("plan", json.dumps(["x"] * 20)))
     turns = 0
 
     async def others() -> None:

@@ -121,7 +121,7 @@ async def test_calls_that_a_running_context_needs_pass_a_waiting_suspect() -> No
     engine = MortalEngine()
     scheduler = Scheduler(StubEngines(engine), 100)
     shared = session()
-    shared.put("later")
+    shared.add_variable("later")
     reads: list[Segment] = [Text([1, 2]), Input(Reference("later"), "messages.0.content"), ANSWER]
     reader = shared.add(dataclasses.replace(spec(deferred=True), segments=reads))
     scheduler.submit(reader)
@@ -141,7 +141,7 @@ async def test_calls_that_a_running_context_needs_pass_a_waiting_suspect() -> No
     scheduler.submit(producer)
     async with asyncio.timeout(10):
         await producer.output.wait_final()
-    shared.settle(shared.put("later", "xyz"))
+    shared.set_values(shared.add_variable("later", "xyz"))
     await drained(scheduler)
     assert suspect.state is reader.state is CallState.DONE
 

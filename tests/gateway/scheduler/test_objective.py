@@ -33,7 +33,7 @@ def by_definition(call: Call) -> Objective:
     """Return the objective by a visit of all consumers of the call."""
     if call.spec.objective is not None:
         return call.spec.objective
-    readers = [reader for variable in call.outputs for reader in variable.consumers if not reader.state.final]
+    readers = [reader for variable in call.outputs for reader in variable.consumers if not reader.state.is_final]
     soon = any(variable.latency_subscribers for variable in call.outputs)
     soon = soon or any(by_definition(reader) is Objective.LATENCY for reader in readers)
     return Objective.LATENCY if soon else Objective.THROUGHPUT
@@ -54,6 +54,6 @@ def test_objectives_of_many_calls_equal_those_computed_one_by_one(
         calls.append(graph.add(spec(*names, output=f"v{number}", objective=own, deferred=True)))
         calls[-1].output.latency_subscribers += latency_subscribers == 0
         if ended == 0:
-            calls[-1].move(CallState.DONE)
+            calls[-1].set_state(CallState.DONE)
     assert objectives_of(calls) == {call.id: by_definition(call) for call in calls}
     assert {call.id: objective(call) for call in calls} == objectives_of(calls)

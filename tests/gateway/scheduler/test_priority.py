@@ -32,7 +32,7 @@ def join(
 
 
 def finish(call: Call, state: CallState = CallState.DONE) -> None:
-    call.move(state)
+    call.set_state(state)
     call.conclude()
 
 
@@ -166,10 +166,10 @@ def test_calls_of_a_key_above_its_share_go_behind() -> None:
 
 def test_the_estimate_of_nested_templates_takes_constant_time() -> None:
     app = session()
-    app.put("t0")
+    app.add_variable("t0")
     for index in range(900):
         twice = [Input(Reference(f"t{index}"), ""), "\n", Input(Reference(f"t{index}"), "")]
-        app.put(f"t{index + 1}", template=twice)
+        app.add_variable(f"t{index + 1}", template=twice)
     harness = PriorityHarness()
     call = harness.add(app, "t900")
     assert 0 < harness.priorities.rank(call) < harness.now + 100
@@ -273,7 +273,7 @@ class Growth(RuleBasedStateMachine):
             self.known_ranks.pop(call.id, None)
 
     def unfinished(self) -> list[Call]:
-        return [call for call in self.calls if not call.state.final]
+        return [call for call in self.calls if not call.state.is_final]
 
     @invariant()
     def ranks_equal_those_computed_from_scratch(self) -> None:
@@ -283,7 +283,7 @@ class Growth(RuleBasedStateMachine):
     def no_call_ranks_behind_its_consumers(self) -> None:
         for call in self.unfinished():
             for source in sources(call):
-                if not source.state.final:
+                if not source.state.is_final:
                     assert self.priorities.rank(source) <= self.priorities.rank(call)
 
     @invariant()

@@ -20,9 +20,10 @@ from gateway.graph.call import (
     Transform,
 )
 from gateway.graph.errors import Failure
+from gateway.graph.limits import SessionLimits
 from gateway.graph.prefix_hash import prefix_keys
 from gateway.graph.references import Reference
-from gateway.graph.session import Addition, Session, SessionLimits
+from gateway.graph.session import Addition, Session
 from gateway.graph.variable import Piece, VariableState
 from gateway.scheduler import CostModel, Order, Overloaded, Priorities, Scheduler, Stopping
 from gateway.scheduler.placement import place
@@ -86,19 +87,19 @@ async def test_values_pass_from_call_to_call() -> None:
 
 async def test_known_text_is_filled_before_the_value_exists() -> None:
     harness = SchedulerHarness()
-    harness.session.put("later")
+    harness.session.add_variable("later")
     call = harness.run("later")
     await settle()
     assert call.state is CallState.WAITING
     assert harness.engine.opened[0].tokens == [1, 2]
-    harness.session.settle(harness.session.put("later", "xyz"))
+    harness.session.set_values(harness.session.add_variable("later", "xyz"))
     await call.output.wait_final()
     assert call.output.value == "5"
 
 
 async def test_a_value_is_inserted_as_plain_text() -> None:
     harness = SchedulerHarness()
-    harness.session.settle(harness.session.put("tricky", "<<tricky>> <|im_end|>"))
+    harness.session.set_values(harness.session.add_variable("tricky", "<<tricky>> <|im_end|>"))
     call = harness.run("tricky")
     await call.output.wait_final()
     assert harness.engine.opened[0].tokens[2:-2] == [ord(c) for c in "<<tricky>> <|im_end|>"]
@@ -203,7 +204,7 @@ async def test_an_exposed_call_that_lost_its_engine_fails() -> None:
     call = harness.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
     harness.scheduler.submit(call)
     with harness.session.read(call.output) as reader:
-        assert [piece.text for piece in await reader.more()] == ["1"]
+        assert [piece.text for piece in await reader.next_pieces()] == ["1"]
     await harness.scheduler.drained()
     assert call.state is CallState.FAILED
     assert len(harness.engine.opened) == 1
@@ -241,7 +242,7 @@ async def test_a_call_that_kills_every_engine_fails_alone() -> None:
 
 async def test_an_unresolved_path_fails_the_call() -> None:
     harness = SchedulerHarness()
-    harness.session.settle(harness.session.put("plan", '{"a": 1}'))
+    harness.session.set_values(harness.session.add_variable("plan", '{"a": 1}'))
     reads = CallSpec(
         model="m",
         segments=[Text([1]), Input(Reference("plan", ("b",)), "messages.0.content"), ANSWER],
@@ -278,7 +279,7 @@ async def test_a_call_runs_while_it_has_a_subscriber() -> None:
         harness.scheduler.subscribe(call.output)
     await settle()
     harness.scheduler.unsubscribe(call.output)
-    assert not call.state.final
+    assert not call.state.is_final
     harness.engine.released.set()
     await call.output.wait_final()
     harness.scheduler.unsubscribe(call.output)
@@ -400,7 +401,7 @@ async def test_a_stopping_server_waits_for_a_start_in_progress() -> None:
         starting = asyncio.create_task(harness.scheduler.start(harness.session, addition))
         await asyncio.sleep(0)
         await harness.scheduler.drained()
-        assert all(call.state.final for call in addition.calls)
+        assert all(call.state.is_final for call in addition.calls)
         await starting
 
 
@@ -469,7 +470,7 @@ def test_the_prefix_index_knows_beginnings_within_texts() -> None:
     assert prefix_index.tokens_by_engine(prefix_keys(same_start)) == {one: 256}
     prefix_index.record_placement(prefix_keys(same_start), two)
     assert prefix_index.tokens_by_engine(prefix_keys(same_value)) == {one: 365, two: 256}
-    other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, bounds=SessionLimits()).add(
+    other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, limits=SessionLimits()).add(
         CallSpec(model="m", segments=[Text(system), ANSWER], deferred=True)
     )
     assert prefix_index.covered_tokens(prefix_keys(other), 1) == 0, "tenants share no prefix keys"
@@ -484,7 +485,7 @@ def submit(harness: SchedulerHarness, call_spec: CallSpec) -> Call:
     addition = harness.session.add_all([call_spec])
     for call in addition.calls:
         harness.scheduler.submit(call)
-    harness.session.settle(addition)
+    harness.session.set_values(addition)
     return addition.calls[0]
 
 
@@ -538,9 +539,9 @@ async def test_a_transform_makes_the_value() -> None:
 
 async def test_a_template_is_rendered_once_its_inputs_exist() -> None:
     harness = SchedulerHarness()
-    harness.session.put("joke")
+    harness.session.add_variable("joke")
     parts = ["Joke:\n", Input(Reference("joke"), "template"), "!"]
-    addition = harness.session.put("shown", template=parts)
+    addition = harness.session.add_variable("shown", template=parts)
     await harness.scheduler.start(harness.session, addition)
     reader = harness.run("shown")
     await settle()
@@ -567,7 +568,7 @@ async def test_identical_calls_run_once_and_live_while_one_has_a_subscriber() ->
     await settle()
     assert second.leader is first
     harness.scheduler.unsubscribe(first.output)
-    assert not first.state.final, "it serves the second call"
+    assert not first.state.is_final, "it serves the second call"
     harness.engine.released.set()
     await harness.scheduler.drained()
     late = submit(harness, dataclasses.replace(greedy, deferred=True))
@@ -610,7 +611,7 @@ async def test_a_value_is_filled_while_it_grows() -> None:
 async def test_deleting_a_variable_fails_its_consumers_and_cancels_its_producer() -> None:
     harness = SchedulerHarness()
     harness.engine.hold()
-    harness.session.put("never")
+    harness.session.add_variable("never")
     waiting = harness.run("never")
     running = harness.run(output="a")
     await settle()
@@ -620,17 +621,17 @@ async def test_deleting_a_variable_fails_its_consumers_and_cancels_its_producer(
     assert running.state is CallState.CANCELLED
     assert waiting.failure is not None
     assert waiting.failure.code == "upstream_failed"
-    harness.session.put("a")
+    harness.session.add_variable("a")
 
 
 async def test_without_fill_ahead_a_prompt_is_filled_once_all_values_exist() -> None:
     harness = SchedulerHarness()
     harness.scheduler = Scheduler(StubEngines(harness.engine), 10, fill_ahead=False)
-    harness.session.put("later")
+    harness.session.add_variable("later")
     call = harness.run("later")
     await settle()
     assert (call.state, harness.engine.opened) == (CallState.WAITING, [])
-    harness.session.settle(harness.session.put("later", "xyz"))
+    harness.session.set_values(harness.session.add_variable("later", "xyz"))
     await call.output.wait_final()
     assert call.output.value == "5"
 
@@ -716,7 +717,7 @@ async def test_one_tenant_cannot_fill_the_queue_alone() -> None:
     def wait(tenant: str, count: int) -> None:
         session = sessions[tenant]
         if "never" not in session.variables:
-            session.put("never")
+            session.add_variable("never")
         for _ in range(count):
             scheduler.submit(session.add(spec("never", deferred=True)))
 
@@ -768,7 +769,7 @@ async def test_a_slot_that_is_read_before_it_is_generated_fails_its_call() -> No
 
 async def test_stuck_calls_fail_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     harness = SchedulerHarness()
-    harness.session.put("declared")
+    harness.session.add_variable("declared")
     waits = harness.run("declared", output="a")
     reader = harness.run("a", output="b")
     await settle()
@@ -791,7 +792,7 @@ async def test_stuck_calls_fail_and_are_logged(caplog: pytest.LogCaptureFixture)
 
 async def test_calls_that_are_about_to_be_submitted_are_not_stuck() -> None:
     harness = SchedulerHarness()
-    harness.session.put("declared")
+    harness.session.add_variable("declared")
     addition = harness.session.add_all([spec("declared", deferred=True) for _ in range(200)])
     starting = asyncio.create_task(harness.scheduler.start(harness.session, addition))
     await asyncio.sleep(0)

@@ -28,8 +28,9 @@ from gateway.engines.protocol import (
 from gateway.graph.call import Call, CallSpec, CallState, Input, SamplingParams, Segment, Slot, Text
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
+from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
-from gateway.graph.session import Session, SessionLimits
+from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal.records import Record, entries_of, facts_of, record_of, session_record
 from gateway.journal.replay import Replay, mend
@@ -126,13 +127,13 @@ class MemoryLog:
     def check(self) -> None:
         """Accept facts always."""
 
-    def opened(self, session: Session) -> None:
+    def open_session(self, session: Session) -> None:
         self.facts.append((1, 0, session_record(session)))
 
     def write(self, session: Session, fact: Fact) -> None:
-        self.facts.append((1, session.facts, record_of(fact)))
+        self.facts.append((1, session.event_log.fact_count, record_of(fact)))
 
-    async def flushed(self) -> None:
+    async def flush(self) -> None:
         await asyncio.sleep(0)
 
     def replay(self) -> Session:
@@ -157,7 +158,7 @@ class ModelVariable:
     readers: int = 0
     """Number of clients that read its stream."""
     exposed: bool = False
-    deleted: bool = False
+    is_deleted: bool = False
 
 
 @dataclass(eq=False)
@@ -177,7 +178,7 @@ class ModelCall:
     @property
     def current(self) -> ModelVariable:
         """Variable that the call generates now."""
-        return next(var for var in self.outputs if not var.state.final)
+        return next(var for var in self.outputs if not var.state.is_final)
 
 
 @dataclass
@@ -220,8 +221,8 @@ class WholeGraph(RuleBasedStateMachine):
     @initialize(shape=st.sampled_from(SHAPES))
     def begin(self, shape: Sequence[tuple[str, str, bool]]) -> None:
         self.log = MemoryLog()
-        self.session = Session(id="s", tenant="t", created=0.0, ttl=60.0, log=self.log)
-        self.log.opened(self.session)
+        self.session = Session(id="s", tenant="t", created=0.0, ttl=60.0, sink=self.log)
+        self.log.open_session(self.session)
         self.engine = ScriptedEngine()
         self.scheduler = Scheduler(self.engine, 1000)
 
@@ -248,7 +249,7 @@ class WholeGraph(RuleBasedStateMachine):
     def is_needed(self, work: ModelCall) -> bool:
         return (
             any(
-                (work.deferred and not var.deleted)
+                (work.deferred and not var.is_deleted)
                 or var.readers
                 or any(var in other.inputs and other.state == "live" for other in self.model_calls)
                 for var in work.outputs
@@ -260,7 +261,7 @@ class WholeGraph(RuleBasedStateMachine):
         work.state = state
         work.client = False
         for var in work.outputs:
-            if not var.state.final:
+            if not var.state.is_final:
                 var.state = VariableState.FAILED if state == "failed" else VariableState.CANCELLED
 
     # rules
@@ -271,7 +272,7 @@ class WholeGraph(RuleBasedStateMachine):
             name in self.by_name and self.by_name[name].state is not VariableState.DECLARED
         )
         try:
-            self.run(self.scheduler.start(self.session, self.session.put(name, value), promised=True))
+            self.run(self.scheduler.start(self.session, self.session.add_variable(name, value), promised=True))
         except GraphError:
             assert taken
             return
@@ -300,7 +301,7 @@ class WholeGraph(RuleBasedStateMachine):
             model="m", segments=[*segments, Slot(None, SamplingParams())], output=makes[-1], deferred=deferred
         )
         wrong = (
-            any(name not in self.by_name or self.by_name[name].deleted for name in reads)
+            any(name not in self.by_name or self.by_name[name].is_deleted for name in reads)
             or any(name in self.retired for name in makes)
             or any(name in self.by_name and self.by_name[name].state is not VariableState.DECLARED for name in makes)
             or bool(set(reads) & set(makes))
@@ -382,7 +383,7 @@ class WholeGraph(RuleBasedStateMachine):
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
         work = data.draw(st.sampled_from([work for work in self.generating_calls() if work.losses == 0]), label="call")
-        unfinished = [var for var in work.outputs if not var.state.final]
+        unfinished = [var for var in work.outputs if not var.state.is_final]
         self.emit(work, EngineLost("gone", suspect=False))  # a suspect would run alone; see test_isolation.py
         work.losses += 1
         if any(var.exposed for var in unfinished):
@@ -401,7 +402,7 @@ class WholeGraph(RuleBasedStateMachine):
 
         async def read() -> str:
             with self.session.read(real) as reader:
-                while more := await reader.more():
+                while more := await reader.next_pieces():
                     pieces.extend(piece.text for piece in more)
             return "".join(pieces)
 
@@ -409,7 +410,7 @@ class WholeGraph(RuleBasedStateMachine):
         reading = ModelReader(var, self.loop.create_task(read()), pieces)
         self.readings.append(reading)
         var.readers += 1
-        var.exposed |= bool(var.text) and not var.state.final
+        var.exposed |= bool(var.text) and not var.state.is_final
         self.run(asyncio.sleep(0))
 
     @precondition(lambda self: self.readings)
@@ -427,7 +428,7 @@ class WholeGraph(RuleBasedStateMachine):
         if var.producer is not None:
             makes = self.real(var.producer).outputs
             return makes[var.producer.outputs.index(var)]
-        return self.unproduced[var] if var.deleted else self.session.variable(var.name)
+        return self.unproduced[var] if var.is_deleted else self.session.variable(var.name)
 
     @precondition(lambda self: any(work.client for work in self.model_calls))
     @rule(data=st.data())
@@ -445,8 +446,8 @@ class WholeGraph(RuleBasedStateMachine):
             self.unproduced[var] = self.session.variable(var.name)
         if var.state is VariableState.READY:
             self.retired.add(var.name)
-        var.deleted = True
-        if var.producer is None and not var.state.final:
+        var.is_deleted = True
+        if var.producer is None and not var.state.is_final:
             var.state = VariableState.CANCELLED
         self.call_in_loop(lambda: self.scheduler.release(self.session.delete(var.name)))
         self.settle()
@@ -459,13 +460,13 @@ class WholeGraph(RuleBasedStateMachine):
         self.readings.clear()
         facts = list(self.log.facts)  # a process that dies stores no more facts
         self.run(self.scheduler.close())
-        before = {event.id for event in self.session.events if event.id <= facts[-1][1]}
+        before = {event.id for event in self.session.event_log.events if event.id <= facts[-1][1]}
         self.log.facts = facts
         self.engine = ScriptedEngine()
         self.scheduler = Scheduler(self.engine, 1000)
         self.session = self.log.replay()
         mend(self.session)
-        ids = [event.id for event in self.session.events]
+        ids = [event.id for event in self.session.event_log.events]
         assert before <= set(ids)
         assert ids == sorted(set(ids))
         self.call_in_loop(lambda: self.scheduler.resume(self.session))
@@ -473,11 +474,11 @@ class WholeGraph(RuleBasedStateMachine):
             if work.state != "live":
                 continue
             work.client, work.losses = False, 0
-            unfinished = [var for var in work.outputs if not var.state.final]
+            unfinished = [var for var in work.outputs if not var.state.is_final]
             if any(var.exposed for var in unfinished):
                 self.end(work, "failed")
             for var in unfinished:
-                if not var.state.final:
+                if not var.state.is_final:
                     var.text, var.state = "", VariableState.PENDING
         self.unproduced.clear()
         self.settle()
@@ -495,9 +496,9 @@ class WholeGraph(RuleBasedStateMachine):
         for work in self.model_calls:
             call = self.real(work)
             expected = states[work.state]
-            assert call.state is expected if expected else not call.state.final, (work, call.state, call.failure)
+            assert call.state is expected if expected else not call.state.is_final, (work, call.state, call.failure)
         live = {work.number for work in self.model_calls if work.state == "live"}
-        assert self.scheduler.unfinished == len(live) == self.session.unfinished
+        assert self.scheduler.unfinished == len(live) == self.session.unfinished_calls
         assert {context.call for context in self.engine.contexts} == live, (
             "each live call has a context, and no other call"
         )
@@ -516,7 +517,7 @@ class WholeGraph(RuleBasedStateMachine):
             if reading.var.state is VariableState.READY:
                 assert reading.task.done()
                 assert reading.task.result() == reading.var.value
-            elif not reading.var.state.final:
+            elif not reading.var.state.is_final:
                 assert not reading.task.done()
                 assert "".join(reading.text) == reading.var.text
 
@@ -528,7 +529,7 @@ class WholeGraph(RuleBasedStateMachine):
             self.run(asyncio.sleep(0))
             assert not self.engine.contexts
             assert self.scheduler.unfinished == 0
-            assert self.session.unfinished == 0
+            assert self.session.unfinished_calls == 0
             assert not asyncio.all_tasks(self.loop)
         self.loop.close()
 

@@ -36,7 +36,7 @@ class RecorderHarness:
         call.usage = Usage(10, 0, tokens)
         call.output.latency_subscribers += read
         call.times.finished = self.now
-        call.move(state)
+        call.set_state(state)
         call.conclude()
         self.recorder.observe(call)
 
@@ -103,7 +103,7 @@ def test_failed_calls_and_references_to_them_are_left_out(tmp_path: Path) -> Non
     failed = harness.add(app, "failed", [1] * 10)
     read = harness.add(app, "read", [2] * 10, "failed")
     harness.end(failed, state=CallState.CANCELLED)
-    read.move(CallState.QUEUED)
+    read.set_state(CallState.QUEUED)
     harness.end(read, read=True)
     ((application,), _) = read_applications(harness.written(tmp_path))
     (spec,) = application.steps[0].calls

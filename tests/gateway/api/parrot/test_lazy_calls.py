@@ -5,12 +5,13 @@ import pytest
 from gateway.api.parrot.lazy_calls import LazyCalls
 from gateway.graph.call import CallSpec, Input, SamplingParams, Slot, Text
 from gateway.graph.errors import Cycle, TooLarge, UnknownVariable, VariableAlreadySet
+from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
-from gateway.graph.session import Session, SessionLimits, VariableSpec
+from gateway.graph.session import Session, VariableSpec
 
 
-def session(**bounds: int) -> Session:
-    return Session(id="s", tenant="", created=0.0, ttl=60.0, bounds=SessionLimits(**bounds))
+def session(**limits: int) -> Session:
+    return Session(id="s", tenant="", created=0.0, ttl=60.0, limits=SessionLimits(**limits))
 
 
 def spec(output: str, *reads: str, slot: str | None = None) -> CallSpec:
@@ -38,7 +39,7 @@ def test_only_what_is_needed_joins() -> None:
 def test_values_are_set_at_once_and_names_taken() -> None:
     scope, later = session(), LazyCalls()
     addition = later.add(scope, spec("a", "x"), [VariableSpec("x", "value")])
-    scope.settle(addition)
+    scope.set_values(addition)
     assert scope.variable("x").value == "value"
     with pytest.raises(VariableAlreadySet):
         later.add(scope, spec("a"))
@@ -46,19 +47,19 @@ def test_values_are_set_at_once_and_names_taken() -> None:
         later.add(scope, spec("x"))
 
 
-def test_calls_that_no_client_asks_for_count_in_the_sessions_bounds() -> None:
+def test_calls_that_no_client_asks_for_count_in_the_sessions_limits() -> None:
     scope, later = session(bytes=50_000, edges=5), LazyCalls()
-    scope.settle(scope.put("x", "value"))
-    empty = scope.size
+    scope.set_values(scope.add_variable("x", "value"))
+    empty = scope.resources.bytes
     later.add(scope, spec("a", "x", "x"))
-    assert scope.size > empty + 4_000
-    assert (later.edges, scope.edges) == (1, 0)
+    assert scope.resources.bytes > empty + 4_000
+    assert (later.edges, scope.resources.edges) == (1, 0)
     large = CallSpec(model="m", segments=[Text([1] * 20_000), Slot(None, SamplingParams())], output="b", deferred=True)
     with pytest.raises(TooLarge, match="the maximum is"):
         later.add(scope, large)
-    kept = scope.size
+    kept = scope.resources.bytes
     later.join(scope, ["a"])
-    assert (later.edges, scope.edges, scope.size) == (0, 1, kept), "what is counted is the same"
+    assert (later.edges, scope.resources.edges, scope.resources.bytes) == (0, 1, kept), "what is counted is the same"
     for name in ("c", "d", "e", "f"):
         later.add(scope, spec(name, "x"))
     with pytest.raises(TooLarge, match="inputs"):
@@ -90,7 +91,7 @@ def test_what_is_refused_changes_nothing() -> None:
 def test_a_circle_is_refused_whoever_asks() -> None:
     scope, later = session(), LazyCalls()
     later.add(scope, spec("a"))
-    scope.put("b")
+    scope.add_variable("b")
     later.add(scope, spec("c", "b"))
     later.add(scope, spec("b", "c"))
     for name in ("b", "c", "b"):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge
-from gateway.graph.events import Log, NoLog
+from gateway.graph.events import FactSink, NullSink
 from gateway.graph.ids import new_id
-from gateway.graph.limits import SharedLimit
-from gateway.graph.session import Session, SessionLimits, SharedLimits
+from gateway.graph.limits import SessionLimits, SharedLimit, SharedLimits
+from gateway.graph.session import Session
 
 _REMEMBERED = 10_000
 """Maximum number of expired ids that are remembered, to answer 410 instead of 404."""
@@ -32,11 +32,11 @@ class SessionStore:
     """Owner of all sessions. `cancel` stops a call and marks the call and its outputs as cancelled."""
 
     cancel: Callable[[Call, Failure], None]
-    bounds: SessionLimits
+    limits: SessionLimits
     ttl: float
     max_sessions: int
     max_sessions_per_tenant: int
-    log: Log = field(default_factory=NoLog)
+    sink: FactSink = field(default_factory=NullSink)
     max_bytes: int = 4 << 30
     """Maximum size of the values and prompts of all sessions together, in bytes."""
     max_waiters: int = 40_000
@@ -67,55 +67,55 @@ class SessionStore:
         *,
         metadata: dict[str, str] | None = None,
         ttl: float | None = None,
-        log: Log | None = None,
+        sink: FactSink | None = None,
     ) -> Session:
-        """Create a session whose facts go to `log`, by default the store's own. Raises SessionExists if the id is
+        """Create a session whose facts go to `sink`, by default the store's own. Raises SessionExists if the id is
         taken, TooLarge if the tenant has the maximum number of sessions."""
-        log = self.log if log is None else log
-        log.check()
+        sink = self.sink if sink is None else sink
+        sink.check()
         if not self._counts.has_room(tenant):
-            held = self._counts.held(tenant)
+            held = self._counts.amount(tenant)
             raise TooLarge(f"this key has {held} sessions, the current maximum; delete some or wait")
         id = id or f"sess_{new_id(24)}"
         if (tenant, id) in self._sessions:
             raise SessionExists(f"there is a session {id!r} already", "id")
         if self._counts.is_full:
             self._make_room()
-        session = self.anonymous(tenant, id, metadata=metadata, ttl=ttl, log=log)
-        self.adopt(session)
-        session.log.opened(session)
+        session = self.build(tenant, id, metadata=metadata, ttl=ttl, sink=sink)
+        self.add(session)
+        sink.open_session(session)
         return session
 
-    def adopt(self, session: Session) -> None:
+    def add(self, session: Session) -> None:
         """Add a session that was restored from the journal or handed over by another process."""
         key = (session.tenant, session.id)
         self._expired.pop(key, None)
         self._sessions[key] = session
         self._counts.add(session.tenant)
-        session.join_bounds(self._shared)
+        session.resources.join(self._shared)
 
     def _make_room(self) -> None:
         """End the session that was idle longest, of the tenant with the most sessions. Do nothing if none is idle."""
-        tenant = self._counts.greediest
-        idle = [session for session in self.of(tenant) if not session.in_use] if tenant is not None else []
+        tenant = self._counts.largest_holder
+        idle = [session for session in self.of_tenant(tenant) if not session.is_in_use] if tenant is not None else []
         if idle:
-            oldest = min(idle, key=lambda session: session.touched)
+            oldest = min(idle, key=lambda session: session.last_used)
             self.delete(oldest, expired=True)
             self._evicted.append(oldest)
 
-    def lose(self, session: Session, error: GraphError) -> None:
+    def fail(self, session: Session, error: GraphError) -> None:
         """End a session that the log cannot store, because of `error`."""
-        session.lost = error
+        session.event_log.error = error
         self.delete(session)
 
-    def anonymous(
+    def build(
         self,
         tenant: str,
         id: str = "",
         *,
         metadata: dict[str, str] | None = None,
         ttl: float | None = None,
-        log: Log | None = None,
+        sink: FactSink | None = None,
     ) -> Session:
         """Return a session outside the store, for a request without a session."""
         return Session(
@@ -124,8 +124,8 @@ class SessionStore:
             created=time.time(),
             ttl=self.ttl if ttl is None else ttl,
             metadata=metadata or {},
-            bounds=self.bounds,
-            log=self.log if log is None else log,
+            limits=self.limits,
+            sink=self.sink if sink is None else sink,
         )
 
     def holds(self, tenant: str, id: str) -> bool:
@@ -139,14 +139,14 @@ class SessionStore:
             if (tenant, id) in self._expired:
                 raise SessionExpired(f"session {id!r} has expired")
             raise SessionNotFound(f"there is no session {id!r}")
-        session.touched = time.monotonic()
+        session.last_used = time.monotonic()
         return session
 
     def get_or_create(self, tenant: str, id: str) -> Session:
         """Return the tenant's session; create it if there is none. For ids that clients choose."""
         return self.get(tenant, id) if (tenant, id) in self._sessions else self.create(tenant, id)
 
-    def of(self, tenant: str) -> Iterator[Session]:
+    def of_tenant(self, tenant: str) -> Iterator[Session]:
         """Iterate over the tenant's sessions, oldest first."""
         return (session for (owner, _), session in self._sessions.items() if owner == tenant)
 
@@ -177,8 +177,8 @@ class SessionStore:
 
         A session whose calls all wait for variables that no client sets is idle, even if requests wait for it.
         """
-        late = [session for session in self._sessions.values() if now - session.touched > session.ttl]
-        old = [session for session in late if not session.in_use or session.is_blocked]
+        late = [session for session in self._sessions.values() if now - session.last_used > session.ttl]
+        old = [session for session in late if not session.is_in_use or session.is_blocked]
         for session in old:
             self.delete(session, expired=True)
         evicted, self._evicted = self._evicted, []

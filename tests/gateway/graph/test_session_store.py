@@ -1,19 +1,19 @@
-"""gateway/graph/store.py"""
+"""gateway/graph/session_store.py"""
 
 import pytest
 
 from gateway.graph.call import CallState
 from gateway.graph.errors import GraphError, TooLarge
-from gateway.graph.session import SessionLimits
-from gateway.graph.store import SessionExists, SessionExpired, SessionNotFound, SessionStore
+from gateway.graph.limits import SessionLimits
+from gateway.graph.session_store import SessionExists, SessionExpired, SessionNotFound, SessionStore
 from gateway.graph.variable import VariableState
 from tests.gateway.graph.test_session import spec
 
 
 def store(**options: float) -> SessionStore:
     return SessionStore(
-        cancel=lambda call, failure: call.move(CallState.CANCELLED),
-        bounds=SessionLimits(),
+        cancel=lambda call, failure: call.set_state(CallState.CANCELLED),
+        limits=SessionLimits(),
         ttl=options.get("ttl", 60.0),
         max_sessions=int(options.get("max_sessions", 3)),
         max_sessions_per_tenant=int(options.get("per_tenant", 100)),
@@ -28,7 +28,7 @@ def test_a_session_is_visible_to_its_tenant_only() -> None:
     with pytest.raises(SessionNotFound):
         sessions.get("you", "run")
     assert sessions.get_or_create("you", "run") is not mine
-    assert [list(sessions.of(tenant)) for tenant in ("me", "nobody")] == [[mine], []]
+    assert [list(sessions.of_tenant(tenant)) for tenant in ("me", "nobody")] == [[mine], []]
 
 
 def test_an_id_in_use_is_rejected() -> None:
@@ -50,23 +50,23 @@ def test_idle_sessions_expire_and_busy_ones_do_not() -> None:
     sessions = store(ttl=10.0)
     idle, busy = sessions.create("me", "idle"), sessions.create("me", "busy")
     call = busy.add(spec())
-    assert sessions.expire(idle.touched + 9.0) == []
-    assert sessions.expire(idle.touched + 11.0) == [idle]
+    assert sessions.expire(idle.last_used + 9.0) == []
+    assert sessions.expire(idle.last_used + 11.0) == [idle]
     with pytest.raises(SessionExpired):
         sessions.get("me", "idle")
     assert sessions.get("me", "busy") is busy
     assert sessions.create("me", "idle") is not idle, "the name is free again"
-    call.move(CallState.DONE)
-    assert len(sessions.expire(busy.touched + 11.0)) == 2
+    call.set_state(CallState.DONE)
+    assert len(sessions.expire(busy.last_used + 11.0)) == 2
 
 
 def test_a_session_with_a_waiting_request_does_not_expire() -> None:
     sessions = store(ttl=10.0)
     session = sessions.create("me", "run")
-    session.enter()
-    assert sessions.expire(session.touched + 11.0) == []
-    session.leave()
-    assert sessions.expire(session.touched + 11.0) == [session]
+    session.add_waiter()
+    assert sessions.expire(session.last_used + 11.0) == []
+    session.remove_waiter()
+    assert sessions.expire(session.last_used + 11.0) == [session]
 
 
 def test_deleting_a_session_cancels_its_calls() -> None:
@@ -115,11 +115,11 @@ def test_the_number_of_sessions_of_a_tenant_is_limited() -> None:
 def test_a_blocked_session_expires_even_if_a_request_waits_for_it() -> None:
     sessions = store(ttl=10.0)
     blocked = sessions.create("me", "blocked")
-    blocked.put("declared")
+    blocked.add_variable("declared")
     call = blocked.add(spec("declared"))
-    blocked.enter()
-    assert sessions.expire(blocked.touched + 9.0) == []
-    assert sessions.expire(blocked.touched + 11.0) == [blocked]
+    blocked.add_waiter()
+    assert sessions.expire(blocked.last_used + 9.0) == []
+    assert sessions.expire(blocked.last_used + 11.0) == [blocked]
     assert call.state is CallState.CANCELLED
     assert blocked.variable("declared").state is VariableState.CANCELLED
 
@@ -131,12 +131,12 @@ def test_the_longest_idle_session_of_the_largest_tenant_makes_room() -> None:
     with pytest.raises(TooLarge, match="this key has 6 sessions"):
         sessions.create("greedy")
     sessions.get("greedy", "s0").add(spec())
-    sessions.get("greedy", "s1").touched += 5
+    sessions.get("greedy", "s1").last_used += 5
     for number in range(3):
         sessions.create("modest", f"m{number}")
     with pytest.raises(SessionExpired):
         sessions.get("greedy", "s2")
-    assert {session.id for session in sessions.of("greedy")} == {"s0", "s1", "s3", "s4", "s5"}
+    assert {session.id for session in sessions.of_tenant("greedy")} == {"s0", "s1", "s3", "s4", "s5"}
     assert [session.id for session in sessions.expire(0.0)] == ["s2"], "the caller deletes what belongs to the session"
     assert sessions.expire(0.0) == []
 
@@ -144,12 +144,12 @@ def test_the_longest_idle_session_of_the_largest_tenant_makes_room() -> None:
 def test_a_session_that_cannot_be_stored_ends_with_the_reason() -> None:
     sessions = store()
     session = sessions.create("me", "s")
-    session.put("declared")
-    sessions.lose(session, GraphError("the disk refused"))
+    session.add_variable("declared")
+    sessions.fail(session, GraphError("the disk refused"))
     failure = session.variable("declared").failure
     assert failure is not None
     assert failure.message == "the disk refused"
     with pytest.raises(GraphError, match="the disk refused"):
-        session.put("more", "x")
+        session.add_variable("more", "x")
     with pytest.raises(SessionNotFound):
         sessions.get("me", "s")

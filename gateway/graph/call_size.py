@@ -1,0 +1,47 @@
+"""Memory that a call occupies, in bytes. The limits of sessions count it."""
+
+from collections.abc import Sequence
+
+from gateway.graph.call import CallSpec, Slot, Text
+from gateway.graph.text import size_of
+
+CALL_BYTES = 4_000
+"""Memory of a call with its events, in bytes, without texts."""
+VARIABLE_BYTES = 500
+"""Memory of a variable, in bytes, without its value."""
+_REFERENCE_BYTES, _SLOT_BYTES = 200, 500
+"""Memory of a reference and of a slot, in bytes, without texts."""
+_TOKEN_BYTES, _BIAS_BYTES = 40, 110
+"""Memory of a stop token, and of a token with a bias, in bytes."""
+
+
+def spec_bytes(spec: CallSpec) -> int:
+    """Return the memory of a call's prompts, template and parameters, in bytes. A token of a prompt has four bytes."""
+    tokens = sum([len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
+    texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
+    for rendering in spec.fallbacks:
+        tokens += sum([len(segment.tokens) for segment in rendering.segments if isinstance(segment, Text)])
+    slots = _SLOT_BYTES * (len(spec.slots) - 1) if spec.slots else 0
+    return 4 * tokens + texts + slots + _REFERENCE_BYTES * len(spec.references) + _parameter_bytes(spec.slots)
+
+
+def _parameter_bytes(slots: Sequence[Slot]) -> int:
+    """Return the memory of the slots' parameters of variable size, in bytes. Parameters that slots share count once."""
+    seen: set[int] = set()
+    size = 0
+    for slot in slots:
+        sampling = slot.sampling
+        if id(sampling) in seen:
+            continue
+        seen.add(id(sampling))
+        for text in (sampling.regex, sampling.json_schema, sampling.grammar, sampling.prediction, *sampling.stop):
+            if text and id(text) not in seen:
+                seen.add(id(text))
+                size += size_of(text)
+        for items, each in ((sampling.logit_bias, _BIAS_BYTES), (sampling.stop_token_ids, _TOKEN_BYTES)):
+            if items and id(items) not in seen:
+                seen.add(id(items))
+                size += each * len(items)
+        if slot.transform is not None:
+            size += len(slot.transform.regex or "") + len(slot.transform.json or "")
+    return size
