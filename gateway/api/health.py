@@ -27,7 +27,7 @@ async def ready(request: web.Request) -> web.Response:
     It is 503 while the server starts, restarts an engine, or stops.
     """
     services = request.app[SERVICES]
-    if services.scheduler.stopping:
+    if services.scheduler.is_stopping:
         return json_response({"status": "stopping"}, status=503)
     if services.ready():
         return json_response({"status": "ready"})
@@ -38,5 +38,5 @@ async def ready(request: web.Request) -> web.Response:
 @operation(others={"text/plain": None})
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format."""
-    UNFINISHED.set(request.app[SERVICES].scheduler.unfinished)
+    UNFINISHED.set(request.app[SERVICES].scheduler.unfinished_calls)
     return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -162,7 +162,7 @@ async def respond(
         if scope.named or streamed or len(calls) > 1:
             await scheduler.start(scope.session, addition)
         else:
-            await scheduler.perform(calls[0])
+            await scheduler.run_inline(calls[0])
         if streamed:
             return await _stream(request, calls, serializer)
         for output in outputs:

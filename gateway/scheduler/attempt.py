@@ -27,14 +27,14 @@ _TOKEN_BYTES = 4
 """Memory of a token in the gateway, in bytes."""
 
 
-class UnsettledTokens(Exception):
+class UnstableTokens(Exception):
     """Tokens that were filled from a growing value are not the first tokens of the whole value."""
 
 
 class CallAttempt:
     """Owner of what one attempt has filled so far.
 
-    No error of an attempt is final. After `ProducerRestarted`, `UnsettledTokens` and `EngineLost` the call may get
+    No error of an attempt is final. After `ProducerRestarted`, `UnstableTokens` and `EngineLost` the call may get
     another attempt. After `CallFailed` and other engine failures it cannot succeed.
     """
 
@@ -178,7 +178,7 @@ class CallAttempt:
             self._call.set_state(CallState.WAITING)
 
     async def _fill_growing_value(self, segment: Input, source: Variable) -> None:
-        """Fill a value while it grows, as far as its tokens are settled. Raises UnsettledTokens."""
+        """Fill a value while it grows, as far as its tokens are stable. Raises UnstableTokens."""
         self._mark_waiting()
         rest = ""
         filled: list[int] = []
@@ -193,7 +193,7 @@ class CallAttempt:
                 rest = rest[length:]
         whole = await self._engine.encode(await self._value(segment))
         if list(whole[: len(filled)]) != filled:
-            raise UnsettledTokens
+            raise UnstableTokens
         self._fill(whole[len(filled) :])
 
     # slots

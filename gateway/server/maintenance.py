@@ -26,7 +26,7 @@ async def maintain(services: Services, tuner: GcTuner) -> None:
             if time.monotonic() - swept >= _SWEEP_SECONDS:
                 swept = time.monotonic()
                 await _sweep(services, swept)
-                tuner.sweep(idle=not services.scheduler.unfinished)
+                tuner.sweep(idle=not services.scheduler.unfinished_calls)
         except Exception:
             log.exception("periodic work failed; next attempt in %g s", _DISSOLVE_SECONDS)
 

@@ -39,16 +39,18 @@ async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -
 async def drain(scheduler: Scheduler, seconds: float, stop: asyncio.Event) -> None:
     """Admit no new calls, and wait up to `seconds` for those that run. A second signal ends the wait."""
     scheduler.stop_admitting()
-    if not scheduler.unfinished:
+    if not scheduler.unfinished_calls:
         return
-    log.info("stopping: %d calls may finish within %g s; a second signal ends them", scheduler.unfinished, seconds)
+    log.info(
+        "stopping: %d calls may finish within %g s; a second signal ends them", scheduler.unfinished_calls, seconds
+    )
     stop.clear()
-    waits = [asyncio.ensure_future(scheduler.drained()), asyncio.ensure_future(stop.wait())]
+    waits = [asyncio.ensure_future(scheduler.wait_idle()), asyncio.ensure_future(stop.wait())]
     await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-    if scheduler.unfinished:
-        log.warning("%d calls did not finish and were cancelled", scheduler.unfinished)
+    if scheduler.unfinished_calls:
+        log.warning("%d calls did not finish and were cancelled", scheduler.unfinished_calls)
 
 
 def end_within(seconds: float) -> None:

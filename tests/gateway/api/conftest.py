@@ -45,7 +45,7 @@ async def gateway_before(
     await app[BACKGROUND].resume_all([])
     try:
         async with TestClient(TestServer(app)) as client:
-            yield client, lambda: services.scheduler.unfinished
+            yield client, lambda: services.scheduler.unfinished_calls
     finally:
         await services.scheduler.close()
         await archive.close()

@@ -73,4 +73,4 @@ async def test_a_client_beyond_the_limit_of_waiters_is_refused_and_not_subscribe
             raise AssertionError("refused before")
         assert (call.output.subscribers, call.session.resources.waiters) == (1, 1)
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()

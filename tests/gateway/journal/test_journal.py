@@ -81,7 +81,7 @@ class GatewayHarness:
     async def resume(self) -> None:
         for session in self.restored:
             self.scheduler.resume(session)
-        await self.scheduler.drained()
+        await self.scheduler.wait_idle()
 
     async def die(self) -> None:
         """End like a killed process: no more facts are stored, and no waiting task is resolved."""
@@ -104,7 +104,7 @@ async def test_a_session_is_restored_unchanged(tmp_path: Path) -> None:
     await harness.scheduler.start(session, session.add_variable("shown", template=parts), promised=True)
     slots = (Slot("inner", GREEDY), Text([1]), ANSWER)
     calls = await harness.run(session, spec("a", "given"), spec("b", "a", slots=slots), spec("c", "given"))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     session.delete("c")
     await harness.journal.flush()
     await harness.die()
@@ -128,7 +128,7 @@ async def test_a_session_is_restored_unchanged(tmp_path: Path) -> None:
     ]
     assert "c" in back._retired_names
     shared = (await restored.run(back, spec("twin", "given")))[0]
-    await restored.scheduler.drained()
+    await restored.scheduler.wait_idle()
     assert shared.leader is back.calls[calls[0].id], "a restored call serves identical new calls"
     assert restored.engine.opened[0].generates == 0
     await restored.die()
@@ -138,7 +138,7 @@ async def test_unfinished_calls_run_again_and_finished_ones_do_not(tmp_path: Pat
     harness = GatewayHarness(tmp_path / "j")
     session = harness.store.create("", "s")
     await harness.run(session, spec("done"))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     harness.engine.hold()
     running, waiting = await harness.run(session, spec("a", "done"), spec("b", "a"))
     other = dataclasses.replace(spec("c", deferred=False), segments=[Text([9]), ANSWER])
@@ -235,7 +235,7 @@ async def test_a_restart_after_any_fact_completes_all_accepted_calls(tmp_path: P
     ]
     await harness.run(session, *specs)
     await harness.put(session, "late", "now")
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     expected = {v.name: (v.state, v.value) for v in session.variables.values()}
     assert {state for state, _ in expected.values()} == {VariableState.READY, VariableState.FAILED}
     await harness.die()
@@ -272,7 +272,7 @@ async def test_a_finished_slot_is_not_generated_again(tmp_path: Path) -> None:
     session = harness.store.create("", "s")
     dice = Slot("dice", SamplingParams(temperature=1.0))
     await harness.run(session, spec("whole", slots=(dice, Text([3]), ANSWER)))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     await harness.die()
     done = next(
         index for index, turn in enumerate(recorded.turns) if any(isinstance(fact[2], SlotTextRecord) for fact in turn)
@@ -351,7 +351,7 @@ async def test_a_file_that_cannot_be_written_rejects_new_work_and_loses_nothing(
         while harness.journal._failure is not None:
             await asyncio.sleep(0.05)
     (call,) = await harness.run(session, spec("goes_on", "early"))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert call.state is CallState.DONE
     await harness.die()
     restored = GatewayHarness(tmp_path / "j")

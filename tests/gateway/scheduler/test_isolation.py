@@ -52,7 +52,7 @@ def killer() -> Call:
 
 async def drained(scheduler: Scheduler) -> None:
     async with asyncio.timeout(30):
-        await scheduler.drained()
+        await scheduler.wait_idle()
 
 
 @pytest.mark.parametrize("among", [0, 1, 20])
@@ -197,7 +197,7 @@ async def test_calls_of_a_killed_engine_process_run_again_one_at_a_time(tmp_path
         assert engine.pid is not None
         os.kill(engine.pid, signal.SIGKILL)
         async with asyncio.timeout(60):
-            while scheduler.unfinished:
+            while scheduler.unfinished_calls:
                 if engine.restarts:
                     maximum = max(maximum, engine.load)
                 await asyncio.sleep(0.001)

@@ -74,7 +74,7 @@ async def test_values_pass_from_call_to_call() -> None:
     first = harness.run(output="a")
     second = harness.run("a", output="b")
     await second.output.wait_final()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert {harness.scheduler.rank(call) for call in (first, second, last)} == {0.0}, "ended calls have rank 0"
     assert first.output.value == "2", "two tokens of text"
     assert second.output.value == "3", "two, and the one character of the value"
@@ -112,7 +112,7 @@ async def test_a_failure_reaches_descendants_with_its_root_cause_and_spares_sibl
     harness.engine.doomed = {1, 2}  # the first tokens of its prompt
     sibling = harness.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([3]), ANSWER]))
     harness.scheduler.submit(sibling)
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert failing.state is CallState.FAILED
     assert failing.output.failure is not None
     assert failing.output.failure.code == "engine_failed"
@@ -131,10 +131,10 @@ async def perform_plain_call(
     """Start a plain call, and check that the returned task is its only task."""
     call = harness.session.add(spec())
     harness.engine.hold()
-    task = asyncio.create_task(harness.scheduler.perform(call))
+    task = asyncio.create_task(harness.scheduler.run_inline(call))
     await settle()
     assert asyncio.all_tasks() - before == {task}
-    assert harness.scheduler.unfinished == harness.engine.load == 1
+    assert harness.scheduler.unfinished_calls == harness.engine.load == 1
     return call, task
 
 
@@ -147,8 +147,8 @@ async def test_a_plain_call_runs_in_the_task_of_its_client(dies: bool) -> None:
     await task
     assert (call.state, call.output.value) == (CallState.DONE, "2")
     async with asyncio.timeout(5):
-        await harness.scheduler.drained()
-    assert harness.scheduler.unfinished == harness.engine.load == 0
+        await harness.scheduler.wait_idle()
+    assert harness.scheduler.unfinished_calls == harness.engine.load == 0
     assert harness.ended == [call]
     assert len(harness.engine.opened) == 1 + dies
     assert harness.scheduler.rank(call) == 0.0, "ended calls have rank 0"
@@ -164,7 +164,7 @@ async def test_a_failed_plain_call_has_its_failure_in_its_output() -> None:
     assert call.output.failure is not None
     assert call.output.failure.code == "engine_failed"
     async with asyncio.timeout(5):
-        await harness.scheduler.drained()
+        await harness.scheduler.wait_idle()
 
 
 @pytest.mark.parametrize("cause", ["the client disconnects", "the scheduler closes"])
@@ -179,8 +179,8 @@ async def test_a_plain_call_is_cancelled_with_its_task(cause: str) -> None:
         await task
     assert (call.state, call.output.state) == (CallState.CANCELLED, VariableState.CANCELLED)
     async with asyncio.timeout(5):
-        await harness.scheduler.drained()
-    assert harness.scheduler.unfinished == harness.engine.load == 0
+        await harness.scheduler.wait_idle()
+    assert harness.scheduler.unfinished_calls == harness.engine.load == 0
     assert harness.ended == [call]
 
 
@@ -191,7 +191,7 @@ async def test_a_call_that_lost_its_engine_runs_again() -> None:
     await settle()
     harness.engine.opened[0].lost = True
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert call.state is CallState.DONE
     assert call.output.value == "2"
     assert len(harness.engine.opened) == 2
@@ -205,7 +205,7 @@ async def test_an_exposed_call_that_lost_its_engine_fails() -> None:
     harness.scheduler.submit(call)
     with harness.session.read(call.output) as reader:
         assert [piece.text for piece in await reader.next_pieces()] == ["1"]
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert call.state is CallState.FAILED
     assert len(harness.engine.opened) == 1
 
@@ -215,7 +215,7 @@ async def test_a_second_attempt_discards_the_text_of_the_first() -> None:
     harness.engine.deaths = 1
     call = harness.session.add(dataclasses.replace(spec(deferred=True), segments=[Text([1] * 12), ANSWER]))
     harness.scheduler.submit(call)
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert call.output.value == "12"
     assert call.usage.completion == 2
     assert len(harness.engine.opened) == 2
@@ -232,7 +232,7 @@ async def test_a_call_that_kills_every_engine_fails_alone() -> None:
         harness.scheduler.submit(call)
     await settle()
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert killer.state is CallState.FAILED
     assert killer.failure is not None
     assert "second attempt" in killer.failure.message
@@ -267,7 +267,7 @@ async def test_unsubscribing_cancels_calls_that_are_not_needed_any_more() -> Non
     assert (call.state, unneeded.state, kept.state) == (CallState.CANCELLED, CallState.CANCELLED, CallState.PREFILL)
     assert [context.freed for context in harness.engine.opened] == [True, False, True]
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert kept.state is CallState.DONE
 
 
@@ -300,7 +300,7 @@ async def test_calls_with_subscribers_rank_before_calls_without() -> None:
     assert ranks[1] < ranks[0], "the producers of a subscribed variable go first"
     assert ranks[2] < ranks[0]
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert early.state is late.state is CallState.DONE
 
 
@@ -325,7 +325,7 @@ async def test_variables_that_a_client_waits_for_together_are_not_interactive() 
     for call in (one, other):
         harness.scheduler.unsubscribe(call.output, interactive=False)
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert background.state is CallState.DONE
 
 
@@ -333,7 +333,7 @@ async def test_a_call_can_be_cancelled_before_its_coroutine_first_runs() -> None
     harness = SchedulerHarness()
     call = harness.run()
     harness.session.close(harness.scheduler.cancel)
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert call.state is CallState.CANCELLED
     assert call.output.state is VariableState.CANCELLED
 
@@ -359,9 +359,9 @@ async def test_other_tasks_get_turns_while_many_calls_are_started() -> None:
     await harness.scheduler.start(harness.session, addition)
     counting.cancel()
     assert turns >= 20
-    assert harness.scheduler.unfinished == len(addition.calls), "all calls are submitted when it returns"
+    assert harness.scheduler.unfinished_calls == len(addition.calls), "all calls are submitted when it returns"
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert {call.state for call in addition.calls if call.spec.deferred} == {CallState.DONE}
 
 
@@ -375,7 +375,7 @@ async def test_calls_that_are_cancelled_during_a_large_start_do_not_begin(leaves
     starting = asyncio.create_task(harness.scheduler.start(harness.session, addition))
     for _ in range(3):
         await asyncio.sleep(0)
-    assert 0 < harness.scheduler.unfinished < len(addition.calls)
+    assert 0 < harness.scheduler.unfinished_calls < len(addition.calls)
     if leaves:
         starting.cancel()
         harness.scheduler.unsubscribe(second.output)
@@ -383,12 +383,12 @@ async def test_calls_that_are_cancelled_during_a_large_start_do_not_begin(leaves
         harness.scheduler.cancel(second, Failure("cancelled", "not needed"))
     await asyncio.wait([starting])
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert first.state is second.state is CallState.CANCELLED, "only the second call needed the first one"
     assert {call.state for call in others} == {CallState.DONE}, "submission is atomic"
     assert harness.engine.load == 0
     harness.scheduler.submit(first)
-    assert harness.scheduler.unfinished == 0, "an ended call does not start"
+    assert harness.scheduler.unfinished_calls == 0, "an ended call does not start"
 
 
 async def test_a_stopping_server_waits_for_a_start_in_progress() -> None:
@@ -400,7 +400,7 @@ async def test_a_stopping_server_waits_for_a_start_in_progress() -> None:
         addition = large_addition(harness, 100)
         starting = asyncio.create_task(harness.scheduler.start(harness.session, addition))
         await asyncio.sleep(0)
-        await harness.scheduler.drained()
+        await harness.scheduler.wait_idle()
         assert all(call.state.is_final for call in addition.calls)
         await starting
 
@@ -426,7 +426,7 @@ async def test_admission_is_limited_but_running_graphs_continue() -> None:
     with pytest.raises(Stopping):
         harness.scheduler.admit("", continues=True)
     await harness.scheduler.close()
-    assert harness.scheduler.unfinished == 0
+    assert harness.scheduler.unfinished_calls == 0
 
 
 async def test_placement_chooses_the_idlest_engine_or_the_one_that_holds_the_prompt() -> None:
@@ -494,7 +494,7 @@ async def test_slots_are_generated_in_place_on_one_context() -> None:
     name = Input(Reference("name"), "m")
     segments = [Text([1, 2]), slot("name"), Text([3]), name, ANSWER]
     call = submit(harness, CallSpec(model="m", segments=segments, output="out", deferred=True))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert call.state is CallState.DONE
     assert harness.session.variable("name").value == "2"
     assert call.output.value == "5", "two tokens, one generated, one in between, one of the value"
@@ -510,7 +510,7 @@ async def test_an_assistant_message_with_slots_becomes_the_output() -> None:
         model="m", segments=[Text([1] * 12), slot("a"), Text([2]), slot("b")], parts=["A ", a, ", B ", b, "; ", a]
     )
     call = submit(harness, dataclasses.replace(spec, output="all", deferred=True))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert call.output.value == "A 12, B 15; 12"
     assert harness.session.variable("b").value == "15"
 
@@ -520,7 +520,7 @@ async def test_a_finished_slot_is_not_generated_again_by_another_attempt() -> No
     segments = [Text([1, 2]), slot("a"), Text([9] * 20), ANSWER]
     harness.engine.deaths = 1
     call = submit(harness, CallSpec(model="m", segments=segments, output="out", deferred=True))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert (harness.session.variable("a").value, call.output.value) == ("2", "23")
     assert [context.generates for context in harness.engine.opened] == [2, 1]
 
@@ -531,7 +531,7 @@ async def test_a_transform_makes_the_value() -> None:
     call = submit(harness, CallSpec(model="m", segments=segments, output="a", deferred=True))
     nothing = [Text([1] * 45), Slot(None, SamplingParams(), Transform(regex="x"))]
     failing = submit(harness, CallSpec(model="m", segments=nothing, output="b", deferred=True))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert call.output.value == "2"
     assert failing.failure is not None
     assert (failing.state, failing.failure.code) == (CallState.FAILED, "transform_failed")
@@ -547,7 +547,7 @@ async def test_a_template_is_rendered_once_its_inputs_exist() -> None:
     await settle()
     assert harness.session.variable("shown").state is VariableState.PENDING
     producer = harness.run(output="joke")
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert producer.output.value == "2"
     assert harness.session.variable("shown").value == "Joke:\n2!"
     assert reader.output.value == "10"
@@ -570,9 +570,9 @@ async def test_identical_calls_run_once_and_live_while_one_has_a_subscriber() ->
     harness.scheduler.unsubscribe(first.output)
     assert not first.state.is_final, "it serves the second call"
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     late = submit(harness, dataclasses.replace(greedy, deferred=True))
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert [call.output.value for call in (first, second, interactive, other, late)] == ["33"] * 5
     assert sum(context.generates for context in harness.engine.opened) == 3
     assert harness.session.usage()["calls_shared"] == 2
@@ -589,7 +589,7 @@ async def test_a_shared_call_is_cancelled_with_its_last_subscriber() -> None:
     await settle()
     harness.scheduler.unsubscribe(first.output)
     harness.scheduler.unsubscribe(second.output)
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert first.state is second.state is CallState.CANCELLED
     assert harness.engine.load == 0
 
@@ -604,7 +604,7 @@ async def test_a_value_is_filled_while_it_grows() -> None:
     await settle()
     assert harness.engine.opened[1].tokens == [1, 2, *[ord("x")] * 100]
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     assert reader.output.value == "103"
 
 
@@ -648,7 +648,7 @@ async def test_in_order_of_arrival_no_call_overtakes() -> None:
     assert urgencies[0].rank < urgencies[1].rank
     assert all(urgency.interactive for urgency in urgencies)
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
 
 
 async def test_engines_are_informed_which_calls_are_interactive() -> None:
@@ -665,7 +665,7 @@ async def test_engines_are_informed_which_calls_are_interactive() -> None:
     await settle()
     assert [context.urgency.interactive for context in harness.engine.opened] == [False, False]
     harness.engine.released.set()
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
 
 
 async def test_a_call_that_lost_its_engine_runs_on_another_one() -> None:
@@ -781,7 +781,7 @@ async def test_stuck_calls_fail_and_are_logged(caplog: pytest.LogCaptureFixture)
     waits.awaits = waits.inputs["declared"]
     (first, *_) = harness.scheduler.end_stuck([harness.session])
     assert first in (waits, reader)
-    await harness.scheduler.drained()
+    await harness.scheduler.wait_idle()
     for call in (waits, reader, other):
         assert call.state is CallState.FAILED
         assert call.failure is not None
@@ -797,7 +797,7 @@ async def test_calls_that_are_about_to_be_submitted_are_not_stuck() -> None:
     starting = asyncio.create_task(harness.scheduler.start(harness.session, addition))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert 0 < harness.scheduler.unfinished < 200, "submitted in slices"
+    assert 0 < harness.scheduler.unfinished_calls < 200, "submitted in slices"
     for _ in range(3):
         assert harness.scheduler.end_stuck([harness.session]) == []
     await starting

@@ -498,7 +498,7 @@ class WholeGraph(RuleBasedStateMachine):
             expected = states[work.state]
             assert call.state is expected if expected else not call.state.is_final, (work, call.state, call.failure)
         live = {work.number for work in self.model_calls if work.state == "live"}
-        assert self.scheduler.unfinished == len(live) == self.session.unfinished_calls
+        assert self.scheduler.unfinished_calls == len(live) == self.session.unfinished_calls
         assert {context.call for context in self.engine.contexts} == live, (
             "each live call has a context, and no other call"
         )
@@ -528,7 +528,7 @@ class WholeGraph(RuleBasedStateMachine):
                 reading.task.cancel()
             self.run(asyncio.sleep(0))
             assert not self.engine.contexts
-            assert self.scheduler.unfinished == 0
+            assert self.scheduler.unfinished_calls == 0
             assert self.session.unfinished_calls == 0
             assert not asyncio.all_tasks(self.loop)
         self.loop.close()

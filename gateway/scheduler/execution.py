@@ -1,0 +1,245 @@
+"""Run calls on engines: choose an engine, make attempts at a call, and change to another model or engine."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+from gateway.engines.protocol import ContextRefused, Engine, EngineContext, EngineFailure, EngineLost, Engines, NoEngine
+from gateway.graph.call import Call, CallState, Rendering, Usage
+from gateway.graph.errors import Failure, GraphError
+from gateway.graph.session import Session
+from gateway.graph.variable import ProducerRestarted
+from gateway.runtime.fair_gate import FairGate
+from gateway.scheduler.attempt import CallAttempt, UnstableTokens
+from gateway.scheduler.coalescing import copy_outputs, find_leader
+from gateway.scheduler.inputs import CallFailed, InputReader, derive, upstream
+from gateway.scheduler.isolation import Isolation
+from gateway.scheduler.placement import Placement, place
+from gateway.scheduler.priority import Priorities
+
+log = logging.getLogger("myna.scheduler")
+
+_ATTEMPTS = 3
+"""Maximum number of attempts at a call, if engines refuse it temporarily or fail for reasons unrelated to it."""
+_SHORT_PAUSE = 1.0
+"""Longest pause after which a lost call gets another attempt on the same model, if another model could answer, in
+seconds."""
+
+
+class CallExecutor:
+    """Owner of the calls' engine contexts."""
+
+    def __init__(
+        self, engines: Engines, priorities: Priorities, *, fill_ahead: bool = True, place: Placement = place
+    ) -> None:
+        """`fill_ahead`: fill prompts before all their values exist. `place` chooses engines."""
+        self._engines = engines
+        self._priorities = priorities
+        self._fill_ahead = fill_ahead
+        self._place = place
+        self._contexts: dict[str, EngineContext] = {}
+        """Contexts of calls that have not ended, by the call's id."""
+        self._working_calls: dict[str, Call] = {}
+        """Calls that have an engine context, by id."""
+        self._isolation = Isolation()
+        self._parsing = FairGate()
+        """Gate that is held while a large value is parsed; see InputReader."""
+        self._is_rerank_scheduled = False
+
+    async def run(self, call: Call) -> Failure | None:
+        """Run a call until its outputs are complete and stored, or return the reason why it failed.
+
+        Its outputs do not become final here.
+        """
+        try:
+            for source in call.inputs.values():
+                if source.failure is not None:
+                    return upstream(source)
+            if call.spec.model:
+                await self._run_with_fallbacks(call)
+            else:
+                await derive(call, self._parsing)
+            if call.session.id:  # values are stored before they become readable as ready
+                for variable in call.outputs:
+                    if not variable.state.is_final:
+                        call.session.record_value(variable, variable.text)
+                await call.session.event_log.flush()
+            return None
+        except CallFailed as error:
+            return error.failure
+        except EngineFailure as error:
+            return Failure(error.code, str(error), call.id, _field_at_fault(call, error))
+        except GraphError as error:  # a value that the journal could not store
+            return Failure(error.code, str(error), call.id)
+        except Exception as error:
+            log.exception("call %s failed with an internal error", call.id)
+            return Failure("internal_error", f"internal error: {error!r}", call.id)
+
+    def abort(self, call: Call) -> None:
+        """Free the call's context, if it has one."""
+        context = self._contexts.pop(call.id, None)
+        if context is not None:
+            context.free()
+
+    def priorities_changed(self) -> None:
+        """Inform the engines in the next turn of the loop: once, however many changes there are in this turn."""
+        if not self._is_rerank_scheduled:
+            self._is_rerank_scheduled = True
+            asyncio.get_running_loop().call_soon(self._rerank)
+
+    def _rerank(self) -> None:
+        """Send the engines the changed urgencies of the calls that they run."""
+        self._is_rerank_scheduled = False
+        for call in self._priorities.changed():
+            context = self._contexts.get(call.id)
+            if context is not None:
+                context.rerank(self._priorities.urgency(call))
+
+    async def _run_with_fallbacks(self, call: Call) -> None:
+        """Run the call on its model, or on the next fallback model if no engine of the model can run it. There is no
+        fallback once an output is exposed."""
+        *others, last = call.spec.renderings
+        for rendering in others:
+            try:
+                await self._attempts(call, rendering, wait=False)
+                return
+            except ContextRefused:
+                raise
+            except EngineFailure as error:
+                if not _reset(call):
+                    raise
+                log.warning("call %s continues with its next model: %s", call.id, error)
+        await self._attempts(call, last, wait=True)
+
+    async def _attempts(self, call: Call, rendering: Rendering, *, wait: bool) -> None:
+        """Run the call on one model, and repeat it if its engine is lost before an output is exposed.
+
+        `wait`: also if engines are ready only after a while. The call may have killed the engine. So it gets only one
+        more attempt, alone on an engine: see `isolation`.
+        """
+        attempt, patient = 1, False
+        suspect, lost = False, None
+        while True:
+            try:
+                if suspect and lost is not None:
+                    await self._attempt_alone(call, rendering, lost)
+                else:
+                    await self._attempt(call, rendering, patient=patient, wait=wait, lost=lost)
+                return
+            except EngineLost as error:
+                if suspect and error.suspect:
+                    message = f"{error}; that was its second attempt, and the engine worked on nothing else"
+                    # CallFailed, so that no fallback model's engine runs the call
+                    raise CallFailed(Failure(error.code, message, call.id)) from error
+                if attempt == _ATTEMPTS:
+                    message = f"{error}; that was attempt {attempt} of {_ATTEMPTS}"
+                    raise type(error)(message, pause=error.pause) from error
+                if (error.pause > _SHORT_PAUSE and not wait) or not _reset(call):
+                    raise
+                attempt += 1
+                suspect, lost = suspect or error.suspect, call.engine
+                log.warning("call %s lost its engine and gets another attempt: %s", call.id, error)
+                if not suspect and not await self._has_other_engine(rendering.model, lost):
+                    await asyncio.sleep(error.pause)
+            except (ProducerRestarted, UnstableTokens) as error:
+                if not _reset(call):
+                    message = "a value that this call had partly read is generated again"
+                    raise CallFailed(Failure("engine_failed", message, call.id)) from error
+                patient = patient or isinstance(error, UnstableTokens)
+
+    async def _has_other_engine(self, model: str, lost: str | None) -> bool:
+        """Return whether an engine other than the lost one accepts work for the model now."""
+        try:
+            return any(engine.name != lost for engine in await self._engines.serving(model, wait=False))
+        except NoEngine:
+            return False
+
+    async def _attempt(self, call: Call, rendering: Rendering, *, patient: bool, wait: bool, lost: str | None) -> None:
+        """Choose an engine and run one attempt. `lost`: name of the engine that lost the call before."""
+        if not self._fill_ahead:
+            for source in call.inputs.values():
+                await call.until_final(source)
+        if not call.waiting_on:
+            call.set_state(CallState.QUEUED)
+        engines: Sequence[Engine] = ()
+        while not engines:
+            ready = await self._engines.serving(rendering.model, wait=wait)
+            engines = await self._isolation.open(ready, passes=partial(self._has_contexts, call.session))
+        if lost is not None:
+            engines = [engine for engine in engines if engine.name != lost] or engines
+        engine = engines[0]
+        if len(engines) > 1:
+            prefix_index, prefixes = self._priorities.prefix_index, self._priorities.prefixes(call)
+            engine = self._place(call, engines, prefix_index.tokens_by_engine(prefixes))
+            prefix_index.record_placement(prefixes, engine)
+        await self._run_on(call, rendering, engine, patient=patient, alone=False)
+
+    async def _attempt_alone(self, call: Call, rendering: Rendering, lost: str) -> None:
+        """Run a suspect on an engine without other work. Wait for all its inputs first: while the engine is reserved,
+        it could not generate them."""
+        for source in call.inputs.values():
+            await call.until_final(source)
+        serving = partial(self._engines.serving, rendering.model)
+        async with self._isolation.alone(lost, serving) as engine:
+            await self._run_on(call, rendering, engine, patient=True, alone=True)
+
+    def _has_contexts(self, session: Session, engine: Engine) -> bool:
+        """Return whether calls of the session have contexts on the engine. They may wait for other calls of it."""
+        return bool(session.id) and any(
+            call.session is session and call.engine == engine.name for call in self._working_calls.values()
+        )
+
+    async def _run_on(self, call: Call, rendering: Rendering, engine: Engine, *, patient: bool, alone: bool) -> None:
+        """Run one attempt on the engine, or follow an identical call that runs already. `alone`: never follow.
+        `patient`: fill only complete values."""
+        call.engine, call.model = engine.name, rendering.model
+        self._priorities.cost_model.observe(engine)
+        context = engine.open(call.scope, self._priorities.urgency(call))
+        self._contexts[call.id], self._working_calls[call.id] = context, call
+        try:
+            inputs = InputReader(call, self._parsing)
+            on_prefilled = self._priorities.prompt_prefilled
+            attempt = CallAttempt(call, rendering, engine, context, inputs, patient=patient, on_prefilled=on_prefilled)
+            identity = await attempt.prepare()
+            leader = None if alone else find_leader(call, identity)
+            if leader is None:
+                await attempt.generate()
+        finally:
+            self._contexts.pop(call.id, None)
+            self._working_calls.pop(call.id, None)
+            context.free()
+        if leader is not None:
+            await self._follow(call, leader)
+
+    async def _follow(self, call: Call, leader: Call) -> None:
+        call.follow(leader)
+        self._priorities.follow(call, leader)
+        self.priorities_changed()
+        try:
+            await copy_outputs(call, leader)
+        except ProducerRestarted:
+            call.stop_following()
+            self._priorities.follow(call, leader)
+            raise
+
+
+def _field_at_fault(call: Call, error: EngineFailure) -> str | None:
+    """Return the path of the field in a call's request because of which an engine failed; None if there is none."""
+    if error.code == "context_length_exceeded":
+        return call.spec.field_path(call.spec.prompt_field)
+    slots = any(slot.name is not None for slot in call.spec.slots)  # slots may have a field of the same name
+    return None if error.field is None or slots else call.spec.field_path(error.field)
+
+
+def _reset(call: Call) -> bool:
+    """Reset the call to its state before the first attempt, except for finished slots. Return False if an output is
+    exposed: then nothing is changed."""
+    unfinished = [variable for variable in call.outputs if not variable.state.is_final]
+    if any(variable.is_exposed for variable in unfinished):
+        return False
+    for variable in unfinished:
+        variable.restart()
+    call.usage, call.finish_reason = Usage(), None
+    call.set_state(CallState.WAITING)
+    return True
