@@ -170,7 +170,7 @@ def test_seeded_text_does_not_depend_on_the_batch(engine: Engine, prompts: list[
 def test_bfloat16_agrees_with_the_exact_model(
     engine: Engine, reference: Any, prompts: list[list[int]], reference_answers: list[list[int]]
 ) -> None:
-    """Compare along the float32 model's own continuations; the figures are in docs/engine.md."""
+    """Compare along the float32 model's own continuations; the figures are in docs/benchmarks.md."""
     same = positions = 0
     gaps = []
     for prompt, answer in zip(prompts, reference_answers, strict=True):
