@@ -12,7 +12,7 @@ from typing import Any
 
 from compat.openai import ChatCompletionRequest, CompletionRequest
 from gateway.graph.call import Call, CallState
-from gateway.prompts.tool_calls import CallParser, parse_calls
+from gateway.prompts.tool_calls.parser import ToolCallParser, parse_answer
 from gateway.runtime import json_codec
 from gateway.runtime.fair_gate import FairGate
 from gateway.runtime.json_codec import BadJson
@@ -40,7 +40,7 @@ class AnswerChecks:
         tenant: str,
         form: Any,
         tools: Mapping[str, Any],
-        reader: Callable[[], CallParser] | None,
+        reader: Callable[[], ToolCallParser] | None,
         *,
         stops: bool,
     ) -> None:
@@ -96,7 +96,7 @@ class AnswerChecks:
         if self._reader is not None:
             steps.spend(len(text) // _CHARACTERS_PER_STEP)
             reader = self._reader()
-            text, calls = parse_calls(reader, text)
+            text, calls = parse_answer(reader, text)
             if not reader.whole:
                 return None
         for name, arguments in calls:
@@ -149,7 +149,7 @@ def _cropped(text: str) -> str:
 
 def checks_of(
     body: ChatCompletionRequest | CompletionRequest,
-    reader: Callable[[], CallParser] | None,
+    reader: Callable[[], ToolCallParser] | None,
     gate: FairGate,
     tenant: str,
 ) -> AnswerChecks | None:

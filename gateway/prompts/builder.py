@@ -20,7 +20,9 @@ from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.references import Reference, check_references, parse
 from gateway.prompts import message_passthrough
 from gateway.prompts.chat_template import ChatTemplate, Messages, TemplateRefused
-from gateway.prompts.tool_calls import UPSTREAM_FORMAT, Tool, Tools, Verbatim, call_format_of, describe_in_text
+from gateway.prompts.tool_calls.description import Verbatim, describe_in_text
+from gateway.prompts.tool_calls.formats import UPSTREAM, format_of_template
+from gateway.prompts.tool_calls.tools import Tool, Tools
 
 _NONCE = secrets.token_hex(8)
 """Random part of the marks that stand for references, slots, media and the texts of control tokens while the chat
@@ -92,7 +94,7 @@ class PromptBuilder:
         self._template = None if tokenizer.chat_template is None else ChatTemplate(source, tokenizer.special_texts)
         self._thinks = REASONING_END in source
         """Whether the model may write reasoning before its answers."""
-        self.style = UPSTREAM_FORMAT if self.is_passthrough else call_format_of(source)
+        self.tool_call_format = UPSTREAM if self.is_passthrough else format_of_template(source)
         """Format in which the model writes tool calls."""
 
     def unbounded(self) -> "PromptBuilder":
@@ -223,7 +225,9 @@ class PromptBuilder:
             ) from error
         begun = opens and text.rstrip().endswith(REASONING_START)
         if tools is not None and tools.choice == "forced" and opens:
-            text += (f"\n{REASONING_END}\n\n" if begun else "") + self.style.begin  # a forced call needs no reasoning
+            text += (
+                f"\n{REASONING_END}\n\n" if begun else ""
+            ) + self.tool_call_format.begin  # a forced call needs no reasoning
             begun = False
         if continues:
             text, end, _ = text.rpartition(_END)

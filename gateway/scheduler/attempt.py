@@ -242,7 +242,7 @@ class CallAttempt:
                 sampling = dataclasses.replace(sampling, thinks=reasoning_mode)
             else:  # the constraint leaves no room for the end of the reasoning
                 reasoning_mode = "perhaps"
-        parser = None if reasoning_mode is None else ReasoningParser(begun=reasoning_mode == "begun")
+        parser = None if reasoning_mode is None else ReasoningParser(starts_inside=reasoning_mode == "begun")
 
         def receive(event: ContextEvent) -> None:
             if call.state.is_final:  # the call has just been cancelled
@@ -250,7 +250,7 @@ class CallAttempt:
             if isinstance(event, TokenDelta):
                 piece, finish, accepted, rejected = event
                 if parser is not None:
-                    usage.reasoning += 0 if parser.answering else piece.tokens
+                    usage.reasoning += 0 if parser.is_in_answer else piece.tokens
                     reasoning, answer = parser.push(piece.text, last=finish is not None)
                     piece = Piece(answer, piece.tokens, piece.logprobs, reasoning)
                 if call.state is CallState.PREFILL:

@@ -1,6 +1,7 @@
 """Split generated text into reasoning and answer, for models that emit both."""
 
 from gateway.graph.call import REASONING_END, REASONING_START
+from gateway.runtime.suffix_overlap import suffix_overlap
 
 
 class ReasoningParser:
@@ -9,9 +10,9 @@ class ReasoningParser:
     Reasoning stands at the beginning of the text, between two tags. White space around either tag is dropped.
     """
 
-    def __init__(self, *, begun: bool) -> None:
-        """`begun`: the prompt ends with the opening tag."""
-        self._starts_inside = begun
+    def __init__(self, *, starts_inside: bool) -> None:
+        """`starts_inside`: the prompt ends with the opening tag."""
+        self._starts_inside = starts_inside
         self._state = "before"
         """Position in the text: `before` the opening tag, `within` reasoning, `behind` the closing tag, or in the
         `answer`."""
@@ -21,7 +22,7 @@ class ReasoningParser:
         """Whether reasoning was emitted."""
 
     @property
-    def answering(self) -> bool:
+    def is_in_answer(self) -> bool:
         """Whether the reasoning has ended, or the text has none."""
         return self._state in ("behind", "answer")
 
@@ -57,16 +58,8 @@ class ReasoningParser:
             self._state, self._pending = "behind", behind
             reasoning = text.rstrip()
         else:
-            pending = 0 if last else _partial_tag_length(text)
+            pending = 0 if last else suffix_overlap(text, REASONING_END)
             reasoning = text[: len(text) - pending].rstrip()
             self._pending = "" if last else text[len(reasoning) :]
         self._has_reasoning = self._has_reasoning or bool(reasoning)
         return reasoning
-
-
-def _partial_tag_length(text: str) -> int:
-    """Return the length of the longest end of the text that may be the beginning of the closing tag."""
-    for length in range(min(len(text), len(REASONING_END) - 1), 0, -1):
-        if REASONING_END.startswith(text[len(text) - length :]):
-            return length
-    return 0

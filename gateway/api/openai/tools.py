@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from compat.openai import ChatCompletionRequest, NamedTool
 from gateway.graph.call import SamplingParams
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls import CallParser, Tool, Tools
+from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema
+from gateway.prompts.tool_calls.parser import ToolCallParser
+from gateway.prompts.tool_calls.tools import Tool, Tools
 
-CallParsers = Callable[[], CallParser]
+CallParsers = Callable[[], ToolCallParser]
 """Makes a parser that finds tool calls in one answer."""
 
 
@@ -19,8 +21,8 @@ class _CallParsers:
     names: list[str]
     forced: bool
 
-    def __call__(self) -> CallParser:
-        return CallParser(self.names, forced=self.forced)
+    def __call__(self) -> ToolCallParser:
+        return ToolCallParser(self.names, forced=self.forced)
 
 
 def tools_of(body: ChatCompletionRequest) -> Tools | None:
@@ -41,10 +43,10 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
     choice, parallel = body.tool_choice, body.parallel_tool_calls
     if isinstance(choice, NamedTool):
         named = [tool for tool in known if tool.name == choice.function.name]
-        return Tools(known, "forced", named, parallel_told=parallel)
+        return Tools(known, "forced", named, parallel_tool_calls=parallel)
     if choice == "required":
         return Tools(known, "forced", known, bool(parallel), parallel)
-    return Tools(known, "none" if choice == "none" else "auto", parallel_told=parallel)
+    return Tools(known, "none" if choice == "none" else "auto", parallel_tool_calls=parallel)
 
 
 def call_parsers(body: ChatCompletionRequest, model: ServedModel) -> CallParsers | None:
@@ -70,11 +72,11 @@ def constrain_calls(sampling: SamplingParams, tools: Tools, model: ServedModel) 
     """
     if model.prompts.is_passthrough:  # the upstream server constrains calls
         return sampling
-    style = model.prompts.style
+    format = model.prompts.tool_call_format
     if tools.choice == "forced":
-        schema = json.dumps(tools.call_schema(style))
+        schema = json.dumps(answer_schema(tools, format))
         sampling = dataclasses.replace(sampling, stop=(), stop_token_ids=())
         return dataclasses.replace(sampling, regex=None, json_schema=schema, grammar=None)
     if sampling.regex is None and sampling.json_schema is None and sampling.grammar is None:
-        return dataclasses.replace(sampling, grammar=tools.grammar(style, model.tokenizer.control))
+        return dataclasses.replace(sampling, grammar=answer_grammar(tools, format, model.tokenizer.control))
     return sampling

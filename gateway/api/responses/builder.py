@@ -35,7 +35,7 @@ from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece, reasoning_of
 from gateway.http.sse import named
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls import AnswerText, CallEvent
+from gateway.prompts.tool_calls.parser import AnswerText, ToolCallEvent
 from gateway.responses import StoredResponse
 
 Event = ResponseEvent | ItemsEvent
@@ -103,7 +103,7 @@ class ResponseBuilder:
         """Add text that the model did not generate."""
         return self._added([AnswerText(text)])
 
-    def _added(self, found: Iterable[CallEvent]) -> list[Event]:
+    def _added(self, found: Iterable[ToolCallEvent]) -> list[Event]:
         events: list[Event] = []
         for one in found:
             if isinstance(one, AnswerText) and one.text:

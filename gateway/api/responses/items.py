@@ -25,7 +25,7 @@ from compat.openai.responses import (
 )
 from gateway.api.serializers.chat import new_call_id
 from gateway.graph.ids import new_id
-from gateway.prompts.tool_calls import AnswerText, CallArguments, CallEvent, CallStart
+from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, ToolCallEvent, ToolCallStart
 
 Event = ItemEvent | PartEvent | TextDelta | TextDone | ReasoningDelta | ReasoningDone | ArgumentsDelta | ArgumentsDone
 
@@ -48,16 +48,16 @@ class Items:
         """Whether there is no item but reasoning yet."""
         return all(isinstance(item, ReasoningItem) for item in (*self.done, self._growing) if item is not None)
 
-    def add(self, found: CallEvent, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
+    def add(self, found: ToolCallEvent, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
         """Add what a parser found in the answer; with log probabilities of its tokens, if it is text."""
         match found:
             case AnswerText(text):
                 events = [] if isinstance(self._growing, OutputMessage) else self._next(_message())
                 self._logprobs += logprobs
                 return [*events, self._more(text, logprobs)]
-            case CallStart(_, name):
+            case ToolCallStart(_, name):
                 return self._next(_call(name))
-            case CallArguments(_, text):
+            case ToolCallArguments(_, text):
                 return [self._more(text)]
 
     def add_reasoning(self, text: str) -> list[Event]:

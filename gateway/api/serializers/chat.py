@@ -29,7 +29,14 @@ from gateway.api.serializers.choices import ChoicesSerializer, UsageField
 from gateway.graph.ids import new_id
 from gateway.graph.variable import Piece, reasoning_of
 from gateway.prompts.served_models import ServedModel
-from gateway.prompts.tool_calls import AnswerText, CallArguments, CallEvent, CallParser, CallStart, parse_calls
+from gateway.prompts.tool_calls.parser import (
+    AnswerText,
+    ToolCallArguments,
+    ToolCallEvent,
+    ToolCallParser,
+    ToolCallStart,
+    parse_answer,
+)
 
 
 class ChatSerializer(ChoicesSerializer):
@@ -50,7 +57,7 @@ class ChatSerializer(ChoicesSerializer):
         self._created = int(time.time())
         self._wants_logprobs = body.wants_logprobs
         self._readers = readers
-        self._stream_readers: dict[int, CallParser] = {}
+        self._stream_readers: dict[int, ToolCallParser] = {}
         """Readers of streamed answers, by index."""
 
     def _choice(self, index: int, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
@@ -59,7 +66,7 @@ class ChatSerializer(ChoicesSerializer):
         if self._readers is None:
             return Choice(index, ResponseMessage(text, **reasoning), finish, logprobs)
         reader = self._readers()
-        content, calls = parse_calls(reader, text, cut=finish == "length")
+        content, calls = parse_answer(reader, text, cut=finish == "length")
         if not calls:
             return Choice(index, ResponseMessage(content, **reasoning), finish, logprobs)
         tool_calls = [ToolCallAnswer(new_call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
@@ -127,28 +134,29 @@ def _reasoning_fields(pieces: Iterable[Piece]) -> dict[str, Any]:
     return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
 
 
-def _deltas(found: Iterable[CallEvent]) -> list[ChoiceDelta]:
+def _deltas(found: Iterable[ToolCallEvent]) -> list[ChoiceDelta]:
     """Return what was found in a piece of text as deltas, each with at most one entry of `tool_calls`.
 
     Some clients read only `tool_calls[0]` (llama-index). Others lose arguments when two entries have the same index
     (the openai package before 3.57).
     """
     deltas: list[ChoiceDelta] = []
-    before: CallEvent | None = None
+    before: ToolCallEvent | None = None
     for event in found:
-        joined: CallEvent = event
+        joined: ToolCallEvent = event
         match before, event:
             case AnswerText(text), AnswerText(more):
                 joined = AnswerText(text + more)
                 deltas[-1] = ChoiceDelta(content=joined.text)
             case _, AnswerText(text):
                 deltas.append(ChoiceDelta(content=text))
-            case _, CallStart(index, name):
+            case _, ToolCallStart(index, name):
                 deltas.append(_call_delta(ToolCallDelta(index, FunctionCall(name, ""), new_call_id(), "function")))
-            case CallArguments(index, text), CallArguments(_, more):  # of the same call: each call starts with a name
-                joined = CallArguments(index, text + more)
+            # of the same call: each call starts with a name
+            case ToolCallArguments(index, text), ToolCallArguments(_, more):
+                joined = ToolCallArguments(index, text + more)
                 deltas[-1] = _call_delta(ToolCallDelta(index, FunctionCall(arguments=text + more)))
-            case _, CallArguments(index, text):
+            case _, ToolCallArguments(index, text):
                 deltas.append(_call_delta(ToolCallDelta(index, FunctionCall(arguments=text))))
         before = joined
     return deltas
@@ -163,6 +171,6 @@ def new_call_id() -> str:
     return f"call_{new_id(24)}"
 
 
-def _finish_reason(finish: str, reader: CallParser) -> str:
+def _finish_reason(finish: str, reader: ToolCallParser) -> str:
     """Return the finish reason of an answer. It is `tool_calls` only if the last call is complete."""
     return "tool_calls" if finish == "stop" and reader.calls and reader.whole else finish

@@ -12,7 +12,7 @@ from openai.types.responses import Response
 
 from gateway.api import schema_checks
 from gateway.api.services import SERVICES
-from gateway.prompts.tool_calls import HERMES
+from gateway.prompts.tool_calls.formats import HERMES
 from tests.gateway.api.conftest import Client
 from tests.gateway.api.responses.test_background import ended, events_of
 from tests.gateway.api.responses.test_routes import ask, calls

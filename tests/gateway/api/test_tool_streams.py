@@ -9,9 +9,9 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
-from gateway.prompts.tool_calls import HERMES
+from gateway.prompts.tool_calls.formats import HERMES
 from tests.gateway.api.conftest import Client
-from tests.gateway.prompts.test_tool_calls import cut
+from tests.gateway.prompts.tool_calls.test_parser import cut
 from tests.upstream import ScriptedServer, chunk, says, stream
 
 There = tuple[Client, ScriptedServer, Callable[[], int]]

@@ -25,7 +25,7 @@ from gateway.engines.protocol import (
 from gateway.graph.call import Input, SamplingParams, Slot, Text
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import PassthroughTokenizer, characters, write
-from gateway.prompts.tool_calls import Tool, Tools
+from gateway.prompts.tool_calls.tools import Tool, Tools
 from tests.gateway.engines.generation import URGENT, stream_events, text, until
 from tests.upstream import ScriptedServer, breaks_off, chunk, hangs, refuses, says, sends, stream
 
@@ -194,7 +194,7 @@ async def test_tools_are_passed_on_and_tool_calls_become_text(server: ScriptedSe
 
     server.script = [calls]
     tools = [Tool("add", strict=True), Tool("sub")]
-    events = await ask(upstream, tools=Tools(tools, "forced", tools[:1], parallel_told=False))
+    events = await ask(upstream, tools=Tools(tools, "forced", tools[:1], parallel_tool_calls=False))
     (body,) = server.asked
     assert [tool["function"]["name"] for tool in body["tools"]] == ["add", "sub"]
     assert [tool["function"].get("strict") for tool in body["tools"]] == [True, None]

@@ -14,12 +14,14 @@ from gateway.engines.protocol import ContextRefused, Urgency
 from gateway.graph.call import SamplingParams, Slot
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import PassthroughTokenizer
-from gateway.prompts.tool_calls import Tool, Tools
+from gateway.prompts.tool_calls.tools import Tool, Tools
 
 REQUEST: TypeAdapter[CompletionCreateParams] = TypeAdapter(CompletionCreateParamsStreaming)
 KNOWN = CompletionCreateParamsStreaming.__required_keys__ | CompletionCreateParamsStreaming.__optional_keys__
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"a": 1}}}
-LOOK = Tools([Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})], "auto", parallel_told=False)
+LOOK = Tools(
+    [Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})], "auto", parallel_tool_calls=False
+)
 CLOSED = '{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": false}'
 SAMPLINGS = [
     SamplingParams(),

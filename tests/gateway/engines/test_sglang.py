@@ -18,7 +18,7 @@ from gateway.engines.protocol import Urgency
 from gateway.graph.call import SamplingParams, Slot
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import PassthroughTokenizer, characters
-from gateway.prompts.tool_calls import Tool, Tools
+from gateway.prompts.tool_calls.tools import Tool, Tools
 
 sglang = pytest.importorskip("sglang.srt.entrypoints.openai.protocol")
 

@@ -16,7 +16,7 @@ from gateway.graph.references import Reference
 from gateway.graph.session import Session
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.message_passthrough import PART_WEIGHT, PassthroughTokenizer
-from gateway.prompts.tool_calls import Tool, Tools
+from gateway.prompts.tool_calls.tools import Tool, Tools
 from tests.checkpoints import write_byte_tokenizer
 
 ANSWER = Slot(None, SamplingParams())
@@ -244,7 +244,7 @@ def test_a_forced_call_has_no_reasoning(tokenizer: Tokenizer) -> None:
         user("x"), Slot(None, SamplingParams()), tools=Tools([WEATHER], "forced", [WEATHER])
     ).segments
     text = tokenizer.decode([token for segment in segments if isinstance(segment, Text) for token in segment.tokens])
-    assert text.endswith(f"assistant\n<think>\n\n</think>\n\n{builder.style.begin}")
+    assert text.endswith(f"assistant\n<think>\n\n</think>\n\n{builder.tool_call_format.begin}")
 
 
 class CountingTokenizer:

@@ -12,7 +12,7 @@ from gateway.errors import RequestError
 from gateway.graph.call import SamplingParams, Slot, Text
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.chat_template import ChatTemplate, TemplateRefused
-from gateway.prompts.tool_calls import Tool, Tools
+from gateway.prompts.tool_calls.tools import Tool, Tools
 from tests.gateway.chat_templates import TEMPLATES
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -27,7 +27,7 @@ CASES = [
 
 
 def split(text: str, begun: bool, cuts: list[int]) -> tuple[str, str]:
-    parser = ReasoningParser(begun=begun)
+    parser = ReasoningParser(starts_inside=begun)
     parts = [parser.push(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     parts.append(parser.push("", last=True))
     return "".join(thought for thought, _ in parts), "".join(answer for _, answer in parts)
@@ -52,11 +52,11 @@ def test_the_split_does_not_depend_on_the_pieces(text: str, begun: bool, data: s
 
 
 def test_text_is_emitted_as_soon_as_its_kind_is_certain() -> None:
-    parser = ReasoningParser(begun=False)
+    parser = ReasoningParser(starts_inside=False)
     assert parser.push("<think>\nHm") == ("Hm", "")
     assert parser.push(", two") == (", two", "")
-    assert not parser.answering
+    assert not parser.is_in_answer
     assert parser.push("</think>") == ("", "")
-    assert parser.answering
+    assert parser.is_in_answer
     assert parser.push("\n\nTwo") == ("", "Two")
-    assert ReasoningParser(begun=False).push("Two") == ("", "Two")
+    assert ReasoningParser(starts_inside=False).push("Two") == ("", "Two")

@@ -5,14 +5,14 @@ from itertools import count
 from compat.openai import TokenLogprob
 from compat.openai.responses import FunctionToolCall, OutputMessage
 from gateway.api.responses.items import Items
-from gateway.prompts.tool_calls import AnswerText, CallArguments, CallStart
+from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, ToolCallStart
 
 
 def test_text_around_a_call_is_two_messages_each_with_its_own_log_probabilities() -> None:
     items = Items(count())
     first, second = (TokenLogprob(text, -1.0, [], []) for text in "ab")
     events = items.add(AnswerText("a"), [first])
-    for found in (CallStart(0, "look"), CallArguments(0, "{"), CallArguments(0, "}")):
+    for found in (ToolCallStart(0, "look"), ToolCallArguments(0, "{"), ToolCallArguments(0, "}")):
         events += items.add(found)
     events += [*items.add(AnswerText("b"), [second]), *items.end("incomplete")]
     before, call, fallbacks_of = items.done

@@ -1,30 +1,21 @@
-"""Tool calls: found in answers, complete or in pieces, and described to models without support for tools."""
+"""Tool calls are found in answers, complete or in pieces."""
 
 import json
 import random
 import time
-from typing import Any, ClassVar
+from typing import Any
 
-import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from gateway.prompts.tool_calls import (
-    HERMES,
-    LLAMA,
-    MISTRAL,
+from gateway.prompts.tool_calls.formats import HERMES
+from gateway.prompts.tool_calls.parser import (
     AnswerText,
-    CallArguments,
-    CallEvent,
-    CallFormat,
-    CallParser,
-    CallStart,
-    Tool,
-    Tools,
-    call_format_of,
-    describe_in_text,
+    ToolCallArguments,
+    ToolCallEvent,
+    ToolCallParser,
+    ToolCallStart,
 )
 
 NAMES = ["weather", "add"]
@@ -32,8 +23,8 @@ NAMES = ["weather", "add"]
 
 def read(pieces: list[str], *, forced: bool = False, ends_early: bool = False) -> tuple[str, list[tuple[str, str]]]:
     """Return the text, and the calls with their arguments."""
-    reader = CallParser(NAMES, forced=forced)
-    found: list[CallEvent] = []
+    reader = ToolCallParser(NAMES, forced=forced)
+    found: list[ToolCallEvent] = []
     for piece in pieces:
         found += reader.push(piece)
     found += reader.finish(cut=ends_early)
@@ -42,10 +33,10 @@ def read(pieces: list[str], *, forced: bool = False, ends_early: bool = False) -
         match piece:
             case AnswerText(text):
                 content += text
-            case CallStart(index, name):
+            case ToolCallStart(index, name):
                 assert index == len(calls)
                 calls.append((name, ""))
-            case CallArguments(index, text):
+            case ToolCallArguments(index, text):
                 assert index == len(calls) - 1
                 calls[index] = (calls[index][0], calls[index][1] + text)
     assert reader.calls == len(calls)
@@ -120,154 +111,28 @@ def test_written_calls_are_found_again(arguments: dict[str, Any], count: int, se
 
 
 def test_arguments_are_emitted_as_they_arrive() -> None:
-    reader = CallParser(NAMES, forced=True)
+    reader = ToolCallParser(NAMES, forced=True)
     assert reader.push('{"name": "add", "argu') == []
-    assert reader.push('ments": {"a"') == [CallStart(0, "add"), CallArguments(0, '{"a"')]
-    assert reader.push(": 12") == [CallArguments(0, ": 12")]
-    assert reader.push("}}") == [CallArguments(0, "}")]
+    assert reader.push('ments": {"a"') == [ToolCallStart(0, "add"), ToolCallArguments(0, '{"a"')]
+    assert reader.push(": 12") == [ToolCallArguments(0, ": 12")]
+    assert reader.push("}}") == [ToolCallArguments(0, "}")]
     assert reader.finish() == []
-
-
-TOOLS = [
-    Tool("weather", "Of a city.", {"type": "object", "properties": {"city": {"type": "string"}}}),
-    Tool("add", strict=True),
-]
-
-
-def test_tools_are_described_in_text_for_templates_without_support() -> None:
-    conversation: list[dict[str, Any]] = [
-        {"role": "user", "content": "Warm?"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"id": "1", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}],
-        },
-        {"role": "tool", "content": "21 degrees", "tool_call_id": "1"},
-    ]
-    system, user, assistant, tool = describe_in_text(conversation, TOOLS)
-    assert system["role"] == "system"
-    assert '"name": "weather"' in system["content"]
-    assert user == conversation[0]
-    assert assistant["content"] == [
-        '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>',
-    ]
-    assert "tool_calls" not in assistant
-    assert tool == {"role": "user", "content": ["<tool_response>", "21 degrees", "</tool_response>"]}
-    own, _ = describe_in_text([{"role": "system", "content": "Be brief."}, conversation[0]], TOOLS)
-    assert own["content"][:2] == ["Be brief.", ""]
-    assert own["content"][2].startswith("You can call functions.")
-    assert describe_in_text(conversation[:1], []) == conversation[:1]
-
-
-@pytest.mark.parametrize(
-    ("template", "style"),
-    [
-        ("{{ '[AVAILABLE_TOOLS]' }}{{ '[TOOL_CALLS] [' }}", MISTRAL),
-        ("{{ '{\"name\": name, \"parameters\": …}' }}{{ 'ipython' }}", LLAMA),
-        ("{{ '<tool_call>' }}", HERMES),
-        ("{{ messages }}", HERMES),
-    ],
-)
-def test_the_call_format_is_detected_from_the_template(template: str, style: CallFormat) -> None:
-    assert call_format_of(template) is style
-
-
-def test_a_forced_call_has_a_schema() -> None:
-    single = Tools(TOOLS, "forced", TOOLS[:1]).call_schema(LLAMA)
-    assert single["properties"]["name"] == {"const": "weather"}
-    assert single["required"] == ["name", "parameters"]
-    assert len(Tools(TOOLS, "forced", TOOLS).call_schema(HERMES)["anyOf"]) == 2
-    several = Tools(TOOLS, "forced", TOOLS, parallel=True).call_schema(HERMES)
-    assert (several["type"], several["minItems"]) == ("array", 1)
-    assert Tools(TOOLS, "forced", TOOLS[:1]).call_schema(MISTRAL)["maxItems"] == 1
-    assert Tools(TOOLS[:1]).grammar(HERMES, {}) is None, "no tool is strict"
-
-
-MARK = 300
-
-
-class ByteVocabulary:
-    """A vocabulary of bytes, an end token, and a control token that precedes calls."""
-
-    eos_token_id = 256
-    bos_token_id = None
-    tokens: ClassVar = [bytes([byte]) for byte in range(256)] + [b"<end>", *[b""] * 43, b"[TOOL_CALLS]"]
-    special_token_ids: ClassVar = [256, MARK]
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return list(text if isinstance(text, bytes) else text.encode())
-
-
-@pytest.mark.parametrize("style", [HERMES, LLAMA, MISTRAL, "mistral with a control token"])
-def test_calls_of_strict_tools_are_valid_if_the_model_chooses_to_call(style: CallFormat | str) -> None:
-    control = {"[TOOL_CALLS]": MARK} if isinstance(style, str) else {}
-    style = MISTRAL if isinstance(style, str) else style
-    schema = {
-        "type": "object",
-        "properties": {"a": {"type": "integer"}},
-        "required": ["a"],
-        "additionalProperties": False,
-    }
-    tools = Tools([Tool("add", held=schema, strict=True), Tool("free")])
-    grammar = tools.grammar(style, control)
-    assert grammar is not None
-    vocabulary = LLTokenizer(TokenizerWrapper(ByteVocabulary()))
-
-    def fits(name: str, arguments: str, before: str = "") -> bool:
-        call = f'{{"name": "{name}", "{style.arguments}": {arguments}}}'
-        tokens = list(before.encode())
-        if name:
-            call = f"[{call}]" if style.listed else call
-            head, tail = style.begin, call + style.end
-            if control:
-                tokens.append(MARK)
-                head = head.removeprefix("[TOOL_CALLS]")
-            tokens += list((head + tail).encode())
-        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(grammar))
-        if matcher.validate_tokens(tokens) < len(tokens):
-            return False
-        matcher.consume_tokens(tokens)
-        return bool(matcher.is_accepting())
-
-    assert fits("add", '{"a": 3}')
-    assert fits("free", '{"anything": ["x"]}')
-    assert not fits("add", '{"a": "three"}')
-    assert not fits("add", '{"a": 3, "b": 4}')
-    assert not fits("other", "{}")
-    assert fits("", "", before='Just text, with {"x": 1} in it.')
-    if style is not LLAMA:
-        assert fits("add", '{"a": 3}', before="Let me see. ")
-
-
-def test_references_within_a_tools_schema_work_in_the_call_schema() -> None:
-    part = {"type": "object", "properties": {"x": {"type": "integer"}, "next": {"$ref": "#/$defs/Part"}}}
-    schema = {"type": "object", "$defs": {"Part": part}, "properties": {"part": {"$ref": "#/$defs/Part"}}}
-    known = [Tool("move", held=schema), Tool("tree", held={"type": "array", "items": {"$ref": "#"}}), Tool("stop")]
-    for callable_ in (known[:1], known):
-        for parallel in (False, True):
-            call_schema = Tools(known, "forced", callable_, parallel).call_schema(HERMES)
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(call_schema))
-            assert LLMatcher.validate_grammar(grammar) == ""
-            call = {"name": "move", "arguments": {"part": {"x": 1, "next": {"x": 2}}}}
-            jsonschema.validate([call] if parallel else call, call_schema)
-            with pytest.raises(jsonschema.ValidationError):
-                jsonschema.validate(json.loads(json.dumps(call).replace("2", '"two"')), call_schema)
 
 
 def test_text_that_only_begins_like_a_call_is_emitted() -> None:
     # a bracket and then the beginning of a mark: the states must not return it to each other without end
     for text in ("[<", "[<b>", "{<tool_call", "[ ,<tool_call>"):
-        reader = CallParser(["f"], forced=False)
+        reader = ToolCallParser(["f"], forced=False)
         found = [*reader.push(text), *reader.finish()]
         assert "".join(piece.text for piece in found if isinstance(piece, AnswerText)) == text
 
 
 def test_a_forced_call_may_have_marks() -> None:
-    reader = CallParser(["f"], forced=True)
+    reader = ToolCallParser(["f"], forced=True)
     found = [*reader.push('<tool_call>\n{"name": "f", "arguments": {"a"'), *reader.push(": 1}}\n</tool_call>")]
     found += reader.finish()
-    assert [piece for piece in found if isinstance(piece, CallStart)] == [CallStart(0, "f")]
-    assert "".join(piece.text for piece in found if isinstance(piece, CallArguments)) == '{"a": 1}'
+    assert [piece for piece in found if isinstance(piece, ToolCallStart)] == [ToolCallStart(0, "f")]
+    assert "".join(piece.text for piece in found if isinstance(piece, ToolCallArguments)) == '{"a": 1}'
     assert not any(isinstance(piece, AnswerText) for piece in found)
 
 
@@ -290,7 +155,7 @@ def test_the_text_of_a_cut_off_forced_call_is_not_emitted(seed: int, text: str) 
     assert len(whole) == text.count("name")
     pick = random.Random(seed)
     for end in range(len(text) + 1):
-        reader = CallParser(NAMES, forced=True)
+        reader = ToolCallParser(NAMES, forced=True)
         content, calls = read(cut(text[:end], pick), forced=True, ends_early=bool(pick.randrange(2)))
         assert content == "", text[:end]
         assert [name for name, _ in calls] == ["weather"] * len(calls)
@@ -349,7 +214,7 @@ def test_any_text_of_a_model_is_parsed_without_an_error(pieces: list[str], force
 def test_many_calls_take_linear_time() -> None:
     call = '<tool_call>\n{"name": "add", "arguments": {"a":1}}\n</tool_call>\n'
     began = time.monotonic()
-    reader = CallParser(["add"], forced=False)
+    reader = ToolCallParser(["add"], forced=False)
     found = [*reader.push(call * 30_000), *reader.finish()]
-    assert sum(isinstance(piece, CallStart) for piece in found) == 30_000
+    assert sum(isinstance(piece, ToolCallStart) for piece in found) == 30_000
     assert time.monotonic() - began < 5, "30 s if each call copies the rest of the text"
