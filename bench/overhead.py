@@ -23,8 +23,8 @@ from gateway.config.settings import ServeSettings, parse
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NullSink
 from gateway.journal import FileStorage, Journal, PostgresStorage
-from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.served_models import ServedModel
+from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.server.gc_tuning import GcTuner
 from gateway.server.listener import listening
 from gateway.server.storage import open_response_store
@@ -59,7 +59,9 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
     services = build_services(settings, pool, journal or NullSink(), archive)
     tokenizer = _tokenizer()
     pool.add("stub", StubEngine(tokenizer))
-    services.models.add(ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer, 8192)))
+    services.models.add(
+        ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, TemplatePromptBuilder(tokenizer, 8192))
+    )
     if journal is None or not isinstance(storage, PostgresStorage):
         address = await stack.enter_async_context(listening(build_app(settings, services), settings))
         if journal is not None:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from compat.openai import ChatCompletionRequest, CompletionRequest
 from gateway.api.semantic.extension import NO_EXTENSION, text_of
 from gateway.errors import field_path
-from gateway.graph.call import CallSpec, Objective, Segment, Text
-from gateway.prompts.builder import Prompt, over_window
+from gateway.graph.call import CallSpec, Objective
+from gateway.graph.segments import Segment, Text
+from gateway.prompts.prompt import Prompt, over_window
 from gateway.prompts.served_models import ServedModel
 
 
@@ -41,7 +42,7 @@ def new_spec(
 
 def check_window(model: ServedModel, segments: Sequence[Segment], param: str) -> None:
     """Raise RequestError if the known part of a prompt exceeds the model's context window. `param`: its field."""
-    if model.window is None or model.tokenizer.is_passthrough:  # the upstream server checks it
+    if model.window is None or model.is_passthrough:  # the upstream server checks it
         return
     known = sum(len(segment.tokens) for segment in segments if isinstance(segment, Text))
     if known >= model.window:

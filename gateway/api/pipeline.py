@@ -96,7 +96,7 @@ async def offload_if_long(make: Callable[[], _Made], characters: int, *models: S
     tokenise for the models."""
     if characters < _LONG_CHARACTERS:
         return make()
-    passthrough = all(model.tokenizer.is_passthrough for model in models)
+    passthrough = all(model.is_passthrough for model in models)
     long = _LONG_PASSTHROUGH_CHARACTERS if passthrough else _LONG_CHARACTERS
     return make() if characters < long else await offload(make, characters)
 

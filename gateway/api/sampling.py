@@ -9,7 +9,8 @@ from compat.openai.response_formats import Form
 from compat.parrot import SamplingConfig
 from gateway.api.semantic.extension import transform_of
 from gateway.errors import RequestError, field_path
-from gateway.graph.call import SamplingParams, Segment, Slot
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Segment, Slot
 from gateway.prompts.served_models import ServedModel
 
 _HAVE_DEFAULTS = (
@@ -73,7 +74,7 @@ def request_sampling(
 
 def _schema_for(form: Form, model: ServedModel) -> str | None:
     """Return the JSON schema of an answer as the model's engine enforces it."""
-    return form.json_schema_elsewhere if model.prompts.is_passthrough else form.json_schema
+    return form.json_schema_elsewhere if model.is_passthrough else form.json_schema
 
 
 @lru_cache(1024)

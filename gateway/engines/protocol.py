@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import PromptContent
 from gateway.graph.variable import Piece
 
 
@@ -125,8 +126,9 @@ class EngineContext(Protocol):
     Generated text stays in it, up to the last character that was emitted. The next `fill` appends behind that.
     """
 
-    def fill(self, tokens: Sequence[int]) -> None:
-        """Append tokens. Raises EngineFailure if an earlier command failed."""
+    def fill(self, content: PromptContent) -> None:
+        """Append tokens, or text or messages as `Engine` accepts them. Raises EngineFailure if an earlier command
+        failed."""
 
     async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
         """Generate behind the filled tokens, until the generation ends. Raises EngineFailure.
@@ -148,7 +150,7 @@ class Engine(Protocol):
 
     name: str
     tokens_per_unit: float
-    """Approximate number of the model's tokens per unit of `fill`: 1, or less if the units are characters."""
+    """Approximate number of the model's tokens per unit of `fill`: 1 for tokens, less for characters."""
     constrains_after_reasoning: bool
     """Whether a constraint applies only behind the model's reasoning, if `SamplingParams.thinks` says that there may be
     some. Otherwise it applies to all of the text."""
@@ -165,8 +167,9 @@ class Engine(Protocol):
     def pace(self) -> StepTimes | None:
         """Recent durations of the engine's steps; None if they are unknown."""
 
-    async def encode(self, text: str) -> Sequence[int]:
-        """Return the tokens of a value, as ordinary text: never control tokens."""
+    async def encode(self, text: str) -> Sequence[int] | str:
+        """Return the tokens of a value, as ordinary text: never control tokens. An engine that accepts text returns the
+        text."""
 
     def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
         """Return the tokens of a growing value that no later text can change, and the length of their text in

@@ -1,13 +1,12 @@
 """A call: one model request, as the segments of its prompt and the variables that it produces."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from gateway.graph.errors import Failure
-from gateway.graph.references import Reference
+from gateway.graph.segments import Input, Segment, Slot
 from gateway.graph.variable import Piece, Reader, Variable
 
 if TYPE_CHECKING:
@@ -37,124 +36,6 @@ class Objective(StrEnum):
 
     LATENCY = "latency"
     THROUGHPUT = "throughput"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """Sampling parameters, in the terms of the engine protocol. None leaves a parameter to the engine.
-
-    The fields are those of `engine.protocol.SamplingParams`. `given`: names of the fields that the client specified,
-    including those set to the default here, because upstream servers may have other defaults.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    logprobs: bool = False
-    top_logprobs: int = 0
-    regex: str | None = None
-    json_schema: str | None = None
-    grammar: str | None = None
-    thinks: Literal["perhaps", "begun"] | None = None
-    prediction: str = field(default="", compare=False)
-    given: tuple[str, ...] = field(default=(), compare=False, repr=False)
-
-    @cached_property
-    def specified(self) -> Mapping[str, Any]:
-        """The parameters that the client specified or that differ from their defaults, by name."""
-        defaults = ((parameter.name, getattr(_DEFAULTS, parameter.name)) for parameter in fields(self))
-        return {
-            name: value for name, default in defaults if (value := getattr(self, name)) != default or name in self.given
-        }
-
-    @property
-    def is_constrained(self) -> bool:
-        """Whether a regular expression, JSON schema or grammar constrains the text."""
-        return self.regex is not None or self.json_schema is not None or self.grammar is not None
-
-    @property
-    def is_deterministic(self) -> bool:
-        """Whether the same prompt always gives the same text."""
-        return self.temperature == 0.0 or self.top_p == 0.0 or self.seed is not None
-
-    @property
-    def with_positive_top_p(self) -> "SamplingParams":
-        """The same sampling for engines without `top_p` 0. That leaves one token, as temperature 0 does."""
-        return self if self.top_p else replace(self, temperature=0.0, top_p=1.0)
-
-
-_DEFAULTS = SamplingParams()
-
-
-@dataclass(frozen=True)
-class Transform:
-    """Steps from a generated text to the value of a variable, in the order of the fields. None or False skips a step.
-
-    `line` counts from 0, or from the end if negative. `regex` selects `group` of the first match. `json` is a path as
-    in a reference.
-    """
-
-    strip: bool = False
-    line: int | None = None
-    regex: str | None = None
-    group: int = 0
-    json: str | None = None
-
-
-@dataclass(frozen=True)
-class Text:
-    """Known text of a prompt, as tokens. `weight`: number of tokens for estimates, if it differs from their number: an
-    image may have many tokens and be prefilled fast."""
-
-    tokens: Sequence[int]
-    weight: int | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of tokens for estimates."""
-        return len(self.tokens) if self.weight is None else self.weight
-
-
-@dataclass(frozen=True)
-class Input:
-    """Place in a prompt where a variable's value goes. `where`: path of the request's field that contains it."""
-
-    reference: Reference
-    where: str
-
-
-REASONING_START, REASONING_END = "<think>", "</think>"
-"""Tags around the reasoning that some models emit before their answer."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Place in a prompt where the model generates text.
-
-    `name` None: the call's output. `thinks`: whether the generated text may begin with reasoning; `begun`: the prompt
-    ends inside the reasoning.
-    """
-
-    name: str | None
-    sampling: SamplingParams
-    transform: Transform | None = None
-    where: str = "semantic.output"
-    thinks: Literal["perhaps", "begun"] | None = None
-
-
-Segment = Text | Input | Slot
 
 
 @dataclass(frozen=True)

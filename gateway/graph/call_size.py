@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from gateway.graph.call import CallSpec, Slot, Text
+from gateway.graph.call import CallSpec
+from gateway.graph.segments import Characters, Messages, Segment, Slot, Text
 from gateway.graph.text import size_of
 
 CALL_BYTES = 4_000
@@ -16,13 +17,27 @@ _TOKEN_BYTES, _BIAS_BYTES = 40, 110
 
 
 def spec_bytes(spec: CallSpec) -> int:
-    """Return the memory of a call's prompts, template and parameters, in bytes. A token of a prompt has four bytes."""
-    tokens = sum([len(segment.tokens) for segment in spec.segments if isinstance(segment, Text)])
-    texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
+    """Return the memory of a call's prompts, template and parameters, in bytes."""
+    prompts = _prompt_bytes(spec.segments)
     for rendering in spec.fallbacks:
-        tokens += sum([len(segment.tokens) for segment in rendering.segments if isinstance(segment, Text)])
+        prompts += _prompt_bytes(rendering.segments)
+    texts = sum([size_of(part) for part in spec.parts or () if isinstance(part, str)])
     slots = _SLOT_BYTES * (len(spec.slots) - 1) if spec.slots else 0
-    return 4 * tokens + texts + slots + _REFERENCE_BYTES * len(spec.references) + _parameter_bytes(spec.slots)
+    return prompts + texts + slots + _REFERENCE_BYTES * len(spec.references) + _parameter_bytes(spec.slots)
+
+
+def _prompt_bytes(segments: Sequence[Segment]) -> int:
+    """Return the memory of a prompt. A token has four bytes. So has a character, of which some need as many."""
+    size = 0
+    for segment in segments:
+        match segment:
+            case Text(tokens):
+                size += 4 * len(tokens)
+            case Characters(text):
+                size += 4 * len(text)
+            case Messages():
+                size += 4 * segment.size
+    return size
 
 
 def _parameter_bytes(slots: Sequence[Slot]) -> int:

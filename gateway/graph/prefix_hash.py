@@ -1,12 +1,15 @@
 """Prefix keys: hashes of prompt beginnings. Parrot (Lin et al., OSDI'24) calls them PrefixHash."""
 
+import json
 from array import array
+from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 from zlib import crc32
 
-from gateway.graph.call import Call, Input, Slot, Text
+from gateway.graph.call import Call
+from gateway.graph.segments import Characters, Input, Messages, Slot, Text
 
 _CHUNK, _FULL_RESOLUTION, _GROWTH = 128, 4096, 8
 """Borders inside a long text: every 128 tokens up to 4096 tokens, then each an eighth further than the one before.
@@ -44,15 +47,20 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
         match segment:
             case Text(tokens, weight):
                 numbers = memoryview(tokens if isinstance(tokens, array) else array("i", tokens))
-                begin, end = 0, _CHUNK
-                while end < len(tokens):
-                    key = _extend_key(key, numbers[begin:end])
-                    found.append(
-                        PrefixKey(length + (end if weight is None else min(end, weight)), key, ends_segment=False)
-                    )
-                    begin, end = end, end + (_CHUNK if end < _FULL_RESOLUTION else end // _GROWTH)
-                key = _extend_key(key, numbers[begin:] if begin else numbers)
-                length += len(tokens) if weight is None else weight
+                for begin, end in _chunks(len(tokens)):
+                    key = hash((key, crc32(numbers[begin:end])))
+                    found.append(PrefixKey(length + (end if weight is None else min(end, weight)), key, False))
+                length += segment.length
+            case Characters(text):
+                for end, extended_key in _text_keys(key, text):
+                    found.append(PrefixKey(length + end, extended_key, False))
+                key, length = found[-1].key, length + segment.length
+            case Messages():
+                for end, extended_key in _message_keys(key, segment):
+                    if not found or found[-1].key != extended_key:
+                        found.append(PrefixKey(length + min(end, segment.length), extended_key, False))
+                    key = extended_key
+                length += segment.length
             case Input(reference) if reference.name in call.inputs:
                 source = call.inputs[reference.name]
                 producer = source.producer.id if source.producer is not None else f"{call.session.id}\0{source.name}"
@@ -62,19 +70,51 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
                 key = hash((key, 2, crc32(call.id.encode()), crc32(str(reference).encode())))
             case Slot(name):
                 key = hash((key, 3, crc32(call.id.encode()), crc32((name or call.output.name).encode())))
+        if found and found[-1].key == key:  # the end of the last chunk
+            found.pop()
         found.append(PrefixKey(length, key))
     return found
+
+
+def _chunks(length: int) -> list[tuple[int, int]]:
+    """Return the first and last position of each chunk of a text of this length; one chunk for an empty text."""
+    found, begin, end = [], 0, _CHUNK
+    while end < length:
+        found.append((begin, end))
+        begin, end = end, end + (_CHUNK if end < _FULL_RESOLUTION else end // _GROWTH)
+    return [*found, (begin, length)]
+
+
+def _text_keys(key: int, text: str) -> Iterator[tuple[int, int]]:
+    """Yield the length of each beginning of a text that follows `key`, and its key."""
+    for begin, end in _chunks(len(text)):
+        key = hash((key, crc32(text[begin:end].encode(errors="surrogatepass"))))
+        yield end, key
+
+
+def _message_keys(key: int, segment: Messages) -> Iterator[tuple[int, int]]:
+    """Yield the length of each beginning of the messages that follow `key`, and its key."""
+    key, length = hash((key, crc32(json.dumps(segment.fields).encode()))) if segment.fields else key, 0
+    for message in segment.messages:
+        if len(message) == 2 and "role" in message:  # most messages
+            key = hash((key, 4, crc32(message["role"].encode())))
+        elif len(message) > 1:  # otherwise it continues the message before
+            head = {name: value for name, value in message.items() if name != "content"}
+            key = hash((key, 4, crc32(json.dumps(head).encode())))
+        content = message["content"]
+        for part in (content,) if isinstance(content, str) else content:
+            text = part if isinstance(part, str) else json.dumps(part)
+            for end, extended_key in _text_keys(key, text):
+                yield length + end, extended_key
+            key = extended_key
+            length += len(text)
+    yield length, key
 
 
 @lru_cache(1024)
 def _scope_key(scope: str, model: str) -> int:
     """Return the key of an empty prompt."""
     return int.from_bytes(blake2b(f"{scope}\0{model}".encode(), digest_size=8).digest())
-
-
-def _extend_key(key: int, numbers: memoryview) -> int:
-    """Return the key of a beginning with this key that `numbers` continue."""
-    return hash((key, crc32(numbers)))
 
 
 def prefix_hashes(call: Call) -> list[str]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.graph.call import Call, CallSpec, CallState, Input, Slot, Times, Usage
+from gateway.graph.call import Call, CallSpec, CallState, Times, Usage
 from gateway.graph.call_size import CALL_BYTES, VARIABLE_BYTES, spec_bytes
 from gateway.graph.dag import order_calls
 from gateway.graph.errors import (
@@ -37,6 +37,7 @@ from gateway.graph.ids import new_id
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import check_name
 from gateway.graph.resources import SessionResources
+from gateway.graph.segments import Input, Slot
 from gateway.graph.text import check_text, size_of
 from gateway.graph.variable import Reader, Variable, VariableState
 

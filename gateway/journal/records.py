@@ -10,21 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.graph.call import (
-    Call,
-    CallSpec,
-    CallState,
-    Input,
-    Objective,
-    Rendering,
-    SamplingParams,
-    Segment,
-    Slot,
-    Text,
-    Times,
-    Transform,
-    Usage,
-)
+from gateway.graph.call import Call, CallSpec, CallState, Objective, Rendering, Times, Usage
 from gateway.graph.errors import Failure
 from gateway.graph.events import (
     CallAddition,
@@ -38,8 +24,11 @@ from gateway.graph.events import (
     VariableDeleted,
 )
 from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams, Transform
+from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, Text
 from gateway.graph.session import Session
 from gateway.graph.variable import VariableState
+from gateway.journal.message_codec import characters, decode_messages, encode_messages, has_marks
 from gateway.journal.storage import Entry
 
 
@@ -89,7 +78,7 @@ class ExposureRecord(_Record, frozen=True, tag="shown"):
 
 
 class TextPart(_Record, frozen=True, tag="text"):
-    """Tokens, as 32-bit integers in the machine's byte order."""
+    """Tokens, as 32-bit integers in the machine's byte order. For texts and messages, see `message_codec`."""
 
     tokens: bytes
     weight: int | None = None
@@ -205,14 +194,14 @@ def spec_of(record: CallRecord) -> CallSpec:
     """Return the call as its client requested it."""
     return CallSpec(
         model=record.model,
-        segments=[_segment(part) for part in record.segments],
+        segments=_segments(record.segments),
         output=list(record.makes)[-1],
         parts=None if record.parts is None else [_part(part) for part in record.parts],
         deferred=record.deferred,
         objective=record.objective,
         share=record.share,
         salt=record.salt,
-        fallbacks=tuple(Rendering(model, [_segment(part) for part in parts]) for model, parts in record.fallbacks),
+        fallbacks=tuple(Rendering(model, _segments(parts)) for model, parts in record.fallbacks),
     )
 
 
@@ -272,6 +261,10 @@ def _segment_record(segment: Segment) -> TextPart | InputPart | SlotPart:
     match segment:
         case Text(tokens, weight):
             return TextPart(array("i", tokens).tobytes(), weight)
+        case Characters(text):
+            return TextPart(characters(text).tobytes())
+        case Messages():
+            return TextPart(encode_messages(segment).tobytes(), segment.weight)
         case Input():
             return _input_record(segment)
         case Slot(name, sampling, transform, where, thinks):
@@ -283,10 +276,17 @@ def _input_record(part: Input) -> InputPart:
     return InputPart(part.reference.name, part.reference.path, part.where)
 
 
-def _segment(part: TextPart | InputPart | SlotPart) -> Segment:
+def _segments(parts: Sequence[TextPart | InputPart | SlotPart]) -> list[Segment]:
+    texts = {index: array("i", part.tokens) for index, part in enumerate(parts) if isinstance(part, TextPart)}
+    are_messages = any(map(has_marks, texts.values()))
+    return [_segment(part, texts.get(index), are_messages) for index, part in enumerate(parts)]
+
+
+def _segment(part: TextPart | InputPart | SlotPart, text: "array[int] | None", is_message: bool) -> Segment:
     match part:
-        case TextPart(tokens, weight):
-            return Text(array("i", tokens), weight)
+        case TextPart(_, weight):
+            assert text is not None
+            return decode_messages(text, weight) if is_message else Text(text, weight)
         case InputPart(name, path, where):
             return Input(Reference(name, path), where)
         case SlotPart(name, sampling, transform, where, thinks):

@@ -77,13 +77,14 @@ class ChatTemplate:
         self,
         messages: Messages,
         *,
-        opens: bool,
+        add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the text of the messages. Raises TemplateRefused.
 
-        `opens`: add the generation prompt, the beginning of an answer. `options`: the client's `chat_template_kwargs`.
+        `add_generation_prompt`: whether to add the beginning of an answer. `options`: the client's
+        `chat_template_kwargs`.
         """
         if self.short_ids:
             messages = [_with_short_ids(message) for message in messages]
@@ -93,7 +94,7 @@ class ChatTemplate:
             **self._tokens,
             "messages": [_with_thinking(message) for message in messages],
             "tools": list(tools) if tools else None,
-            "add_generation_prompt": opens,
+            "add_generation_prompt": add_generation_prompt,
         }
         try:
             return self._template.render(variables)
@@ -104,13 +105,13 @@ class ChatTemplate:
 
     def _render_or_empty(self, messages: Messages) -> str:
         try:
-            return self.render(messages, opens=True)
+            return self.render(messages, add_generation_prompt=True)
         except TemplateRefused:
             return ""
 
     def _accepts(self, messages: Messages) -> bool:
         try:
-            self.render(messages, opens=True)
+            self.render(messages, add_generation_prompt=True)
         except TemplateRefused:
             return False
         return True

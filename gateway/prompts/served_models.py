@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError, field_path
-from gateway.prompts.builder import PromptBuilder, PromptTokenizer
+from gateway.prompts.builder import PromptBuilder
 
 _MAX_LISTED = 20
 """Maximum number of models that an error lists."""
@@ -17,20 +18,31 @@ _MAX_LISTED = 20
 class ServedModel:
     """A model that clients can name.
 
-    `window` and `vocabulary` are in tokens; None if unknown. With message passthrough, the gateway counts prompts in
-    characters, because only the upstream server knows the tokens.
+    `window` and `vocabulary` are in tokens; None if unknown. `tokenizer`: None with message passthrough: only the
+    upstream server knows the tokens, and the gateway counts prompts in characters.
     """
 
     id: str
     window: int | None
     vocabulary: int | None
-    tokenizer: PromptTokenizer
+    tokenizer: Tokenizer | None
     prompts: PromptBuilder
     created: int = field(default_factory=lambda: int(time.time()))
 
     def token_bytes(self, token: int | bytes) -> bytes:
         """Return the bytes of a token. Tokens of upstream servers are bytes already."""
-        return token if isinstance(token, bytes) else self.tokenizer.token_bytes(token)
+        return token if isinstance(token, bytes) else self.known_tokenizer.token_bytes(token)
+
+    @property
+    def is_passthrough(self) -> bool:
+        """Whether messages are forwarded to an upstream server without a chat template."""
+        return self.tokenizer is None
+
+    @property
+    def known_tokenizer(self) -> Tokenizer:
+        """The tokenizer, if the model is not `is_passthrough`."""
+        assert self.tokenizer is not None
+        return self.tokenizer
 
 
 class ServedModels:

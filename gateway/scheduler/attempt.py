@@ -4,13 +4,23 @@ import dataclasses
 import hashlib
 import logging
 import math
-from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from gateway.engines.protocol import ContextEvent, Engine, EngineContext, PrefillResult, TokenDelta
-from gateway.graph.call import Call, CallState, Input, Rendering, Slot, Text
+from gateway.graph.call import Call, CallState, Rendering
 from gateway.graph.errors import Failure, GraphError
+from gateway.graph.segments import (
+    Characters,
+    Input,
+    Messages,
+    PromptContent,
+    Slot,
+    Text,
+    content_of,
+    content_size,
+    update_digest,
+)
 from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Variable, VariableState, reasoning_of
 from gateway.scheduler.inputs import CallFailed, InputReader
@@ -58,8 +68,9 @@ class CallAttempt:
         self._inputs = inputs
         self._patient = patient
         self._on_prefilled = on_prefilled
-        self._filled: list[Sequence[int]] = []
-        self._filled_tokens = 0
+        self._filled: list[PromptContent] = []
+        self._filled_size = 0
+        """Number of tokens or characters that were filled."""
         self._next_segment = 0
         """Index of the next segment."""
         self._parts = deque(call.spec.parts or ())
@@ -79,10 +90,10 @@ class CallAttempt:
             if isinstance(segment, Slot):
                 break
             self._next_segment += 1
-            if isinstance(segment, Text):
-                self._fill(segment.tokens)
-            else:
+            if isinstance(segment, Input):
                 await self._fill_value(segment)
+            else:
+                self._fill(content_of(segment))
         return self._identity()
 
     def _identity(self) -> bytes | None:
@@ -91,17 +102,18 @@ class CallAttempt:
             return None
         digest = hashlib.blake2b(digest_size=20)
         for filled in self._filled:
-            digest.update(array("i", filled).tobytes())
+            update_digest(digest, filled)
         after_slot = False
         for segment in self._rendering.segments:
             match segment:
                 case Slot():
                     after_slot = True
                     digest.update(f"\0{segment.sampling!r}\0{segment.transform!r}".encode())
-                case Text(tokens) if after_slot:
-                    digest.update(b"\0t" + array("i", tokens).tobytes())
                 case Input(reference) if after_slot:
                     digest.update(f"\0{self._origin(reference.name)}{reference.path!r}".encode())
+                case Text() | Characters() | Messages() if after_slot:
+                    digest.update(b"\0t")
+                    update_digest(digest, content_of(segment))
         for part in spec.parts or ():
             text = part if isinstance(part, str) else f"{self._origin(part.reference.name)}{part.reference.path!r}"
             digest.update(f"\0p{text}".encode())
@@ -126,24 +138,26 @@ class CallAttempt:
         for segment in self._rendering.segments[self._next_segment :]:
             if isinstance(segment, Slot):
                 await self._generate(segment)
-            elif isinstance(segment, Text):
-                self._fill(segment.tokens)
-            else:
+            elif isinstance(segment, Input):
                 await self._fill_value(segment)
+            else:
+                self._fill(content_of(segment))
         await self._append_parts(None)
 
     # prompt
 
-    def _fill(self, tokens: Sequence[int]) -> None:
-        if tokens:
-            self._filled_tokens += len(tokens)
-            maximum = self._call.session.resources.limits.bytes // _TOKEN_BYTES
-            if self._filled_tokens > maximum:  # not all engines check the length themselves
-                message = f"the prompt has more than {maximum} tokens or characters, the maximum of a session"
-                raise CallFailed(Failure("too_large", message, self._call.id))
-            self._context.fill(tokens)
-            self._filled.append(tokens)
-            self._call.usage.prompt += math.ceil(len(tokens) * self._engine.tokens_per_unit)
+    def _fill(self, content: PromptContent) -> None:
+        size = content_size(content)
+        if not size:
+            return
+        self._filled_size += size
+        maximum = self._call.session.resources.limits.bytes // _TOKEN_BYTES
+        if self._filled_size > maximum:  # not all engines check the length themselves
+            message = f"the prompt has more than {maximum} tokens or characters, the maximum of a session"
+            raise CallFailed(Failure("too_large", message, self._call.id))
+        self._context.fill(content)
+        self._filled.append(content)
+        self._call.usage.prompt += math.ceil(size * self._engine.tokens_per_unit)
 
     async def _fill_value(self, segment: Input) -> None:
         """Fill the value of a reference, and wait for it."""

@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 from gateway.engines.protocol import Engine, StepTimes
-from gateway.graph.call import Call, Slot, Text
+from gateway.graph.call import Call
+from gateway.graph.segments import Input, Slot
 from gateway.graph.variable import Variable
 
 _UNBOUNDED_TOKENS = 256
@@ -50,10 +51,10 @@ class CostModel:
             return Cost()
         prompt = output = 0.0
         for segment in call.spec.segments:
-            if isinstance(segment, Text):
-                prompt += segment.length
-            elif isinstance(segment, Slot):
+            if isinstance(segment, Slot):
                 output += self._length(call, segment)
+            elif not isinstance(segment, Input):
+                prompt += segment.length
             elif (source := call.inputs.get(segment.reference.name)) is not None:
                 prompt += self.tokens(source)
         pace = self.pace or _DEFAULT_PACE

@@ -2,9 +2,10 @@
 
 import asyncio
 
-from gateway.graph.call import Call, Input
+from gateway.graph.call import Call
 from gateway.graph.errors import Failure, GraphError, TooLarge, UnresolvedPath
 from gateway.graph.references import Reference, resolve
+from gateway.graph.segments import Input
 from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Variable, VariableState
 from gateway.runtime.fair_gate import FairGate

@@ -1,6 +1,6 @@
 """Split generated text into reasoning and answer, for models that emit both."""
 
-from gateway.graph.call import REASONING_END, REASONING_START
+from gateway.graph.segments import REASONING_END, REASONING_START
 from gateway.runtime.suffix_overlap import suffix_overlap
 
 

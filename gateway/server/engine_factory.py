@@ -19,10 +19,10 @@ from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.engines.openai.tokenizer import load_tokenizer
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import Engine
-from gateway.prompts.builder import PromptBuilder, PromptTokenizer
 from gateway.prompts.chat_template import TemplateRefused
-from gateway.prompts.message_passthrough import PassthroughTokenizer
+from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.served_models import ServedModel
+from gateway.prompts.template_builder import TemplatePromptBuilder
 
 _MAX_LISTED = 5
 """Maximum number of models that a message lists."""
@@ -43,7 +43,6 @@ class EngineFactory:
         """TLS context for upstream servers and other gateways."""
         if settings.engine_ca is not None:  # in addition to public authorities: upstream servers may use either
             self.https.load_verify_locations(settings.engine_ca)
-        self._messages = PassthroughTokenizer()
         self._tokenizers: dict[str, Tokenizer] = {}
         self._clients: list[EngineClient] = []
         self._servers: list[tuple[EngineTable, Upstream]] = []
@@ -129,9 +128,7 @@ class EngineFactory:
                 name = table.name if len(upstream.models) == 1 else f"{table.name}:{listed.id}"
                 remote = OpenAIEngine(name, upstream, listed.id, tokenizer)
                 vocabulary = None if tokenizer is None else tokenizer.vocabulary
-                self._register(
-                    listed.id, remote, tokenizer or self._messages, listed.window or table.window, vocabulary
-                )
+                self._register(listed.id, remote, tokenizer, listed.window or table.window, vocabulary)
         self._check_names()
 
     async def _start_clients(self) -> None:
@@ -156,13 +153,13 @@ class EngineFactory:
         return self._tokenizers[table.tokenizer]
 
     def _register(
-        self, name: str, engine: Engine, tokenizer: PromptTokenizer, window: int | None, vocabulary: int | None
+        self, name: str, engine: Engine, tokenizer: Tokenizer | None, window: int | None, vocabulary: int | None
     ) -> None:
         """Register an engine of a model. Raises EngineStartFailed if other engines of the model need other prompts."""
         known = next((model for model in self.models if model.id == name), None)
         if known is None:
             try:
-                prompts = PromptBuilder(tokenizer, window)
+                prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer, window)
             except TemplateRefused as error:
                 raise EngineStartFailed(f"the chat template of {name} is invalid: {error}") from error
             self.models.append(ServedModel(name, window, vocabulary, tokenizer, prompts))
@@ -214,10 +211,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _same_prompts(tokenizer: PromptTokenizer, other: PromptTokenizer) -> bool:
-    """Return whether prompts are equal with both tokenizers."""
+def _same_prompts(tokenizer: Tokenizer | None, other: Tokenizer | None) -> bool:
+    """Return whether prompts are equal with both tokenizers; None stands for message passthrough."""
     return tokenizer is other or (
-        tokenizer.is_passthrough == other.is_passthrough
+        tokenizer is not None
+        and other is not None
         and tokenizer.control == other.control
         and tokenizer.chat_template == other.chat_template
         and list(tokenizer.encode(_SAMPLE)) == list(other.encode(_SAMPLE))

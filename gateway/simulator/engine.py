@@ -16,7 +16,8 @@ import msgspec
 from engine.scheduler import EQUAL_URGENCY_SECONDS
 from engine.step_budget import StepBudget
 from gateway.engines.protocol import EngineLost, EventCallback, PrefillResult, StepTimes, TokenDelta, Urgency
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
 
 _BLOCK = 16
@@ -348,8 +349,9 @@ class SimulatedContext:
         """Number of rows to prefill now: only full blocks, unless text is generated behind them."""
         return self.unread if self.sampling is not None else self.unread - len(self._tail)
 
-    def fill(self, tokens: Sequence[int]) -> None:
+    def fill(self, content: PromptContent) -> None:
         """Append tokens. See `EngineContext.fill`."""
+        tokens = tokens_of_content(content)
         self._tail.extend(tokens)
         self.unread += len(tokens)
         while len(self._tail) >= _BLOCK:

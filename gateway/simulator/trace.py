@@ -6,8 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gateway.graph.call import CallSpec, Input, SamplingParams, Segment, Slot, Text
+from gateway.graph.call import CallSpec
 from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.simulator.workload import Application, Step
 from gateway.telemetry.trace_recorder import digest
 

@@ -4,8 +4,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.graph.call import CallSpec, Input, SamplingParams, Segment, Slot, Text
+from gateway.graph.call import CallSpec
 from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Input, Segment, Slot, Text
 
 _SAMPLING = SamplingParams(max_tokens=32, temperature=0.0, ignore_eos=True)
 

@@ -7,11 +7,11 @@ of tokens, so that equal beginnings are equal in the file too.
 import json
 import logging
 from array import array
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import IO, Any
 
-from gateway.graph.call import Call, CallState, Input, Slot, Text
+from gateway.graph.call import Call, CallState
+from gateway.graph.segments import Characters, Input, Messages, Slot, Text
 from gateway.graph.variable import Variable
 
 log = logging.getLogger("myna.record")
@@ -47,7 +47,12 @@ def _describe(call: Call) -> dict[str, Any]:
     for segment in spec.segments:
         match segment:
             case Text(tokens):
-                prompt.append({"text": _chunks(tokens)})
+                prompt.append({"text": _chunks(array("i", tokens).tobytes(), len(tokens))})
+            case Characters(text):
+                prompt.append({"text": _chunks(text.encode("utf-32-le", "surrogatepass"), len(text))})
+            case Messages():
+                text = json.dumps([segment.fields, segment.messages])
+                prompt.append({"text": _chunks(text.encode("utf-32-le"), len(text))})
             case Slot(name):
                 prompt.append({"slot": name, "tokens": tokens_per_slot})
             case Input(reference) if reference.name in call.slots:
@@ -66,11 +71,11 @@ def _describe(call: Call) -> dict[str, Any]:
     }
 
 
-def _chunks(tokens: Sequence[int]) -> list[tuple[int, int]]:
-    data = array("i", tokens).tobytes()
+def _chunks(data: bytes, length: int) -> list[tuple[int, int]]:
+    """Return a digest and a length for each chunk of a text. A token or character has four bytes."""
     return [
-        (digest(data[4 * index : 4 * (index + _CHUNK)]), min(_CHUNK, len(tokens) - index))
-        for index in range(0, len(tokens), _CHUNK)
+        (digest(data[4 * index : 4 * (index + _CHUNK)]), min(_CHUNK, length - index))
+        for index in range(0, length, _CHUNK)
     ]
 
 

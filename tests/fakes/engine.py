@@ -13,7 +13,7 @@ from gateway.engines.protocol import (
     TokenDelta,
     Urgency,
 )
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
 from gateway.graph.variable import Piece
 
 

@@ -15,10 +15,11 @@ from gateway.api.schema_checks import checks_of
 from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
 from gateway.api.serializers.chat import ChatSerializer
 from gateway.errors import RequestError, field_path
-from gateway.graph.call import CallSpec, Slot
+from gateway.graph.call import CallSpec
+from gateway.graph.segments import Slot
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
-from gateway.prompts.builder import Prompt
+from gateway.prompts.prompt import ChatInput, Prompt
 from gateway.prompts.served_models import ServedModel
 
 routes = web.RouteTableDef()
@@ -84,40 +85,40 @@ class ChatSpecBuilder:
             references=self.references,
             slots=named_slots(semantic, sampling, where),
             tools=tools,
-            opens=body.add_generation_prompt is not False,
-            continues=bool(body.continue_final_message),
-            options=body.chat_template_kwargs,
-            passed_on=_forwarded_fields(body, model),
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+            template_options=body.chat_template_kwargs,
+            upstream_fields=_forwarded_fields(body, model),
             where=where,
             field=self.field,
-            places=self.places,
+            content_paths=self.places,
         )
         return new_spec(model, prompt, body, deferred=self.deferred, where=where)
 
 
 def _forwarded_fields(body: ChatCompletionRequest, model: ServedModel) -> dict[str, str]:
     """Return the fields that are forwarded to an upstream server. For models without one, hints are dropped."""
-    if model.prompts.is_passthrough:
+    if model.is_passthrough:
         return body.passed_on
     return {name: value for name, value in body.passed_on.items() if name not in _HINTS}
 
 
 def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **options: Any) -> Prompt:
-    """Return the prompt of a conversation. `options` and the errors are those of `PromptBuilder.chat`.
+    """Return the prompt of a conversation. `options`: other fields of ChatInput. See `PromptBuilder.chat` for errors.
 
     The template gets the arguments of a tool call as an object, or as text if they are not a JSON object. If the
     template fails because it reads keys of such a text, the text is wrapped: `{"arguments": text}`.
     """
     rendered = [_template_message(message) for message in messages]
     try:
-        return model.prompts.chat(rendered, answer, **options)
+        return model.prompts.chat(ChatInput(rendered, **options), answer)
     except (RequestError, TypeError):  # a template that reads the keys of a text raises either
         if not any(isinstance(function["arguments"], str) for function in _functions(rendered)):
             raise
     for function in _functions(rendered):
         if isinstance(function["arguments"], str):
             function["arguments"] = {"arguments": function["arguments"]}
-    return model.prompts.chat(rendered, answer, **options)
+    return model.prompts.chat(ChatInput(rendered, **options), answer)
 
 
 def _functions(messages: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -14,10 +14,12 @@ from gateway.api.schema_checks import checks_of
 from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
 from gateway.api.serializers.completions import CompletionSerializer
 from gateway.errors import RequestError
-from gateway.graph.call import CallSpec, Input
+from gateway.graph.call import CallSpec
+from gateway.graph.segments import Input
 from gateway.http.json_body import read_json
 from gateway.http.openapi import EVENTS, operation
 from gateway.prompts.served_models import ServedModel
+from gateway.prompts.template_builder import TemplatePromptBuilder
 
 routes = web.RouteTableDef()
 
@@ -81,7 +83,7 @@ class CompletionSpecBuilder:
         answer = answer_slot(body.semantic or NO_EXTENSION, request_sampling(body, model))
         if isinstance(prompt, str):
             built = model.prompts.completion(prompt, answer, references=self.references, where=self.where)
-        elif model.tokenizer.is_passthrough:
+        elif not isinstance(model.prompts, TemplatePromptBuilder):
             message = f"{model.id} runs on an engine elsewhere that is given text; its tokens are not known here"
             raise RequestError(400, message, code="unsupported_by_engine", param=self.where)
         else:

@@ -9,7 +9,8 @@ from gateway.api.openai.chat import chat_prompt
 from gateway.api.sampling import check_tokens
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
-from gateway.graph.call import SamplingParams, Slot, Text
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Slot, Text
 from gateway.http.json_body import json_response, read_json
 from gateway.http.openapi import operation
 from gateway.prompts.served_models import ServedModel
@@ -70,7 +71,7 @@ def _tokenized(body: TokenizeRequest, model: ServedModel) -> Tokens:
 
 def _with_tokens(model: ServedModel) -> ServedModel:
     """Return the model if its tokens are known here. Raises RequestError otherwise."""
-    if model.tokenizer.is_passthrough:
+    if model.is_passthrough:
         message = f"{model.id} runs on an engine elsewhere that is given messages; its tokens are not known here"
         raise RequestError(400, message, code="unsupported_by_engine", param="model")
     return model
@@ -82,12 +83,12 @@ def _tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
             model,
             body.messages,
             _ANSWER,
-            opens=body.add_generation_prompt is not False,
-            continues=bool(body.continue_final_message),
-            options=body.chat_template_kwargs,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+            template_options=body.chat_template_kwargs,
         )
     else:
-        prompt = model.prompts.completion(body.prompt or "", _ANSWER, begins=body.add_special_tokens is not False)
+        prompt = model.prompts.completion(body.prompt or "", _ANSWER, add_bos=body.add_special_tokens is not False)
     return [token for segment in prompt.segments if isinstance(segment, Text) for token in segment.tokens]
 
 
@@ -110,7 +111,7 @@ async def detokenize(request: web.Request) -> web.Response:
 def _detokenized(tokens: list[int], model: ServedModel) -> str:
     """Return the text of tokens. Raises RequestError if one of them is not in the model's vocabulary."""
     check_tokens(model, tokens, "tokens")
-    return model.tokenizer.decode(tokens, skip_special=False)
+    return model.known_tokenizer.decode(tokens, skip_special=False)
 
 
 @routes.post("/v1/embeddings")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compat.openai import ChatCompletionRequest, NamedTool
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema
 from gateway.prompts.tool_calls.parser import ToolCallParser
@@ -56,7 +56,7 @@ def call_parsers(body: ChatCompletionRequest, model: ServedModel) -> CallParsers
         return None
     # a transform may replace the text of a call by any other text
     transformed = body.semantic is not None and body.semantic.transform is not None
-    forced = _is_forced(body) and not model.prompts.is_passthrough and not transformed
+    forced = _is_forced(body) and not model.is_passthrough and not transformed
     return _CallParsers([tool.function.name for tool in body.tools], forced)
 
 
@@ -70,7 +70,7 @@ def constrain_calls(sampling: SamplingParams, tools: Tools, model: ServedModel) 
 
     Stop strings do not apply to a forced call: the client does not see the text in which they would be found.
     """
-    if model.prompts.is_passthrough:  # the upstream server constrains calls
+    if model.is_passthrough:  # the upstream server constrains calls
         return sampling
     format = model.prompts.tool_call_format
     if tools.choice == "forced":
@@ -78,5 +78,5 @@ def constrain_calls(sampling: SamplingParams, tools: Tools, model: ServedModel) 
         sampling = dataclasses.replace(sampling, stop=(), stop_token_ids=())
         return dataclasses.replace(sampling, regex=None, json_schema=schema, grammar=None)
     if sampling.regex is None and sampling.json_schema is None and sampling.grammar is None:
-        return dataclasses.replace(sampling, grammar=answer_grammar(tools, format, model.tokenizer.control))
+        return dataclasses.replace(sampling, grammar=answer_grammar(tools, format, model.known_tokenizer.control))
     return sampling

@@ -44,10 +44,11 @@ from gateway.api.semantic.sessions import describe_session
 from gateway.api.services import SERVICES
 from gateway.api.subscription import subscribed
 from gateway.errors import FailedCall, RequestError
-from gateway.graph.call import CallSpec, Input, Objective, Slot
+from gateway.graph.call import CallSpec, Objective
 from gateway.graph.events import NullSink
 from gateway.graph.ids import new_id
 from gateway.graph.references import Reference
+from gateway.graph.segments import Input, Slot
 from gateway.graph.session import Addition, Session, VariableSpec
 from gateway.graph.session_store import SessionNotFound, SessionStore
 from gateway.graph.variable import Variable, VariableState
@@ -278,7 +279,7 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
     last = template[-1]
     assert isinstance(last, Slot)
     template[-1] = Slot(None, last.sampling, where=last.where)
-    segments = model.prompts.raw(template, where="template")
+    segments = model.prompts.template(template, where="template")
     check_window(model, segments, "template")
     criteria = body.output_criteria
     return CallSpec(

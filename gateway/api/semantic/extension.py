@@ -9,8 +9,9 @@ from compat.openai import FailureObject, Semantic, SemanticInfo, VariableObject
 from compat.openai import Transform as WireTransform
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError, field_path
-from gateway.graph.call import Call, Transform
+from gateway.graph.call import Call
 from gateway.graph.errors import Failure
+from gateway.graph.sampling import Transform
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.middleware.auth import TENANT

@@ -13,8 +13,9 @@ from gateway.api.services import SERVICES
 from gateway.api.stream_writer import StreamWriter
 from gateway.api.subscription import subscribed
 from gateway.errors import RequestError, field_path
-from gateway.graph.call import Input, Objective
+from gateway.graph.call import Objective
 from gateway.graph.references import Reference, parse
+from gateway.graph.segments import Input
 from gateway.graph.session import Session, VariableSpec
 from gateway.graph.variable import Piece, Variable
 from gateway.http.json_body import json_response, read_json

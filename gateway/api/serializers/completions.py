@@ -35,7 +35,7 @@ class CompletionSerializer(ChoicesSerializer):
         self._answers_per_prompt = body.choices
         if body.echo:
             self._echoed = [
-                prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt) for prompt in body.prompts
+                prompt if isinstance(prompt, str) else model.known_tokenizer.decode(prompt) for prompt in body.prompts
             ]
 
     def _choice(self, index: int, text: str, finish: str, pieces: Sequence[Piece]) -> CompletionChoice:
@@ -85,7 +85,7 @@ class CompletionSerializer(ChoicesSerializer):
 
     def _bytes(self, token: int | bytes) -> bytes:
         """Return the bytes that a token adds to the text."""
-        if self._skips_special and isinstance(token, int) and not self._model.tokenizer.decode([token]):
+        if self._skips_special and isinstance(token, int) and not self._model.known_tokenizer.decode([token]):
             return b""
         return self._model.token_bytes(token)
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
@@ -25,7 +25,8 @@ from gateway.engines.protocol import (
     Urgency,
 )
 from gateway.engines.tokenizing import tokens_of
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
 from gateway.telemetry import metrics
 
@@ -299,7 +300,7 @@ class EngineClientContext:
         self.has_commands = False
         """Whether the engine got a command for this context: only then can the context have killed the engine."""
 
-    def fill(self, tokens: Sequence[int]) -> None:
+    def fill(self, content: PromptContent) -> None:
         """Append tokens. See `EngineContext.fill`. It raises the error of a context whose engine was lost, or that the
         engine refused, for example because its prompt is too long."""
         for error in (self._lost, self._refused):
@@ -307,7 +308,9 @@ class EngineClientContext:
                 raise error
         rank, interactive = self._urgency.rank, self._urgency.interactive
         self.has_commands = True
-        self._engine.send(Fill(self._id, list(tokens), rank=rank, scope=self._scope, interactive=interactive))
+        self._engine.send(
+            Fill(self._id, list(tokens_of_content(content)), rank=rank, scope=self._scope, interactive=interactive)
+        )
 
     async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
         """Generate text. See `EngineContext.generate`."""

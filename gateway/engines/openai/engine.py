@@ -11,7 +11,7 @@ import json
 import math
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,16 +30,17 @@ from gateway.engines.protocol import (
     Urgency,
 )
 from gateway.engines.tokenizing import tokens_of
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Messages, PromptContent, content_size, tokens_of_content
 from gateway.http_client.connection import ConnectionBroken, Response
-from gateway.prompts.message_passthrough import EncodedPrompt, PassthroughPrompt, characters, read
+from gateway.prompts.message_join import join_messages
 from gateway.runtime import json_codec
 from gateway.runtime.executors import offload
 
 _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that can be left out if a server refuses them. The salt is not one: without it, tenants would share a
 cache."""
-_OFFLOAD_TOKENS = 100_000
+_OFFLOAD_SIZE = 100_000
 """Number of tokens or characters from which a request is built in a thread."""
 _TAIL_SECONDS = 5.0
 """Maximum wait for the token counts behind the end of an answer, in seconds."""
@@ -85,10 +86,10 @@ class OpenAIEngine:
         """Number of open contexts, and of requests that other clients have on the server."""
         return self.contexts + self.upstream.external_requests
 
-    async def encode(self, text: str) -> Sequence[int]:
-        """Return the tokens of a value, or its characters without a tokenizer. See `Engine.encode`."""
+    async def encode(self, text: str) -> Sequence[int] | str:
+        """Return the tokens of a value, or the value itself without a tokenizer. See `Engine.encode`."""
         if self.tokenizer is None:
-            return characters(text)
+            return text
         return await tokens_of(text, self.tokenizer, None)
 
     def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
@@ -103,25 +104,31 @@ class OpenAIEngine:
         return OpenAIContext(self, scope, urgency)
 
     def request(
-        self, tokens: "array[int]", sampling: SamplingParams, scope: str, urgency: Urgency, changes: Changes = UNCHANGED
+        self,
+        prompt: "array[int] | Sequence[str | Messages]",
+        sampling: SamplingParams,
+        scope: str,
+        urgency: Urgency,
+        changes: Changes = UNCHANGED,
     ) -> tuple[str, dict[str, Any]]:
-        """Return path and body of the request that continues the tokens. `changes`: corrections for this server. Raises
-        ContextRefused."""
+        """Return path and body of the request that continues the prompt: tokens, or texts and messages. Raises
+        ContextRefused. `changes`: corrections for this server."""
         profile = self.upstream.profile
         if changes.length is not None:
             profile = dataclasses.replace(profile, length=changes.length)
-        if self.tokenizer is not None:
-            path, prompt = "/v1/completions", {"prompt": tokens.tolist(), "return_token_ids": True}
+        path, prompt_fields = "/v1/completions", dict[str, Any]()
+        if isinstance(prompt, array):
+            prompt_fields = {"prompt": prompt.tolist(), "return_token_ids": True}
             if self.upstream.server.kind not in ("vllm", "sglang"):
-                del prompt["return_token_ids"]
+                del prompt_fields["return_token_ids"]
+        elif any(isinstance(piece, Messages) for piece in prompt):
+            path, prompt_fields = "/v1/chat/completions", self._messages(join_messages(prompt))
         else:
-            transcript = read(tokens)
-            path = "/v1/completions" if transcript.text is not None else "/v1/chat/completions"
-            prompt = {"prompt": transcript.text} if transcript.text is not None else self._messages(transcript)
+            prompt_fields = {"prompt": "".join([piece for piece in prompt if isinstance(piece, str)])}
         body = {
             "model": self.model,
-            **prompt,
-            **profile.parameters(sampling, chat="messages" in prompt),
+            **prompt_fields,
+            **profile.parameters(sampling, chat="messages" in prompt_fields),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -135,12 +142,12 @@ class OpenAIEngine:
             body.pop(name, None)
         return path, body
 
-    def _messages(self, transcript: PassthroughPrompt) -> dict[str, Any]:
-        messages = [_to_wire(message) for message in transcript.messages]
-        body: dict[str, Any] = {"messages": messages, **transcript.options}
-        if transcript.unfinished and not messages[-1]["content"]:
+    def _messages(self, conversation: Messages) -> dict[str, Any]:
+        messages = [_to_wire(message) for message in conversation.messages]
+        body: dict[str, Any] = {"messages": messages, **conversation.fields}
+        if conversation.is_open and not messages[-1]["content"]:
             messages.pop()  # the answer has no text yet, so there is nothing to continue
-        elif transcript.unfinished:
+        elif conversation.is_open:
             match self.upstream.profile.goes_on:
                 case None:
                     raise self.upstream.profile.refusal("a continuation of an assistant message (a slot behind text)")
@@ -154,7 +161,7 @@ def _is_stream(response: Response) -> bool:
     return response.headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
-def _to_wire(message: dict[str, Any]) -> dict[str, Any]:
+def _to_wire(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a message in the form of chat requests."""
     calls = message.get("tool_calls")
     if not calls:
@@ -179,9 +186,12 @@ class OpenAIContext:
         self._tenant = scope.partition("\0")[0]
         self._urgency = urgency
         self._slot = ConcurrencySlot(urgency.rank)
-        self._tokens = array("i")
+        self._prompt: array[int] | list[str | Messages] = [] if engine.tokenizer is None else array("i")
+        """Content that was filled: tokens, or texts and messages if the server's tokens are not known."""
+        self._size = 0
+        """Number of tokens or characters of the prompt."""
         self._generations: list[tuple[str, Sequence[int]]] = []
-        """Texts that were generated behind the tokens, each with its token ids if the server reported them."""
+        """Texts that were generated behind the prompt, each with its token ids if the server reported them."""
         self._generated_tokens = 0
         """Number of generated tokens, as the server counts them."""
         self._reasoning_tokens = 0
@@ -191,30 +201,33 @@ class OpenAIContext:
         self._response: Response | None = None
         """Response that is being read."""
 
-    def fill(self, tokens: Sequence[int]) -> None:
-        """Append tokens, or a whole transcript. See `EngineContext.fill`."""
-        if not self._tokens and isinstance(tokens, EncodedPrompt):
-            self._tokens = tokens  # the common case: nothing else is filled
-        else:
-            self._all_tokens().extend(tokens)
+    def fill(self, content: PromptContent) -> None:
+        """Append tokens, or text or messages. See `EngineContext.fill`."""
+        if self._generations:
+            self._append_generations()
+        self._append(content)
 
-    def _all_tokens(self) -> "array[int]":
-        """Return the filled and generated tokens as one array that can be extended."""
-        if isinstance(self._tokens, EncodedPrompt):
-            self._tokens = array("i", self._tokens)
+    def _append(self, content: PromptContent) -> None:
+        self._size += content_size(content)
+        if not isinstance(self._prompt, list):
+            self._prompt.extend(tokens_of_content(content))
+        elif isinstance(content, str | Messages):
+            self._prompt.append(content)
+        else:  # a text that the journal has stored as characters
+            self._prompt.append(array("i", content).tobytes().decode("utf-32-le", errors="surrogatepass"))
+
+    def _append_generations(self) -> None:
+        """Append what was generated to the prompt."""
+        tokenizer = self._engine.tokenizer
         for text, tokens in self._generations:
-            if self._engine.tokenizer is None:
-                self._tokens.extend(characters(text))
-            else:
-                self._tokens.extend(tokens or self._engine.tokenizer.encode(text))
+            self._append(text if tokenizer is None else tokens or tokenizer.encode(text))
         self._generations.clear()
-        return self._tokens
 
     async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
         """Generate text. See `EngineContext.generate`."""
         began = time.monotonic()
         if self._generations:
-            self._all_tokens()
+            self._append_generations()
         await self._upstream.turns.acquire(self._slot)
         try:
             usage = await self._run_request(sampling, on_event, held=time.monotonic() - began)
@@ -248,7 +261,7 @@ class OpenAIContext:
             try:
                 self._response = response = await self._upstream.post(path, content, self._tenant)
                 if not prefilled:
-                    on_event(PrefillResult(math.ceil(len(self._tokens) * self._engine.tokens_per_unit), 0, held=held))
+                    on_event(PrefillResult(math.ceil(self._size * self._engine.tokens_per_unit), 0, held=held))
                     prefilled = True
                 answer = AnswerParser(streamed=_is_stream(response))
                 await self._read(response, answer, receive)
@@ -267,11 +280,11 @@ class OpenAIContext:
         """Return the next request's path and body, and the body as JSON. Raises ContextRefused."""
 
         def make() -> tuple[str, dict[str, Any], bytes]:
-            path, body = self._engine.request(tokens, sampling, self._scope, urgency, changes)
+            path, body = self._engine.request(prompt, sampling, self._scope, urgency, changes)
             return path, body, json_codec.encode(body)
 
-        tokens, urgency = self._tokens, self._urgency
-        return make() if len(tokens) < _OFFLOAD_TOKENS else await offload(make, len(tokens))
+        prompt, urgency = self._prompt, self._urgency
+        return make() if self._size < _OFFLOAD_SIZE else await offload(make, self._size)
 
     async def _read(self, response: Response, answer: AnswerParser, receive: Callable[[bytes], None]) -> None:
         """Read the whole response, so that its connection can be used again. Raises EngineLost or ContextRefused."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gateway.engines.protocol import ContextRefused
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
 
 _OPENAI = frozenset(
     {"temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "logprobs"}

@@ -46,7 +46,7 @@ class Tools:
     parallel_tool_calls: bool | None = None
     """Value of `parallel_tool_calls` in the request."""
 
-    def request(self) -> dict[str, Any]:
+    def request_fields(self) -> dict[str, Any]:
         """Return the fields of a request in OpenAI's format."""
         if self.choice == "none":
             return {}

@@ -15,9 +15,9 @@ from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.upstream import Server, Upstream
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NullSink
-from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import PassthroughTokenizer
+from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.served_models import ServedModel
+from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.server.storage import open_response_store
 from tests.upstream import ScriptedServer
 
@@ -39,8 +39,8 @@ async def gateway_before(
     pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
     archive = await open_response_store(told, None)
     services = build_services(told, pool, NullSink(), archive)
-    written: Any = tokenizer or PassthroughTokenizer()
-    services.models.add(ServedModel("fake", 4096, None, written, PromptBuilder(written)))
+    prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)
+    services.models.add(ServedModel("fake", 4096, None, tokenizer, prompts))
     app = build_app(told, services)
     await app[BACKGROUND].resume_all([])
     try:

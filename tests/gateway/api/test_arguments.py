@@ -10,9 +10,10 @@ from compat.openai import Message
 from engine.tokenizer import Tokenizer
 from gateway.api.openai.chat import chat_prompt
 from gateway.errors import RequestError
-from gateway.graph.call import SamplingParams, Slot
-from gateway.prompts.builder import PromptBuilder
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Slot
 from gateway.prompts.served_models import ServedModel
+from gateway.prompts.template_builder import TemplatePromptBuilder
 from tests.checkpoints import write_byte_tokenizer
 from tests.gateway.api.conftest import Client
 from tests.upstream import ScriptedServer
@@ -46,7 +47,7 @@ def history(arguments: str) -> list[Message]:
 
 
 def model(tokenizer: Any) -> ServedModel:
-    return ServedModel("m", None, None, tokenizer, PromptBuilder(tokenizer))
+    return ServedModel("m", None, None, tokenizer, TemplatePromptBuilder(tokenizer))
 
 
 @pytest.mark.parametrize(("template", "arguments"), SHOWN)

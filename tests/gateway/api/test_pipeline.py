@@ -11,7 +11,7 @@ from gateway.prompts.served_models import ServedModel
 
 
 def model(*, is_passthrough: bool) -> ServedModel:
-    return cast("ServedModel", SimpleNamespace(tokenizer=SimpleNamespace(is_passthrough=is_passthrough)))
+    return cast("ServedModel", SimpleNamespace(is_passthrough=is_passthrough))
 
 
 HERE, ELSEWHERE = model(is_passthrough=False), model(is_passthrough=True)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from gateway.engines.protocol import ContextEvent, Engine, EngineContext, TokenDelta, Urgency
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
 
 LONG = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.0)
 URGENT = Urgency(0.0, interactive=True)

@@ -22,16 +22,17 @@ from gateway.engines.protocol import (
     TokenDelta,
     Urgency,
 )
-from gateway.graph.call import Input, SamplingParams, Slot, Text
-from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import PassthroughTokenizer, characters, write
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Input, Messages, Slot, content_of
+from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
+from gateway.prompts.prompt import ChatInput
 from gateway.prompts.tool_calls.tools import Tool, Tools
 from tests.gateway.engines.generation import URGENT, stream_events, text, until
 from tests.upstream import ScriptedServer, breaks_off, chunk, hangs, refuses, says, sends, stream
 
 DEFAULTS = SamplingParams()
 ANSWER = Slot(None, DEFAULTS)
-PROMPTS = PromptBuilder(PassthroughTokenizer())
+PROMPTS = PassthroughPromptBuilder()
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -63,10 +64,10 @@ async def ask(
 ) -> list[ContextEvent]:
     engine = OpenAIEngine("there", upstream, upstream.models[0].id)
     context = engine.open(scope, URGENT)
-    prompt = PROMPTS.chat(messages, ANSWER, **how)
+    prompt = PROMPTS.chat(ChatInput(messages, **how), ANSWER)
     for segment in prompt.segments:
-        if isinstance(segment, Text):
-            context.fill(segment.tokens)
+        if not isinstance(segment, Input | Slot):
+            context.fill(content_of(segment))
     try:
         return [event async for event in stream_events(context, sampling)]
     finally:
@@ -105,16 +106,17 @@ async def test_a_context_continues_behind_filled_and_generated_text(server: Scri
     upstream = await connected(server, "vllm")
     server.script = [says("b", "c"), says("d"), says("h")]
     said = [*HELLO, {"role": "assistant", "content": "a"}]
-    written = write({}, said, unfinished=True)
+    written = PROMPTS.chat(ChatInput(said, continue_final_message=True), ANSWER).segments[0]
+    assert isinstance(written, Messages)
     context, other = (OpenAIEngine("there", upstream, "fake").open("", URGENT) for _ in range(2))
     for one in (context, other):
         one.fill(written)
     for _ in range(2):  # one after the other
         assert [event async for event in stream_events(context, DEFAULTS)]
-    other.fill(characters("g"))
+    other.fill("g")
     assert [event async for event in stream_events(other, DEFAULTS)]
     assert [body["messages"][-1]["content"] for body in server.asked] == ["a", "abc", "ag"]
-    assert written == write({}, said, unfinished=True)
+    assert written.messages == said, "contexts share it"
     for one in (context, other):
         one.free()
     await upstream.close()
@@ -224,13 +226,13 @@ async def test_a_slot_behind_text_continues_the_message(server: ScriptedServer) 
     upstream = await connected(server, "vllm")
     slots = {name: Slot(name, SamplingParams(max_tokens=3)) for name in ("colour", "number")}
     messages = [*HELLO, {"role": "assistant", "content": "It is <<colour>>, and <<number>>."}]
-    prompt = PROMPTS.chat(messages, ANSWER, references=True, slots=slots)
+    prompt = PROMPTS.chat(ChatInput(messages, references=True, slots=slots), ANSWER)
     context = OpenAIEngine("there", upstream, "fake").open("", URGENT)
     events: list[ContextEvent] = []
     for segment in prompt.segments:
         assert not isinstance(segment, Input)
-        if isinstance(segment, Text):
-            context.fill(segment.tokens)
+        if not isinstance(segment, Slot):
+            context.fill(content_of(segment))
         else:
             events += [event async for event in stream_events(context, segment.sampling)]
     context.free()
@@ -241,10 +243,10 @@ async def test_a_slot_behind_text_continues_the_message(server: ScriptedServer) 
 
 
 async def test_without_continuation_an_answer_is_begun_or_rejected(server: ScriptedServer, upstream: Upstream) -> None:
-    await ask(upstream, [*HELLO, {"role": "assistant", "content": ""}], continues=True)
+    await ask(upstream, [*HELLO, {"role": "assistant", "content": ""}], continue_final_message=True)
     assert server.asked[0]["messages"] == HELLO
     with pytest.raises(ContextRefused, match="continuation of an assistant message"):
-        await ask(upstream, [*HELLO, {"role": "assistant", "content": "It is "}], continues=True)
+        await ask(upstream, [*HELLO, {"role": "assistant", "content": "It is "}], continue_final_message=True)
 
 
 async def test_a_completion_goes_to_completions(server: ScriptedServer, upstream: Upstream) -> None:
@@ -286,7 +288,7 @@ async def test_a_refused_field_is_left_out(server: ScriptedServer) -> None:
     assert server.asked[-1]["max_completion_tokens"] == 5
     server.script = [refuses(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")]
     context = OpenAIEngine("there", upstream, "fake").open("", URGENT)
-    context.fill(characters("no chat"))  # completions have no max_completion_tokens
+    context.fill("no chat")  # completions have no max_completion_tokens
     with pytest.raises(ContextRefused, match="Unsupported parameter"):
         assert [event async for event in stream_events(context, SamplingParams(max_tokens=5))]
     await upstream.close()

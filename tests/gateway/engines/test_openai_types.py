@@ -11,9 +11,10 @@ from pydantic import TypeAdapter
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.engines.openai.stream_parser import AnswerParser
 from gateway.engines.protocol import ContextRefused, Urgency
-from gateway.graph.call import SamplingParams, Slot
-from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import PassthroughTokenizer
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Messages, Slot
+from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
+from gateway.prompts.prompt import ChatInput
 from gateway.prompts.tool_calls.tools import Tool, Tools
 
 REQUEST: TypeAdapter[CompletionCreateParams] = TypeAdapter(CompletionCreateParamsStreaming)
@@ -58,9 +59,9 @@ def request_of(
     messages: list[dict[str, Any]], sampling: SamplingParams, how: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     upstream = Upstream(Server("there", "openai", "https://api.openai.com"), lambda: None)
-    prompt = PromptBuilder(PassthroughTokenizer()).chat(messages, Slot(None, sampling), **how).segments[0]
-    tokens: Any = getattr(prompt, "tokens", None)
-    return OpenAIEngine("there", upstream, "m").request(tokens, sampling, "a tenant", Urgency(1.0, interactive=True))
+    prompt = PassthroughPromptBuilder().chat(ChatInput(messages, **how), Slot(None, sampling)).segments[0]
+    assert isinstance(prompt, Messages)
+    return OpenAIEngine("there", upstream, "m").request([prompt], sampling, "a tenant", Urgency(1.0, interactive=True))
 
 
 def validate_deeply(value: Any) -> None:

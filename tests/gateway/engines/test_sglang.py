@@ -15,9 +15,10 @@ from engine.tokenizer import Tokenizer
 from gateway.engines.openai import OpenAIEngine, Server, Upstream
 from gateway.engines.openai.stream_parser import AnswerParser
 from gateway.engines.protocol import Urgency
-from gateway.graph.call import SamplingParams, Slot
-from gateway.prompts.builder import PromptBuilder
-from gateway.prompts.message_passthrough import PassthroughTokenizer, characters
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Messages, Slot
+from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
+from gateway.prompts.prompt import ChatInput
 from gateway.prompts.tool_calls.tools import Tool, Tools
 
 sglang = pytest.importorskip("sglang.srt.entrypoints.openai.protocol")
@@ -58,7 +59,7 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
     ),
     (
         [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "I am"}],
-        {"continues": True, "options": {"enable_thinking": False}},
+        {"continue_final_message": True, "template_options": {"enable_thinking": False}},
     ),
 ]
 IMPLIED = {"add_generation_prompt"}
@@ -83,13 +84,13 @@ def check(openai_engine: OpenAIEngine, tokens: "array[int]", sampling: SamplingP
 @pytest.mark.parametrize("sampling", [DEFAULTS, EVERYTHING, SCHEMA])
 @pytest.mark.parametrize(("messages", "how"), CONVERSATIONS)
 def test_chat_requests_are_valid(messages: list[dict[str, Any]], how: dict[str, Any], sampling: SamplingParams) -> None:
-    prompt, _ = PromptBuilder(PassthroughTokenizer()).chat(messages, Slot(None, sampling), **how).segments
-    check(engine(), cast("Any", prompt).tokens, sampling)
+    prompt, _ = PassthroughPromptBuilder().chat(ChatInput(messages, **how), Slot(None, sampling)).segments
+    check(engine(), [cast("Messages", prompt)], sampling)
 
 
 @pytest.mark.parametrize("sampling", [DEFAULTS, EVERYTHING, SCHEMA])
 def test_completion_requests_are_valid(sampling: SamplingParams) -> None:
-    check(engine(), characters("a text"), sampling)
+    check(engine(), ["a text"], sampling)
     check(engine(cast("Tokenizer", object())), array("i", [1, 2, 3]), sampling)
 
 

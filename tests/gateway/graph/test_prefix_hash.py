@@ -3,12 +3,15 @@
 import random
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.graph.call import CallSpec, SamplingParams, Slot, Text
+from gateway.graph.call import CallSpec
 from gateway.graph.prefix_hash import PrefixKey, prefix_keys
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Messages, Segment, Slot, Text
 from gateway.graph.session import Session
 
 
@@ -48,3 +51,19 @@ def test_keys_depend_on_tenant_and_model_but_not_on_the_type_of_the_tokens() -> 
     assert keys_of(tokens) == keys_of(array("i", tokens)) == keys_of(tuple(tokens))
     assert not {b.key for b in keys_of(tokens)} & {b.key for b in keys_of(tokens, tenant="other")}
     assert not {b.key for b in keys_of(tokens)} & {b.key for b in keys_of(tokens, model="other")}
+
+
+def test_prefix_keys_of_conversations_grow_with_their_messages() -> None:
+    def keys(*messages: dict[str, Any], **options: Any) -> list[int]:
+        segments: list[Segment] = [Messages(messages, size=10_000, **options), Slot(None, SamplingParams())]
+        call = Session("", "t", 0.0, 60.0).add(CallSpec(model="m", segments=segments))
+        return [key.key for key in prefix_keys(call, own=False)]
+
+    system, question = {"role": "system", "content": "Be brief. " * 50}, {"role": "user", "content": ["Why?"]}
+    short, longer = keys(system), keys(system, question)
+    assert longer[: len(short)] == short
+    assert len(short) == len(set(short)) == 4, "one key for each 128 characters"
+    assert keys({**system, "name": "x"})[0] != short[0]
+    assert keys(system, fields={"tools": []})[0] != short[0]
+    empty = {"role": "user", "content": []}
+    assert keys(system, empty)[-1] != short[-1], "a message without a content counts"

@@ -16,23 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.api.semantic.events import describe_event
-from gateway.graph.call import (
-    Call,
-    CallSpec,
-    CallState,
-    Input,
-    Objective,
-    Rendering,
-    SamplingParams,
-    Slot,
-    Text,
-    Times,
-    Transform,
-)
+from gateway.graph.call import Call, CallSpec, CallState, Objective, Rendering, Times
 from gateway.graph.events import CallAddition, Exposure
 from gateway.graph.limits import SessionLimits
 from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams, Transform
+from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session
 from gateway.graph.session_store import SessionStore
 from gateway.graph.variable import Piece, Variable, VariableState
@@ -621,7 +611,7 @@ slots = st.builds(
     st.text(),
     st.sampled_from([None, "perhaps", "begun"]),
 )
-tokens = st.lists(st.integers(0, 2**31 - 1)).map(lambda numbers: array("i", numbers))
+tokens = st.lists(st.integers(0, 2**20)).map(lambda numbers: array("i", numbers))
 segments = st.builds(Text, tokens, st.none() | st.integers(0, 9)) | inputs | slots
 
 

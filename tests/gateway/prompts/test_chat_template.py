@@ -9,9 +9,11 @@ import pytest
 
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
-from gateway.graph.call import SamplingParams, Slot, Text
-from gateway.prompts.builder import PromptBuilder
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Slot, Text
 from gateway.prompts.chat_template import ChatTemplate, TemplateRefused
+from gateway.prompts.prompt import ChatInput
+from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.prompts.tool_calls.tools import Tool, Tools
 from tests.gateway.chat_templates import TEMPLATES
 
@@ -80,7 +82,7 @@ def test_templates_render_like_transformers(family: str, talk: str, tools: Any) 
     source, messages = TEMPLATES[family], CONVERSATIONS[talk]
     template = ChatTemplate(source, TOKENS)
     for opens in (True, False):
-        text = result_or_none(lambda opens=opens: template.render(messages, opens=opens, tools=tools))
+        text = result_or_none(lambda opens=opens: template.render(messages, add_generation_prompt=opens, tools=tools))
         assert text == result_or_none(
             lambda opens=opens: rendered_by_transformers(source, messages, opens=opens, tools=tools)
         )
@@ -89,20 +91,20 @@ def test_templates_render_like_transformers(family: str, talk: str, tools: Any) 
 @pytest.mark.parametrize("family", ["Qwen3", "SmolLM3"])
 def test_options_reach_the_template(family: str) -> None:
     source = TEMPLATES[family]
-    text = ChatTemplate(source, TOKENS).render(TALK, opens=True, options={"enable_thinking": False})
+    text = ChatTemplate(source, TOKENS).render(TALK, add_generation_prompt=True, options={"enable_thinking": False})
     assert text == rendered_by_transformers(source, TALK, opens=True, enable_thinking=False)
     assert text.endswith("<think>\n\n</think>\n" + ("\n" if family == "Qwen3" else ""))
 
 
-def builder_of(source: str, tokenizer: Tokenizer) -> PromptBuilder:
+def builder_of(source: str, tokenizer: Tokenizer) -> TemplatePromptBuilder:
     methods: Any = {
         name: getattr(tokenizer, name) for name in ("encode", "fewest", "decode", "control", "control_pattern")
     }
-    return PromptBuilder(SimpleNamespace(**methods, is_passthrough=False, chat_template=source, special_texts=TOKENS))  # type: ignore[arg-type]
+    return TemplatePromptBuilder(SimpleNamespace(**methods, chat_template=source, special_texts=TOKENS))  # type: ignore[arg-type]
 
 
-def rendered(prompts: PromptBuilder, tokenizer: Tokenizer, messages: Any, **options: Any) -> str:
-    segments = prompts.chat(messages, Slot(None, SamplingParams()), **options).segments
+def rendered(prompts: TemplatePromptBuilder, tokenizer: Tokenizer, messages: Any, **options: Any) -> str:
+    segments = prompts.chat(ChatInput(messages, **options), Slot(None, SamplingParams())).segments
     tokens = [token for segment in segments if isinstance(segment, Text) for token in segment.tokens]
     return tokenizer.decode(tokens, skip_special=False)
 
@@ -145,7 +147,7 @@ def test_tools_are_described_in_the_first_message_without_system_messages(tokeni
 def test_clients_cannot_set_reserved_names(tokenizer: Tokenizer, name: str) -> None:
     prompts = builder_of(TEMPLATES["SmolLM2"], tokenizer)
     with pytest.raises(RequestError, match=name) as refused:
-        rendered(prompts, tokenizer, TALK, options={name: 1})
+        rendered(prompts, tokenizer, TALK, template_options={name: 1})
     assert (refused.value.status, refused.value.param) == (400, "chat_template_kwargs")
 
 
@@ -170,7 +172,7 @@ NAMES = [
 def test_template_options_cause_no_internal_errors(tokenizer: Tokenizer, name: str, value: Any) -> None:
     for source in TEMPLATES.values():
         try:
-            rendered(builder_of(source, tokenizer), tokenizer, TALK, options={name: value})
+            rendered(builder_of(source, tokenizer), tokenizer, TALK, template_options={name: value})
         except RequestError as error:
             assert error.status == 400  # noqa: PT017
 
@@ -178,7 +180,7 @@ def test_template_options_cause_no_internal_errors(tokenizer: Tokenizer, name: s
 @pytest.mark.parametrize("options", [{"x": 0}, {"x": "a"}, {"x": None}, {"x": []}, {"x": {"y": 1}}])
 def test_a_template_that_fails_on_options_refuses_them(options: Mapping[str, Any]) -> None:
     with pytest.raises(TemplateRefused, match=r"\w"):
-        ChatTemplate("{{ 1 / x }}", {}).render([], opens=True, options=options)
+        ChatTemplate("{{ 1 / x }}", {}).render([], add_generation_prompt=True, options=options)
 
 
 @pytest.mark.parametrize(
@@ -192,5 +194,5 @@ def test_an_invalid_template_is_refused_with_a_reason(source: str) -> None:
 def test_tojson_accepts_the_options_of_transformers() -> None:
     value = {"b": "é", "a": [1]}
     source = "{{ x | tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}"
-    written = ChatTemplate(source, {}).render([], opens=True, options={"x": value})
+    written = ChatTemplate(source, {}).render([], add_generation_prompt=True, options={"x": value})
     assert written == json.dumps(value, separators=(",", ":"), sort_keys=True)

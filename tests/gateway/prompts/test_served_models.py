@@ -6,12 +6,12 @@ import pytest
 
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
-from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.served_models import ServedModel, ServedModels
+from gateway.prompts.template_builder import TemplatePromptBuilder
 
 
 def served(tokenizer: Tokenizer, name: str) -> ServedModel:
-    return ServedModel(name, 100, tokenizer.vocabulary, tokenizer, PromptBuilder(tokenizer))
+    return ServedModel(name, 100, tokenizer.vocabulary, tokenizer, TemplatePromptBuilder(tokenizer))
 
 
 async def test_requests_during_the_start_wait(tokenizer: Tokenizer) -> None:

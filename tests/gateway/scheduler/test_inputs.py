@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from gateway.graph.call import Input
 from gateway.graph.call_size import CALL_BYTES, VARIABLE_BYTES
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
+from gateway.graph.segments import Input
 from gateway.graph.variable import Variable, VariableState
 from gateway.scheduler import inputs
 from tests.gateway.scheduler.test_scheduler import SchedulerHarness

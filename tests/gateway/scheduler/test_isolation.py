@@ -13,8 +13,10 @@ from engine.config import EngineConfig
 from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import Engine, EngineLost, EventCallback
-from gateway.graph.call import Call, CallState, Input, SamplingParams, Segment, Slot, Text
+from gateway.graph.call import Call, CallState
 from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.scheduler import Scheduler
 from tests.checkpoints import write_tiny_llama
 from tests.fakes.engine import StubContext, StubEngine

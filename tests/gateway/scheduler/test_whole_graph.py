@@ -25,11 +25,13 @@ from gateway.engines.protocol import (
     TokenDelta,
     Urgency,
 )
-from gateway.graph.call import Call, CallSpec, CallState, Input, SamplingParams, Segment, Slot, Text
+from gateway.graph.call import Call, CallSpec, CallState
 from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal.records import Record, entries_of, facts_of, record_of, session_record

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.cli.main import main
 from gateway.engines.protocol import ContextEvent, PrefillResult, TokenDelta, Urgency
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
 from gateway.simulator import clock
 from gateway.simulator.engine import CPU, Costs, SimulatedContext, SimulatedEngine
 from gateway.simulator.simulation import Scenario, simulate

@@ -3,10 +3,12 @@
 import pytest
 
 from gateway.api.parrot.lazy_calls import LazyCalls
-from gateway.graph.call import CallSpec, Input, SamplingParams, Slot, Text
+from gateway.graph.call import CallSpec
 from gateway.graph.errors import Cycle, TooLarge, UnknownVariable, VariableAlreadySet
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams
+from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session, VariableSpec
 
 

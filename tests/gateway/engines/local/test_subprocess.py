@@ -19,7 +19,7 @@ from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import ContextEvent, EngineLost, TokenDelta
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
 from tests.checkpoints import write_tiny_llama
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text, token_count_of, until
 

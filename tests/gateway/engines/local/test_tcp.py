@@ -17,7 +17,7 @@ from engine.protocol import SamplingParams as LinkSampling
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.protocol import ContextEvent, EngineLost
-from gateway.graph.call import SamplingParams
+from gateway.graph.sampling import SamplingParams
 from tests.checkpoints import write_tiny_llama
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text, token_count_of, until
 from tests.server import EngineProgram

@@ -1,0 +1,152 @@
+"""Segments of a prompt: known text, references and slots."""
+
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams, Transform
+
+
+@dataclass(frozen=True)
+class Text:
+    """Known text of a prompt, as tokens. `weight`: number of tokens for estimates, if it differs from their number: an
+    image may have many tokens and be prefilled fast."""
+
+    tokens: Sequence[int]
+    weight: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens for estimates."""
+        return len(self.tokens) if self.weight is None else self.weight
+
+
+@dataclass(frozen=True)
+class Characters:
+    """Known text of a prompt, for an engine that accepts text instead of tokens."""
+
+    text: str
+
+    @property
+    def length(self) -> int:
+        """Number of characters."""
+        return len(self.text)
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Known messages of a prompt, for an engine that accepts messages instead of tokens.
+
+    `messages`: as in chat requests of OpenAI's API; a content is a text or a list of parts. `fields`: other fields of
+    the request, on the first segment. `continues`: the first message has only a content, which continues the message
+    before. `is_open`: the last message continues in the next segment. `size`: number of characters of all messages as
+    JSON. `weight`: number of characters for estimates, if it differs: an image may have few tokens.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    continues: bool = False
+    is_open: bool = False
+    size: int = 0
+    weight: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of characters for estimates."""
+        return self.size if self.weight is None else self.weight
+
+
+@dataclass(frozen=True)
+class Input:
+    """Place in a prompt where a variable's value goes. `where`: path of the request's field that contains it."""
+
+    reference: Reference
+    where: str
+
+
+REASONING_START, REASONING_END = "<think>", "</think>"
+"""Tags around the reasoning that some models emit before their answer."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Place in a prompt where the model generates text.
+
+    `name` None: the call's output. `thinks`: whether the generated text may begin with reasoning; `begun`: the prompt
+    ends inside the reasoning.
+    """
+
+    name: str | None
+    sampling: SamplingParams
+    transform: Transform | None = None
+    where: str = "semantic.output"
+    thinks: Literal["perhaps", "begun"] | None = None
+
+
+Segment = Text | Characters | Messages | Input | Slot
+PromptContent = Sequence[int] | str | Messages
+"""Content that fills an engine's context: tokens, or text and messages if the engine accepts no tokens."""
+
+
+def content_of(segment: Text | Characters | Messages) -> PromptContent:
+    """Return what a context is filled with for a segment."""
+    match segment:
+        case Text(tokens):
+            return tokens
+        case Characters(text):
+            return text
+        case Messages():
+            return segment
+
+
+def content_size(content: PromptContent) -> int:
+    """Return the number of tokens or characters."""
+    return content.size if isinstance(content, Messages) else len(content)
+
+
+def tokens_of_content(content: PromptContent) -> Sequence[int]:
+    """Return the tokens, for an engine that accepts nothing else."""
+    assert not isinstance(content, str | Messages), "this engine accepts tokens, not text or messages"
+    return content
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add data."""
+
+
+def update_digest(digest: Digest, content: PromptContent) -> None:
+    """Add the content of a prompt to a digest. A prompt has the same digest however it is divided into segments.
+
+    Marks between texts begin with the byte 255, which no text in UTF-8 contains.
+    """
+    if isinstance(content, str):
+        digest.update(content.encode(errors="surrogatepass"))
+    elif not isinstance(content, Messages):
+        digest.update(array("i", content).tobytes())
+    else:
+        if content.fields:
+            digest.update(b"\xfff" + _json(content.fields))
+        for index, message in enumerate(content.messages):
+            if index or not content.continues:
+                head = {name: value for name, value in message.items() if name != "content"}
+                digest.update(b"\xffm" + _json(head) + b"\xffc")
+            text = message["content"]
+            for part in (text,) if isinstance(text, str) else text:
+                if isinstance(part, str):
+                    digest.update(part.encode(errors="surrogatepass"))
+                elif part["type"] == "text":
+                    digest.update(part["text"].encode(errors="surrogatepass"))
+                else:
+                    digest.update(b"\xffp" + _json(part) + b"\xffc")
+            if index < len(content.messages) - 1 or not content.is_open:
+                digest.update(b"\xffe")
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value).encode()
