@@ -1,8 +1,6 @@
 """The engine: it fills sequences, runs one step after another, and returns updates."""
 
 import logging
-import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,41 +11,21 @@ from pathlib import Path
 import torch
 
 from engine.config import EngineConfig
-from engine.device import check_weights, choose_device, device_memory, kv_tokens_on
-from engine.errors import CheckpointError, ContextError, EngineError
+from engine.errors import ContextError
+from engine.factory import build_parts
 from engine.generation import Generation, SampledToken
 from engine.grammar import Grammars, Matcher, is_constrained
-from engine.input_batch import InputBatch
-from engine.kernels import AttentionBatch, Limits, select_kernels
 from engine.kernels.base import PendingSample
-from engine.kv.cache import SCRATCH, KVCache
-from engine.kv.eviction import EvictionPolicy
-from engine.kv.host_offload import HostOffload
-from engine.kv.sizing import affordable_tokens, free_memory
-from engine.models.checkpoint import open_weights, weights_size
-from engine.models.decoder import Decoder
-from engine.models.fetch import checkpoint_folder, model_name
-from engine.models.spec import read_spec
-from engine.protocol import EngineInfo, SamplingParams, Update
-from engine.sampler import BadLogits, Sampler, collect, greedy_requests
-from engine.scheduler import Chunk, Plan, StepScheduler
+from engine.protocol import SamplingParams, Update
+from engine.sampler import BadLogits, Sampler, collect
+from engine.scheduler import Chunk, Plan
 from engine.sequence import TokenSequence
-from engine.speculative import Speculator
-from engine.step_budget import FEW_ROWS, StepBudget
-from engine.tokenizer import Tokenizer
 
 log = logging.getLogger("myna.engine")
 
-_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
-"""Default token budget of a step: enough rows that their products are worth reading the weights."""
-_TRIAL_ROWS = 64
 _CHARACTERS = 16
 """Upper bound of a token's average length, in characters. Only so much of a prediction is tokenised, since all requests
 wait for that."""
-_HOST_SHARE = 0.2
-"""Maximum share of the host's free memory for offloaded KV blocks."""
-
-
 _COMPILE_POLL_SECONDS = 0.02
 """Longest wait for a grammar if there is no other work, in seconds. New commands wait that long too."""
 _FRESH_SECONDS = 0.003
@@ -96,70 +74,24 @@ class Engine:
     Invalid commands raise ContextError and change nothing.
     """
 
-    def __init__(self, config: EngineConfig, resolved: Callable[[Path], None] = lambda folder: None) -> None:
-        """Fetch, convert and load the model. `resolved` is called with the folder as soon as it is on disk.
+    def __init__(self, config: EngineConfig, on_resolved: Callable[[Path], None] = lambda folder: None) -> None:
+        """Fetch, convert and load the model. `on_resolved` is called with its folder as soon as that is on disk.
 
         Raises CheckpointError if the model cannot be loaded, EngineError if the requested kernels cannot run here.
         """
-        began = time.monotonic()
+        parts = build_parts(config, on_resolved)
         self.config = config
-        dtype = getattr(torch, config.dtype)
-        assert isinstance(dtype, torch.dtype)
-        device = choose_device("cpu" if config.kernels in ("cpu", "torch") else config.device)
-        threads = config.threads or max(1, len(os.sched_getaffinity(0)) // config.peers)
-        torch.set_num_threads(threads)
-        cache = Path(config.cache).expanduser()
-        folder = checkpoint_folder(config.model, cache, dtype)
-        spec = read_spec(folder)
-        resolved(folder)
-        self.tokenizer = Tokenizer(folder)
-        step_tokens = config.step_tokens or _STEP_TOKENS[device.type]
-        kernels = select_kernels(
-            config.kernels,
-            spec.shape,
-            dtype,
-            config.block_size,
-            cache,
-            quantize=config.quantize,
-            kv_dtype=config.kv_dtype,
-            device=device,
-            limits=Limits(max(step_tokens, _TRIAL_ROWS), config.max_batch, 1 + spec.window // config.block_size),
-        )
-        if device.type == "cuda":
-            check_weights(device_memory(device), weights_size(folder, dtype))
-        weights = open_weights(folder)
-        try:
-            self.decoder = Decoder(spec, weights, kernels, dtype)
-        except CheckpointError as error:
-            raise CheckpointError(f"{folder}: {error}") from error
-        tokens = self._kv_tokens(device)
-        blocks = 1 + math.ceil(tokens / config.block_size)
-        self.decoder.allocate_kv(blocks)
-        eviction_policy = EvictionPolicy(blocks - 1, learns=config.retention == "learned")
-        host_offload = HostOffload(self._host_tokens(device, tokens) // config.block_size)
-        if host_offload.slots:
-            self.decoder.make_slots(host_offload.slots)
-        self.cache = KVCache(
-            blocks,
-            config.block_size,
-            sharing=config.prefix_sharing,
-            eviction_policy=eviction_policy,
-            host_offload=host_offload,
-        )
-        self._step_budget = StepBudget(decode_share=config.decode_share, gap=config.step_seconds)
-        speculates = config.speculation == "on"
-        if speculates and config.overlap == "on":
-            raise EngineError("speculation and overlap exclude each other: drafts need the tokens of the step before")
-        self._overlap = config.overlap == "on" or (
-            config.overlap == "auto" and device.type == "cuda" and not speculates
-        )
-        if config.speculation == "auto":
-            speculates = kernels.batch_invariant and not self._overlap
-        self._speculator = Speculator(self._step_budget) if speculates else None
-        self._scheduler = StepScheduler(self.cache, step_tokens, config.max_batch, self._step_budget, self._speculator)
-        self._sampler = Sampler(kernels)
-        self._grammars = Grammars(self.tokenizer)
-        self._input_batch = InputBatch(step_tokens, config.max_batch, config.block_size)
+        self.info = parts.info
+        self.tokenizer = parts.tokenizer
+        self.decoder = parts.decoder
+        self.cache = parts.cache
+        self._step_budget = parts.step_budget
+        self._speculator = parts.speculator
+        self._scheduler = parts.scheduler
+        self._input_batch = parts.input_batch
+        self._overlaps = parts.overlaps
+        self._sampler = Sampler(parts.decoder.kernels)
+        self._grammars = Grammars(parts.tokenizer)
         self._sequences: dict[int, TokenSequence] = {}
         self._compiling: dict[int, _CompileJob] = {}
         self._has_new_grammars = False
@@ -169,46 +101,6 @@ class Engine:
         """Step whose results are not read yet."""
         self._last_read_time = 0.0
         self._arrivals = 0
-        self.info = EngineInfo(
-            model=model_name(config.model),
-            folder=str(folder),
-            architecture=spec.architecture,
-            parameters=self.decoder.parameters,
-            dtype=config.dtype,
-            device=str(device),
-            kernels=kernels.name,
-            threads=threads,
-            window=spec.window,
-            vocabulary=spec.vocabulary,
-            kv_tokens=self.cache.capacity,
-            block_size=config.block_size,
-            load_seconds=time.monotonic() - began,
-        )
-        self._warm_up()
-
-    def _kv_tokens(self, device: torch.device) -> int:
-        """Return the size of the KV pool, in tokens. The weights must be loaded."""
-        config, token_bytes = self.config, self.decoder.kv_bytes_per_token
-        if device.type == "cuda":
-            shape = self.decoder.spec.shape
-            return kv_tokens_on(
-                device_memory(device),
-                config.kv_tokens,
-                token_bytes,
-                config.block_size,
-                config.peers,
-                key_elements=shape.kv_heads * shape.head_size,
-            )
-        return config.kv_tokens or affordable_tokens(token_bytes, self.decoder.spec.window, config.peers)
-
-    def _host_tokens(self, device: torch.device, pool: int) -> int:
-        """Return the size of the KV offload in host memory, for a pool of `pool` tokens."""
-        if self.config.host_kv_tokens >= 0:
-            return self.config.host_kv_tokens
-        if device.type == "cpu":
-            return 0
-        free = free_memory() * _HOST_SHARE / self.config.peers
-        return min(pool, int(free / self.decoder.kv_bytes_per_token))
 
     # commands
 
@@ -390,7 +282,7 @@ class Engine:
         updates = failed + self._launch(self._scheduler.plan(self._sequences.values()))
         if before is not None:
             updates = self._read(before) + updates
-        return updates if self._overlap else updates + self._finish()
+        return updates if self._overlaps else updates + self._finish()
 
     def _launch(self, plan: Plan) -> list[Update]:
         """Start a step, which `_read` reads later. If it raises, no step runs; return the updates that this causes."""
@@ -499,37 +391,6 @@ class Engine:
         if not plan.rows:
             return torch.empty(0, self.info.vocabulary)
         return self.decoder.forward(*self._input_batch.gather(plan))
-
-    def _warm_up(self) -> None:
-        """Run steps on the scratch block: the first request then finds everything compiled, and the step budget knows
-        the cost of a row."""
-        for size in self.decoder.kernels.recorded:
-            self._run_trial([1] * size)
-        trials = {_TRIAL_ROWS: [_TRIAL_ROWS], 1: [1]}
-        if self._speculator is not None:
-            few = min(FEW_ROWS, self.config.max_batch)
-            trials[few] = [1] * few
-        fastest = dict.fromkeys(trials, math.inf)
-        for rows, each in list(trials.items()) * 2:
-            began = time.perf_counter()
-            self._run_trial(each)
-            fastest[rows] = min(fastest[rows], time.perf_counter() - began)
-        for rows, seconds in fastest.items():
-            self._step_budget.learn(rows, seconds)
-
-    def _run_trial(self, rows: list[int]) -> None:
-        """Run a step of sequences with the given numbers of rows, without using its tokens."""
-        ends = torch.tensor(rows).cumsum(0)
-        blocks = -(-max(rows) // self.config.block_size)
-        batch = AttentionBatch(
-            positions=torch.cat([torch.arange(count) for count in rows]).clamp(max=self.info.window - 1),
-            slots=torch.zeros(sum(rows), dtype=torch.int64),
-            query_starts=torch.cat((torch.zeros(1, dtype=torch.int64), ends)).int(),
-            lengths=torch.tensor(rows, dtype=torch.int32),
-            block_tables=torch.full((len(rows), blocks), SCRATCH, dtype=torch.int32),
-        )
-        logits = self.decoder.forward(torch.zeros(sum(rows), dtype=torch.int64), batch, ends - 1)
-        self.decoder.kernels.sample(logits, greedy_requests(len(rows))).result()
 
     def check_integrity(self) -> None:
         """Recount the cache from all sequences. Raises AssertionError on any difference."""

@@ -39,7 +39,7 @@ class Worker:
         """Load the model and serve until `Shutdown`. Return the exit status."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         try:
-            engine = Engine(config, resolved=lambda folder: self.send(Resolved(str(folder))))
+            engine = Engine(config, on_resolved=lambda folder: self.send(Resolved(str(folder))))
         except EngineError as error:
             self.send(Fatal(str(error)))
             return 1

@@ -322,7 +322,7 @@ def test_overlapping_steps_change_no_update(engine: Engine, prompts: list[list[i
     groups = [requested[:4], requested[4:], [requested[position] for position in (0, 1, 2, 3, 6, 7)], requested]
 
     def updates_of(overlap: bool) -> list[Any]:
-        engine._overlap = overlap
+        engine._overlaps = overlap
         found = []
         for group in groups:
             for position, sampling in enumerate(group):
@@ -346,15 +346,15 @@ def test_overlapping_steps_change_no_update(engine: Engine, prompts: list[list[i
 @pytest.fixture
 def overlapping(engine: Engine) -> Iterator[None]:
     """Restore the engine after the test."""
-    before = engine._overlap
+    before = engine._overlaps
     yield
-    engine._overlap = before
+    engine._overlaps = before
 
 
 def test_overlapping_step_starts_before_the_previous_one_is_read(
     engine: Engine, prompts: list[list[int]], overlapping: None
 ) -> None:
-    engine._overlap = True
+    engine._overlaps = True
     engine.fill(1, prompts[0])
     engine.generate(1, SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True))
     assert engine.step() == [], "the prompt's step has only started"

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineConfig, SamplingParams
-from engine.errors import EngineError
+from engine import Engine, SamplingParams
 from engine.generation import Generation
 from engine.kv.cache import KVCache
 from engine.protocol import Update
@@ -244,17 +243,6 @@ def test_bad_logits_after_an_accepted_draft_fail_the_request(
     assert updates[-1].error[0] == "bad_logits"
     assert sum(len(update.tokens) for update in updates) > 1, "the tokens before it were accepted"
     engine.check_integrity()
-
-
-def test_overlap_disables_speculation(tiny_engine: Engine) -> None:
-    tiny_folder = tiny_engine.info.folder
-    with pytest.raises(EngineError, match="exclude each other"):
-        Engine(EngineConfig(model=tiny_folder, overlap="on", speculation="on"))
-    assert Engine(EngineConfig(model=tiny_folder, overlap="on", kv_tokens=320))._speculator is None
-    assert Engine(EngineConfig(model=tiny_folder, speculation="off", kv_tokens=320))._speculator is None
-    assert Engine(EngineConfig(model=tiny_folder, kernels="torch", kv_tokens=320))._speculator is None
-    on = Engine(EngineConfig(model=tiny_folder, kernels="torch", speculation="on", kv_tokens=320))
-    assert on._speculator is not None
 
 
 def test_prediction_is_tokenised_only_up_to_the_limit(
