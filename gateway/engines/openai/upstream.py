@@ -19,7 +19,9 @@ from gateway.engines.openai.concurrency import ConcurrencyLimiter
 from gateway.engines.openai.profiles import Profile, profile_of
 from gateway.engines.openai.stream_parser import refusal_of
 from gateway.engines.protocol import EngineBusy, EngineFailure, EngineLost
-from gateway.http_client.connection import ConnectError, ConnectionBroken, ConnectionPool, Response, ResponseTimeout
+from gateway.http_client.errors import ConnectError, ConnectionBroken, ResponseTimeout
+from gateway.http_client.pool import ConnectionPool
+from gateway.http_client.response import Response
 from gateway.runtime import json_codec
 
 log = logging.getLogger("myna.engines")

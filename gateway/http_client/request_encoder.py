@@ -1,0 +1,38 @@
+"""Encoding of requests to one server."""
+
+import base64
+from collections.abc import Mapping
+from urllib.parse import SplitResult, quote, unquote
+
+_DEFAULT_HEADERS = {"User-Agent": "myna", "Accept": "*/*"}
+"""Headers of every request. Some proxies accept no requests without them."""
+
+
+class RequestEncoder:
+    """Owner of the encoded heads, by method and path."""
+
+    def __init__(self, base: SplitResult, host: str, headers: Mapping[str, str]) -> None:
+        """`base`: the server's base URL. `host`: its host name in ASCII. `headers`: headers of every request. Raises
+        ValueError if a header contains characters that are not allowed."""
+        self._prefix = quote(base.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
+        address = f"[{host}]" if ":" in host else host
+        own_headers = {"Host": address if base.port is None else f"{address}:{base.port}", **_DEFAULT_HEADERS}
+        if base.username is not None:
+            user = f"{unquote(base.username)}:{unquote(base.password or '')}"
+            own_headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+        for name, value in {**own_headers, **headers}.items():
+            if not value.isascii() or not value.isprintable():
+                raise ValueError(f"the header {name} contains characters that are not allowed")
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in {**own_headers, **headers}.items())
+        self._heads: dict[tuple[str, str], bytes] = {}
+
+    def encode(self, method: str, path: str, content: bytes) -> bytes:
+        """Return the bytes of a request. `content`: the body, which is JSON, or nothing."""
+        head = self._heads.get((method, path))
+        if head is None:
+            head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}".encode()
+            self._heads[method, path] = head
+        end = b"\r\n"
+        if content:
+            end = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content)
+        return head + end + content
