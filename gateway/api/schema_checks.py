@@ -16,7 +16,9 @@ from gateway.prompts.tool_calls.parser import ToolCallParser, parse_answer
 from gateway.runtime import json_codec
 from gateway.runtime.fair_gate import FairGate
 from gateway.runtime.json_codec import BadJson
-from gateway.runtime.schema_checker import MAX_MESSAGE, NoVerdict, OutOfSteps, SchemaChecker, Steps
+from gateway.runtime.schema_checker.checker import SchemaChecker
+from gateway.runtime.schema_checker.violation import MAX_MESSAGE
+from gateway.runtime.schema_checker.work_budget import BudgetExceeded, NoVerdict, WorkBudget
 from gateway.telemetry import metrics
 
 log = logging.getLogger("myna.schemas")
@@ -53,8 +55,8 @@ class AnswerChecks:
         self._tools = {name: SchemaChecker(schema) for name, schema in tools.items()}
         self._reader = reader
         self._stops = stops
-        self._immediate = Steps(_IMMEDIATE_STEPS)
-        self._steps = Steps(MAX_STEPS)
+        self._immediate = WorkBudget(_IMMEDIATE_STEPS)
+        self._steps = WorkBudget(MAX_STEPS)
         self._found: dict[int, str] = {}
 
     def violation(self, index: int) -> str | None:
@@ -69,7 +71,7 @@ class AnswerChecks:
         if len(text) <= _IMMEDIATE_CHARACTERS and self._immediate.left > 0:
             try:
                 self._note(index, self._find(text, self._immediate))
-            except OutOfSteps:
+            except BudgetExceeded:
                 pass
             else:
                 return None
@@ -79,7 +81,7 @@ class AnswerChecks:
         async with self._gate.turn(self._tenant):
             try:
                 self._note(index, await asyncio.to_thread(self._find, text, self._steps))
-            except OutOfSteps:
+            except BudgetExceeded:
                 log.debug("an answer was not checked against its schema: the check takes too long")
             except asyncio.CancelledError:
                 self._steps.left = -1  # ends the thread's work soon
@@ -90,8 +92,8 @@ class AnswerChecks:
             self._found[index] = found
             metrics.schema_violated()
 
-    def _find(self, text: str, steps: Steps) -> str | None:
-        """Return the first violation of an answer. Raises OutOfSteps."""
+    def _find(self, text: str, steps: WorkBudget) -> str | None:
+        """Return the first violation of an answer. Raises BudgetExceeded."""
         calls: list[tuple[str, str]] = []
         if self._reader is not None:
             steps.spend(len(text) // _CHARACTERS_PER_STEP)
@@ -113,15 +115,15 @@ _COMPLETE = ("stop", "tool_calls")
 """Finish reasons of complete answers."""
 
 
-def _violation(checker: SchemaChecker, text: str, steps: Steps) -> str | None:
-    """Return the first violation of a schema by a JSON text. Raises OutOfSteps."""
+def _violation(checker: SchemaChecker, text: str, steps: WorkBudget) -> str | None:
+    """Return the first violation of a schema by a JSON text. Raises BudgetExceeded."""
     try:
         value = json_codec.decode(text.encode())
     except (BadJson, UnicodeError):
         return None if _may_be_json(text) else "$: the text is not JSON"
     try:
         found = checker.check(value, steps)
-    except OutOfSteps:
+    except BudgetExceeded:
         raise
     except NoVerdict as reason:
         log.debug("an answer was not checked against its schema: %s", reason)
