@@ -1,6 +1,6 @@
 """Check with llguidance whether a schema, regex or grammar can be enforced, within limits of size and time.
 
-Clients send these texts, and llguidance limits only most of its own work. So the modules `schemas` and `lark` first
+Clients send these texts, and llguidance limits only most of its own work. So `schemas` and `lark` first
 refuse what its limits do not bound.
 """
 

@@ -16,7 +16,7 @@ from pydantic import (
 from compat.bounds import BoundedModel
 from compat.openai.base import Request, fault
 from compat.openai.response_formats import enforced_schema
-from compat.openai.schemas import Enforcement
+from compat.openai.schemas.policy import Enforcement
 
 
 class TextPart(Request):

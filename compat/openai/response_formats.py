@@ -17,7 +17,8 @@ from compat.openai.grammars import (
     problem_of_regex,
 )
 from compat.openai.lark import BadGrammar, check_grammar
-from compat.openai.schemas import Enforcement, enforceable
+from compat.openai.schemas.enforceable import make_enforceable
+from compat.openai.schemas.policy import Enforcement
 from compat.short_cache import cache_short
 
 _MAX_CACHED = 16_384
@@ -28,7 +29,9 @@ def enforced_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) 
     """Return the schema that is enforced for a JSON schema. Requests share it: do not change it. Raises ValueError."""
     try:
         text = json.dumps(schema)
-        return _enforced_schema(text, enforcement) if len(text) <= MAX_FORM_BYTES else enforceable(schema, enforcement)
+        if len(text) > MAX_FORM_BYTES:
+            return make_enforceable(schema, enforcement)
+        return _enforced_schema(text, enforcement)
     except RecursionError:
         raise ValueError("this schema cannot be enforced: it is nested too deeply") from None
     except ValueError as error:
@@ -38,7 +41,7 @@ def enforced_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) 
 @cache_short(256, _MAX_CACHED)
 def _enforced_schema(schema: str, enforcement: Enforcement) -> dict[str, Any]:
     """Return the enforced schema, cached: clients send the same tools with every turn of a conversation."""
-    return enforceable(json.loads(schema), enforcement)
+    return make_enforceable(json.loads(schema), enforcement)
 
 
 def valid_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> str:

@@ -12,7 +12,7 @@ from compat.openai.messages import FunctionDefinition, FunctionName, Message, Na
 from compat.openai.requests import CacheRetention, ChatCompletionRequest, Generation, ServiceTier
 from compat.openai.response_formats import JsonSchema, ResponseFormat, enforced_schema
 from compat.openai.responses.items import InputItem, as_messages
-from compat.openai.schemas import Enforcement
+from compat.openai.schemas.policy import Enforcement
 
 _LOGPROBS = "message.output_text.logprobs"
 _SHARED_FIELDS = (

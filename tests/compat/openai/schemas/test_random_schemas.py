@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compat.openai.response_formats import enforced_schema
-from compat.openai.schemas import Enforcement
+from compat.openai.schemas.policy import Enforcement
 from engine.grammar import Grammars
 from engine.protocol import SamplingParams
 from engine.tokenizer import Tokenizer
