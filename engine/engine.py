@@ -114,7 +114,10 @@ class Engine:
         scope: str = "",
         interactive: bool = True,
     ) -> None:
-        """Append tokens to a context; the first fill creates it. See `Fill`."""
+        """Append tokens to a context; the first fill creates it. See `Fill`.
+
+        A context with a `parent` continues it: they share blocks until one writes.
+        """
         known = self._sequences.get(context)
         if known is not None and parent is not None:
             raise ContextError("context_exists", f"context {context} exists already; fork into a new context")
@@ -144,10 +147,6 @@ class Engine:
         target.tokens.extend(tokens)
         target.pending_fills.append(len(target.tokens))
         target.fill_tokens += len(tokens)
-
-    def fork(self, context: int, parent: int, *, rank: float = 0.0) -> None:
-        """Create a context that continues `parent`; they share blocks until one writes."""
-        self.fill(context, [], parent=parent, rank=rank)
 
     def generate(self, context: int, sampling: SamplingParams, *, rank: float | None = None) -> None:
         """Sample after the context's last token; see `Generate`."""

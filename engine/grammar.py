@@ -65,10 +65,6 @@ class Grammars:
     def _vocabulary(self) -> LLTokenizer:
         return LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer)))
 
-    def matcher(self, sampling: SamplingParams) -> "Matcher | None":
-        """Return the matcher that constrains a text, or None for a request without a grammar. Raises ContextError."""
-        return self._compiled(sampling, _Budget()) if is_constrained(sampling) else None
-
     def compile(self, sampling: SamplingParams, scope: str = "") -> "Future[Matcher]":
         """Start to compile the grammar of a constrained request in a thread. The future may raise ContextError.
 

@@ -26,17 +26,12 @@ class Sampler:
         self._generations: list[Generation] = []
         self._requests = _requests(b"")
 
-    def sample(self, logits: torch.Tensor, generations: list[Generation]) -> list[SampledToken | BadLogits]:
-        """Sample one token for each row.
+    def start(self, logits: torch.Tensor, generations: list[Generation]) -> PendingSample:
+        """Start to sample one token for each row, of which there is at least one. `collect` waits for the tokens.
 
         `logits`: (rows, vocabulary) float32, one row for each of `generations`; they may be changed. A generation has
-        one row for each of its next positions (more than one with drafts), and these are adjacent. A row with NaN, or
-        in which no token is allowed, yields BadLogits in its place and affects no other row.
+        one row for each of its next positions (more than one with drafts), and these are adjacent.
         """
-        return collect(self.start(logits, generations), generations) if generations else []
-
-    def start(self, logits: torch.Tensor, generations: list[Generation]) -> PendingSample:
-        """Start what `sample` does, without waiting for the device. It needs at least one row."""
         if self._generations != generations:
             self._generations = generations
             self._requests = _requests(b"".join([generation.request for generation in generations]))
@@ -51,7 +46,10 @@ class Sampler:
 
 
 def collect(pending: PendingSample, generations: list[Generation]) -> list[SampledToken | BadLogits]:
-    """Wait for the tokens of a started sample, and return them."""
+    """Wait for the tokens of a started sample, and return them.
+
+    A row with NaN, or in which no token is allowed, yields BadLogits in its place and affects no other row.
+    """
     sampled = pending.result()
     return [
         BadLogits("the model produced NaN logits, or the request allows no token")

@@ -80,11 +80,6 @@ class Decoder:
         return self._tables[id(rope)]
 
     @property
-    def batch_invariant(self) -> bool:
-        """Whether results are batch invariant; see `Kernels.batch_invariant`."""
-        return self.kernels.batch_invariant
-
-    @property
     def kv_bytes_per_token(self) -> int:
         """Size of a token's KV in all layers, in bytes."""
         shape = self.spec.shape

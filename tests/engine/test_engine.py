@@ -271,7 +271,7 @@ def test_forks_are_independent(engine: Engine, prompts: list[list[int]]) -> None
     while engine.has_work:
         engine.step()
     for child, tail in enumerate(tails, 2):
-        engine.fork(child, 1)
+        engine.fill(child, [], parent=1)
         if tail:
             engine.fill(child, tail)
         engine.generate(child, GREEDY)

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from concurrent.futures import Future
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from engine.errors import ContextError
 from engine.grammar import Grammars, Matcher, _Budget, _Jobs
 from engine.protocol import Update
 from engine.tokenizer import Tokenizer
+from tests.engine.matchers import compile_matcher
 
 SCHEMA = {
     "type": "object",
@@ -109,7 +111,7 @@ def test_other_rows_of_the_step_are_unconstrained(engine: Engine) -> None:
     for context in texts:
         engine.free_context(context)
     assert texts[1002].isdecimal()
-    if engine.decoder.batch_invariant:
+    if engine.decoder.kernels.batch_invariant:
         assert texts[1001] == alone
 
 
@@ -210,8 +212,7 @@ PATTERNS = [
 def test_text_between_forced_tokens_is_complete(tokenizer: Tokenizer, pattern: str) -> None:
     grammars, random, forced = Grammars(tokenizer), np.random.default_rng(0), 0
     for _ in range(20):
-        matcher = grammars.matcher(SamplingParams(regex=pattern))
-        assert matcher is not None
+        matcher = compile_matcher(grammars, SamplingParams(regex=pattern))
         tokens: list[int] = []
         coming: list[int] = []
         over = False
@@ -237,10 +238,14 @@ FORMS: list[tuple[dict[str, str], list[str], list[str]]] = [
 ]
 
 
+@cache
+def _grammars(tokenizer: Tokenizer) -> Grammars:
+    return Grammars(tokenizer)
+
+
 def accepts(tokenizer: Tokenizer, text: str, **sampling: Any) -> bool:
     """Return whether the grammar accepts the whole text."""
-    matcher = Grammars(tokenizer).matcher(SamplingParams(**sampling))
-    assert matcher is not None
+    matcher = compile_matcher(_grammars(tokenizer), SamplingParams(**sampling))
     for token in tokenizer.encode(text):
         allowed = matcher.allowed()
         if not allowed[token // 32] >> (token % 32) & 1:

@@ -16,7 +16,7 @@ from engine.kernels.cpu import CpuKernels
 from engine.kernels.reference import TorchKernels
 from engine.kernels.sampling import _largest, _nucleus, _pick_from_all
 from engine.protocol import SamplingParams
-from engine.sampler import BadLogits, Sampler
+from engine.sampler import BadLogits, Sampler, collect
 from engine.tokenizer import Tokenizer
 
 VOCABULARY = 6000
@@ -39,8 +39,11 @@ def kernels_name(request: pytest.FixtureRequest) -> str:
 kernels = HANDS["numpy"]
 
 
-def sample(logits: np.ndarray[Any, Any], generations: list[Generation]) -> list[SampledToken | BadLogits]:
-    return Sampler(kernels).sample(torch.from_numpy(logits.copy()), generations)
+def sample(
+    logits: np.ndarray[Any, Any], generations: list[Generation], kernels_name: str = ""
+) -> list[SampledToken | BadLogits]:
+    sampler = Sampler(HANDS[kernels_name] if kernels_name else kernels)
+    return collect(sampler.start(torch.from_numpy(logits.copy()), generations), generations)
 
 
 def generation(tokenizer: Tokenizer, prompt: list[int] | None = None, **sampling: Any) -> Generation:
@@ -278,13 +281,13 @@ def test_c_and_numpy_sample_the_same(
         "logprobs": True,
         "top_logprobs": 5,
     }
-    batch = torch.from_numpy(np.stack([row] * 3))
+    batch = np.stack([row] * 3)
     results = []
     for name in ("numpy", kernels_name):
         ones = [generation(tokenizer, **options) for _ in range(3)]
         for index, one in enumerate(ones):
             one._uniform = (seed % 997 / 997 + index / 3) % 1.0
-        results.append(Sampler(HANDS[name]).sample(batch.clone(), ones))
+        results.append(sample(batch, ones, name))
     for actual, wanted in zip(results[1], results[0], strict=True):
         assert isinstance(actual, SampledToken)
         assert isinstance(wanted, SampledToken)

@@ -38,7 +38,7 @@ def run_scenario(target: Engine, count: int) -> dict[int, list[int]]:
             target.generate(context, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
             left.add(context)
             if context == 3:
-                target.fork(9, 3)
+                target.fill(9, [], parent=3)
                 target.fill(9, [11, 12])
                 target.generate(9, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
                 left.add(9)

@@ -17,6 +17,7 @@ from compat.openai.schemas.policy import Enforcement
 from engine.grammar import Grammars
 from engine.protocol import SamplingParams
 from engine.tokenizer import Tokenizer
+from tests.engine.matchers import compile_matcher
 
 NAMES = st.sampled_from(["a", "b", "score", "next"])
 INTEGERS = st.integers(-20, 20) | st.integers(-(2**65), 2**65) | st.sampled_from([2**53 + 1, -(2**63), 10**25])
@@ -96,8 +97,7 @@ def answers(grammars: Grammars, schema: dict[str, Any], seed: int) -> list[tuple
     """Return random texts that the schema constrains, with their failures. Texts that become too long are omitted."""
     random, ended = np.random.default_rng(seed), []
     for _ in range(3):
-        matcher = grammars.matcher(SamplingParams(json_schema=json.dumps(schema)))
-        assert matcher is not None
+        matcher = compile_matcher(grammars, SamplingParams(json_schema=json.dumps(schema)))
         tokens: list[int] = []
         eos = grammars._tokenizer.eos_id
         for _ in range(60):
