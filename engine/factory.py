@@ -82,7 +82,7 @@ def build_parts(config: EngineConfig, on_resolved: Callable[[Path], None]) -> En
     )
     decoder = _load_decoder(folder, spec, kernels, dtype)
     cache = _allocate_kv(config, decoder, device)
-    step_budget = StepBudget(decode_share=config.decode_share, gap=config.step_seconds)
+    step_budget = StepBudget(decode_share=config.decode_share, max_step_seconds=config.step_seconds)
     speculates, overlaps = _step_modes(config, device, kernels)
     speculator = Speculator(step_budget) if speculates else None
     info = EngineInfo(
@@ -202,7 +202,7 @@ def _warm_up(decoder: Decoder, step_budget: StepBudget, config: EngineConfig, *,
         _run_trial(decoder, rows_by_sequence, config.block_size)
         fastest[rows] = min(fastest[rows], time.perf_counter() - began)
     for rows, seconds in fastest.items():
-        step_budget.learn(rows, seconds)
+        step_budget.calibrate(rows, seconds)
 
 
 def _run_trial(decoder: Decoder, rows_by_sequence: list[int], block_size: int) -> None:

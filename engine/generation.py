@@ -167,7 +167,7 @@ class Generation:
             text += detokenizer.push(tokens[position])
             if len(text) > self._emitted_length:
                 break
-            if not detokenizer.pending:
+            if not detokenizer.has_partial_character:
                 whole, length = position + 1, len(text)
         return whole, self._tokenizer.encode(text[length : self._emitted_length])
 

@@ -46,25 +46,28 @@ class LongTextEncoder:
         pieces, in characters."""
         self._backend = backend
         self._chunk, self._slice = chunk, min(chunk, _SLICE)
-        model, normalizers, parts = content["model"], _parts(content, "normalizer"), _parts(content, "pre_tokenizer")
+        model = content["model"]
+        normalizers, parts = _flat_parts(content, "normalizer"), _flat_parts(content, "pre_tokenizer")
         types = {part["type"] for part in parts}
         byte_level = "ByteLevel" in types
         self._composes = any(part["type"] == "NFC" for part in normalizers)
         known = all(map(_keeps_length, normalizers)) and all(map(_keeps_text, parts)) and model["type"] == "BPE"
 
-        self._longest = max(map(len, table), default=1)
+        self._max_token_bytes = max(map(len, table), default=1)
         single = {text[0] for text in table if len(text) == 1}
-        self._silent = bytes(set(range(256)) - single) if byte_level else b""
+        self._dropped_bytes = bytes(set(range(256)) - single) if byte_level else b""
         """Bytes without a token: byte-level vocabularies drop them."""
-        self._bounded = known and (byte_level or (bool(model.get("byte_fallback")) and len(single) == 256))
+        self._is_bounded = known and (byte_level or (bool(model.get("byte_fallback")) and len(single) == 256))
 
-        self._cuts = known and not any(map(model.get, ("dropout", "continuing_subword_prefix", "end_of_word_suffix")))
-        self._cuts_words = any(map(_splits, parts))
+        self._can_cut = known and not any(
+            map(model.get, ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+        )
+        self._has_words = any(map(_splits, parts))
         self._finder = Backend(models.WordLevel({"word": 0}, unk_token="word"))
         """Tokenizer that makes exactly one token of each word: it finds the words without merging anything."""
         self._words = Backend(backend.model)  # shares the vocabulary
         """Tokenizer that encodes its whole input as one word."""
-        if self._cuts:
+        if self._can_cut:
             if parts:
                 self._finder.pre_tokenizer = backend.pre_tokenizer
             if backend.normalizer is not None:
@@ -75,57 +78,57 @@ class LongTextEncoder:
                 self._words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
         vocabulary: dict[str, int] = model["vocab"]
         self._unknown: int | None = vocabulary.get(model.get("unk_token"))
-        self._alone: set[int] = set()
+        self._byte_tokens: set[int] = set()
         """Tokens of single bytes (byte fallback), which are never merged."""
         if model.get("byte_fallback"):
             written = [text for text in vocabulary if "<0x" in text]
             if all(map(_BYTE.fullmatch, written)):
-                self._alone = {vocabulary[text] for text in written}
+                self._byte_tokens = {vocabulary[text] for text in written}
 
-    def fewest(self, text: str) -> int:
+    def minimum_tokens(self, text: str) -> int:
         """Return a lower bound of a text's number of tokens, without tokenising it.
 
         Every byte of the text is in one token, and the length of the longest token is known. That is not so for
         vocabularies that may drop or shorten text: for these, one token for each 1,024 bytes is assumed.
         """
         encoded = text.encode()
-        if not self._bounded:
+        if not self._is_bounded:
             return len(encoded) // _ASSUMED
-        if self._silent:
-            encoded = encoded.translate(None, self._silent)
+        if self._dropped_bytes:
+            encoded = encoded.translate(None, self._dropped_bytes)
         shrinks = _COMPOSED if self._composes and not unicodedata.is_normalized("NFC", text) else 1
-        return -(-len(encoded) // (self._longest * shrinks))
+        return -(-len(encoded) // (self._max_token_bytes * shrinks))
 
-    def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Return the tokens of a text. After more than `most` tokens, the rest may be left out."""
-        if not self._cuts or len(text) <= self._chunk:
-            return self._whole(text)
+    def encode(self, text: str, max_tokens: int | None = None) -> list[int]:
+        """Return the tokens of a text. After more than `max_tokens` tokens, the rest may be left out."""
+        if not self._can_cut or len(text) <= self._chunk:
+            return self._encode_whole(text)
         if self._composes and not unicodedata.is_normalized("NFC", text):
             assert self._backend.normalizer is not None
             text = self._backend.normalizer.normalize_str(text)
-        if not self._cuts_words:
-            return self._word(text)
+        if not self._has_words:
+            return self._encode_word(text)
         tokens: list[int] = []
         position = 0
-        while most is None or len(tokens) <= most:
+        while max_tokens is None or len(tokens) <= max_tokens:
             chunk = text[position : position + self._chunk]
             if position + len(chunk) == len(text):
-                return tokens + self._whole(chunk)
+                return tokens + self._encode_whole(chunk)
             (encoding,) = self._backend.encode_batch([chunk], add_special_tokens=False)
             if cut := _last_border(chunk, encoding):
                 count, length = cut
                 tokens += encoding.ids[:count]
                 position += length
             else:
-                position += self._long_words(text, position, tokens)
+                position += self._append_long_words(text, position, tokens)
         return tokens
 
-    def _whole(self, text: str) -> list[int]:
+    def _encode_whole(self, text: str) -> list[int]:
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
-    def _long_words(self, text: str, position: int, tokens: list[int]) -> int:
+    def _append_long_words(self, text: str, position: int, tokens: list[int]) -> int:
         """Append tokens of the text from `position` on, up to a border between words.
 
         It is for places where a chunk has no such border, because of long words. Returns the number of characters
@@ -148,27 +151,27 @@ class LongTextEncoder:
                     short.append(chunk[start:end])
                     if len(short) < _BATCH:
                         continue
-                tokens += self._short_words(short)
+                tokens += self._encode_short_words(short)
                 short = []
                 if end - start > self._slice:
-                    tokens += self._word(chunk[start:end])
-            tokens += self._short_words(short)
+                    tokens += self._encode_word(chunk[start:end])
+            tokens += self._encode_short_words(short)
             return words[-1][1]
 
-    def _short_words(self, words: list[str]) -> list[int]:
+    def _encode_short_words(self, words: list[str]) -> list[int]:
         return [token for word in self._words.encode_batch_fast(words, add_special_tokens=False) for token in word.ids]
 
-    def _word(self, word: str) -> list[int]:
+    def _encode_word(self, word: str) -> list[int]:
         """Return the tokens of one long word; see the proof at the top of this module."""
         tokens: list[int] = []
         position = 0
-        encoding = self._slice_of(word, 0)
+        encoding = self._encode_slice(word, 0)
         while position + self._slice < len(word):
             for index in range(len(encoding.ids) - 2, max(-1, len(encoding.ids) - 2 - _TRIES), -1):
                 length = encoding.offsets[index][1]
                 if length != encoding.offsets[index + 1][0]:
                     continue  # the border is inside a character
-                following = self._slice_of(word, position + length)
+                following = self._encode_slice(word, position + length)
                 if following.ids and self._never_merge(encoding.ids[index], following.ids[0]):
                     tokens += encoding.ids[: index + 1]
                     position += length
@@ -180,12 +183,12 @@ class LongTextEncoder:
                 return ids
         return tokens + encoding.ids
 
-    def _slice_of(self, word: str, position: int) -> Encoding:
+    def _encode_slice(self, word: str, position: int) -> Encoding:
         (encoding,) = self._words.encode_batch([word[position : position + self._slice]], add_special_tokens=False)
         return encoding
 
     def _never_merge(self, left: int, right: int) -> bool:
-        if left in self._alone or right in self._alone:
+        if left in self._byte_tokens or right in self._byte_tokens:
             return True
         if self._unknown in (left, right):
             return left != right  # two unknown tokens next to each other may become one
@@ -197,18 +200,15 @@ class LongTextEncoder:
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def _parts(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def _flat_parts(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Return the parts of a normalizer or pre-tokenizer, with sequences flattened."""
     part = content.get(name)
     if part is None:
         return []
     if part["type"] != "Sequence":
         return [part]
-    return [
-        inner
-        for each in part[f"{name}s".replace("pre_tokenizers", "pretokenizers")]
-        for inner in _parts({name: each}, name)
-    ]
+    children = part["pretokenizers" if name == "pre_tokenizer" else f"{name}s"]
+    return [flat for child in children for flat in _flat_parts({name: child}, name)]
 
 
 def _keeps_length(normalizer: dict[str, Any]) -> bool:

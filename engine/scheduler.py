@@ -178,7 +178,7 @@ class StepScheduler:
             mixed = any(sequence.interactive for sequence in prefills) and not all(
                 sequence.interactive for sequence in prefills
             )
-            total, long, less_urgent, prefetch = self._step_budget.rows(
+            total, long, less_urgent, prefetch = self._step_budget.allow_rows(
                 plan.decoding, interactive=plan.interactive, mixed=mixed, drafted=plan.drafted
             )
             budget = min(budget, total)

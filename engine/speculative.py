@@ -81,7 +81,7 @@ class Speculator:
         seconds, added = self._step_budget.decode_seconds, 0
         while heap and added < rows:
             _, index, draft = heapq.heappop(heap)
-            row_seconds = self._step_budget.further_seconds(decoding + added, with_prefill=with_prefill)
+            row_seconds = self._step_budget.next_row_seconds(decoding + added, with_prefill=with_prefill)
             if draft.worth <= decoding * row_seconds / seconds:
                 break
             seconds, added = seconds + row_seconds, added + 1

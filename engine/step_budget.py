@@ -10,8 +10,8 @@ _OUTLIER = 2.0
 less."""
 
 
-_FREE = 0.7
-_FULL = 2.0
+_FREE_SHARE = 0.7
+_FULL_SHARE = 2.0
 """Shares of a decode step's duration that other rows may take: hidden behind the reading of the weights, or more than
 that, but less than in a step of their own."""
 _DECODE_ONLY_INTERVAL = 16
@@ -42,9 +42,9 @@ class StepBudget:
 
     While interactive sequences decode, they keep `decode_share` of their stand-alone speed on average. The rest of the
     time goes to background sequences, as many as that allows, and to long prompts and those of background calls. For
-    such prompts the budget saves time up until it pays for a chunk. No step is planned to take longer than `gap`
-    seconds, which is the gap between two tokens that a client sees. Prompts that fit one step, and for which a client
-    waits, need no saved time.
+    such prompts the budget saves time up until it pays for a chunk. No step is planned to take longer than
+    `max_step_seconds`, which is the gap between two tokens that a client sees. Prompts that fit one step, and for which
+    a client waits, need no saved time.
 
     If no interactive sequence decodes, only the completion time of all counts. Prompts that are as urgent as the
     decoding sequences get whole steps, and decoding rides along. Less urgent ones get as many rows as decoding can
@@ -54,9 +54,9 @@ class StepBudget:
     every such step instead of having steps of their own later.
     """
 
-    def __init__(self, *, decode_share: float, gap: float) -> None:
+    def __init__(self, *, decode_share: float, max_step_seconds: float) -> None:
         self._share = decode_share
-        self._gap = gap
+        self._max_step_seconds = max_step_seconds
         self.decode_seconds = 0.01
         self.row_seconds = 0.0005
         self.stand_alone_seconds = 0.01
@@ -64,7 +64,8 @@ class StepBudget:
         self._few_seconds = 0.0
         """Time that each of the first `FEW_ROWS` rows adds to a step, in seconds."""
         self._saved_seconds = 0.0
-        self._carried = False
+        self._paid_last_step = False
+        """Whether saved time paid for deferrable rows of the last step."""
         self._steps_since_decode_only = 0
         """Number of steps since the last one that only decoded, from which `decode_seconds` is measured."""
         self._decoding = 0
@@ -73,43 +74,46 @@ class StepBudget:
     @property
     def max_step_rows(self) -> int:
         """Number of rows of a step that takes the longest duration allowed."""
-        return max(_MIN_ROWS, int(self._gap / self.row_seconds))
+        return max(_MIN_ROWS, int(self._max_step_seconds / self.row_seconds))
 
-    def rows(self, decoding: int, *, interactive: int, mixed: bool = False, drafted: int = 0) -> StepAllowance:
+    def allow_rows(self, decoding: int, *, interactive: int, mixed: bool = False, drafted: int = 0) -> StepAllowance:
         """Return the prefill rows that the next step may carry, with `decoding` rows that decode, `interactive` of them
         interactive.
 
         `mixed`: whether prompts of interactive and of background calls wait. `drafted`: number of drafted rows.
         """
-        total = max(_MIN_ROWS, int((1 if mixed else 2) * self._gap / self.row_seconds))
+        total = max(_MIN_ROWS, int((1 if mixed else 2) * self._max_step_seconds / self.row_seconds))
         if not decoding:
             return StepAllowance(total, total, total, total)
         is_overdue = self._steps_since_decode_only >= _DECODE_ONLY_INTERVAL
         is_uncertain = is_overdue or abs(decoding - self._decoding) > 0.25 * self._decoding
         if not interactive:
-            riding = max(_MIN_ROWS, self._fitting_rows(_FULL, decoding + drafted))
+            riding = max(_MIN_ROWS, self._fitting_rows(_FULL_SHARE, decoding + drafted))
             return StepAllowance(total, total, 0 if is_overdue else riding, 0 if is_uncertain else riding)
-        total = max(_MIN_ROWS, int((self._gap - self.decode_seconds) / self.row_seconds) - drafted)
+        total = max(_MIN_ROWS, int((self._max_step_seconds - self.decode_seconds) / self.row_seconds) - drafted)
         affordable_rows = int(self._saved_seconds / self.row_seconds)
-        free_rows = 0 if is_uncertain else self._fitting_rows(_FREE, decoding + drafted)
-        if self._carried or affordable_rows < _MIN_ROWS:
+        free_rows = 0 if is_uncertain else self._fitting_rows(_FREE_SHARE, decoding + drafted)
+        if self._paid_last_step or affordable_rows < _MIN_ROWS:
             return StepAllowance(total, free_rows, total, free_rows)
         return StepAllowance(total, min(total, affordable_rows), total, free_rows)
 
     def background_rows(self, interactive: int) -> int:
         """Return how many background sequences may decode next to `interactive` interactive ones."""
-        free_rows = max(0, int(_FREE * self.stand_alone_seconds / self.row_seconds) - interactive)
+        free_rows = max(0, int(_FREE_SHARE * self.stand_alone_seconds / self.row_seconds) - interactive)
         saved = (1 / self._share - 1) * max(self.stand_alone_seconds, interactive * self.row_seconds)
         return max(1, free_rows + int(saved / self.row_seconds))
 
     def draft_rows(self, *, with_prefill: bool) -> int:
         """Return the number of drafted rows in a step with interactive sequences.
 
-        The step takes no longer than `gap`, and half of that while prompts wait, which prefill in every other step.
+        The step takes no longer than `max_step_seconds`, and half of that while prompts wait, which prefill in every
+        other step.
         """
-        return max(0, int(((0.5 if with_prefill else 1.0) * self._gap - self.decode_seconds) / self.row_seconds))
+        return max(
+            0, int(((0.5 if with_prefill else 1.0) * self._max_step_seconds - self.decode_seconds) / self.row_seconds)
+        )
 
-    def further_seconds(self, rows: int, *, with_prefill: bool) -> float:
+    def next_row_seconds(self, rows: int, *, with_prefill: bool) -> float:
         """Return the time that one more decoding row adds to a step of `rows` rows, in seconds. `with_prefill`: whether
         the step also carries prompts."""
         return self.row_seconds if with_prefill or rows >= FEW_ROWS else self._few_seconds
@@ -119,7 +123,7 @@ class StepBudget:
         step's duration."""
         return max(0, int(share * self.decode_seconds / self.row_seconds) - decoding)
 
-    def learn(self, rows: int, seconds: float) -> None:
+    def calibrate(self, rows: int, seconds: float) -> None:
         """Set the estimates from a trial step of one decoding row, of at most `FEW_ROWS` decoding rows, or of many rows
         of one prompt."""
         if rows == 1:
@@ -166,7 +170,7 @@ class StepBudget:
         elif prefill >= _MIN_ROWS and extra > 0:
             row = min(extra / prefill, _OUTLIER * self.row_seconds)
             self.row_seconds += _SMOOTHING * (row - self.row_seconds)
-        self._carried = long > self._fitting_rows(_FREE, decoding)
+        self._paid_last_step = long > self._fitting_rows(_FREE_SHARE, decoding)
         if not decoding or not (waiting or long):
             self._saved_seconds = 0.0
             return
@@ -174,4 +178,4 @@ class StepBudget:
         # what the interactive sequences would take without the others
         alone = max(min(self.stand_alone_seconds, self.decode_seconds), self.decode_seconds * interactive / decoding)
         saved = max(0.0, alone / self._share - self.decode_seconds) + (1 / self._share - 1) * (total_seconds - seconds)
-        self._saved_seconds = min(self._saved_seconds + saved, self._gap)
+        self._saved_seconds = min(self._saved_seconds + saved, self._max_step_seconds)

@@ -106,22 +106,25 @@ class Tokenizer:
         """Number of token ids that have a text."""
         return len(self._bytes)
 
-    def encode(self, text: str, *, after: Place = "text", most: int | None = None) -> list[int]:
+    def encode(self, text: str, *, after: Place = "text", max_tokens: int | None = None) -> list[int]:
         """Return the tokens of ordinary text; `<|im_end|>` in it becomes several ordinary tokens.
 
         `after`: what precedes the text in the prompt. Vocabularies like SentencePiece's put a space before a text after
             a control token or at the beginning.
-        `most`: after more tokens than that, the rest may be left out.
+        `max_tokens`: after more tokens than that, the rest may be left out.
         """
         if after in self._leading_space and text:
             text = " " + text
         if len(text) <= _SHORT_TEXT:
             return list(self._short(text))
-        return self._long.encode(text, most)
+        return self._long.encode(text, max_tokens)
 
-    def fewest(self, text: str) -> int:
-        """Return a lower bound of a text's number of tokens, without tokenising it; see `LongTextEncoder.fewest`."""
-        return self._long.fewest(text)
+    def minimum_tokens(self, text: str) -> int:
+        """Return a lower bound of a text's number of tokens, without tokenising it.
+
+        See `LongTextEncoder.minimum_tokens`.
+        """
+        return self._long.minimum_tokens(text)
 
     def _encode_short(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
@@ -182,7 +185,7 @@ class Detokenizer:
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     @property
-    def pending(self) -> bool:
+    def has_partial_character(self) -> bool:
         """Whether part of a character is held back."""
         return bool(self._decoder.getstate()[0])
 

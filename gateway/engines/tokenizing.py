@@ -18,9 +18,9 @@ async def tokens_of(text: str, tokenizer: Tokenizer, window: int | None) -> list
 def _bounded(text: str, tokenizer: Tokenizer, window: int | None) -> list[int]:
     if window is None:
         return tokenizer.encode(text)
-    count = tokenizer.fewest(text) if len(text) > window else 0
+    count = tokenizer.minimum_tokens(text) if len(text) > window else 0
     if count < window:
-        tokens = tokenizer.encode(text, most=window)
+        tokens = tokenizer.encode(text, max_tokens=window)
         count = len(tokens)
     if count < window:
         return tokens

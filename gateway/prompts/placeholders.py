@@ -64,9 +64,9 @@ class PlaceholderMap:
         for run, preceding in self._runs(rendered):
             if isinstance(run, str):
                 left = None if window is None else window - known - len(tokens)
-                if left is not None and len(run) > left and (fewest := self._tokenizer.fewest(run)) >= left:
-                    raise over_window(window or 0, known + len(tokens) + fewest, param)
-                tokens += self._tokenizer.encode(run, after=preceding, most=left)
+                if left is not None and len(run) > left and (minimum := self._tokenizer.minimum_tokens(run)) >= left:
+                    raise over_window(window or 0, known + len(tokens) + minimum, param)
+                tokens += self._tokenizer.encode(run, after=preceding, max_tokens=left)
             elif isinstance(run, int):
                 tokens.append(run)
             else:

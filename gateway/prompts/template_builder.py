@@ -151,9 +151,11 @@ class TemplatePromptBuilder(PromptBuilder):
             for message in chat.messages
             for part in ([message["content"]] if isinstance(message["content"], str) else message["content"])
         ]
-        fewest = sum(self._tokenizer.fewest(text.strip()) for text in texts if not (chat.references and "<<" in text))
-        if fewest >= self._window:
-            raise over_window(self._window, fewest, chat.path(chat.field))
+        minimum = sum(
+            self._tokenizer.minimum_tokens(text.strip()) for text in texts if not (chat.references and "<<" in text)
+        )
+        if minimum >= self._window:
+            raise over_window(self._window, minimum, chat.path(chat.field))
 
     def template(
         self, pieces: Sequence[str | Input | Slot], *, add_bos: bool = True, where: str = "prompt"

@@ -134,9 +134,9 @@ class SimulatedEngine:
         self._cache: OrderedDict[int, None] = OrderedDict()
         """Blocks by the hash of their tokens and all tokens before them, the most recently used last."""
         self._numbers = itertools.count()
-        self._step_budget = StepBudget(decode_share=_DECODE_SHARE, gap=_STEP_SECONDS)
-        self._step_budget.learn(64, costs.step(64, 0))
-        self._step_budget.learn(1, costs.step(1, 0))
+        self._step_budget = StepBudget(decode_share=_DECODE_SHARE, max_step_seconds=_STEP_SECONDS)
+        self._step_budget.calibrate(64, costs.step(64, 0))
+        self._step_budget.calibrate(1, costs.step(1, 0))
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -240,7 +240,7 @@ class SimulatedEngine:
         step = _Step()
         interactive = sum(context.urgency.interactive for context in decoding)
         mixed = self._prefilling[True] > 0 and self._prefilling[False] > 0
-        maximum, long_rows, follow_rows, prefetch_rows = self._step_budget.rows(
+        maximum, long_rows, follow_rows, prefetch_rows = self._step_budget.allow_rows(
             len(decoding), interactive=interactive, mixed=mixed
         )
         first = min((context.urgency.rank for context in decoding), default=math.inf) + EQUAL_URGENCY_SECONDS

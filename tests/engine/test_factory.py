@@ -90,6 +90,6 @@ def test_cores_are_shared_with_the_peers(folder: Path, monkeypatch: pytest.Monke
 
 def test_warm_up_measures_the_cost_of_rows(folder: Path) -> None:
     step_budget = build(folder, speculation="on").step_budget
-    initial = factory.StepBudget(decode_share=0.65, gap=0.1)
+    initial = factory.StepBudget(decode_share=0.65, max_step_seconds=0.1)
     assert step_budget.decode_seconds != initial.decode_seconds
     assert step_budget.row_seconds != initial.row_seconds

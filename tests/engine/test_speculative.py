@@ -20,10 +20,10 @@ LOOP = [5, 6, 7, 8, 9, 10] * 4
 @pytest.fixture
 def step_budget() -> StepBudget:
     """Return a budget where a step takes 10 ms, each of the first rows 0.2 ms more, and further ones 1 ms each."""
-    step_budget = StepBudget(decode_share=0.65, gap=0.1)
-    step_budget.learn(1, 0.010)
-    step_budget.learn(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
-    step_budget.learn(100, 0.100)
+    step_budget = StepBudget(decode_share=0.65, max_step_seconds=0.1)
+    step_budget.calibrate(1, 0.010)
+    step_budget.calibrate(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
+    step_budget.calibrate(100, 0.100)
     return step_budget
 
 

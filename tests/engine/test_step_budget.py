@@ -21,9 +21,9 @@ class SimulatedMachine:
     def __init__(self, tokenizer: Tokenizer, *, decode: float = DECODE, row: float = ROW) -> None:
         self.decode, self.row = decode, row
         self.cache = KVCache(4096, 16, sharing=False)
-        self.step_budget = StepBudget(decode_share=0.6, gap=0.1)
-        self.step_budget.learn(64, 64 * row * 0.7)  # a trial at the start is inexact
-        self.step_budget.learn(1, decode * 1.5)
+        self.step_budget = StepBudget(decode_share=0.6, max_step_seconds=0.1)
+        self.step_budget.calibrate(64, 64 * row * 0.7)  # a trial at the start is inexact
+        self.step_budget.calibrate(1, decode * 1.5)
         self.planner = StepScheduler(self.cache, 512, 256, self.step_budget)
         self.sequences: list[TokenSequence] = []
         self.now = 0.0
@@ -161,9 +161,9 @@ def test_prefetched_prompts_ride_with_decode_steps(tokenizer: Tokenizer) -> None
 
 
 def test_delayed_step_changes_the_estimates_little() -> None:
-    step_budget = StepBudget(decode_share=0.6, gap=0.1)
-    step_budget.learn(64, 64 * ROW)
-    step_budget.learn(1, DECODE)
+    step_budget = StepBudget(decode_share=0.6, max_step_seconds=0.1)
+    step_budget.calibrate(64, 64 * ROW)
+    step_budget.calibrate(1, DECODE)
     step_budget.observe(decoding=8, interactive=8, prefill=0, long=0, waiting=False, seconds=60.0)
     step_budget.observe(decoding=0, interactive=0, prefill=100, long=0, waiting=False, seconds=60.0)
     assert DECODE < step_budget.decode_seconds < 1.5 * DECODE
@@ -215,10 +215,10 @@ def test_background_sequences_pause_if_too_many(tokenizer: Tokenizer) -> None:
 
 def test_draft_time_does_not_count_as_decode_time() -> None:
     """Otherwise steps that are long anyway would admit prompts."""
-    step_budget = StepBudget(decode_share=0.65, gap=0.1)
-    step_budget.learn(1, 0.010)
-    step_budget.learn(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
-    step_budget.learn(100, 0.100)
+    step_budget = StepBudget(decode_share=0.65, max_step_seconds=0.1)
+    step_budget.calibrate(1, 0.010)
+    step_budget.calibrate(FEW_ROWS, 0.010 + (FEW_ROWS - 1) * 0.0002)
+    step_budget.calibrate(100, 0.100)
     few, further = 6 * 0.0002, 14 * 0.001
     for _ in range(100):
         step_budget.observe(

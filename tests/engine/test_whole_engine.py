@@ -263,8 +263,8 @@ def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Engine:
             host_kv_tokens=host_offload,
         )
     )
-    created._step_budget.learn(1, 0.01)
-    created._step_budget.learn(8, 0.01)  # one more row costs nothing, whatever the load of this machine
+    created._step_budget.calibrate(1, 0.01)
+    created._step_budget.calibrate(8, 0.01)  # one more row costs nothing, whatever the load of this machine
     stand_in: Any = TransparentDecoder(created)
     created.decoder = stand_in
     return created
