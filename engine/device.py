@@ -44,29 +44,30 @@ def device_memory(device: torch.device) -> DeviceMemory:
     return DeviceMemory(torch.cuda.get_device_name(device), free, total)
 
 
-def check_weights(room: DeviceMemory, size: int) -> None:
+def check_weights(memory: DeviceMemory, size: int) -> None:
     """Raise EngineError if `size` bytes of weights do not fit. The message says how much memory is missing."""
-    if size > room.free:
+    if size > memory.free:
         raise EngineError(
-            f"the weights do not fit: they need {size / _GIB:.1f} GiB, and {room.free / _GIB:.1f} of "
-            f"{room.total / _GIB:.1f} GiB are free on {room.name}; {(size - room.free) / _GIB:.1f} GiB are missing. "
+            f"the weights do not fit: they need {size / _GIB:.1f} GiB, and {memory.free / _GIB:.1f} of "
+            f"{memory.total / _GIB:.1f} GiB are free on {memory.name}; "
+            f"{(size - memory.free) / _GIB:.1f} GiB are missing. "
             "Use a smaller model, stop other processes on the GPU, or use --device cpu"
         )
 
 
-def kv_tokens_on(
-    room: DeviceMemory, requested: int, token_bytes: int, block_size: int, peers: int = 1, *, key_elements: int = 0
+def kv_pool_tokens(
+    memory: DeviceMemory, requested: int, token_bytes: int, block_size: int, peers: int = 1, *, key_elements: int = 0
 ) -> int:
     """Return the size of the KV pool of one of `peers` engines on a GPU, in tokens.
 
-    `room`: the GPU's memory after the weights are loaded.
+    `memory`: the GPU's memory after the weights are loaded.
     `requested`: the size that the user requests; 0 selects the largest that fits.
     `key_elements`: number of key elements per token and layer. The kernels compute offsets in 32 bits, which bounds
         the pool.
 
     Raises EngineError if the pool does not fit. The message says what is missing and what would fit.
     """
-    maximum = int(room.free * _KV_SHARE / peers / token_bytes) // block_size * block_size
+    maximum = int(memory.free * _KV_SHARE / peers / token_bytes) // block_size * block_size
     if key_elements:
         addressable = ((2**31 - 1) // key_elements - block_size) // block_size * block_size  # less the scratch block
         if requested > addressable:
@@ -76,14 +77,14 @@ def kv_tokens_on(
         maximum = min(maximum, addressable)
     if maximum < block_size:
         raise EngineError(
-            f"no memory is left for the KV cache: {room.free / _GIB:.2f} of {room.total / _GIB:.1f} GiB are free on "
-            f"{room.name} after loading the weights. Use a smaller model, or stop other processes on the GPU"
+            f"no memory is left for the KV cache: {memory.free / _GIB:.2f} of {memory.total / _GIB:.1f} GiB are free "
+            f"on {memory.name} after loading the weights. Use a smaller model, or stop other processes on the GPU"
         )
     if requested > maximum:
         missing = (requested - maximum) * token_bytes / _KV_SHARE * peers
         raise EngineError(
             f"a KV cache of {requested} tokens does not fit: it needs {requested * token_bytes / _GIB:.1f} GiB, and "
-            f"{room.free / _GIB:.1f} of {room.total / _GIB:.1f} GiB are free on {room.name} after loading the weights; "
-            f"{missing / _GIB:.1f} GiB are missing. Lower --kv-tokens to at most {maximum}"
+            f"{memory.free / _GIB:.1f} of {memory.total / _GIB:.1f} GiB are free on {memory.name} after loading the "
+            f"weights; {missing / _GIB:.1f} GiB are missing. Lower --kv-tokens to at most {maximum}"
         )
     return requested or maximum

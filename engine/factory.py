@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from engine.config import EngineConfig
-from engine.device import check_weights, choose_device, device_memory, kv_tokens_on
+from engine.device import check_weights, choose_device, device_memory, kv_pool_tokens
 from engine.errors import CheckpointError, EngineError
 from engine.input_batch import InputBatch
 from engine.kernels import AttentionBatch, Kernels, Limits, select_kernels
@@ -163,7 +163,7 @@ def _kv_tokens(config: EngineConfig, decoder: Decoder, device: torch.device) -> 
     token_bytes = decoder.kv_bytes_per_token
     if device.type == "cuda":
         shape = decoder.spec.shape
-        return kv_tokens_on(
+        return kv_pool_tokens(
             device_memory(device),
             config.kv_tokens,
             token_bytes,
@@ -190,7 +190,7 @@ def _host_tokens(config: EngineConfig, decoder: Decoder, device: torch.device, p
 def _warm_up(decoder: Decoder, step_budget: StepBudget, config: EngineConfig, *, speculates: bool) -> None:
     """Run steps on the scratch block: the first request then finds everything compiled, and the step budget knows the
     cost of a row."""
-    for size in decoder.kernels.recorded:
+    for size in decoder.kernels.recorded_sizes:
         _run_trial(decoder, [1] * size, config.block_size)
     trials = {_TRIAL_ROWS: [_TRIAL_ROWS], 1: [1]}
     if speculates:

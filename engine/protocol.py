@@ -116,7 +116,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     files: dict[str, bytes]
 
 
-class Unwelcome(msgspec.Struct, frozen=True, tag="unwelcome"):
+class Refusal(msgspec.Struct, frozen=True, tag="unwelcome"):
     """Reply to a `Hello` that the engine rejects, with the reason. It closes the connection then."""
 
     message: str
@@ -143,19 +143,19 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     load_seconds: float
 
 
-class Resolved(msgspec.Struct, frozen=True, tag="resolved"):
+class FolderReport(msgspec.Struct, frozen=True, tag="resolved"):
     """Report that the checkpoint is on disk, in `folder`. Loading begins."""
 
     folder: str
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
+class ReadyReport(msgspec.Struct, frozen=True, tag="ready"):
     """Report that the engine accepts commands."""
 
     info: EngineInfo
 
 
-class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
+class FatalReport(msgspec.Struct, frozen=True, tag="fatal"):
     """Report that the engine cannot start or continue, with the reason for the operator."""
 
     message: str
@@ -196,7 +196,7 @@ class Update(msgspec.Struct, array_like=True, omit_defaults=True):
     rejected: int = 0
 
 
-class Step(msgspec.Struct, frozen=True, tag="step"):
+class StepReport(msgspec.Struct, frozen=True, tag="step"):
     """Updates of one step.
 
     `running`: number of contexts with work left. `free_tokens`: KV tokens that are free or evictable.
@@ -217,16 +217,16 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     right: int = 0
 
 
-Report = Resolved | Ready | Fatal | Step
+Report = FolderReport | ReadyReport | FatalReport | StepReport
 
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 hello_decoder: msgspec.msgpack.Decoder[Hello] = msgspec.msgpack.Decoder(Hello)
-welcome_decoder: msgspec.msgpack.Decoder[Welcome | Unwelcome] = msgspec.msgpack.Decoder(Welcome | Unwelcome)
+welcome_decoder: msgspec.msgpack.Decoder[Welcome | Refusal] = msgspec.msgpack.Decoder(Welcome | Refusal)
 report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode_frame(message: Command | Report | Hello | Welcome | Unwelcome) -> bytes:
+def encode_frame(message: Command | Report | Hello | Welcome | Refusal) -> bytes:
     """Return a message as one frame."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body

@@ -68,8 +68,8 @@ def _requests(rows: bytes) -> SamplingRequests:
     """Return the sampling requests of rows of REQUEST, without changes of logits."""
     requests = np.frombuffer(bytearray(rows), dtype=REQUEST)
     starts, none = np.zeros(len(requests) + 1, dtype=np.int32), np.empty(0, dtype=np.float32)
-    masked = np.full(len(requests), -1, dtype=np.int32)
-    return SamplingRequests(requests, starts, none.astype(np.int32), none, none, np.empty((0, 0), np.int32), masked)
+    mask_index = np.full(len(requests), -1, dtype=np.int32)
+    return SamplingRequests(requests, starts, none.astype(np.int32), none, none, np.empty((0, 0), np.int32), mask_index)
 
 
 def _uniforms(generations: list[Generation]) -> list[float]:
@@ -87,7 +87,7 @@ def _masks(generations: Sequence[Generation]) -> dict[str, NDArray[Any]]:
     masks = [None if generation.matcher is None else generation.matcher.allowed() for generation in generations]
     has = np.array([mask is not None for mask in masks])
     allowed = np.stack([mask for mask in masks if mask is not None])
-    return {"allowed": allowed, "masked": np.where(has, np.cumsum(has) - 1, -1).astype(np.int32)}
+    return {"allowed": allowed, "mask_index": np.where(has, np.cumsum(has) - 1, -1).astype(np.int32)}
 
 
 def _adjustments(generations: Sequence[Generation]) -> dict[str, NDArray[Any]]:

@@ -173,7 +173,7 @@ class SamplingRequests:
     `rows`: (m,) of REQUEST.
     `allowed`: (masks, words) int32; bit t % 32 of word t // 32 is set if token t is allowed. The logits of other tokens
         are minus infinity, also for log probabilities.
-    `masked`: (m,), the mask of each row, -1 for none.
+    `mask_index`: (m,), the mask of each row, -1 for none.
     `starts`, `ids`, `factors`, `biases`: the logits of row r at ids[starts[r] : starts[r + 1]], which are distinct
         tokens, change before sampling. A positive logit is divided by its factor, another one multiplied; then the bias
         is added. Log probabilities use the logits before that.
@@ -185,7 +185,7 @@ class SamplingRequests:
     factors: NDArray[np.float32]
     biases: NDArray[np.float32]
     allowed: NDArray[np.int32]
-    masked: NDArray[np.int32]
+    mask_index: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class PendingSample(Protocol):
         """Wait for the tokens."""
 
 
-class DeviceStep(NamedTuple):
+class DeviceInputs(NamedTuple):
     """Arrays of a step on the device. There may be additional rows, which write to the scratch block and whose results
     are not used."""
 
@@ -259,10 +259,10 @@ class Kernels(Protocol):
     """Whether a row's results are the same bit for bit whatever other rows are in the step; otherwise equal up to
     rounding."""
 
-    recorded: Sequence[int]
+    recorded_sizes: Sequence[int]
     """Sizes of decode batches whose first run is slow, to be run once when the engine starts."""
 
-    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> "DeviceStep":
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> "DeviceInputs":
         """Copy a step's arrays from the host to where these kernels read them.
 
         `tokens`: (rows,) int64; -1 - r stands for the token sampled last for row r, which the host need not know.
@@ -271,9 +271,11 @@ class Kernels(Protocol):
         The result is valid until the next call.
         """
 
-    def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the result of `step`, which calls the operations on the batch staged last and has no other effect. The
-        kernels may replay the calls of an earlier step instead."""
+    def run(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the result of `compute`, which calls the operations on the batch staged last and has no other effect.
+
+        The kernels may replay the calls of an earlier step instead.
+        """
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """Return a pool of zeros. Pages of memory are allocated as they are written."""

@@ -11,7 +11,7 @@ from engine.kernels.base import (
     FP8,
     FP8_MAX,
     AttentionBatch,
-    DeviceStep,
+    DeviceInputs,
     KVTensors,
     LayerShape,
     LayerWeights,
@@ -43,19 +43,19 @@ class TorchKernels:
         self._packs = dtype == torch.bfloat16 and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.name = "torch, packed" if self._packs else "torch"
         self.device, self.kv_dtype = torch.device("cpu"), kv_dtype or dtype
-        self.recorded: Sequence[int] = ()
+        self.recorded_sizes: Sequence[int] = ()
         self.batch_invariant = False  # the attention algorithm depends on the shape of the batch
         self._last_sample: SampledTokens | None = None
         self._layout: tuple[AttentionBatch, int, _Layout] | None = None
         """Layout of the last batch: the same for all layers of a step that have the same window."""
 
-    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceStep:
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceInputs:
         """See `Kernels.stage`."""
-        return DeviceStep(fill_placeholders(tokens, self._last_sample), batch, logit_rows)
+        return DeviceInputs(fill_placeholders(tokens, self._last_sample), batch, logit_rows)
 
-    def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """See `Kernels.run`."""
-        return step()
+        return compute()
 
     def new_kv(self, layers: int, blocks: int) -> KVTensors:
         """See `Kernels.new_kv`. Each layer: (blocks, kv_heads, block_size, head_size)."""

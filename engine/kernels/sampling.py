@@ -39,25 +39,25 @@ def sample(logits: NDArray[np.float32], requests: SamplingRequests) -> SampledTo
             token = _draw(weighed, request)
         sampled.tokens[index] = token
         if request["top_logprobs"] >= 0:
-            _log(row, token, int(request["top_logprobs"]), sampled, index)
+            _add_logprobs(row, token, int(request["top_logprobs"]), sampled, index)
     return sampled
 
 
-def fill_placeholders(tokens: torch.Tensor, chosen: SampledTokens | None) -> torch.Tensor:
+def fill_placeholders(tokens: torch.Tensor, sampled: SampledTokens | None) -> torch.Tensor:
     """Replace each negative token -1 - r by the token sampled last for row r; see `Kernels.stage`."""
     array = tokens.numpy()
     placeholders = array < 0
-    if chosen is None or not placeholders.any():
+    if sampled is None or not placeholders.any():
         return tokens
     resolved = array.copy()
-    resolved[placeholders] = np.maximum(0, chosen.tokens[-1 - array[placeholders]])
+    resolved[placeholders] = np.maximum(0, sampled.tokens[-1 - array[placeholders]])
     return torch.from_numpy(resolved)
 
 
 def apply_masks(logits: NDArray[np.float32], requests: SamplingRequests) -> None:
     """Set the logits that the rows' masks do not allow to minus infinity, in place."""
-    for row in np.flatnonzero(requests.masked >= 0):
-        words = requests.allowed[requests.masked[row]]
+    for row in np.flatnonzero(requests.mask_index >= 0):
+        words = requests.allowed[requests.mask_index[row]]
         bits = np.unpackbits(words.view(np.uint8), count=logits.shape[1], bitorder="little")
         logits[row, bits == 0] = -np.inf
 
@@ -156,7 +156,7 @@ def _nucleus(scaled: Row, weights: Row, top_p: float, among: Ids | None) -> Ids:
     return np.concatenate([above, order[: int(np.searchsorted(running, target)) + 1]])
 
 
-def _log(row: Row, token: int, top: int, sampled: SampledTokens, index: int) -> None:
+def _add_logprobs(row: Row, token: int, top: int, sampled: SampledTokens, index: int) -> None:
     shifted = row - row.max()
     normaliser = np.log(np.exp(shifted).sum(dtype=np.float64))
     sampled.logprobs[index] = shifted[token] - normaliser

@@ -26,7 +26,7 @@ def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} holds no .safetensors file")
-    handles = [_opened(file) for file in files]
+    handles = [_open(file) for file in files]
     owner = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
     body, head = next((pair for pair in _PREFIXES if pair[0] + "embed_tokens.weight" in owner), _PREFIXES[0])
 
@@ -36,7 +36,7 @@ def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
             raise CheckpointError(f"it lacks the tensor {full_name!r}")
         try:
             tensor: torch.Tensor = owner[full_name].get_tensor(full_name)
-        except Exception as error:  # as in `_opened`
+        except Exception as error:  # as in `_open`
             raise CheckpointError(f"the tensor {full_name!r} cannot be read: {error}") from error
         if tensor.dtype not in _DTYPES:
             supported = "float64, float32, float16 or bfloat16"
@@ -46,7 +46,7 @@ def open_weights(folder: Path) -> Callable[[str], torch.Tensor]:
     return weight
 
 
-def _opened(file: Path) -> Any:
+def _open(file: Path) -> Any:
     """Return a handle of the file. Raise CheckpointError, which names the file."""
     try:
         return safe_open(file, framework="pt")
@@ -58,7 +58,7 @@ def weights_size(folder: Path, dtype: torch.dtype) -> int:
     """Return the size of a checkpoint's weights in the given dtype, in bytes."""
     total = 0
     for file in folder.glob("*.safetensors"):
-        with _opened(file) as handle:
+        with _open(file) as handle:
             shapes = (handle.get_slice(name).get_shape() for name in handle.keys())  # noqa: SIM118 (not a dict)
             total += sum(math.prod(shape) for shape in shapes) * dtype.itemsize
     return total

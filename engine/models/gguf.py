@@ -99,7 +99,7 @@ def _convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
     except Exception as error:  # as above
         raise CheckpointError(f"{path} cannot be read as GGUF: {error}") from error
     fields = Metadata(reader, path)
-    name = fields.need("general.architecture")
+    name = fields.require("general.architecture")
     if name not in _FAMILIES:
         raise CheckpointError(f"{path} has architecture {name!r}; supported in GGUF: {', '.join(_FAMILIES)}")
     family = _FAMILIES[name]
@@ -114,7 +114,7 @@ def _convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
             if tensor.name in _ROPE_TENSORS:
                 continue
             target = _target_name(tensor.name, family, path)
-            weight = _dequantised(tensor)
+            weight = _dequantize(tensor)
             if family.interleaved and ("q_proj" in target or "k_proj" in target):
                 heads = config["num_attention_heads" if "q_proj" in target else "num_key_value_heads"]
                 weight = _unpermute(weight, heads)
@@ -129,7 +129,7 @@ def _convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
         _move_into_place(scratch, folder)
 
 
-def _dequantised(tensor: Any) -> torch.Tensor:
+def _dequantize(tensor: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
 
 
@@ -148,24 +148,24 @@ def _config(fields: Metadata, name: str, family: _Family, tensors: dict[str, Any
     def optional(key: str, default: Any = None) -> Any:
         return fields.get(f"{name}.{key}", default)
 
-    def need(key: str) -> Any:
-        return fields.need(f"{name}.{key}")
+    def require(key: str) -> Any:
+        return fields.require(f"{name}.{key}")
 
-    heads, hidden, layers = need("attention.head_count"), need("embedding_length"), need("block_count")
+    heads, hidden, layers = require("attention.head_count"), require("embedding_length"), require("block_count")
     rotated = optional("rope.dimension_count")
     head_size = optional("attention.key_length") or (rotated if family.interleaved and rotated else hidden // heads)
-    window = need("context_length")
+    window = require("context_length")
     config = {
         "architectures": [family.architecture],
         "hidden_size": hidden,
-        "intermediate_size": need("feed_forward_length"),
+        "intermediate_size": require("feed_forward_length"),
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": optional("attention.head_count_kv", heads),
         "head_dim": head_size,
         "hidden_act": "gelu_pytorch_tanh" if family.sandwich else "silu",
         # GGUF stores a float32; the nearest short decimal is the original value
-        "rms_norm_eps": float(f"{need('attention.layer_norm_rms_epsilon'):.6g}"),
+        "rms_norm_eps": float(f"{require('attention.layer_norm_rms_epsilon'):.6g}"),
         "rope_theta": float(optional("rope.freq_base", 10000.0)),
         "partial_rotary_factor": (rotated or head_size) / head_size,
         "rope_scaling": _rope_scaling(fields, name, window, tensors),
@@ -173,7 +173,7 @@ def _config(fields: Metadata, name: str, family: _Family, tensors: dict[str, Any
         "sliding_window": optional("attention.sliding_window"),
         "attn_logit_softcapping": optional("attn_logit_softcapping"),
         "final_logit_softcapping": optional("final_logit_softcapping"),
-        "vocab_size": len(fields.need("tokenizer.ggml.tokens")),
+        "vocab_size": len(fields.require("tokenizer.ggml.tokens")),
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
     }
@@ -189,7 +189,7 @@ def _rope_scaling(fields: Metadata, name: str, window: int, tensors: dict[str, A
     factor = fields.get(f"{name}.rope.scaling.factor", 1.0)
     original = fields.get(f"{name}.rope.scaling.original_context_length") or window
     if "rope_factors_long.weight" in tensors:
-        short, long = (_dequantised(tensors[f"rope_factors_{which}.weight"]).tolist() for which in ("short", "long"))
+        short, long = (_dequantize(tensors[f"rope_factors_{which}.weight"]).tolist() for which in ("short", "long"))
         return {
             "rope_type": "longrope",
             "short_factor": short,
@@ -198,7 +198,7 @@ def _rope_scaling(fields: Metadata, name: str, window: int, tensors: dict[str, A
             "attention_factor": fields.get(f"{name}.rope.scaling.attn_factor"),
         }
     if "rope_freqs.weight" in tensors:  # Llama 3's scaling, computed by the converter that wrote the file
-        factors = _dequantised(tensors["rope_freqs.weight"]).tolist()
+        factors = _dequantize(tensors["rope_freqs.weight"]).tolist()
         return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "attention_factor": 1.0}
     if kind == "none":
         return None

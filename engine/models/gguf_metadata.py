@@ -20,7 +20,7 @@ class Metadata:
         field = self._fields.get(key)
         return default if field is None else field.contents()
 
-    def need(self, key: str) -> Any:
+    def require(self, key: str) -> Any:
         """Return the value of a key. Raise CheckpointError if the file has none."""
         value = self.get(key)
         if value is None:

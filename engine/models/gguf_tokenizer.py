@@ -53,10 +53,10 @@ def write_tokenizer(fields: Metadata, folder: Path) -> None:
 
     Raises CheckpointError for a kind of tokenizer that is not supported.
     """
-    kind = fields.need("tokenizer.ggml.model")
+    kind = fields.require("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise CheckpointError(f"{fields.path} has a tokenizer of kind {kind!r}; supported in GGUF: gpt2, llama")
-    tokens: list[str] = fields.need("tokenizer.ggml.tokens")
+    tokens: list[str] = fields.require("tokenizer.ggml.tokens")
     types: list[int] = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
     backend = _byte_level(fields, tokens) if kind == "gpt2" else _sentencepiece(fields, tokens, types)
     content = json.loads(backend.to_str())
@@ -98,7 +98,7 @@ def _byte_level(fields: Metadata, tokens: list[str]) -> Backend:
         raise CheckpointError(
             f"{fields.path} has the pre-tokenizer {pre!r}; supported in GGUF: {', '.join(_PRE_TOKENIZERS)}"
         )
-    merges = [tuple(merge.split(" ")) for merge in fields.need("tokenizer.ggml.merges")]
+    merges = [tuple(merge.split(" ")) for merge in fields.require("tokenizer.ggml.merges")]
     vocabulary = {text: token for token, text in enumerate(tokens)}
     backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
     backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
@@ -109,7 +109,7 @@ def _byte_level(fields: Metadata, tokens: list[str]) -> Backend:
 def _sentencepiece(fields: Metadata, tokens: list[str], types: list[int]) -> Backend:
     """Return a SentencePiece BPE model. It stores scores instead of merges: of all adjacent pairs that form a token,
     the pair whose token has the highest score is merged first."""
-    scores: list[float] = fields.need("tokenizer.ggml.scores")
+    scores: list[float] = fields.require("tokenizer.ggml.scores")
     vocabulary = {text: token for token, text in enumerate(tokens)}
     normal = {text for text, type_ in zip(tokens, types, strict=True) if type_ not in (_CONTROL, _BYTE)}
     found = [

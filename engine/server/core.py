@@ -11,7 +11,7 @@ from typing import Protocol
 
 from engine.engine import Engine
 from engine.errors import ContextError
-from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, Step, Update
+from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
 
 log = logging.getLogger("myna.engine")
 
@@ -82,17 +82,19 @@ class EngineServer:
                 last = time.monotonic()
                 for connection in self._connections if beat else updates_of:
                     connection.idle_reported_at = -1 if engine.running else connection.received
-                    connection.sink.send(self._step(engine, connection, updates_of.get(connection, [])))
+                    connection.sink.send(self._report(engine, connection, updates_of.get(connection, [])))
 
-    def _step(self, engine: Engine, connection: Connection, updates: list[Update]) -> Step:
-        return Step(updates, engine.running, engine.free_tokens, connection.received, *engine.pace, *engine.drafts)
+    def _report(self, engine: Engine, connection: Connection, updates: list[Update]) -> StepReport:
+        return StepReport(
+            updates, engine.running, engine.free_tokens, connection.received, *engine.pace, *engine.drafts
+        )
 
     def _report_idle(self, engine: Engine) -> None:
         """Report idleness to the connections that sent commands since the last such report."""
         for connection in self._connections:
             if connection.idle_reported_at != connection.received:
                 connection.idle_reported_at = connection.received
-                connection.sink.send(self._step(engine, connection, []))
+                connection.sink.send(self._report(engine, connection, []))
 
     def _drop(self, engine: Engine, connection: Connection) -> None:
         for number in connection.numbers.values():

@@ -23,9 +23,9 @@ from engine.protocol import (
     EngineInfo,
     FrameBuffer,
     FrameError,
+    Refusal,
     Report,
     Shutdown,
-    Unwelcome,
     Welcome,
     command_decoder,
     encode_frame,
@@ -64,11 +64,11 @@ class Listener:
         token: str,
         info: EngineInfo,
         files: dict[str, bytes],
-        calls: Callable[[int], None] = _ignore_count,
+        on_connections: Callable[[int], None] = _ignore_count,
     ) -> None:
-        """Prepare to listen. `calls` is called with the number of connected gateways when it changes."""
+        """Prepare to listen. `on_connections` is called with the number of connected gateways when it changes."""
         self._engine_server = server
-        self._calls = calls
+        self._on_connections = on_connections
         self._connected = 0
         self._token = token.encode()
         self._welcome = encode_frame(Welcome(info, files))
@@ -96,7 +96,7 @@ class Listener:
             frames = FrameBuffer(_HELLO_BYTES)
             if (why := await self._authenticate(reader, frames)) is not None:
                 log.warning("rejected the gateway at %s: %s", peer, why)
-                writer.write(encode_frame(Unwelcome(why)))
+                writer.write(encode_frame(Refusal(why)))
                 await writer.drain()
                 return
             log.info("the gateway at %s connected", peer)
@@ -126,7 +126,7 @@ class Listener:
 
     def _count(self, change: int) -> None:
         self._connected += change
-        self._calls(self._connected)
+        self._on_connections(self._connected)
 
     async def _authenticate(self, reader: asyncio.StreamReader, frames: FrameBuffer) -> str | None:
         """Receive the first frame. Return why the gateway is rejected, or None."""
@@ -201,24 +201,24 @@ def serve(
     token: str,
     tls: ssl.SSLContext | None,
     *,
-    stopping: Callable[[Callable[[], None]], None],
-    ready: Callable[[EngineInfo, str], None],
-    calls: Callable[[int], None] = _ignore_count,
+    on_start: Callable[[Callable[[], None]], None],
+    on_ready: Callable[[EngineInfo, str], None],
+    on_connections: Callable[[int], None] = _ignore_count,
 ) -> None:
     """Load the model and serve gateways until `Shutdown`.
 
-    `stopping` receives a function that stops the server.
-    `ready` is called with the engine's info and its address.
-    `calls` is called with the number of connected gateways when it changes.
+    `on_start` receives a function that stops the server.
+    `on_ready` is called with the engine's info and its address.
+    `on_connections` is called with the number of connected gateways when it changes.
 
     Raises EngineError if the engine cannot start, OSError if it cannot listen.
     """
     server = EngineServer()
     local = Connection(_NullSink())
-    stopping(lambda: server.post(local, [Shutdown()]))
+    on_start(lambda: server.post(local, [Shutdown()]))
     engine = Engine(config)
-    listener = Listener(server, token, engine.info, tokenizer_files(Path(engine.info.folder)), calls)
-    ready(engine.info, listener.start(host, port, tls))
+    listener = Listener(server, token, engine.info, tokenizer_files(Path(engine.info.folder)), on_connections)
+    on_ready(engine.info, listener.start(host, port, tls))
     try:
         server.serve(engine)
     finally:

@@ -19,7 +19,16 @@ import msgspec
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import EngineError
-from engine.protocol import Fatal, FrameBuffer, FrameError, Ready, Report, Resolved, command_decoder, encode_frame
+from engine.protocol import (
+    FatalReport,
+    FolderReport,
+    FrameBuffer,
+    FrameError,
+    ReadyReport,
+    Report,
+    command_decoder,
+    encode_frame,
+)
 from engine.server.core import Connection, EngineServer
 
 log = logging.getLogger("myna.engine")
@@ -39,15 +48,15 @@ class Worker:
         """Load the model and serve until `Shutdown`. Return the exit status."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         try:
-            engine = Engine(config, on_resolved=lambda folder: self.send(Resolved(str(folder))))
+            engine = Engine(config, on_resolved=lambda folder: self.send(FolderReport(str(folder))))
         except EngineError as error:
-            self.send(Fatal(str(error)))
+            self.send(FatalReport(str(error)))
             return 1
         except Exception as error:
             log.debug("the engine cannot start", exc_info=True)
-            self.send(Fatal(f"{config.model} cannot be loaded: {_in_a_line(error)}"))
+            self.send(FatalReport(f"{config.model} cannot be loaded: {_in_a_line(error)}"))
             return 1
-        self.send(Ready(engine.info))
+        self.send(ReadyReport(engine.info))
         self._server.serve(engine)
         return 0
 

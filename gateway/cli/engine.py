@@ -45,7 +45,7 @@ def run(settings: EngineSettings) -> int:
     host, port = settings.address
     config = engine_config(settings, settings.device, 1)
     try:
-        serve(config, host, port, settings.engine_token or "", tls, stopping=stopping, ready=ready)
+        serve(config, host, port, settings.engine_token or "", tls, on_start=stopping, on_ready=ready)
     except EngineError as error:
         print(f"myna engine: {error}", file=sys.stderr)
         return 1

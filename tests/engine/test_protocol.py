@@ -14,7 +14,7 @@ from engine.protocol import (
     FrameError,
     Generate,
     SamplingParams,
-    Step,
+    StepReport,
     TokenLogprob,
     Update,
     command_decoder,
@@ -39,7 +39,7 @@ def test_reports_round_trip() -> None:
     update = Update(
         3, tokens=[7], text="hé", finish="stop", filled=9, cached=4, logprobs=[TokenLogprob(7, -0.5, [(8, -1.0)])]
     )
-    step = Step([update, Update(4, error=("bad_token", "no"))], running=2, free_tokens=160, commands=7)
+    step = StepReport([update, Update(4, error=("bad_token", "no"))], running=2, free_tokens=160, commands=7)
     (body,) = FrameBuffer().feed(encode_frame(step))
     assert report_decoder.decode(body) == step
 

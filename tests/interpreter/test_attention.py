@@ -166,7 +166,7 @@ def test_few_rows_of_a_long_prompt_are_split_by_keys(window: int) -> None:
     error, attention = run(
         np.array([2]), tables, np.array([1003], dtype=np.int32), torch.float32, 2, 64, window, 0.0, programs=6
     )
-    assert attention.windows[window].split == (window == 0)
+    assert attention.windows[window].is_split == (window == 0)
     assert error < BOUNDS[torch.float32]
 
 

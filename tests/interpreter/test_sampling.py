@@ -31,7 +31,7 @@ def requests(rows: list[dict[str, Any]], **other: Any) -> SamplingRequests:
         "factors": np.empty(0, dtype=np.float32),
         "biases": np.empty(0, dtype=np.float32),
         "allowed": np.empty((0, 0), dtype=np.int32),
-        "masked": np.full(len(rows), -1, dtype=np.int32),
+        "mask_index": np.full(len(rows), -1, dtype=np.int32),
     }
     return SamplingRequests(rows=whole, **{**empty, **other})
 
@@ -71,7 +71,7 @@ def test_sampled_tokens_equal_numpy(seed: int, ties: bool) -> None:
         factors=pick.choice([1.0, 1.3], starts[-1]).astype(np.float32),
         biases=pick.choice([0.0, -2.0, 5.0, -np.inf], starts[-1]).astype(np.float32),
         allowed=pick.integers(-(2**31), 2**31, (3, 140), dtype=np.int32),  # 4,480 bits: the rest are not allowed
-        masked=pick.choice([-1, -1, 0, 1, 2], len(rows)).astype(np.int32),
+        mask_index=pick.choice([-1, -1, 0, 1, 2], len(rows)).astype(np.int32),
     )
     actual, expected = sample_both_ways(some_logits(seed, len(rows), ties), requested)
     assert actual.tokens.tolist() == expected.tokens.tolist()
@@ -97,7 +97,7 @@ def test_rows_without_a_token() -> None:
         {"temperature": 1.0},
     ]
     actual, expected = sample_both_ways(
-        logits, requests(rows, allowed=allowed, masked=np.array([-1, -1, -1, 0], dtype=np.int32))
+        logits, requests(rows, allowed=allowed, mask_index=np.array([-1, -1, -1, 0], dtype=np.int32))
     )
     assert expected.tokens.tolist()[:2] == [-1, -1]
     assert actual.tokens.tolist() == expected.tokens.tolist()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.kernels.base import (
     AttentionBatch,
-    DeviceStep,
+    DeviceInputs,
     FusedLayers,
     KVTensors,
     LayerShape,
@@ -160,16 +160,16 @@ class CpuKernels:
         if self._quantize:
             self.name += ", weights in 8 bits"
         self.device, self.kv_dtype = torch.device("cpu"), torch.bfloat16
-        self.recorded: Sequence[int] = ()
+        self.recorded_sizes: Sequence[int] = ()
         self.batch_invariant = True
 
-    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceStep:
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceInputs:
         """See `Kernels.stage`."""
-        return DeviceStep(fill_placeholders(tokens, self._last_sample), batch, logit_rows)
+        return DeviceInputs(fill_placeholders(tokens, self._last_sample), batch, logit_rows)
 
-    def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """See `Kernels.run`."""
-        return step()
+        return compute()
 
     def _amx_works(self) -> bool:
         """Return whether AMX multiplies correctly: an emulator or a hypervisor may have implemented it wrongly."""
@@ -310,7 +310,7 @@ class _SampleCall:
     logits; results and addresses stay allocated."""
 
     def __init__(
-        self, library: ctypes.CDLL, requests: SamplingRequests, values: NDArray[np.float32], room: NDArray[np.uint8]
+        self, library: ctypes.CDLL, requests: SamplingRequests, values: NDArray[np.float32], scratch: NDArray[np.uint8]
     ) -> None:
         self.requests = requests
         self._values = values  # C code holds its address
@@ -321,7 +321,7 @@ class _SampleCall:
         self._arguments = (
             *(array.ctypes.data for array in (*inputs, *outputs)),
             sampled.top_ids.shape[1],
-            room.ctypes.data,
+            scratch.ctypes.data,
         )
 
     def __call__(self, logits: torch.Tensor) -> SampledTokens:
@@ -365,7 +365,7 @@ class _FusedLayers:
         state_address: int,
     ) -> None:
         self._library = library
-        self._kept = (layers, kv)  # C code holds their addresses
+        self._references = (layers, kv)  # C code holds their addresses
         self._layers = (_Layer * len(layers))(
             *(
                 _Layer(

@@ -16,7 +16,7 @@ from engine.errors import EngineError
 from engine.kernels.base import (
     FP8,
     AttentionBatch,
-    DeviceStep,
+    DeviceInputs,
     FusedLayers,
     KVTensors,
     LayerShape,
@@ -29,11 +29,11 @@ from engine.kernels.base import (
 )
 from engine.kernels.triton import layers, sampling
 from engine.kernels.triton.buffers import Mirror
-from engine.kernels.triton.graphs import Graphs, bucket
+from engine.kernels.triton.graphs import Graphs, bucket_size
 from engine.kernels.triton.paged import PagedAttention, padded, programs_on
 
 
-def interpreted() -> bool:
+def is_interpreted() -> bool:
     """Return whether Triton kernels run on its interpreter."""
     return bool(triton.knobs.runtime.interpret)
 
@@ -57,7 +57,7 @@ class TritonKernels:
         """Allocate the buffers. Raises EngineError if the device is not available, or too old."""
         self._shape, self._dtype, self._block = shape, dtype, block_size
         self.device, self.kv_dtype = device, kv_dtype or dtype
-        self._interpreted = interpreted()
+        self._interpreted = is_interpreted()
         upcast = self._interpreted and dtype == torch.bfloat16
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
@@ -92,24 +92,24 @@ class TritonKernels:
         self._positions, self._slots = (Mirror(max(rows, sequences), integers, device) for _ in range(2))
         self._logit_rows = Mirror(sequences, torch.int64, device)
         self._graphs = Graphs() if device.type == "cuda" else None
-        self.recorded: Sequence[int] = sorted(
-            {min(bucket(rows + 1), sequences) for rows in range(sequences)}, reverse=True
+        self.recorded_sizes: Sequence[int] = sorted(
+            {min(bucket_size(rows + 1), sequences) for rows in range(sequences)}, reverse=True
         )
         if self._graphs is None:
-            self.recorded = []
+            self.recorded_sizes = []
         self._bucket: int | None = None
         """Number of rows of the batch staged last if its step can be a CUDA graph, else None."""
         self._sampling = _SamplingBuffers(device, sequences)
 
     # a step
 
-    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceStep:
+    def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceInputs:
         """See `Kernels.stage`. If every row decodes and gets logits, the batch is padded to the size of a CUDA
         graph."""
         rows = len(tokens)
         sequences = len(batch.lengths)
         whole = rows == sequences == len(logit_rows)
-        self._bucket = min(bucket(rows), self._sequences) if whole else None
+        self._bucket = min(bucket_size(rows), self._sequences) if whole else None
         padding = self._bucket - rows if self._bucket else 0
         self._attention.prepare(
             batch.query_starts.numpy(), batch.lengths.numpy(), batch.block_tables.numpy(), places=self._bucket
@@ -127,17 +127,17 @@ class TritonKernels:
             sampling.fill_placeholders[(triton.cdiv(rows, sampling.CHANGES),)](
                 ids, self._sampling.tokens, rows, BLOCK=sampling.CHANGES, num_warps=1
             )
-        return DeviceStep(
+        return DeviceInputs(
             ids,
             staged,
             self._logit_rows.send(logit_rows.numpy(), list(range(rows, rows + padding))),
         )
 
-    def run(self, step: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """See `Kernels.run`."""
         if self._graphs is None or self._bucket is None:
-            return step()
-        return self._graphs.run(self._bucket, step)
+            return compute()
+        return self._graphs.run(self._bucket, compute)
 
     def replay(self) -> None:
         """Replay the step staged last if it is recorded, to measure it."""
@@ -263,7 +263,7 @@ class _SamplingBuffers:
         fields = ("temperature", "top_p", "min_p", "top_k", "top_logprobs", "uniform")
         request_rows = self._requests.send(np.stack([requests.rows[field] for field in fields], axis=1).reshape(-1))
         masks = len(requests.allowed) > 0
-        sent = (requests.allowed, requests.masked)
+        sent = (requests.allowed, requests.mask_index)
         allowed, masked = (self._send(array) if masks else self.tokens for array in sent)
         grid, block = (rows,), {"BLOCK": sampling.BLOCK, "num_warps": sampling.WARPS}
         sampling.apply_masks[grid](

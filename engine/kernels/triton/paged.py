@@ -84,14 +84,14 @@ class WindowWork:
         self.counts = Mirror(2, torch.int32, device)
         self.order = Mirror(rows, torch.int32, device)
         self.starts = Mirror(rows + 1, torch.int32, device)
-        self.split = False
+        self.is_split = False
         """Whether rows of prompts have several parts."""
         self.work: WorkList | None = None
         """Work of the decoding rows in the step prepared last."""
 
 
 @dataclass(frozen=True)
-class _Step:
+class _BatchArrays:
     """Arguments of `prepare`. `rows`, `counts`: first row and number of rows of each sequence. `decoding`, `prompts`:
     indices of the sequences with one row, and with more."""
 
@@ -150,7 +150,7 @@ class PagedAttention:
         self._sums = torch.zeros(parts, shape.heads, shape.head_size, dtype=torch.float32, device=device)
         self._stats = torch.zeros(parts, shape.heads, 2, dtype=torch.float32, device=device)
         self.windows: dict[int, WindowWork] = {}
-        self._step: _Step | None = None
+        self._arrays: _BatchArrays | None = None
         self._tiles = self._tiles_for(1)
         self._decoding = self._prompting = 0
 
@@ -174,23 +174,23 @@ class PagedAttention:
         counts = np.diff(query_starts)
         decoding = np.flatnonzero(counts == 1)
         prompts = np.flatnonzero(counts > 1)
-        self._step = _Step(query_starts[:-1], counts, lengths, tables, decoding, prompts, share)
+        self._arrays = _BatchArrays(query_starts[:-1], counts, lengths, tables, decoding, prompts, share)
         self._decoding = max(len(decoding), places or 0)
         self._prompting = int(counts[prompts].sum())
         self._tiles = self._tiles_for(self._decoding if share else 1)
         for window in self.windows.values():
-            self._divide(self._step, window)
+            self._divide(self._arrays, window)
 
-    def _divide(self, step: "_Step", window_work: WindowWork) -> None:
-        decoding, prompts = step.decoding, step.prompts
-        work = self._plan(step.tables[decoding], step.lengths[decoding], window_work.window, share=step.share)
+    def _divide(self, arrays: "_BatchArrays", window_work: WindowWork) -> None:
+        decoding, prompts = arrays.decoding, arrays.prompts
+        work = self._plan(arrays.tables[decoding], arrays.lengths[decoding], window_work.window, share=arrays.share)
         work.items[:, 3] = decoding[work.items[:, 3]]
-        counts = step.counts[prompts]
-        shape = self._shape_for(self._prompt_tiles, least_tiles=4)
+        counts = arrays.counts[prompts]
+        shape = self._shape_for(self._prompt_tiles, min_tiles=4)
         whole = plan_prompts(
-            counts, step.lengths[prompts], shape, window=window_work.window, max_parts=self._prompt_parts
+            counts, arrays.lengths[prompts], shape, window=window_work.window, max_parts=self._prompt_parts
         )
-        window_work.split = int(whole.starts[-1]) > self._prompting
+        window_work.is_split = int(whole.starts[-1]) > self._prompting
         whole.items[:, 0] += self._decoding
         whole.items[:, 3] = prompts[whole.items[:, 3]]
         window_work.work = work
@@ -198,8 +198,8 @@ class PagedAttention:
         window_work.prompt_items.send(whole.items.reshape(-1))
         window_work.counts.send([len(work.items), len(whole.items)])
         absent = self._decoding - len(decoding)  # places without a row have no parts
-        rows = np.repeat(step.rows[prompts] - np.cumsum(counts) + counts, counts) + whole.order
-        window_work.order.send(step.rows[decoding][work.order], [0] * absent, rows)
+        rows = np.repeat(arrays.rows[prompts] - np.cumsum(counts) + counts, counts) + whole.order
+        window_work.order.send(arrays.rows[decoding][work.order], [0] * absent, rows)
         parts = work.starts[-1:]
         window_work.starts.send(work.starts, np.repeat(parts, absent), whole.starts[1:] + parts)
 
@@ -213,7 +213,7 @@ class PagedAttention:
         """Return tiles that hold at least one row with all query heads of a KV head."""
         return replace(tiles, rows=max(tiles.rows, padded(self._group)))
 
-    def _shape_for(self, tiles: Tiles, least_tiles: int) -> Shape:
+    def _shape_for(self, tiles: Tiles, min_tiles: int) -> Shape:
         return Shape(
             self._shape.kv_heads,
             self._group,
@@ -222,7 +222,7 @@ class PagedAttention:
             tiles.rows,
             tiles.keys,
             self._programs,
-            least_tiles=least_tiles,
+            min_tiles=min_tiles,
         )
 
     def _plan(self, tables: NDArray[np.int32], lengths: NDArray[np.int32], window: int, *, share: bool) -> WorkList:
@@ -230,8 +230,8 @@ class PagedAttention:
         if not len(lengths):
             nothing = np.zeros(1, dtype=np.int32)
             return WorkList(nothing[:0], np.empty((0, ITEM), dtype=np.int32), nothing)
-        for least, sharing in ((2, share), (8, share), (1 << 20, share), (1 << 20, False)):
-            work = plan(tables, lengths, self._shape_for(self._tiles, least), window=window, share=sharing)
+        for min_tiles, shares in ((2, share), (8, share), (1 << 20, share), (1 << 20, False)):
+            work = plan(tables, lengths, self._shape_for(self._tiles, min_tiles), window=window, share=shares)
             if len(work.items) <= self._decode_items and work.starts[-1] <= self._decode_parts:
                 return work
         raise AssertionError("one part a row fits always")
@@ -257,8 +257,8 @@ class PagedAttention:
                 prompts=self._prompt_items,
                 device=self._device,
             )
-            assert self._step is not None, "a step is prepared before it is run"
-            self._divide(self._step, window_work)
+            assert self._arrays is not None, "a step is prepared before it is run"
+            self._divide(self._arrays, window_work)
         shape, window_work = self._shape, self.windows[window]
         out = torch.empty_like(queries)
         size = padded(shape.head_size)
@@ -297,7 +297,7 @@ class PagedAttention:
                 num_warps=tiles.warps,
                 num_stages=tiles.stages,
             )
-        merging = self._decoding + (self._prompting if window_work.split else 0)
+        merging = self._decoding + (self._prompting if window_work.is_split else 0)
         if merging:
             merge_parts[(merging, shape.heads)](
                 out,

@@ -29,8 +29,8 @@ class Shape:
     `tile_rows`: query rows of a matrix product, where each head of a group counts as a row; `tile_keys`: its keys.
     `programs`: number that run at a time on all multiprocessors. `element_bytes`: size of a KV element.
     `item_bytes`: cost of starting an item, as bytes that could be read meanwhile.
-    `again`: cost of reading keys a second time, from the L2 cache, relative to the first time. This and `item_bytes`
-        are measured; see docs/kernels.md.
+    `repeat_cost`: cost of reading keys a second time, from the L2 cache, relative to the first time. This and
+        `item_bytes` are measured; see docs/kernels.md.
     """
 
     kv_heads: int
@@ -42,8 +42,8 @@ class Shape:
     programs: int
     element_bytes: int = 2
     item_bytes: int = 16_384
-    again: float = 0.3
-    least_tiles: int = 2
+    repeat_cost: float = 0.3
+    min_tiles: int = 2
 
     @property
     def rows(self) -> int:
@@ -54,11 +54,11 @@ class Shape:
         """Return the number of tiles for `rows` rows of the batch."""
         return -(-rows // self.rows)
 
-    def pays(self, rows: int, keys: int) -> bool:
+    def is_sharing_cheaper(self, rows: int, keys: int) -> bool:
         """Return whether `rows` rows should read `keys` keys together: the reads saved against the cost of merging one
         more part of each row."""
         tiles = self.tiles(rows)
-        read = rows - (1 + self.again * (tiles - 1))
+        read = rows - (1 + self.repeat_cost * (tiles - 1))
         saved = read * keys * 2 * self.head_size * self.element_bytes
         merged = rows * self.group * (self.head_size + 2) * 4 * 2  # one write and one read, in float32
         return saved > merged + tiles * self.item_bytes
@@ -66,13 +66,13 @@ class Shape:
 
 @dataclass
 class Node:
-    """Sorted rows `first` to `last`, exclusive, that have the keys up to `end` in common. `inside`: their subdivision
+    """Sorted rows `first` to `last`, exclusive, that have the keys up to `end` in common. `children`: their subdivision
     after these keys; empty for a single row."""
 
     first: int
     last: int
     end: int
-    inside: "list[Node]" = field(default_factory=list)
+    children: "list[Node]" = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,11 @@ def tree(lengths: Sequence[int], common: Sequence[int]) -> Node:
         node = Node(row, row + 1, lengths[row])
         while stack[-1].end > meets:
             top = stack.pop()
-            top.inside.append(node)
+            top.children.append(node)
             top.last = row + 1
             node = top
         if stack[-1].end == meets:
-            stack[-1].inside.append(node)
+            stack[-1].children.append(node)
         else:
             stack.append(Node(node.first, n, meets, [node]))
     return stack[0]
@@ -142,11 +142,11 @@ def segments(root: Node, lengths: Sequence[int], shape: Shape, *, share: bool = 
     while stack:
         node, begin = stack.pop()
         rows = node.last - node.first
-        if rows == 1 or (share and begin < node.end and shape.pays(rows, node.end - begin)):
+        if rows == 1 or (share and begin < node.end and shape.is_sharing_cheaper(rows, node.end - begin)):
             if begin < node.end:
                 yield Segment(node.first, node.last, begin, node.end)
             begin = node.end
-        stack += [(inner, begin) for inner in node.inside]
+        stack += [(inner, begin) for inner in node.children]
 
 
 def plan(
@@ -178,7 +178,7 @@ def plan(
         count * shape.tiles(segment.last - segment.first) * heads
         for segment, count in zip(shared_segments, tiles, strict=True)
     )
-    quota = max(shape.least_tiles, -(-work // shape.programs))
+    quota = max(shape.min_tiles, -(-work // shape.programs))
     parts = np.zeros(len(ordered_lengths), dtype=np.int32)
     items: list[list[int]] = []
     for segment, count in zip(shared_segments, tiles, strict=True):
@@ -213,7 +213,7 @@ def plan_prompts(
             tiles.append((place + first, min(tile, count - first), sequence, begin, position))
         place += count
     keys = [-(-(position + size - begin) // shape.tile_keys) for _, size, _, begin, position in tiles]
-    quota = max(shape.least_tiles, -(-sum(keys) * shape.kv_heads // shape.programs))
+    quota = max(shape.min_tiles, -(-sum(keys) * shape.kv_heads // shape.programs))
     pieces = [max(1, count // quota) for count in keys]
     if sum(size * count for (_, size, _, _, _), count in zip(tiles, pieces, strict=True)) > max_parts:
         pieces = [1] * len(keys)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
-from engine.protocol import Command, EngineInfo, Fill, Free, Generate, Report, Rerank, Step, Update, encode_frame
+from engine.protocol import Command, EngineInfo, Fill, Free, Generate, Report, Rerank, StepReport, Update, encode_frame
 from engine.protocol import SamplingParams as LinkSampling
 from engine.tokenizer import Tokenizer
 from gateway.engines.protocol import (
@@ -248,7 +248,7 @@ class EngineClient:
 
     def on_step(self, report: Report) -> None:
         """Handle a report of the engine about a step."""
-        assert isinstance(report, Step)
+        assert isinstance(report, StepReport)
         self.pace = StepTimes(report.row_seconds, report.step_seconds)
         self._free_tokens = report.free_tokens
         self._heartbeat = EngineHeartbeat(time.monotonic(), working=report.running > 0, commands=report.commands)

@@ -180,9 +180,9 @@ class Actor:
                 0,
                 self._token,
                 None,
-                stopping=lambda stop: None,
-                ready=self._ready,
-                calls=self._set_connections,
+                on_start=lambda stop: None,
+                on_ready=self._ready,
+                on_connections=self._set_connections,
             )
         except Exception as error:
             if not self._started.is_set():

@@ -12,7 +12,16 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.errors import CheckpointError
-from engine.protocol import Fatal, FrameBuffer, FrameError, Ready, Resolved, Shutdown, encode_frame, report_decoder
+from engine.protocol import (
+    FatalReport,
+    FolderReport,
+    FrameBuffer,
+    FrameError,
+    ReadyReport,
+    Shutdown,
+    encode_frame,
+    report_decoder,
+)
 from engine.tokenizer import Tokenizer
 from gateway.engines.local.client import READ_BYTES, EngineClient, EngineStartFailed
 
@@ -96,15 +105,15 @@ class SubprocessEngine(EngineClient):
         while data := await reader.read(READ_BYTES):
             for body in frames.feed(data):
                 match report_decoder.decode(body):
-                    case Resolved(folder):
+                    case FolderReport(folder):
                         if self._tokenizer is None:  # while the weights load
                             try:
                                 self._tokenizer = await asyncio.to_thread(Tokenizer, folder)
                             except CheckpointError as error:
                                 raise EngineStartFailed(str(error)) from error
-                    case Ready(info):
+                    case ReadyReport(info):
                         self.on_ready(info, first_ready)
-                    case Fatal(message):
+                    case FatalReport(message):
                         raise EngineStartFailed(message)
                     case step:
                         self.on_step(step)

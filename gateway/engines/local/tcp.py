@@ -15,7 +15,7 @@ from engine.protocol import (
     FrameBuffer,
     FrameError,
     Hello,
-    Unwelcome,
+    Refusal,
     Welcome,
     encode_frame,
     report_decoder,
@@ -93,8 +93,8 @@ class TcpEngine(EngineClient):
                 return
             reports = list(frames.feed(data))
 
-    async def _handshake(self, answer: Welcome | Unwelcome, first_ready: "asyncio.Future[None]") -> None:
-        if isinstance(answer, Unwelcome):
+    async def _handshake(self, answer: Welcome | Refusal, first_ready: "asyncio.Future[None]") -> None:
+        if isinstance(answer, Refusal):
             raise EngineStartFailed(f"the engine at {self._host}:{self._port} rejects the connection: {answer.message}")
         if self._tokenizer is None:
             try:

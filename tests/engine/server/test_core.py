@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import Engine, EngineConfig, SamplingParams
-from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, Step, Update
+from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
 from engine.server.core import Connection, EngineServer
 from tests.checkpoints import write_tiny_llama
 
@@ -19,10 +19,10 @@ class FakeGateway:
     def __init__(self, server: EngineServer) -> None:
         self._hub = server
         self.connection = Connection(self)
-        self.steps: list[Step] = []
+        self.steps: list[StepReport] = []
 
     def send(self, report: Report) -> None:
-        assert isinstance(report, Step)
+        assert isinstance(report, StepReport)
         self.steps.append(report)
 
     def post(self, *commands: Command | None) -> None:

@@ -12,18 +12,18 @@ import pytest
 from engine.config import EngineConfig
 from engine.protocol import (
     Command,
-    Fatal,
+    FatalReport,
     Fill,
+    FolderReport,
     FrameBuffer,
     Free,
     Generate,
-    Ready,
+    ReadyReport,
     Report,
     Rerank,
-    Resolved,
     SamplingParams,
     Shutdown,
-    Step,
+    StepReport,
     Update,
     encode_frame,
     report_decoder,
@@ -63,7 +63,7 @@ class Worker:
         """Return the updates of a context until it finishes or fails."""
         while True:
             report = self.receive()
-            assert isinstance(report, Step)
+            assert isinstance(report, StepReport)
             for update in report.updates:
                 if update.context == context:
                     yield update
@@ -86,8 +86,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worker(folder: Path) -> Iterator[Worker]:
     worker = Worker(EngineConfig(model=str(folder), kv_tokens=1024))
     resolved, ready = worker.receive(), worker.receive()
-    assert isinstance(resolved, Resolved)
-    assert isinstance(ready, Ready)
+    assert isinstance(resolved, FolderReport)
+    assert isinstance(ready, ReadyReport)
     assert resolved.folder == ready.info.folder == str(folder)
     yield worker
     worker.close()
@@ -100,7 +100,7 @@ def test_one_report_per_step_covers_all_contexts(worker: Worker) -> None:
     steps = 0
     while any(count < 6 for count in seen.values()):
         report = worker.receive()
-        assert isinstance(report, Step)
+        assert isinstance(report, StepReport)
         steps += 1
         for update in report.updates:
             seen[update.context] += len(update.tokens)
@@ -129,7 +129,7 @@ def test_rejected_fill_and_its_generate_are_reported_once_each(worker: Worker) -
 @pytest.mark.parametrize("how", ["shutdown", "hang up", "nonsense"])
 def test_worker_exits_with_its_gateway(folder: Path, how: str) -> None:
     worker = Worker(EngineConfig(model=str(folder), kv_tokens=1024))
-    while not isinstance(worker.receive(), Ready):
+    while not isinstance(worker.receive(), ReadyReport):
         pass
     worker.send(Fill(1, [1, 2, 3]), Generate(1, SamplingParams(max_tokens=250, ignore_eos=True)))
     if how == "shutdown":
@@ -146,7 +146,7 @@ def test_worker_exits_with_its_gateway(folder: Path, how: str) -> None:
 def test_missing_model_is_reported(tmp_path: Path) -> None:
     worker = Worker(EngineConfig(model=str(tmp_path)))
     report = worker.receive()
-    assert isinstance(report, Fatal)
+    assert isinstance(report, FatalReport)
     assert "no config.json" in report.message
     assert worker.process.wait(_SECONDS) == 1  # it exits by itself: closing the connection would end it too
     worker.close()
@@ -154,9 +154,9 @@ def test_missing_model_is_reported(tmp_path: Path) -> None:
 
 def test_unavailable_kernels_are_reported(folder: Path) -> None:
     worker = Worker(EngineConfig(model=str(folder), kernels="cpu", dtype="float32"))
-    assert isinstance(worker.receive(), Resolved)
+    assert isinstance(worker.receive(), FolderReport)
     report = worker.receive()
-    assert isinstance(report, Fatal)
+    assert isinstance(report, FatalReport)
     assert "the cpu kernels cannot run here: they support bfloat16" in report.message
     assert worker.process.wait(_SECONDS) == 1
     assert "Traceback" not in worker.close()

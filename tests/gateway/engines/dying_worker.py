@@ -7,14 +7,14 @@ import os
 import sys
 from pathlib import Path
 
-from engine.protocol import Report, Step, encode_frame
+from engine.protocol import Report, StepReport, encode_frame
 from engine.server import worker
 
 
 class DyingWorker(worker.Worker):
     def send(self, report: Report) -> None:
         died = Path(os.environ["MYNA_TEST_DIED"])
-        if isinstance(report, Step) and any(update.tokens for update in report.updates) and not died.exists():
+        if isinstance(report, StepReport) and any(update.tokens for update in report.updates) and not died.exists():
             died.touch()
             frame = encode_frame(report)
             self._connection.sendall(frame[: len(frame) // 2])

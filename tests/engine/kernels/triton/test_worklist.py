@@ -53,13 +53,13 @@ def test_every_row_reads_its_keys_once(seed: int, shape: Shape, share: bool) -> 
 
 
 def cost(work: WorkList, shape: Shape, tables: np.ndarray) -> float:
-    """Return the cost in bytes, as `Shape.pays` counts it."""
+    """Return the cost in bytes, as `Shape.is_sharing_cheaper` counts it."""
     read, seen = 0.0, set()
     for _, _, kv, sequence, begin, end, _, _ in work.items:
         same = (kv, begin, end, tables[sequence, begin // 16 : -(-end // 16)].tobytes())
         again = same in seen
         seen.add(same)
-        read += (end - begin) * 2 * shape.head_size * shape.element_bytes * (shape.again if again else 1.0)
+        read += (end - begin) * 2 * shape.head_size * shape.element_bytes * (shape.repeat_cost if again else 1.0)
         read += shape.item_bytes
     return read + int(work.starts[-1]) * shape.kv_heads * shape.group * (shape.head_size + 2) * 8
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from engine.config import EngineConfig
-from engine.protocol import FrameBuffer, Step
+from engine.protocol import FrameBuffer, StepReport
 from engine.protocol import SamplingParams as LinkSampling
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.local.subprocess import SubprocessEngine
@@ -228,5 +228,5 @@ def drafted(engine: str) -> list[float]:
 def test_drafts_are_counted_from_the_first_report_of_a_connection(config: EngineConfig) -> None:
     engine = SubprocessEngine("counted", config, lambda: None)
     for reports in ((100, 70), (110, 74), (110, 74), (113, 77)):
-        engine.on_step(Step([], 0, 0, 0, 0.001, 0.01, *reports))
+        engine.on_step(StepReport([], 0, 0, 0, 0.001, 0.01, *reports))
     assert drafted("counted") == [7, 6]
