@@ -44,12 +44,12 @@ class _Belady(EvictionPolicy):
         reads = self._reads[block.path]
         index = bisect.bisect_right(reads, self.now)
         again = reads[index] if index < len(reads) else math.inf
-        heapq.heappush(self._far, (-again, block.used, id(block), block))
+        heapq.heappush(self._far, (-again, block.last_release, id(block), block))
 
     def select_victim(self) -> Evictable | None:
         while self._far:
             _, used, _, block = heapq.heappop(self._far)
-            if block.evictable and block.used == used:
+            if block.is_evictable and block.last_release == used:
                 return block
         return None
 
@@ -73,7 +73,7 @@ def found(prompts: Sequence[Prompt], blocks: int, retention: EvictionPolicy) -> 
         context.tokens = prompt[: blocks * _BLOCK]
         context.adopt_cached()
         tokens += len(context.tokens)
-        cached += context.computed
+        cached += context.computed_tokens
         end = len(context.tokens)
         assert context.reserve(end) is not None
         context.announce(end)

@@ -39,21 +39,21 @@ _FEATURES = {
 class Check(msgspec.Struct, frozen=True):
     """Result of one correctness check: the largest error, relative to the largest value."""
 
-    what: str
+    name: str = msgspec.field(name="what")
     error: float
-    right: bool
+    is_right: bool = msgspec.field(name="right")
 
 
 class Speed(msgspec.Struct, frozen=True):
     """Result of one speed measurement."""
 
-    what: str
+    name: str = msgspec.field(name="what")
     value: float
     unit: str
 
 
-class Report(msgspec.Struct, frozen=True):
-    """Everything that `examine` found. `kernels`: the kernels that the engine would use; `because`: why it would not
+class DoctorReport(msgspec.Struct, frozen=True):
+    """Everything that `examine` found. `kernels`: the kernels that the engine would use; `reasons`: why it would not
     use faster ones."""
 
     cores: int
@@ -63,22 +63,22 @@ class Report(msgspec.Struct, frozen=True):
     free_memory_gib: float
     gpu: str | None
     kernels: str
-    because: list[str]
+    reasons: list[str] = msgspec.field(name="because")
     checks: list[Check]
     speeds: list[Speed]
 
     @property
-    def healthy(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether all correctness checks passed."""
-        return all(check.right for check in self.checks)
+        return all(check.is_right for check in self.checks)
 
 
-def examine(cache: Path) -> Report:
+def examine(cache: Path) -> DoctorReport:
     """Examine this machine. It takes about five seconds, and five more if the kernels are not built yet."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     features = cpu_features()
-    because = []
+    reasons = []
     kernels: Kernels = TorchKernels(_SHAPE, torch.bfloat16, 16)
     gpu = None
     try:
@@ -87,18 +87,18 @@ def examine(cache: Path) -> Report:
         limits = Limits(512, 8, 64)
         kernels = select_kernels("triton", _SHAPE, torch.bfloat16, 16, cache, device=device, limits=limits)
     except EngineError as error:
-        because.append(f"no GPU: {error}")
+        reasons.append(f"no GPU: {error}")
         try:
             kernels = CpuKernels(cache, _SHAPE, torch.bfloat16, 16)
         except KernelsUnavailable as fault:
-            because.append(f"no C kernels: {fault}")
+            reasons.append(f"no C kernels: {fault}")
     if kernels.device.type == "cpu" and "AMX" not in kernels.name:
-        because.append(
+        reasons.append(
             "no AMX: Linux does not permit it to this process"
             if "amx_bf16" in features
             else "no AMX: this CPU does not have it"
         )
-    return Report(
+    return DoctorReport(
         cores=cores,
         threads=torch.get_num_threads(),
         features={name: name in features for name in _FEATURES},
@@ -106,9 +106,9 @@ def examine(cache: Path) -> Report:
         free_memory_gib=free_memory() / 2**30,
         gpu=gpu,
         kernels=kernels.name,
-        because=because,
-        checks=_checks(kernels),
-        speeds=_speeds(kernels),
+        reasons=reasons,
+        checks=_run_checks(kernels),
+        speeds=_measure_speeds(kernels),
     )
 
 
@@ -117,7 +117,7 @@ def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def _checks(kernels: Kernels) -> list[Check]:
+def _run_checks(kernels: Kernels) -> list[Check]:
     """Compare each operation with the float32 reference, on the same numbers."""
     exact, device = TorchKernels(_SHAPE, torch.float32, 16), kernels.device
     random = torch.Generator().manual_seed(0)
@@ -127,9 +127,9 @@ def _checks(kernels: Kernels) -> list[Check]:
 
     found = []
 
-    def check(what: str, got: torch.Tensor, expected: torch.Tensor) -> None:
+    def check(name: str, got: torch.Tensor, expected: torch.Tensor) -> None:
         error = _error(got, expected)
-        found.append(Check(what, error, error < _TOLERANCE))
+        found.append(Check(name, error, error < _TOLERANCE))
 
     weight = normal(960, 576) / 24
     for rows in (1, 5, 40):
@@ -147,15 +147,15 @@ def _checks(kernels: Kernels) -> list[Check]:
         for hand, provided in ((kernels, qkv.to(device)), (exact, qkv.float())):
             kv = hand.new_kv(1, 40)
             queries = hand.rope_and_store(
-                provided, Positions(None), kv.keys[0], kv.values[0], _staged(hand, length, length)
+                provided, Positions(None), kv.keys[0], kv.values[0], _stage_batch(hand, length, length)
             )
             requested = queries[length - rows :].contiguous()
-            answers.append(hand.attention(requested, kv.keys[0], kv.values[0], _staged(hand, length, rows)))
+            answers.append(hand.attention(requested, kv.keys[0], kv.values[0], _stage_batch(hand, length, rows)))
         check(f"attention, {rows} rows over {length} keys", *answers)
     return found
 
 
-def _staged(kernels: Kernels, length: int, rows: int) -> AttentionBatch:
+def _stage_batch(kernels: Kernels, length: int, rows: int) -> AttentionBatch:
     """Return a batch with one sequence, whose blocks are in order from the second block on."""
     place = torch.arange(length - rows, length)
     batch = AttentionBatch(
@@ -169,33 +169,33 @@ def _staged(kernels: Kernels, length: int, rows: int) -> AttentionBatch:
 
 
 @torch.inference_mode()
-def _speeds(kernels: Kernels) -> list[Speed]:
+def _measure_speeds(kernels: Kernels) -> list[Speed]:
     """Measure the linear layers of a small model, whose weights exceed the caches, and attention over a long text."""
     weights = [kernels.pack(torch.randn(3072, 576).bfloat16()) for _ in range(_LAYERS)]
     numbers = _LAYERS * 3072 * 576
     found = []
     for rows in _ROWS:
         x = torch.randn(rows, 576).bfloat16().to(kernels.device)
-        seconds = _time(partial(_all, kernels, x, weights))
+        seconds = _time(partial(_run_layers, kernels, x, weights))
         if rows == 1:
             found.append(Speed("linear layers, 1 row, weights read", 2e-9 * numbers / seconds, "GB/s"))
         else:
             found.append(Speed(f"linear layers, {rows} rows", 2e-9 * numbers * rows / seconds, "GFLOP/s"))
     kv = kernels.new_kv(1, 300)
     queries = torch.randn(256, 9, 64).bfloat16().to(kernels.device)
-    batch = _staged(kernels, 4000, 256)
+    batch = _stage_batch(kernels, 4000, 256)
     seconds = _time(lambda: kernels.attention(queries, kv.keys[0], kv.values[0], batch))
     found.append(Speed("attention, 256 rows over 4,000 keys", 4e-9 * 256 * 4000 * 9 * 64 / seconds, "GFLOP/s"))
     return found
 
 
-def _finish() -> None:
-    """Waits for what runs on a GPU."""
+def _synchronize() -> None:
+    """Wait for the operations on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def _all(kernels: Kernels, x: torch.Tensor, weights: list[PackedWeight]) -> None:
+def _run_layers(kernels: Kernels, x: torch.Tensor, weights: list[PackedWeight]) -> None:
     for weight in weights:
         kernels.linear(x, weight)
 
@@ -203,19 +203,19 @@ def _all(kernels: Kernels, x: torch.Tensor, weights: list[PackedWeight]) -> None
 def _time(action: Callable[[], object]) -> float:
     """Return the median duration of an action, in seconds."""
     action()
-    _finish()
+    _synchronize()
     durations = []
     for _ in range(5):
         began = time.perf_counter()
         action()
-        _finish()
+        _synchronize()
         durations.append(time.perf_counter() - began)
     return median(durations)
 
 
-def format_report(report: Report) -> str:
+def format_report(report: DoctorReport) -> str:
     """Return the report as text for a terminal."""
-    features = ", ".join(f"{name} ({_FEATURES[name]})" for name, there in report.features.items() if there)
+    features = ", ".join(f"{name} ({_FEATURES[name]})" for name, is_present in report.features.items() if is_present)
     lines = [
         f"cores       {report.cores}, {report.threads} threads",
         f"CPU         {features or 'none that the kernels use'}",
@@ -223,12 +223,12 @@ def format_report(report: Report) -> str:
         f"memory      {report.free_memory_gib:.1f} GiB free to this process",
         f"GPU         {report.gpu or 'none'}",
         f"kernels     {report.kernels}",
-        *(f"            {reason}" for reason in report.because),
+        *(f"            {reason}" for reason in report.reasons),
         "",
         "results, against the reference in float32",
-        *(f"  {'ok   ' if c.right else 'WRONG'} {c.what}, error {c.error:.4f}" for c in report.checks),
+        *(f"  {'ok   ' if c.is_right else 'WRONG'} {c.name}, error {c.error:.4f}" for c in report.checks),
         "",
         "speed",
-        *(f"  {speed.what:<40} {speed.value:8.1f} {speed.unit}" for speed in report.speeds),
+        *(f"  {speed.name:<40} {speed.value:8.1f} {speed.unit}" for speed in report.speeds),
     ]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from engine.sequence import TokenSequence
 
 log = logging.getLogger("myna.engine")
 
-_CHARACTERS = 16
+_MAX_TOKEN_CHARACTERS = 16
 """Upper bound of a token's average length, in characters. Only so much of a prediction is tokenised, since all requests
 wait for that."""
 _COMPILE_POLL_SECONDS = 0.02
@@ -64,7 +64,7 @@ class _RunningStep:
     @property
     def is_history_free(self) -> bool:
         """Whether the engine can prepare the next step without the tokens of this one."""
-        return not self.plan.drafted and all(generation.is_history_free for generation in self.generations)
+        return not self.plan.drafted_rows and all(generation.is_history_free for generation in self.generations)
 
 
 class Engine:
@@ -143,7 +143,7 @@ class Engine:
             if parent is not None:
                 target.fork_from(self._get(parent))
             self._sequences[context] = target
-        target.rank, target.interactive = rank, interactive
+        target.rank, target.is_interactive = rank, interactive
         target.tokens.extend(tokens)
         target.pending_fills.append(len(target.tokens))
         target.fill_tokens += len(tokens)
@@ -156,11 +156,11 @@ class Engine:
         if not target.tokens:
             raise ContextError("empty_context", f"context {context} has no tokens")
         vocabulary = self.info.vocabulary
-        for what, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+        for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
             bad = next((id for id in ids if not 0 <= id < vocabulary), None)
             if bad is not None:
                 raise ContextError(
-                    "bad_token", f"{what} contains token {bad}, which is outside the vocabulary of {vocabulary}"
+                    "bad_token", f"{name} contains token {bad}, which is outside the vocabulary of {vocabulary}"
                 )
         # the last token's KV is never needed
         room = min(self.info.window, self.info.kv_tokens + 1) - len(target.tokens)
@@ -183,7 +183,7 @@ class Engine:
     def _start_generation(
         self, target: TokenSequence, sampling: SamplingParams, limit: int, matcher: Matcher | None
     ) -> None:
-        text = sampling.prediction[: limit * _CHARACTERS] if self._speculator is not None else ""
+        text = sampling.prediction[: limit * _MAX_TOKEN_CHARACTERS] if self._speculator is not None else ""
         prediction = self.tokenizer.encode(text) if text else []
         target.generation = Generation(sampling, self.tokenizer, target.tokens, limit, matcher, prediction)
 
@@ -225,7 +225,7 @@ class Engine:
         for context in contexts:
             if context in self._sequences:
                 self._sequences[context].rank = rank
-                self._sequences[context].interactive = interactive
+                self._sequences[context].is_interactive = interactive
 
     def _get(self, context: int) -> TokenSequence:
         if context not in self._sequences:
@@ -241,7 +241,7 @@ class Engine:
         return waits or any(sequence.has_work for sequence in self._sequences.values())
 
     @property
-    def running(self) -> int:
+    def active_contexts(self) -> int:
         """Number of contexts with work left."""
         return sum(sequence.has_work or sequence.id in self._compiling for sequence in self._sequences.values())
 
@@ -251,15 +251,15 @@ class Engine:
         return self.cache.available * self.config.block_size
 
     @property
-    def pace(self) -> tuple[float, float]:
+    def step_times(self) -> tuple[float, float]:
         """Duration of one prefill row, and of one token while one or two contexts decode, in seconds."""
         gain = self._speculator.gain if self._speculator is not None else 1.0
         return self._step_budget.row_seconds, self._step_budget.stand_alone_seconds / gain
 
     @property
-    def drafts(self) -> tuple[int, int]:
+    def draft_counts(self) -> tuple[int, int]:
         """Number of drafted tokens since the start, and how many of them were accepted."""
-        return (0, 0) if self._speculator is None else (self._speculator.drafted, self._speculator.accepted)
+        return (0, 0) if self._speculator is None else (self._speculator.drafted_count, self._speculator.accepted_count)
 
     def step(self) -> list[Update]:
         """Schedule a batch, run it, sample, and return the updates. If steps overlap, start it and return the updates
@@ -295,11 +295,11 @@ class Engine:
         sampling = [chunk for chunk in plan.chunks if chunk.samples]
         generations = [chunk.sequence.generation for chunk in sampling if chunk.sequence.generation is not None]
         row_generations = generations
-        if plan.drafted:
+        if plan.drafted_rows:
             row_generations = [
                 generation
                 for chunk, generation in zip(sampling, generations, strict=True)
-                for _ in (None, *chunk.drafted)
+                for _ in (None, *chunk.draft)
             ]
         try:
             logits = self._forward(plan)
@@ -309,8 +309,8 @@ class Engine:
         filled: dict[int, Update] = {}
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            if not chunk.stored:
-                sequence.commit(chunk.end - len(chunk.drafted))
+            if not chunk.is_stored:
+                sequence.commit(chunk.end - len(chunk.draft))
             if sequence.pending_fills:
                 _report_fills(sequence, filled.setdefault(sequence.id, Update(sequence.id)))
         positions, row = [], 0
@@ -318,7 +318,7 @@ class Engine:
             positions.append(len(chunk.sequence.tokens))
             chunk.sequence.tokens.append(-1 - row)  # see `Kernels.stage`
             generation.pending += 1
-            row += 1 + len(chunk.drafted)
+            row += 1 + len(chunk.draft)
         self._running = _RunningStep(plan, filled, sampling, generations, row_generations, positions, pending, began)
         return []
 
@@ -333,15 +333,15 @@ class Engine:
         updates = {id: update for id, update in running.filled.items() if id in self._sequences}
         row = 0
         for chunk, generation, position in zip(running.sampling, running.generations, running.positions, strict=True):
-            sequence, samples = chunk.sequence, sampled[row : row + 1 + len(chunk.drafted)]
+            sequence, samples = chunk.sequence, sampled[row : row + 1 + len(chunk.draft)]
             row += len(samples)
             generation.pending -= 1
             if self._sequences.get(sequence.id) is not sequence or sequence.generation is not generation:
                 continue
-            checked = _accepted(samples, chunk.drafted)
+            checked = _accepted_samples(samples, chunk.draft)
             accepted = rejected = 0
             if self._speculator is not None and sequence.id not in running.filled:
-                accepted, rejected = self._speculator.record(sequence, len(chunk.drafted), len(checked) - 1)
+                accepted, rejected = self._speculator.record(sequence, len(chunk.draft), len(checked) - 1)
             if isinstance(bad := checked[-1], BadLogits):
                 updates[sequence.id] = self._fail(sequence, *(generation.failure or ("bad_logits", str(bad))))
                 continue
@@ -360,10 +360,10 @@ class Engine:
         self._step_budget.observe(
             decoding=plan.decoding,
             interactive=plan.interactive,
-            prefill=plan.rows - plan.decoding - plan.drafted,
-            drafted=plan.drafted,
+            prefill=plan.rows - plan.decoding - plan.drafted_rows,
+            drafted=plan.drafted_rows,
             long=plan.long,
-            waiting=plan.waiting,
+            waiting=plan.has_waiting_prompts,
             seconds=seconds,
         )
         return [update for update in updates.values() if update.tokens or update.error or update.filled is not None]
@@ -421,16 +421,16 @@ def _report_fills(sequence: TokenSequence, update: Update) -> None:
     update.filled = sequence.finish_fills()
     if update.filled is not None and not sequence.pending_fills:
         update.missed = sequence.take_misses()
-        update.cached, sequence.cached = sequence.cached, 0
+        update.cached, sequence.cached_tokens = sequence.cached_tokens, 0
         update.held, sequence.budget_wait = sequence.budget_wait, 0.0
         update.starved, sequence.memory_wait = sequence.memory_wait, 0.0
 
 
-def _accepted(samples: list[SampledToken | BadLogits], drafted: Sequence[int]) -> list[SampledToken | BadLogits]:
+def _accepted_samples(samples: list[SampledToken | BadLogits], draft: Sequence[int]) -> list[SampledToken | BadLogits]:
     """Return the sampled tokens up to the first that differs from its draft."""
-    for index, draft in enumerate(drafted):
+    for index, token in enumerate(draft):
         sample = samples[index]
-        if isinstance(sample, BadLogits) or sample.token != draft:
+        if isinstance(sample, BadLogits) or sample.token != token:
             return samples[: index + 1]
     return samples
 
@@ -455,7 +455,7 @@ def _apply_tokens(chunk: Chunk, samples: list[SampledToken], position: int, upda
         sequence.tokens[position] = tokens[0]
     else:
         sequence.tokens[position:] = tokens
-    if chunk.drafted:
+    if chunk.draft:
         sequence.accept(position + len(tokens) - 1)
     if progress.finish is not None:
         sequence.generation = None

@@ -152,7 +152,7 @@ def _allocate_kv(config: EngineConfig, decoder: Decoder, device: torch.device) -
     return KVCache(
         blocks,
         config.block_size,
-        sharing=config.prefix_sharing,
+        shares_prefixes=config.prefix_sharing,
         eviction_policy=EvictionPolicy(blocks - 1, learns=config.retention == "learned"),
         host_offload=host_offload,
     )

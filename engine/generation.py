@@ -48,20 +48,20 @@ class Generation:
         self.pending = 0
         """Number of tokens that are sampled on the device but not pushed yet: the engine prepares a step while another
         runs."""
-        self.forced = 0
+        self.forced_count = 0
         """Number of tokens after the last sampled one that the grammar determined."""
         self._proposer: NgramProposer | None = None
         self._prediction = [*prompt[-MAX_MATCH:], *prediction] if prediction else []
         """The prediction behind the end of the prompt: the proposer sees it as if it had followed this prompt
         before."""
-        self.counts: Counter[int] = Counter()
+        self.token_counts: Counter[int] = Counter()
         """Number of times each token was generated; counted only if a penalty needs it."""
-        self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
-        self._forces = not sampling.logprobs and not sampling.logit_bias
+        self._counts_tokens = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        self._forces_tokens = not sampling.logprobs and not sampling.logit_bias
         """Whether tokens that the grammar determines are appended without running the model. It must run if log
         probabilities are requested, or if a logit bias chooses between several encodings of the same text."""
-        self._adjusts = bool(self._counts or sampling.logit_bias or sampling.repetition_penalty != 1.0)
-        self.seen: set[int] = set(prompt) if sampling.repetition_penalty != 1.0 else set()
+        self._adjusts_logits = bool(self._counts_tokens or sampling.logit_bias or sampling.repetition_penalty != 1.0)
+        self.seen_tokens: set[int] = set(prompt) if sampling.repetition_penalty != 1.0 else set()
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed & (2**64 - 1)
         self.random = np.random.Generator(np.random.Philox(seed)) if sampling.temperature else None
         """Source of `uniform`; None for greedy sampling."""
@@ -72,7 +72,7 @@ class Generation:
         row = (sampling.temperature, sampling.top_p, sampling.min_p, max(0, sampling.top_k), logprobs, 0.0)
         self.request = np.array(row, dtype=REQUEST).tobytes()
         """Row of REQUEST with the sampling parameters, except for the uniform number."""
-        self._drawn: deque[float] = deque()
+        self._uniforms: deque[float] = deque()
         """Uniform numbers for the next tokens, drawn but not used yet."""
         self._tokenizer = tokenizer
         self._prompt_length = len(prompt)
@@ -99,7 +99,7 @@ class Generation:
     def is_history_free(self) -> bool:
         """Whether sampling needs nothing from the previous token, apart from the model's input: no grammar and no
         penalty depends on it."""
-        return self.matcher is None and not self._counts and self.sampling.repetition_penalty == 1.0
+        return self.matcher is None and not self._counts_tokens and self.sampling.repetition_penalty == 1.0
 
     @property
     def can_speculate(self) -> bool:
@@ -110,7 +110,7 @@ class Generation:
     @property
     def adjusts_logits(self) -> bool:
         """Whether the logits are changed before sampling."""
-        return self._adjusts or self.suppresses_stop
+        return self._adjusts_logits or self.suppresses_stop
 
     @property
     def suppresses_stop(self) -> bool:
@@ -118,16 +118,16 @@ class Generation:
         text ends."""
         return self.count + self.pending < self.sampling.min_tokens and self.matcher is None
 
-    def uniform(self, ahead: int = 0) -> float:
-        """Return the uniform number that samples the next token, or the token `ahead` places after it.
+    def uniform(self, offset: int = 0) -> float:
+        """Return the uniform number that samples the next token, or the token `offset` places after it.
 
         Each token has one number, however often it is requested. Returns 0 for greedy sampling.
         """
         if self.random is None:
             return 0.0
-        while len(self._drawn) <= self.pending + ahead:
-            self._drawn.append(float(self.random.random()))
-        return self._drawn[self.pending + ahead]
+        while len(self._uniforms) <= self.pending + offset:
+            self._uniforms.append(float(self.random.random()))
+        return self._uniforms[self.pending + offset]
 
     def proposer(self, tokens: list[int]) -> NgramProposer:
         """Return the n-gram proposer of this generation. `tokens`: all tokens of the sequence, for the first call."""
@@ -140,14 +140,14 @@ class Generation:
         joint effect."""
         progress, text = self._push(token), ""
         tokens: list[int] = []
-        if progress.finish is None and self._forces and self.matcher is not None:
-            for forced in self.matcher.forced():
+        if progress.finish is None and self._forces_tokens and self.matcher is not None:
+            for forced in self.matcher.forced_tokens():
                 tokens.append(forced)
                 text += progress.text
                 progress = self._push(forced)
                 if progress.finish is not None:
                     break
-        self.forced = len(tokens)
+        self.forced_count = len(tokens)
         progress = Progress(text + progress.text, progress.finish)
         self._emitted_length += len(progress.text)
         return tokens, progress
@@ -172,14 +172,14 @@ class Generation:
         return whole, self._tokenizer.encode(text[length : self._emitted_length])
 
     def _push(self, token: int) -> Progress:
-        if self._drawn:
-            self._drawn.popleft()
+        if self._uniforms:
+            self._uniforms.popleft()
         self.count += 1
-        if self._counts:
-            self.counts[token] += 1
+        if self._counts_tokens:
+            self.token_counts[token] += 1
         if self.sampling.repetition_penalty != 1.0:
-            self.seen.add(token)
-        over = self.matcher is not None and self.matcher.push(token)
+            self.seen_tokens.add(token)
+        is_complete = self.matcher is not None and self.matcher.push(token)
         if token in self.stop_tokens:  # below min_tokens the sampler gives it no chance
             return self._end("", "stop")
         piece = self._detokenizer.push(token)
@@ -189,7 +189,7 @@ class Generation:
         text, matched = self._stops.push(piece)
         if matched:
             return Progress(text, "stop")
-        if over:
+        if is_complete:
             return self._end(text, "stop")
         if self.count >= self.limit:
             return self._end(text, "length")
@@ -214,7 +214,7 @@ class StopStrings:
         self._stops = [(stop, _failure_table(stop)) for stop in stops]
         self._matched = [0] * len(stops)
         """Number of characters of each stop string that the text ends with."""
-        self._held = ""
+        self._held_text = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
         """Return the text to emit now, and whether a stop string was found. After a stop string no later text is
@@ -224,10 +224,10 @@ class StopStrings:
         """
         if not self._stops:
             return piece, False
-        text, begins = self._held + piece, -1
+        text, begins = self._held_text + piece, -1
         for number, (stop, failure_table) in enumerate(self._stops):
             length = self._matched[number]
-            for position, character in enumerate(piece, start=len(self._held) + 1):
+            for position, character in enumerate(piece, start=len(self._held_text) + 1):
                 while length and stop[length] != character:
                     length = failure_table[length - 1]
                 length += stop[length] == character
@@ -238,15 +238,15 @@ class StopStrings:
                     break
             self._matched[number] = length
         if begins >= 0:
-            self._held = ""
+            self._held_text = ""
             return text[:begins], True
         shown = len(text) - max(self._matched)
-        self._held = text[shown:]
+        self._held_text = text[shown:]
         return text[:shown], False
 
     def flush(self) -> str:
         """Return the text that was held back, which turned out to be ordinary text."""
-        held, self._held = self._held, ""
+        held, self._held_text = self._held_text, ""
         self._matched = [0] * len(self._stops)
         return held
 

@@ -49,7 +49,7 @@ _SCOPES = 1_000
 """Number of budgets above which full ones are dropped."""
 _STACK_BYTES = 64 << 20
 """Stack size of the compiling thread: llguidance follows references recursively. Only the used part occupies memory."""
-_LONGEST_MESSAGE = 200
+_MAX_MESSAGE = 200
 
 
 class Grammars:
@@ -57,8 +57,8 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._jobs = _Jobs()
-        self._budgets: dict[str, _Budget] = {}
+        self._jobs = _CompileQueues()
+        self._budgets: dict[str, _CpuBudget] = {}
         """Budgets by scope. Only the compiling thread uses them."""
 
     @cached_property
@@ -91,26 +91,26 @@ class Grammars:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(self._compiled(sampling, self._budget(scope)))
+                future.set_result(self._compile(sampling, self._budget(scope)))
             except Exception as error:  # the future's `result` raises it
                 future.set_exception(error)
 
-    def _budget(self, scope: str) -> "_Budget":
+    def _budget(self, scope: str) -> "_CpuBudget":
         if len(self._budgets) >= _SCOPES:
             self._budgets = {known: budget for known, budget in self._budgets.items() if not budget.is_full}
-        return self._budgets.setdefault(scope, _Budget())
+        return self._budgets.setdefault(scope, _CpuBudget())
 
-    def _compiled(self, sampling: SamplingParams, budget: "_Budget") -> "Matcher":
+    def _compile(self, sampling: SamplingParams, budget: "_CpuBudget") -> "Matcher":
         try:
             grammar = _grammar(sampling)
         except (ValueError, RecursionError) as error:
-            raise ContextError("bad_grammar", _in_words(str(error))) from error
+            raise ContextError("bad_grammar", _client_message(str(error))) from error
         assert grammar is not None
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
-            raise ContextError("bad_grammar", _in_words(matcher.get_error()))
+            raise ContextError("bad_grammar", _client_message(matcher.get_error()))
         ready = Matcher(matcher, self._vocabulary.vocab_size, budget)
-        ready.allowed()  # the first mask is the most expensive one; here no step waits for it
+        ready.allowed_mask()  # the first mask is the most expensive one; here no step waits for it
         if ready.failure is not None:
             raise ContextError(*ready.failure)
         return ready
@@ -119,7 +119,7 @@ class Grammars:
 _Job = tuple["Future[Matcher]", SamplingParams]
 
 
-class _Jobs:
+class _CompileQueues:
     """Queues of grammars to compile, one for each scope. Thread-safe."""
 
     def __init__(self) -> None:
@@ -145,24 +145,24 @@ class _Jobs:
             return scope, job
 
 
-class _Budget:
+class _CpuBudget:
     """CPU time that the grammars of one scope may still use. Texts at the same time, or one after another, share it."""
 
     def __init__(self) -> None:
         self._left = _BUDGET_SECONDS
-        self._at = time.monotonic()
+        self._updated = time.monotonic()
 
     def spend(self, seconds: float) -> bool:
         """Take from the budget; return whether there was enough."""
         now = time.monotonic()
-        self._left = min(_BUDGET_SECONDS, self._left + _REFILL * (now - self._at)) - seconds
-        self._at = now
+        self._left = min(_BUDGET_SECONDS, self._left + _REFILL * (now - self._updated)) - seconds
+        self._updated = now
         return self._left >= 0
 
     @property
     def is_full(self) -> bool:
         """Whether the budget is refilled completely."""
-        return self._left + _REFILL * (time.monotonic() - self._at) >= _BUDGET_SECONDS
+        return self._left + _REFILL * (time.monotonic() - self._updated) >= _BUDGET_SECONDS
 
 
 def is_constrained(sampling: SamplingParams) -> bool:
@@ -170,20 +170,20 @@ def is_constrained(sampling: SamplingParams) -> bool:
     return sampling.regex is not None or sampling.json_schema is not None or sampling.grammar is not None
 
 
-def _in_words(error: str) -> str:
+def _client_message(error: str) -> str:
     """Return the first line of an error of llguidance: the other lines show its inner state or a stack."""
     line = error.strip().split("\n", 1)[0].strip()
     if "NoExtension" in line:
         return "no text fits the grammar"
     if not line or line.startswith("panic"):
         return "the grammar is too large or too complex"
-    return line[:_LONGEST_MESSAGE]
+    return line[:_MAX_MESSAGE]
 
 
 def _grammar(sampling: SamplingParams) -> str | None:
     """Return the grammar of a request in llguidance's format, or None. Raises ValueError."""
     if sampling.thinks is not None:
-        return _behind_thoughts(sampling)
+        return _with_reasoning(sampling)
     if sampling.regex is not None:
         return LLMatcher.grammar_from_regex(sampling.regex)
     if sampling.json_schema is not None:
@@ -194,10 +194,10 @@ def _grammar(sampling: SamplingParams) -> str | None:
     return None if sampling.grammar is None else LLMatcher.grammar_from_lark(sampling.grammar)
 
 
-def _behind_thoughts(sampling: SamplingParams) -> str | None:
+def _with_reasoning(sampling: SamplingParams) -> str | None:
     """Return the grammar of a request whose text may begin with reasoning, or None. Raises ValueError."""
     if sampling.regex is not None:
-        form = f"/{_written(sampling.regex)}/"
+        form = f"/{_escape_slashes(sampling.regex)}/"
     elif sampling.json_schema is not None:
         schema = json.loads(sampling.json_schema)
         if not isinstance(schema, dict) and schema is not True:
@@ -219,7 +219,7 @@ form: {form}
 """
 
 
-def _written(regex: str) -> str:
+def _escape_slashes(regex: str) -> str:
     """Return a regular expression escaped for a place between slashes."""
     return _SLASH.sub(lambda found: found[0] if len(found[0]) > 1 else "\\/", regex).replace("\n", "\\n")
 
@@ -231,20 +231,20 @@ _SLASH = re.compile(r"\\.|/", re.DOTALL)
 class Matcher:
     """Owner of one text's position in its grammar."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int, budget: _Budget) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: int, budget: _CpuBudget) -> None:
         self._matcher = matcher
         self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
         self._budget = budget
         self.failure: tuple[str, str] | None = None
         """Code and message of the reason why the text cannot be finished, or None."""
 
-    def allowed(self) -> NDArray[np.int32]:
+    def allowed_mask(self) -> NDArray[np.int32]:
         """Return the tokens that may come next as bits, shape (words,); no bit is set after a failure.
 
         The array is valid until the next call.
         """
         if self.failure is None:
-            self._timed(lambda: llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0))
+            self._charge(lambda: llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0))
         mask: NDArray[np.int32] = self._mask[0]
         if self.failure is None and not mask.any():
             self._fail(*_DEAD_END)
@@ -252,7 +252,7 @@ class Matcher:
             mask[:] = 0
         return mask
 
-    def _timed(self, work: Callable[[], object]) -> None:
+    def _charge(self, work: Callable[[], object]) -> None:
         """Run an operation of the matcher, charge its time to the budget, and set `failure` if it failed."""
         began = time.thread_time()
         work()
@@ -261,28 +261,28 @@ class Matcher:
             if "NoExtension" in (error := self._matcher.get_error()):
                 self._fail(*_DEAD_END)
             else:
-                self._fail("grammar_too_complex", f"the grammar needs too much work: {_in_words(error)}")
+                self._fail("grammar_too_complex", f"the grammar needs too much work: {_client_message(error)}")
         elif self._matcher.is_stopped() and not self._matcher.is_accepting():
             self._fail(*_DEAD_END)
         elif not affordable:
-            what = f"this grammar and others of the same key need over {_BUDGET_SECONDS:g} s"
-            self._fail("grammar_too_complex", what)
+            message = f"this grammar and others of the same key need over {_BUDGET_SECONDS:g} s"
+            self._fail("grammar_too_complex", message)
 
     def _fail(self, code: str, message: str) -> None:
         self.failure = self.failure or (code, message)
 
-    def forced(self) -> list[int]:
+    def forced_tokens(self) -> list[int]:
         """Return the tokens that the grammar determines after the current position. They are not consumed yet.
 
         They encode the only text that can follow, and end before a token that later text could change.
         """
         tokens: list[int] = []
-        self._timed(lambda: tokens.extend(self._matcher.compute_ff_tokens()))
+        self._charge(lambda: tokens.extend(self._matcher.compute_ff_tokens()))
         return tokens if self.failure is None else []
 
     def push(self, token: int) -> bool:
         """Consume the next token. Return whether no token can follow: without a `failure`, the text is complete."""
-        self._timed(lambda: self._matcher.consume_token(token))
+        self._charge(lambda: self._matcher.consume_token(token))
         return self.failure is not None or bool(self._matcher.is_stopped())
 
 

@@ -31,7 +31,7 @@ class InputBatch:
     def gather(self, plan: Plan) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
         """Return token ids (rows,), the batch, and the rows that get logits; valid until the next call."""
         chunks, size = plan.chunks, self._block_size
-        if plan.empty:
+        if plan.empty_chunks:
             chunks = [chunk for chunk in chunks if chunk.end > chunk.start]
         # After a step of the model none of this is in the CPU's caches, so the number of calls into numpy and torch
         # decides. Rows are gathered in lists, and every array is written once.
@@ -41,24 +41,24 @@ class InputBatch:
         starts, lengths = [0], []
         logit_rows: list[int] = []
         row = 0
-        for index, (sequence, start, end, samples, stored, drafted) in enumerate(chunks):
+        for index, (sequence, start, end, samples, is_stored, draft) in enumerate(chunks):
             blocks = sequence.blocks
             if self._versions[index] != sequence.table_version or self._written[index] != len(blocks):
                 self._write_table(index, sequence)
             if end - start == 1:
                 tokens.append(sequence.tokens[start])
                 positions.append(start)
-                slots.append(SCRATCH * size if stored else blocks[start // size] * size + start % size)
+                slots.append(SCRATCH * size if is_stored else blocks[start // size] * size + start % size)
             else:
                 tokens += sequence.tokens[start:end]
-                tokens += drafted
+                tokens += draft
                 positions += range(start, end)
                 slots += [blocks[position // size] * size + position % size for position in range(start, end)]
             row += end - start
             starts.append(row)
             lengths.append(end)
-            if drafted:
-                logit_rows += range(row - 1 - len(drafted), row)
+            if draft:
+                logit_rows += range(row - 1 - len(draft), row)
             elif samples:
                 logit_rows.append(row - 1)
         count, sampling = len(chunks), len(logit_rows)
@@ -68,8 +68,8 @@ class InputBatch:
         self._starts[: count + 1] = starts
         self._lengths[:count] = lengths
         self._logit_rows[:sampling] = logit_rows
-        token_view, *batch, wanted_view = self._tensors(row, count, sampling)
-        return token_view, AttentionBatch(*batch), wanted_view
+        token_view, *batch, logit_row_view = self._tensors(row, count, sampling)
+        return token_view, AttentionBatch(*batch), logit_row_view
 
     def _tensors(self, rows: int, count: int, sampling: int) -> tuple[torch.Tensor, ...]:
         """Return the used parts of the arrays as tensors on the same memory; mostly those of the last step."""

@@ -11,7 +11,7 @@ _REST_STEPS = 4
 """Number of steps for which a proposer rests."""
 
 
-class Rate:
+class AcceptanceRate:
     """Acceptance rate of drafted tokens, with fading memory."""
 
     def __init__(self, accepted: float, checked: float, half_after: float) -> None:
@@ -41,18 +41,17 @@ class NgramProposer:
         self._tokens: NDArray[np.int32] = np.empty(max(64, 2 * (len(prediction) + len(tokens))), dtype=np.int32)
         self._tokens[: self._predicted] = prediction
         self._count = self._predicted
-        self.rate = Rate(0.0, 0.0, 32.0)
-        self.match = 0
+        self.rate = AcceptanceRate(0.0, 0.0, 32.0)
+        self.match_length = 0
         """Length of the last match, in tokens, at most `MAX_MATCH`."""
-        self.start = 0
+        self.match_end = 0
         """Position after the last match, 0 without one."""
         self._resting_steps = 0
-        self.follow(tokens)
+        self.extend(tokens)
 
-    @property
-    def is_resting(self) -> bool:
-        """Whether the proposer skips this sequence in this step. Reading it counts down the rest, so read it once in
-        each step."""
+    def skips_step(self) -> bool:
+        """Return whether the proposer skips its sequence in this step. Call it once in each step: it counts down the
+        rest."""
         self._resting_steps -= self._resting_steps > 0
         return self._resting_steps > 0
 
@@ -62,7 +61,7 @@ class NgramProposer:
         self._resting_steps = _REST_STEPS
         self.rate.fade(0.9)
 
-    def follow(self, tokens: list[int]) -> None:
+    def extend(self, tokens: list[int]) -> None:
         """Append the tokens since the last call. `tokens`: all tokens of the sequence."""
         count = self._predicted + len(tokens)
         if count > len(self._tokens):
@@ -71,32 +70,32 @@ class NgramProposer:
         self._count = count
 
     def find(self) -> bool:
-        """Find the longest earlier match of the sequence's end, in the prediction or in the sequence. `start` is then
-        the position after the latest of them. Return whether there is one."""
+        """Find the longest earlier match of the sequence's end, in the prediction or in the sequence. Return whether
+        there is one; `match_end` is then the position after the latest."""
         tokens, last = self._tokens, self._count - 1
-        self.match = self.start = 0
+        self.match_length = self.match_end = 0
         found = matches = np.flatnonzero(tokens[:last] == tokens[last])
         while len(matches):
             found = matches
-            self.match += 1
-            if self.match == MAX_MATCH or self.match > last:
+            self.match_length += 1
+            if self.match_length == MAX_MATCH or self.match_length > last:
                 break
-            matches = matches[matches >= self.match]
-            matches = matches[tokens[matches - self.match] == tokens[last - self.match]]
-        if self.match:
+            matches = matches[matches >= self.match_length]
+            matches = matches[tokens[matches - self.match_length] == tokens[last - self.match_length]]
+        if self.match_length:
             predicted = int(np.searchsorted(found, self._predicted - 1))  # before the end of the prediction
-            self.start = int(found[predicted - 1 if predicted else -1]) + 1
-        return self.match > 0
+            self.match_end = int(found[predicted - 1 if predicted else -1]) + 1
+        return self.match_length > 0
 
     @property
     def is_predicted(self) -> bool:
         """Whether the last match is in the prediction."""
-        return 0 < self.start < self._predicted
+        return 0 < self.match_end < self._predicted
 
     def draft(self, length: int) -> list[int]:
-        """Return `length` tokens from `start` on, repeated from there if the end is near; fewer at the end of a
+        """Return `length` tokens from `match_end` on, repeated from there if the end is near; fewer at the end of a
         prediction."""
         if self.is_predicted:
-            length = min(length, self._predicted - self.start)
-        period = self._count - self.start
-        return [int(self._tokens[self.start + offset % period]) for offset in range(length)]
+            length = min(length, self._predicted - self.match_end)
+        period = self._count - self.match_end
+        return [int(self._tokens[self.match_end + offset % period]) for offset in range(length)]

@@ -84,7 +84,7 @@ def _uniforms(generations: list[Generation]) -> list[float]:
 
 def _masks(generations: Sequence[Generation]) -> dict[str, NDArray[Any]]:
     """Return the fields of SamplingRequests that mask tokens."""
-    masks = [None if generation.matcher is None else generation.matcher.allowed() for generation in generations]
+    masks = [None if generation.matcher is None else generation.matcher.allowed_mask() for generation in generations]
     has = np.array([mask is not None for mask in masks])
     allowed = np.stack([mask for mask in masks if mask is not None])
     return {"allowed": allowed, "mask_index": np.where(has, np.cumsum(has) - 1, -1).astype(np.int32)}
@@ -104,8 +104,8 @@ def _changes(generation: Generation) -> tuple[NDArray[np.int32], NDArray[np.floa
     """Return the tokens whose logits change through penalties, bias or min_tokens, with their factors and biases."""
     sampling = generation.sampling
     suppresses_stop = generation.stop_tokens if generation.suppresses_stop else frozenset()
-    repeated = generation.seen if sampling.repetition_penalty != 1.0 else set()
-    counted = generation.counts if sampling.presence_penalty or sampling.frequency_penalty else {}
+    repeated = generation.seen_tokens if sampling.repetition_penalty != 1.0 else set()
+    counted = generation.token_counts if sampling.presence_penalty or sampling.frequency_penalty else {}
     ids = list({*sampling.logit_bias, *suppresses_stop, *repeated, *counted})
     count = len(ids)
     factors, biases = np.ones(count, dtype=np.float32), np.zeros(count, dtype=np.float32)

@@ -15,11 +15,11 @@ EQUAL_URGENCY_SECONDS = 0.001
 
 
 class Chunk(NamedTuple):
-    """Rows of one sequence in a step: `tokens[start:end]`. The last of them are `drafted` and not part of the sequence
+    """Rows of one sequence in a step: `tokens[start:end]`. The last of them are `draft` and not part of the sequence
     yet.
 
     `samples`: whether the last row that is not drafted gets logits; all drafted rows do then as well.
-    `stored`: the KV of these rows exists already and must not be written. A prompt that is wholly in the tree still
+    `is_stored`: the KV of these rows exists already and must not be written. A prompt that is wholly in the tree still
         needs its last row for the logits.
     """
 
@@ -27,8 +27,8 @@ class Chunk(NamedTuple):
     start: int
     end: int
     samples: bool
-    stored: bool = False
-    drafted: Sequence[int] = ()
+    is_stored: bool = False
+    draft: Sequence[int] = ()
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Plan:
     """Rows of one step, and what has to happen before it.
 
     `copies`: blocks (from, to) to copy first. `preempted`: sequences that lost their blocks.
-    `rows`: number of rows. `empty`: number of chunks without rows, which only report.
-    `decoding`: number of sequences that decode; `interactive`: how many of them are interactive. `drafted`: number of
-        drafted rows.
-    `long`: rows of deferrable prompts, see `StepAllowance`. `waiting`: whether a prompt got no rows.
+    `rows`: number of rows. `empty_chunks`: number of chunks without rows, which only report.
+    `decoding`: number of sequences that decode; `interactive`: how many of them are interactive. `drafted_rows`:
+        number of drafted rows.
+    `long`: rows of deferrable prompts, see `StepAllowance`. `has_waiting_prompts`: whether a prompt got no rows.
     `over_budget`: sequences for which the step has no room. `out_of_memory`: those whose prompts found no free blocks.
     """
 
@@ -47,12 +47,12 @@ class Plan:
     copies: list[tuple[int, int]] = field(default_factory=list)
     preempted: list[TokenSequence] = field(default_factory=list)
     rows: int = 0
-    empty: int = 0
+    empty_chunks: int = 0
     decoding: int = 0
     interactive: int = 0
-    drafted: int = 0
+    drafted_rows: int = 0
     long: int = 0
-    waiting: bool = False
+    has_waiting_prompts: bool = False
     over_budget: list[TokenSequence] = field(default_factory=list)
     out_of_memory: list[TokenSequence] = field(default_factory=list)
 
@@ -108,7 +108,7 @@ class StepScheduler:
             spare = min(spare, self._step_budget.max_step_rows)
         drafts: dict[int, list[int]] = {}
         if self._speculator is not None:
-            interactive = [sequence for sequence in decoders if sequence.interactive]
+            interactive = [sequence for sequence in decoders if sequence.is_interactive]
             rows = places - len(decoders)
             if interactive and self._step_budget is not None:
                 rows = min(rows, self._step_budget.draft_rows(with_prefill=bool(prefills)))
@@ -117,9 +117,9 @@ class StepScheduler:
             drafts = self._speculator.propose(interactive, rows, decoding=len(decoders), with_prefill=bool(prefills))
             spare = max(0, spare - sum(map(len, drafts.values())))
         for sequence in decoders:
-            if len(plan.chunks) + plan.drafted >= places:
+            if len(plan.chunks) + plan.drafted_rows >= places:
                 break
-            position = sequence.computed
+            position = sequence.computed_tokens
             only_last = position + 1 == len(sequence.tokens)  # another sequence may have taken its blocks in this plan
             if sequence.id in drafts and only_last and self._add_draft(plan, sequence, drafts[sequence.id]):
                 continue
@@ -130,23 +130,23 @@ class StepScheduler:
             else:
                 spare -= max(0, (self._add(plan, sequence, rows, owners) or 0) - 1)
         plan.decoding = len(plan.chunks)
-        plan.interactive = sum(chunk.sequence.interactive for chunk in plan.chunks)
+        plan.interactive = sum(chunk.sequence.is_interactive for chunk in plan.chunks)
         if prefills:
             self._prefill(plan, prefills, owners)
         return plan
 
-    def _add_draft(self, plan: Plan, sequence: TokenSequence, drafted: list[int]) -> bool:
+    def _add_draft(self, plan: Plan, sequence: TokenSequence, draft: list[int]) -> bool:
         """Add a sequence's last token and its draft to the plan. Return False, and add nothing, if no blocks are free:
         no sequence loses a block for a draft."""
-        position = sequence.computed
-        copies = sequence.reserve(position + 1 + len(drafted))
+        position = sequence.computed_tokens
+        copies = sequence.reserve(position + 1 + len(draft))
         if copies is None:
             return False
         sequence.announce(position + 1)
-        plan.chunks.append(Chunk(sequence, position, position + 1 + len(drafted), samples=True, drafted=drafted))
+        plan.chunks.append(Chunk(sequence, position, position + 1 + len(draft), samples=True, draft=draft))
         plan.copies.extend(copies)
-        plan.rows += 1 + len(drafted)
-        plan.drafted += len(drafted)
+        plan.rows += 1 + len(draft)
+        plan.drafted_rows += len(draft)
         return True
 
     def _decoders_in_step(
@@ -157,13 +157,13 @@ class StepScheduler:
         If interactive ones had to keep pace with every background sequence, they would crawl, and so would prompts. The
         less urgent ones pause until it is their turn.
         """
-        interactive = sum(sequence.interactive for sequence in decoders)
-        if interactive == len(decoders) or not (interactive or any(sequence.interactive for sequence in prefills)):
+        interactive = sum(sequence.is_interactive for sequence in decoders)
+        if interactive == len(decoders) or not (interactive or any(sequence.is_interactive for sequence in prefills)):
             return decoders
         background_rows = step_budget.background_rows(interactive)
         selected = []
         for sequence in decoders:
-            if not sequence.interactive:
+            if not sequence.is_interactive:
                 background_rows -= 1
                 if background_rows < 0:
                     plan.over_budget.append(sequence)
@@ -175,11 +175,11 @@ class StepScheduler:
         budget = self._step_tokens - plan.rows
         total = long = less_urgent = prefetch = budget
         if self._step_budget is not None:
-            mixed = any(sequence.interactive for sequence in prefills) and not all(
-                sequence.interactive for sequence in prefills
+            mixed = any(sequence.is_interactive for sequence in prefills) and not all(
+                sequence.is_interactive for sequence in prefills
             )
             total, long, less_urgent, prefetch = self._step_budget.allow_rows(
-                plan.decoding, interactive=plan.interactive, mixed=mixed, drafted=plan.drafted
+                plan.decoding, interactive=plan.interactive, mixed=mixed, drafted=plan.drafted_rows
             )
             budget = min(budget, total)
         first = plan.chunks[0].sequence.rank + EQUAL_URGENCY_SECONDS if plan.chunks else math.inf
@@ -189,9 +189,9 @@ class StepScheduler:
             if (
                 budget <= 0
                 or (is_less_urgent and less_urgent <= 0)
-                or len(plan.chunks) + plan.drafted >= self._max_batch
+                or len(plan.chunks) + plan.drafted_rows >= self._max_batch
             ):
-                plan.waiting = True
+                plan.has_waiting_prompts = True
                 plan.over_budget += prefills[index:]
                 break
             if full and not sequence.has_own_blocks:
@@ -200,8 +200,8 @@ class StepScheduler:
             if not sequence.prompt_tokens:
                 if not sequence.adopt_cached():
                     continue
-                sequence.prompt_tokens = len(sequence.tokens) - sequence.computed
-            is_long = plan.interactive > 0 and (sequence.prompt_tokens > total or not sequence.interactive)
+                sequence.prompt_tokens = len(sequence.tokens) - sequence.computed_tokens
+            is_long = plan.interactive > 0 and (sequence.prompt_tokens > total or not sequence.is_interactive)
             is_prefetch = sequence.generation is None  # prefetch: no generation waits for it yet
             allowed = min(
                 budget,
@@ -210,7 +210,7 @@ class StepScheduler:
                 prefetch if is_prefetch else budget,
             )
             if allowed <= 0:
-                plan.waiting = True
+                plan.has_waiting_prompts = True
                 plan.over_budget.append(sequence)
                 continue
             rows = self._add(plan, sequence, allowed, owners)
@@ -243,7 +243,7 @@ class StepScheduler:
         plan.copies.extend(copies)
         rows = chunk.end - chunk.start
         plan.rows += rows
-        plan.empty += not rows
+        plan.empty_chunks += not rows
         return rows
 
     def _chunk(self, sequence: TokenSequence, budget: int) -> Chunk | None:
@@ -251,13 +251,13 @@ class StepScheduler:
             return None
         length = sequence.target_length
         samples = sequence.generation is not None
-        if sequence.computed == length:
+        if sequence.computed_tokens == length:
             if samples:
-                return Chunk(sequence, length - 1, length, samples=True, stored=True)
+                return Chunk(sequence, length - 1, length, samples=True, is_stored=True)
             # The tree holds the whole fill, or the fill has no full block.
             return Chunk(sequence, length, length, samples=False)
-        end = min(length, sequence.computed + budget)
-        return Chunk(sequence, sequence.computed, end, samples=samples and end == length)
+        end = min(length, sequence.computed_tokens + budget)
+        return Chunk(sequence, sequence.computed_tokens, end, samples=samples and end == length)
 
     def _reserve(
         self, sequence: TokenSequence, end: int, owners: list[TokenSequence], plan: Plan
@@ -288,7 +288,7 @@ class StepScheduler:
 def _has_waiting_client(sequence: TokenSequence) -> bool:
     """Return whether a client waits for the prompt. It does not if an input is still missing, which other calls
     produce."""
-    return sequence.interactive and sequence.generation is not None
+    return sequence.is_interactive and sequence.generation is not None
 
 
 def _priority_of(sequence: TokenSequence) -> tuple[float, int]:

@@ -12,20 +12,20 @@ _versions = count(1)
 class TokenSequence:
     """Owner of a text's tokens and block table. The blocks themselves belong to the cache.
 
-    The KV of `tokens[:computed]` is in `blocks`. The first `_path_length` blocks are in the prefix tree, the last of
-    them at `_tip`. The tokens remain even if the blocks are lost, so a sequence can always be recomputed.
+    The KV of `tokens[:computed_tokens]` is in `blocks`. The first `_path_length` blocks are in the prefix tree, the
+    last of them at `_tip`. The tokens remain even if the blocks are lost, so a sequence can always be recomputed.
     """
 
     def __init__(self, id: int, cache: KVCache, scope: str, rank: float, arrival: int) -> None:
         self.id = id
         self.scope = scope
         self.rank = rank
-        self.interactive = True
+        self.is_interactive = True
         """Whether a client reads the generated text as it grows."""
         self.arrival = arrival
         self.tokens: list[int] = []
-        self.computed = 0
-        self.cached = 0
+        self.computed_tokens = 0
+        self.cached_tokens = 0
         """Number of tokens of the pending fills that were in the tree and not computed."""
         self.budget_wait = 0.0
         """How long steps had no room for its prompt since the last report, in seconds."""
@@ -83,12 +83,12 @@ class TokenSequence:
         length = len(self.tokens)
         if self.generation is not None:
             return length
-        return max(self.computed, length - length % self._cache.block_size)
+        return max(self.computed_tokens, length - length % self._cache.block_size)
 
     def finish_fills(self) -> int | None:
         """Remove the pending fills that are done. Return the length of the last one, or None."""
         settled = None
-        while self.pending_fills and self.computed >= min(self.pending_fills[0], self.target_length):
+        while self.pending_fills and self.computed_tokens >= min(self.pending_fills[0], self.target_length):
             settled = self.pending_fills.popleft()
         if settled is not None and self.generation is None and not self.pending_fills:
             self.prompt_tokens = 0
@@ -97,11 +97,11 @@ class TokenSequence:
     def take_misses(self) -> dict[str, int]:
         """Reset the account of finished fills. Return the number of their tokens that the tree did not hold, by the
         reason."""
-        missed, self.fill_tokens = self.fill_tokens - self.cached, 0
+        missed, self.fill_tokens = self.fill_tokens - self.cached_tokens, 0
         why, self.miss_reason = self.miss_reason, None
         if missed <= 0:
             return {}
-        return {why or (MissReason.PART_OF_A_BLOCK if self._cache.sharing else MissReason.SHARING_OFF): missed}
+        return {why or (MissReason.PART_OF_A_BLOCK if self._cache.shares_prefixes else MissReason.SHARING_OFF): missed}
 
     @property
     def is_decoding(self) -> bool:
@@ -109,7 +109,7 @@ class TokenSequence:
         generation = self.generation
         return (
             generation is not None
-            and 0 < len(self.tokens) - self.computed <= 1 + generation.forced
+            and 0 < len(self.tokens) - self.computed_tokens <= 1 + generation.forced_count
             and generation.has_started
             and not generation.is_exhausted
         )
@@ -118,15 +118,15 @@ class TokenSequence:
     def fits_last_block(self) -> bool:
         """Whether the next token goes into a private block without filling it. The step then needs no lookup,
         allocation or announcement."""
-        index, inside = divmod(self.computed, self._cache.block_size)
+        index, inside = divmod(self.computed_tokens, self._cache.block_size)
         return 0 < inside < self._cache.block_size - 1 and not self._cache.is_shared(self.blocks[index])
 
     def fork_from(self, parent: "TokenSequence") -> None:
         """Take over the parent's tokens and share its blocks, the last one copy-on-write."""
         size = self._cache.block_size
         self.tokens = parent.tokens[: parent.known_tokens]
-        self.computed = min(parent.computed, len(self.tokens))
-        self.blocks = parent.blocks[: -(-self.computed // size)]
+        self.computed_tokens = min(parent.computed_tokens, len(self.tokens))
+        self.blocks = parent.blocks[: -(-self.computed_tokens // size)]
         for block in self.blocks:
             self._cache.share(block)
         self._tip, self._path_length = parent._tip, parent._path_length
@@ -137,7 +137,7 @@ class TokenSequence:
         Return False if another sequence computes the next block in the planned step: waiting for it is cheaper than
         computing it twice.
         """
-        if not self._cache.sharing:
+        if not self._cache.shares_prefixes:
             return True
         ready = self._adopt()
         self._cancel_return()
@@ -145,15 +145,15 @@ class TokenSequence:
 
     def _adopt(self) -> bool:
         cache, size = self._cache, self._cache.block_size
-        while self.computed == self._path_length * size and len(self.tokens) - self.computed >= size:
-            key = tuple(self.tokens[self.computed : self.computed + size])
+        while self.computed_tokens == self._path_length * size and len(self.tokens) - self.computed_tokens >= size:
+            key = tuple(self.tokens[self.computed_tokens : self.computed_tokens + size])
             node = cache.child(self._tip, key)
             if node is not None:
-                if not node.ready:
+                if not node.is_ready:
                     return False
                 cache.share(node.block)
             elif (
-                cache.available * size >= len(self.tokens) - self.computed
+                cache.available * size >= len(self.tokens) - self.computed_tokens
             ):  # otherwise the fetched block would be evicted at once
                 node = cache.fetch(self._tip, key)
             if node is None:
@@ -163,9 +163,9 @@ class TokenSequence:
             self.blocks.append(node.block)
             self._tip = node
             self._path_length += 1
-            self.computed += size
+            self.computed_tokens += size
             if self.pending_fills:
-                self.cached += size
+                self.cached_tokens += size
         return True
 
     def reserve(self, end: int) -> list[tuple[int, int]] | None:
@@ -175,8 +175,8 @@ class TokenSequence:
         few blocks.
         """
         cache, size = self._cache, self._cache.block_size
-        index, inside = divmod(self.computed, size)
-        needs_copy = inside > 0 and self.computed < end and cache.is_shared(self.blocks[index])
+        index, inside = divmod(self.computed_tokens, size)
+        needs_copy = inside > 0 and self.computed_tokens < end and cache.is_shared(self.blocks[index])
         missing = -(-end // size) - len(self.blocks)
         if cache.available < missing + needs_copy:
             return None
@@ -201,7 +201,7 @@ class TokenSequence:
         """Insert the blocks that this step completes into the tree, as not ready. A block with unknown tokens follows
         when they are known."""
         cache, size = self._cache, self._cache.block_size
-        if not cache.sharing:
+        if not cache.shares_prefixes:
             return
         parent = self._tip
         for index in range(self._path_length, min(end, self.known_tokens) // size):
@@ -219,7 +219,7 @@ class TokenSequence:
     def truncate(self, length: int) -> None:
         """Delete all tokens after the first `length`, and their KV."""
         del self.tokens[length:]
-        if length >= self.computed:
+        if length >= self.computed_tokens:
             return
         size = self._cache.block_size
         kept_blocks = -(-length // size)
@@ -230,7 +230,7 @@ class TokenSequence:
             assert self._tip.parent is not None
             self._tip = self._tip.parent
             self._path_length -= 1
-        self.computed = length
+        self.computed_tokens = length
 
     def commit(self, end: int) -> None:
         """Record that the KV up to `end` is computed. Of blocks that were computed twice, retain one copy."""
@@ -240,20 +240,20 @@ class TokenSequence:
                 self.blocks[self._path_length] = node.block
                 self.table_version = next(_versions)
                 self._cache.release([own_block])
-            node.ready = True
+            node.is_ready = True
             self._tip = node
             self._path_length += 1
         self._announced = []
-        self.computed = end
+        self.computed_tokens = end
         if end == len(self.tokens):
             self.prompt_tokens = 0
 
     def accept(self, end: int) -> None:
         """Record that the drafted tokens before `end` were accepted, and release the KV of the others."""
-        if end > self.computed:
+        if end > self.computed_tokens:
             self.announce(end)
             self.commit(end)
-        kept_blocks = -(-self.computed // self._cache.block_size)
+        kept_blocks = -(-self.computed_tokens // self._cache.block_size)
         if len(self.blocks) > kept_blocks:
             self._cache.release(reversed(self.blocks[kept_blocks:]))
             del self.blocks[kept_blocks:]
@@ -270,7 +270,7 @@ class TokenSequence:
 
     def drop_blocks(self) -> None:
         """Give all blocks back for now; the tree may retain them. Later steps find them there or recompute them."""
-        if self.computed and self._path_length:
+        if self.computed_tokens and self._path_length:
             self._cancel_return()
             self._return_node = self._tip
             self._cache.expect_return(self._tip, self.rank)
@@ -291,5 +291,5 @@ class TokenSequence:
         self.table_version = next(_versions)
         self.has_own_blocks = False
         self._cache.release(reversed(blocks))
-        self.computed = 0
+        self.computed_tokens = 0
         self._tip, self._path_length = self._cache.root(self.scope), 0

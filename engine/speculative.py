@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.ngram_proposer import MAX_MATCH, NgramProposer, Rate
+from engine.ngram_proposer import MAX_MATCH, AcceptanceRate, NgramProposer
 from engine.sequence import TokenSequence
 from engine.step_budget import StepBudget
 
@@ -59,10 +59,10 @@ class Speculator:
 
     def __init__(self, step_budget: StepBudget) -> None:
         self._step_budget = step_budget
-        self._rates = [Rate(1.0, 2.0, 256.0) for _ in range(MAX_MATCH + 1)]
+        self._rates = [AcceptanceRate(1.0, 2.0, 256.0) for _ in range(MAX_MATCH + 1)]
         """Acceptance rates by the length of the match."""
-        self.drafted = 0
-        self.accepted = 0
+        self.drafted_count = 0
+        self.accepted_count = 0
         """Number of drafted tokens since the start, and of accepted ones."""
         self.gain = 1.0
         """Moving average of the tokens that a sequence gets in a step in which it decodes."""
@@ -96,18 +96,18 @@ class Speculator:
     def _find_draft(self, sequence: TokenSequence) -> "_Draft | None":
         """Return an empty draft for the sequence if its proposer finds a match, else None."""
         generation = sequence.generation
-        if generation is None or not generation.can_speculate or len(sequence.tokens) - sequence.computed != 1:
+        if generation is None or not generation.can_speculate or len(sequence.tokens) - sequence.computed_tokens != 1:
             return None
         max_length = min(_MAX_LENGTH, generation.limit - generation.count - 1)
         if max_length <= 0:
             return None
         proposer = generation.proposer(sequence.tokens)
-        if proposer.is_resting:
+        if proposer.skips_step():
             return None
-        proposer.follow(sequence.tokens)
+        proposer.extend(sequence.tokens)
         if not proposer.find():
             return None
-        all_rates, own_rate = self._rates[proposer.match], proposer.rate
+        all_rates, own_rate = self._rates[proposer.match_length], proposer.rate
         chance = (own_rate.accepted + _PRIOR_WEIGHT * all_rates.accepted / all_rates.checked) / (
             own_rate.checked + _PRIOR_WEIGHT
         )
@@ -121,9 +121,9 @@ class Speculator:
             return 0, 0
         assert sequence.generation is not None
         proposer = sequence.generation.proposer(sequence.tokens)
-        self.drafted += drafted
-        self.accepted += accepted
+        self.drafted_count += drafted
+        self.accepted_count += accepted
         checked = min(drafted, accepted + 1)
         proposer.rate.add(accepted, checked)
-        self._rates[proposer.match].add(accepted, checked)
+        self._rates[proposer.match_length].add(accepted, checked)
         return (accepted, drafted - accepted) if proposer.is_predicted else (0, 0)

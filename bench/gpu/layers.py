@@ -36,7 +36,7 @@ def operations(
         normal(rows, size) for size in (shape.hidden, shape.hidden, width, 2 * shape.intermediate)
     )
     weight = torch.rand(shape.hidden, generator=random).to(kernels.device)
-    table = torch.rand(64, shape.rotated, generator=random).to(kernels.device)
+    table = torch.rand(64, shape.rotary_size, generator=random).to(kernels.device)
     kv = kernels.new_kv(1, 2 + rows // BLOCK)
     batch = AttentionBatch(
         positions=torch.arange(rows) % 64,

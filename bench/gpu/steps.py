@@ -40,7 +40,12 @@ def decoder(shape: LayerShape, layers: int, vocabulary: int, kernels: Kernels, d
     """Return a Llama of this shape."""
     rope = Rope(shape.head_size, 500_000.0, "default", {})
     spec = DecoderSpec(
-        "LlamaForCausalLM", shape, tuple(LayerSpec(0, rope) for _ in range(layers)), vocabulary, 8192, tied=False
+        "LlamaForCausalLM",
+        shape,
+        tuple(LayerSpec(0, rope) for _ in range(layers)),
+        vocabulary,
+        8192,
+        ties_embeddings=False,
     )
     random = torch.Generator().manual_seed(0)
     device_random = torch.Generator(kernels.device).manual_seed(0) if kernels.device.type == "cuda" else random

@@ -26,7 +26,7 @@ PackedWeight = Any
 class LayerShape:
     """Properties that all layers of a decoder have in common. Sizes are in elements.
 
-    `rotated`: number of leading elements of a head that rotary positions rotate.
+    `rotary_size`: number of leading elements of a head that rotary positions rotate.
     `scale` multiplies attention scores; a `softcap` above 0 then bounds them (Gemma 2).
     `activation` applies to the gate: silu, or gelu in its tanh form.
     """
@@ -34,7 +34,7 @@ class LayerShape:
     heads: int
     kv_heads: int
     head_size: int
-    rotated: int
+    rotary_size: int
     hidden: int
     intermediate: int
     activation: Literal["silu", "gelu"]

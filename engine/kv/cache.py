@@ -23,7 +23,7 @@ class MissReason(StrEnum):
     """Reason why the cache did not hold the rest of a prompt.
 
     `never_seen`: no cached text begins like it. `diverged`: the cached texts that begin like it continue differently.
-    `was_evicted`: it was evicted for lack of room. `other_key`: only another scope holds it.
+    `evicted`: it was evicted for lack of room. `other_key`: only another scope holds it.
     `part_of_a_block`: the rest does not fill a block. `sharing_off`: prefix sharing is off.
     """
 
@@ -39,24 +39,24 @@ class Node:
     """A full block in the prefix tree, reached by the tokens of its ancestors and its own.
 
     `text`: digest of the tokens from the beginning to its end. `path`: digest of the text and the scope.
-    `reads`, `used`, `due`: see `Evictable`.
-    `returning`: number of preempted sequences that will come back for it.
+    `read_count`, `last_release`, `due_rank`: see `Evictable`.
+    `return_count`: number of preempted sequences that will come back for it.
     """
 
     __slots__ = (
         "block",
         "children",
-        "due",
-        "evictable",
+        "due_rank",
+        "is_evictable",
+        "is_ready",
         "key",
+        "last_release",
         "parent",
         "path",
-        "reads",
-        "ready",
-        "returning",
+        "read_count",
+        "return_count",
         "scope",
         "text",
-        "used",
     )
 
     def __init__(self, parent: "Node | None", key: Key, block: int, scope: int = 0) -> None:
@@ -64,17 +64,17 @@ class Node:
         self.key = key
         self.block = block
         self.children: dict[Key, Node] = {}
-        self.ready = False
+        self.is_ready = False
         """False while the step that computes it runs. Other sequences wait one step for it instead of computing it
         again."""
         self.scope: int = scope if parent is None else parent.scope
         self.text: int = 0 if parent is None else hash((parent.text, key))
         self.path = hash((self.scope, self.text))
-        self.used = 0
-        self.reads = 1
-        self.returning = 0
-        self.due: float | None = None
-        self.evictable = False
+        self.last_release = 0
+        self.read_count = 1
+        self.return_count = 0
+        self.due_rank: float | None = None
+        self.is_evictable = False
 
 
 class KVCache:
@@ -90,7 +90,7 @@ class KVCache:
         blocks: int,
         block_size: int,
         *,
-        sharing: bool = True,
+        shares_prefixes: bool = True,
         eviction_policy: EvictionPolicy | None = None,
         host_offload: HostOffload | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class KVCache:
         self.block_size = block_size
         self.capacity = (blocks - 1) * block_size
         """Number of tokens that fit, of all sequences together."""
-        self.sharing = sharing
+        self.shares_prefixes = shares_prefixes
         self._references = [0] * blocks
         self._references[SCRATCH] = 1
         self._free = list(range(blocks - 1, SCRATCH, -1))
@@ -122,7 +122,7 @@ class KVCache:
         """Return the root of the paths of `scope`. Scopes share nothing."""
         if scope not in self._roots:
             root = Node(None, (), SCRATCH, hash(scope))
-            root.ready = True
+            root.is_ready = True
             self._roots[scope] = root
         return self._roots[scope]
 
@@ -140,11 +140,11 @@ class KVCache:
         if node is not None:
             if self._references[block] == 1:
                 self._cold_count -= 1
-                node.evictable = False
-                if not node.returning:
+                node.is_evictable = False
+                if not node.return_count:
                     self._eviction_policy.record_reuse(node)
-            if not node.returning:
-                node.reads += 1
+            if not node.return_count:
+                node.read_count += 1
         self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
@@ -155,7 +155,7 @@ class KVCache:
             if remaining == 0:
                 self._free.append(block)
             elif remaining == 1 and (node := self._nodes.get(block)) is not None:
-                node.used = self._eviction_policy.record_release()
+                node.last_release = self._eviction_policy.record_release()
                 self._cold_count += 1
                 self._offer(node)
 
@@ -171,26 +171,26 @@ class KVCache:
         """Load the child of `node` with the tokens `key` from host memory. Return it with a reference of the caller, or
         None if it is not offloaded or no block is free."""
         path = hash((node.scope, hash((node.text, key))))
-        if not self.host_offload.has(path, key, node.path):
+        if not self.host_offload.contains(path, key, node.path):
             return None
         block = self.allocate()
         if block is None:
             return None
-        if not self.host_offload.has(path, key, node.path):  # the eviction for this block took its slot
+        if not self.host_offload.contains(path, key, node.path):  # the eviction for this block took its slot
             self.release([block])
             return None
         self.host_offload.load(path, block)
         child = self.insert(node, key, block)
-        child.ready = True
+        child.is_ready = True
         return child
 
     def insert(self, node: Node, key: Key, block: int) -> Node:
         """Insert a block as a child of `node`. The caller holds the block and computes it in this step."""
         child = Node(node, key, block)
-        child.reads += self._eviction_policy.record_recompute(child.path)
+        child.read_count += self._eviction_policy.record_recompute(child.path)
         self._texts[child.text] += 1
         node.children[key] = child
-        node.evictable = False
+        node.is_evictable = False
         self._nodes[block] = child
         self._references[block] += 1
         return child
@@ -201,7 +201,7 @@ class KVCache:
         assert not node.children
         del node.parent.children[node.key]
         del self._nodes[node.block]
-        node.evictable = False
+        node.is_evictable = False
         self._texts[node.text] -= 1
         if not self._texts[node.text]:
             del self._texts[node.text]
@@ -224,9 +224,9 @@ class KVCache:
         """Record that a sequence that releases `node` and its ancestors will come back for them."""
         ancestor: Node | None = node
         while ancestor is not None and ancestor.parent is not None:
-            ancestor.returning += 1
-            ancestor.due = rank if ancestor.due is None else min(ancestor.due, rank)
-            if ancestor.evictable:
+            ancestor.return_count += 1
+            ancestor.due_rank = rank if ancestor.due_rank is None else min(ancestor.due_rank, rank)
+            if ancestor.is_evictable:
                 self._eviction_policy.offer(ancestor)
             ancestor = ancestor.parent
 
@@ -234,17 +234,17 @@ class KVCache:
         """Record that the expected sequence came back or ended."""
         ancestor: Node | None = node
         while ancestor is not None and ancestor.parent is not None:
-            ancestor.returning -= 1
-            if not ancestor.returning:
-                ancestor.due = None
-                if ancestor.evictable:
+            ancestor.return_count -= 1
+            if not ancestor.return_count:
+                ancestor.due_rank = None
+                if ancestor.is_evictable:
                     self._eviction_policy.offer(ancestor)
             ancestor = ancestor.parent
 
     def _offer(self, node: Node) -> None:
         """Make a cold node evictable if it is a leaf."""
         if not node.children:
-            node.evictable = True
+            node.is_evictable = True
             self._eviction_policy.offer(node)
 
     def _evict(self) -> bool:
@@ -278,13 +278,13 @@ class KVCache:
         cold = [node for node in nodes if in_use[node.block] == 0]
         assert len(cold) == self._cold_count, "the count of cold blocks is off"
         leaves = {node.block for node in cold if not node.children}
-        assert leaves == {node.block for node in nodes if node.evictable}, (
+        assert leaves == {node.block for node in nodes if node.is_evictable}, (
             "other blocks can be evicted than cold leaves"
         )
         assert leaves == {candidate.block for candidate in self._eviction_policy.candidates()}, (
             "a cold leaf was never offered"
         )
-        assert all((node.due is not None) == (node.returning > 0) for node in nodes), (
+        assert all((node.due_rank is not None) == (node.return_count > 0) for node in nodes), (
             "a node is due without a returning sequence"
         )
         assert Counter(node.text for node in nodes) == self._texts, "the counts of texts are off"

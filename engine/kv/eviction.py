@@ -28,16 +28,16 @@ class Evictable(Protocol):
 
     block: int
     """Number of the block."""
-    used: int
+    last_release: int
     """Time of its last release, on the policy's clock."""
-    reads: int
+    read_count: int
     """Number of sequences that read it."""
     path: int
     """Digest of its tokens and those before them."""
 
-    due: float | None
+    due_rank: float | None
     """Rank of the most urgent sequence that will come back for it, or None."""
-    evictable: bool
+    is_evictable: bool
     """Whether no sequence holds it and no block follows it."""
 
 
@@ -50,111 +50,111 @@ class EvictionPolicy:
         self._blocks = blocks
         self._learns = learns
         self.clock = 0
-        self._waiting: list[list[tuple[int, int, Evictable]]] = [[] for _ in range(CLASSES)]
+        self._heaps: list[list[tuple[int, int, Evictable]]] = [[] for _ in range(CLASSES)]
         """Heap for each class: time of release, a number, the block. An entry is stale if its time is not the
         block's."""
-        self._awaited: list[tuple[float, int, int, Evictable]] = []
+        self._due_heap: list[tuple[float, int, int, Evictable]] = []
         """Heap of blocks that a sequence will come back for, the least urgent first."""
-        self._evicted: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._evictions: OrderedDict[int, tuple[int, int]] = OrderedDict()
         """Last release and number of reads of evicted blocks, by path."""
         self._exposure = [_PRIOR * blocks * blocks] * CLASSES
         """Total time that blocks of each class waited."""
-        self._again = [_PRIOR * blocks] * CLASSES
+        self._reuses = [_PRIOR * blocks] * CLASSES
         """Number of blocks of each class that were read again."""
-        self._faded = 0
+        self._last_fade = 0
 
     def offer(self, block: Evictable) -> None:
         """Add a block to the candidates; its entry is stale once the block changes."""
-        due = block.due
+        due = block.due_rank
         if due is not None:
-            heapq.heappush(self._awaited, (-due, block.used, id(block), block))
+            heapq.heappush(self._due_heap, (-due, block.last_release, id(block), block))
         else:
-            heapq.heappush(self._waiting[_class(block.reads)], (block.used, id(block), block))
+            heapq.heappush(self._heaps[_class(block.read_count)], (block.last_release, id(block), block))
         if len(self) > 4 * self._blocks:
             self._drop_stale_entries()
 
     def __len__(self) -> int:
-        return len(self._awaited) + sum(map(len, self._waiting))
+        return len(self._due_heap) + sum(map(len, self._heaps))
 
     def candidates(self) -> Iterator[Evictable]:
         """Yield the blocks that can be evicted."""
-        for waiting in self._waiting:
-            yield from (block for used, _, block in waiting if _is_current(block, used, awaited=False))
-        yield from (block for _, used, _, block in self._awaited if _is_current(block, used, awaited=True))
+        for waiting in self._heaps:
+            yield from (block for used, _, block in waiting if _is_current(block, used, is_due=False))
+        yield from (block for _, used, _, block in self._due_heap if _is_current(block, used, is_due=True))
 
     def record_release(self) -> int:
         """Advance the clock for a released block, and return the time."""
         self.clock += 1
-        if self.clock - self._faded > _FADES * self._blocks:
-            self._faded = self.clock
+        if self.clock - self._last_fade > _FADES * self._blocks:
+            self._last_fade = self.clock
             self._exposure = [seconds / 2 for seconds in self._exposure]
-            self._again = [count / 2 for count in self._again]
+            self._reuses = [count / 2 for count in self._reuses]
         return self.clock
 
     def record_reuse(self, block: Evictable) -> None:
         """Record that a sequence holds the block again."""
-        self._learn(block.reads, self.clock - block.used, again=True)
+        self._learn(block.read_count, self.clock - block.last_release, is_reused=True)
 
     def record_recompute(self, path: int) -> int:
         """Record that a block is computed anew. Return how often it was read before its eviction, if that is
         remembered, else 0."""
-        found = self._evicted.pop(path, None)
+        found = self._evictions.pop(path, None)
         if found is None:
             return 0
         used, reads = found
-        self._learn(reads, self.clock - used, again=True)
+        self._learn(reads, self.clock - used, is_reused=True)
         return reads
 
     def was_evicted(self, path: int) -> bool:
         """Return whether the block was evicted not long ago."""
-        return path in self._evicted
+        return path in self._evictions
 
-    def _learn(self, reads: int, waited: int, *, again: bool) -> None:
+    def _learn(self, reads: int, waited: int, *, is_reused: bool) -> None:
         if self._learns:
             index = _class(reads)
             self._exposure[index] += waited
-            self._again[index] += again
+            self._reuses[index] += is_reused
 
     def select_victim(self) -> Evictable | None:
         """Remove the next block to evict from the candidates and return it, or None. The policy remembers it for a
         while."""
         best_heap, best_score = None, -1.0
-        for index, waiting in enumerate(self._waiting):
-            while waiting and not _is_current(waiting[0][-1], waiting[0][0], awaited=False):
+        for index, waiting in enumerate(self._heaps):
+            while waiting and not _is_current(waiting[0][-1], waiting[0][0], is_due=False):
                 heapq.heappop(waiting)
             if waiting:
-                score = self.clock - waiting[0][0] + self._exposure[index] / self._again[index]
+                score = self.clock - waiting[0][0] + self._exposure[index] / self._reuses[index]
                 if score > best_score:
                     best_heap, best_score = waiting, score
         if best_heap is not None:
             block = heapq.heappop(best_heap)[-1]
         else:
-            while self._awaited and not _is_current(self._awaited[0][-1], self._awaited[0][1], awaited=True):
-                heapq.heappop(self._awaited)
-            if not self._awaited:
+            while self._due_heap and not _is_current(self._due_heap[0][-1], self._due_heap[0][1], is_due=True):
+                heapq.heappop(self._due_heap)
+            if not self._due_heap:
                 return None
-            block = heapq.heappop(self._awaited)[-1]
+            block = heapq.heappop(self._due_heap)[-1]
         self._remember(block)
         return block
 
     def _remember(self, block: Evictable) -> None:
-        self._evicted[block.path] = block.used, block.reads
-        if len(self._evicted) > 2 * self._blocks:
-            _, (used, reads) = self._evicted.popitem(last=False)
-            self._learn(reads, self.clock - used, again=False)
+        self._evictions[block.path] = block.last_release, block.read_count
+        if len(self._evictions) > 2 * self._blocks:
+            _, (used, reads) = self._evictions.popitem(last=False)
+            self._learn(reads, self.clock - used, is_reused=False)
 
     def _drop_stale_entries(self) -> None:
-        for index, waiting in enumerate(self._waiting):
-            self._waiting[index] = [entry for entry in waiting if _is_current(entry[-1], entry[0], awaited=False)]
-            heapq.heapify(self._waiting[index])
-        self._awaited = [entry for entry in self._awaited if _is_current(entry[-1], entry[1], awaited=True)]
-        heapq.heapify(self._awaited)
+        for index, waiting in enumerate(self._heaps):
+            self._heaps[index] = [entry for entry in waiting if _is_current(entry[-1], entry[0], is_due=False)]
+            heapq.heapify(self._heaps[index])
+        self._due_heap = [entry for entry in self._due_heap if _is_current(entry[-1], entry[1], is_due=True)]
+        heapq.heapify(self._due_heap)
 
 
 def _class(reads: int) -> int:
     return min(CLASSES - 1, (reads - 1).bit_length())
 
 
-def _is_current(block: Evictable, used: int, *, awaited: bool) -> bool:
+def _is_current(block: Evictable, used: int, *, is_due: bool) -> bool:
     """Return whether an entry is not stale."""
-    return block.evictable and block.used == used and (block.due is not None) == awaited
+    return block.is_evictable and block.last_release == used and (block.due_rank is not None) == is_due

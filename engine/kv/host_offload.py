@@ -59,7 +59,7 @@ class HostOffload:
         self._outs[slot] = block
         self._blocks[path] = _OffloadedBlock(slot, key, parent_path)
 
-    def has(self, path: int, key: Key, parent_path: int) -> bool:
+    def contains(self, path: int, key: Key, parent_path: int) -> bool:
         """Return whether the block is offloaded."""
         offloaded = self._blocks.get(path)
         return offloaded is not None and (offloaded.key, offloaded.parent_path) == (key, parent_path)

@@ -31,9 +31,10 @@ class Decoder:
         self._tables: dict[int, torch.Tensor] = {}
         reader = _Reader(spec, weight, kernels, dtype)
         self._embedding = reader.matrix("model.embed_tokens", rows=spec.vocabulary, columns=spec.shape.hidden)
-        self._head = (
-            kernels.pack(self._embedding) if spec.tied else reader.linear(spec.vocabulary, spec.shape.hidden, "lm_head")
-        )
+        if spec.ties_embeddings:
+            self._head = kernels.pack(self._embedding)
+        else:
+            self._head = reader.linear(spec.vocabulary, spec.shape.hidden, "lm_head")
         self._norm = reader.norm("model.norm", spec.shape.hidden)
         self._layers = [self._layer(reader, index, layer) for index, layer in enumerate(spec.layers)]
         self.parameters = reader.parameters
@@ -42,12 +43,16 @@ class Decoder:
         spec, shape, name = self.spec, self.spec.shape, f"model.layers.{index}."
         attention, mlp = name + "self_attn.", name + "mlp."
         width = (shape.heads + 2 * shape.kv_heads) * shape.head_size
+        qkv, gate_up = [f"{attention}{part}_proj" for part in "qkv"], [mlp + "gate_proj", mlp + "up_proj"]
+        if spec.has_fused_projections:
+            qkv, gate_up = [attention + "qkv_proj"], [mlp + "gate_up_proj"]
+        sandwich = spec.has_sandwich_norms
         return LayerWeights(
             attention_norm=reader.norm(name + "input_layernorm", shape.hidden),
             qkv=reader.linear(
                 width,
                 shape.hidden,
-                *([attention + "qkv_proj"] if spec.fused else [f"{attention}{part}_proj" for part in "qkv"]),
+                *qkv,
                 bias=spec.qkv_bias,
             ),
             positions=Positions(
@@ -59,17 +64,17 @@ class Decoder:
                 shape.hidden, shape.heads * shape.head_size, attention + "o_proj", bias=spec.output_bias
             ),
             mlp_norm=reader.norm(
-                name + ("pre_feedforward" if spec.sandwich else "post_attention") + "_layernorm", shape.hidden
+                name + ("pre_feedforward" if sandwich else "post_attention") + "_layernorm", shape.hidden
             ),
             gate_up=reader.linear(
                 2 * shape.intermediate,
                 shape.hidden,
-                *([mlp + "gate_up_proj"] if spec.fused else [mlp + "gate_proj", mlp + "up_proj"]),
+                *gate_up,
                 bias=spec.mlp_bias,
             ),
             down=reader.linear(shape.hidden, shape.intermediate, mlp + "down_proj", bias=spec.mlp_bias),
-            attention_out_norm=reader.norm(name + "post_attention_layernorm", shape.hidden) if spec.sandwich else None,
-            mlp_out_norm=reader.norm(name + "post_feedforward_layernorm", shape.hidden) if spec.sandwich else None,
+            attention_out_norm=reader.norm(name + "post_attention_layernorm", shape.hidden) if sandwich else None,
+            mlp_out_norm=reader.norm(name + "post_feedforward_layernorm", shape.hidden) if sandwich else None,
             window=layer.window,
         )
 
@@ -167,7 +172,7 @@ class _Reader:
 
     def norm(self, name: str, size: int) -> torch.Tensor:
         weight = self._shaped(name + ".weight", (size,)).float()
-        return weight + 1.0 if self._spec.unit_norms else weight.clone()
+        return weight + 1.0 if self._spec.has_unit_norms else weight.clone()
 
     def matrix(self, *names: str, rows: int, columns: int) -> torch.Tensor:
         parts = [self._shaped(name + ".weight", (None, columns)).to(self._dtype) for name in names]

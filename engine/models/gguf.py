@@ -52,28 +52,28 @@ _ROPE_TENSORS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_
 class _Family:
     """Conventions of llama.cpp for a model family.
 
-    `interleaved`: rotary halves of queries and keys are interleaved.
-    `unit_norms`: llama.cpp added one to the norm weights.
+    `is_interleaved`: rotary halves of queries and keys are interleaved.
+    `has_unit_norms`: llama.cpp added one to the norm weights.
     `largest`: layer count of the one model size whose attention is scaled by hidden size and heads instead of the head
         size.
     """
 
     architecture: str
-    interleaved: bool = False
-    unit_norms: bool = False
-    sandwich: bool = False
-    fused: bool = False
+    is_interleaved: bool = False
+    has_unit_norms: bool = False
+    has_sandwich_norms: bool = False
+    has_fused_projections: bool = False
     largest: int = 0
 
 
 _FAMILIES = {
-    "llama": _Family("LlamaForCausalLM", interleaved=True),
-    "smollm3": _Family("SmolLM3ForCausalLM", interleaved=True),
+    "llama": _Family("LlamaForCausalLM", is_interleaved=True),
+    "smollm3": _Family("SmolLM3ForCausalLM", is_interleaved=True),
     "qwen2": _Family("Qwen2ForCausalLM"),
     "qwen3": _Family("Qwen3ForCausalLM"),
-    "gemma2": _Family("Gemma2ForCausalLM", unit_norms=True, sandwich=True, largest=46),
-    "gemma3": _Family("Gemma3ForCausalLM", unit_norms=True, sandwich=True, largest=62),
-    "phi3": _Family("Phi3ForCausalLM", fused=True),
+    "gemma2": _Family("Gemma2ForCausalLM", has_unit_norms=True, has_sandwich_norms=True, largest=46),
+    "gemma3": _Family("Gemma3ForCausalLM", has_unit_norms=True, has_sandwich_norms=True, largest=62),
+    "phi3": _Family("Phi3ForCausalLM", has_fused_projections=True),
 }
 
 
@@ -115,10 +115,10 @@ def _convert(path: Path, folder: Path, dtype: torch.dtype) -> None:
                 continue
             target = _target_name(tensor.name, family, path)
             weight = _dequantize(tensor)
-            if family.interleaved and ("q_proj" in target or "k_proj" in target):
+            if family.is_interleaved and ("q_proj" in target or "k_proj" in target):
                 heads = config["num_attention_heads" if "q_proj" in target else "num_key_value_heads"]
                 weight = _unpermute(weight, heads)
-            if family.unit_norms and "norm" in target:
+            if family.has_unit_norms and "norm" in target:
                 weight = weight - 1.0
             tensors[target] = weight.to(dtype).contiguous()
         config["tie_word_embeddings"] = "lm_head.weight" not in tensors
@@ -153,7 +153,7 @@ def _config(fields: Metadata, name: str, family: _Family, tensors: dict[str, Any
 
     heads, hidden, layers = require("attention.head_count"), require("embedding_length"), require("block_count")
     rotated = optional("rope.dimension_count")
-    head_size = optional("attention.key_length") or (rotated if family.interleaved and rotated else hidden // heads)
+    head_size = optional("attention.key_length") or (rotated if family.is_interleaved and rotated else hidden // heads)
     window = require("context_length")
     config = {
         "architectures": [family.architecture],
@@ -163,7 +163,7 @@ def _config(fields: Metadata, name: str, family: _Family, tensors: dict[str, Any
         "num_attention_heads": heads,
         "num_key_value_heads": optional("attention.head_count_kv", heads),
         "head_dim": head_size,
-        "hidden_act": "gelu_pytorch_tanh" if family.sandwich else "silu",
+        "hidden_act": "gelu_pytorch_tanh" if family.has_sandwich_norms else "silu",
         # GGUF stores a float32; the nearest short decimal is the original value
         "rms_norm_eps": float(f"{require('attention.layer_norm_rms_epsilon'):.6g}"),
         "rope_theta": float(optional("rope.freq_base", 10000.0)),
@@ -212,9 +212,9 @@ def _target_name(name: str, family: _Family, path: Path) -> str:
     layer, _, rest = rest.partition(".")
     part, _, kind = rest.rpartition(".")
     if block == "blk" and kind in ("weight", "bias"):
-        if family.fused and part == "ffn_up":
+        if family.has_fused_projections and part == "ffn_up":
             return f"model.layers.{layer}.mlp.gate_up_proj.{kind}"
-        parts = _PARTS | (_SANDWICH_NORMS if family.sandwich else _NORMS)
+        parts = _PARTS | (_SANDWICH_NORMS if family.has_sandwich_norms else _NORMS)
         if part in parts:
             return f"model.layers.{layer}.{parts[part]}.{kind}"
     raise CheckpointError(f"{path} holds a tensor {name!r} that {family.architecture} does not have")

@@ -13,12 +13,12 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions of a layer. `rotated`: number of leading elements of a head that are rotated.
+    """Rotary positions of a layer. `rotary_size`: number of leading elements of a head that are rotated.
 
     `scaling`: the checkpoint's own parameters. `kind` is one of KINDS.
     """
 
-    rotated: int
+    rotary_size: int
     theta: float
     kind: str
     scaling: dict[str, Any]
@@ -60,7 +60,7 @@ def _first(name: str, *configs: dict[str, Any], default: Any) -> Any:
     return next((config[name] for config in configs if config.get(name) is not None), default)
 
 
-_NEEDED = {
+_REQUIRED = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "longrope": ("long_factor", "short_factor"),
@@ -73,7 +73,7 @@ _NUMBERS = (
 
 def _check(kind: str, scaling: dict[str, Any], rotated: int) -> None:
     """Raise CheckpointError if a scaling lacks a parameter or has an invalid one."""
-    for name in _NEEDED.get(kind, ()):
+    for name in _REQUIRED.get(kind, ()):
         if scaling.get(name) is None:
             raise CheckpointError(f"rope_type = {kind!r} lacks {name}")
     for name in _NUMBERS:
@@ -97,7 +97,7 @@ def rotary_table(rope: Rope, window: int) -> torch.Tensor:
 
 def _frequencies(rope: Rope, window: int) -> tuple[torch.Tensor, float]:
     """Return frequencies (rotated / 2,) float32, and the factor of cosines and sines."""
-    plain = 1.0 / rope.theta ** (torch.arange(0, rope.rotated, 2, dtype=torch.float32) / rope.rotated)
+    plain = 1.0 / rope.theta ** (torch.arange(0, rope.rotary_size, 2, dtype=torch.float32) / rope.rotary_size)
     match rope.kind:
         case "linear":
             return plain / rope.scaling["factor"], 1.0
@@ -127,7 +127,7 @@ def _llama3(plain: torch.Tensor, scaling: dict[str, Any]) -> torch.Tensor:
 
 def _yarn(plain: torch.Tensor, rope: Rope, window: int) -> tuple[torch.Tensor, float]:
     """Return frequencies and factor as in Peng et al. 2023."""
-    scaling, size = rope.scaling, rope.rotated
+    scaling, size = rope.scaling, rope.rotary_size
     original = scaling["original_max_position_embeddings"] or window
     factor = scaling.get("factor") or window / original
 

@@ -27,9 +27,9 @@ class LayerSpec:
 class DecoderSpec:
     """Shape of a decoder. Sizes are in elements, `window` in tokens.
 
-    `unit_norms`: the checkpoint stores norm weights minus one.
-    `sandwich`: the outputs of attention and MLP are normalised before the residual addition.
-    `fused`: the checkpoint stores queries, keys and values as one tensor, and gate and up as one.
+    `has_unit_norms`: the checkpoint stores norm weights minus one.
+    `has_sandwich_norms`: the outputs of attention and MLP are normalised before the residual addition.
+    `has_fused_projections`: the checkpoint stores queries, keys and values as one tensor, and gate and up as one.
     `embedding_scale` multiplies embeddings; `logit_cap`, if not 0, bounds logits.
     """
 
@@ -38,14 +38,14 @@ class DecoderSpec:
     layers: tuple[LayerSpec, ...]
     vocabulary: int
     window: int
-    tied: bool
+    ties_embeddings: bool
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     head_norms: bool = False
-    unit_norms: bool = False
-    sandwich: bool = False
-    fused: bool = False
+    has_unit_norms: bool = False
+    has_sandwich_norms: bool = False
+    has_fused_projections: bool = False
     embedding_scale: float = 1.0
     logit_cap: float = 0.0
 
@@ -61,8 +61,8 @@ def _llama(config: Config) -> dict[str, Any]:
 def _gemma(config: Config) -> dict[str, Any]:
     return {
         **_llama(config),
-        "unit_norms": True,
-        "sandwich": True,
+        "has_unit_norms": True,
+        "has_sandwich_norms": True,
         "embedding_scale": math.sqrt(config["hidden_size"]),
         "logit_cap": config.get("final_logit_softcapping") or 0.0,
     }
@@ -77,14 +77,14 @@ _FAMILIES: dict[str, Callable[[Config], dict[str, Any]]] = {
     "Gemma2ForCausalLM": _gemma,
     "Gemma3ForCausalLM": lambda config: {**_gemma(config), "head_norms": True},
     "Gemma3ForConditionalGeneration": lambda config: {**_gemma(config), "head_norms": True},
-    "Phi3ForCausalLM": lambda config: {"fused": True},
+    "Phi3ForCausalLM": lambda config: {"has_fused_projections": True},
 }
 """Fields of `DecoderSpec` that a family needs beyond those read from names that the configs of all families share."""
 
 _TIED = frozenset({"Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"})
 """Families whose configs may omit that the output head is the embedding."""
 
-SUPPORTED = tuple(_FAMILIES)
+SUPPORTED_ARCHITECTURES = tuple(_FAMILIES)
 _MODEL_TYPES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
@@ -110,7 +110,9 @@ def read_spec(folder: Path) -> DecoderSpec:
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else "none"
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
-        raise CheckpointError(f"{folder} has architecture {architecture}; supported: {', '.join(SUPPORTED)}")
+        raise CheckpointError(
+            f"{folder} has architecture {architecture}; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
+        )
     kind = config.get("model_type", _MODEL_TYPES[architecture])  # folders made from GGUF files have none
     if kind != _MODEL_TYPES[architecture]:
         raise CheckpointError(
@@ -177,7 +179,7 @@ def _spec(architecture: str, config: Config) -> DecoderSpec:
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_size=head_size,
-        rotated=max((layer.rope.rotated for layer in layers if layer.rope), default=0),
+        rotary_size=max((layer.rope.rotary_size for layer in layers if layer.rope), default=0),
         hidden=config["hidden_size"],
         intermediate=config["intermediate_size"],
         activation="silu" if _ACTIVATIONS[activation] == "silu" else "gelu",
@@ -191,7 +193,7 @@ def _spec(architecture: str, config: Config) -> DecoderSpec:
         layers=layers,
         vocabulary=config["vocab_size"],
         window=config["max_position_embeddings"],
-        tied=config.get("tie_word_embeddings", architecture in _TIED),
+        ties_embeddings=config.get("tie_word_embeddings", architecture in _TIED),
         **_FAMILIES[architecture](config),
     )
 
@@ -210,10 +212,10 @@ def _layers(architecture: str, config: Config, head_size: int) -> tuple[LayerSpe
         local = read_rope(config, by_kind["sliding_attention"], head_size)
     elif architecture.startswith("Gemma3"):
         local = read_rope(config, {}, head_size, config.get("rope_local_base_freq", 10000.0))
-    turned = config.get("no_rope_layers") or [1] * count  # SmolLM3: 0 where a layer has no positions
+    has_positions = config.get("no_rope_layers") or [1] * count  # SmolLM3: 0 where a layer has no positions
     return tuple(
-        LayerSpec(window if slides else 0, (local if slides else everywhere) if turns else None)
-        for slides, turns in zip(sliding, turned, strict=True)
+        LayerSpec(window if slides else 0, (local if slides else everywhere) if is_rotated else None)
+        for slides, is_rotated in zip(sliding, has_positions, strict=True)
     )
 
 

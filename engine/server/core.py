@@ -32,9 +32,9 @@ class Connection:
         self.sink = sink
         self.numbers: dict[int, int] = {}
         """The engine's context numbers by the gateway's."""
-        self.received = 0
+        self.received_count = 0
         """Number of commands received."""
-        self.idle_reported_at = -1
+        self.idle_since_count = -1
         """Number of commands received when the engine last reported to be idle; -1 if it was busy since."""
 
 
@@ -46,7 +46,7 @@ class EngineServer:
         self._inbox: queue.SimpleQueue[tuple[Connection, Sequence[Command] | None]] = queue.SimpleQueue()
         self._connections: list[Connection] = []
         self._owners: dict[int, tuple[Connection, int]] = {}
-        self._next = 0
+        self._last_number = 0
 
     def post(self, connection: Connection, commands: Sequence[Command] | None) -> None:
         """Enqueue commands of a gateway, to be applied before the next step. None means that the gateway is gone: its
@@ -70,7 +70,7 @@ class EngineServer:
                 for command in commands:
                     if isinstance(command, Shutdown):
                         return
-                    connection.received += 1
+                    connection.received_count += 1
                     if (refusal := self._apply(engine, connection, command)) is not None:
                         updates_of.setdefault(connection, []).append(refusal)
             for update in engine.step():
@@ -81,19 +81,24 @@ class EngineServer:
             if updates_of or beat:
                 last = time.monotonic()
                 for connection in self._connections if beat else updates_of:
-                    connection.idle_reported_at = -1 if engine.running else connection.received
+                    connection.idle_since_count = -1 if engine.active_contexts else connection.received_count
                     connection.sink.send(self._report(engine, connection, updates_of.get(connection, [])))
 
     def _report(self, engine: Engine, connection: Connection, updates: list[Update]) -> StepReport:
         return StepReport(
-            updates, engine.running, engine.free_tokens, connection.received, *engine.pace, *engine.drafts
+            updates,
+            engine.active_contexts,
+            engine.free_tokens,
+            connection.received_count,
+            *engine.step_times,
+            *engine.draft_counts,
         )
 
     def _report_idle(self, engine: Engine) -> None:
         """Report idleness to the connections that sent commands since the last such report."""
         for connection in self._connections:
-            if connection.idle_reported_at != connection.received:
-                connection.idle_reported_at = connection.received
+            if connection.idle_since_count != connection.received_count:
+                connection.idle_since_count = connection.received_count
                 connection.sink.send(self._report(engine, connection, []))
 
     def _drop(self, engine: Engine, connection: Connection) -> None:
@@ -107,9 +112,9 @@ class EngineServer:
     def _number(self, connection: Connection, context: int) -> int:
         """Return the engine's number of a gateway's context, a new one on first use."""
         if context not in connection.numbers:
-            self._next += 1
-            connection.numbers[context] = self._next
-            self._owners[self._next] = connection, context
+            self._last_number += 1
+            connection.numbers[context] = self._last_number
+            self._owners[self._last_number] = connection, context
         return connection.numbers[context]
 
     def _apply(self, engine: Engine, connection: Connection, command: Command) -> Update | None:

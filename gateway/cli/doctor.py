@@ -18,4 +18,4 @@ def main(arguments: list[str]) -> int:
 
     report = examine(options.cache.expanduser())
     print(msgspec.json.format(msgspec.json.encode(report)).decode() if options.json else format_report(report))
-    return 0 if report.healthy else 1
+    return 0 if report.is_healthy else 1

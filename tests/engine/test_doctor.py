@@ -30,8 +30,8 @@ def test_report_explains_missing_compiler(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
     report = doctor.examine(tmp_path)
     assert report.kernels.startswith("torch")
-    assert any("no-compiler" in reason for reason in report.because)
-    assert report.healthy
+    assert any("no-compiler" in reason for reason in report.reasons)
+    assert report.is_healthy
     assert "no-compiler" in doctor.format_report(report)
 
 
@@ -42,5 +42,5 @@ def test_wrong_results_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     right = CpuKernels.linear
     monkeypatch.setattr(CpuKernels, "linear", return_wrong_result)
     report = doctor.examine(Path(default_cache()))
-    assert not report.healthy
+    assert not report.is_healthy
     assert "WRONG linear layer" in doctor.format_report(report)

@@ -1,5 +1,6 @@
 """Tests of engine/factory.py: how the configuration, the device and the memory determine the parts of an engine."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from engine import EngineConfig, factory
 from engine.errors import CheckpointError, EngineError
 from engine.factory import EngineParts, build_parts
+from engine.step_budget import StepBudget
 from tests.checkpoints import write_tiny
 
 
@@ -83,13 +85,13 @@ def test_offload_of_a_gpu_is_bounded_by_the_pool_and_the_host(folder: Path, monk
 
 
 def test_cores_are_shared_with_the_peers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory.os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     assert build(folder, peers=4).info.threads == 2
     assert build(folder, peers=4, threads=1).info.threads == 1
 
 
 def test_warm_up_measures_the_cost_of_rows(folder: Path) -> None:
     step_budget = build(folder, speculation="on").step_budget
-    initial = factory.StepBudget(decode_share=0.65, max_step_seconds=0.1)
+    initial = StepBudget(decode_share=0.65, max_step_seconds=0.1)
     assert step_budget.decode_seconds != initial.decode_seconds
     assert step_budget.row_seconds != initial.row_seconds

@@ -13,7 +13,7 @@ import pytest
 
 from engine import Engine, SamplingParams
 from engine.errors import ContextError
-from engine.grammar import Grammars, Matcher, _Budget, _Jobs
+from engine.grammar import Grammars, Matcher, _CompileQueues, _CpuBudget
 from engine.protocol import Update
 from engine.tokenizer import Tokenizer
 from tests.engine.matchers import compile_matcher
@@ -218,12 +218,12 @@ def test_text_between_forced_tokens_is_complete(tokenizer: Tokenizer, pattern: s
         over = False
         while not over:
             if not coming:
-                allowed = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
+                allowed = np.flatnonzero(np.unpackbits(matcher.allowed_mask().view(np.uint8), bitorder="little"))
                 coming = [int(random.choice(allowed))]
             tokens.append(coming.pop(0))
             over = matcher.push(tokens[-1])
             if not over and not coming:
-                coming = matcher.forced()
+                coming = matcher.forced_tokens()
                 forced += len(coming)
         assert re.fullmatch(pattern, tokenizer.decode([token for token in tokens if token not in tokenizer.eos_ids]))
     assert forced
@@ -247,7 +247,7 @@ def accepts(tokenizer: Tokenizer, text: str, **sampling: Any) -> bool:
     """Return whether the grammar accepts the whole text."""
     matcher = compile_matcher(_grammars(tokenizer), SamplingParams(**sampling))
     for token in tokenizer.encode(text):
-        allowed = matcher.allowed()
+        allowed = matcher.allowed_mask()
         if not allowed[token // 32] >> (token % 32) & 1:
             return False
         matcher.push(token)
@@ -383,13 +383,13 @@ def test_grammar_time_of_one_text_is_bounded(
 
 
 def test_other_requests_continue_while_a_grammar_compiles(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled, release = Grammars._compiled, threading.Event()
+    compiled, release = Grammars._compile, threading.Event()
 
-    def compile_slowly(self: Grammars, sampling: SamplingParams, budget: _Budget) -> Matcher:
+    def compile_slowly(self: Grammars, sampling: SamplingParams, budget: _CpuBudget) -> Matcher:
         assert release.wait(30)
         return compiled(self, sampling, budget)
 
-    monkeypatch.setattr(Grammars, "_compiled", compile_slowly)
+    monkeypatch.setattr(Grammars, "_compile", compile_slowly)
     engine = Engine(tiny_engine.config)
     for context, sampling in (
         (1, SamplingParams(regex="[0-9]{3}")),
@@ -412,7 +412,7 @@ def test_other_requests_continue_while_a_grammar_compiles(tiny_engine: Engine, m
     while engine.has_work:
         step(engine, texts)
     assert re.fullmatch("[0-9]{3}", texts[1])
-    assert engine.running == 0
+    assert engine.active_contexts == 0
     engine.check_integrity()
 
 
@@ -439,7 +439,7 @@ def test_failure_after_a_token_fails_the_request(tiny_engine: Engine, monkeypatc
 
 
 def test_scopes_take_turns_in_compiling_grammars() -> None:
-    jobs = _Jobs()
+    jobs = _CompileQueues()
     for scope in ["a"] * 4 + ["b", "c", "b"]:
         jobs.put(scope, (Future(), SamplingParams(regex=scope)))
     assert "".join(jobs.get()[0] for _ in range(7)) == "abcabaa"

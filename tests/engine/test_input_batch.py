@@ -19,12 +19,12 @@ def expected_arrays(plan: Plan) -> dict[str, list[object]]:
         "tokens": [
             chunk.sequence.tokens[position]
             if position < len(chunk.sequence.tokens)
-            else chunk.drafted[position - chunk.end]
+            else chunk.draft[position - chunk.end]
             for chunk, position in rows
         ],
         "positions": [position for _, position in rows],
         "slots": [
-            SCRATCH * SIZE if chunk.stored else chunk.sequence.blocks[position // SIZE] * SIZE + position % SIZE
+            SCRATCH * SIZE if chunk.is_stored else chunk.sequence.blocks[position // SIZE] * SIZE + position % SIZE
             for chunk, position in rows
         ],
         "starts": [sum(c.end - c.start for c in chunks[:n]) for n in range(len(chunks) + 1)],
@@ -34,7 +34,7 @@ def expected_arrays(plan: Plan) -> dict[str, list[object]]:
             rows.index((chunk, position))
             for chunk in chunks
             if chunk.samples
-            for position in range(chunk.end - 1 - len(chunk.drafted), chunk.end)
+            for position in range(chunk.end - 1 - len(chunk.draft), chunk.end)
         ],
     }
 
@@ -60,7 +60,7 @@ def gathered(arrays: InputBatch, plan: Plan) -> dict[str, list[object]]:
 class FakeGeneration:
     """Everything that a scheduler reads of a generation."""
 
-    is_exhausted, pending, forced = False, 0, 0
+    is_exhausted, pending, forced_count = False, 0, 0
     has_started = True
 
 
@@ -76,7 +76,7 @@ class FakeSpeculator:
         drafts = {}
         for sequence in decoders:
             count = self._dice.randrange(8)
-            if 0 < count <= rows and len(sequence.tokens) == sequence.computed + 1:
+            if 0 < count <= rows and len(sequence.tokens) == sequence.computed_tokens + 1:
                 drafts[sequence.id] = [self._dice.randrange(9) for _ in range(count)]
                 rows -= count
         return drafts
@@ -102,7 +102,7 @@ def test_reused_arrays_equal_new_arrays() -> None:
         plan = planner.plan(contexts)
         if plan.rows:
             assert gathered(arrays, plan) == expected_arrays(plan)
-        kinds |= 1 << any(chunk.stored for chunk in plan.chunks) | 4 * bool(plan.decoding < plan.rows)
+        kinds |= 1 << any(chunk.is_stored for chunk in plan.chunks) | 4 * bool(plan.decoding < plan.rows)
         widest = max(widest, *(len(chunk.sequence.blocks) for chunk in plan.chunks), 0)
         if dice.random() < 0.05:  # the step raises
             for chunk in reversed(plan.chunks):
@@ -110,19 +110,21 @@ def test_reused_arrays_equal_new_arrays() -> None:
                 chunk.sequence.drop_blocks()
             continue
         for chunk in plan.chunks:
-            if not chunk.stored:
-                chunk.sequence.commit(chunk.end - len(chunk.drafted))
+            if not chunk.is_stored:
+                chunk.sequence.commit(chunk.end - len(chunk.draft))
             one = chunk.sequence
             if one.finish_fills() is not None:
                 one.generation = FakeGeneration()  # type: ignore[assignment]  # a generation that samples
             if chunk.samples:
-                right = dice.randrange(len(chunk.drafted) + 1)
-                one.tokens += [*chunk.drafted[:right], dice.randrange(9)]
-                if chunk.drafted:
+                right = dice.randrange(len(chunk.draft) + 1)
+                one.tokens += [*chunk.draft[:right], dice.randrange(9)]
+                if chunk.draft:
                     drafted += 1
-                    one.accept(chunk.end - len(chunk.drafted) + right)
-                    assert one.computed == len(one.tokens) - 1
-                    assert len(one.blocks) == -(-one.computed // SIZE), "the blocks of rejected drafts are released"
+                    one.accept(chunk.end - len(chunk.draft) + right)
+                    assert one.computed_tokens == len(one.tokens) - 1
+                    assert len(one.blocks) == -(-one.computed_tokens // SIZE), (
+                        "the blocks of rejected drafts are released"
+                    )
         for one in [one for one in contexts if len(one.tokens) > 130 or dice.random() < 0.01]:
             contexts.remove(one)
             one.free()

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.ngram_proposer import MAX_MATCH, NgramProposer, Rate
+from engine.ngram_proposer import MAX_MATCH, AcceptanceRate, NgramProposer
 
 
 def expected_match(prediction: list[int], text: list[int]) -> tuple[int, int]:
@@ -24,11 +24,11 @@ few = st.lists(st.integers(0, 3), min_size=1, max_size=80)
 @given(few, st.one_of(st.just([]), few), st.integers(1, 80))
 def test_latest_of_the_longest_matches_is_found(tokens: list[int], prediction: list[int], known: int) -> None:
     proposer = NgramProposer(tokens[:known], prediction)
-    proposer.follow(tokens)
+    proposer.extend(tokens)
     found = proposer.find()
-    assert (proposer.start, proposer.match) == expected_match(prediction, tokens)
-    assert found == (proposer.match > 0)
-    assert proposer.is_predicted == (0 < proposer.start < len(prediction))
+    assert (proposer.match_end, proposer.match_length) == expected_match(prediction, tokens)
+    assert found == (proposer.match_length > 0)
+    assert proposer.is_predicted == (0 < proposer.match_end < len(prediction))
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=20), st.data())
@@ -38,7 +38,7 @@ def test_draft_continues_as_the_text_did_and_repeats(tokens: list[int], data: st
     for _ in range(25):  # as if the draft were appended token by token
         text.append(text[start + len(text) - len(tokens)])
     proposer = NgramProposer(tokens)
-    proposer.start = start
+    proposer.match_end = start
     assert proposer.draft(25) == text[len(tokens) :]
 
 
@@ -53,26 +53,26 @@ def test_proposer_follows_the_text() -> None:
     proposer = NgramProposer(tokens)
     for token in range(3, 500):
         tokens.append(token)
-        proposer.follow(tokens)
+        proposer.extend(tokens)
         assert not proposer.find()
     tokens.append(250)
-    proposer.follow(tokens)
+    proposer.extend(tokens)
     assert proposer.find()
-    assert (proposer.start, proposer.match) == (250, 1)
+    assert (proposer.match_end, proposer.match_length) == (250, 1)
     assert proposer.draft(3) == [251, 252, 253]
 
 
 def test_proposer_rests_and_its_rate_fades() -> None:
     proposer = NgramProposer([1, 2])
     proposer.rate.add(0, 10)
-    assert not proposer.is_resting
+    assert not proposer.skips_step()
     proposer.rest()
-    assert [proposer.is_resting for _ in range(6)] == [True, True, True, False, False, False]
+    assert [proposer.skips_step() for _ in range(6)] == [True, True, True, False, False, False]
     assert 8 < proposer.rate.checked < 10
 
 
 def test_old_counts_fade() -> None:
-    rate = Rate(0.0, 0.0, half_after=32.0)
+    rate = AcceptanceRate(0.0, 0.0, half_after=32.0)
     for _ in range(100):
         rate.add(4, 4)
     assert rate.accepted == rate.checked <= 32

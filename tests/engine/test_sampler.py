@@ -286,7 +286,7 @@ def test_c_and_numpy_sample_the_same(
     for name in ("numpy", kernels_name):
         ones = [generation(tokenizer, **options) for _ in range(3)]
         for index, one in enumerate(ones):
-            one._uniform = (seed % 997 / 997 + index / 3) % 1.0
+            one._uniforms.append((seed % 997 / 997 + index / 3) % 1.0)
         results.append(sample(batch, ones, name))
     for actual, wanted in zip(results[1], results[0], strict=True):
         assert isinstance(actual, SampledToken)

@@ -31,7 +31,7 @@ class SchedulerHarness:
     def step(self) -> Plan:
         plan = self.planner.plan(self.sequences)
         for chunk in plan.chunks:
-            if not chunk.stored:
+            if not chunk.is_stored:
                 chunk.sequence.commit(chunk.end)
             chunk.sequence.finish_fills()
             if chunk.samples and chunk.sequence.generation is not None:
@@ -60,7 +60,7 @@ def force_tokens(sequence: TokenSequence, count: int) -> None:
     """Append tokens as if a grammar had forced them."""
     assert sequence.generation is not None
     sequence.tokens += [7] * count
-    sequence.generation.forced = count
+    sequence.generation.forced_count = count
 
 
 def test_forced_tokens_are_computed_with_the_decode_row(tokenizer: Tokenizer) -> None:
@@ -94,15 +94,15 @@ class RecordingSpeculator:
 def test_background_drafts_do_not_lengthen_interactive_steps(tokenizer: Tokenizer) -> None:
     stage, requested = SchedulerHarness(tokenizer), RecordingSpeculator()
     for _ in range(3):
-        stage.add([5] * 3).interactive = False
+        stage.add([5] * 3).is_interactive = False
     stage.step()
     stage.planner._speculator = requested  # type: ignore[assignment]
     stage.step()
     assert requested.ids == ([0, 1, 2], 3)
-    stage.sequences[1].interactive = True
+    stage.sequences[1].is_interactive = True
     stage.step()
     assert requested.ids == ([1], 3)
-    stage.sequences[1].interactive = False
+    stage.sequences[1].is_interactive = False
     stage.add([6] * 200, generates=False)
     stage.step()
     assert requested.ids == ([0, 1, 2], 3), "no client waits for the prompt yet, so drafts may delay it"
@@ -122,7 +122,7 @@ class FixedSpeculator:
     ) -> dict[int, list[int]]:
         found = {}
         for sequence in sequences:
-            if len(sequence.tokens) - sequence.computed == 1 and rows >= self.count:
+            if len(sequence.tokens) - sequence.computed_tokens == 1 and rows >= self.count:
                 found[sequence.id] = [8] * self.count
                 rows -= self.count
         return found
@@ -135,9 +135,9 @@ def test_drafts_and_forced_tokens_share_the_step(tokenizer: Tokenizer) -> None:
     stage.planner._speculator = FixedSpeculator(12)  # type: ignore[assignment]
     force_tokens(one, 9)
     plan = stage.planner.plan(stage.sequences)
-    assert [(chunk.sequence.id, len(chunk.drafted)) for chunk in plan.chunks] == [(0, 0), (1, 12)]
+    assert [(chunk.sequence.id, len(chunk.draft)) for chunk in plan.chunks] == [(0, 0), (1, 12)]
     assert plan.rows == 16
-    assert other.computed == 3
+    assert other.computed_tokens == 3
 
 
 def test_sequence_preempted_in_a_plan_gets_no_draft(tokenizer: Tokenizer) -> None:
@@ -153,7 +153,7 @@ def test_sequence_preempted_in_a_plan_gets_no_draft(tokenizer: Tokenizer) -> Non
     assert plan.preempted == [stage.sequences[1]]
     first, *others = plan.chunks
     assert (first.sequence.id, first.start) == (0, 8)
-    assert not any(chunk.drafted for chunk in others)
+    assert not any(chunk.draft for chunk in others)
 
 
 def test_lower_rank_is_prefilled_first(tokenizer: Tokenizer) -> None:
@@ -178,7 +178,7 @@ def test_fully_cached_prompt_writes_no_kv(tokenizer: Tokenizer) -> None:
     stage.step()
     stage.add([*range(100, 108)])
     (chunk,) = stage.step().chunks
-    assert (chunk.start, chunk.end, chunk.stored, chunk.samples) == (7, 8, True, True)
+    assert (chunk.start, chunk.end, chunk.is_stored, chunk.samples) == (7, 8, True, True)
 
 
 def test_max_batch_is_respected(tokenizer: Tokenizer) -> None:
@@ -199,7 +199,7 @@ def test_idle_sequences_are_preempted_first_and_resume(tokenizer: Tokenizer) -> 
     idle.generation = Generation(SamplingParams(), tokenizer, [], 100)
     stage.sequences.pop().free()
     assert rows(stage.step())[0][0] == idle.id
-    assert idle.computed == 12
+    assert idle.computed_tokens == 12
 
 
 def test_runnable_sequences_are_preempted_only_by_better_ranks(tokenizer: Tokenizer) -> None:

@@ -39,7 +39,7 @@ def decoding(tokenizer: Tokenizer) -> Callable[..., TokenSequence]:
             SamplingParams(**{"temperature": 0.0, **sampling}), tokenizer, tokens[:-1], limit, matcher=None
         )
         sequence.generation.push(tokens[-1])
-        sequence.tokens, sequence.computed = list(tokens), len(tokens) - 1
+        sequence.tokens, sequence.computed_tokens = list(tokens), len(tokens) - 1
         created.append(sequence)
         return sequence
 

@@ -20,7 +20,7 @@ class SimulatedMachine:
 
     def __init__(self, tokenizer: Tokenizer, *, decode: float = DECODE, row: float = ROW) -> None:
         self.decode, self.row = decode, row
-        self.cache = KVCache(4096, 16, sharing=False)
+        self.cache = KVCache(4096, 16, shares_prefixes=False)
         self.step_budget = StepBudget(decode_share=0.6, max_step_seconds=0.1)
         self.step_budget.calibrate(64, 64 * row * 0.7)  # a trial at the start is inexact
         self.step_budget.calibrate(1, decode * 1.5)
@@ -34,7 +34,7 @@ class SimulatedMachine:
     def add(self, tokens: int, *, interactive: bool = True, generates: bool = True) -> TokenSequence:
         sequence = TokenSequence(len(self.sequences), self.cache, "", 0.0, len(self.sequences))
         sequence.tokens.extend(range(tokens))
-        sequence.interactive = interactive
+        sequence.is_interactive = interactive
         sequence.pending_fills.append(tokens)
         if generates:
             sequence.generation = Generation(SamplingParams(ignore_eos=True), self.tokenizer, [], 10_000)
@@ -43,8 +43,8 @@ class SimulatedMachine:
 
     def step(self) -> float:
         plan = self.planner.plan(self.sequences)
-        prefill = plan.rows - plan.decoding - plan.drafted
-        seconds = (self.decode if plan.decoding else 0.0) + self.row * (prefill + plan.drafted)
+        prefill = plan.rows - plan.decoding - plan.drafted_rows
+        seconds = (self.decode if plan.decoding else 0.0) + self.row * (prefill + plan.drafted_rows)
         self.rows.append((plan.decoding, prefill))
         self.now += seconds
         self.step_budget.observe(
@@ -52,12 +52,12 @@ class SimulatedMachine:
             interactive=plan.interactive,
             prefill=prefill,
             long=plan.long,
-            waiting=plan.waiting,
+            waiting=plan.has_waiting_prompts,
             seconds=seconds,
-            drafted=plan.drafted,
+            drafted=plan.drafted_rows,
         )
         for chunk in plan.chunks:
-            chunk.sequence.tokens.extend(chunk.drafted)
+            chunk.sequence.tokens.extend(chunk.draft)
             chunk.sequence.commit(chunk.end)
             chunk.sequence.finish_fills()
             if chunk.samples and chunk.sequence.generation is not None:
@@ -77,7 +77,7 @@ def test_interactive_sequences_keep_their_share_while_long_prompts_arrive(
     late = [clock.add(2000) for _ in range(4)]
     began, before = clock.now, sum(len(reader.tokens) for reader in readers)
     longest = 0.0
-    while any(sequence.computed < 2000 for sequence in late):
+    while any(sequence.computed_tokens < 2000 for sequence in late):
         longest = max(longest, clock.step())
     created = sum(len(reader.tokens) for reader in readers) - before
     alone = (clock.now - began) / decode * 8
@@ -110,7 +110,9 @@ def test_interactive_sequence_keeps_its_share_next_to_background_work(tokenizer:
     for _ in range(200):
         clock.step()
     assert (len(reader.tokens) - before) * DECODE / (clock.now - began) >= 0.6 * 0.9
-    assert sum(sequence.computed for sequence in clock.sequences[1:]) > 1000, "the background sequences make progress"
+    assert sum(sequence.computed_tokens for sequence in clock.sequences[1:]) > 1000, (
+        "the background sequences make progress"
+    )
 
 
 def test_interactive_prompt_does_not_wait_for_full_background_steps(tokenizer: Tokenizer) -> None:
@@ -157,7 +159,7 @@ def test_prefetched_prompts_ride_with_decode_steps(tokenizer: Tokenizer) -> None
         carried = [prefill for _, prefill in clock.rows]
         assert sum(rows > 0 for rows in carried) > 50, "they ride with nearly every step"
         assert carried.count(0) >= 3, "some steps only decode, to measure what decoding takes"
-        assert least * 50 < prefetch.computed < 60 * 2.1 * DECODE / ROW, "no prompt waits long because of them"
+        assert least * 50 < prefetch.computed_tokens < 60 * 2.1 * DECODE / ROW, "no prompt waits long because of them"
 
 
 def test_delayed_step_changes_the_estimates_little() -> None:
@@ -183,7 +185,7 @@ def test_less_urgent_prompts_ride_with_decode_steps(tokenizer: Tokenizer) -> Non
     late.rank = urgent.rank + 1.0
     seconds = [clock.step() for _ in range(100)]
     assert max(seconds) < 3.8 * DECODE, "decoding is not slowed down much"
-    assert late.computed > 70 * 16, "the prompt does not starve"
+    assert late.computed_tokens > 70 * 16, "the prompt does not starve"
     assert [rows for _, rows in clock.rows].count(0) >= 5, "some steps only decode, to measure what decoding takes"
     late.rank = urgent.rank
     assert max(clock.step() for _ in range(2)) > 0.15, "an equally urgent prompt gets whole steps"
@@ -253,7 +255,7 @@ def test_drafting_sequences_leave_prompts_their_share(tokenizer: Tokenizer) -> N
     prompt = clock.add(4000)
     began, lengths = clock.now, sum(len(reader.tokens) for reader in readers)
     steps = []
-    while prompt.computed < 4000:
+    while prompt.computed_tokens < 4000:
         steps.append(clock.step())
     with_prefill = (sum(len(reader.tokens) for reader in readers) - lengths) / (clock.now - began)
     assert max(steps) <= 0.1 * 1.2

@@ -304,7 +304,7 @@ def test_a_hundred_thousand_random_operations(engine: Engine, seed: int, caplog:
     decoder: Any = engine.decoder
     assert (decoder.fetched > 500) == (engine.cache.host_offload.slots > 0), decoder.fetched
     if engine._speculator is not None:
-        assert engine._speculator.drafted > 2 * engine._speculator.accepted > 1000
+        assert engine._speculator.drafted_count > 2 * engine._speculator.accepted_count > 1000
 
 
 def test_wrong_slot_is_detected(engine: Engine) -> None:

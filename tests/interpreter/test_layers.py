@@ -60,7 +60,7 @@ def test_gated(dtype: torch.dtype, activation: str, size: int) -> None:
 @pytest.mark.parametrize(("size", "rotated"), [(64, 64), (64, 32), (96, 96), (96, 48), (64, 0)])
 @pytest.mark.parametrize("norms", ["", "q", "k", "qk"])
 def test_rope_and_store(dtype: torch.dtype, size: int, rotated: int, norms: str) -> None:
-    actual, plain = implementations(dtype, head_size=size, rotated=rotated)
+    actual, plain = implementations(dtype, head_size=size, rotary_size=rotated)
     rows = 7
     qkv = torch.randn(rows, 8 * size).to(dtype)
     positions = Positions(

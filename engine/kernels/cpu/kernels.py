@@ -130,10 +130,10 @@ class CpuKernels:
                 f"they need blocks of {_BLOCK} tokens and heads of 32, 64, … {_LARGEST_HEAD} elements; "
                 f"this is {block_size} and {shape.head_size}"
             )
-        if shape.hidden % 16 or shape.intermediate % 16 or shape.rotated % 32:
+        if shape.hidden % 16 or shape.intermediate % 16 or shape.rotary_size % 32:
             raise KernelsUnavailable(
                 "they need sizes in multiples of 16, and of 32 where heads are rotated; this is "
-                f"{shape.hidden}, {shape.intermediate} and {shape.rotated}"
+                f"{shape.hidden}, {shape.intermediate} and {shape.rotary_size}"
             )
         self._library = load(cache, target)
         for name, arguments in _SIGNATURES.items():

@@ -68,7 +68,7 @@ every_c_hand = pytest.mark.parametrize("implementation", implementations()[2:])
 
 def layer_shape(heads: int = 4, kv_heads: int = 2, head_size: int = 64, **other: Any) -> LayerShape:
     defaults: dict[str, Any] = {
-        "rotated": head_size,
+        "rotary_size": head_size,
         "hidden": 64,
         "intermediate": 64,
         "activation": "silu",
@@ -260,7 +260,7 @@ def check_attention(
     kv = kernels.new_kv(1, blocks)
     keys, values = kv.keys[0], kv.values[0]
     norms = (torch.rand(d) + 0.5, torch.rand(d) + 0.5) if head_norms else (None, None)
-    rotary = rotary_table(Rope(shape.rotated, 10000.0, "default", {}), 512) if shape.rotated else None
+    rotary = rotary_table(Rope(shape.rotary_size, 10000.0, "default", {}), 512) if shape.rotary_size else None
     positions = Positions(rotary, *norms)
     whole, _ = make_batch([(length, length) for length, _ in sequences], size=size)
     qkv = torch.randn(sum(length for length, _ in sequences), (heads + 2 * kv_heads) * d).to(implementation.dtype)
@@ -323,8 +323,8 @@ def test_attention(
         (layer_shape(), 130, False),
         (layer_shape(softcap=5.0, scale=0.3), 0, False),
         (layer_shape(softcap=50.0), 33, True),
-        (layer_shape(rotated=32), 0, True),
-        (layer_shape(rotated=0), 0, False),
+        (layer_shape(rotary_size=32), 0, True),
+        (layer_shape(rotary_size=0), 0, False),
     ],
     ids=["itself alone", "window", "window of a segment", "soft cap", "all", "half rotated", "no positions"],
 )
@@ -496,7 +496,7 @@ def test_error_quotes_a_failing_compiler(
     [
         (layer_shape(head_size=48), "heads of 32, 64"),
         (layer_shape(hidden=72), "multiples of 16"),
-        (layer_shape(rotated=48), "of 32 where heads are rotated"),
+        (layer_shape(rotary_size=48), "of 32 where heads are rotated"),
     ],
 )
 def test_unsupported_shapes_run_on_torch(

@@ -107,7 +107,7 @@ class PagedSequences(RuleBasedStateMachine):
     @invariant()
     def each_sequence_finds_its_own_text(self) -> None:
         for sequence in self.sequences.values():
-            for index in range(sequence.computed):
+            for index in range(sequence.computed_tokens):
                 assert self.slots[_slot(sequence, index)] == self._text(sequence, index)
 
     def teardown(self) -> None:
@@ -130,7 +130,7 @@ def compute(sequence: TokenSequence) -> int:
     """Run a sequence's whole fill. Return how many tokens were computed rather than found."""
     sequence.pending_fills.append(len(sequence.tokens))
     sequence.adopt_cached()
-    found = sequence.computed
+    found = sequence.computed_tokens
     assert sequence.reserve(len(sequence.tokens)) is not None
     sequence.announce(len(sequence.tokens))
     sequence.commit(len(sequence.tokens))
@@ -156,7 +156,7 @@ def test_scopes_share_no_blocks() -> None:
 
 
 def test_prefix_sharing_can_be_disabled() -> None:
-    cache = KVCache(BLOCKS, SIZE, sharing=False)
+    cache = KVCache(BLOCKS, SIZE, shares_prefixes=False)
     compute(filled_sequence(cache, list(range(8))))
     assert compute(filled_sequence(cache, list(range(8)))) == 8
 
@@ -219,7 +219,7 @@ def test_cache_miss_reasons() -> None:
     assert missed([1] * 8, "another") == {"other_key": 8}
     assert missed(list(range(24))) == {"never_seen": 24}, "fills the pool"
     assert missed([1] * 8) == {"evicted": 8}
-    cache = KVCache(BLOCKS, SIZE, sharing=False)
+    cache = KVCache(BLOCKS, SIZE, shares_prefixes=False)
     assert missed([1] * 8) == {"sharing_off": 8}
 
 

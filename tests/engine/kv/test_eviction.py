@@ -18,7 +18,7 @@ def hit_rate(prompts: list[list[int]], blocks: int, *, learns: bool) -> float:
         context.tokens = prompt
         context.adopt_cached()
         tokens += len(prompt)
-        cached += context.computed
+        cached += context.computed_tokens
         assert context.reserve(len(prompt)) is not None
         context.announce(len(prompt))
         context.commit(len(prompt))

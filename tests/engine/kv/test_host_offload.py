@@ -20,9 +20,9 @@ def test_least_recently_used_slot_is_reused() -> None:
     host_offload.load(1, 5)
     host_offload.take_swaps()
     host_offload.store(3, (3,), 0, block=13)
-    assert [host_offload.has(path, (path,), 0) for path in (1, 2, 3)] == [True, False, True]
-    assert not host_offload.has(1, (9,), 0), "other tokens with the same digest"
-    assert not host_offload.has(1, (1,), 7), "other tokens before them"
+    assert [host_offload.contains(path, (path,), 0) for path in (1, 2, 3)] == [True, False, True]
+    assert not host_offload.contains(1, (9,), 0), "other tokens with the same digest"
+    assert not host_offload.contains(1, (1,), 7), "other tokens before them"
 
 
 def test_slot_with_a_pending_load_is_not_overwritten() -> None:
@@ -74,7 +74,7 @@ def test_loaded_blocks_equal_the_stored_ones(operations: list[tuple[str, int, in
             make_copies()  # the block was computed in an earlier step
             pool[block] = path
             host_offload.store(path, (path,), 0, block)
-        elif kind == "load" and host_offload.has(path, (path,), 0) and block not in meant:
+        elif kind == "load" and host_offload.contains(path, (path,), 0) and block not in meant:
             meant[block] = path
             host_offload.load(path, block)
         elif kind == "take":

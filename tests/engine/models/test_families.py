@@ -10,7 +10,7 @@ import torch
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.errors import CheckpointError
-from engine.models.spec import SUPPORTED, read_spec
+from engine.models.spec import SUPPORTED_ARCHITECTURES, read_spec
 from tests.checkpoints import FAMILIES, write_tiny
 
 PROMPT = [(7 * index) % 250 for index in range(100)]
@@ -168,7 +168,7 @@ def test_unknown_architecture_is_named(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
     with pytest.raises(CheckpointError, match="MambaForCausalLM; supported: LlamaForCausalLM") as raised:
         read_spec(folder)
-    assert all(name in str(raised.value) for name in SUPPORTED)
+    assert all(name in str(raised.value) for name in SUPPORTED_ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_gateways_have_separate_context_numbers(engine: Engine) -> None:
     heard = len(one.steps)
     two.post(Fill(3, [5]), Generate(3, sampling), Free(1))
     until(lambda: any(update.finish for update in two.updates(3)))
-    until(lambda: two.steps[-1].running == 0 and two.steps[-1].commands == two.connection.received)
-    assert two.connection.received == 8
+    until(lambda: two.steps[-1].running == 0 and two.steps[-1].commands == two.connection.received_count)
+    assert two.connection.received_count == 8
     assert len(one.steps) == heard, "a gateway that left gets no more reports"
     two.post(Generate(44, sampling))
     until(lambda: bool(two.updates(44)))

@@ -101,7 +101,7 @@ def answers(grammars: Grammars, schema: dict[str, Any], seed: int) -> list[tuple
         tokens: list[int] = []
         eos = grammars._tokenizer.eos_id
         for _ in range(60):
-            allowed = np.flatnonzero(np.unpackbits(matcher.allowed().view(np.uint8), bitorder="little"))
+            allowed = np.flatnonzero(np.unpackbits(matcher.allowed_mask().view(np.uint8), bitorder="little"))
             if matcher.failure is not None:
                 ended.append(("", matcher.failure))
                 break
