@@ -14,7 +14,6 @@ from engine.generation import Generation, SampledToken
 from engine.kernels import Kernels, LayerShape
 from engine.kernels.cpu import CpuKernels
 from engine.kernels.reference import TorchKernels
-from engine.kernels.sampling import _largest, _nucleus, _pick_from_all
 from engine.protocol import SamplingParams
 from engine.sampler import BadLogits, Sampler, collect
 from engine.tokenizer import Tokenizer
@@ -202,34 +201,6 @@ def test_row_with_nan_affects_no_other(tokenizer: Tokenizer) -> None:
     results = sample(np.stack([bad, good]), [generation(tokenizer), generation(tokenizer, temperature=0.0)])
     assert isinstance(results[0], BadLogits)
     assert results[1] == SampledToken(int(good.argmax()), None)
-
-
-@given(
-    seed=st.integers(0, 1000),
-    size=st.sampled_from([1, 255, 256, 257, 512, 6000]),
-    uniform=st.floats(0, 1, exclude_max=True),
-)
-def test_chunked_pick_equals_plain_pick(seed: int, size: int, uniform: float) -> None:
-    weights = np.exp(logits(seed)[:size])
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    got = _pick_from_all(weights, uniform)
-    before, after = (cumulative[got - 1] if got else 0.0), cumulative[got]
-    hair = 1e-9 * cumulative[-1]
-    assert before - hair <= uniform * cumulative[-1] <= after + hair
-
-
-@given(seed=st.integers(0, 1000), count=st.integers(1, 6000), top_p=st.floats(0.01, 0.999))
-def test_candidates_equal_a_full_sort(seed: int, count: int, top_p: float) -> None:
-    scaled = np.round(logits(seed), 1)  # many ties
-    scaled -= scaled.max()
-    order = sorted(range(VOCABULARY), key=lambda token: (-scaled[token], token))
-    assert set(_largest(scaled, count).tolist()) == set(order[:count])
-    weights = np.exp(scaled)
-    mass = np.cumsum(weights[order], dtype=np.float64)
-    wanted = int(np.searchsorted(mass, top_p * mass[-1])) + 1
-    got = _nucleus(scaled, weights, top_p, None)
-    assert set(got.tolist()) == set(order[: len(got)]), "the most likely token is always among them"
-    assert abs(len(got) - wanted) <= 1, "sums in another order may differ slightly at the border"
 
 
 def test_tokens_of_zero_probability_are_not_drawn(tokenizer: Tokenizer) -> None:

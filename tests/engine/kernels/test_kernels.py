@@ -1,7 +1,6 @@
 """Tests of engine/kernels/: every implementation against float64, over random shapes and block tables."""
 
 import math
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config import default_cache
-from engine.errors import EngineError
-from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions, select_kernels
+from engine.kernels import AttentionBatch, Kernels, LayerShape, Positions
 from engine.kernels.cpu import CpuKernels, KernelsUnavailable
 from engine.kernels.cpu.build import cpu_features
 from engine.kernels.reference import TorchKernels
 from engine.models.rope import Rope, rotary_table
-
-SIZE = 16
-BF16, F32 = torch.bfloat16, torch.float32
-EPS = 1e-5
+from tests.engine.kernels.shapes import BF16, EPS, F32, SIZE, layer_shape
 
 TARGETS: dict[str, tuple[tuple[str, ...] | None, frozenset[str]]] = {
     "native": (None, frozenset()),
@@ -64,19 +59,6 @@ def implementations() -> list[Any]:
 
 every_hand = pytest.mark.parametrize("implementation", implementations())
 every_c_hand = pytest.mark.parametrize("implementation", implementations()[2:])
-
-
-def layer_shape(heads: int = 4, kv_heads: int = 2, head_size: int = 64, **other: Any) -> LayerShape:
-    defaults: dict[str, Any] = {
-        "rotary_size": head_size,
-        "hidden": 64,
-        "intermediate": 64,
-        "activation": "silu",
-        "scale": head_size**-0.5,
-        "softcap": 0.0,
-        "eps": EPS,
-    }
-    return LayerShape(heads, kv_heads, head_size, **{**defaults, **other})
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, error: float) -> bool:
@@ -464,52 +446,6 @@ def test_copy_blocks_copies_whole_blocks(implementation: Implementation) -> None
     assert not kv.keys[0][3].any()
 
 
-def test_without_compiler_the_torch_kernels_run_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
-    kernels = select_kernels("auto", layer_shape(), BF16, SIZE, tmp_path)
-    assert isinstance(kernels, TorchKernels)
-    assert "no-such-compiler did not run" in caplog.text
-    with pytest.raises(EngineError, match="cannot run here"):
-        select_kernels("cpu", layer_shape(), BF16, SIZE, tmp_path)
-    with pytest.raises(EngineError, match="cannot run here"):
-        select_kernels("auto", layer_shape(), BF16, SIZE, tmp_path, quantize="int8")
-    with pytest.raises(EngineError, match="do not support quantization"):
-        select_kernels("torch", layer_shape(), BF16, SIZE, tmp_path, quantize="int8")
-
-
-def test_error_quotes_a_failing_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\necho 'fatal error: no such header' >&2\nexit 1\n")
-    os.chmod(compiler, 0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    assert isinstance(select_kernels("auto", layer_shape(), BF16, SIZE, tmp_path), TorchKernels)
-    assert "fatal error: no such header" in caplog.text
-    assert not list(tmp_path.glob("kernels/*")), "no partial build is left"
-
-
-@pytest.mark.parametrize(
-    ("shape", "words"),
-    [
-        (layer_shape(head_size=48), "heads of 32, 64"),
-        (layer_shape(hidden=72), "multiples of 16"),
-        (layer_shape(rotary_size=48), "of 32 where heads are rotated"),
-    ],
-)
-def test_unsupported_shapes_run_on_torch(
-    shape: LayerShape, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert isinstance(select_kernels("auto", shape, BF16, SIZE, tmp_path), TorchKernels)
-    assert words in caplog.text
-
-
-def test_float32_runs_on_torch(tmp_path: Path) -> None:
-    assert isinstance(select_kernels("auto", layer_shape(), F32, SIZE, tmp_path), TorchKernels)
-
-
 def test_wrong_amx_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Simulate an emulator with wrong AMX. The library stops using AMX, also in a later load in this process."""
     monkeypatch.setattr(CpuKernels, "_amx_works", lambda self: False)
@@ -587,8 +523,3 @@ def test_fp8_kv_is_rounded_and_clamped() -> None:
     own.keys[0][:], own.values[0][:] = kept.keys[0].float(), kept.values[0].float()
     got = kernels.attention(queries, kept.keys[0], kept.values[0], batch)
     assert torch.equal(got, plain.attention(queries, own.keys[0], own.values[0], batch))
-
-
-def test_c_kernels_reject_fp8_kv() -> None:
-    with pytest.raises(EngineError, match="8-bit KV cache"):
-        select_kernels("auto", layer_shape(), BF16, SIZE, Path(default_cache()), kv_dtype="fp8")

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import Engine, EngineConfig, SamplingParams
-from engine.kernels.base import KVTensors
 from engine.kv.host_offload import HostOffload, Swaps
 from tests.checkpoints import write_tiny
 
@@ -83,21 +81,6 @@ def test_loaded_blocks_equal_the_stored_ones(operations: list[tuple[str, int, in
                 assert pool[index] == expected
             meant.clear()
         assert len(host_offload) <= slots
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
-def test_blocks_are_stored_before_others_are_loaded(dtype: torch.dtype) -> None:
-    kv = KVTensors.zeros(3, (6, 2, 16, 8), dtype)
-    for layer in (*kv.keys, *kv.values):
-        layer[:] = torch.randn(layer.shape).to(dtype)
-    before = [layer.float().clone() for layer in (*kv.keys, *kv.values)]
-    slots = kv.slots(4)
-    kv.swap(slots, [(1, 3), (2, 0)], [])
-    kv.swap(slots, [(5, 1)], [(3, 5), (0, 4)])
-    kv.swap(slots, [], [(1, 2)])
-    for was, layer in zip(before, (*kv.keys, *kv.values), strict=True):
-        for block, now in {0: 0, 1: 1, 3: 3, 5: 1, 4: 2, 2: 5}.items():
-            assert torch.equal(layer[block].float(), was[now])
 
 
 @pytest.mark.parametrize("overlap", ["on", "off"])
