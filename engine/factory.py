@@ -134,7 +134,7 @@ def _step_modes(config: EngineConfig, device: torch.device, kernels: Kernels) ->
         raise EngineError("speculation and overlap exclude each other: drafts need the tokens of the step before")
     overlaps = config.overlap == "on" or (config.overlap == "auto" and device.type == "cuda" and not speculates)
     if config.speculation == "auto":
-        speculates = kernels.batch_invariant and not overlaps
+        speculates = kernels.is_batch_invariant and not overlaps
     return speculates, overlaps
 
 

@@ -246,9 +246,9 @@ class StopStrings:
 
     def flush(self) -> str:
         """Return the text that was held back, which turned out to be ordinary text."""
-        held, self._held_text = self._held_text, ""
+        text, self._held_text = self._held_text, ""
         self._matched = [0] * len(self._stops)
-        return held
+        return text
 
 
 def _failure_table(stop: str) -> list[int]:

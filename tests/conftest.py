@@ -57,7 +57,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="session")
 def batch_invariant(engine: Engine) -> None:
     """Skip tests that need results independent of the batch. On some machines they differ by rounding."""
-    if not engine.decoder.kernels.batch_invariant:
+    if not engine.decoder.kernels.is_batch_invariant:
         pytest.skip(f"results depend on the batch, by rounding, with these kernels: {engine.info.kernels}")
 
 

@@ -1,7 +1,7 @@
 """Interface of the kernels, and the tensors that they work on.
 
 Row counts vary from step to step. Kernels whose rows do not depend on their neighbours, bit for bit, declare it in
-`batch_invariant`: then batching never changes the answer to a request.
+`is_batch_invariant`: then batching never changes the answer to a request.
 """
 
 from collections.abc import Callable, Sequence
@@ -255,7 +255,7 @@ class Kernels(Protocol):
     name: str
     device: torch.device
     kv_dtype: torch.dtype
-    batch_invariant: bool
+    is_batch_invariant: bool
     """Whether a row's results are the same bit for bit whatever other rows are in the step; otherwise equal up to
     rounding."""
 

@@ -44,7 +44,7 @@ class TorchKernels:
         self.name = "torch, packed" if self._packs else "torch"
         self.device, self.kv_dtype = torch.device("cpu"), kv_dtype or dtype
         self.recorded_sizes: Sequence[int] = ()
-        self.batch_invariant = False  # the attention algorithm depends on the shape of the batch
+        self.is_batch_invariant = False  # the attention algorithm depends on the shape of the batch
         self._last_sample: SampledTokens | None = None
         self._layout: tuple[AttentionBatch, int, _Layout] | None = None
         """Layout of the last batch: the same for all layers of a step that have the same window."""

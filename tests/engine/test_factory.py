@@ -48,7 +48,7 @@ def test_drafts_and_overlap_exclude_each_other(folder: Path) -> None:
 
 def test_drafts_are_automatic_only_where_they_change_no_text(folder: Path) -> None:
     parts = build(folder, kernels="auto")
-    assert (parts.speculator is not None) == parts.decoder.kernels.batch_invariant
+    assert (parts.speculator is not None) == parts.decoder.kernels.is_batch_invariant
     assert build(folder, kernels="auto", speculation="off").speculator is None
     assert build(folder, kernels="torch").speculator is None, "the torch kernels depend on the batch"
 

@@ -111,7 +111,7 @@ def test_other_rows_of_the_step_are_unconstrained(engine: Engine) -> None:
     for context in texts:
         engine.free_context(context)
     assert texts[1002].isdecimal()
-    if engine.decoder.kernels.batch_invariant:
+    if engine.decoder.kernels.is_batch_invariant:
         assert texts[1001] == alone
 
 

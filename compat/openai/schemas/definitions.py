@@ -35,9 +35,9 @@ class Definitions:
         """Return name, target and shared names of the next definition to rewrite; None if there is none left."""
         return self._queue.popleft() if self._queue else None
 
-    def reference(self, reference: Any, shared: frozenset[str] | None) -> Any:
+    def make_reference(self, reference: Any, shared: frozenset[str] | None) -> Any:
         """Return the new `$ref` to the definition that a reference names; None if the reference is dropped."""
-        target = self.target(reference)
+        target = self.find_target(reference)
         if target is _MISSING:
             self._policy.refuse("$ref", f"{json.dumps(reference)[:80]} has no target")
             return None
@@ -46,15 +46,15 @@ class Definitions:
             if len(self._names) >= MAX_DEFINITIONS:
                 raise Unenforceable(f"it refers to more than {MAX_DEFINITIONS} definitions")
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", str(reference).rsplit("/", 1)[-1])[:40] or "root"
-            taken = set(self._names.values())
+            names = set(self._names.values())
             name = next(
-                item for item in (name, *(f"{name}_{number}" for number in range(len(taken) + 1))) if item not in taken
+                item for item in (name, *(f"{name}_{number}" for number in range(len(names) + 1))) if item not in names
             )
             self._names[key] = name
             self._queue.append((name, target, shared))
         return f"#/$defs/{self._names[key]}"
 
-    def target(self, reference: Any) -> Any:
+    def find_target(self, reference: Any) -> Any:
         """Return the schema that a reference names; false if it leads back to itself; _MISSING if there is none."""
         seen = set()
         while True:

@@ -33,7 +33,7 @@ class PartFinder:
                 raise Unenforceable("it joins too many parts")
             yield part, is_choice
             if "$ref" in part:
-                stack.append((self._definitions.target(part["$ref"]), is_choice))
+                stack.append((self._definitions.find_target(part["$ref"]), is_choice))
             for key in ("allOf", "anyOf", "oneOf"):
                 if isinstance(part.get(key), list):
                     stack += [(item, is_choice or key != "allOf") for item in part[key]]

@@ -140,15 +140,15 @@ class SchemaRewriter:
         A pattern that matches only literal names is added to `properties` under these names instead: otherwise
         llguidance allows a comma where no further name can follow.
         """
-        patterns = node.get("patternProperties", {})
-        if not isinstance(patterns, dict):
+        schemas = node.get("patternProperties", {})
+        if not isinstance(schemas, dict):
             self._policy.refuse("patternProperties", "must be an object")
             return {}, False
         if self._plain:
-            return {}, bool(patterns)
-        kept: dict[str, Any] = {}
+            return {}, bool(schemas)
+        patterns: dict[str, Any] = {}
         drops_pattern = False
-        for pattern, value in patterns.items():
+        for pattern, value in schemas.items():
             literal = _LITERAL_NAMES.fullmatch(pattern)
             if literal is not None and ("|" not in literal[1] or "(" in pattern):
                 for name in literal[1].split("|"):
@@ -157,8 +157,8 @@ class SchemaRewriter:
                 self._policy.refuse("patternProperties", f"cannot be enforced: {problem}")
                 drops_pattern = True
             else:
-                kept[pattern] = value
-        return kept, drops_pattern
+                patterns[pattern] = value
+        return patterns, drops_pattern
 
     def _add_items(self, node: dict[str, Any], result: dict[str, Any]) -> None:
         prefix, items = node.get("prefixItems"), node.get("items")
@@ -183,7 +183,7 @@ class SchemaRewriter:
     ) -> None:
         """Add the joining keyword of a schema that has only this one and describes nothing else."""
         if key == "$ref":
-            pointer = self._definitions.reference(node["$ref"], shared)
+            pointer = self._definitions.make_reference(node["$ref"], shared)
             if pointer is not None:
                 result["$ref"] = pointer
             return
@@ -213,7 +213,7 @@ class SchemaRewriter:
             is_sealed = False
         parts: list[Any] = []
         if "$ref" in node:
-            pointer = self._definitions.reference(node["$ref"], shared_names)
+            pointer = self._definitions.make_reference(node["$ref"], shared_names)
             if pointer is not None:
                 parts.append({"$ref": pointer})
         if isinstance(node.get("allOf"), list):

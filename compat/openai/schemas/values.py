@@ -38,9 +38,9 @@ class ValueRewriter:
             return
         listed = types if isinstance(types, list) else [types]
         known = list(dict.fromkeys([item for item in listed if isinstance(item, str) and item in TYPES]))
-        odd = next((item for item in listed if item not in known), None)
-        if odd is not None:
-            self._policy.refuse("type", f"{json.dumps(odd)[:60]} is not a JSON type")
+        unknown = next((item for item in listed if item not in known), None)
+        if unknown is not None:
+            self._policy.refuse("type", f"{json.dumps(unknown)[:60]} is not a JSON type")
         if known or not listed:
             result["type"] = known[0] if known and not isinstance(types, list) else known
 
@@ -151,13 +151,13 @@ class ValueRewriter:
 
         While it does not, drop the keywords in `dropped`, one after another.
         """
-        kept = dict(keywords)
+        remaining = dict(keywords)
         for key in ("", *dropped):
-            kept.pop(key, None)
-            problem = problem_of_leaf(json.dumps({"type": kind, **kept}))
+            remaining.pop(key, None)
+            problem = problem_of_leaf(json.dumps({"type": kind, **remaining}))
             if not problem or (is_unsatisfiable(problem) and not self._policy.is_lenient):
-                return kept
-            self._policy.refuse(", ".join(kept), f"cannot be enforced: {problem}")
+                return remaining
+            self._policy.refuse(", ".join(remaining), f"cannot be enforced: {problem}")
         return {}
 
 

@@ -161,7 +161,7 @@ class CpuKernels:
             self.name += ", weights in 8 bits"
         self.device, self.kv_dtype = torch.device("cpu"), torch.bfloat16
         self.recorded_sizes: Sequence[int] = ()
-        self.batch_invariant = True
+        self.is_batch_invariant = True
 
     def stage(self, tokens: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor) -> DeviceInputs:
         """See `Kernels.stage`."""

@@ -73,7 +73,7 @@ class TritonKernels:
             self.name = "Triton, interpreted"
         else:
             raise EngineError(f"the Triton kernels run on GPUs, not on {device}")
-        self.batch_invariant = False  # cuBLAS selects algorithms by the shape of the batch
+        self.is_batch_invariant = False  # cuBLAS selects algorithms by the shape of the batch
         self._sequences = sequences
         self._attention = PagedAttention(
             shape,

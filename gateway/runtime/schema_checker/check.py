@@ -52,14 +52,14 @@ class Node:
 class Dialect(NamedTuple):
     """Draft of JSON Schema.
 
-    `keywords`: functions by keyword. `last_keywords`: those that are checked after all others. `ref_alone`: whether
+    `keywords`: functions by keyword. `last_keywords`: those that are checked after all others. `is_ref_alone`: whether
     keywords beside a `$ref` are ignored.
     """
 
     name: str
     keywords: "Mapping[str, Keyword]"
     last_keywords: "Mapping[str, Keyword]"
-    ref_alone: bool
+    is_ref_alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Check:
         self.enums = schema.enums
         self._references = schema.references
         self._keywords = schema.dialect.keywords
-        self._ref_alone = schema.dialect.ref_alone
+        self._ref_alone = schema.dialect.is_ref_alone
         self._levels = 0
 
     def visit(
@@ -93,16 +93,16 @@ class Check:
         scope: Scope,
         evaluated: EvaluatedParts | None,
         *,
-        entered: bool = False,
+        is_entered: bool = False,
     ) -> Violation | None:
-        """Return a violation of the schema by the value. `entered`: whether `scope` is that of the schema already."""
+        """Return a violation of the schema by the value. `is_entered`: whether `scope` is the schema's own already."""
         if isinstance(schema, bool):
             self.budget.spend(1)
             return None if schema else Violation(place, "false", "the schema allows no value here")
         if not isinstance(schema, dict):
             raise NoVerdict("a schema is neither an object nor a boolean")
         self.budget.spend(1 + len(schema))
-        if scope is not None and not entered and ("$id" in schema or "id" in schema):
+        if scope is not None and not is_entered and ("$id" in schema or "id" in schema):
             assert self._references is not None
             self.budget.spend(5)
             scope = self._references.enter(schema, scope)
@@ -155,7 +155,7 @@ class Check:
         """Return a violation of the schema that a reference names."""
         self.budget.spend(5)
         resolved = resolve(node.scope, lookup)
-        return self.visit(resolved.contents, node.value, node.place, resolved.resolver, node.evaluated, entered=True)
+        return self.visit(resolved.contents, node.value, node.place, resolved.resolver, node.evaluated, is_entered=True)
 
 
 Keyword = Callable[[Check, Node, Any], Violation | None]

@@ -28,7 +28,7 @@ class SchemaChecker:
                 self._compiled = _compile(self._schema, budget)
             references = self._compiled.references
             scope = None if references is None else references.root
-            return Check(self._compiled, budget).visit(self._schema, value, None, scope, None, entered=True)
+            return Check(self._compiled, budget).visit(self._schema, value, None, scope, None, is_entered=True)
         except RecursionError:
             raise NoVerdict("the schema or the value is nested too deeply") from None
 

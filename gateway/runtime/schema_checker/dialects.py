@@ -74,11 +74,11 @@ DEFAULT_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _DIALECTS = {
     dialect.name.partition("://")[2].rstrip("#"): dialect
     for dialect in (
-        Dialect("http://json-schema.org/draft-04/schema#", _DRAFT4, {}, ref_alone=True),
-        Dialect("http://json-schema.org/draft-06/schema#", _DRAFT6, {}, ref_alone=True),
-        Dialect("http://json-schema.org/draft-07/schema#", _DRAFT7, {}, ref_alone=True),
-        Dialect("https://json-schema.org/draft/2019-09/schema", _DRAFT2019, _UNEVALUATED, ref_alone=False),
-        Dialect(DEFAULT_DIALECT, _DRAFT2020, _UNEVALUATED, ref_alone=False),
+        Dialect("http://json-schema.org/draft-04/schema#", _DRAFT4, {}, is_ref_alone=True),
+        Dialect("http://json-schema.org/draft-06/schema#", _DRAFT6, {}, is_ref_alone=True),
+        Dialect("http://json-schema.org/draft-07/schema#", _DRAFT7, {}, is_ref_alone=True),
+        Dialect("https://json-schema.org/draft/2019-09/schema", _DRAFT2019, _UNEVALUATED, is_ref_alone=False),
+        Dialect(DEFAULT_DIALECT, _DRAFT2020, _UNEVALUATED, is_ref_alone=False),
     )
 }
 

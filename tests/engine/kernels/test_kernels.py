@@ -344,7 +344,7 @@ def test_attention_over_random_batches(
 def test_rows_do_not_depend_on_their_neighbours(implementation: Implementation) -> None:
     """Compare bit for bit, as the C kernels guarantee."""
     kernels = implementation.make(layer_shape())
-    assert kernels.batch_invariant
+    assert kernels.is_batch_invariant
     torch.manual_seed(1)
     packed = kernels.pack(torch.randn(96, 64).to(BF16))
     x = torch.randn(70, 64).to(BF16)
@@ -478,7 +478,9 @@ def test_strided_inputs(implementation: Implementation) -> None:
 
     def same(left: torch.Tensor, right: torch.Tensor) -> bool:
         return (
-            torch.equal(left, right) if kernels.batch_invariant else close(left, right.double(), implementation.error)
+            torch.equal(left, right)
+            if kernels.is_batch_invariant
+            else close(left, right.double(), implementation.error)
         )
 
     torch.manual_seed(5)

@@ -17,7 +17,7 @@ class FakeGateway:
     """Records the reports to a gateway, in order."""
 
     def __init__(self, server: EngineServer) -> None:
-        self._hub = server
+        self._server = server
         self.connection = Connection(self)
         self.steps: list[StepReport] = []
 
@@ -27,7 +27,7 @@ class FakeGateway:
 
     def post(self, *commands: Command | None) -> None:
         for command in commands:
-            self._hub.post(self.connection, None if command is None else [command])
+            self._server.post(self.connection, None if command is None else [command])
 
     def updates(self, context: int) -> list[Update]:
         return [update for step in list(self.steps) for update in step.updates if update.context == context]

@@ -37,22 +37,22 @@ def test_the_target_of_a_reference(reference: str, target: Any) -> None:
         },
         "prefixItems": [True, {"const": 2}],
     }
-    assert definitions(root).target(reference) == (root if target == "root" else target)
+    assert definitions(root).find_target(reference) == (root if target == "root" else target)
 
 
 @pytest.mark.parametrize("reference", ["#/$defs/none", "#/prefixItems/2", "#/title", "other.json", 5, None])
 def test_a_reference_without_a_target_is_dropped(reference: Any) -> None:
-    assert definitions({"title": "x", "prefixItems": [True]}).reference(reference, None) is None
+    assert definitions({"title": "x", "prefixItems": [True]}).make_reference(reference, None) is None
 
 
 def test_a_definition_gets_a_name_for_each_set_of_shared_names() -> None:
     found = definitions({"$defs": {"a": {"const": 1}, "b": {"$defs": {"a": {"const": 2}}}}})
     shared = frozenset({"x"})
     names = [
-        found.reference("#/$defs/a", None),
-        found.reference("#/$defs/a", shared),
-        found.reference("#/$defs/b/$defs/a", None),
-        found.reference("#/$defs/a", None),
+        found.make_reference("#/$defs/a", None),
+        found.make_reference("#/$defs/a", shared),
+        found.make_reference("#/$defs/b/$defs/a", None),
+        found.make_reference("#/$defs/a", None),
     ]
     assert names == ["#/$defs/a", "#/$defs/a_0", "#/$defs/a_1", "#/$defs/a"]
     assert found.pop() == ("a", {"const": 1}, None)
