@@ -32,9 +32,9 @@ from gateway.engines.protocol import (
 from gateway.engines.tokenizing import tokens_of
 from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Messages, PromptContent, content_size, tokens_of_content
-from gateway.prompts.message_join import join_messages
 from gateway.http_client.errors import ConnectionBroken
 from gateway.http_client.response import Response
+from gateway.prompts.message_join import join_messages
 from gateway.runtime import json_codec
 from gateway.runtime.executors import offload
 
