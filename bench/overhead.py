@@ -94,7 +94,7 @@ async def _serve(kind: str, arguments: Sequence[str]) -> None:
             app = web.Application()
             app.router.add_post("/v1/chat/completions", _bare)
             address = await stack.enter_async_context(listening(app, settings))
-        GcTuner().begin()
+        GcTuner().start()
         print(address, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 

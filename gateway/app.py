@@ -86,7 +86,7 @@ def build_services(
         scheduler=scheduler,
         models=ServedModels(settings.engine_wait),
         archive=archive,
-        ready=lambda: pool.ready,
+        ready=lambda: pool.is_ready,
         max_wait_seconds=settings.max_wait,
     )
 

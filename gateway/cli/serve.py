@@ -27,7 +27,7 @@ async def _serve(settings: ServeSettings, began: float) -> int:
         print(f"myna: cannot load {settings.engine_ca}: {error.strerror or error}", file=sys.stderr)
         return 1
     try:
-        await engines.begin()
+        await engines.launch()
         from gateway.server.lifespan import Lifespan, StartFailed  # loads while the engine's process loads as well
 
         try:

@@ -73,7 +73,7 @@ class EngineTable(BaseModel):
             raise ValueError("key and key_env cannot both be set")
         if self.key_env is not None and not os.environ.get(self.key_env):
             raise ValueError(f"key_env: the environment has no variable {self.key_env}")
-        if self.tokenizer is not None and not KINDS[self.kind].takes_tokens:
+        if self.tokenizer is not None and not KINDS[self.kind].accepts_tokens:
             raise ValueError(f"tokenizer: a server of kind {self.kind} does not accept tokens")
         return self
 

@@ -18,20 +18,20 @@ class EnginePool:
     def add(self, model: str, engine: Engine) -> None:
         """Add an engine of `model`. It gets work whenever it is ready."""
         self._engines.setdefault(model, []).append(engine)
-        self.changed()
+        self.notify_change()
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether every model has an engine that accepts work."""
-        return bool(self._engines) and all(any(e.ready for e in engines) for engines in self._engines.values())
+        return bool(self._engines) and all(any(e.is_ready for e in engines) for engines in self._engines.values())
 
-    def changed(self) -> None:
+    def notify_change(self) -> None:
         """Wake the calls that wait, because an engine became ready or stopped being so."""
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
-        """Return the ready engines of a model. See `Engines.serving`."""
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+        """Return the ready engines of a model. See `Engines.find_ready`."""
         if ready := self._ready(model):
             return ready
         if not wait:
@@ -45,4 +45,4 @@ class EnginePool:
         return ready
 
     def _ready(self, model: str) -> list[Engine]:
-        return [engine for engine in self._engines.get(model, ()) if engine.ready]
+        return [engine for engine in self._engines.get(model, ()) if engine.is_ready]

@@ -156,7 +156,7 @@ class Engine(Protocol):
     some. Otherwise it applies to all of the text."""
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the engine accepts work now."""
 
     @property
@@ -164,7 +164,7 @@ class Engine(Protocol):
         """Number of open contexts."""
 
     @property
-    def pace(self) -> StepTimes | None:
+    def step_times(self) -> StepTimes | None:
         """Recent durations of the engine's steps; None if they are unknown."""
 
     async def encode(self, text: str) -> Sequence[int] | str:
@@ -182,5 +182,5 @@ class Engine(Protocol):
 class Engines(Protocol):
     """The engines of all models."""
 
-    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         """Return the ready engines of a model. Wait for one, if there is none and `wait` is true. Raises NoEngine."""

@@ -63,7 +63,7 @@ class CostModel:
 
     def observe(self, engine: Engine) -> None:
         """Update the average pace with the pace of an engine that is about to receive a call."""
-        now, pace = engine.pace, self.pace
+        now, pace = engine.step_times, self.pace
         if now is None or pace is None:
             self.pace = now or pace
             return

@@ -151,7 +151,7 @@ class CallExecutor:
     async def _has_other_engine(self, model: str, lost: str | None) -> bool:
         """Return whether an engine other than the lost one accepts work for the model now."""
         try:
-            return any(engine.name != lost for engine in await self._engines.serving(model, wait=False))
+            return any(engine.name != lost for engine in await self._engines.find_ready(model, wait=False))
         except NoEngine:
             return False
 
@@ -164,7 +164,7 @@ class CallExecutor:
             call.set_state(CallState.QUEUED)
         engines: Sequence[Engine] = ()
         while not engines:
-            ready = await self._engines.serving(rendering.model, wait=wait)
+            ready = await self._engines.find_ready(rendering.model, wait=wait)
             engines = await self._isolation.open(ready, passes=partial(self._has_contexts, call.session))
         if lost is not None:
             engines = [engine for engine in engines if engine.name != lost] or engines
@@ -180,7 +180,7 @@ class CallExecutor:
         it could not generate them."""
         for source in call.inputs.values():
             await call.until_final(source)
-        serving = partial(self._engines.serving, rendering.model)
+        serving = partial(self._engines.find_ready, rendering.model)
         async with self._isolation.alone(lost, serving) as engine:
             await self._run_on(call, rendering, engine, patient=True, alone=True)
 

@@ -32,5 +32,5 @@ def place(call: Call, engines: Sequence[Engine], prefix_tokens: Mapping[Engine, 
     if len(engines) > _SAMPLE:
         first = call.arrival * _SAMPLE % len(engines)
         sample = [*engines[first : first + _SAMPLE], *engines[: max(0, first + _SAMPLE - len(engines))]]
-        engines = [min(sample, key=_load), *(engine for engine in prefix_tokens if engine.ready)]
+        engines = [min(sample, key=_load), *(engine for engine in prefix_tokens if engine.is_ready)]
     return min(engines, key=cost)

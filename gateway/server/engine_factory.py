@@ -12,10 +12,10 @@ from engine.tokenizer import Tokenizer
 from gateway.config.engine_tables import EngineTable, host_and_port
 from gateway.config.settings import EngineOptions, ServeSettings
 from gateway.engines.local.client import EngineClient, EngineStartFailed
-from gateway.engines.local.ray import RayEngine, shares_of
+from gateway.engines.local.ray import RayEngine, resources_per_engine
 from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.local.tcp import TcpEngine
-from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.openai.tokenizer import load_tokenizer
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import Engine
@@ -39,10 +39,10 @@ class EngineFactory:
         self._pool = pool
         self.engine_tls = ssl.create_default_context(cafile=settings.engine_ca)
         """TLS context for engines of this project. It trusts only `engine_ca`, if that is set."""
-        self.https = ssl.create_default_context()
+        self.upstream_tls = ssl.create_default_context()
         """TLS context for upstream servers and other gateways."""
         if settings.engine_ca is not None:  # in addition to public authorities: upstream servers may use either
-            self.https.load_verify_locations(settings.engine_ca)
+            self.upstream_tls.load_verify_locations(settings.engine_ca)
         self._tokenizers: dict[str, Tokenizer] = {}
         self._clients: list[EngineClient] = []
         self._servers: list[tuple[EngineTable, Upstream]] = []
@@ -60,7 +60,7 @@ class EngineFactory:
     def _create_embedded(self) -> list[EngineClient]:
         first, hang = len(self._clients), self._settings.engine_timeout
         return [
-            SubprocessEngine(f"embedded-{first + index}", config, self._pool.changed, hang_seconds=hang)
+            SubprocessEngine(f"embedded-{first + index}", config, self._pool.notify_change, hang_seconds=hang)
             for index, config in enumerate(engine_configs(self._settings, usable_gpus()))
         ]
 
@@ -70,29 +70,29 @@ class EngineFactory:
             table.name,
             *host_and_port(where),
             self._settings.engine_token or "",
-            self._pool.changed,
+            self._pool.notify_change,
             tls=self.engine_tls if scheme == "tls" else None,
             hang_seconds=self._settings.engine_timeout,
-            patience=self._settings.engine_wait,
+            start_timeout=self._settings.engine_wait,
         )
 
     async def _create_ray(self, table: EngineTable) -> list[EngineClient]:
-        shares = await asyncio.to_thread(shares_of, table.url, table.count, table.cpus, table.gpus)
+        engines = await asyncio.to_thread(resources_per_engine, table.url, table.count, table.cpus, table.gpus)
         return [
             RayEngine(
                 f"{table.name}-{index}",
                 table.url,
                 engine_config(self._settings, self._settings.device, 1),
-                share,
-                self._pool.changed,
+                resources,
+                self._pool.notify_change,
                 linger=table.linger,
                 hang_seconds=self._settings.engine_timeout,
             )
-            for index, share in enumerate(shares)
+            for index, resources in enumerate(engines)
         ]
 
     def _create_upstream(self, table: EngineTable) -> Upstream:
-        server = Server(
+        config = UpstreamConfig(
             table.name,
             table.kind,
             table.url,
@@ -100,14 +100,14 @@ class EngineFactory:
             models=table.models,
             timeout=table.timeout,
             concurrency=table.concurrency,
-            tls=self.https,
+            tls=self.upstream_tls,
         )
-        return Upstream(server, self._pool.changed, patience=self._settings.engine_wait)
+        return Upstream(config, self._pool.notify_change, start_timeout=self._settings.engine_wait)
 
-    async def begin(self) -> None:
-        """Start the process of the first engine, while the rest of the server is set up; see `EngineClient.begin`."""
+    async def launch(self) -> None:
+        """Launch the process of the first engine, while the rest of the server is set up; see `EngineClient.launch`."""
         if self._clients:
-            await self._clients[0].begin()
+            await self._clients[0].launch()
 
     async def start(self) -> None:
         """Start all engines and register their models. Raises EngineStartFailed.

@@ -42,7 +42,7 @@ class GcTuner:
         self._last_collection = clock()
         self._collection_duration = 0.0
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start. Objects that exist now are permanent, and are never examined again."""
         gc.set_threshold(_YOUNG_THRESHOLD, _MIDDLE_THRESHOLD, _NEVER)
         self._collect()

@@ -63,7 +63,7 @@ class Lifespan:
             if not await self._start_engines(services):
                 return
             await self._resume(services, app)
-            self._tuner.begin()
+            self._tuner.start()
             seconds = time.monotonic() - self._began
             print(f"myna serves {self._engines} at {address}/v1 (ready in {seconds:.1f} s)", flush=True)
             maintenance = asyncio.create_task(maintain(services, self._tuner), name="maintenance")
@@ -112,7 +112,7 @@ class Lifespan:
             app[BACKGROUND].resume(session)
 
         self._membership, forwarding = build_cluster(
-            self._settings, services, self._storage, self._journal, resume, self._engines.https
+            self._settings, services, self._storage, self._journal, resume, self._engines.upstream_tls
         )
         await forwarding.start()
         self._stack.push_async_callback(forwarding.close)

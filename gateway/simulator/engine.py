@@ -107,7 +107,7 @@ class SimulatedEngine:
     as without speculation.
     """
 
-    ready = True
+    is_ready = True
 
     def __init__(self, name: str, costs: Costs) -> None:
         self.name = name
@@ -150,8 +150,8 @@ class SimulatedEngine:
         return self._running is not None
 
     @property
-    def pace(self) -> StepTimes:
-        """Durations of its steps. See `Engine.pace`."""
+    def step_times(self) -> StepTimes:
+        """Durations of its steps. See `Engine.step_times`."""
         return StepTimes(self._step_budget.row_seconds, self._step_budget.stand_alone_seconds)
 
     async def encode(self, text: str) -> Sequence[int]:

@@ -83,7 +83,7 @@ class _Pool:
     def __init__(self, engines: Sequence[SimulatedEngine]) -> None:
         self._engines = engines
 
-    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         return self._engines
 
 

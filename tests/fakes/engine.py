@@ -27,9 +27,9 @@ class StubEngine:
         self.name = name
         self.tokens_per_unit = 1.0
         self.constrains_after_reasoning = True
-        self.ready = True
+        self.is_ready = True
         self.load = 0
-        self.pace = StepTimes(row_seconds=0.001, step_seconds=0.01)
+        self.step_times = StepTimes(row_seconds=0.001, step_seconds=0.01)
         self.opened: list[StubContext] = []
         self.released = asyncio.Event()
         self.released.set()
@@ -59,7 +59,7 @@ class StubEngine:
 
     def open(self, scope: str, urgency: Urgency) -> "StubContext":
         """See `Engine.open`."""
-        if not self.ready:
+        if not self.is_ready:
             raise EngineLost("the stub is not running")
         context = StubContext(self, scope, urgency)
         self.opened.append(context)

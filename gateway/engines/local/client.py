@@ -64,17 +64,17 @@ class EngineClient:
     constrains_after_reasoning = True
 
     def __init__(
-        self, name: str, changed: Callable[[], None], *, hang_seconds: float = 60.0, patience: float = 0.0
+        self, name: str, on_change: Callable[[], None], *, hang_seconds: float = 60.0, start_timeout: float = 0.0
     ) -> None:
-        """`changed` is called whenever `ready` changes. An engine that has work and is silent for `hang_seconds` is
-        aborted, see `abort_engine`. `patience`: seconds for which `start` keeps trying."""
+        """`on_change` is called whenever `is_ready` changes. An engine that has work and is silent for `hang_seconds`
+        is aborted, see `abort_engine`. `start_timeout`: seconds for which `start` keeps trying."""
         self.name = name
         self.info: EngineInfo | None = None
         self.restarts = 0
-        self.pace: StepTimes | None = None
-        """See `Engine.pace`."""
-        self._changed = changed
-        self._hang_seconds, self._patience = hang_seconds, patience
+        self.step_times: StepTimes | None = None
+        """See `Engine.step_times`."""
+        self._on_change = on_change
+        self._hang_seconds, self._start_timeout = hang_seconds, start_timeout
         self._sent = 0
         self._drafts: tuple[int, int] | None = None
         """Drafted and accepted tokens in the last report over this connection."""
@@ -93,7 +93,7 @@ class EngineClient:
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the engine accepts work now."""
         return self._ready
 
@@ -120,9 +120,8 @@ class EngineClient:
             return 0
         return (self.info.kv_tokens - self._free_tokens) // self.info.block_size
 
-    async def begin(self) -> None:
-        """Begin a slow part of the start, if the engine has one, so that it runs while others start. Call `start` or
-        `close` after it."""
+    async def launch(self) -> None:
+        """Run a slow part of the start before `start`, if the engine has one. Call `start` or `close` after it."""
 
     async def start(self) -> None:
         """Wait until the engine is ready. Raises EngineStartFailed, with the engine's own message if there is one."""
@@ -211,7 +210,7 @@ class EngineClient:
             except Exception as error:  # a caller that waits for the start must get the error
                 log.exception("the connection to engine %s failed", self.name)
                 reason = f"{type(error).__name__}: {error}"
-            if not first_ready.done() and time.monotonic() - started >= self._patience:
+            if not first_ready.done() and time.monotonic() - started >= self._start_timeout:
                 first_ready.set_exception(EngineStartFailed(f"engine {self.name} did not start: {reason}"))
                 return
             if self._answered or time.monotonic() - began > _HEALTHY_SECONDS:
@@ -236,7 +235,7 @@ class EngineClient:
         contexts, self._contexts = self._contexts, {}
         for context in contexts.values():
             message = f"engine {self.name} was lost while it worked on this request"
-            context.lose(EngineLost(message, suspect=context.has_commands))
+            context.fail(EngineLost(message, suspect=context.has_commands))
 
     def on_ready(self, info: EngineInfo, first_ready: "asyncio.Future[None]") -> None:
         """Mark the engine as ready for commands."""
@@ -249,7 +248,7 @@ class EngineClient:
     def on_step(self, report: Report) -> None:
         """Handle a report of the engine about a step."""
         assert isinstance(report, StepReport)
-        self.pace = StepTimes(report.row_seconds, report.step_seconds)
+        self.step_times = StepTimes(report.row_seconds, report.step_seconds)
         self._free_tokens = report.free_tokens
         self._heartbeat = EngineHeartbeat(time.monotonic(), working=report.running > 0, commands=report.commands)
         before, self._drafts = self._drafts, (report.drafted, report.right)
@@ -275,7 +274,7 @@ class EngineClient:
     def _set_ready(self, ready: bool) -> None:
         if ready != self._ready:
             self._ready = ready
-            self._changed()
+            self._on_change()
 
 
 class EngineClientContext:
@@ -369,7 +368,7 @@ class EngineClientContext:
         if update.finish is not None:
             self._end_future.set_result(None)
 
-    def lose(self, error: EngineLost) -> None:
+    def fail(self, error: EngineLost) -> None:
         """Fail the context, because its engine was lost."""
         self._lost = error
         if self._end_future is not None and not self._end_future.done():

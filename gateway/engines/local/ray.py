@@ -32,7 +32,7 @@ _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Share:
+class EngineResources:
     """Resources of each engine in the cluster: CPU cores and GPUs, or parts of a GPU."""
 
     cpus: float
@@ -56,7 +56,7 @@ def connect(address: str) -> Any:
     return ray
 
 
-def shares_of(address: str, count: int, cpus: float | None, gpus: float | None) -> list[Share]:
+def resources_per_engine(address: str, count: int, cpus: float | None, gpus: float | None) -> list[EngineResources]:
     """Return the resources of each engine.
 
     Defaults: one engine for each GPU of the cluster. Without GPUs, one engine for each node that has cores, with as
@@ -72,7 +72,7 @@ def shares_of(address: str, count: int, cpus: float | None, gpus: float | None) 
         gpus = 1.0 if gpu_count else 0.0
     if cpus is None:
         cpus = 1.0 if gpus else min(cores)
-    return [Share(cpus, gpus)] * (count or (int(gpu_count / gpus) if gpus else len(cores)))
+    return [EngineResources(cpus, gpus)] * (count or (int(gpu_count / gpus) if gpus else len(cores)))
 
 
 class RayEngine(TcpEngine):
@@ -84,19 +84,19 @@ class RayEngine(TcpEngine):
         name: str,
         address: str,
         config: EngineConfig,
-        share: Share,
-        changed: Callable[[], None],
+        resources: EngineResources,
+        on_change: Callable[[], None],
         *,
         linger: float = 300.0,
         hang_seconds: float = 60.0,
     ) -> None:
         """`name` and `config` identify the actor."""
-        super().__init__(name, "", 0, "", changed, hang_seconds=hang_seconds)
+        super().__init__(name, "", 0, "", on_change, hang_seconds=hang_seconds)
         self._address = address
         self._config = msgspec.json.encode(config)
-        self._share = share
+        self._resources = resources
         self._linger = linger
-        self.actor = f"{name}-{hashlib.sha256(self._config + repr(share).encode()).hexdigest()[:12]}"
+        self.actor = f"{name}-{hashlib.sha256(self._config + repr(resources).encode()).hexdigest()[:12]}"
         """Name of the actor in the cluster."""
 
     async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
@@ -123,13 +123,17 @@ class RayEngine(TcpEngine):
             "namespace": _NAMESPACE,
             "lifetime": "detached",
             "get_if_exists": True,
-            "num_cpus": self._share.cpus,
-            "num_gpus": self._share.gpus,
+            "num_cpus": self._resources.cpus,
+            "num_gpus": self._resources.gpus,
             "max_restarts": -1,
             "max_concurrency": 8,
             "scheduling_strategy": "SPREAD",
         }
-        return ray.remote(Actor).options(**options).remote(self._config, max(1, int(self._share.cpus)), self._linger)
+        return (
+            ray.remote(EngineActor)
+            .options(**options)
+            .remote(self._config, max(1, int(self._resources.cpus)), self._linger)
+        )
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class Endpoint:
     problem: str = ""
 
 
-class Actor:
+class EngineActor:
     """An engine within an actor's process. Owner of the thread that runs it."""
 
     def __init__(self, config: bytes, threads: int, linger: float) -> None:

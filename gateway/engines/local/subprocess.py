@@ -36,10 +36,10 @@ class SubprocessEngine(EngineClient):
     """Owner of one engine process. See `EngineClient`. Closing ends it, by force if it does not end itself."""
 
     def __init__(
-        self, name: str, config: EngineConfig, changed: Callable[[], None], *, hang_seconds: float = 60.0
+        self, name: str, config: EngineConfig, on_change: Callable[[], None], *, hang_seconds: float = 60.0
     ) -> None:
         """See `EngineClient`. A process that hangs is killed and replaced."""
-        super().__init__(name, changed, hang_seconds=hang_seconds)
+        super().__init__(name, on_change, hang_seconds=hang_seconds)
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
         self._spawned: tuple[asyncio.subprocess.Process, socket.socket] | None = None
@@ -49,7 +49,7 @@ class SubprocessEngine(EngineClient):
         """Id of the running process; None if there is none."""
         return None if self._process is None else self._process.pid
 
-    async def begin(self) -> None:
+    async def launch(self) -> None:
         """Start the process. `start` uses it."""
         self._spawned = await self._spawn()
 

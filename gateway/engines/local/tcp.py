@@ -39,14 +39,14 @@ class TcpEngine(EngineClient):
         host: str,
         port: int,
         token: str,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
         *,
         tls: ssl.SSLContext | None = None,
         hang_seconds: float = 60.0,
-        patience: float = 0.0,
+        start_timeout: float = 0.0,
     ) -> None:
         """See `EngineClient`. The connection to an engine that hangs is closed and made again."""
-        super().__init__(name, changed, hang_seconds=hang_seconds, patience=patience)
+        super().__init__(name, on_change, hang_seconds=hang_seconds, start_timeout=start_timeout)
         self._host, self._port, self._token, self._tls = host, port, token, tls
 
     async def run_once(self, first_ready: "asyncio.Future[None]") -> str:

@@ -2,6 +2,6 @@
 
 from gateway.engines.openai.engine import OpenAIEngine
 from gateway.engines.openai.profiles import KINDS
-from gateway.engines.openai.upstream import Server, Upstream
+from gateway.engines.openai.upstream import Upstream, UpstreamConfig
 
-__all__ = ["KINDS", "OpenAIEngine", "Server", "Upstream"]
+__all__ = ["KINDS", "OpenAIEngine", "Upstream", "UpstreamConfig"]

@@ -8,11 +8,11 @@ import itertools
 class ConcurrencySlot:
     """Place of a request in the queue. The lowest rank goes first."""
 
-    __slots__ = ("rank", "ready")
+    __slots__ = ("admitted", "rank")
 
     def __init__(self, rank: float) -> None:
         self.rank = rank
-        self.ready: asyncio.Future[None] | None = None
+        self.admitted: asyncio.Future[None] | None = None
         """Future of the waiting request; None if it does not wait."""
 
 
@@ -31,17 +31,17 @@ class ConcurrencyLimiter:
         if self.running < self.limit and not self._queue:
             self.running += 1
             return
-        slot.ready = asyncio.get_running_loop().create_future()
+        slot.admitted = asyncio.get_running_loop().create_future()
         self._enqueue(slot)
         self._admit()
         try:
-            await slot.ready
+            await slot.admitted
         except asyncio.CancelledError:
-            if slot.ready.done() and not slot.ready.cancelled():  # it was admitted in the same turn of the loop
+            if slot.admitted.done() and not slot.admitted.cancelled():  # it was admitted in the same turn of the loop
                 self.release()
             raise
         finally:
-            slot.ready = None
+            slot.admitted = None
 
     def release(self) -> None:
         """End a request, and admit the next one."""
@@ -52,7 +52,7 @@ class ConcurrencyLimiter:
         """Change the rank of a request from now on."""
         if slot.rank != rank:
             slot.rank = rank
-            if slot.ready is not None and not slot.ready.done():
+            if slot.admitted is not None and not slot.admitted.done():
                 self._enqueue(slot)
 
     def _enqueue(self, slot: ConcurrencySlot) -> None:
@@ -61,6 +61,6 @@ class ConcurrencyLimiter:
     def _admit(self) -> None:
         while self._queue and self.running < self.limit:
             rank, _, slot = heapq.heappop(self._queue)
-            if slot.ready is not None and not slot.ready.done() and rank == slot.rank:
+            if slot.admitted is not None and not slot.admitted.done() and rank == slot.rank:
                 self.running += 1
-                slot.ready.set_result(None)
+                slot.admitted.set_result(None)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from engine.tokenizer import Tokenizer
 from gateway.engines.openai.concurrency import ConcurrencySlot
-from gateway.engines.openai.stream_parser import LONGEST_ANSWER, AnswerParser, InvalidAnswer, Usage
+from gateway.engines.openai.stream_parser import LONGEST_ANSWER, AnswerParser, InvalidAnswer, ReportedUsage
 from gateway.engines.openai.upstream import Upstream
 from gateway.engines.protocol import (
     ContextRefused,
@@ -48,19 +48,18 @@ _TAIL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Changes:
+class RequestChanges:
     """Changes to a request after the server has refused one of its fields.
 
-    `dropped`: fields that the next try leaves out. `length`: field that the next try uses for the maximum length of an
-    answer. The refusal may name a field only because it quotes the client's text. So later requests are changed as well
-    only after a changed request has succeeded.
-    """
+    `dropped`: fields that the next try leaves out. `length_field`: field that the next try uses for the maximum length
+    of an answer. The refusal may name a field only because it quotes the client's text. So later requests are changed
+    as well only after a changed request has succeeded."""
 
     dropped: frozenset[str] = frozenset()
-    length: Literal["max_tokens", "max_completion_tokens"] | None = None
+    length_field: Literal["max_tokens", "max_completion_tokens"] | None = None
 
 
-UNCHANGED = Changes()
+UNCHANGED = RequestChanges()
 
 
 class OpenAIEngine:
@@ -74,13 +73,13 @@ class OpenAIEngine:
         self.tokenizer = tokenizer
         self.tokens_per_unit = 0.25 if tokenizer is None else 1.0
         self.constrains_after_reasoning = False
-        self.pace: StepTimes | None = None
+        self.step_times: StepTimes | None = None
         self.contexts = 0
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the server accepts work now."""
-        return self.upstream.ready
+        return self.upstream.is_ready
 
     @property
     def load(self) -> int:
@@ -99,28 +98,28 @@ class OpenAIEngine:
 
     def open(self, scope: str, urgency: Urgency) -> "OpenAIContext":
         """Open a context. See `Engine.open`."""
-        if not self.ready:
+        if not self.is_ready:
             raise EngineLost(f"engine {self.name} accepts no work now", suspect=False)
         self.contexts += 1
         return OpenAIContext(self, scope, urgency)
 
-    def request(
+    def build_request(
         self,
         prompt: "array[int] | Sequence[str | Messages]",
         sampling: SamplingParams,
         scope: str,
         urgency: Urgency,
-        changes: Changes = UNCHANGED,
+        changes: RequestChanges = UNCHANGED,
     ) -> tuple[str, dict[str, Any]]:
         """Return path and body of the request that continues the prompt: tokens, or texts and messages. Raises
         ContextRefused. `changes`: corrections for this server."""
         profile = self.upstream.profile
-        if changes.length is not None:
-            profile = dataclasses.replace(profile, length=changes.length)
+        if changes.length_field is not None:
+            profile = dataclasses.replace(profile, length_field=changes.length_field)
         path, prompt_fields = "/v1/completions", dict[str, Any]()
         if isinstance(prompt, array):
             prompt_fields = {"prompt": prompt.tolist(), "return_token_ids": True}
-            if self.upstream.server.kind not in ("vllm", "sglang"):
+            if self.upstream.config.kind not in ("vllm", "sglang"):
                 del prompt_fields["return_token_ids"]
         elif any(isinstance(piece, Messages) for piece in prompt):
             path, prompt_fields = "/v1/chat/completions", self._messages(join_messages(prompt))
@@ -133,10 +132,10 @@ class OpenAIEngine:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if profile.salt is not None and scope:
-            body[profile.salt] = hashlib.sha256(scope.encode()).hexdigest()
-        if profile.urgency is not None:
-            field, ascending = profile.urgency
+        if profile.salt_field is not None and scope:
+            body[profile.salt_field] = hashlib.sha256(scope.encode()).hexdigest()
+        if profile.priority_field is not None:
+            field, ascending = profile.priority_field
             rank = max(-(2**31), min(2**31 - 1, round(urgency.rank * (10 if ascending else -10))))
             body[field] = rank
         for name in (*self.upstream.dropped, *changes.dropped):
@@ -149,9 +148,11 @@ class OpenAIEngine:
         if conversation.is_open and not messages[-1]["content"]:
             messages.pop()  # the answer has no text yet, so there is nothing to continue
         elif conversation.is_open:
-            match self.upstream.profile.goes_on:
+            match self.upstream.profile.continuation:
                 case None:
-                    raise self.upstream.profile.refusal("a continuation of an assistant message (a slot behind text)")
+                    raise self.upstream.profile.unsupported_error(
+                        "a continuation of an assistant message (a slot behind text)"
+                    )
                 case "flags":
                     body |= {"add_generation_prompt": False, "continue_final_message": True}
         return body
@@ -229,11 +230,11 @@ class OpenAIContext:
         began = time.monotonic()
         if self._generations:
             self._append_generations()
-        await self._upstream.turns.acquire(self._slot)
+        await self._upstream.limiter.acquire(self._slot)
         try:
             usage = await self._run_request(sampling, on_event, held=time.monotonic() - began)
         finally:
-            self._upstream.turns.release()
+            self._upstream.limiter.release()
         if usage is not None:
             prompt, cached, completion, reasoning = usage
             self._reasoning_tokens += reasoning
@@ -241,7 +242,9 @@ class OpenAIContext:
             self._cached = cached if self._cached is None else self._cached
             on_event(TokenCounts(max(0, prompt - before), self._cached, self._generated_tokens, self._reasoning_tokens))
 
-    async def _run_request(self, sampling: SamplingParams, on_event: EventCallback, held: float) -> Usage | None:
+    async def _run_request(
+        self, sampling: SamplingParams, on_event: EventCallback, held: float
+    ) -> ReportedUsage | None:
         """Send the request, and read its answer. Return the token counts if the server reports them."""
         prefilled, changes = False, UNCHANGED
         text, tokens = [""], array("i")
@@ -256,7 +259,7 @@ class OpenAIContext:
                 response.deadline = time.monotonic() + _TAIL_SECONDS
 
         while True:
-            path, body, content = await self._request(sampling, changes)
+            path, body, content = await self._build_request(sampling, changes)
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False)
             try:
@@ -273,15 +276,17 @@ class OpenAIContext:
                 changes = new_changes
             else:
                 if changes is not UNCHANGED:
-                    self._upstream.learn(changes.dropped, changes.length)
+                    self._upstream.adopt_changes(changes.dropped, changes.length_field)
                 self._generations.append(("".join(text), tokens))
                 return answer.usage
 
-    async def _request(self, sampling: SamplingParams, changes: Changes) -> tuple[str, dict[str, Any], bytes]:
+    async def _build_request(
+        self, sampling: SamplingParams, changes: RequestChanges
+    ) -> tuple[str, dict[str, Any], bytes]:
         """Return the next request's path and body, and the body as JSON. Raises ContextRefused."""
 
         def make() -> tuple[str, dict[str, Any], bytes]:
-            path, body = self._engine.request(prompt, sampling, self._scope, urgency, changes)
+            path, body = self._engine.build_request(prompt, sampling, self._scope, urgency, changes)
             return path, body, json_codec.encode(body)
 
         prompt, urgency = self._prompt, self._urgency
@@ -298,18 +303,18 @@ class OpenAIContext:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False) from None
             if not answer.ended:
-                raise self._upstream.error_of_connection(error, self._tenant) from error
+                raise self._upstream.connection_error(error, self._tenant) from error
         except InvalidAnswer as error:
-            self._upstream.failed(self._tenant)
-            raise self._upstream.lost(f"sent an invalid answer: {error}") from error
+            self._upstream.record_failure(self._tenant)
+            raise self._upstream.lost_error(f"sent an invalid answer: {error}") from error
         finally:
             response.close()
         if not answer.ended:
-            self._upstream.failed(self._tenant)
-            raise self._upstream.lost("broke off in the middle of an answer")
-        self._upstream.succeeded()
+            self._upstream.record_failure(self._tenant)
+            raise self._upstream.lost_error("broke off in the middle of an answer")
+        self._upstream.record_success()
 
-    def _changes_after(self, refusal: str, body: dict[str, Any], changes: Changes) -> Changes | None:
+    def _changes_after(self, refusal: str, body: dict[str, Any], changes: RequestChanges) -> RequestChanges | None:
         """Return the changes for another try, if the refusal names a field that can be dropped or renamed; otherwise
         None.
 
@@ -319,16 +324,16 @@ class OpenAIContext:
             "max_completion_tokens" in refusal
             and "max_tokens" in body
             and "messages" in body
-            and changes.length is None
+            and changes.length_field is None
         ):
-            return dataclasses.replace(changes, length="max_completion_tokens")
+            return dataclasses.replace(changes, length_field="max_completion_tokens")
         named = {field for field in _HINTS if field in body and field in refusal}
         return dataclasses.replace(changes, dropped=changes.dropped | named) if named else None
 
     def rerank(self, urgency: Urgency) -> None:
         """Change the urgency. See `EngineContext.rerank`."""
         self._urgency = urgency
-        self._upstream.turns.rerank(self._slot, urgency.rank)
+        self._upstream.limiter.rerank(self._slot, urgency.rank)
 
     def free(self) -> None:
         """Free the context. See `EngineContext.free`."""

@@ -21,43 +21,43 @@ _SAMPLING = frozenset(
 class Profile:
     """Features of a kind of server.
 
-    `fields`: request fields beyond OpenAI's that it knows. `length`: field with the maximum number of tokens of a
-    chat's answer. `goes_on`: how an unfinished assistant message is continued: by `flags`, `always` if it is the last
-    message, or not at all. `regex`, `grammar`: fields that constrain an answer. `salt`: field that separates caches.
-    `urgency`: field with the priority, and whether lower values go first. `takes_tokens`: whether prompts can be
-    tokens. `predicts`: whether it accepts a predicted output. `health`: path of the health check. `load`: metrics whose
-    sum is the number of its requests.
+    `fields`: request fields beyond OpenAI's that it knows. `length_field`: field with the maximum number of tokens of a
+    chat's answer. `continuation`: how an unfinished assistant message is continued: by `flags`, `always` if it is the
+    last message, or not at all. `regex_field`, `grammar_field`: fields that constrain an answer. `salt_field`: field
+    that separates caches. `priority_field`: field with the priority, and whether lower values go first.
+    `accepts_tokens`: whether prompts can be tokens. `accepts_prediction`: whether it accepts a predicted output.
+    `health_path`: path of the health check. `load_metrics`: metrics whose sum is the number of its requests.
     """
 
     kind: str
     fields: Collection[str] = frozenset()
-    length: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    goes_on: Literal["flags", "always"] | None = None
-    regex: str | None = None
-    grammar: str | None = None
-    salt: str | None = None
-    urgency: tuple[str, bool] | None = None
-    takes_tokens: bool = False
-    predicts: bool = False
-    health: str = "/v1/models"
-    load: Collection[str] = ()
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    continuation: Literal["flags", "always"] | None = None
+    regex_field: str | None = None
+    grammar_field: str | None = None
+    salt_field: str | None = None
+    priority_field: tuple[str, bool] | None = None
+    accepts_tokens: bool = False
+    accepts_prediction: bool = False
+    health_path: str = "/v1/models"
+    load_metrics: Collection[str] = ()
 
-    def knowing(self, fields: Collection[str]) -> "Profile":
+    def adapt(self, fields: Collection[str]) -> "Profile":
         """Return the profile of a server that documents the fields of its chat requests. Without documented fields, it
         is the usual one of its kind."""
         if not fields:
             return self
         learned: dict[str, Any] = {"fields": frozenset(self.fields) | (_SAMPLING & set(fields))}
-        if self.goes_on is None and {"continue_final_message", "add_generation_prompt"} <= set(fields):
-            learned["goes_on"] = "flags"
+        if self.continuation is None and {"continue_final_message", "add_generation_prompt"} <= set(fields):
+            learned["continuation"] = "flags"
         if "cache_salt" in fields:
-            learned["salt"] = "cache_salt"
-        elif self.salt not in fields:
-            learned["salt"] = None
-        if self.urgency is not None and self.urgency[0] not in fields:
-            learned["urgency"] = None
-        if self.regex is not None and self.regex not in fields:
-            learned["regex"] = "guided_regex" if "guided_regex" in fields else None
+            learned["salt_field"] = "cache_salt"
+        elif self.salt_field not in fields:
+            learned["salt_field"] = None
+        if self.priority_field is not None and self.priority_field[0] not in fields:
+            learned["priority_field"] = None
+        if self.regex_field is not None and self.regex_field not in fields:
+            learned["regex_field"] = "guided_regex" if "guided_regex" in fields else None
         return dataclasses.replace(self, **learned)
 
     def parameters(self, sampling: SamplingParams, *, chat: bool) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Profile:
         parameters: dict[str, Any] = {}
         for name, value in sampling.specified.items():
             if name in _SAMPLING and name not in self.fields:
-                raise self.refusal(name, name)
+                raise self.unsupported_error(name, name)
             if name in _SAMPLING or name in _OPENAI:
                 parameters[name] = list(value) if isinstance(value, tuple) else value
         if parameters.get("top_k") == 0:
@@ -82,8 +82,8 @@ class Profile:
         if sampling.logit_bias:
             parameters["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
         if sampling.max_tokens is not None:
-            parameters[self.length if chat else "max_tokens"] = sampling.max_tokens
-        if sampling.prediction and self.predicts and chat:
+            parameters[self.length_field if chat else "max_tokens"] = sampling.max_tokens
+        if sampling.prediction and self.accepts_prediction and chat:
             parameters["prediction"] = {"type": "content", "content": sampling.prediction}
         return parameters | self._constraint(sampling)
 
@@ -95,19 +95,21 @@ class Profile:
             json_schema = {"name": "answer", "schema": schema, "strict": _can_be_strict(schema)}
             return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
         if sampling.regex is not None:
-            return self._constraint_field("regex", self.regex, sampling.regex)
+            return self._constraint_field("regex", self.regex_field, sampling.regex)
         if sampling.grammar is not None:
-            return self._constraint_field("grammar", self.grammar, sampling.grammar)
+            return self._constraint_field("grammar", self.grammar_field, sampling.grammar)
         return {}
 
     def _constraint_field(self, kind: str, field: str | None, value: str) -> dict[str, Any]:
         if field is None:
-            raise self.refusal(kind)
+            raise self.unsupported_error(kind)
         return {field: {kind: value} if field == "structured_outputs" else value}
 
-    def refusal(self, what: str, field: str | None = None) -> ContextRefused:
+    def unsupported_error(self, feature: str, field: str | None = None) -> ContextRefused:
         """Return the error for a feature that this kind of server lacks. `field`: the request's field that needs it."""
-        return ContextRefused("unsupported_by_engine", f"an engine of kind {self.kind} does not support {what}", field)
+        return ContextRefused(
+            "unsupported_by_engine", f"an engine of kind {self.kind} does not support {feature}", field
+        )
 
 
 def _can_be_strict(schema: Any) -> bool:
@@ -125,49 +127,49 @@ def _can_be_strict(schema: Any) -> bool:
 
 OPENAI = Profile("openai")
 """Any server with OpenAI's API, without known extensions."""
-OPENAI_ITSELF = dataclasses.replace(OPENAI, length="max_completion_tokens", predicts=True)
+OPENAI_ITSELF = dataclasses.replace(OPENAI, length_field="max_completion_tokens", accepts_prediction=True)
 VLLM = Profile(
     "vllm",
     fields=_SAMPLING,
-    goes_on="flags",
-    regex="structured_outputs",
-    grammar="structured_outputs",
-    salt="cache_salt",
-    urgency=("priority", True),
-    takes_tokens=True,
-    health="/health",
-    load=("vllm:num_requests_running", "vllm:num_requests_waiting"),
+    continuation="flags",
+    regex_field="structured_outputs",
+    grammar_field="structured_outputs",
+    salt_field="cache_salt",
+    priority_field=("priority", True),
+    accepts_tokens=True,
+    health_path="/health",
+    load_metrics=("vllm:num_requests_running", "vllm:num_requests_waiting"),
 )
 SGLANG = Profile(
     "sglang",
     fields=_SAMPLING,
-    goes_on="flags",
-    regex="regex",
-    salt="cache_salt",
-    urgency=("priority", False),
-    takes_tokens=True,
-    health="/health",
-    load=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+    continuation="flags",
+    regex_field="regex",
+    salt_field="cache_salt",
+    priority_field=("priority", False),
+    accepts_tokens=True,
+    health_path="/health",
+    load_metrics=("sglang:num_running_reqs", "sglang:num_queue_reqs"),
 )
 LLAMACPP = Profile(
     "llamacpp",
     fields=_SAMPLING - {"stop_token_ids", "min_tokens", "skip_special_tokens"},
-    goes_on="always",
-    takes_tokens=True,
-    health="/health",
-    load=("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+    continuation="always",
+    accepts_tokens=True,
+    health_path="/health",
+    load_metrics=("llamacpp:requests_processing", "llamacpp:requests_deferred"),
 )
 MYNA = Profile(
     "myna",
     fields=_SAMPLING,
-    goes_on="flags",
-    regex="guided_regex",
-    grammar="guided_grammar",
-    salt="cache_salt",
-    takes_tokens=True,
-    predicts=True,
-    health="/health/ready",
-    load=("myna_calls_unfinished",),
+    continuation="flags",
+    regex_field="guided_regex",
+    grammar_field="guided_grammar",
+    salt_field="cache_salt",
+    accepts_tokens=True,
+    accepts_prediction=True,
+    health_path="/health/ready",
+    load_metrics=("myna_calls_unfinished",),
 )
 KINDS = {profile.kind: profile for profile in (OPENAI, VLLM, SGLANG, LLAMACPP, MYNA)}
 """Profiles by the name that `--engine` gives."""

@@ -16,13 +16,13 @@ _LONGEST_EVENT = 4 << 20
 """Maximum size of one event, in bytes."""
 LONGEST_ANSWER = 256 << 20
 """Maximum size of an answer, in bytes of JSON or of events."""
-_CALL_BEGINS, _CALL_ENDS = "<tool_call>\n", "\n</tool_call>"
+_TOOL_CALL_BEGIN, _TOOL_CALL_END = "<tool_call>\n", "\n</tool_call>"
 """Text form of tool calls, in Hermes' format, which `gateway.prompts.tool_calls` parses."""
 _TOO_LONG = re.compile(r"context (length|size|window)|maximum (context|model) len|too many tokens", re.IGNORECASE)
 _TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
 
 
-class Usage(NamedTuple):
+class ReportedUsage(NamedTuple):
     """Token counts. `cached` is a part of `prompt`, `reasoning` a part of `completion`."""
 
     prompt: int
@@ -46,7 +46,7 @@ class _Function(msgspec.Struct):
     arguments: str | None = None
 
 
-class _Call(msgspec.Struct):
+class _ToolCall(msgspec.Struct):
     index: int = 0
     function: _Function = msgspec.field(default_factory=_Function)
 
@@ -55,7 +55,7 @@ class _Message(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[_Call] | None = None
+    tool_calls: list[_ToolCall] | None = None
 
 
 class _Top(msgspec.Struct):
@@ -185,11 +185,11 @@ class AnswerParser:
     def __init__(self, *, streamed: bool) -> None:
         """`streamed`: the answer arrives as server-sent events, otherwise as one JSON document."""
         self.streamed = streamed
-        self.usage: Usage | None = None
+        self.usage: ReportedUsage | None = None
         """Token counts as reported by the server, if they are valid."""
         self.ended = False
         self._events = SseParser()
-        self._call_count = 0
+        self._tool_call_count = 0
         """Number of tool calls whose text has begun."""
         self._size = 0
         """Number of bytes that have arrived."""
@@ -225,14 +225,14 @@ class AnswerParser:
         else:
             text, reasoning = message.content or "", message.reasoning_content or message.reasoning or ""
             if message.tool_calls:
-                text += self._calls_text(message.tool_calls)
+                text += self._tool_calls_text(message.tool_calls)
         finish = None
         if choice.finish_reason:
             if choice.finish_reason == "abort":
                 raise ValueError("the server aborted the answer")
             finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"
-            if self._call_count and finish != "length":  # a call that was cut off gets no end
-                text += "}" + _CALL_ENDS
+            if self._tool_call_count and finish != "length":  # a call that was cut off gets no end
+                text += "}" + _TOOL_CALL_END
             self.ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries
         ids = choice.token_ids or ()
@@ -243,13 +243,13 @@ class AnswerParser:
             return Piece(text, tokens, entries, reasoning), ids, finish
         return None
 
-    def _calls_text(self, calls: Sequence[_Call]) -> str:
+    def _tool_calls_text(self, calls: Sequence[_ToolCall]) -> str:
         text = ""
         for call in calls:
-            if call.index >= self._call_count:
-                text += "}" + _CALL_ENDS + "\n" if self._call_count else ""
-                self._call_count = call.index + 1
-                text += f'{_CALL_BEGINS}{{"name": {json.dumps(call.function.name or "")}, "arguments": '
+            if call.index >= self._tool_call_count:
+                text += "}" + _TOOL_CALL_END + "\n" if self._tool_call_count else ""
+                self._tool_call_count = call.index + 1
+                text += f'{_TOOL_CALL_BEGIN}{{"name": {json.dumps(call.function.name or "")}, "arguments": '
             text += call.function.arguments or ""
         return text
 
@@ -278,7 +278,7 @@ def refusal_of(message: str, other_message: str, code: str = "") -> ContextRefus
     return ContextRefused("engine_refused", other_message)
 
 
-def _usage(reported: Any) -> Usage | None:
+def _usage(reported: Any) -> ReportedUsage | None:
     """Return the reported token counts; None if they are invalid."""
     if not isinstance(reported, dict):
         return None
@@ -291,4 +291,4 @@ def _usage(reported: Any) -> Usage | None:
     for figure in (prompt, cached, completion, reasoning):
         if type(figure) is not int or not 0 <= figure < 2**31:
             return None
-    return Usage(prompt, cached, completion, min(reasoning, completion)) if cached <= prompt else None
+    return ReportedUsage(prompt, cached, completion, min(reasoning, completion)) if cached <= prompt else None

@@ -35,7 +35,6 @@ _LIST_PROBES = 6
 """Number of intervals between health checks of servers whose only health check is their list of models."""
 _BACKOFF = (0.5, 30.0)
 """First and longest pause after a failure of the server, in seconds."""
-"""Seconds that a server is left alone after it failed, at first and at most."""
 _MAX_FAILURES = 3
 """Number of consecutive failed requests after which a server that accepts connections gets a pause as well."""
 _MAX_PAUSE = 60.0
@@ -50,7 +49,7 @@ _LARGEST_WINDOW = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Server:
+class UpstreamConfig:
     """An upstream server as the settings specify it.
 
     `url`: with or without its `/v1`. `models`: models to use; if empty, all that the server lists. `timeout`: seconds
@@ -69,7 +68,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedModel:
     """A model that a server lists. `window`: its context length in tokens, if the server reports it."""
 
     id: str
@@ -79,26 +78,27 @@ class Listed:
 class Upstream:
     """Owner of the connections to one server, and of its state.
 
-    It is `ready` unless it is down or busy. It is down if it cannot be reached, if its health check fails, or after
+    It is ready unless it is down or busy. It is down if it cannot be reached, if its health check fails, or after
     several failed requests in a row; then it is probed with growing pauses. It is busy for as long as it has requested.
     """
 
-    def __init__(self, server: Server, changed: Callable[[], None], *, patience: float = 0.0) -> None:
-        """`changed` is called whenever `ready` changes. `patience`: seconds for which `start` keeps trying."""
-        self.server = server
-        host = re.sub(r"^\w+://", "", server.url).partition("/")[0].rpartition("@")[2].partition(":")[0]
-        self.profile: Profile = profile_of(server.kind, host)
-        self.url = re.sub(r"(/v1)?/*$", "", server.url)
-        self.models: list[Listed] = [Listed(name) for name in server.models]
-        self.turns = ConcurrencyLimiter(server.concurrency or _CONCURRENCY)
+    def __init__(self, config: UpstreamConfig, on_change: Callable[[], None], *, start_timeout: float = 0.0) -> None:
+        """`on_change` is called whenever `is_ready` changes. `start_timeout`: seconds for which `start` keeps
+        trying."""
+        self.config = config
+        host = re.sub(r"^\w+://", "", config.url).partition("/")[0].rpartition("@")[2].partition(":")[0]
+        self.profile: Profile = profile_of(config.kind, host)
+        self.url = re.sub(r"(/v1)?/*$", "", config.url)
+        self.models: list[ListedModel] = [ListedModel(name) for name in config.models]
+        self.limiter = ConcurrencyLimiter(config.concurrency or _CONCURRENCY)
         self.external_requests = 0
         """Number of requests that other clients have on the server, if it reports its load."""
         self.dropped: set[str] = set()
         """Request fields that the server refused, and that are left out."""
-        self._changed = changed
-        self._patience = patience
+        self._on_change = on_change
+        self._start_timeout = start_timeout
         self._connections: ConnectionPool | None = None
-        self._down: str | None = "it was not reached yet"
+        self._problem: str | None = "it was not reached yet"
         self._busy_until = 0.0
         self._failures = 0
         self._failing: set[str] = set()
@@ -112,31 +112,31 @@ class Upstream:
         self._watchdog: asyncio.Task[None] | None = None
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the server accepts work now."""
-        return self._down is None and time.monotonic() >= self._busy_until
+        return self._problem is None and time.monotonic() >= self._busy_until
 
     async def start(self) -> None:
         """Connect to the server. Return once it was reached, or at once if the settings name its models. Raises
         EngineStartFailed."""
-        key = {"Authorization": f"Bearer {self.server.key}"} if self.server.key else {}
+        key = {"Authorization": f"Bearer {self.config.key}"} if self.config.key else {}
         try:
             self._connections = ConnectionPool(
-                self.url, key, tls=self.server.tls, timeout=self.server.timeout, keep_alive=_IDLE_SECONDS
+                self.url, key, tls=self.config.tls, timeout=self.config.timeout, keep_alive=_IDLE_SECONDS
             )
         except ValueError as error:
-            raise EngineStartFailed(f"engine {self.server.name} has an invalid URL {self.url}: {error}") from error
+            raise EngineStartFailed(f"engine {self.config.name} has an invalid URL {self.url}: {error}") from error
         began = time.monotonic()
         problem = await self._try_connect()
-        while problem is not None and not self.server.models and time.monotonic() - began < self._patience:
+        while problem is not None and not self.config.models and time.monotonic() - began < self._start_timeout:
             await asyncio.sleep(min(self._pause, 1.0))
             problem = await self._try_connect()
         if problem is not None:
-            if not self.server.models:
+            if not self.config.models:
                 await self.close()
-                raise EngineStartFailed(f"engine {self.server.name} at {self.url} {problem}")
-            log.warning("engine %s at %s %s; trying again", self.server.name, self.url, problem)
-        self._watchdog = asyncio.create_task(self._watch_health(), name=f"watch {self.server.name}")
+                raise EngineStartFailed(f"engine {self.config.name} at {self.url} {problem}")
+            log.warning("engine %s at %s %s; trying again", self.config.name, self.url, problem)
+        self._watchdog = asyncio.create_task(self._watch_health(), name=f"watch {self.config.name}")
 
     async def close(self) -> None:
         """Close all connections."""
@@ -166,33 +166,33 @@ class Upstream:
             finally:
                 response.close()
         except (ConnectError, ConnectionBroken) as error:
-            raise self.error_of_connection(error, tenant) from error
+            raise self.connection_error(error, tenant) from error
 
-    def error_of_connection(self, error: ConnectError | ConnectionBroken, tenant: str) -> EngineLost:
+    def connection_error(self, error: ConnectError | ConnectionBroken, tenant: str) -> EngineLost:
         """Return the error for a broken connection. `tenant`: the tenant whose request it ended."""
         if isinstance(error, ConnectError):
             self._mark_down(f"cannot be reached: {error}")
-            return self.lost("cannot be reached")
-        self.failed(tenant)
+            return self.lost_error("cannot be reached")
+        self.record_failure(tenant)
         if isinstance(error, ResponseTimeout):
-            return self.lost(f"has been silent for {self.server.timeout:g} s")
-        return self.lost(f"broke off: {error}")
+            return self.lost_error(f"has been silent for {self.config.timeout:g} s")
+        return self.lost_error(f"broke off: {error}")
 
-    def learn(
-        self, dropped: Collection[str], length: Literal["max_tokens", "max_completion_tokens"] | None = None
+    def adopt_changes(
+        self, dropped: Collection[str], length_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     ) -> None:
         """Change all later requests: leave out the `dropped` fields, and send the maximum length of a chat's answer in
-        the field `length`, if it is given."""
+        the field `length_field`, if it is given."""
         self.dropped.update(dropped)
-        if length is not None:
-            self.profile = dataclasses.replace(self.profile, length=length)
+        if length_field is not None:
+            self.profile = dataclasses.replace(self.profile, length_field=length_field)
 
-    def lost(self, reason: str) -> EngineLost:
+    def lost_error(self, reason: str) -> EngineLost:
         """Return the error of a request that failed with the server. Another attempt may succeed after a short
         pause."""
-        return EngineLost(f"engine {self.server.name} {reason}", suspect=False, pause=0.2)
+        return EngineLost(f"engine {self.config.name} {reason}", suspect=False, pause=0.2)
 
-    def failed(self, tenant: str) -> None:
+    def record_failure(self, tenant: str) -> None:
         """Count a request of the tenant that failed for the server's own reasons.
 
         After some failures in a row the server is marked as down. But the requests of one tenant may all fail because
@@ -210,62 +210,62 @@ class Upstream:
             return
         self._mark_down(f"failed {self._failures} times in a row", briefly=alone)
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Reset the count of failures, because a request was answered."""
         self._failures, self._pause = 0, _BACKOFF[0]
         self._failing.clear()
 
     def _mark_down(self, why: str, *, briefly: bool = False) -> None:
-        if self._down is None:
+        if self._problem is None:
             self._is_brief = briefly
-            log.error("engine %s %s; next attempt in %.1f s", self.server.name, why, self._pause)
-            self._down = why
+            log.error("engine %s %s; next attempt in %.1f s", self.config.name, why, self._pause)
+            self._problem = why
             self._wake.set()
-            self._changed()
+            self._on_change()
 
     async def _refusal(self, response: Response, tenant: str) -> EngineFailure:
         """Return the error for a response that is not a success."""
         status, message, code = response.status, *_error_of(await response.read(_ERROR_BYTES, cut=True))
-        text = f"engine {self.server.name} answered {status}: {message or response.reason}"
+        text = f"engine {self.config.name} answered {status}: {message or response.reason}"
         if status in (401, 403):
             log.error("%s", text)
-            return EngineFailure(f"engine {self.server.name} does not accept the API key ({status})")
+            return EngineFailure(f"engine {self.config.name} does not accept the API key ({status})")
         if status == 429 and code != "insufficient_quota":
             pause = _seconds(response.headers.get("retry-after"))
             self._mark_busy(pause)
             return EngineBusy(text, suspect=False, pause=pause)
         if status in (408, 409, 425) or status >= 500:
-            self.failed(tenant)
+            self.record_failure(tenant)
             return EngineLost(text, suspect=False, pause=0.2)
         if status == 429 or status == 402:
             return EngineFailure(text)
-        self.succeeded()
+        self.record_success()
         return refusal_of(message, text, code)
 
     def _mark_busy(self, seconds: float) -> None:
         """Mark the server as busy for some seconds."""
         self._busy_until = max(self._busy_until, time.monotonic() + seconds)
-        self._changed()
-        asyncio.get_running_loop().call_later(seconds + 0.01, self._changed)
+        self._on_change()
+        asyncio.get_running_loop().call_later(seconds + 0.01, self._on_change)
 
     # health
 
     async def _watch_health(self) -> None:
         probes = 0
         while True:
-            pause = _PROBE_SECONDS if self._down is None else self._pause
+            pause = _PROBE_SECONDS if self._problem is None else self._pause
             self._wake.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
                 continue  # the server was just marked as down: its pause begins now
             probes += 1
-            if self._down is not None:
+            if self._problem is not None:
                 if not self._is_brief:
                     self._pause = min(2 * self._pause, _BACKOFF[1])
                 if (problem := await self._try_connect()) is not None:
-                    log.info("engine %s still %s", self.server.name, problem)
-            elif self.profile.health != "/v1/models" or probes % _LIST_PROBES == 0:
+                    log.info("engine %s still %s", self.config.name, problem)
+            elif self.profile.health_path != "/v1/models" or probes % _LIST_PROBES == 0:
                 await self._check_health()
 
     async def _try_connect(self) -> str | None:
@@ -280,10 +280,10 @@ class Upstream:
             return f"cannot be reached: {error}"
         except ValueError as error:  # includes msgspec's errors
             return f"does not answer like a server with OpenAI's API: {error}"
-        if self._down is not None:
-            self._down, self._failures = None, _MAX_FAILURES - 1 if self._failures else 0
+        if self._problem is not None:
+            self._problem, self._failures = None, _MAX_FAILURES - 1 if self._failures else 0
             self._failing.clear()
-            self._changed()
+            self._on_change()
         return None
 
     async def _discover(self) -> None:
@@ -293,20 +293,20 @@ class Upstream:
         if status != 200:
             raise EngineStartFailed(f"answers {status} to a request for its models")
         listed = _read(body, _Models).data
-        by_name = {model.id: Listed(model.id, model.window) for model in listed}
-        names = self.server.models or list(by_name)
-        self.models = [by_name.get(name, Listed(name)) for name in names]
+        by_name = {model.id: ListedModel(model.id, model.window) for model in listed}
+        names = self.config.models or list(by_name)
+        self.models = [by_name.get(name, ListedModel(name)) for name in names]
         if not self.models:
             raise EngineStartFailed("lists no models")
-        self.profile = self.profile.knowing(await self._fields())
-        if self.server.kind == "llamacpp" and not self.server.concurrency:
+        self.profile = self.profile.adapt(await self._fields())
+        if self.config.kind == "llamacpp" and not self.config.concurrency:
             status, body = await self._get("/props")
             if status == 200 and (slots := _read(body, _Props).total_slots) > 0:
-                self.turns.limit = slots
+                self.limiter.limit = slots
 
     async def _fields(self) -> list[str]:
         """Return the field names of the server's chat requests, if it documents them."""
-        if self.server.kind in ("openai", "llamacpp"):
+        if self.config.kind in ("openai", "llamacpp"):
             return []
         status, body = await self._get("/openapi.json")
         if status != 200:
@@ -323,7 +323,7 @@ class Upstream:
     async def _check_health(self) -> None:
         """Check the server's health, and read its load."""
         try:
-            status, _ = await self._get(self.profile.health)
+            status, _ = await self._get(self.profile.health_path)
         except TimeoutError:
             self._mark_down(f"did not answer its health check within {_PROBE_SECONDS:g} s")
             return
@@ -333,12 +333,14 @@ class Upstream:
         if status >= 500:
             self._mark_down(f"failed its health check with status {status}")
             return
-        if self.profile.load:
+        if self.profile.load_metrics:
             with suppress(TimeoutError, ConnectError, ConnectionBroken):
-                own = self.turns.running
+                own = self.limiter.running
                 status, body = await self._get("/metrics")
                 if status == 200:
-                    self.external_requests = max(0, _sum(body.decode(errors="replace"), self.profile.load) - own)
+                    self.external_requests = max(
+                        0, _sum(body.decode(errors="replace"), self.profile.load_metrics) - own
+                    )
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         assert self._connections is not None

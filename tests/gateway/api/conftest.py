@@ -12,7 +12,7 @@ from gateway.api.responses.background import BACKGROUND
 from gateway.app import build_app, build_services
 from gateway.config.settings import ServeSettings
 from gateway.engines.openai.engine import OpenAIEngine
-from gateway.engines.openai.upstream import Server, Upstream
+from gateway.engines.openai.upstream import Upstream, UpstreamConfig
 from gateway.engines.pool import EnginePool
 from gateway.graph.events import NullSink
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
@@ -33,7 +33,7 @@ async def gateway_before(
     `tokenizer`: for a server that receives tokens.
     """
     told = ServeSettings(journal="memory", **settings)
-    upstream = Upstream(Server("there", kind, server.url), lambda: None)
+    upstream = Upstream(UpstreamConfig("there", kind, server.url), lambda: None)
     await upstream.start()
     pool = EnginePool(1.0)
     pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))

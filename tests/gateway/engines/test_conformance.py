@@ -18,7 +18,7 @@ from gateway.engines.local.client import EngineClient
 from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.openai import OpenAIEngine, Upstream
-from gateway.engines.openai import Server as Elsewhere
+from gateway.engines.openai import UpstreamConfig as Elsewhere
 from gateway.engines.protocol import (
     ContextEvent,
     ContextRefused,
@@ -252,7 +252,7 @@ async def test_a_refusal_is_raised_by_generate(subject: Subject, later: float) -
 
 
 async def test_an_invalid_token_is_refused(subject: Subject) -> None:
-    if isinstance(subject.engine, OpenAIEngine) and subject.engine.upstream.server.kind == "llamacpp":
+    if isinstance(subject.engine, OpenAIEngine) and subject.engine.upstream.config.kind == "llamacpp":
         pytest.skip("llama.cpp accepts any token")
     with pytest.raises(ContextRefused) as refusal:
         await ask(subject, SamplingParams(logit_bias={99_999: 1.0}))
@@ -290,13 +290,13 @@ async def test_the_urgency_can_be_changed(subject: Subject) -> None:
 
 async def test_the_pace_is_reported(subject: Subject) -> None:
     await ask(subject, GREEDY)
-    pace = subject.engine.pace
+    step_times = subject.engine.step_times
     if isinstance(subject.engine, OpenAIEngine):
-        assert pace is None, "no server reports it"
+        assert step_times is None, "no server reports it"
         return
-    assert pace is not None
-    assert 0 < pace.row_seconds < 1
-    assert 0 < pace.step_seconds < 10
+    assert step_times is not None
+    assert 0 < step_times.row_seconds < 1
+    assert 0 < step_times.step_seconds < 10
 
 
 async def test_values_are_encoded_as_text(subject: Subject) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.engines.local.client import EngineStartFailed
-from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.openai.stream_parser import SseParser
 from gateway.engines.protocol import (
     ContextEvent,
@@ -43,7 +43,7 @@ async def server() -> AsyncIterator[ScriptedServer]:
 
 
 async def connected(server: ScriptedServer, kind: str = "openai", **options: Any) -> Upstream:
-    upstream = Upstream(Server("there", kind, server.url, **options), lambda: None)
+    upstream = Upstream(UpstreamConfig("there", kind, server.url, **options), lambda: None)
     await upstream.start()
     return upstream
 
@@ -370,7 +370,7 @@ async def test_the_most_urgent_request_is_sent_next(server: ScriptedServer) -> N
     release.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert [body["prompt"] for body in server.asked] == ["a", "b", "d"]
-    assert upstream.turns.running == 0
+    assert upstream.limiter.running == 0
     await upstream.close()
 
 
@@ -379,17 +379,17 @@ async def test_the_most_urgent_request_is_sent_next(server: ScriptedServer) -> N
 
 async def test_a_refused_connection(server: ScriptedServer) -> None:
     changes = []
-    upstream = Upstream(Server("there", "openai", server.url), lambda: changes.append(upstream.ready))
+    upstream = Upstream(UpstreamConfig("there", "openai", server.url), lambda: changes.append(upstream.is_ready))
     await upstream.start()
     await server.stop()
     with pytest.raises(EngineLost, match="cannot be reached") as lost:
         await ask(upstream)
     assert not lost.value.suspect
-    assert not upstream.ready
+    assert not upstream.is_ready
     with pytest.raises(EngineLost, match="accepts no work now"):
         await ask(upstream)
     await server.start()
-    await until(lambda: upstream.ready)
+    await until(lambda: upstream.is_ready)
     assert text(await ask(upstream)) == "fake"
     assert changes == [True, False, True]
     await upstream.close()
@@ -400,8 +400,8 @@ async def test_too_many_requests(server: ScriptedServer, upstream: Upstream) -> 
     with pytest.raises(EngineBusy, match="slow down") as busy:
         await ask(upstream)
     assert busy.value.pause == 0.3
-    assert not upstream.ready, "other requests are not sent either"
-    await until(lambda: upstream.ready)
+    assert not upstream.is_ready, "other requests are not sent either"
+    await until(lambda: upstream.is_ready)
     assert text(await ask(upstream)) == "fake"
 
 
@@ -417,18 +417,18 @@ async def test_server_errors_may_be_tried_again(server: ScriptedServer, upstream
     for status in (500, 502):
         with pytest.raises(EngineLost, match=f"answered {status}: oh dear"):
             await ask(upstream)
-        assert upstream.ready, "one or two failures do not bring the server down"
+        assert upstream.is_ready, "one or two failures do not bring the server down"
     await ask(upstream)
     server.script = [refuses(503)] * 3
     for _ in range(3):
         with pytest.raises(EngineLost):
             await ask(upstream)
-    assert not upstream.ready
-    await until(lambda: upstream.ready)
+    assert not upstream.is_ready
+    await until(lambda: upstream.is_ready)
     server.script = [refuses(503)]
     with pytest.raises(EngineLost):
         await ask(upstream)
-    assert not upstream.ready, "after a recovery, one more failure is enough"
+    assert not upstream.is_ready, "after a recovery, one more failure is enough"
 
 
 async def test_failures_of_one_tenant_do_not_bring_a_server_down_for_others(
@@ -439,10 +439,10 @@ async def test_failures_of_one_tenant_do_not_bring_a_server_down_for_others(
     for number in range(9):
         with pytest.raises(EngineLost):
             await ask(upstream, scope=f"attacker\0salt {number}")
-    assert upstream.ready
+    assert upstream.is_ready
     with pytest.raises(EngineLost):
         await ask(upstream, scope="other")
-    assert not upstream.ready, "it fails for other tenants too"
+    assert not upstream.is_ready, "it fails for other tenants too"
 
 
 async def test_a_refusal_that_quotes_the_client_does_not_change_other_requests(server: ScriptedServer) -> None:
@@ -468,7 +468,7 @@ async def test_refusals_do_not_bring_a_server_down(server: ScriptedServer, upstr
         with pytest.raises(ContextRefused) as refusal:
             await ask(upstream)
         assert refusal.value.code == code
-    assert upstream.ready
+    assert upstream.is_ready
 
 
 async def test_a_rejected_api_key(server: ScriptedServer, upstream: Upstream) -> None:
@@ -653,8 +653,8 @@ async def test_freeing_a_context_aborts_its_request(server: ScriptedServer, upst
     await until(lambda: server.aborted == 1)
     with pytest.raises(EngineLost, match="was freed"):
         await anext(events)
-    assert upstream.ready
-    assert upstream.turns.running == 0
+    assert upstream.is_ready
+    assert upstream.limiter.running == 0
 
 
 # health
@@ -669,7 +669,7 @@ async def test_a_server_with_a_failing_health_check_gets_no_work(
     await until(lambda: upstream.external_requests == 7)
     assert OpenAIEngine("there", upstream, "fake").load == 7
     server.health = 503
-    await until(lambda: not upstream.ready)
+    await until(lambda: not upstream.is_ready)
     await upstream.close()
 
 
@@ -699,9 +699,9 @@ async def test_a_server_with_invalid_descriptions_is_still_watched(
     server.metrics = ""
     await until(lambda: upstream.external_requests == 0)
     server.health = 503
-    await until(lambda: not upstream.ready)
+    await until(lambda: not upstream.is_ready)
     server.health = 200
-    await until(lambda: upstream.ready)
+    await until(lambda: upstream.is_ready)
     server.script = [refuses(429, "wait", {"Retry-After": "nan"})]
     with pytest.raises(EngineBusy):
         await ask(upstream)
@@ -711,18 +711,18 @@ async def test_a_server_with_invalid_descriptions_is_still_watched(
 async def test_a_server_that_starts_later(server: ScriptedServer) -> None:
     await server.stop()
     with pytest.raises(EngineStartFailed, match="cannot be reached"):
-        await Upstream(Server("there", "vllm", server.url), lambda: None).start()
+        await Upstream(UpstreamConfig("there", "vllm", server.url), lambda: None).start()
     upstream = await connected(server, models=("fake",))
-    assert not upstream.ready
+    assert not upstream.is_ready
     await server.start()
-    await until(lambda: upstream.ready)
+    await until(lambda: upstream.is_ready)
     assert upstream.models[0].window == 4096
     await upstream.close()
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
 async def test_urls_with_and_without_their_version(server: ScriptedServer, suffix: str) -> None:
-    upstream = Upstream(Server("there", "openai", server.url + suffix), lambda: None)
+    upstream = Upstream(UpstreamConfig("there", "openai", server.url + suffix), lambda: None)
     await upstream.start()
     assert upstream.url == server.url
     await upstream.close()

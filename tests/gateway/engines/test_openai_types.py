@@ -8,7 +8,7 @@ from openai.types.chat import ChatCompletionChunk, CompletionCreateParams
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import TypeAdapter
 
-from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.openai.stream_parser import AnswerParser
 from gateway.engines.protocol import ContextRefused, Urgency
 from gateway.graph.sampling import SamplingParams
@@ -58,10 +58,12 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
 def request_of(
     messages: list[dict[str, Any]], sampling: SamplingParams, how: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    upstream = Upstream(Server("there", "openai", "https://api.openai.com"), lambda: None)
+    upstream = Upstream(UpstreamConfig("there", "openai", "https://api.openai.com"), lambda: None)
     prompt = PassthroughPromptBuilder().chat(ChatInput(messages, **how), Slot(None, sampling)).segments[0]
     assert isinstance(prompt, Messages)
-    return OpenAIEngine("there", upstream, "m").request([prompt], sampling, "a tenant", Urgency(1.0, interactive=True))
+    return OpenAIEngine("there", upstream, "m").build_request(
+        [prompt], sampling, "a tenant", Urgency(1.0, interactive=True)
+    )
 
 
 def validate_deeply(value: Any) -> None:

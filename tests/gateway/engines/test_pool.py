@@ -11,31 +11,31 @@ from tests.fakes.engine import StubEngine
 
 async def test_serving_returns_the_ready_engines_of_the_model() -> None:
     pool = EnginePool(1.0)
-    assert not pool.ready
+    assert not pool.is_ready
     one, two, other = StubEngine(name="one"), StubEngine(name="two"), StubEngine(name="other")
     pool.add("m", one)
     pool.add("m", two)
     pool.add("n", other)
-    two.ready = False
-    assert await pool.serving("m") == [one]
-    assert pool.ready
-    other.ready = False
-    assert not pool.ready, "a model without an engine"
+    two.is_ready = False
+    assert await pool.find_ready("m") == [one]
+    assert pool.is_ready
+    other.is_ready = False
+    assert not pool.is_ready, "a model without an engine"
 
 
 async def test_serving_waits_for_an_engine_that_restarts() -> None:
     pool, engine = EnginePool(30.0), StubEngine()
-    engine.ready = False
+    engine.is_ready = False
     pool.add("m", engine)
-    waiting = asyncio.create_task(pool.serving("m"))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(pool.find_ready("m"))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     assert not waiting.done()
-    engine.ready = True
-    pool.changed()
+    engine.is_ready = True
+    pool.notify_change()
     assert await waiting == [engine]
 
 
 async def test_the_wait_for_an_engine_is_limited() -> None:
     pool = EnginePool(0.01)
     with pytest.raises(NoEngine, match="no engine for m was ready"):
-        await pool.serving("m")
+        await pool.find_ready("m")

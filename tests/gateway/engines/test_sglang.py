@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from engine.tokenizer import Tokenizer
-from gateway.engines.openai import OpenAIEngine, Server, Upstream
+from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.openai.stream_parser import AnswerParser
 from gateway.engines.protocol import Urgency
 from gateway.graph.sampling import SamplingParams
@@ -67,11 +67,11 @@ IMPLIED = {"add_generation_prompt"}
 
 
 def engine(tokenizer: Tokenizer | None = None) -> OpenAIEngine:
-    return OpenAIEngine("there", Upstream(Server("there", "sglang", "http://x"), lambda: None), "m", tokenizer)
+    return OpenAIEngine("there", Upstream(UpstreamConfig("there", "sglang", "http://x"), lambda: None), "m", tokenizer)
 
 
 def check(openai_engine: OpenAIEngine, tokens: "array[int]", sampling: SamplingParams) -> None:
-    path, body = openai_engine.request(tokens, sampling, "a tenant", Urgency(12.5, interactive=True))
+    path, body = openai_engine.build_request(tokens, sampling, "a tenant", Urgency(12.5, interactive=True))
     kind = sglang.ChatCompletionRequest if path == "/v1/chat/completions" else sglang.CompletionRequest
     request = kind.model_validate(json.loads(json.dumps(body)))
     assert body.keys() - kind.model_fields <= IMPLIED

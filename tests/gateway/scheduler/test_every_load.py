@@ -34,7 +34,7 @@ class SchedulerHarness:
         self.priorities = Priorities(CostModel(), self.order)
         self.scheduler = Scheduler(self, 10**6, priorities=self.priorities, now=self.loop.time)
 
-    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         return self.engines
 
     async def run(self, application: Application) -> float:

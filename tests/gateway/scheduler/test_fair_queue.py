@@ -37,7 +37,7 @@ class Pool:
     def __init__(self, engine: Engine) -> None:
         self._engines = [engine]
 
-    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         return self._engines
 
 

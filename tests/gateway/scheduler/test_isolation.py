@@ -175,14 +175,14 @@ async def test_a_busy_engine_makes_no_suspects() -> None:
 async def test_calls_of_a_killed_engine_process_run_again_one_at_a_time(tmp_path: Path) -> None:
     pool = EnginePool(wait_seconds=60.0)
     config = EngineConfig(model=str(write_tiny_llama(tmp_path, window=512)), kv_tokens=2048)
-    engine = SubprocessEngine("real", config, pool.changed)
+    engine = SubprocessEngine("real", config, pool.notify_change)
     await engine.start()
     pool.add("m", engine)
     maximum = 0
 
     class PoolEngines:
-        async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
-            return await pool.serving(model, wait=wait)
+        async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+            return await pool.find_ready(model, wait=wait)
 
     scheduler = Scheduler(PoolEngines(), 100)
     long = Slot(None, SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True))

@@ -32,8 +32,8 @@ class StubEngines:
     def __init__(self, *engines: StubEngine) -> None:
         self.engines = engines
 
-    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
-        ready = [engine for engine in self.engines if engine.ready]
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+        ready = [engine for engine in self.engines if engine.is_ready]
         if not ready:
             raise NoEngine("no engine")
         return ready
@@ -398,7 +398,7 @@ async def test_a_stopping_server_waits_for_a_start_in_progress() -> None:
 
 async def test_calls_without_an_engine_fail_with_engine_unavailable() -> None:
     harness = SchedulerHarness()
-    harness.engine.ready = False
+    harness.engine.is_ready = False
     call = harness.run()
     await call.output.wait_final()
     assert call.failure is not None
@@ -673,7 +673,7 @@ async def test_a_call_that_lost_its_engine_runs_on_another_one() -> None:
 
 async def test_fallback_models_are_tried_in_order() -> None:
     class FirstModelDown(StubEngines):
-        async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+        async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
             requested.append((model, wait))
             if model == "first":
                 raise NoEngine("it is down")

@@ -55,15 +55,15 @@ class ScriptedEngine:
         self.name = "puppets"
         self.tokens_per_unit = 1.0
         self.constrains_after_reasoning = True
-        self.ready = True
-        self.pace = StepTimes(row_seconds=0.001, step_seconds=0.01)
+        self.is_ready = True
+        self.step_times = StepTimes(row_seconds=0.001, step_seconds=0.01)
         self.contexts: list[ScriptedContext] = []
 
     @property
     def load(self) -> int:
         return len(self.contexts)
 
-    async def serving(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         return [self]
 
     async def encode(self, text: str) -> Sequence[int]:

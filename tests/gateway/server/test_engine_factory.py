@@ -39,9 +39,9 @@ async def test_engine_ca_is_trusted_beside_public_authorities_or_alone(
     default = EngineFactory(ServeSettings(port=0), EnginePool(1.0))
     configured = EngineFactory(ServeSettings(port=0, engine_ca=tmp_path / "own"), EnginePool(1.0))
     authorities = (public, own, unknown)
-    assert [await trusts(default.https, authority) for authority in authorities] == [True, False, False]
+    assert [await trusts(default.upstream_tls, authority) for authority in authorities] == [True, False, False]
     assert [await trusts(default.engine_tls, authority) for authority in authorities] == [True, False, False]
-    assert [await trusts(configured.https, authority) for authority in authorities] == [True, True, False], (
+    assert [await trusts(configured.upstream_tls, authority) for authority in authorities] == [True, True, False], (
         "an upstream server may have a public certificate"
     )
     assert [await trusts(configured.engine_tls, authority) for authority in authorities] == [False, True, False], (

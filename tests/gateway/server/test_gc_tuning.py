@@ -29,7 +29,7 @@ class Cycle:
 def collector() -> Iterator[tuple[GcTuner, FakeClock]]:
     before, clock = gc.get_threshold(), FakeClock()
     collector = GcTuner(clock)
-    collector.begin()
+    collector.start()
     yield collector, clock
     gc.unfreeze()
     gc.set_threshold(*before)
@@ -75,7 +75,7 @@ def test_memory_is_returned_while_idle_if_the_process_has_grown(monkeypatch: pyt
     before, memory, trims, clock = gc.get_threshold(), [100 << 20], [], FakeClock()
     monkeypatch.setattr("gateway.server.gc_tuning.trim_memory", lambda: trims.append(memory[0]))
     collector = GcTuner(clock, lambda: memory[0])
-    collector.begin()
+    collector.start()
     try:
         for idle, megabytes, seconds, trimmed in (
             (True, 110, 1, 0),  # little growth

@@ -77,10 +77,10 @@ async def test_a_killed_process_is_replaced(engine_process: SubprocessEngine) ->
         while True:
             await anext(stream)
     context.free()
-    assert not engine_process.ready
+    assert not engine_process.is_ready
     with pytest.raises(EngineLost, match="is not running"):
         engine_process.open("", URGENT)
-    await until(lambda: engine_process.ready)
+    await until(lambda: engine_process.is_ready)
     assert engine_process.pid != first
     assert engine_process.restarts == 1
     assert await read_events(engine_process, SamplingParams(max_tokens=1))
@@ -98,7 +98,7 @@ async def test_a_process_that_dies_in_the_middle_of_a_frame(
     with pytest.raises(EngineLost, match="was lost while it worked"):
         await read_events(engine, LONG)
     assert (tmp_path / "died").exists()
-    await until(lambda: engine.ready)
+    await until(lambda: engine.is_ready)
     assert token_count_of(await read_events(engine, SamplingParams(max_tokens=4, ignore_eos=True))) == 4, (
         "half a frame is ignored"
     )
@@ -116,7 +116,7 @@ async def test_a_process_that_dies_while_it_fills(engine_process: SubprocessEngi
     os.kill(engine_process.pid, signal.SIGKILL)
     with pytest.raises(EngineLost):
         await waiting
-    await until(lambda: engine_process.ready)
+    await until(lambda: engine_process.is_ready)
     assert await read_events(engine_process, SamplingParams(max_tokens=1))
 
 
@@ -131,22 +131,22 @@ async def test_a_hung_process_is_killed_and_an_idle_one_is_not(config: EngineCon
     os.kill(first, signal.SIGSTOP)
     with pytest.raises(EngineLost):
         await read_events(engine, LONG)
-    await until(lambda: engine.ready)
+    await until(lambda: engine.is_ready)
     assert engine.pid != first
     await engine.close()
 
 
 async def test_calls_wait_for_an_engine_that_restarts(config: EngineConfig) -> None:
     pool = EnginePool(wait_seconds=30.0)
-    engine = SubprocessEngine("test", config, pool.changed)
+    engine = SubprocessEngine("test", config, pool.notify_change)
     await engine.start()
     pool.add("m", engine)
-    assert pool.ready
+    assert pool.is_ready
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
-    await until(lambda: not engine.ready)
-    assert list(await pool.serving("m")) == [engine]
-    assert engine.ready
+    await until(lambda: not engine.is_ready)
+    assert list(await pool.find_ready("m")) == [engine]
+    assert engine.is_ready
     await engine.close()
 
 
@@ -186,20 +186,20 @@ def test_the_sampling_parameters_of_gateway_and_engine_agree() -> None:
 
 async def test_start_uses_the_process_that_begin_started(config: EngineConfig) -> None:
     engine, others = SubprocessEngine("test", config, lambda: None), set(psutil.Process().children())
-    await engine.begin()
+    await engine.launch()
     [child] = set(psutil.Process().children()) - others
     await engine.start()
     assert engine.pid == child.pid
     os.kill(child.pid, signal.SIGKILL)
-    await until(lambda: not engine.ready)
-    await until(lambda: engine.ready)
-    assert engine.pid != child.pid, "only the first process comes from `begin`"
+    await until(lambda: not engine.is_ready)
+    await until(lambda: engine.is_ready)
+    assert engine.pid != child.pid, "only the first process comes from `launch`"
     await engine.close()
 
 
 async def test_closing_ends_a_process_that_only_begin_started(config: EngineConfig) -> None:
     engine, others = SubprocessEngine("test", config, lambda: None), set(psutil.Process().children())
-    await engine.begin()
+    await engine.launch()
     [child] = set(psutil.Process().children()) - others
     await engine.close()
     assert not child.is_running()

@@ -114,11 +114,11 @@ async def test_the_gateway_reconnects_to_a_restarted_engine(folder: Path, number
     with pytest.raises(EngineLost, match="was lost while it worked"):
         while True:
             await anext(stream)
-    await until(lambda: not engine.ready)
+    await until(lambda: not engine.is_ready)
     with pytest.raises(EngineLost, match="is not running"):
         engine.open("", URGENT)
     with await asyncio.to_thread(EngineProgram, "--model", str(folder), "--kv-tokens", "2048", port=first.port):
-        await until(lambda: engine.ready)
+        await until(lambda: engine.is_ready)
         assert await read_events(engine, SamplingParams(max_tokens=1))
         with pytest.raises(EngineLost):
             context.fill([4])  # the second half of a prompt must not reach the new engine
@@ -130,11 +130,11 @@ async def test_another_model_at_the_same_address_is_rejected(folder: Path, tmp_p
     engine = client_of(first)
     await engine.start()
     await asyncio.to_thread(first.stop)
-    await until(lambda: not engine.ready)
+    await until(lambda: not engine.is_ready)
     other = write_tiny_llama(tmp_path / "other")
     with await asyncio.to_thread(EngineProgram, "--model", str(other), "--kv-tokens", "1024", port=first.port):
         await until(lambda: engine.restarts >= 2)
-        assert not engine.ready
+        assert not engine.is_ready
         await engine.close()
 
 
@@ -149,7 +149,7 @@ async def test_a_missing_engine_is_reported_or_waited_for(folder: Path) -> None:
     port = free_port()
     with pytest.raises(EngineStartFailed, match=f"127.0.0.1:{port} cannot be reached"):
         await TcpEngine("test", "127.0.0.1", port, TOKEN, lambda: None).start()
-    patient = TcpEngine("test", "127.0.0.1", port, TOKEN, lambda: None, patience=60.0)
+    patient = TcpEngine("test", "127.0.0.1", port, TOKEN, lambda: None, start_timeout=60.0)
     starting = asyncio.create_task(patient.start())
     await asyncio.sleep(0.2)
     with await asyncio.to_thread(EngineProgram, "--model", str(folder), "--kv-tokens", "1024", port=port):
@@ -166,9 +166,9 @@ async def test_the_connection_to_a_hung_engine_is_closed_and_made_again(folder: 
         os.kill(hung.process.pid, signal.SIGSTOP)
         with pytest.raises(EngineLost):
             await read_events(engine, LONG)
-        assert not engine.ready
+        assert not engine.is_ready
         os.kill(hung.process.pid, signal.SIGCONT)
-        await until(lambda: engine.ready)
+        await until(lambda: engine.is_ready)
         assert await read_events(engine, SamplingParams(max_tokens=1))
         await engine.close()
 
