@@ -25,7 +25,7 @@ from gateway.graph.limits import SessionLimits, SharedLimit
 from gateway.graph.session import Session
 from gateway.graph.session_store import SessionStore
 from gateway.http import openapi
-from gateway.http.json_body import BODY_BYTES_LIMIT, FORM_CHECKS, LARGE_BODIES
+from gateway.http.json_body import BODY_BYTES_LIMIT, LARGE_BODY_GATE, SCHEMA_CHECK_GATE
 from gateway.http.middleware.admission import admission_gate
 from gateway.http.middleware.auth import OPEN_ROUTES, ApiKeys, authentication, tenant_of
 from gateway.http.middleware.compression import compression
@@ -135,8 +135,8 @@ def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -
     if settings.cors_origin:
         app.on_response_prepare.append(cors_headers(settings.cors_origin))
     app[SERVICES] = services
-    app[LARGE_BODIES] = FairGate()
-    app[FORM_CHECKS] = services.form_checks
+    app[LARGE_BODY_GATE] = FairGate()
+    app[SCHEMA_CHECK_GATE] = services.schema_check_gate
     several = len(settings.keys()) > 1
     app[BODY_BYTES_LIMIT] = SharedLimit(max(_BODIES_BYTES, 4 * settings.max_body_bytes), several=several)
     app[BACKGROUND] = Background(services, SharedLimit(max(1, settings.max_kept_bytes), several=several))

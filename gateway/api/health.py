@@ -7,7 +7,7 @@ from compat.openai import Health
 from gateway.api.services import SERVICES
 from gateway.http.json_body import json_response
 from gateway.http.openapi import operation
-from gateway.telemetry.metrics import UNFINISHED, exposition
+from gateway.telemetry.metrics import UNFINISHED, render_metrics
 
 routes = web.RouteTableDef()
 
@@ -39,4 +39,4 @@ async def ready(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format."""
     UNFINISHED.set(request.app[SERVICES].scheduler.unfinished_calls)
-    return web.Response(body=exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return web.Response(body=render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -179,7 +179,7 @@ async def _stream(request: web.Request, calls: Sequence[Call], serializer: Seria
     try:
         events = await writer.run([call.session.read(call.output) for call in calls])
     except FailedCall as error:
-        if not stream.begun:
+        if not stream.has_started:
             raise
         return await stream.end(serializer.error_events(error), done=serializer.ends_with_done)
     if serializer.persists:  # the client has its text before the response is stored

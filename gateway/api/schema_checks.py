@@ -13,9 +13,8 @@ from typing import Any
 from compat.openai import ChatCompletionRequest, CompletionRequest
 from gateway.graph.call import Call, CallState
 from gateway.prompts.tool_calls.parser import ToolCallParser, parse_answer
-from gateway.runtime import json_codec
 from gateway.runtime.fair_gate import FairGate
-from gateway.runtime.json_codec import BadJson
+from gateway.runtime.json_codec import BadJson, decode_json
 from gateway.runtime.schema_checker.checker import SchemaChecker
 from gateway.runtime.schema_checker.violation import MAX_MESSAGE
 from gateway.runtime.schema_checker.work_budget import BudgetExceeded, NoVerdict, WorkBudget
@@ -90,7 +89,7 @@ class AnswerChecks:
     def _note(self, index: int, found: str | None) -> None:
         if found is not None:
             self._found[index] = found
-            metrics.schema_violated()
+            metrics.count_schema_violation()
 
     def _find(self, text: str, steps: WorkBudget) -> str | None:
         """Return the first violation of an answer. Raises BudgetExceeded."""
@@ -118,7 +117,7 @@ _COMPLETE = ("stop", "tool_calls")
 def _violation(checker: SchemaChecker, text: str, steps: WorkBudget) -> str | None:
     """Return the first violation of a schema by a JSON text. Raises BudgetExceeded."""
     try:
-        value = json_codec.decode(text.encode())
+        value = decode_json(text.encode())
     except (BadJson, UnicodeError):
         return None if _may_be_json(text) else "$: the text is not JSON"
     try:

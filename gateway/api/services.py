@@ -14,8 +14,8 @@ from gateway.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Services:
-    """The services of one application. `ready`: whether every model accepts work now. `form_checks`: gate of work on
-    schemas, patterns and grammars that runs in a thread."""
+    """The services of one application. `ready`: whether every model accepts work now. `schema_check_gate`: gate of work
+    on schemas, patterns and grammars that runs in a thread."""
 
     sessions: SessionStore
     scheduler: Scheduler
@@ -23,7 +23,7 @@ class Services:
     archive: ResponseStore
     ready: Callable[[], bool]
     max_wait_seconds: float
-    form_checks: FairGate = field(default_factory=lambda: FairGate(rests=False))
+    schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 
 
 SERVICES = web.AppKey("services", Services)

@@ -17,12 +17,13 @@ from multidict import CIMultiDict
 from gateway.cluster.membership import Membership
 from gateway.errors import RequestError
 from gateway.graph.session_store import SessionStore
-from gateway.http.json_body import encode_json, read_body
+from gateway.http.json_body import read_body
 from gateway.http.json_stream import SINGLE_RESPONSE
 from gateway.http.middleware.auth import TENANT
 from gateway.http.sse import REQUEST_ID
 from gateway.journal import PostgresStorage
 from gateway.journal.postgres import SessionOwner
+from gateway.runtime.json_codec import encode_json
 
 log = logging.getLogger("myna.peers")
 

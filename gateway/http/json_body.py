@@ -14,25 +14,21 @@ from compat.openai.base import FAULT
 from gateway.errors import RequestError, field_path
 from gateway.graph.limits import SharedLimit
 from gateway.http.middleware.auth import TENANT
-from gateway.runtime import json_codec
 from gateway.runtime.fair_gate import FairGate
-from gateway.runtime.json_codec import BadJson, decode
-
-encode_json = json_codec.encode
-"""Return structs, dicts and lists as JSON."""
+from gateway.runtime.json_codec import BadJson, decode_json, encode_json
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
-LARGE_BODIES = web.AppKey("large_bodies", FairGate)
+LARGE_BODY_GATE = web.AppKey("large_body_gate", FairGate)
 """Gate that large bodies pass one at a time: decoding and checking one may take 0.2 s."""
 
-FORM_CHECKS = web.AppKey("form_checks", FairGate)
+SCHEMA_CHECK_GATE = web.AppKey("schema_check_gate", FairGate)
 """Gate of checks that compile schemas, patterns and grammars in a thread."""
 
-BODY_BYTES_LIMIT = web.AppKey("bodies_held", SharedLimit)
+BODY_BYTES_LIMIT = web.AppKey("body_bytes_limit", SharedLimit)
 """Bytes of large bodies whose requests have not been answered."""
 
-_BODY_BYTES = web.RequestKey("body_held", int)
+_BODY_BYTES = web.RequestKey("body_bytes", int)
 _LARGE_BYTES = 256 << 10
 
 BODY_SECONDS = 60.0
@@ -117,7 +113,7 @@ def _too_large(request: web.Request) -> RequestError:
 async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
     """Return the request's body, checked against the schema. Raises RequestError; `param` is the path of the field."""
     raw = await read_body(request)
-    gate = request.app.get(LARGE_BODIES) if len(raw) > _LARGE_BYTES else None
+    gate = request.app.get(LARGE_BODY_GATE) if len(raw) > _LARGE_BYTES else None
     if gate is None:
         return await _decode_and_check(request, raw, schema)
     async with gate.turn(request.get(TENANT, "")):
@@ -126,12 +122,12 @@ async def read_json(request: web.Request, schema: type[_Body]) -> _Body:
 
 async def _decode_and_check(request: web.Request, raw: bytes, schema: type[_Body]) -> _Body:
     try:
-        content = decode(raw)
+        content = decode_json(raw)
     except BadJson as error:
         raise RequestError(400, f"invalid body: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_json")
-    return await checked(request, content, schema, raw)
+    return await validate_async(request, content, schema, raw)
 
 
 _PATTERNS = (b'"structured_outputs"', b'"guided_', b'"regex"', b'"pattern"', b'"multipleOf"')
@@ -145,23 +141,23 @@ _MANY_OBJECTS = 5_000
 _has_pattern = re.compile(b"|".join(_PATTERNS)).search
 
 
-async def checked(request: web.Request, content: Any, schema: type[_Body], raw: bytes, where: str = "") -> _Body:
-    """Check a body, in a thread if that may take long; see `check`. `raw`: the body's JSON.
+async def validate_async(request: web.Request, content: Any, schema: type[_Body], raw: bytes, where: str = "") -> _Body:
+    """Check a body, in a thread if that may take long; see `validate`. `raw`: the body's JSON.
 
     Long checks are done one at a time, in turns between keys.
     """
     if _has_pattern(raw) if len(raw) <= _LONG_SCHEMA else any(field in raw for field in (*_PATTERNS, *_SCHEMAS)):
-        gate = request.app.get(FORM_CHECKS)
+        gate = request.app.get(SCHEMA_CHECK_GATE)
         if gate is None:
-            return await asyncio.to_thread(check, content, schema, where)
+            return await asyncio.to_thread(validate, content, schema, where)
         async with gate.turn(request.get(TENANT, "")):
-            return await asyncio.to_thread(check, content, schema, where)
+            return await asyncio.to_thread(validate, content, schema, where)
     if len(raw) > _LARGE_BYTES and raw.count(b"{") > _MANY_OBJECTS:
-        return await asyncio.to_thread(check, content, schema, where)
-    return check(content, schema, where)
+        return await asyncio.to_thread(validate, content, schema, where)
+    return validate(content, schema, where)
 
 
-def check(content: Any, schema: type[_Body], where: str = "") -> _Body:
+def validate(content: Any, schema: type[_Body], where: str = "") -> _Body:
     """Return a body, or the part of one that is at path `where`, as an instance of the schema.
 
     Raises RequestError with the path of the invalid field in `param`.

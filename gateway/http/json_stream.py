@@ -7,10 +7,11 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.http.json_body import encode_json
-from gateway.http.sse import REQUEST_ID, SlowClient
+from gateway.http.slow_client import DOCUMENT_SECONDS, wait_written
+from gateway.http.sse import REQUEST_ID
+from gateway.runtime.json_codec import encode_json
 
-SINGLE_RESPONSE = web.RequestKey("whole_answer", bool)
+SINGLE_RESPONSE = web.RequestKey("single_response", bool)
 """Set on a request whose answer must be one response: the gateway merges it with answers of other members."""
 
 _CHUNK_BYTES = 64 << 10
@@ -18,9 +19,6 @@ _CHUNK_BYTES = 64 << 10
 
 _SLICE_SECONDS = 0.005
 """Time after which other tasks of the event loop get a turn, in seconds."""
-
-_READER_SECONDS = 60.0
-"""Longest time in which a client reads nothing, in seconds."""
 
 
 def json_list(name: str, items: Iterable[Any]) -> Iterator[bytes]:
@@ -48,22 +46,16 @@ async def stream_json(request: web.Request, pieces: Iterable[bytes]) -> web.Stre
     for piece in pieces:
         chunk += piece
         if len(chunk) >= _CHUNK_BYTES:
-            await _write(request, response, bytes(chunk))
+            await wait_written(request, _write_chunks(response, bytes(chunk)), DOCUMENT_SECONDS)
             chunk.clear()
         if time.monotonic() - began > _SLICE_SECONDS:
             await asyncio.sleep(0)
             began = time.monotonic()
-    await _write(request, response, bytes(chunk))
+    await wait_written(request, _write_chunks(response, bytes(chunk)), DOCUMENT_SECONDS)
     await response.write_eof()
     return response
 
 
-async def _write(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-    try:
-        async with asyncio.timeout(_READER_SECONDS):
-            for begin in range(0, len(data), _CHUNK_BYTES):
-                await response.write(data[begin : begin + _CHUNK_BYTES])
-    except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
-        raise SlowClient(f"the client has read nothing for {_READER_SECONDS:g} s") from None
+async def _write_chunks(response: web.StreamResponse, data: bytes) -> None:
+    for start in range(0, len(data), _CHUNK_BYTES):
+        await response.write(data[start : start + _CHUNK_BYTES])

@@ -2,12 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
 
-from gateway.http.json_body import encode_json
+from gateway.http.slow_client import STREAM_SECONDS, wait_written
+from gateway.runtime.json_codec import encode_json
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """Id of a request, sent as `x-request-id` in its answer."""
@@ -17,9 +18,6 @@ HEARTBEAT_SECONDS = 15.0
 
 _MAX_DIRECT = 32 << 10
 """Number of bytes that a transport with an empty buffer accepts without pausing its writer."""
-
-_WRITE_SECONDS = 300.0
-"""Longest time for which a client may read nothing that the server writes, in seconds."""
 
 _Result = TypeVar("_Result")
 
@@ -32,14 +30,10 @@ def unnamed_events(*values: Any) -> bytes:
     return b"".join([b"data: " + encode_json(value) + b"\n\n" for value in values])
 
 
-def named(name: str, value: Any, id: int | None = None) -> bytes:
+def named_event(name: str, value: Any, id: int | None = None) -> bytes:
     """Return one event with a name, and with an id from which a client can resume."""
     head = f"event: {name}\n" if id is None else f"id: {id}\nevent: {name}\n"
     return head.encode() + b"data: " + encode_json(value) + b"\n\n"
-
-
-class SlowClient(ConnectionError):
-    """A client kept its connection open but read nothing; the server closed the connection."""
 
 
 class EventStream:
@@ -54,7 +48,7 @@ class EventStream:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_fired = False
         """Whether the timer has just cancelled a wait."""
-        self._begun = False
+        self._has_started = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         """Transport of the connection; None until the headers are sent."""
@@ -69,9 +63,9 @@ class EventStream:
         )
 
     @property
-    def begun(self) -> bool:
+    def has_started(self) -> bool:
         """Return whether the headers are sent, so that errors can only be reported as events."""
-        return self._begun
+        return self._has_started
 
     def try_write(self, data: bytes) -> bool:
         """Write the data if that needs no waiting, and return whether it was written.
@@ -98,7 +92,7 @@ class EventStream:
         self._reader = reader = asyncio.current_task()
         assert reader is not None
         while True:
-            self._start_timer(HEARTBEAT_SECONDS if self.begun else first)
+            self._start_timer(HEARTBEAT_SECONDS if self.has_started else first)
             try:
                 return await wait()
             except BaseException as error:
@@ -137,7 +131,7 @@ class EventStream:
         """Write the last events and, if `done`, OpenAI's closing event `[DONE]`; end the response."""
         self._stop_timer()
         await self._send_headers()
-        await self._write_within_limit(self._response.write_eof(data + (_DONE if done else b"")))
+        await wait_written(self._request, self._response.write_eof(data + (_DONE if done else b"")), STREAM_SECONDS)
         return self._response
 
     async def write(self, data: bytes) -> None:
@@ -152,24 +146,14 @@ class EventStream:
             if transport is None or not transport.get_write_buffer_size():  # the write will not wait
                 await self._response.write(data)
             else:
-                await self._write_within_limit(self._response.write(data))
+                await wait_written(self._request, self._response.write(data), STREAM_SECONDS)
         except BaseException:
             self._stop_timer()
             raise
 
     async def _send_headers(self) -> None:
-        if not self._begun:
+        if not self._has_started:
             await self._response.prepare(self._request)
-            self._begun = True
+            self._has_started = True
             self._transport = self._request.transport
             self._chunked = self._response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
-
-    async def _write_within_limit(self, writing: Coroutine[Any, Any, None]) -> None:
-        """Wait until the data is written. Raises SlowClient if the client does not read it."""
-        try:
-            async with asyncio.timeout(_WRITE_SECONDS):
-                await writing
-        except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            raise SlowClient(f"the client has read nothing for {_WRITE_SECONDS:g} s") from None

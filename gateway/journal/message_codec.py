@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from gateway.graph.segments import Messages
-from gateway.runtime import json_codec
+from gateway.runtime.json_codec import encode_json
 
 _MARKS = 0x110000
 """First number that is not a character."""
@@ -93,7 +93,7 @@ def decode_messages(numbers: "array[int]", weight: int | None) -> Messages:
 
 def _encode(mark: int, content: Mapping[str, Any]) -> "array[int]":
     numbers = array("i", (mark,))
-    numbers.extend(characters(json_codec.encode(content).decode()))
+    numbers.extend(characters(encode_json(content).decode()))
     return numbers
 
 

@@ -12,7 +12,7 @@ from gateway.prompts.content_parser import ContentParser, Media, Piece
 from gateway.prompts.message_join import append_text, finish_content
 from gateway.prompts.prompt import ChatInput, Prompt
 from gateway.prompts.tool_calls.formats import UPSTREAM
-from gateway.runtime import json_codec
+from gateway.runtime.json_codec import encode_json
 
 MEDIA_WEIGHT = 4_000
 """Weight of a part that is not text, in characters: an image has some thousand tokens."""
@@ -128,7 +128,7 @@ def _segment(
     messages: list[dict[str, Any]], fields: Mapping[str, Any], *, continues: bool = False, is_open: bool
 ) -> Messages:
     """Return a segment, with its size: three characters for each message, and all texts and JSON in it."""
-    size = -is_open + (1 + len(json_codec.encode(fields).decode()) if fields else 0)
+    size = -is_open + (1 + len(encode_json(fields).decode()) if fields else 0)
     discount = 0
     for index, message in enumerate(messages):
         if index == 0 and continues:
@@ -137,7 +137,7 @@ def _segment(
             size += 3 + _role_size(message["role"])
         else:
             head = {name: value for name, value in message.items() if name != "content"}
-            size += 3 + len(json_codec.encode(head).decode())
+            size += 3 + len(encode_json(head).decode())
         content = message["content"]
         if isinstance(content, str):
             size += len(content)
@@ -155,4 +155,4 @@ def _segment(
 @lru_cache(16)
 def _role_size(role: str) -> int:
     """Return the size of most messages without their content: those with no field but role and content."""
-    return len(json_codec.encode({"role": role}).decode())
+    return len(encode_json({"role": role}).decode())

@@ -26,7 +26,7 @@ class BadJson(ValueError):
     """The document is not JSON, or exceeds a limit. The message tells the client why."""
 
 
-def decode(raw: bytes) -> Any:
+def decode_json(raw: bytes) -> Any:
     """Return the document as dicts, lists, strings, numbers, booleans and None. Raises BadJson."""
     try:
         value = msgspec.json.decode(raw)
@@ -68,7 +68,7 @@ def _check_size(raw: bytes, value: Any) -> None:
             raise BadJson(f"{members + elements} values; at most {MAX_VALUES} are allowed")
 
 
-def encode(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
     """Return structs, dicts, lists and scalars as compact JSON. Integers may have any size.
 
     Lone surrogates become question marks. Texts are checked when they arrive, so there should be none here.

@@ -73,7 +73,7 @@ class _Sums:
 _sums = _Sums()
 
 
-def answered(method: str, route: str, status: int) -> None:
+def count_request(method: str, route: str, status: int) -> None:
     """Count a request."""
     _sums.requests[method, route, status] += 1
 
@@ -95,12 +95,12 @@ def observe(call: Call) -> None:
             FIRST_TOKEN.observe(times.first_token - times.queued)
 
 
-def schema_violated() -> None:
+def count_schema_violation() -> None:
     """Count an answer that violates its schema. Call it on the event loop."""
     SCHEMA_VIOLATIONS.inc()
 
 
-def exposition() -> bytes:
+def render_metrics() -> bytes:
     """Return all metrics in Prometheus' text format."""
     global _sums
     sums, _sums = _sums, _Sums()

@@ -45,7 +45,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     builder = ChatSpecBuilder(body, references=scope.named, deferred=scope.deferred)
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
     readers = call_parsers(body, model)
-    checks = checks_of(body, readers, target.services.form_checks, scope.session.tenant)
+    checks = checks_of(body, readers, target.services.schema_check_gate, scope.session.tenant)
     serializer = ChatSerializer(body, model, scope, readers, checks)
     return await pipeline.respond(target, pipeline.repeat(spec, body.choices), serializer, streamed=body.streamed)
 

@@ -44,7 +44,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         model,
         *fallbacks,
     )
-    checks = checks_of(body, None, target.services.form_checks, scope.session.tenant)
+    checks = checks_of(body, None, target.services.schema_check_gate, scope.session.tenant)
     serializer = CompletionSerializer(body, model, scope, checks)
     return await pipeline.respond(target, specs, serializer, streamed=body.streamed)
 

@@ -57,7 +57,7 @@ from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import ApiKeys
 from gateway.http.middleware.errors import as_request_error, error_body
 from gateway.http.openapi import operation
-from gateway.http.sse import SlowClient
+from gateway.http.slow_client import SlowClient
 from gateway.prompts.served_models import ServedModel
 
 routes = web.RouteTableDef()
@@ -80,7 +80,7 @@ class Programs:
     def begin(self, api_key: str) -> int:
         """Create a session and return its number. Raises RequestError and GraphError."""
         number = secrets.randbits(63)
-        session = self._sessions.create(self._keys.tenant(api_key), str(number), sink=NullSink())
+        session = self._sessions.create(self._keys.authenticate(api_key), str(number), sink=NullSink())
         self._known[number] = session
         self._later[session] = LazyCalls()
         return number

@@ -35,10 +35,11 @@ from gateway.graph.call import Call, CallSpec, CallState
 from gateway.graph.errors import Failure, GraphError
 from gateway.graph.limits import SharedLimit
 from gateway.graph.session import Addition, Session
-from gateway.http.json_body import check, encode_json
+from gateway.http.json_body import validate
 from gateway.http.sse import EventStream
 from gateway.prompts.served_models import ServedModel
 from gateway.responses import ResponseStoreError, StoredResponse
+from gateway.runtime.json_codec import encode_json
 
 log = logging.getLogger("myna.responses")
 
@@ -311,7 +312,7 @@ class Background:
             raise
 
     def _checks(self, body: ResponseRequest, model: ServedModel, tenant: str) -> AnswerChecks | None:
-        return checks_of(body.chat, call_parsers(body.chat, model), self._services.form_checks, tenant)
+        return checks_of(body.chat, call_parsers(body.chat, model), self._services.schema_check_gate, tenant)
 
     def _add(self, work: BackgroundResponse) -> None:
         self._works[work.row.tenant, work.row.id] = work
@@ -397,7 +398,7 @@ class Background:
             await self.lose(row)
             return
         try:
-            body = check(_decode_body(begun.body), ResponseRequest)
+            body = validate(_decode_body(begun.body), ResponseRequest)
             model = await self._services.models.get(body.model)
         except RequestError as error:
             self._services.scheduler.cancel(call, Failure("interrupted", str(error), call.id))

@@ -33,7 +33,7 @@ from gateway.api.serializers.base import semantic_field, usage_of
 from gateway.errors import FailedCall
 from gateway.graph.call import Call, Usage
 from gateway.graph.variable import Piece, reasoning_of
-from gateway.http.sse import named
+from gateway.http.sse import named_event
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.tool_calls.parser import AnswerText, ToolCallEvent
 from gateway.responses import StoredResponse
@@ -196,7 +196,7 @@ class ResponseBuilder:
 
 def encode_events(events: Iterable[Event]) -> bytes:
     """Serialize events as server-sent events."""
-    return b"".join([named(event.type, event) for event in events])
+    return b"".join([named_event(event.type, event) for event in events])
 
 
 def last_event_of(response: Response, number: int) -> bytes:

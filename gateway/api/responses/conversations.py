@@ -20,9 +20,9 @@ from compat.openai.responses import (
 )
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
-from gateway.http.json_body import encode_json
 from gateway.prompts.tool_calls.description import Verbatim
 from gateway.responses import ResponseStore, StoredResponse, Told
+from gateway.runtime.json_codec import encode_json
 
 _Part = TextPart | RefusalPart | MediaPart
 

@@ -18,7 +18,7 @@ from gateway.errors import RequestError
 from gateway.http.json_body import json_response, read_json, reserve_bytes
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.query_params import choice, flag, integer
+from gateway.http.query_params import bool_param, choice_param, int_param
 from gateway.http.sse import EventStream
 from gateway.responses import StoredResponse
 
@@ -59,7 +59,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     if body.background:
         work = await request.app[BACKGROUND].begin(raw, body, model, scope, turn, spec)
         return await work.follow(request, -1) if body.streamed else json_response(work.response)
-    checks = checks_of(body.chat, call_parsers(body.chat, model), services.form_checks, scope.session.tenant)
+    checks = checks_of(body.chat, call_parsers(body.chat, model), services.schema_check_gate, scope.session.tenant)
     serializer = ResponseSerializer(raw, body, model, scope, turn, checks)
     return await pipeline.respond(target, [spec], serializer, streamed=body.streamed)
 
@@ -73,7 +73,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 )
 async def get(request: web.Request) -> web.StreamResponse:
     """Return a response, or stream its events: all of them, or those behind `starting_after`."""
-    streamed, after = flag(request, "stream"), integer(request, "starting_after", -1, least=0)
+    streamed, after = bool_param(request, "stream"), int_param(request, "starting_after", -1, minimum=0)
     background, key = request.app[BACKGROUND], (request[TENANT], request.match_info["id"])
     work = background.find(*key)
     if work is not None:
@@ -136,7 +136,10 @@ async def delete(request: web.Request) -> web.Response:
 async def input_items(request: web.Request) -> web.Response:
     """List the input items of a response, without those of the turns before it. The newest item is the first, unless
     `order` is `asc`."""
-    limit, order = integer(request, "limit", 20, least=1, most=100), choice(request, "order", ("desc", "asc"))
+    limit, order = (
+        int_param(request, "limit", 20, minimum=1, maximum=100),
+        choice_param(request, "order", ("desc", "asc")),
+    )
     kept = await _kept(request)
     items = listed(msgspec.json.decode(kept.input), kept.id.removeprefix("resp_"))
     if order == "desc":

@@ -11,8 +11,8 @@ from gateway.api.services import SERVICES
 from gateway.api.subscription import subscribed
 from gateway.graph.events import CallChanged, Change, Event, SessionEnded, VariableChanged, VariableDeleted
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.query_params import whole_number
-from gateway.http.sse import EventStream, named
+from gateway.http.query_params import parse_integer
+from gateway.http.sse import EventStream, named_event
 
 routes = web.RouteTableDef()
 
@@ -35,13 +35,13 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
         while events := await stream.with_heartbeats(partial(session.event_log.next_events, position)):
             for start in range(0, len(events), _AT_ONCE):
                 some = events[start : start + _AT_ONCE]
-                await stream.write(b"".join([named(*describe_event(event), event.id) for event in some]))
+                await stream.write(b"".join([named_event(*describe_event(event), event.id) for event in some]))
             position = events[-1].id
         return await stream.end(done=False)
 
 
 def _last_event(request: web.Request) -> int:
-    return whole_number(request.headers.get("Last-Event-ID"), "Last-Event-ID", 0, least=0)
+    return parse_integer(request.headers.get("Last-Event-ID"), "Last-Event-ID", 0, minimum=0)
 
 
 def describe_event(event: Event) -> tuple[str, dict[str, Any]]:

@@ -15,8 +15,9 @@ from gateway.graph.sampling import Transform
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.middleware.auth import TENANT
-from gateway.runtime import json_codec
+from gateway.http.query_params import parse_bool
 from gateway.runtime import regex as patterns
+from gateway.runtime.json_codec import encode_json
 
 SESSION_HEADER = "X-Session-Id"
 DEFER_HEADER = "X-Semantic-Defer"
@@ -41,7 +42,7 @@ class Scope:
 
 def text_of(value: Any) -> str:
     """Return the text of a variable's value: a string as it is, any other value as compact JSON."""
-    return value if isinstance(value, str) else json_codec.encode(value).decode()
+    return value if isinstance(value, str) else encode_json(value).decode()
 
 
 def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
@@ -92,10 +93,7 @@ def is_session_id(text: str) -> bool:
 def _deferred(request: web.Request, semantic: Semantic | None) -> bool:
     if semantic is not None and semantic.defer is not None:
         return semantic.defer
-    header = request.headers.get(DEFER_HEADER, "false").lower()
-    if header not in ("true", "false"):
-        raise RequestError(400, f"{DEFER_HEADER} is 'true' or 'false'", code="invalid_value")
-    return header == "true"
+    return parse_bool(request.headers.get(DEFER_HEADER, "false").lower(), DEFER_HEADER)
 
 
 def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:

@@ -41,13 +41,13 @@ from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import check_references
 from gateway.graph.session import Addition, Session, VariableSpec
 from gateway.graph.variable import Variable, VariableState
-from gateway.http.json_body import check, checked, encode_json, read_json
+from gateway.http.json_body import read_json, validate, validate_async
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.middleware.auth import TENANT
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.query_params import choice
-from gateway.http.sse import EventStream, named
-from gateway.runtime import json_codec
+from gateway.http.query_params import choice_param
+from gateway.http.sse import EventStream, named_event
+from gateway.runtime.json_codec import decode_json, encode_json
 from gateway.scheduler import Scheduler
 from gateway.scheduler.objective import objectives_of
 
@@ -94,7 +94,7 @@ async def run(request: web.Request) -> web.StreamResponse:
 def _variable_spec(name: str, value: Any) -> VariableSpec:
     where = f"variables.{name}"
     if isinstance(value, dict) and len(value) == 1 and ("value" in value or "template" in value):
-        return variable_spec(check(value, VariableRequest, where), name, where)
+        return variable_spec(validate(value, VariableRequest, where), name, where)
     return variable_spec(VariableRequest(value=value), name, where)
 
 
@@ -108,7 +108,7 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         if index % _AT_ONCE == _AT_ONCE - 1:
             await asyncio.sleep(0)
         where = f"calls.{index}"
-        call = await checked(request, raw, ChatCompletionRequest, encode_json(raw), where)
+        call = await validate_async(request, raw, ChatCompletionRequest, encode_json(raw), where)
         if call.stream:
             message = "the calls of a graph are not streamed one by one; stream the graph"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")
@@ -184,9 +184,9 @@ class SubmittedGraph:
             for event in events:
                 match event.change:
                     case CallChanged(subject) | VariableChanged(subject) if subject in ours:
-                        lines.append(named(*describe_event(event), event.id))
+                        lines.append(named_event(*describe_event(event), event.id))
             await stream.write(b"".join(lines))
-        return await stream.end(named("graph", self._answer()), done=False)
+        return await stream.end(named_event("graph", self._answer()), done=False)
 
     def _pieces(self) -> Iterator[bytes]:
         """Yield the answer in pieces: the values may be as large as a session."""
@@ -221,7 +221,7 @@ class SubmittedGraph:
 async def graph(request: web.Request) -> web.StreamResponse:
     """Return the calls, the variables and the edges between them; as JSON, or as text for mermaid or Graphviz."""
     session = session_of(request)
-    form = choice(request, "format", ("json", "mermaid", "dot"))
+    form = choice_param(request, "format", ("json", "mermaid", "dot"))
     pieces = _graph_pieces(session, request.app[SERVICES].scheduler)
     if form == "json":
         return await stream_json(request, pieces)
@@ -235,7 +235,7 @@ async def graph(request: web.Request) -> web.StreamResponse:
 
 def _draw(described: bytes, form: str) -> web.Response:
     """Return a GraphObject as text for mermaid or Graphviz."""
-    graph = json_codec.decode(described)
+    graph = decode_json(described)
     if form == "mermaid":
         return web.Response(text=mermaid(graph))
     return web.Response(text=dot(graph), content_type="text/vnd.graphviz")

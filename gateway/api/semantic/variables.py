@@ -21,8 +21,8 @@ from gateway.graph.variable import Piece, Variable
 from gateway.http.json_body import json_response, read_json
 from gateway.http.json_stream import json_list, stream_json
 from gateway.http.openapi import EVENTS, operation
-from gateway.http.query_params import flag
-from gateway.http.sse import EventStream, named
+from gateway.http.query_params import bool_param, choice_param
+from gateway.http.sse import EventStream, named_event
 
 routes = web.RouteTableDef()
 
@@ -92,7 +92,7 @@ async def get(request: web.Request) -> web.StreamResponse:
     variable = variable_of(session, request.match_info["name"])
     if "text/event-stream" in request.headers.get("Accept", ""):
         return await _stream(request, session, variable)
-    if flag(request, "wait") and not variable.state.is_final:
+    if bool_param(request, "wait") and not variable.state.is_final:
         await _wait(request, session, variable)
     return json_response(describe_variable(variable))
 
@@ -106,11 +106,11 @@ class VariableSerializer:
     def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Return the event for new text."""
         text = "".join([piece.text for piece in pieces])
-        return named("delta", {"text": text}) if text else b""
+        return named_event("delta", {"text": text}) if text else b""
 
     def end(self, index: int) -> bytes:
         """Return the event of the final state."""
-        return named(self.variable.state, describe_variable(self.variable))
+        return named_event(self.variable.state, describe_variable(self.variable))
 
 
 async def _stream(request: web.Request, session: Session, variable: Variable) -> web.StreamResponse:
@@ -137,12 +137,8 @@ async def _wait(request: web.Request, session: Session, variable: Variable) -> N
 
 
 def _objective(request: web.Request) -> Objective:
-    """Return the objective of the request: latency, unless it says otherwise."""
-    try:
-        return Objective(request.query.get("objective", Objective.LATENCY))
-    except ValueError:
-        message = "objective is 'latency' or 'throughput'"
-        raise RequestError(400, message, code="invalid_value", param="objective") from None
+    """Return the objective of the request, latency by default."""
+    return Objective(choice_param(request, "objective", ("latency", "throughput")))
 
 
 def _timeout(request: web.Request) -> float:

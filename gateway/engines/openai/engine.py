@@ -35,8 +35,8 @@ from gateway.graph.segments import Messages, PromptContent, content_size, tokens
 from gateway.http_client.errors import ConnectionBroken
 from gateway.http_client.response import Response
 from gateway.prompts.message_join import join_messages
-from gateway.runtime import json_codec
 from gateway.runtime.executors import offload
+from gateway.runtime.json_codec import encode_json
 
 _HINTS = ("priority", "stream_options", "return_token_ids")
 """Fields that can be left out if a server refuses them. The salt is not one: without it, tenants would share a
@@ -287,7 +287,7 @@ class OpenAIContext:
 
         def make() -> tuple[str, dict[str, Any], bytes]:
             path, body = self._engine.build_request(prompt, sampling, self._scope, urgency, changes)
-            return path, body, json_codec.encode(body)
+            return path, body, encode_json(body)
 
         prompt, urgency = self._prompt, self._urgency
         return make() if self._size < _OFFLOAD_SIZE else await offload(make, self._size)

@@ -22,7 +22,7 @@ from gateway.engines.protocol import EngineBusy, EngineFailure, EngineLost
 from gateway.http_client.errors import ConnectError, ConnectionBroken, ResponseTimeout
 from gateway.http_client.pool import ConnectionPool
 from gateway.http_client.response import Response
-from gateway.runtime import json_codec
+from gateway.runtime.json_codec import BadJson, decode_json
 
 log = logging.getLogger("myna.engines")
 
@@ -312,7 +312,7 @@ class Upstream:
         if status != 200:
             return []
         try:
-            document = json_codec.decode(body)
+            document = decode_json(body)
             route = document["paths"]["/v1/chat/completions"]["post"]
             schema = route["requestBody"]["content"]["application/json"]["schema"]
             name = schema["$ref"].rpartition("/")[2]
@@ -392,8 +392,8 @@ def _read(body: bytes, kind: type[_Kind]) -> _Kind:
 def _error_of(body: bytes) -> tuple[str, str]:
     """Return message and code of an error response, in any of the known shapes."""
     try:
-        answer = json_codec.decode(body)
-    except json_codec.BadJson:
+        answer = decode_json(body)
+    except BadJson:
         return " ".join(body[:300].decode(errors="replace").split()), ""
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     if not isinstance(error, dict):

@@ -36,7 +36,7 @@ class ApiKeys:
         """Return whether the server accepts requests without a key."""
         return not self._digests
 
-    def tenant(self, key: str) -> str:
+    def authenticate(self, key: str) -> str:
         """Return the tenant of a key. Raises RequestError 401 if the server does not know the key."""
         if self.allows_all:
             return ""
@@ -62,6 +62,6 @@ def authentication(keys: ApiKeys, open_routes: Collection[str] = OPEN_ROUTES) ->
         if is_open or request.method == hdrs.METH_OPTIONS:  # OPTIONS only asks for the methods of a route
             return ""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        return keys.tenant(token.strip() if scheme.lower() == "bearer" else "")
+        return keys.authenticate(token.strip() if scheme.lower() == "bearer" else "")
 
     return authenticate

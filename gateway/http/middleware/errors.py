@@ -11,10 +11,12 @@ from compat.openai import Error, ErrorBody
 from gateway.errors import RequestError
 from gateway.graph.errors import GraphError
 from gateway.graph.ids import new_id
-from gateway.http.json_body import encode_json, release_body
-from gateway.http.sse import REQUEST_ID, SlowClient
+from gateway.http.json_body import release_body
+from gateway.http.slow_client import SlowClient
+from gateway.http.sse import REQUEST_ID
+from gateway.runtime.json_codec import encode_json
 from gateway.scheduler import Overloaded, Stopping
-from gateway.telemetry.metrics import answered
+from gateway.telemetry.metrics import count_request
 
 log = logging.getLogger("myna.http")
 
@@ -84,7 +86,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response.headers["x-request-id"] = request_id
     route = request.match_info.route.resource
     name = "unknown" if route is None else route.canonical
-    answered(request.method, name, response.status)
+    count_request(request.method, name, response.status)
     if log.isEnabledFor(logging.DEBUG):
         log.debug("%s %s %d %.1f ms", request.method, request.path, response.status, 1e3 * (time.monotonic() - began))
     return response

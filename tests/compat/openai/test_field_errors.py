@@ -11,7 +11,7 @@ from compat.openai import REFUSED, ChatCompletionRequest, CompletionRequest
 from compat.openai.responses import ResponseRequest
 from compat.openai.semantic import SessionRequest, VariableRequest
 from gateway.errors import RequestError
-from gateway.http.json_body import check
+from gateway.http.json_body import validate
 
 FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": False}
 CHAT: dict[str, Any] = {
@@ -95,9 +95,9 @@ PLACES = [
 
 @pytest.mark.parametrize(("schema", "body"), REQUESTS)
 def test_null_counts_as_omitted(schema: type[BaseModel], body: dict[str, Any]) -> None:
-    expected = check(body, schema)
+    expected = validate(body, schema)
     for name in sorted({*REFUSED, *FIELDS, "unheard_of"} - set(body)):
-        assert check({**body, name: None}, schema).model_dump() == expected.model_dump(), name
+        assert validate({**body, name: None}, schema).model_dump() == expected.model_dump(), name
 
 
 @pytest.mark.parametrize(("schema", "body", "path"), PLACES)
@@ -105,7 +105,7 @@ def test_null_counts_as_omitted_anywhere_in_a_request(
     schema: type[BaseModel], body: dict[str, Any], path: tuple[Any, ...]
 ) -> None:
     nulls: dict[str, Any] = dict.fromkeys(("unheard_of", "cache_control", "audio"))
-    assert check(changed(body, path, **nulls), schema) == check(body, schema)
+    assert validate(changed(body, path, **nulls), schema) == validate(body, schema)
 
 
 @pytest.mark.parametrize(("schema", "body", "path"), PLACES)
@@ -114,7 +114,7 @@ def test_an_error_names_the_path_of_an_unknown_field(
 ) -> None:
     # names of a union's alternatives are not in the path, although the alternative of a text part is `text`
     with pytest.raises(RequestError) as refused:
-        check(changed(body, path, cache_control={"type": "ephemeral"}), schema)
+        validate(changed(body, path, cache_control={"type": "ephemeral"}), schema)
     param = ".".join([*map(str, path), "cache_control"])
     assert (refused.value.param, refused.value.code) == (param, "unsupported_parameter")
     assert param in str(refused.value)
@@ -124,7 +124,7 @@ def test_an_error_names_the_path_of_an_unknown_field(
 def test_an_error_names_the_field_of_an_invalid_value(schema: type[BaseModel], body: dict[str, Any]) -> None:
     for name in schema.model_fields:
         with pytest.raises(RequestError) as refused:
-            check({**body, name: [[["invalid"]]]}, schema)
+            validate({**body, name: [[["invalid"]]]}, schema)
         assert (refused.value.param or "").split(".")[0] == name
 
 
@@ -132,7 +132,7 @@ def test_nulls_that_are_values_are_kept() -> None:
     assert VariableRequest.model_validate({"value": None}).model_fields_set == {"value"}
     assert SessionRequest.model_validate({"metadata": None, "unheard_of": None}) == SessionRequest()
     with pytest.raises(RequestError) as refused:
-        check({"model": None, "prompt": "x"}, CompletionRequest)
+        validate({"model": None, "prompt": "x"}, CompletionRequest)
     assert refused.value.param == "model"
 
 
@@ -177,14 +177,14 @@ TOOLS = {"tools": CHAT["tools"]}
 def test_an_error_names_a_field_of_a_contradiction(schema: type[BaseModel], change: dict[str, Any], param: str) -> None:
     valid = {"model": "m", "prompt": "x"} if schema is CompletionRequest else {"model": "m", **MESSAGES}
     with pytest.raises(RequestError) as refused:
-        check({**valid, **change}, schema)
+        validate({**valid, **change}, schema)
     assert (refused.value.status, refused.value.param) == (400, param)
 
 
 def test_the_number_of_answers_to_one_request_is_limited() -> None:
     body = {"model": "m", "prompt": ["x"] * 64, "n": 16}
-    assert check(body, CompletionRequest).candidates == 16
+    assert validate(body, CompletionRequest).candidates == 16
     with pytest.raises(RequestError) as refused:
-        check({**body, "best_of": 17}, CompletionRequest)
+        validate({**body, "best_of": 17}, CompletionRequest)
     assert refused.value.param == "prompt"
     assert "at most 1024 answers" in str(refused.value)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from compat.openai import NamedTool
 from compat.openai.responses import ResponseRequest
 from gateway.errors import RequestError
-from gateway.http.json_body import check
+from gateway.http.json_body import validate
 
 VALID: dict[str, Any] = {"model": "m", "input": "x"}
 TOOL = {"type": "function", "name": "f"}
@@ -72,7 +72,7 @@ INVALID: list[tuple[dict[str, Any], str | None, str]] = [
 @pytest.mark.parametrize(("fields", "param", "message"), INVALID)
 def test_an_error_names_the_path_of_an_invalid_field(fields: dict[str, Any], param: str | None, message: str) -> None:
     with pytest.raises(RequestError) as refused:
-        check({**VALID, **fields}, ResponseRequest)
+        validate({**VALID, **fields}, ResponseRequest)
     assert (refused.value.status, refused.value.param) == (400, param)
     assert message in str(refused.value)
 

@@ -184,7 +184,7 @@ def large(count: int = 3_000) -> tuple[dict[str, Any], str]:
 async def test_a_large_answer_is_checked_in_a_thread_in_turn(there: There, streamed: bool) -> None:
     client, server, _ = there
     schema, text = large()
-    gate = client.app[SERVICES].form_checks  # type: ignore[union-attr]
+    gate = client.app[SERVICES].schema_check_gate  # type: ignore[union-attr]
     server.always = says(text)
     async with gate.turn("other"):
         asking = asyncio.ensure_future(chat(client, response_format=form(schema), n=2, stream=streamed))
@@ -197,7 +197,7 @@ async def test_a_large_answer_is_checked_in_a_thread_in_turn(there: There, strea
 async def test_the_other_answers_go_on_while_one_is_checked(there: There) -> None:
     client, server, _ = there
     schema, text = large()
-    gate = client.app[SERVICES].form_checks  # type: ignore[union-attr]
+    gate = client.app[SERVICES].schema_check_gate  # type: ignore[union-attr]
     go_on = asyncio.Event()
 
     async def later(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -224,7 +224,7 @@ async def test_the_other_answers_go_on_while_one_is_checked(there: There) -> Non
 async def test_a_client_that_leaves_during_a_check(there: There) -> None:
     client, server, unfinished = there
     schema, text = large()
-    gate = client.app[SERVICES].form_checks  # type: ignore[union-attr]
+    gate = client.app[SERVICES].schema_check_gate  # type: ignore[union-attr]
     server.always = says(text)
     async with gate.turn("other"):
         for streamed in (False, True):

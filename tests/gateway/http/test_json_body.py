@@ -11,8 +11,9 @@ from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from compat.openai import ChatCompletionRequest
 from gateway.errors import RequestError
 from gateway.http import json_body as bodies
-from gateway.http.json_body import encode_json, read_json
+from gateway.http.json_body import read_json
 from gateway.http.middleware.errors import errors
+from gateway.runtime.json_codec import encode_json
 
 
 async def error_of(body: Any) -> RequestError:
@@ -75,13 +76,13 @@ async def test_a_body_is_released_when_its_request_is_answered() -> None:
 
 async def test_many_objects_are_checked_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
-    check = bodies.check
+    validate = bodies.validate
 
     def record_and_check(*arguments: Any) -> Any:
         threads.append(threading.current_thread())
-        return check(*arguments)
+        return validate(*arguments)
 
-    monkeypatch.setattr(bodies, "check", record_and_check)
+    monkeypatch.setattr(bodies, "validate", record_and_check)
     for count in (1, 9_000):
         body = {**VALID, "messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 40}] * count}]}
         request = make_mocked_request("POST", "/")

@@ -20,7 +20,7 @@ def test_the_pieces_of_a_list_form_a_list() -> None:
 async def test_a_client_that_does_not_read_occupies_one_chunk_and_is_disconnected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(json_stream, "_READER_SECONDS", 0.3)
+    monkeypatch.setattr(json_stream, "DOCUMENT_SECONDS", 0.3)
     count = 0
     ended = asyncio.Event()
 

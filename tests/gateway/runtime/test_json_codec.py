@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.runtime.json_codec import MAX_DEPTH, MAX_KEYS, MAX_VALUES, BadJson, decode, encode
+from gateway.runtime.json_codec import MAX_DEPTH, MAX_KEYS, MAX_VALUES, BadJson, decode_json, encode_json
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=40)
@@ -16,9 +16,9 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(s
 
 @given(VALUES)
 def test_documents_within_the_limits_are_preserved(value: Any) -> None:
-    assert json.loads(encode(value)) == value
+    assert json.loads(encode_json(value)) == value
     if not any(abs(n) >= 2**63 for n in _integers(value)):
-        assert decode(encode(value)) == value
+        assert decode_json(encode_json(value)) == value
 
 
 def _integers(value: Any) -> list[int]:
@@ -36,15 +36,15 @@ def test_depth_is_limited_and_never_exhausts_the_stack(depth: int, kind: str, cl
     text = opening * depth + "1" + closing * (depth if closed else 0)
     levels = depth * (2 if kind == "[{" else 1)
     if closed and levels <= MAX_DEPTH:
-        assert json.loads(text) == decode(text.encode())
+        assert json.loads(text) == decode_json(text.encode())
     elif not closed or levels > MAX_DEPTH + 1:  # pydantic's parser counts one level more
         with pytest.raises(BadJson):
-            decode(text.encode())
+            decode_json(text.encode())
 
 
 def test_brackets_in_strings_do_not_count() -> None:
     text = "[{," * MAX_VALUES
-    assert decode(json.dumps(text).encode()) == text
+    assert decode_json(json.dumps(text).encode()) == text
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_brackets_in_strings_do_not_count() -> None:
 )
 def test_too_large_or_invalid_documents_are_refused_with_a_reason(document: bytes, message: str) -> None:
     with pytest.raises(BadJson, match=message):
-        decode(document)
+        decode_json(document)
 
 
 def test_integers_of_any_size_are_encoded() -> None:
     class Answer(msgspec.Struct):
         value: int
 
-    assert encode(Answer(10**30)) == b'{"value":%d}' % 10**30
-    assert encode({"text": "é", "n": [2**64]}) == '{"text":"é","n":[18446744073709551616]}'.encode()
+    assert encode_json(Answer(10**30)) == b'{"value":%d}' % 10**30
+    assert encode_json({"text": "é", "n": [2**64]}) == '{"text":"é","n":[18446744073709551616]}'.encode()

@@ -11,7 +11,7 @@ from gateway.telemetry import metrics
 
 def samples() -> dict[tuple[str, str], float]:
     """Return the samples by name and labels."""
-    families = text_string_to_metric_families(metrics.exposition().decode())
+    families = text_string_to_metric_families(metrics.render_metrics().decode())
     return {
         (sample.name, ",".join(sample.labels.values())): sample.value
         for family in families
@@ -30,7 +30,7 @@ def test_ended_calls_are_counted_once() -> None:
     metrics.observe(ended_call(queued=101.5, first_token=102.0, held=0.25, starved=0.5))
     metrics.observe(ended_call())
     metrics.observe(ended_call(CallState.FAILED, queued=101.0))
-    metrics.answered("GET", "/here", 404)
+    metrics.count_request("GET", "/here", 404)
     after = samples()
     grown = {key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key)}
     expected = {
