@@ -55,8 +55,8 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
     elif path is not None:
         storage = FileStorage(path)
     journal = None if storage is None else Journal(storage)
-    archive = await open_response_store(settings, storage)
-    services = build_services(settings, pool, journal or NullSink(), archive)
+    response_store = await open_response_store(settings, storage)
+    services = build_services(settings, pool, journal or NullSink(), response_store)
     tokenizer = _tokenizer()
     pool.add("stub", StubEngine(tokenizer))
     services.models.add(
@@ -66,7 +66,7 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
         address = await stack.enter_async_context(listening(build_app(settings, services), settings))
         if journal is not None:
             stack.push_async_callback(journal.close)
-        stack.push_async_callback(archive.close)
+        stack.push_async_callback(response_store.close)
         return address
     resume = services.scheduler.resume
     membership, forwarding = build_cluster(settings, services, storage, journal, resume, ssl.create_default_context())

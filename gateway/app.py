@@ -47,7 +47,7 @@ def build_services(
     settings: ServeSettings,
     pool: EnginePool,
     sink: FactSink,
-    archive: ResponseStore,
+    response_store: ResponseStore,
     recorder: TraceRecorder | None = None,
 ) -> Services:
     """Return the sessions, the scheduler and the models over the engines of the pool."""
@@ -85,8 +85,8 @@ def build_services(
         sessions=store,
         scheduler=scheduler,
         models=ServedModels(settings.engine_wait),
-        archive=archive,
-        ready=lambda: pool.is_ready,
+        response_store=response_store,
+        is_ready=lambda: pool.is_ready,
         max_wait_seconds=settings.max_wait,
     )
 

@@ -29,7 +29,7 @@ async def ready(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     if services.scheduler.is_stopping:
         return json_response({"status": "stopping"}, status=503)
-    if services.ready():
+    if services.is_ready():
         return json_response({"status": "ready"})
     return json_response({"status": "starting"}, status=503)
 

@@ -155,7 +155,7 @@ async def respond(
         await scheduler.start(scope.session, addition, promised=True)
         if streamed:
             return await EventStream(request).end(serializer.reference_events(), done=serializer.ends_with_done)
-        return json_response(serializer.reference())
+        return json_response(serializer.reference_response())
     ended = None if scope.named else scope.session.dissolve  # no other request can name this session
     outputs = [call.output for call in calls]
     with subscribed(scheduler, outputs, after_response=True, ended=ended):
@@ -169,7 +169,7 @@ async def respond(
             await output.wait_final()
         for call in calls:
             check_done(call)
-        return json_response(await serializer.whole())
+        return json_response(await serializer.whole_response())
 
 
 async def _stream(request: web.Request, calls: Sequence[Call], serializer: Serializer) -> web.StreamResponse:

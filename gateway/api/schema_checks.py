@@ -32,82 +32,82 @@ _CHARACTERS_PER_STEP = 16
 """Characters of an answer with tools that are searched for tool calls for one step of the budget `MAX_STEPS`."""
 
 
-class AnswerChecks:
+class AnswerChecker:
     """Checker of the answers to one request, by index. The answers share a budget."""
 
     def __init__(
         self,
         gate: FairGate,
         tenant: str,
-        form: Any,
+        schema: Any,
         tools: Mapping[str, Any],
-        reader: Callable[[], ToolCallParser] | None,
+        parser_factory: Callable[[], ToolCallParser] | None,
         *,
-        stops: bool,
+        may_stop: bool,
     ) -> None:
-        """`form`: the schema of an answer without calls, None if there is none. `tools`: schemas of arguments, by name
-        of the tool. `reader`: makes what finds calls in an answer. `stops`: whether a stop string or a stop token may
-        cut off an answer; its finish reason does not show that."""
+        """`schema`: the schema of an answer without calls, None if there is none. `tools`: schemas of arguments, by
+        name of the tool. `parser_factory`: creates the parser that finds tool calls in an answer. `may_stop`: whether a
+        stop string or a stop token may cut off an answer; its finish reason does not show that."""
         self._gate = gate
         self._tenant = tenant
-        self._form = None if form is None else SchemaChecker(form)
+        self._schema = None if schema is None else SchemaChecker(schema)
         self._tools = {name: SchemaChecker(schema) for name, schema in tools.items()}
-        self._reader = reader
-        self._stops = stops
+        self._parser_factory = parser_factory
+        self._may_stop = may_stop
         self._immediate = WorkBudget(_IMMEDIATE_STEPS)
         self._steps = WorkBudget(MAX_STEPS)
-        self._found: dict[int, str] = {}
+        self._violations: dict[int, str] = {}
 
     def violation(self, index: int) -> str | None:
-        """Return what `begin` has found: a sentence; None if the answer is valid, or was not checked."""
-        return self._found.get(index)
+        """Return the violation that the check found, as a sentence; None if the answer is valid or was not checked."""
+        return self._violations.get(index)
 
-    def begin(self, index: int, call: Call) -> Awaitable[None] | None:
+    def start(self, index: int, call: Call) -> Awaitable[None] | None:
         """Check the answer of a call. Return what has to be awaited, if the check takes long. Raises nothing."""
         text = call.output.value
         if call.state is not CallState.DONE or text is None or (call.finish_reason or "stop") not in _COMPLETE:
             return None
         if len(text) <= _IMMEDIATE_CHARACTERS and self._immediate.left > 0:
             try:
-                self._note(index, self._find(text, self._immediate))
+                self._record(index, self._find_violation(text, self._immediate))
             except BudgetExceeded:
                 pass
             else:
                 return None
-        return None if self._steps.left <= 0 else self._in_thread(index, text)
+        return None if self._steps.left <= 0 else self._check_in_thread(index, text)
 
-    async def _in_thread(self, index: int, text: str) -> None:
+    async def _check_in_thread(self, index: int, text: str) -> None:
         async with self._gate.turn(self._tenant):
             try:
-                self._note(index, await asyncio.to_thread(self._find, text, self._steps))
+                self._record(index, await asyncio.to_thread(self._find_violation, text, self._steps))
             except BudgetExceeded:
                 log.debug("an answer was not checked against its schema: the check takes too long")
             except asyncio.CancelledError:
                 self._steps.left = -1  # ends the thread's work soon
                 raise
 
-    def _note(self, index: int, found: str | None) -> None:
+    def _record(self, index: int, found: str | None) -> None:
         if found is not None:
-            self._found[index] = found
+            self._violations[index] = found
             metrics.count_schema_violation()
 
-    def _find(self, text: str, steps: WorkBudget) -> str | None:
+    def _find_violation(self, text: str, steps: WorkBudget) -> str | None:
         """Return the first violation of an answer. Raises BudgetExceeded."""
-        calls: list[tuple[str, str]] = []
-        if self._reader is not None:
+        tool_calls: list[tuple[str, str]] = []
+        if self._parser_factory is not None:
             steps.spend(len(text) // _CHARACTERS_PER_STEP)
-            reader = self._reader()
-            text, calls = parse_answer(reader, text)
-            if not reader.whole:
+            parser = self._parser_factory()
+            text, tool_calls = parse_answer(parser, text)
+            if not parser.whole:
                 return None
-        for name, arguments in calls:
+        for name, arguments in tool_calls:
             if name in self._tools and (found := _violation(self._tools[name], arguments, steps)) is not None:
                 return _cropped(f"in a call of {name}: {found}")
-        if calls or self._form is None:
+        if tool_calls or self._schema is None:
             return None
-        if self._stops and text.lstrip()[:1] + text.rstrip()[-1:] not in ("{}", "[]"):
+        if self._may_stop and text.lstrip()[:1] + text.rstrip()[-1:] not in ("{}", "[]"):
             return None  # it may be cut off
-        return _violation(self._form, text, steps)
+        return _violation(self._schema, text, steps)
 
 
 _COMPLETE = ("stop", "tool_calls")
@@ -148,29 +148,33 @@ def _cropped(text: str) -> str:
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
-def checks_of(
+def answer_checker_of(
     body: ChatCompletionRequest | CompletionRequest,
-    reader: Callable[[], ToolCallParser] | None,
+    parser_factory: Callable[[], ToolCallParser] | None,
     gate: FairGate,
     tenant: str,
-) -> AnswerChecks | None:
+) -> AnswerChecker | None:
     """Return the checker of a request's answers; None if there is nothing to check.
 
-    Only schemas that are not `strict` are checked, because strict ones are enforced. `reader`: makes the parser of tool
-    calls; None if the model may not call tools.
+    Only schemas that are not `strict` are checked, because strict ones are enforced. `parser_factory`: creates the
+    parser of tool calls; None if the model may not call tools.
     """
-    form, tools = None, dict[str, Any]()
-    asked = None if body.response_format is None else body.response_format.json_schema
-    if asked is not None and not asked.strict and asked.schema_ is not True:
-        form = asked.schema_
+    schema, tools = None, dict[str, Any]()
+    requested = None if body.response_format is None else body.response_format.json_schema
+    if requested is not None and not requested.strict and requested.schema_ is not True:
+        schema = requested.schema_
     if isinstance(body, ChatCompletionRequest):
         if body.continue_final_message:  # the text is only the end of an answer
-            form = None
-        functions = [tool.function for tool in body.tools or ()] if reader is not None else []
-        tools = {one.name: one.parameters for one in functions if not one.strict and one.parameters is not None}
-    if form is None and not tools:
+            schema = None
+        functions = [tool.function for tool in body.tools or ()] if parser_factory is not None else []
+        tools = {
+            function.name: function.parameters
+            for function in functions
+            if not function.strict and function.parameters is not None
+        }
+    if schema is None and not tools:
         return None
     if body.semantic is not None and (body.semantic.transform is not None or body.semantic.slots):
         return None  # the text is not what the model wrote for the schema
-    stops = bool(body.stop or body.stop_token_ids)
-    return AnswerChecks(gate, tenant, form, tools, reader, stops=stops)
+    may_stop = bool(body.stop or body.stop_token_ids)
+    return AnswerChecker(gate, tenant, schema, tools, parser_factory, may_stop=may_stop)

@@ -14,14 +14,14 @@ from gateway.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Services:
-    """The services of one application. `ready`: whether every model accepts work now. `schema_check_gate`: gate of work
-    on schemas, patterns and grammars that runs in a thread."""
+    """The services of one application. `is_ready`: whether every model accepts work now. `schema_check_gate`: gate of
+    work on schemas, patterns and grammars that runs in a thread."""
 
     sessions: SessionStore
     scheduler: Scheduler
     models: ServedModels
-    archive: ResponseStore
-    ready: Callable[[], bool]
+    response_store: ResponseStore
+    is_ready: Callable[[], bool]
     max_wait_seconds: float
     schema_check_gate: FairGate = field(default_factory=lambda: FairGate(rests=False))
 

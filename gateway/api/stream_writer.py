@@ -24,8 +24,8 @@ class StreamWriter:
         first: float = HEARTBEAT_SECONDS,
         prepare: Callable[[int], Awaitable[None] | None] | None = None,
     ) -> None:
-        """`first`: longest silence before the status line, in seconds. `prepare`: called before `serializer.end`; the
-        writer waits for what it returns, while the other values grow."""
+        """`first`: longest silence before the status line, in seconds. `prepare`: called before
+        `serializer.end_events`; the writer waits for what it returns, while the other values grow."""
         self._loop = asyncio.get_running_loop()
         self._stream = stream
         self._serializer = serializer
@@ -86,7 +86,7 @@ class StreamWriter:
         """Add the events of a value's end, unless `prepare` is not done."""
         preparing = None if self._prepare is None else self._prepare(index)
         if preparing is None:
-            self._events += self._serializer.end(index)
+            self._events += self._serializer.end_events(index)
             return
         self._ending[index] = asyncio.ensure_future(preparing)
         self._ending[index].add_done_callback(lambda ending: self._changed())
@@ -139,7 +139,7 @@ class StreamWriter:
         try:
             for index, reader in [*self._readers.items()]:
                 if pieces := reader.take_available():
-                    self._events += self._serializer.piece(index, pieces)
+                    self._events += self._serializer.piece_events(index, pieces)
                 if reader.is_exhausted:
                     del self._readers[index]
                     self._end(index)
@@ -147,6 +147,6 @@ class StreamWriter:
                 if ending.done():
                     del self._ending[index]
                     ending.result()
-                    self._events += self._serializer.end(index)
+                    self._events += self._serializer.end_events(index)
         except Exception as error:  # raised by the request's own task
             self._error = error

@@ -48,9 +48,9 @@ async def session_in(request: web.Request) -> NamedSession | None:
         id = request.match_info["id"]
         return NamedSession(id, creates=False) if is_session_id(id) else None
     if route.startswith(_RESPONSES + "/"):
-        response = await request.app[SERVICES].archive.find(request[TENANT], request.match_info["id"])
-        runs_in = None if response is None else response.runs_in
-        return None if runs_in is None else NamedSession(runs_in, creates=False)
+        response = await request.app[SERVICES].response_store.find(request[TENANT], request.match_info["id"])
+        call_session = None if response is None else response.call_session
+        return None if call_session is None else NamedSession(call_session, creates=False)
     if request.method != hdrs.METH_POST or route not in (_SESSIONS, _GRAPHS, *_CALLS):
         return None
     try:

@@ -2,7 +2,7 @@
 
 from gateway.responses.postgres import PostgresResponseStore
 from gateway.responses.sqlite import Database, MemoryDatabase, SqliteResponseStore
-from gateway.responses.store import ResponseStore, ResponseStoreError, StoredResponse, Told
+from gateway.responses.store import ResponseStore, ResponseStoreError, StoredResponse, StoredTurn
 
 __all__ = [
     "Database",
@@ -12,5 +12,5 @@ __all__ = [
     "ResponseStoreError",
     "SqliteResponseStore",
     "StoredResponse",
-    "Told",
+    "StoredTurn",
 ]

@@ -9,8 +9,8 @@ from gateway.responses.store import (
     CONVERSATION_BYTES,
     ResponseStoreError,
     StoredResponse,
-    Told,
-    check_size,
+    StoredTurn,
+    check_conversation_size,
     hidden_response,
 )
 
@@ -67,8 +67,8 @@ SELECT number FROM (
 tenant. Responses with the largest `held` go first: the oldest of the tenants that hold most."""
 _BATCH = 1000
 """Maximum number of old responses that are hidden at a time."""
-_TIDY_SECONDS = 30.0
-"""Shortest time between two runs of `tidy`, in seconds."""
+_RETENTION_SECONDS = 30.0
+"""Shortest time between two runs of `enforce_retention`, in seconds."""
 
 
 class PostgresResponseStore:
@@ -77,7 +77,7 @@ class PostgresResponseStore:
 
     def __init__(self, storage: "PostgresStorage", max_bytes: int, ttl: float) -> None:
         """`max_bytes`: maximum size of the responses of all gateways. `ttl`: time to live of a response, in seconds."""
-        self.keeps = max_bytes > 0
+        self.is_enabled = max_bytes > 0
         self._storage = storage
         self._max_bytes = max_bytes
         self._ttl = ttl
@@ -94,20 +94,20 @@ class PostgresResponseStore:
             raise ResponseStoreError(str(error)) from error
         return store
 
-    async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
-        """Store a response. See `ResponseStore.keep`."""
+    async def add(self, response: StoredResponse, previous_turns: Sequence[StoredTurn] = ()) -> None:
+        """Store a response. See `ResponseStore.add`."""
         created = time.time()
         async with self._transaction() as connection:
             before = None
-            if response.before is not None:
-                before = await _number(connection, response.tenant, response.before)
+            if response.previous_id is not None:
+                before = await _number(connection, response.tenant, response.previous_id)
             if before is None:
-                for turn in earlier:
+                for turn in previous_turns:
                     before = await _insert(connection, hidden_response(response.tenant, turn), before, created)
             await _insert(connection, response, before, created, found=True)
 
-    async def end(self, response: StoredResponse) -> bool:
-        """Replace an unfinished response. See `ResponseStore.end`."""
+    async def complete(self, response: StoredResponse) -> bool:
+        """Replace an unfinished response. See `ResponseStore.complete`."""
         query = (
             "UPDATE myna_responses SET input = $1, answer = $2, begun = '', runs_in = NULL, size = $3 "
             "WHERE tenant = $4 AND id = $5 AND found AND begun <> '' RETURNING number"
@@ -124,16 +124,16 @@ class PostgresResponseStore:
             found = await connection.fetchrow(query, tenant, id)
         return None if found is None else _stored_response(found)
 
-    async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
-        """Return a response and those before it. See `ResponseStore.conversation`."""
+    async def load_conversation(self, tenant: str, id: str) -> Sequence[StoredTurn]:
+        """Return a response and those before it. See `ResponseStore.load_conversation`."""
         async with self._transaction() as connection:
             rows = await connection.fetch(_CHAIN, tenant, id, 2 * CONVERSATION_BYTES)
-        return check_size(
-            [Told(input.encode(), answer.encode(), session, ended) for input, answer, session, ended in rows]
+        return check_conversation_size(
+            [StoredTurn(input.encode(), answer.encode(), session, ended) for input, answer, session, ended in rows]
         )
 
-    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
-        """Return unfinished responses. See `ResponseStore.unfinished`."""
+    async def list_unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
+        """Return unfinished responses. See `ResponseStore.list_unfinished`."""
         query = f"SELECT {_COLUMNS} FROM myna_responses WHERE begun <> ''"
         values: tuple[Any, ...] = ()
         if tenant is not None:
@@ -142,41 +142,41 @@ class PostgresResponseStore:
             rows = await connection.fetch(f"{query} ORDER BY number", *values)
         return [_stored_response(row) for row in rows]
 
-    async def forget(self, tenant: str, id: str) -> bool:
-        """Hide a response. See `ResponseStore.forget`."""
+    async def delete(self, tenant: str, id: str) -> bool:
+        """Hide a response. See `ResponseStore.delete`."""
         async with self._transaction() as connection:
             number = await _number(connection, tenant, id)
             if number is not None:
-                await _forget(connection, number)
+                await _delete(connection, number)
         return number is not None
 
-    async def forget_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """Hide the responses of sessions. See `ResponseStore.forget_sessions`."""
+    async def delete_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
+        """Hide the responses of sessions. See `ResponseStore.delete_sessions`."""
         query = (
             "SELECT number FROM myna_responses AS r JOIN unnest($1::text[], $2::text[]) AS gone (tenant, session) "
             "ON r.tenant = gone.tenant AND r.session = gone.session WHERE found ORDER BY number DESC"
         )
         tenants, ids = [tenant for tenant, _ in sessions], [id for _, id in sessions]
-        await self._forget_all(query, tenants, ids)
+        await self._delete_all(query, tenants, ids)
 
-    async def tidy(self) -> None:
-        """Hide old responses, and those that do not fit. See `ResponseStore.tidy`."""
+    async def enforce_retention(self) -> None:
+        """Hide old responses, and those that do not fit. See `ResponseStore.enforce_retention`."""
         now = time.monotonic()
-        if now - self._tidied < _TIDY_SECONDS:
+        if now - self._tidied < _RETENTION_SECONDS:
             return
         self._tidied = now
         old = "SELECT number FROM myna_responses WHERE found AND begun = '' AND at < $1 ORDER BY at LIMIT $2"
-        await self._forget_all(old, time.time() - self._ttl, _BATCH)
-        await self._forget_all(_SURPLUS, self._max_bytes)
+        await self._delete_all(old, time.time() - self._ttl, _BATCH)
+        await self._delete_all(_SURPLUS, self._max_bytes)
 
-    async def _forget_all(self, query: str, *values: Any) -> None:
+    async def _delete_all(self, query: str, *values: Any) -> None:
         """Hide the responses whose numbers the query returns, each in a transaction of its own: other gateways may do
         the same at the same time."""
         async with self._transaction() as connection:
             rows = await connection.fetch(query, *values)
         for row in rows:
             async with self._transaction() as connection:
-                await _forget(connection, row["number"])
+                await _delete(connection, row["number"])
 
     async def close(self) -> None:
         """Do nothing: the storage is closed by its owner. See `ResponseStore.close`."""
@@ -199,7 +199,7 @@ async def _insert(
         "INSERT INTO myna_responses (tenant, id, found, at, before, session, input, answer, begun, runs_in, size) "
         "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING number",
         *(response.tenant, response.id, found, created, before, response.session),
-        *(response.input.decode(), response.answer.decode(), response.begun.decode(), response.runs_in),
+        *(response.input.decode(), response.answer.decode(), response.resume_data.decode(), response.call_session),
         response.size,
     )
     if before is not None:
@@ -214,7 +214,7 @@ async def _number(connection: Any, tenant: str, id: str) -> int | None:
     return number
 
 
-async def _forget(connection: Any, number: int) -> None:
+async def _delete(connection: Any, number: int) -> None:
     """Hide a response. See `gateway.responses.sqlite`. All gateways lock rows from the newest to the oldest."""
     await connection.execute("UPDATE myna_responses SET found = false WHERE number = $1", number)
     current: int | None = number
@@ -234,6 +234,6 @@ def _stored_response(row: Any) -> StoredResponse:
         row["input"].encode(),
         row["answer"].encode(),
         session=row["session"],
-        begun=row["begun"].encode(),
-        runs_in=row["runs_in"],
+        resume_data=row["begun"].encode(),
+        call_session=row["runs_in"],
     )

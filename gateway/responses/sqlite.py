@@ -15,8 +15,8 @@ from gateway.responses.store import (
     CONVERSATION_BYTES,
     ResponseStoreError,
     StoredResponse,
-    Told,
-    check_size,
+    StoredTurn,
+    check_conversation_size,
     hidden_response,
 )
 
@@ -99,7 +99,7 @@ class MemoryDatabase:
 
     def __init__(self) -> None:
         self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        self._thread = ThreadPoolExecutor(1, "archive")
+        self._thread = ThreadPoolExecutor(1, "responses")
 
     def run(self, work: Callable[[sqlite3.Connection], _Result]) -> "asyncio.Future[_Result]":
         """Call `work` with the connection. See `Database.run`."""
@@ -117,7 +117,7 @@ class SqliteResponseStore:
     def __init__(self, database: Database, max_bytes: int, ttl: float, *, owns: bool) -> None:
         """`max_bytes`: maximum size of the responses. `ttl`: time to live of a response, in seconds. `owns`: whether
         `close` closes the database."""
-        self.keeps = max_bytes > 0
+        self.is_enabled = max_bytes > 0
         self._database = database
         self._max_bytes = max_bytes
         self._ttl = ttl
@@ -131,24 +131,26 @@ class SqliteResponseStore:
         """Whether the last transaction failed."""
         self._closed = False
 
-    async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
-        """Store a response. See `ResponseStore.keep`."""
+    async def add(self, response: StoredResponse, previous_turns: Sequence[StoredTurn] = ()) -> None:
+        """Store a response. See `ResponseStore.add`."""
         created = time.time()
 
-        def keep(connection: sqlite3.Connection) -> None:
-            before = None if response.before is None else _number(connection, response.tenant, response.before)
+        def add(connection: sqlite3.Connection) -> None:
+            before = None
+            if response.previous_id is not None:
+                before = _number(connection, response.tenant, response.previous_id)
             if before is None:
-                for turn in earlier:
+                for turn in previous_turns:
                     before = _insert(connection, hidden_response(response.tenant, turn), before, created)
             _insert(connection, response, before, created, found=True)
             self._make_room(connection)
 
-        await self._submit(keep)
+        await self._submit(add)
 
-    async def end(self, response: StoredResponse) -> bool:
-        """Replace an unfinished response. See `ResponseStore.end`."""
+    async def complete(self, response: StoredResponse) -> bool:
+        """Replace an unfinished response. See `ResponseStore.complete`."""
 
-        def end(connection: sqlite3.Connection) -> bool:
+        def complete(connection: sqlite3.Connection) -> bool:
             update = connection.execute(
                 "UPDATE responses SET input = ?, answer = ?, begun = '', runs_in = NULL, size = ? "
                 "WHERE tenant = ? AND id = ? AND found AND begun <> ''",
@@ -157,7 +159,7 @@ class SqliteResponseStore:
             self._make_room(connection)
             return update.rowcount == 1
 
-        return await self._submit(end)
+        return await self._submit(complete)
 
     async def find(self, tenant: str, id: str) -> StoredResponse | None:
         """Return a response. See `ResponseStore.find`."""
@@ -165,15 +167,15 @@ class SqliteResponseStore:
         found = await self._submit(lambda connection: connection.execute(query, (tenant, id)).fetchone())
         return None if found is None else _stored_response(found)
 
-    async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
-        """Return a response and those before it. See `ResponseStore.conversation`."""
+    async def load_conversation(self, tenant: str, id: str) -> Sequence[StoredTurn]:
+        """Return a response and those before it. See `ResponseStore.load_conversation`."""
         rows = await self._submit(lambda connection: connection.execute(_CHAIN, (tenant, id, _CHAIN_BYTES)).fetchall())
-        return check_size(
-            [Told(input.encode(), answer.encode(), session, bool(e)) for input, answer, session, e in rows]
+        return check_conversation_size(
+            [StoredTurn(input.encode(), answer.encode(), session, bool(e)) for input, answer, session, e in rows]
         )
 
-    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
-        """Return unfinished responses. See `ResponseStore.unfinished`."""
+    async def list_unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
+        """Return unfinished responses. See `ResponseStore.list_unfinished`."""
         query = f"SELECT {_COLUMNS} FROM responses WHERE begun <> ''"
         values: tuple[Any, ...] = ()
         if tenant is not None:
@@ -181,38 +183,38 @@ class SqliteResponseStore:
         rows = await self._submit(lambda connection: connection.execute(f"{query} ORDER BY number", values).fetchall())
         return [_stored_response(row) for row in rows]
 
-    async def forget(self, tenant: str, id: str) -> bool:
-        """Hide a response. See `ResponseStore.forget`."""
+    async def delete(self, tenant: str, id: str) -> bool:
+        """Hide a response. See `ResponseStore.delete`."""
 
-        def forget(connection: sqlite3.Connection) -> bool:
+        def delete(connection: sqlite3.Connection) -> bool:
             number = _number(connection, tenant, id)
             if number is not None:
-                _forget(connection, number)
+                _delete(connection, number)
             return number is not None
 
-        return await self._submit(forget)
+        return await self._submit(delete)
 
-    async def forget_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """Hide the responses of sessions. See `ResponseStore.forget_sessions`."""
+    async def delete_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
+        """Hide the responses of sessions. See `ResponseStore.delete_sessions`."""
         query = "SELECT number FROM responses WHERE tenant = ? AND session = ? AND found ORDER BY number DESC"
 
-        def forget(connection: sqlite3.Connection) -> None:
+        def delete(connection: sqlite3.Connection) -> None:
             for session in sessions:
                 for (number,) in connection.execute(query, session).fetchall():
-                    _forget(connection, number)
+                    _delete(connection, number)
 
-        await self._submit(forget)
+        await self._submit(delete)
 
-    async def tidy(self) -> None:
-        """Hide old responses. See `ResponseStore.tidy`."""
+    async def enforce_retention(self) -> None:
+        """Hide old responses. See `ResponseStore.enforce_retention`."""
         query = "SELECT number FROM responses WHERE found AND begun = '' AND at < ? ORDER BY number LIMIT 1000"
         oldest = time.time() - self._ttl
 
-        def forget(connection: sqlite3.Connection) -> None:
+        def delete(connection: sqlite3.Connection) -> None:
             for (number,) in connection.execute(query, (oldest,)).fetchall():
-                _forget(connection, number)
+                _delete(connection, number)
 
-        await self._submit(forget)
+        await self._submit(delete)
 
     async def close(self) -> None:
         """Finish all operations, and close an owned database. See `ResponseStore.close`. Later operations never return,
@@ -298,7 +300,7 @@ class SqliteResponseStore:
             if largest is None:
                 return
             for (number,) in connection.execute(oldest, (largest[0], _BATCH)).fetchall():
-                _forget(connection, number)
+                _delete(connection, number)
                 if connection.execute("SELECT total FROM responses_bytes").fetchone()[0] <= self._max_bytes:
                     return
 
@@ -312,7 +314,7 @@ def _insert(
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(response.tenant, response.id, found, created, before, response.session),
-            *(response.input.decode(), response.answer.decode(), response.begun.decode(), response.runs_in),
+            *(response.input.decode(), response.answer.decode(), response.resume_data.decode(), response.call_session),
             response.size,
         ),
     ).lastrowid
@@ -327,7 +329,7 @@ def _number(connection: sqlite3.Connection, tenant: str, id: str) -> int | None:
     return None if found is None else int(found[0])
 
 
-def _forget(connection: sqlite3.Connection, number: int) -> None:
+def _delete(connection: sqlite3.Connection, number: int) -> None:
     """Hide a response. Delete it if it has no followers, and then the responses before it that have no other follower
     and are hidden as well."""
     connection.execute("UPDATE responses SET found = 0 WHERE number = ?", (number,))
@@ -340,7 +342,13 @@ def _forget(connection: sqlite3.Connection, number: int) -> None:
 
 
 def _stored_response(row: tuple[Any, ...]) -> StoredResponse:
-    tenant, id, input, answer, session, begun, runs_in = row
+    tenant, id, input, answer, session, resume_data, call_session = row
     return StoredResponse(
-        tenant, id, input.encode(), answer.encode(), session=session, begun=begun.encode(), runs_in=runs_in
+        tenant,
+        id,
+        input.encode(),
+        answer.encode(),
+        session=session,
+        resume_data=resume_data.encode(),
+        call_session=call_session,
     )

@@ -32,28 +32,33 @@ class StoredResponse:
     """A response. The store does not interpret its texts, which are bytes of JSON.
 
     `input`: input of the request; in a conversation only the new items. `answer`: the response object that was sent, or
-    would be sent now. `before`: id of the response that it continues. `session`: the named session that it belongs to,
-    if there is one. `begun`: data to resume an unfinished response, empty once it has ended. `runs_in`: session of the
-    unfinished response's call.
+    would be sent now. `previous_id`: id of the response that it continues. `session`: the named session that it belongs
+    to, if there is one. `resume_data`: data to resume an unfinished response, empty once it has ended. `call_session`:
+    session of the unfinished response's call.
     """
 
     tenant: str
     id: str
     input: bytes
     answer: bytes
-    before: str | None = None
+    previous_id: str | None = None
     session: str | None = None
-    begun: bytes = b""
-    runs_in: str | None = None
+    resume_data: bytes = b""
+    call_session: str | None = None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the response has not ended yet."""
+        return bool(self.resume_data)
 
     @property
     def size(self) -> int:
         """Approximate size in bytes, without the responses before it."""
-        return ROW + len(self.input) + len(self.answer) + len(self.begun)
+        return ROW + len(self.input) + len(self.answer) + len(self.resume_data)
 
 
 @dataclass(frozen=True)
-class Told:
+class StoredTurn:
     """A turn of a conversation. See `StoredResponse`."""
 
     input: bytes
@@ -69,42 +74,42 @@ class ResponseStore(Protocol):
     there is no more room, the oldest ended responses become hidden; unfinished ones stay.
     """
 
-    keeps: bool
-    """Whether it stores responses at all."""
+    is_enabled: bool
+    """Whether the store accepts responses at all."""
 
-    async def keep(self, response: StoredResponse, earlier: Sequence[Told] = ()) -> None:
-        """Store a response. Once this returns, it can be found, also after a crash. `earlier`: the turns before it, in
-        case they were deleted in the meantime."""
+    async def add(self, response: StoredResponse, previous_turns: Sequence[StoredTurn] = ()) -> None:
+        """Store a response. Once this returns, it can be found, also after a crash. `previous_turns`: the turns before
+        it, in case they were deleted in the meantime."""
 
-    async def end(self, response: StoredResponse) -> bool:
+    async def complete(self, response: StoredResponse) -> bool:
         """Replace an unfinished response by the ended one. Return whether the unfinished one was still there."""
 
     async def find(self, tenant: str, id: str) -> StoredResponse | None:
         """Return the tenant's response of that id, or None."""
 
-    async def conversation(self, tenant: str, id: str) -> Sequence[Told]:
+    async def load_conversation(self, tenant: str, id: str) -> Sequence[StoredTurn]:
         """Return the response and all responses before it, oldest first; nothing if there is no such response.
 
         Raises ConversationTooLarge if they have more than CONVERSATION_BYTES, before all of them are read.
         """
 
-    async def unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
+    async def list_unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
         """Return the unfinished responses: all, or those whose calls are in that session."""
 
-    async def forget(self, tenant: str, id: str) -> bool:
+    async def delete(self, tenant: str, id: str) -> bool:
         """Hide a response. Return whether there was one."""
 
-    async def forget_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
+    async def delete_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
         """Hide all responses that belong to these sessions, given by tenant and id."""
 
-    async def tidy(self) -> None:
-        """Hide responses that are too old. Call it now and then."""
+    async def enforce_retention(self) -> None:
+        """Hide responses that are too old or do not fit. Call it periodically."""
 
     async def close(self) -> None:
         """Release all resources."""
 
 
-def check_size(turns: Sequence[Told]) -> Sequence[Told]:
+def check_conversation_size(turns: Sequence[StoredTurn]) -> Sequence[StoredTurn]:
     """Return the turns. Raises ConversationTooLarge if they have more than CONVERSATION_BYTES."""
     size = sum(len(turn.input) + len(turn.answer) for turn in turns)
     if size > CONVERSATION_BYTES:
@@ -113,6 +118,6 @@ def check_size(turns: Sequence[Told]) -> Sequence[Told]:
     return turns
 
 
-def hidden_response(tenant: str, turn: Told) -> StoredResponse:
+def hidden_response(tenant: str, turn: StoredTurn) -> StoredResponse:
     """Return a row for a turn that was deleted. Only the responses after it refer to it."""
     return StoredResponse(tenant, "", turn.input, turn.answer, session=turn.session)

@@ -158,7 +158,7 @@ class Lifespan:
             services.scheduler.resume(session)
         background = app[BACKGROUND]
         if self._membership is not None:
-            background.resumed = True  # the membership resumes each session that it takes over
+            background.has_resumed = True  # the membership resumes each session that it takes over
             self._membership.inherit()
             return
         try:

@@ -37,7 +37,7 @@ async def _sweep(services: Services, now: float) -> None:
     services.scheduler.end_stuck(services.sessions.all())
     try:
         if expired:
-            await services.archive.forget_sessions([(session.tenant, session.id) for session in expired])
-        await services.archive.tidy()
+            await services.response_store.delete_sessions([(session.tenant, session.id) for session in expired])
+        await services.response_store.enforce_retention()
     except ResponseStoreError as error:
         log.warning("%s", error)

@@ -147,7 +147,7 @@ class ResponseRequest(Generation):
         if self.structured_outputs is not None and self._form is not None:
             message = "text.format and structured_outputs cannot both be given"
             raise fault("structured_outputs", message)
-        if not self.conversation[0]:
+        if not self.messages_with_paths[0]:
             raise fault("input", "input has no message")
         try:
             _ = self.chat  # an invalid chat completion must be refused here, not later
@@ -167,7 +167,7 @@ class ResponseRequest(Generation):
         return None if form is None or form.type == "text" else form
 
     @cached_property
-    def conversation(self) -> tuple[list[Message], list[str]]:
+    def messages_with_paths(self) -> tuple[list[Message], list[str]]:
         """Messages of the input, and the path of each message's content."""
         if isinstance(self.input, str):
             return [Message(role="user", content=self.input)], ["input"]
@@ -198,7 +198,7 @@ class ResponseRequest(Generation):
     def chat(self) -> ChatCompletionRequest:
         """Equivalent chat completion, of the input alone. Raises ValidationError."""
         fields: dict[str, Any] = {name: value for name in _SHARED_FIELDS if (value := getattr(self, name)) is not None}
-        fields["messages"] = self.conversation[0]
+        fields["messages"] = self.messages_with_paths[0]
         fields["max_completion_tokens"] = self.max_output_tokens
         if self.wants_logprobs:
             fields["logprobs"] = True

@@ -9,9 +9,9 @@ from aiohttp import web
 from compat.openai import ChatCompletion, ChatCompletionRequest, Message
 from gateway.api import pipeline
 from gateway.api.call_spec import new_spec
-from gateway.api.openai.tools import call_parsers, constrain_calls, tools_of
+from gateway.api.openai.tools import constrain_tool_calls, tool_call_parser_factory, tools_of
 from gateway.api.sampling import answer_slot, named_slots, request_sampling
-from gateway.api.schema_checks import checks_of
+from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
 from gateway.api.serializers.chat import ChatSerializer
 from gateway.errors import RequestError, field_path
@@ -44,9 +44,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     model, scope = target.model, target.scope
     builder = ChatSpecBuilder(body, references=scope.named, deferred=scope.deferred)
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
-    readers = call_parsers(body, model)
-    checks = checks_of(body, readers, target.services.schema_check_gate, scope.session.tenant)
-    serializer = ChatSerializer(body, model, scope, readers, checks)
+    parser_factory = tool_call_parser_factory(body, model)
+    checker = answer_checker_of(body, parser_factory, target.services.schema_check_gate, scope.session.tenant)
+    serializer = ChatSerializer(body, model, scope, parser_factory, checker)
     return await pipeline.respond(target, pipeline.repeat(spec, body.choices), serializer, streamed=body.streamed)
 
 
@@ -77,7 +77,7 @@ class ChatSpecBuilder:
                 raise RequestError(
                     400, message, code="unsupported_with_semantic", param=field_path(where, "tool_choice")
                 )
-            sampling = constrain_calls(sampling, tools, model)
+            sampling = constrain_tool_calls(sampling, tools, model)
         prompt = chat_prompt(
             model,
             body.messages,

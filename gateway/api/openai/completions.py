@@ -10,7 +10,7 @@ from compat.openai import CompletionRequest, TextCompletion
 from gateway.api import pipeline
 from gateway.api.call_spec import new_spec
 from gateway.api.sampling import answer_slot, check_tokens, request_sampling
-from gateway.api.schema_checks import checks_of
+from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import NO_EXTENSION, SESSION_HEADERS
 from gateway.api.serializers.completions import CompletionSerializer
 from gateway.errors import RequestError
@@ -44,8 +44,8 @@ async def create(request: web.Request) -> web.StreamResponse:
         model,
         *fallbacks,
     )
-    checks = checks_of(body, None, target.services.schema_check_gate, scope.session.tenant)
-    serializer = CompletionSerializer(body, model, scope, checks)
+    checker = answer_checker_of(body, None, target.services.schema_check_gate, scope.session.tenant)
+    serializer = CompletionSerializer(body, model, scope, checker)
     return await pipeline.respond(target, specs, serializer, streamed=body.streamed)
 
 

@@ -12,12 +12,12 @@ from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema
 from gateway.prompts.tool_calls.parser import ToolCallParser
 from gateway.prompts.tool_calls.tools import Tool, Tools
 
-CallParsers = Callable[[], ToolCallParser]
+ToolCallParserFactory = Callable[[], ToolCallParser]
 """Makes a parser that finds tool calls in one answer."""
 
 
 @dataclass(frozen=True)
-class _CallParsers:
+class _ToolCallParserFactory:
     names: list[str]
     forced: bool
 
@@ -49,7 +49,7 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
     return Tools(known, "none" if choice == "none" else "auto", parallel_tool_calls=parallel)
 
 
-def call_parsers(body: ChatCompletionRequest, model: ServedModel) -> CallParsers | None:
+def tool_call_parser_factory(body: ChatCompletionRequest, model: ServedModel) -> ToolCallParserFactory | None:
     """Return what makes the parsers of tool calls in the answers to a request; None if the answers contain none."""
     # `tools_of` is not used: it makes the schemas that are enforced, which may take long
     if not body.tools or body.tool_choice == "none":
@@ -57,7 +57,7 @@ def call_parsers(body: ChatCompletionRequest, model: ServedModel) -> CallParsers
     # a transform may replace the text of a call by any other text
     transformed = body.semantic is not None and body.semantic.transform is not None
     forced = _is_forced(body) and not model.is_passthrough and not transformed
-    return _CallParsers([tool.function.name for tool in body.tools], forced)
+    return _ToolCallParserFactory([tool.function.name for tool in body.tools], forced)
 
 
 def _is_forced(body: ChatCompletionRequest) -> bool:
@@ -65,7 +65,7 @@ def _is_forced(body: ChatCompletionRequest) -> bool:
     return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 
-def constrain_calls(sampling: SamplingParams, tools: Tools, model: ServedModel) -> SamplingParams:
+def constrain_tool_calls(sampling: SamplingParams, tools: Tools, model: ServedModel) -> SamplingParams:
     """Return the sampling of an answer with tools. The schema of a forced call replaces any other form of the answer.
 
     Stop strings do not apply to a forced call: the client does not see the text in which they would be found.

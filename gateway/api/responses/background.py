@@ -8,14 +8,14 @@ import asyncio
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from compat.openai.responses import Response, ResponseRequest
-from gateway.api.openai.tools import call_parsers
+from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.responses.builder import (
     Event,
     ResponseBuilder,
@@ -26,7 +26,7 @@ from gateway.api.responses.builder import (
     stored_response,
 )
 from gateway.api.responses.conversations import Turn, new_response_id
-from gateway.api.schema_checks import AnswerChecks, checks_of
+from gateway.api.schema_checks import AnswerChecker, answer_checker_of
 from gateway.api.semantic.extension import Scope
 from gateway.api.services import Services
 from gateway.api.subscription import subscribed
@@ -76,9 +76,9 @@ class BackgroundResponse:
         call: Call,
         scope: Scope,
         *,
-        resumed: bool = False,
+        is_resumed: bool = False,
     ) -> None:
-        """`row`: the stored response while it is unfinished. `resumed`: whether another process has numbered its
+        """`row`: the stored response while it is unfinished. `is_resumed`: whether another process has numbered its
         events; those numbers are lost."""
         self.row = row
         self.events: list[bytes] = []
@@ -91,13 +91,13 @@ class BackgroundResponse:
         self._builder = builder
         self._call = call
         self._scope = scope
-        self._resumed = resumed
+        self._is_resumed = is_resumed
         self._recording: asyncio.Task[None] | None = None
-        self._stopped = asyncio.Event()
+        self._cancelled = asyncio.Event()
         """Set once a client has cancelled it."""
-        self._over = False
+        self._call_ended = False
         """Whether the call has ended; only the response is still to be stored."""
-        self._broken = False
+        self._serialization_failed = False
         """Whether serializing the answer has failed."""
         self._changed = asyncio.Event()
         """Set, and replaced by a new one, when there are more events."""
@@ -108,63 +108,63 @@ class BackgroundResponse:
         if self.final is not None:
             return self.final
         waits = self._call.state in (CallState.WAITING, CallState.QUEUED)
-        return self._builder.response("queued" if waits else "in_progress")
+        return self._builder.build_response("queued" if waits else "in_progress")
 
     async def run(self) -> None:
         """Wait for the answer, and store the response."""
-        stopped = asyncio.ensure_future(self._stopped.wait())
+        cancelled = asyncio.ensure_future(self._cancelled.wait())
         ended = asyncio.ensure_future(self._call.output.wait_final())
         try:
-            await asyncio.wait((stopped, ended), return_when=asyncio.FIRST_COMPLETED)
-            self._over = True
+            await asyncio.wait((cancelled, ended), return_when=asyncio.FIRST_COMPLETED)
+            self._call_ended = True
             if self._recording is not None:
-                if self._stopped.is_set():
+                if self._cancelled.is_set():
                     self._recording.cancel()
                 await asyncio.wait([self._recording])
                 if not self._recording.cancelled() and (error := self._recording.exception()) is not None:
                     log.error("internal error: the events of %s cannot be serialized", self.row.id, exc_info=error)
-                    self._broken = True
-            if not self._stopped.is_set() and (checking := self._builder.check()) is not None:
+                    self._serialization_failed = True
+            if not self._cancelled.is_set() and (checking := self._builder.start_check()) is not None:
                 await checking
             try:
-                events, response = self._ending()
+                events, response = self._build_final()
             except Exception:
                 log.exception("internal error: the answer of %s cannot be serialized", self.row.id)
-                self._broken = True
-                events, response = self._ending()
-            await self._keep(response)
+                self._serialization_failed = True
+                events, response = self._build_final()
+            await self._store_final(response)
             self.final = response
             if self._recording is not None:
-                self._add_events([*events, self._builder.last_event(response)])
-            self._wake()
+                self._add_events([*events, self._builder.build_last_event(response)])
+            self._notify_readers()
             self.finished.set()
         finally:
-            for task in (stopped, ended, self._recording):
+            for task in (cancelled, ended, self._recording):
                 if task is not None:
                     task.cancel()
         if not self._scope.named:
             self._services.sessions.delete(self._scope.session)
 
-    def _ending(self) -> tuple[list[Event], Response]:
+    def _build_final(self) -> tuple[list[Event], Response]:
         """Return the events before the last one, and the final response."""
         call, builder = self._call, self._builder
-        if self._stopped.is_set() or call.state is CallState.CANCELLED:
+        if self._cancelled.is_set() or call.state is CallState.CANCELLED:
             events = builder.interrupt()
-            return events, builder.response("cancelled")
-        if call.state is not CallState.DONE or self._broken:
+            return events, builder.build_response("cancelled")
+        if call.state is not CallState.DONE or self._serialization_failed:
             error = FailedCall(call.failure or Failure("internal_error", "the answer cannot be serialized"))
             events = builder.interrupt()
-            return events, builder.failed(error)
+            return events, builder.fail(error)
         if self._recording is None:
             builder.grow(call.output.value or "", call.output.pieces)
         events = [*builder.open(), *builder.close()]
-        return events, builder.ended()
+        return events, builder.finish()
 
-    async def _keep(self, response: Response) -> None:
-        row = dataclasses.replace(self.row, answer=encode_json(response), begun=b"", runs_in=None)
+    async def _store_final(self, response: Response) -> None:
+        row = dataclasses.replace(self.row, answer=encode_json(response), resume_data=b"", call_session=None)
         while True:
             try:
-                await self._services.archive.end(row)  # or it was deleted meanwhile
+                await self._services.response_store.complete(row)  # or it was deleted meanwhile
             except ResponseStoreError:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
@@ -177,7 +177,7 @@ class BackgroundResponse:
             if session.variables.get(variable.name) is variable:
                 session.delete(variable.name)
             self._services.scheduler.release(variable)
-        self._stopped.set()
+        self._cancelled.set()
 
     async def follow(self, request: web.Request, after: int) -> web.StreamResponse:
         """Stream the events behind the one numbered `after`, up to the last.
@@ -188,15 +188,15 @@ class BackgroundResponse:
         stream, session = EventStream(request), self._scope.session
         scheduler, output = self._services.scheduler, self._call.output
         with subscribed(scheduler, [output], session=session):
-            if not self.record_events() or (self._resumed and after >= 0):
+            if not self.record_events() or (self._is_resumed and after >= 0):
                 await stream.with_heartbeats(self.finished.wait)
                 events = replay_events(self.response) if after < 0 else last_event_of(self.response, after + 1)
                 return await stream.end(events, done=False)
-            at = after + 1
+            position = after + 1
             while True:
                 changed = self._changed
-                if at < len(self.events):
-                    events, at = b"".join(self.events[at:]), len(self.events)
+                if position < len(self.events):
+                    events, position = b"".join(self.events[position:]), len(self.events)
                     if self.final is not None:
                         return await stream.end(events, done=False)
                     await stream.write(events)
@@ -207,7 +207,7 @@ class BackgroundResponse:
 
     def record_events(self) -> bool:
         """Begin to record the events, unless the call has ended. Return whether they are recorded."""
-        if self._recording is None and not self._over:
+        if self._recording is None and not self._call_ended:
             self._add_events(self._builder.queue())
             self._recording = asyncio.create_task(self._record(), name=f"events of {self.row.id}")
         return self._recording is not None
@@ -217,7 +217,7 @@ class BackgroundResponse:
             while not reader.is_exhausted:
                 try:
                     pieces = await reader.next_pieces()
-                except GraphError:  # that it is shown cannot be kept now, and so it is not shown
+                except GraphError:  # the exposure cannot be stored now, so the text must not be sent
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
                 if pieces:
@@ -226,9 +226,9 @@ class BackgroundResponse:
 
     def _add_events(self, events: Iterable[Event]) -> None:
         self.events += [encode_events([event]) for event in events]
-        self._wake()
+        self._notify_readers()
 
-    def _wake(self) -> None:
+    def _notify_readers(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -236,27 +236,27 @@ class BackgroundResponse:
 class Background:
     """Owner of all responses in the background."""
 
-    def __init__(self, services: Services, held: SharedLimit) -> None:
-        """`held`: limit on the bytes of responses in progress; each counts until it has ended."""
+    def __init__(self, services: Services, bytes_limit: SharedLimit) -> None:
+        """`bytes_limit`: limit on the bytes of responses in progress; each counts until it has ended."""
         self._services = services
-        self._held = held
-        self._works: dict[tuple[str, str], BackgroundResponse] = {}
+        self._bytes_limit = bytes_limit
+        self._in_progress: dict[tuple[str, str], BackgroundResponse] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._recent: OrderedDict[tuple[str, str], Sequence[bytes]] = OrderedDict()
         """Events of responses that have ended, oldest first."""
         self._recent_bytes = 0
-        self.resumed = False
+        self.has_resumed = False
         """Whether all responses that this process resumes are known. Others that are unfinished are lost."""
 
     def find(self, tenant: str, id: str) -> BackgroundResponse | None:
         """Return the response while it is in progress."""
-        return self._works.get((tenant, id))
+        return self._in_progress.get((tenant, id))
 
     def recent_events(self, tenant: str, id: str) -> Sequence[bytes]:
         """Return the events of a response that has ended recently, if a client has streamed it."""
         return self._recent.get((tenant, id), ())
 
-    async def begin(
+    async def start(
         self, raw: bytes, body: ResponseRequest, model: ServedModel, scope: Scope, turn: Turn, spec: CallSpec
     ) -> BackgroundResponse:
         """Start the call. `raw`: the body of the request. Once this returns, the response will be completed, even after
@@ -265,8 +265,9 @@ class Background:
         Raises GraphError or RequestError; then nothing has changed.
         """
         id, tenant = new_response_id(), scope.session.tenant
-        if not self._held.has_room(tenant, 2 * len(raw)):  # the body is stored once to be read and once to be resumed
-            message = f"responses in progress of this key hold {self._held.amount(tenant)} bytes, the current maximum"
+        if not self._bytes_limit.has_room(tenant, 2 * len(raw)):  # the body is stored twice: as input and to resume
+            size = self._bytes_limit.amount(tenant)
+            message = f"responses in progress of this API key have {size} bytes, the current maximum; try again later"
             raise RequestError(429, message, code="overloaded")
         if not scope.named:
             own = self._services.sessions.create(tenant, id, metadata={_RESPONSE: id})
@@ -277,70 +278,72 @@ class Background:
             self._discard_session(scope)
             raise
         (call,) = addition.calls
-        builder = ResponseBuilder(body, model, scope, call, id, checks=self._checks(body, model, tenant), keeps=True)
-        response = builder.response("queued")
-        begun = _ResumeData(msgspec.Raw(raw), call.id, response.created_at, scope.named)
-        row = turn.kept(response, raw, slots=spec.parts is not None)
-        row = dataclasses.replace(row, begun=encode_json(begun), runs_in=scope.session.id)
-        work = BackgroundResponse(self._services, row, builder, call, scope)
-        self._add(work)
-        # a client that leaves now must not leave half of it
-        await asyncio.shield(self._spawn(self._start(work, addition, turn, scope, body.streamed)))
-        return work
+        checker = self._create_checker(body, model, tenant)
+        builder = ResponseBuilder(body, model, scope, call, id, checker=checker, is_stored=True)
+        response = builder.build_response("queued")
+        resume_data = _ResumeData(msgspec.Raw(raw), call.id, response.created_at, scope.named)
+        row = turn.to_row(response, raw, slots=spec.parts is not None)
+        row = dataclasses.replace(row, resume_data=encode_json(resume_data), call_session=scope.session.id)
+        running = BackgroundResponse(self._services, row, builder, call, scope)
+        self._add(running)
+        # Submission is atomic: a disconnect must not leave a partly submitted response.
+        await asyncio.shield(self._spawn(self._submit(running, addition, turn, scope, body.streamed)))
+        return running
 
-    async def _start(
-        self, work: BackgroundResponse, addition: Addition, turn: Turn, scope: Scope, streamed: bool
+    async def _submit(
+        self, running: BackgroundResponse, addition: Addition, turn: Turn, scope: Scope, streamed: bool
     ) -> None:
-        archive, scheduler, session = self._services.archive, self._services.scheduler, scope.session
+        response_store, scheduler, session = self._services.response_store, self._services.scheduler, scope.session
         try:
-            await archive.keep(work.row, turn.earlier)
+            await response_store.add(running.row, turn.previous_turns)
         except ResponseStoreError as error:
             failure = Failure(error.code, str(error))
             session.set_values(addition, failure)
             for call in addition.calls:
                 scheduler.cancel(call, failure)
-            self._remove(work)
+            self._remove(running)
             self._discard_session(scope)
             raise
-        self._spawn(self._run(work))
+        self._spawn(self._run(running))
         if streamed:
-            work.record_events()
+            running.record_events()
         try:
             await scheduler.start(session, addition, promised=True)
         except GraphError:
-            work.cancel()
+            running.cancel()
             raise
 
-    def _checks(self, body: ResponseRequest, model: ServedModel, tenant: str) -> AnswerChecks | None:
-        return checks_of(body.chat, call_parsers(body.chat, model), self._services.schema_check_gate, tenant)
+    def _create_checker(self, body: ResponseRequest, model: ServedModel, tenant: str) -> AnswerChecker | None:
+        parser_factory = tool_call_parser_factory(body.chat, model)
+        return answer_checker_of(body.chat, parser_factory, self._services.schema_check_gate, tenant)
 
-    def _add(self, work: BackgroundResponse) -> None:
-        self._works[work.row.tenant, work.row.id] = work
-        self._held.add(work.row.tenant, work.row.size)
+    def _add(self, running: BackgroundResponse) -> None:
+        self._in_progress[running.row.tenant, running.row.id] = running
+        self._bytes_limit.add(running.row.tenant, running.row.size)
 
-    def _remove(self, work: BackgroundResponse) -> None:
-        del self._works[work.row.tenant, work.row.id]
-        self._held.remove(work.row.tenant, work.row.size)
+    def _remove(self, running: BackgroundResponse) -> None:
+        del self._in_progress[running.row.tenant, running.row.id]
+        self._bytes_limit.remove(running.row.tenant, running.row.size)
 
     def _discard_session(self, scope: Scope) -> None:
         if not scope.named:
             self._services.sessions.delete(scope.session)
 
-    async def _run(self, work: BackgroundResponse) -> None:
-        key = (work.row.tenant, work.row.id)
+    async def _run(self, running: BackgroundResponse) -> None:
+        key = (running.row.tenant, running.row.id)
         try:
-            await work.run()
+            await running.run()
         finally:
-            self._remove(work)
-            if work.events:
-                self._recent[key] = work.events
-                self._recent_bytes += sum(map(len, work.events))
+            self._remove(running)
+            if running.events:
+                self._recent[key] = running.events
+                self._recent_bytes += sum(map(len, running.events))
         while self._recent_bytes > _RECENT_BYTES:
             _, events = self._recent.popitem(last=False)
             self._recent_bytes -= sum(map(len, events))
 
-    def _spawn(self, work: Any) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -357,14 +360,14 @@ class Background:
 
         `restored`: the restored sessions; their calls are already resumed. Raises ResponseStoreError.
         """
-        rows = await self._services.archive.unfinished()
+        rows = await self._services.response_store.list_unfinished()
         for row in rows:
             await self._resume_one(row)
-        wanted = {(row.tenant, row.runs_in) for row in rows}
+        needed = {(row.tenant, row.call_session) for row in rows}
         for session in restored:
-            if (session.tenant, session.id) not in wanted:
+            if (session.tenant, session.id) not in needed:
                 self._end_if_own(session)
-        self.resumed = True
+        self.has_resumed = True
 
     def resume(self, session: Session) -> None:
         """Resume the responses in a session that another gateway had."""
@@ -373,11 +376,11 @@ class Background:
     async def _resume(self, session: Session) -> None:
         while True:
             try:
-                rows = await self._services.archive.unfinished(session.tenant, session.id)
+                rows = await self._services.response_store.list_unfinished(session.tenant, session.id)
                 for row in rows:
                     await self._resume_one(row)
             except ResponseStoreError as error:
-                log.warning("what session %s was to answer is asked for again: %s", session.id, error)
+                log.warning("the responses of session %s cannot be resumed yet; trying again: %s", session.id, error)
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 break
@@ -390,35 +393,43 @@ class Background:
             self._services.sessions.delete(session)
 
     async def _resume_one(self, row: StoredResponse) -> None:
-        begun = _decode_resume_data(row.begun)
-        sessions = self._services.sessions
-        session = sessions.get(row.tenant, row.runs_in or "") if sessions.holds(row.tenant, row.runs_in or "") else None
-        call = None if session is None else session.calls.get(begun.call)
+        resume_data = _decode_resume_data(row.resume_data)
+        sessions, key = self._services.sessions, (row.tenant, row.call_session or "")
+        session = sessions.get(*key) if sessions.holds(*key) else None
+        call = None if session is None else session.calls.get(resume_data.call)
         if session is None or call is None:
-            await self.lose(row)
+            await self.fail_lost(row)
             return
         try:
-            body = validate(_decode_body(begun.body), ResponseRequest)
+            body = validate(_decode_body(resume_data.body), ResponseRequest)
             model = await self._services.models.get(body.model)
         except RequestError as error:
             self._services.scheduler.cancel(call, Failure("interrupted", str(error), call.id))
-            await self.lose(row, str(error))
+            await self.fail_lost(row, str(error))
             return
-        if (row.tenant, row.id) in self._works:  # it has only just begun
+        if (row.tenant, row.id) in self._in_progress:  # it has just started
             return
-        scope = Scope(session, begun.named, deferred=False)
-        checks = self._checks(body, model, row.tenant)
-        builder = ResponseBuilder(body, model, scope, call, row.id, checks=checks, keeps=True, created=begun.created)
-        work = BackgroundResponse(self._services, row, builder, call, scope, resumed=True)
-        self._add(work)
-        self._spawn(self._run(work))
+        scope = Scope(session, resume_data.named, deferred=False)
+        builder = ResponseBuilder(
+            body,
+            model,
+            scope,
+            call,
+            row.id,
+            checker=self._create_checker(body, model, row.tenant),
+            is_stored=True,
+            created=resume_data.created,
+        )
+        running = BackgroundResponse(self._services, row, builder, call, scope, is_resumed=True)
+        self._add(running)
+        self._spawn(self._run(running))
 
-    async def lose(self, row: StoredResponse, why: str = "the server ended before this was begun") -> None:
+    async def fail_lost(self, row: StoredResponse, reason: str = "the server ended before the call was stored") -> None:
         """Store that a response has failed because its call is lost. Raises ResponseStoreError."""
-        error = error_of(FailedCall(Failure("interrupted", why)))
+        error = error_of(FailedCall(Failure("interrupted", reason)))
         response = msgspec.structs.replace(stored_response(row), status="failed", error=error)
-        lost = dataclasses.replace(row, answer=encode_json(response), begun=b"", runs_in=None)
-        await self._services.archive.end(lost)  # unless it has ended meanwhile
+        lost = dataclasses.replace(row, answer=encode_json(response), resume_data=b"", call_session=None)
+        await self._services.response_store.complete(lost)  # unless it has ended meanwhile
 
     async def close(self) -> None:
         """Stop without ending the responses: another process resumes them."""

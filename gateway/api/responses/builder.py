@@ -24,10 +24,10 @@ from compat.openai.responses import (
     TextConfig,
 )
 from gateway.api.openai.logprobs import token_logprobs
-from gateway.api.openai.tools import call_parsers
+from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.responses.items import Event as ItemsEvent
 from gateway.api.responses.items import Items, item_events
-from gateway.api.schema_checks import AnswerChecks
+from gateway.api.schema_checks import AnswerChecker
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import semantic_field, usage_of
 from gateway.errors import FailedCall
@@ -55,81 +55,81 @@ class ResponseBuilder:
         call: Call,
         id: str,
         *,
-        checks: AnswerChecks | None,
-        keeps: bool,
+        checker: AnswerChecker | None,
+        is_stored: bool,
         created: int | None = None,
     ) -> None:
-        """`checks`: checks the answer against the request's schema. `keeps`: whether the response is stored. `created`:
-        time of creation in Unix seconds; now if left out."""
+        """`checker`: checks the answer against the request's schema. `is_stored`: whether the response is stored.
+        `created`: time of creation in Unix seconds; now if left out."""
         self.id = id
-        self.keeps = keeps
+        self.is_stored = is_stored
         self._body = body
-        self._checks = checks
+        self._checker = checker
         self._model = model
         self._scope = scope
         self._call = call
         self._created = int(time.time()) if created is None else created
         self._numbers = count()
         self._items = Items(self._numbers)
-        readers = call_parsers(body.chat, model)
-        self._reader = None if readers is None else readers()
+        parser_factory = tool_call_parser_factory(body.chat, model)
+        self._parser = None if parser_factory is None else parser_factory()
         self._pending_logprobs: list[TokenLogprob] = []
         """Log probabilities of tokens whose text is in no event yet."""
         self._opened = False
 
     def queue(self) -> list[Event]:
         """Return the first events of a response in the background."""
-        response = self.response("queued")
-        return [self.event("response.created", response), self.event("response.queued", response)]
+        response = self.build_response("queued")
+        return [self.build_event("response.created", response), self.build_event("response.queued", response)]
 
     def open(self) -> list[Event]:
         """Return the first events of the answer. Later calls return none."""
         if self._opened:
             return []
         self._opened = True
-        response = self.response("in_progress")
-        begun = [] if self._body.background else [self.event("response.created", response)]
-        return [*begun, self.event("response.in_progress", response)]
+        response = self.build_response("in_progress")
+        created = [] if self._body.background else [self.build_event("response.created", response)]
+        return [*created, self.build_event("response.in_progress", response)]
 
     def grow(self, text: str, pieces: Sequence[Piece]) -> list[Event]:
         """Add text of the model to the answer. `pieces`: where it comes from, for log probabilities and reasoning."""
         if self._body.wants_logprobs:
             self._pending_logprobs += token_logprobs(self._model, pieces)
-        thought = reasoning_of(pieces)
-        events = self._items.add_reasoning(thought) if thought else []
-        return [*events, *self._added([AnswerText(text)] if self._reader is None else self._reader.push(text))]
+        reasoning = reasoning_of(pieces)
+        events = self._items.add_reasoning(reasoning) if reasoning else []
+        return [*events, *self._add_events([AnswerText(text)] if self._parser is None else self._parser.push(text))]
 
     def add_text(self, text: str) -> list[Event]:
         """Add text that the model did not generate."""
-        return self._added([AnswerText(text)])
+        return self._add_events([AnswerText(text)])
 
-    def _added(self, found: Iterable[ToolCallEvent]) -> list[Event]:
+    def _add_events(self, found: Iterable[ToolCallEvent]) -> list[Event]:
         events: list[Event] = []
-        for one in found:
-            if isinstance(one, AnswerText) and one.text:
-                unsaid, self._pending_logprobs = self._pending_logprobs, []
-                events += self._items.add(one, unsaid)
-            elif not isinstance(one, AnswerText):
-                events += self._items.add(one)
+        for event in found:
+            if isinstance(event, AnswerText) and event.text:
+                logprobs, self._pending_logprobs = self._pending_logprobs, []
+                events += self._items.add(event, logprobs)
+            elif not isinstance(event, AnswerText):
+                events += self._items.add(event)
         return events
 
     def close(self) -> list[Event]:
-        """End the last items and return their events. `ended` comes next."""
-        events: list[Event] = [] if self._reader is None else self._added(self._reader.finish(cut=self._cut))
+        """End the last items and return their events. `finish` comes next."""
+        events: list[Event] = [] if self._parser is None else self._add_events(self._parser.finish(cut=self._cut))
         if self._items.is_unanswered:
             events += self._items.add(AnswerText(""))
-        ended = not self._cut and (self._reader is None or self._reader.whole)  # a stop string may cut off a call
+        ended = not self._cut and (self._parser is None or self._parser.whole)  # a stop string may cut off a call
         return [*events, *self._items.end("completed" if ended else "incomplete")]
 
-    def check(self) -> Awaitable[None] | None:
+    def start_check(self) -> Awaitable[None] | None:
         """Begin the check of the whole answer against its schema. Return what has to be awaited, if anything."""
-        return None if self._checks is None else self._checks.begin(0, self._call)
+        return None if self._checker is None else self._checker.start(0, self._call)
 
-    def ended(self) -> Response:
+    def finish(self) -> Response:
         """Return the response of an answer that is complete or cut off."""
         status: ItemStatus = "incomplete" if self._cut else "completed"
-        response = self.response(status, [] if self._scope.deferred else [self._call.usage])
-        violation = None if self._checks is None else self._checks.violation(0)
+        response = self.build_response(status, [] if self._scope.deferred else [self._call.usage])
+        violation = None if self._checker is None else self._checker.violation(0)
         return response if violation is None else msgspec.structs.replace(response, schema_violation=violation)
 
     @property
@@ -138,22 +138,22 @@ class ResponseBuilder:
         return self._call.finish_reason == "length" and not self._scope.deferred
 
     def interrupt(self) -> list[Event]:
-        """End the items of a failed answer and return their events. `failed` comes next."""
+        """End the items of a failed answer and return their events. `fail` comes next."""
         return [*self._items.end("incomplete")]
 
-    def failed(self, error: FailedCall) -> Response:
+    def fail(self, error: FailedCall) -> Response:
         """Return the failed response."""
-        return self.response("failed", error=error_of(error))
+        return self.build_response("failed", error=error_of(error))
 
-    def event(self, type: ResponseEventType, response: Response) -> Event:
+    def build_event(self, type: ResponseEventType, response: Response) -> Event:
         """Return an event with the current response."""
         return ResponseEvent(type=type, sequence_number=next(self._numbers), response=response)
 
-    def last_event(self, response: Response) -> Event:
+    def build_last_event(self, response: Response) -> Event:
         """Return the last event of the stream."""
-        return self.event(_LAST.get(response.status, "response.failed"), response)
+        return self.build_event(_LAST.get(response.status, "response.failed"), response)
 
-    def response(
+    def build_response(
         self, status: Status, usages: Sequence[Usage] | None = None, error: ResponseError | None = None
     ) -> Response:
         """Return the response in its current state. `usages`: usage of its calls, once it has ended; none for a
@@ -172,7 +172,7 @@ class ResponseBuilder:
             max_tool_calls=body.max_tool_calls,
             metadata=body.metadata or {},
             reasoning=ReasoningConfig(None if body.reasoning is None else body.reasoning.effort),
-            model=self._call.model or self._model.id,  # a fallback says its own name
+            model=self._call.model or self._model.id,  # a fallback has its own name
             output=list(self._items.done),
             parallel_tool_calls=body.parallel_tool_calls is not False,
             previous_response_id=body.previous_response_id,
@@ -181,7 +181,7 @@ class ResponseBuilder:
             prompt_cache_key=body.prompt_cache_key,
             prompt_cache_retention=body.prompt_cache_retention,
             safety_identifier=body.safety_identifier,
-            store=self.keeps,
+            store=self.is_stored,
             temperature=1.0 if body.temperature is None else body.temperature,
             text=TextConfig(body.form_told, (body.text and body.text.verbosity) or "medium"),
             tool_choice=body.choice_told,
@@ -208,10 +208,14 @@ def last_event_of(response: Response, number: int) -> bytes:
 def replay_events(response: Response) -> bytes:
     """Return the events of an ended response, serialized, as if it were generated now in one piece."""
     numbers = count()
-    unsaid = dict.fromkeys(("completed_at", "usage", "error", "incomplete_details"))
-    begun = msgspec.structs.replace(response, status="in_progress", output=[], schema_violation=msgspec.UNSET, **unsaid)
+    unset_fields = dict.fromkeys(("completed_at", "usage", "error", "incomplete_details"))
+    started = msgspec.structs.replace(
+        response, status="in_progress", output=[], schema_violation=msgspec.UNSET, **unset_fields
+    )
     opening: tuple[ResponseEventType, ...] = ("response.created", "response.in_progress")
-    events: list[Event] = [ResponseEvent(type=type, sequence_number=next(numbers), response=begun) for type in opening]
+    events: list[Event] = [
+        ResponseEvent(type=type, sequence_number=next(numbers), response=started) for type in opening
+    ]
     for index, item in enumerate(response.output):
         events += item_events(item, index, numbers)
     return encode_events(events) + last_event_of(response, next(numbers))

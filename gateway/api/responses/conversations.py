@@ -21,7 +21,7 @@ from compat.openai.responses import (
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
 from gateway.prompts.tool_calls.description import Verbatim
-from gateway.responses import ResponseStore, StoredResponse, Told
+from gateway.responses import ResponseStore, StoredResponse, StoredTurn
 from gateway.runtime.json_codec import encode_json
 
 _Part = TextPart | RefusalPart | MediaPart
@@ -48,45 +48,50 @@ class Turn:
     """One turn of a conversation: the turns before it, and whether it is stored."""
 
     def __init__(
-        self, archive: ResponseStore, tenant: str, body: ResponseRequest, earlier: Sequence[Told], session: str | None
+        self,
+        response_store: ResponseStore,
+        tenant: str,
+        body: ResponseRequest,
+        previous_turns: Sequence[StoredTurn],
+        session: str | None,
     ) -> None:
-        """`earlier`: the turns before it, oldest first. See `begin`."""
-        self._archive = archive
+        """`previous_turns`: the turns before it, oldest first. See `load`."""
+        self._store = response_store
         self._tenant = tenant
         self._body = body
-        self._earlier = earlier
+        self._previous_turns = previous_turns
         self._session = session
-        self.keeps = archive.keeps
+        self.is_stored = response_store.is_enabled
         """Whether the response is stored."""
 
     @classmethod
-    async def begin(
-        cls, archive: ResponseStore, tenant: str, body: ResponseRequest, session: str | None, *, deferred: bool
+    async def load(
+        cls, response_store: ResponseStore, tenant: str, body: ResponseRequest, session: str | None, *, deferred: bool
     ) -> "Turn":
         """Return the turn of a request. `session`: id of the request's session, if it has a name. Raises RequestError
         and GraphError."""
         id = body.previous_response_id
-        earlier = [] if id is None else await archive.conversation(tenant, id)
+        previous_turns = [] if id is None else await response_store.load_conversation(tenant, id)
         if id is not None:
-            _check(id, earlier, session)
-        turn = cls(archive, tenant, body, earlier, session)
+            _check(id, previous_turns, session)
+        turn = cls(response_store, tenant, body, previous_turns, session)
         why = "go on with a deferred answer by its reference" if deferred else None
-        if not archive.keeps:
+        if not response_store.is_enabled:
             why = "this server keeps no responses"
         for name, wanted in (("background", body.background), ("store", body.store)):
             if wanted and why is not None:
                 raise RequestError(400, why, code="unsupported_value", param=name)
-        turn.keeps = body.store is not False and why is None
+        turn.is_stored = body.store is not False and why is None
         return turn
 
     @property
-    def conversation(self) -> tuple[list[Message], list[str]]:
+    def messages_with_paths(self) -> tuple[list[Message], list[str]]:
         """Return all messages that the model reads, and the path of each message's content in the request."""
-        messages, places = self._body.conversation
+        messages, places = self._body.messages_with_paths
         before: list[Message] = []
         items = 0
-        for turn_record in self._earlier:
-            turn, count = _messages(turn_record)
+        for stored_turn in self._previous_turns:
+            turn, count = _messages(stored_turn)
             items += count
             if items > MAX_ELEMENTS:
                 why = f"the conversation has more than {MAX_ELEMENTS} items; begin a new one"
@@ -103,18 +108,18 @@ class Turn:
     @property
     def size(self) -> int:
         """Return the size of the turns before, in bytes."""
-        return sum(len(turn_record.input) + len(turn_record.answer) for turn_record in self._earlier)
+        return sum(len(stored_turn.input) + len(stored_turn.answer) for stored_turn in self._previous_turns)
 
     @property
-    def earlier(self) -> Sequence[Told]:
+    def previous_turns(self) -> Sequence[StoredTurn]:
         """Return the turns before, oldest first."""
-        return self._earlier
+        return self._previous_turns
 
-    async def keep(self, response: Response, raw: bytes, *, slots: bool) -> None:
+    async def store(self, response: Response, raw: bytes, *, slots: bool) -> None:
         """Store the response once it has ended. Raises ResponseStoreError."""
-        await self._archive.keep(self.kept(response, raw, slots=slots), self._earlier)
+        await self._store.add(self.to_row(response, raw, slots=slots), self._previous_turns)
 
-    def kept(self, response: Response, raw: bytes, *, slots: bool) -> StoredResponse:
+    def to_row(self, response: Response, raw: bytes, *, slots: bool) -> StoredResponse:
         """Return the row that stores the response. `raw`: body of the request. `slots`: whether the answer is in slots
         of the last message."""
         input = bytes(_decode_request(raw).input)
@@ -134,12 +139,12 @@ def not_found_message(id: str) -> str:
     return f"there is no response {id!r}: none was kept, or it was deleted, or newer ones have taken its place"
 
 
-def _check(id: str, earlier: Sequence[Told], session: str | None) -> None:
+def _check(id: str, previous_turns: Sequence[StoredTurn], session: str | None) -> None:
     """Raise RequestError unless the last of these turns can be continued in that session."""
-    if not earlier:
+    if not previous_turns:
         code = "previous_response_not_found"
         raise RequestError(400, not_found_message(id), code=code, param="previous_response_id")
-    last = earlier[-1]
+    last = previous_turns[-1]
     if not last.ended:
         message = f"response {id!r} has not ended yet; wait until it is completed"
         raise RequestError(400, message, code="previous_response_not_ended", param="previous_response_id")
@@ -148,16 +153,16 @@ def _check(id: str, earlier: Sequence[Told], session: str | None) -> None:
         raise RequestError(400, message, code="session_conflict", param="previous_response_id")
 
 
-def _messages(turn_record: Told) -> tuple[list[Message], int]:
+def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int]:
     """Return a turn as messages, and how many items it has: some items make no message.
 
     If the turn belonged to no session, `<<name>>` in it is text and not a reference.
     """
-    items = items_of(msgspec.json.decode(turn_record.input))
+    items = items_of(msgspec.json.decode(stored_turn.input))
     asked, _ = as_messages(items, "")
-    if turn_record.session is None:
+    if stored_turn.session is None:
         asked = [message.model_copy(update={"content": _verbatim(message)}) for message in asked]
-    output = _decode_answer(turn_record.answer).output
+    output = _decode_answer(stored_turn.answer).output
     return [*asked, *_answer_message(output)], len(items) + len(output)
 
 

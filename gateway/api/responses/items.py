@@ -23,7 +23,7 @@ from compat.openai.responses import (
     TextDelta,
     TextDone,
 )
-from gateway.api.serializers.chat import new_call_id
+from gateway.api.serializers.chat import new_tool_call_id
 from gateway.graph.ids import new_id
 from gateway.prompts.tool_calls.parser import AnswerText, ToolCallArguments, ToolCallEvent, ToolCallStart
 
@@ -52,18 +52,18 @@ class Items:
         """Add what a parser found in the answer; with log probabilities of its tokens, if it is text."""
         match found:
             case AnswerText(text):
-                events = [] if isinstance(self._growing, OutputMessage) else self._next(_message())
+                events = [] if isinstance(self._growing, OutputMessage) else self._start_item(_message())
                 self._logprobs += logprobs
-                return [*events, self._more(text, logprobs)]
+                return [*events, self._append(text, logprobs)]
             case ToolCallStart(_, name):
-                return self._next(_call(name))
+                return self._start_item(_function_call(name))
             case ToolCallArguments(_, text):
-                return [self._more(text)]
+                return [self._append(text)]
 
     def add_reasoning(self, text: str) -> list[Event]:
         """Add reasoning of the model."""
-        events = [] if isinstance(self._growing, ReasoningItem) else self._next(_reasoning())
-        return [*events, self._more(text)]
+        events = [] if isinstance(self._growing, ReasoningItem) else self._start_item(_reasoning())
+        return [*events, self._append(text)]
 
     def end(self, status: ItemStatus = "completed") -> list[Event]:
         """End the item that grows. With a status other than `completed`, the item is cut off."""
@@ -83,13 +83,13 @@ class Items:
         self.done.append(item)
         return events
 
-    def _next(self, item: OutputItem) -> list[Event]:
+    def _start_item(self, item: OutputItem) -> list[Event]:
         """End the item before, and start this one."""
         before = self.end()
         self._growing = item
         return [*before, *_start_events(item, len(self.done), self._numbers)]
 
-    def _more(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
+    def _append(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> Event:
         assert self._growing is not None
         self._texts.append(text)
         return _delta_event(self._growing, len(self.done), self._numbers, text, logprobs)
@@ -100,18 +100,18 @@ def item_events(item: OutputItem, index: int, numbers: Iterator[int]) -> list[Ev
     logprobs: Sequence[TokenLogprob] = ()
     match item:
         case OutputMessage(content=[part]):
-            begun: OutputItem = msgspec.structs.replace(item, status="in_progress", content=[])
+            started: OutputItem = msgspec.structs.replace(item, status="in_progress", content=[])
             text, logprobs = part.text, part.logprobs
         case ReasoningItem(content=parts):
-            begun = msgspec.structs.replace(item, status="in_progress", content=[])
+            started = msgspec.structs.replace(item, status="in_progress", content=[])
             text = "".join([part.text for part in parts])
         case FunctionToolCall(arguments=text):
-            begun = msgspec.structs.replace(item, status="in_progress", arguments="")
+            started = msgspec.structs.replace(item, status="in_progress", arguments="")
         case _:
-            raise ValueError(f"no item of ours: {item}")
+            raise ValueError(f"unknown item: {item}")
     return [
-        *_start_events(begun, index, numbers),
-        _delta_event(begun, index, numbers, text, logprobs),
+        *_start_events(started, index, numbers),
+        _delta_event(started, index, numbers, text, logprobs),
         *_end_events(item, index, numbers),
     ]
 
@@ -124,8 +124,9 @@ def _reasoning() -> ReasoningItem:
     return ReasoningItem(id=f"rs_{new_id(24)}", content=[], status="in_progress")
 
 
-def _call(name: str) -> FunctionToolCall:
-    return FunctionToolCall(id=f"fc_{new_id(24)}", call_id=new_call_id(), name=name, arguments="", status="in_progress")
+def _function_call(name: str) -> FunctionToolCall:
+    id, call_id = f"fc_{new_id(24)}", new_tool_call_id()
+    return FunctionToolCall(id=id, call_id=call_id, name=name, arguments="", status="in_progress")
 
 
 def _start_events(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
@@ -153,19 +154,19 @@ def _delta_event(
 def _end_events(item: OutputItem, index: int, numbers: Iterator[int]) -> Iterator[Event]:
     match item:
         case OutputMessage(id=id, content=parts):
-            for said in parts:
+            for part in parts:
                 yield TextDone(
                     sequence_number=next(numbers),
                     output_index=index,
                     item_id=id,
-                    text=said.text,
-                    logprobs=said.logprobs,
+                    text=part.text,
+                    logprobs=part.logprobs,
                 )
-                yield _part("response.content_part.done", id, index, numbers, said)
-        case ReasoningItem(id=id, content=thoughts):
-            for thought in thoughts:
-                yield ReasoningDone(sequence_number=next(numbers), output_index=index, item_id=id, text=thought.text)
-                yield _part("response.content_part.done", id, index, numbers, thought)
+                yield _part("response.content_part.done", id, index, numbers, part)
+        case ReasoningItem(id=id, content=texts):
+            for text in texts:
+                yield ReasoningDone(sequence_number=next(numbers), output_index=index, item_id=id, text=text.text)
+                yield _part("response.content_part.done", id, index, numbers, text)
         case FunctionToolCall(id=id, name=name, arguments=arguments):
             yield ArgumentsDone(
                 sequence_number=next(numbers), output_index=index, item_id=id, name=name, arguments=arguments

@@ -6,11 +6,11 @@ from aiohttp import web
 from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, listed
 from gateway.api import pipeline
 from gateway.api.openai.chat import ChatSpecBuilder
-from gateway.api.openai.tools import call_parsers
+from gateway.api.openai.tools import tool_call_parser_factory
 from gateway.api.responses.background import BACKGROUND
 from gateway.api.responses.builder import last_event_of, replay_events, stored_response
 from gateway.api.responses.conversations import Turn, not_found_message
-from gateway.api.schema_checks import checks_of
+from gateway.api.schema_checks import answer_checker_of
 from gateway.api.semantic.extension import SESSION_HEADERS
 from gateway.api.serializers.responses import ResponseSerializer
 from gateway.api.services import SERVICES
@@ -43,10 +43,10 @@ async def create(request: web.Request) -> web.StreamResponse:
     target = await pipeline.resolve(request, body.model, body.semantic)
     services, model, scope = target.services, target.model, target.scope
     session = scope.session.id if scope.named else None
-    turn = await Turn.begin(services.archive, request[TENANT], body, session, deferred=scope.deferred)
+    turn = await Turn.load(services.response_store, request[TENANT], body, session, deferred=scope.deferred)
     pipeline.check_admission(target)
     reserve_bytes(request, turn.size)
-    messages, places = await pipeline.offload_if_long(lambda: turn.conversation, turn.size, model)
+    messages, places = await pipeline.offload_if_long(lambda: turn.messages_with_paths, turn.size, model)
     raw = await request.read()
     chat = body.chat.model_copy(update={"messages": messages})
     builder = ChatSpecBuilder(chat, scope.named, scope.deferred, field="input", places=places)
@@ -57,10 +57,11 @@ async def create(request: web.Request) -> web.StreamResponse:
         error.param = _PARAMS.get(error.param or "", error.param)
         raise
     if body.background:
-        work = await request.app[BACKGROUND].begin(raw, body, model, scope, turn, spec)
-        return await work.follow(request, -1) if body.streamed else json_response(work.response)
-    checks = checks_of(body.chat, call_parsers(body.chat, model), services.schema_check_gate, scope.session.tenant)
-    serializer = ResponseSerializer(raw, body, model, scope, turn, checks)
+        running = await request.app[BACKGROUND].start(raw, body, model, scope, turn, spec)
+        return await running.follow(request, -1) if body.streamed else json_response(running.response)
+    parser_factory = tool_call_parser_factory(body.chat, model)
+    checker = answer_checker_of(body.chat, parser_factory, services.schema_check_gate, scope.session.tenant)
+    serializer = ResponseSerializer(raw, body, model, scope, turn, checker)
     return await pipeline.respond(target, [spec], serializer, streamed=body.streamed)
 
 
@@ -75,22 +76,22 @@ async def get(request: web.Request) -> web.StreamResponse:
     """Return a response, or stream its events: all of them, or those behind `starting_after`."""
     streamed, after = bool_param(request, "stream"), int_param(request, "starting_after", -1, minimum=0)
     background, key = request.app[BACKGROUND], (request[TENANT], request.match_info["id"])
-    work = background.find(*key)
-    if work is not None:
-        return await work.follow(request, after) if streamed else json_response(work.response)
-    kept = await _kept(request)
+    running = background.find(*key)
+    if running is not None:
+        return await running.follow(request, after) if streamed else json_response(running.response)
+    stored = await _find_stored(request)
     if not streamed:
-        return web.Response(body=kept.answer, content_type="application/json")
-    if kept.begun:
-        message = "the server has only just started; ask again"
+        return web.Response(body=stored.answer, content_type="application/json")
+    if stored.is_unfinished:
+        message = "the server has just started and is still resuming this response; try again"
         raise RequestError(503, message, code="engine_unavailable")
     recent_events = background.recent_events(*key)
     if recent_events:
         events = b"".join(recent_events[after + 1 :])
     elif after < 0:
-        events = replay_events(stored_response(kept))
+        events = replay_events(stored_response(stored))
     else:
-        events = last_event_of(stored_response(kept), after + 1)
+        events = last_event_of(stored_response(stored), after + 1)
     return await EventStream(request).end(events, done=False)
 
 
@@ -98,12 +99,12 @@ async def get(request: web.Request) -> web.StreamResponse:
 @operation(Response, errors=(400, 404, 503))
 async def cancel(request: web.Request) -> web.Response:
     """Cancel a response in the background. A response that has ended stays as it is."""
-    work = request.app[BACKGROUND].find(request[TENANT], request.match_info["id"])
-    if work is not None:
-        work.cancel()
-        await work.finished.wait()
-        return json_response(work.response)
-    response = stored_response(await _kept(request))
+    running = request.app[BACKGROUND].find(request[TENANT], request.match_info["id"])
+    if running is not None:
+        running.cancel()
+        await running.finished.wait()
+        return json_response(running.response)
+    response = stored_response(await _find_stored(request))
     if not response.background:
         message = f"response {response.id!r} was not made in the background: hanging up cancels such a one"
         raise RequestError(400, message, code="invalid_value")
@@ -115,12 +116,12 @@ async def cancel(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """Delete a response. It cannot be continued any more; responses that continued it stay. If it is in progress, it is
     cancelled."""
-    kept = await _kept(request)
-    await request.app[SERVICES].archive.forget(kept.tenant, kept.id)
-    work = request.app[BACKGROUND].find(kept.tenant, kept.id)
-    if work is not None:
-        work.cancel()
-    return json_response(Deleted(kept.id))
+    stored = await _find_stored(request)
+    await request.app[SERVICES].response_store.delete(stored.tenant, stored.id)
+    running = request.app[BACKGROUND].find(stored.tenant, stored.id)
+    if running is not None:
+        running.cancel()
+    return json_response(Deleted(stored.id))
 
 
 @routes.get("/v1/responses/{id}/input_items")
@@ -140,30 +141,30 @@ async def input_items(request: web.Request) -> web.Response:
         int_param(request, "limit", 20, minimum=1, maximum=100),
         choice_param(request, "order", ("desc", "asc")),
     )
-    kept = await _kept(request)
-    items = listed(msgspec.json.decode(kept.input), kept.id.removeprefix("resp_"))
+    stored = await _find_stored(request)
+    items = listed(msgspec.json.decode(stored.input), stored.id.removeprefix("resp_"))
     if order == "desc":
         items.reverse()
     after = request.query.get("after")
     if after is not None:
-        places = [place for place, item in enumerate(items) if item["id"] == after]
-        if not places:
+        positions = [position for position, item in enumerate(items) if item["id"] == after]
+        if not positions:
             raise RequestError(400, f"there is no item {after!r} in it", code="invalid_value", param="after")
-        items = items[places[0] + 1 :]
-    some = items[:limit]
-    first, last = (some[0]["id"], some[-1]["id"]) if some else (None, None)
-    return json_response(InputItems(data=some, first_id=first, last_id=last, has_more=len(items) > limit))
+        items = items[positions[0] + 1 :]
+    page = items[:limit]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    return json_response(InputItems(data=page, first_id=first, last_id=last, has_more=len(items) > limit))
 
 
-async def _kept(request: web.Request) -> StoredResponse:
+async def _find_stored(request: web.Request) -> StoredResponse:
     """Return the stored response that the path names. Raises RequestError 404."""
     tenant, id = request[TENANT], request.match_info["id"]
     services, background = request.app[SERVICES], request.app[BACKGROUND]
-    kept = await services.archive.find(tenant, id)
-    lost = kept is not None and background.resumed and not services.sessions.holds(tenant, kept.runs_in or "")
-    if kept is not None and kept.begun and lost:
-        await background.lose(kept)
-        kept = await services.archive.find(tenant, id)
-    if kept is None:
+    stored = await services.response_store.find(tenant, id)
+    may_be_lost = stored is not None and stored.is_unfinished and background.has_resumed
+    if stored is not None and may_be_lost and not services.sessions.holds(tenant, stored.call_session or ""):
+        await background.fail_lost(stored)
+        stored = await services.response_store.find(tenant, id)
+    if stored is None:
         raise RequestError(404, not_found_message(id), code="response_not_found")
-    return kept
+    return stored

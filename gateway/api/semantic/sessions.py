@@ -74,6 +74,6 @@ async def delete(request: web.Request) -> web.Response:
     services, session = request.app[SERVICES], session_of(request)
     services.sessions.delete(session)
     described = describe_session(session)  # soon nothing will be known of it
-    await services.archive.forget_sessions([(session.tenant, session.id)])
+    await services.response_store.delete_sessions([(session.tenant, session.id)])
     await session.event_log.flush()
     return json_response(described)

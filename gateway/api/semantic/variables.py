@@ -103,12 +103,12 @@ class VariableSerializer:
 
     variable: Variable
 
-    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+    def piece_events(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Return the event for new text."""
         text = "".join([piece.text for piece in pieces])
         return named_event("delta", {"text": text}) if text else b""
 
-    def end(self, index: int) -> bytes:
+    def end_events(self, index: int) -> bytes:
         """Return the event of the final state."""
         return named_event(self.variable.state, describe_variable(self.variable))
 

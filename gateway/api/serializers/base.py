@@ -20,10 +20,10 @@ SemanticField = SemanticInfo | msgspec.UnsetType
 class EventSerializer(Protocol):
     """Serializer of growing values into server-sent events. Values are numbered."""
 
-    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+    def piece_events(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Return the events for new pieces of the value number `index`."""
 
-    def end(self, index: int) -> bytes:
+    def end_events(self, index: int) -> bytes:
         """Return the events for the end of the value number `index`. Raises FailedCall if the value has failed."""
 
 
@@ -38,11 +38,11 @@ class Serializer(ABC):
     """The request's calls, once they are submitted."""
 
     @abstractmethod
-    async def whole(self) -> Any:
+    async def whole_response(self) -> Any:
         """Return the JSON object of the finished calls."""
 
     @abstractmethod
-    def reference(self) -> Any:
+    def reference_response(self) -> Any:
         """Return the JSON object of deferred calls: an ordinary answer whose texts are references to their outputs."""
 
     @abstractmethod
@@ -50,11 +50,11 @@ class Serializer(ABC):
         """Return the whole stream of deferred calls."""
 
     @abstractmethod
-    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+    def piece_events(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Return the events for new pieces of a call's output."""
 
     @abstractmethod
-    def end(self, index: int) -> bytes:
+    def end_events(self, index: int) -> bytes:
         """Return the events for the end of a call's output. Raises FailedCall."""
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Serializer(ABC):
         """Return the last events of a stream in which a call failed."""
 
     def prepare_end(self, index: int) -> Awaitable[None] | None:
-        """Return what has to be awaited before `end`, if anything. Other outputs grow meanwhile."""
+        """Return what has to be awaited before `end_events`, if anything. Other outputs grow meanwhile."""
         return None
 
     async def last_events(self) -> bytes:

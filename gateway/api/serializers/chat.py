@@ -21,8 +21,8 @@ from compat.openai import (
     ToolCallDelta,
 )
 from gateway.api.openai.logprobs import token_logprobs
-from gateway.api.openai.tools import CallParsers
-from gateway.api.schema_checks import AnswerChecks
+from gateway.api.openai.tools import ToolCallParserFactory
+from gateway.api.schema_checks import AnswerChecker
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import SemanticField
 from gateway.api.serializers.choices import ChoicesSerializer, UsageField
@@ -47,31 +47,31 @@ class ChatSerializer(ChoicesSerializer):
         body: ChatCompletionRequest,
         model: ServedModel,
         scope: Scope,
-        readers: CallParsers | None,
-        checks: AnswerChecks | None,
+        parser_factory: ToolCallParserFactory | None,
+        checker: AnswerChecker | None,
     ) -> None:
-        """`readers`: finds calls of tools in the answers, if they may contain any."""
-        super().__init__(body, scope, model.id, per_prompt=body.choices, returned=body.choices, checks=checks)
+        """`parser_factory`: finds calls of tools in the answers, if they may contain any."""
+        super().__init__(body, scope, model.id, per_prompt=body.choices, returned=body.choices, checker=checker)
         self._model = model
         self._id = f"chatcmpl-{new_id(24)}"
         self._created = int(time.time())
         self._wants_logprobs = body.wants_logprobs
-        self._readers = readers
-        self._stream_readers: dict[int, ToolCallParser] = {}
+        self._parser_factory = parser_factory
+        self._stream_parsers: dict[int, ToolCallParser] = {}
         """Readers of streamed answers, by index."""
 
     def _choice(self, index: int, text: str, finish: str, pieces: Sequence[Piece]) -> Choice:
         logprobs = self._logprobs(pieces)
         reasoning = _reasoning_fields(pieces)
-        if self._readers is None:
+        if self._parser_factory is None:
             return Choice(index, ResponseMessage(text, **reasoning), finish, logprobs)
-        reader = self._readers()
-        content, calls = parse_answer(reader, text, cut=finish == "length")
+        parser = self._parser_factory()
+        content, calls = parse_answer(parser, text, cut=finish == "length")
         if not calls:
             return Choice(index, ResponseMessage(content, **reasoning), finish, logprobs)
-        tool_calls = [ToolCallAnswer(new_call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
+        tool_calls = [ToolCallAnswer(new_tool_call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
         message = ResponseMessage(content or None, tool_calls=tool_calls, **reasoning)
-        return Choice(index, message, _finish_reason(finish, reader), logprobs)
+        return Choice(index, message, _finish_reason(finish, parser), logprobs)
 
     def _body(self, choices: Sequence[Choice], usage: CompletionUsage, semantic: SemanticField) -> ChatCompletion:
         return ChatCompletion(
@@ -88,10 +88,10 @@ class ChatSerializer(ChoicesSerializer):
 
     def _parts(self, index: int, text: str, pieces: Sequence[Piece]) -> list[ChunkChoice]:
         logprobs = self._logprobs(pieces)
-        if self._readers is None:
+        if self._parser_factory is None:
             deltas = [ChoiceDelta(content=text)] if text else []
         else:
-            deltas = _deltas(self._stream_readers.setdefault(index, self._readers()).push(text))
+            deltas = _deltas(self._stream_parsers.setdefault(index, self._parser_factory()).push(text))
         reasoning = _reasoning_fields(pieces)
         if reasoning:
             first, *others = deltas or [ChoiceDelta()]
@@ -104,11 +104,11 @@ class ChatSerializer(ChoicesSerializer):
         return [ChunkChoice(index, first, None, logprobs), *(ChunkChoice(index, delta) for delta in others)]
 
     def _closing(self, index: int, finish: str) -> list[ChunkChoice]:
-        reader = self._stream_readers.get(index)
-        if reader is None:
+        parser = self._stream_parsers.get(index)
+        if parser is None:
             return [ChunkChoice(index, ChoiceDelta(), finish)]
-        deltas = _deltas(reader.finish(cut=finish == "length"))
-        last = ChunkChoice(index, ChoiceDelta(), _finish_reason(finish, reader))
+        deltas = _deltas(parser.finish(cut=finish == "length"))
+        last = ChunkChoice(index, ChoiceDelta(), _finish_reason(finish, parser))
         return [*(ChunkChoice(index, delta) for delta in deltas), last]
 
     def _chunk(
@@ -151,26 +151,27 @@ def _deltas(found: Iterable[ToolCallEvent]) -> list[ChoiceDelta]:
             case _, AnswerText(text):
                 deltas.append(ChoiceDelta(content=text))
             case _, ToolCallStart(index, name):
-                deltas.append(_call_delta(ToolCallDelta(index, FunctionCall(name, ""), new_call_id(), "function")))
+                call = ToolCallDelta(index, FunctionCall(name, ""), new_tool_call_id(), "function")
+                deltas.append(_tool_call_delta(call))
             # of the same call: each call starts with a name
             case ToolCallArguments(index, text), ToolCallArguments(_, more):
                 joined = ToolCallArguments(index, text + more)
-                deltas[-1] = _call_delta(ToolCallDelta(index, FunctionCall(arguments=text + more)))
+                deltas[-1] = _tool_call_delta(ToolCallDelta(index, FunctionCall(arguments=text + more)))
             case _, ToolCallArguments(index, text):
-                deltas.append(_call_delta(ToolCallDelta(index, FunctionCall(arguments=text))))
+                deltas.append(_tool_call_delta(ToolCallDelta(index, FunctionCall(arguments=text))))
         before = joined
     return deltas
 
 
-def _call_delta(call: ToolCallDelta) -> ChoiceDelta:
-    return ChoiceDelta(tool_calls=[call])
+def _tool_call_delta(tool_call: ToolCallDelta) -> ChoiceDelta:
+    return ChoiceDelta(tool_calls=[tool_call])
 
 
-def new_call_id() -> str:
+def new_tool_call_id() -> str:
     """Return an id for a call of a tool; the message with the tool's output names it."""
     return f"call_{new_id(24)}"
 
 
-def _finish_reason(finish: str, reader: ToolCallParser) -> str:
+def _finish_reason(finish: str, parser: ToolCallParser) -> str:
     """Return the finish reason of an answer. It is `tool_calls` only if the last call is complete."""
-    return "tool_calls" if finish == "stop" and reader.calls and reader.whole else finish
+    return "tool_calls" if finish == "stop" and parser.calls and parser.whole else finish

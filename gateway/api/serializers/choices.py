@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from compat.openai import CompletionUsage
-from gateway.api.schema_checks import AnswerChecks
+from gateway.api.schema_checks import AnswerChecker
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import (
     SemanticField,
@@ -54,16 +54,16 @@ class ChoicesSerializer(Serializer):
         *,
         per_prompt: int = 1,
         returned: int = 1,
-        checks: AnswerChecks | None = None,
+        checker: AnswerChecker | None = None,
     ) -> None:
         """`model`: name in the answer. `per_prompt`: number of consecutive calls that have the same prompt, which
-        counts once; `returned`: how many of these are in the answer, those with the highest log probability. `checks`:
+        counts once; `returned`: how many of these are in the answer, those with the highest log probability. `checker`:
         checks the answers against the request's schema."""
         self._model_name = model
         self._scope = scope
         self._per_prompt = per_prompt
         self._returned = returned
-        self._checks = checks
+        self._checker = checker
         self._wants_usage = options.wants_usage
         self._continuous_usage = options.wants_continuous_usage
         self._counted: dict[int, tuple[int, ...]] = {}
@@ -77,7 +77,7 @@ class ChoicesSerializer(Serializer):
 
     # whole answers
 
-    async def whole(self) -> Any:
+    async def whole_response(self) -> Any:
         """Return the JSON object of the finished calls."""
         self._model_name = self.calls[0].model or self._model_name  # a fallback has its own name
         returned = self.calls if self._returned == self._per_prompt else self._likeliest(self._returned)
@@ -85,14 +85,14 @@ class ChoicesSerializer(Serializer):
             self._choice(index, call.output.value or "", call.finish_reason or "stop", call.output.pieces)
             for index, call in enumerate(returned)
         ]
-        if self._checks is not None:
+        if self._checker is not None:
             for index, call in enumerate(returned):
-                if (checking := self._checks.begin(index, call)) is not None:
+                if (checking := self._checker.start(index, call)) is not None:
                     await checking
                 choices[index] = self._with_violation(index, choices[index])
         return self._body(choices, self._usage, self._semantic)
 
-    def reference(self) -> Any:
+    def reference_response(self) -> Any:
         """Return the JSON object of deferred calls."""
         choices = [self._choice(index, reference_to(call), "stop", ()) for index, call in enumerate(self.calls)]
         return self._body(choices, self._usage, self._semantic)
@@ -107,7 +107,7 @@ class ChoicesSerializer(Serializer):
 
     def _with_violation(self, index: int, choice: Any) -> Any:
         """Return the last part of an answer, with the violation of its schema if there is one."""
-        violation = None if self._checks is None else self._checks.violation(index)
+        violation = None if self._checker is None else self._checker.violation(index)
         return choice if violation is None else msgspec.structs.replace(choice, schema_violation=violation)
 
     @property
@@ -138,7 +138,7 @@ class ChoicesSerializer(Serializer):
         closings = [part for index in range(len(self.calls)) for part in self._closing(index, "stop")]
         return unnamed_events(*chunks, *self._last_chunks(closings, self._later_usage))
 
-    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+    def piece_events(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Return the chunks for new pieces of an answer."""
         self._model_name = self.calls[index].model or self._model_name
         parts = self._parts(index, "".join([piece.text for piece in pieces]), pieces)
@@ -149,9 +149,9 @@ class ChoicesSerializer(Serializer):
 
     def prepare_end(self, index: int) -> Awaitable[None] | None:
         """Begin the check of an answer against its schema."""
-        return None if self._checks is None else self._checks.begin(index, self.calls[index])
+        return None if self._checker is None else self._checker.start(index, self.calls[index])
 
-    def end(self, index: int) -> bytes:
+    def end_events(self, index: int) -> bytes:
         """Return the last chunks of an answer. Raises FailedCall."""
         call = self.calls[index]
         self._model_name = call.model or self._model_name

@@ -9,7 +9,7 @@ import msgspec
 
 from compat.openai import CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionUsage, TextCompletion
 from gateway.api.openai.logprobs import finite
-from gateway.api.schema_checks import AnswerChecks
+from gateway.api.schema_checks import AnswerChecker
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import SemanticField
 from gateway.api.serializers.choices import ChoicesSerializer, UsageField
@@ -21,8 +21,10 @@ from gateway.prompts.served_models import ServedModel
 class CompletionSerializer(ChoicesSerializer):
     """Serializer of calls as one completion. Whole answers and chunks have the same shape."""
 
-    def __init__(self, body: CompletionRequest, model: ServedModel, scope: Scope, checks: AnswerChecks | None) -> None:
-        super().__init__(body, scope, model.id, per_prompt=body.candidates, returned=body.choices, checks=checks)
+    def __init__(
+        self, body: CompletionRequest, model: ServedModel, scope: Scope, checker: AnswerChecker | None
+    ) -> None:
+        super().__init__(body, scope, model.id, per_prompt=body.candidates, returned=body.choices, checker=checker)
         self._model = model
         self._id = f"cmpl-{new_id(24)}"
         self._created = int(time.time())

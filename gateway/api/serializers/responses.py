@@ -1,12 +1,13 @@
 """Serialize a call as a response of /v1/responses."""
 
 from collections.abc import Awaitable, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 from compat.openai.responses import Response, ResponseRequest
 from gateway.api.responses.builder import ResponseBuilder, encode_events
 from gateway.api.responses.conversations import Turn, new_response_id
-from gateway.api.schema_checks import AnswerChecks
+from gateway.api.schema_checks import AnswerChecker
 from gateway.api.semantic.extension import Scope
 from gateway.api.serializers.base import Serializer, check_done, reference_to
 from gateway.errors import FailedCall
@@ -28,7 +29,7 @@ class ResponseSerializer(Serializer):
         model: ServedModel,
         scope: Scope,
         turn: Turn,
-        checks: AnswerChecks | None,
+        checker: AnswerChecker | None,
     ) -> None:
         """`raw`: the body as the client sent it; it is stored with the response."""
         self._raw = raw
@@ -36,62 +37,59 @@ class ResponseSerializer(Serializer):
         self._model = model
         self._scope = scope
         self._turn = turn
-        self._checks = checks
+        self._checker = checker
         self._id = new_response_id()
-        self._made: ResponseBuilder | None = None
-        self.persists = turn.keeps
+        self.persists = turn.is_stored
 
     @property
     def _call(self) -> Call:
         (call,) = self.calls
         return call
 
-    @property
+    @cached_property
     def _builder(self) -> ResponseBuilder:
-        """Builder of the response. It needs the call, which is there once the request is submitted."""
-        if self._made is None:
-            self._made = ResponseBuilder(
-                self._body,
-                self._model,
-                self._scope,
-                self._call,
-                self._id,
-                checks=self._checks,
-                keeps=self._turn.keeps,
-            )
-        return self._made
+        """Builder of the response. It needs the call, which exists once the request is submitted."""
+        return ResponseBuilder(
+            self._body,
+            self._model,
+            self._scope,
+            self._call,
+            self._id,
+            checker=self._checker,
+            is_stored=self._turn.is_stored,
+        )
 
-    async def whole(self) -> Response:
+    async def whole_response(self) -> Response:
         """Return the response with all of its items, once it is stored."""
         output = self._call.output
         self._builder.grow(output.value or "", output.pieces)
         self._builder.close()
-        if (checking := self._builder.check()) is not None:
+        if (checking := self._builder.start_check()) is not None:
             await checking
         return await self._stored()
 
-    def reference(self) -> Response:
+    def reference_response(self) -> Response:
         """Return the response of a deferred call."""
         self._builder.add_text(reference_to(self._call))
         self._builder.close()
-        return self._builder.ended()
+        return self._builder.finish()
 
     def reference_events(self) -> bytes:
         """Return the whole stream of a deferred call."""
         builder = self._builder
         events = [*builder.open(), *builder.add_text(reference_to(self._call)), *builder.close()]
-        return encode_events([*events, builder.last_event(builder.ended())])
+        return encode_events([*events, builder.build_last_event(builder.finish())])
 
-    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+    def piece_events(self, index: int, pieces: Sequence[Piece]) -> bytes:
         """Return the events for new pieces of the answer."""
         text = "".join([piece.text for piece in pieces])
         return encode_events([*self._builder.open(), *self._builder.grow(text, pieces)])
 
     def prepare_end(self, index: int) -> Awaitable[None] | None:
         """Begin the check of the answer against its schema."""
-        return self._builder.check()
+        return self._builder.start_check()
 
-    def end(self, index: int) -> bytes:
+    def end_events(self, index: int) -> bytes:
         """Return the events for the ends of the last items. Raises FailedCall."""
         check_done(self._call)
         return encode_events([*self._builder.open(), *self._builder.close()])
@@ -99,21 +97,21 @@ class ResponseSerializer(Serializer):
     async def last_events(self) -> bytes:
         """Store the response and return its last event."""
         response = await self._stored()
-        return encode_events([self._builder.last_event(response)])
+        return encode_events([self._builder.build_last_event(response)])
 
     def error_events(self, error: FailedCall) -> bytes:
         """Return the ends of the items that there are, and the event of the failure."""
         builder = self._builder
         events = [*builder.open(), *builder.interrupt()]
-        return encode_events([*events, builder.last_event(builder.failed(error))])
+        return encode_events([*events, builder.build_last_event(builder.fail(error))])
 
     async def _stored(self) -> Response:
         """Store the response, if the client may continue it later, and return it."""
-        response = self._builder.ended()
-        if self._builder.keeps:
+        response = self._builder.finish()
+        if self._builder.is_stored:
             try:
-                await self._turn.keep(response, self._raw, slots=self._call.spec.parts is not None)
+                await self._turn.store(response, self._raw, slots=self._call.spec.parts is not None)
             except ResponseStoreError:  # the answer is valid all the same; `store` says that it is not stored
-                self._builder.keeps = False
-                response = self._builder.ended()
+                self._builder.is_stored = False
+                response = self._builder.finish()
         return response

@@ -37,8 +37,8 @@ async def gateway_before(
     await upstream.start()
     pool = EnginePool(1.0)
     pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
-    archive = await open_response_store(told, None)
-    services = build_services(told, pool, NullSink(), archive)
+    response_store = await open_response_store(told, None)
+    services = build_services(told, pool, NullSink(), response_store)
     prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)
     services.models.add(ServedModel("fake", 4096, None, tokenizer, prompts))
     app = build_app(told, services)
@@ -48,7 +48,7 @@ async def gateway_before(
             yield client, lambda: services.scheduler.unfinished_calls
     finally:
         await services.scheduler.close()
-        await archive.close()
+        await response_store.close()
         await upstream.close()
 
 

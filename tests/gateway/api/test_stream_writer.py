@@ -32,13 +32,13 @@ class Told:
     failed: BaseException | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def piece(self, index: int, pieces: Sequence[Piece]) -> bytes:
+    def piece_events(self, index: int, pieces: Sequence[Piece]) -> bytes:
         text = "".join(piece.text for piece in pieces)
         if text == self.wrong_at:
             raise Odd(text)
         return unnamed_events([index, text])
 
-    def end(self, index: int) -> bytes:
+    def end_events(self, index: int) -> bytes:
         if self.variables[index].text == self.wrong_at:
             raise Odd(self.wrong_at)
         return unnamed_events([index, None])

@@ -143,7 +143,7 @@ async def test_large_bodies_in_progress_are_limited(encoding: str, monkeypatch: 
     small = HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}"
     async with serving(slow) as port:
         first = [asyncio.create_task(talk(port, large)) for _ in range(2)]
-        while BODIES.held("") < 1000:
+        while BODIES.amount("") < 1000:
             await asyncio.sleep(0.01)
         assert error_of(await talk(port, large)) == (429, "overloaded")
         unaffected = asyncio.create_task(talk(port, small))
@@ -153,7 +153,7 @@ async def test_large_bodies_in_progress_are_limited(encoding: str, monkeypatch: 
             answers = await asyncio.gather(*first, unaffected)
             assert all(answer.endswith(b"here") for answer in answers)
             assert (await talk(port, large)).endswith(b"here")
-            while BODIES.held(""):
+            while BODIES.amount(""):
                 await asyncio.sleep(0.01)
 
 

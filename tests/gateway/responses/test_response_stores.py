@@ -18,7 +18,7 @@ from gateway.responses import (
     ResponseStoreError,
     SqliteResponseStore,
     StoredResponse,
-    Told,
+    StoredTurn,
 )
 from gateway.responses.store import ConversationTooLarge
 from tests.postgres import PostgresServer
@@ -61,7 +61,7 @@ def response(id: str, before: str | None = None, length: int = 10, **more: Any) 
 
 async def inputs_of(store: ResponseStore, id: str, tenant: str = "") -> list[str]:
     """Return the inputs of the conversation that ends with a response."""
-    return [turn.input.decode().strip('"').removeprefix("asked ") for turn in await store.conversation(tenant, id)]
+    return [turn.input.decode().strip('"').removeprefix("asked ") for turn in await store.load_conversation(tenant, id)]
 
 
 async def rows(store: ResponseStore) -> list[tuple[Any, ...]]:
@@ -95,14 +95,14 @@ async def test_random_operations_match_a_model(open_store: Open, seed: int) -> N
                     continued = some if some != "nothing" and rng.random() < 0.7 else None
                     session = None if continued is None else found[continued]
                     session = session or rng.choice([None, "s1", "s2"])
-                    await store.keep(response(id, continued, rng.randrange(100), session=session))
+                    await store.add(response(id, continued, rng.randrange(100), session=session))
                     before[id], found[id] = continued, session
                 case "f":
-                    assert await store.forget("", some) == (found.pop(some, 0) != 0)
-                    assert not await store.forget("", some)
+                    assert await store.delete("", some) == (found.pop(some, 0) != 0)
+                    assert not await store.delete("", some)
                 case "s":
                     gone = rng.choice(["s1", "s2", "s3"])
-                    await store.forget_sessions([("", gone), ("another", gone)])
+                    await store.delete_sessions([("", gone), ("another", gone)])
                     found = {id_: session for id_, session in found.items() if session != gone}
                 case "g":
                     there = await store.find("", some)
@@ -129,104 +129,104 @@ async def test_random_operations_match_a_model(open_store: Open, seed: int) -> N
 
 async def test_concurrent_operations(open_store: Open) -> None:
     async with open_store() as store:
-        await store.keep(response("first"))
-        await asyncio.gather(*(store.keep(response(f"r{number}", "first")) for number in range(50)))
-        assert await store.forget("", "first")
-        forgotten = await asyncio.gather(*(store.forget("", f"r{number}") for number in [*range(50)] * 2))
+        await store.add(response("first"))
+        await asyncio.gather(*(store.add(response(f"r{number}", "first")) for number in range(50)))
+        assert await store.delete("", "first")
+        forgotten = await asyncio.gather(*(store.delete("", f"r{number}") for number in [*range(50)] * 2))
         assert sum(forgotten) == 50
         assert await rows(store) == []
 
 
 async def test_earlier_turns_may_be_deleted_while_a_response_is_generated(open_store: Open) -> None:
     async with open_store() as store:
-        await store.keep(response("first"))
-        await store.keep(response("second", "first", session="s"))
-        earlier = await store.conversation("", "second")
-        assert await store.forget("", "second")
-        assert await store.forget("", "first")
+        await store.add(response("first"))
+        await store.add(response("second", "first", session="s"))
+        earlier = await store.load_conversation("", "second")
+        assert await store.delete("", "second")
+        assert await store.delete("", "first")
         assert await rows(store) == []
-        await store.keep(response("third", "second"), earlier)
+        await store.add(response("third", "second"), earlier)
         assert await inputs_of(store, "third") == ["first", "second", "third"]
-        assert [turn.session for turn in await store.conversation("", "third")] == [None, "s", None]
+        assert [turn.session for turn in await store.load_conversation("", "third")] == [None, "s", None]
         assert [await store.find("", id) for id in ("", "first", "second")] == [None] * 3
-        assert await store.forget("", "third")
+        assert await store.delete("", "third")
         assert await rows(store) == []
 
 
 async def test_unfinished_responses(open_store: Open) -> None:
-    begun = response("r", session="s", begun=b"{}", runs_in="s")
+    begun = response("r", session="s", resume_data=b"{}", call_session="s")
     async with open_store() as store:
-        await store.keep(begun)
-        await store.keep(response("other", begun=b"{}", runs_in="other"))
-        await store.keep(response("ended"))
-        assert [unfinished.id for unfinished in await store.unfinished()] == ["r", "other"]
-        assert [unfinished.id for unfinished in await store.unfinished("", "s")] == ["r"]
-        assert await store.unfinished("another", "s") == []
-        (turn,) = await store.conversation("", "r")
+        await store.add(begun)
+        await store.add(response("other", resume_data=b"{}", call_session="other"))
+        await store.add(response("ended"))
+        assert [unfinished.id for unfinished in await store.list_unfinished()] == ["r", "other"]
+        assert [unfinished.id for unfinished in await store.list_unfinished("", "s")] == ["r"]
+        assert await store.list_unfinished("another", "s") == []
+        (turn,) = await store.load_conversation("", "r")
         assert not turn.ended
         ended = response("r", length=50, session="s")
-        assert await store.end(ended)
-        assert not await store.end(ended), "it has ended already"
+        assert await store.complete(ended)
+        assert not await store.complete(ended), "it has ended already"
         assert await store.find("", "r") == ended
-        assert (await store.conversation("", "r"))[0].ended
-        assert not await store.end(response("never kept"))
-        assert await store.forget("", "other")
-        assert not await store.end(response("other")), "it was hidden in the meantime"
-        assert await store.unfinished() == []
+        assert (await store.load_conversation("", "r"))[0].ended
+        assert not await store.complete(response("never kept"))
+        assert await store.delete("", "other")
+        assert not await store.complete(response("other")), "it was hidden in the meantime"
+        assert await store.list_unfinished() == []
 
 
 async def test_responses_survive_a_restart(open_store: Open, request: pytest.FixtureRequest) -> None:
     if "memory" in request.node.name:
         pytest.skip("a database in memory does not survive")
     async with open_store() as store:
-        await store.keep(response("first"))
-        await store.keep(response("second", "first"))
+        await store.add(response("first"))
+        await store.add(response("second", "first"))
     async with open_store() as store:
         assert await inputs_of(store, "second") == ["first", "second"]
         assert await store.find("", "second") == response("second")
 
 
 async def test_the_oldest_responses_make_room(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.responses.postgres._TIDY_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.responses.postgres._RETENTION_SECONDS", 0.0)
     size = response("r0", length=1_000).size
     async with open_store(5 * size) as store:
-        await store.keep(response("begun", length=1_000, begun=b"{}", runs_in="s"))
+        await store.add(response("begun", length=1_000, resume_data=b"{}", call_session="s"))
         for number in range(8):
-            await store.keep(response(f"r{number}", length=1_000))
-        await store.tidy()
+            await store.add(response(f"r{number}", length=1_000))
+        await store.enforce_retention()
         found = [number for number in range(8) if await store.find("", f"r{number}")]
         assert found in ([4, 5, 6, 7], [5, 6, 7])
         assert await store.find("", "begun"), "unfinished responses stay"
-        await store.keep(response("on", "r7", 1_000))
-        await store.keep(response("further", "on", 1_000))
+        await store.add(response("on", "r7", 1_000))
+        await store.add(response("further", "on", 1_000))
         for number in range(3):
-            await store.keep(response(f"s{number}", length=1_000))
-            await store.tidy()
+            await store.add(response(f"s{number}", length=1_000))
+            await store.enforce_retention()
         assert len(await rows(store)) <= 6
         if await store.find("", "further"):
             assert await inputs_of(store, "further") == ["r7", "on", "further"]
 
 
 async def test_a_response_larger_than_the_limit_is_not_kept(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.responses.postgres._TIDY_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.responses.postgres._RETENTION_SECONDS", 0.0)
     async with open_store(1_000) as store:
-        await store.keep(response("large", length=5_000))
-        await store.tidy()
+        await store.add(response("large", length=5_000))
+        await store.enforce_retention()
         assert await store.find("", "large") is None
         assert await rows(store) == []
 
 
 async def test_old_responses_are_hidden(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.responses.postgres._TIDY_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.responses.postgres._RETENTION_SECONDS", 0.0)
     async with open_store() as store:
-        await store.keep(response("r"))
-        await store.keep(response("begun", begun=b"{}", runs_in="s"))
-        await store.tidy()
+        await store.add(response("r"))
+        await store.add(response("begun", resume_data=b"{}", call_session="s"))
+        await store.enforce_retention()
         assert await store.find("", "r")
     async with open_store(ttl=0.0) as store:
-        await store.keep(response("new"))
+        await store.add(response("new"))
         await asyncio.sleep(0.01)
-        await store.tidy()
+        await store.enforce_retention()
         assert await store.find("", "new") is None
         assert await store.find("", "r") is None
 
@@ -235,30 +235,30 @@ async def test_long_conversations(open_store: Open) -> None:
     last: str | None = None
     async with open_store() as store:
         for number in range(500):
-            await store.keep(response(f"r{number}", last))
+            await store.add(response(f"r{number}", last))
             last = f"r{number}"
-            assert number == 0 or await store.forget("", f"r{number - 1}")
+            assert number == 0 or await store.delete("", f"r{number - 1}")
         assert await inputs_of(store, "r499") == [f"r{number}" for number in range(500)]
-        assert await store.forget("", "r499")
+        assert await store.delete("", "r499")
         assert await rows(store) == []
 
 
 async def test_a_failed_operation_does_not_fail_others(tmp_path: Path) -> None:
     file = FileStorage(tmp_path / "journal")
     store = SqliteResponseStore(file, 1 << 20, DAY, owns=False)
-    await store.keep(response("before"))
+    await store.add(response("before"))
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1"))
     large = response("large", length=1 << 18)
-    operations = (store.find("", "before"), store.forget("", "before"), store.keep(large))
+    operations = (store.find("", "before"), store.delete("", "before"), store.add(large))
     _, forgotten, kept = await asyncio.gather(*operations, return_exceptions=True)
     assert (forgotten, type(kept)) == (True, ResponseStoreError)
     assert not await store.find("", "before"), "the operation before the failed one is done"
     assert not await store.find("", "large"), "no part of the failed operation is stored"
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000"))
-    await store.keep(large)
+    await store.add(large)
     assert await store.find("", "large") == large
     await store.close()
-    late = asyncio.ensure_future(store.keep(response("late")))
+    late = asyncio.ensure_future(store.add(response("late")))
     await asyncio.sleep(0.05)
     assert not late.done(), "operations on a closed store never return"
     late.cancel()
@@ -271,10 +271,10 @@ async def test_tables_that_cannot_be_created_leave_no_transaction_open(tmp_path:
     store = SqliteResponseStore(file, 1 << 20, DAY, owns=False)
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1"))
     with pytest.raises(ResponseStoreError):
-        await store.keep(response("r"))
+        await store.add(response("r"))
     assert not await file.run(lambda connection: connection.in_transaction)
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000"))
-    await store.keep(response("r"))
+    await store.add(response("r"))
     assert await store.find("", "r") == response("r")
     await store.close()
     await file.close()
@@ -286,7 +286,7 @@ async def test_an_unavailable_database_raises_response_store_error(postgres: Pos
     store = await PostgresResponseStore.open(storage, 1 << 20, DAY)
     await storage.close()
     with pytest.raises(ResponseStoreError):
-        await store.keep(response("r"), [Told(b'""', b'""', None)])
+        await store.add(response("r"), [StoredTurn(b'""', b'""', None)])
     with pytest.raises(ResponseStoreError):
         await store.find("", "r")
 
@@ -294,13 +294,13 @@ async def test_an_unavailable_database_raises_response_store_error(postgres: Pos
 async def test_one_tenant_does_not_push_out_responses_of_others(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.responses.postgres._TIDY_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.responses.postgres._RETENTION_SECONDS", 0.0)
     async with open_store(max_bytes=6_000) as store:
         for number in range(3):
-            await store.keep(response(f"modest{number}", length=300, tenant="modest"))
+            await store.add(response(f"modest{number}", length=300, tenant="modest"))
         for number in range(40):
-            await store.keep(response(f"greedy{number}", length=300, tenant="greedy"))
-        await store.tidy()
+            await store.add(response(f"greedy{number}", length=300, tenant="greedy"))
+        await store.enforce_retention()
         kept = [number for number in range(3) if await store.find("modest", f"modest{number}")]
         assert kept == [0, 1, 2]
         left = [number for number in range(40) if await store.find("greedy", f"greedy{number}")]
@@ -313,7 +313,7 @@ async def test_a_response_that_cannot_be_stored_does_not_fail_others(open_store:
         broken = response("broken")
         object.__setattr__(broken, "id", "\ud800")
         kept = await asyncio.gather(
-            *(store.keep(one) for one in (response("a"), broken, response("b"))), return_exceptions=True
+            *(store.add(one) for one in (response("a"), broken, response("b"))), return_exceptions=True
         )
         assert [isinstance(end, Exception) for end in kept] == [False, True, False]
         assert await store.find("", "a")
@@ -327,8 +327,8 @@ async def test_a_conversation_that_is_too_large_is_not_read(open_store: Open, mo
     async with open_store() as store:
         before = None
         for number in range(40):
-            await store.keep(response(f"r{number}", before, length=300))
+            await store.add(response(f"r{number}", before, length=300))
             before = f"r{number}"
-        assert len(await store.conversation("", "r5")) == 6
+        assert len(await store.load_conversation("", "r5")) == 6
         with pytest.raises(ConversationTooLarge, match="more than 2000 bytes"):
-            await store.conversation("", "r39")
+            await store.load_conversation("", "r39")

@@ -183,7 +183,7 @@ async def test_it_is_cancelled(there: There) -> None:
 async def test_who_comes_while_it_is_kept_sees_all_of_it(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
     client, server, _ = there
     server.script = [says("one ", "two")]
-    archive, ending, go_on = client.app[SERVICES].archive, asyncio.Event(), asyncio.Event()
+    response_store, ending, go_on = client.app[SERVICES].response_store, asyncio.Event(), asyncio.Event()
     fails = iter([True])
 
     async def slowly(response: Any) -> bool:
@@ -191,10 +191,10 @@ async def test_who_comes_while_it_is_kept_sees_all_of_it(there: There, monkeypat
         await go_on.wait()
         if next(fails, False):
             raise ResponseStoreError("full")
-        return await end(response)
+        return await complete(response)
 
-    end = archive.end
-    monkeypatch.setattr(archive, "end", slowly)
+    complete = response_store.complete
+    monkeypatch.setattr(response_store, "complete", slowly)
     monkeypatch.setattr("gateway.api.responses.background._RETRY_SECONDS", 0.01)
     first = await ask(client, background=True)
     await ending.wait()
@@ -360,10 +360,10 @@ async def test_one_whose_call_is_nowhere_is_lost(there: There) -> None:
     server.script = [held(asyncio.Event(), "one ", "two")]
     first = await ask(client, background=True)
     services = client.app[SERVICES]
-    row = await services.archive.find("", first["id"])
+    row = await services.response_store.find("", first["id"])
     assert row is not None
-    for id, runs_in in (("resp_lost", "nowhere"), ("resp_here", first["id"])):
-        await services.archive.keep(dataclasses.replace(row, id=id, runs_in=runs_in))
+    for id, call_session in (("resp_lost", "nowhere"), ("resp_here", first["id"])):
+        await services.response_store.add(dataclasses.replace(row, id=id, call_session=call_session))
     assert (await get(client, "resp_here"))["status"] in ("queued", "in_progress")
     for _ in range(2):
         lost = await get(client, "resp_lost")
