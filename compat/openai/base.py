@@ -23,13 +23,13 @@ MAX_STOP_LENGTH = 1_000
 """Maximum length of a stop string, in characters."""
 
 
-def fault(field: str, message: str) -> PydanticCustomError:
+def field_error(field: str, message: str) -> PydanticCustomError:
     """Return an error for a validator of a whole model to raise. `field`: path of the invalid field in the model."""
-    return PydanticCustomError(FAULT, "{message}", {"message": message, "field": field})
+    return PydanticCustomError(FIELD_ERROR, "{message}", {"message": message, "field": field})
 
 
-FAULT = "fault_of_field"
-"""Type of the errors that `fault` returns; their context has the path under `field`."""
+FIELD_ERROR = "field_error"
+"""Type of the errors that `field_error` returns; their context has the path under `field`."""
 
 
 class Request(BoundedModel):
@@ -49,8 +49,8 @@ class Request(BoundedModel):
         check_members(content)
         if None not in content.values():
             return content
-        takes_null = _fields_with_null(cls)
-        return {name: value for name, value in content.items() if value is not None or name in takes_null}
+        accepts_null = _fields_with_null(cls)
+        return {name: value for name, value in content.items() if value is not None or name in accepts_null}
 
 
 @cache

@@ -70,8 +70,8 @@ def check_grammar(grammar: str, schema: Callable[[Any], dict[str, Any]]) -> str:
         elif kind == "directive" and text not in ("%ignore", "%import", "%lark", "%declare"):
             raise BadGrammar(f"{text} is not supported")
         elif kind == "mark" and text in "&~":
-            what = "intersection (&)" if text == "&" else "complement or repetition (~)"
-            raise BadGrammar(f"{what} is not supported: its size has no bound; write {{m,n}} for a repetition")
+            operator = "intersection (&)" if text == "&" else "complement or repetition (~)"
+            raise BadGrammar(f"{operator} is not supported: its size has no bound; write {{m,n}} for a repetition")
         elif kind != "space":
             tokens.append((kind, text))
         elif "\n" in text:
@@ -95,8 +95,8 @@ def _check_rules(tokens: list[tuple[str, str]]) -> None:
     if ("directive", "%lark") in tokens:
         return  # a nested grammar has rules of its own, which are not parsed here
     try:
-        rules = {name: _Body(body).rule() for name, body in bodies}
-    except _Unknown:
+        rules = {name: _RuleParser(body).rule() for name, body in bodies}
+    except _UnsupportedSyntax:
         return  # llguidance may support this syntax, although the parser here does not
     users: dict[str, list[str]] = {}
     for name, rule in rules.items():
@@ -162,11 +162,11 @@ def _colon(tokens: list[tuple[str, str]], name_index: int) -> int | None:
     return None
 
 
-class _Unknown(Exception):
+class _UnsupportedSyntax(Exception):
     """This parser does not support the syntax of the rule."""
 
 
-class _Body:
+class _RuleParser:
     """Parser of the alternatives of one rule."""
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
@@ -177,7 +177,7 @@ class _Body:
         """Return the parsed rule. Raises _Unknown."""
         rule = self._alternatives(0)
         if self._position < len(self._tokens):
-            raise _Unknown
+            raise _UnsupportedSyntax
         return rule
 
     def _next(self) -> str:
@@ -185,7 +185,7 @@ class _Body:
 
     def _alternatives(self, depth: int) -> _Rule:
         if depth > 100:
-            raise _Unknown
+            raise _UnsupportedSyntax
         rule = _Rule([[]])
         while self._position < len(self._tokens):
             kind, text = self._tokens[self._position]
@@ -197,7 +197,7 @@ class _Body:
             elif kind == "mark" and text in "([":
                 group = self._alternatives(depth + 1)
                 if self._next() != ("]" if text == "[" else ")"):
-                    raise _Unknown
+                    raise _UnsupportedSyntax
                 self._position += 1
                 self._add(rule, group, optional=text == "[")
             elif kind == "name":
@@ -209,7 +209,7 @@ class _Body:
             elif text == "->":
                 self._position += 1  # a name for the alternative
             else:
-                raise _Unknown
+                raise _UnsupportedSyntax
         return rule
 
     def _add(self, rule: _Rule, symbol: "str | _Rule | None", *, optional: bool = False) -> None:

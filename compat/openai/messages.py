@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from compat.bounds import BoundedModel
-from compat.openai.base import Request, fault
+from compat.openai.base import Request, field_error
 from compat.openai.response_formats import enforced_schema
 from compat.openai.schemas.policy import Enforcement
 
@@ -51,11 +51,11 @@ class MediaPart(BoundedModel):
     @model_validator(mode="after")
     def _has_content(self) -> Self:
         if not (self.model_extra or {}).get(self.type):
-            raise fault(self.type, f"a part of type {self.type} needs the field {self.type}")
+            raise field_error(self.type, f"a part of type {self.type} needs the field {self.type}")
         return self
 
     @property
-    def as_sent(self) -> dict[str, Any]:
+    def original(self) -> dict[str, Any]:
         """The part as the client sent it."""
         return {"type": self.type, **(self.model_extra or {})}
 
@@ -81,7 +81,7 @@ class CalledFunction(Request):
     parsed_arguments: JsonValue = None
 
     @property
-    def read(self) -> Any:
+    def template_arguments(self) -> Any:
         """Arguments for chat templates: a dict, or the text if it is not a JSON object."""
         try:
             arguments = json.loads(self.arguments or "{}")
@@ -122,28 +122,28 @@ class Message(Request):
         if self.role != "assistant":
             self._check_assistant_fields()
         elif self.media:
-            raise fault("content", "the content of an assistant's message must be text")
+            raise field_error("content", "the content of an assistant's message must be text")
         if self.content is None and not self.tool_calls and not self.refusal:
-            raise fault("content", "a message needs content")
+            raise field_error("content", "a message needs content")
         if (self.tool_call_id is None) == (self.role == "tool"):
             message = "tool_call_id is required in messages of the role tool, and not allowed in others"
-            raise fault("tool_call_id", message)
+            raise field_error("tool_call_id", message)
         return self
 
     def _check_assistant_fields(self) -> None:
         """Raise an error if a message of another role has fields that only an assistant's message may have."""
         if self.tool_calls:
-            raise fault("tool_calls", "only an assistant's message may have tool_calls")
-        if self.reasoned:
+            raise field_error("tool_calls", "only an assistant's message may have tool_calls")
+        if self.reasoning_text:
             field = "reasoning_content" if self.reasoning_content else "reasoning"
-            raise fault(field, f"only an assistant's message may have {field}")
+            raise field_error(field, f"only an assistant's message may have {field}")
         if self.refusal:
-            raise fault("refusal", "only an assistant's message may have a refusal")
+            raise field_error("refusal", "only an assistant's message may have a refusal")
         if isinstance(self.content, list) and any(isinstance(part, RefusalPart) for part in self.content):
-            raise fault("content", "only an assistant's message may have a refusal")
+            raise field_error("content", "only an assistant's message may have a refusal")
 
     @property
-    def reasoned(self) -> str:
+    def reasoning_text(self) -> str:
         """The model's reasoning, under either name."""
         return self.reasoning_content or self.reasoning or ""
 
@@ -156,7 +156,7 @@ class Message(Request):
     def parts(self) -> str | list[str | dict[str, Any]]:
         """The content as one text or as a list of parts: texts, and other parts as the client sent them."""
         if isinstance(self.content, list):
-            return [part.as_sent if isinstance(part, MediaPart) else part.text for part in self.content]
+            return [part.original if isinstance(part, MediaPart) else part.text for part in self.content]
         return self.content or self.refusal or ""
 
     @property
@@ -167,15 +167,18 @@ class Message(Request):
         return len(self.content or self.refusal or "")
 
     @property
-    def called(self) -> list[dict[str, Any]]:
-        """Calls for chat templates. Arguments are dicts, or texts if they are not JSON objects."""
+    def template_tool_calls(self) -> list[dict[str, Any]]:
+        """Tool calls for chat templates. Arguments are dicts, or texts if they are not JSON objects."""
         return [
             {
-                "id": call.id,
+                "id": tool_call.id,
                 "type": "function",
-                "function": {"name": call.function.name, "arguments": call.function.read},
+                "function": {
+                    "name": tool_call.function.name,
+                    "arguments": tool_call.function.template_arguments,
+                },
             }
-            for call in self.tool_calls or ()
+            for tool_call in self.tool_calls or ()
         ]
 
 

@@ -6,16 +6,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from compat.bounds import MAX_STOP_TOKENS, TokenCount, check_biases
-from compat.openai.base import LimitedSamplingFields, Metadata, Request, SamplingFields, fault
+from compat.openai.base import LimitedSamplingFields, Metadata, Request, SamplingFields, field_error
 from compat.openai.messages import Message, NamedTool, TextPart, ToolDefinition
 from compat.openai.response_formats import (
-    Form,
+    OutputConstraint,
     ResponseFormat,
     StructuredOutputs,
     choice_grammar,
-    valid_grammar,
-    valid_regex,
-    valid_schema,
+    validate_grammar,
+    validate_regex,
+    validate_schema,
 )
 from compat.openai.semantic import Semantic
 
@@ -72,12 +72,15 @@ class Generation(SamplingFields):
         return bias
 
     @property
-    def streamed(self) -> bool:
+    def is_streamed(self) -> bool:
         """Return whether the answer is a stream."""
         return bool(self.stream)
 
 
-_FORMS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_CONSTRAINTS = (
+    *("response_format", "structured_outputs"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+)
 """Fields that constrain the form of an answer. A request may have one of them."""
 
 
@@ -95,65 +98,69 @@ class _Choices(Generation, LimitedSamplingFields):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
-    def _has_one_form(self) -> Self:
-        given = [name for name in _FORMS if getattr(self, name) is not None]
-        if len(given) > 1:
-            message = "only one of response_format, structured_outputs and guided_… may be given"
-            raise fault(given[1], message)
-        if given:
+    def _has_one_constraint(self) -> Self:
+        present = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
+        if len(present) > 1:
+            message = "only one of response_format, structured_outputs and guided_… is allowed"
+            raise field_error(present[1], message)
+        if present:
             try:
-                _ = self.form  # an invalid form must be refused here, not later
+                _ = self.output_constraint  # an invalid constraint must be refused here, not later
             except ValueError as error:
-                raise fault(given[0], str(error)) from None
+                raise field_error(present[0], str(error)) from None
         return self
 
     @cached_property
-    def form(self) -> Form:
+    def output_constraint(self) -> OutputConstraint:
         """Constraint of the answer's form."""
         if self.response_format is not None:
-            return self.response_format.form
+            return self.response_format.output_constraint
         if self.structured_outputs is not None:
-            return self.structured_outputs.form
+            return self.structured_outputs.output_constraint
         if self.guided_json is not None:
-            return Form(json_schema=valid_schema(self.guided_json))
+            return OutputConstraint(json_schema=validate_schema(self.guided_json))
         if self.guided_regex is not None:
-            return Form(regex=valid_regex(self.guided_regex))
+            return OutputConstraint(regex=validate_regex(self.guided_regex))
         if self.guided_choice is not None:
-            return Form(grammar=choice_grammar(self.guided_choice))
-        return Form() if self.guided_grammar is None else Form(grammar=valid_grammar(self.guided_grammar))
+            return OutputConstraint(grammar=choice_grammar(self.guided_choice))
+        if self.guided_grammar is not None:
+            return OutputConstraint(grammar=validate_grammar(self.guided_grammar))
+        return OutputConstraint()
 
     @model_validator(mode="after")
     def _min_tokens_is_below_max(self) -> Self:
-        maximum = self.length
+        maximum = self.token_limit
         if self.min_tokens is not None and maximum is not None and self.min_tokens > maximum:
-            raise fault("min_tokens", f"min_tokens is {self.min_tokens}, but the answer has at most {maximum} tokens")
+            raise field_error(
+                "min_tokens", f"min_tokens is {self.min_tokens}, but the answer has at most {maximum} tokens"
+            )
         return self
 
     @property
-    def length(self) -> int | None:
+    def token_limit(self) -> int | None:
         """Maximum number of tokens of the answer."""
         return self.max_tokens
 
     @model_validator(mode="after")
     def _streams_with_its_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise fault("stream_options", "stream_options needs stream to be true")
+            raise field_error("stream_options", "stream_options needs stream to be true")
         return self
 
     @property
-    def choices(self) -> int:
+    def choice_count(self) -> int:
         """Number of answers to each prompt."""
         return self.n or 1
 
     @property
-    def wants_usage(self) -> bool:
+    def includes_usage(self) -> bool:
         """Return whether the stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def wants_continuous_usage(self) -> bool:
+    def includes_continuous_usage(self) -> bool:
         """Return whether each chunk of the stream has the usage so far."""
-        return self.wants_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+        return self.includes_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 class Prediction(Request):
@@ -201,42 +208,44 @@ class ChatCompletionRequest(_Choices):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise fault("max_completion_tokens", "max_tokens and max_completion_tokens differ; give one of them")
+            raise field_error(
+                "max_completion_tokens", "max_tokens and max_completion_tokens differ; use only one of them"
+            )
         if self.continue_final_message and self.add_generation_prompt:
             message = "continue_final_message and add_generation_prompt cannot both be true"
-            raise fault("continue_final_message", message)
+            raise field_error("continue_final_message", message)
         if self.continue_final_message and self.messages[-1].role != "assistant":
             message = "continue_final_message needs an assistant's message as the last one"
-            raise fault("continue_final_message", message)
+            raise field_error("continue_final_message", message)
         if self.top_logprobs and not self.logprobs:
-            raise fault("top_logprobs", "top_logprobs needs logprobs to be true")
+            raise field_error("top_logprobs", "top_logprobs needs logprobs to be true")
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            raise fault("tools", "two tools have the same name")
+            raise field_error("tools", "two tools have the same name")
         if self.tool_choice not in (None, "none", "auto") and not names:
-            raise fault("tool_choice", "tool_choice requires a call, but there are no tools")
+            raise field_error("tool_choice", "tool_choice requires a call, but there are no tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             message = f"tool_choice names {self.tool_choice.function.name!r}, but the tools are {', '.join(names)}"
-            raise fault("tool_choice", message)
+            raise field_error("tool_choice", message)
         return self
 
     @property
-    def length(self) -> int | None:
+    def token_limit(self) -> int | None:
         """Maximum number of tokens of the answer."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
-    def wants_logprobs(self) -> bool:
+    def includes_logprobs(self) -> bool:
         """Return whether the answer has log probabilities."""
         return bool(self.logprobs)
 
     @property
-    def alternatives(self) -> int:
+    def top_logprob_count(self) -> int:
         """Number of alternatives to report for each token."""
         return self.top_logprobs or 0
 
     @property
-    def passed_on(self) -> dict[str, str]:
+    def upstream_fields(self) -> dict[str, str]:
         """Fields that only upstream servers support, by name."""
         fields = {}
         if self.reasoning_effort is not None:
@@ -246,7 +255,7 @@ class ChatCompletionRequest(_Choices):
         return fields
 
     @property
-    def predicted(self) -> str:
+    def predicted_text(self) -> str:
         """Predicted text, or empty."""
         return "" if self.prediction is None else self.prediction.text
 
@@ -276,15 +285,17 @@ class CompletionRequest(_Choices):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.best_of is not None and self.best_of < self.choices:
+        if self.best_of is not None and self.best_of < self.choice_count:
             message = "best_of must not be less than n: it is the number of answers from which n are chosen"
-            raise fault("best_of", message)
-        if len(self.prompts) * self.candidates > MAX_ANSWERS:
-            raise fault("prompt", f"at most {MAX_ANSWERS} answers can be generated for all prompts together")
-        if self.best_of is not None and self.best_of > self.choices and self.stream:
-            raise fault("best_of", "best_of cannot be streamed: the best answers are known only at the end")
+            raise field_error("best_of", message)
+        if len(self.prompts) * self.candidate_count > MAX_ANSWERS:
+            raise field_error("prompt", f"at most {MAX_ANSWERS} answers can be generated for all prompts together")
+        if self.best_of is not None and self.best_of > self.choice_count and self.stream:
+            raise field_error("best_of", "best_of cannot be streamed: the best answers are known only at the end")
         if self.echo and self.logprobs is not None:
-            raise fault("echo", "echo with logprobs is not supported: log probabilities of prompts are not computed")
+            raise field_error(
+                "echo", "echo with logprobs is not supported: log probabilities of prompts are not computed"
+            )
         return self
 
     @property
@@ -295,27 +306,27 @@ class CompletionRequest(_Choices):
         return list(self.prompt)
 
     @property
-    def candidates(self) -> int:
+    def candidate_count(self) -> int:
         """Number of answers that are generated for each prompt."""
-        return self.best_of or self.choices
+        return self.best_of or self.choice_count
 
     @property
-    def length(self) -> int:
+    def token_limit(self) -> int:
         """Maximum number of tokens of the answer; 16 by default, as in OpenAI's API."""
         return 16 if self.max_tokens is None else self.max_tokens
 
     @property
-    def wants_logprobs(self) -> bool:
+    def includes_logprobs(self) -> bool:
         """Return whether log probabilities are needed."""
-        return self.logprobs is not None or self.candidates > self.choices
+        return self.logprobs is not None or self.candidate_count > self.choice_count
 
     @property
-    def alternatives(self) -> int:
+    def top_logprob_count(self) -> int:
         """Number of alternatives to report for each token."""
         return self.logprobs or 0
 
     @property
-    def predicted(self) -> str:
+    def predicted_text(self) -> str:
         """Empty: completions have no prediction."""
         return ""
 
@@ -335,7 +346,7 @@ class TokenizeRequest(Request):
     @model_validator(mode="after")
     def _has_prompt_or_messages(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise fault("prompt", "either prompt or messages is required, but not both")
+            raise field_error("prompt", "either prompt or messages is required, but not both")
         return self
 
 

@@ -44,7 +44,7 @@ def _enforced_schema(schema: str, enforcement: Enforcement) -> dict[str, Any]:
     return make_enforceable(json.loads(schema), enforcement)
 
 
-def valid_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> str:
+def validate_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> str:
     """Return the text of the schema that is enforced for a JSON schema, which may be text. Raises ValueError."""
     if isinstance(schema, str):
         if len(schema) > MAX_FORM_BYTES:
@@ -58,25 +58,25 @@ def valid_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> 
     return json.dumps(enforced_schema(schema, enforcement))
 
 
-def valid_regex(pattern: str) -> str:
+def validate_regex(pattern: str) -> str:
     """Return the pattern. Raises ValueError if it cannot be enforced."""
-    return _valid_regex(_check_length(pattern, "regex"))
+    return _validate_regex(_check_length(pattern, "regex"))
 
 
 @cache_short(256, _MAX_CACHED)
-def _valid_regex(pattern: str) -> str:
+def _validate_regex(pattern: str) -> str:
     if problem := problem_of_regex(pattern):
         raise ValueError(f"this regex cannot be enforced: {problem}")
     return pattern
 
 
-def valid_grammar(grammar: str) -> str:
+def validate_grammar(grammar: str) -> str:
     """Return the Lark grammar that is enforced for a client's. Raises ValueError if it cannot be enforced."""
-    return _valid_grammar(_check_length(grammar, "grammar"))
+    return _validate_grammar(_check_length(grammar, "grammar"))
 
 
 @cache_short(256, _MAX_CACHED)
-def _valid_grammar(grammar: str) -> str:
+def _validate_grammar(grammar: str) -> str:
     try:
         grammar = check_grammar(grammar, enforced_schema)
     except BadGrammar as error:
@@ -86,10 +86,10 @@ def _valid_grammar(grammar: str) -> str:
     return grammar
 
 
-def _check_length(text: str, what: str) -> str:
+def _check_length(text: str, kind: str) -> str:
     """Return the text. Raises ValueError if it is too long to be compiled."""
     if len(text) > MAX_PATTERN_BYTES or len(text.encode(errors="surrogatepass")) > MAX_PATTERN_BYTES:
-        raise ValueError(f"a {what} has at most {MAX_PATTERN_BYTES} bytes")
+        raise ValueError(f"a {kind} has at most {MAX_PATTERN_BYTES} bytes")
     return text
 
 
@@ -114,24 +114,24 @@ def _compiled_choices(grammar: str) -> str:
 
 
 @dataclass(frozen=True)
-class Form:
+class OutputConstraint:
     """Constraint of an answer's form: at most one of a JSON schema, a regular expression, a grammar in Lark."""
 
     json_schema: str | None = None
     regex: str | None = None
     grammar: str | None = None
-    given: Any = None
+    original_schema: Any = None
     """The JSON schema as the client wrote it."""
 
     @property
-    def json_schema_elsewhere(self) -> str | None:
+    def upstream_json_schema(self) -> str | None:
         """JSON schema for an upstream server, which may enforce keywords that this server drops."""
-        if self.given is None:
+        if self.original_schema is None:
             return self.json_schema
         try:
-            return valid_schema(self.given)
+            return validate_schema(self.original_schema)
         except ValueError:
-            return json.dumps(self.given)
+            return json.dumps(self.original_schema)
 
 
 class JsonSchema(Request):
@@ -174,10 +174,10 @@ class ResponseFormat(Request):
         return json.dumps({"type": "object"} if self.json_schema is None else self.json_schema.enforced)
 
     @property
-    def form(self) -> Form:
+    def output_constraint(self) -> OutputConstraint:
         """The constraint for an engine."""
-        given = None if self.json_schema is None else self.json_schema.schema_
-        return Form(json_schema=self.schema_text, given=given)
+        original_schema = None if self.json_schema is None else self.json_schema.schema_
+        return OutputConstraint(json_schema=self.schema_text, original_schema=original_schema)
 
 
 class StructuredOutputs(Request):
@@ -190,22 +190,22 @@ class StructuredOutputs(Request):
     json_object: bool | None = None
 
     @model_validator(mode="after")
-    def _has_one_form(self) -> Self:
-        forms = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
-        if sum(form is not None for form in forms) != 1:
+    def _has_one_constraint(self) -> Self:
+        constraints = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
+        if sum(constraint is not None for constraint in constraints) != 1:
             raise ValueError("exactly one of json, regex, choice, grammar and json_object is required")
-        _ = self.form  # an invalid form must be refused here, not later
+        _ = self.output_constraint  # an invalid constraint must be refused here, not later
         return self
 
     @property
-    def form(self) -> Form:
+    def output_constraint(self) -> OutputConstraint:
         """The constraint for an engine. Raises ValueError."""
         if self.json_ is not None:
-            return Form(json_schema=valid_schema(self.json_))
+            return OutputConstraint(json_schema=validate_schema(self.json_))
         if self.regex is not None:
-            return Form(regex=valid_regex(self.regex))
+            return OutputConstraint(regex=validate_regex(self.regex))
         if self.choice is not None:
-            return Form(grammar=choice_grammar(self.choice))
+            return OutputConstraint(grammar=choice_grammar(self.choice))
         if self.grammar is not None:
-            return Form(grammar=valid_grammar(self.grammar))
-        return Form(json_schema='{"type": "object"}')
+            return OutputConstraint(grammar=validate_grammar(self.grammar))
+        return OutputConstraint(json_schema='{"type": "object"}')

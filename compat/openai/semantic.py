@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
-from compat.openai.base import LimitedSamplingFields, Metadata, Request, fault
-from compat.openai.response_formats import ResponseFormat, valid_regex
+from compat.openai.base import LimitedSamplingFields, Metadata, Request, field_error
+from compat.openai.response_formats import ResponseFormat, validate_regex
 
 SessionId = Annotated[
     str, StringConstraints(max_length=128, pattern=r"^(\.{0,2}[A-Za-z0-9_:-]|\.{3})[A-Za-z0-9._:-]*$")
@@ -24,7 +24,7 @@ class Transform(Request):
     @model_validator(mode="after")
     def _group_has_its_regex(self) -> Self:
         if self.regex is None and self.group:
-            raise fault("group", "group needs regex")
+            raise field_error("group", "group needs regex")
         return self
 
 
@@ -38,12 +38,12 @@ class SlotRequest(LimitedSamplingFields):
     @field_validator("regex")
     @classmethod
     def _check_regex(cls, pattern: str | None) -> str | None:
-        return pattern if pattern is None else valid_regex(pattern)
+        return pattern if pattern is None else validate_regex(pattern)
 
     @model_validator(mode="after")
-    def _has_one_form(self) -> Self:
+    def _has_one_constraint(self) -> Self:
         if self.regex is not None and self.response_format is not None:
-            raise fault("regex", "regex and response_format cannot both be given")
+            raise field_error("regex", "only one of regex and response_format is allowed")
         return self
 
 
@@ -90,5 +90,5 @@ class VariableRequest(Request):
     @model_validator(mode="after")
     def _has_value_or_template(self) -> Self:
         if self.model_fields_set not in ({"value"}, {"template"}):
-            raise fault("value", "either value or template is required, but not both")
+            raise field_error("value", "either value or template is required, but not both")
         return self

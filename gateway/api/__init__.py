@@ -1,1 +1,1 @@
-"""One file a resource. Translates between wire and domain, decides nothing."""
+"""Endpoints, one file for each resource. They translate between wire formats and the graph, and decide nothing."""

@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it takes work, and its metrics."""
+"""Health checks and metrics."""
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -15,7 +15,7 @@ routes = web.RouteTableDef()
 @routes.get("/health")
 @operation(Health)
 async def health(request: web.Request) -> web.Response:
-    """200 as long as the gateway answers at all."""
+    """Return 200 while the gateway process responds."""
     return json_response({"status": "ok"})
 
 
@@ -37,6 +37,6 @@ async def ready(request: web.Request) -> web.Response:
 @routes.get("/metrics")
 @operation(others={"text/plain": None})
 async def metrics(request: web.Request) -> web.Response:
-    """Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     UNFINISHED.set(request.app[SERVICES].scheduler.unfinished_calls)
     return web.Response(body=render_metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})

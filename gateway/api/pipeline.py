@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 
 from compat.openai import Semantic
-from gateway.api.sampling import with_seed_of
+from gateway.api.sampling import with_seed_offset
 from gateway.api.semantic.extension import Scope, scope_of
 from gateway.api.serializers.base import Serializer, check_done
 from gateway.api.services import SERVICES, Services
@@ -37,7 +37,7 @@ _LONG_CHARACTERS = 4_000
 """Length of a request, in characters, from which its prompt is built in a thread."""
 _LONG_PASSTHROUGH_CHARACTERS = 400_000
 """The same for models whose prompts are not tokenised here."""
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -91,14 +91,14 @@ async def build_spec(
     return await offload_if_long(lambda: with_fallbacks(builder, model, fallbacks), characters, model, *fallbacks)
 
 
-async def offload_if_long(make: Callable[[], _Made], characters: int, *models: ServedModel) -> _Made:
-    """Return what `make` returns. Call it in a thread if the request, with so many characters, takes long to render and
-    tokenise for the models."""
+async def offload_if_long(build: Callable[[], _Result], characters: int, *models: ServedModel) -> _Result:
+    """Return what `build` returns. Call it in a thread if the request, with so many characters, takes long to render
+    and tokenise for the models."""
     if characters < _LONG_CHARACTERS:
-        return make()
+        return build()
     passthrough = all(model.is_passthrough for model in models)
     long = _LONG_PASSTHROUGH_CHARACTERS if passthrough else _LONG_CHARACTERS
-    return make() if characters < long else await offload(make, characters)
+    return build() if characters < long else await offload(build, characters)
 
 
 def with_fallbacks(builder: SpecBuilder, model: ServedModel, fallbacks: Sequence[ServedModel]) -> CallSpec:
@@ -110,7 +110,7 @@ def with_fallbacks(builder: SpecBuilder, model: ServedModel, fallbacks: Sequence
     if not fallbacks:
         return spec
     samplings = [slot.sampling for slot in spec.slots]
-    if any(one.logit_bias or one.stop_token_ids or one.logprobs for one in samplings):
+    if any(sampling.logit_bias or sampling.stop_token_ids or sampling.logprobs for sampling in samplings):
         return spec
     renderings = []
     for fallback in fallbacks:
@@ -127,14 +127,16 @@ def repeat(spec: CallSpec, count: int) -> list[CallSpec]:
     if count == 1:
         return [spec]
     if spec.parts is not None:
-        message = "a request with slots has one answer: n is 1"
+        message = "n must be 1 for a request with slots, which has one answer"
         raise RequestError(400, message, code="unsupported_with_semantic", param=spec.field_path("n"))
     specs = []
     for number in range(count):
         copy = dataclasses.replace(
             spec,
-            segments=with_seed_of(spec.segments, number),
-            fallbacks=tuple(Rendering(one.model, with_seed_of(one.segments, number)) for one in spec.fallbacks),
+            segments=with_seed_offset(spec.segments, number),
+            fallbacks=tuple(
+                Rendering(fallback.model, with_seed_offset(fallback.segments, number)) for fallback in spec.fallbacks
+            ),
             share=False,
         )
         specs.append(dataclasses.replace(copy, output=None, inputs={}) if number else copy)
@@ -156,9 +158,9 @@ async def respond(
         if streamed:
             return await EventStream(request).end(serializer.reference_events(), done=serializer.ends_with_done)
         return json_response(serializer.reference_response())
-    ended = None if scope.named else scope.session.dissolve  # no other request can name this session
+    on_end = None if scope.named else scope.session.dissolve  # no other request can name this session
     outputs = [call.output for call in calls]
-    with subscribed(scheduler, outputs, after_response=True, ended=ended):
+    with subscribed(scheduler, outputs, after_response=True, on_end=on_end):
         if scope.named or streamed or len(calls) > 1:
             await scheduler.start(scope.session, addition)
         else:

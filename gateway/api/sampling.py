@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic, SlotRequest
-from compat.openai.response_formats import Form
+from compat.openai.response_formats import OutputConstraint
 from compat.parrot import SamplingConfig
 from gateway.api.semantic.extension import transform_of
 from gateway.errors import RequestError, field_path
@@ -13,7 +13,7 @@ from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Segment, Slot
 from gateway.prompts.served_models import ServedModel
 
-_HAVE_DEFAULTS = (
+_WITH_SERVER_DEFAULTS = (
     *("temperature", "top_p", "top_k", "min_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
@@ -40,15 +40,15 @@ def request_sampling(
     `where`: path of the request in a larger one. Raises RequestError.
     """
     if body.model_fields_set <= _COMMON_FIELDS:
-        return _common(body.length, body.temperature, body.top_p, body.seed, bool(body.ignore_eos))
+        return _common(body.token_limit, body.temperature, body.top_p, body.seed, bool(body.ignore_eos))
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
     check_tokens(model, bias, field_path(where, "logit_bias"))
     check_tokens(model, body.stop_token_ids or (), field_path(where, "stop_token_ids"))
 
-    form = body.form
+    constraint = body.output_constraint
     return SamplingParams(
-        given=tuple(name for name in _HAVE_DEFAULTS if getattr(body, name) is not None),
-        max_tokens=body.length,
+        given=tuple(name for name in _WITH_SERVER_DEFAULTS if getattr(body, name) is not None),
+        max_tokens=body.token_limit,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=max(0, body.top_k or 0),
@@ -63,18 +63,23 @@ def request_sampling(
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
         skip_special_tokens=True if body.skip_special_tokens is None else body.skip_special_tokens,
-        logprobs=body.wants_logprobs,
-        top_logprobs=body.alternatives,
-        regex=form.regex,
-        json_schema=form.json_schema if form.given is None else _schema_for(form, model),
-        grammar=form.grammar,
-        prediction=body.predicted[: _PREDICTION_CHARACTERS * (body.length or model.window or _LONGEST_ANSWER)],
+        logprobs=body.includes_logprobs,
+        top_logprobs=body.top_logprob_count,
+        regex=constraint.regex,
+        json_schema=constraint.json_schema if constraint.original_schema is None else _schema_for(constraint, model),
+        grammar=constraint.grammar,
+        prediction=_cut_prediction(body, model),
     )
 
 
-def _schema_for(form: Form, model: ServedModel) -> str | None:
+def _cut_prediction(body: ChatCompletionRequest | CompletionRequest, model: ServedModel) -> str:
+    """Return the predicted text, cut to the longest possible answer."""
+    return body.predicted_text[: _PREDICTION_CHARACTERS * (body.token_limit or model.window or _LONGEST_ANSWER)]
+
+
+def _schema_for(constraint: OutputConstraint, model: ServedModel) -> str | None:
     """Return the JSON schema of an answer as the model's engine enforces it."""
-    return form.json_schema_elsewhere if model.is_passthrough else form.json_schema
+    return constraint.upstream_json_schema if model.is_passthrough else constraint.json_schema
 
 
 @lru_cache(1024)
@@ -150,12 +155,12 @@ def parrot_sampling(config: SamplingConfig | None, model: ServedModel, where: st
     )
 
 
-def with_seed_of(segments: Sequence[Segment], number: int) -> list[Segment]:
-    """Return the segments of a prompt for the answer with that number: its seed differs from those of the others."""
+def with_seed_offset(segments: Sequence[Segment], offset: int) -> list[Segment]:
+    """Return the segments of a prompt, with the offset added to the seed of the answer if it has one."""
     *before, slot = segments
     assert isinstance(slot, Slot)
     if slot.sampling.seed is not None:
-        slot = dataclasses.replace(slot, sampling=dataclasses.replace(slot.sampling, seed=slot.sampling.seed + number))
+        slot = dataclasses.replace(slot, sampling=dataclasses.replace(slot.sampling, seed=slot.sampling.seed + offset))
     return [*before, slot]
 
 

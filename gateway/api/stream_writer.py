@@ -57,7 +57,7 @@ class StreamWriter:
                 self._readers[index] = stack.enter_context(reader)
                 reader.watch(self._changed)
             while True:
-                self._take()
+                self._serialize_new()
                 if self._error is not None or self._has_ended:
                     break
                 if must_expose := [reader for reader in self._readers.values() if reader.must_expose]:
@@ -119,7 +119,7 @@ class StreamWriter:
         self._scheduled = False
         if self._task_writes:
             return
-        self._take()
+        self._serialize_new()
         must_wait = self._error is not None or self._has_ended
         if not must_wait and not any(reader.must_expose for reader in self._readers.values()):
             try:
@@ -132,7 +132,7 @@ class StreamWriter:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    def _take(self) -> None:
+    def _serialize_new(self) -> None:
         """Serialize what is new, up to the first error."""
         if self._error is not None:
             return

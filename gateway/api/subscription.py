@@ -18,7 +18,7 @@ from gateway.scheduler import Scheduler
 class Subscription:
     """One client's subscription to some variables. A context manager; see `subscribed`."""
 
-    __slots__ = ("_after_response", "_ended", "_interactive", "_objective", "_scheduler", "_session", "_variables")
+    __slots__ = ("_after_response", "_interactive", "_objective", "_on_end", "_scheduler", "_session", "_variables")
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Subscription:
         interactive: bool,
         session: Session | None,
         after_response: bool,
-        ended: Callable[[], object] | None,
+        on_end: Callable[[], object] | None,
     ) -> None:
         self._scheduler = scheduler
         self._variables = list(variables)
@@ -36,7 +36,7 @@ class Subscription:
         self._interactive = interactive
         self._session = session
         self._after_response = after_response
-        self._ended = ended
+        self._on_end = on_end
 
     def __enter__(self) -> None:
         if self._session is not None:
@@ -57,8 +57,8 @@ class Subscription:
             self._scheduler.unsubscribe(variable, self._objective, interactive=self._interactive)
         if self._session is not None:
             self._session.remove_waiter()
-        if self._ended is not None:
-            self._ended()
+        if self._on_end is not None:
+            self._on_end()
 
 
 def subscribed(
@@ -69,12 +69,12 @@ def subscribed(
     interactive: bool = True,
     session: Session | None = None,
     after_response: bool = False,
-    ended: Callable[[], object] | None = None,
+    on_end: Callable[[], object] | None = None,
 ) -> Subscription:
     """Return a context manager that keeps a client subscribed to the variables while its block runs.
 
     `interactive`: whether the client waits for each variable alone; see the glossary. `session`: counts the client
     among its waiters, and raises TooManyWaiters if there are too many. `after_response`: end the subscription in the
-    next turn of the event loop, so that the response is sent first. `ended`: called once the subscription has ended.
+    next turn of the event loop, so that the response is sent first. `on_end`: called once the subscription has ended.
     """
-    return Subscription(scheduler, variables, objective, interactive, session, after_response, ended)
+    return Subscription(scheduler, variables, objective, interactive, session, after_response, on_end)

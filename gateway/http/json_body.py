@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from compat.openai import REFUSED
-from compat.openai.base import FAULT
+from compat.openai.base import FIELD_ERROR
 from gateway.errors import RequestError, field_path
 from gateway.graph.limits import SharedLimit
 from gateway.http.middleware.auth import TENANT
@@ -88,7 +88,9 @@ def reserve_bytes(request: web.Request, size: int) -> None:
         return
     tenant = request.get(TENANT, "")
     if not limit.has_room(tenant, size):
-        message = f"requests in progress of this key hold {limit.amount(tenant)} bytes, the current maximum; try again"
+        message = (
+            f"requests in progress of this API key have {limit.amount(tenant)} bytes, the current maximum; try again"
+        )
         raise RequestError(429, message, code="overloaded", headers=_CLOSE)
     limit.add(tenant, size)
     request[_BODY_BYTES] = request.get(_BODY_BYTES, 0) + size
@@ -179,8 +181,8 @@ def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
     parts, problem = max(problems, key=lambda each: (len(each[0]), each[1]["type"] == "too_long"))
     param = field_path(where, ".".join(parts)) or None
     if problem["type"] == "extra_forbidden":
-        why = f": {REFUSED[parts[-1]]}" if parts[-1] in REFUSED else ""
-        return RequestError(400, f"{param!r} is not supported{why}", code="unsupported_parameter", param=param)
+        reason = f": {REFUSED[parts[-1]]}" if parts[-1] in REFUSED else ""
+        return RequestError(400, f"{param!r} is not supported{reason}", code="unsupported_parameter", param=param)
     if problem["type"] == "missing":
         return RequestError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
     message = problem["msg"].removeprefix("Value error, ")
@@ -207,7 +209,7 @@ def _place(problem: ErrorDetails, content: Any) -> list[str]:
     place = _read(steps, content, missing) if len(steps) < _MAX_SEARCHED_STEPS else None
     if place is None:
         place = _read_some(steps, content)
-    if problem["type"] == FAULT and isinstance(problem["input"], dict | BaseModel):
+    if problem["type"] == FIELD_ERROR and isinstance(problem["input"], dict | BaseModel):
         place.append(problem["ctx"]["field"])
     elif problem["type"] == "union_tag_invalid":
         place.append(problem["ctx"]["discriminator"].strip("'"))
@@ -218,8 +220,8 @@ def _read(steps: Sequence[str | int], content: Any, missing: bool) -> list[str] 
     """Return the steps that are fields, if the last step can be one; otherwise None."""
     if len(steps) == 1:
         (last,) = steps
-        ends = isinstance(content, dict) and last not in content if missing else _has(content, last)
-        return [str(last)] if ends else None
+        is_field = isinstance(content, dict) and last not in content if missing else _has(content, last)
+        return [str(last)] if is_field else None
     if not steps:
         return None
     step, *others = steps

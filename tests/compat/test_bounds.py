@@ -80,7 +80,7 @@ def test_integers_without_limits_of_their_own_are_limited() -> None:
 
 def test_a_huge_number_of_tokens_means_no_limit() -> None:
     assert ChatCompletionRequest.model_validate({**VALID, "max_tokens": 2**62}).max_tokens == MAX_INTEGER
-    assert ChatCompletionRequest.model_validate({**VALID, "max_completion_tokens": 7}).length == 7
+    assert ChatCompletionRequest.model_validate({**VALID, "max_completion_tokens": 7}).token_limit == 7
     with pytest.raises(ValidationError):
         ChatCompletionRequest.model_validate({**VALID, "max_tokens": 2**63})
 

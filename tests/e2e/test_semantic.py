@@ -354,9 +354,9 @@ async def test_the_graph_shows_what_a_call_waits_for(api: SessionClient) -> None
     await api.ask("On <<first>>", {"output": "second", "defer": True})
     calls = {call["output"]: call for call in (await api.graph())["calls"]}
     assert calls["first"]["waiting_on"] == ["never"]
-    assert calls["first"]["why"] == "never is declared, and nothing makes it yet"
-    maker = first.semantic["call"]
-    assert calls["second"]["why"] == f"first is pending: {maker}, which makes it, is waiting"
+    assert calls["first"]["why"] == "never is declared, and no call or client has assigned it yet"
+    producer = first.semantic["call"]
+    assert calls["second"]["why"] == f"first is pending: its producer {producer} is waiting"
     await asyncio.sleep(0.2)
     await api.put("never", "now")
     await api.variable("second")

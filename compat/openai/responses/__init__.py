@@ -14,7 +14,7 @@ from compat.openai.responses.events import (
     TextDelta,
     TextDone,
 )
-from compat.openai.responses.items import as_messages, items_of, listed
+from compat.openai.responses.items import input_items_with_ids, items_of, to_messages
 from compat.openai.responses.objects import (
     Deleted,
     ErrorCode,
@@ -71,7 +71,7 @@ __all__ = [
     "TextConfig",
     "TextDelta",
     "TextDone",
-    "as_messages",
+    "input_items_with_ids",
     "items_of",
-    "listed",
+    "to_messages",
 ]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag, TypeAdapter, ValidationError
 
-from compat.openai.base import FAULT, Request, fault
+from compat.openai.base import FIELD_ERROR, Request, field_error
 from compat.openai.messages import CalledFunction, Message, ToolCall
 
 ItemState = Literal["in_progress", "completed", "incomplete"] | None
@@ -136,7 +136,7 @@ InputItem = Annotated[
     | Annotated[ReasoningInput, Tag("reasoning")],
     Discriminator(
         _kind,
-        custom_error_type=FAULT,
+        custom_error_type=FIELD_ERROR,
         custom_error_message="an item's type must be message, function_call, function_call_output or reasoning",
         custom_error_context={"field": "type"},
     ),
@@ -151,7 +151,7 @@ def items_of(input: Any) -> list[InputItem]:
     return [MessageItem(role="user", content=input)] if isinstance(input, str) else _ITEMS.validate_python(input)
 
 
-def listed(input: Any, id: str) -> list[dict[str, Any]]:
+def input_items_with_ids(input: Any, id: str) -> list[dict[str, Any]]:
     """Return a request's `input` as a list of JSON items, each with an id: its own, or `id` with its position."""
     items = [{"role": "user", "content": input}] if isinstance(input, str) else input
     return [_complete_item(item, f"{id}_{index}") for index, item in enumerate(items)]
@@ -174,7 +174,7 @@ def _complete_item(item: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     return complete
 
 
-def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], list[str]]:
+def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], list[str]]:
     """Return the items as messages of a conversation, and the path of each message's content.
 
     `where`: path of the items. Consecutive calls become one message, together with the assistant's text before them and
@@ -183,11 +183,11 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
     messages: list[Message] = []
     paths: list[str] = []
     joins = False
-    calls: list[ToolCall] = []  # calls of the last message, while further ones may join it
+    tool_calls: list[ToolCall] = []  # those of the last message, while further ones may join it
     reasoning: str | None = None
     for index, item in enumerate(items):
         if not isinstance(item, FunctionCallItem):
-            calls = []
+            tool_calls = []
         match item:
             case MessageItem():
                 paths.append(f"{where}.{index}.content")
@@ -195,15 +195,15 @@ def as_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
                 joins = item.role == "assistant"
                 reasoning = reasoning if joins else None
             case FunctionCallItem():
-                call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
+                tool_call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
                 if not joins:
                     messages.append(Message.model_construct(role="assistant"))
                     paths.append(f"{where}.{index}")
-                if not calls:
+                if not tool_calls:
                     before = messages[-1]
-                    update = {"tool_calls": calls, "reasoning_content": before.reasoning_content or reasoning}
+                    update = {"tool_calls": tool_calls, "reasoning_content": before.reasoning_content or reasoning}
                     messages[-1] = before.model_copy(update=update)
-                calls.append(call)
+                tool_calls.append(tool_call)
                 joins, reasoning = True, None
             case FunctionCallOutputItem():
                 answer = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}
@@ -220,4 +220,4 @@ def _message(content: dict[str, Any], where: str) -> Message:
     try:
         return Message.model_validate(content)
     except ValidationError as error:
-        raise fault(where, error.errors()[0]["msg"]) from None
+        raise field_error(where, error.errors()[0]["msg"]) from None

@@ -7,11 +7,11 @@ from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_va
 from pydantic_core import PydanticCustomError
 
 from compat.bounds import TokenCount
-from compat.openai.base import FAULT, Metadata, Request, fault
+from compat.openai.base import FIELD_ERROR, Metadata, Request, field_error
 from compat.openai.messages import FunctionDefinition, FunctionName, Message, NamedFunction, NamedTool, ToolDefinition
 from compat.openai.requests import CacheRetention, ChatCompletionRequest, Generation, ServiceTier
 from compat.openai.response_formats import JsonSchema, ResponseFormat, enforced_schema
-from compat.openai.responses.items import InputItem, as_messages
+from compat.openai.responses.items import InputItem, to_messages
 from compat.openai.schemas.policy import Enforcement
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -78,10 +78,10 @@ class TextFormat(Request):
     def _has_its_schema(self) -> Self:
         others = self.model_fields_set - {"type"}
         if self.type == "json_schema" and (self.schema_ is None or self.name is None):
-            raise fault("schema" if self.schema_ is None else "name", "json_schema needs a name and a schema")
+            raise field_error("schema" if self.schema_ is None else "name", "json_schema needs a name and a schema")
         if self.type != "json_schema" and others:
             field = min(others).replace("schema_", "schema")
-            raise fault(field, f"{field} needs the type json_schema")
+            raise field_error(field, f"{field} needs the type json_schema")
         return self
 
 
@@ -138,59 +138,59 @@ class ResponseRequest(Generation):
 
     @model_validator(mode="after")
     def _is_a_chat_completion(self) -> Self:
-        if self.top_logprobs and not self.wants_logprobs:
-            raise fault("top_logprobs", f"top_logprobs needs {_LOGPROBS!r} in include")
+        if self.top_logprobs and not self.includes_logprobs:
+            raise field_error("top_logprobs", f"top_logprobs needs {_LOGPROBS!r} in include")
         if self.background and self.store is False:
-            raise fault("background", "background needs store: without it, no client could retrieve the answer")
+            raise field_error("background", "background needs store: without it, no client could retrieve the answer")
         if self.stream_options is not None and not self.stream:
-            raise fault("stream_options", "stream_options needs stream to be true")
-        if self.structured_outputs is not None and self._form is not None:
-            message = "text.format and structured_outputs cannot both be given"
-            raise fault("structured_outputs", message)
+            raise field_error("stream_options", "stream_options needs stream to be true")
+        if self.structured_outputs is not None and self._output_format is not None:
+            message = "only one of text.format and structured_outputs is allowed"
+            raise field_error("structured_outputs", message)
         if not self.messages_with_paths[0]:
-            raise fault("input", "input has no message")
+            raise field_error("input", "input has no message")
         try:
             _ = self.chat  # an invalid chat completion must be refused here, not later
         except ValidationError as error:
-            raise _fault_here(error) from None
+            raise _chat_field_error(error) from None
         return self
 
     @property
-    def wants_logprobs(self) -> bool:
+    def includes_logprobs(self) -> bool:
         """Return whether the response has log probabilities."""
         return _LOGPROBS in (self.include or ())
 
     @property
-    def _form(self) -> TextFormat | None:
+    def _output_format(self) -> TextFormat | None:
         """Constraint of the text's form, if any."""
-        form = None if self.text is None else self.text.format
-        return None if form is None or form.type == "text" else form
+        output_format = None if self.text is None else self.text.format
+        return None if output_format is None or output_format.type == "text" else output_format
 
     @cached_property
     def messages_with_paths(self) -> tuple[list[Message], list[str]]:
         """Messages of the input, and the path of each message's content."""
         if isinstance(self.input, str):
             return [Message(role="user", content=self.input)], ["input"]
-        return as_messages(self.input, "input")
+        return to_messages(self.input, "input")
 
     @property
-    def form_told(self) -> dict[str, Any]:
+    def echoed_format(self) -> dict[str, Any]:
         """Format of the text for the response object, with all of its fields."""
-        if self._form is None:
+        if self._output_format is None:
             return {"type": "text"}
-        if self._form.type != "json_schema":
-            return {"type": self._form.type}
-        format_fields = self._form.model_dump(by_alias=True)
-        return {**format_fields, "strict": bool(self._form.strict)}
+        if self._output_format.type != "json_schema":
+            return {"type": self._output_format.type}
+        format_fields = self._output_format.model_dump(by_alias=True)
+        return {**format_fields, "strict": bool(self._output_format.strict)}
 
     @property
-    def choice_told(self) -> str | dict[str, Any]:
+    def echoed_tool_choice(self) -> str | dict[str, Any]:
         """Tool choice for the response object."""
         choice = self.tool_choice
         return choice.model_dump() if isinstance(choice, FunctionChoice) else choice or "auto"
 
     @property
-    def tools_told(self) -> list[dict[str, Any]]:
+    def echoed_tools(self) -> list[dict[str, Any]]:
         """Tools as the response object repeats them."""
         return [{**tool.model_dump(), "strict": tool.is_strict} for tool in self.tools or ()]
 
@@ -200,14 +200,14 @@ class ResponseRequest(Generation):
         fields: dict[str, Any] = {name: value for name in _SHARED_FIELDS if (value := getattr(self, name)) is not None}
         fields["messages"] = self.messages_with_paths[0]
         fields["max_completion_tokens"] = self.max_output_tokens
-        if self.wants_logprobs:
+        if self.includes_logprobs:
             fields["logprobs"] = True
         if self.reasoning is not None:
             fields["reasoning_effort"] = self.reasoning.effort
         if self.text is not None:
             fields["verbosity"] = self.text.verbosity
-        if self._form is not None:
-            fields["response_format"] = _format(self._form)
+        if self._output_format is not None:
+            fields["response_format"] = _format(self._output_format)
         if self.tools:
             fields["tools"] = [_tool(tool) for tool in self.tools]
         if self.tool_choice is not None:
@@ -219,10 +219,11 @@ class ResponseRequest(Generation):
         return ChatCompletionRequest(**fields)
 
 
-def _format(form: TextFormat) -> ResponseFormat:
-    if form.type != "json_schema":
-        return ResponseFormat(type=form.type)
-    schema = JsonSchema.model_validate({"name": form.name, "schema": form.schema_, "strict": form.strict})
+def _format(output_format: TextFormat) -> ResponseFormat:
+    if output_format.type != "json_schema":
+        return ResponseFormat(type=output_format.type)
+    fields = {"name": output_format.name, "schema": output_format.schema_, "strict": output_format.strict}
+    schema = JsonSchema.model_validate(fields)
     return ResponseFormat(type="json_schema", json_schema=schema)
 
 
@@ -236,7 +237,7 @@ def _tool(tool: FunctionTool) -> ToolDefinition:
     return ToolDefinition(type="function", function=function)
 
 
-_IN_CHAT = {
+_RESPONSE_FIELDS = {
     "max_completion_tokens": "max_output_tokens",
     "messages": "input",
     "reasoning_effort": "reasoning.effort",
@@ -246,13 +247,13 @@ _IN_CHAT = {
 """Names in a response's request for fields that have other names in a chat completion."""
 
 
-def _fault_here(error: ValidationError) -> PydanticCustomError:
+def _chat_field_error(error: ValidationError) -> PydanticCustomError:
     """Return the first validation error of the equivalent chat completion, with the field's path as the client wrote it
     in its /v1/responses request."""
     problem = error.errors()[0]
     path = [str(step) for step in problem["loc"]]
-    if problem["type"] == FAULT:
+    if problem["type"] == FIELD_ERROR:
         path.append(problem["ctx"]["field"])
     first, *others = path
     message = problem["msg"].removeprefix("Value error, ")
-    return fault(".".join([_IN_CHAT.get(first, first), *others]), message)
+    return field_error(".".join([_RESPONSE_FIELDS.get(first, first), *others]), message)

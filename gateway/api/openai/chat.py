@@ -47,7 +47,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     parser_factory = tool_call_parser_factory(body, model)
     checker = answer_checker_of(body, parser_factory, target.services.schema_check_gate, scope.session.tenant)
     serializer = ChatSerializer(body, model, scope, parser_factory, checker)
-    return await pipeline.respond(target, pipeline.repeat(spec, body.choices), serializer, streamed=body.streamed)
+    specs = pipeline.repeat(spec, body.choice_count)
+    return await pipeline.respond(target, specs, serializer, streamed=body.is_streamed)
 
 
 @dataclass(slots=True)  # not frozen: a graph makes thousands, and setting frozen fields takes three times as long
@@ -73,7 +74,7 @@ class ChatSpecBuilder:
         tools = tools_of(body)
         if tools is not None:
             if tools.choice == "forced" and semantic.slots:
-                message = "a request with slots has no answer of its own that could be a call"
+                message = "a forced tool call needs an answer of its own, which a request with slots does not have"
                 raise RequestError(
                     400, message, code="unsupported_with_semantic", param=field_path(where, "tool_choice")
                 )
@@ -99,8 +100,8 @@ class ChatSpecBuilder:
 def _forwarded_fields(body: ChatCompletionRequest, model: ServedModel) -> dict[str, str]:
     """Return the fields that are forwarded to an upstream server. For models without one, hints are dropped."""
     if model.is_passthrough:
-        return body.passed_on
-    return {name: value for name, value in body.passed_on.items() if name not in _HINTS}
+        return body.upstream_fields
+    return {name: value for name, value in body.upstream_fields.items() if name not in _HINTS}
 
 
 def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, **options: Any) -> Prompt:
@@ -124,8 +125,8 @@ def chat_prompt(model: ServedModel, messages: Sequence[Message], answer: Slot, *
 def _functions(messages: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the functions that the messages call."""
     for message in messages:
-        for call in message.get("tool_calls", ()):
-            yield call["function"]
+        for tool_call in message.get("tool_calls", ()):
+            yield tool_call["function"]
 
 
 def _template_message(message: Message) -> dict[str, Any]:
@@ -134,10 +135,10 @@ def _template_message(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = {"role": role, "content": message.parts}
     if message.name is not None:
         fields["name"] = message.name
-    if message.reasoned:
-        fields["reasoning_content"] = message.reasoned
+    if message.reasoning_text:
+        fields["reasoning_content"] = message.reasoning_text
     if message.tool_calls:
-        fields["tool_calls"] = message.called
+        fields["tool_calls"] = message.template_tool_calls
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
     return fields

@@ -46,7 +46,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     )
     checker = answer_checker_of(body, None, target.services.schema_check_gate, scope.session.tenant)
     serializer = CompletionSerializer(body, model, scope, checker)
-    return await pipeline.respond(target, specs, serializer, streamed=body.streamed)
+    return await pipeline.respond(target, specs, serializer, streamed=body.is_streamed)
 
 
 def _specs(
@@ -54,7 +54,7 @@ def _specs(
 ) -> list[CallSpec]:
     """Return the calls of all prompts. Raises RequestError and GraphError; changes nothing."""
     if (body.semantic or NO_EXTENSION).slots:
-        message = "slots stand in assistant messages; a completion has none"
+        message = "slots are parts of assistant messages; a completion has no messages"
         raise RequestError(400, message, code="unsupported_with_semantic", param="semantic.slots")
     specs: list[CallSpec] = []
     for number, prompt in enumerate(body.prompts):
@@ -63,7 +63,7 @@ def _specs(
         spec = pipeline.with_fallbacks(builder, model, fallbacks if isinstance(prompt, str) else ())
         if specs:  # a name is assigned once
             spec = dataclasses.replace(spec, output=None, inputs={})
-        specs += pipeline.repeat(spec, body.candidates)
+        specs += pipeline.repeat(spec, body.candidate_count)
     return specs
 
 
@@ -84,12 +84,12 @@ class CompletionSpecBuilder:
         if isinstance(prompt, str):
             built = model.prompts.completion(prompt, answer, references=self.references, where=self.where)
         elif not isinstance(model.prompts, TemplatePromptBuilder):
-            message = f"{model.id} runs on an engine elsewhere that is given text; its tokens are not known here"
+            message = f"{model.id} runs on an upstream server that receives text; its tokens are unknown to this server"
             raise RequestError(400, message, code="unsupported_by_engine", param=self.where)
         else:
             built = model.prompts.tokens(prompt, answer, where=self.where)
             check_tokens(model, prompt, self.where)
         if body.echo and any(isinstance(segment, Input) for segment in built.segments):
-            message = "echo is not for prompts with references"
+            message = "echo is not supported for prompts with references"
             raise RequestError(400, message, code="unsupported_with_semantic", param="echo")
         return new_spec(model, built, body, deferred=self.deferred)

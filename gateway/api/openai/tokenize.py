@@ -19,11 +19,11 @@ from gateway.runtime.executors import offload
 routes = web.RouteTableDef()
 
 _ANSWER = Slot(None, SamplingParams())
-_MOST_BYTES = 1_000_000
+_MAX_BYTES = 1_000_000
 """Maximum size of the text in one request, in bytes of UTF-8. It may be longer than the model's window."""
-_MOST_TOKENS = 1_000_000
+_MAX_TOKENS = 1_000_000
 """Maximum number of tokens in one request to detokenise."""
-_FEW = 4_000
+_MAX_INLINE = 4_000
 """Number of characters or tokens from which the work is done in a thread."""
 
 
@@ -36,7 +36,7 @@ async def tokenize(request: web.Request) -> web.Response:
     model = _with_tokens(await request.app[SERVICES].models.one(body.model))
     _check_size(body)
     length = len(await request.read())
-    if length < _FEW:
+    if length < _MAX_INLINE:
         return json_response(_tokenized(body, model))
     return json_response(await offload(lambda: _tokenized(body, model), length))
 
@@ -48,10 +48,10 @@ def _check_size(body: TokenizeRequest) -> None:
     else:
         texts, param = [part for message in body.messages for part in _texts(message)], "messages"
     size = sum(map(len, texts))
-    if size <= _MOST_BYTES:
+    if size <= _MAX_BYTES:
         size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
-    if size > _MOST_BYTES:
-        message = f"the text has at least {size} bytes; at most {_MOST_BYTES} bytes can be tokenised in one request"
+    if size > _MAX_BYTES:
+        message = f"the text has at least {size} bytes; at most {_MAX_BYTES} bytes can be tokenised in one request"
         raise RequestError(400, message, code="string_above_max_length", param=param)
 
 
@@ -70,9 +70,9 @@ def _tokenized(body: TokenizeRequest, model: ServedModel) -> Tokens:
 
 
 def _with_tokens(model: ServedModel) -> ServedModel:
-    """Return the model if its tokens are known here. Raises RequestError otherwise."""
+    """Return the model. Raises RequestError if its tokens are unknown to this server."""
     if model.is_passthrough:
-        message = f"{model.id} runs on an engine elsewhere that is given messages; its tokens are not known here"
+        message = f"{model.id} runs on an upstream server that receives messages; its tokens are unknown to this server"
         raise RequestError(400, message, code="unsupported_by_engine", param="model")
     return model
 
@@ -100,10 +100,10 @@ async def detokenize(request: web.Request) -> web.Response:
     body = await read_json(request, DetokenizeRequest)
     model = _with_tokens(await request.app[SERVICES].models.one(body.model))
     count = len(body.tokens)
-    if count > _MOST_TOKENS:
-        message = f"the request has {count} tokens; at most {_MOST_TOKENS} can be detokenised in one request"
+    if count > _MAX_TOKENS:
+        message = f"the request has {count} tokens; at most {_MAX_TOKENS} can be detokenised in one request"
         raise RequestError(400, message, code="invalid_value", param="tokens")
-    if count < _FEW:
+    if count < _MAX_INLINE:
         return json_response({"prompt": _detokenized(body.tokens, model)})
     return json_response({"prompt": await offload(lambda: _detokenized(body.tokens, model), count)})
 
@@ -117,7 +117,10 @@ def _detokenized(tokens: list[int], model: ServedModel) -> str:
 @routes.post("/v1/embeddings")
 @operation(errors=(400,))
 async def embeddings(request: web.Request) -> web.Response:
-    """Refuses."""
+    """Refuse: the served models only generate text."""
     raise RequestError(
-        400, "the models here make text; they have no embeddings", code="unsupported_value", param="model"
+        400,
+        "embeddings are not supported: the served models only generate text",
+        code="unsupported_value",
+        param="model",
     )

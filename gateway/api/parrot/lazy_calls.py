@@ -13,40 +13,41 @@ from gateway.graph.session import Addition, Session, VariableSpec
 class LazyCalls:
     """Lazy calls of one session. The variables that they assign are declared in the session from the beginning."""
 
-    _makers: dict[str, CallSpec] = field(default_factory=dict)
+    _calls_by_output: dict[str, CallSpec] = field(default_factory=dict)
     """Calls by the name of each of their outputs."""
-    kept: int = 0
+    count: int = 0
     """Number of calls that have not joined."""
     edges: int = 0
     """Number of inputs of these calls."""
 
-    def add(self, session: Session, spec: CallSpec, given: Sequence[VariableSpec] = ()) -> Addition:
-        """Keep a call whose output has a name. Its outputs and the variables of `given` join the session now.
+    def add(self, session: Session, spec: CallSpec, values: Sequence[VariableSpec] = ()) -> Addition:
+        """Add a lazy call whose output has a name. Its outputs and the variables of `values` join the session now.
 
         The call counts in the session's limits, as if it had joined. Raises GraphError; then nothing has changed.
         """
         names = output_names(spec)
         if len(set(names)) < len(names):
             raise VariableAlreadySet("two outputs of the call are the same variable", spec.where or None)
-        taken = next((one for one in given if one.name in self._makers), None)
-        if taken is not None:
-            raise VariableAlreadySet(f"{taken.name!r} is made by a call; a name is assigned once", taken.where)
+        duplicate = next((value for value in values if value.name in self._calls_by_output), None)
+        if duplicate is not None:
+            message = f"{duplicate.name!r} is the output of a call; a name is assigned once"
+            raise VariableAlreadySet(message, duplicate.where)
         for name in names:
-            if name in self._makers or (name in session.variables and session.variables[name].is_assigned):
-                raise VariableAlreadySet(f"{name!r} is made already; a name is assigned once", spec.where or None)
+            if name in self._calls_by_output or (name in session.variables and session.variables[name].is_assigned):
+                raise VariableAlreadySet(f"{name!r} is already assigned; a name is assigned once", spec.where or None)
         edges, size = _edges(spec), _size(spec)
-        session.resources.check(calls=self.kept + 1, edges=self.edges + edges, size=size)
+        session.resources.check(calls=self.count + 1, edges=self.edges + edges, size=size)
         declared = [VariableSpec(name, where=spec.where) for name in names if name not in session.variables]
-        addition = session.add_all((), [*given, *declared])
-        self._makers |= dict.fromkeys(names, spec)
-        self.kept += 1
+        addition = session.add_all((), [*values, *declared])
+        self._calls_by_output |= dict.fromkeys(names, spec)
+        self.count += 1
         self.edges += edges
         session.resources.add_bytes(size)
         return addition
 
     def produces(self, name: str) -> bool:
         """Return whether a lazy call assigns the variable."""
-        return name in self._makers
+        return name in self._calls_by_output
 
     def join(self, session: Session, names: Iterable[str]) -> Addition:
         """Add the calls that assign these variables to the session, and those that assign what they read.
@@ -56,7 +57,7 @@ class LazyCalls:
         found: dict[int, CallSpec] = {}
         stack = list(names)
         while stack:
-            spec = self._makers.get(stack.pop())
+            spec = self._calls_by_output.get(stack.pop())
             if spec is not None and id(spec) not in found:
                 found[id(spec)] = spec
                 stack += [part.reference.name for part in spec.references]
@@ -67,11 +68,11 @@ class LazyCalls:
         except GraphError:
             session.resources.add_bytes(size)
             raise
-        self.kept -= len(found)
+        self.count -= len(found)
         self.edges -= sum(map(_edges, found.values()))
         for spec in found.values():
             for name in output_names(spec):
-                del self._makers[name]
+                del self._calls_by_output[name]
         return addition
 
 

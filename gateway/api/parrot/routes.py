@@ -1,6 +1,6 @@
 """The public API of the Parrot paper's artifact, on the same sessions, variables and calls.
 
-A client proves who it is by the number of its session, which cannot be guessed.
+A client authenticates by the number of its session, which cannot be guessed.
 """
 
 import hashlib
@@ -75,14 +75,14 @@ class Programs:
         self._keys = keys
         self._sessions = sessions
         self._known: WeakValueDictionary[int, Session] = WeakValueDictionary()
-        self._later: WeakKeyDictionary[Session, LazyCalls] = WeakKeyDictionary()
+        self._lazy_calls: WeakKeyDictionary[Session, LazyCalls] = WeakKeyDictionary()
 
-    def begin(self, api_key: str) -> int:
+    def create_session(self, api_key: str) -> int:
         """Create a session and return its number. Raises RequestError and GraphError."""
         number = secrets.randbits(63)
         session = self._sessions.create(self._keys.authenticate(api_key), str(number), sink=NullSink())
         self._known[number] = session
-        self._later[session] = LazyCalls()
+        self._lazy_calls[session] = LazyCalls()
         return number
 
     def session(self, number: int, auth: str | None) -> Session:
@@ -91,23 +91,24 @@ class Programs:
         known = self._known.get(number)
         if known is None:
             raise SessionNotFound(f"there is no session {str(number)[:40]}")
-        if auth is not None and not hmac.compare_digest(auth.encode(errors="replace"), proof(number).encode()):
-            raise RequestError(401, f"this is not the session_auth of session {number}", code="invalid_api_key")
+        if auth is not None and not hmac.compare_digest(auth.encode(errors="replace"), session_auth(number).encode()):
+            raise RequestError(401, f"incorrect session_auth for session {number}", code="invalid_api_key")
         session = self._sessions.get(known.tenant, known.id)
-        if session is not known:  # a client of the other API has deleted it, and made one of the same name
+        if session is not known:  # a client of the other API has deleted it, and created one of the same name
             raise SessionNotFound(f"there is no session {number}")
         return session
 
-    def later(self, session: Session) -> LazyCalls:
+    def lazy_calls(self, session: Session) -> LazyCalls:
         """Return the lazy calls of the session."""
-        return self._later[session]
+        return self._lazy_calls[session]
 
 
 PROGRAMS = web.AppKey("programs", Programs)
 
 
-def proof(number: int) -> str:
-    """Return the `session_auth` of a session. It adds no protection: who knows the number may do everything."""
+def session_auth(number: int) -> str:
+    """Return the `session_auth` of a session. It adds no protection: a client that knows the number may do
+    everything."""
     return hashlib.sha256(f"session_auth {number}".encode()).hexdigest()[:32]
 
 
@@ -141,8 +142,8 @@ def parrot_errors(handler: _Handler) -> _Handler:
 async def begin(request: web.Request) -> web.Response:
     """Create a session for a program."""
     body = await read_json(request, ProgramRequest)
-    number = request.app[PROGRAMS].begin(body.api_key)
-    return json_response({"session_id": number, "session_auth": proof(number)})
+    number = request.app[PROGRAMS].create_session(body.api_key)
+    return json_response({"session_id": number, "session_auth": session_auth(number)})
 
 
 @routes.get("/v1/session/{id}")
@@ -167,7 +168,7 @@ async def end(request: web.Request) -> web.Response:
 def _number(request: web.Request) -> int:
     text = request.match_info["id"]
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise SessionNotFound(f"there is no session {text[:40]}: ids are numbers")
+        raise SessionNotFound(f"there is no session {text[:40]}: session ids are integers")
     return int(text)
 
 
@@ -180,21 +181,21 @@ async def call(request: web.Request) -> web.Response:
     services, programs = request.app[SERVICES], request.app[PROGRAMS]
     body = await read_json(request, SemanticCall)
     session = programs.session(body.session_id, body.session_auth)
-    later = programs.later(session)
+    lazy_calls = programs.lazy_calls(session)
     model = await _model(request, body)
     services.scheduler.admit(session.tenant, continues=bool(session.calls))
     names = _variable_names(body, session)
     spec = await offload_if_long(lambda: _spec(body, model, names), len(body.template), model)
     values = [
-        VariableSpec(names[parameter.name], text_of(parameter.value), where=f"parameters.{at}.value")
-        for at, parameter in enumerate(body.parameters)
+        VariableSpec(names[parameter.name], text_of(parameter.value), where=f"parameters.{index}.value")
+        for index, parameter in enumerate(body.parameters)
         if parameter.value is not None
     ]
-    addition = later.add(session, spec, values)
+    addition = lazy_calls.add(session, spec, values)
     await services.scheduler.start(session, addition)
-    made = output_names(spec)
-    if body.output_criteria is not None or any(_is_needed(session, name) for name in made):
-        await _join_and_start(request, session, made)
+    output_variables = output_names(spec)
+    if body.output_criteria is not None or any(_is_needed(session, name) for name in output_variables):
+        await _join_and_start(request, session, output_variables)
     parameters: list[Told] = [
         {
             "parameter_name": parameter.name,
@@ -214,11 +215,11 @@ def _is_needed(session: Session, name: str) -> bool:
 
 
 async def _join_and_start(request: web.Request, session: Session, names: Collection[str]) -> None:
-    """Start the calls that make these variables, and that were not started yet. Raises Overloaded and GraphError."""
-    later, scheduler = request.app[PROGRAMS].later(session), request.app[SERVICES].scheduler
-    if any(later.produces(name) for name in names):
+    """Start the lazy calls that assign these variables. Raises Overloaded and GraphError."""
+    lazy_calls, scheduler = request.app[PROGRAMS].lazy_calls(session), request.app[SERVICES].scheduler
+    if any(lazy_calls.produces(name) for name in names):
         scheduler.admit(session.tenant, continues=bool(session.calls))
-    addition: Addition = later.join(session, names)
+    addition: Addition = lazy_calls.join(session, names)
     await scheduler.start(session, addition, promised=True)
 
 
@@ -230,7 +231,7 @@ async def _model(request: web.Request, body: SemanticCall) -> ServedModel:
         if name in served:
             return served[name]
     if body.models:
-        message = f"none of {', '.join(body.models)} is served; there are {', '.join(served)}"
+        message = f"none of the models {', '.join(body.models)} is served; served: {', '.join(served)}"
         raise RequestError(404, message, code="model_not_found", param="models")
     return next(iter(served.values()))
 
@@ -260,22 +261,22 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
     """Return the call. Raises RequestError; changes nothing."""
     template: list[str | Input | Slot] = []
     places = {parameter.name: index for index, parameter in enumerate(body.parameters)}
-    placed: set[str] = set()
+    outputs: set[str] = set()
     for piece in pieces(body):
         if isinstance(piece, str):
             template.append(piece)
-        elif piece.is_output and piece.name not in placed:
-            placed.add(piece.name)
+        elif piece.is_output and piece.name not in outputs:
+            outputs.add(piece.name)
             where = f"parameters.{places[piece.name]}"
             template.append(Slot(names[piece.name], parrot_sampling(piece.sampling_config, model, where), where=where))
         else:
             template.append(Input(Reference(names[piece.name]), "template"))
-    slots = [at for at, piece in enumerate(template) if isinstance(piece, Slot)]
+    slots = [index for index, piece in enumerate(template) if isinstance(piece, Slot)]
     if not slots:
         raise RequestError(
-            400, "the template has no output, so there is nothing to run", code="invalid_value", param="template"
+            400, "the template has no output, so there is nothing to generate", code="invalid_value", param="template"
         )
-    del template[slots[-1] + 1 :]  # what comes behind the last output changes nothing that anybody could see
+    del template[slots[-1] + 1 :]  # text behind the last output has no effect
     last = template[-1]
     assert isinstance(last, Slot)
     template[-1] = Slot(None, last.sampling, where=last.where)
@@ -314,8 +315,8 @@ async def set_value(request: web.Request) -> web.Response:
     programs, name = request.app[PROGRAMS], request.match_info["id"]
     session = programs.session(body.session_id, body.session_auth)
     variable_of(session, name)
-    if programs.later(session).produces(name):
-        raise RequestError(409, f"a call makes {name!r}; it cannot be set", code="variable_already_set")
+    if programs.lazy_calls(session).produces(name):
+        raise RequestError(409, f"{name!r} is the output of a call and cannot be set", code="variable_already_set")
     await request.app[SERVICES].scheduler.start(session, session.add_variable(name, body.content))
     return json_response({})
 
@@ -370,8 +371,8 @@ async def native_call(request: web.Request) -> web.Response:
     body = await read_json(request, NativeCall)
     raise RequestError(
         400,
-        f"the native function {body.func_name!r} is code of the client's, which is not run here; read its inputs and "
-        "set its output with POST /v1/semantic_var/{id}, or use Semantic Variables (docs/semantic-variables.md): a "
-        "transform takes what is needed out of an answer, a template puts texts together",
+        f"native functions are not supported: {body.func_name!r} is code of the client; read its inputs and set its "
+        "output with POST /v1/semantic_var/{id}, or use Semantic Variables (docs/semantic-variables.md): a transform "
+        "extracts a part of an answer, and a template joins texts",
         code="unsupported_value",
     )

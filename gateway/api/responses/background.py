@@ -287,7 +287,7 @@ class Background:
         running = BackgroundResponse(self._services, row, builder, call, scope)
         self._add(running)
         # Submission is atomic: a disconnect must not leave a partly submitted response.
-        await asyncio.shield(self._spawn(self._submit(running, addition, turn, scope, body.streamed)))
+        await asyncio.shield(self._spawn(self._submit(running, addition, turn, scope, body.is_streamed)))
         return running
 
     async def _submit(
@@ -428,8 +428,8 @@ class Background:
         """Store that a response has failed because its call is lost. Raises ResponseStoreError."""
         error = error_of(FailedCall(Failure("interrupted", reason)))
         response = msgspec.structs.replace(stored_response(row), status="failed", error=error)
-        lost = dataclasses.replace(row, answer=encode_json(response), resume_data=b"", call_session=None)
-        await self._services.response_store.complete(lost)  # unless it has ended meanwhile
+        failed = dataclasses.replace(row, answer=encode_json(response), resume_data=b"", call_session=None)
+        await self._services.response_store.complete(failed)  # unless it has ended meanwhile
 
     async def close(self) -> None:
         """Stop without ending the responses: another process resumes them."""

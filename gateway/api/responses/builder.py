@@ -93,7 +93,7 @@ class ResponseBuilder:
 
     def grow(self, text: str, pieces: Sequence[Piece]) -> list[Event]:
         """Add text of the model to the answer. `pieces`: where it comes from, for log probabilities and reasoning."""
-        if self._body.wants_logprobs:
+        if self._body.includes_logprobs:
             self._pending_logprobs += token_logprobs(self._model, pieces)
         reasoning = reasoning_of(pieces)
         events = self._items.add_reasoning(reasoning) if reasoning else []
@@ -183,9 +183,9 @@ class ResponseBuilder:
             safety_identifier=body.safety_identifier,
             store=self.is_stored,
             temperature=1.0 if body.temperature is None else body.temperature,
-            text=TextConfig(body.form_told, (body.text and body.text.verbosity) or "medium"),
-            tool_choice=body.choice_told,
-            tools=body.tools_told,
+            text=TextConfig(body.echoed_format, (body.text and body.text.verbosity) or "medium"),
+            tool_choice=body.echoed_tool_choice,
+            tools=body.echoed_tools,
             top_logprobs=body.top_logprobs or 0,
             top_p=1.0 if body.top_p is None else body.top_p,
             usage=None if usages is None else _usage(usages),

@@ -15,8 +15,8 @@ from compat.openai.responses import (
     ReasoningItem,
     Response,
     ResponseRequest,
-    as_messages,
     items_of,
+    to_messages,
 )
 from gateway.errors import RequestError
 from gateway.graph.ids import new_id
@@ -75,13 +75,13 @@ class Turn:
         if id is not None:
             _check(id, previous_turns, session)
         turn = cls(response_store, tenant, body, previous_turns, session)
-        why = "go on with a deferred answer by its reference" if deferred else None
+        reason = "a deferred response cannot be stored; use its reference to continue" if deferred else None
         if not response_store.is_enabled:
-            why = "this server keeps no responses"
-        for name, wanted in (("background", body.background), ("store", body.store)):
-            if wanted and why is not None:
-                raise RequestError(400, why, code="unsupported_value", param=name)
-        turn.is_stored = body.store is not False and why is None
+            reason = "this server does not store responses"
+        for name, is_requested in (("background", body.background), ("store", body.store)):
+            if is_requested and reason is not None:
+                raise RequestError(400, reason, code="unsupported_value", param=name)
+        turn.is_stored = body.store is not False and reason is None
         return turn
 
     @property
@@ -94,11 +94,11 @@ class Turn:
             turn, count = _messages(stored_turn)
             items += count
             if items > MAX_ELEMENTS:
-                why = f"the conversation has more than {MAX_ELEMENTS} items; begin a new one"
-                raise RequestError(400, why, code="invalid_value", param="previous_response_id")
+                message = f"the conversation has more than {MAX_ELEMENTS} items; start a new one"
+                raise RequestError(400, message, code="invalid_value", param="previous_response_id")
             before += turn
-        rules = self._body.instructions
-        first = [] if rules is None else [Message(role="system", content=rules)]
+        instructions = self._body.instructions
+        first = [] if instructions is None else [Message(role="system", content=instructions)]
         return [*first, *before, *messages], [
             *["instructions"] * len(first),
             *["previous_response_id"] * len(before),
@@ -136,7 +136,7 @@ def new_response_id() -> str:
 
 def not_found_message(id: str) -> str:
     """Return the message of the error for an unknown response."""
-    return f"there is no response {id!r}: none was kept, or it was deleted, or newer ones have taken its place"
+    return f"Response with id {id!r} not found: it was not stored, was deleted, or was evicted by newer responses"
 
 
 def _check(id: str, previous_turns: Sequence[StoredTurn], session: str | None) -> None:
@@ -149,7 +149,7 @@ def _check(id: str, previous_turns: Sequence[StoredTurn], session: str | None) -
         message = f"response {id!r} has not ended yet; wait until it is completed"
         raise RequestError(400, message, code="previous_response_not_ended", param="previous_response_id")
     if last.session not in (None, session):
-        message = f"response {id!r} belongs to session {last.session!r}, and can be gone on with only there"
+        message = f"response {id!r} belongs to session {last.session!r} and can be continued only in it"
         raise RequestError(400, message, code="session_conflict", param="previous_response_id")
 
 
@@ -159,11 +159,11 @@ def _messages(stored_turn: StoredTurn) -> tuple[list[Message], int]:
     If the turn belonged to no session, `<<name>>` in it is text and not a reference.
     """
     items = items_of(msgspec.json.decode(stored_turn.input))
-    asked, _ = as_messages(items, "")
+    inputs, _ = to_messages(items, "")
     if stored_turn.session is None:
-        asked = [message.model_copy(update={"content": _verbatim(message)}) for message in asked]
+        inputs = [message.model_copy(update={"content": _verbatim(message)}) for message in inputs]
     output = _decode_answer(stored_turn.answer).output
-    return [*asked, *_answer_message(output)], len(items) + len(output)
+    return [*inputs, *_answer_message(output)], len(items) + len(output)
 
 
 def _verbatim(message: Message) -> Any:
@@ -180,24 +180,28 @@ def _verbatim_part(part: _Part) -> _Part:
 def _answer_message(output: Sequence[OutputItem]) -> list[Message]:
     """Return an answer as a message.
 
-    A call of a tool that was cut off is left out, because it cannot be executed. Reasoning is kept only with calls.
+    A tool call that was cut off is omitted, because it cannot be executed. Reasoning is included only with tool calls.
     """
     text: str | None = None
-    thought = ""
-    calls: list[ToolCall] = []
+    reasoning = ""
+    tool_calls: list[ToolCall] = []
     for item in output:
         if isinstance(item, ReasoningItem):
-            thought += "".join(part.text for part in item.content)
+            reasoning += "".join(part.text for part in item.content)
         elif isinstance(item, OutputMessage):
             text = (text or "") + "".join(part.text for part in item.content)
         elif _is_json(item.arguments):
-            calls.append(ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments)))
-    if text is None and not calls:
+            function = CalledFunction(name=item.name, arguments=item.arguments)
+            tool_calls.append(ToolCall(id=item.call_id, function=function))
+    if text is None and not tool_calls:
         return []
     content = None if text is None else Verbatim(text)
     return [
         Message.model_construct(
-            role="assistant", content=content, tool_calls=calls or None, reasoning_content=thought if calls else None
+            role="assistant",
+            content=content,
+            tool_calls=tool_calls or None,
+            reasoning_content=reasoning if tool_calls else None,
         )
     ]
 

@@ -3,7 +3,7 @@
 import msgspec
 from aiohttp import web
 
-from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, listed
+from compat.openai.responses import Deleted, InputItems, Response, ResponseRequest, input_items_with_ids
 from gateway.api import pipeline
 from gateway.api.openai.chat import ChatSpecBuilder
 from gateway.api.openai.tools import tool_call_parser_factory
@@ -58,11 +58,11 @@ async def create(request: web.Request) -> web.StreamResponse:
         raise
     if body.background:
         running = await request.app[BACKGROUND].start(raw, body, model, scope, turn, spec)
-        return await running.follow(request, -1) if body.streamed else json_response(running.response)
+        return await running.follow(request, -1) if body.is_streamed else json_response(running.response)
     parser_factory = tool_call_parser_factory(body.chat, model)
     checker = answer_checker_of(body.chat, parser_factory, services.schema_check_gate, scope.session.tenant)
     serializer = ResponseSerializer(raw, body, model, scope, turn, checker)
-    return await pipeline.respond(target, [spec], serializer, streamed=body.streamed)
+    return await pipeline.respond(target, [spec], serializer, streamed=body.is_streamed)
 
 
 @routes.get("/v1/responses/{id}")
@@ -106,7 +106,7 @@ async def cancel(request: web.Request) -> web.Response:
         return json_response(running.response)
     response = stored_response(await _find_stored(request))
     if not response.background:
-        message = f"response {response.id!r} was not made in the background: hanging up cancels such a one"
+        message = f"response {response.id!r} was not created with background=true: close its connection to cancel it"
         raise RequestError(400, message, code="invalid_value")
     return json_response(response)
 
@@ -142,14 +142,14 @@ async def input_items(request: web.Request) -> web.Response:
         choice_param(request, "order", ("desc", "asc")),
     )
     stored = await _find_stored(request)
-    items = listed(msgspec.json.decode(stored.input), stored.id.removeprefix("resp_"))
+    items = input_items_with_ids(msgspec.json.decode(stored.input), stored.id.removeprefix("resp_"))
     if order == "desc":
         items.reverse()
     after = request.query.get("after")
     if after is not None:
         positions = [position for position, item in enumerate(items) if item["id"] == after]
         if not positions:
-            raise RequestError(400, f"there is no item {after!r} in it", code="invalid_value", param="after")
+            raise RequestError(400, f"this response has no input item {after!r}", code="invalid_value", param="after")
         items = items[positions[0] + 1 :]
     page = items[:limit]
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)

@@ -45,9 +45,9 @@ def dot(graph: Graph) -> str:
 
 
 def _call_label(call: Mapping[str, Any]) -> str:
-    what = call["model"] or "template"
+    model = call["model"] or "template"
     seconds = "" if call["finished"] is None else f" in {call['finished'] - call['created']:.2f} s"
-    return f"{what}\n{call['state']}{seconds}"
+    return f"{model}\n{call['state']}{seconds}"
 
 
 def _edges(graph: Graph) -> Iterator[tuple[str, str]]:

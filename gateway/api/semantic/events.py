@@ -16,7 +16,7 @@ from gateway.http.sse import EventStream, named_event
 
 routes = web.RouteTableDef()
 
-_AT_ONCE = 200
+_BATCH = 200
 """Number of events that are written at once, before the client has read earlier ones."""
 
 
@@ -33,9 +33,9 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     stream = EventStream(request)
     with subscribed(request.app[SERVICES].scheduler, session=session):
         while events := await stream.with_heartbeats(partial(session.event_log.next_events, position)):
-            for start in range(0, len(events), _AT_ONCE):
-                some = events[start : start + _AT_ONCE]
-                await stream.write(b"".join([named_event(*describe_event(event), event.id) for event in some]))
+            for start in range(0, len(events), _BATCH):
+                batch = events[start : start + _BATCH]
+                await stream.write(b"".join([named_event(*describe_event(event), event.id) for event in batch]))
             position = events[-1].id
         return await stream.end(done=False)
 

@@ -28,7 +28,7 @@ SESSION_HEADERS = {
 """JSON schemas of the headers."""
 NO_EXTENSION = Semantic()
 """The extension of a request without one."""
-_SESSION_ID_HELP = "letters, digits and ._:- , at most 128 characters"
+_SESSION_ID_HELP = "at most 128 letters, digits and ._:-"
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,25 @@ def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
     sessions, headers = request.app[SERVICES].sessions, request.headers
     if semantic is None and SESSION_HEADER not in headers and DEFER_HEADER not in headers:  # a plain request
         return Scope(sessions.build(request[TENANT]), named=False, deferred=False)
-    deferred = _deferred(request, semantic)
-    session = session_named(request, semantic.session if semantic else None, "semantic.session")
+    deferred = _is_deferred(request, semantic)
+    session = find_named_session(request, semantic.session if semantic else None, "semantic.session")
     if session is None:
-        _refuse_without_session(semantic, deferred)
+        _require_session(semantic, deferred)
         return Scope(sessions.build(request[TENANT]), named=False, deferred=False)
     return Scope(session, named=True, deferred=deferred)
 
 
-def session_named(request: web.Request, body: str | None, where: str) -> Session | None:
+def find_named_session(request: web.Request, body: str | None, where: str) -> Session | None:
     """Return the session that the body, at `where`, or the header names; None if neither does. Raises RequestError and
     GraphError."""
     sessions, tenant = request.app[SERVICES].sessions, request[TENANT]
     header = request.headers.get(SESSION_HEADER)
     if header is not None and not is_session_id(header):
-        raise RequestError(400, f"{SESSION_HEADER}: an id is {_SESSION_ID_HELP}", code="invalid_value")
+        raise RequestError(400, f"{SESSION_HEADER} must be a session id: {_SESSION_ID_HELP}", code="invalid_value")
     if header is not None and body is not None and header != body:
         raise RequestError(
             400,
-            f"the header {SESSION_HEADER} names session {header!r} and the body {body!r}",
+            f"the header {SESSION_HEADER} names session {header!r}, but the body names {body!r}",
             code="session_conflict",
             param=where,
         )
@@ -90,28 +90,28 @@ def is_session_id(text: str) -> bool:
     )
 
 
-def _deferred(request: web.Request, semantic: Semantic | None) -> bool:
+def _is_deferred(request: web.Request, semantic: Semantic | None) -> bool:
     if semantic is not None and semantic.defer is not None:
         return semantic.defer
     return parse_bool(request.headers.get(DEFER_HEADER, "false").lower(), DEFER_HEADER)
 
 
-def _refuse_without_session(semantic: Semantic | None, deferred: bool) -> None:
+def _require_session(semantic: Semantic | None, deferred: bool) -> None:
     """Raise RequestError if the request uses variables without a session."""
-    asked = [("defer", deferred)]
+    fields = [("defer", deferred)]
     if semantic is not None:
-        asked += [
+        fields += [
             ("inputs", bool(semantic.inputs)),
             ("output", semantic.output is not None),
             ("slots", bool(semantic.slots)),
         ]
-    for what, present in asked:
-        if present:
+    for name, is_used in fields:
+        if is_used:
             raise RequestError(
                 400,
-                f"semantic.{what} needs a session: name one in semantic.session or in the header {SESSION_HEADER}",
+                f"semantic.{name} requires a session: set semantic.session or the header {SESSION_HEADER}",
                 code="unsupported_with_semantic",
-                param=f"semantic.{what}",
+                param=f"semantic.{name}",
             )
 
 

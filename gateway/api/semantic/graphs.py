@@ -27,7 +27,7 @@ from gateway.api.semantic.extension import (
     SESSION_HEADERS,
     describe_failure,
     describe_variable,
-    session_named,
+    find_named_session,
 )
 from gateway.api.semantic.sessions import session_of
 from gateway.api.semantic.variables import variable_spec
@@ -55,7 +55,7 @@ routes = web.RouteTableDef()
 
 _MAX_REFERENCES = 100_000
 """Maximum number of references in all calls of one graph."""
-_AT_ONCE = 20
+_BATCH = 20
 """Number of calls that are read before other requests get a turn."""
 
 
@@ -72,22 +72,22 @@ async def run(request: web.Request) -> web.StreamResponse:
     events."""
     services = request.app[SERVICES]
     body = await read_json(request, GraphRequest)
-    given = [_variable_spec(name, value) for name, value in body.variables.items()]
-    session = session_named(request, body.session, "session")
+    variables = [_variable_spec(name, value) for name, value in body.variables.items()]
+    session = find_named_session(request, body.session, "session")
     specs = await _specs(request, body, None if session is None else session.id)
     services.scheduler.admit(request[TENANT], continues=session is not None and bool(session.calls))
-    fresh = session is None
+    is_new = session is None
     session = session or services.sessions.create(request[TENANT])
     try:
         if body.outputs is not None:
-            _check_outputs(body.outputs, session, specs, given)
-        before = session.event_log.fact_count
-        addition = session.add_all(specs, given)
+            _check_outputs(body.outputs, session, specs, variables)
+        fact_count = session.event_log.fact_count
+        addition = session.add_all(specs, variables)
     except Exception:
-        if fresh:
+        if is_new:
             services.sessions.delete(session)
         raise
-    graph = SubmittedGraph(session, addition, body.outputs, before)
+    graph = SubmittedGraph(session, addition, body.outputs, fact_count)
     return await graph.run(request, stream=body.stream)
 
 
@@ -105,19 +105,19 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
     references = 0
     average = len(await request.read()) // max(1, len(body.calls))
     for index, raw in enumerate(body.calls):
-        if index % _AT_ONCE == _AT_ONCE - 1:
+        if index % _BATCH == _BATCH - 1:
             await asyncio.sleep(0)
         where = f"calls.{index}"
         call = await validate_async(request, raw, ChatCompletionRequest, encode_json(raw), where)
         if call.stream:
-            message = "the calls of a graph are not streamed one by one; stream the graph"
+            message = "a call of a graph cannot be streamed; stream the graph instead"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")
-        if call.choices > 1:
-            message = "a call of a graph has one answer: n is 1"
+        if call.choice_count > 1:
+            message = "n must be 1 for a call of a graph, which has one answer"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.n")
         semantic = call.semantic
         if semantic is not None and semantic.session not in (None, session):
-            message = f"the call names session {semantic.session!r} and the graph {session!r}"
+            message = f"the call names session {semantic.session!r}, but the graph names {session!r}"
             raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
         model = await models.get(call.model, where)
         deferred = semantic is not None and bool(semantic.defer)
@@ -130,24 +130,26 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
 
 
 def _check_outputs(
-    outputs: Sequence[str], session: Session, specs: Sequence[CallSpec], given: Sequence[VariableSpec]
+    outputs: Sequence[str], session: Session, specs: Sequence[CallSpec], variables: Sequence[VariableSpec]
 ) -> None:
-    made = {one.name for one in given} | {name for spec in specs for name in (spec.output, *spec.inputs)}
-    made |= {slot.name for spec in specs for slot in spec.slots}
+    """Raise GraphError if an output is neither in the request nor in the session."""
+    names: set[str | None] = {variable.name for variable in variables}
+    names |= {name for spec in specs for name in (spec.output, *spec.inputs)}
+    names |= {slot.name for spec in specs for slot in spec.slots}
     for index, name in enumerate(outputs):
-        if name not in made:
+        if name not in names:
             session.variable(name, f"outputs.{index}")
 
 
 class SubmittedGraph:
     """A graph that was submitted, while its client waits."""
 
-    def __init__(self, session: Session, addition: Addition, outputs: Sequence[str] | None, before: int) -> None:
-        """`outputs`: names of the variables that the client wants; if left out, those that no call reads. `before`:
-        number of facts of the session before the addition."""
+    def __init__(self, session: Session, addition: Addition, outputs: Sequence[str] | None, fact_count: int) -> None:
+        """`outputs`: names of the variables that the client requests; if left out, those that no call reads.
+        `fact_count`: number of facts of the session before the addition."""
         self._session = session
         self._addition = addition
-        self._before = before
+        self._fact_count = fact_count
         if outputs is None:
             unread = [call.output for call in addition.calls if not call.output.consumers]
             self._outputs = {variable.name: variable for variable in unread}
@@ -170,9 +172,9 @@ class SubmittedGraph:
 
     async def _stream(self, stream: EventStream) -> web.StreamResponse:
         """Stream the events of the graph, then the answer."""
-        ours: set[Call | Variable] = {*self._addition.calls, *(variable for variable, _ in self._addition.values)}
-        ours |= {variable for call in self._addition.calls for variable in call.outputs}
-        position = self._before
+        own: set[Call | Variable] = {*self._addition.calls, *(variable for variable, _ in self._addition.values)}
+        own |= {variable for call in self._addition.calls for variable in call.outputs}
+        position = self._fact_count
         while position < self._session.event_log.last_id or not all(
             variable.state.is_final for variable in self._outputs.values()
         ):
@@ -183,7 +185,7 @@ class SubmittedGraph:
             lines = []
             for event in events:
                 match event.change:
-                    case CallChanged(subject) | VariableChanged(subject) if subject in ours:
+                    case CallChanged(subject) | VariableChanged(subject) if subject in own:
                         lines.append(named_event(*describe_event(event), event.id))
             await stream.write(b"".join(lines))
         return await stream.end(named_event("graph", self._answer()), done=False)
@@ -225,17 +227,17 @@ async def graph(request: web.Request) -> web.StreamResponse:
     pieces = _graph_pieces(session, request.app[SERVICES].scheduler)
     if form == "json":
         return await stream_json(request, pieces)
-    whole = bytearray()
+    document = bytearray()
     for number, piece in enumerate(pieces):
-        whole += piece
-        if number % _AT_ONCE == 0:
+        document += piece
+        if number % _BATCH == 0:
             await asyncio.sleep(0)
-    return await asyncio.to_thread(_draw, bytes(whole), form)
+    return await asyncio.to_thread(_draw, bytes(document), form)
 
 
-def _draw(described: bytes, form: str) -> web.Response:
+def _draw(document: bytes, form: str) -> web.Response:
     """Return a GraphObject as text for mermaid or Graphviz."""
-    graph = decode_json(described)
+    graph = decode_json(document)
     if form == "mermaid":
         return web.Response(text=mermaid(graph))
     return web.Response(text=dot(graph), content_type="text/vnd.graphviz")
@@ -270,22 +272,22 @@ def _time_spent(session: Session) -> dict[str, dict[str, float]]:
     spent = {id: dict.fromkeys(("inputs", "queue", "memory", "prompt", "answer"), 0.0) for id in session.calls}
     since: dict[str, tuple[CallState, float]] = {}
     changes = [
-        (one.change.call, one.change.state, one.time)
-        for one in session.event_log.events
-        if isinstance(one.change, CallChanged)
+        (event.change.call, event.change.state, event.time)
+        for event in session.event_log.events
+        if isinstance(event.change, CallChanged)
     ]
     now = time.time()
-    for call, state, at in (*changes, *((call, call.state, now) for call in session.calls.values())):
-        before, began = since.get(call.id, (state, at))
-        since[call.id] = state, at
-        if before in _SPENT_ON:
-            spent[call.id][_SPENT_ON[before]] += max(0.0, at - began)
-    for call in session.calls.values():  # of what passed before the first token, the engine knows more
-        own = spent[call.id]
-        own["memory"] = min(own["prompt"], call.times.starved)
-        held = min(own["prompt"] - own["memory"], call.times.held)
-        own["queue"] += held
-        own["prompt"] -= own["memory"] + held
+    for call, state, changed in (*changes, *((call, call.state, now) for call in session.calls.values())):
+        previous, began = since.get(call.id, (state, changed))
+        since[call.id] = state, changed
+        if previous in _SPENT_ON:
+            spent[call.id][_SPENT_ON[previous]] += max(0.0, changed - began)
+    for call in session.calls.values():  # the engine reports how long the prompt waited for a step and for memory
+        phases = spent[call.id]
+        phases["memory"] = min(phases["prompt"], call.times.starved)
+        queued = min(phases["prompt"] - phases["memory"], call.times.held)
+        phases["queue"] += queued
+        phases["prompt"] -= phases["memory"] + queued
     return spent
 
 
@@ -297,7 +299,7 @@ def _call(
         "model": call.spec.model,
         "state": call.state,
         "waiting_on": call.waiting_on,
-        "why": _blocked_by(call),
+        "why": _blocking_reason(call),
         "inputs": list(call.inputs),
         "output": call.output.name,
         "slots": list(call.slots),
@@ -317,36 +319,36 @@ def _call(
         "started": call.times.started,
         "first_token": call.times.first_token,
         "finished": call.times.finished,
-        "spent_ms": {what: round(1e3 * seconds, 1) for what, seconds in spent.items()},
+        "spent_ms": {phase: round(1e3 * seconds, 1) for phase, seconds in spent.items()},
     }
 
 
 def _missed_tokens(usage: Usage) -> dict[str, int]:
-    """Return the tokens of the prompt that were not in the cache, by the reason. That the prompt of another API key had
-    them is not revealed."""
+    """Return the tokens of the prompt that were not in the cache, by reason. They do not reveal that the
+    prompt of another API key had the same tokens."""
     missed = Counter(usage.missed)
     missed["never_seen"] += missed.pop("other_key", 0)
-    return {why: tokens for why, tokens in missed.items() if tokens}
+    return {reason: tokens for reason, tokens in missed.items() if tokens}
 
 
-def _blocked_by(call: Call) -> str | None:
-    """Return in words why the call does not generate its next token; None if nothing prevents it."""
+def _blocking_reason(call: Call) -> str | None:
+    """Return the reason why the call does not generate its next token; None if there is none."""
     if waiting := [call.inputs[name] for name in call.waiting_on]:
-        return "; ".join(map(_blocked_on, waiting))
+        return "; ".join(map(_missing_input, waiting))
     if call.leader is not None and not call.state.is_final:
-        return f"{call.leader.id}, which does the same and serves it, is {call.leader.state}"
+        return f"coalesced with the identical call {call.leader.id}, which is {call.leader.state}"
     match call.state:
         case CallState.QUEUED:
-            return "no engine has taken it yet"
+            return "queued: no engine has accepted it yet"
         case CallState.PREFILL:
-            return f"engine {call.engine} has its prompt to read, or others that go first"
+            return f"engine {call.engine} is prefilling its prompt, or prompts with a higher priority"
     return None
 
 
-def _blocked_on(source: Variable) -> str:
+def _missing_input(source: Variable) -> str:
     if source.producer is None:
-        return f"{source.name} is declared, and nothing makes it yet"
-    return f"{source.name} is {source.state}: {source.producer.id}, which makes it, is {source.producer.state}"
+        return f"{source.name} is declared, and no call or client has assigned it yet"
+    return f"{source.name} is {source.state}: its producer {source.producer.id} is {source.producer.state}"
 
 
 def _edges(call: Call) -> list[Edge]:

@@ -73,7 +73,7 @@ async def delete(request: web.Request) -> web.Response:
     """Delete a session. Its running calls are cancelled and their KV is freed."""
     services, session = request.app[SERVICES], session_of(request)
     services.sessions.delete(session)
-    described = describe_session(session)  # soon nothing will be known of it
+    described = describe_session(session)  # the session is dissolved soon
     await services.response_store.delete_sessions([(session.tenant, session.id)])
     await session.event_log.flush()
     return json_response(described)

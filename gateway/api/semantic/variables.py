@@ -131,7 +131,7 @@ async def _wait(request: web.Request, session: Session, variable: Variable) -> N
         except TimeoutError:
             raise RequestError(
                 504,
-                f"{variable.name!r} is {variable.state} after {seconds:g} s; the work goes on, ask again",
+                f"{variable.name!r} is {variable.state} after {seconds:g} s; it is still being generated, so try again",
                 code="wait_timeout",
             ) from None
 
@@ -143,11 +143,13 @@ def _objective(request: web.Request) -> Objective:
 
 def _timeout(request: web.Request) -> float:
     """Return the timeout of the request, in seconds; at most the server's maximum."""
-    most = request.app[SERVICES].max_wait_seconds
+    maximum = request.app[SERVICES].max_wait_seconds
     try:
-        seconds = float(request.query.get("timeout", most))
+        seconds = float(request.query.get("timeout", maximum))
     except ValueError:
         seconds = -1.0
     if not 0.0 <= seconds < float("inf"):
-        raise RequestError(400, "timeout is a number of seconds", code="invalid_value", param="timeout")
-    return min(seconds, most)
+        raise RequestError(
+            400, "timeout must be a number of seconds, at least 0", code="invalid_value", param="timeout"
+        )
+    return min(seconds, maximum)

@@ -51,11 +51,12 @@ class ChatSerializer(ChoicesSerializer):
         checker: AnswerChecker | None,
     ) -> None:
         """`parser_factory`: finds calls of tools in the answers, if they may contain any."""
-        super().__init__(body, scope, model.id, per_prompt=body.choices, returned=body.choices, checker=checker)
+        count = body.choice_count
+        super().__init__(body, scope, model.id, per_prompt=count, returned=count, checker=checker)
         self._model = model
         self._id = f"chatcmpl-{new_id(24)}"
         self._created = int(time.time())
-        self._wants_logprobs = body.wants_logprobs
+        self._includes_logprobs = body.includes_logprobs
         self._parser_factory = parser_factory
         self._stream_parsers: dict[int, ToolCallParser] = {}
         """Readers of streamed answers, by index."""
@@ -125,7 +126,7 @@ class ChatSerializer(ChoicesSerializer):
 
     def _logprobs(self, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
         """Return the log probabilities of the pieces' tokens, if the client wants them."""
-        return ChoiceLogprobs(token_logprobs(self._model, pieces)) if self._wants_logprobs else None
+        return ChoiceLogprobs(token_logprobs(self._model, pieces)) if self._includes_logprobs else None
 
 
 def _reasoning_fields(pieces: Iterable[Piece]) -> dict[str, Any]:

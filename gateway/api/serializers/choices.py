@@ -35,11 +35,11 @@ class UsageOptions(Protocol):
     """The options of a request that decide which chunks have usage."""
 
     @property
-    def wants_usage(self) -> bool:
+    def includes_usage(self) -> bool:
         """Whether the last chunk has the usage."""
 
     @property
-    def wants_continuous_usage(self) -> bool:
+    def includes_continuous_usage(self) -> bool:
         """Whether each chunk has the usage so far."""
 
 
@@ -64,8 +64,8 @@ class ChoicesSerializer(Serializer):
         self._per_prompt = per_prompt
         self._returned = returned
         self._checker = checker
-        self._wants_usage = options.wants_usage
-        self._continuous_usage = options.wants_continuous_usage
+        self._includes_usage = options.includes_usage
+        self._includes_continuous_usage = options.includes_continuous_usage
         self._counted: dict[int, tuple[int, ...]] = {}
         """Usage of each call at its latest chunk, by index."""
         self._usage_so_far: tuple[int, ...] = (0,) * 6
@@ -123,7 +123,9 @@ class ChoicesSerializer(Serializer):
         if self._per_prompt == 1:
             return usage_of(usages)
         first = {id(usage) for usage in usages[:: self._per_prompt]}
-        return usage_of([one if id(one) in first else dataclasses.replace(one, prompt=0, cached=0) for one in usages])
+        return usage_of(
+            [usage if id(usage) in first else dataclasses.replace(usage, prompt=0, cached=0) for usage in usages]
+        )
 
     # streams
 
@@ -182,19 +184,19 @@ class ChoicesSerializer(Serializer):
         *before, last = closings
         chunks = [self._chunk([closing], usage) for closing in before]
         chunks.append(self._chunk([last], usage, self._semantic))
-        return [*chunks, self._chunk([], self._usage, self._semantic)] if self._wants_usage else chunks
+        return [*chunks, self._chunk([], self._usage, self._semantic)] if self._includes_usage else chunks
 
     @property
     def _later_usage(self) -> UsageField:
         """Usage field of chunks before the last one."""
-        return None if self._wants_usage else msgspec.UNSET
+        return None if self._includes_usage else msgspec.UNSET
 
     def _usage_with(self, index: int) -> UsageField:
         """Return the usage field of a chunk with parts of a call's answer: the usage so far, if the client wants it.
 
         It takes constant time. A sum over all calls for each chunk would be quadratic in the number of calls.
         """
-        if not self._continuous_usage:
+        if not self._includes_continuous_usage:
             return self._later_usage
         usage = self.calls[index].usage
         if index % self._per_prompt:

@@ -24,17 +24,24 @@ class CompletionSerializer(ChoicesSerializer):
     def __init__(
         self, body: CompletionRequest, model: ServedModel, scope: Scope, checker: AnswerChecker | None
     ) -> None:
-        super().__init__(body, scope, model.id, per_prompt=body.candidates, returned=body.choices, checker=checker)
+        super().__init__(
+            body,
+            scope,
+            model.id,
+            per_prompt=body.candidate_count,
+            returned=body.choice_count,
+            checker=checker,
+        )
         self._model = model
         self._id = f"cmpl-{new_id(24)}"
         self._created = int(time.time())
-        self._wants_logprobs = body.logprobs is not None
+        self._includes_logprobs = body.logprobs is not None
         self._offsets: dict[int, TextOffsets] = {}
         """Text offsets of each answer, by index."""
         self._skips_special = body.skip_special_tokens is not False
         self._echoed: list[str] = []
         """Text before the answers to each prompt."""
-        self._answers_per_prompt = body.choices
+        self._answers_per_prompt = body.choice_count
         if body.echo:
             self._echoed = [
                 prompt if isinstance(prompt, str) else model.known_tokenizer.decode(prompt) for prompt in body.prompts
@@ -74,7 +81,7 @@ class CompletionSerializer(ChoicesSerializer):
 
     def _logprobs(self, index: int, pieces: Sequence[Piece]) -> CompletionLogprobs | None:
         """Return the log probabilities of the pieces' tokens, if the client wants them."""
-        if not self._wants_logprobs:
+        if not self._includes_logprobs:
             return None
         entries: list[Any] = [entry for piece in pieces for entry in piece.logprobs]
         offsets = self._offsets.setdefault(index, TextOffsets(len(self._echo(index))))

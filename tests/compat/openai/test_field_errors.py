@@ -183,7 +183,7 @@ def test_an_error_names_a_field_of_a_contradiction(schema: type[BaseModel], chan
 
 def test_the_number_of_answers_to_one_request_is_limited() -> None:
     body = {"model": "m", "prompt": ["x"] * 64, "n": 16}
-    assert validate(body, CompletionRequest).candidates == 16
+    assert validate(body, CompletionRequest).candidate_count == 16
     with pytest.raises(RequestError) as refused:
         validate({**body, "best_of": 17}, CompletionRequest)
     assert refused.value.param == "prompt"

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from compat.openai.grammars import _byte_tokenizer, client_message
-from compat.openai.response_formats import choice_grammar, valid_regex
+from compat.openai.response_formats import choice_grammar, validate_regex
 
 
 @pytest.mark.parametrize("pattern", ["[^\\s\\S]", "a[^\\s\\S]b", "(", "(a)\\1", "x" * 70_000])
 def test_patterns_that_cannot_be_enforced_are_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="regex") as refused:
-        valid_regex(pattern)
+        validate_regex(pattern)
     assert len(str(refused.value)) < 400
 
 

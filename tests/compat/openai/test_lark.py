@@ -5,7 +5,7 @@ import json
 import pytest
 
 from compat.openai.lark import MAX_DEFINITIONS
-from compat.openai.response_formats import enforced_schema, valid_grammar
+from compat.openai.response_formats import enforced_schema, validate_grammar
 from tests.compat.openai.schemas.answers import NAMED
 
 
@@ -31,7 +31,7 @@ from tests.compat.openai.schemas.answers import NAMED
 )
 def test_grammars_that_cannot_be_enforced_are_refused(grammar: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refused:
-        valid_grammar(grammar)
+        validate_grammar(grammar)
     assert len(str(refused.value)) < 400
     assert "\n" not in str(refused.value)
 
@@ -48,10 +48,10 @@ def test_grammars_that_cannot_be_enforced_are_refused(grammar: str, reason: str)
     ],
 )
 def test_other_grammars_are_accepted(grammar: str) -> None:
-    assert valid_grammar(grammar) == grammar
+    assert validate_grammar(grammar) == grammar
 
 
 def test_a_schema_within_a_grammar_is_rewritten() -> None:
     assert json.loads(
-        valid_grammar(f"start: %json {json.dumps(NAMED)}").removeprefix("start: %json ")
+        validate_grammar(f"start: %json {json.dumps(NAMED)}").removeprefix("start: %json ")
     ) == enforced_schema(NAMED)

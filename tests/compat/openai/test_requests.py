@@ -42,8 +42,8 @@ def test_numbers_must_be_numbers() -> None:
 def test_min_tokens_must_not_exceed_the_limit(limit: str) -> None:
     with pytest.raises(ValidationError, match="at most 4 tokens"):
         ChatCompletionRequest.model_validate({**VALID, "min_tokens": 5, limit: 4})
-    assert ChatCompletionRequest.model_validate({**VALID, "min_tokens": 4, limit: 4}).length == 4
-    assert ChatCompletionRequest.model_validate({**VALID, "min_tokens": 5}).length is None
+    assert ChatCompletionRequest.model_validate({**VALID, "min_tokens": 4, limit: 4}).token_limit == 4
+    assert ChatCompletionRequest.model_validate({**VALID, "min_tokens": 5}).token_limit is None
 
 
 @pytest.mark.parametrize(

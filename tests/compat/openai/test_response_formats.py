@@ -2,7 +2,7 @@
 
 import pytest
 
-from compat.openai.response_formats import valid_schema
+from compat.openai.response_formats import validate_schema
 
 
 @pytest.mark.parametrize(
@@ -10,4 +10,4 @@ from compat.openai.response_formats import valid_schema
 )
 def test_a_text_that_is_not_a_schema_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="schema"):
-        valid_schema(text)
+        validate_schema(text)

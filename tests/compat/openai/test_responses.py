@@ -52,7 +52,7 @@ INVALID: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
         "structured_outputs",
-        "cannot both be given",
+        "only one of",
     ),
     ({"text": {"verbosity": "loud"}}, "text.verbosity", "'low'"),
     ({"reasoning": {"effort": 3}}, "reasoning.effort", "string"),
@@ -102,7 +102,7 @@ def test_a_response_request_has_an_equivalent_chat_completion() -> None:
         "semantic": {"output": "o"},
     }
     chat = ResponseRequest.model_validate({**VALID, **fields}).chat
-    assert chat.length == 9
+    assert chat.token_limit == 9
     unchanged = (
         "temperature",
         "top_p",
@@ -117,7 +117,7 @@ def test_a_response_request_has_an_equivalent_chat_completion() -> None:
     assert [(tool.function.name, tool.function.strict) for tool in chat.tools or ()] == [("f", True), ("g", False)]
     assert isinstance(chat.tool_choice, NamedTool)
     assert chat.tool_choice.function.name == "g"
-    assert (chat.wants_logprobs, chat.alternatives) == (True, 2)
-    assert '"additionalProperties": false' in (chat.form.json_schema or "")
+    assert (chat.includes_logprobs, chat.top_logprob_count) == (True, 2)
+    assert '"additionalProperties": false' in (chat.output_constraint.json_schema or "")
     assert chat.semantic is not None
     assert chat.semantic.output == "o"

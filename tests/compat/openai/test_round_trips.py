@@ -77,7 +77,7 @@ def test_other_fields_of_openais_answers_are_accepted(fields: dict[str, Any], te
 @given(ARGUMENTS)
 def test_arguments_become_objects_or_remain_text(arguments: str) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    (converted,) = Message.model_validate({"role": "assistant", "tool_calls": [call]}).called
+    (converted,) = Message.model_validate({"role": "assistant", "tool_calls": [call]}).template_tool_calls
     parsed = converted["function"]["arguments"]
     assert isinstance(parsed, dict) or parsed == arguments
     if isinstance(parsed, dict):
@@ -87,5 +87,5 @@ def test_arguments_become_objects_or_remain_text(arguments: str) -> None:
 @pytest.mark.parametrize("arguments", ["[" * 100_000, "1" * 5_000, '{"a": ' + "1" * 5_000 + "}"])
 def test_arguments_that_python_cannot_parse_remain_text(arguments: str) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    (converted,) = Message.model_validate({"role": "assistant", "tool_calls": [call]}).called
+    (converted,) = Message.model_validate({"role": "assistant", "tool_calls": [call]}).template_tool_calls
     assert converted["function"]["arguments"] == arguments

@@ -55,7 +55,7 @@ async def test_after_the_response_it_ends_in_the_next_turn_of_the_loop() -> None
         harness.scheduler,
         [call.output],
         after_response=True,
-        ended=lambda: ended.append(call.output.subscribers),
+        on_end=lambda: ended.append(call.output.subscribers),
     ):
         await call.output.wait_final()
     assert (call.output.subscribers, ended) == (1, []), "the response is sent first"

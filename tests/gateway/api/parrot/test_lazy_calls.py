@@ -32,7 +32,7 @@ def test_only_what_is_needed_joins() -> None:
     assert set(scope.variables) == {"a", "b1", "b", "c", "other"}
     addition = later.join(scope, ["c"])
     assert {call.output.name for call in addition.calls} == {"a", "b", "c"}
-    assert later.kept == 1
+    assert later.count == 1
     assert later.produces("other")
     assert not later.produces("b1")
     assert later.join(scope, ["c", "a"]).calls == [], "they have joined already"
@@ -86,7 +86,7 @@ def test_what_is_refused_changes_nothing() -> None:
     assert set(scope.variables) == {"a", "c"}
     with pytest.raises(UnknownVariable):
         later.join(scope, ["c"])
-    assert later.kept == 2
+    assert later.count == 2
     assert len(later.join(scope, ["a"]).calls) == 1
 
 

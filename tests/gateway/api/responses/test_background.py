@@ -176,7 +176,7 @@ async def test_it_is_cancelled(there: There) -> None:
     assert await sessions(client) == []
     plain = await ask(client)
     refused = await get(client, plain["id"], 400, "/cancel", "POST")
-    assert "was not made in the background" in refused["error"]["message"]
+    assert "was not created with background=true" in refused["error"]["message"]
     assert (await get(client, "resp_x", 404, "/cancel", "POST"))["error"]["code"] == "response_not_found"
 
 
