@@ -16,7 +16,7 @@ from gateway.api.responses.background import BACKGROUND, Background
 from gateway.api.semantic import events, graphs, sessions, variables
 from gateway.api.services import SERVICES, Services
 from gateway.cluster import Forwarding, Membership
-from gateway.cluster.session_routing import lists_sessions, session_in
+from gateway.cluster.session_routing import is_session_list, requested_session
 from gateway.config.settings import ServeSettings
 from gateway.engines.pool import EnginePool
 from gateway.graph.call import Call
@@ -116,7 +116,7 @@ def build_cluster(
 
     `resume`: resumes a session that another member had. `tls`: trusted certificates of the other members."""
     membership = Membership(storage, journal, services.sessions, session_limits(settings), resume)
-    forwarding = Forwarding(storage, membership, services.sessions, session_in, lists_sessions, tls)
+    forwarding = Forwarding(storage, membership, services.sessions, requested_session, is_session_list, tls)
     return membership, forwarding
 
 

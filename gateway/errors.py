@@ -1,4 +1,4 @@
-"""Errors that a client sees. Each carries its HTTP status, code and param once.
+"""Errors that a client receives. Each has its HTTP status, code and param.
 
 RequestError                the server refuses a request
 └── FailedCall              a call ran and failed; the status follows from the failure's code

@@ -5,7 +5,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass
 
 import aiohttp
 import msgspec
@@ -46,16 +46,12 @@ _HOP_HEADERS = {
 """Headers that belong to one connection, or to the encoding of a body on it."""
 
 
-class NamedSession(Protocol):
-    """Session that a request names."""
+@dataclass(frozen=True)
+class RequestedSession:
+    """Session that a request names. `may_create`: whether the request creates it if it does not exist."""
 
-    @property
-    def id(self) -> str:
-        """Id of the session."""
-
-    @property
-    def creates(self) -> bool:
-        """Whether the request creates the session if it does not exist."""
+    id: str
+    may_create: bool
 
 
 class _GatewayUnreachable(Exception):
@@ -73,7 +69,7 @@ class Forwarding:
         storage: PostgresStorage,
         membership: Membership,
         sessions: SessionStore,
-        session_of: Callable[[web.Request], Awaitable[NamedSession | None]],
+        session_of: Callable[[web.Request], Awaitable[RequestedSession | None]],
         is_list: Callable[[web.Request], bool],
         tls: ssl.SSLContext | None,
     ) -> None:
@@ -127,27 +123,27 @@ class Forwarding:
             try:
                 owner = await self._find_owner(tenant, session)
             except self._storage.failures as error:
-                message = f"the owner of session {session.id!r} cannot be determined now: {error}"
+                message = f"the gateway that owns session {session.id!r} cannot be determined now: {error}"
                 raise RequestError(503, message, code="journal_failed") from error
             if owner is None:
                 break
             if target is None and owner.alive:
                 try:
                     return await self._forward(request, owner)
-                except _GatewayUnreachable as lost:
-                    if lost.may_have_run and request.method not in _IDEMPOTENT:
+                except _GatewayUnreachable as error:
+                    if error.may_have_run and request.method not in _IDEMPOTENT:
                         message = "the gateway that owns this session ended during the request; try again"
-                        raise RequestError(503, message, code="gateway_lost") from lost
-            self._membership.check_soon()
+                        raise RequestError(503, message, code="gateway_lost") from error
+            self._membership.request_check()
             if target is not None or asyncio.get_running_loop().time() > deadline:
-                message = f"the gateway that owns session {session.id!r} cannot be reached or has just ended; try again"
+                message = f"the gateway that owns session {session.id!r} cannot be reached; try again"
                 raise RequestError(503, message, code="gateway_lost")
             await asyncio.sleep(_RETRY_SECONDS)
         return await handler(request)
 
-    async def _find_owner(self, tenant: str, session: NamedSession) -> SessionOwner | None:
+    async def _find_owner(self, tenant: str, session: RequestedSession) -> SessionOwner | None:
         """Return the other gateway that owns the session; None if this gateway owns or creates it, or none does."""
-        if session.creates and await self._storage.claim(tenant, session.id):
+        if session.may_create and await self._storage.claim(tenant, session.id):
             await self._membership.wait_for_takeover()
             return None
         owner = await self._storage.find(tenant, session.id)
@@ -162,8 +158,8 @@ class Forwarding:
 
     # requests to other gateways
 
-    async def _forward(self, request: web.Request, owner: SessionOwner, *, whole: bool = False) -> web.StreamResponse:
-        """Return the other gateway's answer: streamed, or complete if `whole`.
+    async def _forward(self, request: web.Request, owner: SessionOwner, *, stream: bool = True) -> web.StreamResponse:
+        """Return the other gateway's answer: streamed, or complete if `stream` is false.
 
         Raises _GatewayUnreachable if there is none.
         """
@@ -181,7 +177,7 @@ class Forwarding:
                 ) as answer:
                     if answer.status == 421:
                         raise _GatewayUnreachable(may_have_run=False)
-                    if whole or (answer.content_type != "text/event-stream" and answer.content_length is not None):
+                    if not stream or (answer.content_type != "text/event-stream" and answer.content_length is not None):
                         content = await answer.read()
                         return web.Response(
                             status=answer.status, body=content, headers=_forwarded_headers(answer.headers)
@@ -195,11 +191,13 @@ class Forwarding:
             if response is not None:
                 # the client sees what it would see with the other gateway: the connection breaks off
                 if request.transport is not None and not request.transport.is_closing():
-                    log.warning("the gateway at %s ended during an answer: %r", owner.url, error)
+                    log.warning("the connection to the gateway at %s broke during an answer: %r", owner.url, error)
                     request.transport.abort()
-                raise aiohttp.ClientConnectionResetError("the answer broke off") from error
-            unreached = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-            raise _GatewayUnreachable(may_have_run=not unreached) from error
+                raise aiohttp.ClientConnectionResetError(
+                    "the connection to the other gateway broke during the answer"
+                ) from error
+            is_unreached = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+            raise _GatewayUnreachable(may_have_run=not is_unreached) from error
         finally:
             self._membership.release_lifetime(owner.gateway, limit)
 
@@ -208,15 +206,15 @@ class Forwarding:
         owners = [
             SessionOwner(gateway, url, True) for gateway, url in (await self._membership.refresh_others()).items()
         ]
-        requests = (self._forward(request, owner, whole=True) for owner in owners)
+        requests = (self._forward(request, owner, stream=False) for owner in owners)
         others = await asyncio.gather(*requests, return_exceptions=True)
         request[SINGLE_RESPONSE] = True
         answers = [await handler(request), *others]
         sessions = []
         for answer in answers:
             if isinstance(answer, _GatewayUnreachable):
-                self._membership.check_soon()
-                raise RequestError(503, "another gateway cannot list its sessions now; try again", code="gateway_lost")
+                self._membership.request_check()
+                raise RequestError(503, "another gateway could not list its sessions; try again", code="gateway_lost")
             if isinstance(answer, BaseException):
                 raise answer
             if answer.status != 200:

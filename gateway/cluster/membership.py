@@ -28,7 +28,7 @@ class Membership:
         storage: PostgresStorage,
         journal: Journal,
         sessions: SessionStore,
-        bounds: SessionLimits,
+        limits: SessionLimits,
         resume: Callable[[Session], None],
     ) -> None:
         """`resume` submits the unfinished calls of a session that was taken over."""
@@ -37,7 +37,7 @@ class Membership:
         self._storage = storage
         self._journal = journal
         self._sessions = sessions
-        self._bounds = bounds
+        self._limits = limits
         self._resume = resume
         self._has_joined = asyncio.Event()
         self._takes_over = False
@@ -65,10 +65,10 @@ class Membership:
         self._task = asyncio.create_task(self._run(), name="membership")
         return self._storage.gateway
 
-    def inherit(self, does: bool = True) -> None:
-        """Take over sessions of dead gateways from now on, or leave them to others."""
-        self._takes_over = does
-        self.check_soon()
+    def set_takeover(self, enabled: bool) -> None:
+        """Take over sessions of dead gateways from now on if `enabled`; otherwise leave them to other gateways."""
+        self._takes_over = enabled
+        self.request_check()
 
     async def close(self) -> None:
         """Stop renewing the lease. Requests to other gateways continue."""
@@ -81,7 +81,7 @@ class Membership:
         """Wait until this gateway has joined."""
         await self._has_joined.wait()
 
-    def check_soon(self) -> None:
+    def request_check(self) -> None:
         """Check the other gateways soon, because one may have died."""
         self._wake.set()
 
@@ -127,7 +127,7 @@ class Membership:
                 return
             except self._storage.failures as error:
                 if not is_failing:
-                    log.error("the other gateways may soon mark this one as dead: %s", error)
+                    log.error("the lease cannot be renewed; other gateways may soon mark this one as dead: %s", error)
                 is_failing = True
                 self._renewed_since = None
             await asyncio.sleep(_MIN_PAUSE_SECONDS)
@@ -147,22 +147,20 @@ class Membership:
             self._renewed_since = now
         if now - self._renewed_since >= self._storage.lease:
             dead = await self._storage.mark_dead_gateways()
-            gone = {gateway for gateway, url in self.others.items() if url in dead}
-            self.others = {gateway: url for gateway, url in self.others.items() if gateway not in gone}
-            self._end_lifetimes(
-                gone
-            )  # no more requests may be forwarded to it, even before its sessions are taken over
+            dead_ids = {gateway for gateway, url in self.others.items() if url in dead}
+            self.others = {gateway: url for gateway, url in self.others.items() if gateway not in dead_ids}
+            self._end_lifetimes(dead_ids)  # even before its sessions are taken over, no request may be forwarded to it
             for url in dead:
                 log.warning(
-                    "the gateway at %s has not renewed its lease of %g s; the others take over its sessions",
+                    "the gateway at %s has not renewed its lease of %g s; other gateways take over its sessions",
                     url,
                     self._storage.lease,
                 )
                 self._wake.set()
 
-    def _end_lifetimes(self, gone: Iterable[int]) -> None:
+    def _end_lifetimes(self, dead_ids: Iterable[int]) -> None:
         """End the requests to gateways that died."""
-        for gateway in gone:
+        for gateway in dead_ids:
             for limit in self._lifetimes.get(gateway, ()):
                 if not limit.expired():
                     limit.reschedule(asyncio.get_running_loop().time())
@@ -170,21 +168,21 @@ class Membership:
     async def _take_over(self) -> bool:
         """Take over some sessions of dead gateways. Return whether there may be more."""
         async with self._takeover_lock:
-            uncertain, self._is_uncertain = self._is_uncertain, True
-            inherited = await self._storage.inherit(_BATCH)
-            if uncertain:
-                inherited = [*await self._storage.inherited(), *inherited]
+            was_uncertain, self._is_uncertain = self._is_uncertain, True
+            inherited = await self._storage.take_over(_BATCH)
+            if was_uncertain:
+                inherited = [*await self._storage.list_taken_over(), *inherited]
             for inherited_session in inherited:
                 if inherited_session.key is not None and inherited_session.key not in self._adopted:
                     await self._adopt(inherited_session.id, inherited_session.key)
                     self._adopted.add(inherited_session.key)
             self._is_uncertain = False
-        return len(inherited) >= _BATCH and not uncertain
+        return len(inherited) >= _BATCH and not was_uncertain
 
     async def _adopt(self, id: str, key: int) -> None:
         rows = await self._storage.rows(key)
         try:
-            (session,) = self._journal.restore(rows, self._bounds)
+            (session,) = self._journal.restore(rows, self._limits)
         except (JournalError, ValueError) as error:
             log.error("session %s cannot be taken over: %s", id, error)
             return

@@ -105,15 +105,15 @@ def parse_engine(value: Any) -> EngineTable:
 
 def with_unique_names(tables: list[EngineTable]) -> list[EngineTable]:
     """Return the engines, each with a unique name. Raises ValueError if two were given the same name."""
-    taken = {table.name for table in tables if table.name}
-    if len(taken) < sum(bool(table.name) for table in tables):
+    used_names = {table.name for table in tables if table.name}
+    if len(used_names) < sum(bool(table.name) for table in tables):
         raise ValueError("two engines have the same name")
     renamed = []
     for table in tables:
         name, number = table.name or table.kind, 2
-        while not table.name and name in taken:
+        while not table.name and name in used_names:
             name, number = f"{table.kind}-{number}", number + 1
-        taken.add(name)
+        used_names.add(name)
         renamed.append(table.model_copy(update={"name": name}))
     return renamed
 
@@ -126,9 +126,9 @@ class Pair:
     value: str
 
 
-def parse_pair(text: str, what: str) -> Pair:
-    """Return the parts of `NAME=VALUE`. `what`: the expected form, for the error. Raises ValueError."""
+def parse_pair(text: str, expected: str) -> Pair:
+    """Return the parts of `NAME=VALUE`. `expected`: the form, for the error. Raises ValueError."""
     name, separator, value = text.partition("=")
     if not separator or not name.strip() or not value.strip():
-        raise ValueError(f"{text!r} is not {what}")
+        raise ValueError(f"{text!r} is not {expected}")
     return Pair(name.strip(), value.strip())

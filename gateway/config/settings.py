@@ -210,7 +210,7 @@ class ServeSettings(EngineOptions):
     )
     advertise: str | None = Field(None, description="URL of this gateway for other gateways on the same journal")
     lease: float = Field(
-        10.0, ge=1, description="seconds without a sign of life after which other gateways take over the sessions"
+        10.0, ge=1, description="seconds without renewal after which other gateways take over this gateway's sessions"
     )
     record: Path | None = Field(
         None, description="file that records sizes, digests and times of calls for myna simulate, but no texts"
@@ -333,7 +333,9 @@ class ServeSettings(EngineOptions):
         if self.advertise is None and (self.uds is not None or self.host in ("0.0.0.0", "::", "")):
             raise ValueError("advertise is missing: the URL at which other gateways reach this one")
         if self.parrot_api:
-            raise ValueError("parrot_api cannot be combined with a shared journal: its sessions live in one gateway")
+            raise ValueError(
+                "parrot_api cannot be combined with a shared journal: its sessions exist in one gateway only"
+            )
         return self
 
 

@@ -10,8 +10,8 @@ from gateway.graph.events import Event, Fact, SessionEnded
 from gateway.graph.limits import SessionLimits
 from gateway.graph.session import Session
 from gateway.journal.records import Record, entries_of, record_of, session_record
-from gateway.journal.replay import mend, replay
-from gateway.journal.storage import Batch, Entry, LeaseLost, Opened, Row, Storage
+from gateway.journal.replay import finish_replay, replay
+from gateway.journal.storage import Batch, Entry, LeaseLost, NewSession, Row, Storage
 
 log = logging.getLogger("myna.journal")
 
@@ -52,7 +52,7 @@ class Journal:
         """Session keys, fact numbers and facts that are in no commit yet."""
         self._unwritten: list[Entry] = []
         """Entries of failed commits, older than all of `_facts`."""
-        self._opened: list[Opened] = []
+        self._opened: list[NewSession] = []
         self._ended: list[int] = []
         self._expired: list[tuple[str, str]] = []
         self._next_waiters: list[asyncio.Future[None]] = []
@@ -81,13 +81,13 @@ class Journal:
                 last.update((key, id) for key, _ in entries)
                 yield id, entries
 
-        for key, session in replay(record_last_rows(), limits, self, self._storage.damaged).items():
+        for key, session in replay(record_last_rows(), limits, self, self._storage.damage_error).items():
             self._keys[session] = key
             try:
-                mend(session)
+                finish_replay(session)
             except Exception as error:  # as in `replay`: rows that contradict each other may cause any error
                 problem = f"session {key}: {type(error).__name__}: {error}"
-                raise self._storage.damaged(last[key], problem) from error
+                raise self._storage.damage_error(last[key], problem) from error
             sessions.append(session)
         return sessions
 
@@ -105,7 +105,7 @@ class Journal:
         if self._closed:
             return
         key = self._keys[session] = self._storage.new_key()
-        self._opened.append(Opened(key, session.tenant, session.id))
+        self._opened.append(NewSession(key, session.tenant, session.id))
         self._facts.append((key, 0, session_record(session)))
         self._schedule()
 
@@ -293,7 +293,7 @@ class Journal:
         fail as well."""
         if self._failure is None:
             where = self._storage.name
-            log.error("the journal %s cannot be written: %s; deferred calls are rejected until it can", where, error)
+            log.error("the journal %s cannot be written: %s; deferred calls are rejected until then", where, error)
         if not isinstance(error, self._storage.failures):
             log.error("a commit failed with an internal error", exc_info=error)
         self._failure = JournalFailed(f"the journal cannot be written: {error}")
@@ -313,8 +313,8 @@ class Journal:
                 while self._has_work or self._commit_waiters is not None:
                     await self.flush()
         except (JournalFailed, TimeoutError) as error:
-            why = str(error) or f"the storage took more than {_CLOSE_SECONDS:g} s"
-            log.error("the journal's last %d facts are lost: %s", len(self._facts) + len(self._unwritten), why)
+            reason = str(error) or f"the storage took more than {_CLOSE_SECONDS:g} s"
+            log.error("the journal's last %d facts are lost: %s", len(self._facts) + len(self._unwritten), reason)
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()

@@ -69,7 +69,7 @@ CREATE TABLE myna_expired (
 
 _ALIVE = "SELECT id FROM myna_gateways WHERE id = $1 AND alive FOR SHARE"
 
-_KEEP = f"""
+_STORE_FACTS = f"""
 WITH me AS ({_ALIVE}),
 named AS (
     INSERT INTO myna_sessions (tenant, id, key, owner)
@@ -95,7 +95,7 @@ _FIND = """
 SELECT owner, url, alive FROM myna_sessions AS s JOIN myna_gateways AS g ON g.id = s.owner
 WHERE s.tenant = $1 AND s.id = $2
 """
-_INHERIT = f"""
+_TAKE_OVER = f"""
 WITH me AS ({_ALIVE}),
 dead AS (
     SELECT s.tenant, s.id FROM myna_sessions AS s JOIN myna_gateways AS g ON g.id = s.owner
@@ -131,9 +131,9 @@ class PostgresStorage:
     All methods but `commit` raise one of `failures` if the database does not answer.
     """
 
-    def __init__(self, url: str, lease: float, lost: Callable[[], None]) -> None:
-        """`lease`: seconds after which a gateway that does not renew its lease counts as dead. `lost` is called once,
-        when other gateways have marked this one as dead."""
+    def __init__(self, url: str, lease: float, on_lease_lost: Callable[[], None]) -> None:
+        """`lease`: seconds after which a gateway that does not renew its lease counts as dead. `on_lease_lost`: called
+        once, when other gateways have marked this one as dead."""
         parts = urlsplit(url)
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self.failures: tuple[type[BaseException], ...] = (OSError,)
@@ -142,7 +142,7 @@ class PostgresStorage:
         """Number of this gateway; 0 before `join`."""
         self.lease = lease
         self._url = url
-        self._on_lease_lost = lost
+        self._on_lease_lost = on_lease_lost
         self._pool: asyncpg.Pool[Any] | None = None
         self._count = 0
 
@@ -175,7 +175,7 @@ class PostgresStorage:
                 schema = await connection.fetchval("SELECT version FROM myna_schema")
         except (*self.failures, ValueError) as error:
             await self._disconnect()
-            raise JournalError(f"the journal at {self.name} cannot be used: {_message(error)}") from error
+            raise JournalError(f"the journal at {self.name} cannot be used: {_error_text(error)}") from error
         if schema != SCHEMA:
             await self._disconnect()
             raise JournalError(
@@ -280,12 +280,12 @@ class PostgresStorage:
         query = "SELECT EXISTS (SELECT FROM myna_expired WHERE tenant = $1 AND id = $2)"
         return bool(await self._connections.fetchval(query, tenant, id))
 
-    async def inherit(self, maximum: int) -> list[InheritedSession]:
+    async def take_over(self, maximum: int) -> list[InheritedSession]:
         """Take over at most `maximum` sessions of dead gateways, and return them, oldest first."""
-        rows = await self._connections.fetch(_INHERIT, self.gateway, maximum)
+        rows = await self._connections.fetch(_TAKE_OVER, self.gateway, maximum)
         return sorted((InheritedSession(*row) for row in rows), key=lambda session: session.key or 0)
 
-    async def inherited(self) -> list[InheritedSession]:
+    async def list_taken_over(self) -> list[InheritedSession]:
         """Return all sessions of this gateway that it has taken over."""
         query = (
             f"SELECT tenant, id, key FROM myna_sessions WHERE owner = $1 AND key >> {_COUNTER_BITS} <> $1 ORDER BY key"
@@ -313,8 +313,8 @@ class PostgresStorage:
         ended = set(batch.ended)
         opened = [item for item in batch.opened if item.session not in ended]
         entries = [item for item in batch.entries if item.session not in ended]
-        keep = (
-            _KEEP,
+        store_facts = (
+            _STORE_FACTS,
             self.gateway,
             [item.tenant for item in opened],
             [item.id for item in opened],
@@ -324,14 +324,14 @@ class PostgresStorage:
             [item.facts.decode() for item in entries],
         )
         if not ended:
-            alive, named = await self._connections.fetchrow(*keep)
+            alive, named = await self._connections.fetchrow(*store_facts)
         else:
             async with self.transaction() as connection:
                 await connection.execute(_ALIVE, self.gateway)
                 await connection.execute("DELETE FROM myna_sessions WHERE key = ANY ($1::bigint[])", batch.ended)
                 await connection.execute("DELETE FROM myna_facts WHERE session = ANY ($1::bigint[])", batch.ended)
                 await self._expire(connection, batch.expired)
-                alive, named = await connection.fetchrow(*keep)
+                alive, named = await connection.fetchrow(*store_facts)
                 if not alive:
                     raise self._lease_lost()  # rolls the transaction back
         if not alive:
@@ -350,8 +350,8 @@ class PostgresStorage:
             "DELETE FROM myna_expired WHERE at <= (SELECT max(at) FROM myna_expired) - $1::bigint", _MAX_EXPIRED
         )
 
-    def damaged(self, row: int, problem: object) -> JournalError:
-        """Return the error for damaged rows. See `Storage.damaged`."""
+    def damage_error(self, row: int, problem: object) -> JournalError:
+        """Return the error for damaged rows. See `Storage.damage_error`."""
         return JournalError(f"the journal at {self.name} is damaged: facts from number {row}: {problem}")
 
     async def close(self) -> None:
@@ -360,7 +360,9 @@ class PostgresStorage:
             try:
                 await self._connections.execute("UPDATE myna_gateways SET alive = false WHERE id = $1", self.gateway)
             except self.failures as error:
-                log.warning("the other gateways take over once this gateway's lease has expired: %s", _message(error))
+                log.warning(
+                    "the other gateways take over once this gateway's lease has expired: %s", _error_text(error)
+                )
         await self._disconnect()
 
     async def _disconnect(self) -> None:
@@ -380,5 +382,5 @@ def _rows(records: Sequence[Any]) -> Iterator[Row]:
         yield row["first"], [msgspec.json.decode(row["facts"], type=tuple[int, msgspec.Raw])]
 
 
-def _message(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -39,8 +39,8 @@ from gateway.journal.storage import JournalError, Row
 def replay(
     rows: Iterable[Row], limits: SessionLimits, sink: FactSink, damaged: Callable[[int, object], JournalError]
 ) -> dict[int, Session]:
-    """Return the sessions by their keys. Call `mend` for each of them. Raises the error that `damaged` returns for a
-    row and its problem."""
+    """Return the sessions by their keys. Call `finish_replay` for each of them. Raises the error that `damage_error`
+    returns for a row and its problem."""
     applied: dict[int, Replay] = {}
     for id, entries in rows:
         for key, facts in entries:
@@ -145,7 +145,7 @@ class Replay:
         )
 
 
-def mend(session: Session) -> None:
+def finish_replay(session: Session) -> None:
     """End calls that were cut off, or reset them for a new start. The log gets the changes."""
     for variable in session.variables.values():
         if variable.producer is None and variable.reserved and variable.state is VariableState.DECLARED:
@@ -170,7 +170,9 @@ def _restart(call: Call) -> None:
         if _is_stored(slot):
             slot.complete()
     if any(variable.is_exposed for variable in call.outputs if not variable.state.is_final):
-        message = "the server ended while a client read this, and another run would give another text"
+        message = (
+            "the server stopped while a client was reading this output, and another run could generate another text"
+        )
         call.failure = Failure("interrupted", message, call.id)
         call.set_state(CallState.FAILED)
         call.conclude()

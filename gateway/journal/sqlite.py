@@ -106,7 +106,7 @@ class JournalFile:
             )
         problem = execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
-            raise self._damaged(problem)
+            raise self._damage_error(problem)
         return False
 
     def _error_of(self, error: sqlite3.Error) -> JournalError:
@@ -116,9 +116,9 @@ class JournalFile:
             return JournalError(f"the journal {self._path} cannot be written: {error}")
         if isinstance(error, sqlite3.OperationalError):
             return JournalError(f"the journal {self._path} cannot be used: {error}")
-        return self._damaged(error)
+        return self._damage_error(error)
 
-    def _damaged(self, problem: object) -> JournalError:
+    def _damage_error(self, problem: object) -> JournalError:
         return JournalError(
             f"the journal {self._path} is damaged: {problem}. Move it away to start with an empty journal (its "
             "sessions are lost), or recover it with `sqlite3 FILE .recover`"
@@ -133,14 +133,14 @@ class JournalFile:
                 try:
                     entries = _decode_entries(facts)
                 except (msgspec.DecodeError, TypeError, ValueError) as error:  # another type, or not Unicode
-                    raise self.damaged(id, error) from error
+                    raise self.damage_error(id, error) from error
                 live = [entry for entry in entries if (id, entry[0]) not in ended]
                 sessions = {session for session, _ in entries}
                 self._index_commit(id, {session for session, _ in live}, len(sessions))
                 self.last_session = max(self.last_session, *sessions, 0)
                 yield id, live
         except sqlite3.Error as error:
-            raise self._damaged(error) from error
+            raise self._damage_error(error) from error
 
     def _index_commit(self, id: int, sessions: set[int], total: int) -> None:
         """Add a commit to the index. `sessions`: those with valid facts in it; `total`: number of all sessions in
@@ -150,16 +150,16 @@ class JournalFile:
         for session in sessions:
             self._commits_of_session.setdefault(session, []).append(id)
 
-    def damaged(self, id: int, problem: object) -> JournalError:
+    def damage_error(self, id: int, problem: object) -> JournalError:
         """Return the error for a damaged row."""
-        return self._damaged(f"row {id}: {problem}")
+        return self._damage_error(f"row {id}: {problem}")
 
     def expired(self) -> list[tuple[str, str]]:
         """Return tenants and ids of expired sessions, the first expired one first."""
         try:
             return self._connection.execute("SELECT tenant, id FROM expired ORDER BY at").fetchall()
         except sqlite3.Error as error:
-            raise self._damaged(error) from error
+            raise self._damage_error(error) from error
 
     def commit(self, batch: Batch) -> None:
         """Store all of the batch, or raise sqlite3.Error. After an error the batch may be committed again, with later
@@ -283,9 +283,9 @@ class FileStorage:
         """Call `work` with the connection, in turns with commits. See `JournalFile.run`."""
         return asyncio.get_running_loop().run_in_executor(self._thread, self.file.run, work)
 
-    def damaged(self, row: int, problem: object) -> JournalError:
-        """Return the error for a damaged row. See `Storage.damaged`."""
-        return self.file.damaged(row, problem)
+    def damage_error(self, row: int, problem: object) -> JournalError:
+        """Return the error for a damaged row. See `Storage.damage_error`."""
+        return self.file.damage_error(row, problem)
 
     async def close(self) -> None:
         """Close the file and end the thread. See `Storage.close`."""

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     facts: bytes
 
 
-class Opened(NamedTuple):
+class NewSession(NamedTuple):
     """A new session: its key, its tenant and its id."""
 
     session: int
@@ -49,7 +49,7 @@ class Batch:
     entries: Sequence[Entry]
     ended: Sequence[int]
     expired: Sequence[tuple[str, str]]
-    opened: Sequence[Opened] = ()
+    opened: Sequence[NewSession] = ()
 
 
 class Storage(Protocol):
@@ -73,7 +73,7 @@ class Storage(Protocol):
     def commit(self, batch: Batch) -> "asyncio.Future[None]":
         """Store all of the batch or nothing. Raises LeaseLost once other gateways have taken over the sessions."""
 
-    def damaged(self, row: int, problem: object) -> JournalError:
+    def damage_error(self, row: int, problem: object) -> JournalError:
         """Return the error for a damaged row."""
 
     async def close(self) -> None:

@@ -113,7 +113,7 @@ def check_conversation_size(turns: Sequence[StoredTurn]) -> Sequence[StoredTurn]
     """Return the turns. Raises ConversationTooLarge if they have more than CONVERSATION_BYTES."""
     size = sum(len(turn.input) + len(turn.answer) for turn in turns)
     if size > CONVERSATION_BYTES:
-        message = f"the conversation has more than {CONVERSATION_BYTES} bytes; begin a new one"
+        message = f"the conversation has more than {CONVERSATION_BYTES} bytes; start a new one"
         raise ConversationTooLarge(message, "previous_response_id")
     return turns
 

@@ -22,7 +22,7 @@ from gateway.server.engine_factory import EngineFactory
 from gateway.server.gc_tuning import GcTuner
 from gateway.server.listener import allow_many_connections, listening, requested_address
 from gateway.server.maintenance import maintain
-from gateway.server.shutdown import drain, end_within, stop_on_signals, unless_stopped
+from gateway.server.shutdown import drain, force_exit_after, run_unless_stopped, stop_on_signals
 from gateway.server.storage import JournalStorage, open_journal_storage, open_response_store, restore_sessions
 from gateway.telemetry.trace_recorder import TraceRecorder
 
@@ -70,9 +70,9 @@ class Lifespan:
             self._stack.callback(maintenance.cancel)
             await self._stop.wait()
             if self._membership is not None:
-                self._membership.inherit(False)
+                self._membership.set_takeover(False)
             await drain(services.scheduler, self._settings.drain, self._stop)
-            end_within(_END_SECONDS)
+            force_exit_after(_END_SECONDS)
 
     async def _open(self) -> tuple[Services, ResponseStore]:
         """Open the journal and the response store, build the services, and restore the sessions."""
@@ -84,10 +84,10 @@ class Lifespan:
                 stack.push_async_callback(self._journal.close)
             store = await open_response_store(settings, self._storage)
             stack.push_async_callback(store.close)
-            services = build_services(settings, self._pool, self._journal or NullSink(), store, self._recorder())
+            services = build_services(settings, self._pool, self._journal or NullSink(), store, self._open_recorder())
             self._restored = restore_sessions(settings, services.sessions, self._storage, self._journal)
         except JournalError as error:
-            hint = "--journal FILE names another, --journal memory does without"
+            hint = "use --journal FILE for another file, or --journal memory for none"
             raise StartFailed(f"{error} ({hint})") from error
         except OSError as error:
             raise StartFailed(f"cannot write {settings.record}: {error.strerror}") from error
@@ -95,7 +95,7 @@ class Lifespan:
         stack.push_async_callback(self._engines.close)
         return services, store
 
-    def _recorder(self) -> TraceRecorder | None:
+    def _open_recorder(self) -> TraceRecorder | None:
         """Return the recorder of the trace, if the settings ask for one. Raises OSError."""
         if self._settings.record is None:
             return None
@@ -142,7 +142,7 @@ class Lifespan:
     async def _start_engines(self, services: Services) -> bool:
         """Start the engines and add their models. Return False if a signal comes first."""
         try:
-            if not await unless_stopped(self._stop, self._engines.start()):
+            if not await run_unless_stopped(self._stop, self._engines.start()):
                 return False
         except EngineStartFailed as error:
             raise StartFailed(str(error)) from error
@@ -159,7 +159,7 @@ class Lifespan:
         background = app[BACKGROUND]
         if self._membership is not None:
             background.has_resumed = True  # the membership resumes each session that it takes over
-            self._membership.inherit()
+            self._membership.set_takeover(True)
             return
         try:
             await background.resume_all(self._restored)

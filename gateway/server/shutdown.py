@@ -23,7 +23,7 @@ def stop_on_signals(stop: asyncio.Event) -> None:
             loop.add_signal_handler(number, stop.set)
 
 
-async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+async def run_unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Await the work, or cancel it if `stop` is set first. Return whether the work is done."""
     task = asyncio.ensure_future(work)
     stopping = asyncio.ensure_future(stop.wait())
@@ -53,11 +53,11 @@ async def drain(scheduler: Scheduler, seconds: float, stop: asyncio.Event) -> No
         log.warning("%d calls did not finish and were cancelled", scheduler.unfinished_calls)
 
 
-def end_within(seconds: float) -> None:
+def force_exit_after(seconds: float) -> None:
     """End the process after this time, even if something hangs: for example a disk that does not answer."""
 
     def end() -> None:
-        print(f"myna: not everything ended within {seconds:g} s; the process ends now", file=sys.stderr)
+        print(f"myna: the shutdown did not complete within {seconds:g} s; exiting now", file=sys.stderr)
         faulthandler.dump_traceback()
         os._exit(1)
 

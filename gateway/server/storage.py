@@ -61,7 +61,8 @@ def restore_sessions(
 def _stop_at_once() -> None:
     """End the process: other gateways continue its sessions, so this one must send nothing more about them."""
     print(
-        "myna: other gateways have marked this one as dead and taken over its sessions; start it again", file=sys.stderr
+        "myna: other gateways have marked this one as dead and taken over its sessions; exiting: start it again",
+        file=sys.stderr,
     )
     sys.stderr.flush()
     os._exit(1)

@@ -9,26 +9,26 @@ from gateway.graph.call import Call, CallState
 
 REQUESTS = Counter("myna_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
 CALLS = Counter("myna_calls_total", "Calls that ended, by final state", ["state"])
-TOKENS = Counter("myna_tokens_total", "Tokens of calls: prompt, of these cached, and completion", ["kind"])
+TOKENS = Counter("myna_tokens_total", "Tokens of calls: prompt, cached (included in prompt) and completion", ["kind"])
 MISSED = Counter(
     "myna_prompt_tokens_missed_total",
-    "Tokens of prompts that were not in the cache: never seen, diverged from what was, evicted, another key's, "
-    "part of a block, sharing off",
+    "Prompt tokens that were not in the cache, by reason: never seen, diverged from a cached prompt, evicted, "
+    "cached for another API key, part of a block, prefix sharing off",
     ["why"],
 )
 FIRST_TOKEN = Histogram(
     "myna_first_token_seconds",
-    "From a call's inputs being there to its first token",
+    "Time from the last input of a call to its first token",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 WAITED = Counter(
     "myna_call_waited_seconds_total",
-    "Time that calls waited: for their inputs, for room in an engine's steps, for memory there",
+    "Time that calls waited: for their inputs, for a place in an engine's steps, and for memory of an engine",
     ["on"],
 )
 DRAFTED = Counter(
     "myna_draft_tokens_total",
-    "Tokens that an engine drafted, for whichever gateway, by whether they stood",
+    "Draft tokens of an engine, for all of its gateways, by whether they were right",
     ["engine", "result"],
 )
 KV_BLOCKS = Gauge("myna_kv_blocks", "Blocks of an engine's KV cache", ["engine"])
@@ -38,9 +38,9 @@ KV_BLOCKS_IN_USE = Gauge(
     ["engine"],
 )
 SCHEMA_VIOLATIONS = Counter(
-    "myna_schema_violations_total", "Complete answers that violate a schema which the client sent without strict"
+    "myna_schema_violations_total", "Complete answers that violate a schema that the client sent without strict"
 )
-UNFINISHED = Gauge("myna_calls_unfinished", "Calls submitted and not ended")
+UNFINISHED = Gauge("myna_calls_unfinished", "Unfinished calls")
 
 
 class _Sums:
@@ -66,8 +66,8 @@ class _Sums:
             TOKENS.labels(kind).inc(tokens)
         for on, seconds in (("inputs", self.inputs), ("queue", self.queue), ("memory", self.memory)):
             WAITED.labels(on).inc(seconds)
-        for why, tokens in self.missed.items():
-            MISSED.labels(why).inc(tokens)
+        for reason, tokens in self.missed.items():
+            MISSED.labels(reason).inc(tokens)
 
 
 _sums = _Sums()
@@ -87,8 +87,8 @@ def observe(call: Call) -> None:
     sums.completion += usage.completion
     sums.queue += times.held
     sums.memory += times.starved
-    for why, tokens in usage.missed.items():
-        sums.missed[why] += tokens
+    for reason, tokens in usage.missed.items():
+        sums.missed[reason] += tokens
     if times.queued is not None:
         sums.inputs += max(0.0, times.queued - times.created)
         if times.first_token is not None:

@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 
 from gateway.journal import PostgresStorage
-from gateway.journal.storage import Batch, Entry, Opened
+from gateway.journal.storage import Batch, Entry, NewSession
 
 
 def entry(key: int, first: int, facts: str = "[]") -> Entry:
@@ -36,7 +36,7 @@ class PostgresCluster:
         """Claim a session id and store a first fact under it. Return the session's key."""
         assert await storage.claim("t", id)
         key = storage.new_key()
-        await storage.commit(Batch([entry(key, 0)], [], [], [Opened(key, "t", id)]))
+        await storage.commit(Batch([entry(key, 0)], [], [], [NewSession(key, "t", id)]))
         return key
 
     async def query(self, text: str, *arguments: Any) -> Any:

@@ -48,7 +48,7 @@ class EngineStartFailed(Exception):
 class EngineHeartbeat:
     """Last report of an engine: its time, whether the engine had work, and how many commands it had received."""
 
-    at: float
+    time: float
     working: bool
     commands: int
 
@@ -161,7 +161,7 @@ class EngineClient:
         """
         if self._writer is not None and not self._writer.is_closing():
             if not self._owes_report:
-                self._heartbeat = replace(self._heartbeat, at=time.monotonic())  # a report is due from now on
+                self._heartbeat = replace(self._heartbeat, time=time.monotonic())  # a report is due from now on
             self._sent += 1
             if not self._frames:
                 asyncio.get_running_loop().call_soon(self._flush)
@@ -265,7 +265,7 @@ class EngineClient:
         """Abort the engine if it hangs."""
         while True:
             await asyncio.sleep(self._hang_seconds / 4)
-            silent = time.monotonic() - self._heartbeat.at
+            silent = time.monotonic() - self._heartbeat.time
             if self._owes_report and silent > self._hang_seconds:
                 log.error("engine %s has work and has been silent for %.0f s; aborting it", self.name, silent)
                 self.abort_engine()
@@ -285,8 +285,8 @@ class EngineClientContext:
         self._id = id
         self._scope = scope
         self._urgency = urgency
-        self._lost: EngineLost | None = None
-        self._refused: ContextRefused | None = None
+        self._loss: EngineLost | None = None
+        self._refusal: ContextRefused | None = None
         self._on_event: EventCallback | None = None
         self._end_future: asyncio.Future[None] | None = None
         """End of the current or last generation; None before the first one."""
@@ -302,7 +302,7 @@ class EngineClientContext:
     def fill(self, content: PromptContent) -> None:
         """Append tokens. See `EngineContext.fill`. It raises the error of a context whose engine was lost, or that the
         engine refused, for example because its prompt is too long."""
-        for error in (self._lost, self._refused):
+        for error in (self._loss, self._refusal):
             if error is not None:
                 raise error
         rank, interactive = self._urgency.rank, self._urgency.interactive
@@ -313,7 +313,7 @@ class EngineClientContext:
 
     async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
         """Generate text. See `EngineContext.generate`."""
-        for error in (self._lost, self._refused):
+        for error in (self._loss, self._refusal):
             if error is not None:
                 raise error
         self.has_commands = True
@@ -327,13 +327,13 @@ class EngineClientContext:
 
     def rerank(self, urgency: Urgency) -> None:
         """Change the urgency. See `EngineContext.rerank`."""
-        if urgency != self._urgency and self._lost is None:
+        if urgency != self._urgency and self._loss is None:
             self._urgency = urgency
             self._engine.send(Rerank([self._id], urgency.rank, urgency.interactive))
 
     def free(self) -> None:
         """Free the context. See `EngineContext.free`."""
-        if self._lost is None and not self._freed:
+        if self._loss is None and not self._freed:
             self._freed = True
             self._engine.remove(self._id)
             self._engine.send(Free(self._id))
@@ -347,11 +347,11 @@ class EngineClientContext:
             self._starved += update.starved
             self._missed.update(update.missed)
         if update.error is not None:
-            self._refused = ContextRefused(*update.error)
+            self._refusal = ContextRefused(*update.error)
         if self._on_event is None or self._end_future is None or self._end_future.done():
             return
-        if self._refused is not None:
-            self._end_future.set_exception(self._refused)
+        if self._refusal is not None:
+            self._end_future.set_exception(self._refusal)
             return
         try:
             if update.tokens:
@@ -370,7 +370,7 @@ class EngineClientContext:
 
     def fail(self, error: EngineLost) -> None:
         """Fail the context, because its engine was lost."""
-        self._lost = error
+        self._loss = error
         if self._end_future is not None and not self._end_future.done():
             self._end_future.set_exception(error)
 

@@ -311,7 +311,7 @@ class OpenAIContext:
             response.close()
         if not answer.ended:
             self._upstream.record_failure(self._tenant)
-            raise self._upstream.lost_error("broke off in the middle of an answer")
+            raise self._upstream.lost_error("ended the connection in the middle of an answer")
         self._upstream.record_success()
 
     def _changes_after(self, refusal: str, body: dict[str, Any], changes: RequestChanges) -> RequestChanges | None:

@@ -98,7 +98,7 @@ class Upstream:
         self._on_change = on_change
         self._start_timeout = start_timeout
         self._connections: ConnectionPool | None = None
-        self._problem: str | None = "it was not reached yet"
+        self._problem: str | None = "was not reached yet"
         self._busy_until = 0.0
         self._failures = 0
         self._failing: set[str] = set()
@@ -175,8 +175,8 @@ class Upstream:
             return self.lost_error("cannot be reached")
         self.record_failure(tenant)
         if isinstance(error, ResponseTimeout):
-            return self.lost_error(f"has been silent for {self.config.timeout:g} s")
-        return self.lost_error(f"broke off: {error}")
+            return self.lost_error(f"sent no data for {self.config.timeout:g} s")
+        return self.lost_error(f"broke the connection: {error}")
 
     def adopt_changes(
         self, dropped: Collection[str], length_field: Literal["max_tokens", "max_completion_tokens"] | None = None
@@ -215,11 +215,11 @@ class Upstream:
         self._failures, self._pause = 0, _BACKOFF[0]
         self._failing.clear()
 
-    def _mark_down(self, why: str, *, briefly: bool = False) -> None:
+    def _mark_down(self, reason: str, *, briefly: bool = False) -> None:
         if self._problem is None:
             self._is_brief = briefly
-            log.error("engine %s %s; next attempt in %.1f s", self.config.name, why, self._pause)
-            self._problem = why
+            log.error("engine %s %s; next attempt in %.1f s", self.config.name, reason, self._pause)
+            self._problem = reason
             self._wake.set()
             self._on_change()
 
@@ -279,7 +279,7 @@ class Upstream:
         except (ConnectError, ConnectionBroken) as error:
             return f"cannot be reached: {error}"
         except ValueError as error:  # includes msgspec's errors
-            return f"does not answer like a server with OpenAI's API: {error}"
+            return f"does not respond like an OpenAI-compatible server: {error}"
         if self._problem is not None:
             self._problem, self._failures = None, _MAX_FAILURES - 1 if self._failures else 0
             self._failing.clear()
@@ -386,7 +386,7 @@ def _read(body: bytes, kind: type[_Kind]) -> _Kind:
     try:
         return msgspec.json.decode(body, type=kind)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("the JSON is nested too deeply") from None
 
 
 def _error_of(body: bytes) -> tuple[str, str]:

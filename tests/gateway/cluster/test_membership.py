@@ -62,7 +62,7 @@ async def test_sessions_of_dead_gateways_are_taken_over_and_resumed(cluster: Pos
     await dead_gateway(cluster, *ids)
     harness = await gateway(cluster, "a")
     await harness.membership.join("http://a", "here")
-    harness.membership.inherit()
+    harness.membership.set_takeover(True)
     await harness.wait_for_sessions(*ids)
     assert {session.id: session.variable("x").value for session in harness.resumed} == {id: id for id in ids}
 
@@ -73,7 +73,7 @@ async def test_no_session_is_taken_over_before_inherit(cluster: PostgresCluster)
     await harness.membership.join("http://a", "here")
     await asyncio.sleep(2.5)
     assert not harness.resumed
-    harness.membership.inherit()
+    harness.membership.set_takeover(True)
     await harness.wait_for_sessions("s")
 
 
@@ -82,13 +82,13 @@ async def test_a_gateway_waits_a_lease_before_it_marks_others_as_dead(cluster: P
     harness = await gateway(cluster, "a", lease=5.0)
     await dead_gateway(cluster, "s")
     await harness.membership.join("http://a", "here")
-    harness.membership.inherit()
+    harness.membership.set_takeover(True)
     await asyncio.sleep(2.0)
     assert not harness.resumed, "the lease is 5 s"
     await harness.wait_for_sessions("s")
 
 
-@pytest.mark.parametrize("method", ["inherit", "rows"])
+@pytest.mark.parametrize("method", ["take_over", "rows"])
 async def test_a_database_failure_during_a_takeover_loses_no_session(
     cluster: PostgresCluster, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,12 +106,12 @@ async def test_a_database_failure_during_a_takeover_loses_no_session(
 
     monkeypatch.setattr(harness.storage, method, lose_answer)
     await harness.membership.join("http://a", "here")
-    harness.membership.inherit()
+    harness.membership.set_takeover(True)
     await harness.wait_for_sessions(*ids)
     assert len(harness.resumed) == len(ids), "each session is resumed once"
     harness.store.delete(harness.store.get("t", "s3"))
     await harness.journal.flush()
-    harness.membership.check_soon()
+    harness.membership.request_check()
     await asyncio.sleep(1.0)
     assert not harness.store.holds("t", "s3"), "an ended session does not come back"
 
@@ -125,7 +125,7 @@ async def test_a_damaged_session_does_not_block_others(
     )
     harness = await gateway(cluster, "a")
     await harness.membership.join("http://a", "here")
-    harness.membership.inherit()
+    harness.membership.set_takeover(True)
     await harness.wait_for_sessions("s1", "s3")
     assert "session s2 cannot be taken over: the journal at" in caplog.text
     assert await cluster.query("SELECT count(*) FROM myna_facts") >= 3, "the damaged rows are left unchanged"
@@ -145,7 +145,7 @@ async def test_a_session_that_cannot_be_resumed_does_not_end_the_gateway(
 
     harness.membership._resume = poisoned
     await harness.membership.join("http://a", "here")
-    harness.membership.inherit()
+    harness.membership.set_takeover(True)
     await until(lambda: [session.id for session in harness.resumed] == ["s1", "s3"])
     assert "session s2 was taken over, but cannot be resumed" in caplog.text
     assert harness.store.holds("t", "s2")
@@ -154,7 +154,7 @@ async def test_a_session_that_cannot_be_resumed_does_not_end_the_gateway(
 async def test_requests_to_a_dead_gateway_end(cluster: PostgresCluster) -> None:
     harness = await gateway(cluster, "a")
     await harness.membership.join("http://a", "here")
-    harness.membership.inherit()
+    harness.membership.set_takeover(True)
     dead = await dead_gateway(cluster, "s")
     await until(lambda: dead.gateway in harness.membership.others)
 

@@ -11,7 +11,7 @@ from gateway.graph.limits import SessionLimits
 from gateway.graph.session_store import SessionStore
 from gateway.graph.variable import VariableState
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
-from gateway.journal.storage import Batch, Opened
+from gateway.journal.storage import Batch, NewSession
 from tests.gateway.postgres_cluster import PostgresCluster, content, entry
 from tests.postgres import PostgresServer
 
@@ -40,7 +40,7 @@ async def test_a_stored_batch_may_be_committed_again(cluster: PostgresCluster) -
     a = await cluster.gateway("a")
     gone = await cluster.session(a, "gone")
     key = a.new_key()
-    batch = Batch([entry(key, 0), entry(key, 1, "[1]")], [gone], [("t", "gone")], [Opened(key, "t", "s")])
+    batch = Batch([entry(key, 0), entry(key, 1, "[1]")], [gone], [("t", "gone")], [NewSession(key, "t", "s")])
     await a.commit(batch)
     more = Batch([*batch.entries, entry(key, 2, "[2]")], batch.ended, batch.expired, batch.opened)
     await a.commit(more)
@@ -52,7 +52,7 @@ async def test_an_id_is_free_in_the_commit_that_ends_its_session(cluster: Postgr
     a = await cluster.gateway("a")
     old = await cluster.session(a, "s")
     new = a.new_key()
-    await a.commit(Batch([entry(new, 0)], [old], [], [Opened(new, "t", "s")]))
+    await a.commit(Batch([entry(new, 0)], [old], [], [NewSession(new, "t", "s")]))
     assert await cluster.query("SELECT key FROM myna_sessions WHERE id = 's'") == new
 
 
@@ -96,7 +96,7 @@ async def test_a_gateway_with_an_expired_lease_is_dead_for_good(cluster: Postgre
         await a.renew_lease()
     for batch in (
         Batch([entry(key, 1)], [], []),
-        Batch([entry(key, 1)], [], [], [Opened(a.new_key(), "t", "new")]),
+        Batch([entry(key, 1)], [], [], [NewSession(a.new_key(), "t", "new")]),
         Batch([], [key], [("t", "s")]),
     ):
         with pytest.raises(LeaseLost):
@@ -139,7 +139,7 @@ async def test_each_session_of_a_dead_gateway_goes_to_one_gateway(cluster: Postg
     await cluster.expire_lease(dead)
     await asyncio.gather(*(gateway.mark_dead_gateways() for gateway in living))
     taken: list[int] = []
-    while found := await asyncio.gather(*(gateway.inherit(3) for gateway in living)):
+    while found := await asyncio.gather(*(gateway.take_over(3) for gateway in living)):
         if not any(found):
             break
         for gateway, inherited in zip(living, found, strict=True):
@@ -151,7 +151,7 @@ async def test_each_session_of_a_dead_gateway_goes_to_one_gateway(cluster: Postg
                     taken.append(session.key)
     assert sorted(taken) == keys
     assert await cluster.query("SELECT owner FROM myna_sessions WHERE key = $1", stays) == living[0].gateway
-    mine = [session.key for gateway in living for session in await gateway.inherited() if session.key is not None]
+    mine = [session.key for gateway in living for session in await gateway.list_taken_over() if session.key is not None]
     assert sorted(mine) == keys, "each gateway knows what it took over"
 
 
@@ -159,7 +159,7 @@ async def test_sessions_of_a_closed_gateway_are_taken_over_at_once(cluster: Post
     a, b = await cluster.gateway("a"), await cluster.gateway("b")
     key = await cluster.session(a, "s")
     await a.close()
-    assert [gateway.key for gateway in await b.inherit(9)] == [key]
+    assert [gateway.key for gateway in await b.take_over(9)] == [key]
 
 
 async def test_a_closed_storage_raises_its_failures(cluster: PostgresCluster) -> None:
@@ -174,7 +174,7 @@ async def test_a_restarted_gateway_replaces_the_one_at_its_address(cluster: Post
     before = await cluster.gateway("a")
     key = await cluster.session(before, "s")
     again = await cluster.gateway("a")
-    assert [gateway.key for gateway in await again.inherit(9)] == [key]
+    assert [gateway.key for gateway in await again.take_over(9)] == [key]
     with pytest.raises(JournalError, match="a gateway on here has the same address http://a; use --advertise"):
         await cluster.gateway("a", host="there")
     await cluster.expire_lease(again)
@@ -236,7 +236,7 @@ async def test_a_session_continues_on_another_gateway(cluster: PostgresCluster) 
     await first.flush()
     await cluster.expire_lease(a)
     await b.mark_dead_gateways()
-    (gateway,) = await b.inherit(9)
+    (gateway,) = await b.take_over(9)
     assert gateway.key is not None
     second = Journal(b)
     (back,) = second.restore(await b.rows(gateway.key), SessionLimits())
@@ -296,6 +296,6 @@ async def test_the_latest_expired_sessions_are_remembered(
 async def test_sessions_that_end_in_their_first_commit_leave_no_rows(cluster: PostgresCluster) -> None:
     a = await cluster.gateway("a")
     key = a.new_key()
-    await a.commit(Batch([entry(key, 0)], [key], [], [Opened(key, "t", "s")]))
+    await a.commit(Batch([entry(key, 0)], [key], [], [NewSession(key, "t", "s")]))
     assert await a.find("t", "s") is None
     assert await content(a, key) == []

@@ -35,7 +35,7 @@ from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal.records import Record, entries_of, facts_of, record_of, session_record
-from gateway.journal.replay import Replay, mend
+from gateway.journal.replay import Replay, finish_replay
 from gateway.scheduler import Scheduler
 
 NAMES = [f"n{index}" for index in range(6)]
@@ -467,7 +467,7 @@ class WholeGraph(RuleBasedStateMachine):
         self.engine = ScriptedEngine()
         self.scheduler = Scheduler(self.engine, 1000)
         self.session = self.log.replay()
-        mend(self.session)
+        finish_replay(self.session)
         ids = [event.id for event in self.session.event_log.events]
         assert before <= set(ids)
         assert ids == sorted(set(ids))
