@@ -6,7 +6,8 @@ plain requests for four tokens, before and during the attack. Afterwards it chec
 calls. The exit status is 1 if an attack gets a 5xx answer (except 503 and 504 with a code), restarts an engine, ends
 the server, leaves work or memory behind, or delays the other key by more than the bound.
 
-`--only WORD` runs the attacks whose name contains the word; `--copies N` runs N copies of each at once. `--rounds N
+`--only WORD` runs the attacks whose name contains the word, `--short` leaves out the long ones; `--copies N` runs N
+copies of each at once. `--rounds N
 --together K` runs K random attacks at once, N times. `--requests N` sends N random requests to all routes of
 /openapi.json. The attacks are in `bench/attacks.py`.
 """
@@ -302,6 +303,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0, help="number of rounds of several random attacks at once")
     parser.add_argument("--together", type=int, default=3, help="number of attacks in a round")
     parser.add_argument("--requests", type=int, default=0, help="number of random requests to all routes")
+    parser.add_argument("--short", action="store_true", help="leave out the attacks that take over 15 seconds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON as well")
     parser.add_argument("server", nargs="*", help="options of `myna serve`, after --")
@@ -311,6 +313,7 @@ def main() -> int:
         hostile(
             arguments,
             only=options.only,
+            short=options.short,
             copies=options.copies,
             rounds=options.rounds,
             together=options.together,

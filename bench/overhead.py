@@ -28,7 +28,7 @@ from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.server.gc_tuning import GcTuner
 from gateway.server.listener import listening
 from gateway.server.storage import open_response_store
-from tests.fakes.engine import StubEngine
+from tests.fakes.engine import FakeEngine
 
 _ANSWER = {
     "id": "chatcmpl-0",
@@ -58,7 +58,7 @@ async def _gateway(settings: ServeSettings, stack: AsyncExitStack) -> str:
     response_store = await open_response_store(settings, storage)
     services = build_services(settings, pool, journal or NullSink(), response_store)
     tokenizer = _tokenizer()
-    pool.add("stub", StubEngine(tokenizer))
+    pool.add("stub", FakeEngine(tokenizer))
     services.models.add(
         ServedModel("stub", 8192, tokenizer.vocabulary, tokenizer, TemplatePromptBuilder(tokenizer, 8192))
     )

@@ -1,6 +1,12 @@
-"""Shared fixtures. A model is loaded once per session, and only if a test needs it."""
+"""Shared fixtures and the time limits of tests. A model is loaded once per session, and only if a test needs it."""
 
-from collections.abc import Iterator
+import asyncio
+import functools
+import gc
+import inspect
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,37 +15,105 @@ from engine import Engine, EngineConfig
 from engine.config import default_cache
 from engine.models.fetch import fetch
 from engine.tokenizer import Tokenizer
-from tests.aside import BackgroundTests
-from tests.checkpoints import write_tiny_llama
-from tests.postgres import PostgresServer, running
-from tests.server import Server
+from tests.fakes.background_process import BackgroundProcess
+from tests.fakes.background_tests import BackgroundTests
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
+from tests.fakes.postgres_server import PostgresServer, running_postgres
 
-_INTERPRETED = pytest.StashKey[BackgroundTests]()
+SECONDS = 120.0
+"""Time limit of a test."""
+SLOW_SECONDS = 900.0
+"""Time limit of a test with the mark `slow`."""
+BACKGROUND: dict[str, Callable[[], BackgroundProcess]] = {
+    "attacked": lambda: BackgroundProcess(
+        *(sys.executable, "-m", "bench.hostile", "--short", "--rounds", "2", "--requests", "1000", "--json")
+    ),
+    "interpreted": lambda: BackgroundTests(["tests/interpreter"], TRITON_INTERPRET="1"),
+}
+"""Programs that run beside the tests, by the name of their fixture."""
+_STARTED = pytest.StashKey[dict[str, BackgroundProcess]]()
+
+
+def _limited(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
+    """Return an async test that is cancelled, and fails, after its time limit."""
+
+    @functools.wraps(test)
+    async def run(*arguments: object, **fixtures: object) -> None:
+        async with asyncio.timeout(seconds):
+            await test(*arguments, **fixtures)
+
+    return run
+
+
+def _limit_of(item: pytest.Item) -> float:
+    return SECONDS if item.get_closest_marker("slow") is None else SLOW_SECONDS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give async tests their time limit."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = _limited(item.obj, _limit_of(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Raise TimeoutError in a test after its time limit. `faulthandler_timeout` ends what this cannot interrupt.
+
+    In an async test the limit is a few seconds later, because an error from a signal's handler would leave the event
+    loop of all tests in an undefined state.
+    """
+
+    def fail(number: int, frame: object) -> None:
+        raise TimeoutError(f"the test takes longer than {seconds:g} s")
+
+    seconds = _limit_of(item) + (10.0 if "asyncio" in item.keywords else 0.0)
+    earlier = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start tests/interpreter in the background, and order the tests so that its result is needed last.
+    """Start the programs of `BACKGROUND` that the tests need, and order the tests so that the results are needed last.
 
-    Tests that mostly wait come first, so that the background process has a core meanwhile.
+    Tests that mostly wait come first, so that the programs have a core meanwhile. What has been imported stays, so the
+    cycle collector need not examine it again.
     """
-    dependent = [item for item in session.items if "interpreted" in getattr(item, "fixturenames", ())]
-    if dependent and not session.config.option.collectonly:
-        last = set(dependent)
-        others = [item for item in session.items if item not in last]
-        session.items[:] = sorted(others, key=lambda item: item.get_closest_marker("waits") is None) + dependent
-        session.config.stash[_INTERPRETED] = BackgroundTests(["tests/interpreter"], TRITON_INTERPRET="1")
+    if session.config.option.collectonly:
+        return
+    ordered = sorted(session.items, key=lambda item: item.get_closest_marker("waits") is None)
+    started = session.config.stash[_STARTED] = {}
+    for name, start in BACKGROUND.items():
+        dependent = [item for item in ordered if name in getattr(item, "fixturenames", ())]
+        if dependent:
+            started[name] = start()
+            ordered = [item for item in ordered if item not in dependent] + dependent
+    session.items[:] = ordered
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the background process of `pytest_collection_finish`."""
-    if _INTERPRETED in config.stash:
-        config.stash[_INTERPRETED].end()
+    """Stop the programs that `pytest_collection_finish` started."""
+    for process in config.stash.get(_STARTED, {}).values():
+        process.end()
 
 
 @pytest.fixture(scope="session")
-def interpreted(pytestconfig: pytest.Config) -> BackgroundTests:
+def interpreted(pytestconfig: pytest.Config) -> BackgroundProcess:
     """Return the background run of tests/interpreter."""
-    return pytestconfig.stash[_INTERPRETED]
+    return pytestconfig.stash[_STARTED]["interpreted"]
+
+
+@pytest.fixture(scope="session")
+def attacked(pytestconfig: pytest.Config) -> BackgroundProcess:
+    """Return the background run of bench.hostile."""
+    return pytestconfig.stash[_STARTED]["attacked"]
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +148,9 @@ def tokenizer(engine: Engine) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server() -> Iterator[GatewayHarness]:
     """Yield a running server with the default model and all APIs."""
-    with Server("--kv-tokens", "32768", "--parrot-api") as server:
+    with GatewayHarness("--kv-tokens", "32768", "--parrot-api") as server:
         yield server
 
 
@@ -90,5 +164,5 @@ def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """Yield a running PostgreSQL server."""
-    with running() as server:
+    with running_postgres() as server:
         yield server

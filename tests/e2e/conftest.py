@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from tests.e2e.api import SessionClient
-from tests.server import Server
+from tests.e2e.session_client import SessionClient
+from tests.fakes.gateway_harness import GatewayHarness
 
 
 @pytest.fixture
-async def api(server: Server) -> AsyncIterator[SessionClient]:
+async def api(server: GatewayHarness) -> AsyncIterator[SessionClient]:
     async with aiohttp.ClientSession(server.address) as http:
         api = SessionClient(server, http)
         await api.call("POST", "/sessions", {"id": api.session})

@@ -17,10 +17,10 @@ from openai import AsyncOpenAI
 
 from engine import Engine, SamplingParams
 from tests.engine.prompts import CHAT, PROMPTS
-from tests.server import MODEL, Server
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 
-def ask(server: Server, content: str, **options: Any) -> Any:
+def ask(server: GatewayHarness, content: str, **options: Any) -> Any:
     options.setdefault("temperature", 0)
     options.setdefault("max_tokens", 16)
     messages = [{"role": "user", "content": content}]
@@ -32,7 +32,7 @@ def text_of(answer: Any) -> str:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_answers_are_those_of_the_engine(server: Server, engine: Engine) -> None:
+def test_answers_are_those_of_the_engine(server: GatewayHarness, engine: Engine) -> None:
     for prompt in PROMPTS[:6]:
         updates = list(engine.stream(CHAT.format(prompt), SamplingParams(temperature=0.0, max_tokens=16)))
         answer = ask(server, prompt)
@@ -43,7 +43,7 @@ def test_answers_are_those_of_the_engine(server: Server, engine: Engine) -> None
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_streams_join_to_the_answer(server: Server) -> None:
+def test_streams_join_to_the_answer(server: GatewayHarness) -> None:
     whole = ask(server, PROMPTS[3])
     chunks = list(ask(server, PROMPTS[3], stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -58,7 +58,7 @@ def test_streams_join_to_the_answer(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_concurrent_requests_get_the_same_answers_as_single_ones(server: Server) -> None:
+async def test_concurrent_requests_get_the_same_answers_as_single_ones(server: GatewayHarness) -> None:
     async with AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as client:
 
         async def complete(prompt: str) -> str:
@@ -72,7 +72,7 @@ async def test_concurrent_requests_get_the_same_answers_as_single_ones(server: S
 
 
 @pytest.mark.usefixtures("batch_invariant")
-def test_usage_contains_cached_tokens(server: Server) -> None:
+def test_usage_contains_cached_tokens(server: GatewayHarness) -> None:
     prompt = "Remember this exact sentence about a purple bicycle. " * 5
     first, second = ask(server, prompt), ask(server, prompt)
     assert second.usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens_details.cached_tokens
@@ -80,7 +80,7 @@ def test_usage_contains_cached_tokens(server: Server) -> None:
     assert text_of(first) == text_of(second)
 
 
-def test_sampling_parameters_take_effect(server: Server) -> None:
+def test_sampling_parameters_take_effect(server: GatewayHarness) -> None:
     seeded = [text_of(ask(server, "Tell a story.", temperature=1, seed=seed)) for seed in (1, 1, 2)]
     assert seeded[0] == seeded[1] != seeded[2]
     whole = text_of(ask(server, "Count: one, two, three", max_tokens=30))
@@ -96,7 +96,7 @@ def test_sampling_parameters_take_effect(server: Server) -> None:
     assert long.usage.completion_tokens == 40
 
 
-def test_answers_have_log_probabilities(server: Server) -> None:
+def test_answers_have_log_probabilities(server: GatewayHarness) -> None:
     answer = ask(server, "What is the capital of France?", logprobs=True, top_logprobs=3, max_tokens=5)
     content = answer.choices[0].logprobs.content
     assert len(content) == 5
@@ -111,7 +111,7 @@ def test_answers_have_log_probabilities(server: Server) -> None:
     assert streamed == [entry.token for entry in content]
 
 
-def test_content_parts_and_roles_are_accepted(server: Server) -> None:
+def test_content_parts_and_roles_are_accepted(server: GatewayHarness) -> None:
     messages: Any = [
         {"role": "developer", "content": "Answer briefly."},
         {"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there"}]},
@@ -123,7 +123,7 @@ def test_content_parts_and_roles_are_accepted(server: Server) -> None:
     assert answer.usage.completion_tokens > 0
 
 
-def test_models_are_listed(server: Server) -> None:
+def test_models_are_listed(server: GatewayHarness) -> None:
     client = server.client()
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
@@ -131,7 +131,7 @@ def test_models_are_listed(server: Server) -> None:
         client.models.retrieve("gpt")
 
 
-async def post(server: Server, body: Any, **options: Any) -> tuple[int, Any, Any]:
+async def post(server: GatewayHarness, body: Any, **options: Any) -> tuple[int, Any, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     async with (
         aiohttp.ClientSession() as session,
@@ -203,7 +203,7 @@ VALID = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_t
     ],
 )
 async def test_an_error_names_the_invalid_field(
-    server: Server, change: dict[str, Any], status: int, param: str | None, code: str | None
+    server: GatewayHarness, change: dict[str, Any], status: int, param: str | None, code: str | None
 ) -> None:
     got, body, headers = await post(server, {**VALID, **change})
     assert got == status
@@ -216,12 +216,12 @@ async def test_an_error_names_the_invalid_field(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}'])
-async def test_a_body_that_is_not_a_json_object_is_refused(server: Server, body: bytes) -> None:
+async def test_a_body_that_is_not_a_json_object_is_refused(server: GatewayHarness, body: bytes) -> None:
     status, answer, _ = await post(server, body)
     assert (status, answer["error"]["code"]) == (400, "invalid_json")
 
 
-async def test_unknown_routes_and_methods_are_refused_in_openais_format(server: Server) -> None:
+async def test_unknown_routes_and_methods_are_refused_in_openais_format(server: GatewayHarness) -> None:
     async with aiohttp.ClientSession(server.address) as session:
         async with session.get("/v1/nothing") as response:
             assert response.status == 404
@@ -232,7 +232,7 @@ async def test_unknown_routes_and_methods_are_refused_in_openais_format(server: 
             assert "POST" in (await response.json())["error"]["message"]
 
 
-async def test_a_body_over_the_limit_is_refused(server: Server) -> None:
+async def test_a_body_over_the_limit_is_refused(server: GatewayHarness) -> None:
     async with (
         aiohttp.ClientSession(server.address) as session,
         session.post("/v1/chat/completions", data=io.BytesIO(b"[" + b" " * (17 << 20))) as response,
@@ -241,7 +241,7 @@ async def test_a_body_over_the_limit_is_refused(server: Server) -> None:
     assert (status, answer["error"]["code"]) == (413, "too_large")
 
 
-async def test_unusual_texts_are_accepted(server: Server) -> None:
+async def test_unusual_texts_are_accepted(server: GatewayHarness) -> None:
     odd = [
         "",
         " ",
@@ -257,27 +257,27 @@ async def test_unusual_texts_are_accepted(server: Server) -> None:
         assert status == 200, answer
 
 
-async def test_request_ids_are_returned(server: Server) -> None:
+async def test_request_ids_are_returned(server: GatewayHarness) -> None:
     _, _, headers = await post(server, VALID, headers={"x-request-id": "mine-1"})
     assert headers["x-request-id"] == "mine-1"
     _, _, headers = await post(server, VALID, headers={"x-request-id": "not one"})
     assert headers["x-request-id"].startswith("req_")
 
 
-async def test_compressed_bodies_are_accepted(server: Server) -> None:
+async def test_compressed_bodies_are_accepted(server: GatewayHarness) -> None:
     data = gzip.compress(json.dumps(VALID).encode())
     status, _, _ = await post(server, data, headers={"Content-Encoding": "gzip"})
     assert status == 200
 
 
-async def unfinished(server: Server) -> int:
+async def unfinished(server: GatewayHarness) -> int:
     async with aiohttp.ClientSession(server.address) as session, session.get("/metrics") as response:
         lines = (await response.text()).splitlines()
     return int(float(next(line.split()[1] for line in lines if line.startswith("myna_calls_unfinished "))))
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_disconnect_cancels_the_work(server: Server, stream: bool) -> None:
+async def test_a_disconnect_cancels_the_work(server: GatewayHarness, stream: bool) -> None:
     body = {**VALID, "max_tokens": 4000, "stream": stream, "ignore_eos": True}
     data = json.dumps(body).encode()
     address = urlsplit(server.address)
@@ -293,7 +293,7 @@ async def test_a_disconnect_cancels_the_work(server: Server, stream: bool) -> No
             await asyncio.sleep(0.02)
 
 
-def test_threads_may_share_a_client(server: Server) -> None:
+def test_threads_may_share_a_client(server: GatewayHarness) -> None:
     client, answers = server.client(), []
 
     def complete() -> None:
@@ -304,7 +304,8 @@ def test_threads_may_share_a_client(server: Server) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+    assert len(answers) == len(threads)
     assert len({text_of(answer) for answer in answers}) == 1
 
 
@@ -352,7 +353,7 @@ POISONS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-async def test_a_hostile_request_does_not_affect_concurrent_ones(server: Server) -> None:
+async def test_a_hostile_request_does_not_affect_concurrent_ones(server: GatewayHarness) -> None:
     # Each gets an answer or an error. An ordinary request that runs concurrently gets the same answer as alone.
     url = f"{server.address}/v1/chat/completions"
     ordinary = {

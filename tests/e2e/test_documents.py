@@ -1,15 +1,17 @@
 """Code blocks of the documentation. All blocks of a document run one after another, against a running server."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.documents import blocks
-from tests.server import Server
+from tests.fakes.gateway_harness import GatewayHarness
 
+DOCS = Path(__file__).parents[2] / "docs"
 ADDRESS = "http://127.0.0.1:8000"
 SAYS = {
     "semantic-variables.md": "a call would wait for itself",
@@ -28,9 +30,17 @@ ELSEWHERE = "python ecosystem"
 """Language of blocks that need other packages: tests/ecosystem runs them."""
 
 
+def code_blocks(name: str) -> dict[str, str]:
+    """Return the code blocks of a document by language. Blocks of one language are joined to one program."""
+    found: dict[str, list[str]] = {}
+    for language, code in re.findall(r"^```([^\n]*)\n(.*?)^```$", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE):
+        found.setdefault(language, []).append(code)
+    return {language: "\n".join(codes) for language, codes in found.items()}
+
+
 @pytest.mark.parametrize("name", SAYS)
-def test_the_code_blocks_of_documents_run(server: Server, name: str) -> None:
-    found = blocks(name)
+def test_the_code_blocks_of_documents_run(server: GatewayHarness, name: str) -> None:
+    found = code_blocks(name)
     assert set(found) <= {*RUN, ELSEWHERE}, "blocks in another language would not run"
     said, left_out = "", False
     for language, program in found.items():

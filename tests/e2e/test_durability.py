@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from bench.chaos import chaos
-from tests.checkpoints import write_tiny_llama
-from tests.server import Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
 
 pytestmark = pytest.mark.waits
 
@@ -35,7 +35,7 @@ async def test_no_accepted_work_is_lost_while_engines_and_gateways_are_killed(ti
     assert report["retries"] > 0, "the kills had an effect"
 
 
-def defer(server: Server, output: str, max_tokens: int = 4) -> httpx.Response:
+def defer(server: GatewayHarness, output: str, max_tokens: int = 4) -> httpx.Response:
     body = {
         "model": "tiny",
         "messages": [{"role": "user", "content": "Hi"}],
@@ -45,29 +45,29 @@ def defer(server: Server, output: str, max_tokens: int = 4) -> httpx.Response:
     return httpx.post(f"{server.address}/v1/chat/completions", json=body, headers={"X-Session-Id": "s"})
 
 
-def wait(server: Server, name: str) -> dict[str, object]:
+def wait(server: GatewayHarness, name: str) -> dict[str, object]:
     return dict(httpx.get(f"{server.address}/v1/sessions/s/variables/{name}?wait=true", timeout=30).json())
 
 
 def test_a_restarted_server_continues_its_sessions(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"), "--drain", "0")
-    with Server(*arguments) as server:
+    with GatewayHarness(*arguments) as server:
         assert defer(server, "long", 2000).status_code == 200
         assert httpx.put(f"{server.address}/v1/sessions/s/variables/x", json={"value": "kept"}).status_code == 200
         assert server.stop() == 0
-    with Server(*arguments) as server:
+    with GatewayHarness(*arguments) as server:
         assert wait(server, "x")["value"] == "kept"
         assert wait(server, "long")["state"] == "ready"
 
 
-def respond(server: Server, **body: object) -> dict[str, Any]:
+def respond(server: GatewayHarness, **body: object) -> dict[str, Any]:
     fields = {"model": "tiny", "input": "Hi", "max_output_tokens": 4, "temperature": 0, "ignore_eos": True, **body}
     response = httpx.post(f"{server.address}/v1/responses", json=fields)
     assert response.status_code == 200, response.text
     return dict(response.json())
 
 
-def response(server: Server, id: str) -> dict[str, Any]:
+def response(server: GatewayHarness, id: str) -> dict[str, Any]:
     """Return a response once it has ended."""
     while True:
         result = httpx.get(f"{server.address}/v1/responses/{id}").json()
@@ -78,7 +78,7 @@ def response(server: Server, id: str) -> dict[str, Any]:
 
 def test_responses_survive_a_restart(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"))
-    with Server(*arguments) as server:
+    with GatewayHarness(*arguments) as server:
         first = respond(server)
         second = respond(server, previous_response_id=first["id"])
         begun = [respond(server, background=True, max_output_tokens=tokens) for tokens in (4, 2000)]
@@ -87,7 +87,7 @@ def test_responses_survive_a_restart(tiny: Path, tmp_path: Path) -> None:
         with httpx.stream("GET", f"{server.address}/v1/responses/{shown['id']}?stream=true") as stream:
             next(line for line in stream.iter_lines() if "output_text.delta" in line)
         server.process.kill()
-    with Server(*arguments) as server:
+    with GatewayHarness(*arguments) as server:
         assert httpx.get(f"{server.address}/v1/responses/{second['id']}").json() == second
         third = respond(server, previous_response_id=second["id"])
         assert third["usage"]["input_tokens"] > second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
@@ -110,16 +110,16 @@ def test_responses_survive_a_restart(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_background_response_continues_after_a_restart(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"), "--drain", "0")
-    with Server(*arguments) as server:
+    with GatewayHarness(*arguments) as server:
         begun = respond(server, background=True, max_output_tokens=2000)
         assert server.stop() == 0
-    with Server(*arguments) as server:
+    with GatewayHarness(*arguments) as server:
         assert response(server, begun["id"])["usage"]["output_tokens"] == 2000
 
 
 def test_a_full_disk_is_reported_and_no_accepted_work_is_lost(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(tiny), "--journal", str(tmp_path / "j"))
-    with Server(*arguments) as server:
+    with GatewayHarness(*arguments) as server:
         assert defer(server, "before").status_code == 200
         assert wait(server, "before")["state"] == "ready"
         process = psutil.Process(server.process.pid)
@@ -145,7 +145,7 @@ def test_a_full_disk_is_reported_and_no_accepted_work_is_lost(tiny: Path, tmp_pa
         assert wait(server, "after")["state"] == "ready"
         assert any("journal" in line and "cannot be written" in line for line in server.log)
         server.process.kill()
-    with Server(*arguments) as server:
+    with GatewayHarness(*arguments) as server:
         assert wait(server, "before")["state"] == wait(server, "after")["state"] == "ready"
 
 
@@ -171,7 +171,7 @@ def test_a_journal_of_an_older_version_is_read(tmp_path: Path) -> None:
         "two": "2, another",
         "colours": "One is 1, , another is 2, another.",
     }
-    with Server("--kv-tokens", "8192", "--journal", str(journal), "--response-ttl", "1e9") as server:
+    with GatewayHarness("--kv-tokens", "8192", "--journal", str(journal), "--response-ttl", "1e9") as server:
         session = f"{server.address}/v1/sessions/before"
         assert httpx.get(session).json()["metadata"] == {"k": "v"}
         for name, value in values.items():

@@ -8,10 +8,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.checkpoints import write_tiny_llama
-from tests.server import EngineProgram, Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.engine_harness import EngineHarness
+from tests.fakes.gateway_harness import GatewayHarness
 
-TOKEN = {"MYNA_ENGINE_TOKEN": EngineProgram.TOKEN}
+pytestmark = pytest.mark.waits
+
+TOKEN = {"MYNA_ENGINE_TOKEN": EngineHarness.TOKEN}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +42,9 @@ async def ask(http: aiohttp.ClientSession, content: str, session: str | None = N
 
 async def test_answers_and_graphs_are_those_of_an_embedded_engine(options: tuple[str, ...]) -> None:
     answers = []
-    with EngineProgram(*options) as elsewhere:
+    with EngineHarness(*options) as elsewhere:
         for chosen in (("--engine", f"myna={elsewhere.address}"), options):
-            with Server(*chosen, env=TOKEN) as server:
+            with GatewayHarness(*chosen, env=TOKEN) as server:
                 async with aiohttp.ClientSession(server.address) as http:
                     plain = await ask(http, "say something")
                     await ask(http, "one two", "s", output="first", defer=True)
@@ -55,10 +58,10 @@ async def test_answers_and_graphs_are_those_of_an_embedded_engine(options: tuple
 @pytest.mark.slow
 async def test_another_engine_takes_over_the_work_of_a_lost_one(options: tuple[str, ...]) -> None:
     # one engine is killed in the middle of a graph, and the other runs the remaining calls
-    first = EngineProgram(*options)
-    with EngineProgram(*options) as second:
+    first = EngineHarness(*options)
+    with EngineHarness(*options) as second:
         chosen = [part for engine in (first, second) for part in ("--engine", f"myna={engine.address}")]
-        with Server(*chosen, env=TOKEN) as server:
+        with GatewayHarness(*chosen, env=TOKEN) as server:
             async with aiohttp.ClientSession(server.address) as http:
                 alone = [await ask(http, f"number {index}") for index in range(6)]
                 for index in range(6):
@@ -80,13 +83,13 @@ async def _value(http: aiohttp.ClientSession, path: str) -> Any:
 
 async def test_engines_of_different_models_serve_both(options: tuple[str, ...], tmp_path: Path) -> None:
     other = write_tiny_llama(tmp_path / "another")
-    with EngineProgram(*options) as first, EngineProgram("--model", str(other), "--kv-tokens", "1024") as second:
+    with EngineHarness(*options) as first, EngineHarness("--model", str(other), "--kv-tokens", "1024") as second:
         chosen = ("--engine", f"myna={first.address}", "--engine", f"myna={second.address}")
-        with Server(*chosen, env=TOKEN) as server:
+        with GatewayHarness(*chosen, env=TOKEN) as server:
             async with aiohttp.ClientSession(server.address) as http, http.get("/v1/models") as response:
                 assert [model["id"] for model in (await response.json())["data"]] == ["tiny", "another"]
 
 
 def test_the_error_names_an_unreachable_engine(options: tuple[str, ...]) -> None:
     with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:1 cannot be reached"):
-        Server("--engine", "myna=tcp://127.0.0.1:1", "--engine-wait", "0.5", env=TOKEN)
+        GatewayHarness("--engine", "myna=tcp://127.0.0.1:1", "--engine-wait", "0.5", env=TOKEN)

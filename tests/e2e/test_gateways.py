@@ -19,9 +19,9 @@ import pytest
 import trustme
 
 from bench.chaos import chaos
-from tests.checkpoints import write_tiny_llama
-from tests.postgres import PostgresServer, running
-from tests.server import Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
+from tests.fakes.postgres_server import PostgresServer, running_postgres
 
 pytestmark = pytest.mark.waits
 
@@ -43,16 +43,16 @@ class GatewayPair:
     def __init__(self, postgres: PostgresServer, tiny: Path, *options: str) -> None:
         self.journal = postgres.database()
         self._arguments = ("--model", str(tiny), "--kv-tokens", "32768", "--journal", self.journal, *options)
-        self.servers: list[Server] = []
+        self.servers: list[GatewayHarness] = []
         self.http: aiohttp.ClientSession
 
-    def start(self, *options: str) -> Server:
-        server = Server(*self._arguments, *options)
+    def start(self, *options: str) -> GatewayHarness:
+        server = GatewayHarness(*self._arguments, *options)
         self.servers.append(server)
         return server
 
     async def ask(
-        self, gateway: Server, method: str, path: str, body: Any = None, key: str | None = None, **headers: str
+        self, gateway: GatewayHarness, method: str, path: str, body: Any = None, key: str | None = None, **headers: str
     ) -> tuple[int, Any]:
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
@@ -60,14 +60,20 @@ class GatewayPair:
             return response.status, await response.json()
 
     async def defer(
-        self, gateway: Server, session: str, output: str, text: str = "Hi", transform: Any = None, **options: Any
+        self,
+        gateway: GatewayHarness,
+        session: str,
+        output: str,
+        text: str = "Hi",
+        transform: Any = None,
+        **options: Any,
     ) -> tuple[int, Any]:
         options = {"max_tokens": 4, "temperature": 0, **options}
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **options}
         body["semantic"] = {"output": output, "defer": True, "transform": transform}
         return await self.ask(gateway, "POST", "/chat/completions", body, **{"X-Session-Id": session})
 
-    async def value(self, gateway: Server, session: str, name: str) -> Any:
+    async def value(self, gateway: GatewayHarness, session: str, name: str) -> Any:
         status, variable = await self.ask(gateway, "GET", f"/sessions/{session}/variables/{name}?wait=true&timeout=60")
         assert status == 200, variable
         return variable
@@ -463,7 +469,7 @@ async def test_gateways_that_reach_the_database_but_not_each_other(postgres: Pos
 
 
 async def test_gateways_survive_an_unavailable_database(tiny: Path) -> None:
-    with running() as database:
+    with running_postgres() as database:
         pair = GatewayPair(database, tiny, "--lease", "3")
         async with aiohttp.ClientSession() as pair.http:
             try:

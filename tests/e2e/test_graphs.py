@@ -7,8 +7,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.e2e.api import SessionClient, content
-from tests.server import MODEL, Server
+from tests.e2e.session_client import SessionClient, content
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 
 def chat(text: str, output: str | None = None, **semantic: Any) -> dict[str, Any]:
@@ -164,7 +164,7 @@ async def complete(http: aiohttp.ClientSession, **body: Any) -> Any:
 
 
 @pytest.mark.usefixtures("batch_invariant")
-async def test_completions(server: Server, api: SessionClient) -> None:
+async def test_completions(server: GatewayHarness, api: SessionClient) -> None:
     client = api.openai
     text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     plain = await client.completions.create(model=MODEL, prompt=text, max_tokens=12, temperature=0)

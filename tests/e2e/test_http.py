@@ -17,8 +17,8 @@ import psutil
 import pytest
 import trustme
 
-from tests.checkpoints import write_tiny_llama
-from tests.server import MODEL, Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 pytestmark = pytest.mark.waits
 
@@ -32,12 +32,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def http(server: Server) -> Iterator[httpx.Client]:
+def http(server: GatewayHarness) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.address, timeout=60) as http:
         yield http
 
 
-def raw(server: Server, *, buffer: int | None = None) -> socket.socket:
+def raw(server: GatewayHarness, *, buffer: int | None = None) -> socket.socket:
     """Open a socket to the server, without a client library."""
     connection = socket.socket()
     if buffer is not None:
@@ -111,7 +111,7 @@ def test_valid_request_ids_are_returned(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\x00", b"\r", b"\r\n x", b"\x0b"])
-def test_headers_cannot_be_injected(server: Server, end: bytes) -> None:
+def test_headers_cannot_be_injected(server: GatewayHarness, end: bytes) -> None:
     with raw(server) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nx-request-id: a" + end + b"Evil: b\r\n\r\n")
         answer = connection.recv(65536)
@@ -121,12 +121,12 @@ def test_headers_cannot_be_injected(server: Server, end: bytes) -> None:
 
 
 def test_a_key_may_be_any_bytes(tiny: Path) -> None:
-    with Server("--model", str(tiny), "--api-key", "secret") as server, raw(server) as connection:
+    with GatewayHarness("--model", str(tiny), "--api-key", "secret") as server, raw(server) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xe9\xff\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 401")
 
 
-def test_one_connection_serves_many_requests(server: Server) -> None:
+def test_one_connection_serves_many_requests(server: GatewayHarness) -> None:
     request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     with raw(server) as connection:
         for _ in range(3):
@@ -151,7 +151,7 @@ def test_cross_origin_requests_are_not_allowed_by_default(http: httpx.Client) ->
 
 def test_pages_of_allowed_origins_may_send_requests(tiny: Path) -> None:
     flags = ["--cors-origin", PAGE, "--cors-origin", "http://localhost:3000", "--api-key", "secret"]
-    with Server("--model", str(tiny), *flags) as server, httpx.Client(base_url=server.address) as http:
+    with GatewayHarness("--model", str(tiny), *flags) as server, httpx.Client(base_url=server.address) as http:
         asking = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
         before = http.options(
             "/v1/chat/completions", headers={**asking, "Access-Control-Request-Headers": "authorization,x-session-id"}
@@ -177,7 +177,7 @@ def test_pages_of_allowed_origins_may_send_requests(tiny: Path) -> None:
 
 def test_an_invalid_origin_is_refused(tiny: Path) -> None:
     with pytest.raises(RuntimeError, match="is not an origin"):
-        Server("--model", str(tiny), "--cors-origin", "https://page.example/path")
+        GatewayHarness("--model", str(tiny), "--cors-origin", "https://page.example/path")
 
 
 # sockets
@@ -185,7 +185,7 @@ def test_an_invalid_origin_is_refused(tiny: Path) -> None:
 
 def test_a_unix_socket(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with Server("--model", str(tiny), "--uds", str(path)) as server:
+    with GatewayHarness("--model", str(tiny), "--uds", str(path)) as server:
         assert server.address == f"unix:{path}"
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://myna") as http:
             model = http.get("/v1/models").json()["data"][0]["id"]
@@ -193,7 +193,7 @@ def test_a_unix_socket(tiny: Path, tmp_path: Path) -> None:
             assert answer.json()["usage"]["completion_tokens"] == 2
     assert not path.exists()
     with pytest.raises(RuntimeError, match="cannot listen on"):
-        Server("--model", str(tiny), "--uds", str(tmp_path / "no" / "socket"))
+        GatewayHarness("--model", str(tiny), "--uds", str(tmp_path / "no" / "socket"))
 
 
 def test_tls(tiny: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_tls(tiny: Path, tmp_path: Path) -> None:
     certificate.private_key_pem.write_to_path(str(key))
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
-    with Server("--model", str(tiny), "--tls-cert", str(chain), "--tls-key", str(key)) as server:
+    with GatewayHarness("--model", str(tiny), "--tls-cert", str(chain), "--tls-key", str(key)) as server:
         assert server.address.startswith("https://")
         with httpx.Client(base_url=server.address, verify=trust) as http:
             assert http.get("/health/ready").status_code == 200
@@ -212,13 +212,13 @@ def test_tls(tiny: Path, tmp_path: Path) -> None:
             httpx.get(server.address.replace("https", "http") + "/health")
     for flags in (["--tls-cert", str(key)], ["--tls-cert", str(tmp_path / "none.pem")], ["--tls-key", str(key)]):
         with pytest.raises(RuntimeError, match=r"certificate|tls_cert"):
-            Server("--model", str(tiny), *flags)
+            GatewayHarness("--model", str(tiny), *flags)
 
 
 # slow clients and many clients
 
 
-def test_a_client_that_does_not_read_does_not_delay_others(server: Server, http: httpx.Client) -> None:
+def test_a_client_that_does_not_read_does_not_delay_others(server: GatewayHarness, http: httpx.Client) -> None:
     session = "slow-reader"
     body = {**CHAT, "stream": True, "max_tokens": 800, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
     content = json.dumps(body).encode()
@@ -249,7 +249,7 @@ async def test_ten_thousand_idle_connections(tiny: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     writers: list[asyncio.StreamWriter] = []
     try:
-        with Server("--model", str(tiny)) as server:
+        with GatewayHarness("--model", str(tiny)) as server:
             process = psutil.Process(server.process.pid)
             before = process.memory_info().rss
             address = urlsplit(server.address)
@@ -273,7 +273,7 @@ async def test_ten_thousand_idle_connections(tiny: Path) -> None:
 # clients that close their sending half
 
 
-def half_closed(server: Server, body: dict[str, Any], *, version: str = "1.1", cut: int = 0) -> bytes:
+def half_closed(server: GatewayHarness, body: dict[str, Any], *, version: str = "1.1", cut: int = 0) -> bytes:
     """Return what a client receives that closes its sending half after the request, or `cut` bytes before its end."""
     content = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -294,7 +294,7 @@ def final(answer: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("more", [{}, {"max_tokens": 40, "ignore_eos": True}, {"model": "none"}])
-def test_a_client_that_closes_its_sending_half_gets_its_answer(server: Server, more: dict[str, Any]) -> None:
+def test_a_client_that_closes_its_sending_half_gets_its_answer(server: GatewayHarness, more: dict[str, Any]) -> None:
     answer = final(half_closed(server, CHAT | more))
     head, _, content = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 404" if "model" in more else b"HTTP/1.1 200")
@@ -302,7 +302,7 @@ def test_a_client_that_closes_its_sending_half_gets_its_answer(server: Server, m
     assert "model" in more or result["usage"]["completion_tokens"] == (more or CHAT)["max_tokens"]
 
 
-def test_a_client_that_closes_its_sending_half_gets_its_stream(server: Server) -> None:
+def test_a_client_that_closes_its_sending_half_gets_its_stream(server: GatewayHarness) -> None:
     answer = final(half_closed(server, CHAT | {"stream": True, "max_tokens": 20, "ignore_eos": True}))
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"data: [DONE]" in answer
@@ -310,12 +310,12 @@ def test_a_client_that_closes_its_sending_half_gets_its_stream(server: Server) -
 
 @pytest.mark.parametrize("how", [{"version": "1.0"}, {"cut": 5}])
 def test_half_closed_clients_that_look_like_disconnected_ones_get_no_answer(
-    server: Server, how: dict[str, Any]
+    server: GatewayHarness, how: dict[str, Any]
 ) -> None:
     assert half_closed(server, CHAT, **how) == b"", "no interim answers in HTTP/1.0, and half a body is no request"
 
 
-def test_interim_answers_repeat_at_growing_intervals(server: Server) -> None:
+def test_interim_answers_repeat_at_growing_intervals(server: GatewayHarness) -> None:
     answer = half_closed(server, CHAT | {"max_tokens": 100, "ignore_eos": True})
     interim = answer.count(b"HTTP/1.1 102 Processing\r\n\r\n")
     assert 2 <= interim <= 12, "the interval doubles"

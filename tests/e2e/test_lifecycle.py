@@ -22,8 +22,8 @@ import pytest
 
 from gateway.simulator.simulation import Scenario, simulate
 from gateway.simulator.trace import read_applications
-from tests.checkpoints import write_tiny_llama
-from tests.server import Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
 
 pytestmark = pytest.mark.waits
 
@@ -38,8 +38,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small(tiny: Path) -> Iterator[Server]:
-    with Server("--model", str(tiny), "--kv-tokens", "65536") as server:
+def small(tiny: Path) -> Iterator[GatewayHarness]:
+    with GatewayHarness("--model", str(tiny), "--kv-tokens", "65536") as server:
         yield server
 
 
@@ -51,7 +51,7 @@ def gone(process: psutil.Process) -> bool:
     return True
 
 
-def start_long_answer(server: Server, **options: Any) -> tuple[threading.Thread, list[Any]]:
+def start_long_answer(server: GatewayHarness, **options: Any) -> tuple[threading.Thread, list[Any]]:
     """Start a thread that reads a long answer. Return it, and a list that receives the chunks or the error."""
     got: list[Any] = []
 
@@ -73,7 +73,7 @@ def start_long_answer(server: Server, **options: Any) -> tuple[threading.Thread,
     return thread, got
 
 
-def test_the_start_line_shows_the_chosen_configuration(small: Server) -> None:
+def test_the_start_line_shows_the_chosen_configuration(small: GatewayHarness) -> None:
     assert re.fullmatch(
         r"myna serves tiny \(\d+M parameters, bfloat16, window 32768\) on cpu with \d+ threads, "
         r"kernels: \S.*, KV 65536 tokens, at http://127\.0\.0\.1:\d+/v1 \(ready in [\d.]+ s\)\n",
@@ -84,7 +84,7 @@ def test_the_start_line_shows_the_chosen_configuration(small: Server) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_running_answers_finish_before_the_server_stops(small: Server, number: signal.Signals) -> None:
+def test_running_answers_finish_before_the_server_stops(small: GatewayHarness, number: signal.Signals) -> None:
     engines = small.engine_processes()
     thread, got = start_long_answer(small, max_tokens=600)
     small.process.send_signal(number)
@@ -95,7 +95,7 @@ def test_running_answers_finish_before_the_server_stops(small: Server, number: s
 
 
 def test_a_stopping_server_refuses_new_work_and_stops_in_time(tiny: Path) -> None:
-    with Server("--model", str(tiny), "--kv-tokens", "65536", "--drain", "2") as server:
+    with GatewayHarness("--model", str(tiny), "--kv-tokens", "65536", "--drain", "2") as server:
         engines = server.engine_processes()
         thread, got = start_long_answer(server)
         server.process.send_signal(signal.SIGTERM)
@@ -131,7 +131,7 @@ force_exit_after(0.2)
     assert "in sleep" in ended.stderr or "File" in ended.stderr, "the log shows where it hangs"
 
 
-def test_the_metrics_show_how_many_kv_blocks_requests_hold(small: Server) -> None:
+def test_the_metrics_show_how_many_kv_blocks_requests_hold(small: GatewayHarness) -> None:
     def blocks(name: str) -> float:
         text = httpx.get(f"{small.address}/metrics").text
         (value,) = re.findall(rf"^{name}\{{engine=\"[^\"]+\"\}} (\S+)$", text, re.MULTILINE)
@@ -148,7 +148,7 @@ def test_the_metrics_show_how_many_kv_blocks_requests_hold(small: Server) -> Non
         assert time.monotonic() < deadline
 
 
-def test_no_engine_outlives_a_killed_gateway(small: Server) -> None:
+def test_no_engine_outlives_a_killed_gateway(small: GatewayHarness) -> None:
     engines = small.engine_processes()
     assert len(engines) == 1
     thread, _ = start_long_answer(small)
@@ -157,7 +157,7 @@ def test_no_engine_outlives_a_killed_gateway(small: Server) -> None:
     thread.join(10)
 
 
-def test_a_dead_engine_is_restarted_and_its_calls_run_again(small: Server) -> None:
+def test_a_dead_engine_is_restarted_and_its_calls_run_again(small: GatewayHarness) -> None:
     # a call whose tokens were sent to a client fails; other calls run again, with the same answer
     (engine,) = small.engine_processes()
     exact: Any = {"max_tokens": 2500, "temperature": 0, "extra_body": {"ignore_eos": True}}
@@ -184,7 +184,7 @@ def test_a_dead_engine_is_restarted_and_its_calls_run_again(small: Server) -> No
 
 
 def test_another_engine_runs_the_calls_of_a_dead_one(tiny: Path) -> None:
-    with Server("--model", str(tiny), "--kv-tokens", "65536", "--engines", "2") as server:
+    with GatewayHarness("--model", str(tiny), "--kv-tokens", "65536", "--engines", "2") as server:
         assert "on 2 engines, each cpu with" in server.started
         first, second = server.engine_processes()
         names = [f"v{index}" for index in range(12)]
@@ -211,7 +211,7 @@ def test_another_engine_runs_the_calls_of_a_dead_one(tiny: Path) -> None:
 
 
 def test_a_hanging_engine_is_replaced_and_its_calls_run_again(tiny: Path) -> None:
-    with Server("--model", str(tiny), "--engine-timeout", "1.5") as server:
+    with GatewayHarness("--model", str(tiny), "--engine-timeout", "1.5") as server:
         (engine,) = server.engine_processes()
         engine.suspend()
         answer = server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5)
@@ -222,7 +222,7 @@ def test_a_hanging_engine_is_replaced_and_its_calls_run_again(tiny: Path) -> Non
 
 
 def test_an_idle_engine_is_not_replaced(tiny: Path) -> None:
-    with Server("--model", str(tiny), "--engine-timeout", "0.4") as server:
+    with GatewayHarness("--model", str(tiny), "--engine-timeout", "0.4") as server:
         (engine,) = server.engine_processes()
         for _ in range(3):
             server.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2)
@@ -232,7 +232,7 @@ def test_an_idle_engine_is_not_replaced(tiny: Path) -> None:
 
 def test_calls_are_recorded_without_their_texts(tiny: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
-    with Server("--model", str(tiny), "--record", str(trace), "--journal", "memory") as server:
+    with GatewayHarness("--model", str(tiny), "--record", str(trace), "--journal", "memory") as server:
         graph = {
             "calls": [
                 {"model": "tiny", "messages": MESSAGES, "max_tokens": 5, "semantic": {"output": "first"}},
@@ -261,13 +261,13 @@ def test_calls_are_recorded_without_their_texts(tiny: Path, tmp_path: Path) -> N
     (outcome,) = simulate(Scenario(trace=trace), ["myna"])
     assert outcome.calls == 3
     with pytest.raises(RuntimeError, match=r"cannot write .*Is a directory"):
-        Server("--model", str(tiny), "--record", str(tmp_path))
+        GatewayHarness("--model", str(tiny), "--record", str(tmp_path))
 
 
 def test_keys_are_required_and_isolate_sessions(tiny: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("second\n")
-    with Server("--model", str(tiny), "--api-key", "first", "--api-key-file", str(keys)) as server:
+    with GatewayHarness("--model", str(tiny), "--api-key", "first", "--api-key-file", str(keys)) as server:
         for wrong in ("none", "first2"):
             with pytest.raises(openai.AuthenticationError):
                 server.client(api_key=wrong).models.list()
@@ -313,7 +313,7 @@ def test_keys_are_required_and_isolate_sessions(tiny: Path, tmp_path: Path) -> N
 
 
 def test_the_number_of_unfinished_calls_is_limited(tiny: Path) -> None:
-    with Server("--model", str(tiny), "--max-calls", "1", "--kv-tokens", "65536") as server:
+    with GatewayHarness("--model", str(tiny), "--max-calls", "1", "--kv-tokens", "65536") as server:
         begun, fresh = (server.client(default_headers={"X-Session-Id": name}) for name in ("begun", "fresh"))
         begun.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1)
         thread, got = start_long_answer(server, max_tokens=3000)
@@ -332,7 +332,7 @@ def test_the_number_of_unfinished_calls_is_limited(tiny: Path) -> None:
 
 
 def test_sessions_expire(tiny: Path) -> None:
-    with Server("--model", str(tiny), "--session-ttl", "0.5") as server:
+    with GatewayHarness("--model", str(tiny), "--session-ttl", "0.5") as server:
         assert httpx.post(f"{server.address}/v1/sessions", json={"id": "brief"}).status_code == 201
         inside, outside = (respond(server, headers=headers) for headers in ({"X-Session-Id": "brief"}, {}))
         deadline = time.monotonic() + 20
@@ -346,7 +346,7 @@ def test_sessions_expire(tiny: Path) -> None:
         assert [httpx.get(response).status_code for response in (inside, outside)] == [404, 200]
 
 
-def respond(server: Server, **options: Any) -> str:
+def respond(server: GatewayHarness, **options: Any) -> str:
     """Return the path of a new response."""
     body = {"model": "tiny", "input": "Hi", "max_output_tokens": 2}
     answer = httpx.post(f"{server.address}/v1/responses", json=body, **options)
@@ -355,7 +355,7 @@ def respond(server: Server, **options: Any) -> str:
 
 
 def test_responses_expire(tiny: Path) -> None:
-    with Server("--model", str(tiny), "--response-ttl", "0.5") as server:
+    with GatewayHarness("--model", str(tiny), "--response-ttl", "0.5") as server:
         response = respond(server)
         deadline = time.monotonic() + 20
         while httpx.get(response).status_code == 200 and time.monotonic() < deadline:
@@ -365,7 +365,7 @@ def test_responses_expire(tiny: Path) -> None:
 
 def test_an_unavailable_model_stops_the_start_with_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"myna: .* has no config\.json"):
-        Server("--model", str(tmp_path))
+        GatewayHarness("--model", str(tmp_path))
 
 
 def _without_tokenizer(folder: Path) -> None:
@@ -416,7 +416,7 @@ def test_a_broken_model_stops_the_start_with_a_one_line_error(
 def test_an_ignored_hangup_does_not_stop_the_server(tiny: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does for its child processes
     try:
-        with Server("--model", str(tiny)) as server:
+        with GatewayHarness("--model", str(tiny)) as server:
             server.process.send_signal(signal.SIGHUP)
             for _ in range(3):
                 assert httpx.get(f"{server.address}/health/ready").status_code == 200
@@ -426,10 +426,10 @@ def test_an_ignored_hangup_does_not_stop_the_server(tiny: Path) -> None:
 
 def test_a_port_in_use_stops_the_start_with_a_one_line_error(tiny: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError, match="cannot listen on"):
-        Server("--model", str(tiny), "--port", str(taken.getsockname()[1]))
+        GatewayHarness("--model", str(tiny), "--port", str(taken.getsockname()[1]))
 
 
-def test_an_idle_server_uses_no_cpu(small: Server) -> None:
+def test_an_idle_server_uses_no_cpu(small: GatewayHarness) -> None:
     small.client().chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=2)
     everyone = [psutil.Process(small.process.pid), *small.engine_processes()]
 
@@ -447,8 +447,9 @@ def test_an_idle_server_uses_no_cpu(small: Server) -> None:
 
 async def test_the_command_works_from_any_folder(tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("myna")
+    arguments = [str(command), "serve", "--help"]
     done = await asyncio.to_thread(
-        subprocess.run, [str(command), "serve", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+        subprocess.run, arguments, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
     )
     assert "--kv-tokens" in done.stdout
 
@@ -457,7 +458,7 @@ def test_every_limit_of_a_session_has_a_setting_and_an_error(tiny: Path) -> None
     settings = {"calls": 5, "variables": 5, "bytes": 30_000, "edges": 1}
     flags = [text for name, limit in settings.items() for text in (f"--max-session-{name}", str(limit))]
     flags += ["--max-key-sessions", "3", "--max-depth", "2", "--max-waiters", "1", "--max-value-bytes", "1000"]
-    with Server("--model", str(tiny), *flags) as server, httpx.Client(base_url=f"{server.address}/v1") as http:
+    with GatewayHarness("--model", str(tiny), *flags) as server, httpx.Client(base_url=f"{server.address}/v1") as http:
 
         def defer(session: str, text: str, output: str) -> httpx.Response:
             semantic = {"session": session, "output": output, "defer": True}

@@ -10,7 +10,7 @@ from openai import OpenAI
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from pydantic import BaseModel
 
-from tests.server import MODEL, Server
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 WEATHER: Any = {
     "type": "function",
@@ -48,7 +48,7 @@ class Sum(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> OpenAI:
+def client(server: GatewayHarness) -> OpenAI:
     return server.client()
 
 
@@ -136,7 +136,7 @@ def test_completions_of_many_prompts(client: OpenAI) -> None:
     assert both.usage.prompt_tokens == sum(answer.usage.prompt_tokens for answer in alone if answer.usage)
 
 
-def test_a_prompt_of_tokens_gets_the_answer_of_its_text(client: OpenAI, server: Server) -> None:
+def test_a_prompt_of_tokens_gets_the_answer_of_its_text(client: OpenAI, server: GatewayHarness) -> None:
     tokens = post(server, "/tokenize", {"prompt": "The sky is"})["tokens"]
     options: Any = {"model": MODEL, "max_tokens": 6, "temperature": 0}
     by_text = client.completions.create(prompt="The sky is", **options)
@@ -293,7 +293,7 @@ def test_unsupported_fields_are_refused_with_the_reason(client: OpenAI) -> None:
 # prompts
 
 
-def post(server: Server, path: str, body: Any, status: int = 200) -> Any:
+def post(server: GatewayHarness, path: str, body: Any, status: int = 200) -> Any:
     import httpx2 as httpx
 
     response = httpx.post(f"{server.address}{path}", json=body)
@@ -301,7 +301,7 @@ def post(server: Server, path: str, body: Any, status: int = 200) -> Any:
     return response.json()
 
 
-def test_tokens_of_texts_and_conversations(server: Server) -> None:
+def test_tokens_of_texts_and_conversations(server: GatewayHarness) -> None:
     text = "Rivers, bread & 7 bridges <|im_end|>"
     result = post(server, "/tokenize", {"prompt": text, "return_token_strs": True})
     assert result["count"] == len(result["tokens"]) == len(result["token_strs"])
@@ -327,7 +327,7 @@ def test_tokens_of_texts_and_conversations(server: Server) -> None:
     assert "no embeddings" in post(server, "/v1/embeddings", {"input": "a"}, 400)["error"]["message"]
 
 
-def test_the_answer_can_continue_the_last_message(client: OpenAI, server: Server) -> None:
+def test_the_answer_can_continue_the_last_message(client: OpenAI, server: GatewayHarness) -> None:
     messages = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two, "}]
     options = {"continue_final_message": True, "add_generation_prompt": False}
     tokens = post(server, "/tokenize", {"messages": messages, **options})["tokens"]
@@ -462,7 +462,7 @@ def test_objects_of_the_packages_helpers_can_be_sent_back(client: OpenAI) -> Non
     assert form.choices[0].message.parsed is not None
 
 
-def test_invalid_arguments_appear_in_the_prompt_as_text(client: OpenAI, server: Server) -> None:
+def test_invalid_arguments_appear_in_the_prompt_as_text(client: OpenAI, server: GatewayHarness) -> None:
     for arguments_, shown in (('{"ci', '"{\\"ci"'), ("[1]", '"[1]"'), ("", "{}"), ('{"a": 1}', '{"a": 1}')):
         called = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments_}}
         messages: Any = [
@@ -495,7 +495,7 @@ def test_references_within_a_schema_of_arguments_are_enforced(client: OpenAI) ->
         )
 
 
-def test_results_of_tools_appear_in_the_prompt(client: OpenAI, server: Server) -> None:
+def test_results_of_tools_appear_in_the_prompt(client: OpenAI, server: GatewayHarness) -> None:
     conversation: Any = [
         {"role": "user", "content": "Weather in Rome?"},
         {

@@ -21,21 +21,21 @@ from gateway.engines.pool import EnginePool
 from gateway.graph.events import NullSink
 from gateway.http.openapi import PATH, document
 from gateway.responses import MemoryDatabase, SqliteResponseStore
-from tests.checkpoints import write_tiny_llama
-from tests.server import Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
 
 CHECKS = [content_type_conformance, not_a_server_error, response_schema_conformance, status_code_conformance]
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayHarness]:
     tiny = write_tiny_llama(tmp_path_factory.mktemp("tiny"), window=96)
-    with Server("--model", str(tiny), "--parrot-api", "--journal", "memory", "--max-wait", "1") as server:
+    with GatewayHarness("--model", str(tiny), "--parrot-api", "--journal", "memory", "--max-wait", "1") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def model(small: Server) -> str:
+def model(small: GatewayHarness) -> str:
     return str(httpx.get(f"{small.address}/v1/models").json()["data"][0]["id"])
 
 
@@ -52,7 +52,7 @@ def operations() -> list[Any]:
 
 
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.label)
-def test_answers_are_as_described(operation: Any, small: Server, model: str) -> None:
+def test_answers_are_as_described(operation: Any, small: GatewayHarness, model: str) -> None:
     # bodies get an existing model and a small length, so that the other fields are tested
 
     with httpx.Client(base_url=f"{small.address}/v1") as http:  # generated ids may be those of sessions with events
@@ -73,7 +73,7 @@ def test_answers_are_as_described(operation: Any, small: Server, model: str) -> 
     check()
 
 
-def test_the_document_is_complete(small: Server) -> None:
+def test_the_document_is_complete(small: GatewayHarness) -> None:
     described = httpx.get(f"{small.address}/openapi.json").json()
     assert described["openapi"].startswith("3.1")
     chat = described["paths"]["/v1/chat/completions"]["post"]

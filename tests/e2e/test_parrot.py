@@ -9,8 +9,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from tests.checkpoints import write_tiny_llama
-from tests.server import MODEL, Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "max_gen_length": 8}
 
@@ -84,19 +84,19 @@ def var(name: str, id: str, *, is_output: bool = False) -> dict[str, Any]:
 
 
 @pytest.fixture
-def program(server: Server) -> Iterator[ParrotClient]:
+def program(server: GatewayHarness) -> Iterator[ParrotClient]:
     program = ParrotClient(server.address)
     yield program
     program.ask("DELETE", f"/session/{program.id}", {"session_auth": program.auth})
     program.http.close()
 
 
-def completion(server: Server, prompt: str) -> str:
+def completion(server: GatewayHarness, prompt: str) -> str:
     answer = server.client().completions.create(model=MODEL, prompt=prompt, max_tokens=8, temperature=0)
     return answer.choices[0].text
 
 
-def test_a_chain_runs_when_a_client_requests_its_output(server: Server, program: ParrotClient) -> None:
+def test_a_chain_runs_when_a_client_requests_its_output(server: GatewayHarness, program: ParrotClient) -> None:
     first = program.call("The capital of {{land}} is{{city}} and more", value("land", "France"), output("city"))
     second = program.call("About{{city}}: it is{{said}}", var("city", first["city"]), output("said"))
     other = program.call("Never asked{{x}}", output("x"))
@@ -110,7 +110,7 @@ def test_a_chain_runs_when_a_client_requests_its_output(server: Server, program:
     assert states[first["land"]] == "ready"
 
 
-def test_a_template_may_have_several_outputs(server: Server, program: ParrotClient) -> None:
+def test_a_template_may_have_several_outputs(server: GatewayHarness, program: ParrotClient) -> None:
     made = program.call("One, two,{{a}} Then{{b}} because{{a}} of", output("a"), output("b"), remove_pure_fill=False)
     a = completion(server, "One, two,")
     assert program.get(made["b"]) == completion(server, f"One, two,{a} Then")
@@ -130,7 +130,7 @@ def test_the_answer_lists_every_placeholder(program: ParrotClient) -> None:
     assert program.get(answer_body[0]["var_id"]) == '{"a":1}'
 
 
-def test_a_registered_variable_is_set_or_generated(server: Server, program: ParrotClient) -> None:
+def test_a_registered_variable_is_set_or_generated(server: GatewayHarness, program: ParrotClient) -> None:
     topic, made = program.register("the topic"), program.register("made")
     call = program.call("On{{t}}:{{o}}", var("t", topic), var("o", made, is_output=True) | {"sampling_config": GREEDY})
     assert call == {"t": topic, "o": made}
@@ -210,7 +210,7 @@ def test_invalid_calls_are_refused(
     assert program.listed() == {}, "no variable was created"
 
 
-def test_unknown_sessions_and_variables_get_an_error(server: Server, program: ParrotClient) -> None:
+def test_unknown_sessions_and_variables_get_an_error(server: GatewayHarness, program: ParrotClient) -> None:
     assert program.refused("{{a}}", output("a"), models=["gpt-9"])[0] == 404
     assert program.refused("{{b}}{{a}}", var("b", "nothing"), output("a"))[0] == 404
     assert program.error("GET", "/semantic_var/nothing", {**program.proof, "criteria": "latency"})[0] == 404
@@ -255,7 +255,7 @@ def test_a_failure_is_reported_to_clients_of_dependent_variables(program: Parrot
     assert "8192" in error
 
 
-def test_a_deleted_session_is_gone(server: Server, program: ParrotClient) -> None:
+def test_a_deleted_session_is_gone(server: GatewayHarness, program: ParrotClient) -> None:
     assert program.send("GET", f"/session/{program.id}", {"session_auth": program.auth})["state"] == "idle"
     made = program.call("Long{{a}}", output("a", max_gen_length=4000, ignore_tokenizer_eos=True))
     found: list[tuple[int, str]] = []
@@ -279,7 +279,7 @@ def test_a_disconnect_does_not_cancel_a_call(program: ParrotClient) -> None:
 
 def test_keys_are_in_the_body_of_the_first_request(tmp_path: Path) -> None:
     tiny = write_tiny_llama(tmp_path, window=256)
-    with Server("--model", str(tiny), "--parrot-api", "--api-key", "first", "--api-key", "second") as server:
+    with GatewayHarness("--model", str(tiny), "--parrot-api", "--api-key", "first", "--api-key", "second") as server:
         with httpx.Client(base_url=f"{server.address}/v1") as http:
             for body in ({}, {"api_key": "third"}):
                 assert http.post("/session", json=body).status_code == 401
@@ -299,5 +299,5 @@ def test_keys_are_in_the_body_of_the_first_request(tmp_path: Path) -> None:
 
 def test_parrots_api_is_disabled_by_default(tmp_path: Path) -> None:
     tiny = write_tiny_llama(tmp_path, window=256)
-    with Server("--model", str(tiny)) as server:
+    with GatewayHarness("--model", str(tiny)) as server:
         assert httpx.post(f"{server.address}/v1/session", json={}).json()["error"]["code"] == "unknown_route"

@@ -8,8 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.checkpoints import write_tiny_llama
-from tests.server import Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.waits]
@@ -46,7 +46,7 @@ async def http(request: pytest.FixtureRequest) -> AsyncIterator[aiohttp.ClientSe
 class RayClient:
     """A client of one session."""
 
-    def __init__(self, http: aiohttp.ClientSession, server: Server, session: str) -> None:
+    def __init__(self, http: aiohttp.ClientSession, server: GatewayHarness, session: str) -> None:
         self._http, self._url, self._session = http, f"{server.address}/v1", session
 
     async def ask(self, content: str, **semantic: Any) -> str:
@@ -87,7 +87,7 @@ async def test_a_restarted_gateway_reconnects_to_its_engines(
 ) -> None:
     answers, there = [], []
     for _ in range(2):
-        server = await asyncio.to_thread(Server, *arguments)
+        server = await asyncio.to_thread(GatewayHarness, *arguments)
         assert "on 2 engines, each cpu with 1 threads" in server.started
         answers.append(await RayClient(http, server, "s").ask("say something"))
         there.append(await asyncio.to_thread(actors, cluster))
@@ -103,7 +103,7 @@ async def test_a_restarted_gateway_reconnects_to_its_engines(
 async def test_another_node_takes_over_the_work_of_a_dead_one(
     cluster: Any, arguments: tuple[str, ...], http: aiohttp.ClientSession
 ) -> None:
-    server = await asyncio.to_thread(Server, *arguments)
+    server = await asyncio.to_thread(GatewayHarness, *arguments)
     try:
         client = RayClient(http, server, "s")
         alone = [await client.ask(f"number {index}") for index in range(8)]

@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field
 from engine import EngineConfig
 from engine.config import default_cache
 from engine.models.fetch import checkpoint_folder
-from tests.e2e.api import SessionClient
-from tests.server import MODEL, Server
+from tests.e2e.session_client import SessionClient
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 WEATHER: Any = {
     "type": "function",
@@ -34,7 +34,7 @@ class City(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> OpenAI:
+def client(server: GatewayHarness) -> OpenAI:
     return server.client()
 
 
@@ -203,7 +203,7 @@ async def test_a_response_can_run_in_the_background(api: SessionClient) -> None:
 
 
 @pytest.fixture(scope="module")
-def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayHarness]:
     """Yield a server of the default model with a template that supports reasoning."""
     folder = tmp_path_factory.mktemp("models") / "thinking"
     folder.mkdir()
@@ -214,7 +214,7 @@ def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     form_fields["chat_template"] = "{% for m in messages %}{{ m.content }}\n{% endfor %}{# <think></think> #}"
     config.unlink()
     config.write_text(json.dumps(form_fields))
-    with Server("--model", str(folder), "--kv-tokens", "2048", "--journal", "memory") as server:
+    with GatewayHarness("--model", str(folder), "--kv-tokens", "2048", "--journal", "memory") as server:
         yield server
 
 
@@ -224,7 +224,7 @@ QUESTION += "Question: What is 3 + 3?"
 SUM = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"], "additionalProperties": False}
 
 
-def test_reasoning_precedes_a_constrained_answer(thinking: Server) -> None:
+def test_reasoning_precedes_a_constrained_answer(thinking: GatewayHarness) -> None:
     form_fields: Any = {"name": "sum", "schema": SUM, "strict": True}
     with thinking.client() as client:
         answer = client.chat.completions.create(
@@ -270,7 +270,7 @@ def add(a: int, b: int) -> int:
 
 
 @pytest.mark.parametrize("by_id", [False, True])
-def test_langchain_uses_the_responses_api(server: Server, by_id: bool) -> None:
+def test_langchain_uses_the_responses_api(server: GatewayHarness, by_id: bool) -> None:
     options: Any = {"use_responses_api": True, "use_previous_response_id": by_id, "max_completion_tokens": 24}
     model = ChatOpenAI(base_url=f"{server.address}/v1", api_key="none", model=MODEL, temperature=0, **options)
     first = HumanMessage("Add 1 and 2.")

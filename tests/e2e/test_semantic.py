@@ -11,8 +11,8 @@ import pytest
 from openai import AsyncOpenAI
 
 from engine.tokenizer import Tokenizer
-from tests.e2e.api import SessionClient, content
-from tests.server import MODEL, Server
+from tests.e2e.session_client import SessionClient, content
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 
 @pytest.mark.usefixtures("batch_invariant")
@@ -35,7 +35,7 @@ async def test_a_reference_in_the_next_prompt_builds_the_graph(api: SessionClien
     assert producer["completion_tokens"] > 0
 
 
-async def test_a_header_defers_calls_of_an_unchanged_client(server: Server, api: SessionClient) -> None:
+async def test_a_header_defers_calls_of_an_unchanged_client(server: GatewayHarness, api: SessionClient) -> None:
     headers = {"X-Session-Id": api.session, "X-Semantic-Defer": "true"}
     async with AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", default_headers=headers) as client:
         messages: Any = [{"role": "user", "content": "Name a colour."}]
@@ -48,7 +48,7 @@ async def test_a_header_defers_calls_of_an_unchanged_client(server: Server, api:
         assert (await api.variable(name[2:-2]))["state"] == "ready"
 
 
-async def test_a_header_creates_the_session_at_first_use(server: Server, api: SessionClient) -> None:
+async def test_a_header_creates_the_session_at_first_use(server: GatewayHarness, api: SessionClient) -> None:
     fresh = f"{api.session}-fresh"
     assert (await api.call("GET", f"/sessions/{fresh}"))[0] == 404
     messages: Any = [{"role": "user", "content": "Hi"}]
@@ -154,7 +154,7 @@ async def test_invalid_extensions_are_refused(
     assert (await api.graph())["calls"] == []
 
 
-async def test_variables_need_a_session(server: Server) -> None:
+async def test_variables_need_a_session(server: GatewayHarness) -> None:
     client = server.client()
     messages: Any = [{"role": "user", "content": "x"}]
     for semantic in ({"defer": True}, {"output": "a"}, {"inputs": {"a": "x"}}):

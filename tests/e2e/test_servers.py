@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from openai import AsyncOpenAI, RateLimitError
 
-from tests.checkpoints import write_tiny_llama
-from tests.server import Server
-from tests.upstream import ScriptedServer, breaks_off, chunk, refuses, says, stream
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
+from tests.fakes.scripted_server import ScriptedServer, breaks_off, chunk, refuses, says, stream
 
 pytestmark = pytest.mark.waits
 
@@ -21,9 +21,9 @@ ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "o
 
 
 @asynccontextmanager
-async def gateway(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Server]:
+async def gateway(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[GatewayHarness]:
     """Run a gateway. It starts and stops in a thread, so that upstream servers in the event loop can answer."""
-    server = await asyncio.to_thread(Server, *arguments, env=env)
+    server = await asyncio.to_thread(GatewayHarness, *arguments, env=env)
     try:
         yield server
     finally:
@@ -31,7 +31,7 @@ async def gateway(*arguments: str, env: dict[str, str] | None = None) -> AsyncIt
 
 
 @asynccontextmanager
-async def asking(server: Server, session: str | None = None) -> AsyncIterator[AsyncOpenAI]:
+async def asking(server: GatewayHarness, session: str | None = None) -> AsyncIterator[AsyncOpenAI]:
     headers = {"X-Session-Id": session} if session else {}
     async with AsyncOpenAI(
         base_url=f"{server.address}/v1", api_key="none", max_retries=0, default_headers=headers

@@ -12,15 +12,15 @@ from bench.workloads import Result, Way, main, mixed_once, table, timeline
 from examples.workloads.apps import WORKLOADS
 from examples.workloads.client import MODES, App, RequestFailed
 from examples.workloads.texts import Texts
-from tests.checkpoints import write_tiny_llama
-from tests.server import Server
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.gateway_harness import GatewayHarness
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the address of a server with a random model whose tokens are bytes."""
     folder = write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", window=16384)
-    with Server("--model", str(folder), "--kv-tokens", "131072") as server:
+    with GatewayHarness("--model", str(folder), "--kv-tokens", "131072") as server:
         yield f"{server.address}/v1"
 
 

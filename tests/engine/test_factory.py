@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import EngineConfig, factory
+from engine import factory
+from engine.config import EngineConfig
 from engine.errors import CheckpointError, EngineError
 from engine.factory import EngineParts, build_parts
 from engine.step_budget import StepBudget
-from tests.checkpoints import write_tiny
+from tests.fakes.checkpoints import write_tiny
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from engine.errors import ContextError
 from engine.kernels import AttentionBatch
 from engine.kv.host_offload import Swaps
 from engine.protocol import Update
-from tests.checkpoints import VOCABULARY, write_tiny
+from tests.fakes.checkpoints import VOCABULARY, write_tiny
 
 OPERATIONS = 100_000
 POISON = 13

@@ -1,4 +1,4 @@
-"""An engine that answers at once, for measuring and testing what stands before it."""
+"""An engine without a model, for tests and benchmarks of the gateway."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from engine.tokenizer import Tokenizer
 from gateway.engines.protocol import (
     ContextRefused,
+    Engine,
     EngineLost,
     EventCallback,
+    NoEngine,
     PrefillResult,
     StepTimes,
     TokenDelta,
@@ -17,38 +19,38 @@ from gateway.graph.sampling import SamplingParams
 from gateway.graph.variable import Piece
 
 
-class StubEngine:
-    """Answers every prompt with its own length in tokens, one digit a token, as fast as it is asked.
+class FakeEngine:
+    """Answers every prompt at once with its length in tokens, one digit a token.
 
-    `hold` makes contexts wait before they answer; `lose` ends all of them as a dying process would.
+    `hold` makes contexts wait before they answer. `lose` ends all of them, as the death of a process does.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None = None, name: str = "stub") -> None:
+    def __init__(self, tokenizer: Tokenizer | None = None, name: str = "fake") -> None:
         self.name = name
         self.tokens_per_unit = 1.0
         self.constrains_after_reasoning = True
         self.is_ready = True
         self.load = 0
         self.step_times = StepTimes(row_seconds=0.001, step_seconds=0.01)
-        self.opened: list[StubContext] = []
+        self.opened: list[FakeContext] = []
         self.released = asyncio.Event()
         self.released.set()
         self.doomed: set[int] | None = None
-        """Token that kills the engine: a prompt that begins with it loses the engine."""
+        """Tokens that kill the engine: a prompt that begins with one of them loses the engine."""
         self.doom_spreads = False
-        """Whether everybody who is at work then loses it too."""
+        """Whether the other open contexts lose the engine as well."""
         self.deaths = 0
-        """So many answers lose the engine behind their first token."""
+        """Number of next answers that lose the engine after their first token."""
         self._tokenizer = tokenizer
 
     async def start(self) -> None:
-        """There is nothing to start."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing."""
 
     async def encode(self, text: str) -> Sequence[int]:
-        """Tokens of the model's tokenizer, or one a character."""
+        """Return the tokens of the model's tokenizer, or one token for each character."""
         return [ord(c) for c in text] if self._tokenizer is None else self._tokenizer.encode(text)
 
     def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
@@ -57,17 +59,17 @@ class StubEngine:
             return self._tokenizer.encode_stable(text)
         return [ord(c) for c in text], len(text)
 
-    def open(self, scope: str, urgency: Urgency) -> "StubContext":
+    def open(self, scope: str, urgency: Urgency) -> "FakeContext":
         """See `Engine.open`."""
         if not self.is_ready:
-            raise EngineLost("the stub is not running")
-        context = StubContext(self, scope, urgency)
+            raise EngineLost("the fake engine is not running")
+        context = FakeContext(self, scope, urgency)
         self.opened.append(context)
         self.load += 1
         return context
 
     def hold(self) -> None:
-        """Contexts wait from here on, until `released` is set."""
+        """Make contexts wait until `released` is set."""
         self.released.clear()
 
     def lose(self) -> None:
@@ -78,10 +80,10 @@ class StubEngine:
         self.released.set()
 
 
-class StubContext:
-    """See `EngineContext`. Remembers what was asked of it."""
+class FakeContext:
+    """See `EngineContext`. Records its commands."""
 
-    def __init__(self, engine: StubEngine, scope: str, urgency: Urgency) -> None:
+    def __init__(self, engine: FakeEngine, scope: str, urgency: Urgency) -> None:
         self.scope = scope
         self.urgency = urgency
         self.tokens: list[int] = []
@@ -93,34 +95,34 @@ class StubContext:
     def fill(self, tokens: Sequence[int]) -> None:
         """See `EngineContext.fill`."""
         if self.lost:
-            raise EngineLost("the stub was lost")
+            raise EngineLost("the fake engine was lost")
         self.tokens.extend(tokens)
 
-    async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
+    async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
         """See `EngineContext.generate`."""
         self.generates += 1
         await self._engine.released.wait()
         if self.lost:
-            raise EngineLost("the stub was lost")
+            raise EngineLost("the fake engine was lost")
         if self._engine.doomed and self.tokens and self.tokens[0] in self._engine.doomed:
             if self._engine.doom_spreads:
                 self._engine.lose()
-            raise EngineLost("the stub was lost")
+            raise EngineLost("the fake engine was lost")
         await asyncio.sleep(0)
         if self.lost:
-            raise EngineLost("the stub was lost")
+            raise EngineLost("the fake engine was lost")
         if not self.tokens:
             raise ContextRefused("empty_context", "nothing was filled")
-        tell(PrefillResult(len(self.tokens), 0))
+        on_event(PrefillResult(len(self.tokens), 0))
         digits = str(len(self.tokens))[: sampling.max_tokens]
         for index, digit in enumerate(digits):
             if index == 1 and self._engine.deaths:
                 self._engine.deaths -= 1
-                for _ in range(5):  # whoever reads what came so far gets it
+                for _ in range(5):  # readers receive the token before the loss
                     await asyncio.sleep(0)
-                raise EngineLost("the stub was lost")
+                raise EngineLost("the fake engine was lost")
             self.tokens.append(ord(digit))
-            tell(TokenDelta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None))
+            on_event(TokenDelta(Piece(digit, 1), "stop" if index + 1 == len(digits) else None))
 
     def rerank(self, urgency: Urgency) -> None:
         """See `EngineContext.rerank`."""
@@ -130,3 +132,17 @@ class StubContext:
         """See `EngineContext.free`."""
         self._engine.load -= not self.freed
         self.freed = True
+
+
+class FakeEngines:
+    """Engines of one model. Each can be ready or not."""
+
+    def __init__(self, *engines: FakeEngine) -> None:
+        self.engines = engines
+
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+        """Return the engines that are ready. Raises NoEngine."""
+        ready = [engine for engine in self.engines if engine.ready]
+        if not ready:
+            raise NoEngine("no engine")
+        return ready

@@ -5,8 +5,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.gateway.postgres_cluster import PostgresCluster
-from tests.postgres import PostgresServer
+from tests.fakes.postgres_cluster import PostgresCluster
+from tests.fakes.postgres_server import PostgresServer
 
 
 @pytest.fixture

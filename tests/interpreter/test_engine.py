@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineConfig, SamplingParams
-from tests.checkpoints import write_tiny
+from tests.fakes.checkpoints import write_tiny
 
 
 def engine(folder: Path, kernels: str, *, kv_tokens: int = 2048, **other: Any) -> Engine:

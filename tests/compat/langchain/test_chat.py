@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnableP
 from langchain_core.tools import tool
 
 from compat.langchain import ChatMyna, DeferredMessage, SemanticVariable, SemanticVariableError
-from tests.server import Server
+from tests.fakes.gateway_harness import GatewayHarness
 
 _numbers = count()
 
@@ -24,7 +24,7 @@ _numbers = count()
 class LangChainSession:
     """A session on the server, and models that use it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: GatewayHarness) -> None:
         self.url = f"{server.address}/v1"
         self.id = f"langchain-{next(_numbers)}"
 
@@ -37,7 +37,7 @@ class LangChainSession:
 
 
 @pytest.fixture
-def session(server: Server) -> Iterator[LangChainSession]:
+def session(server: GatewayHarness) -> Iterator[LangChainSession]:
     session = LangChainSession(server)
     yield session
     httpx.delete(f"{session.url}/sessions/{session.id}")

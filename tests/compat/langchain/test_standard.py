@@ -13,7 +13,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from compat.langchain import ChatMyna
-from tests.server import MODEL, Server
+from tests.fakes.gateway_harness import MODEL, GatewayHarness
 
 
 class TestChatMynaUnit(ChatModelUnitTests):
@@ -35,7 +35,7 @@ class TestChatMynaUnit(ChatModelUnitTests):
 @pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema")
 class IntegrationTests(ChatModelIntegrationTests):
     @pytest.fixture(autouse=True)
-    def _server(self, server: Server) -> None:
+    def _server(self, server: GatewayHarness) -> None:
         self.address = server.address
 
     @property

@@ -1,29 +1,10 @@
-"""Tests of compat/openai/grammars.py: patterns, choices, and messages of llguidance."""
+"""compat/openai/grammars.py: errors of llguidance as clients see them."""
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from llguidance import LLMatcher
 
-from compat.openai.grammars import _byte_tokenizer, client_message
-from compat.openai.response_formats import choice_grammar, validate_regex
-
-
-@pytest.mark.parametrize("pattern", ["[^\\s\\S]", "a[^\\s\\S]b", "(", "(a)\\1", "x" * 70_000])
-def test_patterns_that_cannot_be_enforced_are_refused(pattern: str) -> None:
-    with pytest.raises(ValueError, match="regex") as refused:
-        validate_regex(pattern)
-    assert len(str(refused.value)) < 400
-
-
-def test_choices_are_limited() -> None:
-    for choices in ([f"text number {index}" for index in range(100_000)], ["x" * 300_000], ["a", ""]):
-        with pytest.raises(ValueError, match="choice"):
-            choice_grammar(choices)
-    grammar = choice_grammar([f"text number {index}" for index in range(10_000)])
-    matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_lark(grammar))
-    assert matcher.consume_tokens(list(b"text number 9999"))
-    assert matcher.is_accepting()
+from compat.openai.grammars import client_message, problem_of_lark, problem_of_regex, problem_of_schema
 
 
 @given(st.text())
@@ -36,3 +17,46 @@ def test_errors_of_the_library_become_one_short_line(error: str) -> None:
     assert message.isprintable()
     assert "backtrace" not in message
     assert "panic" not in message
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ('{"type": "string"}', ""),
+        ("true", ""),
+        ("{", "expected"),
+        ("false", "Unsatisfiable"),
+        ('{"type": "any"}', "any"),
+        ('{"not": {}}', "not"),
+    ],
+)
+def test_problems_of_schemas(schema: str, problem: str) -> None:
+    found = problem_of_schema(schema)
+    assert (found == "") == (problem == "")
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [("a+", ""), ("", ""), ("(", "unclosed group"), ("[^\\s\\S]", "unsatisfiable"), ("(a)\\1", "backreferences")],
+)
+def test_problems_of_patterns(pattern: str, problem: str) -> None:
+    found = problem_of_regex(pattern)
+    assert (found == "") == (problem == "")
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("grammar", "problem"),
+    [
+        ('start: "a"', ""),
+        ("start: <think>", ""),
+        ("start", "Expected"),
+        ("start: nowhere", "nowhere"),
+        ("", "Empty grammar"),
+    ],
+)
+def test_problems_of_grammars(grammar: str, problem: str) -> None:
+    found = problem_of_lark(grammar)
+    assert (found == "") == (problem == "")
+    assert problem in found

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine import Engine, EngineConfig, SamplingParams
 from engine.kv.host_offload import HostOffload, Swaps
-from tests.checkpoints import write_tiny
+from tests.fakes.checkpoints import write_tiny
 
 
 def test_least_recently_used_slot_is_reused() -> None:

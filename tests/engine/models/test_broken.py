@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from engine import Engine, EngineConfig
 from engine.errors import CheckpointError, EngineError
 from engine.tokenizer import Tokenizer
-from tests.checkpoints import write_tiny, write_tiny_llama
+from tests.fakes.checkpoints import write_tiny, write_tiny_llama
 
 Break = Callable[[Path], Any]
 

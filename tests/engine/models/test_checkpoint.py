@@ -7,7 +7,7 @@ import pytest
 from engine.errors import CheckpointError
 from engine.models.checkpoint import open_weights
 from engine.models.spec import read_spec
-from tests.checkpoints import VOCABULARY, write_tiny
+from tests.fakes.checkpoints import VOCABULARY, write_tiny
 
 
 def test_missing_tensor_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig, SamplingParams
-from tests.checkpoints import FAMILIES, write_tiny
+from tests.fakes.checkpoints import FAMILIES, write_tiny
 
 PROMPT = [(7 * index) % 250 for index in range(100)]
 """Longer than every window and every original context of the families' models."""

@@ -14,8 +14,8 @@ from gguf.quants import dequantize, quantize
 from engine import Engine, EngineConfig
 from engine.errors import CheckpointError
 from engine.models.fetch import checkpoint_folder
-from tests.checkpoints import write_tiny
 from tests.engine.models.test_families import PROMPT, engine_logits, reference
+from tests.fakes.checkpoints import write_tiny
 
 
 def write(path: Path, architecture: str = "llama", tokenizer: str = "gpt2") -> Path:

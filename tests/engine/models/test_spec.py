@@ -9,7 +9,7 @@ import pytest
 from engine import Engine, EngineConfig
 from engine.errors import CheckpointError
 from engine.models.spec import SUPPORTED_ARCHITECTURES, read_spec
-from tests.checkpoints import write_tiny
+from tests.fakes.checkpoints import write_tiny
 
 OLDER = {
     "Gemma 2": ("layer_types",),

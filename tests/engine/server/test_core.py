@@ -10,7 +10,7 @@ import pytest
 from engine import Engine, EngineConfig, SamplingParams
 from engine.protocol import Command, Fill, Free, Generate, Report, Rerank, Shutdown, StepReport, Update
 from engine.server.core import Connection, EngineServer
-from tests.checkpoints import write_tiny_llama
+from tests.fakes.checkpoints import write_tiny_llama
 
 
 class FakeGateway:

@@ -28,7 +28,7 @@ from engine.protocol import (
     encode_frame,
     report_decoder,
 )
-from tests.checkpoints import write_tiny_llama
+from tests.fakes.checkpoints import write_tiny_llama
 
 _SECONDS = 60.0
 

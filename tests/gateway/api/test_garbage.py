@@ -10,36 +10,36 @@ import pytest
 from gateway.graph.call import Call
 from gateway.graph.session import Session
 from gateway.graph.variable import Variable
-from tests.gateway.api.conftest import Client
-from tests.upstream import ScriptedServer, breaks_off, hangs, refuses, says, sends
+from tests.fakes.in_process_gateway import GatewayClient
+from tests.fakes.scripted_server import ScriptedServer, breaks_off, hangs, refuses, says, sends
 
-Kind = Callable[[Client, ScriptedServer], Awaitable[None]]
+Kind = Callable[[GatewayClient, ScriptedServer], Awaitable[None]]
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hello"}]}
 RESPONSE = {"model": "fake", "input": "Hello"}
 
 
-async def whole(client: Client, server: ScriptedServer) -> None:
+async def whole(client: GatewayClient, server: ScriptedServer) -> None:
     async with client.post("/v1/chat/completions", json=CHAT) as answer:
         assert answer.status == 200
 
 
-async def several(client: Client, server: ScriptedServer) -> None:
+async def several(client: GatewayClient, server: ScriptedServer) -> None:
     async with client.post("/v1/chat/completions", json={**CHAT, "n": 3}) as answer:
         assert len((await answer.json())["choices"]) == 3
 
 
-async def streamed(client: Client, server: ScriptedServer) -> None:
+async def streamed(client: GatewayClient, server: ScriptedServer) -> None:
     server.script.append(says("one ", "two ", "three"))
     async with client.post("/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
         assert (await answer.text()).endswith("data: [DONE]\n\n")
 
 
-async def completed(client: Client, server: ScriptedServer) -> None:
+async def completed(client: GatewayClient, server: ScriptedServer) -> None:
     async with client.post("/v1/completions", json={"model": "fake", "prompt": ["a", "b"]}) as answer:
         assert answer.status == 200
 
 
-async def responded(client: Client, server: ScriptedServer) -> None:
+async def responded(client: GatewayClient, server: ScriptedServer) -> None:
     async with client.post("/v1/responses", json=RESPONSE) as answer:
         before = (await answer.json())["id"]
     body = {**RESPONSE, "previous_response_id": before, "stream": True}
@@ -47,37 +47,37 @@ async def responded(client: Client, server: ScriptedServer) -> None:
         assert "response.completed" in await answer.text()
 
 
-async def response_broken_off(client: Client, server: ScriptedServer) -> None:
+async def response_broken_off(client: GatewayClient, server: ScriptedServer) -> None:
     server.script.append(breaks_off("a ", "b "))
     async with client.post("/v1/responses", json={**RESPONSE, "stream": True}) as answer:
         assert "response.failed" in await answer.text()
 
 
-async def refused_there(client: Client, server: ScriptedServer) -> None:
+async def refused_there(client: GatewayClient, server: ScriptedServer) -> None:
     server.script.append(refuses(400, "not so"))
     async with client.post("/v1/chat/completions", json=CHAT) as answer:
         assert answer.status == 400
 
 
-async def refused_here(client: Client, server: ScriptedServer) -> None:
+async def refused_here(client: GatewayClient, server: ScriptedServer) -> None:
     for body in ({**CHAT, "temperature": "hot"}, {**CHAT, "stop_token_ids": [-1]}, {**CHAT, "model": "other"}):
         async with client.post("/v1/chat/completions", json=body) as answer:
             assert answer.status in (400, 404)
 
 
-async def nonsense(client: Client, server: ScriptedServer) -> None:
+async def nonsense(client: GatewayClient, server: ScriptedServer) -> None:
     server.script += [sends(b"data: {]\n\n")] * 3
     async with client.post("/v1/chat/completions", json=CHAT) as answer:
         assert answer.status == 503
 
 
-async def broken_off(client: Client, server: ScriptedServer) -> None:
+async def broken_off(client: GatewayClient, server: ScriptedServer) -> None:
     server.script.append(breaks_off("a ", "b "))
     async with client.post("/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
         await answer.text()
 
 
-async def left(client: Client, server: ScriptedServer) -> None:
+async def left(client: GatewayClient, server: ScriptedServer) -> None:
     server.script.append(hangs("a "))
     with suppress(TimeoutError):
         async with asyncio.timeout(0.2), client.post("/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
@@ -92,11 +92,12 @@ KINDS: list[Kind] = [
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_it_leaves_nothing_for_the_collector(
-    kind: Kind, there: tuple[Client, ScriptedServer, Callable[[], int]]
+    kind: Kind, scripted_gateway: tuple[GatewayClient, ScriptedServer, Callable[[], int]]
 ) -> None:
-    client, server, unfinished = there
+    client, server, unfinished = scripted_gateway
     await kind(client, server)  # whatever is made once is there by now
     gc.collect()
+    gc.freeze()  # so that the collector examines only what follows
     gc.disable()
     try:
         await kind(client, server)

@@ -2,16 +2,14 @@
 
 import io
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from engine.tokenizer import Tokenizer
-from tests.gateway.api.conftest import Client, gateway_before
-from tests.upstream import ScriptedServer, says
+from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
+from tests.fakes.scripted_server import ScriptedServer, says
 
-There = tuple[Client, ScriptedServer, Callable[[], int]]
 IMAGE: dict[str, Any] = {
     "type": "image_url",
     "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"},
@@ -23,7 +21,9 @@ def text(said: str) -> dict[str, Any]:
     return {"type": "text", "text": said}
 
 
-async def ask(client: Client, content: Any, status: int = 200, path: str = "chat/completions", **body: Any) -> Any:
+async def ask(
+    client: GatewayClient, content: Any, status: int = 200, path: str = "chat/completions", **body: Any
+) -> Any:
     headers = body.pop("headers", {})
     asked = (
         {"input": [{"role": "user", "content": content}]}
@@ -42,15 +42,15 @@ def content(server: ScriptedServer) -> Any:
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Session-Id": "plain"}])
-async def test_parts_are_passed_on_as_they_came(there: There, headers: dict[str, str]) -> None:
-    client, server, _ = there
+async def test_parts_are_passed_on_as_they_came(scripted_gateway: ScriptedGateway, headers: dict[str, str]) -> None:
+    client, server, _ = scripted_gateway
     for parts in ([IMAGE], [text("What is it?"), IMAGE], [IMAGE, text("and"), SOUND, text("?")], [IMAGE, IMAGE]):
         await ask(client, parts, headers=headers)
         assert content(server) == parts
 
 
-async def test_texts_among_them_hold_references(there: There) -> None:
-    client, server, _ = there
+async def test_texts_among_them_hold_references(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     headers = {"X-Session-Id": "among"}
     server.script = [says("a <<cat>>"), says("yes")]
     await ask(client, "An animal?", semantic={"output": "animal", "defer": True}, headers=headers)
@@ -60,16 +60,16 @@ async def test_texts_among_them_hold_references(there: There) -> None:
     assert refused["error"]["param"] == "messages.0.content.1.text"
 
 
-async def test_a_large_one_passes(there: There) -> None:
-    client, server, _ = there
+async def test_a_large_one_passes(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     large = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 300_000}}
     for headers in ({}, {"X-Session-Id": "large"}):
         await ask(client, [text("What is it?"), large], headers=headers)
         assert content(server) == [text("What is it?"), large]
 
 
-async def test_a_response_takes_them_and_goes_on_with_them(there: There) -> None:
-    client, server, _ = there
+async def test_a_response_takes_them_and_goes_on_with_them(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     url = IMAGE["image_url"]["url"]
     parts = [
         {"type": "input_text", "text": "What is <<it>>?"},
@@ -83,8 +83,8 @@ async def test_a_response_takes_them_and_goes_on_with_them(there: There) -> None
     assert server.asked[-1]["messages"][0]["content"] == [text("What is <<it>>?"), IMAGE, file]
 
 
-async def test_what_cannot_be_is_refused_where_it_stands(there: There) -> None:
-    client, _, _ = there
+async def test_what_cannot_be_is_refused_where_it_stands(scripted_gateway: ScriptedGateway) -> None:
+    client, _, _ = scripted_gateway
     for parts, param in (
         ([{"type": "image_url"}], "messages.0.content.0.image_url"),
         ([text("a"), {"type": "image"}], "messages.0.content.1.type"),

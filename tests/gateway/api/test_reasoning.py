@@ -8,12 +8,11 @@ import pytest
 from aiohttp import web
 
 from engine.tokenizer import Tokenizer
-from tests.gateway.api.conftest import Client, gateway_before
+from tests.fakes.gateway_harness import GatewayHarness
+from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
+from tests.fakes.scripted_server import Behaviour, ScriptedServer, chunk, says, stream
 from tests.gateway.api.responses.test_routes import events_of
-from tests.server import Server
-from tests.upstream import Behaviour, ScriptedServer, chunk, says, stream
 
-There = tuple[Client, ScriptedServer, Callable[[], int]]
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "How many?"}]
 USAGE = {"prompt_tokens": 3, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 5}}
 
@@ -43,7 +42,7 @@ def thinks(
     return behave
 
 
-async def ask(client: Client, status: int = 200, headers: Any = None, **body: Any) -> Any:
+async def ask(client: GatewayClient, status: int = 200, headers: Any = None, **body: Any) -> Any:
     async with client.post(
         "/v1/chat/completions", json={"model": "fake", "messages": ASKED, **body}, headers=headers
     ) as answer:
@@ -53,8 +52,8 @@ async def ask(client: Client, status: int = 200, headers: Any = None, **body: An
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
-async def test_it_is_told_beside_the_answer(there: There, name: str) -> None:
-    client, server, _ = there
+async def test_it_is_told_beside_the_answer(scripted_gateway: ScriptedGateway, name: str) -> None:
+    client, server, _ = scripted_gateway
     server.script = [thinks("One and ", "one.", name=name), thinks("One and ", "one.", name=name)]
     told = await ask(client)
     message = told["choices"][0]["message"]
@@ -67,12 +66,12 @@ async def test_it_is_told_beside_the_answer(there: There, name: str) -> None:
     assert '"reasoning":' in text
 
 
-async def test_whoever_does_not_reason_says_nothing_of_it(there: There) -> None:
-    assert "reasoning_content" not in (await ask(there[0]))["choices"][0]["message"]
+async def test_whoever_does_not_reason_says_nothing_of_it(scripted_gateway: ScriptedGateway) -> None:
+    assert "reasoning_content" not in (await ask(scripted_gateway[0]))["choices"][0]["message"]
 
 
-async def test_it_is_no_part_of_a_value(there: There) -> None:
-    client, server, _ = there
+async def test_it_is_no_part_of_a_value(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     headers = {"X-Session-Id": "thoughts"}
     server.script = [thinks("Hm. "), thinks("Hm. ", answer="  Three.  "), thinks("Hm.", answer="Done.")]
     await ask(client, headers=headers, semantic={"output": "a", "defer": True})
@@ -92,8 +91,8 @@ async def test_it_is_no_part_of_a_value(there: There) -> None:
     assert "Two." in text
 
 
-async def test_it_is_not_thought_again_once_it_was_shown(there: There) -> None:
-    client, server, _ = there
+async def test_it_is_not_thought_again_once_it_was_shown(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [thinks("Hm.", breaks=True), thinks("Ha.")]
     async with client.post("/v1/chat/completions", json={"model": "fake", "messages": ASKED, "stream": True}) as answer:
         text = await answer.text()
@@ -105,8 +104,8 @@ async def test_it_is_not_thought_again_once_it_was_shown(there: There) -> None:
     assert (message["reasoning_content"], message["content"]) == ("Ha.", "Two."), "nobody was shown the first"
 
 
-async def test_a_response_has_it_as_an_item(there: There) -> None:
-    client, server, _ = there
+async def test_a_response_has_it_as_an_item(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [thinks("One and ", "one."), thinks("One and ", "one.")]
     events = await events_of(client)
     assert [item.type for item in events[-1].response.output] == ["reasoning", "message"]
@@ -119,15 +118,17 @@ async def test_a_response_has_it_as_an_item(there: There) -> None:
     assert events[-1].response.usage.output_tokens_details.reasoning_tokens == 5
 
 
-async def test_an_answer_of_thoughts_alone_is_an_empty_message(there: There) -> None:
-    client, server, _ = there
+async def test_an_answer_of_thoughts_alone_is_an_empty_message(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [thinks("Hm.", answer="")]
     assert [item.type for item in (await events_of(client))[-1].response.output] == ["reasoning", "message"]
 
 
 @pytest.mark.parametrize("by_id", [False, True])
-async def test_a_conversation_goes_on_with_what_led_to_calls_alone(there: There, by_id: bool) -> None:
-    client, server, _ = there
+async def test_a_conversation_goes_on_with_what_led_to_calls_alone(
+    scripted_gateway: ScriptedGateway, by_id: bool
+) -> None:
+    client, server, _ = scripted_gateway
     tool = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}
     server.script = [thinks("I see."), thinks("I should look.", calls=True)]
 
@@ -151,8 +152,8 @@ async def test_a_conversation_goes_on_with_what_led_to_calls_alone(there: There,
     assert reasoned == [None, None, None, "I should look.", None]
 
 
-async def test_what_a_client_passes_on_is_passed_on(there: There) -> None:
-    client, server, _ = there
+async def test_what_a_client_passes_on_is_passed_on(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     for name in ("reasoning_content", "reasoning"):
         await ask(client, messages=[*ASKED, {"role": "assistant", "content": "Two.", name: "One and one."}, *ASKED])
         assert server.asked[-1]["messages"][1] == {
@@ -164,8 +165,8 @@ async def test_what_a_client_passes_on_is_passed_on(there: There) -> None:
     assert refused["error"]["param"] == "messages.0.reasoning_content"
 
 
-async def test_how_much_is_asked_of_whoever_can_do_it(there: There) -> None:
-    client, server, _ = there
+async def test_how_much_is_asked_of_whoever_can_do_it(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     await ask(client, reasoning_effort="low", verbosity="high")
     assert (server.asked[-1]["reasoning_effort"], server.asked[-1]["verbosity"]) == ("low", "high")
     body = {"model": "fake", "input": "x", "reasoning": {"effort": "low"}, "text": {"verbosity": "low"}}
@@ -175,7 +176,7 @@ async def test_how_much_is_asked_of_whoever_can_do_it(there: There) -> None:
     assert (told["reasoning"]["effort"], told["text"]["verbosity"]) == ("low", "low")
 
 
-def test_an_engine_of_ours_can_do_nothing_with_it(server: Server) -> None:
+def test_an_engine_of_ours_can_do_nothing_with_it(server: GatewayHarness) -> None:
     client = server.client()
     model = client.models.list().data[0].id
     asks: list[tuple[str, Callable[[], Any]]] = [

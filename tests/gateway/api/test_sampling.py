@@ -1,6 +1,5 @@
 """gateway/api/sampling.py: parameters of requests as parameters of the graph."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,11 +8,8 @@ import pytest
 from compat.openai import ChatCompletionRequest
 from gateway.api.sampling import request_sampling
 from gateway.prompts.served_models import ServedModel
-from tests.gateway.api.conftest import Client
-from tests.upstream import ScriptedServer, refuses
-
-There = tuple[Client, ScriptedServer, Callable[[], int]]
-
+from tests.fakes.in_process_gateway import ScriptedGateway
+from tests.fakes.scripted_server import refuses
 
 USUAL = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 ANY = cast("ServedModel", SimpleNamespace(vocabulary=None, window=None))
@@ -67,8 +63,10 @@ def test_no_parameter_is_passed_over(told: dict[str, Any]) -> None:
         ("responses", {"input": "x"}, "input"),
     ],
 )
-async def test_a_refusal_of_an_engine_names_the_field(there: There, path: str, body: Any, param: str) -> None:
-    client, server, _ = there
+async def test_a_refusal_of_an_engine_names_the_field(
+    scripted_gateway: ScriptedGateway, path: str, body: Any, param: str
+) -> None:
+    client, server, _ = scripted_gateway
     server.always = refuses(400, "This model's maximum context length is 5 tokens", code="context_length_exceeded")
     for more, code, field in (
         ({}, "context_length_exceeded", param),

@@ -11,7 +11,9 @@ from gateway.graph.limits import SessionLimits
 from gateway.graph.session import Session
 from gateway.graph.session_store import SessionStore
 from gateway.journal import Journal, PostgresStorage
-from tests.gateway.postgres_cluster import PostgresCluster
+from tests.fakes.postgres_cluster import PostgresCluster
+
+pytestmark = pytest.mark.waits
 
 
 class GatewayHarness:

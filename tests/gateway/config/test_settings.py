@@ -1,13 +1,11 @@
-"""Settings and the command line."""
+"""gateway/config/settings.py: options, variables and the settings file."""
 
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from gateway.cli.main import main
 from gateway.config.settings import ServeSettings, parse
-from gateway.server.engine_factory import engine_configs
 
 
 def settings(*arguments: str) -> ServeSettings:
@@ -81,22 +79,6 @@ def test_invalid_values_are_refused(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["serve", "--port", "70000"], "port: Input should be less than or equal to 65535"),
-        (["serve", "--config", "/no/such/file"], "No such file"),
-        (["serve", "--api-key-file", "/no/such/file"], "No such file"),
-        (["fly"], "unknown command 'fly'"),
-    ],
-)
-def test_an_invalid_command_line_gets_an_error_of_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         (["--host", "0.0.0.0"], "advertise is missing"),
         (["--uds", "/tmp/x"], "advertise is missing"),
         (["--advertise", "gateway-1:8000"], "is not http\\(s\\)://HOST:PORT"),
@@ -117,36 +99,3 @@ def test_a_journal_is_a_file_or_a_database() -> None:
     assert (database.journal_url(), database.journal_file()) == ("postgres://h/db", None)
     file = parse(ServeSettings, ["--journal", "postgresql"], "myna")
     assert (file.journal_url(), file.journal_file()) == (None, Path("postgresql"))
-
-
-def test_a_settings_file_with_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "myna.toml"
-    file.write_text("prot = 1\n")
-    assert main(["serve", "--config", str(file)]) == 2
-    assert "prot" in capsys.readouterr().err
-
-
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    assert "serve" in capsys.readouterr().out
-    assert main(["version"]) == 0
-    assert capsys.readouterr().out.startswith("myna 0.")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "gpus", "devices", "peers"),
-    [
-        ([], 0, ["auto"], 1),
-        (["--engines", "2"], 0, ["auto", "auto"], 2),
-        ([], 2, ["cuda:0", "cuda:1"], 1),
-        (["--engines", "3"], 2, ["cuda:0", "cuda:1", "cuda:0"], 2),
-        (["--engines", "1"], 2, ["cuda:0"], 1),
-        (["--device", "cuda:1"], 2, ["cuda:1"], 1),
-        (["--device", "cpu"], 2, ["cpu"], 1),
-        (["--kernels", "cpu"], 2, ["auto"], 1),
-    ],
-)
-def test_engines_are_distributed_over_the_gpus(arguments: list[str], gpus: int, devices: list[str], peers: int) -> None:
-    configs = engine_configs(settings(*arguments), gpus)
-    assert [config.device for config in configs] == devices
-    assert {config.peers for config in configs} == {peers}

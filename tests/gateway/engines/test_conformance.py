@@ -29,9 +29,12 @@ from gateway.engines.protocol import (
     Urgency,
 )
 from gateway.graph.sampling import SamplingParams
-from tests.checkpoints import write_tiny_llama
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.engine_harness import EngineHarness
+from tests.fakes.gateway_harness import GatewayHarness
+from tests.fakes.llama_server import LlamaServer
+from tests.fakes.process_harness import ProcessHarness
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text
-from tests.server import EngineProgram, LlamaServer, Program, Server
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0)
 VLLM = os.environ.get("MYNA_TEST_VLLM", "")
@@ -71,13 +74,13 @@ class Subjects:
         self._stack.push_async_callback(engine.close)
         return Subject(engine)
 
-    async def _tiny(self, kind: Callable[..., Program], *more: str) -> Program:
+    async def _tiny(self, kind: Callable[..., ProcessHarness], *more: str) -> ProcessHarness:
         options = ("--model", str(write_tiny_llama(self._folder, window=512)), "--kv-tokens", "2048", *more)
         return self._stack.enter_context(await asyncio.to_thread(kind, *options))
 
     async def tcp(self) -> Subject:
-        listening = await self._tiny(EngineProgram)
-        assert isinstance(listening, EngineProgram)
+        listening = await self._tiny(EngineHarness)
+        assert isinstance(listening, EngineHarness)
         engine = TcpEngine("called", "127.0.0.1", listening.port, listening.TOKEN, lambda: None)
         await engine.start()
         self._stack.push_async_callback(engine.close)
@@ -90,10 +93,10 @@ class Subjects:
         return OpenAIEngine("there", upstream, upstream.models[0].id, tokenizer and Tokenizer(tokenizer))
 
     async def myna(self) -> Subject:
-        return Subject(await self._server("myna", (await self._tiny(Server)).address), exact=False)
+        return Subject(await self._server("myna", (await self._tiny(GatewayHarness)).address), exact=False)
 
     async def myna_with_tokens(self) -> Subject:
-        return Subject(await self._server("myna", (await self._tiny(Server)).address, self._folder))
+        return Subject(await self._server("myna", (await self._tiny(GatewayHarness)).address, self._folder))
 
     async def _llama(self) -> str:
         config = EngineConfig()

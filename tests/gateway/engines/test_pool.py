@@ -6,13 +6,13 @@ import pytest
 
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import NoEngine
-from tests.fakes.engine import StubEngine
+from tests.fakes.engine import FakeEngine
 
 
 async def test_serving_returns_the_ready_engines_of_the_model() -> None:
     pool = EnginePool(1.0)
     assert not pool.is_ready
-    one, two, other = StubEngine(name="one"), StubEngine(name="two"), StubEngine(name="other")
+    one, two, other = FakeEngine(name="one"), FakeEngine(name="two"), FakeEngine(name="other")
     pool.add("m", one)
     pool.add("m", two)
     pool.add("n", other)
@@ -24,7 +24,7 @@ async def test_serving_returns_the_ready_engines_of_the_model() -> None:
 
 
 async def test_serving_waits_for_an_engine_that_restarts() -> None:
-    pool, engine = EnginePool(30.0), StubEngine()
+    pool, engine = EnginePool(30.0), FakeEngine()
     engine.is_ready = False
     pool.add("m", engine)
     waiting = asyncio.create_task(pool.find_ready("m"))  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ from gateway.graph.session_store import SessionStore
 from gateway.graph.variable import VariableState
 from gateway.journal import Journal, JournalError, LeaseLost, PostgresStorage
 from gateway.journal.storage import Batch, NewSession
-from tests.gateway.postgres_cluster import PostgresCluster, content, entry
-from tests.postgres import PostgresServer
+from tests.fakes.postgres_cluster import PostgresCluster, content, entry
+from tests.fakes.postgres_server import PostgresServer
 
 NOTHING = Batch([], [], [])
 

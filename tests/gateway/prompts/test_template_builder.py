@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ from gateway.prompts.passthrough_builder import MEDIA_WEIGHT, PassthroughPromptB
 from gateway.prompts.prompt import ChatInput
 from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.prompts.tool_calls.tools import Tool, Tools
-from tests.checkpoints import write_byte_tokenizer
+from tests.fakes.checkpoints import write_byte_tokenizer
 
 ANSWER = Slot(None, SamplingParams())
 
@@ -91,10 +91,12 @@ def test_control_tokens_in_messages_are_ordinary_text(prompts: TemplatePromptBui
 
 
 @given(content=st.text(max_size=30))
+@example(content="<<a>>")
 def test_text_of_clients_never_becomes_a_control_token(
     prompts: TemplatePromptBuilder, tokenizer: Tokenizer, content: str
 ) -> None:
-    controls = [token for token in tokens(chat(prompts, user(content), references=True)) if token in tokenizer.special]
+    texts = [segment for segment in chat(prompts, user(content), references=True) if isinstance(segment, Text)]
+    controls = [token for text in texts for token in text.tokens if token in tokenizer.special]
     assert controls == [
         token for token in tokens(chat(prompts, user("x"), references=False)) if token in tokenizer.special
     ]

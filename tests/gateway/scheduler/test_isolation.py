@@ -18,18 +18,18 @@ from gateway.graph.references import Reference
 from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.scheduler import Scheduler
-from tests.checkpoints import write_tiny_llama
-from tests.fakes.engine import StubContext, StubEngine
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.engine import FakeContext, FakeEngine, FakeEngines
 from tests.gateway.graph.test_session import session, spec
-from tests.gateway.scheduler.test_scheduler import ANSWER, StubEngines
+from tests.gateway.scheduler.test_scheduler import ANSWER
 
 KILLER = 7
 
 
-class MortalEngine(StubEngine):
+class MortalEngine(FakeEngine):
     """Engine that dies, with all its contexts, when it generates after a killer's token."""
 
-    def __init__(self, name: str = "stub") -> None:
+    def __init__(self, name: str = "fake") -> None:
         super().__init__(name=name)
         self.doomed, self.doom_spreads = {KILLER}, True
         self.loads_at_death: list[int] = []
@@ -41,7 +41,7 @@ class MortalEngine(StubEngine):
         self.loads_at_death.append(self.load - 1)
         super().lose()
 
-    def open(self, scope: str, urgency: object) -> StubContext:
+    def open(self, scope: str, urgency: object) -> FakeContext:
         context = super().open(scope, urgency)  # type: ignore[arg-type]
         if self.loads_at_death:
             self.maximum = max(self.maximum, self.load)
@@ -60,7 +60,7 @@ async def drained(scheduler: Scheduler) -> None:
 @pytest.mark.parametrize("among", [0, 1, 20])
 async def test_a_call_that_kills_engines_gets_two_attempts_the_second_one_alone(among: int) -> None:
     engine = MortalEngine()
-    scheduler = Scheduler(StubEngines(engine), 100)
+    scheduler = Scheduler(FakeEngines(engine), 100)
     engine.hold()
     others = [session().add(spec(deferred=True)) for _ in range(among)]
     bad = killer()
@@ -81,7 +81,7 @@ async def test_a_call_that_kills_engines_gets_two_attempts_the_second_one_alone(
 
 async def test_new_calls_wait_until_the_suspects_have_run() -> None:
     engine = MortalEngine()
-    scheduler = Scheduler(StubEngines(engine), 100)
+    scheduler = Scheduler(FakeEngines(engine), 100)
     bad = killer()
     scheduler.submit(bad)
     for _ in range(200):
@@ -99,7 +99,7 @@ async def test_new_calls_wait_until_the_suspects_have_run() -> None:
 async def test_new_calls_run_on_engines_that_are_not_reserved() -> None:
     first, second = MortalEngine("first"), MortalEngine("second")
     first.hold()
-    scheduler = Scheduler(StubEngines(first, second), 100, place=lambda call, engines, held: engines[0])
+    scheduler = Scheduler(FakeEngines(first, second), 100, place=lambda call, engines, held: engines[0])
     suspect = session().add(spec(deferred=True))
     scheduler.submit(suspect)
     for _ in range(20):
@@ -121,7 +121,7 @@ async def test_new_calls_run_on_engines_that_are_not_reserved() -> None:
 async def test_calls_that_a_running_context_needs_pass_a_waiting_suspect() -> None:
     """Let a context of the reserved engine read the output of a call of its session that has not begun yet."""
     engine = MortalEngine()
-    scheduler = Scheduler(StubEngines(engine), 100)
+    scheduler = Scheduler(FakeEngines(engine), 100)
     shared = session()
     shared.add_variable("later")
     reads: list[Segment] = [Text([1, 2]), Input(Reference("later"), "messages.0.content"), ANSWER]
@@ -149,21 +149,21 @@ async def test_calls_that_a_running_context_needs_pass_a_waiting_suspect() -> No
 
 
 async def test_a_busy_engine_makes_no_suspects() -> None:
-    class BusyContext(StubContext):
+    class BusyContext(FakeContext):
         async def generate(self, sampling: SamplingParams, tell: EventCallback) -> None:
             if len(engine.opened) <= 4:
                 raise EngineLost("busy", suspect=False)
             await super().generate(sampling, tell)
 
-    class BusyEngine(StubEngine):
-        def open(self, scope: str, urgency: object) -> StubContext:
+    class BusyEngine(FakeEngine):
+        def open(self, scope: str, urgency: object) -> FakeContext:
             context = BusyContext(self, scope, urgency)  # type: ignore[arg-type]
             self.opened.append(context)
             self.load += 1
             return context
 
     engine = BusyEngine()
-    scheduler = Scheduler(StubEngines(engine), 100)
+    scheduler = Scheduler(FakeEngines(engine), 100)
     calls = [session().add(spec(deferred=True)) for _ in range(2)]
     for call in calls:
         scheduler.submit(call)

@@ -1,4 +1,4 @@
-"""gateway/scheduler/: calls on a stub engine that answers at once, waits or is lost, as the test chooses."""
+"""gateway/scheduler/: calls on a fake engine that answers at once, waits or is lost, as the test chooses."""
 
 import asyncio
 import dataclasses
@@ -19,33 +19,20 @@ from gateway.graph.variable import Piece, VariableState
 from gateway.scheduler import CostModel, Order, Overloaded, Priorities, Scheduler, Stopping
 from gateway.scheduler.placement import place
 from gateway.scheduler.prefix_index import PrefixIndex
-from tests.fakes.engine import StubEngine
+from tests.fakes.engine import FakeEngine, FakeEngines
 from tests.gateway.graph.test_session import session, spec
 
 ANSWER = Slot(None, SamplingParams())
 URGENT = Urgency(0.0, interactive=True)
 
 
-class StubEngines:
-    """Engines of one model. Each can be ready or not."""
-
-    def __init__(self, *engines: StubEngine) -> None:
-        self.engines = engines
-
-    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
-        ready = [engine for engine in self.engines if engine.is_ready]
-        if not ready:
-            raise NoEngine("no engine")
-        return ready
-
-
 class SchedulerHarness:
-    """A scheduler over one stub engine, and a session."""
+    """A scheduler over one fake engine, and a session."""
 
     def __init__(self, max_calls: int = 100) -> None:
-        self.engine = StubEngine()
+        self.engine = FakeEngine()
         self.ended: list[Call] = []
-        self.scheduler = Scheduler(StubEngines(self.engine), max_calls, self.ended.append)
+        self.scheduler = Scheduler(FakeEngines(self.engine), max_calls, self.ended.append)
         self.session: Session = session()
 
     def run(self, *reads: str, output: str | None = None, deferred: bool = True) -> Call:
@@ -112,7 +99,7 @@ async def test_a_failure_reaches_descendants_with_its_root_cause_and_spares_sibl
         assert call.failure is not None
         assert call.failure.code == "upstream_failed"
         assert call.failure.call == failing.id
-        assert "the stub was lost" in call.failure.message
+        assert "the fake engine was lost" in call.failure.message
     assert sibling.state is CallState.DONE
 
 
@@ -421,7 +408,7 @@ async def test_admission_is_limited_but_running_graphs_continue() -> None:
 
 
 async def test_placement_chooses_the_idlest_engine_or_the_one_that_holds_the_prompt() -> None:
-    one, two = StubEngine(name="one"), StubEngine(name="two")
+    one, two = FakeEngine(name="one"), FakeEngine(name="two")
     graph = session()
     source = graph.add(spec(output="a"))
     source.engine = "two"
@@ -445,7 +432,7 @@ def test_the_prefix_index_knows_beginnings_within_texts() -> None:
     first = call(Text([*system, 7]), value, Text([8]))
     same_start = call(Text([*system, 9]))
     same_value = call(Text([*system, 7]), value, Text([9]))
-    prefix_index, one, two = PrefixIndex(), StubEngine(name="one"), StubEngine(name="two")
+    prefix_index, one, two = PrefixIndex(), FakeEngine(name="one"), FakeEngine(name="two")
     assert prefix_index.covered_tokens(prefix_keys(first), 1) == 0
     prefix_index.add(prefix_keys(first), 1)
     prefix_index.record_placement(prefix_keys(first), one)
@@ -617,7 +604,7 @@ async def test_deleting_a_variable_fails_its_consumers_and_cancels_its_producer(
 
 async def test_without_fill_ahead_a_prompt_is_filled_once_all_values_exist() -> None:
     harness = SchedulerHarness()
-    harness.scheduler = Scheduler(StubEngines(harness.engine), 10, fill_ahead=False)
+    harness.scheduler = Scheduler(FakeEngines(harness.engine), 10, fill_ahead=False)
     harness.session.add_variable("later")
     call = harness.run("later")
     await settle()
@@ -629,7 +616,7 @@ async def test_without_fill_ahead_a_prompt_is_filled_once_all_values_exist() -> 
 
 async def test_in_order_of_arrival_no_call_overtakes() -> None:
     harness = SchedulerHarness()
-    harness.scheduler = Scheduler(StubEngines(harness.engine), 10, priorities=Priorities(CostModel(), Order.ARRIVAL))
+    harness.scheduler = Scheduler(FakeEngines(harness.engine), 10, priorities=Priorities(CostModel(), Order.ARRIVAL))
     harness.engine.hold()
     harness.run(output="a")
     subscribed = harness.run(output="b")
@@ -660,8 +647,8 @@ async def test_engines_are_informed_which_calls_are_interactive() -> None:
 
 
 async def test_a_call_that_lost_its_engine_runs_on_another_one() -> None:
-    lost, healthy = StubEngine(name="ill"), StubEngine(name="well")
-    scheduler = Scheduler(StubEngines(lost, healthy), 10)
+    lost, healthy = FakeEngine(name="ill"), FakeEngine(name="well")
+    scheduler = Scheduler(FakeEngines(lost, healthy), 10)
     call = session().add(spec(output="out"))
     lost.doomed = {call.spec.segments[0].tokens[0]} if isinstance(call.spec.segments[0], Text) else set()
     scheduler.submit(call)
@@ -672,7 +659,7 @@ async def test_a_call_that_lost_its_engine_runs_on_another_one() -> None:
 
 
 async def test_fallback_models_are_tried_in_order() -> None:
-    class FirstModelDown(StubEngines):
+    class FirstModelDown(FakeEngines):
         async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
             requested.append((model, wait))
             if model == "first":
@@ -680,7 +667,7 @@ async def test_fallback_models_are_tried_in_order() -> None:
             return self.engines
 
     requested: list[tuple[str, bool]] = []
-    engine = StubEngine()
+    engine = FakeEngine()
     scheduler = Scheduler(FirstModelDown(engine), 10)
     segments: list[Segment] = [Text([1] * 12), ANSWER]
     graph = session()
@@ -701,8 +688,8 @@ async def test_fallback_models_are_tried_in_order() -> None:
 
 
 async def test_one_tenant_cannot_fill_the_queue_alone() -> None:
-    engine = StubEngine()
-    scheduler = Scheduler(StubEngines(engine), 8, several_tenants=True)
+    engine = FakeEngine()
+    scheduler = Scheduler(FakeEngines(engine), 8, several_tenants=True)
     sessions = {tenant: Session(id=tenant, tenant=tenant, created=0.0, ttl=60.0) for tenant in ("a", "b")}
 
     def wait(tenant: str, count: int) -> None:
@@ -740,7 +727,7 @@ async def test_slots_of_several_messages_are_generated_in_order() -> None:
         await call.output.wait_final()
     fruit, colour = (harness.session.variable(name).value for name in ("fruit", "colour"))
     assert call.output.value == f"It is {colour}."
-    assert (fruit, colour) == ("1", "3"), "the stub generates the number of its tokens"
+    assert (fruit, colour) == ("1", "3"), "the fake engine generates the number of its tokens"
     harness.scheduler.unsubscribe(call.output)
 
 

@@ -1,4 +1,4 @@
-"""EngineFactory: certificate authorities that connections to engines trust."""
+"""gateway/server/engine_factory.py: engines of the settings, and the certificate authorities that they trust."""
 
 import asyncio
 import ssl
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.config.settings import ServeSettings
+from gateway.config.settings import ServeSettings, parse
 from gateway.engines.pool import EnginePool
-from gateway.server.engine_factory import EngineFactory
+from gateway.server.engine_factory import EngineFactory, engine_configs
 
 
 async def trusts(client: ssl.SSLContext, authority: trustme.CA) -> bool:
@@ -47,3 +47,32 @@ async def test_engine_ca_is_trusted_beside_public_authorities_or_alone(
     assert [await trusts(configured.engine_tls, authority) for authority in authorities] == [False, True, False], (
         "an engine of this project may not"
     )
+
+
+def settings(*arguments: str) -> ServeSettings:
+    return parse(ServeSettings, arguments, "myna serve")
+
+
+@pytest.fixture(autouse=True)
+def without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ServeSettings.model_fields:
+        monkeypatch.delenv(f"MYNA_{name.upper()}", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "gpus", "devices", "peers"),
+    [
+        ([], 0, ["auto"], 1),
+        (["--engines", "2"], 0, ["auto", "auto"], 2),
+        ([], 2, ["cuda:0", "cuda:1"], 1),
+        (["--engines", "3"], 2, ["cuda:0", "cuda:1", "cuda:0"], 2),
+        (["--engines", "1"], 2, ["cuda:0"], 1),
+        (["--device", "cuda:1"], 2, ["cuda:1"], 1),
+        (["--device", "cpu"], 2, ["cpu"], 1),
+        (["--kernels", "cpu"], 2, ["auto"], 1),
+    ],
+)
+def test_engines_are_distributed_over_the_gpus(arguments: list[str], gpus: int, devices: list[str], peers: int) -> None:
+    configs = engine_configs(settings(*arguments), gpus)
+    assert [config.device for config in configs] == devices
+    assert {config.peers for config in configs} == {peers}

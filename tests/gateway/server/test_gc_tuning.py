@@ -31,7 +31,6 @@ def collector() -> Iterator[tuple[GcTuner, FakeClock]]:
     collector = GcTuner(clock)
     collector.start()
     yield collector, clock
-    gc.unfreeze()
     gc.set_threshold(*before)
 
 
@@ -91,5 +90,4 @@ def test_memory_is_returned_while_idle_if_the_process_has_grown(monkeypatch: pyt
             collector.sweep(idle=idle)
             assert len(trims) == trimmed, megabytes
     finally:
-        gc.unfreeze()
         gc.set_threshold(*before)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.aside import BackgroundTests
+from tests.fakes.background_tests import BackgroundTests
 
 
 @pytest.mark.slow

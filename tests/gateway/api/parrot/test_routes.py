@@ -3,16 +3,16 @@
 import time
 from typing import Any
 
-from tests.gateway.api.conftest import Client, gateway_before
-from tests.upstream import ScriptedServer
+from tests.fakes.in_process_gateway import GatewayClient, gateway_before
+from tests.fakes.scripted_server import ScriptedServer
 
 
-async def send(client: Client, method: str, path: str, body: Any) -> tuple[int, Any]:
+async def send(client: GatewayClient, method: str, path: str, body: Any) -> tuple[int, Any]:
     async with client.request(method, path, json=body) as answer:
         return answer.status, await answer.json()
 
 
-async def program(client: Client) -> dict[str, Any]:
+async def program(client: GatewayClient) -> dict[str, Any]:
     status, told = await send(client, "POST", "/v1/session", {})
     assert status == 200
     return dict(told)

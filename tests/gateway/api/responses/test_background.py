@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ import pytest
 from gateway.api.responses.builder import ResponseBuilder
 from gateway.api.services import SERVICES
 from gateway.responses import ResponseStoreError
-from tests.gateway.api.conftest import Client, gateway_before
+from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
+from tests.fakes.scripted_server import Behaviour, ScriptedServer, chunk, refuses, says, stream
 from tests.gateway.api.responses.test_routes import EVENT, ask, asked, calls
-from tests.upstream import Behaviour, ScriptedServer, chunk, refuses, says, stream
-
-There = tuple[Client, ScriptedServer, Callable[[], int]]
 
 
 def held(go_on: asyncio.Event, *texts: str) -> Behaviour:
@@ -32,14 +29,14 @@ def held(go_on: asyncio.Event, *texts: str) -> Behaviour:
     return behave
 
 
-async def get(client: Client, id: str, status: int = 200, what: str = "", method: str = "GET") -> Any:
+async def get(client: GatewayClient, id: str, status: int = 200, what: str = "", method: str = "GET") -> Any:
     async with client.request(method, f"/v1/responses/{id}{what}") as answer:
         told = await answer.json()
         assert answer.status == status, told
         return told
 
 
-async def ended(client: Client, id: str) -> Any:
+async def ended(client: GatewayClient, id: str) -> Any:
     """Return the response, once it is neither queued nor in progress."""
     async with asyncio.timeout(10):
         while (told := await get(client, id))["status"] in ("queued", "in_progress"):
@@ -47,7 +44,7 @@ async def ended(client: Client, id: str) -> Any:
     return told
 
 
-async def begun(client: Client, id: str) -> Any:
+async def begun(client: GatewayClient, id: str) -> Any:
     """Return the response, once it is in progress."""
     async with asyncio.timeout(10):
         while (told := await get(client, id))["status"] != "in_progress":
@@ -65,7 +62,7 @@ def parsed(text: str) -> list[Any]:
     return found
 
 
-async def events_of(client: Client, id: str, after: int | None = None) -> list[Any]:
+async def events_of(client: GatewayClient, id: str, after: int | None = None) -> list[Any]:
     query = "?stream=true" + ("" if after is None else f"&starting_after={after}")
     async with client.get(f"/v1/responses/{id}{query}") as answer:
         assert answer.status == 200, await answer.text()
@@ -80,13 +77,13 @@ def deltas(events: list[Any]) -> str:
     return "".join(event.delta for event in events if event.type == "response.output_text.delta")
 
 
-async def sessions(client: Client) -> list[str]:
+async def sessions(client: GatewayClient) -> list[str]:
     async with client.get("/v1/sessions") as answer:
         return [session["id"] for session in (await answer.json())["data"]]
 
 
-async def test_it_is_made_while_nobody_waits(there: There) -> None:
-    client, server, unfinished = there
+async def test_it_is_made_while_nobody_waits(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
     go_on = asyncio.Event()
     server.script = [held(go_on, "one ", "two"), says("three")]
     first = await ask(client, background=True, metadata={"for": "me"})
@@ -108,8 +105,8 @@ async def test_it_is_made_while_nobody_waits(there: There) -> None:
     assert asked(server) == [("user", "Hello"), ("assistant", "one two"), ("user", "And?")]
 
 
-async def test_it_is_watched_from_anywhere_in_it(there: There) -> None:
-    client, server, _ = there
+async def test_it_is_watched_from_anywhere_in_it(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     go_on = asyncio.Event()
     server.script = [held(go_on, "one ", "two")]
     watch = client.post("/v1/responses", json={"model": "fake", "input": "x", "background": True, "stream": True})
@@ -136,8 +133,8 @@ async def test_it_is_watched_from_anywhere_in_it(there: There) -> None:
     assert await events_of(client, id) == whole
 
 
-async def test_what_nobody_watched_is_told_in_one_piece(there: There) -> None:
-    client, server, _ = there
+async def test_what_nobody_watched_is_told_in_one_piece(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [says("one ", "two"), calls({"name": "look", "arguments": '{"at": "it"}'})]
     tools = [{"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}]
     for more in ({}, {"tools": tools, "tool_choice": "required"}):
@@ -158,8 +155,8 @@ async def test_what_nobody_watched_is_told_in_one_piece(there: There) -> None:
     assert deltas(await events_of(client, plain["id"])) == "fake"
 
 
-async def test_it_is_cancelled(there: There) -> None:
-    client, server, unfinished = there
+async def test_it_is_cancelled(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "one ", "two")]
     first = await ask(client, background=True)
     await begun(client, first["id"])
@@ -180,8 +177,10 @@ async def test_it_is_cancelled(there: There) -> None:
     assert (await get(client, "resp_x", 404, "/cancel", "POST"))["error"]["code"] == "response_not_found"
 
 
-async def test_who_comes_while_it_is_kept_sees_all_of_it(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
-    client, server, _ = there
+async def test_who_comes_while_it_is_kept_sees_all_of_it(
+    scripted_gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, server, _ = scripted_gateway
     server.script = [says("one ", "two")]
     response_store, ending, go_on = client.app[SERVICES].response_store, asyncio.Event(), asyncio.Event()
     fails = iter([True])
@@ -209,8 +208,8 @@ async def test_who_comes_while_it_is_kept_sees_all_of_it(there: There, monkeypat
     assert text_of(await get(client, first["id"])) == "one two"
 
 
-async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(there: There) -> None:
-    client, server, _ = there
+async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     go_on, headers = asyncio.Event(), {"X-Session-Id": "run"}
     server.script = [held(go_on, "Ti", "ber"), says("Rome")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
@@ -234,9 +233,9 @@ async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(there: T
 
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_fault_of_ours_is_how_it_ends_as_well(
-    there: There, monkeypatch: pytest.MonkeyPatch, streamed: bool
+    scripted_gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    client, *_ = there
+    client, *_ = scripted_gateway
     grow, wrong = ResponseBuilder.grow, iter([True])
 
     def fails(builder: ResponseBuilder, *what: Any) -> Any:
@@ -256,8 +255,8 @@ async def test_a_fault_of_ours_is_how_it_ends_as_well(
     assert await sessions(client) == []
 
 
-async def test_what_is_deleted_is_not_made(there: There) -> None:
-    client, server, unfinished = there
+async def test_what_is_deleted_is_not_made(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "one ", "two")]
     first = await ask(client, background=True)
     await begun(client, first["id"])
@@ -270,8 +269,8 @@ async def test_what_is_deleted_is_not_made(there: There) -> None:
     await get(client, first["id"], 404)
 
 
-async def test_a_fault_is_how_it_ends(there: There) -> None:
-    client, server, _ = there
+async def test_a_fault_is_how_it_ends(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [refuses(400, "too bad"), refuses(400, "too bad")]
     told = await ended(client, (await ask(client, background=True))["id"])
     assert (told["status"], told["output"]) == ("failed", [])
@@ -283,8 +282,8 @@ async def test_a_fault_is_how_it_ends(there: There) -> None:
     assert (last.type, last.response.status) == ("response.failed", "failed")
 
 
-async def test_in_a_session_it_reads_and_makes_variables(there: There) -> None:
-    client, server, _ = there
+async def test_in_a_session_it_reads_and_makes_variables(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     headers = {"X-Session-Id": "run"}
     server.script = [says("Tiber"), says("Rome"), says("so")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
@@ -304,8 +303,8 @@ async def test_in_a_session_it_reads_and_makes_variables(there: There) -> None:
         await get(client, id, 404)
 
 
-async def test_what_is_cancelled_goes_on_for_others(there: There) -> None:
-    client, server, _ = there
+async def test_what_is_cancelled_goes_on_for_others(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     headers, go_on = {"X-Session-Id": "run"}, asyncio.Event()
     server.script = [held(go_on, "Ti", "ber"), says("Rome")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers=headers)
@@ -317,8 +316,8 @@ async def test_what_is_cancelled_goes_on_for_others(there: There) -> None:
     assert asked(server) == [("user", "Where is Tiber?")]
 
 
-async def test_what_is_cancelled_and_nobody_else_reads_stops(there: There) -> None:
-    client, server, unfinished = there
+async def test_what_is_cancelled_and_nobody_else_reads_stops(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "Ti", "ber")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers={"X-Session-Id": "run"})
     await begun(client, first["id"])
@@ -337,8 +336,8 @@ async def test_one_that_is_over_a_bound_leaves_no_session() -> None:
         assert (await sessions(client), server.asked) == ([], [])
 
 
-async def test_a_session_that_ends_ends_them(there: There) -> None:
-    client, server, unfinished = there
+async def test_a_session_that_ends_ends_them(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "a"), held(asyncio.Event(), "b")]
     own = await ask(client, background=True)
     inside = await ask(client, background=True, headers={"X-Session-Id": "run"})
@@ -354,9 +353,9 @@ async def test_a_session_that_ends_ends_them(there: There) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_one_whose_call_is_nowhere_is_lost(there: There) -> None:
+async def test_one_whose_call_is_nowhere_is_lost(scripted_gateway: ScriptedGateway) -> None:
     """Check a response whose server died between the two records."""
-    client, server, _ = there
+    client, server, _ = scripted_gateway
     server.script = [held(asyncio.Event(), "one ", "two")]
     first = await ask(client, background=True)
     services = client.app[SERVICES]
@@ -385,8 +384,10 @@ async def test_one_whose_call_is_nowhere_is_lost(there: There) -> None:
         ({"semantic": {"output": "a"}}, "semantic.output"),
     ],
 )
-async def test_what_cannot_be_is_refused_and_leaves_nothing(there: There, more: Any, param: str | None) -> None:
-    client, server, unfinished = there
+async def test_what_cannot_be_is_refused_and_leaves_nothing(
+    scripted_gateway: ScriptedGateway, more: Any, param: str | None
+) -> None:
+    client, server, unfinished = scripted_gateway
     assert (await ask(client, 400, background=True, **more))["error"]["param"] == param
     assert set(await sessions(client)) <= {"s"}
     assert (server.asked, unfinished()) == ([], 0)
@@ -399,8 +400,8 @@ async def test_a_server_that_keeps_nothing_makes_none() -> None:
 
 
 @pytest.mark.parametrize("query", ["stream=yes", "starting_after=-1", "starting_after=x", "starting_after="])
-async def test_a_query_of_no_sense(there: There, query: str) -> None:
-    client, *_ = there
+async def test_a_query_of_no_sense(scripted_gateway: ScriptedGateway, query: str) -> None:
+    client, *_ = scripted_gateway
     refused = await get(client, (await ask(client))["id"], 400, f"?{query}")
     assert refused["error"]["param"] == query.split("=")[0]
 
@@ -414,8 +415,8 @@ async def test_keys_do_not_see_each_others() -> None:
                 assert answer.status == 404
 
 
-async def test_what_it_was_asked_with_is_listed(there: There) -> None:
-    client, *_ = there
+async def test_what_it_was_asked_with_is_listed(scripted_gateway: ScriptedGateway) -> None:
+    client, *_ = scripted_gateway
     items: list[Any] = [
         {"role": "user", "content": "a"},
         {"type": "reasoning", "summary": [], "id": "rs_mine"},

@@ -1,18 +1,17 @@
 """gateway/api/responses before a server elsewhere: what it is asked, what is kept and for whom, what a fault looks like."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from tests.gateway.api.conftest import Client, gateway_before
-from tests.upstream import ScriptedServer, breaks_off, chunk, refuses, says, stream
+from tests.fakes.in_process_gateway import GatewayClient, ScriptedGateway, gateway_before
+from tests.fakes.scripted_server import ScriptedServer, breaks_off, chunk, refuses, says, stream
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-There = tuple[Client, ScriptedServer, Callable[[], int]]
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}}
 CALL = {"name": "look", "arguments": '{"at": "it"}'}
 
@@ -43,7 +42,7 @@ def calls(*functions: dict[str, str], finish: str = "tool_calls") -> Any:
     return behave
 
 
-async def ask(client: Client, status: int = 200, key: str | None = None, **body: Any) -> Any:
+async def ask(client: GatewayClient, status: int = 200, key: str | None = None, **body: Any) -> Any:
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     headers |= body.pop("headers", {})
     async with client.post(
@@ -58,7 +57,7 @@ async def ask(client: Client, status: int = 200, key: str | None = None, **body:
     return told
 
 
-async def events_of(client: Client, **body: Any) -> list[Any]:
+async def events_of(client: GatewayClient, **body: Any) -> list[Any]:
     async with client.post("/v1/responses", json={"model": "fake", "input": "Hello", "stream": True, **body}) as answer:
         assert answer.status == 200
         text = await answer.text()
@@ -78,8 +77,8 @@ def asked(server: ScriptedServer) -> list[tuple[str, Any]]:
     return [(message["role"], message["content"]) for message in server.asked[-1]["messages"]]
 
 
-async def test_items_become_messages(there: There) -> None:
-    client, server, _ = there
+async def test_items_become_messages(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     called = {"type": "function_call", "id": "fc_1", "status": "completed", "call_id": "c1", **CALL}
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": "one"}, {"type": "input_text", "text": "two"}]},
@@ -109,8 +108,8 @@ async def test_items_become_messages(there: There) -> None:
     assert body["tools"][0]["function"]["strict"] is True
 
 
-async def test_a_conversation_goes_on_by_id(there: There) -> None:
-    client, server, _ = there
+async def test_a_conversation_goes_on_by_id(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [says("Rome"), says("Tiber"), says("Po")]
     first = await ask(client, input="A city?", instructions="Be short.")
     second = await ask(client, input="Its river?", previous_response_id=first["id"])
@@ -127,8 +126,8 @@ async def test_a_conversation_goes_on_by_id(there: There) -> None:
         assert await answer.json() == branch
 
 
-async def test_a_call_goes_on_with_its_output(there: There) -> None:
-    client, server, _ = there
+async def test_a_call_goes_on_with_its_output(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [calls(CALL)]
     first = await ask(client, tools=[LOOK], tool_choice={"type": "function", "name": "look"})
     (item,) = first["output"]
@@ -140,8 +139,8 @@ async def test_a_call_goes_on_with_its_output(there: There) -> None:
     assert messages[1]["tool_calls"][0]["id"] == messages[2]["tool_call_id"] == item["call_id"]
 
 
-async def test_a_call_that_was_cut_off_is_not_gone_on_with(there: There) -> None:
-    client, server, _ = there
+async def test_a_call_that_was_cut_off_is_not_gone_on_with(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [calls({"name": "look", "arguments": '{"at": "i'}, finish="length")]
     first = await ask(client, tools=[LOOK], tool_choice="required")
     assert first["output"][0]["arguments"] == '{"at": "i'
@@ -149,8 +148,8 @@ async def test_a_call_that_was_cut_off_is_not_gone_on_with(there: There) -> None
     assert [message["role"] for message in server.asked[-1]["messages"]] == ["user", "user"]
 
 
-async def test_what_nobody_may_come_back_to(there: There) -> None:
-    client, server, _ = there
+async def test_what_nobody_may_come_back_to(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     unkept = await ask(client, store=False)
     assert unkept["store"] is False
     kept = await ask(client)
@@ -188,8 +187,8 @@ async def test_a_server_that_keeps_nothing() -> None:
         ] == "previous_response_not_found"
 
 
-async def test_references_mean_something_only_in_their_session(there: There) -> None:
-    client, server, _ = there
+async def test_references_mean_something_only_in_their_session(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [says("a <<river>>"), says("ok"), says("Tiber"), says("fine"), says("so"), says("done")]
     plain = await ask(client, input="Literal <<river>>")
     headers = {"X-Session-Id": "rivers"}
@@ -205,8 +204,8 @@ async def test_references_mean_something_only_in_their_session(there: There) -> 
         assert refused["error"]["code"] == "session_conflict"
 
 
-async def test_a_deferred_answer_is_its_reference(there: There) -> None:
-    client, server, _ = there
+async def test_a_deferred_answer_is_its_reference(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     headers = {"X-Session-Id": "later", "X-Semantic-Defer": "true"}
     server.script = [says("a cat"), says("meow")]
     first = await ask(client, headers=headers)
@@ -249,14 +248,14 @@ PLACES = [
 
 @pytest.mark.parametrize(("body", "param"), PLACES)
 async def test_a_reference_to_nothing_is_refused_where_it_stands(
-    there: There, body: dict[str, Any], param: str
+    scripted_gateway: ScriptedGateway, body: dict[str, Any], param: str
 ) -> None:
-    refused = await ask(there[0], 400, **body, headers={"X-Session-Id": "places"})
+    refused = await ask(scripted_gateway[0], 400, **body, headers={"X-Session-Id": "places"})
     assert (refused["error"]["code"], refused["error"]["param"]) == ("unknown_variable", param)
 
 
-async def test_a_stream_tells_text_as_it_comes(there: There) -> None:
-    client, server, _ = there
+async def test_a_stream_tells_text_as_it_comes(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [says("one ", "two"), says("one ", "two")]
     whole = await ask(client)
     events = await events_of(client)
@@ -282,8 +281,8 @@ async def test_a_stream_tells_text_as_it_comes(there: There) -> None:
     assert (await ask(client, previous_response_id=last.id))["status"] == "completed", "it is kept as well"
 
 
-async def test_a_stream_tells_calls_as_they_come(there: There) -> None:
-    client, server, _ = there
+async def test_a_stream_tells_calls_as_they_come(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [calls(CALL, {"name": "look", "arguments": '{"at": "me"}'})]
     events = await events_of(client, tools=[LOOK])
     added = [event for event in events if event.type == "response.output_item.added"]
@@ -303,8 +302,8 @@ async def test_a_stream_tells_calls_as_they_come(there: There) -> None:
     assert [item.call_id for item in last.output] == [event.item.call_id for event in added]
 
 
-async def test_an_answer_that_is_cut_short_is_incomplete(there: There) -> None:
-    client, server, _ = there
+async def test_an_answer_that_is_cut_short_is_incomplete(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [says("one", finish="length"), says("one", finish="length")]
     whole = await ask(client)
     assert (whole["status"], whole["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
@@ -312,16 +311,16 @@ async def test_an_answer_that_is_cut_short_is_incomplete(there: There) -> None:
     assert (await events_of(client))[-1].type == "response.incomplete"
 
 
-async def test_an_answer_of_nothing_is_an_empty_message(there: There) -> None:
-    client, server, _ = there
+async def test_an_answer_of_nothing_is_an_empty_message(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     server.script = [says(), says()]
     whole = await ask(client)
     assert [part["text"] for item in whole["output"] for part in item["content"]] == [""]
     assert (await events_of(client))[-1].response.output_text == ""
 
 
-async def test_a_fault_behind_the_first_words_is_the_streams_last_event(there: There) -> None:
-    client, server, unfinished = there
+async def test_a_fault_behind_the_first_words_is_the_streams_last_event(scripted_gateway: ScriptedGateway) -> None:
+    client, server, unfinished = scripted_gateway
     server.script = [breaks_off("one ", "two ")]
     events = await events_of(client)
     assert events[-1].type == "response.failed"
@@ -334,20 +333,20 @@ async def test_a_fault_behind_the_first_words_is_the_streams_last_event(there: T
     assert refused["error"]["code"] == "previous_response_not_found", "nobody goes on with half an answer"
 
 
-async def test_a_fault_before_them_has_a_status(there: There) -> None:
-    client, server, _ = there
+async def test_a_fault_before_them_has_a_status(scripted_gateway: ScriptedGateway) -> None:
+    client, server, _ = scripted_gateway
     for streamed in (False, True):
         server.script = [refuses(400, "not so")]
         assert (await ask(client, 400, stream=streamed))["error"]["message"].endswith("not so")
 
 
 @pytest.fixture
-async def small() -> AsyncIterator[tuple[Client, ScriptedServer]]:
+async def small() -> AsyncIterator[tuple[GatewayClient, ScriptedServer]]:
     async with ScriptedServer() as server, gateway_before(server, max_kept_bytes=5_000) as (client, _):
         yield client, server
 
 
-async def test_the_oldest_make_room(small: tuple[Client, ScriptedServer]) -> None:
+async def test_the_oldest_make_room(small: tuple[GatewayClient, ScriptedServer]) -> None:
     client, _ = small
     ids = [(await ask(client, input=f"{number}"))["id"] for number in range(6)]
     found = []

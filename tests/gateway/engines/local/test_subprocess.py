@@ -20,8 +20,10 @@ from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import ContextEvent, EngineLost, TokenDelta
 from gateway.graph.sampling import SamplingParams
-from tests.checkpoints import write_tiny_llama
+from tests.fakes.checkpoints import write_tiny_llama
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text, token_count_of, until
+
+pytestmark = pytest.mark.waits
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,13 @@ from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.protocol import ContextEvent, EngineLost
 from gateway.graph.sampling import SamplingParams
-from tests.checkpoints import write_tiny_llama
+from tests.fakes.checkpoints import write_tiny_llama
+from tests.fakes.engine_harness import EngineHarness
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text, token_count_of, until
-from tests.server import EngineProgram
 
-TOKEN = EngineProgram.TOKEN
+pytestmark = pytest.mark.waits
+
+TOKEN = EngineHarness.TOKEN
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +33,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def remote(folder: Path) -> Iterator[EngineProgram]:
-    with EngineProgram("--model", str(folder), "--kv-tokens", "2048") as engine:
+def remote(folder: Path) -> Iterator[EngineHarness]:
+    with EngineHarness("--model", str(folder), "--kv-tokens", "2048") as engine:
         yield engine
 
 
-def client_of(remote: EngineProgram, token: str = TOKEN, **other: float) -> TcpEngine:
+def client_of(remote: EngineHarness, token: str = TOKEN, **other: float) -> TcpEngine:
     return TcpEngine("test", "127.0.0.1", remote.port, token, lambda: None, **other)
 
 
 @pytest.fixture
-async def engine(remote: EngineProgram) -> AsyncIterator[TcpEngine]:
+async def engine(remote: EngineHarness) -> AsyncIterator[TcpEngine]:
     engine = client_of(remote)
     await engine.start()
     yield engine
@@ -56,7 +58,7 @@ async def test_an_engine_reports_its_model_and_tokenizer(engine: TcpEngine, fold
     assert engine.tokenizer.chat_template
 
 
-async def test_contexts_of_two_gateways_are_separate(remote: EngineProgram, engine: TcpEngine) -> None:
+async def test_contexts_of_two_gateways_are_separate(remote: EngineHarness, engine: TcpEngine) -> None:
     """Use the same context numbers, because both gateways count from one."""
     other = client_of(remote)
     await other.start()
@@ -80,7 +82,7 @@ async def test_contexts_of_two_gateways_are_separate(remote: EngineProgram, engi
     await other.close()
 
 
-async def test_contexts_of_a_disconnected_gateway_are_freed(remote: EngineProgram, engine: TcpEngine) -> None:
+async def test_contexts_of_a_disconnected_gateway_are_freed(remote: EngineHarness, engine: TcpEngine) -> None:
     other = client_of(remote)
     await other.start()
     context = other.open("", URGENT)
@@ -103,7 +105,7 @@ async def test_contexts_of_a_disconnected_gateway_are_freed(remote: EngineProgra
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_the_gateway_reconnects_to_a_restarted_engine(folder: Path, number: int) -> None:
-    first = EngineProgram("--model", str(folder), "--kv-tokens", "2048")
+    first = EngineHarness("--model", str(folder), "--kv-tokens", "2048")
     engine = client_of(first)
     await engine.start()
     context = engine.open("", URGENT)
@@ -117,7 +119,7 @@ async def test_the_gateway_reconnects_to_a_restarted_engine(folder: Path, number
     await until(lambda: not engine.is_ready)
     with pytest.raises(EngineLost, match="is not running"):
         engine.open("", URGENT)
-    with await asyncio.to_thread(EngineProgram, "--model", str(folder), "--kv-tokens", "2048", port=first.port):
+    with await asyncio.to_thread(EngineHarness, "--model", str(folder), "--kv-tokens", "2048", port=first.port):
         await until(lambda: engine.is_ready)
         assert await read_events(engine, SamplingParams(max_tokens=1))
         with pytest.raises(EngineLost):
@@ -126,19 +128,19 @@ async def test_the_gateway_reconnects_to_a_restarted_engine(folder: Path, number
 
 
 async def test_another_model_at_the_same_address_is_rejected(folder: Path, tmp_path: Path) -> None:
-    first = EngineProgram("--model", str(folder), "--kv-tokens", "2048")
+    first = EngineHarness("--model", str(folder), "--kv-tokens", "2048")
     engine = client_of(first)
     await engine.start()
     await asyncio.to_thread(first.stop)
     await until(lambda: not engine.is_ready)
     other = write_tiny_llama(tmp_path / "other")
-    with await asyncio.to_thread(EngineProgram, "--model", str(other), "--kv-tokens", "1024", port=first.port):
+    with await asyncio.to_thread(EngineHarness, "--model", str(other), "--kv-tokens", "1024", port=first.port):
         await until(lambda: engine.restarts >= 2)
         assert not engine.is_ready
         await engine.close()
 
 
-async def test_a_wrong_token_is_reported(remote: EngineProgram) -> None:
+async def test_a_wrong_token_is_reported(remote: EngineHarness) -> None:
     with pytest.raises(EngineStartFailed, match="rejects the connection: the token is wrong"):
         await client_of(remote, token="another one").start()
     await until(lambda: any("the token is wrong" in line for line in remote.log))
@@ -152,14 +154,14 @@ async def test_a_missing_engine_is_reported_or_waited_for(folder: Path) -> None:
     patient = TcpEngine("test", "127.0.0.1", port, TOKEN, lambda: None, start_timeout=60.0)
     starting = asyncio.create_task(patient.start())
     await asyncio.sleep(0.2)
-    with await asyncio.to_thread(EngineProgram, "--model", str(folder), "--kv-tokens", "1024", port=port):
+    with await asyncio.to_thread(EngineHarness, "--model", str(folder), "--kv-tokens", "1024", port=port):
         await starting
         assert await read_events(patient, SamplingParams(max_tokens=1))
         await patient.close()
 
 
 async def test_the_connection_to_a_hung_engine_is_closed_and_made_again(folder: Path) -> None:
-    with await asyncio.to_thread(EngineProgram, "--model", str(folder), "--kv-tokens", "1024") as hung:
+    with await asyncio.to_thread(EngineHarness, "--model", str(folder), "--kv-tokens", "1024") as hung:
         engine = client_of(hung, hang_seconds=0.8)
         await engine.start()
         await read_events(engine, SamplingParams(max_tokens=2))
@@ -173,7 +175,7 @@ async def test_the_connection_to_a_hung_engine_is_closed_and_made_again(folder: 
         await engine.close()
 
 
-async def exchange(remote: EngineProgram, *parts: bytes) -> bytes:
+async def exchange(remote: EngineHarness, *parts: bytes) -> bytes:
     """Return the engine's answer to these bytes, until it closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", remote.port)
     for part in parts:
@@ -194,7 +196,7 @@ async def exchange(remote: EngineProgram, *parts: bytes) -> bytes:
         (encode_frame(Hello(TOKEN, VERSION)) + encode_frame(Fill(1, [2])), "did not wait"),
     ],
 )
-async def test_invalid_handshakes_are_rejected(remote: EngineProgram, engine: TcpEngine, sent: bytes, why: str) -> None:
+async def test_invalid_handshakes_are_rejected(remote: EngineHarness, engine: TcpEngine, sent: bytes, why: str) -> None:
     (body,) = FrameBuffer().feed(await exchange(remote, sent))
     answer = welcome_decoder.decode(body)
     assert why in getattr(answer, "message", ""), answer
@@ -202,7 +204,7 @@ async def test_invalid_handshakes_are_rejected(remote: EngineProgram, engine: Tc
 
 
 async def test_invalid_frames_after_the_handshake_end_only_their_connection(
-    remote: EngineProgram, engine: TcpEngine
+    remote: EngineHarness, engine: TcpEngine
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", remote.port)
     writer.write(encode_frame(Hello(TOKEN, VERSION)))
@@ -221,7 +223,7 @@ async def test_over_tls(folder: Path, tmp_path: Path) -> None:
     certificate.private_key_and_cert_chain_pem.write_to_path(chain)
     authority.cert_pem.write_to_path(trusted)
     options = ("--model", str(folder), "--kv-tokens", "1024", "--tls-cert", str(chain))
-    with await asyncio.to_thread(EngineProgram, *options) as secured:
+    with await asyncio.to_thread(EngineHarness, *options) as secured:
         assert secured.address.startswith("tls://")
         tls = ssl.create_default_context(cafile=trusted)
         engine = TcpEngine("test", "127.0.0.1", secured.port, TOKEN, lambda: None, tls=tls)

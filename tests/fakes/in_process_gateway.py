@@ -1,0 +1,53 @@
+"""The gateway in the process of the test, in front of a scripted upstream server."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from engine.tokenizer import Tokenizer
+from gateway.api.responses.background import BACKGROUND
+from gateway.app import build_app, build_services
+from gateway.config.settings import ServeSettings
+from gateway.engines.openai.engine import OpenAIEngine
+from gateway.engines.openai.upstream import Upstream, UpstreamConfig
+from gateway.engines.pool import EnginePool
+from gateway.graph.events import NullSink
+from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
+from gateway.prompts.served_models import ServedModel
+from gateway.prompts.template_builder import TemplatePromptBuilder
+from gateway.server.storage import open_response_store
+from tests.fakes.scripted_server import ScriptedServer
+
+GatewayClient = TestClient[Any, Any]
+ScriptedGateway = tuple[GatewayClient, ScriptedServer, Callable[[], int]]
+"""A client of the gateway, its upstream server, and a function that counts unfinished calls."""
+
+
+@asynccontextmanager
+async def gateway_before(
+    server: ScriptedServer, tokenizer: Tokenizer | None = None, kind: str = "openai", **settings: Any
+) -> AsyncIterator[tuple[GatewayClient, Callable[[], int]]]:
+    """Yield a client of the gateway, and a function that counts unfinished calls.
+
+    `tokenizer`: for a server that receives tokens.
+    """
+    chosen = ServeSettings(journal="memory", **settings)
+    upstream = Upstream(UpstreamConfig("there", kind, server.url), lambda: None)
+    await upstream.start()
+    pool = EnginePool(1.0)
+    pool.add("fake", OpenAIEngine("there", upstream, "fake", tokenizer))
+    response_store = await open_response_store(chosen, None)
+    services = build_services(chosen, pool, NullSink(), response_store)
+    prompts = PassthroughPromptBuilder() if tokenizer is None else TemplatePromptBuilder(tokenizer)
+    services.models.add(ServedModel("fake", 4096, tokenizer and tokenizer.vocabulary, tokenizer, prompts))
+    app = build_app(chosen, services)
+    await app[BACKGROUND].resume_all([])
+    try:
+        async with TestClient(TestServer(app)) as client:
+            yield client, lambda: services.scheduler.unfinished_calls
+    finally:
+        await services.scheduler.close()
+        await response_store.close()
+        await upstream.close()

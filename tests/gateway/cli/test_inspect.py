@@ -1,0 +1,172 @@
+"""gateway/cli/inspect.py: tables and trees of a server's answers, and errors."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from gateway.cli import inspect
+from gateway.cli.inspect import graph_as_text, sessions_as_text
+
+
+def call(id: str, inputs: list[str], **more: Any) -> dict[str, Any]:
+    fields = {"id": id, "inputs": inputs, "state": "done", "waiting_on": [], "created": 10.0, "queued": 10.5}
+    fields |= {"first_token": 12.0, "finished": 12.25, "prompt_tokens": 0, "cached_tokens": 0, "missed_tokens": {}}
+    return fields | more
+
+
+def variable(name: str, producer: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"name": name, "producer": producer, "state": "ready", "error": None, **more}
+
+
+def test_a_tree_has_the_inputs_below_each_result() -> None:
+    graph = {
+        "calls": [call("call_1", ["topic"]), call("call_2", ["topic"]), call("call_3", ["a", "b"])],
+        "variables": [
+            variable("topic"),
+            variable("a", "call_1"),
+            variable("b", "call_2"),
+            variable("sum", "call_3"),
+            variable("unread"),
+        ],
+    }
+    times = "inputs 0.50 s first token 1.50 s rest 0.25 s"
+    assert graph_as_text(graph).splitlines() == [
+        f"sum  ready  call_3 done  {times}",
+        f"├─ a  ready  call_1 done  {times}",
+        "│  └─ topic  ready  set by a client",
+        f"└─ b  ready  call_2 done  {times}",
+        "   └─ topic  ready  set by a client",
+        "unread  ready  set by a client",
+    ]
+
+
+def test_a_repeated_result_is_not_unfolded_again() -> None:
+    calls = [call("call_1", []), call("call_2", ["a"]), call("call_3", ["a"])]
+    variables = [variable("a", "call_1"), variable("b", "call_2"), variable("c", "call_3")]
+    lines = graph_as_text({"calls": calls, "variables": variables}).splitlines()
+    assert [line.split("  ")[0].lstrip("└─ ") for line in lines] == ["b", "a", "c", "a"]
+    assert [line.endswith("(see above)") for line in lines] == [False, False, False, True]
+
+
+def test_states_of_calls_that_are_not_done() -> None:
+    failed = {"code": "engine_failed", "message": "it broke"}
+    waits = call(
+        "call_2", ["a", "gone"], state="waiting", waiting_on=["a"], queued=None, first_token=None, finished=None
+    )
+    graph = {
+        "calls": [call("call_1", [], state="failed", first_token=None), waits],
+        "variables": [
+            variable("a", "call_1", state="failed", error=failed),
+            variable("b", "call_2", state="pending"),
+            variable("declared", state="declared"),
+        ],
+    }
+    assert graph_as_text(graph).splitlines() == [
+        "b  pending  call_2 waiting  waits for a",
+        "├─ a  failed  engine_failed: it broke  call_1 failed  inputs 0.50 s rest 1.75 s",
+        "└─ gone  deleted",
+        "declared  declared",
+    ]
+
+
+def test_the_cached_part_of_a_prompt_and_the_main_reason_for_the_rest() -> None:
+    missed = {"never_seen": 10, "part_of_a_block": 30}
+    cached = call("call_1", [], prompt_tokens=100, cached_tokens=60, missed_tokens=missed)
+    text = graph_as_text({"calls": [cached], "variables": [variable("a", "call_1")]})
+    assert text.endswith("60 of 100 tokens cached (part of a block)")
+
+
+def test_a_long_chain_needs_no_recursion() -> None:
+    count = 5_000
+    calls = [call(f"call_{index}", [f"v{index - 1}"] if index else []) for index in range(count)]
+    variables = [variable(f"v{index}", f"call_{index}") for index in range(count)]
+    lines = graph_as_text({"calls": calls, "variables": variables}).splitlines()
+    assert len(lines) == count
+    assert lines[-1].strip().startswith("└─ v0  ready")
+
+
+def test_an_empty_session() -> None:
+    assert graph_as_text({"calls": [], "variables": []}) == "the session is empty"
+
+
+def test_sessions_are_columns() -> None:
+    usage = {f"{kind}_tokens": 10 for kind in ("prompt", "cached", "completion")} | {"calls_run": 3, "calls_shared": 0}
+    times = {"created_at": 0.0, "expires_at": 60.0}
+    rows = [{"id": id, "state": "idle", "usage": usage, **times} for id in ("a", "a-long-name")]
+    head, first, second = sessions_as_text(rows).splitlines()
+    assert head.split() == ["session", "state", "since", "expires", "calls", "shared", "prompt", "cached", "completion"]
+    assert first.split()[0] == "a"
+    assert second.split()[0] == "a-long-name"
+    assert head.index("state") == first.index("idle") == second.index("idle")
+    assert sessions_as_text([]).count("\n") == 0
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[TestServer]:
+    """Yield a server that answers with the path and the key of the request, or with an error."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        match request.match_info["id"]:
+            case "empty":
+                body = {
+                    "calls": [],
+                    "variables": [],
+                    "key": request.headers.get("Authorization"),
+                    "path": request.raw_path,
+                }
+                return web.json_response(body)
+            case "refused":
+                return web.json_response({"error": {"message": "there is no session"}}, status=404)
+            case "html":
+                return web.Response(text="<html>", status=502)
+            case _:
+                return web.Response(text="no JSON")
+
+    app = web.Application()
+    app.router.add_get("/v1/sessions/{id:.*}/graph", answer)
+    async with TestServer(app) as server:
+        yield server
+
+
+async def run(*arguments: str) -> int:
+    return await asyncio.to_thread(inspect.graph, arguments)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/"])
+async def test_the_url_may_lack_its_version(server: TestServer, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await run("empty", "--url", f"http://127.0.0.1:{server.port}{path}") == 0
+    assert capsys.readouterr().out == "the session is empty\n"
+
+
+async def test_url_and_key_come_from_the_environment(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MYNA_URL", f"http://127.0.0.1:{server.port}/v1")
+    monkeypatch.setenv("MYNA_API_KEY", "first,second")
+    assert await run("empty", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["key"] == "Bearer first"
+    assert await run("empty", "--json", "--api-key", "third") == 0
+    assert json.loads(capsys.readouterr().out)["key"] == "Bearer third"
+
+
+@pytest.mark.parametrize(
+    ("session", "message"),
+    [
+        ("refused", "there is no session"),
+        ("html", "answered 502 Bad Gateway"),
+        ("text", "does not answer"),
+        ("../empty", "does not answer"),
+    ],
+)
+async def test_errors_are_one_line(
+    server: TestServer, session: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await run(session, "--url", f"http://127.0.0.1:{server.port}") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("myna: ")
+    assert message in line

@@ -1,0 +1,93 @@
+"""gateway/journal/records.py: a fact that is written and read again is the same fact."""
+
+from array import array
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.graph.call import Call, CallSpec, Input, Objective, Rendering, Slot, Times
+from gateway.graph.events import CallAddition
+from gateway.graph.references import Reference
+from gateway.graph.sampling import SamplingParams, Transform
+from gateway.graph.segments import Text
+from gateway.graph.session import Session
+from gateway.journal.records import (
+    CallRecord,
+    Record,
+    entries_of,
+    facts_of,
+    record_of,
+    session_record,
+    spec_of,
+)
+
+
+def read_again(record: Record) -> Record:
+    ((key, first, entry),) = entries_of([(1, 5, record)])
+    assert first == 5
+    again_key, facts = msgspec.json.decode(entry, type=tuple[int, msgspec.Raw])
+    assert key == again_key == 1
+    ((number, restored),) = facts_of(facts)
+    assert number == 5
+    return restored
+
+
+samplings = st.builds(
+    SamplingParams,
+    max_tokens=st.none() | st.integers(1, 99),
+    temperature=st.floats(0, 2),
+    seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+    logit_bias=st.dictionaries(st.integers(0, 9), st.floats(-100, 100)),
+    stop=st.lists(st.text()).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 9)).map(tuple),
+    logprobs=st.booleans(),
+)
+inputs = st.builds(Input, st.builds(Reference, st.just("x"), st.lists(st.text()).map(tuple)), st.text())
+slots = st.builds(
+    Slot,
+    st.none() | st.sampled_from(["p", "q"]),
+    samplings,
+    st.none() | st.builds(Transform, strip=st.booleans(), line=st.none() | st.integers(), json=st.none() | st.text()),
+    st.text(),
+    st.sampled_from([None, "perhaps", "begun"]),
+)
+tokens = st.lists(st.integers(0, 2**31 - 1)).map(lambda numbers: array("i", numbers))
+segments = st.builds(Text, tokens, st.none() | st.integers(0, 9)) | inputs | slots
+
+
+@given(
+    spec=st.builds(
+        CallSpec,
+        model=st.text(),
+        segments=st.lists(segments),
+        parts=st.none() | st.lists(st.text() | inputs),
+        output=st.just("out"),
+        deferred=st.booleans(),
+        objective=st.none() | st.sampled_from(Objective),
+        share=st.booleans(),
+        fallbacks=st.lists(st.builds(Rendering, st.text(), st.lists(segments)), max_size=2).map(tuple),
+    )
+)
+def test_a_call_record_restores_the_call(spec: CallSpec) -> None:
+    session = Session(id="s", tenant="t", created=0.0, ttl=1.0)
+    made = dict.fromkeys(slot.name for slot in spec.slots if slot.name)
+    variables = {name: session.place(name, at) for at, name in enumerate([*made, "out"], 1)}
+    call = Call(
+        id="call_1",
+        spec=spec,
+        inputs={},
+        slots={name: variables[name] for name in made},
+        output=variables["out"],
+        times=Times(1.0),
+        session=session,
+        arrival=0,
+    )
+    record = read_again(record_of(CallAddition(call)))
+    assert isinstance(record, CallRecord)
+    assert spec_of(record) == spec
+
+
+def test_a_session_record_restores_the_session() -> None:
+    session = Session(id="s", tenant="t", created=1.5, ttl=1.0, metadata={"ä": "\0"})
+    assert read_again(session_record(session)) == session_record(session)
