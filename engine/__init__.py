@@ -1,7 +1,7 @@
 """An LLM engine with a paged KV cache, a prefix tree and continuous batching. It also works without the gateway.
 
-The names in `__all__` are imported on first use. The gateway imports `engine.protocol` and `engine.tokenizer`, and must
-never load torch. Benchmarks import only the kernels.
+The names in `__all__` are imported on first use. The gateway imports `engine.protocol`, `engine.sampling_params` and
+`engine.tokenizer`, and must never load torch. Benchmarks import only the kernels.
 """
 
 import os
@@ -17,11 +17,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.engine import Engine
-    from engine.protocol import EngineInfo, SamplingParams
+    from engine.protocol import EngineInfo
+    from engine.sampling_params import SamplingParams
 
 __all__ = ["Engine", "EngineConfig", "EngineInfo", "SamplingParams"]
 
-_HOMES = {"Engine": "engine", "EngineConfig": "config", "EngineInfo": "protocol", "SamplingParams": "protocol"}
+_HOMES = {"Engine": "engine", "EngineConfig": "config", "EngineInfo": "protocol", "SamplingParams": "sampling_params"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,10 +14,11 @@ from engine.config import EngineConfig
 from engine.errors import ContextError
 from engine.factory import build_parts
 from engine.generation import Generation, SampledToken
-from engine.grammar import Grammars, Matcher, is_constrained
+from engine.grammar import Grammars, Matcher
 from engine.kernels.base import PendingSample
-from engine.protocol import SamplingParams, Update
+from engine.protocol import Update
 from engine.sampler import BadLogits, Sampler, collect
+from engine.sampling_params import SamplingParams
 from engine.scheduler import Chunk, Plan
 from engine.sequence import TokenSequence
 
@@ -170,7 +171,7 @@ class Engine:
                 f"the prompt's {len(target.tokens)} tokens leave no room in the window of {self.info.window}",
             )
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        if is_constrained(sampling):
+        if sampling.is_constrained:
             self._has_new_grammars = True
             self._compiling[context] = _CompileJob(
                 target, sampling, limit, self._grammars.compile(sampling, target.scope)

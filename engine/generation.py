@@ -11,7 +11,8 @@ import numpy as np
 from engine.grammar import Matcher
 from engine.kernels.base import REQUEST
 from engine.ngram_proposer import MAX_MATCH, NgramProposer
-from engine.protocol import SamplingParams, TokenLogprob
+from engine.protocol import TokenLogprob
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Detokenizer, Tokenizer
 
 

@@ -20,7 +20,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from engine.errors import ContextError
-from engine.protocol import SamplingParams
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # the module exists for type checkers only
@@ -163,11 +163,6 @@ class _CpuBudget:
     def is_full(self) -> bool:
         """Whether the budget is refilled completely."""
         return self._left + _REFILL * (time.monotonic() - self._updated) >= _BUDGET_SECONDS
-
-
-def is_constrained(sampling: SamplingParams) -> bool:
-    """Return whether the request constrains its text."""
-    return sampling.regex is not None or sampling.json_schema is not None or sampling.grammar is not None
 
 
 def _client_message(error: str) -> str:

@@ -6,9 +6,10 @@ it. This module imports no torch.
 
 import struct
 from collections.abc import Iterator
-from typing import Literal
 
 import msgspec
+
+from engine.sampling_params import SamplingParams
 
 _LENGTH = struct.Struct("<I")
 VERSION = 2
@@ -16,46 +17,6 @@ VERSION = 2
 MAX_FRAME = 256 * 1024 * 1024
 """Maximum length of a frame, in bytes. A longer announcement means that the stream has another format or is out of
 step."""
-
-
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Sampling parameters of a `generate` command.
-
-    `max_tokens`: maximum number of tokens to generate; None for as many as fit the window.
-    `temperature`: 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off.
-    `seed`: makes the text a function of prompt and parameters alone.
-    `repetition_penalty`: applies to the raw logits of tokens in prompt and output; `presence_penalty` and
-        `frequency_penalty` to those in the output.
-    `top_logprobs`: number of alternatives reported with each token.
-    `regex`, `json_schema`, `grammar`: constraint of the whole text, at most one of them: a regular expression in Rust's
-        syntax, a JSON schema as JSON, or a grammar in llguidance's Lark.
-    `thinks`: reasoning may precede the constrained text, up to `</think>`. With `perhaps` the text may begin with
-        `<think>`; with `begun` the prompt ends with it.
-    `prediction`: a text that the output probably contains. It changes only the speed.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[int, float] = {}
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    logprobs: bool = False
-    top_logprobs: int = 0
-    regex: str | None = None
-    json_schema: str | None = None
-    grammar: str | None = None
-    thinks: Literal["perhaps", "begun"] | None = None
-    prediction: str = ""
 
 
 class Fill(msgspec.Struct, frozen=True, tag="fill"):

@@ -7,9 +7,9 @@ from functools import lru_cache
 from compat.openai import ChatCompletionRequest, CompletionRequest, Semantic, SlotRequest
 from compat.openai.response_formats import OutputConstraint
 from compat.parrot import SamplingConfig
+from engine.sampling_params import SamplingParams
 from gateway.api.semantic.extension import transform_of
 from gateway.errors import RequestError, field_path
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Segment, Slot
 from gateway.prompts.served_models import ServedModel
 

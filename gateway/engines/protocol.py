@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from gateway.graph.sampling import SamplingParams
+from engine.sampling_params import SamplingParams
 from gateway.graph.segments import PromptContent
 from gateway.graph.variable import Piece
 

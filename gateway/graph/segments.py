@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams, Transform
+from gateway.graph.transform import Transform
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import Call, CallSpec, CallState, Objective, Rendering, Times, Usage
 from gateway.graph.errors import Failure
 from gateway.graph.events import (
@@ -24,9 +25,9 @@ from gateway.graph.events import (
     VariableDeleted,
 )
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams, Transform
 from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, Text
 from gateway.graph.session import Session
+from gateway.graph.transform import Transform
 from gateway.graph.variable import VariableState
 from gateway.journal.message_codec import characters, decode_messages, encode_messages, has_marks
 from gateway.journal.storage import Entry

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gateway.graph.errors import UnresolvedPath
 from gateway.graph.references import Reference, resolve
-from gateway.graph.sampling import Transform
+from gateway.graph.transform import Transform
 from gateway.runtime import regex as patterns
 
 _searchers = ThreadPoolExecutor(1, "transform")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
+from engine.sampling_params import SamplingParams
 from engine.scheduler import EQUAL_URGENCY_SECONDS
 from engine.step_budget import StepBudget
 from gateway.engines.protocol import EngineLost, EventCallback, PrefillResult, StepTimes, TokenDelta, Urgency
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
 

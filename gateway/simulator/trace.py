@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import CallSpec
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.simulator.workload import Application, Step
 from gateway.telemetry.trace_recorder import digest

@@ -4,9 +4,9 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import CallSpec
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Segment, Slot, Text
 
 _SAMPLING = SamplingParams(max_tokens=32, temperature=0.0, ignore_eos=True)

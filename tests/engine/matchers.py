@@ -3,7 +3,7 @@
 from itertools import count
 
 from engine.grammar import Grammars, Matcher
-from engine.protocol import SamplingParams
+from engine.sampling_params import SamplingParams
 
 _scopes = count()
 

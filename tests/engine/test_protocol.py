@@ -13,7 +13,6 @@ from engine.protocol import (
     FrameBuffer,
     FrameError,
     Generate,
-    SamplingParams,
     StepReport,
     TokenLogprob,
     Update,
@@ -21,6 +20,7 @@ from engine.protocol import (
     encode_frame,
     report_decoder,
 )
+from engine.sampling_params import SamplingParams
 
 
 @given(data=st.data(), tokens=st.lists(st.lists(st.integers(0, 50_000)), min_size=1, max_size=5))

@@ -14,8 +14,8 @@ from engine.generation import Generation, SampledToken
 from engine.kernels import Kernels, LayerShape
 from engine.kernels.cpu import CpuKernels
 from engine.kernels.reference import TorchKernels
-from engine.protocol import SamplingParams
 from engine.sampler import BadLogits, Sampler, collect
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 
 VOCABULARY = 6000

@@ -2,7 +2,7 @@
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache
-from engine.protocol import SamplingParams
+from engine.sampling_params import SamplingParams
 from engine.scheduler import Plan, StepScheduler
 from engine.sequence import TokenSequence
 from engine.tokenizer import Tokenizer

@@ -4,7 +4,7 @@ import pytest
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache
-from engine.protocol import SamplingParams
+from engine.sampling_params import SamplingParams
 from engine.sequence import TokenSequence
 from engine.tokenizer import Tokenizer
 

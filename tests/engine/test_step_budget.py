@@ -6,7 +6,7 @@ import pytest
 
 from engine.generation import Generation
 from engine.kv.cache import KVCache
-from engine.protocol import SamplingParams
+from engine.sampling_params import SamplingParams
 from engine.scheduler import StepScheduler
 from engine.sequence import TokenSequence
 from engine.step_budget import FEW_ROWS, StepBudget

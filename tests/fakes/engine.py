@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.engines.protocol import (
     ContextRefused,
@@ -15,7 +16,6 @@ from gateway.engines.protocol import (
     TokenDelta,
     Urgency,
 )
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.variable import Piece
 
 

@@ -5,11 +5,11 @@ import dataclasses
 from aiohttp import web
 
 from compat.openai import Detokenized, DetokenizeRequest, Message, TokenizeRequest, Tokens
+from engine.sampling_params import SamplingParams
 from gateway.api.openai.chat import chat_prompt
 from gateway.api.sampling import check_tokens
 from gateway.api.services import SERVICES
 from gateway.errors import RequestError
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Slot, Text
 from gateway.http.json_body import json_response, read_json
 from gateway.http.openapi import operation

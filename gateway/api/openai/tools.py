@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compat.openai import ChatCompletionRequest, NamedTool
-from gateway.graph.sampling import SamplingParams
+from engine.sampling_params import SamplingParams
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.tool_calls.grammar import answer_grammar, answer_schema
 from gateway.prompts.tool_calls.parser import ToolCallParser

@@ -11,8 +11,8 @@ from gateway.api.services import SERVICES
 from gateway.errors import RequestError, field_path
 from gateway.graph.call import Call
 from gateway.graph.errors import Failure
-from gateway.graph.sampling import Transform
 from gateway.graph.session import Session
+from gateway.graph.transform import Transform
 from gateway.graph.variable import Variable, VariableState
 from gateway.http.middleware.auth import TENANT
 from gateway.http.query_params import parse_bool

@@ -10,10 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from engine.protocol import Command, EngineInfo, Fill, Free, Generate, Report, Rerank, StepReport, Update, encode_frame
-from engine.protocol import SamplingParams as LinkSampling
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.engines.protocol import (
     ContextRefused,
@@ -25,7 +25,6 @@ from gateway.engines.protocol import (
     Urgency,
 )
 from gateway.engines.tokenizing import tokens_of
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
 from gateway.telemetry import metrics
@@ -317,7 +316,7 @@ class EngineClientContext:
             if error is not None:
                 raise error
         self.has_commands = True
-        self._engine.send(Generate(self._id, _engine_params(sampling)))
+        self._engine.send(Generate(self._id, sampling.with_positive_top_p))
         self._on_event = on_event
         self._end_future = asyncio.get_running_loop().create_future()
         try:
@@ -373,12 +372,3 @@ class EngineClientContext:
         self._loss = error
         if self._end_future is not None and not self._end_future.done():
             self._end_future.set_exception(error)
-
-
-_FIELDS = tuple(field.name for field in fields(SamplingParams) if field.name != "given")
-"""All fields except `given`, which matters only to upstream servers with other defaults."""
-
-
-def _engine_params(sampling: SamplingParams) -> LinkSampling:
-    sampling = sampling.with_positive_top_p
-    return LinkSampling(**{name: getattr(sampling, name) for name in _FIELDS})

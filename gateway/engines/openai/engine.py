@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.engines.openai.concurrency import ConcurrencySlot
 from gateway.engines.openai.stream_parser import LONGEST_ANSWER, AnswerParser, InvalidAnswer, ReportedUsage
@@ -30,7 +31,6 @@ from gateway.engines.protocol import (
     Urgency,
 )
 from gateway.engines.tokenizing import tokens_of
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Messages, PromptContent, content_size, tokens_of_content
 from gateway.http_client.errors import ConnectionBroken
 from gateway.http_client.response import Response

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.protocol import ContextRefused
-from gateway.graph.sampling import SamplingParams
 
 _OPENAI = frozenset(
     {"temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "stop", "logprobs"}

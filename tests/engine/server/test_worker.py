@@ -21,13 +21,13 @@ from engine.protocol import (
     ReadyReport,
     Report,
     Rerank,
-    SamplingParams,
     Shutdown,
     StepReport,
     Update,
     encode_frame,
     report_decoder,
 )
+from engine.sampling_params import SamplingParams
 from tests.fakes.checkpoints import write_tiny_llama
 
 _SECONDS = 60.0

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.protocol import ContextEvent, Engine, EngineContext, TokenDelta, Urgency
-from gateway.graph.sampling import SamplingParams
 
 LONG = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.0)
 URGENT = Urgency(0.0, interactive=True)

@@ -13,6 +13,7 @@ import torch
 
 from engine.config import EngineConfig, default_cache
 from engine.models.fetch import checkpoint_folder
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.engines.local.client import EngineClient
 from gateway.engines.local.subprocess import SubprocessEngine
@@ -28,7 +29,6 @@ from gateway.engines.protocol import (
     TokenDelta,
     Urgency,
 )
-from gateway.graph.sampling import SamplingParams
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.engine_harness import EngineHarness
 from tests.fakes.gateway_harness import GatewayHarness

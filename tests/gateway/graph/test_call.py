@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import CallSpec, CallState, Input, Slot
 from gateway.graph.errors import Failure
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Text
 from gateway.graph.variable import VariableState
 from tests.gateway.graph.test_session import session, spec

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import CallSpec
 from gateway.graph.prefix_hash import PrefixKey, prefix_keys
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Messages, Segment, Slot, Text
 from gateway.graph.session import Session
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import CallSpec, CallState
 from gateway.graph.call_size import VARIABLE_BYTES
 from gateway.graph.errors import (
@@ -25,7 +26,6 @@ from gateway.graph.events import Exposure, Fact, NullSink
 from gateway.graph.limits import SessionLimits, SharedLimit, SharedLimits
 from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState

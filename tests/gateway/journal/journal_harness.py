@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import Call, CallSpec, Input, Slot
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Text
 from gateway.graph.session import Session, SessionLimits
 from gateway.graph.session_store import SessionStore

@@ -6,12 +6,13 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import Call, CallSpec, Input, Objective, Rendering, Slot, Times
 from gateway.graph.events import CallAddition
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams, Transform
 from gateway.graph.segments import Text
 from gateway.graph.session import Session
+from gateway.graph.transform import Transform
 from gateway.journal.records import (
     CallRecord,
     Record,

@@ -4,11 +4,12 @@ import asyncio
 import dataclasses
 from pathlib import Path
 
+from engine.sampling_params import SamplingParams
 from gateway.api.semantic.events import describe_event
 from gateway.graph.call import CallState, Input, Slot
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams, Transform
 from gateway.graph.segments import Text
+from gateway.graph.transform import Transform
 from gateway.graph.variable import Piece, VariableState
 from gateway.journal import Journal
 from gateway.journal.records import (

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Slot, Text
 from gateway.prompts.chat_template import ChatTemplate, TemplateRefused
 from gateway.prompts.prompt import ChatInput

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.graph.sampling import SamplingParams
+from engine.sampling_params import SamplingParams
 from gateway.graph.segments import Characters, Input, Messages, PromptContent, Segment, Slot, content_of, update_digest
 from gateway.prompts.message_join import join_messages
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
 from gateway.graph.call import CallSpec
 from gateway.graph.errors import SlotWithoutPlace
 from gateway.graph.prefix_hash import prefix_keys
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Messages, Slot, Text
 from gateway.graph.session import Session
 from gateway.prompts.passthrough_builder import MEDIA_WEIGHT, PassthroughPromptBuilder

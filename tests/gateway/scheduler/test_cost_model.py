@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.protocol import StepTimes
 from gateway.graph.call import Call, CallSpec, Input, Slot
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Text
 from gateway.graph.session import Session
 from gateway.scheduler.cost_model import Cost, CostModel

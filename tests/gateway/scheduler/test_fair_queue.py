@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.protocol import Engine
 from gateway.graph.call import CallSpec
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Slot, Text
 from gateway.graph.session import Session
 from gateway.scheduler import Scheduler

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from engine.config import EngineConfig
+from engine.sampling_params import SamplingParams
 from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import Engine, EngineLost, EventCallback
 from gateway.graph.call import Call, CallState
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.scheduler import Scheduler
 from tests.fakes.checkpoints import write_tiny_llama

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from engine.sampling_params import SamplingParams
 from gateway.graph.call import Call, CallSpec, CallState, Objective
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session
 from gateway.scheduler.cost_model import CostModel

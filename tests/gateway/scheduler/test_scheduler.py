@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.protocol import Engine, NoEngine, Urgency
 from gateway.graph.call import Call, CallSpec, CallState, Rendering
 from gateway.graph.errors import Failure
 from gateway.graph.limits import SessionLimits
 from gateway.graph.prefix_hash import prefix_keys
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams, Transform
 from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.graph.session import Addition, Session
+from gateway.graph.transform import Transform
 from gateway.graph.variable import Piece, VariableState
 from gateway.scheduler import CostModel, Order, Overloaded, Priorities, Scheduler, Stopping
 from gateway.scheduler.placement import place

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.graph.sampling import Transform
+from gateway.graph.transform import Transform
 from gateway.scheduler.transforms import TransformFailed, apply
 
 TEXT = "  The answer:\n  Paris = 42  \n"

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.protocol import (
     ContextRefused,
     Engine,
@@ -30,7 +31,6 @@ from gateway.graph.errors import GraphError
 from gateway.graph.events import Fact
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece, VariableState

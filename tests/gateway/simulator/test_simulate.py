@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.cli.main import main
 from gateway.engines.protocol import ContextEvent, PrefillResult, TokenDelta, Urgency
-from gateway.graph.sampling import SamplingParams
 from gateway.simulator import clock
 from gateway.simulator.engine import CPU, Costs, SimulatedContext, SimulatedEngine
 from gateway.simulator.simulation import Scenario, simulate

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.cli.main import main
 from gateway.graph.call import Call, CallSpec, CallState, Usage
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session
 from gateway.simulator.engine import CPU

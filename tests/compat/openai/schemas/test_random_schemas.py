@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from compat.openai.response_formats import enforced_schema
 from compat.openai.schemas.policy import Enforcement
 from engine.grammar import Grammars
-from engine.protocol import SamplingParams
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from tests.engine.matchers import compile_matcher
 

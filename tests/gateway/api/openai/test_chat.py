@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from compat.openai import Message
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.api.openai.chat import chat_prompt
 from gateway.errors import RequestError
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Slot
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.template_builder import TemplatePromptBuilder

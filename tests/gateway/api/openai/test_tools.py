@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from compat.openai import ChatCompletionRequest
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.api.openai.tools import constrain_tool_calls, tool_call_parser_factory, tools_of
-from gateway.graph.sampling import SamplingParams
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.served_models import ServedModel
 from gateway.prompts.template_builder import TemplatePromptBuilder

@@ -2,12 +2,12 @@
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.api.parrot.lazy_calls import LazyCalls
 from gateway.graph.call import CallSpec
 from gateway.graph.errors import Cycle, TooLarge, UnknownVariable, VariableAlreadySet
 from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Slot, Text
 from gateway.graph.session import Session, VariableSpec
 

@@ -1,7 +1,6 @@
 """gateway/engines/local/subprocess.py and engine/server/worker.py: a real process with a tiny model."""
 
 import asyncio
-import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -14,12 +13,11 @@ from prometheus_client import REGISTRY
 
 from engine.config import EngineConfig
 from engine.protocol import FrameBuffer, StepReport
-from engine.protocol import SamplingParams as LinkSampling
+from engine.sampling_params import SamplingParams
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.local.subprocess import SubprocessEngine
 from gateway.engines.pool import EnginePool
 from gateway.engines.protocol import ContextEvent, EngineLost, TokenDelta
-from gateway.graph.sampling import SamplingParams
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text, token_count_of, until
 
@@ -178,12 +176,6 @@ async def test_a_missing_model_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EngineStartFailed, match=r"no config\.json"):
         await engine.start()
     await engine.close()
-
-
-def test_the_sampling_parameters_of_gateway_and_engine_agree() -> None:
-    domain = {field.name: getattr(SamplingParams(), field.name) for field in dataclasses.fields(SamplingParams)}
-    assert domain.pop("given") == ()
-    assert {name: getattr(LinkSampling(), name) for name in LinkSampling.__struct_fields__} == domain
 
 
 async def test_start_uses_the_process_that_begin_started(config: EngineConfig) -> None:

@@ -13,11 +13,10 @@ import trustme
 
 from bench.servers import free_port
 from engine.protocol import VERSION, Fill, FrameBuffer, Generate, Hello, encode_frame, welcome_decoder
-from engine.protocol import SamplingParams as LinkSampling
+from engine.sampling_params import SamplingParams
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.local.tcp import TcpEngine
 from gateway.engines.protocol import ContextEvent, EngineLost
-from gateway.graph.sampling import SamplingParams
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.engine_harness import EngineHarness
 from tests.gateway.engines.generation import LONG, URGENT, read_events, stream_events, text, token_count_of, until
@@ -190,7 +189,7 @@ async def exchange(remote: EngineHarness, *parts: bytes) -> bytes:
     ("sent", "why"),
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"\xff" * 64, "its first message is invalid"),
-        (encode_frame(Generate(1, LinkSampling())), "its first message is invalid"),
+        (encode_frame(Generate(1, SamplingParams())), "its first message is invalid"),
         (encode_frame(Hello(TOKEN, VERSION + 1)), "it uses protocol version"),
         (encode_frame(Hello("x" * 8000, VERSION)), "its first message is invalid"),
         (encode_frame(Hello(TOKEN, VERSION)) + encode_frame(Fill(1, [2])), "did not wait"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.openai import OpenAIEngine, Upstream
 from gateway.engines.protocol import (
     ContextEvent,
@@ -15,7 +16,6 @@ from gateway.engines.protocol import (
     TokenDelta,
     Urgency,
 )
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Messages, Slot, content_of
 from gateway.prompts.prompt import ChatInput
 from gateway.prompts.tool_calls.tools import Tool, Tools

@@ -8,10 +8,10 @@ from openai.types.chat import ChatCompletionChunk, CompletionCreateParams
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import TypeAdapter
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.openai.stream_parser import AnswerParser
 from gateway.engines.protocol import ContextRefused, Urgency
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Messages, Slot
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.prompt import ChatInput

@@ -2,11 +2,11 @@
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.openai import Upstream
 from gateway.engines.protocol import (
     ContextRefused,
 )
-from gateway.graph.sampling import SamplingParams
 from tests.fakes.scripted_server import ScriptedServer
 from tests.gateway.engines.openai.upstream_requests import ask, connected
 

@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import pytest
 
+from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.openai.stream_parser import AnswerParser
 from gateway.engines.protocol import Urgency
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Messages, Slot
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.prompt import ChatInput

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from engine.sampling_params import SamplingParams
 from gateway.engines.openai import OpenAIEngine, Upstream, UpstreamConfig
 from gateway.engines.protocol import (
     ContextEvent,
 )
-from gateway.graph.sampling import SamplingParams
 from gateway.graph.segments import Input, Slot, content_of
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.prompt import ChatInput

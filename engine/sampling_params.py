@@ -1,4 +1,4 @@
-"""How the text of a slot is sampled, and how it becomes a value."""
+"""Sampling parameters, of the engine and of the gateway. This module imports nothing of the project."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -8,10 +8,21 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """Sampling parameters, in the terms of the engine protocol. None leaves a parameter to the engine.
+    """Sampling parameters of one generated text.
 
-    The fields are those of `engine.protocol.SamplingParams`. `given`: names of the fields that the client specified,
-    including those set to the default here, because upstream servers may have other defaults.
+    `max_tokens`: maximum number of tokens to generate; None for as many as fit the window.
+    `temperature`: 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+    `seed`: makes the text a function of prompt and parameters alone.
+    `repetition_penalty`: applies to the raw logits of tokens in prompt and output; `presence_penalty` and
+        `frequency_penalty` to those in the output.
+    `top_logprobs`: number of alternatives reported with each token.
+    `regex`, `json_schema`, `grammar`: constraint of the whole text, at most one of them: a regular expression in Rust's
+        syntax, a JSON schema as JSON, or a grammar in llguidance's Lark.
+    `thinks`: reasoning may precede the constrained text, up to `</think>`. With `perhaps` the text may begin with
+        `<think>`; with `begun` the prompt ends with it.
+    `prediction`: a text that the output probably contains. It changes only the speed.
+    `given`: names of the fields that the client specified, including those set to the default here, because upstream
+        servers may have other defaults. The engine ignores it.
     """
 
     max_tokens: int | None = None
@@ -63,18 +74,3 @@ class SamplingParams:
 
 
 _DEFAULTS = SamplingParams()
-
-
-@dataclass(frozen=True)
-class Transform:
-    """Steps from a generated text to the value of a variable, in the order of the fields. None or False skips a step.
-
-    `line` counts from 0, or from the end if negative. `regex` selects `group` of the first match. `json` is a path as
-    in a reference.
-    """
-
-    strip: bool = False
-    line: int | None = None
-    regex: str | None = None
-    group: int = 0
-    json: str | None = None
