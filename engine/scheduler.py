@@ -8,10 +8,8 @@ from typing import NamedTuple
 from engine.kv.cache import KVCache
 from engine.sequence import TokenSequence
 from engine.speculative import Speculator
-from engine.step_budget import StepBudget
-
-EQUAL_URGENCY_SECONDS = 0.001
-"""Maximum difference between ranks of equal urgency, in seconds."""
+from engine.step_budget import StepAllowance, StepBudget
+from engine.step_policy import PrefillRows, background_decoders
 
 
 class Chunk(NamedTuple):
@@ -152,15 +150,16 @@ class StepScheduler:
     def _decoders_in_step(
         self, decoders: list[TokenSequence], prefills: list[TokenSequence], plan: Plan, step_budget: StepBudget
     ) -> list[TokenSequence]:
-        """Return the sequences that decode in this step, if not all can.
-
-        If interactive ones had to keep pace with every background sequence, they would crawl, and so would prompts. The
-        less urgent ones pause until it is their turn.
-        """
+        """Return the sequences that decode in this step, if not all can. See `background_decoders`."""
         interactive = sum(sequence.is_interactive for sequence in decoders)
-        if interactive == len(decoders) or not (interactive or any(sequence.is_interactive for sequence in prefills)):
+        if interactive == len(decoders):
             return decoders
-        background_rows = step_budget.background_rows(interactive)
+        background_rows = background_decoders(
+            interactive,
+            len(decoders) - interactive,
+            has_interactive_prompts=any(sequence.is_interactive for sequence in prefills),
+            step_budget=step_budget,
+        )
         selected = []
         for sequence in decoders:
             if not sequence.is_interactive:
@@ -172,25 +171,20 @@ class StepScheduler:
         return selected
 
     def _prefill(self, plan: Plan, prefills: list[TokenSequence], owners: list[TokenSequence]) -> None:
-        budget = self._step_tokens - plan.rows
-        total = long = less_urgent = prefetch = budget
+        room = self._step_tokens - plan.rows
+        allowance = StepAllowance(room, room, room, room)
         if self._step_budget is not None:
             mixed = any(sequence.is_interactive for sequence in prefills) and not all(
                 sequence.is_interactive for sequence in prefills
             )
-            total, long, less_urgent, prefetch = self._step_budget.allow_rows(
+            allowance = self._step_budget.allow_rows(
                 plan.decoding, interactive=plan.interactive, mixed=mixed, drafted=plan.drafted_rows
             )
-            budget = min(budget, total)
-        first = plan.chunks[0].sequence.rank + EQUAL_URGENCY_SECONDS if plan.chunks else math.inf
+        first_rank = plan.chunks[0].sequence.rank if plan.chunks else math.inf
+        prefill_rows = PrefillRows(allowance, step_rows=room, interactive=plan.interactive, first_rank=first_rank)
         full = False
         for index, sequence in enumerate(prefills):
-            is_less_urgent = sequence.rank > first
-            if (
-                budget <= 0
-                or (is_less_urgent and less_urgent <= 0)
-                or len(plan.chunks) + plan.drafted_rows >= self._max_batch
-            ):
+            if not prefill_rows.has_room(sequence.rank) or len(plan.chunks) + plan.drafted_rows >= self._max_batch:
                 plan.has_waiting_prompts = True
                 plan.over_budget += prefills[index:]
                 break
@@ -201,14 +195,13 @@ class StepScheduler:
                 if not sequence.adopt_cached():
                     continue
                 sequence.prompt_tokens = len(sequence.tokens) - sequence.computed_tokens
-            is_long = plan.interactive > 0 and (sequence.prompt_tokens > total or not sequence.is_interactive)
-            is_prefetch = sequence.generation is None  # prefetch: no generation waits for it yet
-            allowed = min(
-                budget,
-                long if is_long else budget,
-                less_urgent if is_less_urgent else budget,
-                prefetch if is_prefetch else budget,
+            kind = prefill_rows.kind_of(
+                rank=sequence.rank,
+                is_interactive=sequence.is_interactive,
+                is_prefetch=sequence.generation is None,
+                prompt_tokens=sequence.prompt_tokens,
             )
+            allowed = prefill_rows.allowed(kind)
             if allowed <= 0:
                 plan.has_waiting_prompts = True
                 plan.over_budget.append(sequence)
@@ -218,14 +211,8 @@ class StepScheduler:
                 full = True
                 plan.out_of_memory.append(sequence)
                 continue
-            budget -= rows
-            if is_less_urgent:
-                less_urgent -= rows
-            if is_prefetch:
-                prefetch -= rows
-            if is_long:
-                long -= rows
-                plan.long += rows
+            prefill_rows.take(kind, rows)
+        plan.long += prefill_rows.long_taken
 
     def _add(self, plan: Plan, sequence: TokenSequence, budget: int, owners: list[TokenSequence]) -> int | None:
         """Add the sequence's next rows to the plan, at most `budget`. Return their number, or None if no blocks are

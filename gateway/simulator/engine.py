@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from engine.sampling_params import SamplingParams
-from engine.scheduler import EQUAL_URGENCY_SECONDS
 from engine.step_budget import StepBudget
+from engine.step_policy import PrefillRows, background_decoders
 from gateway.engines.protocol import EngineLost, EventCallback, PrefillResult, StepTimes, TokenDelta, Urgency
 from gateway.graph.segments import PromptContent, tokens_of_content
 from gateway.graph.variable import Piece
@@ -224,41 +224,44 @@ class SimulatedEngine:
         self._running = None
 
     def _decoding_rows(self) -> "list[SimulatedContext]":
-        """Return the contexts that decode in the next step, chosen as in `engine.scheduler`."""
+        """Return the contexts that decode in the next step."""
         interactive = sum(context.urgency.interactive for context in self._decoding)
-        if interactive == len(self._decoding) or not (interactive or self._prefilling[True]):
+        background = len(self._decoding) - interactive
+        decoding = background_decoders(
+            interactive,
+            background,
+            has_interactive_prompts=self._prefilling[True] > 0,
+            step_budget=self._step_budget,
+        )
+        if decoding == background:
             return self._decoding
-        maximum = interactive + self._step_budget.background_rows(interactive)
-        if len(self._decoding) <= maximum:
-            return self._decoding
-        return sorted(self._decoding, key=lambda context: (not context.urgency.interactive, context.urgency.rank))[
-            :maximum
-        ]
+        by_urgency = sorted(self._decoding, key=lambda context: (not context.urgency.interactive, context.urgency.rank))
+        return by_urgency[: interactive + decoding]
 
     def _plan(self, decoding: Sequence["SimulatedContext"]) -> "_Step":
-        """Plan the prefill rows of the next step, as in `engine.scheduler`."""
+        """Plan the prefill rows of the next step with the engine's own policy."""
         step = _Step()
         interactive = sum(context.urgency.interactive for context in decoding)
         mixed = self._prefilling[True] > 0 and self._prefilling[False] > 0
-        maximum, long_rows, follow_rows, prefetch_rows = self._step_budget.allow_rows(
-            len(decoding), interactive=interactive, mixed=mixed
+        prefill_rows = PrefillRows(
+            self._step_budget.allow_rows(len(decoding), interactive=interactive, mixed=mixed),
+            step_rows=self._costs.step_rows - len(decoding),
+            interactive=interactive,
+            first_rank=min((context.urgency.rank for context in decoding), default=math.inf),
         )
-        first = min((context.urgency.rank for context in decoding), default=math.inf) + EQUAL_URGENCY_SECONDS
-        budget = min(self._costs.step_rows - len(decoding), maximum)
         again = []
         announced: set[int] = set()
-        while budget > 0:
-            # when the budget of one kind is used up, all prompts of that kind wait
+        while True:
             allowed = [
                 waiting
-                for (waits, seen), waiting in self._waiting.items()
-                if waiting and (prefetch_rows > 0 or not waits) and (long_rows > 0 or seen or not interactive)
+                for (is_prefetch, is_interactive), waiting in self._waiting.items()
+                if waiting and prefill_rows.has_room_for(is_interactive=is_interactive, is_prefetch=is_prefetch)
             ]
             if not allowed:
                 break
             waiting = min(allowed)
             rank, _, ticket, context = waiting[0]
-            if rank > first and follow_rows <= 0:
+            if not prefill_rows.has_room(rank):
                 break  # all other prompts are even less urgent
             heapq.heappop(waiting)
             if context.freed or ticket != context.ticket:
@@ -273,29 +276,22 @@ class SimulatedEngine:
             if context.hashes and context.hashes[0] in announced:
                 again.append(context)  # another context computes this block in the same step
                 continue
-            is_long = interactive > 0 and (context.prompt > maximum or not context.urgency.interactive)
-            waits = context.sampling is None
-            follows = rank > first
-            rows = min(
-                context.needed_rows,
-                budget,
-                long_rows if is_long else budget,
-                follow_rows if follows else budget,
-                prefetch_rows if waits else budget,
+            kind = prefill_rows.kind_of(
+                rank=rank,
+                is_interactive=context.urgency.interactive,
+                is_prefetch=context.sampling is None,
+                prompt_tokens=context.prompt,
             )
+            rows = min(context.needed_rows, prefill_rows.allowed(kind))
             if rows < context.needed_rows:
                 step.waiting = True
                 again.append(context)
             if rows <= 0:
                 continue
-            budget -= rows
-            follow_rows -= rows if follows else 0
-            prefetch_rows -= rows if waits else 0
-            if is_long:
-                long_rows -= rows
-                step.long += rows
+            prefill_rows.take(kind, rows)
             step.chunks.append((context, rows))
             announced.update(context.hashes[: (context.length + rows) // _BLOCK - context.length // _BLOCK])
+        step.long = prefill_rows.long_taken
         step.waiting = step.waiting or any(self._waiting.values())
         for context in again:
             self.enqueue(context)

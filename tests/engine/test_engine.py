@@ -451,16 +451,17 @@ def test_nan_logits_fail_only_their_request(
 
     def poisoned(*arguments: Any) -> torch.Tensor:
         logits = forward(*arguments).clone()
-        if len(logits) == 2:
+        if len(logits) == 2 and not errors:  # later, two rows may be a token and a draft of the other request
             logits[0] = float(np.nan)
         return logits
 
+    errors: dict[int, str] = {}
+    answer: list[int] = []
     (expected,) = run(engine, [prompts[1]], GREEDY)
     monkeypatch.setattr(engine.decoder, "forward", poisoned)
     for context in (1, 2):
         engine.fill(context, prompts[context - 1])
         engine.generate(context, GREEDY)
-    errors, answer = {}, []
     while engine.has_work:
         for update in engine.step():
             if update.error is not None:

@@ -142,7 +142,7 @@ class FakeEngines:
 
     async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
         """Return the engines that are ready. Raises NoEngine."""
-        ready = [engine for engine in self.engines if engine.ready]
+        ready = [engine for engine in self.engines if engine.is_ready]
         if not ready:
             raise NoEngine("no engine")
         return ready

@@ -15,6 +15,6 @@ async def test_an_unavailable_database_raises_response_store_error(postgres: Pos
     store = await PostgresResponseStore.open(storage, 1 << 20, DAY)
     await storage.close()
     with pytest.raises(ResponseStoreError):
-        await store.keep(response("r"), [StoredTurn(b'""', b'""', None)])
+        await store.add(response("r"), [StoredTurn(b'""', b'""', None)])
     with pytest.raises(ResponseStoreError):
         await store.find("", "r")

@@ -53,7 +53,7 @@ async def test_expired_sessions_end_with_their_responses(harness: MaintenanceHar
     brief = harness.store.create("t", "brief", ttl=0.0)
     harness.store.create("t", "long")
     for session in ("brief", "long"):
-        await harness.archive.keep(StoredResponse("t", f"in {session}", b"1", b"2", session=session))
+        await harness.archive.add(StoredResponse("t", f"in {session}", b"1", b"2", session=session))
     working = harness.start()
     await swept(harness, 2)
     working.cancel()

@@ -24,7 +24,7 @@ async def test_without_a_journal_responses_are_in_memory() -> None:
     settings = ServeSettings(journal="memory")
     assert await open_journal_storage(settings) is None
     store = await open_response_store(settings, None)
-    await store.keep(RESPONSE)
+    await store.add(RESPONSE)
     assert await store.find("t", "r") == RESPONSE
     await store.close()
     assert restore_sessions(settings, empty_store(), None, None) == []
@@ -45,7 +45,7 @@ async def test_a_file_has_sessions_expired_ids_and_responses(tmp_path: Path) -> 
             sessions.create("t", "kept")
             sessions.delete(sessions.create("t", "old"), expired=True)
             await journal.flushed()
-            await responses.keep(RESPONSE)
+            await responses.add(RESPONSE)
         else:
             assert [session.id for session in restored] == ["kept"]
             assert sessions.all() == restored
@@ -69,7 +69,7 @@ async def test_a_database(postgres: PostgresServer) -> None:
     journal = Journal(storage)
     store = await open_response_store(settings, storage)
     assert isinstance(store, PostgresResponseStore)
-    await store.keep(RESPONSE)
+    await store.add(RESPONSE)
     assert await store.find("t", "r") == RESPONSE
     assert restore_sessions(settings, empty_store(journal), storage, journal) == [], "members take them over later"
     await storage.close()

@@ -60,7 +60,7 @@ def test_which_tools_may_or_must_be_called(
     assert tools.choice == choice
     if callable_:
         assert [tool.name for tool in tools.callable] == callable_
-    assert tools.parallel_told is parallel
+    assert tools.parallel_tool_calls is parallel
 
 
 def test_a_request_without_tools() -> None:
@@ -74,7 +74,9 @@ def test_only_strict_and_forced_tools_have_their_schema_enforced(local: ServedMo
     for body in (request(ADD), request(strict), request(ADD, tool_choice="required")):
         tools = tools_of(body)
         assert tools is not None
-        assert tools.request()["tools"][0]["function"]["parameters"] == NUMBER, "an upstream server sees the schema"
+        assert tools.request_fields()["tools"][0]["function"]["parameters"] == NUMBER, (
+            "an upstream server sees the schema"
+        )
         sampling = constrain_tool_calls(SamplingParams(), tools, local)
         forms.append((sampling.grammar or "") + (sampling.json_schema or ""))
     assert ["integer" in form for form in forms] == [False, True, True]

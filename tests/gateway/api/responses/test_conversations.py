@@ -30,14 +30,14 @@ async def begin(
     store: SqliteResponseStore, session: str | None = None, /, *, deferred: bool = False, **body: Any
 ) -> Turn:
     request = ResponseRequest.model_validate({"model": "m", "input": "new", **body})
-    return await Turn.begin(store, "t", request, session, deferred=deferred)
+    return await Turn.load(store, "t", request, session, deferred=deferred)
 
 
 async def test_earlier_turns_come_before_the_new_input(store: SqliteResponseStore) -> None:
-    await store.keep(stored("r1", "first", "one"))
-    await store.keep(stored("r2", [{"role": "user", "content": "second"}], "two", "r1"))
+    await store.add(stored("r1", "first", "one"))
+    await store.add(stored("r2", [{"role": "user", "content": "second"}], "two", "r1"))
     turn = await begin(store, previous_response_id="r2", instructions="Be brief.")
-    messages, places = turn.conversation
+    messages, places = turn.messages_with_paths
     assert [message.role for message in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [str(message.content) for message in messages if message.role == "user"][-1] == "new"
     assert places[:1] == ["instructions"]
@@ -47,14 +47,14 @@ async def test_earlier_turns_come_before_the_new_input(store: SqliteResponseStor
 
 
 async def test_instructions_of_earlier_turns_do_not_apply(store: SqliteResponseStore) -> None:
-    await store.keep(stored("r1", "first", "one"))
+    await store.add(stored("r1", "first", "one"))
     messages, _ = (await begin(store, previous_response_id="r1")).conversation
     assert all(message.role != "system" for message in messages)
 
 
 @pytest.mark.parametrize("id", ["resp_none", "r-other"])
 async def test_an_unknown_response_cannot_be_continued(store: SqliteResponseStore, id: str) -> None:
-    await store.keep(StoredResponse("other", "r-other", b'"x"', b'{"output": []}'))
+    await store.add(StoredResponse("other", "r-other", b'"x"', b'{"output": []}'))
     with pytest.raises(RequestError) as refused:
         await begin(store, previous_response_id=id)
     assert (refused.value.param, str(refused.value)) == ("previous_response_id", not_found_message(id))
@@ -62,14 +62,14 @@ async def test_an_unknown_response_cannot_be_continued(store: SqliteResponseStor
 
 
 async def test_an_unfinished_response_cannot_be_continued(store: SqliteResponseStore) -> None:
-    await store.keep(stored("r1", "first", "", begun=b"1", runs_in="its-own"))
+    await store.add(stored("r1", "first", "", begun=b"1", runs_in="its-own"))
     with pytest.raises(RequestError) as refused:
         await begin(store, previous_response_id="r1")
     assert refused.value.param == "previous_response_id"
 
 
 async def test_a_response_of_a_session_is_continued_only_there(store: SqliteResponseStore) -> None:
-    await store.keep(stored("r1", "first", "one", session="s"))
+    await store.add(stored("r1", "first", "one", session="s"))
     assert (await begin(store, "s", previous_response_id="r1")).keeps
     for session in (None, "other"):
         with pytest.raises((RequestError, GraphError)):

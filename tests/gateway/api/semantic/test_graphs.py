@@ -91,7 +91,7 @@ async def test_an_object_that_is_no_definition_is_a_value(scripted_gateway: Scri
 async def test_a_graph_of_a_session_is_described(scripted_gateway: ScriptedGateway) -> None:
     session = SessionClient(scripted_gateway[0])
     await session.create()
-    await session.add_variable("topic", value="bees")
+    await session.put("topic", value="bees")
     await session.ask("On <<topic>>", "a")
     await session.get("a", "?wait=true")
     status, graph = await session.send("GET", "/graph")

@@ -49,10 +49,10 @@ async def test_without_an_id_the_server_chooses_one(scripted_gateway: ScriptedGa
 async def test_a_running_call_makes_a_session_running_and_its_tokens_count(scripted_gateway: ScriptedGateway) -> None:
     session = SessionClient(scripted_gateway[0])
     await session.create()
-    await session.add_variable("later", value=None)
+    await session.put("later", value=None)
     await session.ask("Read <<later>>.", "out")
     assert (await session.send("GET"))[1]["state"] == "running"
-    await session.add_variable("later", value="x")
+    await session.put("later", value="x")
     assert (await session.get("out", "?wait=true"))[1]["state"] == "ready"
     described = (await session.send("GET"))[1]
     assert (described["state"], described["usage"]["calls_run"]) == ("idle", 1)

@@ -23,38 +23,38 @@ async def session(scripted_gateway: ScriptedGateway) -> SessionClient:
     [("plain", "plain"), ("", ""), (5, "5"), (True, "true"), ({"a": [1, "é"]}, '{"a":[1,"é"]}'), ([], "[]")],
 )
 async def test_values_are_texts_and_others_become_json(session: SessionClient, value: Any, text: str) -> None:
-    status, put = await session.add_variable("x", value=value)
+    status, put = await session.put("x", value=value)
     assert (status, put["state"], put["value"], put["producer"]) == (200, "ready", text, None)
     assert await session.get("x") == (200, put)
 
 
 async def test_a_null_declares_a_variable_for_later(session: SessionClient) -> None:
-    assert (await session.add_variable("x", value=None))[1]["state"] == "declared"
+    assert (await session.put("x", value=None))[1]["state"] == "declared"
     status, waited = await session.get("x", "?wait=true&timeout=0.05")
     assert (status, waited["error"]["code"]) == (504, "wait_timeout")
     waiting = asyncio.create_task(session.get("x", "?wait=true"))
     await asyncio.sleep(0.05)
-    await session.add_variable("x", value="now")
+    await session.put("x", value="now")
     assert (await waiting)[1]["value"] == "now"
 
 
 async def test_a_name_is_assigned_once_and_free_after_its_deletion(session: SessionClient) -> None:
-    await session.add_variable("x", value=None)
+    await session.put("x", value=None)
     assert (await session.send("DELETE", "/variables/x"))[0] == 200
     assert (await session.get("x"))[0] == 404
-    await session.add_variable("x", value="1")
-    status, refused = await session.add_variable("x", value="2")
+    await session.put("x", value="1")
+    status, refused = await session.put("x", value="2")
     assert (status, refused["error"]["code"]) == (409, "variable_already_set")
     listed = (await session.send("GET", "/variables"))[1]
     assert [(one["name"], one["value"]) for one in listed["data"]] == [("x", "1")]
 
 
 async def test_a_template_is_ready_once_its_references_are(session: SessionClient) -> None:
-    await session.add_variable("a", value=None)
-    assert (await session.add_variable("t", template="<<a.k>> and more"))[1]["state"] != "ready"
-    await session.add_variable("a", value={"k": "v"})
+    await session.put("a", value=None)
+    assert (await session.put("t", template="<<a.k>> and more"))[1]["state"] != "ready"
+    await session.put("a", value={"k": "v"})
     assert (await session.get("t", "?wait=true"))[1]["value"] == "v and more"
-    status, refused = await session.add_variable("u", template="<<nowhere>>")
+    status, refused = await session.put("u", template="<<nowhere>>")
     assert (status, refused["error"]["code"]) == (400, "unknown_variable")
 
 
@@ -110,12 +110,12 @@ async def test_deleting_a_variable_cancels_the_call_that_nobody_else_needs(
     ],
 )
 async def test_invalid_queries_are_refused(session: SessionClient, query: str, param: str) -> None:
-    await session.add_variable("x", value=None)
+    await session.put("x", value=None)
     status, refused = await session.get("x", query)
     assert (status, refused["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("name", ["a b", "a-b", "9", "<<x>>", "x" * 200])
 async def test_names_that_no_reference_could_have_are_refused(session: SessionClient, name: str) -> None:
-    status, refused = await session.add_variable(name, value="1")
+    status, refused = await session.put(name, value="1")
     assert (status, refused["error"]["code"]) == (400, "bad_reference")

@@ -80,7 +80,7 @@ async def test_tools_are_passed_on_and_tool_calls_become_text(server: ScriptedSe
 
     server.script = [calls]
     tools = [Tool("add", strict=True), Tool("sub")]
-    events = await ask(upstream, tools=Tools(tools, "forced", tools[:1], parallel_told=False))
+    events = await ask(upstream, tools=Tools(tools, "forced", tools[:1], parallel_tool_calls=False))
     (body,) = server.asked
     assert [tool["function"]["name"] for tool in body["tools"]] == ["add", "sub"]
     assert [tool["function"].get("strict") for tool in body["tools"]] == [True, None]
@@ -215,7 +215,7 @@ async def test_the_most_urgent_request_is_sent_next(server: ScriptedServer) -> N
     release.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert [body["prompt"] for body in server.asked] == ["a", "b", "d"]
-    assert upstream.turns.running == 0
+    assert upstream.limiter.running == 0
     await upstream.close()
 
 
@@ -259,5 +259,5 @@ async def test_freeing_a_context_aborts_its_request(server: ScriptedServer, upst
     await until(lambda: server.aborted == 1)
     with pytest.raises(EngineLost, match="was freed"):
         await anext(events)
-    assert upstream.ready
-    assert upstream.turns.running == 0
+    assert upstream.is_ready
+    assert upstream.limiter.running == 0

@@ -49,17 +49,17 @@ async def test_a_redirect_is_not_followed_with_the_api_key(server: ScriptedServe
 
 async def test_a_refused_connection(server: ScriptedServer) -> None:
     changes = []
-    upstream = Upstream(UpstreamConfig("there", "openai", server.url), lambda: changes.append(upstream.ready))
+    upstream = Upstream(UpstreamConfig("there", "openai", server.url), lambda: changes.append(upstream.is_ready))
     await upstream.start()
     await server.stop()
     with pytest.raises(EngineLost, match="cannot be reached") as lost:
         await ask(upstream)
     assert not lost.value.suspect
-    assert not upstream.ready
+    assert not upstream.is_ready
     with pytest.raises(EngineLost, match="accepts no work now"):
         await ask(upstream)
     await server.start()
-    await until(lambda: upstream.ready)
+    await until(lambda: upstream.is_ready)
     assert text(await ask(upstream)) == "fake"
     assert changes == [True, False, True]
     await upstream.close()
@@ -70,8 +70,8 @@ async def test_too_many_requests(server: ScriptedServer, upstream: Upstream) -> 
     with pytest.raises(EngineBusy, match="slow down") as busy:
         await ask(upstream)
     assert busy.value.pause == 0.3
-    assert not upstream.ready, "other requests are not sent either"
-    await until(lambda: upstream.ready)
+    assert not upstream.is_ready, "other requests are not sent either"
+    await until(lambda: upstream.is_ready)
     assert text(await ask(upstream)) == "fake"
 
 
@@ -87,18 +87,18 @@ async def test_server_errors_may_be_tried_again(server: ScriptedServer, upstream
     for status in (500, 502):
         with pytest.raises(EngineLost, match=f"answered {status}: oh dear"):
             await ask(upstream)
-        assert upstream.ready, "one or two failures do not bring the server down"
+        assert upstream.is_ready, "one or two failures do not bring the server down"
     await ask(upstream)
     server.script = [refuses(503)] * 3
     for _ in range(3):
         with pytest.raises(EngineLost):
             await ask(upstream)
-    assert not upstream.ready
-    await until(lambda: upstream.ready)
+    assert not upstream.is_ready
+    await until(lambda: upstream.is_ready)
     server.script = [refuses(503)]
     with pytest.raises(EngineLost):
         await ask(upstream)
-    assert not upstream.ready, "after a recovery, one more failure is enough"
+    assert not upstream.is_ready, "after a recovery, one more failure is enough"
 
 
 async def test_failures_of_one_tenant_do_not_bring_a_server_down_for_others(
@@ -109,10 +109,10 @@ async def test_failures_of_one_tenant_do_not_bring_a_server_down_for_others(
     for number in range(9):
         with pytest.raises(EngineLost):
             await ask(upstream, scope=f"attacker\0salt {number}")
-    assert upstream.ready
+    assert upstream.is_ready
     with pytest.raises(EngineLost):
         await ask(upstream, scope="other")
-    assert not upstream.ready, "it fails for other tenants too"
+    assert not upstream.is_ready, "it fails for other tenants too"
 
 
 async def test_refusals_do_not_bring_a_server_down(server: ScriptedServer, upstream: Upstream) -> None:
@@ -126,7 +126,7 @@ async def test_refusals_do_not_bring_a_server_down(server: ScriptedServer, upstr
         with pytest.raises(ContextRefused) as refusal:
             await ask(upstream)
         assert refusal.value.code == code
-    assert upstream.ready
+    assert upstream.is_ready
 
 
 async def test_a_rejected_api_key(server: ScriptedServer, upstream: Upstream) -> None:
@@ -153,7 +153,7 @@ async def test_a_server_with_a_failing_health_check_gets_no_work(
     await until(lambda: upstream.external_requests == 7)
     assert OpenAIEngine("there", upstream, "fake").load == 7
     server.health = 503
-    await until(lambda: not upstream.ready)
+    await until(lambda: not upstream.is_ready)
     await upstream.close()
 
 
@@ -183,9 +183,9 @@ async def test_a_server_with_invalid_descriptions_is_still_watched(
     server.metrics = ""
     await until(lambda: upstream.external_requests == 0)
     server.health = 503
-    await until(lambda: not upstream.ready)
+    await until(lambda: not upstream.is_ready)
     server.health = 200
-    await until(lambda: upstream.ready)
+    await until(lambda: upstream.is_ready)
     server.script = [refuses(429, "wait", {"Retry-After": "nan"})]
     with pytest.raises(EngineBusy):
         await ask(upstream)
@@ -197,9 +197,9 @@ async def test_a_server_that_starts_later(server: ScriptedServer) -> None:
     with pytest.raises(EngineStartFailed, match="cannot be reached"):
         await Upstream(UpstreamConfig("there", "vllm", server.url), lambda: None).start()
     upstream = await connected(server, models=("fake",))
-    assert not upstream.ready
+    assert not upstream.is_ready
     await server.start()
-    await until(lambda: upstream.ready)
+    await until(lambda: upstream.is_ready)
     assert upstream.models[0].window == 4096
     await upstream.close()
 
