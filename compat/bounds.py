@@ -96,11 +96,11 @@ def check_biases(bias: Mapping[str, float] | None) -> None:
         raise ValueError(f"keys must be token ids; {bad[:20]!r} is not one")
 
 
-def _clamped(count: int) -> int:
+def _clamp(count: int) -> int:
     return min(count, MAX_INTEGER)
 
 
-TokenCount = Annotated[int, Field(ge=1, le=2**63 - 1), AfterValidator(_clamped)]
+TokenCount = Annotated[int, Field(ge=1, le=2**63 - 1), AfterValidator(_clamp)]
 """Maximum number of tokens of an answer. Clients send huge numbers for "no limit": these become MAX_INTEGER."""
 
 

@@ -142,11 +142,11 @@ class ChatMyna(ChatOpenAI):
             for generation in result.generations:
                 content = generation.message.content
                 if content == f"<<{semantic['output']}>>":
-                    generation.message = self._deferred(generation.message, semantic["output"])
+                    generation.message = self._to_deferred_message(generation.message, semantic["output"])
                     generation.text = generation.message.text
         return result
 
-    def _deferred(self, message: BaseMessage, name: str) -> DeferredMessage:
+    def _to_deferred_message(self, message: BaseMessage, name: str) -> DeferredMessage:
         fields = message.model_dump(exclude={"content", "type", "usage_metadata"})
         deferred = DeferredMessage(content="", **fields)
         deferred.content = self.variable(name)  # the constructor would convert it to a plain string

@@ -103,11 +103,11 @@ def choice_grammar(choices: list[str]) -> str:
         raise ValueError(f"choices have at most {MAX_CHOICE_BYTES} characters together")
     # one terminal: as alternatives of a rule, each text would be an item in each row of the parser
     grammar = "start: CHOICE\nCHOICE: " + " | ".join([json.dumps(choice, ensure_ascii=False) for choice in choices])
-    return _compiled_choices(grammar)
+    return _compile_choices(grammar)
 
 
 @cache_short(64, _MAX_CACHED)
-def _compiled_choices(grammar: str) -> str:
+def _compile_choices(grammar: str) -> str:
     if problem := problem_of_lark(grammar):
         raise ValueError(f"these choices cannot be enforced: {problem}")
     return grammar

@@ -158,10 +158,10 @@ async def respond(
         if streamed:
             return await EventStream(request).end(serializer.reference_events(), done=serializer.ends_with_done)
         return json_response(serializer.reference_response())
-    on_end = None if scope.named else scope.session.dissolve  # no other request can name this session
+    on_end = None if scope.is_named else scope.session.dissolve  # no other request can name this session
     outputs = [call.output for call in calls]
     with subscribed(scheduler, outputs, after_response=True, on_end=on_end):
-        if scope.named or streamed or len(calls) > 1:
+        if scope.is_named or streamed or len(calls) > 1:
             await scheduler.start(scope.session, addition)
         else:
             await scheduler.run_inline(calls[0])

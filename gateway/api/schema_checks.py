@@ -102,7 +102,7 @@ class AnswerChecker:
                 return None
         for name, arguments in tool_calls:
             if name in self._tools and (found := _violation(self._tools[name], arguments, steps)) is not None:
-                return _cropped(f"in a call of {name}: {found}")
+                return _crop(f"in a call of {name}: {found}")
         if tool_calls or self._schema is None:
             return None
         if self._may_stop and text.lstrip()[:1] + text.rstrip()[-1:] not in ("{}", "[]"):
@@ -144,7 +144,7 @@ def _may_be_json(text: str) -> bool:
     return True
 
 
-def _cropped(text: str) -> str:
+def _crop(text: str) -> str:
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 

@@ -55,7 +55,7 @@ class StreamWriter:
             stack.callback(self._cancel_endings)
             for index, reader in enumerate(readers):
                 self._readers[index] = stack.enter_context(reader)
-                reader.watch(self._changed)
+                reader.watch(self._on_change)
             while True:
                 self._serialize_new()
                 if self._error is not None or self._has_ended:
@@ -89,7 +89,7 @@ class StreamWriter:
             self._events += self._serializer.end_events(index)
             return
         self._ending[index] = asyncio.ensure_future(preparing)
-        self._ending[index].add_done_callback(lambda ending: self._changed())
+        self._ending[index].add_done_callback(lambda ending: self._on_change())
 
     def _cancel_endings(self) -> None:
         for ending in self._ending.values():
@@ -108,7 +108,7 @@ class StreamWriter:
             self._wake = self._loop.create_future()
             await self._wake
 
-    def _changed(self) -> None:
+    def _on_change(self) -> None:
         """Schedule a write: a value has grown or ended. Changes of one turn of the event loop are written together."""
         if not self._task_writes and not self._scheduled:
             self._scheduled = True

@@ -127,7 +127,7 @@ class Forwarding:
                 raise RequestError(503, message, code="journal_failed") from error
             if owner is None:
                 break
-            if target is None and owner.alive:
+            if target is None and owner.is_alive:
                 try:
                     return await self._forward(request, owner)
                 except _GatewayUnreachable as error:

@@ -353,11 +353,11 @@ def parse(settings: type[Settings], arguments: Sequence[str], program: str) -> S
     for name, field in settings.model_fields.items():
         if name in _GROUPS:
             group = parser.add_argument_group(_GROUPS[name])
-        group.add_argument(f"--{name.replace('_', '-')}", dest=name, **_flag(field))
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, **_argument_options(field))
     return settings(**vars(parser.parse_args(arguments)))
 
 
-def _flag(field: FieldInfo) -> dict[str, Any]:
+def _argument_options(field: FieldInfo) -> dict[str, Any]:
     """Return argparse's options for a setting. The model converts and checks the texts, with its own errors."""
     help_text = field.description or ""
     if field.default not in (None, [], True):

@@ -12,10 +12,10 @@ async def tokens_of(text: str, tokenizer: Tokenizer, window: int | None) -> list
     """Return the tokens of a value. Raises ContextRefused if a long value is larger than the window by itself."""
     if len(text) < _LONG_TEXT:
         return tokenizer.encode(text)
-    return await offload(lambda: _bounded(text, tokenizer, window), len(text))
+    return await offload(lambda: _encode_bounded(text, tokenizer, window), len(text))
 
 
-def _bounded(text: str, tokenizer: Tokenizer, window: int | None) -> list[int]:
+def _encode_bounded(text: str, tokenizer: Tokenizer, window: int | None) -> list[int]:
     if window is None:
         return tokenizer.encode(text)
     count = tokenizer.minimum_tokens(text) if len(text) > window else 0

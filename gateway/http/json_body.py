@@ -45,7 +45,7 @@ async def read_body(request: web.Request) -> bytes:
     length = request.content_length
     if length is not None:
         if length > request.client_max_size:
-            raise _too_large(request)  # before the server reads any of it
+            raise _too_large_error(request)  # before the server reads any of it
         if length <= _LARGE_BYTES and request.content.is_eof() and hdrs.CONTENT_ENCODING not in request.headers:
             return await request.read()  # the common case: a small body that has arrived completely
     try:
@@ -60,7 +60,7 @@ async def read_body(request: web.Request) -> bytes:
         message = f"the body cannot be read: {' '.join(str(error).split())}"
         raise RequestError(400, message, code="invalid_json", headers=_CLOSE) from None
     except web.HTTPRequestEntityTooLarge:
-        raise _too_large(request) from None
+        raise _too_large_error(request) from None
 
 
 async def _read_counted(request: web.Request) -> bytes:
@@ -73,7 +73,7 @@ async def _read_counted(request: web.Request) -> bytes:
         while chunk := await request.content.readany():
             body += chunk
             if len(body) > request.client_max_size:
-                raise _too_large(request)
+                raise _too_large_error(request)
             if len(body) - charged > _LARGE_BYTES:
                 reserve_bytes(request, len(body) - charged)
                 charged = len(body)
@@ -107,7 +107,7 @@ _CLOSE = {"Connection": "close"}
 """Headers of a refusal without the whole body: the server does not wait for the rest."""
 
 
-def _too_large(request: web.Request) -> RequestError:
+def _too_large_error(request: web.Request) -> RequestError:
     message = f"the body has more than {request.client_max_size} bytes, the maximum of this server"
     return RequestError(413, message, code="too_large", headers=_CLOSE)
 
@@ -167,16 +167,16 @@ def validate(content: Any, schema: type[_Body], where: str = "") -> _Body:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        raise _refusal(error, content, where) from None
+        raise _validation_error(error, content, where) from None
 
 
-def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
+def _validation_error(error: ValidationError, content: Any, where: str) -> RequestError:
     """Return the error for the problem with the longest path.
 
     If a value is invalid for all alternatives of a union, the longest path belongs to the alternative that the client
     most probably intended. If all alternatives fail at the same field, the message lists all expected types.
     """
-    problems = [(_place(problem, content), problem) for problem in error.errors(include_url=False)]
+    problems = [(_find_path(problem, content), problem) for problem in error.errors(include_url=False)]
     # Of several deepest problems, take the first; "the list is too long" says more than "it is not a string".
     parts, problem = max(problems, key=lambda each: (len(each[0]), each[1]["type"] == "too_long"))
     param = field_path(where, ".".join(parts)) or None
@@ -195,10 +195,10 @@ def _refusal(error: ValidationError, content: Any, where: str) -> RequestError:
 
 
 _MAX_SEARCHED_STEPS = 24
-"""Number of steps from which `_place` does not try all ways to read a path: there may be 2 ** steps."""
+"""Number of steps from which `_find_path` does not try all ways to read a path: there may be 2 ** steps."""
 
 
-def _place(problem: ErrorDetails, content: Any) -> list[str]:
+def _find_path(problem: ErrorDetails, content: Any) -> list[str]:
     """Return the path of the field at fault in the request.
 
     pydantic's path also has the names of a union's alternatives, which may be names of fields as well: the alternative
@@ -206,39 +206,39 @@ def _place(problem: ErrorDetails, content: Any) -> list[str]:
     or at a field that is missing from its object.
     """
     steps, missing = problem["loc"], problem["type"] == "missing"
-    place = _read(steps, content, missing) if len(steps) < _MAX_SEARCHED_STEPS else None
-    if place is None:
-        place = _read_some(steps, content)
+    path = _match_path(steps, content, missing) if len(steps) < _MAX_SEARCHED_STEPS else None
+    if path is None:
+        path = _match_fields(steps, content)
     if problem["type"] == FIELD_ERROR and isinstance(problem["input"], dict | BaseModel):
-        place.append(problem["ctx"]["field"])
+        path.append(problem["ctx"]["field"])
     elif problem["type"] == "union_tag_invalid":
-        place.append(problem["ctx"]["discriminator"].strip("'"))
-    return place
+        path.append(problem["ctx"]["discriminator"].strip("'"))
+    return path
 
 
-def _read(steps: Sequence[str | int], content: Any, missing: bool) -> list[str] | None:
+def _match_path(steps: Sequence[str | int], content: Any, missing: bool) -> list[str] | None:
     """Return the steps that are fields, if the last step can be one; otherwise None."""
     if len(steps) == 1:
         (last,) = steps
-        is_field = isinstance(content, dict) and last not in content if missing else _has(content, last)
+        is_field = isinstance(content, dict) and last not in content if missing else _has_step(content, last)
         return [str(last)] if is_field else None
     if not steps:
         return None
     step, *others = steps
-    if _has(content, step) and (read := _read(others, content[step], missing)) is not None:
+    if _has_step(content, step) and (read := _match_path(others, content[step], missing)) is not None:
         return [str(step), *read]
-    return _read(others, content, missing)
+    return _match_path(others, content, missing)
 
 
-def _read_some(steps: Sequence[str | int], content: Any) -> list[str]:
+def _match_fields(steps: Sequence[str | int], content: Any) -> list[str]:
     """Return the steps that are fields, if the last step is the name of an alternative."""
-    place: list[str] = []
+    path: list[str] = []
     for step in steps:
-        if _has(content, step):
+        if _has_step(content, step):
             content = content[step]
-            place.append(str(step))
-    return place
+            path.append(str(step))
+    return path
 
 
-def _has(content: Any, step: str | int) -> bool:
+def _has_step(content: Any, step: str | int) -> bool:
     return step in content if isinstance(content, dict) else isinstance(content, list) and step in range(len(content))

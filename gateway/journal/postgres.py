@@ -113,7 +113,7 @@ class SessionOwner(NamedTuple):
 
     gateway: int
     url: str
-    alive: bool
+    is_alive: bool
 
 
 class InheritedSession(NamedTuple):
@@ -295,7 +295,7 @@ class PostgresStorage:
     async def rows(self, key: int) -> list[Row]:
         """Return the facts of a session, in order."""
         query = "SELECT first, facts FROM myna_facts WHERE session = $1 ORDER BY first"
-        return list(_rows(await self._connections.fetch(query, key)))
+        return list(_decode_rows(await self._connections.fetch(query, key)))
 
     # Storage
 
@@ -377,7 +377,7 @@ class PostgresStorage:
         return self._pool
 
 
-def _rows(records: Sequence[Any]) -> Iterator[Row]:
+def _decode_rows(records: Sequence[Any]) -> Iterator[Row]:
     for row in records:
         yield row["first"], [msgspec.json.decode(row["facts"], type=tuple[int, msgspec.Raw])]
 

@@ -76,7 +76,7 @@ class JournalFile:
     def _open(self) -> None:
         execute = self._connection.execute
         execute("PRAGMA locking_mode = EXCLUSIVE")
-        new = self._check()  # first, because another program's file must not be changed
+        new = self._check_schema()  # first, because another program's file must not be changed
         execute("PRAGMA auto_vacuum = INCREMENTAL")  # has an effect in a new file only
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")  # stored facts survive a crash of the machine, not only of the process
@@ -85,7 +85,7 @@ class JournalFile:
         if new:
             self._connection.executescript(f"BEGIN; {_CREATE} COMMIT;")
 
-    def _check(self) -> bool:
+    def _check_schema(self) -> bool:
         """Return whether the file is empty. Raises JournalError if it is not a valid journal of this version."""
         execute = self._connection.execute
         application = execute("PRAGMA application_id").fetchone()[0]
@@ -180,7 +180,7 @@ class JournalFile:
         try:
             for offset, chunk in enumerate(chunks):
                 self._insert(offset, chunk)
-            remaining = self._end(ended)
+            remaining = self._remove_ended(ended)
             self._connection.executemany("INSERT INTO expired (tenant, id) VALUES (?, ?)", expired)
             if expired:
                 execute("DELETE FROM expired WHERE at <= (SELECT max(at) FROM expired) - ?", (_MAX_EXPIRED,))
@@ -205,7 +205,7 @@ class JournalFile:
         # REPLACE: a commit that failed may have been stored, and then comes again with the same id
         self._connection.execute("INSERT OR REPLACE INTO commits VALUES (?, ?)", (self._next + offset, facts.decode()))
 
-    def _end(self, ended: set[int]) -> dict[int, list[int] | None]:
+    def _remove_ended(self, ended: set[int]) -> dict[int, list[int] | None]:
         """Remove the ended sessions from the commits, or mark them there as ended. Return the new counts of `_commits`;
         None for commits that were deleted."""
         execute = self._connection.execute

@@ -64,7 +64,7 @@ class StoredTurn:
     input: bytes
     answer: bytes
     session: str | None
-    ended: bool = True
+    has_ended: bool = True
 
 
 class ResponseStore(Protocol):

@@ -123,7 +123,7 @@ class EngineFactory:
             name = self._settings.model_name or engine.info.model
             self._register(name, engine, engine.tokenizer, engine.info.window, engine.info.vocabulary)
         for table, upstream in self._servers:
-            tokenizer = await self._tokenizer_of(table, upstream)
+            tokenizer = await self._load_tokenizer(table, upstream)
             for listed in upstream.models:
                 name = table.name if len(upstream.models) == 1 else f"{table.name}:{listed.id}"
                 remote = OpenAIEngine(name, upstream, listed.id, tokenizer)
@@ -136,7 +136,7 @@ class EngineFactory:
             await self._clients[0].start()
             await asyncio.gather(*(engine.start() for engine in self._clients[1:]))
 
-    async def _tokenizer_of(self, table: EngineTable, upstream: Upstream) -> Tokenizer | None:
+    async def _load_tokenizer(self, table: EngineTable, upstream: Upstream) -> Tokenizer | None:
         if table.tokenizer is None:
             return None
         if len(upstream.models) > 1:
@@ -177,10 +177,10 @@ class EngineFactory:
         for alias, model in aliases.items():
             if alias in served or model not in served:
                 problem = "is the name of a model" if alias in served else f"is for {model}, which is not served"
-                raise EngineStartFailed(f"the alias {alias} {problem}; served: {_listed(sorted(served))}")
+                raise EngineStartFailed(f"the alias {alias} {problem}; served: {_join_names(sorted(served))}")
         for model in {*fallbacks, *(other for others in fallbacks.values() for other in others)}:
             if model not in served:
-                raise EngineStartFailed(f"fallback: {model} is not served; served: {_listed(sorted(served))}")
+                raise EngineStartFailed(f"fallback: {model} is not served; served: {_join_names(sorted(served))}")
 
     async def close(self) -> None:
         """Stop the engines that this server started, and close the connections to all others."""
@@ -202,11 +202,11 @@ class EngineFactory:
                 f"{info.device} with {info.threads} threads, kernels: {info.kernels}, KV {info.kv_tokens} tokens,"
             )
         for table, upstream in self._servers:
-            parts.append(f"{_listed([model.id for model in upstream.models])} of {table.name} ({upstream.url})")
+            parts.append(f"{_join_names([model.id for model in upstream.models])} of {table.name} ({upstream.url})")
         return " and ".join(parts)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     rest = len(names) - _MAX_LISTED
     return ", ".join(names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 

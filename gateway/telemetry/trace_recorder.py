@@ -27,15 +27,15 @@ class TraceRecorder:
     def __init__(self, file: IO[str]) -> None:
         """`file`: opened for appending."""
         self._file = file
-        self._full = False
+        self._has_failed = False
 
     def observe(self, call: Call) -> None:
         """Write a line for a call that is done. After the first failed write it writes nothing any more."""
-        if call.state is CallState.DONE and not self._full:
+        if call.state is CallState.DONE and not self._has_failed:
             try:
                 self._file.write(json.dumps(_describe(call), separators=(",", ":")) + "\n")
             except OSError as error:
-                self._full = True
+                self._has_failed = True
                 log.error("recording of calls stopped: %s", error.strerror or error)
 
 

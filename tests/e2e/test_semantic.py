@@ -158,7 +158,7 @@ async def test_variables_need_a_session(server: GatewayHarness) -> None:
     client = server.client()
     messages: Any = [{"role": "user", "content": "x"}]
     for semantic in ({"defer": True}, {"output": "a"}, {"inputs": {"a": "x"}}):
-        with pytest.raises(openai.BadRequestError, match="needs a session"):
+        with pytest.raises(openai.BadRequestError, match="requires a session"):
             client.chat.completions.create(model=MODEL, messages=messages, extra_body={"semantic": semantic})
     answer = client.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Say <<nothing>>"}], max_tokens=1

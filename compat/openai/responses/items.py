@@ -182,7 +182,7 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
     """
     messages: list[Message] = []
     paths: list[str] = []
-    joins = False
+    can_join = False
     tool_calls: list[ToolCall] = []  # those of the last message, while further ones may join it
     reasoning: str | None = None
     for index, item in enumerate(items):
@@ -192,11 +192,11 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
             case MessageItem():
                 paths.append(f"{where}.{index}.content")
                 messages.append(_message({"role": item.role, "content": _parts(item.content)}, paths[-1]))
-                joins = item.role == "assistant"
-                reasoning = reasoning if joins else None
+                can_join = item.role == "assistant"
+                reasoning = reasoning if can_join else None
             case FunctionCallItem():
                 tool_call = ToolCall(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
-                if not joins:
+                if not can_join:
                     messages.append(Message.model_construct(role="assistant"))
                     paths.append(f"{where}.{index}")
                 if not tool_calls:
@@ -204,14 +204,14 @@ def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], 
                     update = {"tool_calls": tool_calls, "reasoning_content": before.reasoning_content or reasoning}
                     messages[-1] = before.model_copy(update=update)
                 tool_calls.append(tool_call)
-                joins, reasoning = True, None
+                can_join, reasoning = True, None
             case FunctionCallOutputItem():
                 answer = {"role": "tool", "content": _parts(item.output), "tool_call_id": item.call_id}
                 paths.append(f"{where}.{index}.output")
                 messages.append(_message(answer, paths[-1]))
-                joins, reasoning = False, None
+                can_join, reasoning = False, None
             case ReasoningInput():
-                joins, reasoning = False, item.reasoning_text or None
+                can_join, reasoning = False, item.reasoning_text or None
     return messages, paths
 
 

@@ -42,7 +42,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ChatCompletionRequest)
     target = await pipeline.admit(request, body.model, body.semantic)
     model, scope = target.model, target.scope
-    builder = ChatSpecBuilder(body, references=scope.named, deferred=scope.deferred)
+    builder = ChatSpecBuilder(body, references=scope.is_named, deferred=scope.is_deferred)
     spec = await pipeline.build_spec(builder, model, target.fallbacks, len(await request.read()))
     parser_factory = tool_call_parser_factory(body, model)
     checker = answer_checker_of(body, parser_factory, target.services.schema_check_gate, scope.session.tenant)

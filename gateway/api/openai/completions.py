@@ -39,7 +39,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     target = await pipeline.admit(request, body.model, body.semantic)
     model, fallbacks, scope = target.model, target.fallbacks, target.scope
     specs = await pipeline.offload_if_long(
-        lambda: _specs(body, model, fallbacks, references=scope.named, deferred=scope.deferred),
+        lambda: _specs(body, model, fallbacks, references=scope.is_named, deferred=scope.is_deferred),
         sum(map(len, body.prompts)),
         model,
         *fallbacks,

@@ -33,12 +33,12 @@ _MAX_INLINE = 4_000
 async def tokenize(request: web.Request) -> web.Response:
     """Return the tokens of a prompt. The text may have at most 1,000,000 bytes, and may exceed the model's window."""
     body = await read_json(request, TokenizeRequest)
-    model = _with_tokens(await request.app[SERVICES].models.one(body.model))
+    model = _require_tokens(await request.app[SERVICES].models.one(body.model))
     _check_size(body)
     length = len(await request.read())
     if length < _MAX_INLINE:
-        return json_response(_tokenized(body, model))
-    return json_response(await offload(lambda: _tokenized(body, model), length))
+        return json_response(_tokenize(body, model))
+    return json_response(await offload(lambda: _tokenize(body, model), length))
 
 
 def _check_size(body: TokenizeRequest) -> None:
@@ -61,7 +61,7 @@ def _texts(message: Message) -> list[str]:
     return [parts] if isinstance(parts, str) else [part for part in parts or () if isinstance(part, str)]
 
 
-def _tokenized(body: TokenizeRequest, model: ServedModel) -> Tokens:
+def _tokenize(body: TokenizeRequest, model: ServedModel) -> Tokens:
     tokens = _tokens(body, dataclasses.replace(model, prompts=model.prompts.unbounded()))
     answer: Tokens = {"count": len(tokens), "max_model_len": model.window, "tokens": tokens}
     if body.return_token_strs:
@@ -69,7 +69,7 @@ def _tokenized(body: TokenizeRequest, model: ServedModel) -> Tokens:
     return answer
 
 
-def _with_tokens(model: ServedModel) -> ServedModel:
+def _require_tokens(model: ServedModel) -> ServedModel:
     """Return the model. Raises RequestError if its tokens are unknown to this server."""
     if model.is_passthrough:
         message = f"{model.id} runs on an upstream server that receives messages; its tokens are unknown to this server"
@@ -98,17 +98,17 @@ def _tokens(body: TokenizeRequest, model: ServedModel) -> list[int]:
 async def detokenize(request: web.Request) -> web.Response:
     """Return the text of at most 1,000,000 tokens."""
     body = await read_json(request, DetokenizeRequest)
-    model = _with_tokens(await request.app[SERVICES].models.one(body.model))
+    model = _require_tokens(await request.app[SERVICES].models.one(body.model))
     count = len(body.tokens)
     if count > _MAX_TOKENS:
         message = f"the request has {count} tokens; at most {_MAX_TOKENS} can be detokenised in one request"
         raise RequestError(400, message, code="invalid_value", param="tokens")
     if count < _MAX_INLINE:
-        return json_response({"prompt": _detokenized(body.tokens, model)})
-    return json_response({"prompt": await offload(lambda: _detokenized(body.tokens, model), count)})
+        return json_response({"prompt": _detokenize(body.tokens, model)})
+    return json_response({"prompt": await offload(lambda: _detokenize(body.tokens, model), count)})
 
 
-def _detokenized(tokens: list[int], model: ServedModel) -> str:
+def _detokenize(tokens: list[int], model: ServedModel) -> str:
     """Return the text of tokens. Raises RequestError if one of them is not in the model's vocabulary."""
     check_tokens(model, tokens, "tokens")
     return model.known_tokenizer.decode(tokens, skip_special=False)

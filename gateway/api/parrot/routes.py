@@ -328,16 +328,16 @@ async def list_variables(request: web.Request) -> web.StreamResponse:
     """Return all variables of the session, with the values that are there."""
     body = await read_json(request, Read)
     session = request.app[PROGRAMS].session(body.session_id, body.session_auth)
-    return await stream_json(request, _listed(list(session.variables.values())))
+    return await stream_json(request, _list_pieces(list(session.variables.values())))
 
 
-def _listed(variables: Sequence[Variable]) -> Iterator[bytes]:
+def _list_pieces(variables: Sequence[Variable]) -> Iterator[bytes]:
     yield b"{"
-    yield from json_list("vars", map(_described, variables))
+    yield from json_list("vars", map(_describe, variables))
     yield b"}"
 
 
-def _described(variable: Variable) -> VariableInfo:
+def _describe(variable: Variable) -> VariableInfo:
     return {
         "var_id": variable.name,
         "var_name": _label(variable.name),

@@ -142,7 +142,7 @@ class BackgroundResponse:
             for task in (cancelled, ended, self._recording):
                 if task is not None:
                     task.cancel()
-        if not self._scope.named:
+        if not self._scope.is_named:
             self._services.sessions.delete(self._scope.session)
 
     def _build_final(self) -> tuple[list[Event], Response]:
@@ -269,9 +269,9 @@ class Background:
             size = self._bytes_limit.amount(tenant)
             message = f"responses in progress of this API key have {size} bytes, the current maximum; try again later"
             raise RequestError(429, message, code="overloaded")
-        if not scope.named:
+        if not scope.is_named:
             own = self._services.sessions.create(tenant, id, metadata={_RESPONSE: id})
-            scope = Scope(own, named=False, deferred=False)
+            scope = Scope(own, is_named=False, is_deferred=False)
         try:
             addition = scope.session.add_all([dataclasses.replace(spec, deferred=True)])
         except GraphError:
@@ -281,7 +281,7 @@ class Background:
         checker = self._create_checker(body, model, tenant)
         builder = ResponseBuilder(body, model, scope, call, id, checker=checker, is_stored=True)
         response = builder.build_response("queued")
-        resume_data = _ResumeData(msgspec.Raw(raw), call.id, response.created_at, scope.named)
+        resume_data = _ResumeData(msgspec.Raw(raw), call.id, response.created_at, scope.is_named)
         row = turn.to_row(response, raw, slots=spec.parts is not None)
         row = dataclasses.replace(row, resume_data=encode_json(resume_data), call_session=scope.session.id)
         running = BackgroundResponse(self._services, row, builder, call, scope)
@@ -326,7 +326,7 @@ class Background:
         self._bytes_limit.remove(running.row.tenant, running.row.size)
 
     def _discard_session(self, scope: Scope) -> None:
-        if not scope.named:
+        if not scope.is_named:
             self._services.sessions.delete(scope.session)
 
     async def _run(self, running: BackgroundResponse) -> None:
@@ -345,10 +345,10 @@ class Background:
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_task_done)
         return task
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, GraphError):
             log.error("internal error: a response in the background failed", exc_info=error)
@@ -409,7 +409,7 @@ class Background:
             return
         if (row.tenant, row.id) in self._in_progress:  # it has just started
             return
-        scope = Scope(session, resume_data.named, deferred=False)
+        scope = Scope(session, resume_data.named, is_deferred=False)
         builder = ResponseBuilder(
             body,
             model,

@@ -75,7 +75,7 @@ class ResponseBuilder:
         self._parser = None if parser_factory is None else parser_factory()
         self._pending_logprobs: list[TokenLogprob] = []
         """Log probabilities of tokens whose text is in no event yet."""
-        self._opened = False
+        self._is_open = False
 
     def queue(self) -> list[Event]:
         """Return the first events of a response in the background."""
@@ -84,9 +84,9 @@ class ResponseBuilder:
 
     def open(self) -> list[Event]:
         """Return the first events of the answer. Later calls return none."""
-        if self._opened:
+        if self._is_open:
             return []
-        self._opened = True
+        self._is_open = True
         response = self.build_response("in_progress")
         created = [] if self._body.background else [self.build_event("response.created", response)]
         return [*created, self.build_event("response.in_progress", response)]
@@ -115,10 +115,14 @@ class ResponseBuilder:
 
     def close(self) -> list[Event]:
         """End the last items and return their events. `finish` comes next."""
-        events: list[Event] = [] if self._parser is None else self._add_events(self._parser.finish(cut=self._cut))
+        events: list[Event] = (
+            [] if self._parser is None else self._add_events(self._parser.finish(cut=self._is_cut_off))
+        )
         if self._items.is_unanswered:
             events += self._items.add(AnswerText(""))
-        ended = not self._cut and (self._parser is None or self._parser.whole)  # a stop string may cut off a call
+        ended = not self._is_cut_off and (
+            self._parser is None or self._parser.whole
+        )  # a stop string may cut off a call
         return [*events, *self._items.end("completed" if ended else "incomplete")]
 
     def start_check(self) -> Awaitable[None] | None:
@@ -127,15 +131,15 @@ class ResponseBuilder:
 
     def finish(self) -> Response:
         """Return the response of an answer that is complete or cut off."""
-        status: ItemStatus = "incomplete" if self._cut else "completed"
-        response = self.build_response(status, [] if self._scope.deferred else [self._call.usage])
+        status: ItemStatus = "incomplete" if self._is_cut_off else "completed"
+        response = self.build_response(status, [] if self._scope.is_deferred else [self._call.usage])
         violation = None if self._checker is None else self._checker.violation(0)
         return response if violation is None else msgspec.structs.replace(response, schema_violation=violation)
 
     @property
-    def _cut(self) -> bool:
+    def _is_cut_off(self) -> bool:
         """Whether a token limit cut off the answer."""
-        return self._call.finish_reason == "length" and not self._scope.deferred
+        return self._call.finish_reason == "length" and not self._scope.is_deferred
 
     def interrupt(self) -> list[Event]:
         """End the items of a failed answer and return their events. `fail` comes next."""

@@ -145,7 +145,7 @@ def _check(id: str, previous_turns: Sequence[StoredTurn], session: str | None) -
         code = "previous_response_not_found"
         raise RequestError(400, not_found_message(id), code=code, param="previous_response_id")
     last = previous_turns[-1]
-    if not last.ended:
+    if not last.has_ended:
         message = f"response {id!r} has not ended yet; wait until it is completed"
         raise RequestError(400, message, code="previous_response_not_ended", param="previous_response_id")
     if last.session not in (None, session):

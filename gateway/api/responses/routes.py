@@ -42,14 +42,14 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await read_json(request, ResponseRequest)
     target = await pipeline.resolve(request, body.model, body.semantic)
     services, model, scope = target.services, target.model, target.scope
-    session = scope.session.id if scope.named else None
-    turn = await Turn.load(services.response_store, request[TENANT], body, session, deferred=scope.deferred)
+    session = scope.session.id if scope.is_named else None
+    turn = await Turn.load(services.response_store, request[TENANT], body, session, deferred=scope.is_deferred)
     pipeline.check_admission(target)
     reserve_bytes(request, turn.size)
     messages, places = await pipeline.offload_if_long(lambda: turn.messages_with_paths, turn.size, model)
     raw = await request.read()
     chat = body.chat.model_copy(update={"messages": messages})
-    builder = ChatSpecBuilder(chat, scope.named, scope.deferred, field="input", places=places)
+    builder = ChatSpecBuilder(chat, scope.is_named, scope.is_deferred, field="input", places=places)
     length = len(raw) + sum([message.length for message in messages])
     try:
         spec = await pipeline.build_spec(builder, model, target.fallbacks, length)

@@ -22,7 +22,7 @@ def mermaid(graph: Graph) -> str:
     """Return the graph for mermaid: calls are boxes, variables are rounded boxes."""
     lines = ["flowchart LR"]
     for call in graph["calls"]:
-        lines.append(f'    {call["id"]}["{_mermaid(_call_label(call))}"]:::{call["state"]}')
+        lines.append(f'    {call["id"]}["{_escape(_call_label(call))}"]:::{call["state"]}')
     for variable in graph["variables"]:
         lines.append(f'    var_{variable["name"]}(["{variable["name"]}"]):::{variable["state"]}')
     for source, target in _edges(graph):
@@ -35,10 +35,10 @@ def dot(graph: Graph) -> str:
     """Return the graph for Graphviz."""
     lines = ["digraph session {", "    rankdir=LR;", '    node [style=filled, fillcolor="white"];']
     for call in graph["calls"]:
-        lines.append(f"    {call['id']} [shape=box, label={_quoted(_call_label(call))}{_fill(call['state'])}];")
+        lines.append(f"    {call['id']} [shape=box, label={_quote(_call_label(call))}{_fill(call['state'])}];")
     for variable in graph["variables"]:
         name = variable["name"]
-        lines.append(f"    var_{name} [shape=oval, label={_quoted(name)}{_fill(variable['state'])}];")
+        lines.append(f"    var_{name} [shape=oval, label={_quote(name)}{_fill(variable['state'])}];")
     for source, target in _edges(graph):
         lines.append(f"    {source} -> {target};")
     return "\n".join([*lines, "}"]) + "\n"
@@ -59,11 +59,11 @@ def _edges(graph: Graph) -> Iterator[tuple[str, str]]:
             yield nodes[edge["from"]], nodes[edge["to"]]
 
 
-def _mermaid(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace("\n", "<br/>")
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 

@@ -33,11 +33,12 @@ _SESSION_ID_HELP = "at most 128 letters, digits and ._:-"
 
 @dataclass(frozen=True)
 class Scope:
-    """The session of a request. `named`: whether other requests can name it, so that prompts may contain references."""
+    """The session of a request. `is_named`: whether other requests can name it, so that prompts may contain
+    references."""
 
     session: Session
-    named: bool
-    deferred: bool
+    is_named: bool
+    is_deferred: bool
 
 
 def text_of(value: Any) -> str:
@@ -52,13 +53,13 @@ def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
     """
     sessions, headers = request.app[SERVICES].sessions, request.headers
     if semantic is None and SESSION_HEADER not in headers and DEFER_HEADER not in headers:  # a plain request
-        return Scope(sessions.build(request[TENANT]), named=False, deferred=False)
+        return Scope(sessions.build(request[TENANT]), is_named=False, is_deferred=False)
     deferred = _is_deferred(request, semantic)
     session = find_named_session(request, semantic.session if semantic else None, "semantic.session")
     if session is None:
         _require_session(semantic, deferred)
-        return Scope(sessions.build(request[TENANT]), named=False, deferred=False)
-    return Scope(session, named=True, deferred=deferred)
+        return Scope(sessions.build(request[TENANT]), is_named=False, is_deferred=False)
+    return Scope(session, is_named=True, is_deferred=deferred)
 
 
 def find_named_session(request: web.Request, body: str | None, where: str) -> Session | None:

@@ -249,7 +249,7 @@ def _graph_pieces(session: Session, scheduler: Scheduler) -> Iterator[bytes]:
     spent, objectives = _time_spent(session), objectives_of(calls)
     yield b"{"
     yield from json_list(
-        "calls", (_call(session, call, scheduler, objectives[call.id], spent[call.id]) for call in calls)
+        "calls", (_call_object(session, call, scheduler, objectives[call.id], spent[call.id]) for call in calls)
     )
     yield b","
     yield from json_list("variables", map(describe_variable, variables))
@@ -291,7 +291,7 @@ def _time_spent(session: Session) -> dict[str, dict[str, float]]:
     return spent
 
 
-def _call(
+def _call_object(
     session: Session, call: Call, scheduler: Scheduler, objective: Objective, spent: dict[str, float]
 ) -> CallObject:
     return {

@@ -51,10 +51,10 @@ async def create(request: web.Request) -> web.Response:
 async def list_sessions(request: web.Request) -> web.StreamResponse:
     """List the sessions of the API key."""
     sessions = list(request.app[SERVICES].sessions.of_tenant(request[TENANT]))
-    return await stream_json(request, _listed(sessions))
+    return await stream_json(request, _list_pieces(sessions))
 
 
-def _listed(sessions: Sequence[Session]) -> Iterator[bytes]:
+def _list_pieces(sessions: Sequence[Session]) -> Iterator[bytes]:
     yield b'{"object":"list",'
     yield from json_list("data", (describe_session(session) for session in sessions if not session.is_closed))
     yield b"}"

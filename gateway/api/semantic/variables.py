@@ -65,10 +65,10 @@ async def delete(request: web.Request) -> web.Response:
 async def list_variables(request: web.Request) -> web.StreamResponse:
     """List the variables of the session."""
     variables = list(session_of(request).variables.values())
-    return await stream_json(request, _listed(map(describe_variable, variables)))
+    return await stream_json(request, _list_pieces(map(describe_variable, variables)))
 
 
-def _listed(items: Iterable[VariableObject]) -> Iterator[bytes]:
+def _list_pieces(items: Iterable[VariableObject]) -> Iterator[bytes]:
     yield b'{"object":"list",'
     yield from json_list("data", items)
     yield b"}"

@@ -87,7 +87,7 @@ def usage_of(usages: Sequence[Usage]) -> CompletionUsage:
 
 def semantic_field(scope: Scope, calls: Sequence[Call]) -> SemanticField:
     """Return the description of the calls for the `semantic` field of an answer."""
-    if not scope.named:
+    if not scope.is_named:
         return msgspec.UNSET
     first, *others = (describe_call(scope.session, call) for call in calls)
     if others:

@@ -1,6 +1,5 @@
 """Serialize calls as chat completions."""
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -52,10 +51,9 @@ class ChatSerializer(ChoicesSerializer):
     ) -> None:
         """`parser_factory`: finds calls of tools in the answers, if they may contain any."""
         count = body.choice_count
-        super().__init__(body, scope, model.id, per_prompt=count, returned=count, checker=checker)
+        id = f"chatcmpl-{new_id(24)}"
+        super().__init__(body, scope, model.id, id, per_prompt=count, returned=count, checker=checker)
         self._model = model
-        self._id = f"chatcmpl-{new_id(24)}"
-        self._created = int(time.time())
         self._includes_logprobs = body.includes_logprobs
         self._parser_factory = parser_factory
         self._stream_parsers: dict[int, ToolCallParser] = {}
@@ -75,14 +73,7 @@ class ChatSerializer(ChoicesSerializer):
         return Choice(index, message, _finish_reason(finish, parser), logprobs)
 
     def _body(self, choices: Sequence[Choice], usage: CompletionUsage, semantic: SemanticField) -> ChatCompletion:
-        return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._model_name,
-            choices=list(choices),
-            usage=usage,
-            semantic=semantic,
-        )
+        return self._build(ChatCompletion, choices, usage, semantic)
 
     def _opening(self, index: int) -> ChunkChoice:
         return ChunkChoice(index, ChoiceDelta(role="assistant", content=""))
@@ -115,14 +106,7 @@ class ChatSerializer(ChoicesSerializer):
     def _chunk(
         self, choices: Sequence[ChunkChoice], usage: UsageField, semantic: SemanticField = msgspec.UNSET
     ) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
-            id=self._id,
-            created=self._created,
-            model=self._model_name,
-            choices=list(choices),
-            usage=usage,
-            semantic=semantic,
-        )
+        return self._build(ChatCompletionChunk, choices, usage, semantic)
 
     def _logprobs(self, pieces: Iterable[Piece]) -> ChoiceLogprobs | None:
         """Return the log probabilities of the pieces' tokens, if the client wants them."""

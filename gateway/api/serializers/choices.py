@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Sequence
 from itertools import chain, repeat
 from operator import neg
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -27,6 +28,7 @@ from gateway.graph.variable import Piece
 from gateway.http.middleware.errors import as_request_error, error_body
 from gateway.http.sse import unnamed_events
 
+_Answer = TypeVar("_Answer", bound=msgspec.Struct)
 UsageField = CompletionUsage | None | msgspec.UnsetType
 """The `usage` field of a chunk. None: a later chunk has it. Absent: the client does not want it."""
 
@@ -51,14 +53,17 @@ class ChoicesSerializer(Serializer):
         options: UsageOptions,
         scope: Scope,
         model: str,
+        id: str,
         *,
         per_prompt: int = 1,
         returned: int = 1,
         checker: AnswerChecker | None = None,
     ) -> None:
-        """`model`: name in the answer. `per_prompt`: number of consecutive calls that have the same prompt, which
-        counts once; `returned`: how many of these are in the answer, those with the highest log probability. `checker`:
-        checks the answers against the request's schema."""
+        """`model`, `id`: name and id in the answer. `per_prompt`: number of consecutive calls that have the same
+        prompt, which counts once; `returned`: how many of these are in the answer, those with the highest log
+        probability. `checker`: checks the answers against the request's schema."""
+        self._id = id
+        self._created = int(time.time())
         self._model_name = model
         self._scope = scope
         self._per_prompt = per_prompt
@@ -207,6 +212,19 @@ class ChoicesSerializer(Serializer):
         self._usage_so_far = tuple(map(sum, zip(self._usage_so_far, new, map(neg, old), strict=True)))
         prompt, cached, completion, accepted, rejected, reasoning = self._usage_so_far
         return usage_of([Usage(prompt, cached, completion, {}, accepted, rejected, reasoning)])
+
+    def _build(
+        self, kind: type[_Answer], choices: Sequence[Any], usage: UsageField, semantic: SemanticField
+    ) -> _Answer:
+        """Return an answer or a chunk with the fields that all of them have."""
+        return kind(
+            id=self._id,
+            created=self._created,
+            model=self._model_name,
+            choices=list(choices),
+            usage=usage,
+            semantic=semantic,
+        )
 
     # the wire shapes of an endpoint
 

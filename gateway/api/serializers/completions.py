@@ -1,7 +1,6 @@
 """Serialize calls as completions."""
 
 import codecs
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,13 +27,12 @@ class CompletionSerializer(ChoicesSerializer):
             body,
             scope,
             model.id,
+            f"cmpl-{new_id(24)}",
             per_prompt=body.candidate_count,
             returned=body.choice_count,
             checker=checker,
         )
         self._model = model
-        self._id = f"cmpl-{new_id(24)}"
-        self._created = int(time.time())
         self._includes_logprobs = body.logprobs is not None
         self._offsets: dict[int, TextOffsets] = {}
         """Text offsets of each answer, by index."""
@@ -67,14 +65,7 @@ class CompletionSerializer(ChoicesSerializer):
     def _chunk(
         self, choices: Sequence[CompletionChoice], usage: UsageField, semantic: SemanticField = msgspec.UNSET
     ) -> TextCompletion:
-        return TextCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._model_name,
-            choices=list(choices),
-            usage=usage,
-            semantic=semantic,
-        )
+        return self._build(TextCompletion, choices, usage, semantic)
 
     def _echo(self, index: int) -> str:
         return self._echoed[index // self._answers_per_prompt] if self._echoed else ""

@@ -66,7 +66,7 @@ class ResponseSerializer(Serializer):
         self._builder.close()
         if (checking := self._builder.start_check()) is not None:
             await checking
-        return await self._stored()
+        return await self._store()
 
     def reference_response(self) -> Response:
         """Return the response of a deferred call."""
@@ -96,7 +96,7 @@ class ResponseSerializer(Serializer):
 
     async def last_events(self) -> bytes:
         """Store the response and return its last event."""
-        response = await self._stored()
+        response = await self._store()
         return encode_events([self._builder.build_last_event(response)])
 
     def error_events(self, error: FailedCall) -> bytes:
@@ -105,7 +105,7 @@ class ResponseSerializer(Serializer):
         events = [*builder.open(), *builder.interrupt()]
         return encode_events([*events, builder.build_last_event(builder.fail(error))])
 
-    async def _stored(self) -> Response:
+    async def _store(self) -> Response:
         """Store the response, if the client may continue it later, and return it."""
         response = self._builder.finish()
         if self._builder.is_stored:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from engine.protocol import Command, EngineInfo, Fill, Free, Generate, Report, Rerank, StepReport, Update, encode_frame
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
+from gateway.engines.backoff import Backoff
 from gateway.engines.protocol import (
     ContextRefused,
     EngineLost,
@@ -33,8 +34,6 @@ log = logging.getLogger("myna.engines")
 
 READ_BYTES = 1 << 18
 """Maximum size of one read from a connection, in bytes."""
-_BACKOFF = (0.5, 30.0)
-"""First and longest pause between attempts to connect, in seconds."""
 _HEALTHY_SECONDS = 60.0
 """Lifetime of a connection after which the pauses start over, in seconds. A finished generation has the same effect."""
 
@@ -48,7 +47,7 @@ class EngineHeartbeat:
     """Last report of an engine: its time, whether the engine had work, and how many commands it had received."""
 
     time: float
-    working: bool
+    has_work: bool
     commands: int
 
 
@@ -79,9 +78,9 @@ class EngineClient:
         """Drafted and accepted tokens in the last report over this connection."""
         self._free_tokens: int | None = None
         """Tokens of the KV cache that are free or can be evicted, from the engine's latest report."""
-        self._answered = False
+        self._has_generated = False
         """Whether a generation finished over the current connection."""
-        self._heartbeat = EngineHeartbeat(time.monotonic(), working=False, commands=0)
+        self._heartbeat = EngineHeartbeat(time.monotonic(), has_work=False, commands=0)
         self._tokenizer: Tokenizer | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._frames: list[bytes] = []
@@ -174,7 +173,7 @@ class EngineClient:
     @property
     def _owes_report(self) -> bool:
         """Whether the engine has to report something: it has work, or it has not confirmed all commands."""
-        return self._ready and (self._heartbeat.working or self._heartbeat.commands != self._sent)
+        return self._ready and (self._heartbeat.has_work or self._heartbeat.commands != self._sent)
 
     def remove(self, context: int) -> None:
         """Remove a freed context."""
@@ -192,7 +191,7 @@ class EngineClient:
 
     async def _supervise(self, first_ready: "asyncio.Future[None]") -> None:
         """Connect again after each loss, with growing pauses."""
-        pause, started = _BACKOFF[0], time.monotonic()
+        backoff, started = Backoff(), time.monotonic()
         while True:
             began = time.monotonic()
             try:
@@ -212,19 +211,19 @@ class EngineClient:
             if not first_ready.done() and time.monotonic() - started >= self._start_timeout:
                 first_ready.set_exception(EngineStartFailed(f"engine {self.name} did not start: {reason}"))
                 return
-            if self._answered or time.monotonic() - began > _HEALTHY_SECONDS:
-                pause = _BACKOFF[0]
-            log.error("engine %s ended (%s); trying again in %.1f s", self.name, reason, pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _BACKOFF[1])
+            if self._has_generated or time.monotonic() - began > _HEALTHY_SECONDS:
+                backoff.reset()
+            log.error("engine %s ended (%s); trying again in %.1f s", self.name, reason, backoff.seconds)
+            await asyncio.sleep(backoff.seconds)
+            backoff.grow()
             self.restarts += 1
 
     def on_connected(self, writer: asyncio.StreamWriter) -> None:
         """Reset the state of the connection for a new one."""
         self._writer = writer
-        self._answered = False
+        self._has_generated = False
         self._drafts = self._free_tokens = None
-        self._sent, self._heartbeat = 0, EngineHeartbeat(time.monotonic(), working=False, commands=0)
+        self._sent, self._heartbeat = 0, EngineHeartbeat(time.monotonic(), has_work=False, commands=0)
 
     def on_disconnected(self) -> None:
         """Fail all contexts of a lost connection."""
@@ -249,13 +248,13 @@ class EngineClient:
         assert isinstance(report, StepReport)
         self.step_times = StepTimes(report.row_seconds, report.step_seconds)
         self._free_tokens = report.free_tokens
-        self._heartbeat = EngineHeartbeat(time.monotonic(), working=report.running > 0, commands=report.commands)
+        self._heartbeat = EngineHeartbeat(time.monotonic(), has_work=report.running > 0, commands=report.commands)
         before, self._drafts = self._drafts, (report.drafted, report.right)
         if before is not None and before != self._drafts:
             accepted = report.right - before[1]
             metrics.count_drafts(self.name, accepted, report.drafted - before[0] - accepted)
         for update in report.updates:
-            self._answered |= update.finish is not None
+            self._has_generated |= update.finish is not None
             context = self._contexts.get(update.context)
             if context is not None:
                 context.receive(update)

@@ -254,7 +254,7 @@ class OpenAIContext:
                 text.append(piece.text)
                 tokens.extend(token_ids)
                 on_event(TokenDelta(piece, finish))
-            if answer.ended and response.timeout != _TAIL_SECONDS:  # only token counts can follow
+            if answer.has_ended and response.timeout != _TAIL_SECONDS:  # only token counts can follow
                 response.timeout = _TAIL_SECONDS
                 response.deadline = time.monotonic() + _TAIL_SECONDS
 
@@ -267,7 +267,7 @@ class OpenAIContext:
                 if not prefilled:
                     on_event(PrefillResult(math.ceil(self._size * self._engine.tokens_per_unit), 0, held=held))
                     prefilled = True
-                answer = AnswerParser(streamed=_is_stream(response))
+                answer = AnswerParser(is_streamed=_is_stream(response))
                 await self._read(response, answer, receive)
             except (ContextRefused, EngineLost) as error:
                 new_changes = self._changes_after(str(error), body, changes)
@@ -285,31 +285,31 @@ class OpenAIContext:
     ) -> tuple[str, dict[str, Any], bytes]:
         """Return the next request's path and body, and the body as JSON. Raises ContextRefused."""
 
-        def make() -> tuple[str, dict[str, Any], bytes]:
+        def build() -> tuple[str, dict[str, Any], bytes]:
             path, body = self._engine.build_request(prompt, sampling, self._scope, urgency, changes)
             return path, body, encode_json(body)
 
         prompt, urgency = self._prompt, self._urgency
-        return make() if self._size < _OFFLOAD_SIZE else await offload(make, self._size)
+        return build() if self._size < _OFFLOAD_SIZE else await offload(build, self._size)
 
     async def _read(self, response: Response, answer: AnswerParser, receive: Callable[[bytes], None]) -> None:
         """Read the whole response, so that its connection can be used again. Raises EngineLost or ContextRefused."""
         try:
-            if answer.streamed:
+            if answer.is_streamed:
                 await response.stream_to(receive)
             else:
                 receive(await response.read(LONGEST_ANSWER))
         except ConnectionBroken as error:
             if self._freed:
                 raise EngineLost("the context was freed", suspect=False) from None
-            if not answer.ended:
+            if not answer.has_ended:
                 raise self._upstream.connection_error(error, self._tenant) from error
         except InvalidAnswer as error:
             self._upstream.record_failure(self._tenant)
             raise self._upstream.lost_error(f"sent an invalid answer: {error}") from error
         finally:
             response.close()
-        if not answer.ended:
+        if not answer.has_ended:
             self._upstream.record_failure(self._tenant)
             raise self._upstream.lost_error("ended the connection in the middle of an answer")
         self._upstream.record_success()

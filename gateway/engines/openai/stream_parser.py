@@ -182,12 +182,12 @@ ParsedPiece = tuple[Piece, Sequence[int], str | None]
 class AnswerParser:
     """Incremental parser of one answer."""
 
-    def __init__(self, *, streamed: bool) -> None:
-        """`streamed`: the answer arrives as server-sent events, otherwise as one JSON document."""
-        self.streamed = streamed
+    def __init__(self, *, is_streamed: bool) -> None:
+        """`is_streamed`: the answer arrives as server-sent events, otherwise as one JSON document."""
+        self.is_streamed = is_streamed
         self.usage: ReportedUsage | None = None
         """Token counts as reported by the server, if they are valid."""
-        self.ended = False
+        self.has_ended = False
         self._events = SseParser()
         self._tool_call_count = 0
         """Number of tool calls whose text has begun."""
@@ -200,10 +200,10 @@ class AnswerParser:
         Raises InvalidAnswer, or ContextRefused if the server reports an error in the request.
         """
         self._size += len(data)
-        if self._size > LONGEST_ANSWER and not self.ended:
+        if self._size > LONGEST_ANSWER and not self.has_ended:
             raise InvalidAnswer(f"the answer has more than {LONGEST_ANSWER} bytes")
         try:
-            for event in self._events.feed(data) if self.streamed else [data]:
+            for event in self._events.feed(data) if self.is_streamed else [data]:
                 piece = self._push(event)
                 if piece is not None:
                     yield piece
@@ -213,9 +213,9 @@ class AnswerParser:
     def _push(self, event: bytes) -> ParsedPiece | None:
         chunk = _decoder.decode(event)
         if chunk.error is not None:
-            raise _error(chunk.error)
+            raise _to_exception(chunk.error)
         if chunk.usage is not None:
-            self.usage = _usage(chunk.usage) or self.usage
+            self.usage = _parse_usage(chunk.usage) or self.usage
         if not chunk.choices:
             return None
         choice = chunk.choices[0]
@@ -233,7 +233,7 @@ class AnswerParser:
             finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"
             if self._tool_call_count and finish != "length":  # a call that was cut off gets no end
                 text += "}" + _TOOL_CALL_END
-            self.ended = True
+            self.has_ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries
         ids = choice.token_ids or ()
         if ids and not (min(ids) >= 0 and max(ids) < 2**31):
@@ -258,7 +258,7 @@ _FINISHES = ("stop", "length", "content_filter")
 """Finish reasons that clients know. Servers have other names for "stop"."""
 
 
-def _error(error: Any) -> Exception:
+def _to_exception(error: Any) -> Exception:
     """Return the exception for an error that a server sends within a stream."""
     message = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     code = error.get("code") if isinstance(error, dict) else None
@@ -278,7 +278,7 @@ def refusal_of(message: str, other_message: str, code: str = "") -> ContextRefus
     return ContextRefused("engine_refused", other_message)
 
 
-def _usage(reported: Any) -> ReportedUsage | None:
+def _parse_usage(reported: Any) -> ReportedUsage | None:
     """Return the reported token counts; None if they are invalid."""
     if not isinstance(reported, dict):
         return None

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from gateway.engines.backoff import Backoff
 from gateway.engines.local.client import EngineStartFailed
 from gateway.engines.openai.concurrency import ConcurrencyLimiter
 from gateway.engines.openai.profiles import Profile, profile_of
@@ -33,8 +34,6 @@ _PROBE_SECONDS = 5.0
 """Interval and timeout of health checks, in seconds."""
 _LIST_PROBES = 6
 """Number of intervals between health checks of servers whose only health check is their list of models."""
-_BACKOFF = (0.5, 30.0)
-"""First and longest pause after a failure of the server, in seconds."""
 _MAX_FAILURES = 3
 """Number of consecutive failed requests after which a server that accepts connections gets a pause as well."""
 _MAX_PAUSE = 60.0
@@ -107,7 +106,7 @@ class Upstream:
         """Time of each tenant's last request, by the monotonic clock."""
         self._is_brief = False
         """Whether the server is down because of one tenant's failures alone. Then the pauses do not grow."""
-        self._pause = _BACKOFF[0]
+        self._backoff = Backoff()
         self._wake = asyncio.Event()
         self._watchdog: asyncio.Task[None] | None = None
 
@@ -129,7 +128,7 @@ class Upstream:
         began = time.monotonic()
         problem = await self._try_connect()
         while problem is not None and not self.config.models and time.monotonic() - began < self._start_timeout:
-            await asyncio.sleep(min(self._pause, 1.0))
+            await asyncio.sleep(min(self._backoff.seconds, 1.0))
             problem = await self._try_connect()
         if problem is not None:
             if not self.config.models:
@@ -212,26 +211,27 @@ class Upstream:
 
     def record_success(self) -> None:
         """Reset the count of failures, because a request was answered."""
-        self._failures, self._pause = 0, _BACKOFF[0]
+        self._failures = 0
+        self._backoff.reset()
         self._failing.clear()
 
     def _mark_down(self, reason: str, *, briefly: bool = False) -> None:
         if self._problem is None:
             self._is_brief = briefly
-            log.error("engine %s %s; next attempt in %.1f s", self.config.name, reason, self._pause)
+            log.error("engine %s %s; next attempt in %.1f s", self.config.name, reason, self._backoff.seconds)
             self._problem = reason
             self._wake.set()
             self._on_change()
 
     async def _refusal(self, response: Response, tenant: str) -> EngineFailure:
         """Return the error for a response that is not a success."""
-        status, message, code = response.status, *_error_of(await response.read(_ERROR_BYTES, cut=True))
+        status, message, code = response.status, *_parse_error(await response.read(_ERROR_BYTES, cut=True))
         text = f"engine {self.config.name} answered {status}: {message or response.reason}"
         if status in (401, 403):
             log.error("%s", text)
             return EngineFailure(f"engine {self.config.name} does not accept the API key ({status})")
         if status == 429 and code != "insufficient_quota":
-            pause = _seconds(response.headers.get("retry-after"))
+            pause = _retry_pause(response.headers.get("retry-after"))
             self._mark_busy(pause)
             return EngineBusy(text, suspect=False, pause=pause)
         if status in (408, 409, 425) or status >= 500:
@@ -253,7 +253,7 @@ class Upstream:
     async def _watch_health(self) -> None:
         probes = 0
         while True:
-            pause = _PROBE_SECONDS if self._problem is None else self._pause
+            pause = _PROBE_SECONDS if self._problem is None else self._backoff.seconds
             self._wake.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -262,7 +262,7 @@ class Upstream:
             probes += 1
             if self._problem is not None:
                 if not self._is_brief:
-                    self._pause = min(2 * self._pause, _BACKOFF[1])
+                    self._backoff.grow()
                 if (problem := await self._try_connect()) is not None:
                     log.info("engine %s still %s", self.config.name, problem)
             elif self.profile.health_path != "/v1/models" or probes % _LIST_PROBES == 0:
@@ -292,19 +292,19 @@ class Upstream:
             raise EngineStartFailed(f"does not accept the API key ({status})")
         if status != 200:
             raise EngineStartFailed(f"answers {status} to a request for its models")
-        listed = _read(body, _Models).data
+        listed = _decode(body, _Models).data
         by_name = {model.id: ListedModel(model.id, model.window) for model in listed}
         names = self.config.models or list(by_name)
         self.models = [by_name.get(name, ListedModel(name)) for name in names]
         if not self.models:
             raise EngineStartFailed("lists no models")
-        self.profile = self.profile.adapt(await self._fields())
+        self.profile = self.profile.adapt(await self._fetch_request_fields())
         if self.config.kind == "llamacpp" and not self.config.concurrency:
             status, body = await self._get("/props")
-            if status == 200 and (slots := _read(body, _Props).total_slots) > 0:
+            if status == 200 and (slots := _decode(body, _Props).total_slots) > 0:
                 self.limiter.limit = slots
 
-    async def _fields(self) -> list[str]:
+    async def _fetch_request_fields(self) -> list[str]:
         """Return the field names of the server's chat requests, if it documents them."""
         if self.config.kind in ("openai", "llamacpp"):
             return []
@@ -339,7 +339,7 @@ class Upstream:
                 status, body = await self._get("/metrics")
                 if status == 200:
                     self.external_requests = max(
-                        0, _sum(body.decode(errors="replace"), self.profile.load_metrics) - own
+                        0, _sum_metrics(body.decode(errors="replace"), self.profile.load_metrics) - own
                     )
 
     async def _get(self, path: str) -> tuple[int, bytes]:
@@ -381,7 +381,7 @@ class _Props(msgspec.Struct):
 _Kind = TypeVar("_Kind")
 
 
-def _read(body: bytes, kind: type[_Kind]) -> _Kind:
+def _decode(body: bytes, kind: type[_Kind]) -> _Kind:
     """Decode a description that the server sent. Raises ValueError."""
     try:
         return msgspec.json.decode(body, type=kind)
@@ -389,7 +389,7 @@ def _read(body: bytes, kind: type[_Kind]) -> _Kind:
         raise ValueError("the JSON is nested too deeply") from None
 
 
-def _error_of(body: bytes) -> tuple[str, str]:
+def _parse_error(body: bytes) -> tuple[str, str]:
     """Return message and code of an error response, in any of the known shapes."""
     try:
         answer = decode_json(body)
@@ -404,7 +404,7 @@ def _error_of(body: bytes) -> tuple[str, str]:
     )
 
 
-def _seconds(retry_after: str | None) -> float:
+def _retry_pause(retry_after: str | None) -> float:
     """Return the pause that a busy server requests, in seconds."""
     try:
         seconds = float(retry_after or 1.0)
@@ -413,7 +413,7 @@ def _seconds(retry_after: str | None) -> float:
     return 1.0 if math.isnan(seconds) else min(max(seconds, 0.05), _MAX_PAUSE)
 
 
-def _sum(metrics: str, names: Sequence[str] | Any) -> int:
+def _sum_metrics(metrics: str, names: Sequence[str] | Any) -> int:
     """Return the sum of some metrics over all their labels, in Prometheus' text format. Values that are not valid
     counts are 0."""
     total = 0.0

@@ -29,11 +29,13 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 def error_body(error: RequestError) -> ErrorBody:
     """Return the body of an error's answer."""
-    message, param = _short(str(error), _LONGEST_MESSAGE), error.param
-    return ErrorBody(Error(message, error.type, None if param is None else _short(param, _LONGEST_PARAM), error.code))
+    message, param = _truncate(str(error), _LONGEST_MESSAGE), error.param
+    return ErrorBody(
+        Error(message, error.type, None if param is None else _truncate(param, _LONGEST_PARAM), error.code)
+    )
 
 
-def _short(text: str, length: int) -> str:
+def _truncate(text: str, length: int) -> str:
     """Return the text, cut to the length: an error may quote megabytes of a request."""
     return text if len(text) <= length else text[: length - 1] + "…"
 

@@ -91,7 +91,7 @@ async def test_a_gateway_with_an_expired_lease_is_dead_for_good(cluster: Postgre
     assert await b.renew_lease() == {}
     home = await b.find("t", "s")
     assert home is not None
-    assert (home.gateway, home.alive) == (a.gateway, False)
+    assert (home.gateway, home.is_alive) == (a.gateway, False)
     with pytest.raises(LeaseLost):
         await a.renew_lease()
     for batch in (

@@ -92,12 +92,12 @@ async def test_unfinished_responses(open_store: Open) -> None:
         assert [unfinished.id for unfinished in await store.list_unfinished("", "s")] == ["r"]
         assert await store.list_unfinished("another", "s") == []
         (turn,) = await store.load_conversation("", "r")
-        assert not turn.ended
+        assert not turn.has_ended
         ended = response("r", length=50, session="s")
         assert await store.complete(ended)
         assert not await store.complete(ended), "it has ended already"
         assert await store.find("", "r") == ended
-        assert (await store.load_conversation("", "r"))[0].ended
+        assert (await store.load_conversation("", "r"))[0].has_ended
         assert not await store.complete(response("never kept"))
         assert await store.delete("", "other")
         assert not await store.complete(response("other")), "it was hidden in the meantime"

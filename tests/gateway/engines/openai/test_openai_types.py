@@ -99,7 +99,7 @@ def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **more
 
 
 def read(*chunks: ChatCompletionChunk) -> tuple[str, str | None, AnswerParser]:
-    answer = AnswerParser(streamed=True)
+    answer = AnswerParser(is_streamed=True)
     text, finish = "", None
     for event in chunks:
         for piece, _, ended in answer.feed(b"data: " + event.model_dump_json().encode() + b"\n\n"):

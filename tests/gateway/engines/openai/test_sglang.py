@@ -96,7 +96,7 @@ def test_completion_requests_are_valid(sampling: SamplingParams) -> None:
 
 def read(chunks: Sequence[Any]) -> tuple[str, list[int], str | None, AnswerParser]:
     """Return text, token ids and finish reason."""
-    answer = AnswerParser(streamed=True)
+    answer = AnswerParser(is_streamed=True)
     text, tokens, finish = "", list[int](), None
     for chunk in chunks:
         for piece, ids, ended in answer.feed(b"data: " + chunk.model_dump_json().encode() + b"\n\n"):
@@ -130,7 +130,7 @@ def usage() -> Any:
 
 def test_chats_are_parsed() -> None:
     text, _, finish, answer = read(chat({"role": "assistant", "content": ""}, {"content": "he"}, {"content": "llo"}))
-    assert (text, finish, answer.usage, answer.ended) == ("hello", "stop", (5, 3, 2, 0), True)
+    assert (text, finish, answer.usage, answer.has_ended) == ("hello", "stop", (5, 3, 2, 0), True)
 
 
 def test_tool_calls_are_parsed() -> None:
