@@ -62,7 +62,7 @@ class FunctionCall(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ToolCallAnswer(msgspec.Struct, frozen=True):
-    """A call that the client has to run."""
+    """A tool call that the client has to run."""
 
     id: str
     function: FunctionCall
@@ -70,7 +70,7 @@ class ToolCallAnswer(msgspec.Struct, frozen=True):
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A chunk's addition to a call."""
+    """A chunk's addition to a tool call."""
 
     index: int
     function: FunctionCall

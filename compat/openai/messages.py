@@ -91,7 +91,7 @@ class CalledFunction(Request):
 
 
 class ToolCall(Request):
-    """A call in an assistant's message. `index`: its position, which is set in deltas of a stream."""
+    """A tool call in an assistant's message. `index`: its position, which is set in deltas of a stream."""
 
     id: str
     type: Literal["function"] = "function"

@@ -1,7 +1,7 @@
 """Check finished answers against schemas that the client sent without `strict`.
 
-Without `strict`, keywords that llguidance cannot enforce are dropped, and arguments of calls that the model need not
-make are not enforced at all. A violation does not change the answer: the response reports it in `schema_violation`.
+Without `strict`, keywords that llguidance cannot enforce are dropped, and arguments of tool calls that the model need
+not make are not enforced at all. A violation does not change the answer: the response reports it in `schema_violation`.
 """
 
 import asyncio

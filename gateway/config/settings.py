@@ -113,7 +113,7 @@ class EngineSettings(EngineOptions):
     """
 
     listen: str = Field("127.0.0.1:9000", description="HOST:PORT to listen on; port 0 selects a free port")
-    engine_token: str | None = Field(None, min_length=8, description="secret that gateways have to present")
+    engine_token: str | None = Field(None, min_length=8, description="secret that gateways must present")
     tls_cert: Path | None = Field(None, description="PEM file with the certificate and its chain; enables TLS")
     tls_key: Path | None = Field(None, description="PEM file with the private key, if it is not in the same file")
 

@@ -23,7 +23,8 @@ class EnginePool:
     @property
     def is_ready(self) -> bool:
         """Whether every model has an engine that accepts work."""
-        return bool(self._engines) and all(any(e.is_ready for e in engines) for engines in self._engines.values())
+        groups = self._engines.values()
+        return bool(groups) and all(any(engine.is_ready for engine in group) for group in groups)
 
     def notify_change(self) -> None:
         """Wake the calls that wait, because an engine became ready or stopped being so."""

@@ -29,14 +29,14 @@ _STATUS_TEXTS = {
     400: "Invalid request.",
     401: "Missing or invalid API key.",
     404: "Not found, or owned by another API key.",
-    409: "Conflict: the name or id is taken, or the awaited variable was cancelled.",
+    409: "Conflict: the name or id is already used, or the awaited variable was cancelled.",
     410: "The session has expired.",
     413: "Too large: the request exceeds a configured limit.",
     422: "A transform or a grammar failed on the generated text.",
     424: "A variable that this call depends on has failed.",
     429: "Too many requests in progress. See Retry-After.",
     503: "Unavailable: the model is loading, its engine was lost, or the server is stopping. See Retry-After.",
-    504: "The wait timed out. The work continues.",
+    504: "Timeout: the variable has no final state yet. Its call continues.",
 }
 """Descriptions of the statuses other than success."""
 

@@ -361,7 +361,8 @@ class PostgresStorage:
                 await self._connections.execute("UPDATE myna_gateways SET alive = false WHERE id = $1", self.gateway)
             except self.failures as error:
                 log.warning(
-                    "the other gateways take over once this gateway's lease has expired: %s", _error_text(error)
+                    "other gateways take over this gateway's sessions only after its lease has expired: %s",
+                    _error_text(error),
                 )
         await self._disconnect()
 

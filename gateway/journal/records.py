@@ -244,7 +244,9 @@ def _call(call: Call) -> CallRecord:
         depth=call.depth,
         model=spec.model,
         segments=[_segment_record(segment) for segment in spec.segments],
-        parts=None if spec.parts is None else [p if isinstance(p, str) else _input_record(p) for p in spec.parts],
+        parts=None
+        if spec.parts is None
+        else [part if isinstance(part, str) else _input_record(part) for part in spec.parts],
         inputs={name: variable.number for name, variable in call.inputs.items()},
         makes={variable.name: variable.number for variable in call.outputs},
         deferred=spec.deferred,

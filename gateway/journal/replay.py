@@ -119,7 +119,7 @@ class Replay:
             case SlotTextRecord(call_id, slot, text):
                 session.calls[call_id].slot_texts[slot] = text
             case SessionRecord():
-                raise TypeError("a session began twice")
+                raise TypeError("a session has two first rows")
 
     def _append_event(self, seq: int, time: float, change: Change) -> None:
         self.session.event_log.events.append(Event(seq, time, change))

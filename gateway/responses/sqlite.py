@@ -171,7 +171,10 @@ class SqliteResponseStore:
         """Return a response and those before it. See `ResponseStore.load_conversation`."""
         rows = await self._submit(lambda connection: connection.execute(_CHAIN, (tenant, id, _CHAIN_BYTES)).fetchall())
         return check_conversation_size(
-            [StoredTurn(input.encode(), answer.encode(), session, bool(e)) for input, answer, session, e in rows]
+            [
+                StoredTurn(input.encode(), answer.encode(), session, bool(ended))
+                for input, answer, session, ended in rows
+            ]
         )
 
     async def list_unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:

@@ -84,7 +84,7 @@ class ReasoningDone(_TextEvent, frozen=True, kw_only=True):
 
 
 class ArgumentsDelta(_ItemEvent, frozen=True, kw_only=True):
-    """More arguments of a call."""
+    """More arguments of a tool call."""
 
     type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
     item_id: str

@@ -79,7 +79,7 @@ class MessageItem(Request):
 
 
 class FunctionCallItem(CalledFunction):
-    """A call that the model made."""
+    """A tool call of the model."""
 
     type: Literal["function_call"]
     call_id: str
@@ -90,7 +90,7 @@ class FunctionCallItem(CalledFunction):
 
 
 class FunctionCallOutputItem(Request):
-    """The output of a call."""
+    """The output of a tool call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -177,8 +177,8 @@ def _complete_item(item: Mapping[str, Any], suffix: str) -> dict[str, Any]:
 def to_messages(items: Sequence[InputItem], where: str) -> tuple[list[Message], list[str]]:
     """Return the items as messages of a conversation, and the path of each message's content.
 
-    `where`: path of the items. Consecutive calls become one message, together with the assistant's text before them and
-    with the reasoning. Other reasoning is omitted, as in OpenAI's API.
+    `where`: path of the items. Consecutive tool calls become one message, together with the assistant's text before
+    them and with the reasoning. Other reasoning is omitted, as in OpenAI's API.
     """
     messages: list[Message] = []
     paths: list[str] = []

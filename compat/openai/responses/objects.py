@@ -30,7 +30,7 @@ class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
 
 
 class FunctionToolCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
-    """A call that the client has to run, with arguments as JSON. Its output refers to `call_id`."""
+    """A tool call that the client has to run, with arguments as JSON. Its output refers to `call_id`."""
 
     id: str
     call_id: str

@@ -13,7 +13,7 @@ from gateway.prompts.tool_calls.parser import ToolCallParser
 from gateway.prompts.tool_calls.tools import Tool, Tools
 
 ToolCallParserFactory = Callable[[], ToolCallParser]
-"""Makes a parser that finds tool calls in one answer."""
+"""Creates a parser that finds tool calls in one answer."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
 
 
 def tool_call_parser_factory(body: ChatCompletionRequest, model: ServedModel) -> ToolCallParserFactory | None:
-    """Return what makes the parsers of tool calls in the answers to a request; None if the answers contain none."""
-    # `tools_of` is not used: it makes the schemas that are enforced, which may take long
+    """Return what creates parsers of tool calls for the answers to a request; None if they contain none."""
+    # `tools_of` is not used: it compiles the schemas, which may take long
     if not body.tools or body.tool_choice == "none":
         return None
-    # a transform may replace the text of a call by any other text
+    # a transform may replace the text of a tool call by any other text
     transformed = body.semantic is not None and body.semantic.transform is not None
     forced = _is_forced(body) and not model.is_passthrough and not transformed
     return _ToolCallParserFactory([tool.function.name for tool in body.tools], forced)
@@ -66,11 +66,12 @@ def _is_forced(body: ChatCompletionRequest) -> bool:
 
 
 def constrain_tool_calls(sampling: SamplingParams, tools: Tools, model: ServedModel) -> SamplingParams:
-    """Return the sampling of an answer with tools. The schema of a forced call replaces any other form of the answer.
+    """Return the sampling of an answer with tools. The schema of a forced tool call replaces any other
+    constraint.
 
-    Stop strings do not apply to a forced call: the client does not see the text in which they would be found.
+    Stop strings do not apply to a forced tool call: the client does not see the text in which they would be found.
     """
-    if model.is_passthrough:  # the upstream server constrains calls
+    if model.is_passthrough:  # the upstream server constrains tool calls
         return sampling
     format = model.prompts.tool_call_format
     if tools.choice == "forced":

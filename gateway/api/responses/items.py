@@ -76,8 +76,8 @@ class Items:
                 item: OutputItem = OutputMessage(id=id, status=status, content=[part])
             case ReasoningItem(id=id):
                 item = ReasoningItem(id=id, content=[ReasoningText(text=text)], status=status)
-            case FunctionToolCall(id=id, call_id=call, name=name):
-                item = FunctionToolCall(id=id, call_id=call, name=name, arguments=text, status=status)
+            case FunctionToolCall(id=id, call_id=call_id, name=name):
+                item = FunctionToolCall(id=id, call_id=call_id, name=name, arguments=text, status=status)
         events = list(_end_events(item, len(self.done), self._numbers))
         self._growing, self._texts, self._logprobs = None, [], []
         self.done.append(item)

@@ -87,7 +87,7 @@ def is_session_id(text: str) -> bool:
     return (
         0 < len(text) <= 128
         and text not in (".", "..")
-        and all(c.isascii() and (c.isalnum() or c in "._:-") for c in text)
+        and all(char.isascii() and (char.isalnum() or char in "._:-") for char in text)
     )
 
 

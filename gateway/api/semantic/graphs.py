@@ -108,21 +108,21 @@ async def _specs(request: web.Request, body: GraphRequest, session: str | None) 
         if index % _BATCH == _BATCH - 1:
             await asyncio.sleep(0)
         where = f"calls.{index}"
-        call = await validate_async(request, raw, ChatCompletionRequest, encode_json(raw), where)
-        if call.stream:
+        chat = await validate_async(request, raw, ChatCompletionRequest, encode_json(raw), where)
+        if chat.stream:
             message = "a call of a graph cannot be streamed; stream the graph instead"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.stream")
-        if call.choice_count > 1:
+        if chat.choice_count > 1:
             message = "n must be 1 for a call of a graph, which has one answer"
             raise RequestError(400, message, code="unsupported_with_semantic", param=f"{where}.n")
-        semantic = call.semantic
+        semantic = chat.semantic
         if semantic is not None and semantic.session not in (None, session):
             message = f"the call names session {semantic.session!r}, but the graph names {session!r}"
             raise RequestError(400, message, code="session_conflict", param=f"{where}.semantic.session")
-        model = await models.get(call.model, where)
+        model = await models.get(chat.model, where)
         deferred = semantic is not None and bool(semantic.defer)
-        length = sum([message.length for message in call.messages])
-        builder = ChatSpecBuilder(call, references=True, deferred=deferred, where=where)
+        length = sum([message.length for message in chat.messages])
+        builder = ChatSpecBuilder(chat, references=True, deferred=deferred, where=where)
         specs.append(await build_spec(builder, model, models.fallbacks_of(model), max(length, average)))
         references += len(specs[-1].references)
         check_references(references, _MAX_REFERENCES, where)

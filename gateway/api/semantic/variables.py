@@ -129,11 +129,10 @@ async def _wait(request: web.Request, session: Session, variable: Variable) -> N
             async with asyncio.timeout(seconds):
                 await variable.wait_final()
         except TimeoutError:
-            raise RequestError(
-                504,
-                f"{variable.name!r} is {variable.state} after {seconds:g} s; it is still being generated, so try again",
-                code="wait_timeout",
-            ) from None
+            message = (
+                f"{variable.name!r} is still {variable.state} after {seconds:g} s; repeat the request to wait longer"
+            )
+            raise RequestError(504, message, code="wait_timeout") from None
 
 
 def _objective(request: web.Request) -> Objective:

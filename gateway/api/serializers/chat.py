@@ -39,7 +39,7 @@ from gateway.prompts.tool_calls.parser import (
 
 
 class ChatSerializer(ChoicesSerializer):
-    """Serializer of calls as one chat completion. Calls of tools are found in their texts."""
+    """Serializer of calls as one chat completion. Tool calls are found in their texts."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ChatSerializer(ChoicesSerializer):
         parser_factory: ToolCallParserFactory | None,
         checker: AnswerChecker | None,
     ) -> None:
-        """`parser_factory`: finds calls of tools in the answers, if they may contain any."""
+        """`parser_factory`: creates parsers of tool calls, if the answers may contain any."""
         count = body.choice_count
         id = f"chatcmpl-{new_id(24)}"
         super().__init__(body, scope, model.id, id, per_prompt=count, returned=count, checker=checker)
@@ -65,10 +65,10 @@ class ChatSerializer(ChoicesSerializer):
         if self._parser_factory is None:
             return Choice(index, ResponseMessage(text, **reasoning), finish, logprobs)
         parser = self._parser_factory()
-        content, calls = parse_answer(parser, text, cut=finish == "length")
-        if not calls:
+        content, found = parse_answer(parser, text, cut=finish == "length")
+        if not found:
             return Choice(index, ResponseMessage(content, **reasoning), finish, logprobs)
-        tool_calls = [ToolCallAnswer(new_tool_call_id(), FunctionCall(name, arguments)) for name, arguments in calls]
+        tool_calls = [ToolCallAnswer(new_tool_call_id(), FunctionCall(name, arguments)) for name, arguments in found]
         message = ResponseMessage(content or None, tool_calls=tool_calls, **reasoning)
         return Choice(index, message, _finish_reason(finish, parser), logprobs)
 
@@ -136,9 +136,9 @@ def _deltas(found: Iterable[ToolCallEvent]) -> list[ChoiceDelta]:
             case _, AnswerText(text):
                 deltas.append(ChoiceDelta(content=text))
             case _, ToolCallStart(index, name):
-                call = ToolCallDelta(index, FunctionCall(name, ""), new_tool_call_id(), "function")
-                deltas.append(_tool_call_delta(call))
-            # of the same call: each call starts with a name
+                tool_call = ToolCallDelta(index, FunctionCall(name, ""), new_tool_call_id(), "function")
+                deltas.append(_tool_call_delta(tool_call))
+            # of the same tool call: each starts with a name
             case ToolCallArguments(index, text), ToolCallArguments(_, more):
                 joined = ToolCallArguments(index, text + more)
                 deltas[-1] = _tool_call_delta(ToolCallDelta(index, FunctionCall(arguments=text + more)))
@@ -158,5 +158,5 @@ def new_tool_call_id() -> str:
 
 
 def _finish_reason(finish: str, parser: ToolCallParser) -> str:
-    """Return the finish reason of an answer. It is `tool_calls` only if the last call is complete."""
+    """Return the finish reason of an answer. It is `tool_calls` only if the last tool call is complete."""
     return "tool_calls" if finish == "stop" and parser.calls and parser.whole else finish

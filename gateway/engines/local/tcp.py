@@ -100,9 +100,9 @@ class TcpEngine(EngineClient):
             try:
                 self._tokenizer = await asyncio.to_thread(_tokenizer, answer.files)
             except CheckpointError as error:
-                raise EngineStartFailed(f"the engine's tokenizer cannot be read here: {error}") from error
+                raise EngineStartFailed(f"the engine's tokenizer cannot be loaded: {error}") from error
         elif self.info is not None and answer.info.model != self.info.model:
-            raise EngineStartFailed(f"it serves {answer.info.model} now, but served {self.info.model} before")
+            raise EngineStartFailed(f"the engine serves {answer.info.model}, but served {self.info.model} before")
         self.on_ready(answer.info, first_ready)
 
     def abort_engine(self) -> None:

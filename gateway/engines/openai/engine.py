@@ -165,10 +165,10 @@ def _is_stream(response: Response) -> bool:
 
 def _to_wire(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a message in the form of chat requests."""
-    calls = message.get("tool_calls")
-    if not calls:
+    tool_calls = message.get("tool_calls")
+    if not tool_calls:
         return message
-    wire_calls = [{**call, "function": _function_to_wire(**call["function"])} for call in calls]
+    wire_calls = [{**call, "function": _function_to_wire(**call["function"])} for call in tool_calls]
     return {**message, "tool_calls": wire_calls, "content": message["content"] or None}
 
 

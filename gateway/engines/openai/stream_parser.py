@@ -231,7 +231,7 @@ class AnswerParser:
             if choice.finish_reason == "abort":
                 raise ValueError("the server aborted the answer")
             finish = choice.finish_reason if choice.finish_reason in _FINISHES else "stop"
-            if self._tool_call_count and finish != "length":  # a call that was cut off gets no end
+            if self._tool_call_count and finish != "length":  # a tool call that was cut off gets no end
                 text += "}" + _TOOL_CALL_END
             self.has_ended = True
         entries = () if choice.logprobs is None else choice.logprobs.entries
@@ -243,14 +243,14 @@ class AnswerParser:
             return Piece(text, tokens, entries, reasoning), ids, finish
         return None
 
-    def _tool_calls_text(self, calls: Sequence[_ToolCall]) -> str:
+    def _tool_calls_text(self, tool_calls: Sequence[_ToolCall]) -> str:
         text = ""
-        for call in calls:
-            if call.index >= self._tool_call_count:
+        for tool_call in tool_calls:
+            if tool_call.index >= self._tool_call_count:
                 text += "}" + _TOOL_CALL_END + "\n" if self._tool_call_count else ""
-                self._tool_call_count = call.index + 1
-                text += f'{_TOOL_CALL_BEGIN}{{"name": {json.dumps(call.function.name or "")}, "arguments": '
-            text += call.function.arguments or ""
+                self._tool_call_count = tool_call.index + 1
+                text += f'{_TOOL_CALL_BEGIN}{{"name": {json.dumps(tool_call.function.name or "")}, "arguments": '
+            text += tool_call.function.arguments or ""
         return text
 
 
