@@ -4,7 +4,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from engine.factory import build_parts
 from engine.generation import Generation, SampledToken
 from engine.grammar import Grammars, Matcher
 from engine.kernels.base import PendingSample
+from engine.pending_generations import PendingGenerations
 from engine.protocol import Update
 from engine.sampler import BadLogits, Sampler, collect
 from engine.sampling_params import SamplingParams
@@ -27,20 +27,6 @@ log = logging.getLogger("myna.engine")
 _MAX_TOKEN_CHARACTERS = 16
 """Upper bound of a token's average length, in characters. Only so much of a prediction is tokenised, since all requests
 wait for that."""
-_COMPILE_POLL_SECONDS = 0.02
-"""Longest wait for a grammar if there is no other work, in seconds. New commands wait that long too."""
-_FRESH_SECONDS = 0.003
-"""Longest wait for grammars that have just arrived, in seconds. Most are compiled by then, which saves a step."""
-
-
-@dataclass(frozen=True)
-class _CompileJob:
-    """A `generate` whose grammar a thread compiles. Its sequence has no generation until that is done."""
-
-    sequence: TokenSequence
-    sampling: SamplingParams
-    limit: int
-    matcher: Future[Matcher]
 
 
 @dataclass(frozen=True)
@@ -92,11 +78,8 @@ class Engine:
         self._input_batch = parts.input_batch
         self._overlaps = parts.overlaps
         self._sampler = Sampler(parts.decoder.kernels)
-        self._grammars = Grammars(parts.tokenizer)
+        self._pending_generations = PendingGenerations(Grammars(parts.tokenizer))
         self._sequences: dict[int, TokenSequence] = {}
-        self._compiling: dict[int, _CompileJob] = {}
-        self._has_new_grammars = False
-        """Whether a grammar arrived since the last step."""
         self._retry_alone: deque[int] = deque()
         self._running: _RunningStep | None = None
         """Step whose results are not read yet."""
@@ -122,7 +105,7 @@ class Engine:
         known = self._sequences.get(context)
         if known is not None and parent is not None:
             raise ContextError("context_exists", f"context {context} exists already; fork into a new context")
-        if known is not None and (known.generation is not None or context in self._compiling):
+        if known is not None and (known.generation is not None or context in self._pending_generations):
             raise ContextError("context_busy", f"context {context} is generating; fill it after that has ended")
         bad = next((token for token in tokens if not 0 <= token < self.info.vocabulary), None)
         if bad is not None:
@@ -152,7 +135,7 @@ class Engine:
     def generate(self, context: int, sampling: SamplingParams, *, rank: float | None = None) -> None:
         """Sample after the context's last token; see `Generate`."""
         target = self._get(context)
-        if target.generation is not None or context in self._compiling:
+        if target.generation is not None or context in self._pending_generations:
             raise ContextError("context_busy", f"context {context} is already generating")
         if not target.tokens:
             raise ContextError("empty_context", f"context {context} has no tokens")
@@ -172,10 +155,7 @@ class Engine:
             )
         limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         if sampling.is_constrained:
-            self._has_new_grammars = True
-            self._compiling[context] = _CompileJob(
-                target, sampling, limit, self._grammars.compile(sampling, target.scope)
-            )
+            self._pending_generations.add(target, sampling, limit)
         else:
             self._start_generation(target, sampling, limit, None)
         if rank is not None:
@@ -190,34 +170,25 @@ class Engine:
 
     def _start_compiled(self) -> list[Update]:
         """Begin the generations whose grammars are compiled. Wait for one if there is no other work."""
-        if not self._compiling:
+        if not self._pending_generations:
             return []
-        futures = [job.matcher for job in self._compiling.values()]
-        if self._running is None and not any(sequence.has_work for sequence in self._sequences.values()):
-            wait(futures, _COMPILE_POLL_SECONDS, FIRST_COMPLETED)
-        elif self._has_new_grammars:
-            wait(futures, _FRESH_SECONDS)
-        self._has_new_grammars = False
+        is_idle = self._running is None and not any(sequence.has_work for sequence in self._sequences.values())
         failed = []
-        for number, job in list(self._compiling.items()):
-            if not job.matcher.done():
-                continue
-            del self._compiling[number]
+        for pending in self._pending_generations.take_compiled(is_idle=is_idle):
+            sequence = pending.sequence
             try:
-                self._start_generation(job.sequence, job.sampling, job.limit, job.matcher.result())
+                self._start_generation(sequence, pending.sampling, pending.limit, pending.matcher.result())
             except ContextError as error:
-                failed.append(self._fail(job.sequence, error.code, str(error)))
+                failed.append(self._fail(sequence, error.code, str(error)))
             except Exception as error:
                 log.exception("compiling a grammar failed")
-                failed.append(self._fail(job.sequence, "internal_error", f"internal error: {error!r}"))
+                failed.append(self._fail(sequence, "internal_error", f"internal error: {error!r}"))
         return failed
 
     def free_context(self, context: int) -> None:
         """Delete the context and release its blocks. Unknown ids are ignored."""
         target = self._sequences.pop(context, None)
-        compiling = self._compiling.pop(context, None)
-        if compiling is not None:
-            compiling.matcher.cancel()
+        self._pending_generations.cancel(context)
         if target is not None:
             target.free()
 
@@ -238,13 +209,14 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would make progress."""
-        waits = self._running is not None or bool(self._compiling)
+        waits = self._running is not None or len(self._pending_generations) > 0
         return waits or any(sequence.has_work for sequence in self._sequences.values())
 
     @property
     def active_contexts(self) -> int:
         """Number of contexts with work left."""
-        return sum(sequence.has_work or sequence.id in self._compiling for sequence in self._sequences.values())
+        pending = self._pending_generations
+        return sum(sequence.has_work or sequence.id in pending for sequence in self._sequences.values())
 
     @property
     def free_tokens(self) -> int:

@@ -373,7 +373,7 @@ def test_grammar_time_of_one_text_is_bounded(
     """Set the CPU time budget to 0, so that it is exceeded at once, where no limit of the library applies."""
     monkeypatch.setattr("engine.grammar._BUDGET_SECONDS", 0.0)
     monkeypatch.setattr("engine.grammar._QUICK_SECONDS", 0.0)
-    monkeypatch.setattr(tiny_engine._grammars, "_budgets", {})
+    monkeypatch.setattr(tiny_engine._pending_generations._grammars, "_budgets", {})
     with pytest.raises(ContextError) as failed:
         bias = {tiny_engine.tokenizer.encode("a")[0]: 100.0}
         list(tiny_engine.stream([40, 41], SamplingParams(**form, max_tokens=400, temperature=0.0, logit_bias=bias)))
