@@ -184,6 +184,7 @@ async def test_a_restart_after_any_fact_completes_all_accepted_calls(tmp_path: P
             assert {v.name: (v.state, v.value) for v in back.variables.values()} == expected, f"cut behind {end}"
         assert len({event.id for event in back.events}) == len(back.events), "event ids are unique"
         assert told <= {event.id for event in back.events}
+        await restored.journal.flushed()  # failures are stored after clients may read them
         await restored.die()
         third = JournalHarness(path)  # the results after the restart are stored as well
         if back.calls:
