@@ -1,6 +1,7 @@
 """Shared fixtures and the time limits of tests. A model is loaded once per session, and only if a test needs it."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
@@ -13,6 +14,7 @@ import pytest
 
 from engine import Engine, EngineConfig
 from engine.config import default_cache
+from engine.errors import CheckpointError
 from engine.models.fetch import fetch
 from engine.tokenizer import Tokenizer
 from tests.fakes.background_process import BackgroundProcess
@@ -20,6 +22,7 @@ from tests.fakes.background_tests import BackgroundTests
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.gateway_harness import GatewayHarness
 from tests.fakes.postgres_server import PostgresServer, running_postgres
+from tests.fakes.second_process import SecondProcess, append_report, is_second
 
 SECONDS = 120.0
 """Time limit of a test."""
@@ -32,6 +35,9 @@ BACKGROUND: dict[str, Callable[[], BackgroundProcess]] = {
     "interpreted": lambda: BackgroundTests(["tests/interpreter"], TRITON_INTERPRET="1"),
 }
 """Programs that run beside the tests, by the name of their fixture."""
+MANY, MANY_WAITING = 1_000, 50
+"""Numbers of tests, and of tests that wait, from which a second process pays."""
+_SECOND = pytest.StashKey[SecondProcess]()
 _STARTED = pytest.StashKey[dict[str, BackgroundProcess]]()
 
 
@@ -79,15 +85,22 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the programs of `BACKGROUND` that the tests need, and order the tests so that the results are needed last.
+    """Start what runs beside the tests, and order the tests so that the results of other processes are needed last.
 
-    Tests that mostly wait come first, so that the programs have a core meanwhile. What has been imported stays, so the
-    cycle collector need not examine it again.
+    In a run of all tests, those that mostly wait run in a second process. What has been imported stays, so the cycle
+    collector need not examine it again.
     """
-    if session.config.option.collectonly:
+    option, stash = session.config.option, session.config.stash
+    if option.collectonly:
         return
     ordered = sorted(session.items, key=lambda item: item.get_closest_marker("waits") is None)
-    started = session.config.stash[_STARTED] = {}
+    waiting = [item for item in ordered if item.get_closest_marker("waits") is not None]
+    if len(waiting) >= MANY_WAITING and len(ordered) >= MANY and not (is_second() or option.usepdb):
+        with contextlib.suppress(CheckpointError):
+            fetch(EngineConfig().model, Path(default_cache()))  # once, before several processes need it
+        stash[_SECOND] = SecondProcess(waiting)
+        ordered = [*ordered[len(waiting) :], *waiting]
+    started = stash[_STARTED] = {}
     for name, start in BACKGROUND.items():
         dependent = [item for item in ordered if name in getattr(item, "fixturenames", ())]
         if dependent:
@@ -98,10 +111,33 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Take over the reports of a test that the second process runs."""
+    second = item.config.stash.get(_SECOND, None)
+    if second is None or item not in second:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in second.reports_of(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Pass the report on if this is the second process."""
+    report = yield
+    append_report(item.config, report)
+    return report
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the programs that `pytest_collection_finish` started."""
+    """Stop what `pytest_collection_finish` started."""
     for process in config.stash.get(_STARTED, {}).values():
         process.end()
+    if _SECOND in config.stash:
+        config.stash[_SECOND].end()
 
 
 @pytest.fixture(scope="session")
