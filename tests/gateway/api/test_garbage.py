@@ -1,4 +1,4 @@
-"""gateway/api/answers.py: what a plain request leaves is let go of at once, and no cycle collector has to find it."""
+"""Objects of a request are freed when the request ends, without the cycle collector."""
 
 import asyncio
 import gc
@@ -91,7 +91,7 @@ KINDS: list[Kind] = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_it_leaves_nothing_for_the_collector(
+async def test_a_request_leaves_no_garbage_for_the_cycle_collector(
     kind: Kind, scripted_gateway: tuple[GatewayClient, ScriptedServer, Callable[[], int]]
 ) -> None:
     client, server, unfinished = scripted_gateway

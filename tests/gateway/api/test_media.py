@@ -1,4 +1,4 @@
-"""Images and other parts that are no text: passed on to servers elsewhere as they came, among texts that hold references."""
+"""Images and other parts of messages: they are forwarded to upstream servers unchanged, between texts with references."""
 
 import io
 import json
@@ -42,14 +42,14 @@ def content(server: ScriptedServer) -> Any:
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-Session-Id": "plain"}])
-async def test_parts_are_passed_on_as_they_came(scripted_gateway: ScriptedGateway, headers: dict[str, str]) -> None:
+async def test_parts_are_forwarded_unchanged(scripted_gateway: ScriptedGateway, headers: dict[str, str]) -> None:
     client, server, _ = scripted_gateway
     for parts in ([IMAGE], [text("What is it?"), IMAGE], [IMAGE, text("and"), SOUND, text("?")], [IMAGE, IMAGE]):
         await ask(client, parts, headers=headers)
         assert content(server) == parts
 
 
-async def test_texts_among_them_hold_references(scripted_gateway: ScriptedGateway) -> None:
+async def test_texts_between_images_may_contain_references(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     headers = {"X-Session-Id": "among"}
     server.script = [says("a <<cat>>"), says("yes")]
@@ -60,7 +60,7 @@ async def test_texts_among_them_hold_references(scripted_gateway: ScriptedGatewa
     assert refused["error"]["param"] == "messages.0.content.1.text"
 
 
-async def test_a_large_one_passes(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_large_image_is_forwarded(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     large = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "QUJD" * 300_000}}
     for headers in ({}, {"X-Session-Id": "large"}):
@@ -68,7 +68,7 @@ async def test_a_large_one_passes(scripted_gateway: ScriptedGateway) -> None:
         assert content(server) == [text("What is it?"), large]
 
 
-async def test_a_response_takes_them_and_goes_on_with_them(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_response_accepts_images_and_can_be_continued(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     url = IMAGE["image_url"]["url"]
     parts = [
@@ -83,7 +83,7 @@ async def test_a_response_takes_them_and_goes_on_with_them(scripted_gateway: Scr
     assert server.asked[-1]["messages"][0]["content"] == [text("What is <<it>>?"), IMAGE, file]
 
 
-async def test_what_cannot_be_is_refused_where_it_stands(scripted_gateway: ScriptedGateway) -> None:
+async def test_an_error_names_the_place_of_an_invalid_part(scripted_gateway: ScriptedGateway) -> None:
     client, _, _ = scripted_gateway
     for parts, param in (
         ([{"type": "image_url"}], "messages.0.content.0.image_url"),
@@ -95,7 +95,7 @@ async def test_what_cannot_be_is_refused_where_it_stands(scripted_gateway: Scrip
     assert (await ask(client, "", 400, messages=messages))["error"]["param"] == "messages.0.content"
 
 
-async def test_whoever_is_given_tokens_cannot_read_them(tokenizer: Tokenizer) -> None:
+async def test_a_server_that_receives_tokens_cannot_read_images(tokenizer: Tokenizer) -> None:
     async with ScriptedServer() as server, gateway_before(server, tokenizer, kind="vllm") as (client, _):
         refused = (await ask(client, [text("What is it?"), IMAGE], 400))["error"]
         assert (refused["code"], refused["param"]) == ("unsupported_by_engine", "messages.0.content.1")

@@ -1,4 +1,4 @@
-"""gateway/api/pipeline.py: prompts that take long are built in threads; the way itself is tested in tests/e2e."""
+"""gateway/api/pipeline.py: long prompts are built in threads. tests/e2e tests the rest."""
 
 import threading
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Reasoning of models on upstream servers: it is passed on to the client, and is no part of any value."""
+"""Reasoning of models on upstream servers: clients receive it, and it is no part of a value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +52,7 @@ async def ask(client: GatewayClient, status: int = 200, headers: Any = None, **b
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
-async def test_it_is_told_beside_the_answer(scripted_gateway: ScriptedGateway, name: str) -> None:
+async def test_an_answer_has_its_reasoning_in_a_field_of_its_own(scripted_gateway: ScriptedGateway, name: str) -> None:
     client, server, _ = scripted_gateway
     server.script = [thinks("One and ", "one.", name=name), thinks("One and ", "one.", name=name)]
     told = await ask(client)
@@ -66,11 +66,11 @@ async def test_it_is_told_beside_the_answer(scripted_gateway: ScriptedGateway, n
     assert '"reasoning":' in text
 
 
-async def test_whoever_does_not_reason_says_nothing_of_it(scripted_gateway: ScriptedGateway) -> None:
+async def test_an_answer_without_reasoning_has_no_such_field(scripted_gateway: ScriptedGateway) -> None:
     assert "reasoning_content" not in (await ask(scripted_gateway[0]))["choices"][0]["message"]
 
 
-async def test_it_is_no_part_of_a_value(scripted_gateway: ScriptedGateway) -> None:
+async def test_reasoning_is_not_part_of_a_value(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     headers = {"X-Session-Id": "thoughts"}
     server.script = [thinks("Hm. "), thinks("Hm. ", answer="  Three.  "), thinks("Hm.", answer="Done.")]
@@ -91,7 +91,7 @@ async def test_it_is_no_part_of_a_value(scripted_gateway: ScriptedGateway) -> No
     assert "Two." in text
 
 
-async def test_it_is_not_thought_again_once_it_was_shown(scripted_gateway: ScriptedGateway) -> None:
+async def test_reasoning_that_a_client_has_seen_is_not_generated_again(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [thinks("Hm.", breaks=True), thinks("Ha.")]
     async with client.post("/v1/chat/completions", json={"model": "fake", "messages": ASKED, "stream": True}) as answer:
@@ -104,7 +104,7 @@ async def test_it_is_not_thought_again_once_it_was_shown(scripted_gateway: Scrip
     assert (message["reasoning_content"], message["content"]) == ("Ha.", "Two."), "nobody was shown the first"
 
 
-async def test_a_response_has_it_as_an_item(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_response_has_reasoning_as_an_item(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [thinks("One and ", "one."), thinks("One and ", "one.")]
     events = await events_of(client)
@@ -118,14 +118,14 @@ async def test_a_response_has_it_as_an_item(scripted_gateway: ScriptedGateway) -
     assert events[-1].response.usage.output_tokens_details.reasoning_tokens == 5
 
 
-async def test_an_answer_of_thoughts_alone_is_an_empty_message(scripted_gateway: ScriptedGateway) -> None:
+async def test_an_answer_of_reasoning_alone_is_an_empty_message(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [thinks("Hm.", answer="")]
     assert [item.type for item in (await events_of(client))[-1].response.output] == ["reasoning", "message"]
 
 
 @pytest.mark.parametrize("by_id", [False, True])
-async def test_a_conversation_goes_on_with_what_led_to_calls_alone(
+async def test_a_conversation_continues_only_with_the_reasoning_before_tool_calls(
     scripted_gateway: ScriptedGateway, by_id: bool
 ) -> None:
     client, server, _ = scripted_gateway
@@ -152,7 +152,7 @@ async def test_a_conversation_goes_on_with_what_led_to_calls_alone(
     assert reasoned == [None, None, None, "I should look.", None]
 
 
-async def test_what_a_client_passes_on_is_passed_on(scripted_gateway: ScriptedGateway) -> None:
+async def test_reasoning_that_a_client_sends_is_forwarded(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     for name in ("reasoning_content", "reasoning"):
         await ask(client, messages=[*ASKED, {"role": "assistant", "content": "Two.", name: "One and one."}, *ASKED])
@@ -165,7 +165,7 @@ async def test_what_a_client_passes_on_is_passed_on(scripted_gateway: ScriptedGa
     assert refused["error"]["param"] == "messages.0.reasoning_content"
 
 
-async def test_how_much_is_asked_of_whoever_can_do_it(scripted_gateway: ScriptedGateway) -> None:
+async def test_the_reasoning_effort_is_forwarded_to_servers_that_support_it(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     await ask(client, reasoning_effort="low", verbosity="high")
     assert (server.asked[-1]["reasoning_effort"], server.asked[-1]["verbosity"]) == ("low", "high")
@@ -176,7 +176,7 @@ async def test_how_much_is_asked_of_whoever_can_do_it(scripted_gateway: Scripted
     assert (told["reasoning"]["effort"], told["text"]["verbosity"]) == ("low", "low")
 
 
-def test_an_engine_of_ours_can_do_nothing_with_it(server: GatewayHarness) -> None:
+def test_an_embedded_engine_refuses_the_reasoning_effort(server: GatewayHarness) -> None:
     client = server.client()
     model = client.models.list().data[0].id
     asks: list[tuple[str, Callable[[], Any]]] = [
@@ -203,7 +203,7 @@ class Thinking:
         return getattr(self._tokenizer, name)
 
 
-async def test_a_model_that_is_given_tokens_thinks_in_its_text(tokenizer: Tokenizer) -> None:
+async def test_a_model_that_receives_tokens_reasons_in_its_text(tokenizer: Tokenizer) -> None:
     told: Any = Thinking(tokenizer)
     async with ScriptedServer() as server, gateway_before(server, told, kind="vllm") as (client, _):
         texts = ["<th", "ink>\nHm", ".\n</think>", "\n\nTwo."]
@@ -219,7 +219,7 @@ async def test_a_model_that_is_given_tokens_thinks_in_its_text(tokenizer: Tokeni
         assert tokenizer.decode(server.asked[-1]["prompt"]) == "user: Two.!\nassistant:"
 
 
-async def test_a_server_that_holds_all_of_a_text_to_its_form_leaves_no_room_for_thoughts(tokenizer: Tokenizer) -> None:
+async def test_a_server_that_constrains_the_whole_text_leaves_no_room_for_reasoning(tokenizer: Tokenizer) -> None:
     """Check a template that opens the reasoning itself; the upstream server does not know."""
     told: Any = Thinking(tokenizer, ":<think>\n{# </think> #}")
     async with ScriptedServer() as server, gateway_before(server, told, kind="vllm") as (client, _):

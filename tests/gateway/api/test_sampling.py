@@ -26,7 +26,7 @@ ANY = cast("ServedModel", SimpleNamespace(vocabulary=None, window=None))
         {"temperature": None},
     ],
 )
-def test_what_most_requests_say_is_read_as_the_rest_is(more: dict[str, Any]) -> None:
+def test_the_short_way_for_usual_requests_gives_the_same_parameters(more: dict[str, Any]) -> None:
     """`stop: null` changes nothing, but is not among what most say."""
     body = {**USUAL, **more}
     short, long = (ChatCompletionRequest.model_validate(one) for one in (body, {**body, "stop": None}))
@@ -49,7 +49,7 @@ def test_what_most_requests_say_is_read_as_the_rest_is(more: dict[str, Any]) -> 
     ],
     ids=lambda told: next(iter(told)),
 )
-def test_no_parameter_is_passed_over(told: dict[str, Any]) -> None:
+def test_every_parameter_changes_the_sampling(told: dict[str, Any]) -> None:
     usual = request_sampling(ChatCompletionRequest.model_validate(USUAL), ANY)
     chosen = request_sampling(ChatCompletionRequest.model_validate({**USUAL, **told}), ANY)
     assert (chosen, chosen.prediction) != (usual, usual.prediction)

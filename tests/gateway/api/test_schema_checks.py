@@ -1,4 +1,4 @@
-"""gateway/api/schema_checks.py: what a response says of an answer that violates a schema without `strict`."""
+"""gateway/api/schema_checks.py: an answer that violates a schema without `strict` is reported."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ async def violations(client: GatewayClient) -> float:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_chat_completion_says_where_its_answer_violates_the_schema(
+async def test_a_chat_completion_reports_where_its_answer_violates_the_schema(
     scripted_gateway: ScriptedGateway, streamed: bool
 ) -> None:
     client, server, _ = scripted_gateway
@@ -83,7 +83,7 @@ async def test_each_of_several_answers_is_checked(scripted_gateway: ScriptedGate
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_so_is_a_completion(scripted_gateway: ScriptedGateway, streamed: bool) -> None:
+async def test_completions_are_checked(scripted_gateway: ScriptedGateway, streamed: bool) -> None:
     client, server, _ = scripted_gateway
     server.script = [says(INVALID)]
     found, _ = await chat(client, "completions", response_format=form(), echo=True, stream=streamed)
@@ -196,7 +196,7 @@ async def test_a_large_answer_is_checked_in_a_thread_in_turn(scripted_gateway: S
     assert found == ["$: uniqueItems: the items are not unique"] * 2
 
 
-async def test_the_other_answers_go_on_while_one_is_checked(scripted_gateway: ScriptedGateway) -> None:
+async def test_other_answers_continue_while_one_is_checked(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     schema, text = large()
     gate = client.app[SERVICES].schema_check_gate  # type: ignore[union-attr]
@@ -249,7 +249,7 @@ async def test_the_answers_of_a_request_share_a_budget(
     assert [one is not None for one in found] == [True, False, False, False]
 
 
-async def test_a_fault_of_the_checker_is_no_fault_of_the_answer(
+async def test_an_error_of_the_checker_does_not_fail_the_answer(
     scripted_gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any) -> None:
@@ -281,7 +281,7 @@ BODIES: list[tuple[dict[str, Any], Callable[[str], Behaviour], str]] = [
 
 
 @pytest.mark.parametrize(("body", "answers", "expected"), BODIES)
-async def test_a_response_says_it_and_so_it_is_kept(
+async def test_a_response_reports_a_violation_and_is_stored_with_it(
     scripted_gateway: ScriptedGateway, body: dict[str, Any], answers: Callable[[str], Behaviour], expected: str
 ) -> None:
     client, server, _ = scripted_gateway
@@ -305,7 +305,7 @@ async def test_a_response_says_it_and_so_it_is_kept(
 
 
 @pytest.mark.parametrize(("body", "answers", "expected"), BODIES)
-async def test_a_streamed_response_says_it_in_its_last_event(
+async def test_a_streamed_response_reports_a_violation_in_its_last_event(
     scripted_gateway: ScriptedGateway, body: dict[str, Any], answers: Callable[[str], Behaviour], expected: str
 ) -> None:
     client, server, _ = scripted_gateway
@@ -318,7 +318,7 @@ async def test_a_streamed_response_says_it_in_its_last_event(
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_response_in_the_background_says_it(scripted_gateway: ScriptedGateway, streamed: bool) -> None:
+async def test_a_background_response_reports_a_violation(scripted_gateway: ScriptedGateway, streamed: bool) -> None:
     client, server, _ = scripted_gateway
     server.always = says(INVALID)
     if streamed:

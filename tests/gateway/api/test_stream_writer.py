@@ -93,7 +93,7 @@ async def asked(told: Told) -> AsyncIterator[ClientResponse]:
             yield response
 
 
-async def test_each_piece_is_told_at_once_and_the_end_with_the_last() -> None:
+async def test_each_piece_is_written_at_once_and_the_end_with_the_last() -> None:
     [variable] = made()
     async with asked(Told([variable], [variable.read])) as response:
         for text in ("one", "two"):
@@ -144,7 +144,7 @@ async def test_no_task_wakes_for_a_piece(monkeypatch: pytest.MonkeyPatch) -> Non
     assert written == 1, "only the first, with the status line"
 
 
-async def test_several_values_are_told_as_they_grow() -> None:
+async def test_several_values_are_streamed_as_they_grow() -> None:
     first, second = made(2)
     async with asked(Told([first, second], [first.read, second.read])) as response:
         await event(response)
@@ -177,7 +177,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_it_once(count: int, size: 
     assert text.endswith("data: [0,null]\n\ndata: [DONE]\n\n")
 
 
-async def test_signs_of_life_come_in_silence_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heartbeats_are_written_only_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 1.0)
     [variable] = made()
     async with asked(Told([variable], [variable.read])) as response:
@@ -193,7 +193,7 @@ async def test_signs_of_life_come_in_silence_only(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("at", ["wrong", ".rightwrong"])
-async def test_what_goes_wrong_is_told_behind_what_went_well(at: str) -> None:
+async def test_an_error_is_written_after_the_pieces_before_it(at: str) -> None:
     [variable] = made()
     async with asked(Told([variable], [variable.read], wrong_at=at)) as response:
         variable.append(Piece("right"))
@@ -205,7 +205,7 @@ async def test_what_goes_wrong_is_told_behind_what_went_well(at: str) -> None:
     assert text == well + b'data: "odd"\n\ndata: [DONE]\n\n'
 
 
-async def test_nothing_is_shown_before_that_is_kept() -> None:
+async def test_no_piece_is_written_before_the_exposure_is_stored() -> None:
     [variable] = made()
     kept = asyncio.Event()
     shown = 0
@@ -235,7 +235,7 @@ async def test_nothing_is_shown_before_that_is_kept() -> None:
     assert shown == 1
 
 
-async def test_a_client_that_leaves_is_told_nothing_more() -> None:
+async def test_nothing_is_written_to_a_client_that_has_left() -> None:
     [variable] = made()
     told = Told([variable], [variable.read])
     async with asked(told) as response:
@@ -249,7 +249,7 @@ async def test_a_client_that_leaves_is_told_nothing_more() -> None:
     assert not variable._watchers
 
 
-async def test_whoever_waits_again_and_again_leaves_nothing_behind() -> None:
+async def test_repeated_waits_leave_no_watchers_behind() -> None:
     [variable] = made()
     for _ in range(3):
         with pytest.raises(TimeoutError):

@@ -47,7 +47,7 @@ async def test_another_subscriber_keeps_the_call() -> None:
     assert call.state is CallState.DONE
 
 
-async def test_after_the_response_it_ends_in_the_next_turn_of_the_loop() -> None:
+async def test_a_subscription_after_the_response_ends_in_the_next_turn_of_the_loop() -> None:
     harness = SchedulerHarness()
     call = harness.run(output="a", deferred=True)
     ended: list[int] = []

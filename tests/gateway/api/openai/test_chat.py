@@ -1,4 +1,4 @@
-"""gateway/api/openai/chat.py: arguments of earlier calls, as each kind of template reads them."""
+"""gateway/api/openai/chat.py: arguments of earlier tool calls, as each kind of template reads them."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def model(tokenizer: Any) -> ServedModel:
 
 
 @pytest.mark.parametrize(("template", "arguments"), SHOWN)
-def test_every_template_shows_them(tmp_path: Path, template: str, arguments: str) -> None:
+def test_every_template_shows_the_arguments_of_earlier_calls(tmp_path: Path, template: str, arguments: str) -> None:
     write_byte_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(TEMPLATES[template])
     tokenizer = Tokenizer(tmp_path)
@@ -64,7 +64,7 @@ def test_a_template_that_refuses_for_another_reason_refuses(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("arguments", ['{"a": 1}', '{"a', "[1]", '"x"', "3"])
-async def test_servers_elsewhere_get_them_as_they_came(scripted_gateway: ScriptedGateway, arguments: str) -> None:
+async def test_upstream_servers_receive_arguments_unchanged(scripted_gateway: ScriptedGateway, arguments: str) -> None:
     client, server, _ = scripted_gateway
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]

@@ -1,4 +1,4 @@
-"""gateway/api/parrot/lazy_calls.py"""
+"""gateway/api/parrot/lazy_calls.py: calls join their session when a client requests an output."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def spec(output: str, *reads: str, slot: str | None = None) -> CallSpec:
     )
 
 
-def test_only_what_is_needed_joins() -> None:
+def test_only_needed_calls_join_the_session() -> None:
     scope, later = session(), LazyCalls()
     for one in (spec("a"), spec("b", "a", slot="b1"), spec("c", "b1"), spec("other")):
         later.add(scope, one)
@@ -75,7 +75,7 @@ def test_two_outputs_cannot_be_one_variable() -> None:
     assert not scope.variables
 
 
-def test_what_is_refused_changes_nothing() -> None:
+def test_a_refused_call_changes_nothing() -> None:
     scope, later = session(calls=2), LazyCalls()
     later.add(scope, spec("a"))
     with pytest.raises(VariableAlreadySet):
@@ -90,7 +90,7 @@ def test_what_is_refused_changes_nothing() -> None:
     assert len(later.join(scope, ["a"]).calls) == 1
 
 
-def test_a_circle_is_refused_whoever_asks() -> None:
+def test_a_cycle_is_refused_whichever_output_is_requested() -> None:
     scope, later = session(), LazyCalls()
     later.add(scope, spec("a"))
     scope.add_variable("b")

@@ -1,4 +1,4 @@
-"""gateway/api/parrot/routes.py: what one client's programs may hold."""
+"""gateway/api/parrot/routes.py: limits of one client's programs."""
 
 import time
 from typing import Any

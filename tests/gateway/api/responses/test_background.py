@@ -1,4 +1,4 @@
-"""gateway/api/responses/background.py before a server elsewhere: made while nobody waits, watched, cancelled, found."""
+"""gateway/api/responses/background.py: responses without a waiting client are generated, read, cancelled and deleted."""
 
 import asyncio
 import dataclasses
@@ -82,7 +82,7 @@ async def sessions(client: GatewayClient) -> list[str]:
         return [session["id"] for session in (await answer.json())["data"]]
 
 
-async def test_it_is_made_while_nobody_waits(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_response_is_generated_without_a_waiting_client(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     go_on = asyncio.Event()
     server.script = [held(go_on, "one ", "two"), says("three")]
@@ -105,7 +105,7 @@ async def test_it_is_made_while_nobody_waits(scripted_gateway: ScriptedGateway) 
     assert asked(server) == [("user", "Hello"), ("assistant", "one two"), ("user", "And?")]
 
 
-async def test_it_is_watched_from_anywhere_in_it(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_stream_may_begin_at_any_event(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     go_on = asyncio.Event()
     server.script = [held(go_on, "one ", "two")]
@@ -133,7 +133,7 @@ async def test_it_is_watched_from_anywhere_in_it(scripted_gateway: ScriptedGatew
     assert await events_of(client, id) == whole
 
 
-async def test_what_nobody_watched_is_told_in_one_piece(scripted_gateway: ScriptedGateway) -> None:
+async def test_the_stream_of_a_finished_response_has_each_text_in_one_event(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [says("one ", "two"), calls({"name": "look", "arguments": '{"at": "it"}'})]
     tools = [{"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}]
@@ -155,7 +155,7 @@ async def test_what_nobody_watched_is_told_in_one_piece(scripted_gateway: Script
     assert deltas(await events_of(client, plain["id"])) == "fake"
 
 
-async def test_it_is_cancelled(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_response_is_cancelled(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "one ", "two")]
     first = await ask(client, background=True)
@@ -177,7 +177,7 @@ async def test_it_is_cancelled(scripted_gateway: ScriptedGateway) -> None:
     assert (await get(client, "resp_x", 404, "/cancel", "POST"))["error"]["code"] == "response_not_found"
 
 
-async def test_who_comes_while_it_is_kept_sees_all_of_it(
+async def test_a_client_that_arrives_while_the_response_is_stored_reads_all_of_it(
     scripted_gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, server, _ = scripted_gateway
@@ -208,7 +208,7 @@ async def test_who_comes_while_it_is_kept_sees_all_of_it(
     assert text_of(await get(client, first["id"])) == "one two"
 
 
-async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(scripted_gateway: ScriptedGateway) -> None:
+async def test_the_stream_of_a_cancelled_response_ends(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     go_on, headers = asyncio.Event(), {"X-Session-Id": "run"}
     server.script = [held(go_on, "Ti", "ber"), says("Rome")]
@@ -232,7 +232,7 @@ async def test_what_is_cancelled_while_it_is_watched_tells_nothing_more(scripted
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_fault_of_ours_is_how_it_ends_as_well(
+async def test_an_internal_error_fails_the_response(
     scripted_gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
     client, *_ = scripted_gateway
@@ -255,7 +255,7 @@ async def test_a_fault_of_ours_is_how_it_ends_as_well(
     assert await sessions(client) == []
 
 
-async def test_what_is_deleted_is_not_made(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_deleted_response_is_not_generated(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "one ", "two")]
     first = await ask(client, background=True)
@@ -269,7 +269,7 @@ async def test_what_is_deleted_is_not_made(scripted_gateway: ScriptedGateway) ->
     await get(client, first["id"], 404)
 
 
-async def test_a_fault_is_how_it_ends(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_refusal_of_the_engine_fails_the_response(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [refuses(400, "too bad"), refuses(400, "too bad")]
     told = await ended(client, (await ask(client, background=True))["id"])
@@ -282,7 +282,7 @@ async def test_a_fault_is_how_it_ends(scripted_gateway: ScriptedGateway) -> None
     assert (last.type, last.response.status) == ("response.failed", "failed")
 
 
-async def test_in_a_session_it_reads_and_makes_variables(scripted_gateway: ScriptedGateway) -> None:
+async def test_responses_of_a_session_read_and_produce_variables(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     headers = {"X-Session-Id": "run"}
     server.script = [says("Tiber"), says("Rome"), says("so")]
@@ -303,7 +303,7 @@ async def test_in_a_session_it_reads_and_makes_variables(scripted_gateway: Scrip
         await get(client, id, 404)
 
 
-async def test_what_is_cancelled_goes_on_for_others(scripted_gateway: ScriptedGateway) -> None:
+async def test_the_call_of_a_cancelled_response_continues_for_other_readers(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     headers, go_on = {"X-Session-Id": "run"}, asyncio.Event()
     server.script = [held(go_on, "Ti", "ber"), says("Rome")]
@@ -316,7 +316,7 @@ async def test_what_is_cancelled_goes_on_for_others(scripted_gateway: ScriptedGa
     assert asked(server) == [("user", "Where is Tiber?")]
 
 
-async def test_what_is_cancelled_and_nobody_else_reads_stops(scripted_gateway: ScriptedGateway) -> None:
+async def test_the_call_of_a_cancelled_response_without_other_readers_stops(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "Ti", "ber")]
     first = await ask(client, background=True, semantic={"output": "river"}, headers={"X-Session-Id": "run"})
@@ -329,14 +329,14 @@ async def test_what_is_cancelled_and_nobody_else_reads_stops(scripted_gateway: S
         assert answer.status == 404, "its name is free"
 
 
-async def test_one_that_is_over_a_bound_leaves_no_session() -> None:
+async def test_a_response_over_a_limit_leaves_no_session() -> None:
     async with ScriptedServer() as server, gateway_before(server, max_session_bytes=1_000) as (client, _):
         refused = await ask(client, 413, background=True, input="x" * 2_000)
         assert refused["error"]["code"] == "too_large"
         assert (await sessions(client), server.asked) == ([], [])
 
 
-async def test_a_session_that_ends_ends_them(scripted_gateway: ScriptedGateway) -> None:
+async def test_the_end_of_a_session_ends_its_responses(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     server.script = [held(asyncio.Event(), "a"), held(asyncio.Event(), "b")]
     own = await ask(client, background=True)
@@ -353,7 +353,7 @@ async def test_a_session_that_ends_ends_them(scripted_gateway: ScriptedGateway) 
             await asyncio.sleep(0.01)
 
 
-async def test_one_whose_call_is_nowhere_is_lost(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_response_without_its_call_fails(scripted_gateway: ScriptedGateway) -> None:
     """Check a response whose server died between the two records."""
     client, server, _ = scripted_gateway
     server.script = [held(asyncio.Event(), "one ", "two")]
@@ -384,7 +384,7 @@ async def test_one_whose_call_is_nowhere_is_lost(scripted_gateway: ScriptedGatew
         ({"semantic": {"output": "a"}}, "semantic.output"),
     ],
 )
-async def test_what_cannot_be_is_refused_and_leaves_nothing(
+async def test_invalid_requests_are_refused_and_leave_nothing(
     scripted_gateway: ScriptedGateway, more: Any, param: str | None
 ) -> None:
     client, server, unfinished = scripted_gateway
@@ -393,20 +393,20 @@ async def test_what_cannot_be_is_refused_and_leaves_nothing(
     assert (server.asked, unfinished()) == ([], 0)
 
 
-async def test_a_server_that_keeps_nothing_makes_none() -> None:
+async def test_a_server_without_a_response_store_refuses_background_responses() -> None:
     async with ScriptedServer() as server, gateway_before(server, max_kept_bytes=0) as (client, _):
         assert (await ask(client, 400, background=True))["error"]["param"] == "background"
         assert server.asked == []
 
 
 @pytest.mark.parametrize("query", ["stream=yes", "starting_after=-1", "starting_after=x", "starting_after="])
-async def test_a_query_of_no_sense(scripted_gateway: ScriptedGateway, query: str) -> None:
+async def test_invalid_queries_are_refused(scripted_gateway: ScriptedGateway, query: str) -> None:
     client, *_ = scripted_gateway
     refused = await get(client, (await ask(client))["id"], 400, f"?{query}")
     assert refused["error"]["param"] == query.split("=")[0]
 
 
-async def test_keys_do_not_see_each_others() -> None:
+async def test_keys_see_only_their_own_responses() -> None:
     async with ScriptedServer() as server, gateway_before(server, api_key=["one-key", "other-key"]) as (client, _):
         mine = await ask(client, key="one-key", background=True)
         for method, what in (("GET", ""), ("GET", "?stream=true"), ("GET", "/input_items"), ("POST", "/cancel")):
@@ -415,7 +415,7 @@ async def test_keys_do_not_see_each_others() -> None:
                 assert answer.status == 404
 
 
-async def test_what_it_was_asked_with_is_listed(scripted_gateway: ScriptedGateway) -> None:
+async def test_the_input_of_a_response_is_listed(scripted_gateway: ScriptedGateway) -> None:
     client, *_ = scripted_gateway
     items: list[Any] = [
         {"role": "user", "content": "a"},

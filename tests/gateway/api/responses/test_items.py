@@ -1,4 +1,4 @@
-"""gateway/api/responses/items.py: items one after another, each with what is its own."""
+"""gateway/api/responses/items.py: the items of a response, and their events."""
 
 from itertools import count
 

@@ -1,4 +1,4 @@
-"""gateway/api/responses before a server elsewhere: what it is asked, what is kept and for whom, what a fault looks like."""
+"""gateway/api/responses/routes.py: requests to an upstream server, stored responses, and errors."""
 
 import json
 from collections.abc import AsyncIterator
@@ -108,7 +108,7 @@ async def test_items_become_messages(scripted_gateway: ScriptedGateway) -> None:
     assert body["tools"][0]["function"]["strict"] is True
 
 
-async def test_a_conversation_goes_on_by_id(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_conversation_continues_by_id(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [says("Rome"), says("Tiber"), says("Po")]
     first = await ask(client, input="A city?", instructions="Be short.")
@@ -126,7 +126,7 @@ async def test_a_conversation_goes_on_by_id(scripted_gateway: ScriptedGateway) -
         assert await answer.json() == branch
 
 
-async def test_a_call_goes_on_with_its_output(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_tool_call_continues_with_its_output(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [calls(CALL)]
     first = await ask(client, tools=[LOOK], tool_choice={"type": "function", "name": "look"})
@@ -139,7 +139,7 @@ async def test_a_call_goes_on_with_its_output(scripted_gateway: ScriptedGateway)
     assert messages[1]["tool_calls"][0]["id"] == messages[2]["tool_call_id"] == item["call_id"]
 
 
-async def test_a_call_that_was_cut_off_is_not_gone_on_with(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_tool_call_that_was_cut_off_is_not_continued(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [calls({"name": "look", "arguments": '{"at": "i'}, finish="length")]
     first = await ask(client, tools=[LOOK], tool_choice="required")
@@ -148,7 +148,7 @@ async def test_a_call_that_was_cut_off_is_not_gone_on_with(scripted_gateway: Scr
     assert [message["role"] for message in server.asked[-1]["messages"]] == ["user", "user"]
 
 
-async def test_what_nobody_may_come_back_to(scripted_gateway: ScriptedGateway) -> None:
+async def test_responses_that_are_not_stored_cannot_be_continued(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     unkept = await ask(client, store=False)
     assert unkept["store"] is False
@@ -166,7 +166,7 @@ async def test_what_nobody_may_come_back_to(scripted_gateway: ScriptedGateway) -
     assert len(server.asked) == 2, "what is refused reaches nobody"
 
 
-async def test_keys_do_not_see_each_others() -> None:
+async def test_keys_see_only_their_own_responses() -> None:
     async with ScriptedServer() as server, gateway_before(server, api_key=["one-key", "other-key"]) as (client, _):
         mine = await ask(client, key="one-key")
         assert (await ask(client, 400, "other-key", previous_response_id=mine["id"]))["error"][
@@ -177,7 +177,7 @@ async def test_keys_do_not_see_each_others() -> None:
         await ask(client, key="one-key", previous_response_id=mine["id"])
 
 
-async def test_a_server_that_keeps_nothing() -> None:
+async def test_a_server_without_a_response_store() -> None:
     async with ScriptedServer() as server, gateway_before(server, max_kept_bytes=0) as (client, _):
         told = await ask(client)
         assert told["store"] is False
@@ -187,7 +187,7 @@ async def test_a_server_that_keeps_nothing() -> None:
         ] == "previous_response_not_found"
 
 
-async def test_references_mean_something_only_in_their_session(scripted_gateway: ScriptedGateway) -> None:
+async def test_references_are_replaced_only_in_their_session(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [says("a <<river>>"), says("ok"), says("Tiber"), says("fine"), says("so"), says("done")]
     plain = await ask(client, input="Literal <<river>>")
@@ -247,14 +247,14 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("body", "param"), PLACES)
-async def test_a_reference_to_nothing_is_refused_where_it_stands(
+async def test_an_error_names_the_place_of_an_unknown_reference(
     scripted_gateway: ScriptedGateway, body: dict[str, Any], param: str
 ) -> None:
     refused = await ask(scripted_gateway[0], 400, **body, headers={"X-Session-Id": "places"})
     assert (refused["error"]["code"], refused["error"]["param"]) == ("unknown_variable", param)
 
 
-async def test_a_stream_tells_text_as_it_comes(scripted_gateway: ScriptedGateway) -> None:
+async def test_text_is_streamed_as_it_arrives(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [says("one ", "two"), says("one ", "two")]
     whole = await ask(client)
@@ -281,7 +281,7 @@ async def test_a_stream_tells_text_as_it_comes(scripted_gateway: ScriptedGateway
     assert (await ask(client, previous_response_id=last.id))["status"] == "completed", "it is kept as well"
 
 
-async def test_a_stream_tells_calls_as_they_come(scripted_gateway: ScriptedGateway) -> None:
+async def test_tool_calls_are_streamed_as_they_arrive(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [calls(CALL, {"name": "look", "arguments": '{"at": "me"}'})]
     events = await events_of(client, tools=[LOOK])
@@ -319,7 +319,7 @@ async def test_an_answer_of_nothing_is_an_empty_message(scripted_gateway: Script
     assert (await events_of(client))[-1].response.output_text == ""
 
 
-async def test_a_fault_behind_the_first_words_is_the_streams_last_event(scripted_gateway: ScriptedGateway) -> None:
+async def test_an_error_after_the_first_event_is_the_last_event(scripted_gateway: ScriptedGateway) -> None:
     client, server, unfinished = scripted_gateway
     server.script = [breaks_off("one ", "two ")]
     events = await events_of(client)
@@ -333,7 +333,7 @@ async def test_a_fault_behind_the_first_words_is_the_streams_last_event(scripted
     assert refused["error"]["code"] == "previous_response_not_found", "nobody goes on with half an answer"
 
 
-async def test_a_fault_before_them_has_a_status(scripted_gateway: ScriptedGateway) -> None:
+async def test_an_error_before_the_first_event_has_a_status(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     for streamed in (False, True):
         server.script = [refuses(400, "not so")]
@@ -346,7 +346,7 @@ async def small() -> AsyncIterator[tuple[GatewayClient, ScriptedServer]]:
         yield client, server
 
 
-async def test_the_oldest_make_room(small: tuple[GatewayClient, ScriptedServer]) -> None:
+async def test_the_oldest_responses_are_removed_for_new_ones(small: tuple[GatewayClient, ScriptedServer]) -> None:
     client, _ = small
     ids = [(await ask(client, input=f"{number}"))["id"] for number in range(6)]
     found = []

@@ -85,7 +85,7 @@ async def test_a_chunk_has_one_entry_however_the_answer_arrives(
         assert choices[-1]["delta"] == {}, "the last chunk says why it ended, and nothing else"
 
 
-async def test_calls_that_a_server_elsewhere_puts_into_one_chunk_are_taken_apart(
+async def test_calls_that_an_upstream_server_sends_in_one_chunk_are_separated(
     scripted_gateway: ScriptedGateway,
 ) -> None:
     client, server, _ = scripted_gateway
@@ -154,7 +154,7 @@ def _answers(message: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-async def test_a_call_that_a_stop_string_ended_is_no_whole_item(scripted_gateway: ScriptedGateway) -> None:
+async def test_a_call_that_a_stop_string_ended_is_incomplete(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     server.script = [says('<tool_call>\n{"name": "add", "arguments": {"a": 1', finish="stop")]
     body = {"model": "fake", "input": "Go.", "tools": [{"type": "function", "name": "add"}]}
@@ -163,7 +163,7 @@ async def test_a_call_that_a_stop_string_ended_is_no_whole_item(scripted_gateway
     assert (item["type"], item["arguments"], item["status"]) == ("function_call", '{"a": 1', "incomplete")
 
 
-async def test_usage_so_far_is_in_every_chunk_that_asks_for_it(scripted_gateway: ScriptedGateway) -> None:
+async def test_every_chunk_has_the_usage_so_far_on_request(scripted_gateway: ScriptedGateway) -> None:
     client, server, _ = scripted_gateway
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     for options, n in (({"continuous_usage_stats": True}, 1), ({"continuous_usage_stats": True}, 3), ({}, 2)):
