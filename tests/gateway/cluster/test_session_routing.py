@@ -36,7 +36,7 @@ async def named(method: str, path: str, body: Any = None, headers: Any = None) -
     await store.add(StoredResponse("t", "resp_done", b"1", b"2", session="mine"))
     await store.add(StoredResponse("other", "resp_others", b"1", b"2", begun=b"3", runs_in="not-mine"))
     app = web.Application(middlewares=[look])
-    services: Any = SimpleNamespace(archive=store)
+    services: Any = SimpleNamespace(response_store=store)
     app[SERVICES] = services
     routes = ("/v1/sessions", "/v1/sessions/{id}", "/v1/sessions/{id}/variables/{name}", "/v1/graphs", "/v1/models")
     for route in (*routes, CHAT, COMPLETIONS, RESPONSES, RESPONSES + "/{id}"):

@@ -21,12 +21,14 @@ class MaintenanceHarness:
     """The services that periodic work uses, and a task that runs it every few milliseconds."""
 
     store: SessionStore
-    archive: SqliteResponseStore
+    response_store: SqliteResponseStore
     scheduler: SchedulerHarness = field(default_factory=SchedulerHarness)
     sweeps: list[bool] = field(default_factory=list)
 
     def start(self) -> "asyncio.Task[None]":
-        services: Any = SimpleNamespace(sessions=self.store, scheduler=self.scheduler.scheduler, archive=self.archive)
+        services: Any = SimpleNamespace(
+            sessions=self.store, scheduler=self.scheduler.scheduler, response_store=self.response_store
+        )
         tuner = GcTuner()
         tuner.sweep = lambda *, idle: bool(self.sweeps.append(idle))  # type: ignore[method-assign]
         return asyncio.create_task(maintenance.maintain(services, tuner))
@@ -36,10 +38,10 @@ class MaintenanceHarness:
 async def harness(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MaintenanceHarness]:
     monkeypatch.setattr(maintenance, "_DISSOLVE_SECONDS", 0.005)
     monkeypatch.setattr(maintenance, "_SWEEP_SECONDS", 0.0)
-    archive = SqliteResponseStore(MemoryDatabase(), 1 << 20, 60.0, owns=True)
+    response_store = SqliteResponseStore(MemoryDatabase(), 1 << 20, 60.0, owns=True)
     store = SessionStore(lambda call, failure: None, SessionLimits(), 60.0, 100, 100)
-    yield MaintenanceHarness(store, archive)
-    await archive.close()
+    yield MaintenanceHarness(store, response_store)
+    await response_store.close()
 
 
 async def swept(harness: MaintenanceHarness, times: int) -> None:
@@ -53,14 +55,14 @@ async def test_expired_sessions_end_with_their_responses(harness: MaintenanceHar
     brief = harness.store.create("t", "brief", ttl=0.0)
     harness.store.create("t", "long")
     for session in ("brief", "long"):
-        await harness.archive.add(StoredResponse("t", f"in {session}", b"1", b"2", session=session))
+        await harness.response_store.add(StoredResponse("t", f"in {session}", b"1", b"2", session=session))
     working = harness.start()
     await swept(harness, 2)
     working.cancel()
     assert [session.id for session in harness.store.all()] == ["long"]
     assert brief.closed
-    assert await harness.archive.find("t", "in brief") is None
-    assert await harness.archive.find("t", "in long") is not None
+    assert await harness.response_store.find("t", "in brief") is None
+    assert await harness.response_store.find("t", "in long") is not None
     assert harness.sweeps[0] is True, "no call runs, so the server is idle"
 
 
@@ -88,7 +90,7 @@ async def test_an_unavailable_response_store_is_a_warning(
     async def unavailable() -> None:
         raise ResponseStoreError("the disk is full")
 
-    monkeypatch.setattr(harness.archive, "tidy", unavailable)
+    monkeypatch.setattr(harness.response_store, "tidy", unavailable)
     harness.store.create("t", "brief", ttl=0.0)
     working = harness.start()
     await swept(harness, 2)
