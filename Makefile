@@ -10,7 +10,7 @@ demo:               ## run an example against a server of its own
 	scripts/install examples && scripts/demo
 
 test:               ## run all tests
-	scripts/install test && .venv/bin/pytest
+	scripts/install test && .venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-ecosystem:     ## clients of other people (LangGraph, LlamaIndex, DSPy, ...), in an environment of their own
 	scripts/test-ecosystem

@@ -6,7 +6,6 @@ import functools
 import gc
 import inspect
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
@@ -17,28 +16,14 @@ from engine.config import default_cache
 from engine.errors import CheckpointError
 from engine.models.fetch import fetch
 from engine.tokenizer import Tokenizer
-from tests.fakes.background_process import BackgroundProcess
-from tests.fakes.background_tests import BackgroundTests
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.gateway_harness import GatewayHarness
 from tests.fakes.postgres_server import PostgresServer, running_postgres
-from tests.fakes.second_process import SecondProcess, append_report, is_second
 
 SECONDS = 120.0
 """Time limit of a test."""
 SLOW_SECONDS = 900.0
 """Time limit of a test with the mark `slow`."""
-BACKGROUND: dict[str, Callable[[], BackgroundProcess]] = {
-    "attacked": lambda: BackgroundProcess(
-        *(sys.executable, "-m", "bench.hostile", "--short", "--rounds", "2", "--requests", "1000", "--json")
-    ),
-    "interpreted": lambda: BackgroundTests(["tests/interpreter"], TRITON_INTERPRET="1"),
-}
-"""Programs that run beside the tests, by the name of their fixture."""
-MANY, MANY_WAITING = 1_000, 50
-"""Numbers of tests, and of tests that wait, from which a second process pays."""
-_SECOND = pytest.StashKey[SecondProcess]()
-_STARTED = pytest.StashKey[dict[str, BackgroundProcess]]()
 
 
 def _limited(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Awaitable[None]]:
@@ -57,10 +42,13 @@ def _limit_of(item: pytest.Item) -> float:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give async tests their time limit."""
+    """Give async tests their time limit. Let slow files begin first, then those that mostly wait."""
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = _limited(item.obj, _limit_of(item))
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    waiting = {item.path for item in items if item.get_closest_marker("waits") is not None}
+    items.sort(key=lambda item: (item.path not in slow, item.path not in waiting))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -84,72 +72,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
         signal.signal(signal.SIGALRM, earlier)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start what runs beside the tests, and order the tests so that the results of other processes are needed last.
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Fetch the model once, before several workers of pytest-xdist need it."""
+    if getattr(session.config.option, "numprocesses", None) and not hasattr(session.config, "workerinput"):
+        with contextlib.suppress(CheckpointError):  # the tests that need it report this
+            fetch(EngineConfig().model, Path(default_cache()))
 
-    In a run of all tests, those that mostly wait run in a second process. What has been imported stays, so the cycle
-    collector need not examine it again.
-    """
-    option, stash = session.config.option, session.config.stash
-    if option.collectonly:
-        return
-    ordered = sorted(session.items, key=lambda item: item.get_closest_marker("waits") is None)
-    waiting = [item for item in ordered if item.get_closest_marker("waits") is not None]
-    if len(waiting) >= MANY_WAITING and len(ordered) >= MANY and not (is_second() or option.usepdb):
-        with contextlib.suppress(CheckpointError):
-            fetch(EngineConfig().model, Path(default_cache()))  # once, before several processes need it
-        stash[_SECOND] = SecondProcess(waiting)
-        ordered = [*ordered[len(waiting) :], *waiting]
-    started = stash[_STARTED] = {}
-    for name, start in BACKGROUND.items():
-        dependent = [item for item in ordered if name in getattr(item, "fixturenames", ())]
-        if dependent:
-            started[name] = start()
-            ordered = [item for item in ordered if item not in dependent] + dependent
-    session.items[:] = ordered
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep imported objects from the cycle collector: they stay."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Take over the reports of a test that the second process runs."""
-    second = item.config.stash.get(_SECOND, None)
-    if second is None or item not in second:
-        return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in second.reports_of(item):
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Pass the report on if this is the second process."""
-    report = yield
-    append_report(item.config, report)
-    return report
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop what `pytest_collection_finish` started."""
-    for process in config.stash.get(_STARTED, {}).values():
-        process.end()
-    if _SECOND in config.stash:
-        config.stash[_SECOND].end()
-
-
-@pytest.fixture(scope="session")
-def interpreted(pytestconfig: pytest.Config) -> BackgroundProcess:
-    """Return the background run of tests/interpreter."""
-    return pytestconfig.stash[_STARTED]["interpreted"]
-
-
-@pytest.fixture(scope="session")
-def attacked(pytestconfig: pytest.Config) -> BackgroundProcess:
-    """Return the background run of bench.hostile."""
-    return pytestconfig.stash[_STARTED]["attacked"]
 
 
 @pytest.fixture(scope="session")
