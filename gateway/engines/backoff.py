@@ -1,8 +1,9 @@
 """Growing pauses between attempts to reach an engine."""
 
 _FIRST_SECONDS = 0.5
+"""First pause, in seconds."""
 _MAX_SECONDS = 30.0
-"""First and longest pause, in seconds."""
+"""Longest pause, in seconds."""
 
 
 class Backoff:
