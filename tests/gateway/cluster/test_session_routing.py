@@ -32,9 +32,9 @@ async def named(method: str, path: str, body: Any = None, headers: Any = None) -
         raise AssertionError
 
     store = SqliteResponseStore(MemoryDatabase(), 1 << 20, 60.0, owns=True)
-    await store.add(StoredResponse("t", "resp_bg", b"1", b"2", begun=b"3", runs_in="its-own"))
+    await store.add(StoredResponse("t", "resp_bg", b"1", b"2", resume_data=b"3", call_session="its-own"))
     await store.add(StoredResponse("t", "resp_done", b"1", b"2", session="mine"))
-    await store.add(StoredResponse("other", "resp_others", b"1", b"2", begun=b"3", runs_in="not-mine"))
+    await store.add(StoredResponse("other", "resp_others", b"1", b"2", resume_data=b"3", call_session="not-mine"))
     app = web.Application(middlewares=[look])
     services: Any = SimpleNamespace(response_store=store)
     app[SERVICES] = services

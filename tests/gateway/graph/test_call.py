@@ -23,7 +23,7 @@ from tests.gateway.graph.test_session import session, spec
     ],
 )
 def test_defaults_are_sent_only_if_the_client_specified_them(fields: dict[str, Any], told: dict[str, Any]) -> None:
-    parameters = dict(SamplingParams(**fields).told)
+    parameters = dict(SamplingParams(**fields).specified)
     assert {name: value for name, value in parameters.items() if name != "given"} == told
 
 
@@ -33,15 +33,15 @@ def test_defaults_are_sent_only_if_the_client_specified_them(fields: dict[str, A
 )
 def test_which_sampling_repeats_its_text(fields: dict[str, Any], deterministic: bool) -> None:
     sampling = SamplingParams(**fields)
-    assert sampling.deterministic is deterministic
-    assert CallSpec(model="m", segments=[Slot(None, sampling)]).deterministic is deterministic
+    assert sampling.is_deterministic is deterministic
+    assert CallSpec(model="m", segments=[Slot(None, sampling)]).is_deterministic is deterministic
 
 
 def test_top_p_zero_is_greedy_for_engines_without_it() -> None:
-    plain = SamplingParams(top_p=0.0, temperature=1.5).plain
+    plain = SamplingParams(top_p=0.0, temperature=1.5).with_positive_top_p
     assert (plain.top_p, plain.temperature) == (1.0, 0.0)
     unchanged = SamplingParams(top_p=0.5)
-    assert unchanged.plain is unchanged
+    assert unchanged.with_positive_top_p is unchanged
 
 
 def test_slots_and_references_are_those_of_segments_and_parts() -> None:
@@ -49,7 +49,10 @@ def test_slots_and_references_are_those_of_segments_and_parts() -> None:
     whole = CallSpec(model="m", segments=[Text([1]), read, Slot("s", SamplingParams())], parts=["and ", joined])
     assert [slot.name for slot in whole.slots] == ["s"]
     assert whole.references == [read, joined]
-    assert (whole.at("model"), CallSpec(model="m", where="calls.3").at("model")) == ("model", "calls.3.model")
+    assert (whole.field_path("model"), CallSpec(model="m", where="calls.3").field_path("model")) == (
+        "model",
+        "calls.3.model",
+    )
 
 
 def test_the_weight_of_a_text_replaces_its_length() -> None:
@@ -62,7 +65,7 @@ def test_a_call_is_needed_by_clients_calls_and_a_promise() -> None:
     assert not call.is_needed
     reader = graph.add(spec("a", output="b"))
     assert call.is_needed
-    reader.move(CallState.DONE)
+    reader.set_state(CallState.DONE)
     reader.conclude()
     assert not call.is_needed
     assert graph.add(spec(output="c", deferred=True)).is_needed

@@ -60,6 +60,6 @@ def test_other_texts_are_refused(text: str) -> None:
 
 
 def test_the_default_is_not_checked() -> None:
-    assert int_param(make_mocked_request("GET", "/"), "limit", 0, least=1, most=10) == 0
+    assert int_param(make_mocked_request("GET", "/"), "limit", 0, minimum=1, maximum=10) == 0
     with pytest.raises(RequestError, match="limit must be an integer from 1 to 10"):
-        int_param(make_mocked_request("GET", "/?limit=11"), "limit", 0, least=1, most=10)
+        int_param(make_mocked_request("GET", "/?limit=11"), "limit", 0, minimum=1, maximum=10)

@@ -28,7 +28,7 @@ class JournalHarness:
         self.store = SessionStore(self.scheduler.cancel, SessionLimits(), 60.0, 100, 100, self.journal)
         self.restored = self.journal.restore(self.storage.rows(), SessionLimits())
         for session in self.restored:
-            self.store.adopt(session)
+            self.store.add(session)
 
     async def run(self, session: Session, *specs: CallSpec) -> list[Call]:
         addition = session.add_all(specs)

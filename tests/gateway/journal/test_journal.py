@@ -90,7 +90,7 @@ async def test_a_file_that_cannot_be_written_rejects_new_work_and_loses_nothing(
 
 async def test_a_fact_that_cannot_be_written_fails_only_its_session(tmp_path: Path) -> None:
     harness = JournalHarness(tmp_path / "j")
-    harness.journal.on_lost = harness.store.lose
+    harness.journal.on_lost = harness.store.fail
     good, bad = harness.store.create("t", "good"), harness.store.create("u", "bad")
     await harness.put(bad, "before", "x")
     (call,) = await harness.run(bad, spec("o", "before"))
@@ -116,7 +116,7 @@ def _broken(session: Session) -> Variable:
 
 async def test_facts_that_the_storage_refuses_fail_only_their_session(tmp_path: Path) -> None:
     harness = JournalHarness(tmp_path / "j")
-    harness.journal.on_lost = harness.store.lose
+    harness.journal.on_lost = harness.store.fail
     commit, tried = harness.storage.file.commit, []
 
     def refuse(batch: Batch) -> None:

@@ -53,7 +53,7 @@ slots = st.builds(
     st.text(),
     st.sampled_from([None, "perhaps", "begun"]),
 )
-tokens = st.lists(st.integers(0, 2**31 - 1)).map(lambda numbers: array("i", numbers))
+tokens = st.lists(st.integers(0, 2**20)).map(lambda numbers: array("i", numbers))
 segments = st.builds(Text, tokens, st.none() | st.integers(0, 9)) | inputs | slots
 
 
@@ -73,7 +73,7 @@ segments = st.builds(Text, tokens, st.none() | st.integers(0, 9)) | inputs | slo
 def test_a_call_record_restores_the_call(spec: CallSpec) -> None:
     session = Session(id="s", tenant="t", created=0.0, ttl=1.0)
     made = dict.fromkeys(slot.name for slot in spec.slots if slot.name)
-    variables = {name: session.place(name, at) for at, name in enumerate([*made, "out"], 1)}
+    variables = {name: session.create_variable(name, at) for at, name in enumerate([*made, "out"], 1)}
     call = Call(
         id="call_1",
         spec=spec,

@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.sampling_params import SamplingParams
 from gateway.api.semantic.events import describe_event
 from gateway.graph.call import CallState, Input, Slot
+from gateway.graph.prefix_hash import prefix_hashes
 from gateway.graph.references import Reference
 from gateway.graph.segments import Text
 from gateway.graph.transform import Transform
@@ -33,7 +34,7 @@ async def test_a_session_is_restored_unchanged(tmp_path: Path) -> None:
     calls = await harness.run(session, spec("a", "given"), spec("b", "a", slots=slots), spec("c", "given"))
     await harness.scheduler.wait_idle()
     session.delete("c")
-    await harness.journal.flushed()
+    await harness.journal.flush()
     await harness.die()
 
     restored = JournalHarness(tmp_path / "j")
@@ -47,11 +48,13 @@ async def test_a_session_is_restored_unchanged(tmp_path: Path) -> None:
     assert [c.state for c in back.calls.values()] == [c.state for c in session.calls.values()]
     assert [c.id for c in back.variable("given").consumers] == [c.id for c in session.variable("given").consumers]
     assert back.variable("b").producer is back.calls[calls[1].id]
-    assert back.prefix_hashes(back.calls[calls[1].id]) == session.prefix_hashes(calls[1])
-    assert back.size == session.size
-    assert [event.id for event in back.events] == [event.id for event in session.events]
-    assert [describe_event(event) for event in back.events] == [describe_event(event) for event in session.events]
-    assert "c" in back.retired
+    assert prefix_hashes(back.calls[calls[1].id]) == prefix_hashes(calls[1])
+    assert back.resources.bytes == session.resources.bytes
+    assert [event.id for event in back.event_log.events] == [event.id for event in session.event_log.events]
+    assert [describe_event(event) for event in back.event_log.events] == [
+        describe_event(event) for event in session.event_log.events
+    ]
+    assert "c" in back._retired_names
     shared = (await restored.run(back, spec("twin", "given")))[0]
     await restored.scheduler.wait_idle()
     assert shared.leader is back.calls[calls[0].id], "a restored call serves identical new calls"
@@ -75,7 +78,7 @@ async def test_unfinished_calls_run_again_and_finished_ones_do_not(tmp_path: Pat
     for _ in range(20):
         await asyncio.sleep(0)
     assert running.state is CallState.PREFILL
-    await harness.journal.flushed()
+    await harness.journal.flush()
     await harness.die()
 
     restored = JournalHarness(tmp_path / "j")
@@ -87,7 +90,7 @@ async def test_unfinished_calls_run_again_and_finished_ones_do_not(tmp_path: Pat
     assert sum(context.generates for context in restored.engine.opened) == 2, (
         "the other calls are served by finished ones"
     )
-    assert back.unfinished == 0
+    assert back.unfinished_calls == 0
     await restored.die()
 
 
@@ -173,18 +176,18 @@ async def test_a_restart_after_any_fact_completes_all_accepted_calls(tmp_path: P
         file.close()
         restored = JournalHarness(path)
         (back,) = restored.restored
-        told = {event.id for event in back.events}
+        told = {event.id for event in back.event_log.events}
         known = {v.name: v.value for v in back.variables.values() if v.state is VariableState.READY}
         assert all(expected[name] == (VariableState.READY, value) for name, value in known.items())
         if back.variable("late").state is VariableState.DECLARED:
             await restored.put(back, "late", "now")
         await restored.resume()
-        assert back.unfinished == 0
+        assert back.unfinished_calls == 0
         if back.calls:
             assert {v.name: (v.state, v.value) for v in back.variables.values()} == expected, f"cut behind {end}"
-        assert len({event.id for event in back.events}) == len(back.events), "event ids are unique"
-        assert told <= {event.id for event in back.events}
-        await restored.journal.flushed()  # failures are stored after clients may read them
+        assert len({event.id for event in back.event_log.events}) == len(back.event_log.events), "event ids are unique"
+        assert told <= {event.id for event in back.event_log.events}
+        await restored.journal.flush()  # failures are stored after clients may read them
         await restored.die()
         third = JournalHarness(path)  # the results after the restart are stored as well
         if back.calls:

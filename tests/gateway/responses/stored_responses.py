@@ -22,7 +22,7 @@ def response(id: str, before: str | None = None, length: int = 10, **more: Any) 
 
 async def inputs_of(store: ResponseStore, id: str, tenant: str = "") -> list[str]:
     """Return the inputs of the conversation that ends with a response."""
-    return [turn.input.decode().strip('"').removeprefix("asked ") for turn in await store.conversation(tenant, id)]
+    return [turn.input.decode().strip('"').removeprefix("asked ") for turn in await store.load_conversation(tenant, id)]
 
 
 async def rows(store: ResponseStore) -> list[tuple[Any, ...]]:

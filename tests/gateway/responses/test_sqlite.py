@@ -19,7 +19,7 @@ async def test_a_failed_operation_does_not_fail_others(tmp_path: Path) -> None:
     await store.add(response("before"))
     await file.run(lambda connection: connection.execute("PRAGMA max_page_count = 1"))
     large = response("large", length=1 << 18)
-    operations = (store.find("", "before"), store.delete_sessions("", "before"), store.add(large))
+    operations = (store.find("", "before"), store.delete("", "before"), store.add(large))
     _, forgotten, kept = await asyncio.gather(*operations, return_exceptions=True)
     assert (forgotten, type(kept)) == (True, ResponseStoreError)
     assert not await store.find("", "before"), "the operation before the failed one is done"

@@ -44,7 +44,7 @@ async def test_a_file_has_sessions_expired_ids_and_responses(tmp_path: Path) -> 
             assert restored == []
             sessions.create("t", "kept")
             sessions.delete(sessions.create("t", "old"), expired=True)
-            await journal.flushed()
+            await journal.flush()
             await responses.add(RESPONSE)
         else:
             assert [session.id for session in restored] == ["kept"]

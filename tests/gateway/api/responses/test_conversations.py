@@ -48,7 +48,7 @@ async def test_earlier_turns_come_before_the_new_input(store: SqliteResponseStor
 
 async def test_instructions_of_earlier_turns_do_not_apply(store: SqliteResponseStore) -> None:
     await store.add(stored("r1", "first", "one"))
-    messages, _ = (await begin(store, previous_response_id="r1")).conversation
+    messages, _ = (await begin(store, previous_response_id="r1")).messages_with_paths
     assert all(message.role != "system" for message in messages)
 
 
@@ -62,7 +62,7 @@ async def test_an_unknown_response_cannot_be_continued(store: SqliteResponseStor
 
 
 async def test_an_unfinished_response_cannot_be_continued(store: SqliteResponseStore) -> None:
-    await store.add(stored("r1", "first", "", begun=b"1", runs_in="its-own"))
+    await store.add(stored("r1", "first", "", resume_data=b"1", call_session="its-own"))
     with pytest.raises(RequestError) as refused:
         await begin(store, previous_response_id="r1")
     assert refused.value.param == "previous_response_id"
@@ -70,7 +70,7 @@ async def test_an_unfinished_response_cannot_be_continued(store: SqliteResponseS
 
 async def test_a_response_of_a_session_is_continued_only_there(store: SqliteResponseStore) -> None:
     await store.add(stored("r1", "first", "one", session="s"))
-    assert (await begin(store, "s", previous_response_id="r1")).keeps
+    assert (await begin(store, "s", previous_response_id="r1")).is_stored
     for session in (None, "other"):
         with pytest.raises((RequestError, GraphError)):
             await begin(store, session, previous_response_id="r1")
@@ -83,12 +83,12 @@ async def test_a_response_of_a_session_is_continued_only_there(store: SqliteResp
 async def test_which_responses_are_stored(
     store: SqliteResponseStore, body: dict[str, Any], deferred: bool, keeps: bool
 ) -> None:
-    assert (await begin(store, deferred=deferred, **body)).keeps == keeps
+    assert (await begin(store, deferred=deferred, **body)).is_stored == keeps
 
 
 @pytest.mark.parametrize("field", ["store", "background"])
 async def test_a_deferred_response_cannot_be_stored(store: SqliteResponseStore, field: str) -> None:
-    with pytest.raises(RequestError, match="by its reference") as refused:
+    with pytest.raises(RequestError, match="use its reference to continue") as refused:
         await begin(store, deferred=True, **{field: True})
     assert refused.value.param == field
 

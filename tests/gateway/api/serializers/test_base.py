@@ -36,11 +36,11 @@ def test_usage_is_the_sum_over_the_calls(usages: list[Usage]) -> None:
 def test_calls_of_a_named_session_are_described() -> None:
     graph = session()
     calls = [graph.add(spec(output=name)) for name in ("a", "b", "c")]
-    assert semantic_field(Scope(graph, named=False, deferred=False), calls) is msgspec.UNSET
-    field = semantic_field(Scope(graph, named=True, deferred=False), calls)
+    assert semantic_field(Scope(graph, is_named=False, is_deferred=False), calls) is msgspec.UNSET
+    field = semantic_field(Scope(graph, is_named=True, is_deferred=False), calls)
     assert not isinstance(field, msgspec.UnsetType)
     assert (field["output"], [other["output"] for other in field["others"]]) == ("a", ["b", "c"])
-    assert "others" not in semantic_field(Scope(graph, named=True, deferred=False), calls[:1])  # type: ignore[operator]
+    assert "others" not in semantic_field(Scope(graph, is_named=True, is_deferred=False), calls[:1])  # type: ignore[operator]
     assert reference_to(calls[1]) == "<<b>>"
 
 
