@@ -96,12 +96,12 @@ class EngineOptions(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources by precedence: options, environment, TOML file. Raises OSError if the file is missing."""
+        """Return the sources by precedence: options, environment, TOML file. Raises OSError if the file cannot be read."""
         named = {**env_settings(), **init_settings()}.get("config")
         if named is None:
             return (init_settings, env_settings)
         path = Path(named).expanduser()
-        path.stat()  # the source would treat a missing file like an empty one
+        path.open().close()  # the source would treat a missing file, or a folder, like an empty file
         return (init_settings, env_settings, TomlSource(settings_cls, toml_file=path))
 
 

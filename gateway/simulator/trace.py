@@ -66,6 +66,8 @@ def _slots(call: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 def read_applications(path: Path) -> tuple[list[Application], list[float]]:
     """Return the sessions as applications, and the seconds between their arrivals. Raises the errors of `read`."""
     sessions = read(path)
+    if not sessions:
+        raise BadTrace(f"{path} is not a trace: it has no calls")
     try:
         applications = [_application(calls) for calls in sessions.values()]
     except (ValueError, LookupError, TypeError) as error:

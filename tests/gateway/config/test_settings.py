@@ -34,6 +34,13 @@ def test_options_take_precedence_over_variables_and_variables_over_the_file(
     assert settings().max_calls == 111
 
 
+def test_a_settings_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        settings("--config", str(tmp_path / "none.toml"))
+    with pytest.raises(IsADirectoryError):
+        settings("--config", str(tmp_path))
+
+
 def test_every_setting_has_an_option_and_a_description(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         settings("--help")

@@ -82,7 +82,7 @@ def test_prompts_are_equal_where_the_recorded_ones_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", "3", '{"at": 1}', '{"at": "x", "session": "s"}', '{"at": 1, "session": "s"}']
+    "line", ["", "{", "[]", "3", '{"at": 1}', '{"at": "x", "session": "s"}', '{"at": 1, "session": "s"}']
 )
 def test_other_files_are_no_trace(tmp_path: Path, line: str) -> None:
     path = tmp_path / "trace"
