@@ -65,7 +65,7 @@ READS: list[tuple[Callable[[SemanticVariable], Any], Any]] = [
     (lambda variable: variable.upper(), TEXT.upper()),
     (lambda variable: variable.split(), TEXT.split()),
     (lambda variable: variable.encode(), TEXT.encode()),
-    (hash, hash(TEXT)),
+    (lambda value: hash(value) == hash(TEXT), True),
     (lambda variable: variable * 2, TEXT * 2),
     (lambda variable: variable < "s", True),
     (lambda variable: f"{variable:>20}", f"{TEXT:>20}"),
