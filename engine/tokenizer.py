@@ -28,7 +28,7 @@ between messages is the same in every prompt."""
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ALWAYS = ("bos_token", "eos_token")
 """Special tokens that templates use without checking that they exist."""
-Place = Literal["nothing", "control", "text"]
+Preceding = Literal["nothing", "control", "text"]
 """Kind of what precedes a text in a prompt."""
 
 
@@ -106,7 +106,7 @@ class Tokenizer:
         """Number of token ids that have a text."""
         return len(self._bytes)
 
-    def encode(self, text: str, *, after: Place = "text", max_tokens: int | None = None) -> list[int]:
+    def encode(self, text: str, *, after: Preceding = "text", max_tokens: int | None = None) -> list[int]:
         """Return the tokens of ordinary text; `<|im_end|>` in it becomes several ordinary tokens.
 
         `after`: what precedes the text in the prompt. Vocabularies like SentencePiece's put a space before a text after
@@ -213,7 +213,7 @@ def _without_prepend(normalizer: dict[str, Any] | None) -> dict[str, Any] | None
     return {**normalizer, "normalizers": [part for part in normalizer["normalizers"] if part["type"] != "Prepend"]}
 
 
-def _leading_space(content: dict[str, Any]) -> frozenset[Place]:
+def _leading_space(content: dict[str, Any]) -> frozenset[Preceding]:
     """Return after which places this tokenizer puts a space before a text."""
     normalizer, pre = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
     parts = [normalizer, *normalizer.get("normalizers", [])]

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from engine.tokenizer import Place, Tokenizer
+from engine.tokenizer import Preceding, Tokenizer
 from gateway.graph.segments import Input, Segment, Slot, Text
 from gateway.prompts.content_parser import Media, Piece
 from gateway.prompts.prompt import over_window
@@ -81,11 +81,11 @@ class PlaceholderMap:
             segments.append(text_segment(tokens))
         return segments
 
-    def _runs(self, rendered: str) -> Iterator[tuple[str | int | Input | Slot, Place]]:
+    def _runs(self, rendered: str) -> Iterator[tuple[str | int | Input | Slot, Preceding]]:
         """Yield runs of ordinary text, as long as possible, and the control tokens, references and slots between them.
         The second element says what precedes a run."""
         run = ""
-        preceding: Place = "nothing"
+        preceding: Preceding = "nothing"
         pattern = self._tokenizer.control_pattern
         for index, part in enumerate([rendered] if pattern is None else pattern.split(rendered)):
             if index % 2:

@@ -86,7 +86,7 @@ class ServedModels:
         except TimeoutError:
             raise RequestError(503, "the model is still loading", code="engine_unavailable") from None
 
-    async def one(self, name: str | None) -> ServedModel:
+    async def find_or_only(self, name: str | None) -> ServedModel:
         """Return the model of that name, or the only one. Raises RequestError."""
         if name is not None:
             return await self.get(name)
