@@ -45,6 +45,9 @@ def _parameter_bytes(slots: Sequence[Slot]) -> int:
     seen: set[int] = set()
     size = 0
     for slot in slots:
+        if slot.transform is not None and id(slot.transform) not in seen:
+            seen.add(id(slot.transform))
+            size += len(slot.transform.regex or "") + len(slot.transform.json or "")
         sampling = slot.sampling
         if id(sampling) in seen:
             continue
@@ -57,6 +60,4 @@ def _parameter_bytes(slots: Sequence[Slot]) -> int:
             if items and id(items) not in seen:
                 seen.add(id(items))
                 size += each * len(items)
-        if slot.transform is not None:
-            size += len(slot.transform.regex or "") + len(slot.transform.json or "")
     return size
