@@ -10,6 +10,8 @@ UNSUPPORTED = (
     *("$dynamicRef", "$recursiveRef"),
 )
 """Keywords that llguidance lacks."""
+NO_CONSTRAINT_IF_FALSE = frozenset(("not", "if", "uniqueItems"))
+"""Unsupported keywords that allow every value if they are `false`. Others forbid something then, such as `contains`."""
 OPENING = ("additionalProperties", "patternProperties")
 """Keywords that constrain properties which `properties` does not name."""
 JOINING = ("allOf", "anyOf", "oneOf", "$ref")

@@ -8,7 +8,14 @@ from typing import Any
 from compat.openai.schemas.alternatives import max_alternatives
 from compat.openai.schemas.definitions import Definitions
 from compat.openai.schemas.endless import cut_endless
-from compat.openai.schemas.keywords import ANNOTATIONS, DESCRIBING, JOINING, UNSUPPORTED, allows_type
+from compat.openai.schemas.keywords import (
+    ANNOTATIONS,
+    DESCRIBING,
+    JOINING,
+    NO_CONSTRAINT_IF_FALSE,
+    UNSUPPORTED,
+    allows_type,
+)
 from compat.openai.schemas.parts import PartFinder
 from compat.openai.schemas.policy import Enforcement, RefusalPolicy, Unenforceable
 from compat.openai.schemas.problems import problem_of_leaf
@@ -82,7 +89,8 @@ class SchemaRewriter:
 
     def _check_unsupported(self, node: dict[str, Any]) -> None:
         for key in UNSUPPORTED:
-            if key in node and not (key in ("then", "else") and "if" not in node) and node[key] is not False:
+            is_off = node.get(key) is False and key in NO_CONSTRAINT_IF_FALSE
+            if key in node and not (key in ("then", "else") and "if" not in node) and not is_off:
                 self._policy.refuse(key)
 
     # properties and items
