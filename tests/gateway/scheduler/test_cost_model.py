@@ -19,7 +19,7 @@ from tests.gateway.graph.test_session import session
 class PacedEngine:
     """The part of an engine that the cost model reads."""
 
-    pace: StepTimes | None
+    step_times: StepTimes | None
 
 
 def add(to: Session, output: str, *reads: str, prompt: int = 100, tokens: int | None = 20, model: str = "m") -> Call:

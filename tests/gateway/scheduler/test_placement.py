@@ -65,5 +65,5 @@ def test_of_many_engines_the_holder_of_the_beginning_is_considered() -> None:
     found = engines(*[0] * 100)
     call = session().add(spec())
     assert place(call, found, {found[77]: 500}) is found[77]
-    found[77].ready = False
+    found[77].is_ready = False
     assert place(call, found, {found[77]: 500}) is not found[77]

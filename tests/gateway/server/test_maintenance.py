@@ -60,7 +60,7 @@ async def test_expired_sessions_end_with_their_responses(harness: MaintenanceHar
     await swept(harness, 2)
     working.cancel()
     assert [session.id for session in harness.store.all()] == ["long"]
-    assert brief.closed
+    assert brief.is_closed
     assert await harness.response_store.find("t", "in brief") is None
     assert await harness.response_store.find("t", "in long") is not None
     assert harness.sweeps[0] is True, "no call runs, so the server is idle"
@@ -90,7 +90,7 @@ async def test_an_unavailable_response_store_is_a_warning(
     async def unavailable() -> None:
         raise ResponseStoreError("the disk is full")
 
-    monkeypatch.setattr(harness.response_store, "tidy", unavailable)
+    monkeypatch.setattr(harness.response_store, "enforce_retention", unavailable)
     harness.store.create("t", "brief", ttl=0.0)
     working = harness.start()
     await swept(harness, 2)

@@ -29,6 +29,6 @@ ITEMS = (
 @given(st.lists(ITEMS, max_size=4))
 def test_output_items_are_accepted(output: list[Any]) -> None:
     input_items = [{"role": "user", "content": "x"}, *msgspec.to_builtins(output), {"role": "user", "content": "y"}]
-    messages, _ = ResponseRequest.model_validate({"model": "m", "input": input_items}).conversation
+    messages, _ = ResponseRequest.model_validate({"model": "m", "input": input_items}).messages_with_paths
     assert messages[0].content == "x"
     assert messages[-1].content == "y"
