@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from engine.sampling_params import SamplingParams
 from gateway.graph.call import CallSpec
-from gateway.graph.prefix_hash import PrefixKey, prefix_keys
+from gateway.graph.prefix_hash import PrefixKey, prefix_hashes, prefix_keys
 from gateway.graph.segments import Messages, Segment, Slot, Text
 from gateway.graph.session import Session
+from tests.gateway.graph.test_session import put, session, spec
 
 
 def keys_of(tokens: Sequence[int], *, tenant: str = "t", model: str = "m") -> list[PrefixKey]:
@@ -67,3 +68,13 @@ def test_prefix_keys_of_conversations_grow_with_their_messages() -> None:
     assert keys(system, fields={"tools": []})[0] != short[0]
     empty = {"role": "user", "content": []}
     assert keys(system, empty)[-1] != short[-1], "a message without a content counts"
+
+
+def test_prefix_hashes_are_equal_as_far_as_prompts_are_equal() -> None:
+    graph = session()
+    put(graph, "a", "x")
+    one, two = graph.add(spec("a")), graph.add(spec("a"))
+    other = graph.add(CallSpec(model="m", segments=[Text([1, 2]), Text([3])]))
+    assert prefix_hashes(one)[:2] == prefix_hashes(two)[:2]
+    assert prefix_hashes(one)[0] == prefix_hashes(other)[0]
+    assert prefix_hashes(one)[1] != prefix_hashes(other)[1]
