@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.sampling_params import SamplingParams
-from gateway.graph.segments import Characters, Input, Messages, PromptContent, Segment, Slot, content_of, update_digest
+from gateway.graph.segments import Input, Messages, PromptContent, Segment, Slot, content_of, update_digest
 from gateway.prompts.message_join import join_messages
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.prompt import ChatInput
@@ -92,7 +92,3 @@ def test_different_prompts_have_different_digests() -> None:
         )
         == 5
     )
-
-
-def test_a_template_becomes_texts_and_references() -> None:
-    assert PassthroughPromptBuilder().template(["a", "", ANSWER, "b"]) == [Characters("a"), ANSWER, Characters("b")]

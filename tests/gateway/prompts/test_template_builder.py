@@ -10,13 +10,9 @@ from hypothesis import strategies as st
 from engine.sampling_params import SamplingParams
 from engine.tokenizer import Tokenizer
 from gateway.errors import RequestError
-from gateway.graph.call import CallSpec
 from gateway.graph.errors import SlotWithoutPlace
-from gateway.graph.prefix_hash import prefix_keys
 from gateway.graph.references import Reference
-from gateway.graph.segments import Input, Messages, Slot, Text
-from gateway.graph.session import Session
-from gateway.prompts.passthrough_builder import MEDIA_WEIGHT, PassthroughPromptBuilder
+from gateway.graph.segments import Input, Slot, Text
 from gateway.prompts.prompt import ChatInput
 from gateway.prompts.template_builder import TemplatePromptBuilder
 from gateway.prompts.tool_calls.tools import Tool, Tools
@@ -157,52 +153,6 @@ def test_a_model_without_template_cannot_chat(tmp_path: Path) -> None:
 
 
 TOOL = Tool("look", "Looks.", {"type": "object", "properties": {}}, False, {})
-
-
-@pytest.mark.parametrize("content", ["Say \ud83d\ude00", ["one", "two"], "", []])
-@pytest.mark.parametrize("tools", [None, Tools([TOOL], "auto")])
-@pytest.mark.parametrize(("opens", "continues"), [(True, False), (False, False), (False, True)])
-def test_message_passthrough_is_the_same_with_and_without_references(
-    content: Any, tools: Tools | None, opens: bool, continues: bool
-) -> None:
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "assistant", "name": "it", "content": content}]
-    plain, named = (
-        PassthroughPromptBuilder().chat(
-            ChatInput(
-                messages,
-                references=references,
-                tools=tools,
-                add_generation_prompt=opens,
-                continue_final_message=continues,
-                template_options={"a": 1},
-            ),
-            ANSWER,
-        )
-        for references in (False, True)
-    )
-    assert plain.segments == named.segments
-    assert plain.segments[-1] is named.segments[-1] is ANSWER
-
-
-@pytest.mark.parametrize("references", [False, True])
-def test_the_weight_of_an_image_does_not_depend_on_its_size(references: bool) -> None:
-    prompts = PassthroughPromptBuilder()
-    weights = []
-    for length in (100, 1_000_000):
-        image = {"type": "image_url", "image_url": {"url": "x" * length}}
-        messages = [{"role": "user", "content": ["What is it?", image, image]}]
-        text, _ = prompts.chat(ChatInput(messages, references=references), ANSWER).segments
-        assert isinstance(text, Messages)
-        assert text.size > length
-        weights.append(text.length)
-        call = Session("", "t", 0.0, 60.0).add(CallSpec(model="m", segments=[text, ANSWER]))
-        lengths = [key.tokens for key in prefix_keys(call)]
-        assert lengths == sorted(lengths)
-        assert lengths[-1] == text.length
-    assert weights[0] == weights[1] == pytest.approx(2 * MEDIA_WEIGHT, rel=0.1)
-    plain, _ = prompts.chat(ChatInput(user("What is it?"), references=references), ANSWER).segments
-    assert isinstance(plain, Messages)
-    assert plain.length == plain.size
 
 
 THINKS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
