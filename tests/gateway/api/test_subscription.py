@@ -8,7 +8,7 @@ from gateway.api.subscription import subscribed
 from gateway.graph.call import CallState, Objective
 from gateway.graph.errors import TooManyWaiters
 from gateway.graph.limits import SessionLimits
-from tests.gateway.scheduler.test_scheduler import SchedulerHarness, settle
+from tests.gateway.scheduler.scheduler_harness import SchedulerHarness, settle
 
 
 async def test_a_disconnect_cancels_the_call_that_only_this_client_needs() -> None:

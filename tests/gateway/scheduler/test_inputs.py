@@ -11,7 +11,7 @@ from gateway.graph.references import Reference
 from gateway.graph.segments import Input
 from gateway.graph.variable import Variable, VariableState
 from gateway.scheduler import inputs
-from tests.gateway.scheduler.test_scheduler import SchedulerHarness
+from tests.gateway.scheduler.scheduler_harness import SchedulerHarness, settle
 
 
 def stage(**limits: int) -> SchedulerHarness:
@@ -98,3 +98,19 @@ async def test_other_tasks_get_turns_while_large_values_are_parsed(monkeypatch: 
     task.cancel()
     assert variable.value == "x" * 50
     assert turns >= 50
+
+
+async def test_a_template_is_rendered_once_its_inputs_exist() -> None:
+    harness = SchedulerHarness()
+    harness.session.add_variable("joke")
+    parts = ["Joke:\n", Input(Reference("joke"), "template"), "!"]
+    addition = harness.session.add_variable("shown", template=parts)
+    await harness.scheduler.start(harness.session, addition)
+    reader = harness.run("shown")
+    await settle()
+    assert harness.session.variable("shown").state is VariableState.PENDING
+    producer = harness.run(output="joke")
+    await harness.scheduler.wait_idle()
+    assert producer.output.value == "2"
+    assert harness.session.variable("shown").value == "Joke:\n2!"
+    assert reader.output.value == "10"

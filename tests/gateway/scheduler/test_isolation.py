@@ -21,7 +21,7 @@ from gateway.scheduler import Scheduler
 from tests.fakes.checkpoints import write_tiny_llama
 from tests.fakes.engine import FakeContext, FakeEngine, FakeEngines
 from tests.gateway.graph.test_session import session, spec
-from tests.gateway.scheduler.test_scheduler import ANSWER
+from tests.gateway.scheduler.scheduler_harness import ANSWER
 
 KILLER = 7
 

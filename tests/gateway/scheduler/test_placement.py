@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gateway.engines.protocol import Urgency
 from gateway.scheduler.placement import place
 from tests.fakes.engine import FakeEngine
 from tests.gateway.graph.test_session import session, spec
@@ -67,3 +68,18 @@ def test_of_many_engines_the_holder_of_the_beginning_is_considered() -> None:
     assert place(call, found, {found[77]: 500}) is found[77]
     found[77].is_ready = False
     assert place(call, found, {found[77]: 500}) is not found[77]
+
+
+async def test_placement_chooses_the_idlest_engine_or_the_one_that_holds_the_prompt() -> None:
+    one, two = FakeEngine(name="one"), FakeEngine(name="two")
+    graph = session()
+    source = graph.add(spec(output="a"))
+    source.engine = "two"
+    call = graph.add(spec("a"))
+    assert place(call, [one, two], {}) is two
+    two.open("", Urgency(0.0, interactive=True))
+    assert place(call, [one, two], {}) is one
+    assert place(call, [one, two], {two: 100}) is two, "it holds the prompt's beginning and is hardly busier"
+    for _ in range(20):
+        two.open("", Urgency(0.0, interactive=True))
+    assert place(call, [one, two], {two: 100}) is one

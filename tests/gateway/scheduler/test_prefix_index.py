@@ -4,10 +4,17 @@ from typing import Any
 
 import pytest
 
-from gateway.graph.prefix_hash import PrefixKey
+from gateway.graph.call import Call, CallSpec
+from gateway.graph.limits import SessionLimits
+from gateway.graph.prefix_hash import PrefixKey, prefix_keys
+from gateway.graph.references import Reference
+from gateway.graph.segments import Input, Segment, Text
+from gateway.graph.session import Session
 from gateway.scheduler import prefix_index
 from gateway.scheduler.prefix_index import PrefixIndex
 from tests.fakes.engine import FakeEngine
+from tests.gateway.graph.test_session import session, spec
+from tests.gateway.scheduler.scheduler_harness import ANSWER
 
 PREFIXES = [PrefixKey(10, 1), PrefixKey(20, 2), PrefixKey(30, 3)]
 LONGER = [*PREFIXES, PrefixKey(40, 4)]
@@ -62,3 +69,36 @@ def test_the_least_recently_requested_beginnings_are_evicted(monkeypatch: pytest
     index.add([PrefixKey(10, 1)], 1)
     index.add([PrefixKey(10, 4)], 1)
     assert [key for key in range(1, 5) if index.covered_tokens([PrefixKey(10, key)], 1)] == [1, 3, 4]
+
+
+def test_the_prefix_index_knows_beginnings_within_texts() -> None:
+    def call(*segments: Segment) -> Call:
+        return graph.add(CallSpec(model="m", segments=[*segments, ANSWER], deferred=True))
+
+    graph = session()
+    source = graph.add(spec(output="a"))
+    system, value = [*range(300)], Input(Reference("a"), "m")
+    first = call(Text([*system, 7]), value, Text([8]))
+    same_start = call(Text([*system, 9]))
+    same_value = call(Text([*system, 7]), value, Text([9]))
+    prefix_index, one, two = PrefixIndex(), FakeEngine(name="one"), FakeEngine(name="two")
+    assert prefix_index.covered_tokens(prefix_keys(first), 1) == 0
+    prefix_index.add(prefix_keys(first), 1)
+    prefix_index.record_placement(prefix_keys(first), one)
+    assert prefix_index.covered_tokens(prefix_keys(same_start), 1) == 256, (
+        "two chunks of 128, which the first call prefills"
+    )
+    assert prefix_index.covered_tokens(prefix_keys(same_value), 1) == 301 + 64
+    assert prefix_index.covered_tokens(prefix_keys(same_value), 2) == 0, (
+        "no engine has prefilled it yet, so another session may have to"
+    )
+    prefix_index.mark_prefilled(prefix_keys(first))
+    assert prefix_index.covered_tokens(prefix_keys(same_value), 2) == 301 + 64
+    assert prefix_index.tokens_by_engine(prefix_keys(same_start)) == {one: 256}
+    prefix_index.record_placement(prefix_keys(same_start), two)
+    assert prefix_index.tokens_by_engine(prefix_keys(same_value)) == {one: 365, two: 256}
+    other = Session(id="s2", tenant="other", created=0.0, ttl=1.0, limits=SessionLimits()).add(
+        CallSpec(model="m", segments=[Text(system), ANSWER], deferred=True)
+    )
+    assert prefix_index.covered_tokens(prefix_keys(other), 1) == 0, "tenants share no prefix keys"
+    assert source.output.value is None

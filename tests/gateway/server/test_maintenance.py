@@ -13,7 +13,7 @@ from gateway.graph.session_store import SessionStore
 from gateway.responses import MemoryDatabase, ResponseStoreError, SqliteResponseStore, StoredResponse
 from gateway.server import maintenance
 from gateway.server.gc_tuning import GcTuner
-from tests.gateway.scheduler.test_scheduler import SchedulerHarness
+from tests.gateway.scheduler.scheduler_harness import SchedulerHarness
 
 
 @dataclass

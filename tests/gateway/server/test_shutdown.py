@@ -10,7 +10,7 @@ import pytest
 
 from gateway.scheduler import Stopping
 from gateway.server.shutdown import drain, run_unless_stopped, stop_on_signals
-from tests.gateway.scheduler.test_scheduler import SchedulerHarness, settle
+from tests.gateway.scheduler.scheduler_harness import SchedulerHarness, settle
 
 
 async def test_signals_set_the_event_and_ignored_ones_do_not() -> None:
