@@ -16,7 +16,7 @@ RESPONSE = StoredResponse("t", "r", b'"in"', b'"out"')
 
 
 def empty_store(journal: Journal | None = None) -> SessionStore:
-    more = {} if journal is None else {"log": journal}
+    more = {} if journal is None else {"sink": journal}
     return SessionStore(lambda call, failure: None, SessionLimits(), 60.0, 100, 100, **more)  # type: ignore[arg-type]
 
 
