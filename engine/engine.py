@@ -400,7 +400,7 @@ def _report_fills(sequence: TokenSequence, update: Update) -> None:
 
 
 def _accepted_samples(samples: list[SampledToken | BadLogits], draft: Sequence[int]) -> list[SampledToken | BadLogits]:
-    """Return the sampled tokens up to the first that differs from its draft."""
+    """Return the sampled tokens up to and including the first that differs from its draft."""
     for index, token in enumerate(draft):
         sample = samples[index]
         if isinstance(sample, BadLogits) or sample.token != token:

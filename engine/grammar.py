@@ -53,7 +53,7 @@ _MAX_MESSAGE = 200
 
 
 class Grammars:
-    """State that all grammars over one vocabulary share. It is created on first use."""
+    """Shared state of all grammars over one vocabulary. It is created on first use."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -146,14 +146,14 @@ class _CompileQueues:
 
 
 class _CpuBudget:
-    """CPU time that the grammars of one scope may still use. Texts at the same time, or one after another, share it."""
+    """CPU time that the grammars of one scope may still use. All texts of the scope share it."""
 
     def __init__(self) -> None:
         self._left = _BUDGET_SECONDS
         self._updated = time.monotonic()
 
     def spend(self, seconds: float) -> bool:
-        """Take from the budget; return whether there was enough."""
+        """Subtract `seconds` of CPU time from the budget. Return False if less was left."""
         now = time.monotonic()
         self._left = min(_BUDGET_SECONDS, self._left + _REFILL * (now - self._updated)) - seconds
         self._updated = now

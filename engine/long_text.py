@@ -3,9 +3,10 @@
 A byte-pair encoder splits a text into words and merges only inside words. So a text can be cut at borders between
 words. A long word is cut at a border that no merge can cross. Let `a` be the last token before the border and `b` the
 first one after it. If the text of `a` and `b` together is encoded as exactly these two tokens, then no merge crosses
-the border in any text that has `a` and `b` there. Proof: until a first merge crosses the border, each side is merged as
-if it were alone. Restricted to the texts of `a` and `b`, these are the merges of the two texts alone. So a merge that
-crosses the border would happen there as well.
+the border in any text that has `a` and `b` there. Proof: assume that a merge crosses the border, and take the first
+such merge. Before it, the encoder merged both sides independently. So the pieces next to the border are the same as
+those when the text of `a` and `b` is encoded alone. There, the same merge would cross the border too. This contradicts
+the assumption that this text is encoded as `a`, `b`.
 """
 
 import re
@@ -236,7 +237,9 @@ def _splits(part: dict[str, Any]) -> bool:
 
 
 def _last_border(chunk: str, encoding: Encoding) -> tuple[int, int] | None:
-    """Return the last border between words that no text after the chunk can move: the tokens and characters before it.
+    """Find the last border between words that stays a border, whatever text follows the chunk.
+
+    Return the numbers of tokens and of characters before it; None if there is no such border.
 
     At least two words that are not white space stand after the border: the last of them may continue after the chunk.
     The character before the border is not white space either: white space at the end of a text is split differently

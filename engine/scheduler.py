@@ -273,8 +273,8 @@ class StepScheduler:
 
 
 def _has_waiting_client(sequence: TokenSequence) -> bool:
-    """Return whether a client waits for the prompt. It does not if an input is still missing, which other calls
-    produce."""
+    """Return whether a client waits for the prefill of the prompt. While an input is missing, the client waits for the
+    call that produces the input."""
     return sequence.is_interactive and sequence.generation is not None
 
 

@@ -260,7 +260,9 @@ class TokenSequence:
             self.table_version = next(_versions)
 
     def abort(self) -> None:
-        """Undo the announcements of a failed step. Call it for the batch in reverse order."""
+        """Undo `announce` after a step that failed: remove the blocks that the step did not compute from the tree.
+
+        Call it for the sequences of the batch in reverse order."""
         for offset, (node, inserted) in reversed(list(enumerate(self._announced))):
             if inserted:
                 self._cache.remove(node)

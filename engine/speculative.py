@@ -2,8 +2,8 @@
 
 It is prompt lookup decoding (Saxena 2023; llama.cpp's lookup, vLLM's n-gram method): if the last tokens occurred
 before, the tokens that followed them then are likely to follow again. A step computes the drafted tokens after the last
-one. It accepts the drafted tokens up to the first that differs from the sampled one, and one sampled token more. Every
-token is sampled from the same logits, with the same random number, as without drafts: if the kernels are batch
+one. It accepts the drafted tokens before the first that differs from the sampled one, and then that sampled token.
+Every token is sampled from the same logits, with the same random number, as without drafts: if the kernels are batch
 invariant, speculation changes no text.
 """
 
@@ -23,7 +23,7 @@ _PRIOR_WEIGHT = 4.0
 
 @dataclass
 class _Draft:
-    """A draft in the making.
+    """A draft that may still be extended.
 
     `chance`: probability that the next token is accepted if those before it are. `max_length`: maximum length.
     `tokens`: expected number of tokens that the sequence gets in the step.
@@ -114,8 +114,9 @@ class Speculator:
         return _Draft(sequence.id, proposer, chance, max_length)
 
     def record(self, sequence: TokenSequence, drafted: int, accepted: int) -> tuple[int, int]:
-        """Record that the first `accepted` of `drafted` tokens of a sequence were accepted; both may be 0. Return how
-        many tokens of its prediction were accepted, and rejected."""
+        """Record that the first `accepted` of `drafted` tokens of a sequence were accepted; both may be 0.
+
+        Return how many drafted tokens from the client's `prediction` were accepted, and how many rejected."""
         self.gain += 0.02 * (1 + accepted - self.gain)
         if not drafted:
             return 0, 0

@@ -12,8 +12,8 @@ less."""
 
 _FREE_SHARE = 0.7
 _FULL_SHARE = 2.0
-"""Shares of a decode step's duration that other rows may take: hidden behind the reading of the weights, or more than
-that, but less than in a step of their own."""
+"""Shares of a decode step's duration that other rows may take. `_FREE_SHARE`: the step hardly gets longer, because it
+reads the weights meanwhile. `_FULL_SHARE`: it gets longer, but by less than a step of their own would take."""
 _DECODE_ONLY_INTERVAL = 16
 _MIN_SHARE = 0.2
 """Minimum share of a step's duration that is not due to drafts."""
@@ -25,10 +25,11 @@ weights."""
 class StepAllowance(NamedTuple):
     """Number of prefill rows that a step may carry.
 
-    `total`: of all prompts.
-    `long`: of deferrable prompts: long ones and those of background calls, while an interactive sequence decodes.
-    `less_urgent`: of prompts that are less urgent than a decoding sequence.
-    `prefetch`: of prefetched prompts, behind which no generate waits yet because an input is missing.
+    `total`: rows for all prompts together.
+    `long`: rows for deferrable prompts: while an interactive sequence decodes, these are long prompts and the prompts
+        of background calls.
+    `less_urgent`: rows for prompts that are less urgent than a decoding sequence.
+    `prefetch`: rows for prefetched prompts: no generation waits for them yet, because an input is missing.
     """
 
     total: int
@@ -106,8 +107,8 @@ class StepBudget:
     def draft_rows(self, *, with_prefill: bool) -> int:
         """Return the number of drafted rows in a step with interactive sequences.
 
-        The step takes no longer than `max_step_seconds`, and half of that while prompts wait, which prefill in every
-        other step.
+        A step takes at most `max_step_seconds`. While prompts wait, it takes at most half of that, because every second
+        step then prefills.
         """
         return max(
             0, int(((0.5 if with_prefill else 1.0) * self._max_step_seconds - self.decode_seconds) / self.row_seconds)

@@ -55,7 +55,10 @@ class PrefillRows:
         return self.left > 0 and (rank <= self._first_rank or self._less_urgent > 0)
 
     def has_room_for(self, *, is_interactive: bool, is_prefetch: bool) -> bool:
-        """Return whether some prompt of an interactive or background call, prefetched or not, can get rows."""
+        """Return whether a short prompt of this kind can get rows.
+
+        `is_interactive`: it belongs to an interactive call. `is_prefetch`: no generation waits for it yet.
+        """
         return (self._prefetch > 0 or not is_prefetch) and (self._long > 0 or is_interactive or not self._interactive)
 
     def kind_of(self, *, rank: float, is_interactive: bool, is_prefetch: bool, prompt_tokens: int) -> PromptKind:

@@ -77,7 +77,7 @@ class Tokenizer:
         self._long = LongTextEncoder(self._backend, plain, self._bytes)
 
     def _read_beside(self, folder: Path) -> None:
-        """Read the special tokens, the chat template and the tokens that end an answer."""
+        """Read the special tokens, the chat template and the tokens that end an answer, from the tokenizer's folder."""
         config = _read_json(folder / "tokenizer_config.json")
         generation = _read_json(folder / "generation_config.json")
         model = _read_json(folder / "config.json")

@@ -64,7 +64,7 @@ def _fields_with_null(model: type[BoundedModel]) -> frozenset[str]:
 
 
 class SamplingFields(Request):
-    """Sampling parameters of a text, and its stop strings. None: use the default."""
+    """Sampling fields of a request, and its stop strings. None: use the default."""
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
@@ -86,6 +86,6 @@ class SamplingFields(Request):
 
 
 class LimitedSamplingFields(SamplingFields):
-    """Sampling parameters of a text, with its maximum length."""
+    """Sampling fields of a request, with the maximum number of tokens to generate."""
 
     max_tokens: TokenCount | None = None

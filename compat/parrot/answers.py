@@ -4,14 +4,14 @@ from typing import TypedDict
 
 
 class ProgramAnswer(TypedDict):
-    """A new session."""
+    """Answer to the creation of a session: its id and its secret."""
 
     session_id: int
     session_auth: str
 
 
 class Told(TypedDict):
-    """The variable of a placeholder."""
+    """One placeholder of a call, and the variable that belongs to it."""
 
     parameter_name: str
     is_output: bool
@@ -20,20 +20,20 @@ class Told(TypedDict):
 
 
 class SemanticCallAnswer(TypedDict):
-    """An accepted call. `param_info`: variables of the placeholders, in order."""
+    """Answer to the submission of a call: its id. `param_info`: variables of the placeholders, in order."""
 
     request_id: int
     param_info: list[Told]
 
 
 class Registered(TypedDict):
-    """A new variable."""
+    """Answer to the registration of a variable: its id."""
 
     var_id: str
 
 
 class Value(TypedDict):
-    """A variable's value."""
+    """Answer to the request for a variable: its value."""
 
     content: str
 

@@ -57,7 +57,7 @@ class KVTensors:
     def zeros(
         cls, layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None
     ) -> "KVTensors":
-        """Return a pool of zeros. Host memory is allocated as it is written, GPU memory at once."""
+        """Return a pool of zeros. Host memory is allocated as it is written, GPU memory immediately."""
         if device is None or device.type == "cpu":
             keys, values = ([large_zeros(shape, dtype) for _ in range(layers)] for _ in range(2))
         else:
@@ -249,8 +249,8 @@ class FusedLayers(Protocol):
 
 
 class Kernels(Protocol):
-    """One implementation of the operations, for one layer shape. Tensors are on its device, in the model's dtype unless
-    stated otherwise."""
+    """One implementation of the operations of a forward pass, for one layer shape. Tensors are on its device, in the
+    model's dtype unless stated otherwise."""
 
     name: str
     device: torch.device

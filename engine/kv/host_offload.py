@@ -70,7 +70,7 @@ class HostOffload:
         self._ins[block] = self._blocks[path].slot
 
     def take_swaps(self) -> Swaps:
-        """Return the copies that are due, and clear the list."""
+        """Return the copies between GPU and host that the next step has to make, and clear the list."""
         outs, ins = self._outs, self._ins
         self._outs, self._ins = {}, {}
         return Swaps([(block, slot) for slot, block in outs.items()], [(slot, block) for block, slot in ins.items()])

@@ -96,7 +96,8 @@ class EngineOptions(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources by precedence: options, environment, TOML file. Raises OSError if it cannot be read."""
+        """Return the sources by precedence: options, environment, TOML file. Raises OSError if the file cannot be
+        read."""
         named = {**env_settings(), **init_settings()}.get("config")
         if named is None:
             return (init_settings, env_settings)

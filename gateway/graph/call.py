@@ -51,11 +51,12 @@ class CallSpec:
     """A call as a client requests it, before it joins a graph.
 
     `output` None: the session generates a name. `parts`: texts and references to inputs and slots that are joined to
-    form the output, if no slot generates it. With an empty `model` the call has no prompt: it is a template, and its
-    output is its parts. `fallbacks`: the prompt rendered for other models, in order of preference, for when no engine
-    of this model answers. `inputs`: variables that are set by value before the call. `share`: an identical call may
-    serve this one. `salt`: the call's KV cache is shared only with calls of the same salt. `where`: path of the call in
-    a request that contains several. `prompt_field`: name of the request's field that contains the prompt.
+    form the output, if no slot generates it. An empty `model` describes a template: it has no prompt, and its parts
+    form the value. `fallbacks`: the prompt rendered for other models, in order of preference; used if no engine of this
+    model answers. `inputs`: values in the request, by the variables that are set to them before the call starts.
+    `share`: an identical call may serve this one. `salt`: the call's KV cache is shared only with calls of the same
+    salt. `where`: path of the call in a request that contains several. `prompt_field`: name of the request's field that
+    contains the prompt.
     """
 
     model: str
@@ -141,7 +142,7 @@ class Times:
 class Call:
     """Owner of a call's state. Only the scheduler's coroutine for the call changes the state.
 
-    `inputs`: the variables that the prompt refers to, by name. `slots`: the variables that it generates in place, by
+    `inputs`: the variables that the prompt refers to, by name. `slots`: the variables of the slots in its prompt, by
     name.
     """
 
@@ -156,7 +157,7 @@ class Call:
     depth: int = 1
     """Number of calls on the longest path to this call, itself included."""
     on_change: "Callable[[Call], None] | None" = None
-    """Called after every change of state."""
+    """Function that is called after every change of state."""
     state: CallState = CallState.WAITING
     failure: Failure | None = None
     usage: Usage = field(default_factory=Usage)

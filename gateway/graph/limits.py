@@ -47,7 +47,7 @@ class SharedLimit:
 
     @property
     def is_full(self) -> bool:
-        """Whether all tenants together hold the whole bound."""
+        """Whether all tenants together have reached the bound."""
         return self._sum >= self.total
 
     @property

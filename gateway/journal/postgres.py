@@ -185,7 +185,7 @@ class PostgresStorage:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
-        """Open a transaction. Responses use it too, for tables of their own."""
+        """Open a transaction. The response store uses it too, for its own tables."""
         async with self._connections.acquire() as connection, connection.transaction():
             yield connection
 

@@ -40,7 +40,7 @@ class ServedModel:
 
     @property
     def known_tokenizer(self) -> Tokenizer:
-        """The tokenizer, if the model is not `is_passthrough`."""
+        """The tokenizer. Read it only if `is_passthrough` is false: other models have none."""
         assert self.tokenizer is not None
         return self.tokenizer
 

@@ -66,14 +66,14 @@ SELECT number FROM (
 """Query of the ended responses that do not fit any more. `held` is the size of a response and of all newer ones of its
 tenant. Responses with the largest `held` go first: the oldest of the tenants that hold most."""
 _BATCH = 1000
-"""Maximum number of old responses that are hidden at a time."""
+"""Maximum number of old responses that are deleted at a time."""
 _RETENTION_SECONDS = 30.0
 """Shortest time between two runs of `enforce_retention`, in seconds."""
 
 
 class PostgresResponseStore:
-    """Response store in PostgreSQL. The limit of its size is enforced within 30 s, because counting visits every
-    row."""
+    """Response store in PostgreSQL. It enforces the limit of its size at most every 30 s, because the count reads every
+    row. In between, the store may exceed its limit."""
 
     def __init__(self, storage: "PostgresStorage", max_bytes: int, ttl: float) -> None:
         """`max_bytes`: maximum size of the responses of all gateways. `ttl`: time to live of a response, in seconds."""
@@ -143,7 +143,7 @@ class PostgresResponseStore:
         return [_stored_response(row) for row in rows]
 
     async def delete(self, tenant: str, id: str) -> bool:
-        """Hide a response. See `ResponseStore.delete`."""
+        """Delete a response. See `ResponseStore.delete`."""
         async with self._transaction() as connection:
             number = await _number(connection, tenant, id)
             if number is not None:
@@ -151,7 +151,7 @@ class PostgresResponseStore:
         return number is not None
 
     async def delete_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """Hide the responses of sessions. See `ResponseStore.delete_sessions`."""
+        """Delete the responses of sessions. See `ResponseStore.delete_sessions`."""
         query = (
             "SELECT number FROM myna_responses AS r JOIN unnest($1::text[], $2::text[]) AS gone (tenant, session) "
             "ON r.tenant = gone.tenant AND r.session = gone.session WHERE found ORDER BY number DESC"
@@ -160,7 +160,7 @@ class PostgresResponseStore:
         await self._delete_all(query, tenants, ids)
 
     async def enforce_retention(self) -> None:
-        """Hide old responses, and those that do not fit. See `ResponseStore.enforce_retention`."""
+        """Delete old responses, and those that do not fit. See `ResponseStore.enforce_retention`."""
         now = time.monotonic()
         if now - self._tidied < _RETENTION_SECONDS:
             return
@@ -170,7 +170,7 @@ class PostgresResponseStore:
         await self._delete_all(_SURPLUS, self._max_bytes)
 
     async def _delete_all(self, query: str, *values: Any) -> None:
-        """Hide the responses whose numbers the query returns, each in a transaction of its own: other gateways may do
+        """Delete the responses whose numbers the query returns, each in a transaction of its own: other gateways may do
         the same at the same time."""
         async with self._transaction() as connection:
             rows = await connection.fetch(query, *values)
@@ -215,7 +215,10 @@ async def _number(connection: Any, tenant: str, id: str) -> int | None:
 
 
 async def _delete(connection: Any, number: int) -> None:
-    """Hide a response. See `gateway.responses.sqlite`. All gateways lock rows from the newest to the oldest."""
+    """Mark a response as deleted, and delete its row and those before it that no other response continues.
+
+    See `gateway.responses.sqlite`. All gateways lock rows from the newest to the oldest, so that deletions cannot wait
+    for each other."""
     await connection.execute("UPDATE myna_responses SET found = false WHERE number = $1", number)
     current: int | None = number
     while current is not None:

@@ -1,4 +1,4 @@
-"""Find marks that a text may contain once it is longer."""
+"""Find out whether the end of a text may be the beginning of a mark, such as a tag, that later text completes."""
 
 
 def suffix_overlap(text: str, mark: str) -> int:

@@ -245,7 +245,10 @@ class CallAttempt:
             variable.complete()
 
     async def _generate_pieces(self, slot: Slot, targets: Sequence[Variable]) -> Sequence[Piece]:
-        """Generate a slot, and return its pieces. Each piece is appended to the targets as it arrives."""
+        """Generate a slot, and return its pieces.
+
+        `targets`: variables to which each piece is appended as it arrives.
+        """
         call, usage, times = self._call, self._call.usage, self._call.times
         times.queued = times.queued or call.session.clock()
         call.set_state(CallState.PREFILL)
@@ -302,7 +305,10 @@ class CallAttempt:
         return False
 
     async def _append_parts(self, slot: Slot | None) -> None:
-        """Append the parts before the slot to the output, or all remaining ones without a slot. Raises CallFailed."""
+        """Append the parts before `slot` to the output; if `slot` is None, append all remaining parts.
+
+        Raises CallFailed if the value of a part fails or the output becomes too large.
+        """
         while self._parts:
             part = self._parts.popleft()
             if isinstance(part, str):

@@ -14,11 +14,11 @@ _CHARACTERS_PER_TOKEN = 4
 _LENGTH_SMOOTHING = 0.1
 """Weight of a new observation in the average length of answers."""
 _PACE_SMOOTHING = 0.002
-"""Weight of a new observation in the average pace of the engines."""
+"""Weight of a new observation in the average durations of engine steps."""
 _MAX_SHAPES = 10_000
 """Maximum number of shapes of calls whose answer lengths are remembered."""
 _DEFAULT_PACE = StepTimes(row_seconds=0.001, step_seconds=0.010)
-"""Assumed pace of engines, until one has reported its own."""
+"""Assumed durations of engine steps, until an engine has reported its own."""
 
 
 class Cost(NamedTuple):
@@ -33,11 +33,12 @@ class Cost(NamedTuple):
 
 
 class CostModel:
-    """Owner of the observed lengths and paces. Estimates need not be accurate: only their order matters."""
+    """Owner of the observed lengths of answers and durations of steps. Estimates need not be accurate: only their order
+    matters."""
 
     def __init__(self) -> None:
         self.pace: StepTimes | None = None
-        """Average pace of the engines. A fast moving average would reorder equal calls without a reason."""
+        """Average durations of engine steps. A fast moving average would reorder equal calls without a reason."""
         self._lengths: dict[tuple[object, ...], float] = {}
         """Average number of output tokens by shape of call."""
 
@@ -62,7 +63,7 @@ class CostModel:
         return Cost(rows + output * step, rows + output * math.sqrt(pace.row_seconds * step))
 
     def observe(self, engine: Engine) -> None:
-        """Update the average pace with the pace of an engine that is about to receive a call."""
+        """Update the average durations with those of an engine that is about to receive a call."""
         now, pace = engine.step_times, self.pace
         if now is None or pace is None:
             self.pace = now or pace

@@ -48,9 +48,9 @@ class CallExecutor:
         self._is_rerank_scheduled = False
 
     async def run(self, call: Call) -> Failure | None:
-        """Run a call until its outputs are complete and stored, or return the reason why it failed.
+        """Run a call until its outputs are complete and stored. Return the reason if it failed, otherwise None.
 
-        Its outputs do not become final here.
+        The caller makes the outputs final.
         """
         try:
             for source in call.inputs.values():
@@ -176,8 +176,9 @@ class CallExecutor:
         await self._run_on(call, rendering, engine, patient=patient, alone=False)
 
     async def _attempt_alone(self, call: Call, rendering: Rendering, lost: str) -> None:
-        """Run a suspect on an engine without other work. Wait for all its inputs first: while the engine is reserved,
-        it could not generate them."""
+        """Run a call that may have killed an engine, on an engine without other work.
+
+        Wait for all its inputs first: while the engine is reserved, it could not generate them."""
         for source in call.inputs.values():
             await call.until_final(source)
         serving = partial(self._engines.find_ready, rendering.model)

@@ -20,7 +20,7 @@ while other calls wait, so this also limits the wait of other calls, for any num
 
 
 class _Reservation:
-    """State of one engine that suspects wait for or run on."""
+    """State of one engine that is reserved for suspects: calls that may have killed an engine."""
 
     def __init__(self) -> None:
         self.suspects = 0

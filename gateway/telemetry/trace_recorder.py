@@ -80,7 +80,7 @@ def _chunks(data: bytes, length: int) -> list[tuple[int, int]]:
 
 
 def digest(data: bytes) -> int:
-    """Return a digest that fits into a token."""
+    """Return a digest of 31 bits, so that it can stand for a token id in the simulator."""
     return int.from_bytes(blake2b(data, digest_size=4).digest()) >> 1
 
 

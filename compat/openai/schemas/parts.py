@@ -1,4 +1,4 @@
-"""The parts of a schema that are joined: what they describe together."""
+"""The parts of a schema that are joined, and the properties that they describe together."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ MAX_VISITS = 50_000
 
 
 class PartFinder:
-    """Finder of the parts that `allOf`, `anyOf`, `oneOf` and `$ref` join. It counts its visits."""
+    """Finder of the parts that `allOf`, `anyOf`, `oneOf` and `$ref` join. It counts the parts that it visits, so that a
+    hostile schema cannot take long."""
 
     def __init__(self, definitions: Definitions) -> None:
         self._definitions = definitions

@@ -66,8 +66,9 @@ class SchemaRewriter:
     # one schema
 
     def _schema(self, node: Any, shared: frozenset[str] | None) -> Any:
-        """Return a rewritten schema: closed if `shared` is None, otherwise as a part of an object. `shared`: names of
-        properties that other parts of this object constrain as well."""
+        """Return a rewritten schema: in closed form if `shared` is None, otherwise in open form.
+
+        `shared`: names of the properties that other parts of the same object constrain as well."""
         if isinstance(node, bool):
             return node
         if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Rewriting of the keywords for values without parts: types, constants, numbers, strings and counts."""
+"""Rewriting of the keywords that need no other schema: types, constants, strings, numbers, numbers of items."""
 
 import json
 import math
@@ -30,7 +30,7 @@ class ValueRewriter:
         self._multiples: set[Fraction] = set()
 
     def add_types(self, node: dict[str, Any], result: dict[str, Any]) -> None:
-        """Add `type`."""
+        """Copy `type` from `node` to `result`, without types that JSON Schema does not have."""
         types = node.get("type")
         if types is None:
             if "type" in node:
@@ -45,7 +45,7 @@ class ValueRewriter:
             result["type"] = known[0] if known and not isinstance(types, list) else known
 
     def add_values(self, node: dict[str, Any], result: dict[str, Any]) -> None:
-        """Add `const` and `enum`, and the keywords for strings, numbers and counts."""
+        """Copy `const`, `enum`, and the keywords for strings, numbers, and numbers of items from `node` to `result`."""
         if "const" in node and self._is_exact(node["const"], "const"):
             result["const"] = node["const"]
         if "enum" in node:

@@ -183,8 +183,8 @@ class CpuKernels:
         return KVTensors.zeros(layers, (blocks, self._shape.kv_heads, _BLOCK * self._shape.head_size), torch.bfloat16)
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
-        """See `Kernels.pack`. With quantization, weights are packed to 8 bits, with a scale for each 64 elements of a
-        row, if the size is a multiple of that."""
+        """See `Kernels.pack`. With quantization, weights are packed to 8 bits, with one scale for each 64 elements of a
+        row. Weights whose rows are not a multiple of 64 long stay in bfloat16."""
         return self._pack(weight, bias, in_bytes=self._quantize and weight.shape[1] % _GROUP == 0)
 
     def _pack(self, weight: torch.Tensor, bias: torch.Tensor | None, *, in_bytes: bool) -> PackedWeight:

@@ -30,7 +30,7 @@ class Shape:
     `programs`: number that run at a time on all multiprocessors. `element_bytes`: size of a KV element.
     `item_bytes`: cost of starting an item, as bytes that could be read meanwhile.
     `repeat_cost`: cost of reading keys a second time, from the L2 cache, relative to the first time. This and
-        `item_bytes` are measured; see docs/kernels.md.
+        `item_bytes` are estimates until they are measured on a GPU; see docs/kernels.md.
     """
 
     kv_heads: int
@@ -87,12 +87,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class WorkList:
-    """Work items of a step.
+    """Work items of a step. An item is the attention of some rows over a range of keys. Its results for one row are a
+    part; a row with several parts needs a merge.
 
     `order`: (n,) int32, the batch's rows in the order of the items.
     `items`: (count, ITEM) int32, longest first.
-    `starts`: (n + 1,) int32; row r's parts have the indices starts[r] to starts[r + 1] in the buffers of partial
-        results.
+    `starts`: (n + 1,) int32. The parts of row r have the indices starts[r] to starts[r + 1], exclusive, in the
+        buffers of partial results.
     """
 
     order: NDArray[np.int32]

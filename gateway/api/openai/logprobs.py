@@ -27,5 +27,7 @@ def _with_text(model: ServedModel, token: int | bytes, logprob: float) -> tuple[
 
 
 def finite(logprob: float) -> float:
-    """Return a finite log probability: that of a token that a grammar or a bias forbids is minus infinity."""
+    """Return the log probability, but at least `_MIN_LOGPROB`.
+
+    A token that a grammar or a bias forbids has minus infinity, which JSON cannot express."""
     return max(_MIN_LOGPROB, logprob)

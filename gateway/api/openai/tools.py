@@ -50,7 +50,7 @@ def tools_of(body: ChatCompletionRequest) -> Tools | None:
 
 
 def tool_call_parser_factory(body: ChatCompletionRequest, model: ServedModel) -> ToolCallParserFactory | None:
-    """Return what creates parsers of tool calls for the answers to a request; None if they contain none."""
+    """Return a factory that creates a parser for each answer of a request; None if the request allows no tool calls."""
     # `tools_of` is not used: it compiles the schemas, which may take long
     if not body.tools or body.tool_choice == "none":
         return None

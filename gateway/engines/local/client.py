@@ -148,7 +148,8 @@ class EngineClient:
         return await tokens_of(text, self.tokenizer, None if self.info is None else self.info.window)
 
     def encode_stable(self, text: str) -> tuple[list[int], int]:
-        """Return the settled tokens of a growing value. See `Engine.encode_stable`."""
+        """Return the stable tokens of a growing value, and the number of characters that they stand for. See
+        `Engine.encode_stable`."""
         return self.tokenizer.encode_stable(text)
 
     def send(self, command: Command) -> None:

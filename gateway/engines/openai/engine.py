@@ -87,7 +87,7 @@ class OpenAIEngine:
         return self.contexts + self.upstream.external_requests
 
     async def encode(self, text: str) -> Sequence[int] | str:
-        """Return the tokens of a value, or the value itself without a tokenizer. See `Engine.encode`."""
+        """Return the tokens of a value, or the unchanged value if the engine has no tokenizer. See `Engine.encode`."""
         if self.tokenizer is None:
             return text
         return await tokens_of(text, self.tokenizer, None)

@@ -382,7 +382,8 @@ _Kind = TypeVar("_Kind")
 
 
 def _decode(body: bytes, kind: type[_Kind]) -> _Kind:
-    """Decode a description that the server sent. Raises ValueError."""
+    """Decode the JSON in which the server describes itself or its models. Raises ValueError if it does not fit
+    `kind`."""
     try:
         return msgspec.json.decode(body, type=kind)
     except RecursionError:

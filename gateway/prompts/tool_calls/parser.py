@@ -18,7 +18,7 @@ class AnswerText:
 
 @dataclass(frozen=True)
 class ToolCallStart:
-    """The beginning of a call. `index`: its position among the calls of the answer."""
+    """The beginning of a tool call. `index`: its position among the tool calls of the answer."""
 
     index: int
     name: str
@@ -26,7 +26,7 @@ class ToolCallStart:
 
 @dataclass(frozen=True)
 class ToolCallArguments:
-    """A piece of a call's arguments, as JSON."""
+    """A piece of a tool call's arguments, as JSON."""
 
     index: int
     text: str
@@ -36,16 +36,16 @@ ToolCallEvent = AnswerText | ToolCallStart | ToolCallArguments
 
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)')
 _MAX_HEAD = 400
-"""Length in characters after which a text without a complete head is not a call."""
+"""Length in characters after which a text without a complete head is not a tool call."""
 _SLICE = 8_192
-"""Number of characters that are searched for calls at a time."""
+"""Number of characters that are searched for tool calls at a time."""
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MARKS_BEGIN = frozenset(mark[:length] for mark in (_OPEN, _CLOSE) for length in range(len(mark) + 1))
 _NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 def _head_prefixes(*tails: str) -> re.Pattern[str]:
-    """Return a pattern that matches each prefix of a call's head, up to its arguments. `tails`: names of the
+    """Return a pattern that matches each prefix of a tool call's head, up to its arguments. `tails`: names of the
     arguments' key."""
 
     def nested(parts: Sequence[str], inner: str = "") -> str:
@@ -60,20 +60,20 @@ def _head_prefixes(*tails: str) -> re.Pattern[str]:
 
 
 _HEAD_BEGINS = _head_prefixes("arguments", "parameters")
-"""Pattern of texts that may become a call's head when more text arrives."""
+"""Pattern of texts that may become a tool call's head when more text arrives."""
 
 
 class ToolCallParser:
-    """Finder of calls in an answer that grows. Text that turns out not to be a call becomes content, but a call that is
-    cut off does not.
+    """Finder of tool calls in an answer that grows. Text that turns out not to be a tool call becomes content, but a
+    tool call that is cut off does not.
 
     States: `text` is ordinary text, until a mark, or until JSON at the beginning of the answer. `between` follows a
-    mark or a call: JSON with a name, or a closing mark, is expected. `arguments` is inside a call's arguments. `behind`
-    follows the arguments. `plain` has no more calls.
+    mark or a tool call: JSON with a name, or a closing mark, is expected. `arguments` is inside a tool call's
+    arguments. `behind` follows the arguments. In `plain`, no tool call follows.
     """
 
     def __init__(self, names: Sequence[str], *, forced: bool) -> None:
-        """`names`: names of the tools. `forced`: whether the answer consists of calls only."""
+        """`names`: names of the tools. `forced`: whether the answer consists of tool calls only."""
         self._names = frozenset(names)
         self._forced = forced
         self._state = "between" if forced else "text"
@@ -85,30 +85,31 @@ class ToolCallParser:
         """Opening mark before the buffer, which is emitted with the buffer if it is text after all."""
         self._text_emitted = False
         self._after_call = False
-        """Whether no text was emitted since the end of a call."""
+        """Whether no text was emitted since the end of a tool call."""
         self._calls = 0
         self._scan = JsonScanner()
 
     @property
     def calls(self) -> int:
-        """Return the number of calls found so far."""
+        """Return the number of tool calls found so far."""
         return self._calls
 
     @property
     def whole(self) -> bool:
-        """Return whether the arguments of the last call are complete."""
+        """Return whether the arguments of the last tool call are complete."""
         return self._state != "arguments"
 
     def push(self, text: str) -> list[ToolCallEvent]:
-        """Add text, and return what is found in it."""
+        """Add text, and return the events found in it."""
         found: list[ToolCallEvent] = []
-        for begin in range(0, len(text), _SLICE):  # each call found copies the rest of the slice
+        for begin in range(0, len(text), _SLICE):  # each tool call found copies the rest of the slice
             self._buffer += text[begin : begin + _SLICE]
             found += self._find(last=False, cut=False)
         return found
 
     def finish(self, *, cut: bool = False) -> list[ToolCallEvent]:
-        """Return what is found at the end of the text. `cut`: whether a token limit ended it, perhaps within a call."""
+        """Return the events at the end of the text. `cut`: whether a token limit ended it, perhaps within a tool
+        call."""
         found = list(self._find(last=True, cut=cut))
         if self._buffer or self._pending_mark:
             if self._state == "arguments":
@@ -119,7 +120,7 @@ class ToolCallParser:
         return found
 
     def _hides(self, cut: bool) -> bool:
-        """Return whether text at the end that may be the beginning of a call is hidden from the client."""
+        """Return whether the end of the text is hidden from the client if it may be the beginning of a tool call."""
         return self._forced or (cut and self._marked)
 
     def _find(self, *, last: bool, cut: bool) -> Iterator[ToolCallEvent]:
@@ -159,7 +160,7 @@ class ToolCallParser:
             self._state, self._marked = "between", True
             return
         if not self._text_emitted and not self._buffer.strip() and not last:
-            return  # white space before a call is no text
+            return  # white space before a tool call is no text
         if self._calls and self._after_call:
             self._buffer = self._buffer.lstrip("\n")
         text = self._buffer
@@ -208,7 +209,7 @@ class ToolCallParser:
 
 
 def parse_answer(reader: ToolCallParser, text: str, *, cut: bool = False) -> tuple[str, list[tuple[str, str]]]:
-    """Return the ordinary text of a complete answer, and the name and the arguments of each call in it.
+    """Return the ordinary text of a complete answer, and the name and the arguments of each tool call in it.
 
     `cut`: whether a token limit ended the answer.
     """

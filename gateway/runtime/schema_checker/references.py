@@ -18,7 +18,8 @@ class References:
     """Resolver of the references of a schema. References to other documents have no target."""
 
     def __init__(self, schema: Any, dialect: str) -> None:
-        """Find the schema's identifiers and anchors. `dialect`: its `$schema`. Raises NoVerdict."""
+        """Find the schema's identifiers and anchors. `dialect`: its `$schema`. Raises NoVerdict if they are
+        malformed."""
         from referencing import Registry  # imported late: it takes 10 ms, which only such schemas need
         from referencing.jsonschema import specification_with
 
@@ -34,7 +35,8 @@ class References:
             raise NoVerdict(f"the references of the schema cannot be resolved: {type(error).__name__}") from None
 
     def enter(self, schema: dict[str, Any], scope: Scope) -> Scope:
-        """Return the scope of a part of the schema that has an identifier. Raises NoVerdict."""
+        """Return the scope of a part of the schema that has an identifier. Raises NoVerdict if the identifier is
+        malformed."""
         try:
             return scope.in_subresource(self._specification.create_resource(schema))
         except Exception as error:

@@ -41,7 +41,8 @@ def quoted(name: str) -> str:
 
 
 def _path(place: Place) -> str:
-    """Return a JSON path, without the leading `$.` where it has keys. Long paths lose their beginning."""
+    """Return a JSON path without its beginning `$` or `$.`; the path of the whole value is `$`. Long paths are cut at
+    the beginning."""
     keys: list[str] = []
     length = 0
     while place is not None and length < _MAX_PATH:

@@ -105,7 +105,9 @@ async def test_the_drain_ends_after_its_time_or_at_a_second_signal(by_signal: bo
 
 
 def test_a_process_that_hangs_is_ended() -> None:
-    script = "import time\nfrom gateway.server.shutdown import force_exit_after\nforce_exit_after(0.2)\ntime.sleep(60)\n"
+    script = (
+        "import time\nfrom gateway.server.shutdown import force_exit_after\nforce_exit_after(0.2)\ntime.sleep(60)\n"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=40)
     assert done.returncode == 1
     assert "the shutdown did not complete within 0.2 s" in done.stderr
