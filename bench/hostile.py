@@ -7,8 +7,8 @@ calls. The exit status is 1 if an attack gets a 5xx answer (except 503 and 504 w
 the server, leaves work or memory behind, or delays the other key by more than the bound.
 
 `--only WORD` runs the attacks whose name contains the word, `--short` leaves out the long ones; `--copies N` runs N
-copies of each at once. `--rounds N
---together K` runs K random attacks at once, N times. `--requests N` sends N random requests to all routes of
+copies of each in parallel. `--rounds N
+--together K` runs K random attacks in parallel, N times. `--requests N` sends N random requests to all routes of
 /openapi.json. The attacks are in `bench/attacks.py`.
 """
 
@@ -50,7 +50,7 @@ _SETTLE_SECONDS = 30.0
 
 @dataclass
 class Row:
-    """Result of an attack, or of several at once."""
+    """Result of an attack, or of several in parallel."""
 
     name: str
     seconds: float
@@ -162,7 +162,7 @@ async def target(arguments: Sequence[str]) -> AsyncIterator[Target]:
 
 
 async def measure(server: Target, name: str, attacks: Sequence[Attack], seed: int) -> Row:
-    """Run the attacks at once and return the result."""
+    """Run the attacks in parallel and return the result."""
     timeout = aiohttp.ClientTimeout(total=PATIENCE_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
         alone = statistics.median([await _plain(http, server) for _ in range(5)])
@@ -249,10 +249,10 @@ async def hostile(
     requests: int = 0,
     seed: int = 1,
 ) -> tuple[list[Row], list[str]]:
-    """Run the attacks whose name contains `only`, then `rounds` of several at once, then random requests.
+    """Run the attacks whose name contains `only`, then `rounds` of several in parallel, then random requests.
 
-    `short`: leave out the attacks that take long. `copies`: number of copies of each attack that run at once. Return
-    a row for each, and what went wrong when the server ended.
+    `short`: leave out the attacks that take long. `copies`: number of copies of each attack that run in parallel.
+    Return a row for each, and what went wrong when the server ended.
     """
     rng = random.Random(seed)
     chosen = {name: run for name, run in ATTACKS.items() if only in name and not (short and name in LONG)}
@@ -299,8 +299,8 @@ def main() -> int:
     """Run the command line. Return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="run only attacks whose name contains this word")
-    parser.add_argument("--copies", type=int, default=1, help="number of copies of each attack that run at once")
-    parser.add_argument("--rounds", type=int, default=0, help="number of rounds of several random attacks at once")
+    parser.add_argument("--copies", type=int, default=1, help="number of copies of each attack that run in parallel")
+    parser.add_argument("--rounds", type=int, default=0, help="number of rounds of several random attacks in parallel")
     parser.add_argument("--together", type=int, default=3, help="number of attacks in a round")
     parser.add_argument("--requests", type=int, default=0, help="number of random requests to all routes")
     parser.add_argument("--short", action="store_true", help="leave out the attacks that take over 15 seconds")

@@ -1,4 +1,4 @@
-"""Cost of graphs in the gateway, over an engine that answers at once: `python -m bench.rates [--json]`.
+"""Cost of graphs in the gateway, over an engine that answers immediately: `python -m bench.rates [--json]`.
 
 It measures deferred calls per second with and without a journal, in turns; a call's cost as its session grows; a graph
 of 10,000 calls in one request; and the memory of many sessions.

@@ -409,7 +409,7 @@ def _accepted_samples(samples: list[SampledToken | BadLogits], draft: Sequence[i
 
 
 def _apply_tokens(chunk: Chunk, samples: list[SampledToken], position: int, update: Update) -> None:
-    """Replace the placeholder of a chunk by its sampled tokens, until the generation ends, and add them to the
+    """Replace the unknown token of a chunk by its sampled tokens, until the generation ends, and add them to the
     update."""
     sequence, generation = chunk.sequence, chunk.sequence.generation
     assert generation is not None

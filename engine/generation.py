@@ -53,7 +53,7 @@ class Generation:
         """Number of tokens after the last sampled one that the grammar determined."""
         self._proposer: NgramProposer | None = None
         self._prediction = [*prompt[-MAX_MATCH:], *prediction] if prediction else []
-        """The prediction behind the end of the prompt: the proposer sees it as if it had followed this prompt
+        """The prediction after the end of the prompt: the proposer sees it as if it had followed this prompt
         before."""
         self.token_counts: Counter[int] = Counter()
         """Number of times each token was generated; counted only if a penalty needs it."""

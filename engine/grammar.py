@@ -234,7 +234,7 @@ class Matcher:
         """Code and message of the reason why the text cannot be finished, or None."""
 
     def allowed_mask(self) -> NDArray[np.int32]:
-        """Return the tokens that may come next as bits, shape (words,); no bit is set after a failure.
+        """Return the tokens that may follow as bits, shape (words,); no bit is set after a failure.
 
         The array is valid until the next call.
         """

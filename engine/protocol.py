@@ -165,7 +165,8 @@ class StepReport(msgspec.Struct, frozen=True, tag="step"):
     `row_seconds`, `step_seconds`: duration of one prefill row, and of a step in which one or two contexts decode.
     `drafted`, `right`: number of drafted tokens since the start, of all contexts, and how many were accepted.
 
-    While there is work, a report comes at least once a second, and one more when the work ends: silence means a hang.
+    While there is work, the engine sends a report at least once a second, and one more when the work ends: silence
+    means a hang.
     """
 
     updates: list[Update]

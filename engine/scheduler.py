@@ -31,7 +31,7 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Plan:
-    """Rows of one step, and what has to happen before it.
+    """Rows of one step, and the operations before it.
 
     `copies`: blocks (from, to) to copy first. `preempted`: sequences that lost their blocks.
     `rows`: number of rows. `empty_chunks`: number of chunks without rows, which only report.

@@ -154,7 +154,7 @@ class TokenSequence:
                 cache.share(node.block)
             elif (
                 cache.available * size >= len(self.tokens) - self.computed_tokens
-            ):  # otherwise the fetched block would be evicted at once
+            ):  # otherwise the fetched block would be evicted immediately
                 node = cache.fetch(self._tip, key)
             if node is None:
                 if self.miss_reason is None and self.pending_fills:

@@ -1,7 +1,7 @@
 """A chain of two calls: the second reads the answer of the first, and both are sent without waiting.
 
-The only difference from any OpenAI program are two headers. Each call returns at once, with a reference as answer. In
-the next prompt, the reference shows the server that the second call depends on the first.
+The only difference from any OpenAI program are two headers. Each call returns immediately, with a reference as answer.
+In the next prompt, the reference shows the server that the second call depends on the first.
 """
 
 import os

@@ -121,7 +121,7 @@ def build_cluster(
 
 
 def build_app(settings: ServeSettings, services: Services, *inner: Middleware) -> web.Application:
-    """Return the HTTP application over the services. `inner`: middlewares behind authentication."""
+    """Return the HTTP application over the services. `inner`: middlewares that run after authentication."""
     keys = ApiKeys(settings.keys())
     resources = [chat, responses, completions, tokens, models, sessions, variables, graphs, events, health]
     open_routes = {*OPEN_ROUTES, openapi.PATH}

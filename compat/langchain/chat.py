@@ -16,7 +16,7 @@ from compat.langchain.variable import SemanticVariable, SemanticVariableError
 
 _BASE_URL = "http://127.0.0.1:8000/v1"
 _IMMEDIATE = ("tools", "functions", "response_format", "logprobs", "top_logprobs")
-"""Parameters whose answers are read at once, so that calls with them are not deferred."""
+"""Parameters whose answers are read immediately, so that calls with them are not deferred."""
 _WAIT_SECONDS = 300
 
 
@@ -32,8 +32,8 @@ class DeferredMessage(AIMessage):
 class ChatMyna(ChatOpenAI):
     """A chat model served by myna. Without a `session` it behaves like ChatOpenAI.
 
-    With a session, answers are Semantic Variables: `invoke`, `batch` and their async variants return at once, and an
-    answer that is part of the next prompt is sent as a reference. So chains, maps and parallel branches become one
+    With a session, answers are Semantic Variables: `invoke`, `batch` and their async variants return immediately, and
+    an answer that is part of the next prompt is sent as a reference. So chains, maps and parallel branches become one
     graph, which the server knows completely while it runs the first call. Python waits when it reads the text.
 
     Streams, and requests with tools, response formats or log probabilities, return text. References in their prompts

@@ -1,7 +1,7 @@
 """Check with llguidance whether a schema, regex or grammar can be enforced, within limits of size and time.
 
 Clients send these texts, and llguidance limits only most of its own work. So `schemas` and `lark` first
-refuse what its limits do not bound.
+refuse grammars that its limits do not bound.
 """
 
 from functools import cache
@@ -48,7 +48,7 @@ def problem_of_lark(grammar: str) -> str:
 
 
 def _problem(grammar: str) -> str:
-    """Compile the grammar, compute which bytes may come first, and return why that fails; "" if it does not."""
+    """Compile the grammar, compute which bytes may be first. Return the error message, or "" if there is no error."""
     matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=_FIRST_LIMITS)
     if matcher.is_error():
         error = matcher.get_error()

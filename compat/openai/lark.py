@@ -1,4 +1,4 @@
-"""Check grammars in Lark before llguidance compiles them, and refuse what its limits do not bound."""
+"""Check grammars in Lark before llguidance compiles them, and refuse grammars that its limits do not bound."""
 
 import json
 import re

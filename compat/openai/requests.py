@@ -223,7 +223,7 @@ class ChatCompletionRequest(_Choices):
         if len(set(names)) < len(names):
             raise field_error("tools", "two tools have the same name")
         if self.tool_choice not in (None, "none", "auto") and not names:
-            raise field_error("tool_choice", "tool_choice requires a call, but there are no tools")
+            raise field_error("tool_choice", "tool_choice requires a tool call, but there are no tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             message = f"tool_choice names {self.tool_choice.function.name!r}, but the tools are {', '.join(names)}"
             raise field_error("tool_choice", message)

@@ -8,7 +8,7 @@ import torch
 
 
 def large_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Return zeros that take no memory until written; torch.zeros would write them all at once.
+    """Return zeros that use no memory until they are written; torch.zeros would write all of them immediately.
 
     Large pages avoid the address lookups for which scattered KV blocks and long weights otherwise wait.
     """

@@ -1,7 +1,7 @@
 """Client of a server that runs one program in three modes.
 
 `client`    on any OpenAI server: wait for every answer, and insert its text into the next prompt
-`deferred`  the same requests with two more headers: each returns a reference at once, which is inserted instead
+`deferred`  the same requests with two more headers: each returns a reference immediately, which is inserted instead
 `graph`     collect the calls, and send them as one graph when the program reads a text
 """
 

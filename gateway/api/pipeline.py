@@ -92,7 +92,7 @@ async def build_spec(
 
 
 async def offload_if_long(build: Callable[[], _Result], characters: int, *models: ServedModel) -> _Result:
-    """Return what `build` returns. Call it in a thread if the request, with so many characters, takes long to render
+    """Return the result of `build`. Call it in a thread if the request, with so many characters, takes long to render
     and tokenise for the models."""
     if characters < _LONG_CHARACTERS:
         return build()
@@ -146,7 +146,8 @@ def repeat(spec: CallSpec, count: int) -> list[CallSpec]:
 async def respond(
     target: Target, specs: Sequence[CallSpec], serializer: Serializer, *, streamed: bool
 ) -> web.StreamResponse:
-    """Submit the calls and answer with their texts; at once, with references to their outputs, if they are deferred.
+    """Submit the calls and answer with their texts; if they are deferred, answer immediately with references to
+    their outputs.
 
     If the client disconnects meanwhile, calls that only it waits for are cancelled; see `gateway/api/subscription.py`.
     """

@@ -63,7 +63,7 @@ class AnswerChecker:
         return self._violations.get(index)
 
     def start(self, index: int, call: Call) -> Awaitable[None] | None:
-        """Check the answer of a call. Return what has to be awaited, if the check takes long. Raises nothing."""
+        """Check the answer of a call. Return an awaitable if the check runs in a thread, else None. Raises nothing."""
         text = call.output.value
         if call.state is not CallState.DONE or text is None or (call.finish_reason or "stop") not in _COMPLETE:
             return None

@@ -49,7 +49,7 @@ class StreamWriter:
     async def run(self, readers: Sequence[Reader]) -> bytes:
         """Write all events but the last ones, and return those: the caller ends the stream with them.
 
-        Raises what the serializer raises, after all events before that are written.
+        Raises the errors of the serializer, after all earlier events are written.
         """
         with ExitStack() as stack:
             stack.callback(self._cancel_endings)
@@ -133,7 +133,7 @@ class StreamWriter:
             self._wake.set_result(None)
 
     def _serialize_new(self) -> None:
-        """Serialize what is new, up to the first error."""
+        """Serialize the new pieces, up to the first error."""
         if self._error is not None:
             return
         try:

@@ -14,7 +14,7 @@ from gateway.simulator.workload import MIXES
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what each policy achieved. Return the exit status."""
+    """Print the times that each policy achieved. Return the exit status."""
     parser = argparse.ArgumentParser(
         prog="myna simulate",
         description="Run applications on modelled engines in virtual time, with the real scheduler, and compare "
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--utilisation", type=float, default=0.8, metavar="SHARE", help="load relative to capacity (default: 0.8)"
     )
-    parser.add_argument("--bursts", action="store_true", help="ten applications arrive almost at once")
+    parser.add_argument("--bursts", action="store_true", help="ten applications arrive almost together")
     parser.add_argument(
         "--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="policies to compare (default: all)"
     )

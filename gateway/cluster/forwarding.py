@@ -99,7 +99,7 @@ class Forwarding:
 
     @property
     def middleware(self) -> Middleware:
-        """Middleware that forwards requests. It stands behind authentication, before all code that looks up
+        """Middleware that forwards requests. It runs after authentication, before all code that looks up
         sessions."""
 
         @web.middleware

@@ -1,1 +1,1 @@
-"""Engines behind one protocol: `fill`, `generate` and `free` of contexts, and what each engine supports."""
+"""Engines with one protocol: `fill`, `generate` and `free` of contexts, and the features that each engine supports."""

@@ -1,6 +1,7 @@
 """The engine protocol, after the Parrot paper's universal engine: contexts with `fill`, `generate` and `free`.
 
-Contexts are handles. Commands are sent at once and in order. If the engine refuses one, the next awaited call raises.
+Contexts are handles. Commands are sent immediately and in order. If the engine refuses one, the next awaited call
+raises.
 
     EngineFailure           carries the wire contract's `code`
     ├── ContextRefused      the engine cannot do this for this context (prompt too long, invalid parameter)
@@ -123,7 +124,7 @@ EventCallback = Callable[[ContextEvent], None]
 class EngineContext(Protocol):
     """Text on one engine, with its KV cache.
 
-    Generated text stays in it, up to the last character that was emitted. The next `fill` appends behind that.
+    Generated text stays in it, up to the last character that was emitted. The next `fill` appends after it.
     """
 
     def fill(self, content: PromptContent) -> None:
@@ -131,7 +132,7 @@ class EngineContext(Protocol):
         failed."""
 
     async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
-        """Generate behind the filled tokens, until the generation ends. Raises EngineFailure.
+        """Generate after the filled tokens, until the generation ends. Raises EngineFailure.
 
         `on_event` gets one PrefillResult, then TokenDeltas, and at the end TokenCounts if the engine reports them. It
         is called where the data arrives, so that no task has to wake for each token. An error that it raises ends the
@@ -152,7 +153,7 @@ class Engine(Protocol):
     tokens_per_unit: float
     """Approximate number of the model's tokens per unit of `fill`: 1 for tokens, less for characters."""
     constrains_after_reasoning: bool
-    """Whether a constraint applies only behind the model's reasoning, if `SamplingParams.thinks` says that there may be
+    """Whether a constraint applies only after the model's reasoning, if `SamplingParams.thinks` says that there may be
     some. Otherwise it applies to all of the text."""
 
     @property

@@ -122,4 +122,4 @@ class NullSink:
         """Do nothing. See `FactSink.write`."""
 
     async def flush(self) -> None:
-        """Return at once. See `FactSink.flush`."""
+        """Return immediately. See `FactSink.flush`."""

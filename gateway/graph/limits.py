@@ -7,19 +7,19 @@ from collections import Counter
 from dataclasses import dataclass
 
 _SHARE = 3 / 4
-"""Share of a bound that one tenant may hold, if there can be several tenants."""
+"""Share of a limit that one tenant may use, if there can be several tenants."""
 
 
 class SharedLimit:
-    """Counter of what each tenant holds of one resource, with a bound for all tenants together.
+    """Limit of one resource for all tenants together. It counts how much each tenant uses.
 
-    One tenant may hold at most three quarters of the bound. When all tenants together hold the whole bound, a tenant
-    is still admitted as long as it holds at most an equal share, counted over the tenants that hold anything. So the
-    largest holder cannot keep the others out. The total stays below twice the bound.
+    One tenant may use at most three quarters of the limit. When all tenants together have reached the limit, a tenant
+    is still admitted as long as it uses at most an equal share, counted over the tenants that use anything. So the
+    largest user cannot keep the others out. The total stays below twice the limit.
     """
 
     def __init__(self, total: int, *, several: bool = True, own: int | None = None) -> None:
-        """`total`: the bound. `several`: whether there can be more than one tenant; a single tenant may hold all of it.
+        """`total`: the limit. `several`: whether there can be more than one tenant; a single tenant may use all of it.
         `own`: a lower maximum for each tenant."""
         self.total = total
         self.own = max(1, int(total * _SHARE)) if several else total
@@ -29,11 +29,11 @@ class SharedLimit:
         self._sum = 0
 
     def amount(self, tenant: str) -> int:
-        """Return the amount that the tenant holds."""
+        """Return the amount that the tenant uses."""
         return self._held[tenant]
 
     def has_room(self, tenant: str, amount: int = 1) -> bool:
-        """Return whether the tenant may hold `amount` more."""
+        """Return whether the tenant may use `amount` more."""
         held = self._held.get(tenant, 0) + amount
         if held > self.own:
             return False
@@ -42,26 +42,26 @@ class SharedLimit:
         return held <= self.fair_share(tenant)
 
     def fair_share(self, tenant: str) -> float:
-        """Return the tenant's equal share of the bound."""
+        """Return the tenant's equal share of the limit."""
         return self.total / (len(self._held) + (tenant not in self._held))
 
     @property
     def is_full(self) -> bool:
-        """Whether all tenants together have reached the bound."""
+        """Whether all tenants together have reached the limit."""
         return self._sum >= self.total
 
     @property
     def largest_holder(self) -> str | None:
-        """The tenant that holds most; None if no tenant holds anything."""
+        """The tenant that uses most; None if no tenant uses anything."""
         return max(self._held, key=self._held.__getitem__, default=None)
 
     def add(self, tenant: str, amount: int = 1) -> None:
-        """Add to what the tenant holds. It does not check the bound: call `has_room` before."""
+        """Add to the amount that the tenant uses. It does not check the limit: call `has_room` before."""
         self._held[tenant] += amount
         self._sum += amount
 
     def remove(self, tenant: str, amount: int = 1) -> None:
-        """Subtract from what the tenant holds."""
+        """Subtract from the amount that the tenant uses."""
         self._sum -= amount
         self._held[tenant] -= amount
         if not self._held[tenant]:

@@ -37,7 +37,7 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
     """Return the prefix keys from the shortest to the whole prompt. Keys are equal for equal text and equal sources,
     within one tenant and model.
 
-    `own`: include keys behind the first place where the call itself generates. No other call's prompt equals those.
+    `own`: include keys after the first place where the call itself generates. No other call's prompt equals those.
     """
     key = _scope_key(call.scope, call.spec.model)
     found, length = [], 0

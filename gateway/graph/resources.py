@@ -8,7 +8,7 @@ from gateway.graph.limits import SessionLimits, SharedLimits
 
 @dataclass(eq=False)
 class SessionResources:
-    """Counters of what one session occupies. A check that raises an error counts nothing."""
+    """Counters of the resources that one session uses. A check that raises an error counts nothing."""
 
     session: str
     """Id of the session, for messages."""
@@ -63,7 +63,7 @@ class SessionResources:
             self._shared.bytes.add(self.tenant, size)
 
     def join(self, shared: SharedLimits) -> None:
-        """Count what the session holds in the limits that all sessions share, until `leave`."""
+        """Count the resources of the session in the limits that all sessions share, until `leave`."""
         self._shared, self._shares_bytes = shared, True
         shared.bytes.add(self.tenant, self.bytes)
 

@@ -93,7 +93,7 @@ PromptContent = Sequence[int] | str | Messages
 
 
 def content_of(segment: Text | Characters | Messages) -> PromptContent:
-    """Return what a context is filled with for a segment."""
+    """Return the content that `fill` gets for a segment."""
     match segment:
         case Text(tokens):
             return tokens

@@ -42,7 +42,7 @@ class SessionStore:
     max_waiters: int = 40_000
     """Maximum number of waiting requests, over all sessions."""
     several_tenants: bool = False
-    """Whether there can be more than one tenant. If so, no tenant alone can use all of a bound."""
+    """Whether there can be more than one tenant. If so, no tenant alone can use all of a limit."""
     _sessions: dict[tuple[str, str], Session] = field(default_factory=dict)
     _expired: dict[tuple[str, str], None] = field(default_factory=dict)
     _leaving: list[Session] = field(default_factory=list)

@@ -286,7 +286,7 @@ class Reader:
     # callback interface
 
     def watch(self, notify: Callable[[], None]) -> None:
-        """Call `notify` whenever there is more to take, or no more will come, until the reader's context exits.
+        """Call `notify` whenever pieces arrive or no more can arrive, until the reader's context exits.
 
         `notify` must not raise, take pieces or change the variable.
         """

@@ -83,7 +83,7 @@ class EventStream:
     async def with_heartbeats(
         self, wait: Callable[[], Awaitable[_Result]], first: float = HEARTBEAT_SECONDS
     ) -> _Result:
-        """Return what `wait` returns, and send comments as heartbeats until then.
+        """Return the result of `wait`, and send comments as heartbeats until then.
 
         The heartbeats cancel `wait` and call it again. `first`: longest silence before the headers are sent, in
         seconds.

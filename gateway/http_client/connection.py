@@ -36,7 +36,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._trailer_bytes = 0
         self._has_surplus = False
-        """Whether data has arrived behind a response."""
+        """Whether data has arrived after a response."""
         self._until_closed = False
         """Whether the body ends with the connection."""
         self.is_paused = False
@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
         return response
 
     def end(self, error: ConnectionBroken | None) -> None:
-        """Close the connection at once. The response fails with `error`."""
+        """Close the connection immediately. The response fails with `error`."""
         if self._transport is not None:
             self._transport.abort()
         response, self.response = self.response, None

@@ -2,7 +2,7 @@
 
 
 class ConnectError(Exception):
-    """No connection could be made."""
+    """No connection could be opened."""
 
 
 class ConnectionBroken(Exception):

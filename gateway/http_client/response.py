@@ -63,7 +63,7 @@ class Response:
     async def stream_to(self, callback: Callable[[bytes], None]) -> None:
         """Call `callback` with each chunk of the body where it arrives, and return after the last one.
 
-        Raises ConnectionBroken behind all that arrived, and what `callback` raises.
+        Raises ConnectionBroken after all data that arrived, and the errors of `callback`.
         """
         self._callback = callback
         try:

@@ -5,7 +5,8 @@ expired lease marks the other one as dead for good, and then takes over its sess
 own gateway and stores nothing if that gateway is marked as dead. So a gateway that was slow or cut off cannot add facts
 to a session that another one has taken over, and learns about it at its next commit.
 
-A session id is claimed before the session is created: if two gateways get the same id at once, only one can use it.
+A session id is claimed before the session is created: if two gateways get the same id at the same time, only one can
+use it.
 """
 
 import asyncio
@@ -261,7 +262,7 @@ class PostgresStorage:
         return await self._connections.fetchval(_CLAIM, self.gateway, tenant, id) is not None
 
     async def release_unused_claims(self, is_held: Callable[[str, str], bool]) -> None:
-        """Release ids that were claimed more than a minute ago, and under which no session is held."""
+        """Release ids that were claimed more than a minute ago, and under which this gateway has no session."""
         rows = await self._connections.fetch(f"SELECT tenant, id FROM myna_sessions WHERE {_STALE}", self.gateway)
         names = [(row["tenant"], row["id"]) for row in rows if not is_held(row["tenant"], row["id"])]
         if names:  # an id that is claimed again in the meantime is not stale
@@ -355,7 +356,7 @@ class PostgresStorage:
         return JournalError(f"the journal at {self.name} is damaged: facts from number {row}: {problem}")
 
     async def close(self) -> None:
-        """Mark this gateway as dead, so that the others take over its sessions at once, and disconnect."""
+        """Mark this gateway as dead, so that the others take over its sessions immediately, and disconnect."""
         if self._pool is not None and self.gateway:
             try:
                 await self._connections.execute("UPDATE myna_gateways SET alive = false WHERE id = $1", self.gateway)

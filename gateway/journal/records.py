@@ -177,7 +177,7 @@ def entries_of(facts: Iterable[tuple[int, int, Record]]) -> list[Entry]:
 
 
 def record_of(fact: Fact) -> Record:
-    """Return the record of a fact as it is now. Its call or variable may change later."""
+    """Return a snapshot of a fact as a record: the fact's call or variable may change later."""
     # a lookup by type is faster than `match`: a call has about ten facts
     if isinstance(fact, Event):
         record: Record = _CHANGES[type(fact.change)](fact.time, fact.change)

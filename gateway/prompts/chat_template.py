@@ -1,4 +1,4 @@
-"""Compile and render a model's chat template, and find out what the template supports.
+"""Compile and render a model's chat template, and find out which features the template supports.
 
 Templates are written for `apply_chat_template` of transformers, so names, tags and filters are the same here.
 """

@@ -102,7 +102,7 @@ class TemplatePromptBuilder(PromptBuilder):
         *,
         opens: bool,
     ) -> _Rendered:
-        """Render the messages with the chat template. `opens`: whether a new answer begins behind them."""
+        """Render the messages with the chat template. `opens`: whether a new answer begins after them."""
         if chat.continue_final_message:
             messages[-1]["content"] += END_MARK
         options = chat.template_options or {}
@@ -122,7 +122,7 @@ class TemplatePromptBuilder(PromptBuilder):
             raise RequestError(400, message, param=chat.path(chat.field)) from error
         begins_reasoning = opens and text.rstrip().endswith(REASONING_START)
         if chat.tools is not None and chat.tools.choice == "forced" and opens:
-            # a forced call needs no reasoning
+            # a forced tool call needs no reasoning
             text += (f"\n{REASONING_END}\n\n" if begins_reasoning else "") + self.tool_call_format.begin
             begins_reasoning = False
         if chat.continue_final_message:

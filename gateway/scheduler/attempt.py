@@ -42,7 +42,7 @@ class UnstableTokens(Exception):
 
 
 class CallAttempt:
-    """Owner of what one attempt has filled so far.
+    """Owner of the prompt content that one attempt has filled so far.
 
     No error of an attempt is final. After `ProducerRestarted`, `UnstableTokens` and `EngineLost` the call may get
     another attempt. After `CallFailed` and other engine failures it cannot succeed.
@@ -83,8 +83,8 @@ class CallAttempt:
     async def prepare(self) -> bytes | None:
         """Fill all segments before the first slot, and wait for their values.
 
-        Return a digest of what the rest of the call does: calls with equal digests do the same. Return None if the call
-        cannot be shared.
+        Return a digest of the prompt and of the rest of the call: calls with equal digests are identical. Return None
+        if the call cannot be shared.
         """
         for segment in self._rendering.segments:
             if isinstance(segment, Slot):

@@ -49,7 +49,7 @@ class FairQueue:
         return lead
 
     def finish(self, tenant: str, work: float) -> None:
-        """Count a call of the tenant that has ended. `work` is what `request` received."""
+        """Count a call of the tenant that has ended. `work`: the value that `request` received."""
         state = self._busy[tenant]
         state.calls -= 1
         state.done += work / state.weight

@@ -39,7 +39,8 @@ def objectives_of(calls: Iterable[Call]) -> dict[str, Objective]:
 
 
 def _visit(call: Call, known: dict[str, Objective], stack: "list[tuple[Call, Iterator[Call]]]") -> None:
-    """Record what follows from the call alone. Push it onto the stack if its dependents matter as well."""
+    """Record the objective that follows from the call alone. Push it onto the stack if its dependents matter as
+    well."""
     if call.id in known:
         return
     own = call.spec.objective

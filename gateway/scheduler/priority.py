@@ -36,7 +36,7 @@ large applications wait for small ones.
 LONG_WORK_EXTENSION = 120.0
 """Additional deadline extension, in seconds, for work that is not short.
 
-Under overload every call becomes late. A question that takes a second must not wait behind all of the late work.
+Under overload every call becomes late. A question that takes a second must not wait for all of the late work.
 """
 SHORT_WORK = 2.0
 """Work in seconds up to which LONG_WORK_EXTENSION does not apply. From here to twice as much it grows to its full
@@ -66,7 +66,8 @@ class Priorities:
 
         rank = min(own deadline, ranks of the unfinished calls that read or follow it) - PRODUCER_LEAD * time
 
-    So a call never ranks behind a call that needs it. Calls that arrive after a call's own deadline cannot overtake it.
+    So a call never has a higher rank than a call that needs it. Calls that arrive after a call's own deadline cannot
+    overtake it.
 
     A change of the graph marks the calls that it concerns. The next query of ranks computes these calls and, as far as
     their ranks change, their ancestors, once each. The time is linear in the edges between them, however many changes
@@ -244,7 +245,7 @@ class Priorities:
                 affected[source.id] = source
 
     def _dependents_first(self, calls: list[Call]) -> Iterator[Call]:
-        """Return the calls and their unfinished ancestors, each call behind all its dependents."""
+        """Return the calls and their unfinished ancestors, each call after all its dependents."""
         seen: set[str] = set()
         order: list[Call] = []
         for start in calls:
@@ -280,7 +281,7 @@ class Priorities:
         self._settle()
         for name, entry in self._entries.items():
             assert not entry.call.state.is_final, f"{name} has ended"
-            assert entry.rank == self.compute_rank(entry.call), f"the rank of {name} is not what it should be"
+            assert entry.rank == self.compute_rank(entry.call), f"the rank of {name} is stale"
             dependents = self._count_dependents(entry.call)
             assert entry.dependents == dependents, f"{name} has {dependents} readers"
         sessions = Counter(id(entry.call.session) for entry in self._entries.values())

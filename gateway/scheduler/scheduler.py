@@ -226,7 +226,7 @@ class Scheduler:
             self._idle.set()
 
     def cancel(self, call: Call, failure: Failure) -> None:
-        """Cancel a call. Its engine context is freed at once."""
+        """Cancel a call. Its engine context is freed immediately."""
         self._cancellation.cancel(call, failure)
 
     def subscribe(

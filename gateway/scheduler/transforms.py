@@ -13,7 +13,7 @@ _searchers = ThreadPoolExecutor(1, "transform")
 
 
 class TransformFailed(Exception):
-    """The answer does not contain what the transform selects."""
+    """The answer does not contain the text that the transform selects."""
 
 
 async def apply(transform: Transform, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Open what sessions and responses are stored in, as the settings say."""
+"""Open the storage of sessions and responses that the settings name."""
 
 import asyncio
 import os

@@ -342,7 +342,7 @@ class SimulatedContext:
 
     @property
     def needed_rows(self) -> int:
-        """Number of rows to prefill now: only full blocks, unless text is generated behind them."""
+        """Number of rows to prefill now: only full blocks, unless text is generated after them."""
         return self.unread if self.sampling is not None else self.unread - len(self._tail)
 
     def fill(self, content: PromptContent) -> None:

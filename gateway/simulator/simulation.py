@@ -24,7 +24,7 @@ from gateway.simulator.workload import Application, Applications, arrivals
 
 _LIMITS = SessionLimits()
 _TRIAL_APPLICATIONS = 200
-"""Number of applications that arrive at once in a trial, which measures the capacity of the engines."""
+"""Number of applications that arrive together in a trial, which measures the capacity of the engines."""
 _GC_THRESHOLDS = (50_000, 20, 100)
 
 

@@ -31,7 +31,7 @@ def run(server: GatewayHarness, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def printed(server: GatewayHarness) -> Iterator[Callable[[str], str]]:
-    """Run all examples at once. Yield a function that waits for an example and returns what it printed."""
+    """Run all examples in parallel. Yield a function that waits for an example and returns what it printed."""
     with ThreadPoolExecutor(len(NAMES)) as threads:
         running = {name: threads.submit(run, server, name) for name in NAMES if name != "chain.sh" or CURL}
         yield lambda name: running[name].result(110)

@@ -370,7 +370,7 @@ HARD: list[dict[str, str]] = [
 def test_grammar_time_of_one_text_is_bounded(
     tiny_engine: Engine, form: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Set the CPU time budget to 0, so that it is exceeded at once, where no limit of the library applies."""
+    """Set the CPU time budget to 0, so that it is exceeded immediately, where no limit of the library applies."""
     monkeypatch.setattr("engine.grammar._BUDGET_SECONDS", 0.0)
     monkeypatch.setattr("engine.grammar._QUICK_SECONDS", 0.0)
     monkeypatch.setattr(tiny_engine._pending_generations._grammars, "_budgets", {})

@@ -20,7 +20,7 @@ from gateway.graph.variable import Piece
 
 
 class FakeEngine:
-    """Answers every prompt at once with its length in tokens, one digit a token.
+    """Answers every prompt immediately with its length in tokens, one digit a token.
 
     `hold` makes contexts wait before they answer. `lose` ends all of them, as the death of a process does.
     """

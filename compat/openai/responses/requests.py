@@ -126,7 +126,7 @@ class ResponseRequest(Generation):
     stream_options: ResponseStreamOptions | None = None
     # run without a waiting client
     background: bool | None = None
-    # hints without effect: the client makes the calls, and a prompt that is too long is refused
+    # hints without effect: the client runs the tool calls, and a prompt that is too long is refused
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: ServiceTier | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None

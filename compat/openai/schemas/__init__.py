@@ -1,4 +1,4 @@
-"""Rewrite JSON schemas, so that llguidance enforces what the client asked for.
+"""Rewrite JSON schemas, so that llguidance enforces them.
 
 llguidance joins the parts of a schema (`allOf`, `$ref`, `anyOf` beside other keywords) by itself. But it lacks some
 keywords, rounds integers to floats, and follows a recursive `$ref` without end. `make_enforceable` changes a schema so

@@ -200,7 +200,7 @@ class SchemaRewriter:
         if not isinstance(branches, list):
             self._policy.refuse(key, "must be a list")
             return
-        # llguidance takes a oneOf only where it can prove that no two alternatives hold at once
+        # llguidance accepts a oneOf only if it can prove that no value is valid for two alternatives
         result["anyOf" if not self._policy.is_strict else key] = [self._schema(branch, shared) for branch in branches]
 
     def _add_joined(self, node: dict[str, Any], result: dict[str, Any], shared: frozenset[str] | None) -> None:
@@ -230,7 +230,7 @@ class SchemaRewriter:
         elif "allOf" in node:
             self._policy.refuse("allOf", "must be a list")
         choices = [key for key in ("anyOf", "oneOf") if isinstance(node.get(key), list)]
-        # llguidance takes a oneOf only where it can prove that no two alternatives hold at once
+        # llguidance accepts a oneOf only if it can prove that no value is valid for two alternatives
         if not self._policy.is_strict and choices == ["oneOf"]:
             choices, node = ["anyOf"], {**node, "anyOf": node["oneOf"]}
         own_names = self._finder.count_names(

@@ -1,4 +1,4 @@
-"""The C kernels behind the `Kernels` interface."""
+"""The C kernels as an implementation of `Kernels`."""
 
 import ctypes
 import logging

@@ -176,7 +176,7 @@ def _number(request: web.Request) -> int:
 @operation(SemanticCallAnswer, body=SemanticCall, errors=(401, 404, 409, 410, 429, 503), error=ErrorAnswer)
 @parrot_errors
 async def call(request: web.Request) -> web.Response:
-    """Accept a call. It runs when a client asks for one of its outputs, or at once if the request has
+    """Accept a call. It runs when a client asks for one of its outputs, or immediately if the request has
     `output_criteria`."""
     services, programs = request.app[SERVICES], request.app[PROGRAMS]
     body = await read_json(request, SemanticCall)
@@ -276,7 +276,7 @@ def _spec(body: SemanticCall, model: ServedModel, names: dict[str, str]) -> Call
         raise RequestError(
             400, "the template has no output, so there is nothing to generate", code="invalid_value", param="template"
         )
-    del template[slots[-1] + 1 :]  # text behind the last output has no effect
+    del template[slots[-1] + 1 :]  # text after the last output has no effect
     last = template[-1]
     assert isinstance(last, Slot)
     template[-1] = Slot(None, last.sampling, where=last.where)

@@ -180,7 +180,7 @@ class BackgroundResponse:
         self._cancelled.set()
 
     async def follow(self, request: web.Request, after: int) -> web.StreamResponse:
-        """Stream the events behind the one numbered `after`, up to the last.
+        """Stream the events after the event numbered `after`, up to the last.
 
         If the numbers of the events are lost, stream only the last event; or, if `after` is -1, all events as if the
         response were generated now.
@@ -353,7 +353,7 @@ class Background:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, GraphError):
             log.error("internal error: a response in the background failed", exc_info=error)
 
-    # after a restart, and where a session comes from another gateway
+    # after a restart, and if a session was taken over from another gateway
 
     async def resume_all(self, restored: Sequence[Session]) -> None:
         """Resume all responses that were in progress when the process before this one ended.

@@ -114,7 +114,7 @@ class ResponseBuilder:
         return events
 
     def close(self) -> list[Event]:
-        """End the last items and return their events. `finish` comes next."""
+        """End the last items and return their events. Call `finish` next."""
         events: list[Event] = (
             [] if self._parser is None else self._add_events(self._parser.finish(cut=self._is_cut_off))
         )
@@ -126,7 +126,8 @@ class ResponseBuilder:
         return [*events, *self._items.end("completed" if ended else "incomplete")]
 
     def start_check(self) -> Awaitable[None] | None:
-        """Begin the check of the whole answer against its schema. Return what has to be awaited, if anything."""
+        """Begin the check of the whole answer against its schema. Return an awaitable if the check runs in a thread,
+        else None."""
         return None if self._checker is None else self._checker.start(0, self._call)
 
     def finish(self) -> Response:
@@ -142,7 +143,7 @@ class ResponseBuilder:
         return self._call.finish_reason == "length" and not self._scope.is_deferred
 
     def interrupt(self) -> list[Event]:
-        """End the items of a failed answer and return their events. `fail` comes next."""
+        """End the items of a failed answer and return their events. Call `fail` next."""
         return [*self._items.end("incomplete")]
 
     def fail(self, error: FailedCall) -> Response:

@@ -1,4 +1,4 @@
-"""Continue conversations: what `previous_response_id` means, and what is stored of a response for it."""
+"""Continue conversations: resolve `previous_response_id`, and build the turns that are stored for it."""
 
 import json
 from collections.abc import Sequence

@@ -49,7 +49,8 @@ class Items:
         return all(isinstance(item, ReasoningItem) for item in (*self.done, self._growing) if item is not None)
 
     def add(self, found: ToolCallEvent, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
-        """Add what a parser found in the answer; with log probabilities of its tokens, if it is text."""
+        """Add text or a tool call that a parser found in the answer; with log probabilities of its tokens, if it is
+        text."""
         match found:
             case AnswerText(text):
                 events = [] if isinstance(self._growing, OutputMessage) else self._start_item(_message())

@@ -37,8 +37,8 @@ _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:
-    """Answer with items, as a whole or as a stream of events. If the call is deferred, answer at once with a reference
-    to its output. A response in the background is answered at once and generated meanwhile."""
+    """Answer with items, as a whole or as a stream of events. If the call is deferred, answer immediately with a
+    reference to its output. A response in the background is answered immediately and generated meanwhile."""
     body = await read_json(request, ResponseRequest)
     target = await pipeline.resolve(request, body.model, body.semantic)
     services, model, scope = target.services, target.model, target.scope
@@ -73,7 +73,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     errors=(400, 404, 429, 503),
 )
 async def get(request: web.Request) -> web.StreamResponse:
-    """Return a response, or stream its events: all of them, or those behind `starting_after`."""
+    """Return a response, or stream its events: all of them, or those after `starting_after`."""
     streamed, after = bool_param(request, "stream"), int_param(request, "starting_after", -1, minimum=0)
     background, key = request.app[BACKGROUND], (request[TENANT], request.match_info["id"])
     running = background.find(*key)

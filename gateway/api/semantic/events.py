@@ -17,7 +17,7 @@ from gateway.http.sse import EventStream, named_event
 routes = web.RouteTableDef()
 
 _BATCH = 200
-"""Number of events that are written at once, before the client has read earlier ones."""
+"""Number of events that are written together, before the client has read earlier ones."""
 
 
 @routes.get("/v1/sessions/{id}/events")
@@ -27,7 +27,7 @@ _BATCH = 200
     errors=(400, 404, 410, 429, 503),
 )
 async def stream_events(request: web.Request) -> web.StreamResponse:
-    """Stream every change of state, from the beginning of the session or behind `Last-Event-ID`, until the session
+    """Stream every change of state, from the beginning of the session or after `Last-Event-ID`, until the session
     ends."""
     session, position = session_of(request), _last_event(request)
     stream = EventStream(request)

@@ -86,8 +86,8 @@ def _list_pieces(items: Iterable[VariableObject]) -> Iterator[bytes]:
     errors=(400, 404, 410, 429, 503, 504),
 )
 async def get(request: web.Request) -> web.StreamResponse:
-    """Return a variable: at once, or with `wait=true` once it is ready, failed or cancelled; or stream its value while
-    it grows."""
+    """Return a variable: immediately, or with `wait=true` once it is ready, failed or cancelled; or stream its value
+    while it grows."""
     session = session_of(request)
     variable = variable_of(session, request.match_info["name"])
     if "text/event-stream" in request.headers.get("Accept", ""):

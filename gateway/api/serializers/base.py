@@ -1,4 +1,4 @@
-"""The interface of serializers, and what they share."""
+"""The interface of serializers, and their common functions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
@@ -62,11 +62,11 @@ class Serializer(ABC):
         """Return the last events of a stream in which a call failed."""
 
     def prepare_end(self, index: int) -> Awaitable[None] | None:
-        """Return what has to be awaited before `end_events`, if anything. Other outputs grow meanwhile."""
+        """Return an awaitable that has to end before `end_events`, or None. Other outputs grow meanwhile."""
         return None
 
     async def last_events(self) -> bytes:
-        """Return the events behind the ends of all outputs."""
+        """Return the events after the ends of all outputs."""
         return b""
 
 

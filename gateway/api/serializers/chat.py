@@ -120,7 +120,7 @@ def _reasoning_fields(pieces: Iterable[Piece]) -> dict[str, Any]:
 
 
 def _deltas(found: Iterable[ToolCallEvent]) -> list[ChoiceDelta]:
-    """Return what was found in a piece of text as deltas, each with at most one entry of `tool_calls`.
+    """Return the text and tool calls found in a piece of text as deltas, each with at most one entry of `tool_calls`.
 
     Some clients read only `tool_calls[0]` (llama-index). Others lose arguments when two entries have the same index
     (the openai package before 3.57).
@@ -153,7 +153,7 @@ def _tool_call_delta(tool_call: ToolCallDelta) -> ChoiceDelta:
 
 
 def new_tool_call_id() -> str:
-    """Return an id for a call of a tool; the message with the tool's output names it."""
+    """Return an id for a tool call; the message with the tool's output names it."""
     return f"call_{new_id(24)}"
 
 

@@ -45,7 +45,7 @@ class TcpEngine(EngineClient):
         hang_seconds: float = 60.0,
         start_timeout: float = 0.0,
     ) -> None:
-        """See `EngineClient`. The connection to an engine that hangs is closed and made again."""
+        """See `EngineClient`. The connection to an engine that hangs is closed and opened again."""
         super().__init__(name, on_change, hang_seconds=hang_seconds, start_timeout=start_timeout)
         self._host, self._port, self._token, self._tls = host, port, token, tls
 
@@ -106,7 +106,7 @@ class TcpEngine(EngineClient):
         self.on_ready(answer.info, first_ready)
 
     def abort_engine(self) -> None:
-        """Close the connection at once. See `EngineClient.abort_engine`."""
+        """Close the connection immediately. See `EngineClient.abort_engine`."""
         if self._writer is not None:
             self._writer.transport.abort()
 

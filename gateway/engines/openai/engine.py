@@ -1,6 +1,6 @@
 """One model of an upstream server, as an engine: one request for each text that is generated.
 
-Nothing is prefilled early: filled text stays in the gateway until text is generated behind it. Each request contains
+Nothing is prefilled early: filled text stays in the gateway until text is generated after it. Each request contains
 everything that was filled and generated before, identical to the last character, so that the server finds it in its
 prefix cache.
 """
@@ -44,7 +44,7 @@ cache."""
 _OFFLOAD_SIZE = 100_000
 """Number of tokens or characters from which a request is built in a thread."""
 _TAIL_SECONDS = 5.0
-"""Maximum wait for the token counts behind the end of an answer, in seconds."""
+"""Maximum wait for the token counts after the end of an answer, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class OpenAIEngine:
             match self.upstream.profile.continuation:
                 case None:
                     raise self.upstream.profile.unsupported_error(
-                        "a continuation of an assistant message (a slot behind text)"
+                        "a continuation of an assistant message (a slot after text)"
                     )
                 case "flags":
                     body |= {"add_generation_prompt": False, "continue_final_message": True}
@@ -193,7 +193,7 @@ class OpenAIContext:
         self._size = 0
         """Number of tokens or characters of the prompt."""
         self._generations: list[tuple[str, Sequence[int]]] = []
-        """Texts that were generated behind the prompt, each with its token ids if the server reported them."""
+        """Texts that were generated after the prompt, each with its token ids if the server reported them."""
         self._generated_tokens = 0
         """Number of generated tokens, as the server counts them."""
         self._reasoning_tokens = 0
@@ -219,7 +219,7 @@ class OpenAIContext:
             self._prompt.append(array("i", content).tobytes().decode("utf-32-le", errors="surrogatepass"))
 
     def _append_generations(self) -> None:
-        """Append what was generated to the prompt."""
+        """Append the generated text to the prompt."""
         tokenizer = self._engine.tokenizer
         for text, tokens in self._generations:
             self._append(text if tokenizer is None else tokens or tokenizer.encode(text))

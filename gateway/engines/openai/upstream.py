@@ -116,8 +116,8 @@ class Upstream:
         return self._problem is None and time.monotonic() >= self._busy_until
 
     async def start(self) -> None:
-        """Connect to the server. Return once it was reached, or at once if the settings name its models. Raises
-        EngineStartFailed."""
+        """Connect to the server. Return when the server has answered, or immediately if the settings name its models.
+        Raises EngineStartFailed."""
         key = {"Authorization": f"Bearer {self.config.key}"} if self.config.key else {}
         try:
             self._connections = ConnectionPool(

@@ -1,4 +1,4 @@
-"""Authenticate requests: find the tenant behind an API key."""
+"""Authenticate requests: find the tenant of an API key."""
 
 import hashlib
 import hmac
@@ -17,7 +17,7 @@ OPEN_ROUTES = ("/health", "/health/ready", "/metrics")
 
 
 def tenant_of(key: str) -> str:
-    """Return the tenant behind an API key."""
+    """Return the tenant of an API key."""
     return _tenant(hashlib.sha256(key.encode()).digest())
 
 

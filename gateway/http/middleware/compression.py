@@ -9,7 +9,7 @@ _MIN_BYTES = 2048
 
 @web.middleware
 async def compression(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Compress complete answers. Streams stay uncompressed: each event has to arrive at once."""
+    """Compress complete answers. Streams stay uncompressed: each event has to arrive immediately."""
     response = await handler(request)
     if isinstance(response, web.Response) and isinstance(response.body, bytes) and len(response.body) >= _MIN_BYTES:
         response.headers.add(hdrs.VARY, hdrs.ACCEPT_ENCODING)

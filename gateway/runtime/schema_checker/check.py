@@ -28,7 +28,7 @@ class EvaluatedParts:
         self.all_items = False
 
     def add(self, other: "EvaluatedParts") -> None:
-        """Add what a subschema has evaluated."""
+        """Add the properties and items that a subschema has evaluated."""
         self.keys |= other.keys
         self.items |= other.items
         self.all_items = self.all_items or other.all_items
@@ -36,7 +36,8 @@ class EvaluatedParts:
 
 @dataclass(slots=True)
 class Node:
-    """A value at a schema. `evaluated`: collects what is evaluated, if a schema asks for that."""
+    """A value and the schema that it is checked against. `evaluated`: collects the properties and items that are
+    evaluated, if a schema asks for them."""
 
     schema: dict[str, Any]
     value: Any

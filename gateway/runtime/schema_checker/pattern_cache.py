@@ -20,14 +20,15 @@ class PatternCache:
         """Compiled patterns; None for those that RE2 does not have."""
 
     def matches(self, expression: object, text: str, budget: WorkBudget) -> bool:
-        """Return whether a pattern occurs in a text. Raises NoVerdict if RE2 cannot tell."""
+        """Return whether a pattern occurs in a text. Raises NoVerdict if RE2 does not support the pattern or would read
+        it differently."""
         if not isinstance(expression, str):
             raise NoVerdict("a pattern is not a string")
         pattern = self._compile(expression, budget)
         try:
             budget.spend(1 + pattern.programsize * len(text.encode()) // _WORK_PER_UNIT)
             if not text.isascii() and _SPACES.search(expression):
-                raise NoVerdict("RE2 and ECMA-262 differ in what white space is")
+                raise NoVerdict("RE2 and ECMA-262 differ in their white space characters")
             return regex.search(pattern, 0, text) is not None
         except (regex.BadPattern, UnicodeError) as error:
             raise NoVerdict(str(error)) from None

@@ -31,7 +31,7 @@ class References:
             """Scope of the whole schema."""
         except RecursionError:
             raise
-        except Exception as error:  # it expects valid schemas, and raises whatever comes of others
+        except Exception as error:  # it expects valid schemas, and raises any exception for others
             raise NoVerdict(f"the references of the schema cannot be resolved: {type(error).__name__}") from None
 
     def enter(self, schema: dict[str, Any], scope: Scope) -> Scope:
@@ -49,5 +49,5 @@ def resolve(scope: Scope, lookup: "Callable[[Scope], Resolved[Any]]") -> "Resolv
         return lookup(scope)
     except RecursionError:
         raise
-    except Exception as error:  # unknown targets, and whatever comes of malformed references
+    except Exception as error:  # unknown targets, and any exception for malformed references
         raise NoVerdict(f"a reference cannot be resolved: {type(error).__name__}") from None

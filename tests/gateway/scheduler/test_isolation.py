@@ -35,7 +35,7 @@ class MortalEngine(FakeEngine):
         self.loads_at_death: list[int] = []
         """Number of other contexts that were open at each death."""
         self.maximum = 0
-        """Largest number of contexts that were open at once since the first death."""
+        """Largest number of contexts that were open together since the first death."""
 
     def lose(self) -> None:
         self.loads_at_death.append(self.load - 1)

@@ -1,4 +1,4 @@
-"""gateway/scheduler/: calls on a fake engine that answers at once, waits or is lost, as the test chooses."""
+"""gateway/scheduler/: calls on a fake engine that answers immediately, waits or is lost, as the test chooses."""
 
 import asyncio
 

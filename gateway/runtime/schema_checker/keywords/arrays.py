@@ -37,7 +37,7 @@ def check_additional_items(check: Check, node: Node, schema: Any) -> Violation |
 
 
 def _check_items_from(check: Check, node: Node, schema: Any, begin: int) -> Violation | None:
-    """Return a violation by one of the items behind the first `begin`."""
+    """Return a violation by one of the items after the first `begin`."""
     if not isinstance(node.value, list):
         return None
     if node.evaluated is not None:
