@@ -1,6 +1,6 @@
 .PHONY: install serve demo test test-ecosystem lint bench
 
-install:            ## make .venv and install the project
+install:            ## create .venv and install the project
 	scripts/install
 
 serve: install      ## serve the default model on 127.0.0.1:8000
@@ -12,10 +12,10 @@ demo:               ## run an example against a server of its own
 test:               ## run all tests
 	scripts/install test && .venv/bin/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-test-ecosystem:     ## clients of other people (LangGraph, LlamaIndex, DSPy, ...), in an environment of their own
+test-ecosystem:     ## test clients of other projects (LangGraph, LlamaIndex, DSPy, ...), in an environment of their own
 	scripts/test-ecosystem
 
-lint:               ## style, types, lines of dependency
+lint:               ## check style, types, imports, wording and the layout of tests
 	scripts/install test lint && scripts/lint
 
 bench:              ## measure through HTTP and print the figures, of requests and of whole applications
