@@ -187,7 +187,7 @@ class SqliteResponseStore:
         return [_stored_response(row) for row in rows]
 
     async def delete(self, tenant: str, id: str) -> bool:
-        """Hide a response. See `ResponseStore.delete`."""
+        """Delete a response. See `ResponseStore.delete`."""
 
         def delete(connection: sqlite3.Connection) -> bool:
             number = _number(connection, tenant, id)
@@ -198,7 +198,7 @@ class SqliteResponseStore:
         return await self._submit(delete)
 
     async def delete_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """Hide the responses of sessions. See `ResponseStore.delete_sessions`."""
+        """Delete the responses of sessions. See `ResponseStore.delete_sessions`."""
         query = "SELECT number FROM responses WHERE tenant = ? AND session = ? AND found ORDER BY number DESC"
 
         def delete(connection: sqlite3.Connection) -> None:
@@ -209,7 +209,7 @@ class SqliteResponseStore:
         await self._submit(delete)
 
     async def enforce_retention(self) -> None:
-        """Hide old responses. See `ResponseStore.enforce_retention`."""
+        """Delete old responses. See `ResponseStore.enforce_retention`."""
         query = "SELECT number FROM responses WHERE found AND begun = '' AND at < ? ORDER BY number LIMIT 1000"
         oldest = time.time() - self._ttl
 
@@ -293,7 +293,7 @@ class SqliteResponseStore:
         self._start_batch()
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
-        """Delete ended responses until the others fit: always the oldest of the tenant that holds most.
+        """Delete ended responses until the others fit: always the oldest of the tenant that uses most.
 
         So one tenant cannot push out the responses of the others.
         """
@@ -333,8 +333,8 @@ def _number(connection: sqlite3.Connection, tenant: str, id: str) -> int | None:
 
 
 def _delete(connection: sqlite3.Connection, number: int) -> None:
-    """Hide a response. Delete it if it has no followers, and then the responses before it that have no other follower
-    and are hidden as well."""
+    """Mark a response as deleted. Delete its row if it has no followers, and then the rows before it that have no other
+    follower and are marked as well."""
     connection.execute("UPDATE responses SET found = 0 WHERE number = ?", (number,))
     query = "SELECT before FROM responses WHERE number = ? AND NOT found AND NOT followers"
     current: int | None = number

@@ -70,8 +70,8 @@ class StoredTurn:
 class ResponseStore(Protocol):
     """Owner of the stored responses. All methods raise ResponseStoreError.
 
-    The responses before a response stay as long as it does, even if they cannot be found by their own ids any more. If
-    there is no more room, the oldest ended responses become hidden; unfinished ones stay.
+    A deleted response cannot be found by its id any more. Its row is **hidden** and stays as long as another response
+    continues it. If there is no more room, the store deletes the oldest ended responses; unfinished ones stay.
     """
 
     is_enabled: bool
@@ -97,13 +97,13 @@ class ResponseStore(Protocol):
         """Return the unfinished responses: all, or those whose calls are in that session."""
 
     async def delete(self, tenant: str, id: str) -> bool:
-        """Hide a response. Return whether there was one."""
+        """Delete a response. Return whether there was one."""
 
     async def delete_sessions(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """Hide all responses that belong to these sessions, given by tenant and id."""
+        """Delete all responses that belong to these sessions, given by tenant and id."""
 
     async def enforce_retention(self) -> None:
-        """Hide responses that are too old or do not fit. Call it periodically."""
+        """Delete responses that are too old or do not fit. Call it periodically."""
 
     async def close(self) -> None:
         """Release all resources."""
@@ -119,5 +119,5 @@ def check_conversation_size(turns: Sequence[StoredTurn]) -> Sequence[StoredTurn]
 
 
 def hidden_response(tenant: str, turn: StoredTurn) -> StoredResponse:
-    """Return a row for a turn that was deleted. Only the responses after it refer to it."""
+    """Return a hidden row for a deleted response, to which only the responses after it refer."""
     return StoredResponse(tenant, "", turn.input, turn.answer, session=turn.session)
