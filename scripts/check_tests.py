@@ -44,7 +44,6 @@ UNTESTED: dict[str, str] = {
     "gateway/graph/transform.py": _RECORDS,
     "gateway/http_client/errors.py": "only classes of exceptions",
     "gateway/journal/storage.py": _RECORDS,
-    "gateway/scheduler/attempt.py": "tests/gateway/scheduler/test_scheduler.py and test_isolation.py",
     "gateway/server/lifespan.py": "the life of a process: tests/e2e/test_lifecycle.py",
     "gateway/simulator/clock.py": "tests/gateway/simulator/test_simulate.py",
     "gateway/simulator/engine.py": "tests/gateway/simulator/test_simulate.py",
