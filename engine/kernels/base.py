@@ -137,7 +137,7 @@ class AttentionBatch:
     """Rows of a step by sequence, and the places of their keys. There are n sequences and `rows` rows in all.
 
     `positions`: (rows,) int64, from 0.
-    `slots`: (rows,) int64, where each row's KV goes, in tokens from the start of the pool.
+    `slots`: (rows,) int64, KV slot of each row, in tokens from the start of the pool.
     `query_starts`: (n + 1,) int32, first row of each sequence.
     `lengths`: (n,) int32, number of keys that the sequence's last row sees, including its own.
     `block_tables`: (n, width) int32, padded with the scratch block.

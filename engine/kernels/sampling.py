@@ -44,7 +44,7 @@ def sample(logits: NDArray[np.float32], requests: SamplingRequests) -> SampledTo
 
 
 def fill_placeholders(tokens: torch.Tensor, sampled: SampledTokens | None) -> torch.Tensor:
-    """Replace each negative token -1 - r by the token sampled last for row r; see `Kernels.stage`."""
+    """Replace each unknown token, stored as -1 - r, by the token sampled last for row r; see `Kernels.stage`."""
     array = tokens.numpy()
     placeholders = array < 0
     if sampled is None or not placeholders.any():

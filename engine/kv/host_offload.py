@@ -1,4 +1,4 @@
-"""KV blocks offloaded to host memory: which block is in which slot, and which copies are due.
+"""KV blocks offloaded to host memory: which block is in which host slot, and which copies the next step makes.
 
 This is bookkeeping only, like `cache.py`. The engine makes the copies of a plan before its step, all copies out before
 any copy in. So within a plan, a slot that is to be read is not overwritten.
@@ -26,7 +26,7 @@ class _OffloadedBlock:
 
 
 class HostOffload:
-    """Owner of the slots, by the path of the block in each. The least recently used block makes room.
+    """Owner of the host slots, by the path of the block in each. The least recently used block makes room.
 
     A path is a digest of a block's tokens and all tokens before them. `key`, its own tokens, and `parent_path`, the
     path of the previous block, tell blocks with equal digests apart.

@@ -82,7 +82,7 @@ async def _read_counted(request: web.Request) -> bytes:
 
 
 def reserve_bytes(request: web.Request, size: int) -> None:
-    """Count bytes that a request holds until it is answered. Raises RequestError if its key holds too many."""
+    """Count bytes that a request holds until it is answered. Raises RequestError if its API key uses too many."""
     limit = request.app.get(BODY_BYTES_LIMIT)
     if limit is None:
         return

@@ -77,7 +77,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Segment:
-    """Keys `begin` to `end`, read once for the rows `first` to `last`."""
+    """Range of keys: `begin` to `end`, read once for the rows `first` to `last`. All ends are exclusive."""
 
     first: int
     last: int
@@ -138,7 +138,7 @@ def tree(lengths: Sequence[int], common: Sequence[int]) -> Node:
 
 
 def segments(root: Node, lengths: Sequence[int], shape: Shape, *, share: bool = True) -> Iterator[Segment]:
-    """Yield the segments to read together; those of more rows come before those of fewer rows among them."""
+    """Yield the ranges of keys to read together. A range of more rows precedes the ranges of fewer rows among them."""
     stack = [(root, 0)]
     while stack:
         node, begin = stack.pop()

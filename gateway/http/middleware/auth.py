@@ -10,10 +10,10 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.errors import RequestError
 
 TENANT = web.RequestKey("tenant", str)
-"""Tenant of a request: a digest of the key, or empty if the server has no keys."""
+"""Tenant of a request: a digest of the API key, or empty if the server has no API keys."""
 
 OPEN_ROUTES = ("/health", "/health/ready", "/metrics")
-"""Routes that need no key."""
+"""Routes that need no API key."""
 
 
 def tenant_of(key: str) -> str:
@@ -33,11 +33,11 @@ class ApiKeys:
 
     @property
     def allows_all(self) -> bool:
-        """Return whether the server accepts requests without a key."""
+        """Return whether the server accepts requests without an API key."""
         return not self._digests
 
     def authenticate(self, key: str) -> str:
-        """Return the tenant of a key. Raises RequestError 401 if the server does not know the key."""
+        """Return the tenant of an API key. Raises RequestError 401 if the server does not know the API key."""
         if self.allows_all:
             return ""
         presented = hashlib.sha256(key.encode(errors="surrogateescape")).digest()  # a header may have any bytes
