@@ -65,7 +65,7 @@ def kv_pool_tokens(
     `key_elements`: number of key elements per token and layer. The kernels compute offsets in 32 bits, which bounds
         the pool.
 
-    Raises EngineError if the pool does not fit. The message says what is missing and what would fit.
+    Raises EngineError if the pool does not fit. The message says how much memory is missing and which size would fit.
     """
     maximum = int(memory.free * _KV_SHARE / peers / token_bytes) // block_size * block_size
     if key_elements:

@@ -432,7 +432,7 @@ def _apply_tokens(chunk: Chunk, samples: list[SampledToken], position: int, upda
         sequence.accept(position + len(tokens) - 1)
     if progress.finish is not None:
         sequence.generation = None
-        sequence.truncate(position + len(tokens))  # discards what the next step samples after it
+        sequence.truncate(position + len(tokens))  # discards the tokens that the next step samples after it
         if progress.finish == "stop":
             length, rest = generation.emitted_tokens(sequence.tokens)
             sequence.truncate(length)

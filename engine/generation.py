@@ -221,7 +221,7 @@ class StopStrings:
         """Return the text to emit now, and whether a stop string was found. After a stop string no later text is
         emitted.
 
-        If several stop strings match, the one that begins first counts.
+        If several stop strings match, the string that begins first counts.
         """
         if not self._stops:
             return piece, False

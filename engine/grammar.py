@@ -68,7 +68,7 @@ class Grammars:
     def compile(self, sampling: SamplingParams, scope: str = "") -> "Future[Matcher]":
         """Start to compile the grammar of a constrained request in a thread. The future may raise ContextError.
 
-        Scopes take turns: the grammars of a scope with many large ones delay another scope's by only one of them.
+        Scopes take turns: a scope with many large grammars delays those of another scope by only one grammar.
         """
         future: Future[Matcher] = Future()
         self._jobs.put(scope, (future, sampling))
@@ -133,7 +133,7 @@ class _CompileQueues:
             self._changed.notify()
 
     def get(self) -> tuple[str, _Job]:
-        """Wait for a job and return it with its scope. Scopes take turns; the one that has waited longest is next."""
+        """Wait for a job and return it with its scope. Scopes take turns; the scope that has waited longest is next."""
         with self._changed:
             while not self._queues:
                 self._changed.wait()
@@ -176,7 +176,7 @@ def _client_message(error: str) -> str:
 
 
 def _grammar(sampling: SamplingParams) -> str | None:
-    """Return the grammar of a request in llguidance's format, or None. Raises ValueError."""
+    """Return the grammar of a request in llguidance's format, or None. Raises ValueError if it is malformed."""
     if sampling.thinks is not None:
         return _with_reasoning(sampling)
     if sampling.regex is not None:
@@ -190,7 +190,8 @@ def _grammar(sampling: SamplingParams) -> str | None:
 
 
 def _with_reasoning(sampling: SamplingParams) -> str | None:
-    """Return the grammar of a request whose text may begin with reasoning, or None. Raises ValueError."""
+    """Return the grammar of a request whose text may begin with reasoning, or None. Raises ValueError if it is
+    malformed."""
     if sampling.regex is not None:
         form = f"/{_escape_slashes(sampling.regex)}/"
     elif sampling.json_schema is not None:

@@ -10,7 +10,7 @@ from engine.sequence import TokenSequence
 
 
 class InputBatch:
-    """Owner of the arrays from which kernels read a step. It writes only what changed since the last step.
+    """Owner of the arrays from which kernels read a step. It writes only the changes since the last step.
 
     A row of the block tables belongs to the sequence at that index of the batch. While the sequence stays there, only
     its new blocks are written.

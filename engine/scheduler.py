@@ -58,10 +58,10 @@ class Plan:
 class StepScheduler:
     """Chooses the rows of a step and allocates their blocks.
 
-    When the pool is full, the cache first evicts blocks that only the tree holds. Then sequences without work lose
-    their blocks, then runnable ones of lower priority than the one that asks. So the first candidate can always
-    continue: nothing deadlocks. A sequence begins only if all its tokens fit and leave one block for each running
-    sequence: otherwise it could lose its blocks again, and the work would be wasted.
+    When the pool is full, the cache first evicts blocks of the tree that no sequence uses. Then sequences without work
+    lose their blocks, then runnable ones with a higher rank than the sequence that needs a block. So the first
+    candidate can always continue: nothing deadlocks. A sequence begins only if all its tokens fit and leave one block
+    for each running sequence: otherwise it could lose its blocks again, and the work would be wasted.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class StepScheduler:
         copies = self._reserve(sequence, chunk.end, owners, plan)
         if copies is None:
             if not sequence.has_own_blocks:
-                sequence.drop_blocks()  # others may evict what it found in the tree while it waits
+                sequence.drop_blocks()  # others may evict the blocks that it found in the tree while it waits
             return None
         sequence.announce(chunk.end)
         plan.chunks.append(chunk)
@@ -264,7 +264,7 @@ class StepScheduler:
                     copies = sequence.reserve(end)
                     if copies is not None:
                         return copies
-        # Alone in a step, a sequence takes what there is: its tokens fit the pool, or `fill` would have rejected them.
+        # alone in a step, a sequence may use all free blocks: `fill` rejects tokens that do not fit the pool
         return None if plan.chunks else sequence.reserve(end)
 
     def _fits_whole(self, sequence: TokenSequence, plan: Plan) -> bool:

@@ -176,7 +176,7 @@ class StepBudget:
             self._saved_seconds = 0.0
             return
         self._saved_seconds -= extra * long / prefill if long else 0.0
-        # what the interactive sequences would take without the others
+        # duration of a step of the interactive sequences without the others
         alone = max(min(self.stand_alone_seconds, self.decode_seconds), self.decode_seconds * interactive / decoding)
         saved = max(0.0, alone / self._share - self.decode_seconds) + (1 / self._share - 1) * (total_seconds - seconds)
         self._saved_seconds = min(self._saved_seconds + saved, self._max_step_seconds)

@@ -29,7 +29,7 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 _ALWAYS = ("bos_token", "eos_token")
 """Special tokens that templates use without checking that they exist."""
 Preceding = Literal["nothing", "control", "text"]
-"""Kind of what precedes a text in a prompt."""
+"""Kind of the part that precedes a text in a prompt."""
 
 
 class Tokenizer:

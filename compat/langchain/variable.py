@@ -43,7 +43,7 @@ class SemanticVariable(str):
 
     @property
     def value(self) -> str:
-        """Text of the variable. Waits for it. Raises SemanticVariableError."""
+        """Text of the variable. Waits for it. Raises SemanticVariableError if the call failed."""
         if self._value is None:
             self._value = self._fetch()
         return self._value

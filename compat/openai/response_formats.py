@@ -26,7 +26,8 @@ _MAX_CACHED = 16_384
 
 
 def enforced_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> dict[str, Any]:
-    """Return the schema that is enforced for a JSON schema. Requests share it: do not change it. Raises ValueError."""
+    """Return the schema that is enforced for a JSON schema. Requests share it: do not change it. Raises ValueError if
+    it cannot be enforced."""
     try:
         text = json.dumps(schema)
         if len(text) > MAX_FORM_BYTES:
@@ -45,7 +46,8 @@ def _enforced_schema(schema: str, enforcement: Enforcement) -> dict[str, Any]:
 
 
 def validate_schema(schema: Any, enforcement: Enforcement = Enforcement.STRICT) -> str:
-    """Return the text of the schema that is enforced for a JSON schema, which may be text. Raises ValueError."""
+    """Return the text of the schema that is enforced for a JSON schema, which may be text. Raises ValueError if it
+    cannot be enforced."""
     if isinstance(schema, str):
         if len(schema) > MAX_FORM_BYTES:
             raise ValueError(f"a schema has at most {MAX_FORM_BYTES} bytes")
@@ -94,7 +96,7 @@ def _check_length(text: str, kind: str) -> str:
 
 
 def choice_grammar(choices: list[str]) -> str:
-    """Return a grammar that only these texts match. Raises ValueError."""
+    """Return a grammar that only these texts match. Raises ValueError if they exceed a limit."""
     if not all(choices):
         raise ValueError("a choice must not be empty")
     if len(choices) > MAX_CHOICES:
@@ -150,7 +152,7 @@ class JsonSchema(Request):
 
     @property
     def enforced(self) -> dict[str, Any]:
-        """The schema that is enforced. Raises ValueError."""
+        """The schema that is enforced. Raises ValueError if the schema cannot be enforced."""
         return enforced_schema(self.schema_, Enforcement.STRICT if self.strict else Enforcement.BEST_EFFORT)
 
 
@@ -199,7 +201,7 @@ class StructuredOutputs(Request):
 
     @property
     def output_constraint(self) -> OutputConstraint:
-        """The constraint for an engine. Raises ValueError."""
+        """The constraint for an engine. Raises ValueError if the constraint cannot be enforced."""
         if self.json_ is not None:
             return OutputConstraint(json_schema=validate_schema(self.json_))
         if self.regex is not None:

@@ -272,7 +272,7 @@ class KVCache:
             assert self._nodes.get(node.block) is node, "a node is not registered under its block"
             assert len(node.key) == self.block_size, "a node's key is not a full block"
         assert len(nodes) == len(self._nodes), "a registered node is not in the tree"
-        assert expected == self._references, "reference counts differ from what tables and tree hold"
+        assert expected == self._references, "reference counts differ from the tables and the tree"
         free = [block for block, references in enumerate(expected) if references == 0]
         assert sorted(self._free) == free, "the free list differs from the unreferenced blocks"
         cold = [node for node in nodes if in_use[node.block] == 0]

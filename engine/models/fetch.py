@@ -45,7 +45,7 @@ def fetch(model: str, cache: Path) -> Path:
     """Return a GGUF file, or a folder with safetensors, for `model`: the default model's name, a path, or a hub id
     (`owner/name`).
 
-    Raises CheckpointError, whose message says what to do.
+    Raises CheckpointError, whose message names a remedy.
     """
     if model == DEFAULT_MODEL:
         return _default_model(cache)

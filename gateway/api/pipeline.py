@@ -66,7 +66,8 @@ async def admit(request: web.Request, model: str, semantic: Semantic | None) -> 
 
 
 async def resolve(request: web.Request, model: str, semantic: Semantic | None) -> Target:
-    """Find the model and the session of a request. Raises RequestError and GraphError."""
+    """Find the model and the session of a request. Raises RequestError and GraphError if one does not exist or the
+    request may not use it."""
     services = request.app[SERVICES]
     served = await services.models.get(model)
     scope = scope_of(request, semantic)

@@ -37,7 +37,7 @@ def request_sampling(
 ) -> SamplingParams:
     """Return the sampling parameters of a request. Fields that it leaves out have OpenAI's defaults.
 
-    `where`: path of the request in a larger one. Raises RequestError.
+    `where`: path of the request in a larger one. Raises RequestError if a token is not in the vocabulary.
     """
     if body.model_fields_set <= _COMMON_FIELDS:
         return _common(body.token_limit, body.temperature, body.top_p, body.seed, bool(body.ignore_eos))
@@ -136,7 +136,8 @@ def _slot_sampling(requested: SlotRequest, sampling: SamplingParams) -> Sampling
 
 
 def parrot_sampling(config: SamplingConfig | None, model: ServedModel, where: str) -> SamplingParams:
-    """Return the sampling parameters of a placeholder in Parrot's API. `where`: its path. Raises RequestError."""
+    """Return the sampling parameters of a placeholder in Parrot's API. `where`: its path. Raises RequestError if a
+    token is not in the vocabulary."""
     config = config or SamplingConfig()
     bias = {int(token): value for token, value in (config.logit_bias or {}).items()}
     check_tokens(model, bias, f"{where}.sampling_config.logit_bias")

@@ -175,6 +175,6 @@ def answer_checker_of(
     if schema is None and not tools:
         return None
     if body.semantic is not None and (body.semantic.transform is not None or body.semantic.slots):
-        return None  # the text is not what the model wrote for the schema
+        return None  # the model did not write this text for the schema
     may_stop = bool(body.stop or body.stop_token_ids)
     return AnswerChecker(gate, tenant, schema, tools, parser_factory, may_stop=may_stop)

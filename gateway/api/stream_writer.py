@@ -25,7 +25,7 @@ class StreamWriter:
         prepare: Callable[[int], Awaitable[None] | None] | None = None,
     ) -> None:
         """`first`: longest silence before the status line, in seconds. `prepare`: called before
-        `serializer.end_events`; the writer waits for what it returns, while the other values grow."""
+        `serializer.end_events`; the writer waits for the returned awaitable, while the other values grow."""
         self._loop = asyncio.get_running_loop()
         self._stream = stream
         self._serializer = serializer

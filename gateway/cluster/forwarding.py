@@ -189,7 +189,7 @@ class Forwarding:
                     return response
         except (aiohttp.ClientError, TimeoutError) as error:
             if response is not None:
-                # the client sees what it would see with the other gateway: the connection breaks off
+                # as it would be without forwarding: the client's connection breaks off
                 if request.transport is not None and not request.transport.is_closing():
                     log.warning("the connection to the gateway at %s broke during an answer: %r", owner.url, error)
                     request.transport.abort()

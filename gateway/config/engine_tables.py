@@ -16,7 +16,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def host_and_port(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, with brackets around an IPv6 address. Raises ValueError."""
+    """Return host and port of `HOST:PORT`, with brackets around an IPv6 address. Raises ValueError if the text has
+    another form."""
     parts = urlsplit(f"//{text}")
     try:
         port = parts.port
@@ -92,7 +93,7 @@ class EngineTable(BaseModel):
 
 
 def parse_engine(value: Any) -> EngineTable:
-    """Return the settings for a value of `--engine`, or for a table. Raises ValueError."""
+    """Return the settings for a value of `--engine`, or for a table. Raises ValueError if the value is invalid."""
     if not isinstance(value, str):
         return EngineTable.model_validate(value)
     if value == "embedded":
@@ -127,7 +128,8 @@ class Pair:
 
 
 def parse_pair(text: str, expected: str) -> Pair:
-    """Return the parts of `NAME=VALUE`. `expected`: the form, for the error. Raises ValueError."""
+    """Return the parts of `NAME=VALUE`. `expected`: the form, for the error. Raises ValueError if the text has another
+    form."""
     name, separator, value = text.partition("=")
     if not separator or not name.strip() or not value.strip():
         raise ValueError(f"{text!r} is not {expected}")

@@ -260,15 +260,16 @@ class ServeSettings(EngineOptions):
         return self
 
     def engine_keys(self) -> dict[str, str]:
-        """Return the API keys for upstream servers, by engine name. Raises ValueError."""
+        """Return the API keys for upstream servers, by engine name. Raises ValueError if an option has another form."""
         return {item.name: item.value for item in (parse_pair(text, "NAME=KEY") for text in self.engine_key)}
 
     def aliases(self) -> dict[str, str]:
-        """Return the models by their other names. Raises ValueError."""
+        """Return the models by their other names. Raises ValueError if an option has another form."""
         return {item.name: item.value for item in (parse_pair(text, "NAME=MODEL") for text in self.alias)}
 
     def fallbacks(self) -> dict[str, list[str]]:
-        """Return for each model the models that replace it, in order. Raises ValueError."""
+        """Return for each model the models that replace it, in order. Raises ValueError if an option has another
+        form."""
         found: dict[str, list[str]] = {}
         for item in (parse_pair(text, "MODEL=OTHER") for text in self.fallback):
             found.setdefault(item.name, []).append(item.value)

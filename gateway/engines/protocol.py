@@ -132,7 +132,8 @@ class EngineContext(Protocol):
         failed."""
 
     async def generate(self, sampling: SamplingParams, on_event: EventCallback) -> None:
-        """Generate after the filled tokens, until the generation ends. Raises EngineFailure.
+        """Generate after the filled tokens, until the generation ends. Raises EngineFailure if the engine refuses the
+        context or is lost.
 
         `on_event` gets one PrefillResult, then TokenDeltas, and at the end TokenCounts if the engine reports them. It
         is called where the data arrives, so that no task has to wake for each token. An error that it raises ends the
@@ -177,11 +178,13 @@ class Engine(Protocol):
         characters. Return (), 0 if that cannot be known."""
 
     def open(self, scope: str, urgency: Urgency) -> EngineContext:
-        """Open an empty context. Contexts of different scopes share no KV cache. Raises EngineLost."""
+        """Open an empty context. Contexts of different scopes share no KV cache. Raises EngineLost if the engine
+        accepts no work now."""
 
 
 class Engines(Protocol):
     """The engines of all models."""
 
     async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
-        """Return the ready engines of a model. Wait for one, if there is none and `wait` is true. Raises NoEngine."""
+        """Return the ready engines of a model. Wait for one, if there is none and `wait` is true. Raises NoEngine if
+        there is none in time."""

@@ -168,7 +168,7 @@ class Call:
     slot_texts: dict[str, str] = field(default_factory=dict)
     """Texts of the finished slots, as they stand in the prompt."""
     identity: bytes | None = None
-    """Digest of what the call does, if it may serve identical calls."""
+    """Digest that is equal for identical calls, if the call may serve them."""
     leader: "Call | None" = None
     """The identical call that serves this one."""
     followers: "list[Call]" = field(default_factory=list)
@@ -221,7 +221,7 @@ class Call:
 
     async def until_final(self, variable: Variable) -> None:
         """Wait until the variable is ready, failed or cancelled. Coroutines of calls wait for variables only here, so
-        that `is_stuck` knows what they wait for."""
+        that `is_stuck` knows the variable."""
         if variable.state.is_final:
             return
         self.awaits = variable

@@ -83,7 +83,8 @@ def check_name(name: str, where: str) -> str:
 def resolve(value: str, reference: Reference) -> str:
     """Return the text that replaces a reference, from the variable's value.
 
-    Without a path this is the value. With a path it is the string there, or compact JSON. Raises UnresolvedPath.
+    Without a path this is the value. With a path it is the string there, or compact JSON. Raises UnresolvedPath if the
+    path leads nowhere.
     """
     if not reference.path:
         return value

@@ -354,7 +354,8 @@ class Session:
     # values and texts of running calls
 
     def record_value(self, variable: Variable, value: str) -> None:
-        """Record the value that a variable is about to get. Raises BadText or TooLarge."""
+        """Record the value that a variable is about to get. Raises BadText or TooLarge if the value is not Unicode or
+        exceeds a limit."""
         check_text(value, f"the value of {variable.name!r}")
         size = size_of(value)
         self.check_room(variable.name, size)
@@ -370,7 +371,8 @@ class Session:
         self.resources.check_bytes(size)
 
     def record_slot_text(self, call: Call, slot: str, text: str) -> None:
-        """Record the text of a slot, before it becomes part of the prompt. Raises BadText or TooLarge."""
+        """Record the text of a slot, before it becomes part of the prompt. Raises BadText or TooLarge if the text is
+        not Unicode or exceeds a limit."""
         check_text(text, f"the text of slot {slot!r}")
         self.resources.check_value(slot, size_of(text))
         call.slot_texts[slot] = text

@@ -13,17 +13,18 @@ def bool_param(request: web.Request, name: str) -> bool:
 
 
 def choice_param(request: web.Request, name: str, choices: Sequence[str]) -> str:
-    """Return a parameter that must be one of `choices`, by default the first. Raises RequestError."""
+    """Return a parameter that must be one of `choices`, by default the first. Raises RequestError for other values."""
     return _parse_choice(request.query.get(name), name, choices, param=name)
 
 
 def int_param(request: web.Request, name: str, default: int, *, minimum: int, maximum: int = 1 << 53) -> int:
-    """Return an integer parameter within the bounds, or the default. Raises RequestError."""
+    """Return an integer parameter within the bounds, or the default. Raises RequestError for other values."""
     return parse_integer(request.query.get(name), name, default, minimum=minimum, maximum=maximum, param=name)
 
 
 def parse_bool(text: str | None, name: str, *, param: str | None = None) -> bool:
-    """Return the boolean in the text of a query or header; false if the text is None. Raises RequestError.
+    """Return the boolean in the text of a query or header; false if the text is None. Raises RequestError for other
+    values.
 
     `name`: for the error's message. `param`: the error's `param`.
     """
@@ -41,7 +42,8 @@ def _parse_choice(text: str | None, name: str, choices: Sequence[str], *, param:
 def parse_integer(
     text: str | None, name: str, default: int, *, minimum: int, maximum: int = 1 << 53, param: str | None = None
 ) -> int:
-    """Return the integer in the text of a query, header or path; the default if the text is None. Raises RequestError.
+    """Return the integer in the text of a query, header or path; the default if the text is None. Raises RequestError
+    for other values.
 
     `name`: for the error's message. `param`: the error's `param`.
     """

@@ -53,7 +53,7 @@ class Connector:
         return connection
 
     async def _resolve(self) -> Sequence[aiohappyeyeballs.AddrInfoType]:
-        """Return the addresses of the host. Raises OSError."""
+        """Return the addresses of the host. Raises OSError if there are none."""
         now = time.monotonic()
         if now >= self._expiry:
             loop = asyncio.get_running_loop()

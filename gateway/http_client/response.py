@@ -110,7 +110,7 @@ class Response:
             self._connection.end(ConnectionBroken("the gateway closed it"))
 
     async def wait_for_head(self) -> None:
-        """Wait for the head. Raises ConnectionBroken."""
+        """Wait for the head. Raises ConnectionBroken if the connection ends before."""
         while not self.status:
             if self._error is not None:
                 raise self._copy_error(self._error)

@@ -70,7 +70,7 @@ class Journal:
     def restore(self, rows: Iterable[Row], limits: SessionLimits) -> list[Session]:
         """Return the stored sessions, oldest first. The caller resumes their unfinished calls.
 
-        Raises JournalError.
+        Raises JournalError if a row cannot be read.
         """
         sessions = []
         last: dict[int, int] = {}
@@ -135,7 +135,7 @@ class Journal:
         return bool(self._facts or self._ended or self._unwritten)
 
     async def flush(self) -> None:
-        """Wait until all facts are stored. See `FactSink.flush`. Raises JournalFailed.
+        """Wait until all facts are stored. See `FactSink.flush`. Raises JournalFailed if the storage fails.
 
         Once the journal is closed, this never returns: later events happen again after the next start, perhaps in
         another way, so no client may learn about them.

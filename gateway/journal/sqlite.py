@@ -202,7 +202,7 @@ class JournalFile:
 
     def _insert(self, offset: int, entries: Sequence[Entry]) -> None:
         facts = b"[" + b",".join([entry.facts for entry in entries]) + b"]"
-        # REPLACE: a commit that failed may have been stored, and then comes again with the same id
+        # REPLACE: a commit that failed may have been stored, and then it is repeated with the same id
         self._connection.execute("INSERT OR REPLACE INTO commits VALUES (?, ?)", (self._next + offset, facts.decode()))
 
     def _remove_ended(self, ended: set[int]) -> dict[int, list[int] | None]:

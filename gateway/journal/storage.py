@@ -12,7 +12,7 @@ SCHEMA = 2
 
 
 class JournalError(Exception):
-    """The storage cannot be used. The message names it and says what to do."""
+    """The storage cannot be used. The message names the storage and the remedy."""
 
 
 class LeaseLost(Exception):

@@ -81,7 +81,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text of the messages. Raises TemplateRefused.
+        """Return the text of the messages. Raises TemplateRefused if the template raises an error.
 
         `add_generation_prompt`: whether to add the beginning of an answer. `options`: the client's
         `chat_template_kwargs`.

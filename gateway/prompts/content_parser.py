@@ -38,7 +38,7 @@ class ContentParser:
         """Return the pieces of a message's content. Each text of a list starts on its own line.
 
         `where`: path of the content. `is_assistant`: whether the message is an assistant's. Only those have slots.
-        Raises BadReference or TooLarge.
+        Raises BadReference or TooLarge if a reference is invalid, or there are too many.
         """
         self._parts, self._parts_have_slots = [], False
         if isinstance(content, str):

@@ -83,7 +83,7 @@ class PlaceholderMap:
 
     def _runs(self, rendered: str) -> Iterator[tuple[str | int | Input | Slot, Preceding]]:
         """Yield runs of ordinary text, as long as possible, and the control tokens, references and slots between them.
-        The second element says what precedes a run."""
+        The second element is the kind of the part that precedes a run."""
         run = ""
         preceding: Preceding = "nothing"
         pattern = self._tokenizer.control_pattern

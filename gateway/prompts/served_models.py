@@ -87,7 +87,8 @@ class ServedModels:
             raise RequestError(503, "the model is still loading", code="engine_unavailable") from None
 
     async def find_or_only(self, name: str | None) -> ServedModel:
-        """Return the model of that name, or the only one. Raises RequestError."""
+        """Return the model of that name, or the only one. Raises RequestError if there is no such model, or there are
+        several."""
         if name is not None:
             return await self.get(name)
         first, *others = await self.all()

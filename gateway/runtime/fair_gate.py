@@ -54,7 +54,7 @@ class FairGate:
             queue = self._queues.pop(tenant)
             turn = queue.popleft()
             if queue:
-                self._queues[tenant] = queue  # at the end: the other tenants come first
+                self._queues[tenant] = queue  # at the end: the other tenants go first
             if not turn.done():
                 turn.set_result(None)
                 return

@@ -23,11 +23,12 @@ _encoder = msgspec.json.Encoder()
 
 
 class BadJson(ValueError):
-    """The document is not JSON, or exceeds a limit. The message tells the client why."""
+    """The document is not JSON, or exceeds a limit. The message gives the client the reason."""
 
 
 def decode_json(raw: bytes) -> Any:
-    """Return the document as dicts, lists, strings, numbers, booleans and None. Raises BadJson."""
+    """Return the document as dicts, lists, strings, numbers, booleans and None. Raises BadJson if it is not JSON or
+    exceeds a limit."""
     try:
         value = msgspec.json.decode(raw)
     except RecursionError:

@@ -180,7 +180,8 @@ class CallAttempt:
         return slot
 
     async def _value(self, segment: Input) -> str:
-        """Wait for the text that the reference stands for, and return it. Raises CallFailed."""
+        """Wait for the text that the reference stands for, and return it. Raises CallFailed if the variable fails or
+        the path leads nowhere."""
         source = self._source(segment)
         if not source.state.is_final:
             self._mark_waiting()
@@ -192,7 +193,8 @@ class CallAttempt:
             self._call.set_state(CallState.WAITING)
 
     async def _fill_growing_value(self, segment: Input, source: Variable) -> None:
-        """Fill a value while it grows, as far as its tokens are stable. Raises UnstableTokens."""
+        """Fill a value while it grows, as far as its tokens are stable. Raises UnstableTokens if the whole value has
+        other first tokens."""
         self._mark_waiting()
         rest = ""
         filled: list[int] = []

@@ -42,7 +42,8 @@ class InputReader:
         self._parsed = 0
 
     async def read(self, source: Variable, reference: Reference) -> str:
-        """Return the text that a reference to a final variable stands for. Raises CallFailed."""
+        """Return the text that a reference to a final variable stands for. Raises CallFailed if the variable failed or
+        the path leads nowhere."""
         if source.state is not VariableState.READY:
             raise CallFailed(upstream(source))
         value = source.value or ""
@@ -65,7 +66,8 @@ class InputReader:
 
 
 async def derive(call: Call, gate: FairGate) -> None:
-    """Render a template into its call's output, once all variables that it refers to are final. Raises CallFailed.
+    """Render a template into its call's output, once all variables that it refers to are final. Raises CallFailed if a
+    variable failed or the value is too large.
 
     The size is checked before the parts are joined: a template may name one value many times. `gate`: see InputReader.
     """

@@ -17,7 +17,7 @@ class TransformFailed(Exception):
 
 
 async def apply(transform: Transform, text: str) -> str:
-    """Return the value that the transform makes of the text. Raises TransformFailed."""
+    """Return the value that the transform makes of the text. Raises TransformFailed if a step finds nothing."""
     if transform.strip:
         text = text.strip()
     if transform.line is not None:
@@ -36,7 +36,7 @@ async def apply(transform: Transform, text: str) -> str:
 
 
 async def _search(regex: str, group: int, text: str) -> str:
-    """Return the group of the first match. Raises TransformFailed."""
+    """Return the group of the first match. Raises TransformFailed if there is no match."""
     try:
         pattern = patterns.compiled(regex)
         loop = asyncio.get_running_loop()

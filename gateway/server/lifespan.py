@@ -53,7 +53,8 @@ class Lifespan:
         """Sessions of the process before this one."""
 
     async def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or SIGHUP, then let running answers finish. Raises StartFailed."""
+        """Serve until SIGTERM, SIGINT or SIGHUP, then let running answers finish. Raises StartFailed if the server
+        cannot start."""
         allow_many_connections()
         stop_on_signals(self._stop)
         async with self._stack:
@@ -96,7 +97,8 @@ class Lifespan:
         return services, store
 
     def _open_recorder(self) -> TraceRecorder | None:
-        """Return the recorder of the trace, if the settings ask for one. Raises OSError."""
+        """Return the recorder of the trace, if the settings ask for one. Raises OSError if the file cannot be
+        opened."""
         if self._settings.record is None:
             return None
         file = self._settings.record.expanduser().open("a", buffering=1, encoding="utf-8")
@@ -127,7 +129,7 @@ class Lifespan:
         except OSError as error:
             where = requested_address(settings)
             raise StartFailed(f"cannot listen on {where}: {error.strerror or error}") from error
-        # closed before connections are cut and calls cancelled: what is stored then continues after the next start
+        # closed before connections are cut and calls cancelled: stored calls then continue after the next start
         if self._journal is not None:
             stack.push_async_callback(self._journal.close)
         stack.push_async_callback(store.close)
@@ -140,7 +142,7 @@ class Lifespan:
         return address
 
     async def _start_engines(self, services: Services) -> bool:
-        """Start the engines and add their models. Return False if a signal comes first."""
+        """Start the engines and add their models. Return False if a signal arrives first."""
         try:
             if not await run_unless_stopped(self._stop, self._engines.start()):
                 return False

@@ -21,7 +21,7 @@ JournalStorage = FileStorage | PostgresStorage
 
 
 async def open_journal_storage(settings: ServeSettings) -> JournalStorage | None:
-    """Return the storage of the journal; None if the settings name none. Raises JournalError."""
+    """Return the storage of the journal; None if the settings name none. Raises JournalError if it cannot be used."""
     url, path = settings.journal_url(), settings.journal_file()
     if url is not None:
         storage = PostgresStorage(url, settings.lease, _stop_at_once)
@@ -31,7 +31,8 @@ async def open_journal_storage(settings: ServeSettings) -> JournalStorage | None
 
 
 async def open_response_store(settings: ServeSettings, storage: JournalStorage | None) -> ResponseStore:
-    """Return the store of responses: in the journal's storage, or in memory without one. Raises JournalError."""
+    """Return the store of responses: in the journal's storage, or in memory without one. Raises JournalError if it
+    cannot be used."""
     limits = (settings.max_kept_bytes, settings.response_ttl)
     if isinstance(storage, PostgresStorage):
         try:
@@ -44,7 +45,8 @@ async def open_response_store(settings: ServeSettings, storage: JournalStorage |
 def restore_sessions(
     settings: ServeSettings, store: SessionStore, storage: JournalStorage | None, journal: Journal | None
 ) -> list[Session]:
-    """Return the sessions of the process before this one, and add them to the store. Raises JournalError.
+    """Return the sessions of the process before this one, and add them to the store. Raises JournalError if they cannot
+    be read.
 
     In PostgreSQL, sessions belong to a member of the cluster; `Membership` takes those over one by one.
     """

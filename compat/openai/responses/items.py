@@ -147,7 +147,7 @@ _ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 def items_of(input: Any) -> list[InputItem]:
-    """Return the items of a request's `input`, from JSON. Raises ValidationError."""
+    """Return the items of a request's `input`, from JSON. Raises ValidationError if an item is invalid."""
     return [MessageItem(role="user", content=input)] if isinstance(input, str) else _ITEMS.validate_python(input)
 
 

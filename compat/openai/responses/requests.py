@@ -196,7 +196,7 @@ class ResponseRequest(Generation):
 
     @cached_property
     def chat(self) -> ChatCompletionRequest:
-        """Equivalent chat completion, of the input alone. Raises ValidationError."""
+        """Equivalent chat completion, of the input alone. Raises ValidationError if it is invalid."""
         fields: dict[str, Any] = {name: value for name in _SHARED_FIELDS if (value := getattr(self, name)) is not None}
         fields["messages"] = self.messages_with_paths[0]
         fields["max_completion_tokens"] = self.max_output_tokens

@@ -47,7 +47,8 @@ class SchemaRewriter:
         self._values = ValueRewriter(self._policy, plain=plain, joins=any(f'"{key}"' in text for key in JOINING))
 
     def document(self) -> dict[str, Any]:
-        """Return the whole schema. Raises Unenforceable."""
+        """Return the whole schema. Raises Unenforceable if the policy does not allow to drop a keyword, or no finite
+        value is valid."""
         top = self._schema(self._root, None)
         definitions: dict[str, Any] = {}
         while (definition := self._definitions.pop()) is not None:

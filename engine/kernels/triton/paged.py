@@ -12,7 +12,7 @@ from engine.kernels.triton.buffers import Mirror
 from engine.kernels.triton.worklist import ITEM, Shape, WorkList, plan, plan_prompts
 
 _MIN_TILE_ROWS = 16
-"""Minimum number of rows of a tile: what the matrix units of every GPU support."""
+"""Minimum number of rows of a tile, which the matrix units of every GPU support."""
 
 
 @dataclass(frozen=True)

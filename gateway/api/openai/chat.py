@@ -37,8 +37,10 @@ _HINTS = frozenset({"verbosity"})
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:
-    """Answer a conversation with a message, as a whole or as a stream. If the call is deferred, answer immediately with
-    a reference to its output."""
+    """Answer a conversation with a message, as a whole or as a stream.
+
+    If the call is deferred, answer immediately with a reference to its output.
+    """
     body = await read_json(request, ChatCompletionRequest)
     target = await pipeline.admit(request, body.model, body.semantic)
     model, scope = target.model, target.scope

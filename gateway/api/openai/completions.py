@@ -33,8 +33,10 @@ routes = web.RouteTableDef()
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:
-    """Answer prompts with text, as a whole or as a stream. If the calls are deferred, answer immediately with
-    references to their outputs."""
+    """Answer prompts with text, as a whole or as a stream.
+
+    If the calls are deferred, answer immediately with references to their outputs.
+    """
     body = await read_json(request, CompletionRequest)
     target = await pipeline.admit(request, body.model, body.semantic)
     model, fallbacks, scope = target.model, target.fallbacks, target.scope

@@ -50,7 +50,8 @@ class LazyCalls:
         return name in self._calls_by_output
 
     def join(self, session: Session, names: Iterable[str]) -> Addition:
-        """Add the calls that assign these variables to the session, and those that assign what they read.
+        """Add the calls that assign these variables to the session, and the calls that assign the variables that these
+        read.
 
         Raises GraphError; then the calls stay lazy.
         """

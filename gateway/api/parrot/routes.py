@@ -78,7 +78,8 @@ class Programs:
         self._lazy_calls: WeakKeyDictionary[Session, LazyCalls] = WeakKeyDictionary()
 
     def create_session(self, api_key: str) -> int:
-        """Create a session and return its number. Raises RequestError and GraphError."""
+        """Create a session and return its number. Raises RequestError and GraphError if the API key is unknown or has
+        too many sessions."""
         number = secrets.randbits(63)
         session = self._sessions.create(self._keys.authenticate(api_key), str(number), sink=NullSink())
         self._known[number] = session
@@ -176,8 +177,10 @@ def _number(request: web.Request) -> int:
 @operation(SemanticCallAnswer, body=SemanticCall, errors=(401, 404, 409, 410, 429, 503), error=ErrorAnswer)
 @parrot_errors
 async def call(request: web.Request) -> web.Response:
-    """Accept a call. It runs when a client asks for one of its outputs, or immediately if the request has
-    `output_criteria`."""
+    """Accept a call.
+
+    It runs when a client asks for one of its outputs, or immediately if the request has `output_criteria`.
+    """
     services, programs = request.app[SERVICES], request.app[PROGRAMS]
     body = await read_json(request, SemanticCall)
     session = programs.session(body.session_id, body.session_auth)
@@ -215,7 +218,8 @@ def _is_needed(session: Session, name: str) -> bool:
 
 
 async def _join_and_start(request: web.Request, session: Session, names: Collection[str]) -> None:
-    """Start the lazy calls that assign these variables. Raises Overloaded and GraphError."""
+    """Start the lazy calls that assign these variables. Raises Overloaded and GraphError if the API key has too many
+    calls, or a call is invalid."""
     lazy_calls, scheduler = request.app[PROGRAMS].lazy_calls(session), request.app[SERVICES].scheduler
     if any(lazy_calls.produces(name) for name in names):
         scheduler.admit(session.tenant, continues=bool(session.calls))

@@ -92,7 +92,8 @@ class ResponseBuilder:
         return [*created, self.build_event("response.in_progress", response)]
 
     def grow(self, text: str, pieces: Sequence[Piece]) -> list[Event]:
-        """Add text of the model to the answer. `pieces`: where it comes from, for log probabilities and reasoning."""
+        """Add text of the model to the answer. `pieces`: the pieces of this text, with log probabilities and
+        reasoning."""
         if self._body.includes_logprobs:
             self._pending_logprobs += token_logprobs(self._model, pieces)
         reasoning = reasoning_of(pieces)

@@ -37,8 +37,11 @@ _PARAMS = {"reasoning_effort": "reasoning.effort", "verbosity": "text.verbosity"
     errors=(404, 409, 410, 422, 424, 429, 503),
 )
 async def create(request: web.Request) -> web.StreamResponse:
-    """Answer with items, as a whole or as a stream of events. If the call is deferred, answer immediately with a
-    reference to its output. A response in the background is answered immediately and generated meanwhile."""
+    """Answer with items, as a whole or as a stream of events.
+
+    If the call is deferred, answer immediately with a reference to its output. A response in the background is
+    answered immediately and generated meanwhile.
+    """
     body = await read_json(request, ResponseRequest)
     target = await pipeline.resolve(request, body.model, body.semantic)
     services, model, scope = target.services, target.model, target.scope
@@ -114,8 +117,10 @@ async def cancel(request: web.Request) -> web.Response:
 @routes.delete("/v1/responses/{id}")
 @operation(Deleted, errors=(404, 503))
 async def delete(request: web.Request) -> web.Response:
-    """Delete a response. It cannot be continued any more; responses that continued it stay. If it is in progress, it is
-    cancelled."""
+    """Delete a response.
+
+    It cannot be continued any more; responses that continued it stay. If it is in progress, it is cancelled.
+    """
     stored = await _find_stored(request)
     await request.app[SERVICES].response_store.delete(stored.tenant, stored.id)
     running = request.app[BACKGROUND].find(stored.tenant, stored.id)
@@ -135,8 +140,10 @@ async def delete(request: web.Request) -> web.Response:
     errors=(400, 404, 503),
 )
 async def input_items(request: web.Request) -> web.Response:
-    """List the input items of a response, without those of the turns before it. The newest item is the first, unless
-    `order` is `asc`."""
+    """List the input items of a response, without those of the turns before it.
+
+    The newest item is the first, unless `order` is `asc`.
+    """
     limit, order = (
         int_param(request, "limit", 20, minimum=1, maximum=100),
         choice_param(request, "order", ("desc", "asc")),

@@ -27,8 +27,10 @@ _BATCH = 200
     errors=(400, 404, 410, 429, 503),
 )
 async def stream_events(request: web.Request) -> web.StreamResponse:
-    """Stream every change of state, from the beginning of the session or after `Last-Event-ID`, until the session
-    ends."""
+    """Stream every change of state of a session.
+
+    The stream begins with the session, or after `Last-Event-ID`. It ends with the session.
+    """
     session, position = session_of(request), _last_event(request)
     stream = EventStream(request)
     with subscribed(request.app[SERVICES].scheduler, session=session):

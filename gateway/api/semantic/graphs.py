@@ -68,8 +68,10 @@ _BATCH = 20
     errors=(404, 409, 410, 429, 503),
 )
 async def run(request: web.Request) -> web.StreamResponse:
-    """Run a graph of calls. All of it is checked before any call starts. Answer with the outputs, or stream the
-    events."""
+    """Run a graph of calls.
+
+    The whole graph is checked before any call starts. The answer has the outputs, or is a stream of the events.
+    """
     services = request.app[SERVICES]
     body = await read_json(request, GraphRequest)
     variables = [_variable_spec(name, value) for name, value in body.variables.items()]
@@ -99,7 +101,7 @@ def _variable_spec(name: str, value: Any) -> VariableSpec:
 
 
 async def _specs(request: web.Request, body: GraphRequest, session: str | None) -> list[CallSpec]:
-    """Return the calls in the order of the request. Raises RequestError and GraphError."""
+    """Return the calls in the order of the request. Raises RequestError and GraphError for the first invalid call."""
     models = request.app[SERVICES].models
     specs: list[CallSpec] = []
     references = 0

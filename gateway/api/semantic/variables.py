@@ -30,8 +30,10 @@ routes = web.RouteTableDef()
 @routes.put("/v1/sessions/{id}/variables/{name}")
 @operation(VariableObject, body=VariableRequest, errors=(404, 409, 410, 503))
 async def put(request: web.Request) -> web.Response:
-    """Set a variable, derive it from others with a template, or declare it with a null value. A name is assigned
-    once."""
+    """Set a variable, derive it from others with a template, or declare it with a null value.
+
+    A name is assigned once.
+    """
     session, name = session_of(request), request.match_info["name"]
     body = await read_json(request, VariableRequest)
     addition = session.add_all([], [variable_spec(body, name, "")])
@@ -86,8 +88,10 @@ def _list_pieces(items: Iterable[VariableObject]) -> Iterator[bytes]:
     errors=(400, 404, 410, 429, 503, 504),
 )
 async def get(request: web.Request) -> web.StreamResponse:
-    """Return a variable: immediately, or with `wait=true` once it is ready, failed or cancelled; or stream its value
-    while it grows."""
+    """Return a variable, or stream its value while it grows.
+
+    With `wait=true`, wait until the variable is ready, failed or cancelled.
+    """
     session = session_of(request)
     variable = variable_of(session, request.match_info["name"])
     if "text/event-stream" in request.headers.get("Accept", ""):

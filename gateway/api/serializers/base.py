@@ -55,7 +55,7 @@ class Serializer(ABC):
 
     @abstractmethod
     def end_events(self, index: int) -> bytes:
-        """Return the events for the end of a call's output. Raises FailedCall."""
+        """Return the events for the end of a call's output. Raises FailedCall unless the call is done."""
 
     @abstractmethod
     def error_events(self, error: FailedCall) -> bytes:

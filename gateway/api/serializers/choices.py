@@ -159,7 +159,7 @@ class ChoicesSerializer(Serializer):
         return None if self._checker is None else self._checker.start(index, self.calls[index])
 
     def end_events(self, index: int) -> bytes:
-        """Return the last chunks of an answer. Raises FailedCall."""
+        """Return the last chunks of an answer. Raises FailedCall unless the call is done."""
         call = self.calls[index]
         self._model_name = call.model or self._model_name
         check_done(call)

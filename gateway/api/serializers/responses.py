@@ -90,7 +90,7 @@ class ResponseSerializer(Serializer):
         return self._builder.start_check()
 
     def end_events(self, index: int) -> bytes:
-        """Return the events for the ends of the last items. Raises FailedCall."""
+        """Return the events for the ends of the last items. Raises FailedCall unless the call is done."""
         check_done(self._call)
         return encode_events([*self._builder.open(), *self._builder.close()])
 

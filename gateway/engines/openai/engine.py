@@ -283,7 +283,8 @@ class OpenAIContext:
     async def _build_request(
         self, sampling: SamplingParams, changes: RequestChanges
     ) -> tuple[str, dict[str, Any], bytes]:
-        """Return the next request's path and body, and the body as JSON. Raises ContextRefused."""
+        """Return the next request's path and body, and the body as JSON. Raises ContextRefused if the server does not
+        support a parameter."""
 
         def build() -> tuple[str, dict[str, Any], bytes]:
             path, body = self._engine.build_request(prompt, sampling, self._scope, urgency, changes)
@@ -293,7 +294,8 @@ class OpenAIContext:
         return build() if self._size < _OFFLOAD_SIZE else await offload(build, self._size)
 
     async def _read(self, response: Response, answer: AnswerParser, receive: Callable[[bytes], None]) -> None:
-        """Read the whole response, so that its connection can be used again. Raises EngineLost or ContextRefused."""
+        """Read the whole response, so that its connection can be used again. Raises EngineLost or ContextRefused if the
+        server fails or refuses the request."""
         try:
             if answer.is_streamed:
                 await response.stream_to(receive)

@@ -136,7 +136,8 @@ class SseParser:
         self._done = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the data of the events that are complete now, up to `[DONE]`. Raises ValueError."""
+        """Return the data of the events that are complete now, up to `[DONE]`. Raises ValueError if an event is too
+        long."""
         if self._done:
             return []
         if not self._pending and data[:6] == b"data: " and data.find(b"\n") == len(data) - 2 and data[-1:] == b"\n":

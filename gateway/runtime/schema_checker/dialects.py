@@ -84,7 +84,7 @@ _DIALECTS = {
 
 
 def find_dialect(uri: Any) -> Dialect:
-    """Return the dialect that a `$schema` names. Raises NoVerdict."""
+    """Return the dialect that a `$schema` names. Raises NoVerdict if it is unknown."""
     dialect = _DIALECTS.get(uri.partition("://")[2].rstrip("#")) if isinstance(uri, str) else None
     if dialect is None:
         raise NoVerdict("the draft of the schema is unknown")

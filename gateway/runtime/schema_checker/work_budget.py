@@ -18,7 +18,7 @@ class WorkBudget:
         self.left = units
 
     def spend(self, units: int) -> None:
-        """Subtract units. Raises BudgetExceeded."""
+        """Subtract units. Raises BudgetExceeded if fewer are left."""
         self.left -= units
         if self.left < 0:
             raise BudgetExceeded("the check takes too long")
