@@ -2,15 +2,27 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
 
 from engine.sampling_params import SamplingParams
-from gateway.graph.call import CallSpec, CallState
+from gateway.engines.protocol import EventCallback, Urgency
+from gateway.graph.call import CallSpec, CallState, Rendering
+from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
 from gateway.graph.segments import Input, Slot, Text
+from gateway.graph.session import Session
 from gateway.graph.transform import Transform
 from gateway.graph.variable import Piece
-from tests.gateway.graph.test_session import spec
-from tests.gateway.scheduler.scheduler_harness import ANSWER, SchedulerHarness, settle, slot, submit
+from gateway.runtime.fair_gate import FairGate
+from gateway.scheduler import Scheduler
+from gateway.scheduler.attempt import CallAttempt
+from gateway.scheduler.inputs import InputReader
+from tests.fakes.engine import FakeContext, FakeEngine, FakeEngines
+from tests.gateway.graph.test_session import session, spec
+from tests.gateway.scheduler.scheduler_harness import ANSWER, GREEDY, SchedulerHarness, settle, slot, submit
 
 
 async def test_known_text_is_filled_before_the_value_exists() -> None:
@@ -127,3 +139,154 @@ async def test_a_slot_that_is_read_before_it_is_generated_fails_its_call() -> No
         await call.output.wait_final()
     assert call.failure is not None
     assert call.failure.code == "internal_error"
+
+
+def _pairs(text: str) -> list[int]:
+    return [int.from_bytes(text[index : index + 2].encode()) for index in range(0, len(text), 2)]
+
+
+class DividedEngine(FakeEngine):
+    """Engine whose tokens are pairs of characters, so that the tokens of a text depend on where it ends."""
+
+    def __init__(self, *, is_honest: bool = True) -> None:
+        super().__init__()
+        self._is_honest = is_honest
+
+    async def encode(self, text: str) -> Sequence[int]:
+        return _pairs(text)
+
+    def encode_stable(self, text: str) -> tuple[Sequence[int], int]:
+        stable = len(text) // 2 * 2 if self._is_honest else len(text)
+        return _pairs(text[:stable]), stable
+
+
+@pytest.mark.parametrize("is_honest", [True, False])
+async def test_a_growing_value_has_the_tokens_of_the_whole_value(is_honest: bool) -> None:
+    """Check also that another attempt waits for the whole value if stable tokens turn out to be wrong."""
+    engine, graph = DividedEngine(is_honest=is_honest), session()
+    scheduler = Scheduler(FakeEngines(engine), 10)
+    graph.add_variable("grows")
+    producer = graph.add(spec(output="grows"))
+    reader = graph.add(spec("grows", deferred=True))
+    scheduler.submit(reader)
+    pieces = ["a" * 101, "b" * 202, "c" * 33, "d"]
+    for piece in pieces:
+        producer.output.append(Piece(piece))
+        await settle()
+    producer.set_state(CallState.DONE)
+    producer.output.complete()
+    async with asyncio.timeout(5):
+        await scheduler.wait_idle()
+    last = engine.opened[-1]
+    whole = _pairs("".join(pieces))
+    assert last.tokens[: 2 + len(whole)] == [1, 2, *whole]
+    assert len(engine.opened) == (1 if is_honest else 2)
+    assert reader.state is CallState.DONE
+    assert reader.usage.prompt == 2 + len(whole), "tokens of the first attempt do not count"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_equal"),
+    [
+        ({}, {}, True),
+        ({}, {"segments": [Text([1]), Text([1]), GREEDY]}, True),  # divided elsewhere
+        ({}, {"output": "named"}, True),
+        ({}, {"segments": [Text([1, 2]), GREEDY]}, False),
+        ({}, {"segments": [Text([1, 1]), Slot(None, SamplingParams(temperature=0.0, max_tokens=3))]}, False),
+        ({}, {"segments": [Text([1, 1]), Slot(None, GREEDY.sampling, Transform(strip=True))]}, False),
+        ({}, {"salt": "x"}, False),
+        ({}, {"model": "n"}, False),
+        (
+            {"segments": [Text([1]), Slot("a", GREEDY.sampling), Text([2]), GREEDY]},
+            {"segments": [Text([1]), Slot("b", GREEDY.sampling), Text([2]), GREEDY]},
+            True,
+        ),
+        (
+            {"segments": [Text([1]), Slot("a", GREEDY.sampling), Text([2]), GREEDY]},
+            {"segments": [Text([1]), Slot("b", GREEDY.sampling), Text([3]), GREEDY]},
+            False,
+        ),
+        (
+            {"segments": [Text([1]), Slot("c", GREEDY.sampling), Input(Reference("c"), "m"), GREEDY]},
+            {"segments": [Text([1]), Slot("d", GREEDY.sampling), Input(Reference("d"), "m"), GREEDY]},
+            True,
+        ),
+    ],
+)
+async def test_calls_that_do_the_same_have_one_digest(
+    one: dict[str, Any], other: dict[str, Any], are_equal: bool
+) -> None:
+    graph = session()
+    digests = [await digest(graph, more) for more in (one, other)]
+    assert None not in digests
+    assert (digests[0] == digests[1]) is are_equal
+
+
+async def digest(graph: Session, more: dict[str, Any]) -> bytes | None:
+    """Return the digest of a call, by default of two tokens and a greedy slot."""
+    fields: dict[str, Any] = {"model": "m", "segments": [Text([1, 1]), GREEDY]} | more
+    call, engine = graph.add(CallSpec(**fields)), FakeEngine()
+    context = engine.open("", Urgency(0.0, interactive=False))
+    rendering = Rendering(call.spec.model, call.spec.segments)
+    return await CallAttempt(call, rendering, engine, context, InputReader(call, FairGate()), patient=False).prepare()
+
+
+async def test_random_calls_and_those_of_one_request_have_no_digest() -> None:
+    assert await digest(session(), {"segments": [Text([1]), ANSWER]}) is None
+    assert await digest(Session("", "t", 0.0, 60.0), {}) is None
+
+
+async def test_values_are_part_of_the_digest() -> None:
+    graph = session()
+    for name, value in (("a", "x"), ("b", "x"), ("c", "y")):
+        graph.set_values(graph.add_variable(name, value))
+
+    def reads(name: str, *path: str) -> dict[str, Any]:
+        place = Input(Reference(name, path), "m")
+        return {"segments": [Text([1]), Slot(f"s{name}{len(path)}", GREEDY.sampling), place, GREEDY]}
+
+    a, b, c = [await digest(graph, reads(name)) for name in "abc"]
+    assert a == b, "equal values, whatever their names"
+    assert a != c
+    assert await digest(graph, reads("a", "0")) != a
+
+
+@pytest.mark.parametrize(
+    ("thinks", "constrains_later", "sent", "starts_inside"),
+    [("perhaps", True, "perhaps", False), ("begun", True, "begun", True), ("begun", False, None, False)],
+)
+async def test_a_constraint_leaves_room_for_reasoning_where_the_engine_can(
+    thinks: Any, constrains_later: bool, sent: Any, starts_inside: bool
+) -> None:
+    harness = SchedulerHarness()
+    harness.engine.constrains_after_reasoning = constrains_later
+    constrained = Slot(None, SamplingParams(regex="[0-9]+"), thinks=thinks)
+    received: list[SamplingParams] = []
+    call = harness.session.add(CallSpec(model="m", segments=[Text([1] * 12), constrained], deferred=True))
+    generate = FakeContext.generate
+
+    async def recording(self: FakeContext, sampling: SamplingParams, on_event: EventCallback) -> None:
+        received.append(sampling)
+        await generate(self, sampling, on_event)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeContext, "generate", recording)
+        harness.scheduler.submit(call)
+        await harness.scheduler.wait_idle()
+    assert [sampling.thinks for sampling in received] == [sent]
+    assert call.output.value == ("" if starts_inside else "12")
+    assert (call.usage.reasoning == call.usage.completion) is starts_inside
+
+
+async def test_a_prompt_may_not_be_larger_than_its_session() -> None:
+    harness = SchedulerHarness()
+    harness.session.set_values(harness.session.add_variable("a", "x" * 600))
+    call = harness.session.add(spec(*["a"] * 4, deferred=True))
+    harness.session.resources.limits = SessionLimits(bytes=4 * 2_000)
+    harness.scheduler.submit(call)
+    await harness.scheduler.wait_idle()
+    assert call.failure is not None
+    assert (call.failure.code, call.failure.message) == (
+        "too_large",
+        "the prompt has more than 2000 tokens or characters, the maximum of a session",
+    )

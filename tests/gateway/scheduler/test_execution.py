@@ -1,13 +1,20 @@
 """Tests of gateway/scheduler/execution.py: engines, attempts and fallback models of calls."""
 
+import asyncio
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from gateway.engines.protocol import Engine, NoEngine
-from gateway.graph.call import CallSpec, CallState, Rendering
+import pytest
+
+from engine.sampling_params import SamplingParams
+from gateway.engines.protocol import ContextRefused, Engine, EngineBusy, EngineLost, EventCallback, NoEngine, Urgency
+from gateway.graph.call import Call, CallSpec, CallState, Rendering
+from gateway.graph.errors import Failure
 from gateway.graph.segments import Segment, Text
 from gateway.scheduler import Scheduler
-from tests.fakes.engine import FakeEngine, FakeEngines
+from tests.fakes.engine import FakeContext, FakeEngine, FakeEngines
 from tests.gateway.graph.test_session import session, spec
 from tests.gateway.scheduler.scheduler_harness import ANSWER, SchedulerHarness, settle, slot, submit
 
@@ -138,3 +145,162 @@ async def test_fallback_models_are_tried_in_order() -> None:
     assert (call.state, call.output.value, call.model) == (CallState.DONE, "12", "second")
     assert requested == [("first", False), ("second", False)], "the scheduler waits only for the last model"
     await scheduler.close()
+
+
+class ScriptedEngine(FakeEngine):
+    """Engine whose next generations raise the given errors."""
+
+    def __init__(self, *errors: Exception, name: str = "fake") -> None:
+        super().__init__(name=name)
+        self.errors = list(errors)
+
+    def open(self, scope: str, urgency: Urgency) -> FakeContext:
+        context = super().open(scope, urgency)
+        if self.errors:
+            context.generate = partial(self._fail, self.errors.pop(0))  # type: ignore[method-assign]
+        return context
+
+    async def _fail(self, error: Exception, sampling: SamplingParams, on_event: EventCallback) -> None:
+        raise error
+
+
+class ModelEngines(FakeEngines):
+    """One engine for each model."""
+
+    def __init__(self, **engines: FakeEngine) -> None:
+        super().__init__(*engines.values())
+        self.by_model = engines
+
+    async def find_ready(self, model: str, *, wait: bool = True) -> Sequence[Engine]:
+        return [self.by_model[model]]
+
+
+async def ended(engines: FakeEngines, call: Call) -> Call:
+    scheduler = Scheduler(engines, 10)
+    scheduler.submit(call)
+    async with asyncio.timeout(10):
+        await scheduler.wait_idle()
+    assert all(engine.load == 0 for engine in engines.engines), "every context was freed"
+    return call
+
+
+def with_fallback(**more: Any) -> Call:
+    segments = [Text([1] * 12), ANSWER]
+    fallback = Rendering("second", [Text([1] * 345), ANSWER])
+    return session().add(CallSpec(model="first", segments=segments, deferred=True, fallbacks=[fallback], **more))
+
+
+async def test_a_call_gets_three_attempts_if_others_lose_its_engine() -> None:
+    busy = [EngineLost("it restarts", suspect=False) for _ in range(3)]
+    call = await ended(FakeEngines(ScriptedEngine(*busy[:2])), session().add(spec(deferred=True)))
+    assert (call.state, call.output.value) == (CallState.DONE, "2")
+    engine = ScriptedEngine(*busy)
+    call = await ended(FakeEngines(engine), session().add(spec(deferred=True)))
+    assert call.failure == Failure("engine_failed", "it restarts; that was attempt 3 of 3", call.id)
+    assert len(engine.opened) == 3
+
+
+async def test_a_busy_engine_is_asked_again_after_its_pause_and_keeps_its_code() -> None:
+    busy = [EngineBusy("no capacity", suspect=False, pause=0.05) for _ in range(3)]
+    began = asyncio.get_running_loop().time()
+    call = await ended(FakeEngines(ScriptedEngine(*busy)), session().add(spec(deferred=True)))
+    assert call.failure is not None
+    assert call.failure.code == "engine_overloaded"
+    assert asyncio.get_running_loop().time() - began >= 2 * 0.05
+
+
+async def test_another_engine_is_tried_without_a_pause() -> None:
+    busy = ScriptedEngine(EngineBusy("no capacity", suspect=False, pause=60.0), name="busy")
+    other = FakeEngine(name="other")
+    other.load = 5
+    scheduler, call = Scheduler(FakeEngines(busy, other), 10), session().add(spec(deferred=True))
+    scheduler.submit(call)
+    async with asyncio.timeout(10):
+        await scheduler.wait_idle()
+    assert (call.state, call.engine) == (CallState.DONE, "other")
+
+
+async def test_a_fallback_model_answers_if_the_first_one_would_need_a_long_pause() -> None:
+    first = ScriptedEngine(EngineBusy("no capacity", suspect=False, pause=60.0))
+    call = await ended(ModelEngines(first=first, second=FakeEngine()), with_fallback())
+    assert (call.state, call.model, call.output.value) == (CallState.DONE, "second", "345")
+    assert call.usage.prompt == 345, "tokens of the first attempt do not count"
+
+
+async def test_a_fallback_model_gets_no_call_that_the_engine_refused_or_that_killed_engines() -> None:
+    refused = ContextRefused("invalid_request", "no such grammar", "response_format")
+    for error, code in ((refused, "invalid_request"), (EngineLost("it died"), "engine_failed")):
+        second = FakeEngine()
+        call = await ended(ModelEngines(first=ScriptedEngine(error, error), second=second), with_fallback())
+        assert call.failure is not None
+        assert (call.failure.code, second.opened) == (code, [])
+
+
+async def test_an_exposed_answer_is_not_continued_by_another_model() -> None:
+    first, second = FakeEngine(), FakeEngine()
+    first.deaths = 1
+    call = with_fallback()
+    scheduler = Scheduler(ModelEngines(first=first, second=second), 10)
+    scheduler.submit(call)
+    with call.session.read(call.output) as reader:
+        assert [piece.text for piece in await reader.next_pieces()] == ["1"]
+    await scheduler.wait_idle()
+    assert (call.state, second.opened) == (CallState.FAILED, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "more", "where"),
+    [
+        (ContextRefused("context_length_exceeded", "too long"), {"where": "calls.1"}, "calls.1.messages"),
+        (ContextRefused("context_length_exceeded", "too long", "seed"), {"prompt_field": "prompt"}, "prompt"),
+        (ContextRefused("invalid_request", "no", "seed"), {"where": "calls.1"}, "calls.1.seed"),
+        (ContextRefused("invalid_request", "no"), {}, None),
+        (ContextRefused("invalid_request", "no", "seed"), {"segments": [Text([1]), slot("a"), ANSWER]}, None),
+    ],
+)
+async def test_a_failure_names_the_field_of_the_request(
+    error: Exception, more: dict[str, Any], where: str | None
+) -> None:
+    fields: dict[str, Any] = {"model": "m", "segments": [Text([1]), ANSWER], "deferred": True} | more
+    call = await ended(FakeEngines(ScriptedEngine(error)), session().add(CallSpec(**fields)))
+    assert call.failure is not None
+    assert call.failure.field == where
+
+
+async def test_an_error_of_the_server_fails_only_its_call(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ScriptedEngine(ZeroDivisionError("oops"))
+    graph = session()
+    call = await ended(FakeEngines(engine), graph.add(spec(deferred=True)))
+    assert call.failure == Failure("internal_error", "internal error: ZeroDivisionError('oops')", call.id)
+    assert f"call {call.id} failed with an internal error" in caplog.text
+    assert (await ended(FakeEngines(engine), graph.add(spec(deferred=True)))).state is CallState.DONE
+
+
+async def test_a_call_whose_input_has_failed_opens_no_context() -> None:
+    graph, engine = session(), FakeEngine()
+    graph.add_variable("a")
+    call = graph.add(spec("a", deferred=True))
+    graph.variable("a").fail(Failure("engine_failed", "lost"))
+    await ended(FakeEngines(engine), call)
+    assert call.failure is not None
+    assert (call.failure.code, engine.opened) == ("upstream_failed", [])
+
+
+async def test_engines_learn_changed_urgencies_once_in_a_turn() -> None:
+    harness = SchedulerHarness()
+    harness.engine.hold()
+    call = harness.run(output="a")
+    await settle()
+    (context,) = harness.engine.opened
+    urgencies: list[Urgency] = []
+    context.rerank = urgencies.append  # type: ignore[method-assign]
+    for _ in range(3):
+        harness.scheduler.subscribe(call.output)
+    assert urgencies == []
+    await settle()
+    assert [urgency.interactive for urgency in urgencies] == [True]
+    harness.engine.released.set()
+    await harness.scheduler.wait_idle()
+    harness.scheduler.unsubscribe(call.output)
+    await settle()
+    assert len(urgencies) == 1, "a call that has ended has no context"
