@@ -269,8 +269,9 @@ class CallAttempt:
             if isinstance(event, TokenDelta):
                 piece, finish, accepted, rejected = event
                 if parser is not None:
-                    usage.reasoning += 0 if parser.is_in_answer else piece.tokens
-                    reasoning, answer = parser.push(piece.text, last=finish is not None)
+                    before = parser.reasoning_tokens
+                    reasoning, answer = parser.push(piece.text, tokens=piece.tokens, last=finish is not None)
+                    usage.reasoning += parser.reasoning_tokens - before
                     piece = Piece(answer, piece.tokens, piece.logprobs, reasoning)
                 if call.state is CallState.PREFILL:
                     times.first_token = times.first_token or call.session.clock()

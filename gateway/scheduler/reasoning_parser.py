@@ -20,14 +20,22 @@ class ReasoningParser:
         """Text that is not emitted yet: it may be part of a tag, or white space that is dropped."""
         self._has_reasoning = False
         """Whether reasoning was emitted."""
+        self._has_entered = False
+        """Whether the text is inside the reasoning, or has been."""
+        self.reasoning_tokens = 0
+        """Number of tokens up to the closing tag; 0 if the text has no reasoning."""
+        self._undecided_tokens = 0
+        """Number of tokens before it is known whether the text has reasoning."""
 
     @property
     def is_in_answer(self) -> bool:
         """Whether the reasoning has ended, or the text has none."""
         return self._state in ("behind", "answer")
 
-    def push(self, text: str, *, last: bool = False) -> tuple[str, str]:
-        """Append text, and return the new parts of reasoning and answer. `last`: no more text will follow."""
+    def push(self, text: str, *, tokens: int = 0, last: bool = False) -> tuple[str, str]:
+        """Append text, and return the new parts of reasoning and answer. `tokens`: number of its tokens. `last`: no
+        more text will follow."""
+        was_in_answer = self.is_in_answer
         self._pending += text
         reasoning = ""
         if self._state == "before":
@@ -41,6 +49,12 @@ class ReasoningParser:
         answer = ""
         if self._state == "answer":
             answer, self._pending = self._pending, ""
+        if not was_in_answer:
+            self._undecided_tokens += tokens
+            if self._has_entered:
+                self.reasoning_tokens += self._undecided_tokens
+            if self._state != "before":
+                self._undecided_tokens = 0
         return reasoning, answer
 
     def _begin(self, last: bool) -> None:
@@ -49,6 +63,7 @@ class ReasoningParser:
             self._state, self._pending = "within", rest[len(REASONING_START) :]
         elif last or not REASONING_START.startswith(rest):
             self._state = "within" if self._starts_inside else "answer"
+        self._has_entered = self._state == "within"
 
     def _think(self, last: bool) -> str:
         if not self._has_reasoning:

@@ -60,3 +60,24 @@ def test_text_is_emitted_as_soon_as_its_kind_is_certain() -> None:
     assert parser.is_in_answer
     assert parser.push("\n\nTwo") == ("", "Two")
     assert ReasoningParser(starts_inside=False).push("Two") == ("", "Two")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "starts_inside", "tokens"),
+    [
+        (["Two"], False, 0),
+        (["<", "b>Two"], False, 0),
+        (["<think>", "Hm", "</think>", "Two"], False, 3),
+        (["<thi", "nk>", "Hm</think>Two", " it is"], False, 3),
+        (["\n", "Hm", "</think>", "\n\n", "Two"], True, 3),
+        (["Hm"], True, 1),
+        (["<think>Hm</think>Two"], False, 1),
+        (["<thi"], False, 0),
+    ],
+)
+def test_tokens_up_to_the_closing_tag_are_reasoning(pieces: list[str], starts_inside: bool, tokens: int) -> None:
+    parser = ReasoningParser(starts_inside=starts_inside)
+    for piece in pieces:
+        parser.push(piece, tokens=1)
+    parser.push("", last=True)
+    assert parser.reasoning_tokens == tokens
