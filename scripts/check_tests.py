@@ -45,9 +45,6 @@ UNTESTED: dict[str, str] = {
     "gateway/http_client/errors.py": "only classes of exceptions",
     "gateway/journal/storage.py": _RECORDS,
     "gateway/server/lifespan.py": "the life of a process: tests/e2e/test_lifecycle.py",
-    "gateway/simulator/clock.py": "tests/gateway/simulator/test_simulate.py",
-    "gateway/simulator/engine.py": "tests/gateway/simulator/test_simulate.py",
-    "gateway/simulator/simulation.py": "tests/gateway/simulator/test_simulate.py",
 }
 """Modules without a test file of their name, and the reason."""
 CROSS_MODULE: dict[str, str] = {
@@ -70,7 +67,6 @@ CROSS_MODULE: dict[str, str] = {
     "tests/gateway/engines/test_conformance.py": "every kind of engine behaves the same",
     "tests/gateway/scheduler/test_every_load.py": "the scheduler as a whole",
     "tests/gateway/scheduler/test_whole_graph.py": "random operations on graph and scheduler",
-    "tests/gateway/simulator/test_simulate.py": "the simulator as a whole",
     "tests/gateway/test_compatibility.py": "docs/openai-compatibility.md against the schemas",
 }
 """Test files that belong to no single module, and what they test."""

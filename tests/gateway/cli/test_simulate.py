@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.main import main as myna
 from gateway.cli.simulate import main
 
 FEW = ("--applications", "5", "--seed", "3")
@@ -55,3 +56,14 @@ def test_unusable_files_are_reported_in_one_line(
     assert main([*FEW, option, str(file)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("myna simulate: ")
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert myna(["simulate", "--applications", "10", "--mix", "chain", "--policies", "prefix", "myna", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["policy"] for row in rows] == ["prefix", "myna"]
+    assert myna(["simulate", "--applications", "10", "--engines", "3", "--table", "h100", "--bursts"]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].split()[:4] == ["policy", "mean", "median", "p99"]
+    assert "map_reduce" in text
+    assert myna(["simulate", "--engines", "0"]) == 2
