@@ -128,3 +128,9 @@ def test_texts_that_are_not_valid_unicode_have_digests_of_their_own() -> None:
     texts = ["\ud83d", "\ude00", "?"]
     assert len({digest([text]) for text in texts}) == 3
     assert len({digest([Messages([{"role": "user", "content": text}])]) for text in texts}) == 3
+
+
+def test_a_text_that_looks_like_fields_of_a_request_has_another_digest() -> None:
+    message = {"content": "x"}
+    fields = [Messages([message], {"a": 1}, continues=True), Messages([message], continues=True)]
+    assert digest(["y", fields[0]]) != digest(['y{"a": 1}', fields[1]])
