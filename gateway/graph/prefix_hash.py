@@ -78,6 +78,8 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
 
 def _chunks(length: int) -> list[tuple[int, int]]:
     """Return the first and last position of each chunk of a text of this length; one chunk for an empty text."""
+    if length <= _CHUNK:  # most texts
+        return [(0, length)]
     found, begin, end = [], 0, _CHUNK
     while end < length:
         found.append((begin, end))
