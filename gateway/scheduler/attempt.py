@@ -23,7 +23,7 @@ from gateway.graph.segments import (
 )
 from gateway.graph.text import size_of
 from gateway.graph.variable import Piece, Variable, VariableState, reasoning_of
-from gateway.scheduler.inputs import CallFailed, InputReader
+from gateway.scheduler.input_reader import CallFailed, InputReader
 from gateway.scheduler.reasoning_parser import ReasoningParser
 from gateway.scheduler.transforms import TransformFailed, apply
 

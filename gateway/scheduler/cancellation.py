@@ -9,7 +9,7 @@ from collections.abc import Callable
 from gateway.graph.call import Call, CallState
 from gateway.graph.errors import Failure
 from gateway.graph.variable import Variable
-from gateway.scheduler.inputs import upstream
+from gateway.scheduler.input_reader import upstream_failure
 from gateway.scheduler.objective import sources
 
 
@@ -36,7 +36,7 @@ class Cancellation:
             self._abort(call)
             if failure is not None and not call.session.is_closed:
                 ends += [
-                    (consumer, CallState.FAILED, upstream(v))
+                    (consumer, CallState.FAILED, upstream_failure(v))
                     for v in call.outputs
                     if v.failure
                     for consumer in v.consumers
@@ -49,7 +49,7 @@ class Cancellation:
     def fail_consumers(self, variable: Variable) -> None:
         """Fail the consumers of a variable that will get no value."""
         for consumer in variable.consumers:
-            self.end(consumer, CallState.FAILED, upstream(variable))
+            self.end(consumer, CallState.FAILED, upstream_failure(variable))
 
     def release(self, call: Call) -> None:
         """Cancel the call and its ancestors, as far as no client or call needs them."""

@@ -3,7 +3,7 @@
 from gateway.graph.call import Call, CallState, Usage
 from gateway.graph.errors import Failure
 from gateway.graph.variable import VariableState
-from gateway.scheduler.inputs import CallFailed
+from gateway.scheduler.input_reader import CallFailed
 
 
 def find_leader(call: Call, identity: bytes | None) -> Call | None:

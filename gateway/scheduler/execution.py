@@ -13,7 +13,7 @@ from gateway.graph.variable import ProducerRestarted
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.attempt import CallAttempt, UnstableTokens
 from gateway.scheduler.coalescing import copy_outputs, find_leader
-from gateway.scheduler.inputs import CallFailed, InputReader, derive, upstream
+from gateway.scheduler.input_reader import CallFailed, InputReader, render_template, upstream_failure
 from gateway.scheduler.isolation import Isolation
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.priority import Priorities
@@ -55,11 +55,11 @@ class CallExecutor:
         try:
             for source in call.inputs.values():
                 if source.failure is not None:
-                    return upstream(source)
+                    return upstream_failure(source)
             if call.spec.model:
                 await self._run_with_fallbacks(call)
             else:
-                await derive(call, self._parsing)
+                await render_template(call, self._parsing)
             if call.session.id:  # values are stored before they become readable as ready
                 for variable in call.outputs:
                     if not variable.state.is_final:

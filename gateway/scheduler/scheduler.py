@@ -16,7 +16,7 @@ from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler.cancellation import Cancellation
 from gateway.scheduler.cost_model import CostModel
 from gateway.scheduler.execution import CallExecutor
-from gateway.scheduler.inputs import upstream
+from gateway.scheduler.input_reader import upstream_failure
 from gateway.scheduler.placement import Placement, place
 from gateway.scheduler.priority import Priorities
 from gateway.scheduler.stuck_calls import StuckCallDetector
@@ -177,7 +177,7 @@ class Scheduler:
         for call in unfinished:
             failed = next((source for source in call.inputs.values() if source.failure is not None), None)
             if failed is not None:
-                self._cancellation.end(call, CallState.FAILED, upstream(failed))
+                self._cancellation.end(call, CallState.FAILED, upstream_failure(failed))
         for call in unfinished:
             self._cancellation.release(call)
 

@@ -19,7 +19,7 @@ from gateway.graph.variable import Piece
 from gateway.runtime.fair_gate import FairGate
 from gateway.scheduler import Scheduler
 from gateway.scheduler.attempt import CallAttempt
-from gateway.scheduler.inputs import InputReader
+from gateway.scheduler.input_reader import InputReader
 from tests.fakes.engine import FakeContext, FakeEngine, FakeEngines
 from tests.gateway.graph.test_session import session, spec
 from tests.gateway.scheduler.scheduler_harness import ANSWER, GREEDY, SchedulerHarness, settle, slot, submit

@@ -12,7 +12,7 @@ from gateway.graph.segments import Text
 from gateway.graph.session import Session
 from gateway.graph.variable import Piece
 from gateway.scheduler.coalescing import copy_outputs, find_leader
-from gateway.scheduler.inputs import CallFailed
+from gateway.scheduler.input_reader import CallFailed
 from tests.gateway.graph.test_session import session
 from tests.gateway.scheduler.scheduler_harness import GREEDY, SchedulerHarness, settle, slot, submit
 

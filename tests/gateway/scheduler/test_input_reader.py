@@ -1,4 +1,4 @@
-"""gateway/scheduler/inputs.py: the size of a text is checked before it is built from values."""
+"""gateway/scheduler/input_reader.py: the size of a text is checked before it is built from values."""
 
 import asyncio
 import json

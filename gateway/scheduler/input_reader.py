@@ -45,7 +45,7 @@ class InputReader:
         """Return the text that a reference to a final variable stands for. Raises CallFailed if the variable failed or
         the path leads nowhere."""
         if source.state is not VariableState.READY:
-            raise CallFailed(upstream(source))
+            raise CallFailed(upstream_failure(source))
         value = source.value or ""
         if not reference.path:
             return value
@@ -65,7 +65,7 @@ class InputReader:
             raise CallFailed(Failure(error.code, str(error), self._call.id)) from error
 
 
-async def derive(call: Call, gate: FairGate) -> None:
+async def render_template(call: Call, gate: FairGate) -> None:
     """Render a template into its call's output, once all variables that it refers to are final. Raises CallFailed if a
     variable failed or the value is too large.
 
@@ -94,7 +94,7 @@ async def derive(call: Call, gate: FairGate) -> None:
     call.output.append(Piece("".join(texts)))
 
 
-def upstream(source: Variable) -> Failure:
+def upstream_failure(source: Variable) -> Failure:
     """Return the failure of a call that reads a failed variable. It names the first call that failed, and why."""
     root = source.failure or Failure("cancelled", f"{source.name} was {source.state}")
     if root.code == "upstream_failed":
