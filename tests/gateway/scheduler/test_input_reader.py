@@ -10,7 +10,7 @@ from gateway.graph.limits import SessionLimits
 from gateway.graph.references import Reference
 from gateway.graph.segments import Input
 from gateway.graph.variable import Variable, VariableState
-from gateway.scheduler import inputs
+from gateway.scheduler import input_reader
 from tests.gateway.scheduler.scheduler_harness import SchedulerHarness, settle
 
 
@@ -58,20 +58,20 @@ async def test_a_template_is_rejected_before_its_text_is_built(monkeypatch: pyte
     harness = stage(value_bytes=1 << 20)
     harness.session.set_values(harness.session.add_variable("big", "x" * (1 << 20)))
     reads: list[int] = []
-    resolve = inputs.InputReader.read
+    resolve = input_reader.InputReader.read
 
-    async def counted(self: inputs.InputReader, source: Variable, where: Reference) -> str:
+    async def counted(self: input_reader.InputReader, source: Variable, where: Reference) -> str:
         reads.append(1)
         return await resolve(self, source, where)
 
-    monkeypatch.setattr(inputs.InputReader, "read", counted)
+    monkeypatch.setattr(input_reader.InputReader, "read", counted)
     variable = await render(harness, "t", *[reference("big")] * 10_000)
     assert variable.state is VariableState.FAILED
     assert len(reads) == 2
 
 
 async def test_the_json_that_a_call_parses_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_PARSED_BYTES", 1000)
+    monkeypatch.setattr(input_reader, "_PARSED_BYTES", 1000)
     harness = stage()
     harness.session.set_values(harness.session.add_variable("plan", json.dumps({"a": "x" * 200})))
     variable = await render(harness, "few", *[reference("plan", "a")] * 4)
@@ -82,7 +82,7 @@ async def test_the_json_that_a_call_parses_is_limited(monkeypatch: pytest.Monkey
 
 
 async def test_other_tasks_get_turns_while_large_values_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_SMALL", 10)
+    monkeypatch.setattr(input_reader, "_SMALL", 10)
     harness = stage()
     harness.session.set_values(harness.session.add_variable("plan", json.dumps(["x"] * 20)))
     turns = 0
