@@ -42,13 +42,14 @@ def _limit_of(item: pytest.Item) -> float:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give async tests their time limit. Let slow files begin first, then those that mostly wait."""
+    """Give async tests their time limit. Let slow files begin first, then those that mostly wait; quiet ones last."""
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = _limited(item.obj, _limit_of(item))
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     waiting = {item.path for item in items if item.get_closest_marker("waits") is not None}
-    items.sort(key=lambda item: (item.path not in slow, item.path not in waiting))
+    quiet = {item.path for item in items if item.get_closest_marker("quiet") is not None}
+    items.sort(key=lambda item: (item.path in quiet, item.path not in slow, item.path not in waiting))
 
 
 @pytest.hookimpl(wrapper=True)
