@@ -38,7 +38,8 @@ class Plan:
     `decoding`: number of sequences that decode; `interactive`: how many of them are interactive. `drafted_rows`:
         number of drafted rows.
     `long`: rows of deferrable prompts, see `StepAllowance`. `has_waiting_prompts`: whether a prompt got no rows.
-    `over_budget`: sequences for which the step has no room. `out_of_memory`: those whose prompts found no free blocks.
+    `over_budget`: sequences for which the step has no room. `out_of_memory`: sequences for whose prompts no blocks are
+        free.
     """
 
     chunks: list[Chunk] = field(default_factory=list)

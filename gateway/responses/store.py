@@ -94,7 +94,7 @@ class ResponseStore(Protocol):
         """
 
     async def list_unfinished(self, tenant: str | None = None, session: str | None = None) -> Sequence[StoredResponse]:
-        """Return the unfinished responses: all, or those whose calls are in that session."""
+        """Return all unfinished responses, or only the responses whose calls are in that session."""
 
     async def delete(self, tenant: str, id: str) -> bool:
         """Delete a response. Return whether there was one."""
