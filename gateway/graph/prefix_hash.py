@@ -1,6 +1,5 @@
 """Prefix keys: hashes of prompt beginnings. Parrot (Lin et al., OSDI'24) calls them PrefixHash."""
 
-import json
 from array import array
 from collections.abc import Iterator
 from functools import lru_cache
@@ -96,16 +95,18 @@ def _text_keys(key: int, text: str) -> Iterator[tuple[int, int]]:
 
 def _message_keys(key: int, segment: Messages) -> Iterator[tuple[int, int]]:
     """Yield the length of each beginning of the messages that follow `key`, and its key."""
-    key, length = hash((key, crc32(json.dumps(segment.fields).encode()))) if segment.fields else key, 0
-    for message in segment.messages:
-        if len(message) == 2 and "role" in message:  # most messages
-            key = hash((key, 4, crc32(message["role"].encode())))
-        elif len(message) > 1:  # otherwise it continues the message before
-            head = {name: value for name, value in message.items() if name != "content"}
-            key = hash((key, 4, crc32(json.dumps(head).encode())))
+    digests, length = iter(segment.json_digests()), 0
+    if segment.fields:
+        key = hash((key, crc32(next(digests))))
+    for index, message in enumerate(segment.messages):
+        if index or not segment.continues:
+            key = hash((key, 4, crc32(next(digests))))
         content = message["content"]
         for part in (content,) if isinstance(content, str) else content:
-            text = part if isinstance(part, str) else json.dumps(part)
+            if not isinstance(part, str) and part["type"] != "text":
+                key = hash((key, 5, crc32(next(digests))))
+                continue
+            text = part if isinstance(part, str) else part["text"]
             for end, extended_key in _text_keys(key, text):
                 yield length + end, extended_key
             key = extended_key

@@ -2,8 +2,9 @@
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Literal, Protocol
 
 from engine.sampling_params import SamplingParams
@@ -53,6 +54,13 @@ class Messages:
     is_open: bool = False
     size: int = 0
     weight: int | None = None
+    digests: Sequence[bytes] | None = field(default=None, compare=False, repr=False)
+    """Digests of the JSON beside the texts, in order: of the fields, of each message without its content, and of each
+    part that is not text. None if the journal has restored the segment: `json_digests` computes them then."""
+
+    def json_digests(self) -> Sequence[bytes]:
+        """Return `digests`. Long JSON would block the event loop, so who builds a segment computes them in a thread."""
+        return self.digests if self.digests is not None else [json_digest(_json(value)) for value in json_of(self)]
 
     @property
     def length(self) -> int:
@@ -131,12 +139,12 @@ def update_digest(digest: Digest, content: PromptContent) -> None:
     elif not isinstance(content, Messages):
         digest.update(array("i", content).tobytes())
     else:
+        digests = iter(content.json_digests())
         if content.fields:
-            digest.update(b"\xfff" + _json(content.fields))
+            digest.update(b"\xfff" + next(digests))
         for index, message in enumerate(content.messages):
             if index or not content.continues:
-                head = {name: value for name, value in message.items() if name != "content"}
-                digest.update(b"\xffm" + _json(head) + b"\xffc")
+                digest.update(b"\xffm" + next(digests) + b"\xffc")
             text = message["content"]
             for part in (text,) if isinstance(text, str) else text:
                 if isinstance(part, str):
@@ -144,9 +152,26 @@ def update_digest(digest: Digest, content: PromptContent) -> None:
                 elif part["type"] == "text":
                     digest.update(part["text"].encode(errors="surrogatepass"))
                 else:
-                    digest.update(b"\xffp" + _json(part) + b"\xffc")
+                    digest.update(b"\xffp" + next(digests) + b"\xffc")
             if index < len(content.messages) - 1 or not content.is_open:
                 digest.update(b"\xffe")
+
+
+def json_of(segment: Messages) -> Iterator[Mapping[str, Any]]:
+    """Yield what a segment has beside texts, in the order of `Messages.digests`."""
+    if segment.fields:
+        yield segment.fields
+    for index, message in enumerate(segment.messages):
+        if index or not segment.continues:
+            yield {name: value for name, value in message.items() if name != "content"}
+        content = message["content"]
+        if not isinstance(content, str):
+            yield from (part for part in content if not isinstance(part, str) and part["type"] != "text")
+
+
+def json_digest(encoded: bytes) -> bytes:
+    """Return the digest of a JSON value."""
+    return blake2b(encoded, digest_size=16).digest()
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -1,12 +1,13 @@
 """Build prompts for engines that accept messages or text instead of tokens: upstream servers."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Self
 
 from gateway.errors import RequestError
-from gateway.graph.segments import Characters, Input, Messages, Segment, Slot
+from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, json_digest, json_of
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.content_parser import ContentParser, Media, Piece
 from gateway.prompts.message_join import append_text, finish_content
@@ -149,7 +150,18 @@ def _segment(
                 part_size = 2 + (len(json.dumps(part)) + 1) // 2
                 size += part_size
                 discount += part_size - MEDIA_WEIGHT
-    return Messages(messages, fields, continues, is_open, size, size - discount if discount else None)
+    segment = Messages(messages, fields, continues, is_open, size, size - discount if discount else None)
+    digests = [
+        _role_digest(value["role"]) if len(value) == 1 and "role" in value else json_digest(encode_json(value))
+        for value in json_of(segment)
+    ]
+    return dataclasses.replace(segment, digests=digests)
+
+
+@lru_cache(16)
+def _role_digest(role: str) -> bytes:
+    """Return the digest of most messages without their content."""
+    return json_digest(encode_json({"role": role}))
 
 
 @lru_cache(16)

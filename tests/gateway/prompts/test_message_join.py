@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.sampling_params import SamplingParams
-from gateway.graph.segments import Input, Messages, PromptContent, Segment, Slot, content_of, update_digest
+from gateway.graph.segments import Input, Messages, PromptContent, Segment, Slot, content_of, json_of, update_digest
 from gateway.prompts.message_join import join_messages
 from gateway.prompts.passthrough_builder import PassthroughPromptBuilder
 from gateway.prompts.prompt import ChatInput
@@ -92,3 +92,14 @@ def test_different_prompts_have_different_digests() -> None:
         )
         == 5
     )
+
+
+@given(CONVERSATIONS, st.booleans())
+def test_the_builder_computes_a_digest_for_each_json_value(messages: list[Any], references: bool) -> None:
+    chat = ChatInput(messages, references=references, template_options={"b": 1})
+    for segment in PassthroughPromptBuilder().chat(chat, ANSWER).segments:
+        if isinstance(segment, Messages):
+            assert segment.digests is not None, "otherwise the event loop computes them"
+            assert len(segment.digests) == len(list(json_of(segment)))
+            restored = Messages(segment.messages, segment.fields, segment.continues, segment.is_open)
+            assert len(restored.json_digests()) == len(segment.digests)
