@@ -43,6 +43,11 @@ _QUICK_SECONDS = 0.005
 it."""
 _BUDGET_SECONDS = 2.0
 """CPU time budget of a scope beyond that, in seconds, for all its texts together: other sequences wait meanwhile."""
+_OVERDRAFT_SECONDS = 1.0
+"""CPU time that a scope can owe at most, in seconds. While it owes some, its next grammar waits to be compiled."""
+_CHEAP_SECONDS = 0.1
+"""CPU time up to which a text continues although the budget of its scope is used up, in seconds: other texts spent
+it."""
 _REFILL = 0.1
 """Refill rate of the budget, in seconds per second."""
 _SCOPES = 1_000
@@ -68,7 +73,8 @@ class Grammars:
     def compile(self, sampling: SamplingParams, scope: str = "") -> "Future[Matcher]":
         """Start to compile the grammar of a constrained request in a thread. The future may raise ContextError.
 
-        Scopes take turns: a scope with many large grammars delays those of another scope by only one grammar.
+        Scopes take turns: a scope with many large grammars delays those of another scope by only one grammar. The
+        grammars of a scope that used up its CPU time budget wait until some of it is refilled.
         """
         future: Future[Matcher] = Future()
         self._jobs.put(scope, (future, sampling))
@@ -87,7 +93,7 @@ class Grammars:
 
     def _serve(self) -> None:
         while True:
-            scope, (future, sampling) = self._jobs.get()
+            scope, (future, sampling) = self._jobs.get(lambda scope: self._budget(scope).seconds_until_positive)
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -132,12 +138,18 @@ class _CompileQueues:
             self._queues.setdefault(scope, deque()).append(job)
             self._changed.notify()
 
-    def get(self) -> tuple[str, _Job]:
-        """Wait for a job and return it with its scope. Scopes take turns; the scope that has waited longest is next."""
+    def get(self, delay: Callable[[str], float]) -> tuple[str, _Job]:
+        """Wait for a job and return it with its scope. Scopes take turns; the scope that has waited longest is next.
+
+        `delay` returns the time in seconds during which no job of a scope may begin.
+        """
         with self._changed:
-            while not self._queues:
-                self._changed.wait()
-            scope = next(iter(self._queues))
+            while True:
+                delays = {scope: delay(scope) for scope in self._queues}
+                scope = next((scope for scope, seconds in delays.items() if seconds <= 0), None)
+                if scope is not None:
+                    break
+                self._changed.wait(min(delays.values(), default=None))
             queue = self._queues.pop(scope)
             job = queue.popleft()
             if queue:
@@ -154,15 +166,27 @@ class _CpuBudget:
 
     def spend(self, seconds: float) -> bool:
         """Subtract `seconds` of CPU time from the budget. Return False if less was left."""
-        now = time.monotonic()
-        self._left = min(_BUDGET_SECONDS, self._left + _REFILL * (now - self._updated)) - seconds
-        self._updated = now
-        return self._left >= 0
+        self._refill()
+        left = self._left - seconds
+        self._left = max(left, -_OVERDRAFT_SECONDS)
+        return left >= 0
 
     @property
     def is_full(self) -> bool:
         """Whether the budget is refilled completely."""
-        return self._left + _REFILL * (time.monotonic() - self._updated) >= _BUDGET_SECONDS
+        self._refill()
+        return self._left >= _BUDGET_SECONDS
+
+    @property
+    def seconds_until_positive(self) -> float:
+        """Time in seconds until the scope owes nothing."""
+        self._refill()
+        return -self._left / _REFILL if self._left < 0 else 0.0
+
+    def _refill(self) -> None:
+        now = time.monotonic()
+        self._left = min(_BUDGET_SECONDS, self._left + _REFILL * (now - self._updated))
+        self._updated = now
 
 
 def _client_message(error: str) -> str:
@@ -231,6 +255,7 @@ class Matcher:
         self._matcher = matcher
         self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
         self._budget = budget
+        self._spent = 0.0
         self.failure: tuple[str, str] | None = None
         """Code and message of the reason why the text cannot be finished, or None."""
 
@@ -252,7 +277,9 @@ class Matcher:
         """Run an operation of the matcher, charge its time to the budget, and set `failure` if it failed."""
         began = time.thread_time()
         work()
-        affordable = self._budget.spend(max(0.0, time.thread_time() - began - _QUICK_SECONDS))
+        charged = max(0.0, time.thread_time() - began - _QUICK_SECONDS)
+        self._spent += charged
+        affordable = self._budget.spend(charged) or self._spent <= _CHEAP_SECONDS
         if self._matcher.is_error():
             if "NoExtension" in (error := self._matcher.get_error()):
                 self._fail(*_DEAD_END)

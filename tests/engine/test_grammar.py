@@ -373,6 +373,8 @@ def test_grammar_time_of_one_text_is_bounded(
     """Set the CPU time budget to 0, so that it is exceeded immediately, where no limit of the library applies."""
     monkeypatch.setattr("engine.grammar._BUDGET_SECONDS", 0.0)
     monkeypatch.setattr("engine.grammar._QUICK_SECONDS", 0.0)
+    monkeypatch.setattr("engine.grammar._CHEAP_SECONDS", 0.0)
+    monkeypatch.setattr("engine.grammar._OVERDRAFT_SECONDS", 0.0)
     monkeypatch.setattr(tiny_engine._pending_generations._grammars, "_budgets", {})
     with pytest.raises(ContextError) as failed:
         bias = {tiny_engine.tokenizer.encode("a")[0]: 100.0}
@@ -380,6 +382,41 @@ def test_grammar_time_of_one_text_is_bounded(
     assert failed.value.code == "grammar_too_complex"
     assert len(str(failed.value)) < 400
     assert list(tiny_engine.stream([40, 41], SamplingParams(max_tokens=3, ignore_eos=True))), "other requests continue"
+
+
+def test_a_cheap_text_continues_after_others_used_up_the_budget(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.grammar._QUICK_SECONDS", 0.0)
+    budget = _CpuBudget()
+    monkeypatch.setattr(tiny_engine._pending_generations._grammars, "_budgets", {"": budget})
+    assert not budget.spend(2.05)
+    assert 0 < budget.seconds_until_positive <= 0.5
+    made = list(tiny_engine.stream([40, 41], SamplingParams(regex="[0-9]{3}", max_tokens=20)))
+    assert made[-1].finish == "stop"
+
+
+def test_grammars_of_a_scope_wait_for_its_budget() -> None:
+    owes = {"greedy": 0.05, "modest": 0.0}
+    queues = _CompileQueues()
+    for scope in ("greedy", "greedy", "modest"):
+        queues.put(scope, (Future(), SamplingParams()))
+    assert queues.get(owes.__getitem__)[0] == "modest"
+
+    def delay(scope: str) -> float:
+        owes[scope] -= 0.05
+        return owes[scope] + 0.05
+
+    assert queues.get(delay)[0] == "greedy", "its turn comes when the budget is refilled"
+    assert queues.get(delay)[0] == "greedy"
+
+
+def test_a_budget_owes_a_bounded_time() -> None:
+    budget = _CpuBudget()
+    for _ in range(100):
+        budget.spend(1.0)
+    assert budget.seconds_until_positive <= 10
+    assert not budget.is_full
 
 
 def test_other_requests_continue_while_a_grammar_compiles(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +479,7 @@ def test_scopes_take_turns_in_compiling_grammars() -> None:
     jobs = _CompileQueues()
     for scope in ["a"] * 4 + ["b", "c", "b"]:
         jobs.put(scope, (Future(), SamplingParams(regex=scope)))
-    assert "".join(jobs.get()[0] for _ in range(7)) == "abcabaa"
+    assert "".join(jobs.get(lambda scope: 0.0)[0] for _ in range(7)) == "abcabaa"
 
 
 def test_scope_has_one_budget_that_refills(monkeypatch: pytest.MonkeyPatch) -> None:
