@@ -107,9 +107,13 @@ def _message_keys(key: int, segment: Messages) -> Iterator[tuple[int, int]]:
                 key = hash((key, 5, crc32(next(digests))))
                 continue
             text = part if isinstance(part, str) else part["text"]
-            for end, extended_key in _text_keys(key, text):
-                yield length + end, extended_key
-            key = extended_key
+            if len(text) <= _CHUNK:  # most texts
+                key = hash((key, crc32(text.encode(errors="surrogatepass"))))
+                yield length + len(text), key
+            else:
+                for end, extended_key in _text_keys(key, text):
+                    yield length + end, extended_key
+                key = extended_key
             length += len(text)
     yield length, key
 

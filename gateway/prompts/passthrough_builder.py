@@ -1,13 +1,12 @@
 """Build prompts for engines that accept messages or text instead of tokens: upstream servers."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Self
 
 from gateway.errors import RequestError
-from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, json_digest, json_of
+from gateway.graph.segments import Characters, Input, Messages, Segment, Slot, json_digest
 from gateway.prompts.builder import PromptBuilder
 from gateway.prompts.content_parser import ContentParser, Media, Piece
 from gateway.prompts.message_join import append_text, finish_content
@@ -129,16 +128,23 @@ def _segment(
     messages: list[dict[str, Any]], fields: Mapping[str, Any], *, continues: bool = False, is_open: bool
 ) -> Messages:
     """Return a segment, with its size: three characters for each message, and all texts and JSON in it."""
-    size = -is_open + (1 + len(encode_json(fields).decode()) if fields else 0)
-    discount = 0
+    size, discount = -is_open, 0
+    digests: list[bytes] = []
+    if fields:
+        encoded = encode_json(fields)
+        size += 1 + len(encoded.decode())
+        digests.append(json_digest(encoded))
     for index, message in enumerate(messages):
         if index == 0 and continues:
             size += 1
         elif len(message) == 2 and "role" in message:
-            size += 3 + _role_size(message["role"])
+            role_size, digest = _role_head(message["role"])
+            size += 3 + role_size
+            digests.append(digest)
         else:
-            head = {name: value for name, value in message.items() if name != "content"}
-            size += 3 + len(encode_json(head).decode())
+            encoded = encode_json({name: value for name, value in message.items() if name != "content"})
+            size += 3 + len(encoded.decode())
+            digests.append(json_digest(encoded))
         content = message["content"]
         if isinstance(content, str):
             size += len(content)
@@ -150,21 +156,13 @@ def _segment(
                 part_size = 2 + (len(json.dumps(part)) + 1) // 2
                 size += part_size
                 discount += part_size - MEDIA_WEIGHT
-    segment = Messages(messages, fields, continues, is_open, size, size - discount if discount else None)
-    digests = [
-        _role_digest(value["role"]) if len(value) == 1 and "role" in value else json_digest(encode_json(value))
-        for value in json_of(segment)
-    ]
-    return dataclasses.replace(segment, digests=digests)
+                digests.append(json_digest(encode_json(part)))
+    return Messages(messages, fields, continues, is_open, size, size - discount if discount else None, digests)
 
 
 @lru_cache(16)
-def _role_digest(role: str) -> bytes:
-    """Return the digest of most messages without their content."""
-    return json_digest(encode_json({"role": role}))
-
-
-@lru_cache(16)
-def _role_size(role: str) -> int:
-    """Return the size of most messages without their content: those with no field but role and content."""
-    return len(encode_json({"role": role}).decode())
+def _role_head(role: str) -> tuple[int, bytes]:
+    """Return the size and the digest of most messages without their content: those with no field but role and
+    content."""
+    encoded = encode_json({"role": role})
+    return len(encoded.decode()), json_digest(encoded)
