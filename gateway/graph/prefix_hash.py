@@ -55,11 +55,10 @@ def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
                     found.append(PrefixKey(length + end, extended_key, False))
                 key, length = found[-1].key, length + segment.length
             case Messages():
+                size = segment.length
                 for end, extended_key in _message_keys(key, segment):
-                    if not found or found[-1].key != extended_key:
-                        found.append(PrefixKey(length + min(end, segment.length), extended_key, False))
-                    key = extended_key
-                length += segment.length
+                    found.append(PrefixKey(length + min(end, size), extended_key, False))
+                key, length = found[-1].key if found else key, length + size
             case Input(reference) if reference.name in call.inputs:
                 source = call.inputs[reference.name]
                 producer = source.producer.id if source.producer is not None else f"{call.session.id}\0{source.name}"
@@ -93,9 +92,10 @@ def _text_keys(key: int, text: str) -> Iterator[tuple[int, int]]:
         yield end, key
 
 
-def _message_keys(key: int, segment: Messages) -> Iterator[tuple[int, int]]:
-    """Yield the length of each beginning of the messages that follow `key`, and its key."""
-    digests, length = iter(segment.json_digests()), 0
+def _message_keys(key: int, segment: Messages) -> list[tuple[int, int]]:
+    """Return the length of each beginning of the messages that follow `key`, and its key. All keys differ."""
+    found, length = [], 0
+    digests = iter(segment.json_digests())
     if segment.fields:
         key = hash((key, crc32(next(digests))))
     for index, message in enumerate(segment.messages):
@@ -109,13 +109,14 @@ def _message_keys(key: int, segment: Messages) -> Iterator[tuple[int, int]]:
             text = part if isinstance(part, str) else part["text"]
             if len(text) <= _CHUNK:  # most texts
                 key = hash((key, crc32(text.encode(errors="surrogatepass"))))
-                yield length + len(text), key
+                found.append((length + len(text), key))
             else:
-                for end, extended_key in _text_keys(key, text):
-                    yield length + end, extended_key
-                key = extended_key
+                found += [(length + end, extended_key) for end, extended_key in _text_keys(key, text)]
+                key = found[-1][1]
             length += len(text)
-    yield length, key
+    if not found or found[-1][1] != key:
+        found.append((length, key))
+    return found
 
 
 @lru_cache(1024)

@@ -98,7 +98,7 @@ class CallAttempt:
 
     def _identity(self) -> bytes | None:
         spec = self._call.spec
-        if not spec.is_deterministic or not self._call.session.id:  # a session without an id belongs to one request
+        if not self._call.session.id or not spec.is_deterministic:  # a session without an id belongs to one request
             return None
         digest = hashlib.blake2b(digest_size=20)
         for filled in self._filled:

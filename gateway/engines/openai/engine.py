@@ -121,7 +121,7 @@ class OpenAIEngine:
             prompt_fields = {"prompt": prompt.tolist(), "return_token_ids": True}
             if self.upstream.config.kind not in ("vllm", "sglang"):
                 del prompt_fields["return_token_ids"]
-        elif any(isinstance(piece, Messages) for piece in prompt):
+        elif prompt and isinstance(prompt[0], Messages):
             path, prompt_fields = "/v1/chat/completions", self._messages(join_messages(prompt))
         else:
             prompt_fields = {"prompt": "".join([piece for piece in prompt if isinstance(piece, str)])}
