@@ -31,7 +31,7 @@ class EventLog:
         self.is_closed = False
         """Whether the last event was emitted."""
         self._session = session if session.id else None
-        """The session that emits events; None if it is anonymous or has ended, so that no reference cycle is left."""
+        """The session that emits events; None if it has no id or has ended, so that no reference cycle is left."""
         self._created = session.created
         self._clock = clock
         self._next_event: asyncio.Future[None] | None = None

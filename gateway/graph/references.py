@@ -113,8 +113,10 @@ def resolve(value: str, reference: Reference) -> str:
 
 @lru_cache(maxsize=4)
 def _parsed(value: str) -> Any:
-    """Return the JSON of a value; readers of several paths into one value parse it once. Raises ValueError or
-    RecursionError."""
+    """Return a value parsed as JSON. Raises ValueError or RecursionError.
+
+    It is cached, so that several references into one value parse it once.
+    """
     return json.loads(value)
 
 

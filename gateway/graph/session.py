@@ -427,7 +427,10 @@ class Session:
         return bool(unfinished) and all(call.waiting_on for call in unfinished)
 
     def usage(self) -> dict[str, int]:
-        """Return the sums of tokens and calls. A call that another one served has no tokens of its own."""
+        """Return the session's token counts, and the numbers of done calls that were run and that were shared.
+
+        A shared call is a follower. It adds no tokens, because its leader generated them.
+        """
         run = [call for call in self.calls.values() if call.leader is None and call.spec.model]
         total = Usage()
         for call in run:

@@ -48,10 +48,10 @@ class SessionStore:
     _leaving: list[Session] = field(default_factory=list)
     """Sessions that have ended and may still have readers."""
     _left: list[Session] = field(default_factory=list)
-    """Sessions that had ended when `dissolve_ended` was last called."""
+    """Sessions that had ended when `dissolve_ended` ran last."""
 
     _evicted: list[Session] = field(default_factory=list)
-    """Sessions that were ended to make room for others since the last call of `expire`."""
+    """Sessions that were ended to make room for others since `expire` ran last."""
 
     def __post_init__(self) -> None:
         several = self.several_tenants
@@ -173,7 +173,7 @@ class SessionStore:
     def expire(self, now: float) -> list[Session]:
         """End sessions that were idle for their time to live. `now` is of the monotonic clock.
 
-        Return them, and the sessions that were ended to make room since the last call.
+        Return them, and the sessions that were ended to make room since this method ran last.
 
         A session whose calls all wait for variables that no client sets is idle, even if requests wait for it.
         """
@@ -185,9 +185,10 @@ class SessionStore:
         return evicted + old
 
     def dissolve_ended(self) -> None:
-        """Dissolve sessions that had ended at the last call and that no client reads. Call it every second or so.
+        """Dissolve ended sessions that no client reads; see `Session.dissolve`. Run it about once a second.
 
-        Without it, ended sessions fill the memory until the cycle collector finds them.
+        Sessions that ended since it ran last are left for the next time. Without this method, ended sessions fill the
+        memory until the cycle collector finds them.
         """
         self._left, self._leaving = [s for s in self._left if not s.dissolve()] + self._leaving, []
 

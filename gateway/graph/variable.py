@@ -106,9 +106,9 @@ class Variable:
         self.exposure_persisted = False
         """Whether the journal has stored the exposure, so that pieces may be sent."""
         self.is_deleted = False
-        """Whether the variable lost its name. No request can find it any more."""
+        """Whether the variable lost its name, so that no request finds it."""
         self.reserved = False
-        """Whether a value has been accepted and is about to be set."""
+        """Whether a client set a value that the journal has not stored yet. The variable gets it afterwards."""
         self.restarts = 0
         """Number of times the producer started again."""
         self._on_change = note
@@ -121,7 +121,10 @@ class Variable:
 
     @property
     def is_assigned(self) -> bool:
-        """Whether the variable has a value or a producer, or a value was accepted. It accepts no other value then."""
+        """Whether the variable has a producer, a reserved value (`reserved`) or a final state.
+
+        If so, no client can set it and no other call can produce it.
+        """
         return self.producer is not None or self.reserved or self.state is not VariableState.DECLARED
 
     def set(self, value: str) -> None:

@@ -27,19 +27,19 @@ _FIRST_SLICE = 4096
 
 
 def characters(text: str) -> "array[int]":
-    """Return a text as numbers."""
+    """Return the code points of a text."""
     numbers = array("i")
     numbers.frombytes(text.encode("utf-32-le", errors="surrogatepass"))
     return numbers
 
 
 def text_of(numbers: "array[int]") -> str:
-    """Return the text of characters."""
+    """Return the text with these code points."""
     return numbers.tobytes().decode("utf-32-le", errors="surrogatepass")
 
 
 def encode_messages(segment: Messages) -> "array[int]":
-    """Return a segment as numbers."""
+    """Return a segment as integers, in the format that this module describes."""
     numbers = _encode(_FIELDS, segment.fields) if segment.fields else array("i")
     for index, message in enumerate(segment.messages):
         if index or not segment.continues:
@@ -59,12 +59,15 @@ def encode_messages(segment: Messages) -> "array[int]":
 
 
 def has_marks(numbers: "array[int]") -> bool:
-    """Return whether the numbers are messages, not tokens or characters."""
+    """Return whether the integers of a stored segment are messages, not tokens or characters."""
     return bool(numbers) and max(numbers) >= _MARKS
 
 
 def decode_messages(numbers: "array[int]", weight: int | None) -> Messages:
-    """Return the segment that was stored as numbers. Raises ValueError if it was not encoded here."""
+    """Return the segment that `encode_messages` stored as integers. Raises ValueError if other code encoded them.
+
+    `weight`: see `Messages`.
+    """
     fields: dict[str, Any] = {}
     messages: list[dict[str, Any]] = []
     is_open = continues = bool(numbers) and numbers[0] not in (_FIELDS, _MESSAGE)

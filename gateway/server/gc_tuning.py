@@ -1,8 +1,9 @@
 """Schedule Python's cycle collector, which blocks the event loop while it runs.
 
 Reference cycles are rare: a finished request frees its objects immediately (`Session.dissolve`), and an ended session
-soon after (`SessionStore.dissolve_ended`). Only exceptions leave cycles. So the collector examines new objects in small
-batches. A full collection takes 0.1 s while a thousand answers stream, so it runs while the server is idle, or rarely.
+soon after (`SessionStore.dissolve_ended`). Only Python exceptions leave cycles. So the collector examines new objects
+in small batches. A full collection takes 0.1 s while a thousand answers stream. So it runs while the server is idle, or
+rarely.
 """
 
 import gc

@@ -47,7 +47,7 @@ def text_of(value: Any) -> str:
 
 
 def scope_of(request: web.Request, semantic: Semantic | None) -> Scope:
-    """Return the session that the body or a header names; a new one without a name if neither does.
+    """Return the session that the body or a header names; a new one without an id if neither does.
 
     Raises RequestError and GraphError; see docs/api.md.
     """
