@@ -41,9 +41,10 @@ def compiled(pattern: str) -> Pattern:
 
 
 def search(pattern: Pattern, group: int, text: str) -> str | None:
-    """Return the group of the first match in the text; None if there is none.
+    """Search the text. Return what group number `group` of the first match captured; 0 stands for the whole match.
 
-    It may take a second: run it in a thread. Raises BadPattern if the search would take too long.
+    Return None if there is no match, or if the group is not part of it. The search may take a second: run it in a
+    thread. Raises BadPattern if it would take too long.
     """
     work = pattern.programsize * len(text.encode())
     if work > _MAX_WORK:

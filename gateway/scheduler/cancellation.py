@@ -1,7 +1,8 @@
-"""Bring calls to their ends: final states, failures that spread to consumers, and calls that no client needs any more.
+"""End calls: set their final states, fail the consumers of failed outputs, and cancel calls that nothing needs.
 
-A client that disconnects unsubscribes from its variables (`gateway/api/subscription.py`). The last one to leave a
-variable lets its producer be cancelled here, and then the producer's own sources.
+A client that disconnects unsubscribes from its variables (`gateway/api/subscription.py`). If a variable has neither a
+subscriber nor a consumer left, its producer is cancelled here. Then the calls that the producer waited for are
+cancelled too, as far as no client and no other call needs them.
 """
 
 from collections.abc import Callable
@@ -69,6 +70,6 @@ class Cancellation:
             self.fail_consumers(variable)
 
     def release_sources(self, call: Call) -> None:
-        """Release the sources of an ended call."""
+        """Release the calls that an ended call waited for: its leader and the producers of its inputs."""
         for source in sources(call):
             self.release(source)

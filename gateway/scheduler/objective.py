@@ -1,4 +1,7 @@
-"""Objective of each call. A client that waits needs low latency, and so do the calls that its call waits for."""
+"""Objective of each call.
+
+A client that waits for a variable needs low latency from its producer, and from all calls that the producer waits for.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,10 +14,10 @@ def objective(call: Call) -> Objective:
 
 
 def objectives_of(calls: Iterable[Call]) -> dict[str, Objective]:
-    """Return the objective of each call by its id: the one that the client specified, or the one that follows.
+    """Return the objective of each call by its id.
 
-    Latency, if a client wants an output soon or a call of objective latency needs one; throughput otherwise. The time
-    is linear in the edges of the graph.
+    If the client specified none, it is latency if an output has a latency subscriber or a call of objective latency
+    needs an output, and throughput otherwise. The time is linear in the edges of the graph.
     """
     known: dict[str, Objective] = {}
     for start in calls:
@@ -39,8 +42,8 @@ def objectives_of(calls: Iterable[Call]) -> dict[str, Objective]:
 
 
 def _visit(call: Call, known: dict[str, Objective], stack: "list[tuple[Call, Iterator[Call]]]") -> None:
-    """Record the objective that follows from the call alone. Push it onto the stack if its dependents matter as
-    well."""
+    """Record the objective that follows from the call alone. If its dependents (see `dependents_of`) can still change
+    this objective, push the call and its dependents onto `stack`, for `objectives_of` to visit."""
     if call.id in known:
         return
     own = call.spec.objective

@@ -90,7 +90,7 @@ class Priorities:
         """Calls whose ranks must be computed again, because their dependents or their deadlines have changed."""
 
     def add(self, call: Call, now: float) -> None:
-        """Add a call that joined the graph, after all calls that it reads. A second time does nothing."""
+        """Add a call that joined the graph, after all calls that it reads. Adding it a second time does nothing."""
         if call.id in self._entries or call.state.is_final:
             return
         prefixes = prefix_keys(call, own=False)
@@ -153,7 +153,8 @@ class Priorities:
             self._changed[call.id] = call
 
     def end(self, call: Call) -> None:
-        """Remove a call that has ended. Its sources keep the ranks that their other dependents give them."""
+        """Remove a call that has ended. The calls that it waited for get ranks that follow from their other dependents
+        alone."""
         entry = self._entries.pop(call.id, None)
         if entry is None:
             return
@@ -189,7 +190,7 @@ class Priorities:
         return prefix_keys(call, own=False) if entry is None else entry.prefixes
 
     def changed(self) -> Iterator[Call]:
-        """Return the calls whose urgency may have changed since the last call of this method."""
+        """Return the calls whose urgency may have changed since this method ran last."""
         self._settle()
         changed, self._changed = self._changed, {}
         return iter(changed.values())
@@ -227,7 +228,8 @@ class Priorities:
                     self._update(call, affected)
 
     def _update(self, call: Call, affected: dict[str, Call]) -> None:
-        """Compute the rank of a call. If it changes, add the sources whose ranks change with it to `affected`."""
+        """Compute the rank of a call. If it changes, add those of the calls that it waits for to `affected` whose ranks
+        change with it."""
         entry = self._entries.get(call.id)
         if entry is None:
             return

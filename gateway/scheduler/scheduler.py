@@ -246,7 +246,7 @@ class Scheduler:
     def unsubscribe(
         self, variable: Variable, objective: Objective = Objective.LATENCY, *, interactive: bool = True
     ) -> None:
-        """Uncount a client that has its value or has disconnected. Calls that are not needed any more are cancelled."""
+        """Uncount a client that has its value or has disconnected. Cancel calls that no client or call needs now."""
         variable.subscribers -= 1
         variable.latency_subscribers -= objective is Objective.LATENCY
         variable.interactive_subscribers -= interactive and objective is Objective.LATENCY
@@ -255,7 +255,7 @@ class Scheduler:
         self._executor.priorities_changed()
 
     def release(self, variable: Variable) -> None:
-        """Cancel the variable's producer and its ancestors, as far as no client or call needs them any more.
+        """Cancel the variable's producer and its ancestors, as far as no client or call needs them.
 
         If the variable has no producer and has failed, its consumers fail.
         """

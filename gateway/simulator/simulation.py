@@ -88,7 +88,7 @@ class _Pool:
 
 
 class _Simulation:
-    """Owner of one run."""
+    """Owner of one run of a scenario under one policy: of its scheduler, its simulated engines and its outcome."""
 
     def __init__(self, scenario: Scenario, policy: Policy) -> None:
         loop = asyncio.get_running_loop()

@@ -77,7 +77,10 @@ def read_applications(path: Path) -> tuple[list[Application], list[float]]:
 
 
 def _application(calls: Sequence[Mapping[str, Any]]) -> Application:
-    """Return a session's calls as steps of simultaneous calls, each with the call whose end preceded it."""
+    """Return a session's calls as an application.
+
+    Calls that arrived together form a `Step`. A step begins a fixed time after the call that ended last before it.
+    """
     steps: list[Step] = []
     first = calls[0]["at"]
     names = {name for call in calls for name in (call["output"], *(slot for slot, _ in _slots(call)))}

@@ -14,7 +14,7 @@ _SAMPLING = SamplingParams(max_tokens=32, temperature=0.0, ignore_eos=True)
 
 @dataclass(frozen=True)
 class Step:
-    """Calls that a client sends together.
+    """Calls that a client sends together (not a step of an engine).
 
     It sends them `seconds` after the variable `after` is ready, or after the start. It waits for the `awaited` outputs.
     """
