@@ -262,7 +262,7 @@ class Matcher:
     def allowed_mask(self) -> NDArray[np.int32]:
         """Return the tokens that may follow as bits, shape (words,); no bit is set after a failure.
 
-        The array is valid until the next call.
+        The array is valid until this method runs again.
         """
         if self.failure is None:
             self._charge(lambda: llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0))
@@ -304,7 +304,10 @@ class Matcher:
         return tokens if self.failure is None else []
 
     def push(self, token: int) -> bool:
-        """Consume the next token. Return whether no token can follow: without a `failure`, the text is complete."""
+        """Consume the next token. Return whether the text ends there, because no token can follow.
+
+        Such a text is complete, unless `failure` is set.
+        """
         self._charge(lambda: self._matcher.consume_token(token))
         return self.failure is not None or bool(self._matcher.is_stopped())
 

@@ -29,7 +29,7 @@ class InputBatch:
         self._views: tuple[tuple[int, int, int], tuple[torch.Tensor, ...]] | None = None
 
     def gather(self, plan: Plan) -> tuple[torch.Tensor, AttentionBatch, torch.Tensor]:
-        """Return token ids (rows,), the batch, and the rows that get logits; valid until the next call."""
+        """Return token ids (rows,), the batch, and the rows that get logits; valid until the next step is gathered."""
         chunks, size = plan.chunks, self._block_size
         if plan.empty_chunks:
             chunks = [chunk for chunk in chunks if chunk.end > chunk.start]

@@ -62,7 +62,7 @@ class NgramProposer:
         self.rate.fade(0.9)
 
     def extend(self, tokens: list[int]) -> None:
-        """Append the tokens since the last call. `tokens`: all tokens of the sequence."""
+        """Append the sequence's new tokens, those since this method ran last. `tokens`: all tokens of the sequence."""
         count = self._predicted + len(tokens)
         if count > len(self._tokens):
             self._tokens = np.concatenate((self._tokens, np.empty(count, dtype=np.int32)))

@@ -25,8 +25,8 @@ _PRIOR_WEIGHT = 4.0
 class _Draft:
     """A draft that may still be extended.
 
-    `chance`: probability that the next token is accepted if those before it are. `max_length`: maximum length.
-    `tokens`: expected number of tokens that the sequence gets in the step.
+    `chance`: probability that a drafted token is accepted if all drafted tokens before it are. `max_length`: maximum
+    length. `tokens`: expected number of tokens that the sequence gets in the step.
     """
 
     sequence: int
@@ -48,13 +48,14 @@ class _Draft:
 
 
 class Speculator:
-    """Owner of the acceptance rates. It decides how many tokens to draft.
+    """Owner of the acceptance rates. It decides how many tokens to draft for each sequence.
 
-    One row more makes a step longer for all sequences, by what the step budget measured. It brings its sequence one
-    token if all drafted tokens up to it are accepted. Rows are added in order of their worth, while each speeds its
-    sequence up by a larger part than it slows all together down (proportional fairness, Kelly 1997). So one stream
-    alone speculates far, many hardly, a stream with a low acceptance rate not at all, and a repetitive stream does not
-    slow others to a crawl.
+    Each drafted token adds a row to the step. The row makes the step longer for all sequences, by a time that the step
+    budget has measured. It gives its own sequence one more token, if that drafted token and all before it are accepted.
+    Rows are added in order of their worth, as long as each speeds up its own sequence by a larger ratio than it slows
+    down all sequences (proportional fairness, Kelly 1997). So drafts are long if one stream decodes alone, and short or
+    absent if many decode. A stream with a low acceptance rate gets no drafts, and a repetitive stream slows others only
+    a little.
     """
 
     def __init__(self, step_budget: StepBudget) -> None:

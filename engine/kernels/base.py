@@ -65,14 +65,16 @@ class KVTensors:
         return cls(keys, values)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """Copy whole blocks, (from, to), in every layer."""
+        """Copy whole blocks in every layer. `copies`: pairs of block numbers, (from, to)."""
         source, target = torch.tensor(copies, device=self.keys[0].device).unbind(1)
         for layer in (*self.keys, *self.values):
             layer[target] = layer[source]
 
     def slots(self, count: int) -> torch.Tensor:
-        """Return host memory for `count` blocks of all layers, (count, 2 * layers, …); pinned if the pool is on a
-        GPU."""
+        """Return memory for `count` host slots, each for one block of all layers: (count, 2 * layers, …).
+
+        It is pinned if the pool is on a GPU.
+        """
         layers = (*self.keys, *self.values)
         shape = (count, len(layers), *layers[0].shape[1:])
         if layers[0].device.type == "cpu":
@@ -80,7 +82,11 @@ class KVTensors:
         return torch.zeros(shape, dtype=layers[0].dtype, pin_memory=True)
 
     def swap(self, slots: torch.Tensor, outs: list[tuple[int, int]], ins: list[tuple[int, int]]) -> None:
-        """Copy whole blocks to slots, then others from slots; (from, to). Does not wait for a GPU."""
+        """Copy whole blocks to host slots, then others from host slots. Does not wait for a GPU.
+
+        `slots`: the memory that the method `slots` returned. `outs`: pairs of a block and the host slot to copy it to.
+        `ins`: pairs of a host slot and the block to copy it to.
+        """
         layers = (*self.keys, *self.values)
         device = layers[0].device
         if outs:
@@ -234,7 +240,7 @@ class DeviceInputs(NamedTuple):
 
 
 class FusedLayers(Protocol):
-    """All layers of a decoder in one call."""
+    """Function that runs all layers of a decoder."""
 
     def __call__(
         self, residual: torch.Tensor, batch: AttentionBatch, logit_rows: torch.Tensor
@@ -244,7 +250,7 @@ class FusedLayers(Protocol):
         `residual`: (rows, hidden), changed in place. `logit_rows`: (m,) int64, ascending.
 
         Returns for the rows of `logit_rows` the residual before the last layer's addition, and what that layer adds,
-        before its `mlp_out_norm`: both (m, hidden), valid until the next call. The last layer computes no other rows.
+        before its `mlp_out_norm`: both (m, hidden), valid until the next step. The last layer computes no other rows.
         """
 
 
@@ -268,7 +274,7 @@ class Kernels(Protocol):
         `tokens`: (rows,) int64; -1 - r stands for the token sampled last for row r, which the host need not know.
         `logit_rows`: (m,) int64, rows that get logits, ascending.
 
-        The result is valid until the next call.
+        The result is valid until the next step is staged.
         """
 
     def run(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -302,7 +308,8 @@ class Kernels(Protocol):
     def rope_and_store(
         self, qkv: torch.Tensor, positions: Positions, keys: torch.Tensor, values: torch.Tensor, batch: AttentionBatch
     ) -> torch.Tensor:
-        """Normalise and rotate queries and keys, write keys and values to their slots, and return the queries.
+        """Normalise and rotate queries and keys, write keys and values to their KV slots, and return the
+        queries.
 
         `qkv`: (rows, (heads + 2 * kv_heads) * head_size). Returns (rows, heads, head_size).
         """
@@ -328,5 +335,5 @@ class Kernels(Protocol):
         """Sample one token for each row of logits, (m, vocabulary) float32, which are changed."""
 
     def fuse(self, layers: Sequence[LayerWeights], kv: KVTensors) -> FusedLayers | None:
-        """Return a function that runs all layers in one call with the same results, or None if these kernels have
+        """Return a function that runs all layers with the same results as these methods, or None if these kernels have
         none."""

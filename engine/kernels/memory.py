@@ -10,7 +10,8 @@ import torch
 def large_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Return zeros that use no memory until they are written; torch.zeros would write all of them immediately.
 
-    Large pages avoid the address lookups for which scattered KV blocks and long weights otherwise wait.
+    The memory has large pages where the system supports them. With small pages, reads of scattered KV blocks and of
+    large weights would often wait for the translation of an address (a TLB miss).
     """
     count = math.prod(shape)
     # Private: Python maps shared memory by default, which hardly any system backs with large pages.

@@ -64,7 +64,7 @@ class TorchKernels:
         )
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedWeight:
-        """See `Kernels.pack`. Packing halves the cost of small batches: plain linear re-packs at every call."""
+        """See `Kernels.pack`. Packing halves the cost of small batches: plain linear packs at every multiplication."""
         if self._packs:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
         return _Weight(weight, bias)

@@ -81,8 +81,9 @@ class KVCache:
     """Owner of the state of all blocks.
 
     A block has one reference for each sequence whose table holds it, and one for the tree. A block without references
-    is free. A block that only the tree holds is cold, and evictable once it is a leaf; `eviction.py` decides the order.
-    A sequence that holds a block of the tree holds all its ancestors, so a cold node never has a node in use below it.
+    is free. A block that only the tree holds is **cold**: no sequence uses it. It is evictable once its node is a leaf;
+    `eviction.py` decides the order. A sequence that holds a block of the tree holds all its ancestors, so a cold node
+    never has a node in use below it.
     """
 
     def __init__(
@@ -148,7 +149,10 @@ class KVCache:
         self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Remove one reference from each block. Pass a table's blocks in reverse, so that leaves become cold first."""
+        """Remove one reference from each block.
+
+        Pass a sequence's blocks in reverse: a block must not become cold (see `KVCache`) before the blocks after it.
+        """
         for block in blocks:
             self._references[block] -= 1
             remaining = self._references[block]
@@ -242,7 +246,7 @@ class KVCache:
             ancestor = ancestor.parent
 
     def _offer(self, node: Node) -> None:
-        """Make a cold node evictable if it is a leaf."""
+        """Make a node whose block is cold evictable, if it is a leaf. See `KVCache` for cold blocks."""
         if not node.children:
             node.is_evictable = True
             self._eviction_policy.offer(node)

@@ -1,7 +1,7 @@
 """KV blocks offloaded to host memory: which block is in which host slot, and which copies the next step makes.
 
 This is bookkeeping only, like `cache.py`. The engine makes the copies of a plan before its step, all copies out before
-any copy in. So within a plan, a slot that is to be read is not overwritten.
+any copy in. So within a plan, a host slot that is to be read is not overwritten.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,8 @@ Key = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Swaps:
-    """Copies to make, in this order. `outs`: (block of the pool, slot); `ins`: (slot, block of the pool)."""
+    """Copies to make: first `outs`, pairs (block of the pool, host slot), then `ins`, pairs (host slot, block of the
+    pool)."""
 
     outs: list[tuple[int, int]]
     ins: list[tuple[int, int]]
@@ -65,7 +66,7 @@ class HostOffload:
         return offloaded is not None and (offloaded.key, offloaded.parent_path) == (key, parent_path)
 
     def load(self, path: int, block: int) -> None:
-        """Schedule a copy of an offloaded block into a block of the pool. The slot keeps it too."""
+        """Schedule a copy of an offloaded block into a block of the pool. The host slot keeps it too."""
         self._blocks.move_to_end(path)
         self._ins[block] = self._blocks[path].slot
 

@@ -104,7 +104,7 @@ class Decoder:
         self._kv.swap(self._slots, swaps.outs, swaps.ins)
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """Copy whole KV blocks, (from, to)."""
+        """Copy whole KV blocks in every layer. `copies`: pairs of block numbers, (from, to)."""
         self._kv.copy_blocks(copies)
 
     @torch.inference_mode()

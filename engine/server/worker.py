@@ -68,7 +68,10 @@ class Worker:
             os._exit(0)  # the gateway is gone; the reader thread would end the process as well
 
     def _read(self) -> None:
-        """Post commands until the stream ends, then end the process, even in the middle of a step."""
+        """Read commands from the socket and post them to the engine server, until the stream ends.
+
+        Then end the process, even in the middle of a step.
+        """
         buffer = FrameBuffer()
         try:
             while data := self._socket.recv(_READ_BYTES):

@@ -306,8 +306,10 @@ class CpuKernels:
 
 
 class _SampleCall:
-    """Call of the C sampler for one set of requests. It is reused as long as the requests are the same and change no
-    logits; results and addresses stay allocated."""
+    """Prepared invocation of the C sampler for one `SamplingRequests`, with arrays for its results.
+
+    The next steps use it again as long as they have the same requests, unless penalties or biases change the logits.
+    """
 
     def __init__(
         self, library: ctypes.CDLL, requests: SamplingRequests, values: NDArray[np.float32], scratch: NDArray[np.uint8]

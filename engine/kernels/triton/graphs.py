@@ -22,8 +22,8 @@ class Graphs:
         self._pool: Any = None
 
     def run(self, rows: int, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the result of `compute`, valid until the next call. The first call for a row count runs it and
-        records it."""
+        """Return the result of `compute`, valid until the next run. The first run for a row count runs `compute` itself
+        and records it; later ones replay the record."""
         if rows not in self._graphs:
             result = compute()  # compiles kernels, and lets libraries make their workspaces
             torch.cuda.synchronize()

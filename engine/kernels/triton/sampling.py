@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 STATS = 4
-"""Number of float32 statistics of a row: its largest logit, the logarithm of the sum of all exponentials, 1 if a logit
-is NaN; one is unused."""
+"""Number of float32 values in `stats` for each row: its largest logit, the logarithm of the sum of the exponentials of
+all logits minus the largest one, 1 if a logit is NaN; one is unused."""
 
 BLOCK = 1024
 """Number of logits that a program processes at a time; `CHANGES` of those that a request changes."""
@@ -54,13 +54,13 @@ def apply_masks(
     logits,  # (m, vocabulary) float32, changed in place where a row has a mask
     allowed,  # (masks, words) int32
     masked,  # (m,) int32, which mask a row has; -1 for none
-    stats,  # (m, FACTS) float32
+    stats,  # (m, STATS) float32
     vocabulary,
     words,
     MASKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Apply a row's mask to its logits, and compute the row's statistics."""
+    """Apply each row's mask to its logits, and compute its `stats`; see `STATS`."""
     row = tl.program_id(0)
     base = logits + row.to(tl.int64) * vocabulary
     offsets = tl.arange(0, BLOCK)

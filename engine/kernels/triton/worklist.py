@@ -55,8 +55,10 @@ class Shape:
         return -(-rows // self.rows)
 
     def is_sharing_cheaper(self, rows: int, keys: int) -> bool:
-        """Return whether `rows` rows should read `keys` keys together: the reads saved against the cost of merging one
-        more part of each row."""
+        """Return whether `rows` rows should read `keys` keys together.
+
+        It saves reads, but each row then has one more part to merge; see `WorkList`.
+        """
         tiles = self.tiles(rows)
         read = rows - (1 + self.repeat_cost * (tiles - 1))
         saved = read * keys * 2 * self.head_size * self.element_bytes
