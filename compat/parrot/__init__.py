@@ -1,4 +1,7 @@
-"""Request and response types of Parrot's public API, as in the artifact of the paper (Lin et al., OSDI'24)."""
+"""Request and response types of Parrot's public API.
+
+*Parrot* means the program that the authors of the Parrot paper (Lin et al., OSDI'24) published.
+"""
 
 from compat.parrot.answers import (
     ErrorAnswer,

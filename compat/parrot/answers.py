@@ -1,4 +1,4 @@
-"""Responses. Every success has one of these types, and status 200."""
+"""Responses. Every successful response has one of these types, and status 200."""
 
 from typing import TypedDict
 
@@ -58,7 +58,10 @@ class Nothing(TypedDict):
 
 
 class ErrorAnswer(TypedDict):
-    """An error. `traceback` is empty: the artifact's client prints it, and it would reveal internals."""
+    """An error response.
+
+    `traceback` exists because Parrot's client prints it. It is empty, because a traceback would reveal internals.
+    """
 
     error: str
     traceback: str

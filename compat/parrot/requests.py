@@ -46,7 +46,7 @@ class Program(_Request):
 
 
 class SamplingConfig(_Request):
-    """Sampling parameters of an output. The defaults are those of the artifact."""
+    """Sampling parameters of an output, with Parrot's defaults."""
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0, allow_inf_nan=False)] = 0.8
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
@@ -58,7 +58,7 @@ class SamplingConfig(_Request):
     frequency_penalty: _Penalty = 0.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
-    """Repetition penalty. 0, the artifact's default, and 1 have no effect."""
+    """Repetition penalty. 0, Parrot's default, and 1 have no effect."""
     # only with the values that have no effect: an output is one text, without beam search
     n: Literal[1] = 1
     best_of: Literal[1] = 1
@@ -108,7 +108,7 @@ class Parameter(_Request):
 
 
 class SemanticCall(_Request):
-    """POST /v1/semantic_call. The artifact's client does not send `session_auth`; it is checked if present."""
+    """POST /v1/semantic_call. Parrot's client sends no `session_auth`. It is checked if another client sends it."""
 
     session_id: _SessionNumber
     session_auth: str | None = None
@@ -176,7 +176,7 @@ class Set(_Request):
 
 
 class Read(_Request):
-    """GET /v1/semantic_var/{id}, and GET of all variables. The artifact's client sends a body with GET."""
+    """GET /v1/semantic_var/{id}, and GET of all variables. Parrot's client sends a body with GET."""
 
     session_id: _SessionNumber
     session_auth: str | None = None

@@ -1,4 +1,4 @@
-"""The public API of the Parrot paper's artifact, on the same sessions, variables and calls.
+"""Parrot's public API, on the same sessions, variables and calls as the other endpoints. See `compat/parrot`.
 
 A client authenticates by the number of its session, which cannot be guessed.
 """
