@@ -218,6 +218,6 @@ class Error(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """Body of every response other than success."""
+    """Body of every error response."""
 
     error: Error

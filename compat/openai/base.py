@@ -43,7 +43,10 @@ class Request(BoundedModel):
     @model_validator(mode="before")
     @classmethod
     def _check_members(cls, content: Any) -> Any:
-        """Remove nulls, besides the check that this replaces: a second validator would cost every request time."""
+        """Check the number of members, as the overridden validator does, and remove nulls.
+
+        One validator does both, because a second one would cost every request time.
+        """
         if type(content) is not dict:
             return content
         check_members(content)

@@ -202,7 +202,7 @@ class FunctionDefinition(Request):
 
     @property
     def enforced(self) -> dict[str, Any]:
-        """Schema that constrains arguments of a forced or strict call. Raises ValueError only if `strict`."""
+        """Schema that constrains the arguments of a forced or strict tool call. Raises ValueError only if `strict`."""
         schema = {"type": "object", "properties": {}} if self.parameters is None else self.parameters
         return enforced_schema(schema, Enforcement.STRICT if self.strict else Enforcement.LENIENT)
 

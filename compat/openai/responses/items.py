@@ -12,7 +12,10 @@ ItemState = Literal["in_progress", "completed", "incomplete"] | None
 
 
 class TextInput(Request):
-    """A text part of a message. Other fields of an answer, which clients send back, are ignored."""
+    """A text part of a message.
+
+    A client may send back a part of an earlier answer. Its other fields, such as `annotations`, are ignored.
+    """
 
     type: Literal["input_text", "output_text"]
     text: str

@@ -73,7 +73,10 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):
-    """Number of prompt tokens that were found in a cache. Writing to the cache is free."""
+    """Numbers of prompt tokens that were read from a cache, and that were charged for writing to it.
+
+    The second is always 0, because writing to the cache is free.
+    """
 
     cached_tokens: int
     cache_write_tokens: int = 0

@@ -10,7 +10,10 @@ def max_alternatives(document: dict[str, Any]) -> int:
 
 
 class _AlternativeCounter:
-    """Estimator of the number of alternatives that llguidance makes when it joins parts: it multiplies them."""
+    """Estimator of the number of alternatives that llguidance makes when it joins the parts of a schema.
+
+    It is the product of the numbers of alternatives of the parts.
+    """
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._definitions = document.get("$defs", {})

@@ -21,7 +21,8 @@ _BESIDE_REF = DESCRIBING | {"allOf", "anyOf", "oneOf"}
 class Definitions:
     """Owner of the names of definitions, and of those that are still to be rewritten.
 
-    A definition is rewritten once for each set of `shared` names; see `SchemaRewriter`.
+    `shared`: names of the properties that other parts, which are joined with a definition, constrain as well; None if
+    the definition stands alone. A definition is rewritten once for each `shared`; see `SchemaRewriter`.
     """
 
     def __init__(self, root: dict[str, Any], policy: RefusalPolicy) -> None:
@@ -32,11 +33,12 @@ class Definitions:
         self._queue: deque[tuple[str, Any, frozenset[str] | None]] = deque()
 
     def pop(self) -> tuple[str, Any, frozenset[str] | None] | None:
-        """Return name, target and shared names of the next definition to rewrite; None if there is none left."""
+        """Return the next definition to rewrite: its new name, its original schema, and `shared`; None if there is none
+        left."""
         return self._queue.popleft() if self._queue else None
 
     def make_reference(self, reference: Any, shared: frozenset[str] | None) -> Any:
-        """Return the new `$ref` to the definition that a reference names; None if the reference is dropped."""
+        """Return the new value of `$ref` for a reference to a definition; None if the reference is dropped."""
         target = self.find_target(reference)
         if target is _MISSING:
             self._policy.refuse("$ref", f"{json.dumps(reference)[:80]} has no target")

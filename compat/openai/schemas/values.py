@@ -1,4 +1,4 @@
-"""Rewriting of the keywords that need no other schema: types, constants, strings, numbers, numbers of items."""
+"""Rewriting of the keywords that contain no schema: types, constants, and limits of strings, numbers and sizes."""
 
 import json
 import math
@@ -20,10 +20,11 @@ _MAX_CHARACTERS = 10_000_000
 
 
 class ValueRewriter:
-    """Rewriter of these keywords in one schema. It remembers each `multipleOf`, since llguidance may join them."""
+    """Rewriter of these keywords in one schema. It remembers each `multipleOf`, since llguidance may join several."""
 
     def __init__(self, policy: RefusalPolicy, *, plain: bool, joins: bool) -> None:
-        """`plain`: keep only types, constants and enums. `joins`: whether the schema joins parts."""
+        """`plain`: keep only types, constants and enums. `joins`: whether `allOf`, `anyOf`, `oneOf` or `$ref` occur, so
+        that llguidance may join parts of the schema."""
         self._policy = policy
         self._plain = plain
         self._joins = joins
@@ -45,7 +46,8 @@ class ValueRewriter:
             result["type"] = known[0] if known and not isinstance(types, list) else known
 
     def add_values(self, node: dict[str, Any], result: dict[str, Any]) -> None:
-        """Copy `const`, `enum`, and the keywords for strings, numbers, and numbers of items from `node` to `result`."""
+        """Copy `const`, `enum` and the keywords that limit strings, numbers, and the sizes of arrays and objects from
+        `node` to `result`."""
         if "const" in node and self._is_exact(node["const"], "const"):
             result["const"] = node["const"]
         if "enum" in node:
