@@ -23,13 +23,14 @@ from gateway.telemetry import metrics
 log = logging.getLogger("myna.schemas")
 
 MAX_STEPS = 50_000
-"""Steps of all checks for one request: about 0.1 s. Answers beyond them are not checked."""
+"""Work budget of all checks for one request, in units of `WorkBudget`: about 0.1 s. Answers beyond it are not
+checked."""
 _IMMEDIATE_STEPS = 1_000
-"""Steps of one request's checks that may run on the event loop: about 2 ms."""
+"""Part of this budget that may be spent on the event loop: about 2 ms."""
 _IMMEDIATE_CHARACTERS = 10_000
 """Length of an answer from which it is checked in a thread."""
 _CHARACTERS_PER_STEP = 16
-"""Characters of an answer with tools that are searched for tool calls for one step of the budget `MAX_STEPS`."""
+"""Number of characters that are searched for tool calls for one unit of the budget."""
 
 
 class AnswerChecker:
@@ -45,9 +46,12 @@ class AnswerChecker:
         *,
         may_stop: bool,
     ) -> None:
-        """`schema`: the schema of an answer without calls, None if there is none. `tools`: schemas of arguments, by
-        name of the tool. `parser_factory`: creates the parser that finds tool calls in an answer. `may_stop`: whether a
-        stop string or a stop token may cut off an answer; its finish reason does not show that."""
+        """`schema`: the schema of an answer without tool calls, None if there is none.
+
+        `tools`: schemas of arguments, by name of the tool. `parser_factory`: creates the parser that finds tool calls
+        in an answer. `may_stop`: whether a stop string or a stop token may cut off an answer; its finish reason does
+        not show that.
+        """
         self._gate = gate
         self._tenant = tenant
         self._schema = None if schema is None else SchemaChecker(schema)

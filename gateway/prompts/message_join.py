@@ -10,14 +10,17 @@ _Content = list[list[str] | Mapping[str, Any]]
 
 
 def append_text(content: _Content, text: str) -> None:
-    """Append a text to a content. It joins the text before."""
+    """Append a text to a content. If the content ends with a text, join the two."""
     if not content or not isinstance(content[-1], list):
         content.append([])
     content[-1].append(text)  # type: ignore[union-attr]
 
 
 def finish_content(content: _Content) -> str | list[Mapping[str, Any]]:
-    """Return the content as requests have it: a text, or a list of parts without empty texts."""
+    """Return the content in the form of a chat request.
+
+    It is a string if all its parts are texts, otherwise a list of parts without empty texts.
+    """
     if all(isinstance(part, list) for part in content):
         return "".join([text for run in content for text in run])
     parts = [{"type": "text", "text": "".join(part)} if isinstance(part, list) else part for part in content]
@@ -25,7 +28,11 @@ def finish_content(content: _Content) -> str | list[Mapping[str, Any]]:
 
 
 def join_messages(pieces: Sequence[str | Messages]) -> Messages:
-    """Return all messages of a prompt. Its first piece is a segment; a text continues the last message."""
+    """Return one segment with all messages of a prompt.
+
+    `pieces`: the segments of the prompt, and the values and generated texts between them. A text is appended to the
+    message before it, so the first piece is a segment.
+    """
     first = pieces[0]
     if len(pieces) == 1 and isinstance(first, Messages):
         return first

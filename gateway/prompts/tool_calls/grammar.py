@@ -1,4 +1,5 @@
-"""Constrain the tool calls of an answer: a schema for forced calls, a grammar for optional ones."""
+"""Constrain the tool calls of an answer: by a JSON schema if it must consist of tool calls, by a grammar if it may
+have some."""
 
 import json
 from collections.abc import Mapping
@@ -10,13 +11,13 @@ from gateway.prompts.tool_calls.formats import ToolCallFormat
 from gateway.prompts.tool_calls.tools import Tool, Tools
 
 _MAX_CALLS = 16
-"""Maximum number of calls in an answer that may have several."""
+"""Maximum number of tool calls in an answer that may have several."""
 _COMPACT_JSON = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 """Options of llguidance for JSON: no free white space, in which a small model could ramble."""
 
 
 def answer_schema(tools: Tools, format: ToolCallFormat) -> dict[str, Any]:
-    """Return the schema of a forced answer."""
+    """Return the JSON schema of an answer that must consist of tool calls."""
     definitions: dict[str, Any] = {}
     calls = [_call(tool, format, definitions) for tool in tools.callable]
     answer = {"anyOf": calls} if len(calls) > 1 else calls[0]
@@ -26,10 +27,10 @@ def answer_schema(tools: Tools, format: ToolCallFormat) -> dict[str, Any]:
 
 
 def answer_grammar(tools: Tools, format: ToolCallFormat, control: Mapping[str, int]) -> str | None:
-    """Return a grammar for an answer that may call strict tools: any text, with calls in it that are valid.
+    """Return a grammar for an answer that may call strict tools: any text, in which all tool calls are valid.
 
     Return None if the choice is not `auto` or no tool is strict. `control`: the model's control tokens; the mark
-    before a call may be one of them.
+    before a tool call may be one of them.
     """
     if tools.choice != "auto" or not any(tool.strict for tool in tools.known):
         return None
@@ -66,7 +67,7 @@ def answer_grammar(tools: Tools, format: ToolCallFormat, control: Mapping[str, i
 
 
 def _call(tool: Tool, format: ToolCallFormat, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a call. If the schema of the arguments has references, it is added to `definitions`."""
+    """Return the schema of a tool call. If the schema of its arguments has references, add that to `definitions`."""
     arguments: dict[str, Any] = dict(tool.enforced)
     if '"$ref"' in json.dumps(arguments):
         definitions[tool.name] = _rebase(arguments, f"#/$defs/{tool.name}")
