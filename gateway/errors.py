@@ -51,7 +51,7 @@ def field_path(where: str, field: str) -> str:
 
 
 class RequestError(Exception):
-    """An answer other than success, in OpenAI's format."""
+    """An error response, in OpenAI's format."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The services that the routes use."""
+"""The services of a gateway that its routes use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +14,11 @@ from gateway.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Services:
-    """The services of one application. `is_ready`: whether every model accepts work now. `schema_check_gate`: gate of
-    work on schemas, patterns and grammars that runs in a thread."""
+    """The services of one gateway.
+
+    `is_ready`: whether every model accepts work now. `schema_check_gate`: admits work on schemas, patterns and grammars
+    to threads.
+    """
 
     sessions: SessionStore
     scheduler: Scheduler

@@ -59,7 +59,8 @@ def _print(options: argparse.Namespace, path: str, as_text: Any) -> int:
 
 
 def _get(url: str, key: str) -> Any:
-    """Return the JSON of an answer. Raises RequestFailed if the server cannot be reached or answers an error."""
+    """Return the parsed JSON that the server answers. Raises RequestFailed if it cannot be reached or answers with an
+    error."""
     try:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:

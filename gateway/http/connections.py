@@ -80,9 +80,11 @@ class _Handler(RequestHandler):
         return True
 
     def _decide(self, turns: int) -> None:
-        """Keep the connection if a complete request waits for an answer that has not begun; otherwise close it.
+        """Keep or close a connection whose client has closed its sending half.
 
-        `turns`: number of event loop turns to wait for the task of a request.
+        Keep it if the client sent a complete request, and the answer to that has not begun. Close it otherwise.
+        `turns`: number of event loop turns to wait for a request that arrived together with the close: its task may not
+        have begun.
         """
         if self.transport is None or self.transport.is_closing():
             return

@@ -195,7 +195,8 @@ def _validation_error(error: ValidationError, content: Any, where: str) -> Reque
 
 
 _MAX_SEARCHED_STEPS = 24
-"""Number of steps from which `_find_path` does not try all ways to read a path: there may be 2 ** steps."""
+"""Number of elements from which `_find_path` does not try all ways to read pydantic's path: n elements may have 2**n
+ways."""
 
 
 def _find_path(problem: ErrorDetails, content: Any) -> list[str]:
@@ -217,7 +218,7 @@ def _find_path(problem: ErrorDetails, content: Any) -> list[str]:
 
 
 def _match_path(steps: Sequence[str | int], content: Any, missing: bool) -> list[str] | None:
-    """Return the steps that are fields, if the last step can be one; otherwise None."""
+    """Return the elements of pydantic's path that are fields, if the last element can be one; otherwise None."""
     if len(steps) == 1:
         (last,) = steps
         is_field = isinstance(content, dict) and last not in content if missing else _has_step(content, last)
@@ -231,7 +232,7 @@ def _match_path(steps: Sequence[str | int], content: Any, missing: bool) -> list
 
 
 def _match_fields(steps: Sequence[str | int], content: Any) -> list[str]:
-    """Return the steps that are fields, if the last step is the name of an alternative."""
+    """Return the elements of pydantic's path that are fields, if the last one is the name of an alternative."""
     path: list[str] = []
     for step in steps:
         if _has_step(content, step):

@@ -38,7 +38,7 @@ _STATUS_TEXTS = {
     503: "Unavailable: the model is loading, its engine was lost, or the server is stopping. See Retry-After.",
     504: "Timeout: the variable has no final state yet. Its call continues.",
 }
-"""Descriptions of the statuses other than success."""
+"""Descriptions of the statuses of errors."""
 
 
 @dataclass(frozen=True)

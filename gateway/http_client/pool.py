@@ -84,7 +84,7 @@ class ConnectionPool:
         return Connection(self)
 
     def _pop_idle(self) -> Connection | None:
-        """Return an idle connection, the last used one first; None if there is none."""
+        """Remove the most recently used idle connection from the pool and return it; None if there is none."""
         now = time.monotonic()
         while self._idle:
             connection, _ = self._idle.popitem()

@@ -70,7 +70,7 @@ class StoredTurn:
 class ResponseStore(Protocol):
     """Owner of the stored responses. All methods raise ResponseStoreError.
 
-    A deleted response cannot be found by its id any more. Its row is **hidden** and stays as long as another response
+    A deleted response cannot be found by its id. Its database row is **hidden**, and stays as long as another response
     continues it. If there is no more room, the store deletes the oldest ended responses; unfinished ones stay.
     """
 

@@ -234,7 +234,7 @@ class BackgroundResponse:
 
 
 class Background:
-    """Owner of all responses in the background."""
+    """Owner of the background responses that are in progress, and of the events of those that ended recently."""
 
     def __init__(self, services: Services, bytes_limit: SharedLimit) -> None:
         """`bytes_limit`: limit on the bytes of responses in progress; each counts until it has ended."""

@@ -119,7 +119,7 @@ async def cancel(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """Delete a response.
 
-    It cannot be continued any more; responses that continued it stay. If it is in progress, it is cancelled.
+    No new response can continue it; responses that continued it stay. If it is in progress, it is cancelled.
     """
     stored = await _find_stored(request)
     await request.app[SERVICES].response_store.delete(stored.tenant, stored.id)

@@ -1,4 +1,4 @@
-"""Serialize calls as `choices`, as chat completions and completions have them."""
+"""Serialize calls as the `choices` of chat completions and completions."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ from gateway.http.sse import unnamed_events
 
 _Answer = TypeVar("_Answer", bound=msgspec.Struct)
 UsageField = CompletionUsage | None | msgspec.UnsetType
-"""The `usage` field of a chunk. None: a later chunk has it. Absent: the client does not want it."""
+"""The `usage` field of a chunk. None: a later chunk has the token counts. Absent: the client did not request them."""
 
 
 class UsageOptions(Protocol):
@@ -121,7 +121,7 @@ class ChoicesSerializer(Serializer):
 
     @property
     def _usage(self) -> CompletionUsage:
-        """Sum over all calls; zero for deferred ones."""
+        """Token counts of all calls together; zero if the calls are deferred."""
         if self.calls[0].spec.deferred:
             return usage_of([])
         usages = [call.usage for call in self.calls]
@@ -193,11 +193,14 @@ class ChoicesSerializer(Serializer):
 
     @property
     def _later_usage(self) -> UsageField:
-        """Usage field of chunks before the last one."""
+        """The `usage` field of a chunk without token counts.
+
+        It is None if the last chunk has the token counts, and absent if the client did not request them.
+        """
         return None if self._includes_usage else msgspec.UNSET
 
     def _usage_with(self, index: int) -> UsageField:
-        """Return the usage field of a chunk with parts of a call's answer: the usage so far, if the client wants it.
+        """Return the `usage` field of a chunk with parts of an answer: the usage so far, if the client requested it.
 
         It takes constant time. A sum over all calls for each chunk would be quadratic in the number of calls.
         """
@@ -216,7 +219,7 @@ class ChoicesSerializer(Serializer):
     def _build(
         self, kind: type[_Answer], choices: Sequence[Any], usage: UsageField, semantic: SemanticField
     ) -> _Answer:
-        """Return an answer or a chunk with the fields that all of them have."""
+        """Return an answer or a chunk, with the fields that answers and chunks have in common."""
         return kind(
             id=self._id,
             created=self._created,
