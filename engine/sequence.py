@@ -95,7 +95,7 @@ class TokenSequence:
         return settled
 
     def take_misses(self) -> dict[str, int]:
-        """Reset the account of finished fills. Return the number of their tokens that the tree did not hold, by the
+        """Reset the account of finished fills. Return the number of their tokens that the tree did not hold, by
         reason."""
         missed, self.fill_tokens = self.fill_tokens - self.cached_tokens, 0
         why, self.miss_reason = self.miss_reason, None

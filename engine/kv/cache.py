@@ -180,7 +180,7 @@ class KVCache:
         block = self.allocate()
         if block is None:
             return None
-        if not self.host_offload.contains(path, key, node.path):  # the eviction for this block took its slot
+        if not self.host_offload.contains(path, key, node.path):  # the eviction for this block took its host slot
             self.release([block])
             return None
         self.host_offload.load(path, block)

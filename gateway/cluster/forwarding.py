@@ -142,7 +142,10 @@ class Forwarding:
         return await handler(request)
 
     async def _find_owner(self, tenant: str, session: RequestedSession) -> SessionOwner | None:
-        """Return the other gateway that owns the session; None if this gateway owns or creates it, or none does."""
+        """Return the other gateway that owns the session.
+
+        Return None if this gateway owns or creates the session, or if no gateway owns it.
+        """
         if session.may_create and await self._storage.claim(tenant, session.id):
             await self._membership.wait_for_takeover()
             return None

@@ -28,7 +28,7 @@ class Connector:
         self._tls = tls
         self._addresses: Sequence[aiohappyeyeballs.AddrInfoType] = ()
         self._expiry = 0.0
-        """Time of the monotonic clock from which the addresses are not used any more."""
+        """Time of the monotonic clock from which the addresses are resolved again."""
 
     async def connect(self, build: Callable[[], Connection]) -> Connection:
         """Connect to the server with the connection that `build` returns. Raises ConnectError."""

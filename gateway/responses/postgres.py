@@ -194,7 +194,7 @@ class PostgresResponseStore:
 async def _insert(
     connection: Any, response: StoredResponse, before: int | None, created: float, *, found: bool = False
 ) -> int:
-    """Insert a response, count it as a follower of the one before it, and return its number."""
+    """Insert a response, count it among those that continue the previous response, and return its number."""
     number: int = await connection.fetchval(
         "INSERT INTO myna_responses (tenant, id, found, at, before, session, input, answer, begun, runs_in, size) "
         "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING number",

@@ -311,7 +311,7 @@ class SqliteResponseStore:
 def _insert(
     connection: sqlite3.Connection, response: StoredResponse, before: int | None, created: float, *, found: bool = False
 ) -> int:
-    """Insert a response, count it as a follower of the one before it, and return its number."""
+    """Insert a response, count it among those that continue the previous response, and return its number."""
     number = connection.execute(
         "INSERT INTO responses (tenant, id, found, at, before, session, input, answer, begun, runs_in, size) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

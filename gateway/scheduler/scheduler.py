@@ -234,8 +234,8 @@ class Scheduler:
     ) -> None:
         """Count a client that waits for the variable. The calls that it needs may get a higher priority.
 
-        `interactive`: the client waits for nothing else with it. If a client waits for several variables, only the last
-        one to end matters. Pair it with `unsubscribe`.
+        `interactive`: the client waits for no other variable. (A client that waits for several variables needs them
+        only once the last one is final.) Pair it with `unsubscribe`.
         """
         variable.subscribers += 1
         variable.latency_subscribers += objective is Objective.LATENCY

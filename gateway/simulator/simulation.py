@@ -105,7 +105,7 @@ class _Simulation:
         )
 
     async def run(self, load: Iterable[tuple[Application, float]]) -> Outcome:
-        """Run all applications. Each one arrives its gap after the one before."""
+        """Run all applications. `load`: applications, each with the seconds since the arrival of the previous one."""
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for number, (application, gap) in enumerate(load):

@@ -101,7 +101,7 @@ async def get(request: web.Request) -> web.StreamResponse:
 @routes.post("/v1/responses/{id}/cancel")
 @operation(Response, errors=(400, 404, 503))
 async def cancel(request: web.Request) -> web.Response:
-    """Cancel a response in the background. A response that has ended stays as it is."""
+    """Cancel a background response. A response that has ended does not change."""
     running = request.app[BACKGROUND].find(request[TENANT], request.match_info["id"])
     if running is not None:
         running.cancel()
