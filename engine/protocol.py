@@ -162,7 +162,8 @@ class StepReport(msgspec.Struct, frozen=True, tag="step"):
 
     `running`: number of contexts with work left. `free_tokens`: KV tokens that are free or evictable.
     `commands`: number of commands received since the start.
-    `row_seconds`, `step_seconds`: duration of one prefill row, and of a step in which one or two contexts decode.
+    `row_seconds`, `step_seconds`: duration of one prefill row, and of one generated token while one or two contexts
+        decode.
     `drafted`, `right`: number of drafted tokens since the start, of all contexts, and how many were accepted.
 
     While there is work, the engine sends a report at least once a second, and one more when the work ends: silence

@@ -65,7 +65,7 @@ def greedy_requests(rows: int) -> SamplingRequests:
 
 
 def _requests(rows: bytes) -> SamplingRequests:
-    """Return the sampling requests of rows of REQUEST, without changes of logits."""
+    """Return sampling requests without masks, penalties or biases. `rows`: bytes of an array of `REQUEST` structs."""
     requests = np.frombuffer(bytearray(rows), dtype=REQUEST)
     starts, none = np.zeros(len(requests) + 1, dtype=np.int32), np.empty(0, dtype=np.float32)
     mask_index = np.full(len(requests), -1, dtype=np.int32)

@@ -183,7 +183,7 @@ class ServeSettings(EngineOptions):
     api_key: Annotated[list[str], NoDecode] = Field([], description="API key that clients must use; may be repeated")
     api_key_file: Path | None = Field(None, description="file with one API key per line, optionally with its weight")
 
-    parrot_api: bool = Field(False, description="also serve the API of the Parrot paper's artifact")
+    parrot_api: bool = Field(False, description="also serve the API of Parrot (Lin et al., OSDI'24)")
 
     max_body_bytes: int = Field(16 << 20, ge=1024, description="maximum size of a request body in bytes")
     max_kept_bytes: int = Field(256 << 20, ge=0, description="maximum size of stored responses in bytes; 0: store none")

@@ -72,8 +72,7 @@ class Urgency(NamedTuple):
 
 
 class StepTimes(NamedTuple):
-    """Durations of an engine's steps, in seconds: one row of a prompt, and a step in which one or two contexts
-    decode."""
+    """Durations in seconds: of one prefill row, and of one generated token while one or two contexts decode."""
 
     row_seconds: float
     step_seconds: float
@@ -144,7 +143,7 @@ class EngineContext(Protocol):
         """Change the urgency of the context's work from now on."""
 
     def free(self) -> None:
-        """Abort the context's work and release it. A second time does nothing."""
+        """Abort the context's work and release it. Freeing it a second time does nothing."""
 
 
 class Engine(Protocol):

@@ -33,8 +33,8 @@ class PrefixKey(NamedTuple):
 
 
 def prefix_keys(call: Call, *, own: bool = True) -> list[PrefixKey]:
-    """Return the prefix keys from the shortest to the whole prompt. Keys are equal for equal text and equal sources,
-    within one tenant and model.
+    """Return the prefix keys from the shortest to the whole prompt. Keys are equal for equal texts and for
+    inputs from the same producers, within one tenant and model.
 
     `own`: include keys after the first place where the call itself generates. No other call's prompt equals those.
     """
@@ -126,5 +126,6 @@ def _scope_key(scope: str, model: str) -> int:
 
 
 def prefix_hashes(call: Call) -> list[str]:
-    """Return hashes of the prompt at each end of a segment: equal for equal text and equal sources, in one tenant."""
+    """Return hashes of the prompt at each end of a segment: equal for equal texts and inputs from the
+    same producers, in one tenant."""
     return [f"{prefix.key % 2**64:016x}" for prefix in prefix_keys(call) if prefix.ends_segment]

@@ -36,7 +36,10 @@ class PlaceholderMap:
         return "".join([piece if isinstance(piece, str) else self._mark(piece) for piece in pieces])
 
     def neutralise(self, value: Any) -> Any:
-        """Return a value for the chat template, with marks for control tokens in its texts."""
+        """Return a JSON value for the chat template to render: in its strings, marks replace the control tokens.
+
+        So the text of a client cannot become a control token.
+        """
         if isinstance(value, str):
             return self.neutralise_text(value)
         if isinstance(value, Mapping):
@@ -46,7 +49,7 @@ class PlaceholderMap:
         return value
 
     def neutralise_text(self, text: str) -> str:
-        """Return the text with marks for control tokens."""
+        """Return the text with each control token replaced by a mark."""
         pattern = self._tokenizer.control_pattern
         return text if pattern is None else pattern.sub(lambda match: self._mark(match.group()), text)
 

@@ -30,7 +30,7 @@ class TraceRecorder:
         self._has_failed = False
 
     def observe(self, call: Call) -> None:
-        """Write a line for a call that is done. After the first failed write it writes nothing any more."""
+        """Write a line for a call that is done. After a write has failed, write nothing more."""
         if call.state is CallState.DONE and not self._has_failed:
             try:
                 self._file.write(json.dumps(_describe(call), separators=(",", ":")) + "\n")
@@ -72,7 +72,10 @@ def _describe(call: Call) -> dict[str, Any]:
 
 
 def _chunks(data: bytes, length: int) -> list[tuple[int, int]]:
-    """Return a digest and a length for each chunk of a text. A token or character has four bytes."""
+    """Return a digest for each chunk of a text, and the chunk's number of tokens or characters.
+
+    `data`: the text as int32 tokens or as UTF-32 characters. `length`: their number.
+    """
     return [
         (digest(data[4 * index : 4 * (index + _CHUNK)]), min(_CHUNK, length - index))
         for index in range(0, length, _CHUNK)

@@ -183,11 +183,11 @@ class EngineClient:
     # connection
 
     async def run_once(self, first_ready: "asyncio.Future[None]") -> str:
-        """Connect and serve the connection until it ends. Return the reason of its end. Raises EngineStartFailed."""
+        """Connect and serve the connection until it ends. Return why it ended. Raises EngineStartFailed."""
         raise NotImplementedError
 
     def abort_engine(self) -> None:
-        """End the connection to an engine that hangs, so that the reading task sees its end and cleans up."""
+        """Close the connection to an engine that hangs, so that the reading task ends and cleans up."""
         raise NotImplementedError
 
     async def _supervise(self, first_ready: "asyncio.Future[None]") -> None:
@@ -299,8 +299,11 @@ class EngineClientContext:
         """Whether the engine got a command for this context: only then can the context have killed the engine."""
 
     def fill(self, content: PromptContent) -> None:
-        """Append tokens. See `EngineContext.fill`. It raises the error of a context whose engine was lost, or that the
-        engine refused, for example because its prompt is too long."""
+        """Append tokens. See `EngineContext.fill`.
+
+        Raises EngineLost if the engine was lost since the context was opened, ContextRefused if the engine has refused
+        the context, for example because its prompt is too long.
+        """
         for error in (self._loss, self._refusal):
             if error is not None:
                 raise error

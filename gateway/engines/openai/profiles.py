@@ -176,5 +176,5 @@ KINDS = {profile.kind: profile for profile in (OPENAI, VLLM, SGLANG, LLAMACPP, M
 
 
 def profile_of(kind: str, host: str) -> Profile:
-    """Return the profile of a server of this kind on this host."""
+    """Return the profile of a server, by its kind. The host tells OpenAI's own API from other servers with that API."""
     return OPENAI_ITSELF if kind == "openai" and host == "api.openai.com" else KINDS[kind]

@@ -1,4 +1,6 @@
-"""Parser of answers of upstream servers, streamed or whole: chats and completions, with tool calls as text."""
+"""Parse the answers of upstream servers, streamed or whole: chat completions and completions.
+
+Structured tool calls become text, in a format that `gateway.prompts.tool_calls` parses."""
 
 import json
 import re

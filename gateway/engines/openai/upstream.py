@@ -364,8 +364,11 @@ class _Model(msgspec.Struct):
 
     @property
     def window(self) -> int | None:
-        """Context length in tokens, under the name of vLLM, SGLang and myna, of OpenRouter, or of llama.cpp; None if it
-        is not positive."""
+        """Context length in tokens, from the field that the server sends; None if it is absent or not positive.
+
+        The field is `max_model_len` for vLLM, SGLang and myna, `context_length` for OpenRouter, and `meta.n_ctx` for
+        llama.cpp.
+        """
         window = self.max_model_len or self.context_length or (self.meta.n_ctx if self.meta else None) or 0
         return min(window, _LARGEST_WINDOW) if window > 0 else None
 
